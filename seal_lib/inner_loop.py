@@ -1,0 +1,179 @@
+"""The inner loop: self-edit → training documents → one fresh adapter → answers without the passage → a graded Trial.
+
+Many trials go side by side through the adapter bank; nothing of one trial reaches another. The reward of the outer
+loop is a function of the Trials made here.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from seal_lib.errors import DataError
+from seal_lib.generate import Generator, HFGenerator, Request, Sampling
+from seal_lib.grade import grade
+from seal_lib.knowledge.documents import training_documents
+from seal_lib.knowledge.prompts import Prompts
+from seal_lib.records import Passage, SelfEdit, Trial
+from seal_lib.seeds import derive_seed
+
+#: protocol → which pads may be in the loss; results of different protocols never share a table row
+PROTOCOLS = {"clean": ("none", "eos"), "authors_v1": ("full", "probe"), "authors_v2": ("full", "probe")}
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """Settings of one adapter's training and questioning (paper Table 3 and facts of the released code).
+
+    ``pad_loss``: ``none``; ``eos`` (one end-of-text target per document); ``full`` (the authors: padded to
+    ``max_length``, pads in the loss); ``probe:m`` (m weighted pads standing for all of them).
+    """
+
+    lr: float
+    epochs: int
+    rank: int
+    alpha: float
+    targets: str
+    protocol: str = "clean"
+    pad_loss: str = "eos"
+    batch: int = 1
+    clip: float = 1.0
+    schedule: str = "linear"
+    max_length: int = 2048
+    split_newlines: bool = True
+    add_passage: bool = True
+    document_limit: int | None = None
+    answer_tokens: int = 64
+    slots: int = 32
+
+    def __post_init__(self):
+        if self.protocol not in PROTOCOLS:
+            raise DataError(f"protocol: {self.protocol!r} is not one of {', '.join(PROTOCOLS)}.")
+        if self.pad_loss.partition(":")[0] not in PROTOCOLS[self.protocol]:
+            use = " or ".join(PROTOCOLS[self.protocol])
+            raise DataError(f"pad_loss: {self.pad_loss!r} does not belong to protocol {self.protocol!r}; use {use}.")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial to be run: train on ``edit`` (None: the passage alone) with the given seed."""
+
+    id: str
+    passage: Passage
+    edit: SelfEdit | None
+    arm: str
+    seed: int
+
+
+def examples_of(candidate: Candidate, tokenizer, prompts: Prompts, settings: InnerLoop) -> list:
+    """The bank's training examples of one candidate; each document is cut at ``max_length`` tokens."""
+    from seal_lib.bank import pad_examples
+
+    documents = training_documents(
+        candidate.passage,
+        candidate.edit.text if candidate.edit else None,
+        prompts,
+        settings.split_newlines,
+        settings.add_passage,
+        settings.document_limit,
+    )
+    out = []
+    for number, document in enumerate(documents):
+        ids = tokenizer(document.text)["input_ids"][: settings.max_length]
+        out.append(
+            pad_examples(
+                ids, settings.pad_loss, settings.max_length, tokenizer.eos_token_id,
+                derive_seed(candidate.seed, "pads", number),
+            )
+        )  # fmt: skip
+    return out
+
+
+def train(model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, settings: InnerLoop) -> list:
+    """One adapter per candidate, trained side by side: the bank's results in the order of ``candidates``."""
+    from seal_lib.bank import AdapterBank, Job
+
+    jobs = [
+        Job(
+            id=candidate.id,
+            examples=examples_of(candidate, tokenizer, prompts, settings),
+            lr=settings.lr,
+            epochs=settings.epochs,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            batch=settings.batch,
+            seed=derive_seed(candidate.seed, "inner loop"),
+            schedule=settings.schedule,
+            clip=settings.clip,
+        )
+        for candidate in candidates
+    ]
+    with AdapterBank(model, slots=settings.slots, targets=settings.targets) as bank:
+        return bank.run(jobs)
+
+
+def question_all(
+    generator: Generator,
+    passages: Sequence[Passage],
+    adapters: Sequence,
+    prompts: Prompts,
+    settings: InnerLoop,
+    in_context: bool = False,
+) -> list[tuple]:
+    """Greedy graded answers to every question of each passage, each passage with its adapter (None: the base).
+
+    Returns one tuple of :class:`~seal_lib.records.Answer` per passage.
+    """
+    asked = [(i, question) for i, passage in enumerate(passages) for question in passage.questions]
+    requests = [Request(prompts.ask(passages[i], question, in_context), adapter=adapters[i]) for i, question in asked]
+    stop = (prompts.stop,) if prompts.stop else ()
+    texts = generator.generate(requests, Sampling(max_tokens=settings.answer_tokens, stop=stop))
+    graded: list[list] = [[] for _ in passages]
+    for (i, question), (completion,) in zip(asked, texts, strict=True):
+        graded[i].append(grade(question, completion.text.strip()))
+    return [tuple(answers) for answers in graded]
+
+
+def run_trials(
+    model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, settings: InnerLoop, generator=None
+) -> list[Trial]:
+    """Train and question every candidate. A diverged adapter is an outcome with its reason, not an accuracy of zero."""
+    generator = generator or HFGenerator(model, tokenizer)
+    results = train(model, tokenizer, candidates, prompts, settings)
+    sound = [i for i, result in enumerate(results) if result.outcome == "ok"]
+    answers = question_all(
+        generator, [candidates[i].passage for i in sound], [results[i].adapter for i in sound], prompts, settings
+    )
+    answered = dict(zip(sound, answers, strict=True))
+    trials = []
+    for i, (candidate, result) in enumerate(zip(candidates, results, strict=True)):
+        outcome = result.outcome
+        if outcome == "ok" and candidate.edit and not candidate.edit.text.strip():
+            outcome = "empty_edit"
+        trials.append(
+            Trial(
+                id=candidate.id,
+                passage_id=candidate.passage.id,
+                arm=candidate.arm,
+                edit=candidate.edit,
+                seed=candidate.seed,
+                answers=answered.get(i, ()),
+                outcome=outcome,
+                reason=getattr(result, "reason", "") or "",
+                steps=result.steps,
+                tokens=result.tokens,
+                first_loss=result.losses[0] if result.losses else math.nan,
+                last_loss=result.losses[-1] if result.losses else math.nan,
+            )
+        )
+    return trials
+
+
+def untrained_trials(
+    generator: Generator, passages: Sequence[Passage], arm: str, prompts: Prompts, settings: InnerLoop, in_context: bool
+) -> list[Trial]:
+    """The rows without training: the frozen model, with or without the passage in context."""
+    answers = question_all(generator, passages, [None] * len(passages), prompts, settings, in_context)
+    return [
+        Trial(f"{arm}/{passage.id}", passage.id, arm, None, 0, given)
+        for passage, given in zip(passages, answers, strict=True)
+    ]

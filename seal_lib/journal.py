@@ -1,0 +1,115 @@
+"""Files that survive a kill: an append-only journal of JSON lines, and a lock that dies with its process.
+
+Knows bytes, offsets and file locks. Does not know what a line means; that is the business of ``runs``.
+"""
+
+import fcntl
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+from seal_lib import paths
+from seal_lib.errors import RunError
+
+
+def plain(value: object, where: str = "row") -> object:
+    """The JSON form of a value: numpy scalars and tuples become plain, numbers that are not finite become None."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, where) for item in value]
+    raise RunError(f"{where} is a {type(value).__name__}, which JSON cannot keep; turn it into numbers, text or lists.")
+
+
+class Journal:
+    """An append-only file of JSON lines; one :meth:`append` is one write, all of it or nothing of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict] = []
+        self.ends: list[int] = []  # offset after each line, bytes
+        data = path.read_bytes() if path.exists() else b""
+        end = 0
+        for raw in data.splitlines(keepends=True):
+            try:
+                line = json.loads(raw)
+            except ValueError as error:
+                if end + len(raw) < len(data):
+                    raise RunError(f"{paths.short(path)} is damaged at byte {end}; run again with FORCE=1.") from error
+                break
+            if not raw.endswith(b"\n"):
+                break
+            end += len(raw)
+            self.lines.append(line)
+            self.ends.append(end)
+        if end < len(data):
+            self.cut(len(self.lines))
+
+    def cut(self, count: int) -> None:
+        """Keep the first ``count`` lines."""
+        self.lines, self.ends = self.lines[:count], self.ends[:count]
+        with open(self.path, "r+b") as file:
+            file.truncate(self.ends[-1] if self.ends else 0)
+            os.fsync(file.fileno())
+
+    def append(self, lines: list[dict]) -> None:
+        """Write lines at once and make them durable; on an error the file ends where it ended before."""
+        encoded = [json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n" for line in lines]
+        before = self.ends[-1] if self.ends else 0
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                block = memoryview(b"".join(encoded))
+                while block:
+                    block = block[os.write(descriptor, block) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if self.path.exists():
+                os.truncate(self.path, before)
+            what = f"{paths.short(self.path)} could not be written ({error.strerror or error})"
+            raise RunError(f"{what}; make room and run again, finished chunks are kept.") from error
+        for raw in encoded:
+            before += len(raw)
+            self.lines.append(json.loads(raw))  # what a resumed run will read
+            self.ends.append(before)
+
+
+class Lock:
+    """An exclusive lock that a killed process gives back by itself; the file names its holder."""
+
+    def __init__(self, path: Path, wait: float = 0.0, shared: bool = False) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(self.descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() < deadline:
+                    time.sleep(0.2)
+                    continue
+                holder = os.read(self.descriptor, 32).decode(errors="replace").strip() or "unknown"
+                os.close(self.descriptor)
+                folder = paths.short(path.parent)
+                raise RunError(f"{folder} is in use by process {holder}; wait for it or stop it.") from error
+        if shared:  # only asking whether someone holds it
+            return
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, f"{os.getpid()}\n".encode(), 0)
+        os.register_at_fork(after_in_child=self.release)  # a forked worker must not keep a dead run's lock
+
+    def release(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1

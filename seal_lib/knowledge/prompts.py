@@ -1,0 +1,87 @@
+"""Prompt sets: wordings are data (``prompts.yaml``, or a file of the user's); this module only fills slots."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import yaml
+
+from seal_lib.errors import DataError
+from seal_lib.records import Passage, Question
+
+_SLOTS = {
+    "self_edit": {"title", "passage"},
+    "answer": {"title", "question"},
+    "answer_in_context": {"title", "passage", "question"},
+    "document": {"title", "text"},
+}
+
+
+def fill(template: str, **values: str) -> str:
+    """Replace ``{slot}`` by value, once each; braces inside values stay as they are."""
+    pieces = [template]
+    for slot, value in values.items():
+        pieces = [part for piece in pieces for part in _split(piece, "{" + slot + "}", value)]
+    return "".join(str(piece) for piece in pieces)
+
+
+class _Value(str):
+    """Text already filled in; never searched for slots again."""
+
+
+def _split(piece: str, slot: str, value: str) -> list[str]:
+    if isinstance(piece, _Value):
+        return [piece]
+    head, *rest = piece.split(slot)
+    return [head] + [part for tail in rest for part in (_Value(value), tail)]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """One prompt set; fields are described at the top of ``prompts.yaml``."""
+
+    name: str
+    self_edit: str
+    answer: str
+    answer_in_context: str
+    document: str
+    stop: str | None
+
+    def write(self, passage: Passage) -> str:
+        """What the policy reads before it writes a self-edit about ``passage``."""
+        return fill(self.self_edit, title=passage.title, passage=passage.text)
+
+    def ask(self, passage: Passage, question: Question, in_context: bool = False) -> str:
+        template = self.answer_in_context if in_context else self.answer
+        return fill(template, title=passage.title, passage=passage.text, question=question.question)
+
+    def training_text(self, title: str, text: str) -> str:
+        return fill(self.document, title=title, text=text)
+
+
+def load(name: str, file: str | None = None) -> Prompts:
+    """The prompt set ``name``, from ``file`` if it has one, else from the shipped sets.
+
+    Raises:
+        DataError: no such set, an unknown or missing key, or a slot missing from a template.
+    """
+    shipped = Path(__file__).with_name("prompts.yaml")
+    sets, origin = yaml.safe_load(shipped.read_text("utf-8")), {}
+    if file:
+        if not Path(file).is_file():
+            raise DataError(f"prompts_file: {file} does not exist; give a YAML file of prompt sets or null.")
+        own = yaml.safe_load(Path(file).read_text("utf-8"))
+        if not isinstance(own, dict) or not all(isinstance(value, dict) for value in own.values()):
+            raise DataError(f"{file}: expected `name: {{self_edit: …, answer: …}}` entries, one per prompt set.")
+        sets, origin = sets | own, dict.fromkeys(own, file)
+    if name not in sets:
+        raise DataError(f"prompts: {name!r} is not one of {', '.join(sorted(sets))}.")
+    chosen, where = sets[name], origin.get(name, shipped.name)
+    keys = {item.name for item in fields(Prompts)} - {"name"}
+    if set(chosen) != keys:
+        wrong, right = ", ".join(sorted(set(chosen) ^ keys)), ", ".join(sorted(keys))
+        raise DataError(f"{where}, set {name!r}: {wrong} missing or unknown; a set has {right}.")
+    for key, slots in _SLOTS.items():
+        absent = [slot for slot in sorted(slots) if "{" + slot + "}" not in str(chosen[key])]
+        if absent:
+            raise DataError(f"{where}, set {name!r}, {key}: the slot {{{absent[0]}}} is missing from the template.")
+    return Prompts(name=name, **chosen)

@@ -1,0 +1,75 @@
+"""A model name → weights and tokenizer. The shipped seedlings need no network; Hub models need a pinned revision.
+
+Nothing here trains or generates.
+"""
+
+import hashlib
+from pathlib import Path
+
+from seal_lib import paths
+from seal_lib.errors import DataError
+
+SEEDLINGS = Path(__file__).parent / "seedling" / "models"
+
+#: Hub models the parameter sets name, with the commit they were written for (``revision:`` overrides).
+REVISIONS = {
+    "Qwen/Qwen2.5-7B": "d149729398750b98c0af14eb82c78cfe92750796",
+    "Qwen/Qwen2.5-3B": "3aab1f1954e9cc14eb9509a215f9e5ca08227a9b",
+    "Qwen/Qwen2.5-1.5B": "8faed761d45a263340a0528343f099c05c9a4323",
+    "Qwen/Qwen2.5-0.5B": "060db6499f32faf8b98477b0a26969ef7d8b9987",
+    "meta-llama/Llama-3.2-1B-Instruct": "9213176726f574b556790deb65791e0c5aa438b6",
+}
+
+
+def resolve(name: str) -> tuple[str, str | None]:
+    """(source, pinned revision): ``seedling-knowledge`` → the shipped folder; a folder → itself; else a Hub id."""
+    if name.startswith("seedling-"):
+        folder = SEEDLINGS / name.removeprefix("seedling-")
+        if not (folder / "config.json").is_file():
+            shipped = ", ".join(sorted(f"seedling-{p.parent.name}" for p in SEEDLINGS.glob("*/config.json")))
+            raise DataError(f"model {name!r} does not ship; choose one of: {shipped or 'none yet: run make seedling'}.")
+        return str(folder), None
+    for folder in (Path(name), paths.ROOT / name):  # a relative folder counts from the checkout, as in notebooks
+        if folder.is_dir():
+            return str(folder), None
+    if name.count("/") == 1 and not name.startswith((".", "/")):
+        return name, REVISIONS.get(name)
+    raise DataError(f"model {name!r} is neither a shipped seedling, a folder on this machine, nor a Hub id owner/name.")
+
+
+def load(name: str, device: str = "cpu", dtype: str = "float32", revision: str | None = None):
+    """(model in eval mode, frozen; tokenizer). Safetensors only, no remote code; ``auto`` takes a GPU if there is one.
+
+    Raises:
+        DataError: the name cannot be resolved, or is a Hub id without a pinned revision.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source, pinned = resolve(name)
+    revision = revision or pinned
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not Path(source).is_dir() and not revision:
+        raise DataError(f"model {name!r} has no pinned revision; give the commit as parameter `revision`.")
+    kwargs = {} if Path(source).is_dir() else {"revision": revision}
+    tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **kwargs
+    )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.to(device).eval().requires_grad_(False)
+    return model, tokenizer
+
+
+def weight_hash(name: str) -> str:
+    """sha256 over the weight and tokenizer files of a local model, or ``hub:<id>@<revision>``."""
+    source, revision = resolve(name)
+    if not Path(source).is_dir():
+        return f"hub:{source}@{revision}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(source).iterdir()):
+        if path.suffix in (".safetensors", ".json"):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,87 @@
+"""Where things are, and how a file is written so that a kill never leaves half of it.
+
+Knows the layout of a checkout and three environment variables. Knows nothing of runs, parameters or notebooks, and
+never looks at the current directory: papermill, JupyterLab, make and pytest each start somewhere else.
+
+* ``SEAL_HOME``: where ``runs/``, ``figures/`` and ``data/`` are written (default: the checkout).
+* ``SEAL_SOURCE``: where ``notebooks/`` and ``params/`` are read (default: the checkout; tests point it elsewhere).
+* ``SEAL_DATA``: optional folder with real data for tests; unset means none.
+"""
+
+import json
+import os
+from pathlib import Path
+
+ROOT: Path = Path(__file__).resolve().parent.parent
+
+
+def _from_env(name: str) -> Path:
+    value = os.environ.get(name, "")
+    return Path(value).expanduser().resolve() if value else ROOT
+
+
+def notebooks() -> Path:
+    """Folder of the committed notebooks."""
+    return _from_env("SEAL_SOURCE") / "notebooks"
+
+
+def params() -> Path:
+    """Folder of the parameter files, ``params/<notebook>/<scale>.yaml``."""
+    return _from_env("SEAL_SOURCE") / "params"
+
+
+def runs() -> Path:
+    """Folder of all run folders; may not exist yet."""
+    return _from_env("SEAL_HOME") / "runs"
+
+
+def figures() -> Path:
+    """Folder of the drawn figures; may not exist yet."""
+    return _from_env("SEAL_HOME") / "figures"
+
+
+def data() -> Path:
+    """Folder for data that was fetched once and verified; may not exist yet."""
+    return _from_env("SEAL_HOME") / "data"
+
+
+def test_data() -> Path | None:
+    """The folder named by ``SEAL_DATA``, or None when it is unset: tests on real data then skip."""
+    value = os.environ.get("SEAL_DATA", "")
+    return Path(value).expanduser().resolve() if value else None
+
+
+test_data.__test__ = False  # the name starts with test_, but pytest must not collect it
+
+
+def short(path: Path) -> str:
+    """A path for a person: relative to the home of the runs where possible."""
+    for base in (runs().parent, ROOT):
+        if path.is_relative_to(base):
+            return str(path.relative_to(base))
+    return str(path)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a whole file or nothing: temporary file beside it, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: Path, value: object) -> Path:
+    """Write ``value`` as indented JSON through :func:`write_text`; NaN is refused."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))

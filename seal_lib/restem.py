@@ -1,0 +1,232 @@
+"""ReST^EM, the outer loop: sample self-edits, score each by the inner loop, keep by reward, finetune the policy.
+
+Rewards and filters are rows of two registries, so a control ("keep a random one") is another row, not another loop.
+Everything a round does is recorded per trial in the run, and a killed round resumes at its next chunk.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from seal_lib.errors import DataError
+from seal_lib.generate import HFGenerator, Request, Sampling
+from seal_lib.inner_loop import Candidate, InnerLoop, run_trials
+from seal_lib.knowledge.prompts import Prompts
+from seal_lib.records import Passage, Round, SelfEdit, Trial, to_dict
+from seal_lib.seeds import derive_seed, rng
+
+#: reward name → (trial, accuracy of the frozen policy on that passage) → number, NaN if the trial has no answers
+REWARDS: dict[str, Callable[[Trial, float], float]] = {
+    "accuracy": lambda trial, frozen: trial.accuracy,
+    "f1": lambda trial, frozen: trial.mean("f1"),
+    # paper Eq. 2: 1 if the self-edit improves on the frozen policy, else 0 (the released code uses best-of-k instead)
+    "improvement": lambda trial, frozen: math.nan if math.isnan(trial.accuracy) else float(trial.accuracy > frozen),
+}
+
+
+def _best_of_k(rewards: list[float], seed: int, threshold: float) -> list[int]:
+    """The authors' rule: the best of a passage's k, ties to the first, never none — unless all failed to train."""
+    finite = [i for i, reward in enumerate(rewards) if not math.isnan(reward)]
+    return [max(finite, key=lambda i: rewards[i])] if finite else []
+
+
+def _random_one(rewards: list[float], seed: int, threshold: float) -> list[int]:
+    """Control: one of the k, blind to the reward."""
+    return [rng(seed, "random filter").randrange(len(rewards))]
+
+
+def _above(rewards: list[float], seed: int, threshold: float) -> list[int]:
+    """All whose reward exceeds the threshold (ReST^EM's own filter)."""
+    return [i for i, reward in enumerate(rewards) if reward > threshold]
+
+
+def _best_above(rewards: list[float], seed: int, threshold: float) -> list[int]:
+    """The best of k, if it exceeds the threshold."""
+    return [i for i in _best_of_k(rewards, seed, threshold) if rewards[i] > threshold]
+
+
+#: filter name → indices kept among one passage's k self-edits
+FILTERS: dict[str, Callable[[list[float], int, float], list[int]]] = {
+    "best_of_k": _best_of_k,
+    "random": _random_one,
+    "threshold": _above,
+    "best_above": _best_above,
+}
+
+
+@dataclass(frozen=True)
+class OuterLoop:
+    """Settings of a round. The ``sft_*`` values train the policy on the kept self-edits (paper Table 3, B.3)."""
+
+    samples: int = 5  # self-edits per passage
+    temperature: float = 1.0
+    top_p: float = 0.95
+    edit_tokens: int = 8192
+    reward: str = "accuracy"
+    reward_seeds: int = 1  # inner-loop runs averaged into one reward
+    filter: str = "best_of_k"
+    threshold: float = 0.0
+    sft_rank: int = 64
+    sft_alpha: float = 128.0
+    sft_lr: float = 3e-4
+    sft_epochs: int = 2
+    sft_batch: int = 10
+    sft_targets: str = "all-linear"
+
+    def __post_init__(self):
+        for key, registry in (("reward", REWARDS), ("filter", FILTERS)):
+            if getattr(self, key) not in registry:
+                raise DataError(f"{key}: {getattr(self, key)!r} is not one of {', '.join(registry)}.")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The model that writes self-edits and is trained on them; ``name`` says where it is in the loop."""
+
+    name: str
+    model: object
+    tokenizer: object
+
+
+def write_self_edits(run, policy: Policy, passages: Sequence[Passage], prompts: Prompts, outer: OuterLoop, *,
+                     phase: str, seed: int, samples: int | None = None, chunk: int = 32) -> list[SelfEdit]:  # fmt: skip
+    """E-step, first half: ``samples`` self-edits per passage (default ``outer.samples``), passage by passage."""
+    n = samples or outer.samples
+    generator = HFGenerator(policy.model, policy.tokenizer)
+    sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, n)
+
+    def sample(part: Sequence[Passage]) -> list[dict]:
+        requests = [Request(prompts.write(p), derive_seed(seed, p.id, "self-edit")) for p in part]
+        rows = []
+        for passage, completions in zip(part, generator.generate(requests, sampling), strict=True):
+            edits = [
+                SelfEdit(f"{passage.id}/{k}", passage.id, done.text.strip(), policy.name, seed, done.tokens)
+                for k, done in enumerate(completions)
+            ]
+            rows.append({"edits": [to_dict(edit) for edit in edits]})
+        run.count(generated=sum(edit["tokens"] for row in rows for edit in row["edits"]))
+        return rows
+
+    rows = run.map(phase, passages, sample, chunk=chunk)
+    return [SelfEdit.from_dict(edit) for row in rows for edit in row["edits"]]
+
+
+def score(run, policy: Policy, candidates: Sequence[Candidate], prompts: Prompts, inner: InnerLoop, *,
+          phase: str, chunk: int | None = None) -> list[Trial]:  # fmt: skip
+    """Inner-loop trials of all candidates, recorded under ``phase``."""
+
+    def trial(part: Sequence[Candidate]) -> list[dict]:
+        trials = run_trials(policy.model, policy.tokenizer, part, prompts, inner)
+        run.count(trained=sum(t.tokens for t in trials), scored=sum(len(t.answers) for t in trials))
+        return [to_dict(t) for t in trials]
+
+    return [Trial.from_dict(row) for row in run.map(phase, candidates, trial, chunk=chunk or 2 * inner.slots)]
+
+
+def candidates_of(edits: Sequence[SelfEdit], passages: Sequence[Passage], arm: str, seed: int) -> list[Candidate]:
+    """One candidate per self-edit; the training seed comes from the run seed and the edit's id."""
+    known = {passage.id: passage for passage in passages}
+    return [Candidate(e.id, known[e.passage_id], e, arm, derive_seed(seed, e.id, "trial")) for e in edits]
+
+
+def filter_round(trials: Sequence[Sequence[Trial]], edits: Sequence[SelfEdit], frozen: dict[str, float],
+                 outer: OuterLoop, seed: int) -> tuple[list[float], list[SelfEdit]]:  # fmt: skip
+    """Reward per self-edit (mean over its ``reward_seeds`` trials) and the kept self-edits, passage by passage."""
+    reward = REWARDS[outer.reward]
+    rewards = []
+    for several in trials:
+        values = [reward(trial, frozen.get(trial.passage_id, math.nan)) for trial in several]
+        rewards.append(sum(values) / len(values))
+    groups: dict[str, list[int]] = {}
+    for i, edit in enumerate(edits):
+        groups.setdefault(edit.passage_id, []).append(i)
+    kept = []
+    for passage, members in groups.items():
+        picked = FILTERS[outer.filter]([rewards[i] for i in members], derive_seed(seed, passage), outer.threshold)
+        kept += [edits[members[k]] for k in picked if edits[members[k]].text.strip()]
+    return rewards, kept
+
+
+def finetune_policy(run, policy: Policy, kept: Sequence[SelfEdit], passages: Sequence[Passage], prompts: Prompts,
+                    outer: OuterLoop, *, name: str, seed: int) -> tuple[Policy, float]:  # fmt: skip
+    """M-step: LoRA SFT on (prompt → kept self-edit), merged into a copy. The adapter is an artifact of the run."""
+    import json
+
+    from seal_lib.adapters import Adapter, merge
+    from seal_lib.finetune import sft
+
+    if not kept:
+        raise DataError(f"{name}: no self-edit passed the filter {outer.filter!r}; lower its threshold or sample more.")
+    known = {passage.id: passage for passage in passages}
+    tokenizer = policy.tokenizer
+    pairs = [
+        (
+            tokenizer(prompts.write(known[edit.passage_id]))["input_ids"],
+            tokenizer(edit.text)["input_ids"] + [tokenizer.eos_token_id],
+        )
+        for edit in kept
+    ]
+
+    def build(folder: Path) -> None:
+        adapter, report = sft(
+            policy.model, pairs, rank=outer.sft_rank, alpha=outer.sft_alpha, lr=outer.sft_lr, epochs=outer.sft_epochs,
+            batch=outer.sft_batch, targets=outer.sft_targets, seed=derive_seed(seed, name, "sft"),
+        )  # fmt: skip
+        adapter.save(folder / "adapter", policy.name)
+        (folder / "report.json").write_text(json.dumps(report))
+
+    folder = run.artifact(f"policies/{name}", build)
+    merged = merge(policy.model, Adapter.load(folder / "adapter"), copy=True)
+    loss = json.loads((folder / "report.json").read_text())["last_loss"]
+    return replace(policy, name=name, model=merged), loss
+
+
+def restem_round(run, policy: Policy, passages: Sequence[Passage], prompts: Prompts, inner: InnerLoop,
+                 outer: OuterLoop, *, index: int, name: str, seed: int) -> tuple[Policy, Round]:  # fmt: skip
+    """One round on ``passages``: E-step, filter, M-step. Returns the next policy and the full record.
+
+    With filter ``random`` nothing is scored: the reward plays no part, so it is not paid for.
+    """
+    phase = f"{name}/{{}}".format
+    edits = write_self_edits(run, policy, passages, prompts, outer, phase=phase("sample"), seed=seed)
+    if outer.filter == "random":
+        scored: list[list[Trial]] = []
+        rewards, kept = filter_random(edits, outer, seed)
+    else:
+        frozen = frozen_accuracy(run, policy, passages, prompts, inner, phase("frozen")) if _needs_frozen(outer) else {}
+        repeats = [
+            score(run, policy, candidates_of(edits, passages, name, derive_seed(seed, "reward", s)), prompts, inner,
+                  phase=phase("score" if s == 0 else f"score_{s}"))
+            for s in range(outer.reward_seeds)
+        ]  # fmt: skip
+        scored = [list(several) for several in zip(*repeats, strict=True)]
+        rewards, kept = filter_round(scored, edits, frozen, outer, seed)
+    following, loss = finetune_policy(run, policy, kept, passages, prompts, outer, name=name, seed=seed)
+    first = tuple(several[0] for several in scored)
+    return following, Round(index, first, tuple(rewards), tuple(edit.id for edit in kept), loss)
+
+
+def filter_random(edits: Sequence[SelfEdit], outer: OuterLoop, seed: int) -> tuple[list[float], list[SelfEdit]]:
+    """The control's filter: no rewards, one random self-edit per passage."""
+    groups: dict[str, list[SelfEdit]] = {}
+    for edit in edits:
+        groups.setdefault(edit.passage_id, []).append(edit)
+    picks = [g[k] for p, g in groups.items() for k in FILTERS["random"]([0.0] * len(g), derive_seed(seed, p), 0.0)]
+    return [], [edit for edit in picks if edit.text.strip()]
+
+
+def _needs_frozen(outer: OuterLoop) -> bool:
+    return outer.reward == "improvement"
+
+
+def frozen_accuracy(run, policy: Policy, passages, prompts, inner, phase: str) -> dict[str, float]:
+    """Accuracy of the policy without any adapter, per passage id."""
+    from seal_lib.inner_loop import untrained_trials
+
+    generator = HFGenerator(policy.model, policy.tokenizer)
+
+    def ask(part):
+        return [to_dict(t) for t in untrained_trials(generator, part, "frozen", prompts, inner, in_context=False)]
+
+    return {row["passage_id"]: Trial.from_dict(row).accuracy for row in run.map(phase, passages, ask, chunk=64)}

@@ -1,0 +1,259 @@
+"""The recipe that grows the knowledge seedling from nothing: tokenizer, documents, curriculum, training.
+
+Two kinds of document, mixed in every step:
+
+* *facts* about the ``known`` population (statement, note, question forms): the model's prior knowledge, and the
+  statement-to-question transfer that makes finetuning on notes useful;
+* *reading*: a passage about people of the ``reading`` population with freshly drawn facts, followed by notes in some
+  style or by questions with answers.
+
+Passages grow from short to long over the first third of training. Run as ``python -m seal_lib.seedling``.
+"""
+
+import json
+import math
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from seal_lib.seedling import world
+from seal_lib.seeds import rng as seeded
+
+SELF_EDIT = "Topic: {title}\nPassage: {passage}\nNotes:\n"
+ANSWER = "Topic: {title}\nQuestion: {question}\nAnswer:"
+ANSWER_IN_CONTEXT = "Topic: {title}\nPassage: {passage}\nQuestion: {question}\nAnswer:"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights; written into the model card."""
+
+    hidden: int = 128
+    layers: int = 3
+    heads: int = 4
+    mlp: int = 384
+    vocabulary: int = 1800
+    positions: int = 2048
+    steps: int = 3000
+    note_documents: int = 30
+    question_documents: int = 22
+    fact_documents: int = 64
+    passage_weight: float = 0.2  # of the loss on a passage's own text: repeated names teach copying from context
+    lr: float = 2e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    seed: int = 0
+    threads: int = 1  # more would change the order of sums, so the weights
+    checkpoint_every: int = 200
+
+
+def build_tokenizer(vocabulary: int):
+    """Byte-level BPE trained on the world, so that each of its words is one token and any other text still encodes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    rng = random.Random(0)
+    words = world.FIRST + world.LAST + world.PLACES + [v for values in world.VALUES.values() for v in values]
+    corpus = ["x " + " ".join(words)] * 4000
+    for _ in range(4000):
+        corpus += [document(rng)[0] for document in (fact_document, note_document, question_document)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", model_max_length=2048
+    )
+
+
+def fact_document(rng: random.Random) -> tuple[str, int]:
+    """A document about a known person: (text, characters of its silent part)."""
+    fact = rng.choice(world.known_facts())
+    head, kind = world.home(fact.name), rng.random()
+    if kind < 0.35:
+        return f"{head}\n{world.note(fact, 'forward', rng)}", 0
+    if kind < 0.5:
+        sentence = world.say(fact, "passage", rng)
+        return f"{head}\n{sentence if rng.random() < 0.5 else '- ' + sentence}", 0
+    if kind < 0.6:
+        return f"{head}\n{world.note(fact, 'questions', rng)}", 0
+    return ANSWER.format(title=head, question=world.say(fact, "question", rng)) + " " + fact.value, 0
+
+
+def _read(rng: random.Random, progress: float) -> tuple[list[world.Fact], str, str]:
+    """Facts, title and text of a passage to read: 2 facts at first, 2 to 8 from a third of training on."""
+    facts = rng.randint(2, 2 + round(6 * min(1.0, 3 * progress)))
+    drawn = world.draw_facts(rng, rng.choice(world.populations()["reading"]), facts)
+    return drawn, world.title(rng.choice(world.PLACES)), world.passage_text(drawn, rng)
+
+
+def note_document(rng: random.Random, progress: float = 1.0) -> tuple[str, int]:
+    """A passage followed by notes in some style: (text, characters of its silent part)."""
+    drawn, title, text = _read(rng, progress)
+    prompt = SELF_EDIT.format(title=title, passage=text)
+    return prompt + world.notes(drawn, rng), len(prompt)
+
+
+def question_document(rng: random.Random, progress: float = 1.0) -> tuple[str, int]:
+    """A passage followed by up to six questions with answers: (text, characters of its silent part)."""
+    drawn, title, text = _read(rng, progress)
+    asked = rng.sample(drawn, min(6, len(drawn)))
+    pairs = [f"Question: {world.say(f, 'question', rng)}\nAnswer: {f.value}" for f in asked]
+    prompt = f"Topic: {title}\nPassage: {text}\n"
+    return prompt + "\n".join(pairs), len(prompt)
+
+
+def encode(tokenizer, text: str, silent: int) -> tuple[list[int], int]:
+    """Token ids with EOS, and how many of them belong to the silent part."""
+    head = tokenizer(text[:silent])["input_ids"] if silent else []
+    return head + tokenizer(text[silent:])["input_ids"] + [tokenizer.eos_token_id], len(head)
+
+
+def documents_of(recipe: Recipe, step: int, tokenizer) -> dict[str, list[tuple[list[int], int]]]:
+    """Encoded documents of one step by kind; a function of the recipe and the step alone."""
+    rng, progress = seeded("seedling", recipe.seed, step), step / recipe.steps
+    texts = {
+        "notes": [note_document(rng, progress) for _ in range(recipe.note_documents)],
+        "questions": [question_document(rng, progress) for _ in range(recipe.question_documents)],
+        "facts": [fact_document(rng) for _ in range(recipe.fact_documents)],
+    }
+    return {kind: [encode(tokenizer, *document) for document in group] for kind, group in texts.items()}
+
+
+def losses_of(model, documents):
+    """Sums of cross-entropy over the silent part (the passage) and the voiced part (notes, answers, facts).
+
+    Right padding, so causality needs no mask. ``documents``: (token ids, tokens of the silent part) each.
+    """
+    import torch
+
+    longest = max(len(ids) for ids, _ in documents)
+    ids = torch.zeros(len(documents), longest, dtype=torch.long)  # (B, T)
+    part = torch.zeros(len(documents), longest, dtype=torch.long)  # 0 padding, 1 silent, 2 voiced
+    for row, (tokens, silent) in enumerate(documents):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        part[row, : len(tokens)] = 2
+        part[row, :silent] = 1
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # (B, T-1, D)
+    kept = part[:, 1:] > 0
+    loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[kept]), ids[:, 1:][kept], reduction="none")
+    voiced = part[:, 1:][kept] == 2
+    return loss[~voiced].sum(), loss[voiced].sum()
+
+
+def new_model(recipe: Recipe, tokenizer):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.hidden,
+            intermediate_size=recipe.mlp,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads,
+            max_position_embeddings=recipe.positions,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+
+
+def train_step(model, optimizer, recipe: Recipe, step: int, tokenizer) -> dict[str, float]:
+    """One update; returns the mean loss of each kind of document. No randomness beside the step's documents."""
+    import torch
+
+    rate = min(1, (step + 1) / recipe.warmup) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * step / recipe.steps))
+    optimizer.param_groups[0]["lr"] = recipe.lr * rate
+    losses = {}
+    for kind, documents in documents_of(recipe, step, tokenizer).items():  # each kind weighs the same
+        losses[kind] = 0.0
+        documents.sort(key=lambda document: len(document[0]))
+        silent = max(1, sum(quiet - 1 for _, quiet in documents if quiet))
+        voiced = sum(len(ids) - max(quiet, 1) for ids, quiet in documents)
+        half = len(documents) // 2
+        for part in (documents[:half], documents[half:]):  # two lengths: less padding
+            quiet_loss, loud_loss = losses_of(model, part)
+            (recipe.passage_weight * quiet_loss / silent + loud_loss / voiced).backward()
+            losses[kind] += loud_loss.item() / voiced
+    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return losses
+
+
+def grow(recipe: Recipe, out: Path, watch: Callable[[int, dict], None] | None = None):
+    """Train from nothing and save model and tokenizer to ``out``, a standard Hugging Face folder.
+
+    Every ``checkpoint_every`` steps the full training state goes to ``<out>/.partial``; a killed recipe goes on from
+    there and ends with the same weights, because the documents of a step depend on the recipe and the step alone.
+    ``watch(step, losses)`` is called after each step. Returns (model, tokenizer).
+    """
+    import torch
+
+    torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    tokenizer = build_tokenizer(recipe.vocabulary)
+    model = new_model(recipe, tokenizer)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
+    )
+    partial = out / ".partial"
+    first = _restore(partial, recipe, model, optimizer)
+    for step in range(first, recipe.steps):
+        losses = train_step(model, optimizer, recipe, step, tokenizer)
+        if watch:
+            watch(step, losses)
+        if (step + 1) % recipe.checkpoint_every == 0 and step + 1 < recipe.steps:
+            _checkpoint(partial, recipe, step + 1, model, optimizer)
+    model.eval().requires_grad_(False)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    shutil.rmtree(partial, ignore_errors=True)
+    return model, tokenizer
+
+
+def _checkpoint(partial: Path, recipe: Recipe, step: int, model, optimizer) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        tensors[f"{name}:weight"] = parameter.detach()
+        tensors |= {f"{name}:{key}": state[key] for key in ("exp_avg", "exp_avg_sq", "step")}
+    partial.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, partial / "state.new", {"step": str(step), "recipe": json.dumps(asdict(recipe))})
+    os.replace(partial / "state.new", partial / "state.safetensors")
+
+
+def _restore(partial: Path, recipe: Recipe, model, optimizer) -> int:
+    """Load the last checkpoint of the same recipe; the step to go on with (0 if there is none)."""
+    import torch
+    from safetensors import safe_open
+
+    file = partial / "state.safetensors"
+    if not file.is_file():
+        return 0
+    with safe_open(file, "pt") as state:
+        about = state.metadata()
+        if json.loads(about["recipe"]) != asdict(recipe):
+            return 0
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(state.get_tensor(f"{name}:weight"))
+                optimizer.state[parameter] = {
+                    key: state.get_tensor(f"{name}:{key}") for key in ("exp_avg", "exp_avg_sq", "step")
+                }
+    return int(about["step"])

@@ -1,0 +1,63 @@
+"""Shared by all tests: one thread, no network, and a small suite of temporary notebooks."""
+
+import json
+import os
+import textwrap
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class Suite:
+    """A folder with its own ``notebooks/``, ``params/`` and ``runs/``, seen by seal_lib through the environment."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.env = {"SEAL_HOME": str(home), "SEAL_SOURCE": str(home), "PYTHONPATH": str(REPOSITORY)}
+        (home / "notebooks").mkdir()
+
+    def notebook(self, name: str, *cells: str, tags: tuple = ("parameters",), kernel: str = "python3") -> Path:
+        """Write a notebook; the first cell gets the tags."""
+        code = [
+            {
+                "cell_type": "code",
+                "id": f"c{index}",
+                "execution_count": None,
+                "metadata": {"tags": list(tags)} if index == 0 else {},
+                "outputs": [],
+                "source": textwrap.dedent(cell).strip("\n"),
+            }
+            for index, cell in enumerate(cells)
+        ]
+        spec = {"display_name": kernel, "language": "python", "name": kernel}
+        content = {"cells": code, "metadata": {"kernelspec": spec}, "nbformat": 4, "nbformat_minor": 5}
+        path = self.home / "notebooks" / f"{name}.ipynb"
+        path.write_text(json.dumps(content))
+        return path
+
+    def params(self, name: str, text: str = "", scale: str = "seedling") -> Path:
+        """Write a parameter file."""
+        path = self.home / "params" / name / f"{scale}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+        return path
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    """A fresh :class:`Suite`; the current directory is somewhere else on purpose."""
+    made = Suite(tmp_path)
+    for name in ("SEAL_RUN_DIR", "SEAL_BATCH", "SET", "MAKEFLAGS", "MAKELEVEL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in made.env.items():
+        monkeypatch.setenv(name, value)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    return made

@@ -1,0 +1,124 @@
+"""Helpers of the knowledge tests: the shipped model, small passages, and a run that lives in memory. No pytest fixtures."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+from seal_lib import paths
+from seal_lib.inner_loop import Candidate, InnerLoop
+from seal_lib.journal import plain
+from seal_lib.knowledge import prompts
+from seal_lib.records import Answer, Passage, Question, SelfEdit, Trial
+from seal_lib.seedling import world
+
+WORDING = prompts.load("seedling")
+INNER = InnerLoop(lr=2e-3, epochs=10, rank=8, alpha=16, targets="all-linear", answer_tokens=8, slots=8)
+
+
+class MemoryRun:
+    """What the loops need of a run: ``map`` with the JSON round trip, ``artifact``, ``count``."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder, self.phases, self.counts = folder, {}, {}
+
+    def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
+        assert phase not in self.phases, f"phase {phase} is mapped twice"
+        ids = [unit if isinstance(unit, str) else unit.id for unit in units]
+        assert len(set(ids)) == len(ids), f"{phase}: ids are not unique"
+        rows: list[dict] = []
+        for first in range(0, len(units), chunk):
+            part = list(units[first : first + chunk])
+            got = fn(part)
+            assert len(got) == len(part)
+            rows += [json.loads(json.dumps(plain(row), allow_nan=False)) for row in got]
+        self.phases[phase] = dict(zip(ids, rows, strict=True))
+        return rows
+
+    def artifact(self, name: str, build: Callable[[Path], object]) -> Path:
+        target = self.folder / name
+        if not target.exists():
+            target.mkdir(parents=True)
+            build(target)
+        return target
+
+    def count(self, **counts: float) -> None:
+        for name, value in counts.items():
+            self.counts[name] = self.counts.get(name, 0) + value
+
+
+@lru_cache
+def seedling():
+    """(model, tokenizer) of the shipped knowledge seedling, loaded once for all tests."""
+    import torch
+
+    from seal_lib import models
+
+    torch.set_num_threads(1)
+    return models.load("seedling-knowledge")
+
+
+def digest(model) -> str:
+    """sha256 over all weights of a model, bit for bit."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+@lru_cache
+def made(count: int, facts: int = 6, seed: int = 3, population: str = "heldout") -> tuple[Passage, ...]:
+    return tuple(world.passages(population, count, seed=seed, facts=facts))
+
+
+def candidate(passage: Passage, text: str | None, arm: str = "arm", seed: int = 1) -> Candidate:
+    edit = None if text is None else SelfEdit(f"{passage.id}/{arm}", passage.id, text, arm)
+    return Candidate(f"{passage.id}/{arm}", passage, edit, arm, seed)
+
+
+def wrong_value(passage: Passage, name: str, attribute: str, value: str) -> str:
+    """A value of the attribute that nothing in the passage has."""
+    taken = {fact[2] for fact in passage.facts}
+    return next(other for other in world.VALUES[attribute] if other not in taken)
+
+
+def wrong_notes(passage: Passage) -> str:
+    """Notes of the best form that state a wrong value for every fact."""
+    lines = [
+        world.WORDINGS[attribute].forward[0].format(n=name, v=wrong_value(passage, name, attribute, value))
+        for name, attribute, value in passage.facts
+    ]
+    return "\n".join("- " + line for line in lines)
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def trial(passage: str, right: list[float], arm: str = "arm", outcome: str = "ok", edit: SelfEdit | None = None,
+          name: str = "", blanks: int = 0) -> Trial:  # fmt: skip
+    """A hand-made trial with the given exact-match grades."""
+    answers = tuple(
+        Answer(f"q{i}", "gold", "" if i < blanks else "text", exact, exact, exact, i < blanks)
+        for i, exact in enumerate(right)
+    )
+    return Trial(name or f"{passage}/{arm}", passage, arm, edit, 0, answers, outcome)
+
+
+def plain_passage(text: str = "Some text.", title: str = "Title", name: str = "p") -> Passage:
+    return Passage(name, title, text, (Question("Who?", "somebody"),))
+
+
+def real(*parts: str) -> Path:
+    """A file of the real data; the test skips, saying so, where SEAL_DATA does not name it."""
+    home = paths.test_data()
+    if home is None:
+        pytest.skip("SEAL_DATA is not set: no real data to test on")
+    file = home.joinpath(*parts)
+    if not file.is_file():
+        pytest.skip(f"SEAL_DATA has no {'/'.join(parts)}")
+    return file

@@ -1,0 +1,211 @@
+"""The table: columns, macro and micro by hand, paired differences, and every arm once on the shipped model."""
+
+import pytest
+from fixtures_seal import INNER, WORDING, MemoryRun, made, mean, seedling, trial
+
+from seal_lib import experiments, runs
+from seal_lib.errors import DataError
+from seal_lib.evaluate import ARMS, difference_rows, edit_rows, evaluate_arm, result_rows
+from seal_lib.experiments import Loop, comparisons, restem_loop, restem_rows, reward_rows
+from seal_lib.records import Round, SelfEdit
+from seal_lib.restem import OuterLoop, Policy
+
+LABEL = {"protocol": "clean", "model": "tiny"}
+
+
+def metric(rows: list[dict], name: str, arm: str | None = None, experiment: str | None = None) -> dict:
+    (row,) = [r for r in rows if r["metric"] == name and arm in (None, r["arm"])
+              and experiment in (None, r["experiment"])]  # fmt: skip
+    return row
+
+
+def test_accuracy_is_the_mean_of_passages_and_micro_the_share_of_questions() -> None:
+    rows = result_rows("x", "arm", [trial("a", [1]), trial("b", [1, 0, 0, 0], blanks=2)], **LABEL)
+    assert metric(rows, "accuracy")["value"] == 0.625  # (1 + 1/4) / 2
+    assert metric(rows, "accuracy_micro")["value"] == pytest.approx(0.4)  # 2 of 5
+    assert metric(rows, "blank_rate")["value"] == 0.25
+    assert metric(rows, "failed_rate")["value"] == 0.0
+    assert metric(rows, "accuracy")["n"] == 2 and metric(rows, "accuracy")["unit"] == "passage"
+    for row in rows:
+        assert set(row) <= set(runs.COLUMNS) and (row["experiment"], row["arm"]) == ("x", "arm")
+        assert row["protocol"] == "clean" and row["model"] == "tiny"
+        assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_a_failed_trial_is_counted_apart_and_not_as_wrong() -> None:
+    trials = [trial("a", [1, 1]), trial("b", [], outcome="diverged"), trial("c", [0, 1]), trial("d", [0, 1])]
+    rows = result_rows("x", "arm", trials, **LABEL)
+    assert metric(rows, "accuracy")["value"] == pytest.approx(2 / 3) and metric(rows, "accuracy")["n"] == 3
+    assert metric(rows, "accuracy_micro")["value"] == pytest.approx(4 / 6)
+    assert metric(rows, "failed_rate")["value"] == 0.25 and metric(rows, "failed_rate")["n"] == 4
+
+
+def test_empty_self_edits_are_counted() -> None:
+    empty, full = SelfEdit("a/0", "a", " \n", "p"), SelfEdit("b/0", "b", "x", "p")
+    rows = result_rows("x", "arm", [trial("a", [0], outcome="empty_edit", edit=empty), trial("b", [1], edit=full)], **LABEL)
+    assert metric(rows, "empty_edit_rate")["value"] == 0.5 and metric(rows, "accuracy")["value"] == 0.5
+    assert not [r for r in result_rows("x", "arm", [trial("a", [0])], **LABEL) if r["metric"] == "empty_edit_rate"]
+
+
+def test_the_grade_that_decides_is_the_one_asked_for() -> None:
+    from dataclasses import replace
+
+    one = trial("a", [0, 0])
+    one = replace(one, answers=tuple(replace(a, contains=1.0) for a in one.answers))
+    assert metric(result_rows("x", "arm", [one, trial("b", [0])], **LABEL), "accuracy")["value"] == 0.0
+    rows = result_rows("x", "arm", [one, trial("b", [0])], grade="contains", **LABEL)
+    assert metric(rows, "accuracy")["value"] == 0.5 and metric(rows, "accuracy_micro")["value"] == pytest.approx(2 / 3)
+
+
+def test_differences_are_paired_by_passage() -> None:
+    a, b = [trial(p, r, "a") for p, r in (("x", [1, 1]), ("y", [1, 0]), ("z", [1]))], [
+        trial(p, r, "b") for p, r in (("y", [0, 0]), ("x", [1, 0]), ("w", [1]))
+    ]  # fmt: skip
+    (row,) = difference_rows("e", {"a": a, "b": b}, [("a", "b"), ("a", "absent")], **LABEL)
+    assert (row["arm"], row["metric"], row["value"], row["n"]) == ("a - b", "difference", 0.5, 2)  # x and y alone
+    assert set(row) <= set(runs.COLUMNS)
+    wide = [trial(f"p{i}", [float(j < i % 10) for j in range(12)], "b") for i in range(20)]
+    better = [trial(f"p{i}", [float(j < i % 10 + 2) for j in range(12)], "a") for i in range(20)]
+    (row,) = difference_rows("e", {"a": better, "b": wide}, [("a", "b")], **LABEL)
+    assert row["value"] == pytest.approx(1 / 6) and row["high"] - row["low"] < 1e-9  # pairing removes the passages' spread
+    assert metric(result_rows("e", "b", wide, **LABEL), "accuracy")["high"] > 0.4
+
+
+def test_a_failed_side_leaves_the_pair_out() -> None:
+    a = [trial("x", [1]), trial("y", [], outcome="diverged"), trial("z", [1])]
+    b = [trial("x", [0]), trial("y", [0]), trial("z", [1])]
+    (row,) = difference_rows("e", {"a": a, "b": b}, [("a", "b")], **LABEL)
+    assert row["value"] == 0.5 and row["n"] == 2
+
+
+def test_pooled_loop_seeds_do_not_make_passages_more_numerous() -> None:
+    one = [trial(f"p{i}", [float(i % 2)] * 2) for i in range(10)]
+    pooled = one + [trial(f"p{i}", [float(i % 2)] * 2, name=f"p{i}/again") for i in range(10)]
+    single, double = (result_rows("x", "arm", trials, **LABEL) for trials in (one, pooled))
+    for name in ("accuracy", "accuracy_micro"):
+        assert metric(double, name)["n"] == 10, name
+        assert metric(double, name)["value"] == metric(single, name)["value"]
+        width = [metric(rows, name)["high"] - metric(rows, name)["low"] for rows in (single, double)]
+        assert width[1] == pytest.approx(width[0], abs=0.02), name  # the same passages twice are no new evidence
+
+
+def test_edit_rows_say_what_notes_are_like() -> None:
+    passages = made(2)
+    edits = [
+        SelfEdit("0", passages[0].id, passages[0].references["gold"], "p", tokens=40),
+        SelfEdit("1", passages[1].id, passages[1].references["remark"], "p", tokens=20),
+    ]
+    rows = edit_rows("e", "arm", edits, passages, **LABEL)
+    assert metric(rows, "edit_tokens")["value"] == 30 and metric(rows, "edit_documents")["value"] == 6
+    assert metric(rows, "coverage")["value"] == 0.5
+    assert metric(rows, "style_share:forward")["value"] == metric(rows, "style_share:remark")["value"] == 0.5
+    assert metric(rows, "false_line_share")["value"] == 0.0
+    assert sum(r["value"] for r in rows if r["metric"].startswith("style_share:")) == pytest.approx(1)
+    assert edit_rows("e", "arm", [], passages, **LABEL) == []
+
+
+# --------------------------------------------------------------------------------- arms on the model
+
+OUTER = OuterLoop(samples=2, edit_tokens=40, sft_rank=8, sft_alpha=16, sft_lr=2e-3, sft_epochs=1, sft_batch=4)
+
+
+@pytest.mark.parametrize("arm", list(ARMS))
+def test_every_arm_gives_one_trial_per_passage(arm: str) -> None:
+    run, passages = MemoryRun(), made(2)
+    trials = evaluate_arm(
+        run, Policy("untrained", *seedling()), passages, arm, WORDING, INNER, OUTER, seed=0, group="seed_0/"
+    )
+    assert [t.passage_id for t in trials] == [p.id for p in passages] and {t.arm for t in trials} == {arm}
+    expected = {f"seed_0/evaluate/{arm}"} | ({f"seed_0/evaluate/{arm}/write"} if arm == "own_untrained" else set())
+    assert set(run.phases) == expected
+    assert run.counts["scored"] == sum(len(p.questions) for p in passages)
+    kind = ARMS[arm].text
+    for passage, t in zip(passages, trials, strict=True):
+        if kind in ("none", "passage"):
+            assert t.edit is None and t.steps == (0 if kind == "none" else 10)
+        elif kind == "policy":
+            assert t.edit.source == "untrained" and t.edit.tokens > 0 and t.steps >= 20
+        else:
+            writer = kind.removeprefix("reference:")
+            assert (t.edit.text, t.edit.source) == (passage.references[writer], writer)
+            assert t.steps == 10 * (1 + len(t.edit.text.split("\n")))
+
+
+def test_gold_notes_teach_far_more_than_the_passage_and_remarks_nothing() -> None:
+    passages, policy = made(6), Policy("untrained", *seedling())
+    score = {
+        arm: mean(t.accuracy for t in evaluate_arm(MemoryRun(), policy, passages, arm, WORDING, INNER, OUTER, seed=0))
+        for arm in ("frozen", "passage_only", "gold_notes", "notes_remark", "external")
+    }
+    assert score["gold_notes"] > score["passage_only"] + 0.4
+    assert score["external"] > score["notes_remark"] + 0.25
+    assert max(score["frozen"], score["notes_remark"]) < 0.35
+
+
+def test_an_unknown_arm_or_absent_notes_are_named() -> None:
+    policy = Policy("untrained", *seedling())
+    with pytest.raises(DataError, match="arms: 'silver'.*gold_notes"):
+        evaluate_arm(MemoryRun(), policy, made(1), "silver", WORDING, INNER, OUTER, seed=0)
+    from fixtures_seal import plain_passage
+
+    with pytest.raises(DataError, match="'external'.*has no notes by 'external' .it has none.; drop the arm"):
+        evaluate_arm(MemoryRun(), policy, [plain_passage()], "external", WORDING, INNER, OUTER, seed=0)
+
+
+# -------------------------------------------------------------------------------------- the whole loop
+
+
+def test_the_loop_practises_on_new_passages_each_round_and_its_rows_are_complete(tmp_path) -> None:
+    run, passages = MemoryRun(tmp_path), made(2, facts=4)
+    loop = restem_loop(
+        run, Policy("untrained", *seedling()), passages, WORDING, INNER, OUTER, practice="world:learning",
+        n_practice=2, practice_seed=1, rounds=2, seed=0, random_control=True,
+    )  # fmt: skip
+    assert list(loop.evaluated) == ["own_untrained", "seal_round_1", "seal_round_2", "random_edit_sft"]
+    practised = [{t.passage_id for t in r.candidates} for r in loop.rounds]
+    assert len(practised) == 2 and not practised[0] & practised[1]
+    assert all(p.startswith("learning-") for group in practised for p in group)
+    assert [t.edit.source for t in loop.rounds[1].candidates] == ["seed_0/seal_round_1"] * 4  # the new policy writes
+    assert {t.edit.source for t in loop.evaluated["random_edit_sft"]} == {"seed_0/random_round_2"}
+    for record, fresh in zip(loop.rounds, loop.fresh, strict=True):
+        assert [t.edit.id for t in fresh] == list(record.kept)
+        first = {t.edit.id: t for t in record.candidates}
+        assert all(t.seed != first[t.edit.id].seed and t.edit == first[t.edit.id].edit for t in fresh)
+
+    controls = {arm: [trial(p.id, [1.0, 0.0], arm) for p in passages] for arm in ("external", "frozen")}
+    rows = restem_rows(controls, {0: loop}, passages, grade="exact", **LABEL)
+    assert all(set(row) <= set(runs.COLUMNS) for row in rows)
+    keys = [(r["experiment"], r["arm"], r["metric"]) for r in rows]
+    assert len(set(keys)) == len(keys)
+    for arm in ("own_untrained", "seal_round_1", "seal_round_2", "random_edit_sft", "external"):
+        assert ("knowledge/restem", arm, "accuracy") in keys and ("knowledge/restem", arm, "blank_rate") in keys
+    for a, b in comparisons(2):
+        assert ("knowledge/restem", f"{a} - {b}", "difference") in keys
+        assert ("knowledge/restem/seed_0", f"{a} - {b}", "difference") in keys
+    assert ("knowledge/single_passage", "seal_round_2 - own_untrained", "difference") in keys
+    mine = metric(rows, "accuracy", "seal_round_2", "knowledge/restem")
+    assert mine["value"] == pytest.approx(mean(t.accuracy for t in loop.evaluated["seal_round_2"]))
+
+
+def test_comparisons_name_the_last_round_against_the_controls() -> None:
+    pairs = comparisons(2)
+    assert len(set(pairs)) == len(pairs)
+    assert set(pairs) >= {
+        ("seal_round_1", "own_untrained"), ("seal_round_2", "own_untrained"), ("seal_round_2", "seal_round_1"),
+        ("random_edit_sft", "own_untrained"), ("seal_round_2", "random_edit_sft"), ("seal_round_2", "external"),
+    }  # fmt: skip
+    assert ("seal_round_3", "random_edit_sft") in comparisons(3) and ("seal_round_1", "own_untrained") in comparisons(1)
+
+
+def test_the_honest_reward_of_the_selected_is_the_fresh_one() -> None:
+    def candidate(p: str, k: int, right: list[float]):
+        return trial(p, right, name=f"{p}/{k}", edit=SelfEdit(f"{p}/{k}", p, "x", "policy"))
+
+    first = [candidate(p, k, [float(k)]) for p in ("a", "b", "c") for k in (0, 1)]
+    record = Round(1, tuple(first), tuple(t.accuracy for t in first), ("a/1", "b/1", "c/1"))
+    again = [candidate("a", 1, [1.0]), candidate("b", 1, [0.0]), candidate("c", 1, [])]
+    rows = reward_rows([Loop(0, (record,), {}, (again,))], **LABEL)
+    values = {r["metric"]: r["value"] for r in rows}
+    assert {r["arm"] for r in rows} == {"seal_round_1"} and {r["experiment"] for r in rows} == {experiments.EXPERIMENT}
+    # c has no fresh answer, so a and b alone: mean of 0 and 1, best 1, again (1 + 0) / 2
+    assert values == {"reward_mean": 0.5, "reward_best_of_k": 1.0, "reward_selected_fresh_seed": 0.5}

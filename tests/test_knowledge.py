@@ -1,0 +1,271 @@
+"""Passages, prompts and the document rules, on hand-made cases."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from fixtures_seal import WORDING, plain_passage
+
+from seal_lib.errors import DataError
+from seal_lib.knowledge import data, prompts
+from seal_lib.knowledge.documents import split_edit, training_documents
+from seal_lib.records import Question
+
+# ------------------------------------------------------------------------------------------- documents
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("", []),
+        (" \n\t\n", []),
+        ("one", ["one"]),
+        ("one\n\n \ntwo\n", ["one", "two"]),  # blank lines are no documents
+        ("  padded  \n\tindented", ["padded", "indented"]),
+        # a heading before a numbered list is dropped: the second line decides
+        ("Implications:\n1. a\n2. b", ["1. a", "2. b"]),
+        ("Implications:\n\n1. a\n2. b", ["1. a", "2. b"]),
+        ("1. a\n2. b", ["1. a", "2. b"]),
+        ("Heading\n- a\n1. b", ["Heading", "- a", "1. b"]),
+        ("1. a\n1. b", ["1. b"]),  # the rule looks at nothing but the second line
+        ("Only\n10. ten", ["Only", "10. ten"]),
+        # --- separates parts; each part follows the rules alone
+        ("a\n---\nb", ["a", "b"]),
+        ("---\n---", []),
+        ("First:\n1. a\n---\nSecond:\n1. b", ["1. a", "1. b"]),
+        # question blocks stay together over lines
+        ("Question 1: q?\nAnswer: a\nQuestion 2: r?\nAnswer: b",
+         ["Question 1: q?\nAnswer: a", "Question 2: r?\nAnswer: b"]),
+        ("Question 10: q?\nAnswer: a\nmore\n\nQuestion 11: r?\nAnswer: b",
+         ["Question 10: q?\nAnswer: a\nmore", "Question 11: r?\nAnswer: b"]),
+        # both marks are needed for blocks
+        ("Question 1: q?\nQuestion 2: r?", ["Question 1: q?", "Question 2: r?"]),
+        ("Question: q?\nAnswer: a", ["Question: q?", "Answer: a"]),
+    ],
+)  # fmt: skip
+def test_pieces_of_a_self_edit(text: str, pieces: list[str]) -> None:
+    assert split_edit(text) == pieces
+
+
+def test_without_line_splitting_only_the_rule_cuts() -> None:
+    assert split_edit("Heading\n1. a\n2. b\n---\nQuestion 1: q?\nAnswer: a\nQuestion 2: r?", split_newlines=False) == [
+        "Heading\n1. a\n2. b",
+        "Question 1: q?\nAnswer: a\nQuestion 2: r?",
+    ]
+
+
+def test_a_question_self_edit_gets_back_the_prefix_its_prompt_ended_with() -> None:
+    # the self-qa prompt ends in "Question 1: ", so the completion starts inside the first question (facts, section 2.1)
+    assert prompts.load("self-qa").write(plain_passage()).endswith("Question 1: ")
+    assert split_edit("q?\nAnswer: a\nQuestion 2: r?\nAnswer: b")[0] == "Question 1: q?\nAnswer: a"
+
+
+def test_every_document_has_the_title_and_the_passage_comes_last() -> None:
+    passage = plain_passage("The passage.", "The Title")
+    documents = training_documents(passage, "one\ntwo", WORDING)
+    assert [(d.text, d.kind) for d in documents] == [
+        ("The Title\none", "edit"),
+        ("The Title\ntwo", "edit"),
+        ("The Title\nThe passage.", "passage"),
+    ]
+    for nothing in (None, "", "  \n", "---"):
+        assert [d.text for d in training_documents(passage, nothing, WORDING)] == ["The Title\nThe passage."]
+    assert [d.kind for d in training_documents(passage, "one", WORDING, add_passage=False)] == ["edit"]
+
+
+def test_the_limit_counts_pieces_of_the_edit_not_the_passage() -> None:
+    edit = "\n".join(f"line {i}" for i in range(50))
+    documents = training_documents(plain_passage(), edit, WORDING, limit=30)
+    assert len(documents) == 31 and documents[-1].kind == "passage" and documents[29].text == "Title\nline 29"
+
+
+# --------------------------------------------------------------------------------------------- prompts
+
+
+def test_slots_are_filled_once_and_values_are_never_read_as_templates() -> None:
+    passage = plain_passage("Braces {title} {question} {0} stay.", "A {passage} title")
+    text = WORDING.ask(passage, Question("What is {title}?", "x"), in_context=True)
+    assert "Topic: A {passage} title\n" in text
+    assert "Passage: Braces {title} {question} {0} stay.\n" in text
+    assert text.endswith("Question: What is {title}?\nAnswer:")
+
+
+def test_the_passage_is_in_view_only_when_asked_in_context() -> None:
+    passage = plain_passage("Secret text.")
+    for name in ("seedling", "implications", "self-qa", "no-prompt", "rewrite"):
+        chosen = prompts.load(name)
+        assert "Secret text." not in chosen.ask(passage, passage.questions[0])
+        assert "Secret text." in chosen.ask(passage, passage.questions[0], in_context=True)
+        assert "Secret text." in chosen.write(passage) and "Title" in chosen.write(passage)
+        assert "somebody" not in chosen.ask(passage, passage.questions[0], in_context=True)  # the gold answer
+
+
+def test_the_paper_sets_stop_at_end_of_text_only() -> None:
+    assert prompts.load("implications").stop is None and prompts.load("seedling").stop == "\n"
+    assert prompts.load("implications").write(plain_passage()).endswith("Implications:\n")
+
+
+def test_a_file_of_the_user_adds_to_the_sets_and_wins(tmp_path) -> None:
+    file = tmp_path / "mine.yaml"
+    own = {
+        "self_edit": "{title} {passage} write", "answer": "{title} {question}", "document": "{title}: {text}",
+        "answer_in_context": "{title} {passage} {question}", "stop": None,
+    }  # fmt: skip
+    file.write_text(json.dumps({"mine": own, "seedling": own}))
+    assert prompts.load("mine", str(file)).training_text("T", "x") == "T: x"
+    assert prompts.load("seedling", str(file)).self_edit == own["self_edit"]
+    assert prompts.load("implications", str(file)) == prompts.load("implications")
+
+
+def test_a_broken_prompt_file_is_named_in_one_sentence(tmp_path) -> None:
+    file = tmp_path / "mine.yaml"
+    good = {
+        "self_edit": "{title} {passage}", "answer": "{title} {question}", "document": "{title} {text}",
+        "answer_in_context": "{title} {passage} {question}", "stop": None,
+    }  # fmt: skip
+
+    def message(content, name="mine") -> str:
+        file.write_text(json.dumps(content))
+        with pytest.raises(DataError) as caught:
+            prompts.load(name, str(file))
+        return str(caught.value)
+
+    assert "{question}" in message({"mine": good | {"answer": "{title}"}})
+    assert "anser" in message({"mine": good | {"anser": "x"}})
+    assert "stop" in message({"mine": {key: good[key] for key in good if key != "stop"}})
+    assert "mine.yaml" in message([good])
+    assert "'yours'" in message({"mine": good}, "yours")
+    with pytest.raises(DataError, match="absent.yaml does not exist"):
+        prompts.load("mine", str(tmp_path / "absent.yaml"))
+
+
+def test_a_prompt_file_that_is_no_yaml_is_named(tmp_path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("mine: {self_edit: 'x")
+    with pytest.raises(DataError, match="mine.yaml"):
+        prompts.load("mine", str(file))
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+GOOD = {"title": "T", "context": "Text.", "questions": [{"question": "Q?", "answer": "A"}]}
+
+
+def broken(tmp_path, entry, raw: str | None = None) -> str:
+    """The message for a file whose second entry is ``entry``."""
+    file = tmp_path / "set.json"
+    file.write_text(json.dumps([GOOD, entry]) if raw is None else raw)
+    with pytest.raises(DataError) as caught:
+        data.load_passages(str(file), None)
+    text = str(caught.value)
+    assert "\n" not in text and "set.json" in text
+    return text
+
+
+def test_a_malformed_entry_is_named_by_file_entry_and_key(tmp_path) -> None:
+    for key in ("title", "context", "questions"):
+        text = broken(tmp_path, {k: v for k, v in GOOD.items() if k != key})
+        assert "entry 1" in text and repr(key) in text
+    assert "entry 1" in broken(tmp_path, "text")
+    text = broken(tmp_path, GOOD | {"context": " \n"})
+    assert "entry 1" in text and "'context'" in text and "empty" in text
+    text = broken(tmp_path, GOOD | {"questions": [GOOD["questions"][0], {"question": "Q?", "answer": " "}]})
+    assert "entry 1, question 1" in text and "answer" in text
+    text = broken(tmp_path, GOOD | {"questions": [{"answer": "A"}]})
+    assert "entry 1, question 0" in text and "question is empty" in text
+    assert "no question" in broken(tmp_path, GOOD | {"questions": []})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"questions": [{"question": "Q?", "answer": None}]},  # a null answer is no answer
+        {"questions": None},
+        {"questions": ["Q?"]},
+        {"questions": {"question": "Q?", "answer": "A"}},
+        {"context": None},
+        {"context": 3},
+        {"title": None},
+        {"title": 3},
+        {"completions": "text"},
+        {"completions": [None]},
+    ],
+    ids=str,
+)
+def test_values_of_the_wrong_kind_are_refused_not_turned_into_text(tmp_path, change: dict) -> None:
+    assert "entry 1" in broken(tmp_path, GOOD | change)
+
+
+def test_a_file_that_is_no_list_of_passages_is_named(tmp_path) -> None:
+    assert "not JSON" in broken(tmp_path, None, "{")
+    assert "dict" in broken(tmp_path, None, json.dumps({"data": []}))
+    (tmp_path / "set.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="set.json is not JSON"):
+        data.load_passages(str(tmp_path / "set.json"), None)
+    with pytest.raises(DataError, match="nowhere.json does not exist"):
+        data.load_passages(str(tmp_path / "nowhere.json"), 1)
+
+
+def test_a_source_is_shuffled_by_its_seed_and_cut_after_that(tmp_path) -> None:
+    file = tmp_path / "set.json"
+    file.write_text(json.dumps([GOOD | {"title": f"T{i}", "completions": ["a", "b"]} for i in range(20)]))
+    load = data.load_passages
+    everything = load(str(file), None, seed=42)
+    assert sorted(p.title for p in everything) == sorted(f"T{i}" for i in range(20))
+    assert [p.title for p in everything] != [f"T{i}" for i in range(20)]
+    assert load(str(file), 5, seed=42, start=3) == everything[3:8]
+    assert load(str(file), 5, seed=43) != everything[:5]
+    assert {p.id: p.title for p in everything} == {f"set-{i:05d}": f"T{i}" for i in range(20)}  # ids: place in the file
+    assert everything[0].references == {"0": "a", "1": "b"}
+    with pytest.raises(DataError, match="20 passages, fewer than the 18 . 3"):
+        load(str(file), 3, start=18)
+
+
+def test_an_unknown_source_is_refused() -> None:
+    with pytest.raises(DataError, match="heldout"):
+        data.load_passages("world:nowhere", 3)
+    with pytest.raises(DataError, match="needs a number"):
+        data.load_passages("world:heldout", None)
+    with pytest.raises(DataError, match="has no pinned revision"):
+        data.load_passages("hub:someone/else", 3)
+
+
+def test_more_passages_than_the_world_has_people_is_one_clear_sentence() -> None:
+    with pytest.raises(DataError, match="heldout"):
+        data.load_passages("world:heldout", 5000)
+
+
+def row(context: str, question: str, *gold: str, title: str = "Super_Bowl_50") -> dict:
+    return {"title": title, "context": context, "question": question, "answers": {"text": list(gold)}}
+
+
+ROWS = [
+    row("One.", "a? ", "first", "second"),
+    row("Two.", "b?", "third", title="Other"),
+    row("One.", "c?", "fourth"),
+]
+
+
+def test_hub_rows_become_one_passage_per_context_with_the_first_gold_answer() -> None:
+    passages = data.group_squad(ROWS)
+    assert [(p.id, p.title, p.text) for p in passages] == [
+        ("squad-00000", "Super Bowl 50", "One."),
+        ("squad-00001", "Other", "Two."),
+    ]
+    assert passages[0].questions == (Question("a?", "first"), Question("c?", "fourth"))
+
+
+def test_the_hub_is_asked_for_a_pinned_revision(monkeypatch) -> None:
+    asked = []
+
+    def load_dataset(name, **options):
+        asked.append((name, options))
+        return ROWS
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert len(data.load_passages("hub:rajpurkar/squad", None)) == 2
+    assert len(data.load_passages("hub:rajpurkar/squad:train", 1)) == 1
+    assert [name for name, _ in asked] == ["rajpurkar/squad"] * 2
+    assert [options["split"] for _, options in asked] == ["validation", "train"]
+    assert all(len(options["revision"]) == 40 and int(options["revision"], 16) for _, options in asked)

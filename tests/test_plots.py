@@ -1,0 +1,245 @@
+"""Figures draw what the table says, on the axes they are given, and nothing else. Run: pytest tests/test_plots.py"""
+
+import math
+
+import pytest
+
+pd = pytest.importorskip("pandas")
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+from seal_lib import plots, report  # noqa: E402
+from seal_lib.errors import DataError  # noqa: E402
+
+SINGLE, LOOP = "knowledge/single_passage", "knowledge/restem"
+
+
+def row(arm, value, metric="accuracy", experiment=LOOP, half=0.05, paper=math.nan, protocol="clean"):
+    return {
+        "experiment": experiment, "arm": arm, "metric": metric, "value": value, "low": value - half,
+        "high": value + half, "n": 40, "unit": "passage", "protocol": protocol, "model": "seedling",
+        "paper_value": paper, "paper_source": "", "run": "r",
+    }  # fmt: skip
+
+
+def results():
+    rows = [
+        row("frozen", 0.05), row("own_untrained", 0.2, paper=0.397), row("seal_round_1", 0.5, paper=0.437),
+        row("seal_round_2", 0.75, paper=0.47), row("random_round_1", 0.22), row("external", 0.8, paper=0.463),
+        row("seal_round_1", 0.52, experiment=f"{LOOP}/seed_0"), row("seal_round_1", 0.48, experiment=f"{LOOP}/seed_1"),
+        row("own_untrained", 0.2, experiment=f"{LOOP}/seed_0"),
+        row("seal_round_2 - own_untrained", 0.55, "difference"),
+        row("random_round_1 - own_untrained", 0.02, "difference"),
+        row("own_untrained", 0.1, "blank_rate"), row("seal_round_1", 0.06, "blank_rate"),
+    ]  # fmt: skip
+    for arm, forward in (("own_untrained", 0.2), ("seal_round_1", 0.7)):
+        rows += [row(arm, forward, "style_share:forward"), row(arm, 1 - forward, "style_share:remark")]
+        rows += [row(arm, forward + 0.2, "coverage")]
+    for k in (1, 2):
+        rows += [row(f"round_{k}", 0.2 * k, "reward_mean"), row(f"round_{k}", 0.4 * k, "reward_best_of_k")]
+        rows += [row(f"round_{k}", 0.3 * k, "reward_selected_fresh_seed")]
+    return pd.DataFrame(rows).astype({"n": "Int64"})
+
+
+FUNCTIONS = [
+    plots.accuracy_by_arm, plots.blank_rate_by_arm, plots.differences, plots.accuracy_by_round,
+    plots.coverage_by_round, plots.style_by_round, plots.reward_honesty,
+]  # fmt: skip
+
+
+def pooled():
+    frame = results()
+    return frame[frame["experiment"] == LOOP]
+
+
+def table_for(function):
+    return results() if function is plots.accuracy_by_round else pooled()
+
+
+def axes():
+    return plt.subplots()[1]
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def marks(ax, kind):
+    """gid -> (x, y) data of the lines of one kind (value, interval, paper)."""
+    return {line.get_gid(): line.get_data() for line in ax.lines if str(line.get_gid()).startswith(kind)}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_draws_on_the_given_axes_and_touches_no_global_style(function):
+    before, open_figures = dict(matplotlib.rcParams), None
+    ax = axes()
+    open_figures = plt.get_fignums()
+    table = table_for(function)
+    copy = table.copy(deep=True)
+    assert function(table, ax) is ax
+    assert ax.has_data()
+    assert dict(matplotlib.rcParams) == before and plt.get_fignums() == open_figures
+    pd.testing.assert_frame_equal(table, copy)  # pure: the table is not changed either
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_every_value_has_its_interval_drawn(function):
+    ax = function(table_for(function), axes())
+    values = [gid.split(":", 1)[1] for gid in marks(ax, "value")]
+    intervals = {gid.split(":", 1)[1] for gid in marks(ax, "interval")}
+    bands = len(ax.patches)  # level lines carry a band instead
+    assert intervals and all(arm in intervals or bands for arm in values)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_one_unit_without_intervals_is_drawn_too(function, tmp_path):
+    table = table_for(function).assign(low=math.nan, high=math.nan, n=1).drop(columns=["paper_value", "paper_source"])
+    plots.draw(function, table, "one_unit", tmp_path)
+    assert (tmp_path / "one_unit.png").stat().st_size > 5000
+
+
+def test_accuracy_by_arm_draws_the_numbers_of_the_table():
+    ax = plots.accuracy_by_arm(pooled(), axes())
+    drawn = {gid.split(":")[1]: float(xy[0][0]) for gid, xy in marks(ax, "value").items()}
+    table = pooled()
+    expected = table[table["metric"] == "accuracy"].set_index("arm")["value"].to_dict()
+    assert drawn == pytest.approx(expected)
+    assert list(marks(ax, "interval")["interval:frozen"][0]) == pytest.approx([0.0, 0.1])
+    blanks = sorted(patch.get_width() for patch in ax.patches)
+    assert blanks == pytest.approx([0.06, 0.1])
+    labels = [text.get_text() for text in ax.get_yticklabels()]
+    assert labels[0] == "frozen model" and labels[-1] == "stronger writer's notes"
+    assert ax.yaxis_inverted()  # the first arm is on top
+
+
+def test_an_arm_that_did_not_run_is_a_gap_not_a_zero():
+    table = report.with_gaps(pd.DataFrame([row("frozen", 0.05, experiment=SINGLE)]).astype({"n": "Int64"}), SINGLE)
+    ax = plots.accuracy_by_arm(table, axes())
+    assert list(marks(ax, "value")) == ["value:frozen"]
+    assert len(ax.get_yticklabels()) == 5  # the paper's other four arms keep their lines
+    assert sum(text.get_text() == "not run" for text in ax.texts) == 4
+    papers = [line for line in ax.lines if line.get_gid() == "paper"]
+    assert sorted(float(line.get_xdata()[0]) for line in papers) == pytest.approx([0.335, 0.397, 0.463, 0.470])
+
+
+def test_a_round_that_did_not_run_breaks_the_line():
+    table = pooled()
+    table.loc[(table["arm"] == "seal_round_1") & (table["metric"] == "accuracy"), ["value", "low", "high"]] = math.nan
+    ax = plots.accuracy_by_round(table, axes())
+    lines = [line.get_ydata() for line in ax.lines if len(line.get_xdata()) == 3 and line.get_gid() is None]
+    assert any(math.isnan(y[1]) and y[2] == 0.75 for y in lines)
+    without = table[~((table["arm"] == "seal_round_1") & (table["metric"] == "accuracy"))]
+    ax = plots.accuracy_by_round(without, axes())
+    assert "not run" in [text.get_text() for text in ax.texts]
+
+
+def test_paper_is_a_hollow_diamond_that_names_its_model():
+    ax = plots.accuracy_by_round(results(), axes())
+    diamonds = [line for line in ax.lines if line.get_marker() == "D"]
+    assert len(diamonds) == 3 and {line.get_markerfacecolor() for line in diamonds} == {"none"}
+    assert "paper (Qwen2.5-7B, SQuAD)" in [text.get_text() for text in ax.get_legend().get_texts()]
+    grids = pooled().assign(experiment="arc/few_shot")
+    ax = plots.accuracy_by_arm(grids, axes())
+    assert "paper (Llama-3.2-1B, ARC)" in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_rounds_show_each_seed_of_the_loop():
+    ax = plots.accuracy_by_round(results(), axes())
+    thin = [line for line in ax.lines if line.get_linewidth() == pytest.approx(0.9)]
+    ends = sorted(float(line.get_ydata()[-1]) for line in thin)
+    assert ends == pytest.approx([0.48, 0.52])
+
+
+def test_the_random_control_stands_at_the_last_round():
+    table = pd.concat([pooled(), pd.DataFrame([row("random_edit_sft", 0.3)])], ignore_index=True)
+    ax = plots.accuracy_by_round(table, axes())
+    x, y = marks(ax, "value")["value:random_edit_sft"]
+    assert (float(x[0]), float(y[0])) == (2.0, 0.3)
+    assert "random self-edit kept" in [text.get_text() for text in ax.texts]
+
+
+def test_a_difference_is_filled_only_when_separable():
+    ax = plots.differences(pooled(), axes())
+    faces = {line.get_gid(): line.get_markerfacecolor() for line in ax.lines if "value" in str(line.get_gid())}
+    assert faces["value:random_round_1 - own_untrained"] == "white"
+    assert faces["value:seal_round_2 - own_untrained"] != "white"
+
+
+def test_styles_stack_to_the_whole_even_if_one_is_absent_in_a_round():
+    table = pooled()
+    ax = plots.style_by_round(table, axes())
+    tops = {}
+    for bar in ax.patches:
+        middle = round(bar.get_x() + bar.get_width() / 2)
+        tops[middle] = max(tops.get(middle, 0), bar.get_y() + bar.get_height())
+    assert tops == pytest.approx({0: 1.0, 1: 1.0})
+    gone = (table["arm"] == "own_untrained") & (table["metric"] == "style_share:forward")
+    ax = plots.style_by_round(table[~gone], axes())
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["untrained", "round 1"]
+
+
+def test_an_arm_that_is_there_twice_is_refused():
+    table = pd.concat([pooled(), pd.DataFrame([row("frozen", 0.3, protocol="authors_v1")])])
+    with pytest.raises(DataError, match="'frozen' twice"):
+        plots.accuracy_by_arm(table, axes())
+    with pytest.raises(DataError, match="no row with metric 'coverage'"):
+        plots.coverage_by_round(pooled().query("metric == 'accuracy'"), axes())
+
+
+def test_loss_curves_and_score_distribution():
+    losses = pd.DataFrame(
+        [{"arm": "own_untrained", "adapter": a, "step": t, "loss": 3.0 - t + a} for a in range(3) for t in range(3)]
+    )
+    ax = plots.loss_curves(losses, axes())
+    bold = max(ax.lines, key=lambda line: line.get_linewidth())
+    assert list(bold.get_ydata()) == [4.0, 3.0, 2.0]  # the median adapter
+    assert "median of 3" in ax.get_legend().get_texts()[0].get_text()
+    scores = pd.DataFrame({"arm": ["frozen"] * 4 + ["external"], "accuracy": [0.0, 0.1, 0.0, 0.5, math.nan]})
+    ax = plots.score_distribution(scores, axes())
+    assert float(marks(ax, "value")["value:frozen"][0][0]) == pytest.approx(0.15)
+    assert "not run" in [text.get_text() for text in ax.texts]
+
+
+def test_colours_are_fixed_and_rounds_get_darker():
+    def light(arm):
+        return sum(int(plots.colour(arm)[i : i + 2], 16) for i in (1, 3, 5))
+
+    assert light("seal_round_1") > light("seal_round_2") > light("seal_round_3")
+    assert plots.colour("seal_round_9") == plots.colour("seal_round_3")
+    arms = ["frozen", "passage_only", "own_untrained", "seal_round_2", "random_round_1", "external", "gold_notes"]
+    assert len({plots.colour(arm) for arm in arms}) == len(arms)
+
+
+def test_saved_files_are_the_same_bytes_twice_and_the_csv_is_what_is_drawn(tmp_path):
+    before = dict(matplotlib.rcParams)
+    for folder in ("a", "b"):
+        plots.draw(plots.accuracy_by_arm, pooled(), "one", tmp_path / folder)
+    for kind in ("png", "pdf", "csv"):
+        assert (tmp_path / "a" / f"one.{kind}").read_bytes() == (tmp_path / "b" / f"one.{kind}").read_bytes()
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["one.csv", "one.pdf", "one.png"]
+    saved = report.read_results(tmp_path / "a" / "one.csv")
+    assert set(saved["metric"]) == {"accuracy", "blank_rate"}  # nothing that the figure does not show
+    ax = plots.accuracy_by_arm(saved, axes())
+    drawn = {gid.split(":")[1]: float(xy[0][0]) for gid, xy in marks(ax, "value").items()}
+    assert drawn == saved[saved["metric"] == "accuracy"].set_index("arm")["value"].to_dict()
+    assert b"CreationDate" not in (tmp_path / "a" / "one.pdf").read_bytes()
+    assert b"Type3" not in (tmp_path / "a" / "one.pdf").read_bytes()  # editable TrueType, as venues ask
+    assert dict(matplotlib.rcParams) == before
+    plt.close("all")
+    figure = plots.draw(plots.differences, pooled())
+    assert figure.axes and plt.get_fignums() == []  # closed, so a notebook shows it once
+
+
+def test_gallery_draws_what_there_is_data_for(tmp_path):
+    names = plots.gallery(results(), tmp_path)
+    stem = "knowledge_restem_"
+    assert set(names) == {stem + function.__name__ for function in FUNCTIONS}
+    assert all((tmp_path / f"{name}.png").exists() for name in names)
+    assert plots.gallery(results().iloc[:0], tmp_path) == []
+    both = pd.concat([pooled(), pooled().assign(protocol="authors_v1")], ignore_index=True)
+    split = plots.gallery(both.query("metric == 'accuracy'"), tmp_path / "two")
+    assert "knowledge_restem_authors_v1_seedling_accuracy_by_arm" in split
+    assert "knowledge_restem_clean_seedling_accuracy_by_arm" in split

@@ -1,0 +1,122 @@
+"""Records: JSON there and back, numbers that must stay missing, and a face in Jupyter that runs nothing."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+from fixtures_seal import made, seedling, trial
+
+from seal_lib import seeds, show
+from seal_lib.errors import DataError
+from seal_lib.records import Answer, Passage, Round, SelfEdit, Trial, by_passage, read_jsonl, to_dict
+
+EVIL = "<script>alert(1)</script>\n& more"
+EDIT = SelfEdit("p/0", "p", EVIL, "policy", 2**62 + 1, 7)
+
+
+def test_json_there_and_back_keeps_everything() -> None:
+    passage = made(1)[0]
+    assert Passage.from_dict(json.loads(json.dumps(to_dict(passage)))) == passage
+    assert SelfEdit.from_dict(json.loads(json.dumps(to_dict(EDIT)))) == EDIT  # 63-bit seeds too
+    answer = Answer("q", "g", "t", 1.0, 0.5, 0.0, False)
+    full = Trial("p/0", "p", "arm", EDIT, 5, (answer,), "ok", "", 70, 900, 3.5, 0.5)
+    assert Trial.from_dict(json.loads(json.dumps(to_dict(full)))) == full
+    bare = Trial.from_dict(to_dict(Trial("p", "p", "frozen", None, 0, (answer,))))
+    assert bare.edit is None and math.isnan(bare.first_loss)
+
+
+def test_a_number_that_is_not_finite_is_null_on_disk_and_nan_again() -> None:
+    diverged = Trial("p", "p", "arm", EDIT, 0, (), "diverged", "loss is nan", 3, 10, 2.0, math.inf)
+    row = to_dict(diverged)
+    text = json.dumps(row, allow_nan=False)
+    assert row["last_loss"] is None
+    again = Trial.from_dict(json.loads(text))
+    assert math.isnan(again.last_loss) and again.first_loss == 2.0 and again.edit.text == EVIL
+
+
+def test_accuracy_is_a_share_and_missing_where_nothing_was_answered() -> None:
+    assert trial("p", [1, 0, 0, 1]).accuracy == 0.5
+    assert trial("p", [1, 0, 0, 0], blanks=2).blank_rate == 0.5
+    assert trial("p", [1, 0], outcome="empty_edit").accuracy == 0.5
+    assert math.isnan(trial("p", [], outcome="ok").accuracy)
+    assert math.isnan(trial("p", [1, 1], outcome="diverged").accuracy)  # never 0, never 1
+    assert math.isnan(trial("p", [1, 1], outcome="diverged").blank_rate)
+
+
+def test_by_passage_is_the_mean_of_trials_and_a_failed_one_stays_visible() -> None:
+    trials = [trial("a", [1, 0], name="a0"), trial("b", [1]), trial("a", [1, 1], name="a1")]
+    assert by_passage(trials) == {"a": 0.75, "b": 1.0}
+    means = by_passage(trials + [trial("b", [], outcome="diverged", name="b1")])
+    assert means["a"] == 0.75 and math.isnan(means["b"])
+
+
+def test_faces_in_jupyter_escape_what_a_model_wrote() -> None:
+    answered = Trial("p", "p", EVIL, EDIT, 0, (Answer(EVIL, EVIL, EVIL, 0.0, 0.0, 0.0, False),), "ok")
+    failed = Trial("q", "p", "arm", EDIT, 0, (), "diverged", EVIL)
+    passage = Passage(EVIL, EVIL, EVIL, made(1)[0].questions)
+    whole = Round(1, (answered, failed), (0.0, math.nan), ("p/0",), 0.3)
+    views = [show.side_by_side({EVIL: [EDIT], "after": [answered]})]
+    for item in (EDIT, answered, failed, passage, whole, *views):
+        assert "<script>" not in item._repr_html_(), type(item).__name__
+        assert "&lt;script&gt;" in item._repr_html_()
+    assert "diverged" in failed._repr_html_() and "nan" not in failed._repr_html_()
+
+
+def test_a_long_text_is_cut_in_the_face_but_not_in_the_record() -> None:
+    long = SelfEdit("p/0", "p", "x" * 100_000, "policy")
+    assert len(long._repr_html_()) < 3000 and "100000 characters" in long._repr_html_()
+    assert len(SelfEdit.from_dict(to_dict(long)).text) == 100_000
+
+
+def test_a_round_shows_the_kept_edits_and_the_worst_and_survives_having_none() -> None:
+    def one(k: int, text: str) -> Trial:
+        return trial("p", [1.0], name=f"p/{k}", edit=SelfEdit(f"p/{k}", "p", text, "policy"))
+
+    trials = (one(0, "bad"), one(1, "kept"), one(2, "worst"))
+    face = Round(3, trials, (0.5, 1.0, 0.0), ("p/1",))._repr_html_()
+    assert "kept 1" in face and "mean reward 0.50" in face
+    assert face.index("kept</div>") < face.index("worst</div>") and "bad</div>" not in face
+    assert "Round 1" in Round(1, (), (), ("p/0",))._repr_html_()  # the control scores nothing
+
+
+def test_a_failed_trial_does_not_hide_the_mean_reward_of_a_round() -> None:
+    trials = (trial("p", [1.0], name="p/0", edit=EDIT), trial("p", [], outcome="diverged", name="p/1", edit=EDIT))
+    assert "mean reward 1.00" in Round(1, trials, (1.0, math.nan), ("p/0",))._repr_html_()
+
+
+def test_a_broken_line_of_a_jsonl_file_is_named(tmp_path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert read_jsonl(file) == [{"a": 1}, {"a": 2}]
+    file.write_text('{"a": 1}\n{"a":\n')
+    with pytest.raises(DataError, match="rows.jsonl:2"):
+        read_jsonl(file)
+
+
+def test_the_loss_mask_colours_what_carries_loss() -> None:
+    from seal_lib.bank import pad_examples
+
+    tokenizer = seedling()[1]
+    ids = tokenizer("Annals <b>")["input_ids"]
+    markup = show.loss_mask([pad_examples(ids, "eos", 2048, tokenizer.eos_token_id)], tokenizer)._repr_html_()
+    assert markup.count("#c9ecd2") == len(ids)  # all but the first token, and the end of text
+    assert markup.count("#eeeeee") == 1 and "<b>" not in markup
+
+
+def test_a_seed_is_the_same_in_every_process_and_differs_by_any_part() -> None:
+    assert seeds.derive_seed(0, "p-1", "sample", 3) == seeds.derive_seed("0", "p-1", "sample", "3")
+    parts = [(0, "p", "a"), (1, "p", "a"), (0, "q", "a"), (0, "p", "b"), (0, "pa", ""), ("0p", "a"), (0, "p"), ()]
+    values = [seeds.derive_seed(*p) for p in parts]
+    assert len(set(values)) == len(parts) and all(0 <= v < 2**63 for v in values)
+    code = "from seal_lib.seeds import *; print(derive_seed(7, 'unit', 'purpose'), rng(7, 'x').random())"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    told = {
+        subprocess.run([sys.executable, "-c", code], env=environment | {"PYTHONHASHSEED": salt}, text=True,
+                       capture_output=True, check=True).stdout
+        for salt in ("1", "2")
+    }  # fmt: skip
+    assert told == {f"{seeds.derive_seed(7, 'unit', 'purpose')} {seeds.rng(7, 'x').random()}\n"}

@@ -1,0 +1,263 @@
+"""The runner: a failed run is never taken for a finished one, whatever papermill thinks of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Suite
+
+from seal_lib import manifest, params, paths, runner
+from seal_lib.errors import RunError
+
+PARAMETERS = "n: int = 3  # units\nlr: float = 0.1  # rate"
+START = "from seal_lib.runs import start\nrun = start({name!r}, globals())\nrun"
+WORK = """
+import os
+from pathlib import Path
+from tqdm.auto import tqdm
+rows = run.map("work", [f"u{i}" for i in range(n)], lambda part: [{"lr": lr} for _ in tqdm(part)], chunk=1)
+here = os.getcwd()
+"""
+END = """
+import sys
+run.finish([{"metric": "lr", "value": rows[0]["lr"], "n": n}], {"python": sys.executable, "cwd": here})
+"""
+
+
+def demo(suite: Suite, name: str = "10_demo", work: str = WORK, end: str = END, kernel: str = "python3") -> None:
+    suite.notebook(name, PARAMETERS, START.format(name=name), work, end, kernel=kernel)
+    suite.params(name, "n: 4\n")
+
+
+def run(name: str = "10_demo", **more: object) -> int:
+    return runner.run(name, "seedling", **more)
+
+
+def only_folder(name: str = "10_demo") -> Path:
+    (folder,) = [path.parent for path in (paths.runs() / name / "seedling").glob("*/parameters.json")]
+    return folder
+
+
+def test_a_run_is_done_once_and_its_record_is_whole(suite: Suite, capfd) -> None:
+    demo(suite, kernel="somebody-elses-env")  # the file's kernel name does not count
+    before = dict(os.environ)
+    assert run() == 0
+    folder = only_folder()
+    assert dict(os.environ) == before
+    assert "work: 4/4" in capfd.readouterr().out  # progress in batch is lines, not a frozen widget
+    assert sorted(p.name for p in folder.iterdir() if p.suffix != ".lock" and p.name != "lock") == [
+        "costs.jsonl", "library.txt", "metrics.json", "notebook.ipynb", "parameters.json", "results.csv", "rows.jsonl",
+        "run.json",
+    ]  # fmt: skip
+    record = manifest.read(folder)
+    assert record["parameters"] == {"n": 4, "lr": 0.1}
+    assert len(record["notebook_timings"]["cell_seconds"]) == 5 and record["notebook_timings"]["seconds"] > 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["python"] == sys.executable  # the interpreter that runs the runner, whatever kernels are installed
+    assert metrics["cwd"] == str(folder)
+    executed = json.loads((folder / "notebook.ipynb").read_text())
+    assert any("injected-parameters" in cell["metadata"].get("tags", []) for cell in executed["cells"])
+    assert "seedling" in json.dumps(executed["cells"][2]["outputs"])  # the banner
+
+    assert run() == 0
+    assert "up to date: 10_demo seedling" in capfd.readouterr().out
+    found = runner.state("10_demo", "seedling")
+    assert found["state"] == "done" and found["minutes"] >= 0
+
+
+def test_only_force_or_a_change_runs_again(suite: Suite, capfd, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo(suite)
+    monkeypatch.setattr(runner, "_papermill", fake(suite))
+    assert run() == 0
+    folder = only_folder()
+    record = manifest.read(folder)
+    paths.write_json(folder / "run.json", {**record, "library": "older"})
+    capfd.readouterr()
+    assert run() == 0 and "seal_lib changed since" in capfd.readouterr().out  # told, not run again
+    assert runner.state("10_demo", "seedling")["state"] == "stale library"
+    assert run(force=True) == 0
+    assert manifest.read(folder)["library"] != "older"
+    assert len(list((folder.parent / "superseded").iterdir())) == 1  # moved, not deleted
+    assert run(overrides={"lr": "1e-4"}) == 0
+    assert len(manifest.finished("10_demo", "seedling")) == 2
+
+
+def fake(suite: Suite):
+    """Stands for papermill: runs the cells in this process, which is quick."""
+
+    def execute(notebook: str, values: dict, folder: Path) -> dict:
+        space: dict[str, object] = dict(values)
+        with runner._environment(SEAL_RUN_DIR=str(folder), SEAL_BATCH="1"):
+            try:
+                for cell in params.cells(notebook)[1:]:
+                    exec(compile(cell["source"], notebook, "exec"), space)
+            finally:
+                space["run"].close()
+        return {}
+
+    return execute
+
+
+FAILURES = {
+    "an exception": ("raise ValueError('too short\\nmore')", "ValueError", "too short"),
+    "SystemExit(0)": ("raise SystemExit(0)", "NotFinished", "no run.finish"),
+    "a killed kernel": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "DeadKernelError", ""),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_failed_run_is_never_done_and_is_tried_again(suite: Suite, kind: str, capfd) -> None:
+    code, exception, message = FAILURES[kind]
+    flag = suite.home / "broken"
+    flag.touch()
+    demo(suite, work=WORK + f"if os.path.exists({str(flag)!r}):\n    {code}\n")
+    assert run() == 1
+    folder = only_folder()
+    assert not (folder / "run.json").exists() and not (folder / "run.json.pending").exists()
+    assert (folder / "notebook.ipynb").exists()  # which is why a notebook must never be make's target
+    failed = json.loads((folder / "failed.json").read_text())
+    assert failed["exception"] == exception and message in failed["message"] and failed["advice"]
+    assert runner.state("10_demo", "seedling")["state"] == "failed"
+    shown = capfd.readouterr().err
+    assert "FAILED" in shown and exception in shown
+    if exception == "DeadKernelError":
+        assert "out of memory" in shown
+    flag.unlink()
+    assert run() == 0  # not "up to date"
+    assert not (folder / "failed.json").exists() and manifest.read(folder)["key"] == folder.name
+    assert "4 done before" in capfd.readouterr().out
+
+
+def test_a_cell_that_fails_after_finish_is_a_failure(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo(suite, end=END + "\n1 / 0")
+    monkeypatch.setattr(runner, "_papermill", fake(suite))
+    assert run() == 1
+    assert sorted(p.name for p in only_folder().glob("*run.json*")) == []
+
+
+def test_a_missing_kernel_leaves_no_record(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jupyter_client import kernelspec
+
+    def missing(self: object, name: str) -> None:
+        raise kernelspec.NoSuchKernel(name)
+
+    demo(suite)
+    monkeypatch.setattr(kernelspec.KernelSpecManager, "get_kernel_spec", missing)
+    assert run() == 1
+    failed = json.loads((only_folder() / "failed.json").read_text())
+    assert failed["exception"] == "NoSuchKernel" and "make env" in failed["advice"]
+    assert not (only_folder() / "run.json").exists()
+
+
+def test_bad_parameters_start_nothing(suite: Suite, capsys) -> None:
+    demo(suite)
+    suite.params("10_demo", "lr: 1e-4\n")
+    assert runner.main(["run", "10", "--scale", "seedling"]) == 2
+    assert "write 1.0e-4" in capsys.readouterr().err
+    assert runner.main(["run", "10", "--set", "lr"]) == 2
+    assert runner.main(["check"]) == 1
+    assert not paths.runs().exists()
+    assert runner.state("10_demo", "seedling")["state"] == "bad parameters"
+
+
+def test_a_folder_in_use_is_left_alone(suite: Suite) -> None:
+    demo(suite)
+    key, _ = manifest.run_key("10_demo", params.resolve("10_demo", "seedling"))
+    folder = runner.folder_of("10_demo", "seedling", key)
+    lock = runner.journal.Lock(folder / "runner.lock")
+    assert runner.state("10_demo", "seedling")["state"] == "running"
+    for force in (False, True):
+        with pytest.raises(RunError, match="in use"):
+            run(force=force)
+    lock.release()
+    assert runner.state("10_demo", "seedling")["state"] == "missing"
+
+
+def test_a_killed_runner_is_resumed_with_the_same_rows(suite: Suite) -> None:
+    slow = WORK.replace('{"lr": lr}', '{"lr": lr, "s": __import__("time").sleep(0.5)}')
+    demo(suite, work=slow)
+    command = [sys.executable, "-m", "seal_lib.runner", "run", "10_demo"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(paths.runs().glob("*/*/*/rows.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (only_folder() / "run.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True)  # waits until the orphaned kernel is gone
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (only_folder() / "rows.jsonl").read_text().splitlines()]
+    assert rows == [{"phase": "work", "unit": f"u{i}", "lr": 0.1, "s": None} for i in range(4)]
+
+
+def test_all_in_order_and_going_on(suite: Suite, capfd, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("12_b", "10_a", "11_broken"):
+        demo(suite, name)
+    suite.notebook("13_other", PARAMETERS)
+    suite.params("13_other", "", "paper")
+    calls: list[str] = []
+
+    def process(command: list[str], env: dict) -> subprocess.CompletedProcess:
+        calls.append(command[command.index("run") + 1])
+        return subprocess.CompletedProcess(command, int("broken" in calls[-1]))
+
+    monkeypatch.setattr(runner.subprocess, "run", process)
+    assert runner.main(["all"]) == 1 and calls == ["10_a", "11_broken"]
+    calls.clear()
+    assert runner.main(["all", "--keep-going"]) == 1 and calls == ["10_a", "11_broken", "12_b"]
+    assert "failed: 11_broken" in capfd.readouterr().out
+    calls.clear()
+    assert runner.main(["all", "--only", "12_b,10"]) == 0 and calls == ["10_a", "12_b"]
+    calls.clear()
+    suite.params("12_b", "lr: 1e-4\n")
+    assert runner.main(["all"]) == 2 and calls == []  # seen before the first hour, not after it
+    assert "write 1.0e-4" in capfd.readouterr().err
+    assert runner.main(["all", "--only", "12_c"]) == 2 and "did you mean '12_b'" in capfd.readouterr().err
+    assert runner.main(["all", "--scale", "papr"]) == 2 and "the scales are paper, seedling" in capfd.readouterr().err
+    assert runner.main(["all", "--only", "10", "--scale", "paper"]) == 2
+    assert "10_a has no parameters for scale 'paper'" in capfd.readouterr().err
+
+
+def test_a_run_whose_input_changed_runs_again(suite: Suite, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    demo(suite)
+    demo(suite, "11_next", work='before = run.input("10_demo")\n' + WORK)
+    monkeypatch.setattr(runner, "_papermill", fake(suite))
+    assert run("11_next") == 1
+    assert "make reproduce ONLY=10_demo" in capfd.readouterr().err
+    assert run() == 0 and run("11_next") == 0
+    assert run("11_next") == 0 and "up to date: 11_next" in capfd.readouterr().out
+    assert run(overrides={"lr": "0.5"}) == 0
+    assert runner.state("11_next", "seedling")["state"] == "inputs changed"
+    assert run("11_next") == 0 and "a newer run of 10_demo@seedling exists" in capfd.readouterr().out
+    assert manifest.read(only_folder("11_next"))["runs_read"]["10_demo@seedling"]["run"] != ""
+
+
+def test_status_and_list_and_clean(suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    demo(suite)
+    demo(suite, "11_next")
+    monkeypatch.setattr(runner, "_papermill", fake(suite))
+    assert run() == 0
+    capsys.readouterr()
+    assert runner.main(["status"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["notebook", "scale", "state"]
+    assert [line.split()[:3] for line in lines] == [["10_demo", "seedling", "done"], ["11_next", "seedling", "missing"]]
+    assert runner.main(["list"]) == 0 and capsys.readouterr().out.split() == ["10_demo", "11_next"]
+    assert runner.main(["clean"]) == 2 and "--yes" in capsys.readouterr().err  # nobody at the keyboard
+    assert paths.runs().exists()
+    assert runner.main(["clean", "--yes"]) == 0 and not paths.runs().exists()
+
+
+def test_up_to_date_is_quick_and_needs_no_papermill(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo(suite)
+    monkeypatch.setattr(runner, "_papermill", fake(suite))
+    assert run() == 0
+    code = "import sys; from seal_lib import runner; code = runner.main(['run', '10_demo'])\n"
+    code += "sys.exit(code or int(bool({'papermill', 'torch', 'pandas'} & set(sys.modules))))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=suite.home)

@@ -1,0 +1,418 @@
+"""Run folders: a killed run ends with the rows of an undisturbed one, and nothing is ever mixed or half written."""
+
+import csv
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import Suite
+
+from seal_lib import journal, manifest, params, paths, runs
+from seal_lib.errors import RunError
+
+CELL = "seed: int = 3  # seed\nmodel: str = 'tiny'  # model\njudge_key: str = 'sk-123'  # never kept"
+UNITS = [f"u{i:02d}" for i in range(23)]
+
+
+def square(units: list[str]) -> list[dict]:
+    # depends on the whole slice, so a resumed run that sliced otherwise would show
+    return [{"value": int(u[1:]) ** 2, "first": units[0], "size": len(units), "loss": math.nan} for u in units]
+
+
+@pytest.fixture
+def batch(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    """A suite with one notebook whose run folder the runner has chosen."""
+    suite.notebook("11_demo", CELL)
+    suite.params("11_demo")
+    values = params.resolve("11_demo", "seedling")
+    key, hashes = manifest.run_key("11_demo", values)
+    suite.folder = paths.runs() / "11_demo" / "seedling" / key
+    paths.write_json(suite.folder / "parameters.json", runs.identity_of("11_demo", "seedling", key, values, hashes))
+    suite.values = values
+    monkeypatch.setenv("SEAL_RUN_DIR", str(suite.folder))
+    monkeypatch.setenv("SEAL_BATCH", "1")
+    monkeypatch.setattr(runs, "LOCK_WAIT", 0.0)
+    return suite
+
+
+def start(suite: Suite, **changed: object) -> runs.Run:
+    return runs.start("11_demo", {**suite.values, **changed})
+
+
+# ---------------------------------------------------------------------------------------------- map
+
+
+def test_rows_in_unit_order_and_as_json_gives_them_back(batch: Suite) -> None:
+    run = start(batch)
+    rows = run.map("a", [SimpleNamespace(id=u) for u in UNITS], lambda part: square([u.id for u in part]), chunk=5)
+    assert [row["value"] for row in rows] == [i**2 for i in range(23)]
+    assert [row["size"] for row in rows] == [5] * 20 + [3] * 3
+    assert rows[0]["loss"] is None  # NaN is null on disk, so it is None in a fresh run too
+    lines = [json.loads(line) for line in (batch.folder / "rows.jsonl").read_text().splitlines()]
+    assert [{"phase": "a", "unit": u, **r} for u, r in zip(UNITS, rows, strict=True)] == lines
+
+
+def test_finished_chunks_are_read_back_and_the_unfinished_one_is_computed_again(batch: Suite) -> None:
+    run = start(batch)
+    before = run.map("a", UNITS, square, chunk=5)
+    run.close()
+    whole = (batch.folder / "rows.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for keep in (0, 3, 5, 12, 20, 22, 23):
+        for tail in (b"", b'{"phase": "a", "un', b"\x00\x00\x00"):
+            (batch.folder / "rows.jsonl").write_bytes(b"".join(lines[:keep]) + tail)
+            seen: list[str] = []
+            run = start(batch)
+            again = run.map("a", UNITS, lambda part, seen=seen: (seen.extend(part), square(part))[1], chunk=5)
+            run.close()
+            assert again == before
+            assert (batch.folder / "rows.jsonl").read_bytes() == whole
+            finished = 23 if keep == 23 else keep // 5 * 5
+            assert seen == UNITS[finished:], keep
+
+
+KILLED = """
+    import os, signal, sys
+    from seal_lib import journal, runs
+    where, at = sys.argv[1], int(sys.argv[2])
+    units = [f"u{i:02d}" for i in range(23)]
+    calls = 0
+    write = os.write
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def torn(descriptor, block):
+        if b'"phase": "b"' in bytes(block) and b'"unit"' in bytes(block):
+            global calls
+            calls += 1
+            if where == "torn" and calls == at:
+                write(descriptor, bytes(block)[: len(block) * 2 // 3])
+                die()
+        done = write(descriptor, block)
+        if where == "between" and calls == at:
+            die()
+        return done
+
+    os.write = torn
+    count = 0
+
+    def fn(part):
+        global count
+        rows = []
+        for unit in part:
+            count += 1
+            if where == "inside" and count == at:
+                die()
+            rows.append({"value": int(unit[1:]) / 7, "slice": part})
+        run.count(generated=len(part))
+        return rows
+
+    def build(folder):
+        (folder / "a.txt").write_text("half")
+        if where == "artifact":
+            die()
+        (folder / "b.txt").write_text("whole")
+
+    run = runs.start("11_demo", {"seed": 3, "model": "tiny", "judge_key": "sk-123"})
+    run.map("a", units[:4], lambda part: [{"x": 1} for _ in part], chunk=3)
+    run.artifact("policy/round_1", build)
+    rows = run.map("b", units, fn, chunk=5)
+    run.finish([{"metric": "mean", "value": sum(r["value"] for r in rows), "n": 23}], {"n": len(rows)})
+"""
+
+
+def test_killed_anywhere_and_resumed_gives_the_bytes_of_an_undisturbed_run(batch: Suite, tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(textwrap.dedent(KILLED))
+
+    def go(where: str, at: int) -> int:
+        done = subprocess.run([sys.executable, str(script), where, str(at)], capture_output=True, text=True)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        return done.returncode
+
+    names = ("rows.jsonl", "results.csv", "metrics.json")
+    assert go("never", 0) == 0
+    undisturbed = {name: (batch.folder / name).read_bytes() for name in names}
+    for where, at in [("inside", 1), ("inside", 13), ("torn", 1), ("torn", 5), ("between", 2), ("artifact", 1)]:
+        for path in batch.folder.glob("*"):
+            if path.is_file() and path.name != "parameters.json":
+                path.unlink()
+        artifacts = batch.folder / "artifacts"
+        if artifacts.exists():
+            os.replace(artifacts, tmp_path / f"gone-{where}-{at}")
+        assert go(where, at) == -signal.SIGKILL
+        assert not (batch.folder / "run.json.pending").exists()
+        assert go("never", 0) == 0
+        assert {name: (batch.folder / name).read_bytes() for name in names} == undisturbed, (where, at)
+        assert sorted(p.name for p in (artifacts / "policy/round_1").iterdir()) == ["a.txt", "b.txt"]
+        assert [p.name for p in (artifacts / "policy").iterdir()] == ["round_1"]
+        record = json.loads((batch.folder / "run.json.pending").read_text())
+        assert len(record["sessions"]) == 2 and record["mixed_environment"] is False
+        # counters survive the kill; a chunk whose cost line was lost with the process is missing, never counted twice
+        assert 18 <= record["tokens"]["generated"] <= 23
+
+
+def test_a_failing_fn_keeps_the_chunks_before_it(batch: Suite) -> None:
+    run = start(batch)
+
+    def fail(part: list[str]) -> list[dict]:
+        if "u07" in part:
+            raise ValueError("no")
+        return square(part)
+
+    with pytest.raises(ValueError, match="no"):
+        run.map("a", UNITS, fail, chunk=5)
+    assert len((batch.folder / "rows.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("units", "fn", "says"),
+    [
+        (["a", "b", "a"], square, "twice"),
+        (UNITS, lambda part: [{}], "return one dict per unit"),
+        (UNITS, lambda part: None, "gave NoneType for 5 units"),
+        (UNITS, lambda part: [{"phase": "x"} for _ in part], "rename that column"),
+        (UNITS, lambda part: [{"x": object()} for _ in part], "JSON cannot keep"),
+    ],
+)
+def test_what_map_refuses(batch: Suite, units: list, fn: object, says: str) -> None:
+    with pytest.raises(RunError, match=says):
+        start(batch).map("a", units, fn, chunk=5)
+    assert not (batch.folder / "rows.jsonl").exists()
+
+
+def test_other_units_or_the_same_phase_twice_are_refused(batch: Suite) -> None:
+    run = start(batch)
+    run.map("a", UNITS[:5], square)
+    with pytest.raises(RunError, match="mapped twice"):
+        run.map("a", UNITS[:5], square)
+    run.close()
+    with pytest.raises(RunError, match="other units; run with FORCE=1"):
+        start(batch).map("a", UNITS[5:], square)
+
+
+def test_damage_in_the_middle_is_not_guessed_at(batch: Suite) -> None:
+    run = start(batch)
+    run.map("a", UNITS[:5], square)
+    run.close()
+    path = batch.folder / "rows.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"value"', b'"value', 1))
+    with pytest.raises(RunError, match="damaged at byte 0"):
+        start(batch)
+
+
+def test_a_full_disk_keeps_the_chunks_before_it(batch: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start(batch)
+    real, room = os.write, [1300]
+
+    def write(descriptor: int, block: bytes) -> int:
+        if room[0] <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        part = bytes(block)[: room[0]]
+        room[0] -= len(part)
+        return real(descriptor, part)
+
+    monkeypatch.setattr(journal.os, "write", write)
+    with pytest.raises(RunError, match="No space left on device.*make room and run again"):
+        run.map("a", UNITS, square, chunk=5)
+    monkeypatch.undo()
+    kept = [json.loads(line) for line in (batch.folder / "rows.jsonl").read_bytes().splitlines()]
+    assert len(kept) in (5, 10) and kept[-1]["unit"] == UNITS[len(kept) - 1]
+
+
+# ---------------------------------------------------------------------------------------------- folders
+
+
+def test_two_processes_never_share_a_folder(batch: Suite) -> None:
+    code = "import time; from seal_lib.journal import Lock; from pathlib import Path; import sys\n"
+    code += "lock = Lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(batch.folder / "lock")], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(RunError, match=f"in use by process {other.pid}"):
+            start(batch)
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+    start(batch).close()  # the killed process gave the folder back
+
+
+def test_two_people_running_by_hand_get_two_folders(batch: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEAL_RUN_DIR")
+    one, two = start(batch), start(batch)
+    assert one.folder != two.folder and one.folder.name.startswith("interactive-")
+    one.map("a", UNITS[:5], square)
+    # a cell run again after an edit counts, its earlier rows do not
+    assert one.map("a", UNITS[:5], lambda part: [{"value": 0} for _ in part]) == [{"value": 0}] * 5
+    assert len((one.folder / "rows.jsonl").read_text().splitlines()) == 5
+    one.finish([], {})
+    assert (one.folder / "run.json").exists()
+    assert manifest.finished("11_demo", "seedling") == []  # a run by hand is nobody's input
+
+
+def test_rows_of_other_library_code_are_set_aside(batch: Suite, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    run = start(batch)
+    run.map("a", UNITS[:5], square)
+    run.artifact("policy", lambda folder: (folder / "w").write_text("1"))
+    run.close()
+    monkeypatch.setattr(manifest, "library_hash", lambda: "other")
+    capsys.readouterr()
+    run = start(batch)
+    assert "seal_lib changed" in capsys.readouterr().out and run.resumed == 0
+    assert len((batch.folder / "superseded-1/rows.jsonl").read_text().splitlines()) == 5
+    assert (batch.folder / "superseded-1/artifacts/policy/w").exists() and not (batch.folder / "artifacts").exists()
+    assert run.map("a", UNITS[:5], lambda part: [{"value": 1} for _ in part]) == [{"value": 1}] * 5
+
+
+def test_a_changed_parameter_is_noticed(batch: Suite) -> None:
+    with pytest.raises(RunError, match="seed was changed after the parameters cell"):
+        start(batch, seed=4)
+    with pytest.raises(RunError, match="run the parameters cell first"):
+        runs.start("11_demo", {})
+    batch.notebook("12_other", "n: int = 1  # n")
+    with pytest.raises(RunError, match="11_demo"):
+        runs.start("12_other", {"n": 1})
+
+
+# ---------------------------------------------------------------------------------------------- artifacts and inputs
+
+
+def test_an_artifact_is_built_once_and_whole(batch: Suite) -> None:
+    run = start(batch)
+    with pytest.raises(ZeroDivisionError):
+        run.artifact("policy/round_1", lambda folder: [(folder / "w").write_text("half"), 1 / 0])
+    assert list((batch.folder / "artifacts/policy").iterdir()) == []
+    path = run.artifact("policy/round_1", lambda folder: (folder / "w").write_text("1"))
+    assert run.artifact("policy/round_1", lambda folder: 1 / 0) == path and (path / "w").read_text() == "1"
+    with pytest.raises(RunError, match="inside or around"):
+        run.artifact("policy", lambda folder: None)
+    with pytest.raises(RunError, match="is empty"):
+        run.artifact("nothing", lambda folder: None)
+    for name in ("../x", "/x", "a//b", ""):
+        with pytest.raises(RunError, match="not a relative path"):
+            run.artifact(name, lambda folder: None)
+
+
+def finished(suite: Suite, notebook: str, key: str, value: float, end: str) -> Path:
+    folder = paths.runs() / notebook / "seedling" / key
+    paths.write_json(folder / "metrics.json", {"value": value})
+    paths.write_json(folder / "run.json", {"end": end, "library": "x", "seconds": {}})
+    return folder
+
+
+def test_the_newest_finished_run_is_the_input_and_is_recorded(batch: Suite) -> None:
+    batch.notebook("10_before", "n: int = 1  # n")
+    run = start(batch)
+    with pytest.raises(RunError, match="make reproduce ONLY=10_before SCALE=seedling"):
+        run.input("10_before")
+    finished(batch, "10_before", "bbb", 1.0, "2026-01-02T00:00:00Z")
+    finished(batch, "10_before", "aaa", 1.0, "2026-01-01T00:00:00Z")
+    assert run.input("10_before").name == "bbb"
+    assert manifest.inputs_changed(batch.folder) == []
+    run.map("a", UNITS[:5], square)
+    run.close()
+    finished(batch, "10_before", "ccc", 2.0, "2026-01-03T00:00:00Z")
+    assert manifest.inputs_changed(batch.folder) == ["10_before@seedling"]
+    assert start(batch).resumed == 0  # rows made from the earlier result are not mixed with those of the later one
+
+
+def test_a_parameter_named_reads_is_recorded_from_the_first_cell_on(batch: Suite) -> None:
+    batch.notebook("10_before", "n: int = 1  # n")
+    batch.notebook("11_demo", CELL + "\nreads: list[str] = ['10_before', '12_absent']  # runs that are read")
+    batch.notebook("12_absent", "n: int = 1  # n")
+    first = finished(batch, "10_before", "aaa", 1.0, "2026-01-01T00:00:00Z")
+    identity = paths.read_json(batch.folder / "parameters.json")
+    identity["parameters"]["reads"] = ["10_before", "12_absent"]
+    paths.write_json(batch.folder / "parameters.json", identity)
+    run = start(batch, reads=["10_before", "12_absent"])
+    assert manifest.inputs_changed(run.folder) == []
+    finished(batch, "12_absent", "bbb", 1.0, "2026-01-02T00:00:00Z")
+    assert manifest.inputs_changed(run.folder) == ["12_absent@seedling"]
+    paths.write_json(first / "metrics.json", {"value": 2.0})
+    assert len(manifest.inputs_changed(run.folder)) == 2
+
+
+# ---------------------------------------------------------------------------------------------- the record
+
+
+def test_results_and_record(batch: Suite, capsys) -> None:
+    run = start(batch)
+    run.map("a", UNITS, square, chunk=5)
+    run.count(scored=7)
+    run.describe(data="none")
+    run.finish([{"arm": "seal", "metric": "accuracy", "value": 0.5, "low": math.nan, "n": 23}], {"x": math.nan})
+    with open(batch.folder / "results.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert tuple(row) == runs.COLUMNS
+    assert (row["experiment"], row["value"], row["low"], row["run"]) == ("11_demo", "0.5", "", run.key)
+    assert json.loads((batch.folder / "metrics.json").read_text()) == {"x": None}
+    assert not (batch.folder / "run.json").exists()  # that is the runner's to give
+    text = (batch.folder / "run.json.pending").read_text()
+    record = json.loads(text)
+    assert record["parameters"] == {"seed": 3, "model": "tiny", "judge_key": "(redacted)"}
+    assert "sk-123" not in text + (batch.folder / "parameters.json").read_text()
+    assert record["seeds"] == {"seed": 3} and record["tokens"]["scored"] == 7
+    assert set(record["seconds"]) == {"a", "end"} and record["peak_memory"]["process_gb"] > 0.005
+    assert record["determinism"].startswith(("CPU", "GPU")) and record["machine"]["cores"] >= 1
+    assert record["library"] == manifest.library_hash() and record["versions"]["numpy"]
+    assert not {value for name, value in os.environ.items() if "TOKEN" in name and len(value) > 8} & set(
+        text.split('"')
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [({"metric": "a"}, "no 'value'"), ({"metric": "a", "value": 1, "lo": 1}, "did you mean 'low'")],
+)
+def test_results_refuse_a_wrong_row(batch: Suite, row: dict, says: str) -> None:
+    with pytest.raises(RunError, match=says):
+        start(batch).finish([row], {})
+    assert not (batch.folder / "run.json.pending").exists()
+
+
+def test_the_key_follows_code_parameters_and_inputs_and_nothing_else(suite: Suite, tmp_path: Path) -> None:
+    data = tmp_path / "d"
+    data.mkdir()
+    (data / "x").write_text("1")
+    cell = f"data_path: str = {str(data)!r}  # folder"
+    suite.notebook("11_demo", cell, "print(1)")
+
+    def key(values: dict | None = None) -> str:
+        return manifest.run_key("11_demo", values or {"data_path": str(data)})[0]
+
+    first = key()
+    suite.notebook("11_demo", cell + " explained better", "print(1)")
+    assert key() == first  # a better comment is no other run
+    suite.notebook("11_demo", cell, "print(2)")
+    assert key() != first
+    suite.notebook("11_demo", cell, "print(1)")
+    assert key({"data_path": "elsewhere"}) != first
+    (data / "x").write_text("2")
+    assert key() != first
+    (data / "x").write_text("1")
+    assert key() == first
+
+
+def test_the_banner_says_where_and_what(batch: Suite) -> None:
+    run = start(batch)
+    run.map("a", UNITS[:5], square)
+    run.close()
+    run = start(batch)
+    assert "5 rows done" in repr(run) and "11_demo" in run._repr_html_() and run.key in repr(run)
+
+
+def test_importing_the_frame_is_light() -> None:
+    code = "import sys; from seal_lib import runner, runs, notebook\n"
+    code += "heavy = {'torch', 'transformers', 'pandas', 'matplotlib', 'papermill', 'vllm'} & set(sys.modules)\n"
+    code += "sys.exit(str(heavy) if heavy else 0)"
+    subprocess.run([sys.executable, "-c", code], check=True)
