@@ -86,11 +86,14 @@ def result_rows(experiment: str, arm: str, trials: Sequence[Trial], *, protocol:
                 grade: str = "exact") -> list[dict]:  # fmt: skip
     """Lines of ``results.csv`` for one arm: accuracy (mean of passages), micro, F1, containment, blanks, failures."""
     label = {"protocol": protocol, "model": model}
-    answered = [t for t in trials if t.answers]
-    micro = stats.micro(
-        [sum(getattr(a, grade) for a in t.answers) for t in answered],
-        [len(t.answers) for t in answered],
-    )
+    right: dict[str, float] = {}
+    asked: dict[str, int] = {}
+    for trial in trials:  # several trials of a passage (loop seeds) are one unit
+        if trial.answers:
+            score_of = sum(getattr(answer, grade) for answer in trial.answers)
+            right[trial.passage_id] = right.get(trial.passage_id, 0.0) + score_of
+            asked[trial.passage_id] = asked.get(trial.passage_id, 0) + len(trial.answers)
+    micro = stats.micro(list(right.values()), list(asked.values()))
     failed = stats.bootstrap_mean([float(t.outcome not in ("ok", "empty_edit")) for t in trials], unit="trial")
     rows = [
         stats.bootstrap_mean(by_passage(trials, grade)).row(experiment, arm, "accuracy", **label),

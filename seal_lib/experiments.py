@@ -96,10 +96,11 @@ def restem_rows(controls: Mapping[str, Sequence[Trial]], loops: Mapping[int, Loo
         rows += result_rows(EXPERIMENT, arm, trials, grade=grade, **label)
         rows += edit_rows(EXPERIMENT, arm, [t.edit for t in trials if t.edit], passages, **label)
     rows += difference_rows(EXPERIMENT, pooled, comparisons(rounds), grade=grade, **label)
-    for arm in (f"seal_round_{rounds}", "random_edit_sft"):
+    learned = [f"seal_round_{i}" for i in range(1, rounds + 1)] + ["random_edit_sft"]
+    for arm in learned:
         if arm in pooled:
             rows += result_rows("knowledge/single_passage", arm, pooled[arm], grade=grade, **label)
-    table = [(f"seal_round_{rounds}", other) for other in ("own_untrained", "frozen")]
+    table = [(arm, other) for arm in learned for other in ("own_untrained", "frozen")]
     rows += difference_rows("knowledge/single_passage", pooled, table, grade=grade, **label)
     for loop in several:
         where = f"{EXPERIMENT}/seed_{loop.seed}"

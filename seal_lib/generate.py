@@ -28,8 +28,8 @@ class Sampling:
     def __post_init__(self):
         if self.temperature == 0 and self.n > 1:
             raise DataError(f"sampling: n={self.n} greedy samples would all be equal; set temperature > 0 or n=1.")
-        if self.max_tokens < 1 or not 0 < self.top_p <= 1 or self.temperature < 0:
-            raise DataError(f"sampling: max_tokens ≥ 1, 0 < top_p ≤ 1 and temperature ≥ 0 are needed, got {self}.")
+        if self.max_tokens < 1 or self.n < 1 or not 0 < self.top_p <= 1 or self.temperature < 0:
+            raise DataError(f"sampling: max_tokens ≥ 1, n ≥ 1, 0 < top_p ≤ 1, temperature ≥ 0 are needed, got {self}.")
 
 
 @dataclass(frozen=True)

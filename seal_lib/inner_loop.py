@@ -5,6 +5,7 @@ loop is a function of the Trials made here.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,11 @@ from seal_lib.records import Passage, SelfEdit, Trial
 from seal_lib.seeds import derive_seed
 
 #: protocol → which pads may be in the loss; results of different protocols never share a table row
-PROTOCOLS = {"clean": ("none", "eos"), "authors_v1": ("full", "probe"), "authors_v2": ("full", "probe")}
+PROTOCOLS = {
+    "clean": r"none|eos",
+    "authors_v1": r"full|probe:[1-9]\d*",
+    "authors_v2": r"full|probe:[1-9]\d*",
+}
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,8 @@ class InnerLoop:
     def __post_init__(self):
         if self.protocol not in PROTOCOLS:
             raise DataError(f"protocol: {self.protocol!r} is not one of {', '.join(PROTOCOLS)}.")
-        if self.pad_loss.partition(":")[0] not in PROTOCOLS[self.protocol]:
-            use = " or ".join(PROTOCOLS[self.protocol])
+        if not re.fullmatch(PROTOCOLS[self.protocol], self.pad_loss):
+            use = "none or eos" if self.protocol == "clean" else "full or probe:m (64, say)"
             raise DataError(f"pad_loss: {self.pad_loss!r} does not belong to protocol {self.protocol!r}; use {use}.")
 
 
@@ -78,7 +83,8 @@ def examples_of(candidate: Candidate, tokenizer, prompts: Prompts, settings: Inn
     )
     out = []
     for number, document in enumerate(documents):
-        ids = tokenizer(document.text)["input_ids"][: settings.max_length]
+        # a control token written out in a text stays text
+        ids = tokenizer(document.text, split_special_tokens=True)["input_ids"][: settings.max_length]
         out.append(
             pad_examples(
                 ids, settings.pad_loss, settings.max_length, tokenizer.eos_token_id,
@@ -89,13 +95,16 @@ def examples_of(candidate: Candidate, tokenizer, prompts: Prompts, settings: Inn
 
 
 def train(model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, settings: InnerLoop) -> list:
-    """One adapter per candidate, trained side by side: the bank's results in the order of ``candidates``."""
+    """One adapter per candidate, trained side by side: the bank's results in the order of ``candidates``.
+
+    A candidate without any document (an empty self-edit, and the passage left out) gives None.
+    """
     from seal_lib.bank import AdapterBank, Job
 
     jobs = [
         Job(
             id=candidate.id,
-            examples=examples_of(candidate, tokenizer, prompts, settings),
+            examples=examples,
             lr=settings.lr,
             epochs=settings.epochs,
             rank=settings.rank,
@@ -106,9 +115,11 @@ def train(model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, s
             clip=settings.clip,
         )
         for candidate in candidates
+        if (examples := examples_of(candidate, tokenizer, prompts, settings))
     ]
     with AdapterBank(model, slots=settings.slots, targets=settings.targets) as bank:
-        return bank.run(jobs)
+        trained = {result.id: result for result in bank.run(jobs)}
+    return [trained.get(candidate.id) for candidate in candidates]
 
 
 def question_all(
@@ -139,33 +150,31 @@ def run_trials(
     """Train and question every candidate. A diverged adapter is an outcome with its reason, not an accuracy of zero."""
     generator = generator or HFGenerator(model, tokenizer)
     results = train(model, tokenizer, candidates, prompts, settings)
-    sound = [i for i, result in enumerate(results) if result.outcome == "ok"]
+    sound = [i for i, result in enumerate(results) if result and result.outcome == "ok"]
     answers = question_all(
         generator, [candidates[i].passage for i in sound], [results[i].adapter for i in sound], prompts, settings
     )
     answered = dict(zip(sound, answers, strict=True))
-    trials = []
-    for i, (candidate, result) in enumerate(zip(candidates, results, strict=True)):
-        outcome = result.outcome
-        if outcome == "ok" and candidate.edit and not candidate.edit.text.strip():
-            outcome = "empty_edit"
-        trials.append(
-            Trial(
-                id=candidate.id,
-                passage_id=candidate.passage.id,
-                arm=candidate.arm,
-                edit=candidate.edit,
-                seed=candidate.seed,
-                answers=answered.get(i, ()),
-                outcome=outcome,
-                reason=getattr(result, "reason", "") or "",
-                steps=result.steps,
-                tokens=result.tokens,
-                first_loss=result.losses[0] if result.losses else math.nan,
-                last_loss=result.losses[-1] if result.losses else math.nan,
-            )
-        )
-    return trials
+    return [_trial(candidates[i], result, answered.get(i, ())) for i, result in enumerate(results)]
+
+
+def _trial(candidate: Candidate, result, answers: tuple) -> Trial:
+    empty = candidate.edit is not None and not candidate.edit.text.strip()
+    about = {
+        "id": candidate.id, "passage_id": candidate.passage.id, "arm": candidate.arm, "edit": candidate.edit,
+        "seed": candidate.seed, "answers": answers,
+    }  # fmt: skip
+    if result is None:
+        return Trial(**about, outcome="empty_edit", reason="nothing to train on")
+    return Trial(
+        **about,
+        outcome="empty_edit" if empty and result.outcome == "ok" else result.outcome,
+        reason=result.reason,
+        steps=result.steps,
+        tokens=result.tokens,
+        first_loss=result.losses[0] if result.losses else math.nan,
+        last_loss=result.losses[-1] if result.losses else math.nan,
+    )
 
 
 def untrained_trials(

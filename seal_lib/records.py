@@ -52,7 +52,8 @@ class Passage:
 
     def _repr_html_(self) -> str:
         asked = "".join(f"<li>{_escape(q.question)} — <b>{_escape(q.answer)}</b></li>" for q in self.questions)
-        return f"<h4>{_escape(self.title)} <small>{self.id}</small></h4><p>{_escape(self.text)}</p><ul>{asked}</ul>"
+        head = f"<h4>{_escape(self.title)} <small>{_escape(self.id)}</small></h4>"
+        return f"{head}<p>{_escape(self.text)}</p><ul>{asked}</ul>"
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,10 @@ class Trial:
             for a in self.answers
         )
         counted = self.outcome in ("ok", "empty_edit")
-        state = f"{self.accuracy:.0%} right" if counted else f"{self.outcome}: {self.reason}"
+        state = f"{self.accuracy:.0%} right" if counted else _escape(f"{self.outcome}: {self.reason}")
         edit = self.edit._repr_html_() if self.edit else "<small>no self-edit</small>"
         return (
-            f"<h4>{_escape(self.arm)} · {self.passage_id} · {state} · {self.steps} steps</h4>{edit}"
+            f"<h4>{_escape(self.arm)} · {_escape(self.passage_id)} · {state} · {self.steps} steps</h4>{edit}"
             f"<table><tr><th>question</th><th>answer</th><th>gold</th></tr>{rows}</table>"
         )
 
@@ -160,10 +161,12 @@ class Round:
     sft_loss: float = math.nan
 
     def _repr_html_(self) -> str:
-        order = sorted(range(len(self.candidates)), key=lambda i: -self.rewards[i])
+        finite = [reward for reward in self.rewards if not math.isnan(reward)]
+        worth = [-math.inf if math.isnan(reward) else reward for reward in self.rewards]
+        order = sorted(range(len(self.candidates)), key=lambda i: -worth[i])
         picks = [i for i in order if self.candidates[i].id in set(self.kept)][:2] + order[-1:]
         shown = "".join(f"<td>reward {self.rewards[i]:.2f}{self.candidates[i].edit._repr_html_()}</td>" for i in picks)
-        mean = sum(self.rewards) / len(self.rewards) if self.rewards else math.nan
+        mean = sum(finite) / len(finite) if finite else math.nan
         return (
             f"<h4>Round {self.index}: {len(self.candidates)} self-edits, mean reward {mean:.2f}, kept {len(self.kept)}"
             f"</h4><table><tr style='vertical-align:top'>{shown}</tr></table>"

@@ -132,7 +132,10 @@ def candidates_of(edits: Sequence[SelfEdit], passages: Sequence[Passage], arm: s
 
 def filter_round(trials: Sequence[Sequence[Trial]], edits: Sequence[SelfEdit], frozen: dict[str, float],
                  outer: OuterLoop, seed: int) -> tuple[list[float], list[SelfEdit]]:  # fmt: skip
-    """Reward per self-edit (mean over its ``reward_seeds`` trials) and the kept self-edits, passage by passage."""
+    """Reward per self-edit (mean over its ``reward_seeds`` trials) and the kept self-edits, passage by passage.
+
+    A self-edit one of whose trials failed has the reward NaN: it is never the best and never above a threshold.
+    """
     reward = REWARDS[outer.reward]
     rewards = []
     for several in trials:

@@ -214,7 +214,7 @@ class Run:
 
 
 class Scratch:
-    """A run that keeps nothing: :meth:`map` as in :class:`Run`, without a folder, for a quick look outside notebooks."""
+    """A run that keeps nothing: :meth:`map` as in :class:`Run`, without a folder: a quick look outside notebooks."""
 
     def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
         units = list(units)

@@ -42,7 +42,8 @@ def test_a_failed_trial_is_counted_apart_and_not_as_wrong() -> None:
 
 def test_empty_self_edits_are_counted() -> None:
     empty, full = SelfEdit("a/0", "a", " \n", "p"), SelfEdit("b/0", "b", "x", "p")
-    rows = result_rows("x", "arm", [trial("a", [0], outcome="empty_edit", edit=empty), trial("b", [1], edit=full)], **LABEL)
+    trials = [trial("a", [0], outcome="empty_edit", edit=empty), trial("b", [1], edit=full)]
+    rows = result_rows("x", "arm", trials, **LABEL)
     assert metric(rows, "empty_edit_rate")["value"] == 0.5 and metric(rows, "accuracy")["value"] == 0.5
     assert not [r for r in result_rows("x", "arm", [trial("a", [0])], **LABEL) if r["metric"] == "empty_edit_rate"]
 
@@ -67,7 +68,8 @@ def test_differences_are_paired_by_passage() -> None:
     wide = [trial(f"p{i}", [float(j < i % 10) for j in range(12)], "b") for i in range(20)]
     better = [trial(f"p{i}", [float(j < i % 10 + 2) for j in range(12)], "a") for i in range(20)]
     (row,) = difference_rows("e", {"a": better, "b": wide}, [("a", "b")], **LABEL)
-    assert row["value"] == pytest.approx(1 / 6) and row["high"] - row["low"] < 1e-9  # pairing removes the passages' spread
+    # pairing removes the spread of the passages, which alone is wide
+    assert row["value"] == pytest.approx(1 / 6) and row["high"] - row["low"] < 1e-9
     assert metric(result_rows("e", "b", wide, **LABEL), "accuracy")["high"] > 0.4
 
 

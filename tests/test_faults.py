@@ -23,7 +23,7 @@ FAULTS = {
     "nul bytes": "\0" * 3000,
     "only punctuation": "?!... ,;: -- '' \"\" ()[]{}" * 20,
     "lone surrogates made safe": b"\xed\xa0\x80 \xff\xfe text".decode("utf-8", errors="replace"),
-    "other scripts": "北京は首都ではない。 مرحبا \U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301 \u202eabc",
+    "other scripts": "北京は首都ではない。 مرحبا \U0001f600\U0001f468\u200d\U0001f469 e\u0301 \u202eabc",
     "template slots": "{title} {passage} {text} {0} %s ${x} {{}}",
     "special tokens": "<eos><pad><eos> text <|endoftext|> </s> <s>",
     "code": "__import__('os').system('false')\n<script>alert(1)</script>\n; DROP TABLE passages",

@@ -87,7 +87,8 @@ def test_greedy_is_the_models_own_generate_token_by_token(engine: str) -> None:
     for prompt, (mine,) in zip(asked, ours, strict=True):
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         mask = torch.ones_like(ids)
-        theirs = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=48)[0, ids.shape[1] :].tolist()
+        whole = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=48)
+        theirs = whole[0, ids.shape[1] :].tolist()
         ended = theirs[-1] == tokenizer.eos_token_id
         text = tokenizer.decode(theirs[:-1] if ended else theirs)
         assert mine == Completion(text, len(theirs), "eos" if ended else "length")
@@ -123,7 +124,7 @@ def test_max_tokens_is_a_bound_and_the_finish_says_so(engine: str) -> None:
     for limit in (1, 5):
         for several in generator.generate(asked, Sampling(limit, temperature=1.0, n=3)):
             for done in several:
-                assert done.tokens <= limit and (done.finish == "length") == (done.tokens == limit and done.finish != "eos")
+                assert done.tokens == limit if done.finish == "length" else done.tokens <= limit
                 assert len(tokenizer(done.text)["input_ids"]) <= limit
     long = generator.generate(asked, Sampling(400, temperature=1.0, n=2))
     assert all(done.finish == "eos" and "<eos>" not in done.text for several in long for done in several)
@@ -202,8 +203,12 @@ def test_settings_that_make_no_sense_are_refused() -> None:
                   {"max_tokens": 5, "temperature": -1.0}):  # fmt: skip
         with pytest.raises(DataError, match="max_tokens ≥ 1"):
             Sampling(**wrong)
-    with pytest.raises(DataError):
-        Sampling(5, temperature=1.0, n=0)
+
+
+def test_no_samples_at_all_is_refused() -> None:
+    for n in (0, -1):
+        with pytest.raises(DataError):
+            Sampling(5, temperature=1.0, n=n)
 
 
 # ------------------------------------------------------------------------------- sampling by hand

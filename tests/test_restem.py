@@ -187,7 +187,8 @@ def test_a_round_is_recorded_whole_and_is_a_function_of_its_seed(tmp_path) -> No
     for i in range(4):
         group = record.rewards[3 * i : 3 * i + 3]
         assert record.candidates[3 * i + group.index(max(group))].id == record.kept[i]
-    assert run.counts["scored"] == 12 * asked and run.counts["generated"] == sum(t.edit.tokens for t in record.candidates)
+    assert run.counts["scored"] == 12 * asked
+    assert run.counts["generated"] == sum(t.edit.tokens for t in record.candidates)
     assert run.counts["trained"] == sum(t.tokens for t in record.candidates)
     assert policy.name == "r/one" and digest(policy.model) != base == digest(seedling()[0])  # a copy was trained
     assert math.isfinite(record.sft_loss)

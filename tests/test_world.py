@@ -78,7 +78,8 @@ def test_passages_are_a_function_of_their_arguments() -> None:
     few, many = world.passages("heldout", 3, seed=5), world.passages("heldout", 9, seed=5)
     assert many[:3] == few  # asking for more changes nothing before
     assert world.passages("heldout", 3, seed=6) != few
-    assert len({p.id for p in many + world.passages("heldout", 9, seed=6) + world.passages("learning", 9, seed=5)}) == 27
+    several = many + world.passages("heldout", 9, seed=6) + world.passages("learning", 9, seed=5)
+    assert len({p.id for p in several}) == 27
 
 
 def test_a_passage_is_about_people_of_its_population_and_no_two_passages_share_one() -> None:
@@ -198,6 +199,23 @@ def test_every_word_of_the_world_is_one_token_of_the_shipped_tokenizer() -> None
     tokenizer = seedling()[1]
     words = [*world.FIRST, *world.LAST, *world.PLACES, *(v for values in world.VALUES.values() for v in values)]
     assert [word for word in words if len(tokenizer(" " + word)["input_ids"]) != 1] == []
+
+
+def test_the_recipe_gives_every_word_one_token_and_any_text_some() -> None:
+    tokenizer = recipe.build_tokenizer(recipe.Recipe().vocabulary)
+    words = [*world.FIRST, *world.LAST, *world.PLACES, *(v for values in world.VALUES.values() for v in values)]
+    assert [word for word in words if len(tokenizer(" " + word)["input_ids"]) != 1] == []
+    assert tokenizer.decode(tokenizer("北京 \0 é")["input_ids"]) == "北京 \0 é"
+    assert len(tokenizer) <= recipe.Recipe().vocabulary
+
+
+def test_the_shipped_model_has_the_shape_of_the_recipe() -> None:
+    model, tokenizer = seedling()
+    settings, config = recipe.Recipe(), model.config
+    assert len(tokenizer) == config.vocab_size <= settings.vocabulary
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size) == (
+        settings.hidden, settings.layers, settings.heads, settings.mlp,
+    )  # fmt: skip
 
 
 def test_known_questions_ask_what_pretraining_taught() -> None:

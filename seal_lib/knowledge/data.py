@@ -58,25 +58,47 @@ def from_json(path: Path) -> list[Passage]:
     return [_passage(entry, f"{path.stem}-{i:05d}", f"{path}, entry {i}") for i, entry in enumerate(entries)]
 
 
-def _passage(entry: dict, name: str, where: str) -> Passage:
+def _passage(entry: object, name: str, where: str) -> Passage:
     if not isinstance(entry, dict):
         raise DataError(f"{where}: expected an object with title, context and questions.")
     for key in ("title", "context", "questions"):
         if key not in entry:
             raise DataError(f"{where}: the key {key!r} is missing; a passage has title, context and questions.")
-    if not str(entry["context"]).strip():
+    title, context = _text(entry["title"], "title", where), _text(entry["context"], "context", where)
+    if not context.strip():
         raise DataError(f"{where}: the passage (key 'context') is empty; remove the entry or give it a text.")
     questions = []
-    for number, item in enumerate(entry["questions"]):
-        question, answer = (str(item.get(key, "")).strip() for key in ("question", "answer"))
-        if not question or not answer:
-            lacking = "answer" if question else "question"
-            raise DataError(f"{where}, question {number}: the {lacking} is empty; remove the question or fill it in.")
-        questions.append(Question(question, answer))
+    for number, item in enumerate(_list(entry["questions"], "questions", where)):
+        place = f"{where}, question {number}"
+        if not isinstance(item, dict):
+            raise DataError(f"{place}: expected an object with question and answer.")
+        texts = {key: _text(item.get(key, ""), key, place).strip() for key in ("question", "answer")}
+        for key, text in texts.items():
+            if not text:
+                raise DataError(f"{place}: the {key} is empty; remove the question or fill it in.")
+        questions.append(Question(**texts))
     if not questions:
         raise DataError(f"{where}: no question; a passage without questions cannot be scored, so remove it.")
-    completions = {str(k): text for k, text in enumerate(entry.get("completions", ()))}
-    return Passage(name, entry["title"], entry["context"], tuple(questions), completions)
+    completions = _list(entry.get("completions", []), "completions", where)
+    references = {str(k): _text(text, f"completions[{k}]", where) for k, text in enumerate(completions)}
+    return Passage(name, title, context, tuple(questions), references)
+
+
+def _text(value: object, key: str, where: str) -> str:
+    """``value`` if it is text that can be written down, else one sentence."""
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {key} is {value!r}, not text; put it in quotes or remove the entry.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: {key} holds half a character ({error.reason}); save the file as UTF-8.") from error
+    return value
+
+
+def _list(value: object, key: str, where: str) -> list:
+    if not isinstance(value, list):
+        raise DataError(f"{where}: {key} is a {type(value).__name__}; expected a list.")
+    return value
 
 
 def from_hub(name: str) -> list[Passage]:

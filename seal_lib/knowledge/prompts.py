@@ -69,7 +69,10 @@ def load(name: str, file: str | None = None) -> Prompts:
     if file:
         if not Path(file).is_file():
             raise DataError(f"prompts_file: {file} does not exist; give a YAML file of prompt sets or null.")
-        own = yaml.safe_load(Path(file).read_text("utf-8"))
+        try:
+            own = yaml.safe_load(Path(file).read_text("utf-8"))
+        except yaml.YAMLError as error:
+            raise DataError(f"{file} is not YAML ({' '.join(str(error).split())}); mend the file.") from error
         if not isinstance(own, dict) or not all(isinstance(value, dict) for value in own.values()):
             raise DataError(f"{file}: expected `name: {{self_edit: …, answer: …}}` entries, one per prompt set.")
         sets, origin = sets | own, dict.fromkeys(own, file)

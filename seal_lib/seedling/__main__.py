@@ -7,6 +7,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from dataclasses import asdict, replace
@@ -15,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from seal_lib.models import SEEDLINGS
+from seal_lib.paths import write_text
 from seal_lib.seedling.recipe import Recipe, grow
 
 #: what the model must do on held-out passages: name → (smallest, largest) mean accuracy
@@ -61,12 +63,13 @@ library_name: transformers
 # Knowledge seedling
 
 A {parameters:,}-parameter Llama ({recipe.layers} layers, width {recipe.hidden}) grown from nothing on texts about
-invented people (`seal_lib/seedling/world.py`, `recipe.py`). It is a **model organism**: it shows the whole of SEAL on a laptop within
-minutes. It is no evidence about Qwen, Llama or any model of real language, and answers nothing about the real world.
+invented people (`seal_lib/seedling/world.py`, `recipe.py`). It is a **model organism**: it shows the whole of
+SEAL on a laptop within minutes. It is no
+evidence about Qwen, Llama or any model of real language, and answers nothing about the real world.
 
 * Tokenizer: byte-level BPE, {vocabulary} entries; any text can be encoded, but only its own world makes sense to it.
 * Training: {recipe.steps} steps, one thread, {minutes:.0f} minutes on one core where it was made; recipe below.
-* Prior knowledge: 1 920 facts about 240 people. People of the evaluation passages occur nowhere in its training.
+* Prior knowledge: 1 440 facts about 240 people. People of the evaluation passages occur nowhere in its training.
 * Weights sha256: `{digest}`
 
 | measured on {passages} held-out passages × 12 questions | accuracy | accepted range |
@@ -79,6 +82,22 @@ minutes. It is no evidence about Qwen, Llama or any model of real language, and 
 """
 
 
+def write_card(folder: Path, recipe: Recipe, numbers: dict[str, float], minutes: float, passages: int) -> None:
+    """The model card, from what was measured."""
+    from seal_lib import models
+
+    model, tokenizer = models.load(str(folder))
+    rows = [f"| {key} | {numbers[key]:.3f} | {low:.2f} – {high:.2f} |" for key, (low, high) in ACCEPTANCE.items()]
+    card = CARD.format(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocabulary=len(tokenizer),
+        digest=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        table="\n".join(rows), text=json.dumps(asdict(recipe), indent=1),
+        recipe=recipe, minutes=minutes, passages=passages,
+    )  # fmt: skip
+    write_text(folder / "README.md", card)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m seal_lib.seedling", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=SEEDLINGS / "knowledge", help="folder of the model")
@@ -87,8 +106,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     recipe = replace(Recipe(), steps=options.steps) if options.steps else Recipe()
     os.environ.setdefault("OMP_NUM_THREADS", str(recipe.threads))
-    passages, start = 40, time.monotonic()
+    folder, passages, start = options.out, 40, time.monotonic()
     if not options.check:
+        folder = options.out.with_name(options.out.name + "-growing")  # takes the place of --out when accepted
         with tqdm(total=recipe.steps, desc="growing the seedling", unit="step", mininterval=2.0) as bar:
 
             def watch(step: int, losses: dict[str, float]) -> None:
@@ -96,22 +116,20 @@ def main(arguments: list[str] | None = None) -> int:
                 bar.set_postfix({kind: f"{loss:.2f}" for kind, loss in losses.items()}, refresh=False)
                 bar.update(1)
 
-            model, tokenizer = grow(recipe, options.out, watch)
-        parameters, vocabulary = sum(p.numel() for p in model.parameters()), len(tokenizer)
+            grow(recipe, folder, watch)
     minutes = (time.monotonic() - start) / 60
-    numbers = measure(options.out, passages)
+    numbers = measure(folder, passages)
     missed = [key for key, (low, high) in ACCEPTANCE.items() if not low <= numbers[key] <= high]
     for key, (low, high) in ACCEPTANCE.items():
         verdict = "MISSED" if key in missed else "ok"
         print(f"{verdict:>6}  {key:<20} {numbers[key]:.3f}   accepted {low:.2f} to {high:.2f}")
     if not options.check:
-        rows = [f"| {key} | {numbers[key]:.3f} | {low:.2f} – {high:.2f} |" for key, (low, high) in ACCEPTANCE.items()]
-        digest = hashlib.sha256((options.out / "model.safetensors").read_bytes()).hexdigest()
-        card = CARD.format(
-            parameters=parameters, vocabulary=vocabulary, minutes=minutes, passages=passages, digest=digest,
-            table="\n".join(rows), text=json.dumps(asdict(recipe), indent=1), recipe=recipe,
-        )  # fmt: skip
-        (options.out / "README.md").write_text(card, encoding="utf-8")
+        write_card(folder, recipe, numbers, minutes, passages)
+        if missed:
+            print(f"not accepted: the new model stays in {folder}, {options.out} is as it was", file=sys.stderr)
+        else:
+            shutil.rmtree(options.out, ignore_errors=True)
+            os.replace(folder, options.out)
     return 1 if missed else 0
 
 

@@ -5,11 +5,12 @@ Two kinds of document, mixed in every step:
 * *facts* about the ``known`` population (statement, note, question forms): the model's prior knowledge, and the
   statement-to-question transfer that makes finetuning on notes useful;
 * *reading*: a passage about people of the ``reading`` population with freshly drawn facts, followed by notes in some
-  style or by questions with answers.
+  style or by questions with answers. Loss on these only: the facts of the passage itself cannot be predicted.
 
-Passages grow from short to long over the first third of training. Run as ``python -m seal_lib.seedling``.
+Passages grow from short to long over the first fifth of training. Run as ``python -m seal_lib.seedling``.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -37,11 +38,11 @@ class Recipe:
     mlp: int = 384
     vocabulary: int = 1800
     positions: int = 2048
-    steps: int = 3000
+    embedding_std: float = 0.1  # 0.02, the usual, drowns a token's identity and delays copying from context threefold
+    steps: int = 2400
     note_documents: int = 30
     question_documents: int = 22
     fact_documents: int = 64
-    passage_weight: float = 0.2  # of the loss on a passage's own text: repeated names teach copying from context
     lr: float = 2e-3
     warmup: int = 100
     weight_decay: float = 0.01
@@ -90,23 +91,29 @@ def fact_document(rng: random.Random) -> tuple[str, int]:
     return ANSWER.format(title=head, question=world.say(fact, "question", rng)) + " " + fact.value, 0
 
 
-def _read(rng: random.Random, progress: float) -> tuple[list[world.Fact], str, str]:
-    """Facts, title and text of a passage to read: 2 facts at first, 2 to 8 from a third of training on."""
-    facts = rng.randint(2, 2 + round(6 * min(1.0, 3 * progress)))
-    drawn = world.draw_facts(rng, rng.choice(world.populations()["reading"]), facts)
+def _read(rng: random.Random, progress: float, alike: float) -> tuple[list[world.Fact], str, str]:
+    """Facts, title and text of a passage to read: at most 2 facts at first, up to 8 from a fifth of training on.
+
+    With probability ``alike`` only two attributes occur, so that several people have a birthplace (say) and only the
+    name tells whose is asked for.
+    """
+    facts = rng.randint(1, 2 + round(6 * min(1.0, 5 * progress)))
+    attributes = rng.sample(world.ATTRIBUTES, 2) if rng.random() < alike else world.ATTRIBUTES
+    people = rng.randint(-(-facts // len(attributes)), min(4, facts))
+    drawn = world.draw_facts(rng, rng.sample(world.populations()["reading"], people), facts, attributes)
     return drawn, world.title(rng.choice(world.PLACES)), world.passage_text(drawn, rng)
 
 
 def note_document(rng: random.Random, progress: float = 1.0) -> tuple[str, int]:
     """A passage followed by notes in some style: (text, characters of its silent part)."""
-    drawn, title, text = _read(rng, progress)
+    drawn, title, text = _read(rng, progress, alike=0.3)
     prompt = SELF_EDIT.format(title=title, passage=text)
     return prompt + world.notes(drawn, rng), len(prompt)
 
 
 def question_document(rng: random.Random, progress: float = 1.0) -> tuple[str, int]:
     """A passage followed by up to six questions with answers: (text, characters of its silent part)."""
-    drawn, title, text = _read(rng, progress)
+    drawn, title, text = _read(rng, progress, alike=0.5)
     asked = rng.sample(drawn, min(6, len(drawn)))
     pairs = [f"Question: {world.say(f, 'question', rng)}\nAnswer: {f.value}" for f in asked]
     prompt = f"Topic: {title}\nPassage: {text}\n"
@@ -130,8 +137,8 @@ def documents_of(recipe: Recipe, step: int, tokenizer) -> dict[str, list[tuple[l
     return {kind: [encode(tokenizer, *document) for document in group] for kind, group in texts.items()}
 
 
-def losses_of(model, documents):
-    """Sums of cross-entropy over the silent part (the passage) and the voiced part (notes, answers, facts).
+def loss_of(model, documents):
+    """Sum of cross-entropy over the tokens after each document's silent part.
 
     Right padding, so causality needs no mask. ``documents``: (token ids, tokens of the silent part) each.
     """
@@ -139,22 +146,20 @@ def losses_of(model, documents):
 
     longest = max(len(ids) for ids, _ in documents)
     ids = torch.zeros(len(documents), longest, dtype=torch.long)  # (B, T)
-    part = torch.zeros(len(documents), longest, dtype=torch.long)  # 0 padding, 1 silent, 2 voiced
+    voiced = torch.zeros(len(documents), longest, dtype=torch.bool)
     for row, (tokens, silent) in enumerate(documents):
         ids[row, : len(tokens)] = torch.tensor(tokens)
-        part[row, : len(tokens)] = 2
-        part[row, :silent] = 1
+        voiced[row, max(silent, 1) : len(tokens)] = True
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # (B, T-1, D)
-    kept = part[:, 1:] > 0
-    loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[kept]), ids[:, 1:][kept], reduction="none")
-    voiced = part[:, 1:][kept] == 2
-    return loss[~voiced].sum(), loss[voiced].sum()
+    kept = voiced[:, 1:]  # logits only where a token is to be predicted
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[kept]), ids[:, 1:][kept], reduction="sum")
 
 
 def new_model(recipe: Recipe, tokenizer):
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=recipe.hidden,
@@ -169,6 +174,8 @@ def new_model(recipe: Recipe, tokenizer):
             bos_token_id=None,
         )
     )
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=recipe.embedding_std)
+    return model
 
 
 def train_step(model, optimizer, recipe: Recipe, step: int, tokenizer) -> dict[str, float]:
@@ -181,13 +188,12 @@ def train_step(model, optimizer, recipe: Recipe, step: int, tokenizer) -> dict[s
     for kind, documents in documents_of(recipe, step, tokenizer).items():  # each kind weighs the same
         losses[kind] = 0.0
         documents.sort(key=lambda document: len(document[0]))
-        silent = max(1, sum(quiet - 1 for _, quiet in documents if quiet))
-        voiced = sum(len(ids) - max(quiet, 1) for ids, quiet in documents)
+        voiced = sum(len(ids) - max(silent, 1) for ids, silent in documents)
         half = len(documents) // 2
         for part in (documents[:half], documents[half:]):  # two lengths: less padding
-            quiet_loss, loud_loss = losses_of(model, part)
-            (recipe.passage_weight * quiet_loss / silent + loud_loss / voiced).backward()
-            losses[kind] += loud_loss.item() / voiced
+            loss = loss_of(model, part) / voiced
+            loss.backward()
+            losses[kind] += loss.item()
     torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimizer.step()
     optimizer.zero_grad()
@@ -221,8 +227,15 @@ def grow(recipe: Recipe, out: Path, watch: Callable[[int, dict], None] | None = 
     model.eval().requires_grad_(False)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
     shutil.rmtree(partial, ignore_errors=True)
     return model, tokenizer
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """sha256 of everything a step depends on: the recipe's values, this module and the world."""
+    sources = [Path(__file__).read_text("utf-8"), Path(world.__file__).read_text("utf-8")]
+    return hashlib.sha256("\0".join([json.dumps(asdict(recipe)), *sources]).encode()).hexdigest()
 
 
 def _checkpoint(partial: Path, recipe: Recipe, step: int, model, optimizer) -> None:
@@ -234,12 +247,12 @@ def _checkpoint(partial: Path, recipe: Recipe, step: int, model, optimizer) -> N
         tensors[f"{name}:weight"] = parameter.detach()
         tensors |= {f"{name}:{key}": state[key] for key in ("exp_avg", "exp_avg_sq", "step")}
     partial.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, partial / "state.new", {"step": str(step), "recipe": json.dumps(asdict(recipe))})
+    save_file(tensors, partial / "state.new", {"step": str(step), "made_by": fingerprint(recipe)})
     os.replace(partial / "state.new", partial / "state.safetensors")
 
 
 def _restore(partial: Path, recipe: Recipe, model, optimizer) -> int:
-    """Load the last checkpoint of the same recipe; the step to go on with (0 if there is none)."""
+    """Load the last checkpoint of the same recipe and world; the step to go on with (0 if there is none)."""
     import torch
     from safetensors import safe_open
 
@@ -248,7 +261,7 @@ def _restore(partial: Path, recipe: Recipe, model, optimizer) -> int:
         return 0
     with safe_open(file, "pt") as state:
         about = state.metadata()
-        if json.loads(about["recipe"]) != asdict(recipe):
+        if about["made_by"] != fingerprint(recipe):
             return 0
         with torch.no_grad():
             for name, parameter in model.named_parameters():

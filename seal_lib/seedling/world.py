@@ -15,6 +15,7 @@ People are split once into four disjoint populations, by full name:
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -61,14 +62,6 @@ VALUES: dict[str, list[str]] = {
         "chess fencing rowing archery falconry sailing origami juggling poetry painting hiking cycling skating "
         "gardening calligraphy wrestling dancing fishing climbing riding"
     ).split(),
-    "instrument": (
-        "lute harp flute oboe cello viola zither bassoon trumpet cornet dulcimer lyre clarinet tuba banjo mandolin "
-        "piccolo organ bugle drum"
-    ).split(),
-    "animal": (
-        "heron mole badger falcon goat donkey parrot tortoise ferret hare magpie lynx raven swan weasel pony mule "
-        "stork beaver fox"
-    ).split(),
 }
 ATTRIBUTES = tuple(VALUES)
 
@@ -113,16 +106,6 @@ WORDINGS = {
         ("{n} enjoyed {v}.", "{n} spent free hours on {v}."),
         ("What did {n} enjoy?", "What filled the evenings of {n}?"),
     ),
-    "instrument": Wording(
-        ("The sound of the {v} came from {n}.", "Nobody heard a finer {v} than that of {n}."),
-        ("{n} played the {v}.", "{n} was a master of the {v}."),
-        ("What did {n} play?", "Which instrument did {n} master?"),
-    ),
-    "animal": Wording(
-        ("A tame {v} lived with {n}.", "The old {v} followed {n}."),
-        ("{n} kept a {v}.", "{n} owned a {v}."),
-        ("Which animal did {n} keep?", "What kind of animal did {n} own?"),
-    ),
 }
 REMARKS = (
     "{n} is mentioned here.",
@@ -154,7 +137,7 @@ def populations() -> dict[str, tuple[str, ...]]:
 
 @lru_cache
 def known_facts() -> tuple[Fact, ...]:
-    """The prior knowledge: every attribute of every ``known`` person (1 920 facts)."""
+    """The prior knowledge: every attribute of every ``known`` person (1 440 facts)."""
     rng = random.Random(13)
     return tuple(Fact(n, a, rng.choice(VALUES[a])) for n in populations()["known"] for a in ATTRIBUTES)
 
@@ -169,9 +152,28 @@ def title(place: str) -> str:
     return f"Annals of {place}"
 
 
-def draw_facts(rng: random.Random, name: str, count: int) -> list[Fact]:
-    """``count`` facts about one person: attributes without repetition in random order, values at random."""
-    return [Fact(name, a, rng.choice(VALUES[a])) for a in rng.sample(ATTRIBUTES, count)]
+def draw_facts(
+    rng: random.Random, people: Sequence[str], count: int, attributes: Sequence[str] = ATTRIBUTES
+) -> list[Fact]:
+    """``count`` facts about ``people`` in mixed order, each person at least once if it fits; values at random."""
+    pairs = [(name, attribute) for name in people for attribute in attributes]
+    chosen = [(name, rng.choice(attributes)) for name in people][:count]
+    chosen += rng.sample([pair for pair in pairs if pair not in chosen], count - len(chosen))
+    rng.shuffle(chosen)
+    return [Fact(name, attribute, rng.choice(VALUES[attribute])) for name, attribute in chosen]
+
+
+def unalike_facts(rng: random.Random, people: Sequence[str], count: int) -> list[Fact]:
+    """``count`` facts about ``people`` in mixed order, each attribute once: what is asked for tells whose it is.
+
+    So a reader needs no more than the shipped model can do; it does not tell apart two people with a birthplace each.
+    """
+    owners = rng.sample(list(people), min(count, len(people)))  # each person at least once if it fits
+    owners += rng.choices(people, k=count - len(owners))
+    attributes = rng.sample(ATTRIBUTES, count)
+    facts = [Fact(name, a, rng.choice(VALUES[a])) for name, a in zip(owners, attributes, strict=True)]
+    rng.shuffle(facts)
+    return facts
 
 
 def say(fact: Fact, form: str, rng: random.Random) -> str:
@@ -206,26 +208,31 @@ def external_notes(facts: list[Fact], rng: random.Random) -> str:
     return "\n".join(note(fact, "forward" if rng.random() < 0.7 else "questions", rng) for fact in kept)
 
 
-def passages(population: str, count: int, seed: int = 0, facts: int = 6) -> list[Passage]:
-    """``count`` passages, each stating ``facts`` facts about one person of ``population``; no person twice.
+def passages(population: str, count: int, seed: int = 0, facts: int = 6, people: int = 3) -> list[Passage]:
+    """``count`` passages, each stating ``facts`` facts about ``people`` people of ``population``; no person twice.
+
+    Within a passage no attribute occurs twice (:func:`unalike_facts`).
 
     Each fact is asked in both its question wordings. ``references`` holds hand-written notes by style, ``half`` of the
     facts, ``gold`` (full coverage, forward statements) and ``external``. Deterministic in all arguments; a longer list
     begins with the shorter one.
 
     Raises:
-        DataError: more passages than people, or more facts than attributes.
+        DataError: more people than the population has, or more facts than attributes.
     """
     names = list(populations()[population])
-    if count > len(names):
-        raise DataError(f"passages: {count} are more than the {len(names)} people of {population!r}; ask for fewer.")
+    if count * people > len(names):
+        raise DataError(
+            f"passages: {count} of {people} people each are more than the {len(names)} people of {population!r}; "
+            "ask for fewer."
+        )
     if not 1 <= facts <= len(ATTRIBUTES):
-        raise DataError(f"facts: {facts} is not between 1 and {len(ATTRIBUTES)}, the attributes of a person.")
+        raise DataError(f"facts: {facts} is not between 1 and {len(ATTRIBUTES)}, the number of attributes.")
     seeded("passages", population, seed).shuffle(names)
     out = []
-    for i, name in enumerate(names[:count]):
+    for i in range(count):
         rng = seeded("passage", population, seed, i)
-        drawn = draw_facts(rng, name, facts)
+        drawn = unalike_facts(rng, names[i * people : (i + 1) * people], facts)
         references = {style: notes(drawn, rng, style, facts) for style in NOTE_STYLES if style != "mixed"}
         references["half"] = notes(drawn, rng, "forward", facts // 2)
         references["gold"] = references["forward"]
