@@ -11,6 +11,10 @@ from seal_lib.errors import DataError
 
 SEEDLINGS = Path(__file__).parent / "seedling" / "models"
 
+#: Below so many parameters a second CPU thread costs more than it brings, and waits for each other spin on busy
+#: machines; one thread also makes sums, so results, independent of the number of cores.
+SMALL = 20_000_000
+
 #: Hub models the parameter sets name, with the commit they were written for (``revision:`` overrides).
 REVISIONS = {
     "Qwen/Qwen2.5-7B": "d149729398750b98c0af14eb82c78cfe92750796",
@@ -60,6 +64,8 @@ def load(name: str, device: str = "cpu", dtype: str = "float32", revision: str |
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.to(device).eval().requires_grad_(False)
+    if device == "cpu" and model.num_parameters() < SMALL:
+        torch.set_num_threads(1)
     return model, tokenizer
 
 
