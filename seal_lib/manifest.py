@@ -69,13 +69,13 @@ def library_hash() -> str:
 
 
 def input_hashes(parameters: dict[str, object]) -> dict[str, str]:
-    """Content hashes of what the parameters point at: existing ``*_path``/``*_file``, and models on this machine."""
+    """Content hashes of what the parameters point at: existing ``*_path``/``*_file``, data files, local models."""
     found: dict[str, str] = {}
     for name, value in parameters.items():
         if not isinstance(value, str) or not value:
             continue
         if name.endswith(("_path", "_file")):
-            path = paths.ROOT / Path(value).expanduser()
+            path = paths.given(value)
             if path.exists():
                 found[name] = content_hash(path)
         elif name == "model" or name.endswith("_model"):
@@ -83,6 +83,8 @@ def input_hashes(parameters: dict[str, object]) -> dict[str, str]:
                 from seal_lib import models
 
                 found[name] = models.weight_hash(value)
+        elif value.endswith((".json", ".jsonl", ".yaml")) and paths.given(value).is_file():  # passages, practice, …
+            found[name] = content_hash(paths.given(value))
     return found
 
 

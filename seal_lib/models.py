@@ -33,9 +33,8 @@ def resolve(name: str) -> tuple[str, str | None]:
             shipped = ", ".join(sorted(f"seedling-{p.parent.name}" for p in SEEDLINGS.glob("*/config.json")))
             raise DataError(f"model {name!r} does not ship; choose one of: {shipped or 'none yet: run make seedling'}.")
         return str(folder), None
-    for folder in (Path(name), paths.ROOT / name):  # a relative folder counts from the checkout, as in notebooks
-        if folder.is_dir():
-            return str(folder), None
+    if paths.given(name).is_dir():
+        return str(paths.given(name)), None
     if name.count("/") == 1 and not name.startswith((".", "/")):
         return name, REVISIONS.get(name)
     raise DataError(f"model {name!r} is neither a shipped seedling, a folder on this machine, nor a Hub id owner/name.")

@@ -54,6 +54,11 @@ def test_data() -> Path | None:
 test_data.__test__ = False  # the name starts with test_, but pytest must not collect it
 
 
+def given(path: str | Path) -> Path:
+    """A path a person gave in a parameter: a relative one counts from the checkout."""
+    return ROOT / Path(path).expanduser()
+
+
 def short(path: Path) -> str:
     """A path for a person: relative to the home of the runs where possible."""
     for base in (runs().parent, ROOT):

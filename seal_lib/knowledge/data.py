@@ -12,6 +12,7 @@ import json
 import random
 from pathlib import Path
 
+from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.records import Passage, Question
 
@@ -33,7 +34,7 @@ def load_passages(source: str, count: int | None, seed: int = 0, start: int = 0,
         if count is None:
             raise DataError(f"passages: {source!r} needs a number of passages, not null.")
         return world.passages(rest, start + count, seed, facts)[start:]
-    passages = from_hub(rest) if kind == "hub" else from_json(Path(source))
+    passages = from_hub(rest) if kind == "hub" else from_json(paths.given(source))
     random.Random(seed).shuffle(passages)
     chosen = passages[start:] if count is None else passages[start : start + count]
     if count is not None and len(chosen) < count:

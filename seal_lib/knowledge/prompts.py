@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.records import Passage, Question
 
@@ -67,10 +68,11 @@ def load(name: str, file: str | None = None) -> Prompts:
     shipped = Path(__file__).with_name("prompts.yaml")
     sets, origin = yaml.safe_load(shipped.read_text("utf-8")), {}
     if file:
-        if not Path(file).is_file():
+        path = paths.given(file)
+        if not path.is_file():
             raise DataError(f"prompts_file: {file} does not exist; give a YAML file of prompt sets or null.")
         try:
-            own = yaml.safe_load(Path(file).read_text("utf-8"))
+            own = yaml.safe_load(path.read_text("utf-8"))
         except yaml.YAMLError as error:
             raise DataError(f"{file} is not YAML ({' '.join(str(error).split())}); mend the file.") from error
         if not isinstance(own, dict) or not all(isinstance(value, dict) for value in own.values()):
