@@ -6,7 +6,6 @@ import pytest
 from fixtures_seal import made, mean, seedling, wrong_notes, wrong_value
 
 from seal_lib.errors import DataError
-from seal_lib.knowledge import prompts
 from seal_lib.seedling import recipe, world
 from seal_lib.seeds import rng
 
@@ -65,13 +64,6 @@ def test_the_documents_of_a_step_depend_on_recipe_and_step_alone() -> None:
     tokenizer, settings = seedling()[1], recipe.Recipe()
     assert recipe.documents_of(settings, 7, tokenizer) == recipe.documents_of(settings, 7, tokenizer)
     assert recipe.documents_of(settings, 7, tokenizer) != recipe.documents_of(settings, 8, tokenizer)
-
-
-def test_pretraining_wording_is_the_wording_of_the_prompts() -> None:
-    wording = prompts.load("seedling")
-    assert (recipe.SELF_EDIT, recipe.ANSWER, recipe.ANSWER_IN_CONTEXT) == (
-        wording.self_edit, wording.answer, wording.answer_in_context,
-    )  # fmt: skip
 
 
 def test_passages_are_a_function_of_their_arguments() -> None:

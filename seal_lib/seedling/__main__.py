@@ -64,8 +64,9 @@ library_name: transformers
 
 A {parameters:,}-parameter Llama ({recipe.layers} layers, width {recipe.hidden}) grown from nothing on texts about
 invented people (`seal_lib/seedling/world.py`, `recipe.py`). It is a **model organism**: it shows the whole of
-SEAL on a laptop within minutes. It is no
-evidence about Qwen, Llama or any model of real language, and answers nothing about the real world.
+SEAL on a laptop within minutes. It is no evidence about Qwen, Llama or any model of real language, and answers nothing
+about the real world. It cannot tell two people with the same attribute apart when asked about a passage in view, so the
+passages of the notebooks name each attribute once.
 
 * Tokenizer: byte-level BPE, {vocabulary} entries; any text can be encoded, but only its own world makes sense to it.
 * Training: {recipe.steps} steps, one thread, {minutes:.0f} minutes on one core where it was made; recipe below.

@@ -20,12 +20,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from seal_lib.knowledge import prompts
 from seal_lib.seedling import world
 from seal_lib.seeds import rng as seeded
 
-SELF_EDIT = "Topic: {title}\nPassage: {passage}\nNotes:\n"
-ANSWER = "Topic: {title}\nQuestion: {question}\nAnswer:"
-ANSWER_IN_CONTEXT = "Topic: {title}\nPassage: {passage}\nQuestion: {question}\nAnswer:"
+WORDING = prompts.load("seedling")  # the model is grown on the very prompts it is later asked with
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def fact_document(rng: random.Random) -> tuple[str, int]:
         return f"{head}\n{sentence if rng.random() < 0.5 else '- ' + sentence}", 0
     if kind < 0.6:
         return f"{head}\n{world.note(fact, 'questions', rng)}", 0
-    return ANSWER.format(title=head, question=world.say(fact, "question", rng)) + " " + fact.value, 0
+    return prompts.fill(WORDING.answer, title=head, question=world.say(fact, "question", rng)) + " " + fact.value, 0
 
 
 def _read(rng: random.Random, progress: float, alike: float) -> tuple[list[world.Fact], str, str]:
@@ -107,7 +106,7 @@ def _read(rng: random.Random, progress: float, alike: float) -> tuple[list[world
 def note_document(rng: random.Random, progress: float = 1.0) -> tuple[str, int]:
     """A passage followed by notes in some style: (text, characters of its silent part)."""
     drawn, title, text = _read(rng, progress, alike=0.3)
-    prompt = SELF_EDIT.format(title=title, passage=text)
+    prompt = prompts.fill(WORDING.self_edit, title=title, passage=text)
     return prompt + world.notes(drawn, rng), len(prompt)
 
 
@@ -115,8 +114,9 @@ def question_document(rng: random.Random, progress: float = 1.0) -> tuple[str, i
     """A passage followed by up to six questions with answers: (text, characters of its silent part)."""
     drawn, title, text = _read(rng, progress, alike=0.5)
     asked = rng.sample(drawn, min(6, len(drawn)))
-    pairs = [f"Question: {world.say(f, 'question', rng)}\nAnswer: {f.value}" for f in asked]
-    prompt = f"Topic: {title}\nPassage: {text}\n"
+    head, _, tail = WORDING.answer_in_context.partition("Question:")
+    prompt = prompts.fill(head, title=title, passage=text)
+    pairs = [f"{prompts.fill('Question:' + tail, question=world.say(f, 'question', rng))} {f.value}" for f in asked]
     return prompt + "\n".join(pairs), len(prompt)
 
 
