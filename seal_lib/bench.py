@@ -5,7 +5,7 @@ thread, repetitions interleaved so that a busy machine disturbs all alike:
 
 ===================  ================================================================================================
 ``authors``          HF Trainer + PEFT, every document padded to 2 048 tokens, pads in the loss (the released code)
-``trainer_dynamic``  HF Trainer + PEFT, nothing padded
+``trainer_dynamic``  HF Trainer + PEFT, transformers' collator pads to the longest of the batch (of one: nothing)
 ``peft_loop``        PEFT in a plain loop (:func:`seal_lib.finetune.train_alone`)
 ``bank``             the adapter bank, K adapters at once
 ===================  ================================================================================================
@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ LABELS = {
 class Plan:
     """Sizes of a benchmark."""
 
-    slots: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    slots: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     repetitions: int = 5
     epochs: int = EPOCHS
     length: int = 2048  # the authors' padding
@@ -113,6 +114,16 @@ def jobs_of(documents: list[list[list[int]]], plan: Plan) -> list:
     ]
 
 
+@cache
+def padding_collator():
+    """transformers' own dynamic padding; made once, so that loading the tokenizer is nobody's cost."""
+    from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+
+    from seal_lib import models
+
+    return DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(models.resolve(MODEL)[0]), mlm=False)
+
+
 def with_trainer(model, job, pad_to: int | None, max_steps: int) -> tuple[float, int]:
     """HF Trainer and PEFT on one job. Returns (CPU seconds of training, steps); ``pad_to`` as the authors pad."""
     import torch
@@ -122,10 +133,15 @@ def with_trainer(model, job, pad_to: int | None, max_steps: int) -> tuple[float,
     from seal_lib.finetune import lora
 
     def row(ids: list[int]) -> dict:
-        pads = 0 if pad_to is None else pad_to - len(ids)
+        if pad_to is None:
+            return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        pads = pad_to - len(ids)
         padded = torch.tensor(ids + ids[-1:] * pads)  # documents end in EOS, which is the authors' pad
         real = torch.tensor([1] * len(ids) + [0] * pads)
         return {"input_ids": padded, "labels": padded.clone(), "attention_mask": real}
+
+    def stack(rows: list[dict]) -> dict:
+        return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
     names = target_names("all-linear")
     with (
@@ -139,7 +155,7 @@ def with_trainer(model, job, pad_to: int | None, max_steps: int) -> tuple[float,
         )  # fmt: skip
         trainer = Trainer(
             model=model, args=arguments, train_dataset=[row(list(example.ids)) for example in job.examples],
-            data_collator=lambda rows: {key: torch.stack([r[key] for r in rows]) for key in rows[0]},
+            data_collator=padding_collator() if pad_to is None else stack,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         start = time.process_time()
@@ -213,6 +229,7 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> pd.DataFrame:
 
     model, documents = load(plan)
     jobs = jobs_of(documents, plan)
+    padding_collator()
     lengths = [len(ids) for part in documents for ids in part]
     say(f"{len(jobs)} adapters of {len(jobs[0].plan())} steps, documents of {min(lengths)}–{max(lengths)} tokens")
     say(f"bank and PEFT loop give the same losses to {check_same(model, jobs):.0e}")

@@ -77,8 +77,8 @@ def comparisons(rounds: int) -> list[tuple[str, str]]:
     names = [f"seal_round_{i}" for i in range(1, rounds + 1)]
     last = names[-1]
     pairs = [(name, "own_untrained") for name in names] + list(zip(names[1:], names, strict=False))
-    others = [(last, "random_edit_sft"), (last, "external"), (last, "frozen")]
-    return pairs + [("random_edit_sft", "own_untrained"), *others]
+    pairs += [("random_edit_sft", "own_untrained"), (last, "random_edit_sft"), (last, "external")]
+    return pairs + [(name, "frozen") for name in ("own_untrained", *names, "random_edit_sft", "external")]
 
 
 def restem_rows(controls: Mapping[str, Sequence[Trial]], loops: Mapping[int, Loop], passages: Sequence[Passage], *,
@@ -100,7 +100,7 @@ def restem_rows(controls: Mapping[str, Sequence[Trial]], loops: Mapping[int, Loo
     for arm in learned:
         if arm in pooled:
             rows += result_rows("knowledge/single_passage", arm, pooled[arm], grade=grade, **label)
-    table = [(arm, other) for arm in learned for other in ("own_untrained", "frozen")]
+    table = [(arm, other) for other in ("own_untrained", "frozen") for arm in learned]
     rows += difference_rows("knowledge/single_passage", pooled, table, grade=grade, **label)
     for loop in several:
         where = f"{EXPERIMENT}/seed_{loop.seed}"

@@ -288,10 +288,9 @@ def to_html(frame: pd.DataFrame, caption: str = "") -> str:
 def readme_block(df: pd.DataFrame) -> str:
     """The results of the README: one table for each headline experiment, and what is not run says so."""
     ran = df.loc[df["metric"] == "accuracy", "experiment"].unique() if len(df) else []
-    others = sorted(name for name in ran if name not in TITLES and "/seed_" not in name)
     parts = []
-    for experiment in [*TITLES, *others]:
-        title = f"**{TITLES.get(experiment, experiment)}** (`{experiment}`)"
+    for experiment, name in TITLES.items():
+        title = f"**{name}** (`{experiment}`)"
         rows = df[df["experiment"] == experiment]
         if experiment not in ran:
             parts.append(f"{title}: {NOT_RUN}.")
