@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,11 +55,15 @@ METRICS = {  # function -> the metrics it draws, as a pattern
 }  # fmt: skip
 
 
-def style() -> AbstractContextManager[None]:
-    """The look of every figure as a context; nothing outside it changes."""
-    import matplotlib.style
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of every figure as a context. Outside nothing changes, but for the notebook's backend having come alive."""
+    import matplotlib.pyplot as plt
 
-    return matplotlib.style.context(Path(__file__).with_name("seal.mplstyle"))
+    with plt.style.context(Path(__file__).with_name("seal.mplstyle")):
+        yield
+        interactive = plt.isinteractive()
+    plt.interactive(interactive)
 
 
 def colour(arm: str) -> str:

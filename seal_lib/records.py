@@ -15,6 +15,8 @@ from seal_lib.errors import DataError
 #: What can become of a trial. Only the first two carry an accuracy.
 OUTCOMES = ("ok", "empty_edit", "diverged")
 
+LEFT = "text-align:left"  # Jupyter's own tables align right, which is for numbers
+
 
 def _escape(text: str, limit: int = 1200) -> str:
     shown = text if len(text) <= limit else text[:limit] + f" … ({len(text)} characters)"
@@ -76,7 +78,7 @@ class SelfEdit:
 
     def _repr_html_(self) -> str:
         return (
-            f"<div style='border-left:3px solid #888;padding-left:.8em'><small>{_escape(self.source)} · "
+            f"<div style='border-left:3px solid #888;padding-left:.8em;{LEFT}'><small>{_escape(self.source)} · "
             f"{self.tokens} tokens</small><br>{_escape(self.text)}</div>"
         )
 
@@ -137,8 +139,9 @@ class Trial:
     def _repr_html_(self) -> str:
         colour = {True: "#0a7d3c", False: "#b3261e"}
         rows = "".join(
-            f"<tr><td>{_escape(a.question)}</td><td style='color:{colour[a.exact == 1]}'>"
-            f"{_escape(a.text) or '<i>blank</i>'}</td><td>{_escape(a.gold)}</td></tr>"
+            f"<tr><td style='{LEFT}'>{_escape(a.question)}</td>"
+            f"<td style='{LEFT};color:{colour[a.exact == 1]}'>{_escape(a.text) or '<i>blank</i>'}</td>"
+            f"<td style='{LEFT}'>{_escape(a.gold)}</td></tr>"
             for a in self.answers
         )
         counted = self.outcome in ("ok", "empty_edit")
@@ -165,7 +168,10 @@ class Round:
         worth = [-math.inf if math.isnan(reward) else reward for reward in self.rewards]
         order = sorted(range(len(self.candidates)), key=lambda i: -worth[i])
         picks = [i for i in order if self.candidates[i].id in set(self.kept)][:2] + order[-1:]
-        shown = "".join(f"<td>reward {self.rewards[i]:.2f}{self.candidates[i].edit._repr_html_()}</td>" for i in picks)
+        shown = "".join(
+            f"<td style='text-align:left'>reward {self.rewards[i]:.2f}{self.candidates[i].edit._repr_html_()}</td>"
+            for i in picks
+        )
         mean = sum(finite) / len(finite) if finite else math.nan
         return (
             f"<h4>Round {self.index}: {len(self.candidates)} self-edits, mean reward {mean:.2f}, kept {len(self.kept)}"

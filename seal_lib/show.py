@@ -3,6 +3,8 @@
 import html
 from collections.abc import Sequence
 
+from seal_lib.records import LEFT
+
 
 class View:
     """Something Jupyter shows as HTML."""
@@ -34,9 +36,9 @@ def loss_mask(examples: Sequence, tokenizer, limit: int = 80) -> View:
 
 def side_by_side(columns: dict[str, Sequence]) -> View:
     """Records that show themselves (self-edits, trials) in columns, one row per position."""
-    head = "".join(f"<th style='text-align:left'>{html.escape(name)}</th>" for name in columns)
-    rows = "".join(
-        "<tr style='vertical-align:top'>" + "".join(f"<td>{item._repr_html_()}</td>" for item in row) + "</tr>"
-        for row in zip(*columns.values(), strict=True)
-    )
+    head = "".join(f"<th style='{LEFT}'>{html.escape(name)}</th>" for name in columns)
+    rows = ""
+    for row in zip(*columns.values(), strict=True):
+        cells = "".join(f"<td style='{LEFT}'>{item._repr_html_()}</td>" for item in row)
+        rows += f"<tr style='vertical-align:top'>{cells}</tr>"
     return View(f"<table><tr>{head}</tr>{rows}</table>")

@@ -127,6 +127,10 @@ def test_smoke(path: Path, home: Path, committed: None, monkeypatch: pytest.Monk
         results = list(csv.DictReader(file))
     assert all(tuple(row) == runs.COLUMNS for row in results)
     json.loads((folder / "metrics.json").read_text())
+    executed = json.loads((folder / "notebook.ipynb").read_text())
+    for cell in executed["cells"]:
+        if cell["cell_type"] == "code" and "plt.subplots(" in "".join(cell["source"]):
+            assert any("image/png" in output.get("data", {}) for output in cell["outputs"]), "a figure was not shown"
     capfd.readouterr()
     assert runner.run(path.stem, "smoke") == 0
     assert "up to date" in capfd.readouterr().out
