@@ -1,0 +1,120 @@
+"""``python -m seal_lib.continual facts FILE.json``: the forgetting metrics of a finished accuracy matrix, as JSON.
+
+Two kinds of file are read:
+
+* ours: ``{"accuracy": [[...]] or [[[...]]], "isolated": ..., "joint": ..., "sequences": 64}`` — one matrix [K+1, K] or
+  a stack [S, K+1, K], null where not measured; the references (a number, [K] or [S, K]) and, for one mean matrix, the
+  number of sequences behind it may be left out;
+* the authors' ``overall_results.json``: its ``mean_over_sequences`` is one mean matrix. Its zeros above the diagonal
+  mean "not measured" and are read so. Its spreads of single cells give no interval of a metric: that needs how the
+  cells of one sequence go together, and this was not released.
+
+Exit status 0, or 2 with one sentence if the file cannot be used.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from seal_lib.continual import intervals, metrics
+from seal_lib.errors import DataError, SealError
+
+_KEYS = ("accuracy", "isolated", "joint", "sequences")
+
+
+def read(path: Path) -> dict[str, object]:
+    """The arguments of `intervals.summary` (``accuracy``, ``isolated``, ``joint``, ``sequences``) and the ``kind``.
+
+    Raises:
+        DataError: no file, no JSON, or not one of the two kinds.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path.name} cannot be read ({error.strerror}); give an existing JSON file.") from None
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise DataError(f"{path.name} is not JSON ({error}); give a file with an accuracy matrix.") from None
+    if not isinstance(content, dict) or not {"accuracy", "mean_over_sequences"} & set(content):
+        raise DataError(
+            f"{path.name} has neither 'accuracy' (ours) nor 'mean_over_sequences' (the authors'); give one of the two."
+        )
+    if "accuracy" in content:
+        found = {key: content.get(key) for key in _KEYS}
+        kind = "ours"
+    else:
+        matrix = content["mean_over_sequences"]
+        found = {"accuracy": matrix, "isolated": None, "joint": None, "sequences": content.get("n_sequences")}
+        kind = "authors"
+    try:
+        found["accuracy"] = metrics.check(found["accuracy"])
+    except DataError as error:
+        raise DataError(f"{path.name}: {error}") from None
+    count = found["sequences"]
+    if count is not None and (type(count) is not int or count < 1):
+        raise DataError(f"{path.name}: the number of sequences must be a whole number from 1, got {count!r}.")
+    if kind == "authors":
+        found["accuracy"] = _without_zeros(found["accuracy"], path)
+    return found | {"kind": kind}
+
+
+def _without_zeros(R: np.ndarray, path: Path) -> np.ndarray:
+    """The authors' mean matrix with NaN for the cells that they did not measure and wrote as 0."""
+    if R.ndim != 2:
+        raise DataError(f"{path.name}: mean_over_sequences must be one matrix, but its shape is {R.shape}.")
+    r, i = np.indices(R.shape)
+    above = (r > 0) & (i >= r)
+    return np.where(above, np.nan, R) if (R[above] == 0).all() else R
+
+
+def facts(path: Path, isolated: float | None = None, joint: float | None = None) -> dict[str, object]:
+    """What `intervals.summary` says about the file; NaN becomes null, and its outcome stands beside it."""
+    given = read(path)
+    R = given["accuracy"]
+    references = {
+        "isolated": given["isolated"] if isolated is None else isolated,
+        "joint": given["joint"] if joint is None else joint,
+    }
+    measures = intervals.summary(R, sequences=given["sequences"], **references)
+    stack = R if R.ndim == 3 else R[None]
+    return {
+        "file": path.name,
+        "kind": given["kind"],
+        "passages": R.shape[-1],
+        "matrices": len(stack),
+        "held": [metrics.outcome(matrix) for matrix in stack],
+        "metrics": {name: _plain(measure) for name, measure in measures.items()},
+    }
+
+
+def _plain(measure: intervals.Measure) -> dict[str, object]:
+    e = measure.estimate
+    numbers = {"value": e.value, "low": e.low, "high": e.high}
+    row = {name: None if math.isnan(x) else round(x, 6) for name, x in numbers.items()}
+    row |= {"n": e.n, "unit": e.unit, "dropped": e.dropped, "outcome": measure.outcome}
+    return row | ({"note": measure.note} if measure.note else {})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; see the module docstring."""
+    parser = argparse.ArgumentParser(prog="python -m seal_lib.continual", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("facts", help="metrics of a matrix as JSON")
+    command.add_argument("file", type=Path, metavar="FILE.json")
+    for name in ("isolated", "joint"):
+        command.add_argument(f"--{name}", type=float, help=f"reference accuracy: {name} edits, instead of the file's")
+    options = parser.parse_args(arguments)
+    try:
+        found = facts(options.file, options.isolated, options.joint)
+    except SealError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,248 @@
+"""Metrics of forgetting on the accuracy matrix of a stream of edits: exact definitions, one number per matrix.
+
+Knows one array: R[..., r, i], the accuracy on passage i after r edits. r = 0..K (row 0 is the unedited model), i =
+0..K−1, and passage i is edited at step i+1, so R[i+1, i] is "right after its own edit" and everything with i >= r >= 1
+is the upper triangle, passages not edited yet. A stack [S, K+1, K] holds S sequences. A cell that was not measured is
+NaN, never 0, and a metric that needs it is NaN. Does not know intervals (``intervals``), models, arms or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from seal_lib.errors import DataError
+
+
+def check(R: object) -> np.ndarray:
+    """`R` as float64 [..., K+1, K] with None as NaN.
+
+    Raises:
+        DataError: ragged, no numbers, not K+1 rows for K >= 2 passages, or a value outside 0..1.
+    """
+    try:
+        array = np.array(R, dtype=float)
+    except (TypeError, ValueError):
+        raise DataError("The accuracy matrix must be numbers in rows of equal length; write null where none.") from None
+    if array.ndim < 2 or array.shape[-1] < 2 or array.shape[-2] != array.shape[-1] + 1 or array.size == 0:
+        raise DataError(
+            f"The accuracy matrix must have K+1 rows (row 0 is the unedited model) for K >= 2 passages, but its shape "
+            f"is {array.shape}; give one matrix [K+1, K] or a stack [S, K+1, K]."
+        )
+    bad = array[~np.isnan(array) & ~((array >= 0) & (array <= 1))]
+    if bad.size:
+        raise DataError(f"Accuracies are fractions from 0 to 1, but there is a {bad[0]:g}; divide percent by 100.")
+    return array
+
+
+def outcome(R: np.ndarray) -> str:
+    """What one matrix [K+1, K] holds: complete, triangle, stopped_at_r or missing_cells.
+
+    ``triangle``: all but the upper triangle, as the authors released it. ``stopped_at_r``: rows r..K are wholly
+    missing, as a stream leaves them that diverged in edit r or was not finished (the matrix cannot tell which).
+    """
+    there = ~np.isnan(R)
+    if there.all():
+        return "complete"
+    needed = needed_cells(R.shape[-1])
+    if there[needed].all():
+        return "missing_cells" if there[~needed].any() else "triangle"
+    gone = np.flatnonzero(~there.any(axis=1))
+    if gone.size and (gone == np.arange(gone[0], len(R))).all() and there[: gone[0]][needed[: gone[0]]].all():
+        return f"stopped_at_{gone[0]}"
+    return "missing_cells"
+
+
+# --- one number per matrix: [..., K+1, K] -> [...], NaN where a needed cell is NaN --------------------------------
+
+
+def base_accuracy(R: np.ndarray, k: int | None = None) -> np.ndarray:
+    """b = (1/k) Σ_{i<k} R[0, i], the unedited model; k = K unless given."""
+    return R[..., 0, : _step(R, k)].mean(axis=-1)
+
+
+def average_accuracy(R: np.ndarray, k: int | None = None) -> np.ndarray:
+    """AA_k = (1/k) Σ_{i<k} R[k, i], the passages edited so far; k = K unless given (Lopez-Paz & Ranzato 2017, ACC).
+
+    Mixes learning and keeping: a rule that learns nothing scores b. Report it with LA and BWT.
+    """
+    k = _step(R, k)
+    return R[..., k, :k].mean(axis=-1)
+
+
+def average_incremental_accuracy(R: np.ndarray) -> np.ndarray:
+    """AIA = (1/K) Σ_{k=1..K} AA_k (Rebuffi et al. 2017)."""
+    return np.mean([average_accuracy(R, k) for k in range(1, R.shape[-1] + 1)], axis=0)
+
+
+def learning_accuracy(R: np.ndarray) -> np.ndarray:
+    """LA = (1/K) Σ_i R[i+1, i], each passage right after its own edit (Riemer et al. 2019)."""
+    return _own(R).mean(axis=-1)
+
+
+def learned_gain(R: np.ndarray) -> np.ndarray:
+    """LA − b: what the edits inject at the moment they are made."""
+    return learning_accuracy(R) - base_accuracy(R)
+
+
+def net_gain(R: np.ndarray) -> np.ndarray:
+    """AA_K − b: is the model better off than unedited? (Ours.)"""
+    return average_accuracy(R) - base_accuracy(R)
+
+
+def backward_transfer(R: np.ndarray) -> np.ndarray:
+    """BWT = (1/(K−1)) Σ_{i<K−1} (R[K, i] − R[i+1, i]), negative = forgetting; the primary measure
+    (Lopez-Paz & Ranzato 2017)."""
+    return (R[..., -1, :-1] - _own(R)[..., :-1]).mean(axis=-1)
+
+
+def forward_transfer(R: np.ndarray) -> np.ndarray:
+    """FWT = (1/(K−1)) Σ_{i>=1} (R[i, i] − R[0, i]), a passage just before its edit against the unedited model
+    (Lopez-Paz & Ranzato 2017, their random initialisation replaced by the base). Needs the upper triangle."""
+    before = np.diagonal(R[..., 1:-1, 1:], axis1=-2, axis2=-1)
+    return (before - R[..., 0, 1:]).mean(axis=-1)
+
+
+def loss_per_edit(R: np.ndarray) -> np.ndarray:
+    """Mean of R[r+1, i] − R[r, i] over all edited passages and all later edits (i < r < K), pairs weighted alike."""
+    later, column = np.tril_indices(R.shape[-1] - 1)
+    return (R[..., later + 2, column] - R[..., later + 1, column]).mean(axis=-1)
+
+
+def forgetting(R: np.ndarray) -> float:
+    """F_K = (1/(K−1)) Σ_{i<K−1} (max_{l=i+1..K−1} R[l, i] − R[K, i]) (Chaudhry et al. 2018) of the *mean* matrix.
+
+    A stack is averaged first: a maximum over noisy cells is biased upwards, and F per sequence, then averaged, would
+    read 0.313 where the authors' mean matrix has 0.191 (forgetting facts, section 1).
+    """
+    return float(mean_matrix_forgetting(R.reshape(-1, *R.shape[-2:]).mean(axis=0)))
+
+
+def intransigence(R: np.ndarray, reference: object, k: int | None = None) -> np.ndarray:
+    """I_k = reference_k − R[k, k−1], inability to learn passage k (Chaudhry et al. 2018); without k their mean.
+
+    Args:
+        reference: accuracy on each passage of a model trained on it jointly with the others, or in an edit of its own;
+            a number, [K] or [..., K].
+    """
+    gap = np.asarray(reference, dtype=float) - _own(R)
+    return gap.mean(axis=-1) if k is None else gap[..., _step(R, k) - 1]
+
+
+def recovery(R: np.ndarray, reference: object) -> np.ndarray:
+    """(AA_K − b) / (AA_reference − b): the share of the reference's gain that is there after all K edits (ours).
+
+    The reference is each passage edited alone (isolated) or all trained jointly: a number, [K] or [..., K]. Take it of
+    a mean matrix; the mean of such ratios over sequences explodes. NaN where the reference gains nothing.
+    """
+    reach = as_reference(reference, R).mean(axis=-1) - base_accuracy(R)
+    return net_gain(R) / np.where(reach > 0, reach, np.nan)
+
+
+# --- age ----------------------------------------------------------------------------------------------------------
+
+
+def age_curve(R: np.ndarray) -> np.ndarray:
+    """[..., K]: g(t) = mean_i (R[i+1+t, i] − R[0, i]), gain over the own base after t later edits.
+
+    At age t only the first K−t passages are old enough, so the curve changes its passages as it goes.
+    """
+    return np.stack([_aged(R, t).mean(axis=-1) for t in range(R.shape[-1])], axis=-1)
+
+
+def chained_age_curve(R: np.ndarray) -> np.ndarray:
+    """[..., K]: LA − b, then the mean step from age t−1 to t added up, each step within the passages that have both.
+
+    Unlike `age_curve`, an easy or hard passage dropping out moves nothing. Half-life and break-even are read here.
+    """
+    ages = range(1, R.shape[-1])
+    steps = [(_aged(R, t) - _aged(R, t - 1)[..., : R.shape[-1] - t]).mean(axis=-1) for t in ages]
+    return np.cumsum(np.stack([learned_gain(R), *steps], axis=-1), axis=-1)
+
+
+def crossing_age(curve: np.ndarray, level: object) -> np.ndarray:
+    """[..., K] -> [...]: the first age at which the curve is at or below `level`, interpolated linearly.
+
+    0 if it starts there, inf if it never gets there within the K−1 later edits, NaN if the curve has NaN.
+    """
+    level = np.broadcast_to(np.asarray(level, dtype=float), curve.shape[:-1])
+    below = curve <= level[..., None]
+    after = below.argmax(axis=-1)
+    before = np.maximum(after - 1, 0)
+    high = np.take_along_axis(curve, before[..., None], -1)[..., 0]
+    low = np.take_along_axis(curve, after[..., None], -1)[..., 0]
+    fall = np.where(after > 0, high - low, 1.0)
+    age = np.where(after > 0, before + (high - level) / np.where(fall > 0, fall, 1.0), 0.0)
+    age = np.where(below.any(axis=-1), age, np.inf)
+    return np.where(np.isnan(curve).any(axis=-1) | np.isnan(level), np.nan, age)
+
+
+def half_life(R: np.ndarray) -> np.ndarray:
+    """Later edits until half of the injected gain (LA − b) is gone on the chained age curve; NaN without a gain."""
+    curve = chained_age_curve(R)
+    return crossing_age(curve, np.where(curve[..., 0] > 0, curve[..., 0] / 2, np.nan))
+
+
+def break_even(R: np.ndarray) -> np.ndarray:
+    """Later edits until the chained age curve is at or below 0: no better on a passage than the unedited model."""
+    return crossing_age(chained_age_curve(R), 0.0)
+
+
+#: metrics that are linear in R, so that the mean over sequences is the metric of the mean matrix
+LINEAR: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "base": base_accuracy,
+    "LA": learning_accuracy,
+    "LA_gain": learned_gain,
+    "AA": average_accuracy,
+    "net_gain": net_gain,
+    "AIA": average_incremental_accuracy,
+    "BWT": backward_transfer,
+    "FWT": forward_transfer,
+    "loss_per_edit": loss_per_edit,
+}
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------
+
+
+def mean_matrix_forgetting(R: np.ndarray) -> np.ndarray:
+    """Chaudhry's F_K of matrices that are means over sequences already; see `forgetting`."""
+    K = R.shape[-1]
+    drops = [R[..., i + 1 : K, i].max(axis=-1) - R[..., K, i] for i in range(K - 1)]
+    return np.mean(drops, axis=0)
+
+
+def needed_cells(K: int) -> np.ndarray:
+    """[K+1, K]: row 0 and the passages edited so far, i < r."""
+    r, i = np.indices((K + 1, K))
+    return (r == 0) | (i < r)
+
+
+def _own(R: np.ndarray) -> np.ndarray:
+    """[..., K]: R[i+1, i]."""
+    return np.diagonal(R[..., 1:, :], axis1=-2, axis2=-1)
+
+
+def _aged(R: np.ndarray, t: int) -> np.ndarray:
+    """[..., K−t]: R[i+1+t, i] − R[0, i] of the passages that see t later edits."""
+    i = np.arange(R.shape[-1] - t)
+    return R[..., i + 1 + t, i] - R[..., 0, i]
+
+
+def as_reference(reference: object, R: np.ndarray) -> np.ndarray:
+    """A reference as [..., K] beside R [..., K+1, K]."""
+    shape = (*R.shape[:-2], R.shape[-1])
+    try:
+        wide = np.broadcast_to(np.array(reference, dtype=float), shape)
+    except (TypeError, ValueError):
+        raise DataError(f"A reference must be one accuracy, K of them, or one per cell of shape {shape}.") from None
+    if ((wide < 0) | (wide > 1)).any():
+        raise DataError("Reference accuracies are fractions from 0 to 1; divide percent by 100.")
+    return wide
+
+
+def _step(R: np.ndarray, k: int | None) -> int:
+    if k is not None and not 1 <= k <= R.shape[-1]:
+        raise DataError(f"k counts edits from 1 to K = {R.shape[-1]}, got {k}.")
+    return R.shape[-1] if k is None else k
