@@ -57,7 +57,7 @@ METRICS = {  # function -> the metrics it draws, as a pattern
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of every figure as a context. Outside nothing changes, but for the notebook's backend having come alive."""
+    """The look of every figure, as a context that leaves nothing behind but a notebook's backend come alive."""
     import matplotlib.pyplot as plt
 
     with plt.style.context(Path(__file__).with_name("seal.mplstyle")):
