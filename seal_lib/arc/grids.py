@@ -1,0 +1,122 @@
+"""Grids and their text: one immutable value type, one way to print it, one strict way to read it back.
+
+A grid is a tuple of equally long tuples of ints 0–9, 1 to 30 on a side: hashable, comparable, JSON when listed. The
+text is what numpy prints for a 2-D array of digits (facts arc.md 2.1); a demonstration is ``IN -> OUT#``. Knows
+nothing of tasks, prompts or models.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from seal_lib.errors import DataError
+
+Grid = tuple[tuple[int, ...], ...]
+
+MAX_SIDE = 30
+#: between the two grids of a pair, and after the second
+ARROW, END = " -> ", "#"
+#: why a text or value is not a grid → what a person reads; the keys are what is counted
+REASONS = {
+    "empty": "it has no cell",
+    "ragged": "its rows differ in length",
+    "values": "a cell is not one of 0 to 9",
+    "too_large": f"a side is longer than {MAX_SIDE}",
+    "not_a_grid": "it is not rows of numbers",
+}
+#: the usual colours of the digits 0 to 9
+COLOURS = "#000000 #0074d9 #ff4136 #2ecc40 #ffdc00 #aaaaaa #f012be #ff851b #7fdbff #870c25".split()
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What became of a text: a grid, or None and a key of :data:`REASONS`."""
+
+    grid: Grid | None
+    reason: str = ""
+
+
+def problem(value: object) -> str:
+    """Why ``value`` (lists or tuples of rows) is not a grid: a key of :data:`REASONS`, ``""`` if it is one."""
+    if not isinstance(value, list | tuple) or not all(isinstance(row, list | tuple) for row in value):
+        return "not_a_grid"
+    if not value or not any(value):
+        return "empty"
+    if len({len(row) for row in value}) > 1:
+        return "ragged"
+    if len(value) > MAX_SIDE or len(value[0]) > MAX_SIDE:
+        return "too_large"
+    if not all(type(cell) is int and 0 <= cell <= 9 for row in value for cell in row):  # True is not a colour
+        return "values"
+    return ""
+
+
+def as_grid(value: object, where: str) -> Grid:
+    """``value`` as a grid.
+
+    Raises:
+        DataError: names ``where`` and what is wrong with it.
+    """
+    reason = problem(value)
+    if reason:
+        raise DataError(f"{where} is not a grid: {REASONS[reason]}; expected rows of digits, at most 30 × 30.")
+    return tuple(tuple(row) for row in value)
+
+
+def size(grid: Grid) -> tuple[int, int]:
+    """(rows, columns)."""
+    return len(grid), len(grid[0])
+
+
+def to_text(grid: Grid) -> str:
+    """``[[1 2]\\n [3 4]]``; at most 1890 characters."""
+    return "[" + "\n ".join("[" + " ".join(map(str, row)) + "]" for row in grid) + "]"
+
+
+def question_text(grid: Grid) -> str:
+    return to_text(grid) + ARROW
+
+
+def answer_text(grid: Grid) -> str:
+    return to_text(grid) + END
+
+
+def parse(text: str) -> Parsed:
+    """Read an answer. Never raises; what is not exactly one grid is rejected with a reason that is counted.
+
+    As the authors do: ``#`` is dropped, text between the first two triple back-ticks is taken if there are any,
+    brackets are optional and each line is a row. Unlike them (arc.md 2.6): ragged rows, empty texts, values outside
+    0–9 and sides above 30 are rejected instead of being reshaped, wrapped or counted as a vote.
+    """
+    text = text.replace(END, "")
+    fenced = text.split("```")
+    text = (fenced[1] if len(fenced) > 2 else text).strip()
+    rows = [line.split() for line in text.replace("[", "").replace("]", "").split("\n")]
+    cells = [cell for row in rows for cell in row]
+    if not cells:
+        return Parsed(None, "empty")
+    if any(not _number(cell) for cell in cells):
+        return Parsed(None, "not_a_grid")
+    # a cell of several digits stays text here, so that a million of them costs nothing
+    found = [[int(cell) if len(cell) == 1 else cell for cell in row] for row in rows]
+    reason = problem(found)
+    return Parsed(None, reason) if reason else Parsed(tuple(map(tuple, found)))
+
+
+def _number(cell: str) -> bool:
+    digits = cell[1:] if cell[0] in "+-" else cell
+    return digits.isascii() and digits.isdigit()
+
+
+def count_reasons(parsed: Iterable[Parsed]) -> dict[str, int]:
+    """How many texts were grids (``ok``) and how many were rejected, by reason; every key is present."""
+    seen = Counter(item.reason or "ok" for item in parsed)
+    return {reason: seen[reason] for reason in ("ok", *REASONS)}
+
+
+def to_html(grid: Grid, cell: int = 12) -> str:
+    """The grid in ARC's colours, as an HTML table; ``cell`` is the side of a cell in pixels."""
+    style = f"width:{cell}px;height:{cell}px;padding:0;border:1px solid #555;background:"
+    rows = ("".join(f"<td style='{style}{COLOURS[value]}'></td>" for value in row) for row in grid)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<table style='border-collapse:collapse;display:inline-table;margin:2px'>{body}</table>"

@@ -1,0 +1,253 @@
+"""The ARC self-edit: a JSON text that configures one training. Text → configuration, or a rejection with a reason.
+
+The schema is the paper's (facts arc.md 4.1), read strictly: the whole text is one JSON object, every key is there
+once and no other, switches are true or false, the rate is a number and epochs an integer, both within limits. What
+does not comply is rejected and earns nothing; its text and reason are kept. The released code instead resamples
+without end, crashes, or evaluates an untrained adapter that may be rewarded (arc.md 4.2).
+
+Nothing is executed, and nothing here raises on any text. Knows no model.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from seal_lib.arc.augment import SWITCHES
+from seal_lib.arc.grids import Grid
+from seal_lib.arc.tasks import Task
+from seal_lib.arc.training import BATCH, MAX_STEPS, steps
+from seal_lib.errors import DataError
+
+#: which tokens are in the loss, by the word used in the JSON
+STRATEGIES = {"train_using_all_tokens": "all", "train_using_output_tokens": "output"}
+
+#: why a self-edit earns nothing → what a person reads; the keys are what is counted
+REASONS = {
+    "empty": "there is no text",
+    "too_long": "the text is longer than a configuration can be",
+    "not_json": "the text is not one JSON value",
+    "not_object": "a JSON object is expected here",
+    "duplicate_key": "a key stands twice",
+    "missing_key": "a key is missing",
+    "unknown_key": "a key is not in the schema",
+    "wrong_type": "a value has the wrong type",
+    "unknown_strategy": "the strategy is not one of the two",
+    "out_of_range": "a number is outside its limits",
+    "too_many_steps": "it would train for too many steps",
+}
+MAX_CHARACTERS = 4000
+
+_TRAINING = ("strategy", "learning_rate", "num_train_epochs")
+
+#: for engines that can constrain decoding to a JSON schema
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "data_generation": {
+            "type": "object",
+            "properties": {switch: {"type": "boolean"} for switch in SWITCHES},
+            "required": list(SWITCHES),
+            "additionalProperties": False,
+        },
+        "training": {
+            "type": "object",
+            "properties": {
+                "strategy": {"type": "string", "enum": list(STRATEGIES)},
+                "learning_rate": {"type": "number"},
+                "num_train_epochs": {"type": "integer"},
+            },
+            "required": list(_TRAINING),
+            "additionalProperties": False,
+        },
+    },
+    "required": ["data_generation", "training"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a self-edit asks for; equal configurations are the same training, whatever their text."""
+
+    switches: tuple[str, ...]  # those that are on, in the order of SWITCHES
+    strategy: str  # one of STRATEGIES
+    learning_rate: float
+    epochs: int
+
+    @property
+    def loss_on(self) -> str:
+        """``all`` tokens or ``output`` tokens only."""
+        return STRATEGIES[self.strategy]
+
+    def text(self) -> str:
+        """The configuration as compact JSON that :func:`read` reads back to an equal one."""
+        training = {
+            "strategy": self.strategy,
+            "learning_rate": self.learning_rate,
+            "num_train_epochs": self.epochs,
+        }
+        return json.dumps({"data_generation": {s: s in self.switches for s in SWITCHES}, "training": training})
+
+
+#: the hand-made configuration of the released test-time training (facts arc.md 5.6)
+ORACLE = Config(SWITCHES, "train_using_output_tokens", 1e-4, 2)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is accepted; the rate lies in (0, ``max_rate``], the epochs in 1 to ``max_epochs``."""
+
+    max_rate: float = 1.0
+    max_epochs: int = MAX_STEPS
+    max_steps: int = MAX_STEPS
+    batch: int = BATCH
+
+
+DEFAULT = Limits()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What became of a text: a configuration, or None, a key of :data:`REASONS` and a sentence."""
+
+    text: str
+    config: Config | None
+    reason: str = ""
+    detail: str = ""
+
+
+class _Rejected(Exception):
+    """Carries (reason, detail) out of the checks below; never leaves this module."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+def read(text: str, limits: Limits = DEFAULT) -> Reading:
+    """Read one self-edit. Never raises: whatever is wrong comes back as a rejection."""
+    try:
+        return Reading(text, _config(_json(text), limits))
+    except _Rejected as error:
+        return Reading(text, None, error.reason, f"{REASONS[error.reason]}: {error.detail}.")
+
+
+def with_data(reading: Reading, examples: int, limits: Limits = DEFAULT) -> Reading:
+    """The reading once the size of its training set is known: too many steps, or no data, is a rejection too."""
+    if reading.config is None:
+        return reading
+    epochs = reading.config.epochs
+    asked = steps(epochs, examples, limits.batch)
+    if asked <= limits.max_steps and examples > 0:
+        return reading
+    told = f"{epochs} epochs of {examples} examples are {asked} steps, allowed are 1 to {limits.max_steps}"
+    if examples == 0:
+        return Reading(reading.text, None, "out_of_range", f"{REASONS['out_of_range']}: there is nothing to train on.")
+    return Reading(reading.text, None, "too_many_steps", f"{REASONS['too_many_steps']}: {told}.")
+
+
+def count_reasons(readings: Iterable[Reading]) -> dict[str, int]:
+    """How many were accepted (``ok``) and how many rejected, by reason; every key is present."""
+    seen = Counter(item.reason or "ok" for item in readings)
+    return {reason: seen[reason] for reason in ("ok", *REASONS)}
+
+
+def _json(text: str) -> object:
+    if not isinstance(text, str):
+        raise _Rejected("not_json", f"it is a {type(text).__name__}, not text")
+    if not text.strip():
+        raise _Rejected("empty", "nothing but white space")
+    if len(text) > MAX_CHARACTERS:
+        raise _Rejected("too_long", f"{len(text)} characters, at most {MAX_CHARACTERS}")
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
+    except RecursionError:
+        raise _Rejected("not_json", "nested too deeply") from None
+    except ValueError as error:  # also a number of more digits than Python converts
+        raise _Rejected("not_json", " ".join(str(error).split())[:80]) from None
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    if len(dict(pairs)) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Rejected("duplicate_key", _short(next(key for key in keys if keys.count(key) > 1)))
+    return dict(pairs)
+
+
+def _constant(name: str) -> float:
+    raise _Rejected("not_json", f"{name} is not a JSON number")
+
+
+def _short(value: object) -> str:
+    shown = ascii(value)  # a lone surrogate must not break whoever writes the reason down
+    return shown if len(shown) <= 60 else shown[:60] + "…"
+
+
+def _object(value: object, where: str, keys: Iterable[str]) -> dict:
+    if not isinstance(value, dict):
+        raise _Rejected("not_object", f"{where} is {_short(value)}")
+    for key in keys:
+        if key not in value:
+            raise _Rejected("missing_key", f"{where} has no {key}")
+    for key in value:
+        if key not in keys:
+            raise _Rejected("unknown_key", f"{where} has {_short(key)}")
+    return value
+
+
+def _config(value: object, limits: Limits) -> Config:
+    whole = _object(value, "the text", ("data_generation", "training"))
+    data = _object(whole["data_generation"], "data_generation", SWITCHES)
+    training = _object(whole["training"], "training", _TRAINING)
+    for switch in SWITCHES:
+        if not isinstance(data[switch], bool):
+            raise _Rejected("wrong_type", f"{switch} is {_short(data[switch])}, not true or false")
+    strategy, rate, epochs = (training[key] for key in _TRAINING)
+    if not isinstance(strategy, str):
+        raise _Rejected("wrong_type", f"strategy is {_short(strategy)}, not text")
+    if strategy not in STRATEGIES:
+        raise _Rejected("unknown_strategy", _short(strategy))
+    if isinstance(rate, bool) or not isinstance(rate, int | float):
+        raise _Rejected("wrong_type", f"learning_rate is {_short(rate)}, not a number")
+    if isinstance(epochs, bool) or not isinstance(epochs, int):
+        raise _Rejected("wrong_type", f"num_train_epochs is {_short(epochs)}, not an integer")
+    # 1e999 reads as infinity and fails here; an int is compared before it is turned into a float
+    if not 0 < rate <= limits.max_rate or not math.isfinite(rate):
+        raise _Rejected("out_of_range", f"learning_rate is {_short(rate)}, allowed above 0 up to {limits.max_rate}")
+    if not 1 <= epochs <= limits.max_epochs:
+        raise _Rejected("out_of_range", f"num_train_epochs is {_short(epochs)}, allowed 1 to {limits.max_epochs}")
+    return Config(tuple(s for s in SWITCHES if data[s]), strategy, float(rate), epochs)
+
+
+_ASK = """You are setting up a short training run that is to teach a model the rule behind these examples. Decide:
+
+1. Which tools make more training data from the examples (each true or false):
+   use_basic_augmentations: rotated, mirrored, shifted and transposed copies
+   use_size_augmentations: enlarged copies
+   use_chain_augmentations: turned and then enlarged copies
+   use_repeat_augmentations: copies repeated side by side
+2. How to train: strategy ("train_using_all_tokens" or "train_using_output_tokens"), learning_rate (a number) and
+   num_train_epochs (an integer).
+
+Answer with one JSON object and nothing else, in this form:
+"""
+_FORM = json.dumps({"data_generation": dict.fromkeys(SWITCHES, "..."), "training": dict.fromkeys(_TRAINING, "...")})
+PERSONA = "You are a helpful assistant that configures training runs."
+
+
+def prompt(task: Task) -> list[dict[str, str]]:
+    """Chat messages that ask for a self-edit: every demonstration as rows of digits, then the question.
+
+    The test inputs are not shown (facts arc.md 2.4). Rendering is the tokenizer's own template.
+    """
+    if not task.train:
+        raise DataError(f"task {task.id} has no demonstration; a self-edit is written from at least one.")
+    shown = "".join(f"Input:\n{_rows(pair.input)}\nOutput:\n{_rows(pair.output)}\n" for pair in task.train)
+    ask = _ASK + _FORM.replace('"..."', "...")
+    return [{"role": "system", "content": PERSONA}, {"role": "user", "content": f"{shown}------\n\n{ask}"}]
+
+
+def _rows(grid: Grid) -> str:
+    return "".join(" ".join(map(str, row)) + "\n" for row in grid)

@@ -1,0 +1,136 @@
+"""What an adapter is trained on for one task: leave-one-out examples, augmented, permuted, capped.
+
+Only the demonstrations are used, never a test input (facts arc.md 3.2). For n in (1, 2): hold out one demonstration
+as the target and drop n - 1 of the others; add every augmentation that stays within 30 on a side; add one copy of
+each with permuted colours and order; drop duplicates by content. Then n = 1 and n = 2 together are cut to a cap.
+
+Everything is a list in a fixed order and every draw is seeded by (seed, task, purpose), so the result does not
+depend on ``PYTHONHASHSEED``, as the released code's does. Also the texts of an example; knows no tokenizer, no model.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+
+from seal_lib.arc.augment import Augmenter, augmenters, colour_permutation, recolour
+from seal_lib.arc.grids import MAX_SIDE, Grid, answer_text, question_text, size
+from seal_lib.arc.tasks import Pair, Task
+from seal_lib.seeds import rng
+
+#: facts arc.md 3.2 and 4.2: at most so many examples, dropped demonstrations, and optimizer steps
+CAP, LEAVE_OUT, MAX_STEPS, BATCH = 250, (1, 2), 375, 2
+
+INSTRUCTION = (
+    "Every example below turns an input grid into an output grid by the same rule. Find the rule and apply it to the "
+    "test input. Grids are written as Python arrays; answer with the output grid only, written the same way.\n\n"
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """Demonstrations and the pair to be answered from them."""
+
+    demonstrations: tuple[Pair, ...]
+    target: Pair
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        return (*self.demonstrations, self.target)
+
+
+def leave_out(pairs: Sequence[Pair], count: int) -> list[Example]:
+    """Each pair as the target once for every way to drop ``count - 1`` of the others; order kept."""
+    examples = []
+    for held, target in enumerate(pairs):
+        rest = [pair for index, pair in enumerate(pairs) if index != held]
+        if len(rest) >= count - 1:
+            examples += [Example(kept, target) for kept in combinations(rest, len(rest) - count + 1)]
+    return examples
+
+
+def fits(example: Example) -> bool:
+    """No side longer than 30."""
+    return all(max(size(pair.input) + size(pair.output)) <= MAX_SIDE for pair in example.pairs)
+
+
+def augmented(pairs: Sequence[Pair], count: int, with_: Iterable[Augmenter]) -> list[Example]:
+    """Distinct leave-out examples and their augmentations that fit; the originals come first."""
+    base = leave_out(pairs, count)
+    seen = dict.fromkeys(base)
+    for augmenter in with_:
+        turn = cache(augmenter.pair)  # a pair stands in many examples; the task's few pairs are kept only here
+        for example in base:
+            turned = Example(tuple(map(turn, example.demonstrations)), turn(example.target))
+            if fits(turned):
+                seen[turned] = None
+    return list(seen)
+
+
+def permuted(example: Example, *seed: object, colours: bool = True) -> Example:
+    """The example with its demonstrations in random order and, if ``colours``, one colour permutation throughout."""
+    draws = rng(*seed)
+    demonstrations, target = list(example.demonstrations), example.target
+    if colours:
+        used = {cell for p in example.pairs for grid in (p.input, p.output) for row in grid for cell in row}
+        paint = recolour(colour_permutation(used, draws)).pair
+        demonstrations, target = [paint(pair) for pair in demonstrations], paint(target)
+    draws.shuffle(demonstrations)
+    return Example(tuple(demonstrations), target)
+
+
+def training_set(
+    task: Task,
+    switches: Iterable[str],
+    seed: int = 0,
+    protocol: str = "clean",
+    drop: Sequence[int] = LEAVE_OUT,
+    cap: int | None = CAP,
+    keep: Callable[[Example], bool] = lambda example: True,
+) -> list[Example]:
+    """The examples one self-edit trains on; ``switches`` are those that are on.
+
+    ``keep`` filters before the cap (a limit on tokens). Colours are permuted only if some switch is on, as released.
+    With two demonstrations, n = 2 gives examples without any demonstration; they are kept, as released.
+    """
+    on = tuple(switches)
+    with_ = augmenters(on, protocol, seed, task.id)
+    chosen: list[Example] = []
+    for count in drop:
+        base = augmented(task.train, count, with_)
+        copies = (permuted(e, seed, task.id, "permute", count, i, colours=bool(on)) for i, e in enumerate(base))
+        chosen += [example for example in dict.fromkeys([*base, *copies]) if keep(example)]
+    if cap is not None and len(chosen) > cap:
+        rng(seed, task.id, "cap").shuffle(chosen)
+        chosen = chosen[:cap]
+    return chosen
+
+
+def steps(epochs: int, examples: int, batch: int = BATCH) -> int:
+    """Optimizer steps as the authors count them: floor(epochs · examples / batch)."""
+    return epochs * examples // batch
+
+
+def messages(example: Example, answer: bool = True) -> list[dict[str, str]]:
+    """Chat messages (facts arc.md 2.2): system with every demonstration, user with the input, assistant's answer.
+
+    ``answer=False`` leaves the last one out: what the model is asked. Rendering is the tokenizer's own template.
+    """
+    shown = "".join(f"{question_text(pair.input)}{answer_text(pair.output)}\n" for pair in example.demonstrations)
+    chat = [
+        {"role": "system", "content": INSTRUCTION + shown},
+        {"role": "user", "content": question_text(example.target.input)},
+    ]
+    return [*chat, {"role": "assistant", "content": answer_text(example.target.output)}] if answer else chat
+
+
+def plain_text(example: Example) -> tuple[str, str]:
+    """(prompt, answer) for a base model: demonstrations one per line, then the input; no instruction."""
+    shown = "".join(f"{question_text(pair.input)}{answer_text(pair.output)}\n" for pair in example.demonstrations)
+    return shown + question_text(example.target.input), answer_text(example.target.output)
+
+
+def question(task: Task, test: int) -> Example:
+    """All demonstrations and one test input: the full prompt. An unknown answer is the input's own grid, unread."""
+    known: Grid = task.solutions[test] if task.solutions else task.tests[test]
+    return Example(task.train, Pair(task.tests[test], known))

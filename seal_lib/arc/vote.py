@@ -1,0 +1,190 @@
+"""From one question to many views of it, from many answers to two attempts, from attempts to a score.
+
+A view shows the demonstrations less one, in some order, perhaps turned; its answer is turned back. Views and vote
+follow facts arc.md 5.1 and 5.3; where the authors' result hangs on the order of a set, ours is fixed. Scores are of
+whole tasks: right only if every test output is.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from seal_lib.arc.augment import IDENTITY, Augmenter, flip, rotate, transpose
+from seal_lib.arc.grids import Grid, as_grid, size
+from seal_lib.arc.tasks import Task
+from seal_lib.arc.training import Example, leave_out, question
+from seal_lib.errors import DataError
+from seal_lib.seeds import rng
+
+#: how a view may be turned, in the order in which the groups cast their proposals
+TURNS: dict[str, Augmenter] = {a.name: a for a in (IDENTITY, transpose(), flip(0), flip(1), rotate(90), rotate(180))}
+ORDERS = 2  # random orders per leave-one-out subset
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to ask; ``turn`` names the augmenter whose inverse brings the answer back."""
+
+    example: Example
+    turn: str = "identity"
+
+    def back(self, answer: Grid) -> Grid:
+        return TURNS[self.turn].inverse(answer)
+
+
+def subsets(task: Task, test: int) -> list[Example]:
+    """Distinct leave-one-out questions: each subset in its own order and in two random ones.
+
+    The orders come from numpy's frozen legacy generator at seed 0, which gives the published numbers of questions
+    (2, 5, 11, 15, 18 for 2 to 6 demonstrations).
+    """
+    import numpy as np
+
+    draws = np.random.RandomState(0)
+    target = question(task, test).target
+    found: dict[Example, None] = {}
+    orders: list[Example] = []
+    for left in leave_out(task.train, 1):
+        shown = left.demonstrations
+        found[Example(shown, target)] = None
+        for _ in range(ORDERS):
+            orders.append(Example(tuple(shown[i] for i in draws.permutation(len(shown))), target))
+    return list(dict.fromkeys([*found, *orders]))
+
+
+def views(task: Task, test: int, seed: int = 0) -> list[View]:
+    """Every view of one test input: the subsets, then five turned ones, each of a subset drawn by ``seed``."""
+    plain = subsets(task, test)
+    draws = rng(seed, task.id, test, "views")
+    turned = []
+    for name, augmenter in TURNS.items():
+        if name != "identity":
+            chosen = draws.choice(plain)
+            example = Example(tuple(map(augmenter.pair, chosen.demonstrations)), augmenter.pair(chosen.target))
+            turned.append(View(example, name))
+    return list(dict.fromkeys([*(View(example) for example in plain), *turned]))
+
+
+def majority(grids: Sequence[Grid], columns: bool = False) -> Grid:
+    """Row by row (or column by column) the most frequent one among the grids of the most frequent shape."""
+    shape = Counter(map(size, grids)).most_common(1)[0][0]
+    alike = [tuple(zip(*grid, strict=True)) if columns else grid for grid in grids if size(grid) == shape]
+    lines = tuple(Counter(place).most_common(1)[0][0] for place in zip(*alike, strict=True))
+    return tuple(zip(*lines, strict=True)) if columns else lines
+
+
+def proposals(grids: Sequence[Grid]) -> list[tuple[Grid, int]]:
+    """Three (grid, votes): the most frequent, gaps filled by row-wise, then column-wise majority with 0 votes.
+
+    Of equally frequent grids, the one that shares more rows with the others comes first, then the one seen first.
+    """
+    votes = Counter(grids)
+    rows = Counter((size(grid), i, row) for grid in grids for i, row in enumerate(grid))
+    shared = {grid: fmean(rows[size(grid), i, row] for i, row in enumerate(grid)) for grid in votes}
+    ranked = sorted(votes, key=lambda grid: (-votes[grid], -shared[grid]))[:3]
+    filled = [(grid, votes[grid]) for grid in ranked]
+    for columns in (False, True)[: 3 - len(filled)]:
+        filled.append((majority(grids, columns), 0))
+    return filled
+
+
+def vote(answers: Sequence[tuple[str, Grid]]) -> tuple[Grid, ...]:
+    """Two attempts from (turn, answer already turned back) pairs; none at all when there is no answer.
+
+    Each group of answers (all, then by turn) casts three proposals, whatever its size, and these are voted on again.
+    (The authors put a 1 × 1 grid of 0 where there is no answer; we count it as unanswered.)
+    """
+    for turn, _ in answers:
+        if turn not in TURNS:
+            raise DataError(f"vote: the turn {turn!r} is not one of {', '.join(TURNS)}.")
+    if not answers:
+        return ()
+    groups = [[grid for _, grid in answers]]
+    groups += [[grid for turn, grid in answers if turn == name] for name in TURNS]
+    cast = [grid for group in groups if group for grid, _ in proposals(group)]
+    (first, _), (second, votes_2), (third, votes_3) = proposals(cast)
+    if votes_2 == votes_3:
+        plain = Counter(groups[1])
+        second = second if plain[second] > plain[third] else third
+    return first, second
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Which test outputs of a task were right, by the first attempt and by either."""
+
+    id: str
+    first: tuple[bool, ...]
+    either: tuple[bool, ...]
+    answered: tuple[bool, ...]
+
+    @property
+    def pass_1(self) -> bool:
+        return all(self.first)
+
+    @property
+    def pass_2(self) -> bool:
+        return all(self.either)
+
+
+def score(task: Task, attempts: Sequence[Sequence[Grid]]) -> TaskScore:
+    """Score one task; ``attempts`` has up to two grids per test input; a missing test input is wrong.
+
+    Raises:
+        DataError: no solutions, more answers than test inputs, or more than two attempts.
+    """
+    if not task.solutions:
+        raise DataError(f"task {task.id} has no solutions, so it cannot be scored; give the solutions file.")
+    if len(attempts) > len(task.tests):
+        raise DataError(f"task {task.id}: {len(attempts)} answers for {len(task.tests)} test inputs; one for each.")
+    if any(len(tried) > 2 for tried in attempts):
+        raise DataError(f"task {task.id}: more than two attempts at one test input; keep two.")
+    tried = [*attempts, *[()] * (len(task.tests) - len(attempts))]
+    pairs = list(zip(tried, task.solutions, strict=True))
+    return TaskScore(
+        task.id,
+        tuple(len(grids) > 0 and grids[0] == truth for grids, truth in pairs),
+        tuple(truth in grids for grids, truth in pairs),
+        tuple(len(grids) > 0 for grids in tried),
+    )
+
+
+def score_submission(tasks: Sequence[Task], submission: Mapping[str, object]) -> list[TaskScore]:
+    """Score a Kaggle submission, ``{id: [{attempt_1, attempt_2}, …]}``; a task not submitted is wrong.
+
+    Raises:
+        DataError: an unknown task, or an attempt that is not a grid.
+    """
+    unknown = set(submission) - {task.id for task in tasks}
+    if unknown:
+        raise DataError(f"submission: task {sorted(unknown)[0]!r} is not among the {len(tasks)} tasks scored.")
+    return [
+        score(task, [_attempts(e, task.id) for e in _entries(submission.get(task.id, []), task.id)]) for task in tasks
+    ]
+
+
+def _entries(value: object, name: str) -> list:
+    if not isinstance(value, list):
+        raise DataError(f"submission, task {name}: expected a list with one entry per test input.")
+    return value
+
+
+def _attempts(entry: object, name: str) -> list[Grid]:
+    if not isinstance(entry, dict) or not set(entry) <= {"attempt_1", "attempt_2"}:
+        raise DataError(f"submission, task {name}: expected an object with attempt_1 and attempt_2.")
+    if "attempt_2" in entry and "attempt_1" not in entry:
+        raise DataError(f"submission, task {name}: attempt_2 without attempt_1; give attempt_1 first.")
+    return [as_grid(entry[key], f"submission, task {name}, {key}") for key in sorted(entry)]
+
+
+def rates(scores: Sequence[TaskScore]) -> dict[str, float]:
+    """pass@1 and pass@2 over tasks, and the share of single outputs right by either attempt."""
+    if not scores:
+        raise DataError("rates: no task was scored; give at least one.")
+    outputs = [right for item in scores for right in item.either]
+    return {
+        "pass_1": fmean(item.pass_1 for item in scores),
+        "pass_2": fmean(item.pass_2 for item in scores),
+        "outputs": fmean(outputs),
+    }

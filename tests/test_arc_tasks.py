@@ -1,0 +1,142 @@
+"""ARC files and grids: what is read, what is refused and how it is said; text out and strictly back in."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from seal_lib.arc import grids
+from seal_lib.arc.tasks import choose, load_tasks
+from seal_lib.errors import DataError
+
+PAIR = {"input": [[1, 2]], "output": [[2, 1]]}
+CHALLENGES = {
+    "aa": {"train": [PAIR, PAIR], "test": [{"input": [[3]]}, {"input": [[4]]}]},
+    "bb": {"train": [PAIR], "test": [{"input": [[5, 0]]}]},
+}
+SOLUTIONS = {"bb": [[[0, 5]]], "aa": [[[6]], [[7]]]}
+
+
+def write(folder, name: str, value: object) -> str:
+    path = folder / name
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return str(path)
+
+
+def test_kaggle_files_give_whole_tasks_with_solutions_by_id(tmp_path) -> None:
+    files = write(tmp_path, "c.json", CHALLENGES), write(tmp_path, "s.json", SOLUTIONS)
+    first, second = load_tasks(*files)
+    assert (first.id, first.tests, first.solutions) == ("aa", (((3,),), ((4,),)), (((6,),), ((7,),)))
+    assert second.train[0].output == ((2, 1),) and second.solutions == (((0, 5),),)
+    assert [t.id for t in load_tasks(*files, ids=["bb", "aa"])] == ["bb", "aa"]
+    assert load_tasks(files[0])[0].solutions == ()
+    assert "aa" in first._repr_html_() and "?" in load_tasks(files[0])[0]._repr_html_()
+
+
+def test_original_files_are_read_one_by_one_and_by_folder(tmp_path) -> None:
+    for name in ("zz", "aa"):
+        test = [{"input": [[3]], "output": [[6]]}]
+        write(tmp_path, f"{name}.json", {"train": [PAIR], "test": test})
+    assert [t.id for t in load_tasks(tmp_path)] == ["aa", "zz"]
+    (alone,) = load_tasks(tmp_path / "zz.json")
+    assert alone.id == "zz" and alone.solutions == (((6,),),)
+
+
+def broken(change) -> dict:
+    value = json.loads(json.dumps(CHALLENGES))
+    change(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("challenges", "words"),
+    [
+        ("not json", "JSON"),
+        ("[1]", "list"),
+        ("{}", "no task"),
+        ("[" * 100_000, "JSON"),
+        ('{"aa": {}, "aa": {}}', "aa.*twice"),
+        ({"aa": 3, "bb": 3}, "task aa is a int"),
+        (broken(lambda c: c["aa"].pop("train")), "aa: the key 'train'"),
+        (broken(lambda c: c["aa"].update(train=[])), "'train' is empty"),
+        (broken(lambda c: c["aa"].update(test=[])), "'test' is empty"),
+        (broken(lambda c: c["bb"]["train"][0].pop("output")), r"bb, train\[0\]: the key 'output'"),
+        (broken(lambda c: c["bb"]["train"][0].update(input=[[1], [2, 3]])), "differ in length"),
+        (broken(lambda c: c["bb"]["train"][0].update(input=[[10]])), "not one of 0 to 9"),
+        (broken(lambda c: c["bb"]["train"][0].update(input=[[True]])), "not one of 0 to 9"),
+        (broken(lambda c: c["bb"]["train"][0].update(input=[[0] * 31])), "longer than 30"),
+        (broken(lambda c: c["bb"]["train"][0].update(input=[[]])), "no cell"),
+        (broken(lambda c: c["bb"]["train"][0].update(input="12")), "not rows of numbers"),
+        (broken(lambda c: c["aa"]["test"][0].update(output=[[6]])), r"test\[1\] has no 'output'"),
+        (broken(lambda c: c["bb"]["test"][0].update(output=[[1]])), "differ from the solutions"),
+        (broken(lambda c: c["bb"]["test"].append({"input": [[1]]})), "2 test inputs but 1 solutions"),
+        (broken(lambda c: c.pop("bb")), "'bb' is in only one"),
+    ],
+)
+def test_a_malformed_file_is_named_in_one_sentence(tmp_path, challenges, words) -> None:
+    file = write(tmp_path, "c.json", challenges)
+    with pytest.raises(DataError, match=words) as caught:
+        load_tasks(file, write(tmp_path, "s.json", SOLUTIONS))
+    assert "c.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_other_mistakes_of_a_person(tmp_path) -> None:
+    file = write(tmp_path, "c.json", CHALLENGES)
+    with pytest.raises(DataError, match="no file"):
+        load_tasks(tmp_path / "none.json")
+    with pytest.raises(DataError, match="by name, not in a folder"):
+        load_tasks(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no .json"):
+        load_tasks(tmp_path / "empty")
+    with pytest.raises(DataError, match="'cc' is not in .*2 tasks"):
+        load_tasks(file, ids=["cc"])
+    with pytest.raises(DataError, match="'aa' is asked for twice"):
+        choose(load_tasks(file), ["aa", "aa"])
+
+
+def test_the_text_is_what_numpy_prints_and_reads_back() -> None:
+    draws = random.Random(0)
+    for _ in range(200):
+        rows, columns = draws.randint(1, 30), draws.randint(1, 30)
+        grid = tuple(tuple(draws.randint(0, 9) for _ in range(columns)) for _ in range(rows))
+        assert grids.to_text(grid) == str(np.array(grid))
+        assert grids.parse(grids.answer_text(grid)).grid == grid
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[[1 2]\n [3 4]]", ((1, 2), (3, 4))),
+        ("[[1 2]\n [3 4]]#", ((1, 2), (3, 4))),
+        ("1 2 3 4", ((1, 2, 3, 4),)),
+        ("[[1 2]  [3 4]]", ((1, 2, 3, 4),)),
+        ("so:\n```\n[[7]]\n``` done", ((7,),)),
+        ("[[1 2 3]\n [4]]", "ragged"),  # the released code makes this 2 × 2
+        ("[[1 2]\n [3]]", "ragged"),
+        ("[[1 2]\n\n [3 4]]", "ragged"),
+        ("[[1, 2]]", "not_a_grid"),
+        ("abc", "not_a_grid"),
+        ("[[1 2]\n [3 4]] -> [[1]]", "not_a_grid"),
+        ("[[1.0 2]]", "not_a_grid"),
+        ("[[² 2]]", "not_a_grid"),
+        ("", "empty"),  # … and this a vote
+        (" \n[[]]#", "empty"),
+        ("[[10 200]]", "values"),
+        ("[[-1 0]]", "values"),
+        ("[[" + "9" * 10_000 + "]]", "values"),
+        ("[[" + " ".join("1" * 31) + "]]", "too_large"),
+        ("\n".join("1" * 31), "too_large"),
+        ("[" * 10**6, "empty"),
+        ("1 " * 10**5, "too_large"),
+    ],
+)
+def test_parsing_is_strict_and_says_why(text, expected) -> None:
+    parsed = grids.parse(text)
+    assert (parsed.grid, parsed.reason) == ((None, expected) if isinstance(expected, str) else (expected, ""))
+
+
+def test_reasons_are_counted_with_every_key() -> None:
+    counted = grids.count_reasons(map(grids.parse, ("[[1]]", "", "x", "[[1 2]\n [3]]", "")))
+    assert counted == {"ok": 1, "empty": 2, "ragged": 1, "values": 0, "too_large": 0, "not_a_grid": 1}
