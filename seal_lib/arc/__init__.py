@@ -1,0 +1,1 @@
+"""The ARC domain: tasks and their text, augmentations, leave-one-out data, JSON self-edits, voting. No model code."""
