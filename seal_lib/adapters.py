@@ -23,6 +23,7 @@ from seal_lib.errors import DataError, ParameterError, SealError
 #: Names for usual sets of targets; ``qv`` is what PEFT (and so the authors) train on Llama and Qwen2.
 TARGETS = {
     "qv": ("q_proj", "v_proj"),
+    "qv-mlp": ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"),  # the authors' ARC adapters
     "all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 }
 #: Linears that read the same tensor in every decoder we meet; grouping them is a saving, never an assumption.

@@ -47,25 +47,40 @@ def load(name: str, device: str = "cpu", dtype: str = "float32", revision: str |
         DataError: the name cannot be resolved, or is a Hub id without a pinned revision.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    source, pinned = resolve(name)
-    revision = revision or pinned
+    tokenizer = load_tokenizer(name, revision)
+    source, at = _pinned(name, revision)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not Path(source).is_dir() and not revision:
-        raise DataError(f"model {name!r} has no pinned revision; give the commit as parameter `revision`.")
-    kwargs = {} if Path(source).is_dir() else {"revision": revision}
-    tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
     model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **kwargs
+        source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **at
     )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     model.to(device).eval().requires_grad_(False)
     if device == "cpu" and model.num_parameters() < SMALL:
         torch.set_num_threads(1)
     return model, tokenizer
+
+
+def load_tokenizer(name: str, revision: str | None = None):
+    """The tokenizer alone; its pad token is EOS where it has none."""
+    from transformers import AutoTokenizer
+
+    source, at = _pinned(name, revision)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **at)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _pinned(name: str, revision: str | None) -> tuple[str, dict[str, str]]:
+    """(source, keyword with the commit for a Hub id)."""
+    source, pinned = resolve(name)
+    if Path(source).is_dir():
+        return source, {}
+    if not (revision or pinned):
+        raise DataError(f"model {name!r} has no pinned revision; give the commit as parameter `revision`.")
+    return source, {"revision": revision or pinned}
 
 
 def weight_hash(name: str) -> str:

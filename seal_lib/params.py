@@ -3,7 +3,7 @@
 The notebook's first code cell is tagged ``parameters`` and holds nothing but lines of the form
 ``name: type = literal  # comment``. That cell is the schema: it is read with ``ast`` and never executed. A scale is a
 flat file ``params/<notebook>/<scale>.yaml``. Order of precedence, weakest first: the cell's defaults, the scale's file,
-``<scale>-full.yaml`` when the environment says ``SET=full``, and single values given by ``--set key=value``. The
+``<scale>-<word>.yaml`` when the environment says ``SET=<word>``, and single values given by ``--set key=value``. The
 scale ``smoke`` is ``seedling.yaml`` with ``smoke.yaml`` on top, if there is one.
 
 Knows nothing of runs or papermill. Example: ``resolve("11_single_passage", "seedling", {"seed": "3"})``.
@@ -61,7 +61,12 @@ def names() -> list[str]:
 def scales(notebook: str) -> list[str]:
     """The scales a notebook has a file for (overlays such as ``seedling-full`` are not scales)."""
     found = (path.stem for path in (paths.params() / notebook).glob("*.yaml"))
-    return sorted(stem for stem in found if not stem.endswith("-full"))
+    return sorted(stem for stem in found if "-" not in stem)
+
+
+def sets(notebook: str = "*") -> list[str]:
+    """The words that ``SET=`` takes: the overlays ``<scale>-<word>.yaml`` of one notebook, or of all."""
+    return sorted({path.stem.partition("-")[2] for path in paths.params().glob(f"{notebook}/*-*.yaml")})
 
 
 def find(name: str) -> str:
@@ -295,9 +300,10 @@ def resolve(notebook: str, scale: str, overrides: dict[str, object] | None = Non
         ParameterError: one sentence naming file, key and value, and what to write instead.
     """
     wanted = os.environ.get("SET", "")
-    if wanted not in ("", "full"):
-        raise ParameterError(f"SET={wanted} is not known; write SET=full or leave it out.")
-    files = _files(notebook, scale, full=bool(wanted))
+    if wanted and wanted not in (known := sets()):
+        write = " or ".join(f"SET={word}" for word in known)
+        raise ParameterError(f"SET={wanted} is not known; write {write or 'no SET at all'} or leave it out.")
+    files = _files(notebook, scale, wanted)
     return _overlay(notebook, [*files, ("--set", overrides or {})])
 
 
@@ -323,9 +329,9 @@ def _overlay(notebook: str, layers: list[tuple[str, dict]]) -> dict[str, object]
     return values
 
 
-def _files(notebook: str, scale: str, full: bool) -> list[tuple[str, dict]]:
+def _files(notebook: str, scale: str, overlay: str) -> list[tuple[str, dict]]:
     folder = paths.params() / notebook
-    stems = ["seedling", "smoke"] if scale == "smoke" else [scale, f"{scale}-full"] if full else [scale]
+    stems = ["seedling", "smoke"] if scale == "smoke" else [scale, f"{scale}-{overlay}"] if overlay else [scale]
     if not (folder / f"{stems[0]}.yaml").exists():
         have = ", ".join(scales(notebook)) or "none"
         raise ParameterError(f"{paths.short(folder)}/{stems[0]}.yaml does not exist; {notebook} has scales: {have}.")
@@ -340,9 +346,9 @@ def check_all() -> list[str]:
     for notebook in known:
         have = scales(notebook) or ["seedling"]
         for scale in dict.fromkeys([*have, "smoke"] if "seedling" in have else have):
-            for full in (False, True):
+            for overlay in ("", *sets(notebook)):
                 try:
-                    _overlay(notebook, _files(notebook, scale, full))
+                    _overlay(notebook, _files(notebook, scale, overlay))
                 except ParameterError as error:
                     problems.append(str(error))
     folders = [path.name for path in paths.params().glob("*") if path.is_dir()]

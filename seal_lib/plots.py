@@ -33,25 +33,36 @@ COLOURS = {
     "icl": "#8a8a8a", "frozen": "#8a8a8a", "passage_only": "#CC79A7", "own_untrained": "#56B4E9",
     "external": "#E69F00", "gold_notes": "#009E73", "oracle": "#009E73", "joint": "#009E73",
     "passage_in_context": "#222222", "sequential": "#0072B2", "seal_proxy": "#7A68A6", "random_edit_sft": "#D55E00",
+    "random_config_sft": "#D55E00",
 }  # fmt: skip
 FAMILY_SHADES = {  # rounds 1, 2, 3 and later; the first is the colour of the family
     "seal": ["#0072B2", "#005684", "#003B5C"], "random": ["#D55E00", "#A84A00", "#7C3700"],
 }  # fmt: skip
 OTHER_ARMS = "#7A6A4F"
+LEVELS = ("icl", "frozen", "external", "oracle")  # level lines in a figure over rounds
+CONTROLS = {  # measured once: arm -> where on the axis of rounds, given the last
+    "random_edit_sft": lambda last: last, "random_config_sft": lambda last: 1.1,  # beside round 1, whose samples it has
+}  # fmt: skip
 STYLE_COLOURS = {
     "forward": "#0072B2", "questions": "#56B4E9", "mixed": "#009E73", "verbatim": "#E69F00", "remark": "#CC79A7",
     "other": "#bdbdbd", "false": "#D55E00", "empty": "#ececec",
 }  # fmt: skip
 DARK_STYLES = ("forward", "mixed", "false")  # take white numbers
+SHARES = {  # metric -> what its share is a share of
+    "accuracy": "questions answered correctly", "success_rate": "self-edits that solve their task",
+}  # fmt: skip
+FAILURES = {"blank_rate": "blank answers", "rejected_rate": "rejected self-edits"}
 REWARDS = {
     "reward_best_of_k": ("best of k, as selected", "#D55E00", "^"),
     "reward_selected_fresh_seed": ("the selected one, fresh seeds", "#0072B2", "o"),
     "reward_mean": ("mean of k", "#8a8a8a", "s"),
 }
-METRICS = {  # function -> the metrics it draws, as a pattern
+METRICS = {  # function (here or in seal_lib.arc.plots) -> the metrics it draws, as a pattern of its options
     "accuracy_by_arm": "accuracy|blank_rate", "accuracy_by_round": "accuracy", "differences": "difference",
     "blank_rate_by_arm": "blank_rate", "coverage_by_round": "coverage", "style_by_round": "style_share:.*",
-    "reward_honesty": "|".join(REWARDS),
+    "reward_honesty": "|".join(REWARDS), "success_by_arm": "success_rate|rejected_rate",
+    "success_by_round": "success_rate", "success_by_task": "success_rate:.*", "choices": "share:.*",
+    "success_map": r"success:{down}=.*\|{across}=.*",
 }  # fmt: skip
 
 
@@ -75,22 +86,23 @@ def colour(arm: str) -> str:
     return shades[max(1, min(found[1], len(shades))) - 1]
 
 
-def accuracy_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
-    """One line an arm: accuracy with its interval, the share of blank answers as a pale bar, the paper's diamond."""
-    rows = report.arm_rows(table, "accuracy")
-    blank = {row["arm"]: row["value"] for row in report.arm_rows(table, "blank_rate", needed=False)}
+def accuracy_by_arm(table: pd.DataFrame, ax: Axes, metric: str = "accuracy", failures: str = "blank_rate") -> Axes:
+    """One line an arm: accuracy (or another metric of :data:`SHARES`) with its interval, the share of blank answers
+    (or other failures) as a pale bar, the paper's diamond."""
+    rows = report.arm_rows(table, metric)
+    failed = {row["arm"]: row["value"] for row in report.arm_rows(table, failures, needed=False)}
     for y, row in enumerate(rows):
-        if not math.isnan(share := blank.get(row["arm"], math.nan)):
-            ax.barh(y, share, height=0.62, color="#e9e9e9", zorder=0, label=_once(ax, "blank answers"))
+        if not math.isnan(share := failed.get(row["arm"], math.nan)):
+            ax.barh(y, share, height=0.62, color="#e9e9e9", zorder=0, label=_once(ax, FAILURES[failures]))
     _arm_lines(ax, rows, table)
-    _share_axis(ax.xaxis, "tasks solved" if _is_arc(table) else "questions answered correctly")
+    share_axis(ax.xaxis, SHARES[metric])
     return ax
 
 
 def blank_rate_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
     """One line an arm: share of empty answers with its interval (an empty answer counts as wrong)."""
     _arm_lines(ax, report.arm_rows(table, "blank_rate"), table)
-    _share_axis(ax.xaxis, "blank answers")
+    share_axis(ax.xaxis, "blank answers")
     return ax
 
 
@@ -98,25 +110,25 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     """Paired differences with their intervals around a zero line; a filled mark is separable from zero."""
     ax.axvline(0, color=INK, linewidth=0.9, zorder=1)
     _arm_lines(ax, report.arm_rows(table, "difference"), table, "+")
-    _share_axis(ax.xaxis, "paired difference (filled: separable)", signed=True)
+    share_axis(ax.xaxis, "paired difference (filled: separable)", signed=True)
     return ax
 
 
-def accuracy_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
+def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -> Axes:
     """The paper's Figure 4: accuracy by round, thin lines for single seeds of the whole loop, bands for intervals.
 
     The table holds the pooled experiment and, optionally, its `<experiment>/seed_<k>` children. Round 0 is the
-    untrained policy; the frozen model and the external notes are level lines; the paper's rounds are diamonds.
+    untrained policy; arms without rounds (:data:`LEVELS`) are level lines; the paper's rounds are diamonds.
     """
-    everything = table[table["metric"] == "accuracy"]
+    everything = table[table["metric"] == metric]
     child = everything["experiment"].str.contains(r"/seed_\w+$")
-    pooled, names = report.arm_rows(everything[~child], "accuracy"), []
+    pooled, names = report.arm_rows(everything[~child], metric), []
     families: dict[str, dict[int, dict]] = {}
     for row in pooled:
         if found := report.round_of(row["arm"]):
             families.setdefault(found[0], {})[found[1]] = row
     for _, rows in everything[child].groupby("experiment"):
-        one = [(report.round_of(row["arm"]), row["value"]) for row in report.arm_rows(rows, "accuracy")]
+        one = [(report.round_of(row["arm"]), row["value"]) for row in report.arm_rows(rows, metric)]
         one = sorted((found[1], value) for found, value in one if found and found[0] == "seal")
         ax.plot([x for x, _ in one], [value for _, value in one], color=FAMILY_SHADES["seal"][0], linewidth=0.9,
                 alpha=0.55, zorder=2, label=_once(ax, "single seeds of the loop"))  # fmt: skip
@@ -129,7 +141,7 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
         ax.fill_between(xs, lows, highs, color=paint, alpha=0.13, linewidth=0, zorder=1)
         ax.plot(xs, [row["value"] for row in rows], color=paint, linewidth=2, zorder=3)  # a gap breaks the line
         for x, row in zip(xs, rows, strict=True):
-            _mark(ax, row, x, paint, upright=True)
+            mark(ax, row, x, paint, upright=True)
         ran = [row["value"] for row in rows if not math.isnan(row["value"])]
         names += [(ran[-1], report.FAMILIES.get(family, (0, family.replace("_", " ")))[1], paint)] if ran else []
     diamonds = [(x, row["paper_value"]) for x, row in sorted(families.get("seal", {}).items())]
@@ -138,15 +150,15 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
         _paper(ax, value, x, table, upright=True)
     last = max([1, *(x for rounds in families.values() for x in rounds)])
     for row in pooled:
-        if row["arm"] in ("frozen", "external"):
+        if row["arm"] in LEVELS:
             names += _level(ax, row)
-        elif row["arm"] == "random_edit_sft" and not math.isnan(row["value"]):  # measured after the last round only
-            _mark(ax, row, last, colour(row["arm"]), upright=True)
+        elif row["arm"] in CONTROLS and not math.isnan(row["value"]):
+            mark(ax, row, CONTROLS[row["arm"]](last), colour(row["arm"]), upright=True)
             names.append((row["value"], report.arm_label(row["arm"]), colour(row["arm"])))
     _round_axis(ax, ["untrained", *(f"round {k}" for k in range(1, last + 1))])
-    _share_axis(ax.yaxis, "tasks solved" if _is_arc(table) else "questions answered correctly")
+    share_axis(ax.yaxis, SHARES[metric])
     _names_at_right(ax, names)
-    _legend(ax)
+    legend(ax)
     return ax
 
 
@@ -156,9 +168,9 @@ def coverage_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
     line = [row["value"] for _, row in rows if (report.round_of(row["arm"]) or [""])[0] == "seal"]
     ax.plot(range(len(line)), line, color=LIGHT, zorder=1)
     for x, (_, row) in enumerate(rows):
-        _mark(ax, row, x, colour(row["arm"]), upright=True)
+        mark(ax, row, x, colour(row["arm"]), upright=True)
     _round_axis(ax, [label for label, _ in rows])
-    _share_axis(ax.yaxis, "facts of the passage covered")
+    share_axis(ax.yaxis, "facts of the passage covered")
     return ax
 
 
@@ -188,7 +200,7 @@ def style_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
                 ax.text(x - 0.16, bottom + value / 2, f"{100 * value:.0f}", color=ink, ha="center", va="center")
             bottoms[tick] = bottom + value
     _round_axis(ax, ticks)
-    _share_axis(ax.yaxis, "self-edits")
+    share_axis(ax.yaxis, "self-edits")
     ax.set_ylim(0, 1.015)
     handles, labels = ax.get_legend_handles_labels()
     ax.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -206,11 +218,11 @@ def reward_honesty(table: pd.DataFrame, ax: Axes) -> Axes:
         xs = [ticks.index(tick) + 0.14 * (k - 1) for tick, _ in rows]
         ax.plot(xs, [row["value"] for _, row in rows], color=paint, linewidth=0.9, alpha=0.5, zorder=2)
         for x, (_, row) in zip(xs, rows, strict=True):
-            _mark(ax, row, x, paint, marker=marker, upright=True, label=_once(ax, label))
+            mark(ax, row, x, paint, marker=marker, upright=True, label=_once(ax, label))
             _paper(ax, row["paper_value"], x, table, upright=True)
     _round_axis(ax, ticks)
-    _share_axis(ax.yaxis, "reward (accuracy after the inner loop)")
-    _legend(ax)
+    share_axis(ax.yaxis, "reward (accuracy after the inner loop)")
+    legend(ax)
     return ax
 
 
@@ -230,7 +242,7 @@ def loss_curves(table: pd.DataFrame, ax: Axes) -> Axes:
         ax.plot(median.index, median, color=paint, linewidth=2, zorder=3, label=name)
     ax.set(xlabel="optimizer step", ylabel="training loss", ylim=(0, None))
     ax.grid(axis="y")
-    _legend(ax)
+    legend(ax)
     return ax
 
 
@@ -251,9 +263,9 @@ def score_distribution(table: pd.DataFrame, ax: Axes) -> Axes:
         heights = 0.74 * counts / counts.max()
         ax.bar(edges[:-1] + 0.05, -heights, bottom=y + 0.3, width=0.086, color=colour(arm), alpha=0.45, zorder=1)
         ax.axhline(y + 0.3, color=LIGHT, linewidth=0.8, zorder=0)
-        _mark(ax, stats.bootstrap_mean(list(values)).row("", arm, "accuracy"), y + 0.3, colour(arm))
+        mark(ax, stats.bootstrap_mean(list(values)).row("", arm, "accuracy"), y + 0.3, colour(arm))
     _arm_axis(ax, [report.arm_label(arm) for arm in arms])
-    _share_axis(ax.xaxis, "accuracy of a passage (ridges: share of passages)")
+    share_axis(ax.xaxis, "accuracy of a passage (ridges: share of passages)")
     ax.set_xlim(-0.06, 1.06)
     ax.grid(visible=False)
     return ax
@@ -261,19 +273,20 @@ def score_distribution(table: pd.DataFrame, ax: Axes) -> Axes:
 
 def draw(
     function: Callable[[pd.DataFrame, Axes], Axes], table: pd.DataFrame, name: str = "", folder: Path | None = None,
-    title: str = "", size: tuple[float, float] | None = None,
+    title: str = "", size: tuple[float, float] | None = None, panels: tuple[int, int] = (1, 1), **options: str,
 ) -> Figure:  # fmt: skip
     """One styled figure from one function, saved when a folder is given; as the last value of a cell it shows itself.
 
     A table of results is narrowed to the metrics that the function draws, so that the CSV holds what is seen.
+    `panels` (rows, columns) other than one gives the function an array of axes; `options` are its further arguments.
     """
     import matplotlib.pyplot as plt
 
-    if function.__name__ in METRICS:
-        table = table[table["metric"].str.fullmatch(METRICS[function.__name__])]
+    if pattern := METRICS.get(function.__name__):
+        table = table[table["metric"].str.fullmatch(pattern.format(**options))]
     with style():
-        figure, ax = plt.subplots(figsize=size or _size(function, table), layout="constrained")
-        function(table, ax)
+        figure, axes = plt.subplots(*panels, figsize=size or _size(function, table), layout="constrained")
+        function(table, axes, **options)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
         plt.close(figure)
@@ -312,28 +325,34 @@ def gallery(df: pd.DataFrame, folder: Path) -> list[str]:
     """
     import pandas as pd
 
+    from seal_lib.arc import plots as arc
+
     names = []
-    parent = df["experiment"].str.replace(r"/seed_\w+$", "", regex=True)
+    parent = df["experiment"].str.replace(r"/(seed_\w+|tasks|choices)$", "", regex=True)
     for (experiment, protocol, model), rows in df.groupby([parent, "protocol", "model"]):
         own = rows[rows["experiment"] == experiment]
         kinds = df.loc[parent == experiment, ["protocol", "model"]].drop_duplicates()
         slug = re.sub(r"\W+", "_", " ".join([experiment, *([protocol, model] if len(kinds) > 1 else [])])).strip("_")
         arms = {metric: set(own.loc[own["metric"] == metric, "arm"]) for metric in own["metric"].unique()}
-        rounds = [arm for arm in arms.get("accuracy", ()) if arm != "own_untrained" and report.round_of(arm)]
+        headline = report.shown(experiment).metric
+        ran = arms.get(headline, ())
+        rounds = [arm for arm in ran if arm != "own_untrained" and report.round_of(arm)]
+        grids = headline == "success_rate"
         full = report.with_gaps(own, experiment)
         wanted: list[tuple[Callable, pd.DataFrame, bool]] = [
-            (accuracy_by_arm, full, len(arms.get("accuracy", ())) >= 2),
-            (accuracy_by_round, pd.concat([full, rows.drop(own.index)], ignore_index=True), len(rounds) >= 2),
+            (arc.success_by_arm if grids else accuracy_by_arm, full, len(ran) >= 2),
+            (arc.success_by_round if grids else accuracy_by_round,
+             pd.concat([full, rows.drop(own.index)], ignore_index=True), len(rounds) >= (1 if grids else 2)),
             (differences, own, "difference" in arms),
             (blank_rate_by_arm, own, len(arms.get("blank_rate", ())) >= 2),
             (coverage_by_round, own, len(report.by_round(report.arm_rows(own, "coverage", needed=False))) >= 2),
             (style_by_round, own, any(metric.startswith("style_share:") for metric in arms)),
             (reward_honesty, own, set(REWARDS) <= set(arms)),
-        ]
-        for function, table, there in wanted:
-            if there:
-                names.append(f"{slug}_{function.__name__}")
-                draw(function, table, names[-1], folder, title=report.TITLES.get(experiment, experiment))
+        ]  # fmt: skip
+        pictures = [(function, function.__name__, table, {}) for function, table, there in wanted if there]
+        for function, kind, table, options in pictures + arc.pictures(rows, experiment):
+            names.append(f"{slug}_{kind}")
+            draw(function, table, names[-1], folder, title=report.TITLES.get(experiment, experiment), **options)
     return names
 
 
@@ -342,8 +361,8 @@ def _once(ax: Axes, label: str) -> str | None:
     return None if label in ax.get_legend_handles_labels()[1] else label
 
 
-def _mark(ax: Axes, row: dict, at: float, paint: str, *, upright: bool = False, filled: bool = True, marker: str = "o",
-          label: str | None = None) -> None:  # fmt: skip
+def mark(ax: Axes, row: dict, at: float, paint: str, *, upright: bool = False, filled: bool = True, marker: str = "o",
+         label: str | None = None) -> None:  # fmt: skip
     """A value with its interval, lying on line `at` or upright over it; without a value the words "not run"."""
     if math.isnan(row["value"]):
         x, y, where = (at, 0.06, ax.get_xaxis_transform()) if upright else (0.012, at, ax.get_yaxis_transform())
@@ -376,13 +395,13 @@ def _arm_lines(ax: Axes, rows: list[dict], table: pd.DataFrame, sign: str = "") 
     for y, row in enumerate(rows):
         n = 0 if math.isnan(row["value"]) else int(row["n"])
         estimate = stats.Estimate(row["value"], row["low"], row["high"], n, row["unit"])
-        _mark(ax, row, y, colour(row["arm"].split(" - ")[0]), filled=not sign or stats.separable(estimate))
+        mark(ax, row, y, colour(row["arm"].split(" - ")[0]), filled=not sign or stats.separable(estimate))
         _paper(ax, row["paper_value"], y, table)
         if not math.isnan(row["value"]):
             text = f"{100 * row['value']:{sign}.1f}".replace("-", "−")
             ax.text(1.015, y, text, transform=ax.get_yaxis_transform(), va="center_baseline", fontsize=8.5)
     _arm_axis(ax, [report.arm_label(row["arm"]) for row in rows])
-    _legend(ax)
+    legend(ax)
 
 
 def _level(ax: Axes, row: dict) -> list[tuple[float, str, str]]:
@@ -392,7 +411,10 @@ def _level(ax: Axes, row: dict) -> list[tuple[float, str, str]]:
         ax.axhspan(row["low"], row["high"], color=paint, alpha=0.10, linewidth=0, zorder=0)
     if not math.isnan(row["value"]):
         ax.axhline(row["value"], color=paint, linewidth=1.4, linestyle="--", zorder=1, gid=f"value:{row['arm']}")
-        names.append((row["value"], name, paint))
+        same = abs(row["value"] - row["paper_value"]) < 0.005  # one line, so one name
+        names.append((row["value"], f"{name}, paper too" if same else name, paint))
+        if same:
+            return names
     if not math.isnan(row["paper_value"]):
         ax.axhline(row["paper_value"], color=paint, linewidth=1, linestyle=":", zorder=1, gid="paper")
         writer = "GPT-4.1's notes" if row["arm"] == "external" else name
@@ -421,7 +443,7 @@ def _round_axis(ax: Axes, labels: list[str]) -> None:
     ax.grid(axis="y")
 
 
-def _share_axis(axis, label: str, signed: bool = False) -> None:
+def share_axis(axis, label: str, signed: bool = False) -> None:
     """Fractions shown as per cent; unless signed, from zero, and never cutting an interval."""
     from matplotlib.ticker import MaxNLocator
 
@@ -433,7 +455,7 @@ def _share_axis(axis, label: str, signed: bool = False) -> None:
         axis.axes.set(**{f"{axis.axis_name}lim": (-0.02 * high, high)})
 
 
-def _legend(ax: Axes) -> None:
+def legend(ax: Axes) -> None:
     """Above the axes, where no data can be."""
     handles, labels = ax.get_legend_handles_labels()
     if handles:
@@ -441,9 +463,12 @@ def _legend(ax: Axes) -> None:
 
 
 def _size(function: Callable, table: pd.DataFrame) -> tuple[float, float]:
-    """Horizontal figures grow with their arms."""
-    if function in (accuracy_by_arm, blank_rate_by_arm, differences):
+    """Horizontal figures grow with their arms or tasks."""
+    name = function.__name__
+    if name == "differences" or name.endswith("_by_arm"):
         return 5.6, 1.15 + 0.31 * table["arm"].nunique()
+    if name == "success_by_task":
+        return 1.1 + 1.05 * table["arm"].nunique(), 1.1 + 0.2 * table["metric"].nunique()
     return 5.6, 0.9 + 0.55 * table["arm"].nunique() if function is score_distribution else 3.4
 
 

@@ -17,7 +17,8 @@ import html
 import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,23 @@ TITLES = {
     "continual/mitigations": "Eight self-edits in a row",
     "arc/few_shot": "Grid puzzles from a few examples",
 }
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a table shows of an experiment: its headline metric, the share of failures beside it (metric, column), and
+    the arms that the others are compared with (arm -> word in the column's name)."""
+
+    metric: str = "accuracy"
+    beside: tuple[str, str] = ("blank_rate", "blank, %")
+    references: Mapping[str, str] = field(default_factory=lambda: {"frozen": "frozen", "own_untrained": "untrained"})
+
+
+SHOWN = {  # experiments whose headline is not accuracy
+    "arc/few_shot": Shown(
+        "success_rate", ("rejected_rate", "rejected, %"), {"own_untrained": "untrained", "random_config_sft": "random"}
+    ),
+}
 ARMS = {  # arm -> (rank, label); rounds of a family are added by `arm_label`
     "icl": (0, "in context only"),
     "frozen": (1, "frozen model"),
@@ -53,6 +71,7 @@ ARMS = {  # arm -> (rank, label); rounds of a family are added by `arm_label`
     "own_untrained": (30, "untrained self-edits"),
     "sequential": (31, "sequential edits"),
     "random_edit_sft": (41, "random self-edit kept"),
+    "random_config_sft": (41, "random self-edits kept"),
     "external": (80, "stronger writer's notes"),
     "gold_notes": (85, "gold notes"),
     "joint": (86, "joint training"),
@@ -61,6 +80,12 @@ ARMS = {  # arm -> (rank, label); rounds of a family are added by `arm_label`
 }
 FAMILIES = {"seal": (60, "SEAL"), "random": (40, "random choice"), "seal_proxy": (55, "SEAL, proxy reward")}
 _ROUND = re.compile(r"^(?:(?P<family>\w+?)_)?round_(?P<round>\d+)$")
+
+
+def shown(experiment: str) -> Shown:
+    """What a table shows of an experiment, or of one seed of it; accuracy and blank answers unless :data:`SHOWN` says
+    otherwise."""
+    return SHOWN.get(re.sub(r"/seed_\w+$", "", experiment), Shown())
 
 
 def round_of(arm: str) -> tuple[str, int] | None:
@@ -225,10 +250,11 @@ def read_results(path: Path, columns: list[str] = COLUMNS) -> pd.DataFrame:
     return frame
 
 
-def with_gaps(df: pd.DataFrame, experiment: str, metric: str = "accuracy") -> pd.DataFrame:
-    """Rows of one experiment, plus a row without a value for each arm that only the paper has."""
+def with_gaps(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.DataFrame:
+    """Rows of one experiment, plus a row without a value for each arm that only the paper has (headline metric)."""
     import pandas as pd
 
+    metric = metric or shown(experiment).metric
     rows = df[df["experiment"] == experiment]
     have = set(rows.loc[rows["metric"] == metric, "arm"])
     known = [key for key in paper_index() if key[0] == experiment and key[2] == metric and key[1] not in have]
@@ -237,28 +263,35 @@ def with_gaps(df: pd.DataFrame, experiment: str, metric: str = "accuracy") -> pd
     return pd.concat([rows, gaps], ignore_index=True) if len(rows) else gaps
 
 
-def table(df: pd.DataFrame, experiment: str, metric: str = "accuracy") -> pd.DataFrame:
+def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.DataFrame:
     """One line an arm, for people: ours [interval], n, blank answers, the paper's value and source, and whether the
-    paired difference to the frozen model and to untrained self-edits is separable from zero ("–" = not computed)."""
+    paired difference to the frozen model and to untrained self-edits is separable from zero ("–" = not computed).
+
+    What stands in for these where an experiment has another headline is in :data:`SHOWN`.
+    """
     import pandas as pd
 
+    about = shown(experiment)
+    metric, (failures, failed) = metric or about.metric, about.beside
     everything = with_gaps(df, experiment, metric)
     rows = everything[everything["metric"] == metric]
     mixed = rows.loc[rows["run"] != "", ["protocol", "model"]].drop_duplicates()
     lines = []
     for row in sorted(rows.to_dict("records"), key=lambda row: (arm_rank(row["arm"]), row["protocol"], row["model"])):
         beside = everything[(everything["protocol"] == row["protocol"]) & (everything["model"] == row["model"])]
-        blank = _find(beside, row["arm"], "blank_rate")
+        blank = _find(beside, row["arm"], failures)
         ran = not math.isnan(row["value"])
         line = {"arm": arm_label(row["arm"])}
         if len(mixed) > 1:
             line |= {"protocol": row["protocol"], "model": row["model"]}
         line |= {
-            f"{metric}, %": _percent(row) if ran else NOT_RUN,
+            f"{metric.replace('_', ' ')}, %": _percent(row) if ran else NOT_RUN,
             "n": f"{row['n']} {row['unit']}" if ran else "",
-            "blank, %": f"{100 * blank['value']:.1f}" if blank else "–" if ran else "",
-            "separable from frozen?": _separable(beside, row["arm"], "frozen") if ran else "",
-            "separable from untrained?": _separable(beside, row["arm"], "own_untrained") if ran else "",
+            failed: f"{100 * blank['value']:.1f}" if blank else "–" if ran else "",
+            **{
+                f"separable from {word}?": _separable(beside, row["arm"], arm) if ran else ""
+                for arm, word in about.references.items()
+            },
             "paper, %": "" if math.isnan(row["paper_value"]) else f"{100 * row['paper_value']:.1f}",
             "paper source": row["paper_source"],
         }
@@ -285,14 +318,18 @@ def to_html(frame: pd.DataFrame, caption: str = "") -> str:
     return f"<table style='border-collapse:collapse'>{title}<tr>{head}</tr>{''.join(body)}</table>"
 
 
+def tabled(df: pd.DataFrame) -> list[str]:
+    """The headline experiments that have rows, in the README's order."""
+    return [name for name in TITLES if (df["experiment"] == name).any()]
+
+
 def readme_block(df: pd.DataFrame) -> str:
     """The results of the README: one table for each headline experiment, and what is not run says so."""
-    ran = df.loc[df["metric"] == "accuracy", "experiment"].unique() if len(df) else []
     parts = []
     for experiment, name in TITLES.items():
         title = f"**{name}** (`{experiment}`)"
         rows = df[df["experiment"] == experiment]
-        if experiment not in ran:
+        if not (rows["metric"] == shown(experiment).metric).any():
             parts.append(f"{title}: {NOT_RUN}.")
             continue
         which = sorted({f"{row['model']}, protocol {row['protocol']}" for row in rows.to_dict("records")})

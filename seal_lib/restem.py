@@ -36,6 +36,11 @@ def _random_one(rewards: list[float], seed: int, threshold: float) -> list[int]:
     return [rng(seed, "random filter").randrange(len(rewards))]
 
 
+def _random_as_many(rewards: list[float], seed: int, threshold: float) -> list[int]:
+    """Control: blind to which ones, but as many as ``threshold`` keeps, so that only the choice differs."""
+    return sorted(rng(seed, "random filter").sample(range(len(rewards)), len(_above(rewards, seed, threshold))))
+
+
 def _above(rewards: list[float], seed: int, threshold: float) -> list[int]:
     """All whose reward exceeds the threshold (ReST^EM's own filter)."""
     return [i for i, reward in enumerate(rewards) if reward > threshold]
@@ -50,6 +55,7 @@ def _best_above(rewards: list[float], seed: int, threshold: float) -> list[int]:
 FILTERS: dict[str, Callable[[list[float], int, float], list[int]]] = {
     "best_of_k": _best_of_k,
     "random": _random_one,
+    "random_as_many": _random_as_many,
     "threshold": _above,
     "best_above": _best_above,
 }
@@ -91,7 +97,10 @@ class Policy:
 
 def write_self_edits(run, policy: Policy, passages: Sequence[Passage], prompts: Prompts, outer: OuterLoop, *,
                      phase: str, seed: int, samples: int | None = None, chunk: int = 32) -> list[SelfEdit]:  # fmt: skip
-    """E-step, first half: ``samples`` self-edits per passage (default ``outer.samples``), passage by passage."""
+    """E-step, first half: ``samples`` self-edits per passage (default ``outer.samples``), passage by passage.
+
+    ``passages`` may be anything with an ``id`` (puzzles too) for which ``prompts.write`` gives what the policy reads.
+    """
     n = samples or outer.samples
     generator = HFGenerator(policy.model, policy.tokenizer)
     sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, n)
@@ -151,25 +160,28 @@ def filter_round(trials: Sequence[Sequence[Trial]], edits: Sequence[SelfEdit], f
     return rewards, kept
 
 
-def finetune_policy(run, policy: Policy, kept: Sequence[SelfEdit], passages: Sequence[Passage], prompts: Prompts,
-                    outer: OuterLoop, *, name: str, seed: int) -> tuple[Policy, float]:  # fmt: skip
-    """M-step: LoRA SFT on (prompt → kept self-edit), merged into a copy. The adapter is an artifact of the run."""
-    import json
-
-    from seal_lib.adapters import Adapter, merge
-    from seal_lib.finetune import sft
-
-    if not kept:
-        raise DataError(f"{name}: no self-edit passed the filter {outer.filter!r}; lower its threshold or sample more.")
-    known = {passage.id: passage for passage in passages}
-    tokenizer = policy.tokenizer
-    pairs = [
+def sft_pairs(policy: Policy, kept: Sequence[SelfEdit], passages: Sequence[Passage], prompts: Prompts) -> list[tuple]:
+    """(prompt ids, completion ids with EOS) of each kept self-edit."""
+    known, tokenizer = {passage.id: passage for passage in passages}, policy.tokenizer
+    return [
         (
             tokenizer(prompts.write(known[edit.passage_id]))["input_ids"],
             tokenizer(edit.text)["input_ids"] + [tokenizer.eos_token_id],
         )
         for edit in kept
     ]
+
+
+def finetune_policy(run, policy: Policy, pairs: Sequence[tuple], outer: OuterLoop, *, name: str,
+                    seed: int) -> tuple[Policy, float]:  # fmt: skip
+    """M-step: LoRA SFT on (prompt ids, completion ids), merged into a copy. The adapter is an artifact of the run."""
+    import json
+
+    from seal_lib.adapters import Adapter, merge
+    from seal_lib.finetune import sft
+
+    if not pairs:
+        raise DataError(f"{name}: no self-edit passed the filter {outer.filter!r}; lower its threshold or sample more.")
 
     def build(folder: Path) -> None:
         adapter, report = sft(
@@ -205,7 +217,8 @@ def restem_round(run, policy: Policy, passages: Sequence[Passage], prompts: Prom
         ]  # fmt: skip
         scored = [list(several) for several in zip(*repeats, strict=True)]
         rewards, kept = filter_round(scored, edits, frozen, outer, seed)
-    following, loss = finetune_policy(run, policy, kept, passages, prompts, outer, name=name, seed=seed)
+    pairs = sft_pairs(policy, kept, passages, prompts)
+    following, loss = finetune_policy(run, policy, pairs, outer, name=name, seed=seed)
     first = tuple(several[0] for several in scored)
     return following, Round(index, first, tuple(rewards), tuple(edit.id for edit in kept), loss)
 

@@ -10,11 +10,11 @@ from functools import lru_cache
 from conftest import REPOSITORY
 from fixtures_seal import real
 
+from seal_lib.arc import prompts
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.grids import MAX_SIDE, answer_text, parse, size, to_text
-from seal_lib.arc.self_edits import prompt
 from seal_lib.arc.tasks import load_tasks
-from seal_lib.arc.training import messages, question, training_set
+from seal_lib.arc.training import question, training_set
 from seal_lib.arc.vote import rates, score, score_submission, views, vote
 
 #: first 16 digits of the hash of the first pair of every training task, by augmenter
@@ -122,17 +122,18 @@ def test_sizes_of_the_filtered_training_sets_are_the_published_ones() -> None:
 
 
 def test_every_task_becomes_prompts_that_read_back() -> None:
+    chat = prompts.load("chat")
     for task in training() + filtered():
-        shown = prompt(task)[1]["content"]
+        shown = chat.write(task)[1]
         assert shown.count("Input:\n") == shown.count("Output:\n") == len(task.train)
         for test in range(len(task.tests)):
-            system, user, assistant = messages(question(task, test))
-            lines = system["content"][system["content"].index("[[") :]
+            said, asked = chat.question(question(task, test))
+            lines = said[said.index("[[") :]
             pairs = [piece.split(" -> ") for piece in lines.split("#\n")[:-1]]
             assert [[parse(text).grid for text in pair] for pair in pairs] == [[p.input, p.output] for p in task.train]
-            assert parse(user["content"].removesuffix(" -> ")).grid == task.tests[test]
-            assert parse(assistant["content"]).grid == task.solutions[test]
-            assert assistant["content"] == to_text(task.solutions[test]) + "#"
+            assert parse(asked.removesuffix(" -> ")).grid == task.tests[test]
+            answer = chat.answer(task.solutions[test])
+            assert parse(answer).grid == task.solutions[test] and answer == to_text(task.solutions[test]) + "#"
 
 
 def test_every_task_becomes_a_training_set_within_its_limits() -> None:

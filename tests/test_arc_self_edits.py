@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from seal_lib.arc import prompts
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.self_edits import (
     ORACLE,
@@ -14,7 +15,6 @@ from seal_lib.arc.self_edits import (
     Config,
     Limits,
     count_reasons,
-    prompt,
     read,
     with_data,
 )
@@ -179,13 +179,16 @@ def test_the_schema_names_what_is_read() -> None:
         assert list(whole[part]) == parts[part]["required"] == list(parts[part]["properties"])
 
 
-def test_the_prompt_shows_demonstrations_and_keys_but_no_test() -> None:
+@pytest.mark.parametrize("name", ["chat", "base"])
+def test_the_prompt_shows_demonstrations_and_keys_but_no_test(name) -> None:
     task = Task("t", (Pair(((1, 2), (3, 4)), ((4, 3),)), Pair(((5,),), ((6,),))), (((9, 8, 7),),), (((0, 9, 8),),))
-    system, user = prompt(task)
-    assert (system["role"], user["role"]) == ("system", "user")
+    said, asked = prompts.load(name).write(task)
+    assert said == {"chat": "You are a helpful assistant that configures training runs.", "base": ""}[name]
     start = "Input:\n1 2\n3 4\n\nOutput:\n4 3\n\nInput:\n5\n\nOutput:\n6\n\n------\n\n"
-    assert user["content"].startswith(start) and "9 8 7" not in user["content"] and "0 9 8" not in user["content"]
+    assert asked.startswith(start) and "9 8 7" not in asked and "0 9 8" not in asked
     words = [*SWITCHES, *STRATEGIES, "learning_rate", "num_train_epochs", DATA, TRAIN]
-    assert all(word in user["content"] for word in words)
-    skeleton = user["content"].rsplit("\n", 1)[1]
+    assert all(word in asked for word in words)
+    (skeleton,) = [line for line in asked.split("\n") if line.startswith("{")]
     assert read(skeleton).reason == "not_json"  # copying the form is not an answer
+    form = {DATA: dict.fromkeys(SWITCHES, "..."), TRAIN: dict.fromkeys(json.loads(GOOD)[TRAIN], "...")}
+    assert skeleton == json.dumps(form).replace('"..."', "...")

@@ -96,6 +96,84 @@ def test_other_mistakes_of_a_person(tmp_path) -> None:
         choose(load_tasks(file), ["aa", "aa"])
 
 
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+def hub(monkeypatch, rows: list[dict]) -> list[tuple]:
+    """Let the Hub answer with a real table of these rows; what it was asked for is in the list returned."""
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, split, revision):
+        asked.append((name, split, revision))
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+def test_a_hub_dataset_gives_the_same_tasks_as_the_files(tmp_path, monkeypatch) -> None:
+    files = load_tasks(write(tmp_path, "c.json", CHALLENGES), write(tmp_path, "s.json", SOLUTIONS))
+    rows = []
+    for name, task in CHALLENGES.items():
+        outputs = SOLUTIONS[name]
+        rows.append({**task, "test": [t | {"output": g} for t, g in zip(task["test"], outputs, strict=True)]})
+    for column in ("id", "task_id"):
+        asked = hub(monkeypatch, [{column: name} | row for name, row in zip(CHALLENGES, rows, strict=True)])
+        assert load_tasks("hub:owner/name", revision=COMMIT) == files
+        assert load_tasks("hub:owner/name:evaluation", ids=["bb"], revision=COMMIT) == files[1:]
+        assert asked == [("owner/name", "training", COMMIT), ("owner/name", "evaluation", COMMIT)]
+    hub(monkeypatch, rows)
+    assert [t.id for t in load_tasks("hub:owner/name:trial", revision=COMMIT)] == ["trial-00000", "trial-00001"]
+    hidden = [{**row, "test": [{"input": t["input"], "output": None} for t in row["test"]]} for row in rows]
+    hub(monkeypatch, hidden)
+    assert [t.solutions for t in load_tasks("hub:owner/name", revision=COMMIT)] == [(), ()]
+
+
+def test_the_pinned_hub_dataset_needs_no_revision_and_any_other_does(monkeypatch) -> None:
+    asked = hub(monkeypatch, [{"train": [PAIR], "test": [PAIR]}])
+    load_tasks("hub:lordspline/arc-agi")
+    load_tasks("hub:lordspline/arc-agi:evaluation", revision=COMMIT)
+    (name, split, pinned), other = asked
+    assert (name, split) == ("lordspline/arc-agi", "training") and len(pinned) == 40 and pinned != COMMIT
+    assert other == ("lordspline/arc-agi", "evaluation", COMMIT)
+    for source, revision, words in (
+        ("hub:owner/name", None, "hub:owner/name has no pinned revision.*`revision`"),
+        ("hub:owner/name", "main", "'main' is not a commit"),
+        ("hub:owner/name", "bfd9b79", "'bfd9b79' is not a commit"),
+        ("hub:name", COMMIT, "not of the form hub:owner/name"),
+        ("hub:owner/", COMMIT, "not of the form"),
+        ("c.json", COMMIT, "goes with a source hub:"),
+    ):
+        with pytest.raises(DataError, match=words) as caught:
+            load_tasks(source, revision=revision)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="s.json goes with a challenges file"):
+        load_tasks("hub:lordspline/arc-agi", "s.json")
+    assert len(asked) == 2  # nothing was fetched for any of these
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "holds no task"),
+        ([{"id": "a", "train": [PAIR]}], "row 0: the key 'test'"),
+        ([{"id": "a", "train": [PAIR], "test": None}], "row 0: the key 'test'"),
+        ([{"id": "a", "question": "x"}], "row 0: the key 'train'"),
+        ([{"id": "a", "train": [PAIR], "test": [PAIR]}] * 2, "row 1: task 'a' stands twice"),
+        ([{"id": "a", "train": PAIR, "test": [PAIR]}], "row 0, train is a dict"),
+        ([{"id": "a", "train": [PAIR], "test": [{"input": [[1, 10]]}]}], r"row 0, test\[0\], input.*0 to 9"),
+        ([{"id": "a", "train": [{"input": "[[1]]", "output": "[[1]]"}], "test": [PAIR]}], "not rows of numbers"),
+    ],
+)
+def test_a_hub_dataset_of_another_shape_is_named_in_one_sentence(monkeypatch, rows, words) -> None:
+    hub(monkeypatch, rows)
+    with pytest.raises(DataError, match=words) as caught:
+        load_tasks("hub:owner/name", revision=COMMIT)
+    assert "hub:owner/name" in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_the_text_is_what_numpy_prints_and_reads_back() -> None:
     draws = random.Random(0)
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""Leave-one-out training sets: what is in them, caps, seeds, independence of the hash seed; the texts."""
+"""Leave-one-out training sets: what is in them, caps, seeds, independence of the hash seed."""
 
 import os
 import subprocess
@@ -15,10 +15,7 @@ from seal_lib.arc.training import (
     augmented,
     fits,
     leave_out,
-    messages,
     permuted,
-    plain_text,
-    question,
     steps,
     training_set,
 )
@@ -122,15 +119,3 @@ def test_seeds_decide_and_hash_seeds_do_not() -> None:
 )
 def test_the_step_rule(epochs, examples, allowed) -> None:
     assert (steps(epochs, examples) <= 375) == allowed
-
-
-def test_texts_of_an_example() -> None:
-    example = Example((Pair(((1, 2),), ((2, 1),)),), Pair(((3,), (4,)), ((5,),)))
-    assert plain_text(example) == ("[[1 2]] -> [[2 1]]#\n[[3]\n [4]] -> ", "[[5]]#")
-    system, user, assistant = messages(example)
-    assert [m["role"] for m in (system, user, assistant)] == ["system", "user", "assistant"]
-    assert system["content"].endswith("[[1 2]] -> [[2 1]]#\n")
-    assert (user["content"], assistant["content"]) == ("[[3]\n [4]] -> ", "[[5]]#")
-    assert messages(example, answer=False) == [system, user]
-    full = messages(question(made(4), 0), answer=False)[0]["content"]
-    assert full.count(" -> ") == full.count("#\n") == 4

@@ -5,8 +5,8 @@ import random
 import pytest
 from test_arc_training import made
 
+from seal_lib.arc import prompts
 from seal_lib.arc.tasks import Task
-from seal_lib.arc.training import messages
 from seal_lib.arc.vote import TURNS, majority, proposals, rates, score, score_submission, subsets, views, vote
 from seal_lib.errors import DataError
 
@@ -78,7 +78,8 @@ def test_number_of_views(n, few, all_) -> None:
 def test_what_is_asked_does_not_depend_on_the_answer() -> None:
     task = made(3)
     unknown = Task(task.id, task.train, task.tests)
-    asked = [[messages(view.example, answer=False) for view in views(t, 0)] for t in (task, unknown)]
+    ask = prompts.load("chat").question
+    asked = [[ask(view.example) for view in views(t, 0)] for t in (task, unknown)]
     assert asked[0] == asked[1] and len(asked[0]) == 10
 
 

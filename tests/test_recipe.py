@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from seal_lib.seedling.recipe import Recipe, grow
+from seal_lib.seedling.growth import grow
+from seal_lib.seedling.recipe import Recipe
 
 SMALL = Recipe(
     hidden=32, layers=1, heads=1, mlp=32, steps=5, note_documents=2, question_documents=2, fact_documents=2, warmup=2,

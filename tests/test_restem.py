@@ -125,12 +125,13 @@ def bandit(monkeypatch, outer: OuterLoop, rounds: int = 3, seed: int = 0) -> lis
             for c in candidates
         ]  # fmt: skip
 
-    def finetune(run, policy, kept, passages, wording, outer, *, name, seed):
+    def finetune(run, policy, kept, outer, *, name, seed):
         texts = [edit.text for edit in kept]
         return replace(policy, name=name, model=[texts.count(arm) + 1 for arm in ARMS]), 0.0
 
     monkeypatch.setattr(restem, "write_self_edits", write)
     monkeypatch.setattr(restem, "score", score)
+    monkeypatch.setattr(restem, "sft_pairs", lambda policy, kept, passages, wording: kept)
     monkeypatch.setattr(restem, "finetune_policy", finetune)
     policy, shares = Policy("start", [1, 1, 1], None), [1 / 3]
     passages = [plain_passage(name=f"p{i}") for i in range(200)]

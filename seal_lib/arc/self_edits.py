@@ -5,7 +5,7 @@ once and no other, switches are true or false, the rate is a number and epochs a
 does not comply is rejected and earns nothing; its text and reason are kept. The released code instead resamples
 without end, crashes, or evaluates an untrained adapter that may be rewarded (arc.md 4.2).
 
-Nothing is executed, and nothing here raises on any text. Knows no model.
+Nothing is executed, and nothing here raises on any text. Knows no model; how it is asked for is in ``prompts.yaml``.
 """
 
 import json
@@ -15,10 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from seal_lib.arc.augment import SWITCHES
-from seal_lib.arc.grids import Grid
-from seal_lib.arc.tasks import Task
 from seal_lib.arc.training import BATCH, MAX_STEPS, steps
-from seal_lib.errors import DataError
 
 #: which tokens are in the loss, by the word used in the JSON
 STRATEGIES = {"train_using_all_tokens": "all", "train_using_output_tokens": "output"}
@@ -219,35 +216,3 @@ def _config(value: object, limits: Limits) -> Config:
     if not 1 <= epochs <= limits.max_epochs:
         raise _Rejected("out_of_range", f"num_train_epochs is {_short(epochs)}, allowed 1 to {limits.max_epochs}")
     return Config(tuple(s for s in SWITCHES if data[s]), strategy, float(rate), epochs)
-
-
-_ASK = """You are setting up a short training run that is to teach a model the rule behind these examples. Decide:
-
-1. Which tools make more training data from the examples (each true or false):
-   use_basic_augmentations: rotated, mirrored, shifted and transposed copies
-   use_size_augmentations: enlarged copies
-   use_chain_augmentations: turned and then enlarged copies
-   use_repeat_augmentations: copies repeated side by side
-2. How to train: strategy ("train_using_all_tokens" or "train_using_output_tokens"), learning_rate (a number) and
-   num_train_epochs (an integer).
-
-Answer with one JSON object and nothing else, in this form:
-"""
-_FORM = json.dumps({"data_generation": dict.fromkeys(SWITCHES, "..."), "training": dict.fromkeys(_TRAINING, "...")})
-PERSONA = "You are a helpful assistant that configures training runs."
-
-
-def prompt(task: Task) -> list[dict[str, str]]:
-    """Chat messages that ask for a self-edit: every demonstration as rows of digits, then the question.
-
-    The test inputs are not shown (facts arc.md 2.4). Rendering is the tokenizer's own template.
-    """
-    if not task.train:
-        raise DataError(f"task {task.id} has no demonstration; a self-edit is written from at least one.")
-    shown = "".join(f"Input:\n{_rows(pair.input)}\nOutput:\n{_rows(pair.output)}\n" for pair in task.train)
-    ask = _ASK + _FORM.replace('"..."', "...")
-    return [{"role": "system", "content": PERSONA}, {"role": "user", "content": f"{shown}------\n\n{ask}"}]
-
-
-def _rows(grid: Grid) -> str:
-    return "".join(" ".join(map(str, row)) + "\n" for row in grid)

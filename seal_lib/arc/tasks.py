@@ -4,7 +4,14 @@
 two Kaggle files    ``load_tasks(challenges, solutions)``: ``{id: {train, test}}`` and ``{id: [grid, …]}``
 one original file   ``load_tasks("<id>.json")``: ``{train: [{input, output}], test: [{input, output}]}``
 a folder            ``load_tasks(folder)``: original files, one per task, ids from the file names, sorted
+the Hub             ``load_tasks("hub:owner/name:split")``: through ``datasets``, at one commit
+the made world      ``load_tasks("world:heldout:24")``: 24 tasks of rules the shipped model has never seen
 ==================  ==================================================================================================
+
+A Hub dataset has a task per row: lists ``train`` and ``test`` of ``{input, output}``, the id in ``id`` or ``task_id``;
+without such a column ids are ``<split>-00000``, … in row order. The split is ``training`` if left out.
+``lordspline/arc-agi`` (``training`` and ``evaluation``, 400 tasks each, no ids) is pinned below; for any other, such as
+``dataartist/arc-agi`` (the same splits, with ids), the commit is given as ``revision``.
 
 Knows nothing of prompts, augmentation or models. The authors cut lists of sub-tasks and so score other tasks than
 they train on (facts arc.md 1.4); here tasks are chosen by explicit ids.
@@ -18,6 +25,9 @@ from pathlib import Path
 from seal_lib import paths
 from seal_lib.arc.grids import Grid, as_grid, to_html
 from seal_lib.errors import DataError
+
+#: Hub dataset → the commit it is read at
+HUB_REVISIONS = {"lordspline/arc-agi": "f323416db0d359989e3e88630ca0c21911f31754"}
 
 
 @dataclass(frozen=True)
@@ -45,15 +55,35 @@ class Task:
 
 
 def load_tasks(
-    challenges: str | Path, solutions: str | Path | None = None, ids: Sequence[str] | None = None
+    challenges: str | Path,
+    solutions: str | Path | None = None,
+    ids: Sequence[str] | None = None,
+    revision: str | None = None,
+    seed: int = 0,
 ) -> list[Task]:
     """Tasks in file order, or exactly ``ids`` in the order given.
 
     ``solutions`` is the second file of the Kaggle format; without it, solutions are those in the task files, if any.
+    ``seed`` draws the tasks of the made world; ``revision`` is a Hub dataset's commit and overrides the pinned one.
 
     Raises:
         DataError: one sentence naming the file, the task and the entry that is missing or malformed.
     """
+    if isinstance(challenges, str) and challenges.startswith("world:"):
+        from seal_lib.seedling import grids
+
+        population, _, count = challenges.removeprefix("world:").partition(":")
+        if not count.isdigit() or int(count) < 1:
+            raise DataError(f"tasks: {challenges} does not say how many; write world:{population}:24, say.")
+        tasks = grids.tasks(population, int(count), seed)
+        return tasks if ids is None else choose(tasks, ids, challenges)
+    if isinstance(challenges, str) and challenges.startswith("hub:"):
+        if solutions is not None:
+            raise DataError(f"solutions: {solutions} goes with a challenges file; {challenges} has its own.")
+        tasks = _hub(challenges, revision)
+        return tasks if ids is None else choose(tasks, ids, challenges)
+    if revision is not None:
+        raise DataError(f"revision: {revision!r} goes with a source hub:owner/name, but {challenges} is a path.")
     source = paths.given(challenges)
     if source.is_dir():
         files = sorted(source.glob("*.json"))
@@ -92,6 +122,40 @@ def _original(path: Path) -> Task:
             f"{path} is not one task (keys 'train' and 'test'); a challenges file is given by name, not in a folder."
         )
     return _task(path.stem, entry, str(path), None)
+
+
+def _hub(source: str, revision: str | None) -> list[Task]:
+    """Tasks of a Hub dataset in row order."""
+    name, _, split = source.removeprefix("hub:").partition(":")
+    split = split or "training"
+    if not all(part.strip() for part in name.split("/")) or name.count("/") != 1:
+        raise DataError(f"tasks: {source!r} is not of the form hub:owner/name or hub:owner/name:split.")
+    revision = revision or HUB_REVISIONS.get(name)
+    if revision is None:
+        raise DataError(f"tasks: hub:{name} has no pinned revision; give the commit as parameter `revision`.")
+    if len(revision) != 40 or set(revision) - set("0123456789abcdef"):
+        raise DataError(f"revision: {revision!r} is not a commit; give its 40 hexadecimal digits, as names may move.")
+    from datasets import load_dataset
+
+    tasks: dict[str, Task] = {}
+    for number, row in enumerate(load_dataset(name, split=split, revision=revision)):
+        key = next((key for key in ("id", "task_id") if row.get(key) is not None), None)
+        task = _task(str(row[key]) if key else f"{split}-{number:05d}", _told(row), f"{source}, row {number}", None)
+        if task.id in tasks:
+            raise DataError(f"{source}, row {number}: task {task.id!r} stands twice; ids are unique.")
+        tasks[task.id] = task
+    if not tasks:
+        raise DataError(f"{source} holds no task; choose another split.")
+    return list(tasks.values())
+
+
+def _told(row: dict) -> dict:
+    """A table row without its nulls: in a table an unknown output is null, in a file it is left out."""
+    entry = {key: row[key] for key in ("train", "test") if row.get(key) is not None}
+    for key, pairs in entry.items():
+        if isinstance(pairs, list) and all(isinstance(pair, dict) for pair in pairs):
+            entry[key] = [{k: grid for k, grid in pair.items() if grid is not None} for pair in pairs]
+    return entry
 
 
 def _kaggle(path: Path, table: dict, answers: Path | None) -> list[Task]:

@@ -5,7 +5,7 @@ as the target and drop n - 1 of the others; add every augmentation that stays wi
 each with permuted colours and order; drop duplicates by content. Then n = 1 and n = 2 together are cut to a cap.
 
 Everything is a list in a fixed order and every draw is seeded by (seed, task, purpose), so the result does not
-depend on ``PYTHONHASHSEED``, as the released code's does. Also the texts of an example; knows no tokenizer, no model.
+depend on ``PYTHONHASHSEED``, as the released code's does. Knows no texts, no tokenizer and no model.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,17 +14,12 @@ from functools import cache
 from itertools import combinations
 
 from seal_lib.arc.augment import Augmenter, augmenters, colour_permutation, recolour
-from seal_lib.arc.grids import MAX_SIDE, Grid, answer_text, question_text, size
+from seal_lib.arc.grids import MAX_SIDE, Grid, size
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.seeds import rng
 
 #: facts arc.md 3.2 and 4.2: at most so many examples, dropped demonstrations, and optimizer steps
 CAP, LEAVE_OUT, MAX_STEPS, BATCH = 250, (1, 2), 375, 2
-
-INSTRUCTION = (
-    "Every example below turns an input grid into an output grid by the same rule. Find the rule and apply it to the "
-    "test input. Grids are written as Python arrays; answer with the output grid only, written the same way.\n\n"
-)
 
 
 @dataclass(frozen=True)
@@ -86,11 +81,13 @@ def training_set(
     protocol: str = "clean",
     drop: Sequence[int] = LEAVE_OUT,
     cap: int | None = CAP,
+    copies: int = 1,
     keep: Callable[[Example], bool] = lambda example: True,
 ) -> list[Example]:
     """The examples one self-edit trains on; ``switches`` are those that are on.
 
-    ``keep`` filters before the cap (a limit on tokens). Colours are permuted only if some switch is on, as released.
+    ``copies``: permuted copies of each (1, as released); colours are permuted only if some switch is on, as released.
+    ``keep`` filters before the cap (a limit on tokens).
     With two demonstrations, n = 2 gives examples without any demonstration; they are kept, as released.
     """
     on = tuple(switches)
@@ -98,8 +95,13 @@ def training_set(
     chosen: list[Example] = []
     for count in drop:
         base = augmented(task.train, count, with_)
-        copies = (permuted(e, seed, task.id, "permute", count, i, colours=bool(on)) for i, e in enumerate(base))
-        chosen += [example for example in dict.fromkeys([*base, *copies]) if keep(example)]
+        base = [example for example in base if keep(example)]  # a copy is as long as its original
+        drawn = [
+            permuted(e, seed, task.id, "permute", count, i, *[copy] * (copy > 0), colours=bool(on))
+            for copy in range(copies)
+            for i, e in enumerate(base)
+        ]
+        chosen += dict.fromkeys([*base, *drawn])
     if cap is not None and len(chosen) > cap:
         rng(seed, task.id, "cap").shuffle(chosen)
         chosen = chosen[:cap]
@@ -109,25 +111,6 @@ def training_set(
 def steps(epochs: int, examples: int, batch: int = BATCH) -> int:
     """Optimizer steps as the authors count them: floor(epochs · examples / batch)."""
     return epochs * examples // batch
-
-
-def messages(example: Example, answer: bool = True) -> list[dict[str, str]]:
-    """Chat messages (facts arc.md 2.2): system with every demonstration, user with the input, assistant's answer.
-
-    ``answer=False`` leaves the last one out: what the model is asked. Rendering is the tokenizer's own template.
-    """
-    shown = "".join(f"{question_text(pair.input)}{answer_text(pair.output)}\n" for pair in example.demonstrations)
-    chat = [
-        {"role": "system", "content": INSTRUCTION + shown},
-        {"role": "user", "content": question_text(example.target.input)},
-    ]
-    return [*chat, {"role": "assistant", "content": answer_text(example.target.output)}] if answer else chat
-
-
-def plain_text(example: Example) -> tuple[str, str]:
-    """(prompt, answer) for a base model: demonstrations one per line, then the input; no instruction."""
-    shown = "".join(f"{question_text(pair.input)}{answer_text(pair.output)}\n" for pair in example.demonstrations)
-    return shown + question_text(example.target.input), answer_text(example.target.output)
 
 
 def question(task: Task, test: int) -> Example:

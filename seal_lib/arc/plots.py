@@ -1,0 +1,397 @@
+"""Figures of the grid puzzles, in the look of :mod:`seal_lib.plots`: table or grids in, marks on the given axes out.
+
+From results.csv: :func:`success_by_arm`, :func:`success_by_round`, :func:`choices`, :func:`success_map`,
+:func:`success_by_task`. From tasks: :func:`grid_picture`, :func:`task_picture`, :func:`augmentation_strip`. From a
+benchmark's table: :func:`bench_arc`. Knows the names of the rows that ``seal_lib.arc.experiment`` makes; does not know
+models, runs or how a success was measured. An empty cell is a configuration that nobody wrote, not a zero.
+
+    plots.draw(success_map, table, down="learning_rate", across="num_train_epochs")
+    with plots.style():
+        task_picture(task, plt.figure(figsize=task_size(task)), attempt.attempts)
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from seal_lib import plots, report, stats
+from seal_lib.arc import grids
+from seal_lib.arc.augment import SWITCHES
+from seal_lib.arc.grids import Grid
+from seal_lib.arc.tasks import Pair, Task
+from seal_lib.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+
+CHOICES = {  # what a self-edit decides -> a person's words; the order of the panels
+    "use_basic_augmentations": "basic (turn, mirror)",
+    "use_size_augmentations": "size (enlarge)",
+    "use_chain_augmentations": "chain (turn, enlarge)",
+    "use_repeat_augmentations": "repeat (tile)",
+    "strategy": "tokens in the loss",
+    "learning_rate": "learning rate",
+    "num_train_epochs": "epochs",
+    "switches": "augmentations",
+}
+MAPS = {"rate_epochs": ("learning_rate", "num_train_epochs"), "switches_strategy": ("switches", "strategy")}
+MOST_VALUES = 6  # of one choice in a panel; rarer ones are drawn together
+RIGHT, WRONG = "#009E73", "#D55E00"
+VARIANTS = {  # of the benchmark -> label, colour
+    "one_at_a_time_padded": ("one at a time, padded", "#D55E00"),
+    "one_at_a_time": ("one at a time", "#E69F00"),
+    "bank_padded": ("adapter bank, padded", "#7A68A6"),
+    "bank": ("adapter bank", "#56B4E9"),
+    "bank_bucketed": ("adapter bank, like lengths together", "#009E73"),
+    "bank_unique": ("adapter bank, no repeats", "#0072B2"),
+}
+
+
+def success_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
+    """One line an arm: success rate with its interval, rejected self-edits as a pale bar, the paper's diamond."""
+    return plots.accuracy_by_arm(table, ax, "success_rate", "rejected_rate")
+
+
+def success_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Success rate by round: thin lines for single seeds, a band for the pooled interval; the control is a mark."""
+    return plots.accuracy_by_round(table, ax, "success_rate")
+
+
+def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarray:
+    """What policies ask for (metrics ``share:<choice>=<value>``): one panel a choice, a group of bars a value, one bar
+    an arm with Wilson's interval. A value that an arm never wrote is a measured zero of its n self-edits.
+
+    Raises:
+        DataError: no such row, or fewer axes than choices; axes left over are blank and carry the legend.
+    """
+    import numpy as np
+
+    shares = _named(table, "share:")
+    panels = sorted({metric.split("=", 1)[0] for metric in shares["what"]}, key=_choice_rank)
+    axes = np.atleast_1d(axes)
+    if axes.size < len(panels):
+        raise DataError(f"choices: {len(panels)} panels but {axes.size} axes; give one for each choice.")
+    arms = sorted(shares["arm"].unique(), key=report.arm_rank)
+    for ax, choice in zip(axes.flat, panels, strict=False):
+        rows = shares[shares["what"].str.startswith(f"{choice}=")]
+        rows = rows.assign(option=rows["what"].str.split("=", n=1).str[1])
+        rows = rows.assign(count=(rows["value"] * rows["n"].astype(float)).round())
+        options = _joined_options(rows)
+        width = 0.8 / len(arms)
+        for k, arm in enumerate(arms):
+            own = rows[rows["arm"] == arm]
+            if len(own) == 0:
+                continue  # a gap: this arm says nothing about the choice
+            for x, (_, members) in enumerate(options):
+                at = x + width * (k - (len(arms) - 1) / 2)
+                there = own[own["option"].isin(members)]
+                share = stats.proportion(int(there["count"].sum()), int(own["n"].iloc[0]), unit="self-edit")
+                label = report.arm_label(arm) if x == 0 else None
+                ax.bar(at, share.value, 0.9 * width, color=plots.colour(arm), label=label, gid=f"value:{arm}")
+                ax.plot([at, at], [share.low, share.high], color=plots.INK, linewidth=1, alpha=0.8,
+                        gid=f"interval:{arm}")  # fmt: skip
+        ax.set_xticks(range(len(options)), [label for label, _ in options], fontsize=8.5 if len(options) < 5 else 7)
+        ax.set_xlim(-0.6, len(options) - 0.4)
+        ax.set_title(CHOICES.get(choice, choice.replace("_", " ")), fontsize=9, fontweight="normal")
+        place = ax.get_subplotspec()
+        plots.share_axis(ax.yaxis, "self-edits" if place is None or place.is_first_col() else "")
+        ax.set_ylim(0, 1.02)
+        ax.grid(axis="y")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    beside = 0.0 if axes.size > len(panels) else 1.0  # on a blank panel, else right of the last
+    axes.flat[-1].legend(handles, labels, loc="center left", bbox_to_anchor=(beside, 0.5))
+    return axes
+
+
+def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
+    """Success by configuration (metrics ``success:<down>=<a>|<across>=<b>``): the share in per cent, and small its
+    interval and how many self-edits it rests on; a configuration that was never written is hatched."""
+    import numpy as np
+
+    cells = {}
+    for row in _named(table, f"success:{down}=", f"|{across}=").to_dict("records"):
+        a, b = row["what"].split(f"|{across}=", 1)
+        if (a, b) in cells:
+            raise DataError(f"The table has {down}={a}, {across}={b} twice; narrow it to one arm, protocol and model.")
+        cells[a, b] = row
+    rows, columns = _ordered({a for a, _ in cells}), _ordered({b for _, b in cells})
+    if all(map(_is_number, rows)):
+        rows = rows[::-1]  # numbers grow upwards, as on an axis
+    values = np.full((len(rows), len(columns)), math.nan)
+    for (a, b), row in cells.items():
+        values[rows.index(a), columns.index(b)] = row["value"]
+    ax.set_facecolor("#f4f4f4")
+    ax.patch.set(hatch="////", edgecolor="#d0d0d0", linewidth=0)
+    image = ax.imshow(values, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
+    for (a, b), row in cells.items():
+        y, x = rows.index(a), columns.index(b)
+        ink = "white" if row["value"] > 0.6 else plots.INK
+        ax.text(x, y + 0.1, f"{100 * row['value']:.0f}", color=ink, ha="center", va="bottom", gid=f"value:{a}|{b}")
+        told = f"n = {int(row['n'])}"
+        if not math.isnan(row["low"]):
+            told = f"{100 * row['low']:.0f}–{100 * row['high']:.0f}, {told}"
+        ax.text(x, y + 0.13, told, color=ink, ha="center", va="top", fontsize=5.5, gid=f"n:{a}|{b}")
+    ax.set_xticks(range(len(columns)), [_option(b) for b in columns])
+    ax.set_yticks(range(len(rows)), [_option(a) for a in rows])
+    ax.set(xlabel=CHOICES.get(across, across), ylabel=CHOICES.get(down, down))
+    ax.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
+    ax.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=1.5)
+    ax.tick_params(which="both", length=0)
+    ax.spines[:].set_visible(False)
+    bar = ax.figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02, aspect=25)
+    bar.outline.set_visible(False)
+    plots.share_axis(bar.ax.yaxis, "success")
+    bar.ax.set_ylim(0, 1)
+    return ax
+
+
+def success_by_task(table: pd.DataFrame, ax: Axes) -> Axes:
+    """One line a task (metrics ``success_rate:<task>``), easiest for the untrained policy on top; one column an arm,
+    from 0 to 100 % within it, a dot with its interval over self-edits. What did not run stays empty."""
+    rows = _named(table, "success_rate:")
+    arms = sorted(rows["arm"].unique(), key=report.arm_rank)
+    reference = "own_untrained" if "own_untrained" in arms else arms[0]
+    known = rows[rows["arm"] == reference].set_index("what")["value"].to_dict()
+    overall = rows.groupby("what")["value"].mean().to_dict()
+    tasks = sorted(overall, key=lambda task: (-known.get(task, -1.0), -overall[task], task))
+    span = 0.78
+    for x in range(len(arms)):
+        for at in (x, x + span / 2, x + span):
+            ax.axvline(at, color=plots.LIGHT, linewidth=0.7, zorder=0)
+    for row in rows.to_dict("records"):
+        x, y = arms.index(row["arm"]), tasks.index(row["what"])
+        if math.isnan(row["value"]):
+            continue
+        paint, to = plots.colour(row["arm"]), lambda share, x=x: x + span * share
+        ax.plot([to(row["low"]), to(row["high"])], [y, y], color=paint, linewidth=1.4, alpha=0.45, zorder=2,
+                gid=f"interval:{row['arm']}:{row['what']}")  # fmt: skip
+        ax.plot([to(row["value"])], [y], "o", color=paint, markersize=4.2, zorder=3, clip_on=False,
+                gid=f"value:{row['arm']}:{row['what']}")  # fmt: skip
+    for x, arm in enumerate(arms):
+        counts = sorted(set(rows.loc[rows["arm"] == arm, "n"].dropna().astype(int)))
+        each = f"{counts[0]}–{counts[-1]}" if len(counts) > 1 else "".join(map(str, counts))
+        name = textwrap.fill(report.arm_label(arm), 13, break_on_hyphens=False) + f"\nn = {each}"
+        ax.text(x + span / 2, 1.01, name, transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
+    ends = list(chain.from_iterable((x, x + span) for x in range(len(arms))))
+    ax.set_xticks(ends, ["0", "100"] * len(arms), fontsize=7)
+    ax.set_xlabel("self-edits that solve the task, %")
+    ax.set_xlim(-0.08, len(arms) - 1 + span + 0.08)
+    ax.set_yticks(range(len(tasks)), tasks, fontsize=7.5)
+    ax.set_ylim(len(tasks) - 0.4, -0.6)
+    ax.tick_params(length=0)
+    ax.grid(axis="y", linewidth=0.5)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def grid_picture(grid: Grid, ax: Axes, title: str = "", frame: str = "") -> Axes:
+    """A grid in ARC's colours with thin lines between cells; ``frame`` is the colour of a thick border."""
+    import numpy as np
+    from matplotlib.colors import ListedColormap
+
+    rows, columns = grids.size(grid)
+    line = 0.5 if max(rows, columns) <= 15 else 0.25
+    ax.pcolormesh(np.array(grid), cmap=ListedColormap(grids.COLOURS), vmin=-0.5, vmax=9.5, edgecolors="#6b6b6b",
+                  linewidth=line)  # fmt: skip
+    ax.set(xlim=(0, columns), ylim=(rows, 0), xticks=[], yticks=[], aspect="equal", anchor="C")
+    for spine in ax.spines.values():
+        spine.set(visible=True, color=frame or "#6b6b6b", linewidth=2.5 if frame else line)
+    if title:
+        ax.set_title(title, fontsize=8, fontweight="normal", loc="center", pad=4)
+    return ax
+
+
+def task_picture(task: Task, where: FigureBase | np.ndarray, attempts: Sequence[Sequence[Grid]] | None = None):
+    """Demonstrations, input over output, then each test input over the truth, and beside it the attempts, right or
+    wrong in words and colour.
+
+    Args:
+        where: a figure, on which 2 × :func:`task_columns` axes are made, or such an array of axes.
+        attempts: per test input the grids submitted (as in ``Attempt.attempts``); None: not asked.
+
+    Returns:
+        The array of axes.
+    """
+    columns = task_columns(task, attempts)
+    axes = where if not hasattr(where, "subplots") else where.subplots(2, columns, squeeze=False)
+    if axes.shape != (2, columns):
+        raise DataError(f"task {task.id}: its picture takes axes of shape (2, {columns}), got {axes.shape}.")
+    for k, pair in enumerate(task.train):
+        _pair(pair, axes[:, k], f"demonstration {k + 1}")
+    left = len(task.train)
+    for k, test in enumerate(task.tests):
+        number = f" {k + 1}" if len(task.tests) > 1 else ""
+        truth = task.solutions[k] if task.solutions else None
+        grid_picture(test, axes[0, left], f"test{number}", plots.INK)
+        if truth is None:
+            _words(axes[1, left], "not known", "↓ truth")
+        else:
+            grid_picture(truth, axes[1, left], "↓ truth")
+        left += 1
+        if attempts is not None:
+            tried = attempts[k] if k < len(attempts) else ()
+            for place in range(2):
+                _attempt(axes[place, left], tried, place, truth)
+            left += 1
+    return axes
+
+
+def task_columns(task: Task, attempts: Sequence[Sequence[Grid]] | None = None) -> int:
+    """How many columns :func:`task_picture` fills: demonstrations, tests, and attempts if there are any."""
+    return len(task.train) + len(task.tests) * (1 if attempts is None else 2)
+
+
+def task_size(task: Task, attempts: Sequence[Sequence[Grid]] | None = None) -> tuple[float, float]:
+    """Inches that suit :func:`task_picture`."""
+    return 1.35 * task_columns(task, attempts), 3.2
+
+
+def augmentation_strip(pairs_with_names: Sequence[tuple[str, Pair]], axes: np.ndarray) -> np.ndarray:
+    """One pair under several augmenters, side by side: (name, turned pair) each on a column of the 2 × n axes."""
+    if axes.shape != (2, len(pairs_with_names)):
+        n = len(pairs_with_names)
+        raise DataError(f"augmentation_strip: {n} pairs take axes of shape (2, {n}), got {axes.shape}.")
+    for (name, pair), column in zip(pairs_with_names, axes.T, strict=True):
+        _pair(pair, column, name)
+    return axes
+
+
+def bench_arc(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Cost of a useful token by way of training (columns variant, ms_per_useful_token, useful_share, seconds): the pale
+    end of a bar is the share of tokens that are padding. Optional columns low, high: the spread over repetitions."""
+    report.wants(table, ["variant", "ms_per_useful_token", "useful_share", "seconds"])
+    known = list(VARIANTS)
+    rows = table.to_dict("records")
+    rows.sort(key=lambda row: known.index(row["variant"]) if row["variant"] in known else len(known))
+    dearest = max(row["ms_per_useful_token"] for row in rows)
+    for y, row in enumerate(rows):
+        _, paint = VARIANTS.get(row["variant"], ("", plots.OTHER_ARMS))
+        cost, useful = row["ms_per_useful_token"], row["useful_share"]
+        ax.barh(y, cost, 0.62, color=paint, alpha=0.3, linewidth=0, gid=f"value:{row['variant']}")
+        ax.barh(y, cost * useful, 0.62, color=paint, linewidth=0, gid=f"useful:{row['variant']}")
+        if not math.isnan(low := row.get("low", math.nan)):
+            ax.plot([low, row["high"]], [y, y], color=plots.INK, linewidth=1.2, gid=f"interval:{row['variant']}")
+        told = [f"{cost:.3g} ms", f"{100 * useful:.0f} % useful", f"{row['seconds']:.3g} s"]
+        if cost < dearest:
+            told.append(f"{dearest / cost:.1f} times cheaper")
+        end = cost if math.isnan(low) else row["high"]
+        ax.annotate(" · ".join(told), (end, y), (5, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.set_yticks(range(len(rows)), [VARIANTS.get(row["variant"], (row["variant"],))[0] for row in rows])
+    ax.set_ylim(len(rows) - 0.45, -0.55)
+    ax.set_xlim(0, 1.02 * max(ax.get_xlim()[1] / 1.05, dearest))
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel("ms per useful token (pale: share of padding)")
+    return ax
+
+
+def pictures(rows: pd.DataFrame, experiment: str) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
+    """(function, kind, table, options of :func:`seal_lib.plots.draw`) of what only this kind of experiment has."""
+    tasks = rows[rows["experiment"] == f"{experiment}/tasks"]
+    chosen = rows[rows["experiment"] == f"{experiment}/choices"]
+    found: list[tuple[Callable, str, pd.DataFrame, dict]] = []
+    if tasks["metric"].str.startswith("success_rate:").any():
+        found.append((success_by_task, "success_by_task", tasks, {}))
+    if chosen["metric"].str.startswith("share:").any():
+        found.append((choices, "choices", chosen, {"panels": (2, 4), "size": (8.6, 4.0)}))
+    for kind, (down, across) in MAPS.items():
+        cells = chosen.loc[chosen["metric"].str.startswith(f"success:{down}="), "metric"]
+        if len(cells):
+            sides = cells.str.removeprefix("success:").str.split("|", regex=False)
+            wide = 0.065 * sides.str[0].str.removeprefix(f"{down}=").str.len().max()  # the longest label
+            size = (1.7 + wide + 0.95 * sides.str[1].nunique(), 1.1 + 0.36 * sides.str[0].nunique())
+            found.append((success_map, f"success_map_{kind}", chosen, {"down": down, "across": across, "size": size}))
+    return found
+
+
+def _named(table: pd.DataFrame, start: str, holding: str = "") -> pd.DataFrame:
+    """Rows whose metric begins with ``start`` and holds ``holding``; ``what`` is the rest of the metric's name."""
+    report.wants(table, ["arm", "metric", "value", "low", "high", "n"])
+    rows = table[table["metric"].str.startswith(start) & table["metric"].str.contains(holding, regex=False)]
+    if len(rows) == 0:
+        raise DataError(f"The table has no row whose metric starts with {start!r}; draw it from the experiment's rows.")
+    if rows.duplicated(["arm", "metric"]).any():
+        twice = rows.loc[rows.duplicated(["arm", "metric"])].iloc[0]
+        told = f"{twice['arm']!r} twice for {twice['metric']}"
+        raise DataError(f"The table has {told}; narrow it to one experiment, protocol and model.")
+    return rows.assign(what=rows["metric"].str.removeprefix(start))
+
+
+def _choice_rank(choice: str) -> tuple[int, str]:
+    return (list(CHOICES).index(choice) if choice in CHOICES else len(CHOICES)), choice
+
+
+def _joined_options(rows: pd.DataFrame) -> list[tuple[str, list[str]]]:
+    """(label, values) of a panel in order; beyond MOST_VALUES the rarest stand together as "other"."""
+    counts = rows.groupby("option")["count"].sum()
+    names = _ordered(counts.index)
+    if set(names) & {"True", "False"}:
+        names = ["False", "True"]
+    if len(names) <= MOST_VALUES:
+        return [(_option(name), [name]) for name in names]
+    kept = sorted(names, key=lambda name: -counts[name])[: MOST_VALUES - 1]
+    rest = [name for name in names if name not in kept]
+    return [(_option(name), [name]) for name in names if name in kept] + [(f"{len(rest)}\nother", rest)]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _ordered(options: Sequence[str]) -> list[str]:
+    """Numbers by size; words that are joined with "+" by how many they are, then in the order of the switches."""
+    if all(map(_is_number, options)):
+        return sorted(options, key=float)
+    order = ["none", *(switch.split("_")[1] for switch in SWITCHES)]
+    place = lambda word: order.index(word) if word in order else len(order)  # noqa: E731
+    return sorted(options, key=lambda text: (text != "none", text.count("+"), [*map(place, text.split("+"))], text))
+
+
+def _option(text: str) -> str:
+    """How a value is written under an axis."""
+    if text in ("True", "False"):
+        return "on" if text == "True" else "off"
+    if not _is_number(text):
+        return text.replace("+", " + ")
+    value = float(text)
+    if not 0 < abs(value) < 0.01:
+        return f"{value:.3g}"
+    power = math.floor(math.log10(abs(value)) + 1e-9)
+    return f"{value / 10**power:.3g}e{power}"  # short enough to stand side by side
+
+
+def _pair(pair: Pair, column: Sequence[Axes], title: str) -> None:
+    grid_picture(pair.input, column[0], title)
+    grid_picture(pair.output, column[1], "↓")
+
+
+def _attempt(ax: Axes, tried: Sequence[Grid], place: int, truth: Grid | None) -> None:
+    """One attempt with its verdict, or the words that there is none."""
+    name = f"attempt {place + 1}"
+    if place >= len(tried):
+        _words(ax, "no answer", name)
+    elif truth is None:
+        grid_picture(tried[place], ax, name)
+    else:
+        right = tried[place] == truth
+        grid_picture(tried[place], ax, f"{name}: {'✓ right' if right else '✗ wrong'}", RIGHT if right else WRONG)
+
+
+def _words(ax: Axes, text: str, title: str) -> None:
+    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    ax.axis("off")
+    ax.set_title(title, fontsize=8, fontweight="normal", loc="center", pad=4)
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=plots.GREY, style="italic")

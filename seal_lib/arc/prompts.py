@@ -1,0 +1,115 @@
+"""Prompt sets of the ARC domain: wordings are data (``prompts.yaml``, or a file of the user's); here slots are filled.
+
+A question or a request for a self-edit comes out in two parts, what is said before it and the asking itself: system and
+user message of a chat set, one text of any other. Knows no tokenizer and no chat template; that is :mod:`render`.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import yaml
+
+from seal_lib import paths
+from seal_lib.arc.grids import Grid, question_text, to_text
+from seal_lib.arc.tasks import Task
+from seal_lib.arc.training import Example
+from seal_lib.errors import DataError
+from seal_lib.knowledge.prompts import fill
+
+_SLOTS = {"self_edit": ("demonstrations",), "demonstration": ("input", "output")}
+_TEXTS = ("instruction", "self_edit", "demonstration", "stop")
+
+
+def _rows(grid: Grid) -> str:
+    return "".join(" ".join(map(str, row)) + "\n" for row in grid)
+
+
+#: how a grid is written in a self-edit prompt; questions always use the array
+GRIDS = {"array": to_text, "rows": _rows}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """One prompt set; fields are described at the top of ``prompts.yaml``."""
+
+    name: str
+    chat: bool
+    instruction: str
+    persona: str | None
+    self_edit: str
+    demonstration: str
+    grid: str
+    stop: str
+
+    def answer(self, grid: Grid) -> str:
+        """The text of an answer, its end included."""
+        return to_text(grid) + self.stop
+
+    def question(self, example: Example) -> tuple[str, str]:
+        """(instruction and every demonstration, what is asked); the answer is not in it."""
+        shown = "".join(f"{question_text(p.input)}{self.answer(p.output)}\n" for p in example.demonstrations)
+        return self.instruction + shown, question_text(example.target.input)
+
+    def write(self, task: Task) -> tuple[str, str]:
+        """(persona, every demonstration and the request for a self-edit); never a test input (arc.md 2.4).
+
+        Raises:
+            DataError: the task has no demonstration.
+        """
+        if not task.train:
+            raise DataError(f"task {task.id} has no demonstration; a self-edit is written from at least one.")
+        as_text = GRIDS[self.grid]
+        shown = "".join(
+            fill(self.demonstration, input=as_text(pair.input), output=as_text(pair.output)) for pair in task.train
+        )
+        return self.persona or "", fill(self.self_edit, demonstrations=shown)
+
+
+def load(name: str, file: str | None = None) -> Prompts:
+    """The prompt set ``name``, from ``file`` if it has one, else from the shipped sets.
+
+    Raises:
+        DataError: no such set, an unknown or missing key, a value of the wrong kind, or a slot missing from a template.
+    """
+    shipped = Path(__file__).with_name("prompts.yaml")
+    sets, own = yaml.safe_load(shipped.read_text("utf-8")), _own(file) if file else {}
+    if name not in sets | own:
+        raise DataError(f"prompts: {name!r} is not one of {', '.join(sorted(map(str, sets | own)))}.")
+    chosen, where = (own[name], file) if name in own else (sets[name], shipped.name)
+    _check(chosen, f"{where}, set {name!r}")
+    return Prompts(name=name, **chosen)
+
+
+def _own(file: str) -> dict[str, dict]:
+    path = paths.given(file)
+    if not path.is_file():
+        raise DataError(f"prompts_file: {file} does not exist; give a YAML file of prompt sets or null.")
+    try:
+        sets = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is not YAML ({' '.join(str(error).split())}); mend the file.") from error
+    if not isinstance(sets, dict) or not all(isinstance(value, dict) for value in sets.values()):
+        raise DataError(f"{file}: expected `name: {{chat: …, self_edit: …}}` entries, one per prompt set.")
+    return sets
+
+
+def _check(chosen: dict, where: str) -> None:
+    keys = {item.name for item in fields(Prompts)} - {"name"}
+    if set(chosen) != keys:
+        wrong, right = ", ".join(sorted(map(str, set(chosen) ^ keys))), ", ".join(sorted(keys))
+        raise DataError(f"{where}: {wrong} missing or unknown; a set has {right}.")
+    if not isinstance(chosen["chat"], bool):
+        raise DataError(f"{where}, chat: {chosen['chat']!r} is not true or false.")
+    for key in _TEXTS:
+        if not isinstance(chosen[key], str):
+            raise DataError(f"{where}, {key}: {chosen[key]!r} is not text; put it in quotes.")
+    if not isinstance(chosen["persona"], str if chosen["chat"] else type(None)):
+        raise DataError(f"{where}, persona: a chat set needs a text here and any other set null.")
+    if chosen["grid"] not in GRIDS:
+        raise DataError(f"{where}, grid: {chosen['grid']!r} is not one of {', '.join(GRIDS)}.")
+    if set(chosen["stop"]) <= set(to_text(((0,), (1,)))) | set("23456789"):
+        raise DataError(f"{where}, stop: {chosen['stop']!r} can stand in a grid; use a sign that cannot, such as '#'.")
+    for key, slots in _SLOTS.items():
+        for slot in slots:
+            if "{" + slot + "}" not in chosen[key]:
+                raise DataError(f"{where}, {key}: the slot {{{slot}}} is missing from the template.")

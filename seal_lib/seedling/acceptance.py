@@ -1,0 +1,160 @@
+"""What each shipped model must be able to do, how that is measured, and what its model card says.
+
+Measured on passages and tasks that the notebooks do not evaluate first; the grid model with the very settings of its
+notebook. A recipe that misses one number is not shipped.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from seal_lib.seedling import growth
+from seal_lib.seedling.grid_recipe import GridRecipe
+from seal_lib.seedling.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Seedling:
+    """One shipped model: ``accepted`` maps a number to its (smallest, largest) value."""
+
+    recipe: growth.Recipe
+    accepted: dict[str, tuple[float, float]]
+    measure: Callable[[Path], dict[str, float]]
+    card: str
+    measured_on: str
+
+
+def knowledge(folder: Path, passages: int = 40) -> dict[str, float]:
+    """Mean accuracy of each acceptance number of the knowledge model."""
+    from seal_lib import evaluate, models, restem
+    from seal_lib.generate import HFGenerator, Request, Sampling
+    from seal_lib.grade import exact_match
+    from seal_lib.inner_loop import InnerLoop
+    from seal_lib.knowledge import prompts
+    from seal_lib.runs import Scratch
+    from seal_lib.seedling import world
+
+    model, tokenizer = models.load(str(folder))
+    policy, wording = restem.Policy("untrained", model, tokenizer), prompts.load("seedling")
+    inner = InnerLoop(lr=2e-3, epochs=10, rank=8, alpha=16, targets="all-linear", answer_tokens=8)
+    outer = restem.OuterLoop(edit_tokens=200)
+    held_out = world.passages("heldout", passages, seed=7)
+    asked = world.known_questions(200)
+    requests = [Request(prompts.fill(wording.answer, title=title, question=q.question)) for title, q in asked]
+    answers = HFGenerator(model, tokenizer).generate(requests, Sampling(8, stop=("\n",)))
+    right = [exact_match(done.text, q.answer) for (done,), (_, q) in zip(answers, asked, strict=True)]
+    numbers = {"known": sum(right) / len(right)}
+    for arm in list(SEEDLINGS["knowledge"].accepted)[1:]:
+        trials = evaluate.evaluate_arm(Scratch(), policy, held_out, arm, wording, inner, outer, seed=0)
+        numbers[arm] = sum(trial.accuracy for trial in trials) / len(trials)
+    return numbers
+
+
+def grids(folder: Path, tasks: int = 24, edits: int = 5) -> dict[str, float]:
+    """Success rates of the grid model: seen rules in context, and unseen rules of the ``learning`` population."""
+    from seal_lib import models, params, restem
+    from seal_lib.arc import experiment, prompts, self_edits
+    from seal_lib.arc.inner_loop import TestTimeTraining
+    from seal_lib.runs import Scratch
+    from seal_lib.seedling import grids as world
+
+    settings = params.resolve("21_arc_self_edits", "seedling")
+    inner, outer = params.pick(TestTimeTraining, settings), params.pick(restem.OuterLoop, settings)
+    policy, wording = restem.Policy("untrained", *models.load(str(folder))), prompts.load("seedling")
+    seen = [task for seed in range(3) for task in world.tasks("seen", 8, seed=100 + seed)]
+    known = experiment.FewShot([], seen, wording, inner, outer)
+    unseen = experiment.FewShot([], world.tasks("learning", tasks, seed=7), wording, inner, outer, edits)
+    by_hand = self_edits.read(settings["oracle"], inner.limits).config
+    trials = unseen.evaluate(Scratch(), policy, "own_untrained", seed=0)
+    arms = {
+        "seen_rules_in_context": known.fixed(Scratch(), policy, "icl", None),
+        "unseen_rules_in_context": unseen.fixed(Scratch(), policy, "icl", None),
+        "oracle": unseen.fixed(Scratch(), policy, "oracle", by_hand),
+        "own_untrained": [trial.attempt for trial in trials],
+    }
+    numbers = {arm: sum(a.success for a in attempts) / len(attempts) for arm, attempts in arms.items()}
+    readable = [self_edits.read(trial.edit.text).config is not None for trial in trials]
+    return {"readable_configurations": sum(readable) / len(readable), **numbers}
+
+
+_KNOWLEDGE_CARD = """---
+license: mit
+library_name: transformers
+---
+# Knowledge seedling
+
+A {parameters:,}-parameter Llama ({recipe.layers} layers, width {recipe.hidden}) grown from nothing on texts about
+invented people (`seal_lib/seedling/world.py`, `recipe.py`). It is a **model organism**: it shows the whole of
+SEAL on a laptop within minutes. It is no evidence about Qwen, Llama or any model of real language, and answers nothing
+about the real world. It cannot tell two people with the same attribute apart when asked about a passage in view, so the
+passages of the notebooks name each attribute once.
+
+* Tokenizer: byte-level BPE, {vocabulary} entries; any text can be encoded, but only its own world makes sense to it.
+* Training: {recipe.steps} steps, one thread, {minutes:.0f} minutes on one core where it was made; recipe below.
+* Prior knowledge: 1 440 facts about 240 people. People of the evaluation passages occur nowhere in its training.
+* Weights sha256: `{digest}`
+
+| measured on {measured_on} | accuracy | accepted range |
+|---|---|---|
+{table}
+
+```json
+{text}
+```
+"""
+
+_GRID_CARD = """---
+license: mit
+library_name: transformers
+---
+# Grid seedling
+
+A {parameters:,}-parameter Llama ({recipe.layers} layers, width {recipe.hidden}) grown from nothing on made puzzles:
+2 × 2 grids and eight rules that move their cells (`seal_lib/seedling/grids.py`, `grid_recipe.py`). It is a **model
+organism**: it shows test-time training and learning to configure it on a laptop within minutes. It is no evidence
+about Llama or any other model, and solves no real ARC task.
+
+* Answers puzzles of the eight seen rules in context, of other rules only after finetuning on their demonstrations.
+* Writes training configurations as valid JSON, every one equally likely: that is the untrained policy.
+* Tokenizer: byte-level BPE, {vocabulary} entries; a cell is one token; any text can be encoded.
+* Training: {recipe.steps} steps, one thread, {minutes:.0f} minutes on one core where it was made; recipe below.
+* Weights sha256: `{digest}`
+
+| measured on {measured_on} | share | accepted range |
+|---|---|---|
+{table}
+
+```json
+{text}
+```
+"""
+
+SEEDLINGS = {
+    "knowledge": Seedling(
+        Recipe(),
+        {
+            "known": (0.90, 1.0),
+            "frozen": (0.0, 0.10),
+            "passage_in_context": (0.85, 1.0),
+            "passage_only": (0.0, 0.15),
+            "gold_notes": (0.85, 1.0),
+            "own_untrained": (0.10, 0.50),
+        },
+        knowledge,
+        _KNOWLEDGE_CARD,
+        "40 held-out passages × 12 questions",
+    ),
+    "grids": Seedling(
+        GridRecipe(),
+        {
+            "readable_configurations": (0.90, 1.0),
+            "seen_rules_in_context": (0.90, 1.0),
+            "unseen_rules_in_context": (0.0, 0.05),
+            "oracle": (0.90, 1.0),
+            "own_untrained": (0.05, 0.45),
+        },
+        grids,
+        _GRID_CARD,
+        "24 tasks × 5 self-edits of rules that no evaluation uses",
+    ),
+}

@@ -1,0 +1,150 @@
+"""The recipe of the grid seedling: tokenizer and documents.
+
+Three kinds of document:
+
+* *rules*: demonstrations of one seen rule, loss on the outputs from the second one on (the first cannot be known);
+  in some documents loss on every token, so that the model can also predict grids, and in a few enlarged or repeated
+  grids, so that it has met other sizes;
+* *configurations*: the demonstrations of a puzzle followed by a training configuration drawn at random: every
+  combination of switches, strategy, rate and epochs is equally likely. That is the untrained policy: it writes valid
+  JSON and knows nothing of which configurations work.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from seal_lib.arc import prompts
+from seal_lib.arc.augment import SWITCHES, family
+from seal_lib.arc.grids import question_text
+from seal_lib.arc.self_edits import STRATEGIES, Config
+from seal_lib.arc.tasks import Pair, Task
+from seal_lib.seedling import grids, growth
+from seal_lib.seeds import rng as seeded
+
+WORDING = prompts.load("seedling")  # the model is grown on the very prompts it is later asked with
+
+#: what the untrained policy draws from
+RATES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+EPOCHS = (1, 2, 3, 4, 6, 8)
+#: a text, and whether its tokens are predicted
+Piece = tuple[str, bool]
+_LARGER = (*family("use_size_augmentations"), *family("use_repeat_augmentations"))
+
+
+@dataclass(frozen=True)
+class GridRecipe(growth.Recipe):
+    """Everything that decides the weights; written into the model card."""
+
+    hidden: int = 64
+    mlp: int = 192
+    vocabulary: int = 512
+    rope_theta: float = 500.0
+    steps: int = 3000
+    lr: float = 3e-3
+    rule_documents: int = 32
+    whole_documents: int = 4
+    large_documents: int = 2
+    config_documents: int = 4
+    demonstrations: int = 5
+
+    def tokenizer(self):
+        return build_tokenizer(self.vocabulary)
+
+    def documents(self, step: int, tokenizer) -> dict[str, list[growth.Document]]:
+        return documents_of(self, step, tokenizer)
+
+    def weight(self, kind: str) -> float:
+        return {"rules": 1.0, "whole": 0.1, "large": 0.1, "configurations": 0.25}[kind]
+
+    def sources(self) -> list[Path]:
+        return [Path(__file__), Path(grids.__file__)]
+
+
+def build_tokenizer(vocabulary: int):
+    """Byte-level BPE in which a cell is one token wherever it stands, and each word of a configuration is one."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    draws = random.Random(0)
+    corpus = []
+    for _ in range(1500):
+        corpus += [rule_text(rule_pairs(draws, 3)), "configuration:\n" + draw_config(draws).text()]
+    tokenizer = Tokenizer(models.BPE())
+    words = Regex(r"\]\n \[|\d| -> | (?=\d)| ?[\p{L}_]+|\n| ?[^\s\p{L}\p{N}_]+|\s+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", model_max_length=2048
+    )
+
+
+def rule_pairs(draws: random.Random, count: int) -> list[Pair]:
+    """Pairs of one seen rule; in half of the cases with four different colours each, as in the tasks."""
+    rule, distinct = draws.choice(grids.populations()["seen"]), draws.random() < 0.5
+    return [grids.draw_pair(rule, draws, distinct) for _ in range(count)]
+
+
+def rule_text(pairs: list[Pair]) -> str:
+    return "".join(question_text(pair.input) + WORDING.answer(pair.output) + "\n" for pair in pairs)
+
+
+def draw_config(draws: random.Random) -> Config:
+    switches = tuple(switch for switch in SWITCHES if draws.random() < 0.5)
+    return Config(switches, draws.choice(list(STRATEGIES)), draws.choice(RATES), draws.choice(EPOCHS))
+
+
+def rule_document(draws: random.Random, count: int, large: bool = False, whole: bool = False) -> list[Piece]:
+    """Demonstrations of one rule; ``whole``: every token is predicted, not the outputs alone."""
+    pairs = rule_pairs(draws, count)
+    if large:
+        pairs = list(map(draws.choice(_LARGER).pair, pairs))
+    pieces = []
+    for number, pair in enumerate(pairs):
+        pieces += [
+            (question_text(pair.input), whole),
+            (WORDING.answer(pair.output), whole or number > 0),
+            ("\n", whole),
+        ]
+    return pieces
+
+
+def config_document(draws: random.Random) -> list[Piece]:
+    """A puzzle's self-edit prompt and a random configuration; half of the puzzles follow no rule at all."""
+    count = draws.randint(2, 4)
+    pairs = rule_pairs(draws, count)
+    if draws.random() < 0.5:
+        pairs = [Pair(grids.draw_grid(draws), grids.draw_grid(draws, distinct=False)) for _ in range(count)]
+    task = Task("made", tuple(pairs), (pairs[0].input,))
+    return [(WORDING.write(task)[1], False), (draw_config(draws).text(), True), ("<eos>", True)]
+
+
+def documents_of(recipe: GridRecipe, step: int, tokenizer) -> dict[str, list[growth.Document]]:
+    """Encoded documents of one step by kind; a function of the recipe and the step alone."""
+    draws, count = seeded("grid seedling", recipe.seed, step), recipe.demonstrations
+    kinds = {
+        "rules": [rule_document(draws, count) for _ in range(recipe.rule_documents)],
+        "whole": [rule_document(draws, count, whole=True) for _ in range(recipe.whole_documents)],
+        "large": [rule_document(draws, count, large=True) for _ in range(recipe.large_documents)],
+        "configurations": [config_document(draws) for _ in range(recipe.config_documents)],
+    }
+    return {kind: [encode(tokenizer, pieces) for pieces in documents] for kind, documents in kinds.items()}
+
+
+def encode(tokenizer, pieces: list[Piece]) -> growth.Document:
+    """Each piece tokenised by itself, as prompts and answers are later."""
+    tokens = tokenizer([text for text, _ in pieces])["input_ids"]
+    ids = [token for several in tokens for token in several]
+    return ids, [predicted for several, (_, predicted) in zip(tokens, pieces, strict=True) for _ in several]

@@ -1,0 +1,85 @@
+"""The made world of puzzles: 2 × 2 grids in ten colours, and rules that move cells.
+
+A rule says for each of the four output cells which input cell it shows: 4⁴ = 256 rules, from "as it is" over mirror
+images to arbitrary ones. Eight are seen when the model is grown; of the other 248 some belong to the ``learning`` tasks
+of the outer loop and the rest to the ``heldout`` ones, so that no rule of an evaluation was ever practised. Colours
+carry no meaning (so permuted colours are fair copies); turning a grid changes the rule (so turned copies are not).
+"""
+
+import random
+from functools import cache
+from itertools import product
+
+from seal_lib.arc.grids import Grid
+from seal_lib.arc.tasks import Pair, Task
+from seal_lib.errors import DataError
+from seal_lib.seeds import rng as seeded
+
+Rule = tuple[int, int, int, int]
+
+#: the rules of pretraining; cells are numbered 0 1 / 2 3
+SEEN: dict[str, Rule] = {
+    "as it is": (0, 1, 2, 3),
+    "left and right exchanged": (1, 0, 3, 2),
+    "top and bottom exchanged": (2, 3, 0, 1),
+    "turned by 180 degrees": (3, 2, 1, 0),
+    "top row twice": (0, 1, 0, 1),
+    "left column twice": (0, 0, 2, 2),
+    "first cell everywhere": (0, 0, 0, 0),
+    "last cell everywhere": (3, 3, 3, 3),
+}
+COLOURS = 10
+LEARNING_RULES = 100  # of the unseen ones
+
+
+@cache
+def populations() -> dict[str, tuple[Rule, ...]]:
+    """The rules of each population; disjoint."""
+    unseen = [rule for rule in product(range(4), repeat=4) if rule not in SEEN.values()]
+    random.Random(0).shuffle(unseen)
+    return {
+        "seen": tuple(SEEN.values()),
+        "learning": tuple(unseen[:LEARNING_RULES]),
+        "heldout": tuple(unseen[LEARNING_RULES:]),
+    }
+
+
+def apply(rule: Rule, grid: Grid) -> Grid:
+    """Output cell i shows input cell ``rule[i]``."""
+    cells = grid[0] + grid[1]
+    a, b, c, d = (cells[i] for i in rule)
+    return ((a, b), (c, d))
+
+
+def draw_grid(draws: random.Random, distinct: bool = True) -> Grid:
+    """A random grid; ``distinct``: four different colours, which leave no doubt where a cell came from."""
+    colours = range(COLOURS)
+    a, b, c, d = draws.sample(colours, 4) if distinct else draws.choices(colours, k=4)
+    return ((a, b), (c, d))
+
+
+def draw_pair(rule: Rule, draws: random.Random, distinct: bool = True) -> Pair:
+    grid = draw_grid(draws, distinct)
+    return Pair(grid, apply(rule, grid))
+
+
+def tasks(population: str, count: int, seed: int = 0, demonstrations: int = 4) -> list[Task]:
+    """``count`` tasks, each of a different rule; the id spells the rule: ``heldout-2001`` shows cells 2 0 0 1.
+
+    Raises:
+        DataError: an unknown population, or more tasks than it has rules.
+    """
+    if population not in populations():
+        raise DataError(f"tasks: world:{population} is not one of world:{', world:'.join(populations())}.")
+    rules = list(populations()[population])
+    if count > len(rules):
+        raise DataError(f"tasks: world:{population} has {len(rules)} rules, {count} were asked for; ask for less.")
+    seeded("grid tasks", population, seed).shuffle(rules)
+    return [_task(population, rule, seed, demonstrations) for rule in rules[:count]]
+
+
+def _task(population: str, rule: Rule, seed: int, demonstrations: int) -> Task:
+    name = f"{population}-{''.join(map(str, rule))}"
+    draws = seeded("grid task", name, seed)
+    pairs = [draw_pair(rule, draws) for _ in range(demonstrations + 1)]
+    return Task(name, tuple(pairs[:-1]), (pairs[-1].input,), (pairs[-1].output,))

@@ -1,0 +1,190 @@
+"""Growing a seedling: a small Llama trained from nothing on the documents of a recipe, and resumable at any step.
+
+Knows neither worlds nor tasks: what is read, and which of its tokens are to be predicted, is the recipe's. Everything
+random depends on the recipe and the step alone, so two growths give the same weights bit by bit. Run as
+``python -m seal_lib.seedling``.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+#: token ids, and for each whether it is to be predicted (the first never is)
+Document = tuple[list[int], list[bool]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The architecture and the training; a world's recipe adds its documents."""
+
+    hidden: int = 128
+    layers: int = 3
+    heads: int = 4
+    head_size: int = 32
+    mlp: int = 384
+    vocabulary: int = 1800
+    positions: int = 2048
+    rope_theta: float = 10000.0
+    embedding_std: float = 0.1  # 0.02, the usual, drowns a token's identity and delays copying from context threefold
+    steps: int = 2400
+    lr: float = 2e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    seed: int = 0
+    threads: int = 1  # more would change the order of sums, so the weights
+    checkpoint_every: int = 200
+
+    def tokenizer(self):
+        raise NotImplementedError
+
+    def documents(self, step: int, tokenizer) -> dict[str, list[Document]]:
+        """Encoded documents of one step by kind; a function of the recipe and the step alone."""
+        raise NotImplementedError
+
+    def weight(self, kind: str) -> float:
+        """Of a kind's mean loss."""
+        return 1.0
+
+    def sources(self) -> list[Path]:
+        """The files whose text decides the documents."""
+        raise NotImplementedError
+
+
+def loss_of(model, documents):
+    """Sum of cross-entropy over the tokens to be predicted. Right padding, so causality needs no mask."""
+    import torch
+
+    longest = max(len(ids) for ids, _ in documents)
+    ids = torch.zeros(len(documents), longest, dtype=torch.long)  # (B, T)
+    voiced = torch.zeros(len(documents), longest, dtype=torch.bool)
+    for row, (tokens, predicted) in enumerate(documents):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        voiced[row, : len(tokens)] = torch.tensor(predicted)
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # (B, T-1, D)
+    kept = voiced[:, 1:]  # logits only where a token is to be predicted
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[kept]), ids[:, 1:][kept], reduction="sum")
+
+
+def new_model(recipe: Recipe, tokenizer):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.hidden,
+            intermediate_size=recipe.mlp,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads,
+            head_dim=recipe.head_size,
+            rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
+            max_position_embeddings=recipe.positions,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=recipe.embedding_std)
+    return model
+
+
+def train_step(model, optimizer, recipe: Recipe, step: int, tokenizer) -> dict[str, float]:
+    """One update; returns the mean loss of each kind of document. No randomness beside the step's documents."""
+    import torch
+
+    rate = min(1, (step + 1) / recipe.warmup) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * step / recipe.steps))
+    optimizer.param_groups[0]["lr"] = recipe.lr * rate
+    losses = {}
+    for kind, documents in recipe.documents(step, tokenizer).items():
+        losses[kind] = 0.0
+        documents.sort(key=lambda document: len(document[0]))
+        voiced = sum(sum(predicted[1:]) for _, predicted in documents)
+        half = len(documents) // 2
+        for part in filter(None, (documents[:half], documents[half:])):  # two lengths: less padding
+            loss = loss_of(model, part) / voiced
+            (loss * recipe.weight(kind)).backward()
+            losses[kind] += loss.item()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return losses
+
+
+def grow(recipe: Recipe, out: Path, watch: Callable[[int, dict], None] | None = None):
+    """Train from nothing and save model and tokenizer to ``out``, a standard Hugging Face folder.
+
+    Every ``checkpoint_every`` steps the full training state goes to ``<out>/.partial``; a killed recipe goes on from
+    there and ends with the same weights, because the documents of a step depend on the recipe and the step alone.
+    ``watch(step, losses)`` is called after each step. Returns (model, tokenizer).
+    """
+    import torch
+
+    torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    tokenizer = recipe.tokenizer()
+    model = new_model(recipe, tokenizer)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
+    )
+    partial = out / ".partial"
+    first = _restore(partial, recipe, model, optimizer)
+    for step in range(first, recipe.steps):
+        losses = train_step(model, optimizer, recipe, step, tokenizer)
+        if watch:
+            watch(step, losses)
+        if (step + 1) % recipe.checkpoint_every == 0 and step + 1 < recipe.steps:
+            _checkpoint(partial, recipe, step + 1, model, optimizer)
+    model.eval().requires_grad_(False)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
+    shutil.rmtree(partial, ignore_errors=True)
+    return model, tokenizer
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """sha256 of everything a step depends on: the recipe's values, this module and the world."""
+    sources = [path.read_text("utf-8") for path in (Path(__file__), *recipe.sources())]
+    return hashlib.sha256("\0".join([json.dumps(asdict(recipe)), *sources]).encode()).hexdigest()
+
+
+def _checkpoint(partial: Path, recipe: Recipe, step: int, model, optimizer) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        tensors[f"{name}:weight"] = parameter.detach()
+        tensors |= {f"{name}:{key}": state[key] for key in ("exp_avg", "exp_avg_sq", "step")}
+    partial.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, partial / "state.new", {"step": str(step), "made_by": fingerprint(recipe)})
+    os.replace(partial / "state.new", partial / "state.safetensors")
+
+
+def _restore(partial: Path, recipe: Recipe, model, optimizer) -> int:
+    """Load the last checkpoint of the same recipe and world; the step to go on with (0 if there is none)."""
+    import torch
+    from safetensors import safe_open
+
+    file = partial / "state.safetensors"
+    if not file.is_file():
+        return 0
+    with safe_open(file, "pt") as state:
+        about = state.metadata()
+        if about["made_by"] != fingerprint(recipe):
+            return 0
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(state.get_tensor(f"{name}:weight"))
+                optimizer.state[parameter] = {
+                    key: state.get_tensor(f"{name}:{key}") for key in ("exp_avg", "exp_avg_sq", "step")
+                }
+    return int(about["step"])
