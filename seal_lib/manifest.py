@@ -64,7 +64,7 @@ def content_hash(path: Path) -> str:
 def library_hash() -> str:
     """sha256 over the sources of ``seal_lib``: rows made by different library code are never mixed."""
     root = Path(__file__).parent
-    files = sorted(root.rglob("*.py"))
+    files = sorted([*root.rglob("*.py"), *root.rglob("prompts.yaml")])
     return digest(*[part for p in files for part in (p.relative_to(root).as_posix(), p.read_bytes())])
 
 
@@ -85,6 +85,8 @@ def input_hashes(parameters: dict[str, object]) -> dict[str, str]:
                 found[name] = models.weight_hash(value)
         elif value.endswith((".json", ".jsonl", ".yaml")) and paths.given(value).is_file():  # passages, practice, …
             found[name] = content_hash(paths.given(value))
+        elif "/" in value and (files := sorted(paths.given(value).glob("*.json"))):  # a folder of tasks
+            found[name] = digest(*[part for file in files for part in (file.name, content_hash(file))])
     return found
 
 

@@ -250,6 +250,11 @@ def read_results(path: Path, columns: list[str] = COLUMNS) -> pd.DataFrame:
     return frame
 
 
+def read_run(folder: Path) -> pd.DataFrame:
+    """The results of one finished run with the paper's values beside them, as :func:`collect` joins them."""
+    return _joined(read_results(folder / "results.csv", OWN_COLUMNS).assign(run=folder.name))
+
+
 def with_gaps(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.DataFrame:
     """Rows of one experiment, plus a row without a value for each arm that only the paper has (headline metric)."""
     import pandas as pd

@@ -7,19 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fixtures_seal import MemoryRun
 
 from seal_lib import models, restem
 from seal_lib.arc import experiment, prompts, self_edits
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.inner_loop import (
-    Attempt, Candidate, TestTimeTraining, attempts_of, candidates_of, readings_of, run_candidates, train, views_of,
+    Attempt,
+    Candidate,
+    TestTimeTraining,
+    attempts_of,
+    candidates_of,
+    readings_of,
+    run_candidates,
+    train,
+    views_of,
 )  # fmt: skip
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.errors import DataError
 from seal_lib.runs import Run
 from seal_lib.seedling import grids as world
-from fixtures_seal import MemoryRun
 
 SETTINGS = TestTimeTraining(
     rank=4, alpha=4, targets="all-linear", batch=4, warmup=1, cap=8, max_steps=12, views="leave_one_out",
@@ -108,7 +116,9 @@ def test_tasks_longer_than_the_model_are_counted_not_crashed(seedling) -> None:
 
 
 def test_an_attempt_survives_the_journal(seedling, tasks) -> None:
-    made = run_candidates(*seedling, [Candidate("a", tasks[0], GOOD), Candidate("b", tasks[0], None)], WORDING, SETTINGS, 0)
+    made = run_candidates(
+        *seedling, [Candidate("a", tasks[0], GOOD), Candidate("b", tasks[0], None)], WORDING, SETTINGS, 0
+    )
     for attempt in made:
         again = Attempt.from_dict(json.loads(json.dumps(attempt.to_dict())))
         assert again.attempts == attempt.attempts and again.config == attempt.config and again.read == attempt.read
@@ -125,8 +135,8 @@ def test_candidates_have_names_that_tell_them_apart(tasks) -> None:
 # ------------------------------------------------------------------------------------------------ the outer loop
 
 OUTER = restem.OuterLoop(
-    samples=3, temperature=1.0, top_p=1.0, edit_tokens=80, filter="threshold", threshold=-1.0, sft_rank=4, sft_alpha=4, sft_lr=1e-3,
-    sft_epochs=1, sft_batch=2,
+    samples=3, temperature=1.0, top_p=1.0, edit_tokens=80, filter="threshold", threshold=-1.0, sft_rank=4, sft_alpha=4,
+    sft_lr=1e-3, sft_epochs=1, sft_batch=2,
 )  # fmt: skip
 
 

@@ -61,13 +61,12 @@ def grids(folder: Path, tasks: int = 24, edits: int = 5) -> dict[str, float]:
     settings = params.resolve("21_arc_self_edits", "seedling")
     inner, outer = params.pick(TestTimeTraining, settings), params.pick(restem.OuterLoop, settings)
     policy, wording = restem.Policy("untrained", *models.load(str(folder))), prompts.load("seedling")
-    seen = [task for seed in range(3) for task in world.tasks("seen", 8, seed=100 + seed)]
-    known = experiment.FewShot([], seen, wording, inner, outer)
+    known = [experiment.FewShot([], world.tasks("seen", 8, seed=100 + k), wording, inner, outer) for k in range(3)]
     unseen = experiment.FewShot([], world.tasks("learning", tasks, seed=7), wording, inner, outer, edits)
     by_hand = self_edits.read(settings["oracle"], inner.limits).config
     trials = unseen.evaluate(Scratch(), policy, "own_untrained", seed=0)
     arms = {
-        "seen_rules_in_context": known.fixed(Scratch(), policy, "icl", None),
+        "seen_rules_in_context": [a for study in known for a in study.fixed(Scratch(), policy, "icl", None)],
         "unseen_rules_in_context": unseen.fixed(Scratch(), policy, "icl", None),
         "oracle": unseen.fixed(Scratch(), policy, "oracle", by_hand),
         "own_untrained": [trial.attempt for trial in trials],
