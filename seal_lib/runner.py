@@ -9,12 +9,14 @@ the next call goes on where it stopped. Knows nothing of what a notebook compute
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from seal_lib import journal, manifest, params, paths
@@ -208,22 +210,61 @@ def chosen(scale: str, only: str) -> list[str]:
     return [name for name in having if not wanted or name in wanted]
 
 
-def run_all(scale: str, only: str, keep_going: bool, force: bool) -> int:
-    """Run each chosen notebook in its own process, so that memory goes with it; 1 if any failed."""
+def reads(notebook: str) -> set[str] | None:
+    """The notebooks whose runs a notebook reads, by its ``run.input(…)``; None: all before it (``run.inputs(…)``)."""
+    code = "\n".join(cell["source"] for cell in params.cells(notebook))
+    return None if "run.inputs(" in code else set(re.findall(r"run\.input\([\"'](\w+)", code))
+
+
+def run_all(scale: str, only: str, keep_going: bool, force: bool, jobs: int = 1) -> int:
+    """Run each chosen notebook in its own process, so that memory goes with it; 1 if any failed.
+
+    ``jobs`` of them run at once, in file order; one that reads another's run waits for it. After a failure none is
+    started (unless ``keep_going``); those that run may finish.
+    """
     notebooks = chosen(scale, only)
     for notebook in notebooks:
         params.resolve(notebook, scale)  # a typing error in the last file must show before the first hour
-    failures, begun = [], time.monotonic()
-    for notebook in notebooks:
-        command = [sys.executable, "-m", "seal_lib.runner", "run", notebook, "--scale", scale, *["--force"] * force]
-        python = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH", "")]))
-        if subprocess.run(command, env={**os.environ, "PYTHONPATH": python}).returncode:
-            failures.append(notebook)
-            if not keep_going:
-                break
+    begun, failures = time.monotonic(), []
+    needs: dict[str, set[str]] = {}
+    for number, name in enumerate(notebooks):
+        wanted, earlier = reads(name), set(notebooks[:number])
+        needs[name] = earlier if wanted is None else wanted & earlier
+    waiting, running = list(notebooks), {}
+    children: list[subprocess.Popen] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting or running:
+                busy = {*waiting, *running.values()}
+                ready = [name for name in waiting if not needs[name] & busy]
+                for name in ready[: jobs - len(running)]:
+                    waiting.remove(name)
+                    command = [sys.executable, "-m", "seal_lib.runner", "run", name, "--scale", scale]
+                    running[pool.submit(_call, [*command, *["--force"] * force], jobs > 1, children)] = name
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    name = running.pop(done)
+                    if done.result():
+                        failures.append(name)
+                        waiting = waiting if keep_going else []
+        except BaseException:
+            for child in children:
+                child.terminate()  # each stops its kernel and keeps its finished units
+            raise
     tail = f"; failed: {', '.join(failures)}" if failures else ""
     print(f"{scale}: {len(notebooks)} notebooks, {clock(time.monotonic() - begun)}{tail}", flush=True)
     return 1 if failures else 0
+
+
+def _call(command: list[str], labelled: bool, children: list[subprocess.Popen]) -> int:
+    """Exit code of a command; ``labelled``: its lines get the notebook's number in front."""
+    python = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH", "")]))
+    pipe = {"stdout": subprocess.PIPE, "text": True} if labelled else {}
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": python}, **pipe) as child:
+        children.append(child)
+        for line in child.stdout or ():
+            print(f"{command[4].partition('_')[0]} | {line}", end="", flush=True)
+    children.remove(child)
+    return child.returncode
 
 
 def status() -> int:
@@ -282,6 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one parameter for this run")
     several = commands.add_parser("all", help="bring every notebook up to date, in file order")
     several.add_argument("--only", default="", metavar="A,B", help="names, or unique beginnings of names")
+    several.add_argument("--jobs", type=int, default=1, help="notebooks at once")
     several.add_argument("--keep-going", action="store_true", help="go on after a failure")
     for command in (one, several):
         command.add_argument("--scale", default="seedling")
@@ -299,7 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ParameterError(f"--set {wrong} has no value; write --set {wrong}=VALUE.")
             return run(params.find(given.notebook), given.scale, {k: v for k, _, v in pairs}, given.force)
         if given.command == "all":
-            return run_all(given.scale, given.only, given.keep_going, given.force)
+            return run_all(given.scale, given.only, given.keep_going, given.force, max(1, given.jobs))
         if given.command == "clean":
             return clean(given.yes)
         if given.command == "list":

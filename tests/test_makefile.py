@@ -63,8 +63,8 @@ def test_plain_make_lists_every_target_without_an_environment(checkout: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "there", "absent"),
     [
-        (["reproduce"], ["--scale seedling", '--only ""'], ["--force", "--keep-going"]),
-        (["reproduce", "SCALE=paper", "ONLY=11,12"], ["--scale paper", '--only "11,12"'], ["--keep-going"]),
+        (["reproduce"], ["--scale seedling", "--jobs ", '--only ""'], ["--force", "--keep-going"]),
+        (["reproduce", "SCALE=paper", "ONLY=11,12"], ["--scale paper", "--jobs 1", '--only "11,12"'], ["--keep-going"]),
         (["reproduce", "FORCE=1", "SET=full"], ["--force", 'SET="full"'], ["--keep-going"]),
         (["reproduce", "FORCE=0", "ONLY=k_marker"], [], ["--force", "--keep-going"]),
         (["-k", "reproduce"], ["--keep-going"], ["--force"]),

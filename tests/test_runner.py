@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -196,6 +197,40 @@ def test_a_killed_runner_is_resumed_with_the_same_rows(suite: Suite) -> None:
     assert rows == [{"phase": "work", "unit": f"u{i}", "lr": 0.1, "s": None} for i in range(4)]
 
 
+def test_two_at_once_wait_for_what_they_read(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo(suite, "10_a")
+    demo(suite, "11_b")
+    suite.notebook("12_reader", PARAMETERS, 'run.input("11_b")')
+    suite.notebook("91_all", PARAMETERS, "run.inputs()")
+    for name in ("12_reader", "91_all"):
+        suite.params(name, "")
+    assert runner.reads("10_a") == set() and runner.reads("12_reader") == {"11_b"} and runner.reads("91_all") is None
+    both, events, lock = threading.Barrier(2, timeout=20), [], threading.Lock()
+
+    def process(command: list[str], labelled: bool, children: list) -> int:
+        name = command[command.index("run") + 1]
+        with lock:
+            events.append(f"+{name}")
+        if name in ("10_a", "11_b"):
+            both.wait()  # never passed if they ran one after the other
+        with lock:
+            events.append(f"-{name}")
+        return 0
+
+    monkeypatch.setattr(runner, "_call", process)
+    assert runner.main(["all", "--jobs", "2"]) == 0
+    assert set(events[:2]) == {"+10_a", "+11_b"}
+    assert events.index("-11_b") < events.index("+12_reader")
+    assert max(events.index("-10_a"), events.index("-12_reader")) < events.index("+91_all")
+
+
+def test_lines_of_notebooks_run_at_once_are_told_apart_and_exit_codes_kept(capfd) -> None:
+    children: list = []
+    command = [sys.executable, "-c", "print('one'); print('two'); raise SystemExit(3)", "run", "12_demo"]
+    assert runner._call(command, True, children) == 3 and children == []
+    assert capfd.readouterr().out == "12 | one\n12 | two\n"
+
+
 def test_all_in_order_and_going_on(suite: Suite, capfd, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("12_b", "10_a", "11_broken"):
         demo(suite, name)
@@ -203,11 +238,11 @@ def test_all_in_order_and_going_on(suite: Suite, capfd, monkeypatch: pytest.Monk
     suite.params("13_other", "", "paper")
     calls: list[str] = []
 
-    def process(command: list[str], env: dict) -> subprocess.CompletedProcess:
+    def process(command: list[str], labelled: bool, children: list) -> int:
         calls.append(command[command.index("run") + 1])
-        return subprocess.CompletedProcess(command, int("broken" in calls[-1]))
+        return int("broken" in calls[-1])
 
-    monkeypatch.setattr(runner.subprocess, "run", process)
+    monkeypatch.setattr(runner, "_call", process)
     assert runner.main(["all"]) == 1 and calls == ["10_a", "11_broken"]
     calls.clear()
     assert runner.main(["all", "--keep-going"]) == 1 and calls == ["10_a", "11_broken", "12_b"]
