@@ -1,0 +1,244 @@
+"""Runs arms over streams: all streams of an arm side by side, the dense matrix after every edit, resume per edit.
+
+A unit of work is (edit k, stream). Its row holds what was right, question by question; metrics are made from rows only
+(`tables`). The weights after the last two edits lie in the run folder until the arm is done, so a killed run goes on
+at the last finished edit. A stream whose edit diverges ends there: later rows say so and hold no answers.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from seal_lib.continual import states as ops
+from seal_lib.continual.lab import Lab
+from seal_lib.continual.rules import RULES, Rule, State
+from seal_lib.continual.streams import Stream
+from seal_lib.continual.trainer import StreamBank
+from seal_lib.errors import DataError, RunError
+from seal_lib.generate import Request, Sampling
+from seal_lib.grade import grade
+from seal_lib.records import Passage, Question
+
+Prior = Sequence[tuple[str, Question]]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Edit ``k`` of a stream; k = 0 is the unedited model."""
+
+    id: str
+    k: int
+    stream: Stream
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A rule with its knobs under a name; ``live``: self-edits are written by theta_{k-1} instead of once."""
+
+    name: str
+    rule: str
+    knobs: Mapping[str, float] | None = None
+    live: bool = False
+
+    def make(self, lab: Lab) -> Rule:
+        if self.rule not in RULES:
+            raise DataError(f"arms: {self.rule!r} is not one of {', '.join(RULES)}.")
+        return RULES[self.rule](lab, **(self.knobs or {}))
+
+
+def run_arm(
+    run, arm: Arm, lab: Lab, streams: Sequence[Stream], prior: Prior, *, grader: str = "exact",
+    slots: int = 16, edit_tokens: int = 200, group: str = "",
+) -> list[dict]:  # fmt: skip
+    """Rows of one arm in the order (edit, stream), recorded as phase ``<group><arm>``.
+
+    Row: ``stream``, ``k``, ``outcome`` (ok or diverged), ``right`` and ``blank`` (one text of 0 and 1 per passage, a
+    digit a question), ``prior`` and ``prior_blank`` (likewise), ``steps``, ``tokens``, ``loss``, ``norm`` (of the
+    update), ``drift`` (KL(theta_0 || theta_k) per token on texts the base wrote), ``stored`` (bytes kept beside the
+    base's weights).
+
+    Args:
+        slots: streams trained side by side; the largest divisor of their number that is not above it is used.
+    """
+    lengths = {len(stream) for stream in streams}
+    if len(lengths) != 1:
+        raise DataError(f"The streams of a study have one length, not {sorted(lengths)}; cut them.")
+    if not arm.live and RULES[arm.rule].__dict__.get("trains", True) and any(None in s.edits for s in streams):
+        needs = getattr(RULES[arm.rule], "trains", True)
+        if needs:
+            raise DataError(f"arm {arm.name!r}: streams without self-edits; give a writer or a live arm.")
+    work = _Work(run, arm, lab, prior, grader, edit_tokens, group)
+    units = [Unit(f"{k}/{s.id}", k, s) for k in range(lengths.pop() + 1) for s in streams]
+    chunk = max(n for n in range(1, min(slots, len(streams)) + 1) if len(streams) % n == 0)
+    rows = run.map(f"{group}{arm.name}", units, work, chunk=chunk)
+    work.clear()
+    return [{"stream": unit.stream.id, "k": unit.k, **row} for unit, row in zip(units, rows, strict=True)]
+
+
+class _Work:
+    """What ``run.map`` calls with the units of one edit of some streams."""
+
+    def __init__(self, run, arm: Arm, lab: Lab, prior: Prior, grader: str, edit_tokens: int, group: str):
+        self.run, self.arm, self.prior, self.grader, self.edit_tokens = run, arm, prior, grader, edit_tokens
+        self.rule = arm.make(lab)
+        self.lab = self.rule.lab
+        self.trains = getattr(self.rule, "trains", True)
+        folder = getattr(run, "folder", None)  # a Scratch run keeps nothing
+        self.folder = Path(folder) / "states" / f"{group}{arm.name}" if folder else None
+        self.memory: dict[tuple[str, int], tuple[State, tuple[str | None, ...]]] = {}
+
+    def clear(self) -> None:
+        """The arm is done: its weights are not needed any more."""
+        self.memory.clear()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __call__(self, units: Sequence[Unit]) -> list[dict]:
+        k = units[0].k
+        before = [self._recall(unit.stream, k - 1) if k else (State(), unit.stream.edits) for unit in units]
+        streams = [replace(u.stream, edits=edits) for u, (_, edits) in zip(units, before, strict=True)]
+        states = [state for state, _ in before]
+        alive = [i for i, state in enumerate(states) if state is not None]
+        about: list[dict] = [{} for _ in units]
+        if k and self.trains:
+            if self.arm.live:
+                for i, text in zip(alive, self._write(streams, states, alive, k - 1), strict=True):
+                    edits = streams[i].edits
+                    streams[i] = replace(streams[i], edits=(*edits[: k - 1], text, *edits[k:]))
+            states, about = self._train(streams, states, alive, k - 1)
+        for stream, state in zip(streams, states, strict=True):
+            self._remember(stream, state, k)
+        asked = [i for i, state in enumerate(states) if state is not None]
+        answers = dict(zip(asked, self._ask(streams, states, asked, k), strict=True))
+        return [{**self._row(answers.get(i), about[i])} for i in range(len(units))]
+
+    # training
+
+    def _train(self, streams, states, alive, k):
+        """States after edit k (0-based), None where it diverged, and what the rows say about the training."""
+        begun = time.process_time()
+        rule, about, states = self.rule, [{} for _ in streams], list(states)
+        jobs = rule.jobs([streams[i] for i in alive], [states[i] for i in alive], k)
+        with StreamBank(self.lab.model, slots=max(1, len(jobs)), targets=self.lab.inner.targets) as bank:
+            results = bank.run(jobs)
+        done = [(i, result) for i, result in zip(alive, results, strict=True) if result.outcome == "ok"]
+        kept = [i for i, _ in done]
+        after = rule.update([streams[i] for i in kept], [states[i] for i in kept], k, [result for _, result in done])
+        new = dict(zip(kept, after, strict=True))
+        for i, result in zip(alive, results, strict=True):
+            about[i] = {"steps": result.steps, "tokens": result.tokens, "loss": result.losses[-1]}
+            if result.outcome != "ok":
+                about[i]["reason"] = result.reason
+        self.run.count(edits=len(alive), train_seconds=time.process_time() - begun, trained=sum(r.tokens for r in results))
+        return [new.get(i) for i in range(len(streams))], about
+
+    def _write(self, streams, states, alive, k) -> list[str]:
+        """Self-edits for passage k, each by its stream's own current model."""
+        requests = [
+            Request(self.lab.prompts.write(streams[i].passages[k]), streams[i].seed(k, "self-edit"), states[i].history)
+            for i in alive
+        ]
+        sampling = Sampling(self.edit_tokens, temperature=1.0, top_p=0.95)
+        return [done.text.strip() for (done,) in self.lab.generator.generate(requests, sampling)]
+
+    # measuring
+
+    def _ask(self, streams, states, asked, k) -> list[dict]:
+        prompts, requests, golds = self.lab.prompts, [], []
+        for i in asked:
+            stream, state = streams[i], states[i]
+            questions = [(p.title, q, own) for own, p in enumerate(stream.passages) for q in p.questions]
+            questions += [(title, q, None) for title, q in self.prior]
+            for title, question, own in questions:
+                shown, adapter = self.rule.serve(stream, state, k, title, question, own)
+                passage = Passage("asked", title, shown.text if shown else "", (question,))
+                requests.append(Request(prompts.ask(passage, question, shown is not None), adapter=adapter))
+                golds.append((i, own, question))
+        stop = (prompts.stop,) if prompts.stop else ()
+        texts = self.lab.generator.generate(requests, Sampling(self.lab.inner.answer_tokens, stop=stop))
+        right: dict[tuple, str] = {}
+        blank: dict[tuple, str] = {}
+        for (i, own, question), (completion,) in zip(golds, texts, strict=True):
+            answer = grade(question, completion.text.strip())
+            right[i, own] = right.get((i, own), "") + str(int(getattr(answer, self.grader)))
+            blank[i, own] = blank.get((i, own), "") + str(int(answer.blank))
+        self.run.count(scored=len(requests))
+        return [
+            {
+                "right": [right[i, own] for own in range(len(streams[i]))],
+                "blank": [blank[i, own] for own in range(len(streams[i]))],
+                "prior": right.get((i, None), ""), "prior_blank": blank.get((i, None), ""),
+                "norm": ops.size(states[i].history), "drift": self._drift(states[i]),
+                "stored": ops.bytes_of(states[i].history, *states[i].parts)
+                + sum(x.numel() * x.element_size() for x in states[i].extra.values()),
+            }
+            for i in asked
+        ]  # fmt: skip
+
+    def _drift(self, state: State) -> float:
+        """KL(theta_0 || theta_k) per token on a quarter of the texts that the base wrote by itself."""
+        import torch
+
+        if state.history is None:
+            return 0.0
+        texts = self.lab.base_texts[::4]
+        if not hasattr(self, "_base"):
+            self._base = torch.cat(self.lab.logprobs(texts, None))
+        now = torch.cat(self.lab.logprobs(texts, state.history))
+        return float((self._base.exp() * (self._base - now)).sum(-1).mean())
+
+    def _row(self, answers: dict | None, about: dict) -> dict:
+        if answers is None:
+            return {"outcome": "diverged", **about}
+        return {"outcome": "ok", **answers, **about}
+
+    # remembering
+
+    def _path(self, stream: Stream, k: int) -> Path:
+        return self.folder / stream.id / f"edit_{k}.safetensors"
+
+    def _remember(self, stream: Stream, state: State | None, k: int) -> None:
+        self.memory[stream.id, k] = (state, stream.edits)
+        self.memory.pop((stream.id, k - 1), None)
+        if self.folder is None or not k or not self.trains:
+            return
+        import json
+
+        about = {"diverged": str(state is None), "edits": json.dumps(stream.edits if self.arm.live else None)}
+        state = state or State()
+        parts = {f"part {n}": part for n, part in enumerate(state.parts)}
+        ops.save(self._path(stream, k), {"history": state.history, **parts}, state.extra, about)
+        self._path(stream, k - 2).unlink(missing_ok=True)
+
+    def _recall(self, stream: Stream, k: int) -> tuple[State | None, tuple[str | None, ...]]:
+        if (stream.id, k) in self.memory:
+            return self.memory[stream.id, k]
+        if not k or not self.trains:
+            return State(), stream.edits
+        path = self._path(stream, k) if self.folder else None
+        if path is None or not path.is_file():
+            raise RunError(f"arm {self.arm.name!r}: the weights of {stream.id} after edit {k} are gone; use FORCE=1.")
+        import json
+
+        adapters, extra, about = ops.load(path)
+        written = json.loads(about["edits"])
+        edits = stream.edits if written is None else tuple(written)
+        if about["diverged"] == "True":
+            return None, edits
+        parts = tuple(adapters[f"part {n}"] for n in range(sum(key.startswith("part ") for key in adapters)))
+        return State(adapters.get("history"), parts, extra), edits
+
+
+def train_seconds(run, phase: str) -> float:
+    """CPU seconds of training per edit and stream of a phase, over all sessions; NaN if the run keeps no costs."""
+    import json
+
+    file = Path(getattr(run, "folder", ".")) / "costs.jsonl"
+    if not file.is_file():
+        return math.nan
+    counts = [line.get("counts") or {} for line in map(json.loads, file.read_text().splitlines()) if line.get("phase") == phase]
+    edits = sum(count.get("edits", 0) for count in counts)
+    return sum(count.get("train_seconds", 0.0) for count in counts) / edits if edits else math.nan
