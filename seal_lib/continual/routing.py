@@ -32,10 +32,9 @@ class BM25:
         return math.log(1 + (self.n - self.df[word] + 0.5) / (self.df[word] + 0.5))
 
     def best(self, query: str, threshold: float = 0.0) -> int | None:
-        """The best text's number, the first of equals; None if it explains less than ``threshold`` of the query.
+        """The best text's number, the first of equals; None if it holds less than ``threshold`` of the query's words.
 
-        Explained: the idf mass of the query's words that the text has, a share in [0, 1]. Words that no text has count
-        most, so a question about somebody else is deferred.
+        The share counts different words alike: idf over one or two stored texts says nothing yet.
         """
         asked = Counter(words(query))
         if not self.n or not asked:
@@ -45,6 +44,5 @@ class BM25:
             for c, norm in zip(self.counts, self.norms, strict=True)
         ]
         top = max(range(self.n), key=lambda i: scores[i])
-        mass = sum(self.idf(w) for w in asked)
-        explained = sum(self.idf(w) for w in asked if w in self.counts[top]) / mass
-        return top if scores[top] > 0 and explained >= threshold else None
+        found = sum(word in self.counts[top] for word in asked) / len(asked)
+        return top if scores[top] > 0 and found >= threshold else None

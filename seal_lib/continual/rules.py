@@ -44,6 +44,7 @@ class Rule:
         grid: knob settings tried on development streams; the first is the default.
     """
 
+    trains = True
     stores = "nothing"
     single = True
     grid: tuple[dict, ...] = ({},)
@@ -72,9 +73,7 @@ class Rule:
         return self._job(stream, k, **more)
 
     def fresh(self, stream: Stream, k: int) -> list[Example]:
-        return [
-            self.lab.example(ids, stream.seed(k, "pads", n)) for n, ids in enumerate(self.lab.documents(stream, k))
-        ]
+        return [self.lab.example(ids, stream.seed(k, "pads", n)) for n, ids in enumerate(self.lab.documents(stream, k))]
 
     def _job(self, stream: Stream, k: int, **more: object) -> EditJob:
         inner = self.lab.inner
@@ -134,12 +133,12 @@ class PassageInContext(Frozen):
 class Rag(Frozen):
     """theta_0 answers with the BM25 top-1 of the first k passages in view; below the threshold without any.
 
-    Robertson & Zaragoza 2009 for BM25; the threshold (share of the question's idf mass found) is ours.
+    Robertson & Zaragoza 2009 for BM25; the threshold (share of the question's words found) is ours.
     """
 
     stores = "text"
     single = False
-    grid = ({"threshold": 0.3}, {"threshold": 0.0}, {"threshold": 0.2}, {"threshold": 0.4})
+    grid = ({"threshold": 0.5}, {"threshold": 0.0}, {"threshold": 0.4}, {"threshold": 0.6})
 
     def serve(self, stream, state, k, title, question, own):
         found = route(stream, k, title, question, self.knobs["threshold"])
@@ -230,13 +229,13 @@ def _layer(name: str) -> int:
 
 
 class Replay(Rule):
-    """L = L_k + weight * mean over m documents of earlier self-edits, drawn anew each step (Robins 1995; SuRe 2511.22367).
+    """L = L_k + weight * mean of L over m documents of earlier self-edits, drawn anew each step (Robins 1995).
 
     Each loss is a mean over its own tokens. The buffer holds every earlier document: it stores text.
     """
 
     stores = "text"
-    grid = ({"m": 4, "weight": 1.0}, {"m": 2, "weight": 1.0}, {"m": 8, "weight": 1.0}, {"m": 4, "weight": 3.0})
+    grid = ({"m": 2, "weight": 1.0}, {"m": 4, "weight": 1.0}, {"m": 2, "weight": 3.0}, {"m": 4, "weight": 3.0})
 
     def memory(self, stream: Stream, state: State, k: int) -> list[list[int]]:
         return [ids for j in range(k) for ids in self.lab.documents(stream, j)]
@@ -244,7 +243,9 @@ class Replay(Rule):
     def job(self, stream, state, k, **more):
         fresh = more.pop("fresh", None) or self.fresh(stream, k)
         memory = [self.lab.example(ids) for ids in self.memory(stream, state, k)]
-        return super().job(stream, state, k, **mixed(self._job(stream, k, examples=fresh), memory, **self.knobs), **more)
+        return super().job(
+            stream, state, k, **mixed(self._job(stream, k, examples=fresh), memory, **self.knobs), **more
+        )
 
 
 def mixed(plain: Job, memory: Sequence[Example], m: int, weight: float, **_: float) -> dict[str, object]:
@@ -271,8 +272,10 @@ class GenerativeReplay(Replay):
     et al. 2605.26097). Temperature 1, from the lab's openings."""
 
     stores = "nothing"
-    grid = ({"m": 4, "weight": 1.0, "texts": 96}, {"m": 4, "weight": 3.0, "texts": 96}, {"m": 8, "weight": 1.0, "texts": 96},
-            {"m": 8, "weight": 3.0, "texts": 192})  # fmt: skip
+    grid = (
+        {"m": 2, "weight": 1.0, "texts": 96}, {"m": 4, "weight": 1.0, "texts": 96},
+        {"m": 4, "weight": 3.0, "texts": 96}, {"m": 4, "weight": 3.0, "texts": 192},
+    )  # fmt: skip
 
     def jobs(self, streams, states, k):
         seeds = [stream.seed(k, "own texts") for stream in streams]
@@ -290,7 +293,7 @@ class Kl(Rule):
     Anchors: texts the base wrote by itself, the same for every stream. Teacher: theta_{k-1}, cached once per edit.
     """
 
-    grid = ({"m": 8, "weight": 1.0}, {"m": 8, "weight": 3.0}, {"m": 8, "weight": 10.0}, {"m": 8, "weight": 0.3})
+    grid = ({"m": 4, "weight": 1.0}, {"m": 4, "weight": 3.0}, {"m": 4, "weight": 10.0}, {"m": 4, "weight": 0.3})
 
     def taught(self, stream: Stream, state: State, k: int) -> list[Anchor]:
         texts = self.lab.base_texts
@@ -306,7 +309,7 @@ class KlReplay(Kl):
     """L = L_k + replay of past self-edits (m documents, weight 1) + weight * KL to theta_{k-1} on base anchors."""
 
     stores = "text"
-    grid = ({"m": 4, "weight": 1.0}, {"m": 4, "weight": 3.0}, {"m": 4, "weight": 10.0}, {"m": 4, "weight": 0.3})
+    grid = ({"m": 3, "weight": 1.0}, {"m": 3, "weight": 0.3}, {"m": 3, "weight": 3.0}, {"m": 3, "weight": 0.1})
 
     def job(self, stream, state, k, **more):
         plain = self._job(stream, k, examples=self.fresh(stream, k))
@@ -426,8 +429,8 @@ class NullSpaceReplay(NullSpaceCalibration, Replay):
 
     stores = "text, statistics"
     grid = (
+        {"energy": 0.8, "m": 2, "weight": 1.0}, {"energy": 0.9, "m": 2, "weight": 1.0},
         {"energy": 0.8, "m": 4, "weight": 1.0}, {"energy": 0.9, "m": 4, "weight": 1.0},
-        {"energy": 0.7, "m": 4, "weight": 1.0}, {"energy": 0.8, "m": 8, "weight": 1.0},
     )  # fmt: skip
 
 
@@ -493,7 +496,7 @@ class MergeMean(Independent):
 
 
 class Ties(Independent):
-    """theta_k = theta_0 + scale * TIES(dW_1 … dW_k): trim to density, elect signs, disjoint mean (Yadav et al. 2023)."""
+    """theta_k = theta_0 + scale * TIES(dW_1 … dW_k): trim, elect signs, disjoint mean (Yadav et al. 2023)."""
 
     grid = ({"density": 0.2, "scale": 1.0}, {"density": 0.5, "scale": 1.0}, {"density": 0.2, "scale": 2.0},
             {"density": 0.5, "scale": 2.0})  # fmt: skip
@@ -520,7 +523,7 @@ class Isolation(Independent):
 
     stores = "adapters, text"
     single = False
-    grid = ({"threshold": 0.3}, {"threshold": 0.0}, {"threshold": 0.2}, {"threshold": 0.4})
+    grid = ({"threshold": 0.5}, {"threshold": 0.0}, {"threshold": 0.4}, {"threshold": 0.6})
 
     def serve(self, stream, state, k, title, question, own):
         found = route(stream, k, title, question, self.knobs["threshold"])
@@ -618,4 +621,3 @@ RULES: dict[str, type[Rule]] = {
 def equation(name: str) -> str:
     """The first line of a rule's docstring."""
     return (RULES[name].__doc__ or "").strip().splitlines()[0]
-

@@ -5,6 +5,8 @@ state is an :class:`~seal_lib.adapters.Adapter` with alpha = rank (scale 1), so 
 generator answers with it. Does not know passages, arms or losses.
 """
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -92,8 +94,6 @@ def bytes_of(*adapters: Adapter | None) -> int:
 
 def save(path: Path, adapters: Mapping[str, Adapter | None], extra: Mapping[str, Tensor], about: Mapping[str, str]):
     """Adapters and other tensors as one safetensors file, written whole or not at all."""
-    import os
-
     from safetensors.torch import save_file
 
     tensors, note = {}, dict(about)
@@ -103,6 +103,7 @@ def save(path: Path, adapters: Mapping[str, Adapter | None], extra: Mapping[str,
             for name, (a, b) in adapter.weights.items():
                 tensors[f"adapter|{key}|{name}|A"], tensors[f"adapter|{key}|{name}|B"] = a.contiguous(), b.contiguous()
     tensors |= {f"extra|{key}": value.contiguous() for key, value in extra.items()}
+    note["order"] = json.dumps(list(tensors))  # the file sorts its keys; sums over layers must not change their order
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file(tensors or {"nothing": torch.zeros(1)}, str(temporary), metadata=note)
@@ -117,7 +118,7 @@ def load(path: Path) -> tuple[dict[str, Adapter], dict[str, Tensor], dict[str, s
     extra = {}
     with safe_open(str(path), framework="pt") as file:
         note = dict(file.metadata() or {})
-        for key in file.keys():  # noqa: SIM118 - not a dictionary
+        for key in json.loads(note.pop("order")):
             kind, *rest = key.split("|")
             if kind == "extra":
                 extra["|".join(rest)] = file.get_tensor(key)

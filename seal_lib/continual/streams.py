@@ -34,8 +34,8 @@ class Stream:
 
 
 def load_streams(
-    source: str, count: int, length: int, *, seed: int = 0, sequences_file: str | None = None, questions: int | None = None,
-    skip: int = 0,
+    source: str, count: int, length: int, *, seed: int = 0, sequences_file: str | None = None,
+    questions: int | None = None, skip: int = 0,
 ) -> list[Stream]:  # fmt: skip
     """``count`` streams of ``length`` passages.
 

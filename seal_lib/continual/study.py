@@ -51,26 +51,25 @@ class Arm:
 
 def run_arm(
     run, arm: Arm, lab: Lab, streams: Sequence[Stream], prior: Prior, *, grader: str = "exact",
-    slots: int = 16, edit_tokens: int = 200, group: str = "",
+    slots: int = 16, edit_tokens: int = 200, group: str = "", full_rows: Sequence[int] | None = None,
 ) -> list[dict]:  # fmt: skip
     """Rows of one arm in the order (edit, stream), recorded as phase ``<group><arm>``.
 
     Row: ``stream``, ``k``, ``outcome`` (ok or diverged), ``right`` and ``blank`` (one text of 0 and 1 per passage, a
-    digit a question), ``prior`` and ``prior_blank`` (likewise), ``steps``, ``tokens``, ``loss``, ``norm`` (of the
-    update), ``drift`` (KL(theta_0 || theta_k) per token on texts the base wrote), ``stored`` (bytes kept beside the
-    base's weights).
+    digit a question; None where not asked), ``prior`` and ``prior_blank`` (likewise), ``steps``, ``tokens``, ``loss``,
+    ``norm`` (of the update), ``drift`` (KL(theta_0 || theta_k) per token on texts the base wrote), ``stored`` (bytes
+    kept beside the base's weights).
 
     Args:
         slots: streams trained side by side; the largest divisor of their number that is not above it is used.
+        full_rows: edits after which everything is asked; after the others only the passage just edited. None: all.
     """
     lengths = {len(stream) for stream in streams}
     if len(lengths) != 1:
         raise DataError(f"The streams of a study have one length, not {sorted(lengths)}; cut them.")
-    if not arm.live and RULES[arm.rule].__dict__.get("trains", True) and any(None in s.edits for s in streams):
-        needs = getattr(RULES[arm.rule], "trains", True)
-        if needs:
-            raise DataError(f"arm {arm.name!r}: streams without self-edits; give a writer or a live arm.")
-    work = _Work(run, arm, lab, prior, grader, edit_tokens, group)
+    work = _Work(run, arm, lab, prior, grader, edit_tokens, group, full_rows)
+    if work.trains and not arm.live and any(None in stream.edits for stream in streams):
+        raise DataError(f"arm {arm.name!r}: streams without self-edits; give a writer or a live arm.")
     units = [Unit(f"{k}/{s.id}", k, s) for k in range(lengths.pop() + 1) for s in streams]
     chunk = max(n for n in range(1, min(slots, len(streams)) + 1) if len(streams) % n == 0)
     rows = run.map(f"{group}{arm.name}", units, work, chunk=chunk)
@@ -81,9 +80,10 @@ def run_arm(
 class _Work:
     """What ``run.map`` calls with the units of one edit of some streams."""
 
-    def __init__(self, run, arm: Arm, lab: Lab, prior: Prior, grader: str, edit_tokens: int, group: str):
+    def __init__(self, run, arm: Arm, lab: Lab, prior: Prior, grader: str, edit_tokens: int, group: str,
+                 full_rows: Sequence[int] | None):  # fmt: skip
         self.run, self.arm, self.prior, self.grader, self.edit_tokens = run, arm, prior, grader, edit_tokens
-        self.rule = arm.make(lab)
+        self.full_rows, self.rule = full_rows, arm.make(lab)
         self.lab = self.rule.lab
         self.trains = getattr(self.rule, "trains", True)
         folder = getattr(run, "folder", None)  # a Scratch run keeps nothing
@@ -132,7 +132,9 @@ class _Work:
             about[i] = {"steps": result.steps, "tokens": result.tokens, "loss": result.losses[-1]}
             if result.outcome != "ok":
                 about[i]["reason"] = result.reason
-        self.run.count(edits=len(alive), train_seconds=time.process_time() - begun, trained=sum(r.tokens for r in results))
+        self.run.count(
+            edits=len(alive), train_seconds=time.process_time() - begun, trained=sum(r.tokens for r in results)
+        )
         return [new.get(i) for i in range(len(streams))], about
 
     def _write(self, streams, states, alive, k) -> list[str]:
@@ -148,10 +150,12 @@ class _Work:
 
     def _ask(self, streams, states, asked, k) -> list[dict]:
         prompts, requests, golds = self.lab.prompts, [], []
+        full = self.full_rows is None or k in self.full_rows
         for i in asked:
             stream, state = streams[i], states[i]
-            questions = [(p.title, q, own) for own, p in enumerate(stream.passages) for q in p.questions]
-            questions += [(title, q, None) for title, q in self.prior]
+            passages = [(own, p) for own, p in enumerate(stream.passages) if full or own == k - 1]
+            questions = [(p.title, q, own) for own, p in passages for q in p.questions]
+            questions += [(title, q, None) for title, q in self.prior if full]
             for title, question, own in questions:
                 shown, adapter = self.rule.serve(stream, state, k, title, question, own)
                 passage = Passage("asked", title, shown.text if shown else "", (question,))
@@ -168,10 +172,11 @@ class _Work:
         self.run.count(scored=len(requests))
         return [
             {
-                "right": [right[i, own] for own in range(len(streams[i]))],
-                "blank": [blank[i, own] for own in range(len(streams[i]))],
+                "right": [right.get((i, own)) for own in range(len(streams[i]))],
+                "blank": [blank.get((i, own)) for own in range(len(streams[i]))],
                 "prior": right.get((i, None), ""), "prior_blank": blank.get((i, None), ""),
-                "norm": ops.size(states[i].history), "drift": self._drift(states[i]),
+                "norm": ops.size(states[i].history) if full else None,
+                "drift": self._drift(states[i]) if full else None,
                 "stored": ops.bytes_of(states[i].history, *states[i].parts)
                 + sum(x.numel() * x.element_size() for x in states[i].extra.values()),
             }
@@ -239,6 +244,10 @@ def train_seconds(run, phase: str) -> float:
     file = Path(getattr(run, "folder", ".")) / "costs.jsonl"
     if not file.is_file():
         return math.nan
-    counts = [line.get("counts") or {} for line in map(json.loads, file.read_text().splitlines()) if line.get("phase") == phase]
+    counts = [
+        line.get("counts") or {}
+        for line in map(json.loads, file.read_text().splitlines())
+        if line.get("phase") == phase
+    ]
     edits = sum(count.get("edits", 0) for count in counts)
     return sum(count.get("train_seconds", 0.0) for count in counts) / edits if edits else math.nan

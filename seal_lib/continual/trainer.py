@@ -1,8 +1,9 @@
 """Trains the next edit of many streams side by side, each on its own history, through the adapter bank.
 
-A stream's past lies in the bank as frozen ranks beside the new adapter, so theta_{k-1} + dW_k is one forward pass and
-nothing is ever merged. What an update rule may add to plain training is data on the job: soft targets, a projection
-of A, a quadratic penalty on dW, an orthogonality penalty, frozen layers or a frozen A. Knows no rule by name.
+A stream's past lies in the bank beside the new adapter: as frozen ranks or, where memory allows, summed once per edit
+in float32 as that slot's own dense weights (a third of the arithmetic). Nothing is merged on disk or in the model. What
+an update rule may add to plain training is data on the job: soft targets, a projection of A, a quadratic penalty on dW,
+an orthogonality penalty, frozen layers or a frozen A. Knows no rule by name.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seal_lib.adapters import Adapter
+from seal_lib.adapters import Adapter, LinearGroup
 from seal_lib.bank import AdapterBank, _Slot
 from seal_lib.errors import ParameterError
 from seal_lib.finetune import Example, Job, Minibatch, Result
@@ -52,8 +53,80 @@ class EditJob(Job):
     frozen_a: bool = False
 
 
+class _Own(torch.autograd.Function):
+    """y_i = x V_i^T + bias_i + gain (x A_i^T) B_i^T with a dense V of its own per slot (base plus history)."""
+
+    @staticmethod
+    def forward(ctx, anchor: Tensor, x: Tensor, group: "HistoryGroup"):
+        packing, r, outs = group.packing, group.rank, []
+        split = packing.split(x.view(-1, x.shape[-1]))
+        h = packing.times(split, group.a.to(packing.dtype).mT) * packing.gain
+        for i, layer in enumerate(group.linears):
+            out = packing.times(split, group.dense[i])
+            out = out + packing.times(h[..., i * r : (i + 1) * r].contiguous(), group.b[i].to(packing.dtype))
+            out = (out if packing.grouped else packing.slots.collect(out)).to(x.dtype)
+            outs.append((out if layer.bias is None else out + layer.bias).view(*x.shape[:-1], -1))
+        ctx.group, ctx.packing = group, packing
+        ctx.save_for_backward(split, h)
+        return tuple(outs)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        group, packing, r = ctx.group, ctx.packing, ctx.group.rank
+        split, h = ctx.saved_tensors
+        dx, dh = None, []
+        for i, grad in enumerate(grads):
+            given = packing.split(grad.reshape(-1, grad.shape[-1]))
+            part = packing.times(given, group.dense[i].mT)
+            dx = part if dx is None else dx.add_(part)
+            dh.append(packing.times(given, group.b[i].to(packing.dtype).mT))
+            group.write(1 + i, packing.outer(h[..., i * r : (i + 1) * r].contiguous(), given))
+        dh = (dh[0] if len(dh) == 1 else torch.cat(dh, -1)) * packing.gain
+        group.write(0, packing.outer(dh, split))
+        group.fresh = False
+        dx = dx.add_(packing.times(dh, group.a.to(packing.dtype)))
+        dx = dx if packing.grouped else packing.slots.collect(dx)
+        return None, dx.to(grads[0].dtype).view(*grads[0].shape[:-1], -1), None
+
+
+class HistoryGroup(LinearGroup):
+    """Linears that read one tensor, each slot on dense weights of its own; ``dense[i]`` is [K, in, out]."""
+
+    dense: list[Tensor] | None = None
+
+    def forward_of(self, i: int, anchor: Tensor):
+        plain = super().forward_of(i, anchor)
+
+        def forward(x: Tensor) -> Tensor:
+            if self.dense is None:
+                return plain(x)
+            if x is not self._input or self._outputs[i] is None:
+                self._input, self._outputs = x, list(_Own.apply(anchor, x, self))
+            y, self._outputs[i] = self._outputs[i], None
+            if all(out is None for out in self._outputs):
+                self._input = None
+            return y
+
+        return forward
+
+
+DENSE_BYTES = 2e9  # of all slots' own weights; above it the history stays a low-rank product
+
+
 class StreamBank(AdapterBank):
-    """The adapter bank with a frozen history per slot; all jobs of one run have the same rank."""
+    """The adapter bank with a frozen history per slot; all jobs of one run have the same rank.
+
+    Args:
+        history: "ranks", "dense" or "auto" (dense where it takes less than ``DENSE_BYTES``).
+    """
+
+    def __init__(self, model, slots: int = 16, targets="all-linear", history: str = "auto", **options: object):
+        self._wish = history
+        super().__init__(model, slots, targets, **options)
+
+    def _borrow(self, checkpointing: bool) -> None:
+        self.groups = [HistoryGroup(group.names, group.linears) for group in self.groups]
+        super()._borrow(checkpointing)
 
     def run(self, jobs: Sequence[EditJob], on_step=None) -> list[Result]:
         """Train all edits; results in job order, each adapter being the new edit alone."""
@@ -63,9 +136,18 @@ class StreamBank(AdapterBank):
         if len(ranks) > 1:
             raise ParameterError(f"Edits of one arm have one rank, not {sorted(ranks)}; train them in separate runs.")
         self._new = ranks.pop()
-        self.rank_max = self._new + max(job.history.rank if job.history else 0 for job in jobs)
+        size = 4 * self.slots * sum(layer.weight.numel() for layer in self.linears.values())
+        self._dense = self._wish == "dense" or self._wish == "auto" and size < DENSE_BYTES
+        kept = any(job.orthogonal or job.from_base for job in jobs)  # these read the history's ranks
+        self._dense = self._dense and not kept and any(job.history for job in jobs)
+        self._past = 0 if self._dense else max(job.history.rank if job.history else 0 for job in jobs)
+        self.rank_max = self._new + self._past
         self._stacked: dict = {}
-        return super().run(jobs, on_step)
+        try:
+            return super().run(jobs, on_step)
+        finally:
+            for group in self.groups:
+                group.dense = None
 
     # filling a slot
 
@@ -79,20 +161,38 @@ class StreamBank(AdapterBank):
     def _open(self, k: int, slot: _Slot) -> None:
         super()._open(k, slot)
         job, r = slot.job, self._new
-        if job.history is not None:
+        if job.history is not None and self._past:
             past = job.history.scale * job.rank / job.alpha  # the slot multiplies all its ranks by alpha/rank
             for name, a, b in self._parts(self._storage[0][k], self.rank_max):
                 if name in job.history.weights:
                     old_a, old_b = job.history.weights[name]
                     a[r : r + len(old_a)].copy_(old_a)
                     b[r : r + len(old_a)].copy_(old_b.mT * past)
+        if self._dense:
+            slot.own = {name: self._weights(name, job.history) for name in self.linears}
         self._stacked = {}
         for name, a, _ in self._parts(self._storage[0][k], r):
             if name in job.protect:
                 u = job.protect[name].to(a)
                 a -= (a @ u) @ u.mT
 
+    def _weights(self, name: str, history: Adapter | None) -> Tensor:
+        """Base plus history of one linear, [in, out]."""
+        weight = self.linears[name].weight.to(self.dtype)
+        if history is not None and name in history.weights:
+            weight = weight + history.delta(name).to(weight)
+        return weight.mT.contiguous()
+
     # one step
+
+    def _train_step(self, live: list[_Slot], served: Sequence[int]) -> Tensor:
+        if self._dense:
+            key = tuple(slot.number for slot in live)
+            if self._stacked.get("dense") != key:
+                self._stacked["dense"] = key
+                for group in self.groups:
+                    group.dense = [torch.stack([slot.own[name] for slot in live]) for name in group.names]
+        return super()._train_step(live, served)
 
     def _nll(self, logits: Tensor, packed: tuple[Tensor, ...], batches: Sequence[Minibatch | None]) -> Tensor:
         hard = F.cross_entropy(logits, packed[2], reduction="none")
