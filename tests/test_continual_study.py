@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fixtures_seal import WORDING, seedling
+from fixtures_seal import WORDING, real, seedling
 
 from seal_lib import runs
 from seal_lib.continual import metrics, streams, study, tables, tuning
@@ -66,17 +66,25 @@ def test_streams_share_no_passage_and_are_reproducible(tmp_path) -> None:
     assert len(set(texts)) == len(texts) == 20
     assert all(len(p.questions) == 2 for s in one for p in s.passages)
     assert one[0].edits[0] == one[0].passages[0].references["gold"]
-    entries = [
-        {"title": f"T{i}", "context": f"c{i}", "questions": [{"question": "q", "answer": "a"}]} for i in range(6)
-    ]
-    (tmp_path / "p.json").write_text(json.dumps(entries))
-    (tmp_path / "s.json").write_text("[[4, 0, 5], [1, 1, 2]]")
-    given = streams.load_streams(str(tmp_path / "p.json"), 2, 2, sequences_file=str(tmp_path / "s.json"))
-    assert [[p.title for p in s.passages] for s in given] == [["T4", "T0"], ["T1", "T1"]]
-    with pytest.raises(DataError, match="no 3 sequences"):
-        streams.load_streams(str(tmp_path / "p.json"), 3, 2, sequences_file=str(tmp_path / "s.json"))
+    with pytest.raises(DataError, match="2067 passages of SQuAD dev, not 1"):
+        (tmp_path / "p.json").write_text(
+            '[{"title": "t", "context": "c", "questions": [{"question": "q", "answer": "a"}]}]'
+        )
+        streams.load_streams(str(tmp_path / "p.json"), 2, 2, sequences="authors")
+    with pytest.raises(DataError, match="not one of disjoint"):
+        streams.load_streams("world:heldout", 2, 2, sequences="authors")
+    given = made(2, 2)
     with pytest.raises(DataError, match="no notes by 'gpt'"):
         streams.with_edits(given, "gpt")
+
+
+def test_the_authors_sequences_are_theirs() -> None:
+    theirs = json.loads(real("seal_released", "continual_sequences.json").read_text())
+    assert streams.authors_sequences() == theirs
+    dev = streams.authors_sequences("authors_dev")
+    assert len(dev) == 16 and not {i for row in dev for i in row} & {i for row in theirs for i in row}
+    found = streams.load_streams(str(real("squad", "squad_val.json")), 3, 8, sequences="authors", skip=1)
+    assert [len(s) for s in found] == [8, 8, 8] and found[0].id.endswith("-001")
 
 
 def test_bm25_finds_the_passage_and_defers() -> None:
@@ -167,7 +175,7 @@ def test_weights_that_are_gone_are_named(open_run, monkeypatch) -> None:
 
 def test_a_diverged_stream_is_recorded_and_not_averaged_away() -> None:
     bench, given = lab(clip=None), made(2, 3)
-    arm = study.Arm("wild", "sequential", {"lr": 1e30})
+    arm = study.Arm("wild", "sequential", {"lr_scale": 1e33})
     rows = study.run_arm(Scratch(), arm, bench, given, PRIOR)
     assert [row["outcome"] for row in rows] == ["ok"] * 2 + ["diverged"] * 6
     assert "lower lr" in rows[2]["reason"]

@@ -39,25 +39,29 @@ class Rule:
     """theta_k = theta_{k-1} + dW_k, dW_k = argmin L_k from theta_{k-1}: plain sequential training.
 
     Attributes:
+        trains: False for references. retrains: see `Joint`.
         stores: nothing, text, statistics or adapters (beside the one set of weights).
         single: the model is one set of weights and needs no passage at answering time.
-        grid: knob settings tried on development streams; the first is the default.
+        grid: knob settings tried on development streams; the first is the default. ``lr_scale`` multiplies the inner
+            loop's learning rate, ``epochs`` replaces its epochs.
     """
 
     trains = True
+    retrains = False  # from the base with everything so far: an edit that is not measured need not be made
     stores = "nothing"
     single = True
     grid: tuple[dict, ...] = ({},)
 
     def __init__(self, lab: Lab, **knobs: float):
         known = {key for row in self.grid for key in row}
-        unknown = set(knobs) - known - {"lr", "epochs"}
+        unknown = set(knobs) - known - {"lr_scale", "epochs"}
         if unknown:
             from seal_lib.errors import ParameterError
 
             raise ParameterError(f"{type(self).__name__} has no knob {sorted(unknown)[0]!r}; it has {sorted(known)}.")
         self.knobs = dict(self.grid[0]) | knobs
-        inner = {key: self.knobs[key] for key in ("lr", "epochs") if key in self.knobs}
+        inner = {"lr": lab.inner.lr * self.knobs["lr_scale"]} if "lr_scale" in self.knobs else {}
+        inner |= {"epochs": int(self.knobs["epochs"])} if "epochs" in self.knobs else {}
         self.lab = replace(lab, inner=replace(lab.inner, **inner)) if inner else lab
 
     # training
@@ -160,7 +164,7 @@ def route(stream: Stream, k: int, title: str, question: Question, threshold: flo
 
 # --- sequential and its frontier ----------------------------------------------------------------------------------
 
-_STRENGTHS = ({"lr": 2.0e-3}, {"lr": 1.0e-3}, {"lr": 4.0e-3}, {"lr": 8.0e-3})
+_STRENGTHS = ({"lr_scale": 1.0}, {"lr_scale": 0.5}, {"lr_scale": 2.0}, {"lr_scale": 4.0})
 
 
 class Sequential(Rule):
@@ -191,7 +195,7 @@ class LowLr(Rule):
     """Sequential with a smaller step: the frontier every remedy must leave (Biderman et al. 2024, "learns less and
     forgets less")."""
 
-    grid = ({"lr": 5.0e-4}, {"lr": 2.5e-4}, {"lr": 7.5e-4}, {"lr": 1.25e-4})
+    grid = ({"lr_scale": 0.25}, {"lr_scale": 0.125}, {"lr_scale": 0.375}, {"lr_scale": 0.0625})
 
 
 class FewEpochs(Rule):
@@ -203,7 +207,7 @@ class FewEpochs(Rule):
 class DeltaScaling(Rule):
     """theta_k = theta_{k-1} + dW_k / sqrt(k) (the schedule of SLAO, arXiv 2512.23017, without its initialisation)."""
 
-    grid = ({"lr": 2.0e-3}, {"lr": 1.0e-3}, {"lr": 4.0e-3}, {"lr": 8.0e-3})
+    grid = ({"lr_scale": 1.0}, {"lr_scale": 0.5}, {"lr_scale": 2.0}, {"lr_scale": 4.0})
 
     def weight(self, k):
         return 1 / math.sqrt(k + 1)
@@ -212,7 +216,7 @@ class DeltaScaling(Rule):
 class FreezeLower(Rule):
     """dW_k = 0 in the lower layers (Zheng et al. 2025, arXiv 2501.13453); `share` of the layers is frozen."""
 
-    grid = ({"share": 0.34}, {"share": 0.67}, {"share": 0.34, "lr": 4.0e-3}, {"share": 0.67, "lr": 4.0e-3})
+    grid = ({"share": 0.34}, {"share": 0.67}, {"share": 0.34, "lr_scale": 2.0}, {"share": 0.67, "lr_scale": 2.0})
 
     def job(self, stream, state, k, **more):
         names = list(target_linears(self.lab.model, self.lab.inner.targets))
@@ -536,8 +540,9 @@ class Joint(Rule):
     The same rank for all; cost grows with k. Not strictly an upper bound.
     """
 
+    retrains = True
     stores = "text"
-    grid = ({"lr": 2.0e-3}, {"lr": 1.0e-3}, {"lr": 4.0e-3}, {"lr": 2.0e-3, "epochs": 5})
+    grid = ({"lr_scale": 1.0}, {"lr_scale": 0.5}, {"lr_scale": 2.0}, {"lr_scale": 1.0, "epochs": 5})
 
     def job(self, stream, state, k, **more):
         return super().job(stream, State(), k, examples=[e for j in range(k + 1) for e in self.fresh(stream, j)])

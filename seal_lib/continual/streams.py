@@ -4,12 +4,13 @@ Knows where passages and self-edits come from and which texts an edit trains on.
 tokenizer, update rules or scores.
 """
 
-import json
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from seal_lib import paths
 from seal_lib.errors import DataError
+from seal_lib.knowledge import data
 from seal_lib.knowledge.data import load_passages
 from seal_lib.knowledge.documents import training_documents
 from seal_lib.knowledge.prompts import Prompts
@@ -33,50 +34,73 @@ class Stream:
         return derive_seed("stream", self.id, *parts)
 
 
+#: passages of SQuAD v1.1 dev, in order of first appearance; the authors' indices count in them
+SQUAD_DEV = 2067
+
+
+def authors_sequences(kind: str = "authors", passages: int = SQUAD_DEV, length: int = 8) -> list[list[int]]:
+    """The authors' 64 sequences as indices: per run r = 0 … 7 `random.seed(42 + r)`, then eight samples of eight.
+
+    Checked against what their released matrices imply (forgetting facts, section 0). ``authors_dev``: 16 for tuning,
+    drawn likewise from seeds 142 and 143 after the passages of the 64 are taken out.
+    """
+    draws = [random.Random(42 + run) for run in range(8)]
+    test = [draw.sample(range(passages), length) for draw in draws for _ in range(8)]
+    if kind == "authors":
+        return test
+    taken = {i for row in test for i in row}
+    left = [i for i in range(passages) if i not in taken]
+    return [draw.sample(left, length) for draw in (random.Random(142), random.Random(143)) for _ in range(8)]
+
+
 def load_streams(
-    source: str, count: int, length: int, *, seed: int = 0, sequences_file: str | None = None,
+    source: str, count: int, length: int, *, seed: int = 0, sequences: str = "disjoint",
     questions: int | None = None, skip: int = 0,
 ) -> list[Stream]:  # fmt: skip
     """``count`` streams of ``length`` passages.
 
-    ``world:heldout``: no passage occurs twice, ``skip`` leaves out the passages of so many streams (development
-    streams and test streams then share none). With ``sequences_file`` (lists of indices into the passages of
-    ``source``, in file order) exactly those: the authors' 64 are reproducible.
-
     Args:
+        sequences: ``disjoint``: no passage occurs twice, ``skip`` leaves out the passages of so many streams.
+            ``authors`` or ``authors_dev``: :func:`authors_sequences` of the passages of ``source`` in file order.
         questions: keep so many questions of each passage, spread evenly (all: None).
+
+    Raises:
+        DataError: too few passages, or an unknown kind of sequences.
     """
-    if sequences_file is None:
+    if sequences == "disjoint":
         passages = load_passages(source, count * length, seed, start=skip * length)
         groups = [passages[i * length : (i + 1) * length] for i in range(count)]
     else:
-        groups = _given(source, sequences_file, count, length, skip)
+        groups = _given(source, sequences, count, length, skip)
     chosen = [[_fewer(p, questions) for p in group] for group in groups]
     return [
-        Stream(f"{source.partition(':')[2] or 'file'}-{seed}-{skip + n:03d}", tuple(group), (None,) * length)
+        Stream(
+            f"{source.partition(':')[2] or 'file'}-{seed}-{skip + n:03d}".replace("/", "."),
+            tuple(group),
+            (None,) * length,
+        )
         for n, group in enumerate(chosen)
     ]
 
 
-def _given(source: str, file: str, count: int, length: int, skip: int) -> list[list[Passage]]:
-    path = paths.given(file)
-    if not path.is_file():
-        raise DataError(f"sequences_file: {file} does not exist; give a JSON list of lists of passage indices or null.")
-    lists = json.loads(path.read_text("utf-8"))[skip : skip + count]
-    if source.startswith("world:"):
-        raise DataError("sequences_file: indices belong to a list of passages; the made world has none, so leave it.")
+def _given(source: str, sequences: str, count: int, length: int, skip: int) -> list[list[Passage]]:
     kind, _, rest = source.partition(":")
-    from seal_lib.knowledge import data
-
+    if sequences not in ("authors", "authors_dev") or kind == "world":
+        raise DataError(
+            f"sequences: {sequences!r} is not one of disjoint, authors, authors_dev (the latter for SQuAD)."
+        )
     passages = data.from_hub(rest) if kind == "hub" else data.from_json(paths.given(source))
-    if len(lists) < count or any(len(row) < length or max(row) >= len(passages) for row in lists):
-        raise DataError(f"sequences_file: {file} has no {count} sequences of {length} passages of {source}.")
+    if len(passages) != SQUAD_DEV:
+        raise DataError(
+            f"sequences: the authors' indices need the {SQUAD_DEV} passages of SQuAD dev, not {len(passages)}."
+        )
+    lists = authors_sequences(sequences)[skip : skip + count]
+    if len(lists) < count or length > 8:
+        raise DataError(f"sequences: there are no {count} sequences of {length} passages after the first {skip}.")
     return [[passages[i] for i in row[:length]] for row in lists]
 
 
 def _fewer(passage: Passage, count: int | None) -> Passage:
-    from dataclasses import replace
-
     n = len(passage.questions)
     if count is None or count >= n:
         return passage
@@ -85,8 +109,6 @@ def _fewer(passage: Passage, count: int | None) -> Passage:
 
 def with_edits(streams: Sequence[Stream], writer: str) -> list[Stream]:
     """The streams with one reference text each as self-edit (``external``, ``gold`` … of the made world)."""
-    from dataclasses import replace
-
     for p in (p for stream in streams for p in stream.passages):
         if writer not in p.references:
             has = ", ".join(p.references) or "none"

@@ -15,7 +15,7 @@ from pathlib import Path
 from seal_lib.continual import states as ops
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.rules import RULES, Rule, State
-from seal_lib.continual.streams import Stream
+from seal_lib.continual.streams import Stream, with_edits
 from seal_lib.continual.trainer import StreamBank
 from seal_lib.errors import DataError, RunError
 from seal_lib.generate import Request, Sampling
@@ -77,6 +77,45 @@ def run_arm(
     return [{"stream": unit.stream.id, "k": unit.k, **row} for unit, row in zip(units, rows, strict=True)]
 
 
+def frozen_edits(
+    run, lab: Lab, streams: Sequence[Stream], writer: str, edit_tokens: int = 200, phase: str = "write"
+) -> list[Stream]:
+    """The streams with one self-edit per passage, written once before any edit: the controlled comparison.
+
+    ``reference:<name>``: notes that come with the passage. ``policy``: sampled from the unedited model, with the seeds
+    a live arm uses.
+    """
+    kind, _, name = writer.partition(":")
+    if kind == "reference":
+        return with_edits(streams, name)
+    if writer != "policy":
+        raise DataError(f"writer: {writer!r} is neither policy nor reference:<name>.")
+
+    def write(part: Sequence[Stream]) -> list[dict]:
+        sampling = Sampling(edit_tokens, temperature=1.0, top_p=0.95)
+        asked = [Request(lab.prompts.write(p), s.seed(k, "self-edit")) for s in part for k, p in enumerate(s.passages)]
+        texts = [done.text.strip() for (done,) in lab.generator.generate(asked, sampling)]
+        ends = [sum(len(s) for s in part[: n + 1]) for n in range(len(part))]
+        return [{"edits": texts[end - len(s) : end]} for s, end in zip(part, ends, strict=True)]
+
+    rows = run.map(phase, streams, write, chunk=16)
+    return [replace(s, edits=tuple(row["edits"])) for s, row in zip(streams, rows, strict=True)]
+
+
+def arms_of(names: Sequence[str], knobs: str = "tuned") -> list[Arm]:
+    """Arms by rule name; ``knobs``: ``tuned`` (committed, for the made world) or ``default`` (first of each grid).
+
+    A name may end in ``_own`` (the streams' self-edits are the model's own) or ``_live`` (written by theta_{k-1}).
+    """
+    from seal_lib.continual.tuning import tuned
+
+    if knobs not in ("tuned", "default"):
+        raise DataError(f"knobs: {knobs!r} is neither tuned nor default.")
+    found = tuned() if knobs == "tuned" else {}
+    rules = {name: name.removesuffix("_own").removesuffix("_live") for name in names}
+    return [Arm(name, rule, found.get(rule), live=name.endswith("_live")) for name, rule in rules.items()]
+
+
 class _Work:
     """What ``run.map`` calls with the units of one edit of some streams."""
 
@@ -98,6 +137,10 @@ class _Work:
 
     def __call__(self, units: Sequence[Unit]) -> list[dict]:
         k = units[0].k
+        if self.rule.retrains and k and self.full_rows is not None and k not in self.full_rows:
+            for unit in units:
+                self._remember(unit.stream, State(), k)
+            return [self._row({"right": [None] * len(unit.stream)}, {}) for unit in units]
         before = [self._recall(unit.stream, k - 1) if k else (State(), unit.stream.edits) for unit in units]
         streams = [replace(u.stream, edits=edits) for u, (_, edits) in zip(units, before, strict=True)]
         states = [state for state, _ in before]
@@ -113,7 +156,7 @@ class _Work:
             self._remember(stream, state, k)
         asked = [i for i, state in enumerate(states) if state is not None]
         answers = dict(zip(asked, self._ask(streams, states, asked, k), strict=True))
-        return [{**self._row(answers.get(i), about[i])} for i in range(len(units))]
+        return [self._row(answers.get(i), about[i]) for i in range(len(units))]
 
     # training
 

@@ -21,6 +21,14 @@ PAPER_NAMES = {
     "net_gain": "net_knowledge_gain",
 }  # fmt: skip
 
+#: registered before the test streams were run (study plan 3.3): one family for Holm
+CONTRASTS = (
+    ("low_lr", "sequential"), ("replay", "sequential"), ("generative_replay", "sequential"),
+    ("kl_replay", "sequential"),
+    ("null_space", "sequential"), ("null_space_replay", "sequential"), ("isolation", "sequential"),
+    ("sequential", "frozen"), ("kl_replay", "joint"), ("null_space_replay", "joint"), ("isolation", "joint"),
+)  # fmt: skip
+
 Rows = Sequence[Mapping[str, object]]
 
 
@@ -134,7 +142,7 @@ def matrix_rows(by_arm: Mapping[str, Rows], *, protocol: str, model: str, experi
 
 
 def comparisons(
-    by_arm: Mapping[str, Rows], pairs: Sequence[tuple[str, str]], *, protocol: str, model: str,
+    by_arm: Mapping[str, Rows], pairs: Sequence[tuple[str, str]] = CONTRASTS, *, protocol: str, model: str,
     experiment: str = EXPERIMENT,
 ) -> tuple[list[dict], list[intervals.Comparison]]:  # fmt: skip
     """Paired differences of AA_K over streams, one family for Holm: results.csv lines and the comparisons."""
@@ -191,3 +199,65 @@ def _fate(base: bool, own: bool, now: bool, blank: bool) -> str:
 
 def _share(digits: str) -> float:
     return sum(c == "1" for c in digits) / len(digits)
+
+
+def targets(by_arm: Mapping[str, Rows]) -> list[dict]:
+    """The study's targets beside the measured values; a target whose arms did not run, or diverged, is not met."""
+    refs, found = references(by_arm), {}
+    for arm, given in by_arm.items():
+        measures = arm_measures(given, **refs)
+        K = max(row["k"] for row in given)
+        found[arm] = {name: m.estimate.value for name, m in measures.items()} | {
+            "AA": measures[f"AA_{K}"].estimate.value
+        }
+    isolated = found.get("isolation_oracle", {}).get("AA", math.nan)
+    none = dict.fromkeys(("AA", "LA", "BWT", "recovery_joint", "recovery_isolated", "prior_kept"), math.nan)
+
+    def of(arm: str) -> dict[str, float]:
+        return none | found.get(arm, {})
+
+    def best(names: Sequence[str]) -> str:
+        ran = [n for n in names if not math.isnan(of(n)["recovery_joint"])]
+        return max(ran, key=lambda n: of(n)["recovery_joint"], default=names[0])
+
+    text, bare = (
+        best(("null_space_replay", "replay", "kl_replay")),
+        best(("null_space", "inflora", "generative_replay", "kl")),
+    )
+    lines = [
+        ("sequential: BWT", "sequential", of("sequential")["BWT"], "<=", -0.25),
+        ("sequential: prior knowledge kept", "sequential", of("sequential")["prior_kept"], "<=", 0.75),
+        ("best single-weight arm: share of joint's gain", text, of(text)["recovery_joint"], ">=", 0.90),
+        ("… its BWT", text, of(text)["BWT"], ">=", -0.05),
+        ("… its LA / isolated LA", text, of(text)["LA"] / isolated, ">=", 0.95),
+        ("no text stored: share of joint's gain", bare, of(bare)["recovery_joint"], ">=", 0.60),
+        ("isolation + BM25: share of isolated's gain", "isolation", of("isolation")["recovery_isolated"], ">=", 0.98),
+    ]
+    return [
+        {"target": name, "arm": arm, "measured": round(value, 4), "wanted": f"{sign} {goal}",
+         "met": bool(value <= goal if sign == "<=" else value >= goal)}
+        for name, arm, value, sign, goal in lines
+    ]  # fmt: skip
+
+
+def committed_sweep():
+    """The committed tuning table (rule, knobs, AA, LA, BWT, prior, chosen), or None before there is one."""
+    from pathlib import Path
+
+    import pandas as pd
+
+    file = Path(__file__).with_name("sweep.csv")
+    return pd.read_csv(file) if file.is_file() else None
+
+
+def length_rows(by_arm: Mapping[str, Rows], lengths: Sequence[int], *, protocol: str, model: str) -> list[dict]:
+    """Lines of experiment ``continual/stream_length``: AA_<K>, prior_<K>, LA of the last edits, and forgetting, by K."""
+    rows, label, where = [], {"protocol": protocol, "model": model}, "continual/stream_length"
+    for arm, given in by_arm.items():
+        R, P = stack(given), prior(given)
+        for n, K in enumerate(lengths):
+            first = 0 if n == 0 else lengths[n - 1]
+            own = np.stack([R[:, i + 1, i] for i in range(first, K)], -1).mean(-1)
+            found = {f"AA_{K}": metrics.average_accuracy(R, K), f"prior_{K}": P[:, K], f"LA_{first + 1}_to_{K}": own}
+            rows += [_mean(v).estimate.row(where, arm, name, **label) for name, v in found.items()]
+    return rows

@@ -67,3 +67,9 @@ def tuned(file: Path = TUNED) -> dict[str, dict]:
     if unknown:
         raise DataError(f"{Path(file).name}: {unknown[0]!r} is no update rule; choose from {', '.join(RULES)}.")
     return found
+
+
+def as_yaml(knobs: Mapping[str, Mapping[str, object]]) -> str:
+    """The content of ``tuned.yaml``."""
+    head = "# Chosen by notebook 16_continual_tuning with SET=full, on development streams of the made world.\n"
+    return head + yaml.safe_dump({rule: dict(value) for rule, value in knobs.items()}, sort_keys=True)
