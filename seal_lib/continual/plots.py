@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib import plots, report
-from seal_lib.continual.tables import EXPERIMENT, FATES, MATRIX
+from seal_lib.continual.tables import EXPERIMENT, FATES, MATRIX, committed_sweep
+from seal_lib.continual.tables import MAPS as MAPS_EXPERIMENT
 from seal_lib.errors import DataError
 
 if TYPE_CHECKING:
@@ -349,14 +350,17 @@ def gallery(df: pd.DataFrame, folder: Path) -> list[str]:
     """Draw and save (PDF, PNG, CSV) every figure of the study for which `df` (results.csv) has data; their names."""
     names = []
     rows, cells = df[df["experiment"] == EXPERIMENT], df[df["experiment"] == MATRIX]
+    maps = df[df["experiment"] == MAPS_EXPERIMENT]
+    made = rows["model"].astype(str).str.startswith("seedling").any()  # whose tuning is committed
+    more = {scatter_figure: {"sweep": committed_sweep() if made else None}}
     for kind in (overview_figure, age_figure, scatter_figure, fates_figure, cost_figure):
-        if len(rows) and (figure := kind(rows)) is not None:
+        if len(rows) and (figure := kind(rows, **more.get(kind, {}))) is not None:
             names.append(f"continual_{kind.__name__.removesuffix('_figure')}")
             plots.save(figure, names[-1], rows, folder)
-    if len(cells):
-        for name, figure in (("continual_paper", paper_figure(cells)), ("continual_maps", maps_figure(cells))):
+    for name, kind, table in (("continual_paper", paper_figure, cells), ("continual_maps", maps_figure, maps)):
+        if len(table):
             names.append(name)
-            plots.save(figure, name, cells, folder)
+            plots.save(kind(table), name, table, folder)
     lengths = df[df["experiment"] == "continual/stream_length"]
     if len(lengths):
         names.append("continual_length")

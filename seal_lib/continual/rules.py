@@ -154,11 +154,11 @@ _INDEX: dict[tuple, BM25] = {}
 
 def route(stream: Stream, k: int, title: str, question: Question, threshold: float) -> int | None:
     """The number of the passage among the first k that the question (with its title) is about, or None."""
-    key = (stream.id, k, tuple(p.id for p in stream.passages[:k]))
+    key = tuple(f"{p.title} {p.text}" for p in stream.passages[:k])
     if key not in _INDEX:
-        if len(_INDEX) > 4096:
+        if len(_INDEX) > 1024:
             _INDEX.clear()
-        _INDEX[key] = BM25([f"{p.title} {p.text}" for p in stream.passages[:k]])
+        _INDEX[key] = BM25(key)
     return _INDEX[key].best(f"{title} {question.question}", threshold)
 
 
@@ -356,7 +356,7 @@ class Ewc(Rule):
 
     def _fisher(self, state: State) -> dict[str, Tensor]:
         if state.extra:
-            return state.extra
+            return {name: f.to(self.lab.model.device) for name, f in state.extra.items()}
         if not hasattr(self, "_base"):
             self._base = self.lab.fisher(self.lab.base_texts, None)
         return self._base
@@ -399,7 +399,7 @@ class NullSpaceCalibration(Rule):
 
     def spaces(self, state: State) -> dict[str, Tensor]:
         if state.extra:
-            return state.extra
+            return {name: u.to(self.lab.model.device) for name, u in state.extra.items()}
         if not hasattr(self, "_base"):
             inputs = self.lab.inputs(self.lab.base_texts, None)
             self._base = {name: basis(x, self.knobs["energy"]) for name, x in inputs.items()}

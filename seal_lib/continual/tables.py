@@ -11,7 +11,8 @@ from seal_lib.continual.intervals import Measure
 from seal_lib.stats import Estimate
 
 EXPERIMENT = "continual/mitigations"
-MATRIX = "continual/matrix"
+MATRIX = "continual/matrix"  # of the paper's experiment
+MAPS = "continual/maps"  # of every arm
 UNIT = intervals.UNIT
 #: what becomes of a question about an edited passage; the order is the figure's
 FATES = ("kept_base", "kept_injected", "lost_base", "lost_injected", "never", "blank")
