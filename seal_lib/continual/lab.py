@@ -4,15 +4,16 @@ Measurements of a model base + adapter: log-probabilities, inputs of its layers,
 by itself. Nothing here sees a question of the evaluation. Knows no update rule.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seal_lib.adapters import Adapter, attached, merge, sibling_groups, target_linears
+from seal_lib.adapters import Adapter, attached, check_fits, diverted, merge, sibling_groups, target_linears
 from seal_lib.bank import pad_examples
 from seal_lib.continual.streams import Stream, texts_of
 from seal_lib.finetune import Example
@@ -40,6 +41,7 @@ class Lab:
     anchors: int = 64
     anchor_tokens: int = 48
     seed: int = 0
+    cache: dict = field(default_factory=dict)  # independent edits, which several arms train alike
     generator: HFGenerator = field(init=False)
 
     def __post_init__(self):
@@ -125,14 +127,59 @@ class Lab:
                 handle.remove()
         return {name: torch.cat(parts) for name, parts in found.items()}
 
+    @contextmanager
+    def serving(self, adapter: Adapter | None, rows: int | None = None) -> Iterator[bool]:
+        """Within the block the model is base + adapter; yields whether it could be done.
+
+        In float32 or wider the layers use their sum for the length of the block: no low-rank products. In a narrower
+        type the sum would round small edits away, so the adapter stays beside the weights, for batches of ``rows``
+        (without a number: it is not done).
+        """
+        wide = next(self.model.parameters()).dtype in (torch.float32, torch.float64)
+        if adapter is None:
+            yield True
+        elif wide:
+            with torch.no_grad():
+                forwards = {
+                    layer: _linear(layer.weight + adapter.delta(name).to(layer.weight), layer.bias)
+                    for name, layer in check_fits(self.model, adapter).items()
+                }
+            with diverted(forwards):
+                yield True
+        elif rows is None:
+            yield False
+        else:
+            with attached(self.model, [adapter], [0] * rows):
+                yield True
+
+    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[str]:
+        """Greedy texts of all requests; an adapter that answers many is summed into its layers meanwhile."""
+        groups: dict[int, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(id(request.adapter), []).append(i)
+        texts: dict[int, str] = {}
+        rest: list[int] = []
+        for members in groups.values():
+            adapter = requests[members[0]].adapter
+            if adapter is None or len(members) < 16:
+                rest += members
+                continue
+            with self.serving(adapter) as done:
+                if done:
+                    plain = [replace(requests[i], adapter=None) for i in members]
+                    found = self.generator.generate(plain, sampling)
+                    texts |= {i: completion.text for i, (completion,) in zip(members, found, strict=True)}
+            if not done:
+                rest += members
+        found = self.generator.generate([requests[i] for i in rest], sampling) if rest else []
+        texts |= {i: completion.text for i, (completion,) in zip(rest, found, strict=True)}
+        return [texts[i] for i in range(len(requests))]
+
     def _forward(self, texts: Sequence[Sequence[int]], adapter: Adapter | None) -> Tensor:
         """Logits [texts, longest, vocabulary]; padded on the right, which causal attention never sees."""
-        from contextlib import nullcontext
-
         width = max(map(len, texts))
         ids = torch.tensor([list(t) + [0] * (width - len(t)) for t in texts], device=self.model.device)
-        scope = nullcontext() if adapter is None else attached(self.model, [adapter], [0] * len(texts))
-        with scope:
+        with self.serving(adapter, len(texts)):
             return self.model(input_ids=ids, use_cache=False).logits
 
     def fisher(self, texts: Sequence[Sequence[int]], adapter: Adapter | None) -> dict[str, Tensor]:
@@ -155,6 +202,10 @@ class Lab:
             for weight, flag in flags:
                 weight.requires_grad_(flag)
         return total
+
+
+def _linear(weight: Tensor, bias: Tensor | None):
+    return lambda x: F.linear(x, weight, bias)
 
 
 def basis(inputs: Tensor, energy: float, known: Tensor | None = None) -> Tensor:

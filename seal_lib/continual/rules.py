@@ -39,7 +39,7 @@ class Rule:
     """theta_k = theta_{k-1} + dW_k, dW_k = argmin L_k from theta_{k-1}: plain sequential training.
 
     Attributes:
-        trains: False for references. retrains: see `Joint`.
+        trains: False for references. shared: see `Independent`. retrains: see `Joint`.
         stores: nothing, text, statistics or adapters (beside the one set of weights).
         single: the model is one set of weights and needs no passage at answering time.
         grid: knob settings tried on development streams; the first is the default. ``lr_scale`` multiplies the inner
@@ -47,6 +47,7 @@ class Rule:
     """
 
     trains = True
+    shared = False  # edits that do not depend on the rule or the past; several arms train the same ones
     retrains = False  # from the base with everything so far: an edit that is not measured need not be made
     stores = "nothing"
     single = True
@@ -467,6 +468,7 @@ class InfLora(NullSpace):
 class Independent(Rule):
     """dW_k from theta_0, every edit by itself; subclasses say what is served."""
 
+    shared = True
     stores = "adapters"
 
     def job(self, stream, state, k, **more):

@@ -16,10 +16,12 @@ from seal_lib.continual import states as ops
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.rules import RULES, Rule, State
 from seal_lib.continual.streams import Stream, with_edits
-from seal_lib.continual.trainer import StreamBank
+from seal_lib.continual.trainer import EditJob, StreamBank
 from seal_lib.errors import DataError, RunError
+from seal_lib.finetune import Result
 from seal_lib.generate import Request, Sampling
 from seal_lib.grade import grade
+from seal_lib.models import SMALL
 from seal_lib.records import Passage, Question
 
 Prior = Sequence[tuple[str, Question]]
@@ -165,8 +167,7 @@ class _Work:
         begun = time.process_time()
         rule, about, states = self.rule, [{} for _ in streams], list(states)
         jobs = rule.jobs([streams[i] for i in alive], [states[i] for i in alive], k)
-        with StreamBank(self.lab.model, slots=max(1, len(jobs)), targets=self.lab.inner.targets) as bank:
-            results = bank.run(jobs)
+        results, elsewhere = self._results(jobs)
         done = [(i, result) for i, result in zip(alive, results, strict=True) if result.outcome == "ok"]
         kept = [i for i, _ in done]
         after = rule.update([streams[i] for i in kept], [states[i] for i in kept], k, [result for _, result in done])
@@ -176,9 +177,28 @@ class _Work:
             if result.outcome != "ok":
                 about[i]["reason"] = result.reason
         self.run.count(
-            edits=len(alive), train_seconds=time.process_time() - begun, trained=sum(r.tokens for r in results)
+            edits=len(alive),
+            train_seconds=time.process_time() - begun + elsewhere,
+            trained=sum(r.tokens for r in results),
         )
         return [new.get(i) for i in range(len(streams))], about
+
+    def _results(self, jobs: Sequence[EditJob]) -> tuple[list[Result], float]:
+        """Trained jobs, and the CPU seconds that another arm already spent on them.
+
+        Independent edits are the same jobs in several arms; while the models are small they are trained once.
+        """
+        keys = [_fingerprint(job, self.lab.inner.targets) for job in jobs]
+        if self.rule.shared and all(key in self.lab.cache for key in keys):
+            found = [self.lab.cache[key] for key in keys]
+            return [result for result, _ in found], sum(seconds for _, seconds in found)
+        begun = time.process_time()
+        with StreamBank(self.lab.model, slots=max(1, len(jobs)), targets=self.lab.inner.targets) as bank:
+            results = bank.run(jobs)
+        spent = (time.process_time() - begun) / max(1, len(jobs))
+        if self.rule.shared and sum(p.numel() for p in self.lab.model.parameters()) < SMALL:
+            self.lab.cache |= {key: (result, spent) for key, result in zip(keys, results, strict=True)}
+        return results, 0.0
 
     def _write(self, streams, states, alive, k) -> list[str]:
         """Self-edits for passage k, each by its stream's own current model."""
@@ -205,11 +225,11 @@ class _Work:
                 requests.append(Request(prompts.ask(passage, question, shown is not None), adapter=adapter))
                 golds.append((i, own, question))
         stop = (prompts.stop,) if prompts.stop else ()
-        texts = self.lab.generator.generate(requests, Sampling(self.lab.inner.answer_tokens, stop=stop))
+        texts = self.lab.answer(requests, Sampling(self.lab.inner.answer_tokens, stop=stop))
         right: dict[tuple, str] = {}
         blank: dict[tuple, str] = {}
-        for (i, own, question), (completion,) in zip(golds, texts, strict=True):
-            answer = grade(question, completion.text.strip())
+        for (i, own, question), text in zip(golds, texts, strict=True):
+            answer = grade(question, text.strip())
             right[i, own] = right.get((i, own), "") + str(int(getattr(answer, self.grader)))
             blank[i, own] = blank.get((i, own), "") + str(int(answer.blank))
         self.run.count(scored=len(requests))
@@ -278,6 +298,12 @@ class _Work:
             return None, edits
         parts = tuple(adapters[f"part {n}"] for n in range(sum(key.startswith("part ") for key in adapters)))
         return State(adapters.get("history"), parts, extra), edits
+
+
+def _fingerprint(job: EditJob, targets: object) -> tuple:
+    """What decides the result of a job without history or extra terms."""
+    settings = (job.lr, job.epochs, job.rank, job.alpha, job.batch, job.seed, job.schedule, job.clip)
+    return (job.id, str(targets), settings, tuple((tuple(e.ids), e.denominator) for e in job.examples))
 
 
 def train_seconds(run, phase: str) -> float:
