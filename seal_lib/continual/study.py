@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from seal_lib import paths
 from seal_lib.continual import states as ops
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.rules import RULES, Rule, State
@@ -104,16 +105,14 @@ def frozen_edits(
     return [replace(s, edits=tuple(row["edits"])) for s, row in zip(streams, rows, strict=True)]
 
 
-def arms_of(names: Sequence[str], knobs: str = "tuned") -> list[Arm]:
-    """Arms by rule name; ``knobs``: ``tuned`` (committed, for the made world) or ``default`` (first of each grid).
+def arms_of(names: Sequence[str], knobs_file: str | None = None) -> list[Arm]:
+    """Arms by rule name, with the knobs of a YAML file (``rule: {knob: value}``) or the first setting of each grid.
 
     A name may end in ``_own`` (the streams' self-edits are the model's own) or ``_live`` (written by theta_{k-1}).
     """
     from seal_lib.continual.tuning import tuned
 
-    if knobs not in ("tuned", "default"):
-        raise DataError(f"knobs: {knobs!r} is neither tuned nor default.")
-    found = tuned() if knobs == "tuned" else {}
+    found = tuned(paths.given(knobs_file)) if knobs_file else {}
     rules = {name: name.removesuffix("_own").removesuffix("_live") for name in names}
     return [Arm(name, rule, found.get(rule), live=name.endswith("_live")) for name, rule in rules.items()]
 

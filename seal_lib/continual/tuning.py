@@ -62,6 +62,8 @@ def chosen(lines: Sequence[Mapping[str, object]]) -> dict[str, dict]:
 
 def tuned(file: Path = TUNED) -> dict[str, dict]:
     """The committed knobs; a rule that is missing keeps its default."""
+    if not Path(file).is_file():
+        raise DataError(f"knobs_file: {file} does not exist; give a YAML file of knobs, or null for the defaults.")
     found = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     unknown = sorted(set(found) - set(RULES))
     if unknown:
