@@ -69,9 +69,7 @@ FATE_STYLE = {
     "lost_base": ("known before, lost", "#8a8a8a"), "lost_injected": ("taught, lost", "#D55E00"),
     "never": ("never learned", "#e9e0d0"), "blank": ("no answer", "#56B4E9"),
 }  # fmt: skip
-#: where a name may stand beside its mark, nearest first
-_PLACES = [(side * 0.014, dy) for dy in (0.0, 0.024, -0.024, 0.048, -0.048, -0.075, 0.07) for side in (1, -1)]
-_LEADER = {"arrowstyle": "-", "color": LIGHT, "linewidth": 0.6}
+_LEADER = {"arrowstyle": "-", "linewidth": 0.4, "alpha": 0.6, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
 _CELL = re.compile(r"accuracy_after_(\d+):passage_(\d+)")
 
 
@@ -196,7 +194,7 @@ def plasticity_stability(table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | No
             )
     for rule, one in () if sweep is None else sweep.groupby("rule"):
         if rule in ("sequential", "low_lr", "few_epochs", "delta_scaling"):
-            one = one.sort_values("LA")
+            one = one.assign(at=one["knobs"].str.extract(r": ([\d.]+)")[0].astype(float)).sort_values("at")
             ax.plot(one["LA"] - base, one["BWT"], color=colour(rule), linewidth=0.8, alpha=0.5, zorder=1)
     drawn = [(a, p) for a, p in points.items() if {"LA_gain", "BWT"} <= set(p) and not math.isnan(p["BWT"]["value"])]
     skip = ("frozen", "rag", "passage_in_context")
@@ -208,28 +206,36 @@ def plasticity_stability(table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | No
         ax.plot([gain["value"]] * 2, [kept["low"], kept["high"]], color=paint, linewidth=0.9, alpha=0.6)
         star = {"marker": "*", "markersize": 12} if arm in ("joint", "isolation_oracle") else {"marker": "o"}
         ax.plot([gain["value"]], [kept["value"]], color=paint, linestyle="", zorder=4, gid=f"value:{arm}", **star)
-    _labels(ax, [(p["LA_gain"]["value"], p["BWT"]["value"], arm) for arm, p in drawn if arm not in skip])
     ax.axhline(0, color=INK, linewidth=0.9, zorder=1)
     plots._share_axis(ax.xaxis, "learned right after the edit (LA − base)", signed=True)
     plots._share_axis(ax.yaxis, "backward transfer (0 = nothing forgotten)", signed=True)
     ax.set_ylim(-0.62, 0.09)
     ax.set_xlim(-0.02, 1.0)
+    _column(ax, [(p["LA_gain"]["value"], p["BWT"]["value"], arm) for arm, p in drawn if arm not in skip])
     return ax
 
 
-def _labels(ax: Axes, marks: Sequence[tuple[float, float, str]]) -> None:
-    """Arm names beside their marks; each takes the free place nearest to it."""
-    taken: list[tuple[float, float, float]] = [(x, y, 0.012) for x, y, _ in marks]
-    for x, y, arm in sorted(marks, key=lambda m: -m[1]):
-        text, width = label(arm), 0.0125 * len(label(arm))
-        for dx, dy in _PLACES:
-            left = x + dx if dx > 0 else x + dx - width
-            free = all(abs(y + dy - oy) > 0.022 or left + width < ox - 0.004 or left > ox + ow for ox, oy, ow in taken)
-            if free and left + width < 1.05:
-                break
-        taken.append((left, y + dy, width))
-        ax.annotate(text, (x, y), (left, y + dy), fontsize=6.8, color=plots._darker(colour(arm)), va="center",
-                    arrowprops=_LEADER if abs(dy) > 0.03 else None)  # fmt: skip
+def _column(ax: Axes, marks: Sequence[tuple[float, float, str]]) -> None:
+    """Arm names in a column right of the axes, in the order of their marks' heights, each with a thin leader."""
+    from matplotlib.transforms import blended_transform_factory
+
+    low, high = ax.get_ylim()
+    place = blended_transform_factory(ax.transAxes, ax.transData)
+    step = min(0.042, 1 / max(1, len(marks))) * (high - low)
+    ordered = sorted(marks, key=lambda m: (m[1], -m[0]))
+    heights: list[float] = []
+    for _, y, _ in ordered:
+        heights.append(max(y, heights[-1] + step if heights else low))
+    over = heights[-1] - (high - step / 2)
+    for n in reversed(range(len(heights))):  # the top ones give way downwards
+        if over > 0:
+            top = heights[n + 1] - step if n + 1 < len(heights) else high - step / 2
+            heights[n] = min(heights[n], top)
+    for (x, y, arm), at in zip(ordered, heights, strict=True):
+        ax.annotate(
+            label(arm), (x, y), (1.04, at), textcoords=place, fontsize=7.5, color=plots._darker(colour(arm)),
+            va="center", arrowprops=dict(_LEADER, color=colour(arm)), annotation_clip=False,
+        )  # fmt: skip
 
 
 def fates_by_age(table: pd.DataFrame, ax: Axes, arm: str) -> Axes:
@@ -273,25 +279,12 @@ def cost_quality(table: pd.DataFrame, ax: Axes, cost: str = "seconds_per_edit", 
     ax.set_xlabel("CPU seconds of training per edit (log scale; ring: stores text)")
     plots._share_axis(ax.yaxis, "questions on all edited passages, at the end")
     ax.grid(axis="y")
-    _names_on_log(ax, marks)
+    _column(ax, marks)
     return ax
 
 
 def _stores_text(arm: str) -> bool:
     return arm in ("replay", "kl_replay", "null_space_replay", "joint", "isolation")
-
-
-def _names_on_log(ax: Axes, marks: Sequence[tuple[float, float, str]]) -> None:
-    """Names right of the marks, pushed down where two would overlap."""
-    low, high = ax.get_ylim()
-    step, placed = 0.034 * (high - low), []
-    for x, y, arm in sorted(marks, key=lambda m: -m[1]):
-        at = y
-        while any(abs(math.log(x / ox)) < 1.3 and abs(at - oy) < step for ox, oy in placed):
-            at -= step / 2
-        placed.append((x, at))
-        ax.annotate(label(arm), (x, y), (x * 1.09, at), fontsize=6.8, color=plots._darker(colour(arm)), va="center",
-                    arrowprops=_LEADER if at < y - step else None)  # fmt: skip
 
 
 def stream_length(table: pd.DataFrame, ax: Axes, metric: str = "AA") -> Axes:
@@ -324,6 +317,8 @@ def stream_length(table: pd.DataFrame, ax: Axes, metric: str = "AA") -> Axes:
 
 def overview(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
     """Three columns, a line an arm: accuracy after all edits, backward transfer, prior knowledge kept."""
+    from matplotlib.ticker import MaxNLocator
+
     wanted = [("accuracy", "right at the end"), ("BWT", "backward transfer"), ("prior_kept", "prior knowledge kept")]
     arms = sorted(set(table.loc[table["metric"] == "accuracy", "arm"]), key=rank)
     for ax, (metric, title) in zip(axes, wanted, strict=True):
@@ -341,6 +336,7 @@ def overview(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x")
         plots._share_axis(ax.xaxis, title, signed=metric == "BWT")
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         if metric == "BWT":
             ax.axvline(0, color=INK, linewidth=0.9, zorder=1)
     return axes
@@ -472,7 +468,7 @@ def cost_figure(rows: pd.DataFrame) -> Figure | None:
     if not (rows.loc[rows["metric"] == "seconds_per_edit", "value"] > 0).any():
         return None
     with plots.style():
-        figure, axes = _axes(1, 1, (7.2, 4.6))
+        figure, axes = _axes(1, 1, (7.6, 4.8))
         cost_quality(rows, axes[0, 0])
         _family_legend(axes[0, 0], rows)
     return figure
