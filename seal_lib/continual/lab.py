@@ -17,7 +17,7 @@ from seal_lib.adapters import Adapter, attached, check_fits, diverted, merge, si
 from seal_lib.bank import pad_examples
 from seal_lib.continual.streams import Stream, texts_of
 from seal_lib.finetune import Example
-from seal_lib.generate import HFGenerator, Request, Sampling
+from seal_lib.generate import Completion, HFGenerator, Request, Sampling
 from seal_lib.inner_loop import InnerLoop
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.seeds import derive_seed
@@ -74,9 +74,8 @@ class Lab:
             for state, seed in zip(states, seeds, strict=True)
             for n in range(count)
         ]
-        done = self.generator.generate(requests, Sampling(self.anchor_tokens, temperature=1.0))
-        texts = []
-        for request, (completion,) in zip(requests, done, strict=True):
+        texts, sampling = [], Sampling(self.anchor_tokens, temperature=1.0)
+        for request, completion in zip(requests, self.complete(requests, sampling), strict=True):
             end = [self.tokenizer.eos_token_id] if completion.finish == "eos" else []
             texts.append(self.ids(request.prompt + completion.text) + end)
         return [texts[i * count : (i + 1) * count] for i in range(len(states))]
@@ -152,12 +151,12 @@ class Lab:
             with attached(self.model, [adapter], [0] * rows):
                 yield True
 
-    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[str]:
-        """Greedy texts of all requests; an adapter that answers many is summed into its layers meanwhile."""
+    def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion per request; an adapter that many requests use is summed into its layers meanwhile."""
         groups: dict[int, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(id(request.adapter), []).append(i)
-        texts: dict[int, str] = {}
+        texts: dict[int, Completion] = {}
         rest: list[int] = []
         for members in groups.values():
             adapter = requests[members[0]].adapter
@@ -168,11 +167,11 @@ class Lab:
                 if done:
                     plain = [replace(requests[i], adapter=None) for i in members]
                     found = self.generator.generate(plain, sampling)
-                    texts |= {i: completion.text for i, (completion,) in zip(members, found, strict=True)}
+                    texts |= {i: completion for i, (completion,) in zip(members, found, strict=True)}
             if not done:
                 rest += members
         found = self.generator.generate([requests[i] for i in rest], sampling) if rest else []
-        texts |= {i: completion.text for i, (completion,) in zip(rest, found, strict=True)}
+        texts |= {i: completion for i, (completion,) in zip(rest, found, strict=True)}
         return [texts[i] for i in range(len(requests))]
 
     def _forward(self, texts: Sequence[Sequence[int]], adapter: Adapter | None) -> Tensor:

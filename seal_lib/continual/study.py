@@ -224,11 +224,11 @@ class _Work:
                 requests.append(Request(prompts.ask(passage, question, shown is not None), adapter=adapter))
                 golds.append((i, own, question))
         stop = (prompts.stop,) if prompts.stop else ()
-        texts = self.lab.answer(requests, Sampling(self.lab.inner.answer_tokens, stop=stop))
+        answered = self.lab.complete(requests, Sampling(self.lab.inner.answer_tokens, stop=stop))
         right: dict[tuple, str] = {}
         blank: dict[tuple, str] = {}
-        for (i, own, question), text in zip(golds, texts, strict=True):
-            answer = grade(question, text.strip())
+        for (i, own, question), completion in zip(golds, answered, strict=True):
+            answer = grade(question, completion.text.strip())
             right[i, own] = right.get((i, own), "") + str(int(getattr(answer, self.grader)))
             blank[i, own] = blank.get((i, own), "") + str(int(answer.blank))
         self.run.count(scored=len(requests))
