@@ -187,11 +187,9 @@ def plasticity_stability(table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | No
     x = np.linspace(-0.05, 1.0, 50)
     for level in np.arange(0.2, 1.01, 0.2):
         ax.plot(x, (level - base - x) * K / (K - 1), color=LIGHT, linewidth=0.8, zorder=0)
-        at = level - base + 0.60 * (K - 1) / K
-        if at < 1.0:
-            ax.text(
-                at, -0.595, f"AA {100 * level:.0f} %", color=GREY, fontsize=7, rotation=-38, ha="right", va="bottom"
-            )
+        at = level - base - 0.085 * K / (K - 1)
+        if at < 0.95:
+            ax.text(at, 0.085, f" AA {100 * level:.0f} %", color=GREY, fontsize=7, va="top")
     for rule, one in () if sweep is None else sweep.groupby("rule"):
         if rule in ("sequential", "low_lr", "few_epochs", "delta_scaling"):
             one = one.assign(at=one["knobs"].str.extract(r": ([\d.]+)")[0].astype(float)).sort_values("at")
@@ -276,6 +274,8 @@ def cost_quality(table: pd.DataFrame, ax: Axes, cost: str = "seconds_per_edit", 
     if not marks:
         raise DataError(f"The table has no arm with {cost} and {quality}.")
     ax.set_xscale("log")
+    ax.xaxis.set_minor_formatter(lambda v, _: f"{v:g}" if f"{v:e}"[0] in "235" else "")
+    ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
     ax.set_xlabel("CPU seconds of training per edit (log scale; ring: stores text)")
     plots._share_axis(ax.yaxis, "questions on all edited passages, at the end")
     ax.grid(axis="y")
@@ -390,7 +390,7 @@ def paper_figure(cells: pd.DataFrame, arms: Sequence[str] = ("sequential_authors
     return figure
 
 
-MAPS = ("sequential_authors", "sequential", "low_lr", "ewc", "merge_mean", "kl", "generative_replay", "replay",
+MAPS = ("sequential_authors", "sequential", "ewc", "merge_mean", "kl", "generative_replay", "replay",
         "null_space", "inflora", "null_space_replay", "joint")  # fmt: skip
 
 
@@ -403,10 +403,12 @@ def maps_figure(cells: pd.DataFrame, arms: Sequence[str] = MAPS) -> Figure:
         figure, axes = _axes(lines, columns, (2.75 * columns, 2.55 * lines))
         flat = axes.flatten()
         heat_map(released_matrix(), flat[0], difference=True)
+        flat[0].label_outer()
         flat[0].set_title("authors, Qwen2.5-7B")
         for ax, arm in zip(flat[1:], arms, strict=False):
             heat_map(matrix_of(cells, arm), ax, difference=True)
             ax.set_title(label(arm))
+            ax.label_outer()
         for ax in flat[1 + len(arms) :]:
             ax.set_visible(False)
         figure.colorbar(flat[0].seal_image, ax=axes, shrink=0.6, label="accuracy − unedited")
@@ -456,6 +458,7 @@ def fates_figure(rows: pd.DataFrame, arms: Sequence[str] = FATED) -> Figure | No
         figure, axes = _axes(lines, columns, (2.9 * columns, 2.5 * lines), sharey=True)
         for ax, arm in zip(axes.flatten(), arms, strict=False):
             fates_by_age(rows, ax, arm)
+            ax.label_outer()
         for ax in axes.flatten()[len(arms) :]:
             ax.set_visible(False)
         handles, names = axes[0, 0].get_legend_handles_labels()
