@@ -244,6 +244,21 @@ def test_comparisons_are_paired_and_one_family() -> None:
     assert [r["metric"] for r in lines] == ["difference", "p_holm"] and lines[0]["arm"] == "a - b"
 
 
+def test_a_bfloat16_model_keeps_its_edits_beside_the_weights() -> None:
+    """Sums in bfloat16 would round small edits away; the narrow path must still train, measure and answer."""
+    from copy import deepcopy
+
+    import torch
+
+    model, tokenizer = seedling()
+    bench = Lab(deepcopy(model).to(torch.bfloat16), tokenizer, WORDING, INNER, anchors=8, anchor_tokens=24)
+    with bench.serving(None) as plain, bench.serving(object()) as done:
+        assert plain and not done
+    for name in ("null_space_replay", "kl", "ewc", "isolation"):
+        rows = study.run_arm(Scratch(), study.Arm(name, name), bench, made(2, 2), PRIOR)
+        assert all(row["outcome"] == "ok" and row["right"] for row in rows), name
+
+
 def test_tuning_tries_every_setting_and_chooses_by_accuracy() -> None:
     lines = tuning.sweep(Scratch(), ["low_lr", "frozen"], lab(), made(), PRIOR)
     assert [line["rule"] for line in lines] == ["low_lr"] * 4 + ["frozen"]

@@ -117,7 +117,8 @@ class StreamBank(AdapterBank):
     """The adapter bank with a frozen history per slot; all jobs of one run have the same rank.
 
     Args:
-        history: "ranks", "dense" or "auto" (dense where it takes less than ``DENSE_BYTES``).
+        history: "ranks", "dense" or "auto" (dense where it takes less than ``DENSE_BYTES``). A model narrower than
+            float32 always keeps ranks.
     """
 
     def __init__(self, model, slots: int = 16, targets="all-linear", history: str = "auto", **options: object):
@@ -137,7 +138,8 @@ class StreamBank(AdapterBank):
             raise ParameterError(f"Edits of one arm have one rank, not {sorted(ranks)}; train them in separate runs.")
         self._new = ranks.pop()
         size = 4 * self.slots * sum(layer.weight.numel() for layer in self.linears.values())
-        self._dense = self._wish == "dense" or self._wish == "auto" and size < DENSE_BYTES
+        narrow = self.model.dtype.itemsize < 4  # a sum in bfloat16 would round small edits away
+        self._dense = not narrow and (self._wish == "dense" or self._wish == "auto" and size < DENSE_BYTES)
         kept = any(job.orthogonal or job.from_base for job in jobs)  # these read the history's ranks
         self._dense = self._dense and not kept and any(job.history for job in jobs)
         self._past = 0 if self._dense else max(job.history.rank if job.history else 0 for job in jobs)
