@@ -228,7 +228,7 @@ def targets(by_arm: Mapping[str, Rows]) -> list[dict]:
         ("sequential: prior knowledge kept (ours)", "sequential", of("sequential")["prior_kept"], "<=", 0.75),
         ("best single-weight arm: share of joint's gain", text, of(text)["recovery_joint"], ">=", 0.90),
         ("… its BWT", text, of(text)["BWT"], ">=", -0.05),
-        ("… its LA / isolated LA", text, of(text)["LA"] / isolated, ">=", 0.95),
+        ("… its LA / isolated LA", text, of(text)["LA"] / isolated if isolated > 0 else math.nan, ">=", 0.95),
         ("no text stored: share of joint's gain", bare, of(bare)["recovery_joint"], ">=", 0.60),
         ("isolation + BM25: share of isolated's gain", "isolation", of("isolation")["recovery_isolated"], ">=", 0.98),
     ]
