@@ -308,13 +308,13 @@ class AdapterBank:
         batches = [slot.next if k in served else None for k, slot in enumerate(live)]
         packed = self._pack(batches)
         logits = self._logits(*packed)
-        targets, slot_of, weights = packed[2], packed[4], packed[5]
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        nll = F.cross_entropy(logits.to(wide), targets, reduction="none") * weights.to(wide)
+        slot_of, wide = packed[4], torch.promote_types(logits.dtype, torch.float32)
+        nll = self._nll(logits.to(wide), packed, batches)
         nll.sum().backward()  # a sum of per-slot means: what one slot does cannot reach another
         with torch.no_grad():
             for group in self.groups:
                 group.finish()
+            self._before_update(live)
             norm = torch.linalg.vector_norm(self._grad, dim=1, keepdim=True)
             self._grad.mul_((self._clip / (norm + 1e-6)).clamp_max_(1.0))  # the rule of clip_grad_norm_
             torch._foreach_add_([live[k].count for k in served], 1)
@@ -329,7 +329,18 @@ class AdapterBank:
                 )  # fmt: skip
                 slot.tokens += slot.next.tokens
                 slot.step += 1
+            self._after_update(live)
             return torch.zeros(len(live), dtype=wide, device=self.device).index_add_(0, slot_of, nll.detach())
+
+    def _nll(self, logits: Tensor, packed: tuple[Tensor, ...], batches: Sequence[Minibatch | None]) -> Tensor:
+        """Weighted loss of every predicted token, [M]."""
+        return F.cross_entropy(logits, packed[2], reduction="none") * packed[5].to(logits.dtype)
+
+    def _before_update(self, live: list[_Slot]) -> None:
+        """For subclasses: gradients are there, nothing is clipped yet."""
+
+    def _after_update(self, live: list[_Slot]) -> None:
+        """For subclasses: the weights have been stepped."""
 
     def _serve(self, live: list[_Slot], turn: int) -> list[int]:
         """Slots of the next step: all, or from ``turn`` on as many as the token budget takes (at least one)."""

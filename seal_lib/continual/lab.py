@@ -1,0 +1,232 @@
+"""What every update rule works with: the frozen base, its tokenizer, wording, inner-loop settings, and measurements.
+
+Measurements of a model base + adapter: log-probabilities, inputs of its layers, squared gradients, and texts it writes
+by itself. Nothing here sees a question of the evaluation. Knows no update rule.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seal_lib.adapters import Adapter, attached, check_fits, diverted, merge, sibling_groups, target_linears
+from seal_lib.bank import pad_examples
+from seal_lib.continual.streams import Stream, texts_of
+from seal_lib.finetune import Example
+from seal_lib.generate import Completion, HFGenerator, Request, Sampling
+from seal_lib.inner_loop import InnerLoop
+from seal_lib.knowledge.prompts import Prompts
+from seal_lib.seeds import derive_seed
+
+
+@dataclass
+class Lab:
+    """One model and one set of settings.
+
+    Attributes:
+        openings: beginnings from which the model writes anchor texts by itself; no fact, no passage, no question.
+        anchors: how many texts the *base* writes once, for calibration, KL and Fisher information.
+        anchor_tokens: longest of them. seed: of the anchors.
+    """
+
+    model: object
+    tokenizer: object
+    prompts: Prompts
+    inner: InnerLoop
+    openings: Sequence[str] = ("Annals of", "Topic: Annals of")
+    anchors: int = 64
+    anchor_tokens: int = 48
+    seed: int = 0
+    cache: dict = field(default_factory=dict)  # independent edits, which several arms train alike
+    generator: HFGenerator = field(init=False)
+
+    def __post_init__(self):
+        self.generator = HFGenerator(self.model, self.tokenizer)
+
+    # texts
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a training text, cut at the settings' length; control tokens written out stay text."""
+        return self.tokenizer(text, split_special_tokens=True)["input_ids"][: self.inner.max_length]
+
+    def documents(self, stream: Stream, k: int) -> list[list[int]]:
+        """Token ids of the training documents of edit k (0-based), without end-of-text."""
+        texts = texts_of(stream.passages[k], stream.edits[k], self.prompts, self.inner.split_newlines)
+        return [self.ids(text) for text in texts]
+
+    def example(self, ids: Sequence[int], seed: int = 0, pad_loss: str | None = None) -> Example:
+        """A document as the inner loop trains on it (end-of-text or pads as the settings say)."""
+        return pad_examples(
+            ids, pad_loss or self.inner.pad_loss, self.inner.max_length, self.tokenizer.eos_token_id, seed
+        )
+
+    def write(self, states: Sequence[Adapter | None], count: int, seeds: Sequence[int]) -> list[list[list[int]]]:
+        """``count`` texts that each state writes by itself from the openings, as token ids with end-of-text if it came.
+
+        Texts that break off at the token limit are kept as they are.
+        """
+        requests = [
+            Request(self.openings[n % len(self.openings)], derive_seed(seed, "anchor", n), state)
+            for state, seed in zip(states, seeds, strict=True)
+            for n in range(count)
+        ]
+        texts, sampling = [], Sampling(self.anchor_tokens, temperature=1.0)
+        for request, completion in zip(requests, self.complete(requests, sampling), strict=True):
+            end = [self.tokenizer.eos_token_id] if completion.finish == "eos" else []
+            texts.append(self.ids(request.prompt + completion.text) + end)
+        return [texts[i * count : (i + 1) * count] for i in range(len(states))]
+
+    @cached_property
+    def base_texts(self) -> list[list[int]]:
+        """The anchors: what the unedited model writes by itself, the same for every stream and arm."""
+        (texts,) = self.write([None], self.anchors, [derive_seed(self.seed, "base anchors")])
+        return [list(t) for t in dict.fromkeys(map(tuple, texts)) if len(t) > 1]
+
+    # measurements
+
+    @cached_property
+    def groups(self) -> list[tuple[str, ...]]:
+        """Names of the target linears that share an input, group by group."""
+        return [group.names for group in sibling_groups(target_linears(self.model, self.inner.targets))]
+
+    @torch.no_grad()
+    def logprobs(self, texts: Sequence[Sequence[int]], adapter: Adapter | None, at_once: int = 64) -> list[Tensor]:
+        """Log-probabilities [T-1, vocabulary] of the next token, per text, in float32."""
+        out = []
+        for first in range(0, len(texts), at_once):
+            part = texts[first : first + at_once]
+            logits = self._forward(part, adapter)
+            out += [F.log_softmax(row[: len(t) - 1].float(), -1) for row, t in zip(logits, part, strict=True)]
+        return out
+
+    @torch.no_grad()
+    def inputs(self, texts: Sequence[Sequence[int]], adapter: Adapter | None, at_once: int = 64) -> dict[str, Tensor]:
+        """What each group of layers reads: first name of the group -> [tokens, in], float32."""
+        found: dict[str, list[Tensor]] = {names[0]: [] for names in self.groups}
+        mask: Tensor | None = None
+
+        def hook(name):
+            return lambda module, given: found[name].append(given[0][mask].float())
+
+        modules = dict(self.model.named_modules())
+        handles = [modules[name].register_forward_pre_hook(hook(name)) for name in found]
+        try:
+            for first in range(0, len(texts), at_once):
+                part = texts[first : first + at_once]
+                width = max(map(len, part))
+                mask = torch.tensor([[t < len(text) for t in range(width)] for text in part])
+                mask = mask.to(self.model.device)
+                self._forward(part, adapter)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+    @contextmanager
+    def serving(self, adapter: Adapter | None, rows: int | None = None) -> Iterator[bool]:
+        """Within the block the model is base + adapter; yields whether it could be done.
+
+        In float32 or wider the layers use their sum for the length of the block: no low-rank products. In a narrower
+        type the sum would round small edits away, so the adapter stays beside the weights, for batches of ``rows``
+        (without a number: it is not done).
+        """
+        wide = next(self.model.parameters()).dtype in (torch.float32, torch.float64)
+        if adapter is None:
+            yield True
+        elif wide:
+            with torch.no_grad():
+                forwards = {
+                    layer: _linear(layer.weight + adapter.delta(name).to(layer.weight), layer.bias)
+                    for name, layer in check_fits(self.model, adapter).items()
+                }
+            with diverted(forwards):
+                yield True
+        elif rows is None:
+            yield False
+        else:
+            with attached(self.model, [adapter], [0] * rows):
+                yield True
+
+    def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion per request; an adapter that many requests use is summed into its layers meanwhile."""
+        groups: dict[int, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(id(request.adapter), []).append(i)
+        texts: dict[int, Completion] = {}
+        rest: list[int] = []
+        for members in groups.values():
+            adapter = requests[members[0]].adapter
+            if adapter is None or len(members) < 16:
+                rest += members
+                continue
+            with self.serving(adapter) as done:
+                if done:
+                    plain = [replace(requests[i], adapter=None) for i in members]
+                    found = self.generator.generate(plain, sampling)
+                    texts |= {i: completion for i, (completion,) in zip(members, found, strict=True)}
+            if not done:
+                rest += members
+        found = self.generator.generate([requests[i] for i in rest], sampling) if rest else []
+        texts |= {i: completion for i, (completion,) in zip(rest, found, strict=True)}
+        return [texts[i] for i in range(len(requests))]
+
+    def _forward(self, texts: Sequence[Sequence[int]], adapter: Adapter | None) -> Tensor:
+        """Logits [texts, longest, vocabulary]; padded on the right, which causal attention never sees."""
+        width = max(map(len, texts))
+        ids = torch.tensor([list(t) + [0] * (width - len(t)) for t in texts], device=self.model.device)
+        with self.serving(adapter, len(texts)):
+            return self.model(input_ids=ids, use_cache=False).logits
+
+    def fisher(self, texts: Sequence[Sequence[int]], adapter: Adapter | None) -> dict[str, Tensor]:
+        """Mean over texts of the squared gradient of the text's mean log-likelihood, per dense weight [out, in]."""
+        model = merge(self.model, adapter, copy=True) if adapter is not None else self.model
+        linears = target_linears(model, self.inner.targets)
+        total = {name: torch.zeros_like(layer.weight, dtype=torch.float32) for name, layer in linears.items()}
+        flags = [(layer.weight, layer.weight.requires_grad) for layer in linears.values()]
+        try:
+            for layer in linears.values():
+                layer.weight.requires_grad_(True)
+            for text in texts:
+                ids = torch.tensor([list(text)], device=model.device)
+                logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+                loss = F.cross_entropy(logits.float(), ids[0, 1:])
+                grads = torch.autograd.grad(loss, [layer.weight for layer in linears.values()])
+                for name, grad in zip(total, grads, strict=True):
+                    total[name] += grad.float().square() / len(texts)
+        finally:
+            for weight, flag in flags:
+                weight.requires_grad_(flag)
+        return total
+
+
+def _linear(weight: Tensor, bias: Tensor | None):
+    return lambda x: F.linear(x, weight, bias)
+
+
+def basis(inputs: Tensor, energy: float, known: Tensor | None = None) -> Tensor:
+    """Orthonormal U [in, u] holding at least ``energy`` of the inputs' squared norm, extending ``known`` (GPM).
+
+    The criterion of Saha et al. 2021: smallest u with ||U^T X||^2 >= energy * ||X||^2, directions by energy.
+    """
+    x = inputs.double()
+    total = x.square().sum()
+    if known is not None:
+        u = known.double()
+        x = x - (x @ u) @ u.mT
+    values, vectors = torch.linalg.eigh(x.mT @ x)
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    have = 1 - values.sum() / total if known is not None else torch.zeros((), dtype=x.dtype)
+    reached = have + values.cumsum(0) / total
+    room = inputs.shape[1] - (0 if known is None else known.shape[1])
+    need = 0 if have >= energy else min(int((reached < energy).sum()) + 1, room)
+    fresh = vectors[:, :need]
+    if known is None:
+        return fresh.to(inputs.dtype)
+    if need == 0:
+        return known
+    fresh = fresh - u @ (u.mT @ fresh)  # orthogonal already, up to rounding
+    return torch.cat([known, torch.linalg.qr(fresh)[0].to(known.dtype)], 1)

@@ -1,0 +1,48 @@
+"""Which stored passage is a question about? BM25 over a stream's passages, and when to say "none".
+
+Knows words and counts only. Whoever can find the right adapter so could also have fetched the passage: results that
+route must stand beside retrieval.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+_WORD = re.compile(r"\w+")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words."""
+    return _WORD.findall(text.lower())
+
+
+class BM25:
+    """Okapi BM25 (Robertson & Zaragoza 2009) over a few texts, with idf = ln(1 + (N - df + .5)/(df + .5))."""
+
+    def __init__(self, texts: Sequence[str], k1: float = 1.5, b: float = 0.75):
+        self.counts = [Counter(words(text)) for text in texts]
+        lengths = [sum(count.values()) for count in self.counts]
+        mean = sum(lengths) / max(1, len(lengths))
+        self.norms = [k1 * (1 - b + b * length / max(mean, 1e-9)) for length in lengths]
+        self.k1, self.n = k1, len(texts)
+        self.df = Counter(word for count in self.counts for word in count)
+
+    def idf(self, word: str) -> float:
+        return math.log(1 + (self.n - self.df[word] + 0.5) / (self.df[word] + 0.5))
+
+    def best(self, query: str, threshold: float = 0.0) -> int | None:
+        """The best text's number, the first of equals; None if it holds less than ``threshold`` of the query's words.
+
+        The share counts different words alike: idf over one or two stored texts says nothing yet.
+        """
+        asked = Counter(words(query))
+        if not self.n or not asked:
+            return None
+        scores = [
+            sum(self.idf(w) * c[w] * (self.k1 + 1) / (c[w] + norm) for w in asked if w in c)
+            for c, norm in zip(self.counts, self.norms, strict=True)
+        ]
+        top = max(range(self.n), key=lambda i: scores[i])
+        found = sum(word in self.counts[top] for word in asked) / len(asked)
+        return top if scores[top] > 0 and found >= threshold else None

@@ -1,0 +1,133 @@
+"""The weights of a stream as adapters: theta_k = base + one concatenated LoRA history, never merged.
+
+Knows sums, scaling, means and TIES of adapters, all exact up to rounding, and keeps them as tensors on disk. Every
+state is an :class:`~seal_lib.adapters.Adapter` with alpha = rank (scale 1), so the bank trains beside it and the
+generator answers with it. Does not know passages, arms or losses.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seal_lib.adapters import Adapter
+from seal_lib.errors import DataError
+
+
+def concatenate(parts: Sequence[tuple[Adapter, float]]) -> Adapter | None:
+    """The sum of weight * adapter as one adapter of the ranks' sum: exact, W + sum w_j s_j B_j A_j; None for nothing.
+
+    A stays as it is (O-LoRA reads the old A from it); weight and scale go into B. Computed in float32 or wider.
+    """
+    parts = [(adapter, weight) for adapter, weight in parts if adapter is not None]
+    if not parts:
+        return None
+    names = parts[0][0].weights
+    if any(set(adapter.weights) != set(names) for adapter, _ in parts):
+        raise DataError("Adapters of one stream adapt different layers; use the same targets for every edit.")
+    weights = {}
+    for name in names:
+        a = torch.cat([_wide(ad.weights[name][0]) for ad, _ in parts], 0)
+        b = torch.cat([_wide(ad.weights[name][1]) * (ad.scale * w) for ad, w in parts], 1)
+        weights[name] = (a, b)
+    rank = sum(adapter.rank for adapter, _ in parts)
+    return Adapter(rank, float(rank), parts[0][0].targets, weights)
+
+
+def compact(state: Adapter | None) -> Adapter | None:
+    """The same update in no more than min(in, out) rows per layer, if its rank is above that: dW = dW I or I dW."""
+    if state is None:
+        return None
+    limit = max(min(b.shape[0], a.shape[1]) for a, b in state.weights.values())
+    if state.rank <= limit:
+        return state
+    return from_dense({name: state.delta(name) for name in state.weights}, state.targets)
+
+
+def from_dense(deltas: Mapping[str, Tensor], targets: Sequence[str]) -> Adapter:
+    """Dense updates [out, in] by module as an adapter of rank max min(in, out); smaller layers get zero rows."""
+    rank = max(min(d.shape) for d in deltas.values())
+    weights = {}
+    for name, delta in deltas.items():
+        out, width = delta.shape
+        a, b = delta.new_zeros(rank, width), delta.new_zeros(out, rank)
+        if width <= out:
+            a[:width], b[:, :width] = torch.eye(width, dtype=delta.dtype), delta
+        else:
+            a[:out], b[:, :out] = delta, torch.eye(out, dtype=delta.dtype)
+        weights[name] = (a, b)
+    return Adapter(rank, float(rank), tuple(targets), weights)
+
+
+def ties(parts: Sequence[Adapter], density: float, weight: float = 1.0) -> Adapter:
+    """TIES merging (Yadav et al. 2023) of independent edits, dense and exact.
+
+    Per layer: of each dW keep the `density` share of largest magnitude, elect each weight's sign by the sign of the
+    sum, and average the kept values that agree with it; times `weight`.
+    """
+    deltas = {}
+    for name in parts[0].weights:
+        stack = torch.stack([_wide(part.delta(name)) for part in parts])
+        flat = stack.abs().flatten(1)
+        cut = flat.kthvalue(max(1, round((1 - density) * flat.shape[1])), dim=1).values
+        kept = torch.where(stack.abs() > cut[:, None, None], stack, 0.0)
+        agree = (kept.sign() == kept.sum(0).sign()) & (kept != 0)
+        deltas[name] = weight * (kept * agree).sum(0) / agree.sum(0).clamp_min(1)
+    return from_dense(deltas, parts[0].targets)
+
+
+def size(state: Adapter | None) -> float:
+    """Frobenius norm of the whole update, over all layers."""
+    if state is None:
+        return 0.0
+    return float(torch.stack([state.delta(name).double().square().sum() for name in state.weights]).sum().sqrt())
+
+
+def bytes_of(*adapters: Adapter | None) -> int:
+    """Bytes of the adapters' tensors in their own dtype."""
+    pairs = [pair for adapter in adapters if adapter is not None for pair in adapter.weights.values()]
+    return sum(part.numel() * part.element_size() for pair in pairs for part in pair)
+
+
+def save(path: Path, adapters: Mapping[str, Adapter | None], extra: Mapping[str, Tensor], about: Mapping[str, str]):
+    """Adapters and other tensors as one safetensors file, written whole or not at all."""
+    from safetensors.torch import save_file
+
+    tensors, note = {}, dict(about)
+    for key, adapter in adapters.items():
+        if adapter is not None:
+            note[f"adapter {key}"] = f"{adapter.rank} {adapter.alpha!r} {','.join(adapter.targets)}"
+            for name, (a, b) in adapter.weights.items():
+                tensors[f"adapter|{key}|{name}|A"], tensors[f"adapter|{key}|{name}|B"] = a.contiguous(), b.contiguous()
+    tensors |= {f"extra|{key}": value.contiguous() for key, value in extra.items()}
+    note["order"] = json.dumps(list(tensors))  # the file sorts its keys; sums over layers must not change their order
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file(tensors or {"nothing": torch.zeros(1)}, str(temporary), metadata=note)
+    os.replace(temporary, path)
+
+
+def load(path: Path) -> tuple[dict[str, Adapter], dict[str, Tensor], dict[str, str]]:
+    """What :func:`save` wrote: adapters, other tensors, notes."""
+    from safetensors import safe_open
+
+    adapters: dict[str, Adapter] = {}
+    extra = {}
+    with safe_open(str(path), framework="pt") as file:
+        note = dict(file.metadata() or {})
+        for key in json.loads(note.pop("order")):
+            kind, *rest = key.split("|")
+            if kind == "extra":
+                extra["|".join(rest)] = file.get_tensor(key)
+            elif kind == "adapter" and rest[2] == "A":
+                rank, alpha, targets = note[f"adapter {rest[0]}"].split(" ")
+                made = adapters.setdefault(rest[0], Adapter(int(rank), float(alpha), tuple(targets.split(",")), {}))
+                made.weights[rest[1]] = (file.get_tensor(key), file.get_tensor(key[:-1] + "B"))
+    return adapters, extra, {key: value for key, value in note.items() if not key.startswith("adapter ")}
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

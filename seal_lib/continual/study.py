@@ -1,0 +1,321 @@
+"""Runs arms over streams: all streams of an arm side by side, the dense matrix after every edit, resume per edit.
+
+A unit of work is (edit k, stream). Its row holds what was right, question by question; metrics are made from rows only
+(`tables`). The weights after the last two edits lie in the run folder until the arm is done, so a killed run goes on
+at the last finished edit. A stream whose edit diverges ends there: later rows say so and hold no answers.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from seal_lib import paths
+from seal_lib.continual import states as ops
+from seal_lib.continual.lab import Lab
+from seal_lib.continual.rules import RULES, Rule, State
+from seal_lib.continual.streams import Stream, with_edits
+from seal_lib.continual.trainer import EditJob, StreamBank
+from seal_lib.errors import DataError, RunError
+from seal_lib.finetune import Result
+from seal_lib.generate import Request, Sampling
+from seal_lib.grade import grade
+from seal_lib.models import SMALL
+from seal_lib.records import Passage, Question
+
+Prior = Sequence[tuple[str, Question]]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Edit ``k`` of a stream; k = 0 is the unedited model."""
+
+    id: str
+    k: int
+    stream: Stream
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A rule with its knobs under a name; ``live``: self-edits are written by theta_{k-1} instead of once."""
+
+    name: str
+    rule: str
+    knobs: Mapping[str, float] | None = None
+    live: bool = False
+
+    def make(self, lab: Lab) -> Rule:
+        if self.rule not in RULES:
+            raise DataError(f"arms: {self.rule!r} is not one of {', '.join(RULES)}.")
+        return RULES[self.rule](lab, **(self.knobs or {}))
+
+
+def run_arm(
+    run, arm: Arm, lab: Lab, streams: Sequence[Stream], prior: Prior, *, grader: str = "exact",
+    slots: int = 16, edit_tokens: int = 200, group: str = "", full_rows: Sequence[int] | None = None,
+) -> list[dict]:  # fmt: skip
+    """Rows of one arm in the order (edit, stream), recorded as phase ``<group><arm>``.
+
+    Row: ``stream``, ``k``, ``outcome`` (ok or diverged), ``right`` and ``blank`` (one text of 0 and 1 per passage, a
+    digit a question; None where not asked), ``prior`` and ``prior_blank`` (likewise), ``steps``, ``tokens``, ``loss``,
+    ``norm`` (of the update), ``drift`` (KL(theta_0 || theta_k) per token on texts the base wrote), ``stored`` (bytes
+    kept beside the base's weights).
+
+    Args:
+        slots: streams trained side by side; the largest divisor of their number that is not above it is used.
+        full_rows: edits after which everything is asked; after the others only the passage just edited. None: all.
+    """
+    lengths = {len(stream) for stream in streams}
+    if len(lengths) != 1:
+        raise DataError(f"The streams of a study have one length, not {sorted(lengths)}; cut them.")
+    work = _Work(run, arm, lab, prior, grader, edit_tokens, group, full_rows)
+    if work.trains and not arm.live and any(None in stream.edits for stream in streams):
+        raise DataError(f"arm {arm.name!r}: streams without self-edits; give a writer or a live arm.")
+    units = [Unit(f"{k}/{s.id}", k, s) for k in range(lengths.pop() + 1) for s in streams]
+    chunk = max(n for n in range(1, min(slots, len(streams)) + 1) if len(streams) % n == 0)
+    rows = run.map(f"{group}{arm.name}", units, work, chunk=chunk)
+    work.clear()
+    return [{"stream": unit.stream.id, "k": unit.k, **row} for unit, row in zip(units, rows, strict=True)]
+
+
+def frozen_edits(
+    run, lab: Lab, streams: Sequence[Stream], writer: str, edit_tokens: int = 200, phase: str = "write"
+) -> list[Stream]:
+    """The streams with one self-edit per passage, written once before any edit: the controlled comparison.
+
+    ``reference:<name>``: notes that come with the passage. ``policy``: sampled from the unedited model, with the seeds
+    a live arm uses.
+    """
+    kind, _, name = writer.partition(":")
+    if kind == "reference":
+        return with_edits(streams, name)
+    if writer != "policy":
+        raise DataError(f"writer: {writer!r} is neither policy nor reference:<name>.")
+
+    def write(part: Sequence[Stream]) -> list[dict]:
+        sampling = Sampling(edit_tokens, temperature=1.0, top_p=0.95)
+        asked = [Request(lab.prompts.write(p), s.seed(k, "self-edit")) for s in part for k, p in enumerate(s.passages)]
+        texts = [done.text.strip() for (done,) in lab.generator.generate(asked, sampling)]
+        ends = [sum(len(s) for s in part[: n + 1]) for n in range(len(part))]
+        return [{"edits": texts[end - len(s) : end]} for s, end in zip(part, ends, strict=True)]
+
+    rows = run.map(phase, streams, write, chunk=16)
+    return [replace(s, edits=tuple(row["edits"])) for s, row in zip(streams, rows, strict=True)]
+
+
+def arms_of(names: Sequence[str], knobs_file: str | None = None) -> list[Arm]:
+    """Arms by rule name, with the knobs of a YAML file (``rule: {knob: value}``) or the first setting of each grid.
+
+    A name may end in ``_own`` (the streams' self-edits are the model's own) or ``_live`` (written by theta_{k-1}).
+    """
+    from seal_lib.continual.tuning import tuned
+
+    found = tuned(paths.given(knobs_file)) if knobs_file else {}
+    rules = {name: name.removesuffix("_own").removesuffix("_live") for name in names}
+    return [Arm(name, rule, found.get(rule), live=name.endswith("_live")) for name, rule in rules.items()]
+
+
+class _Work:
+    """What ``run.map`` calls with the units of one edit of some streams."""
+
+    def __init__(self, run, arm: Arm, lab: Lab, prior: Prior, grader: str, edit_tokens: int, group: str,
+                 full_rows: Sequence[int] | None):  # fmt: skip
+        self.run, self.arm, self.prior, self.grader, self.edit_tokens = run, arm, prior, grader, edit_tokens
+        self.full_rows, self.rule = full_rows, arm.make(lab)
+        self.lab = self.rule.lab
+        self.trains = getattr(self.rule, "trains", True)
+        folder = getattr(run, "folder", None)  # a Scratch run keeps nothing
+        self.folder = Path(folder) / "states" / f"{group}{arm.name}" if folder else None
+        self.memory: dict[tuple[str, int], tuple[State, tuple[str | None, ...]]] = {}
+
+    def clear(self) -> None:
+        """The arm is done: its weights are not needed any more."""
+        self.memory.clear()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __call__(self, units: Sequence[Unit]) -> list[dict]:
+        k = units[0].k
+        if self.rule.retrains and k and self.full_rows is not None and k not in self.full_rows:
+            for unit in units:
+                self._remember(unit.stream, State(), k)
+            return [self._row({"right": [None] * len(unit.stream)}, {}) for unit in units]
+        before = [self._recall(unit.stream, k - 1) if k else (State(), unit.stream.edits) for unit in units]
+        streams = [replace(u.stream, edits=edits) for u, (_, edits) in zip(units, before, strict=True)]
+        states = [state for state, _ in before]
+        alive = [i for i, state in enumerate(states) if state is not None]
+        about: list[dict] = [{} for _ in units]
+        if k and self.trains:
+            if self.arm.live:
+                for i, text in zip(alive, self._write(streams, states, alive, k - 1), strict=True):
+                    edits = streams[i].edits
+                    streams[i] = replace(streams[i], edits=(*edits[: k - 1], text, *edits[k:]))
+            states, about = self._train(streams, states, alive, k - 1)
+        for stream, state in zip(streams, states, strict=True):
+            self._remember(stream, state, k)
+        asked = [i for i, state in enumerate(states) if state is not None]
+        answers = dict(zip(asked, self._ask(streams, states, asked, k), strict=True))
+        return [self._row(answers.get(i), about[i]) for i in range(len(units))]
+
+    # training
+
+    def _train(self, streams, states, alive, k):
+        """States after edit k (0-based), None where it diverged, and what the rows say about the training."""
+        begun = time.process_time()
+        rule, about, states = self.rule, [{} for _ in streams], list(states)
+        jobs = rule.jobs([streams[i] for i in alive], [states[i] for i in alive], k)
+        results, elsewhere = self._results(jobs)
+        done = [(i, result) for i, result in zip(alive, results, strict=True) if result.outcome == "ok"]
+        kept = [i for i, _ in done]
+        after = rule.update([streams[i] for i in kept], [states[i] for i in kept], k, [result for _, result in done])
+        new = dict(zip(kept, after, strict=True))
+        for i, result in zip(alive, results, strict=True):
+            about[i] = {"steps": result.steps, "tokens": result.tokens, "loss": result.losses[-1]}
+            if result.outcome != "ok":
+                about[i]["reason"] = result.reason
+        self.run.count(
+            edits=len(alive),
+            train_seconds=time.process_time() - begun + elsewhere,
+            trained=sum(r.tokens for r in results),
+        )
+        return [new.get(i) for i in range(len(streams))], about
+
+    def _results(self, jobs: Sequence[EditJob]) -> tuple[list[Result], float]:
+        """Trained jobs, and the CPU seconds that another arm already spent on them.
+
+        Independent edits are the same jobs in several arms; while the models are small they are trained once.
+        """
+        keys = [_fingerprint(job, self.lab.inner.targets) for job in jobs]
+        if self.rule.shared and all(key in self.lab.cache for key in keys):
+            found = [self.lab.cache[key] for key in keys]
+            return [result for result, _ in found], sum(seconds for _, seconds in found)
+        begun = time.process_time()
+        with StreamBank(self.lab.model, slots=max(1, len(jobs)), targets=self.lab.inner.targets) as bank:
+            results = bank.run(jobs)
+        spent = (time.process_time() - begun) / max(1, len(jobs))
+        if self.rule.shared and sum(p.numel() for p in self.lab.model.parameters()) < SMALL:
+            self.lab.cache |= {key: (result, spent) for key, result in zip(keys, results, strict=True)}
+        return results, 0.0
+
+    def _write(self, streams, states, alive, k) -> list[str]:
+        """Self-edits for passage k, each by its stream's own current model."""
+        requests = [
+            Request(self.lab.prompts.write(streams[i].passages[k]), streams[i].seed(k, "self-edit"), states[i].history)
+            for i in alive
+        ]
+        sampling = Sampling(self.edit_tokens, temperature=1.0, top_p=0.95)
+        return [done.text.strip() for (done,) in self.lab.generator.generate(requests, sampling)]
+
+    # measuring
+
+    def _ask(self, streams, states, asked, k) -> list[dict]:
+        prompts, requests, golds = self.lab.prompts, [], []
+        full = self.full_rows is None or k in self.full_rows
+        for i in asked:
+            stream, state = streams[i], states[i]
+            passages = [(own, p) for own, p in enumerate(stream.passages) if full or own == k - 1]
+            questions = [(p.title, q, own) for own, p in passages for q in p.questions]
+            questions += [(title, q, None) for title, q in self.prior if full]
+            for title, question, own in questions:
+                shown, adapter = self.rule.serve(stream, state, k, title, question, own)
+                passage = Passage("asked", title, shown.text if shown else "", (question,))
+                requests.append(Request(prompts.ask(passage, question, shown is not None), adapter=adapter))
+                golds.append((i, own, question))
+        stop = (prompts.stop,) if prompts.stop else ()
+        answered = self.lab.complete(requests, Sampling(self.lab.inner.answer_tokens, stop=stop))
+        right: dict[tuple, str] = {}
+        blank: dict[tuple, str] = {}
+        for (i, own, question), completion in zip(golds, answered, strict=True):
+            answer = grade(question, completion.text.strip())
+            right[i, own] = right.get((i, own), "") + str(int(getattr(answer, self.grader)))
+            blank[i, own] = blank.get((i, own), "") + str(int(answer.blank))
+        self.run.count(scored=len(requests))
+        return [
+            {
+                "right": [right.get((i, own)) for own in range(len(streams[i]))],
+                "blank": [blank.get((i, own)) for own in range(len(streams[i]))],
+                "prior": right.get((i, None), ""), "prior_blank": blank.get((i, None), ""),
+                "norm": ops.size(states[i].history) if full else None,
+                "drift": self._drift(states[i]) if full else None,
+                "stored": ops.bytes_of(states[i].history, *states[i].parts)
+                + sum(x.numel() * x.element_size() for x in states[i].extra.values()),
+            }
+            for i in asked
+        ]  # fmt: skip
+
+    def _drift(self, state: State) -> float:
+        """KL(theta_0 || theta_k) per token on a quarter of the texts that the base wrote by itself."""
+        import torch
+
+        if state.history is None:
+            return 0.0
+        texts = self.lab.base_texts[::4]
+        if not hasattr(self, "_base"):
+            self._base = torch.cat(self.lab.logprobs(texts, None))
+        now = torch.cat(self.lab.logprobs(texts, state.history))
+        return float((self._base.exp() * (self._base - now)).sum(-1).mean())
+
+    def _row(self, answers: dict | None, about: dict) -> dict:
+        if answers is None:
+            return {"outcome": "diverged", **about}
+        return {"outcome": "ok", **answers, **about}
+
+    # remembering
+
+    def _path(self, stream: Stream, k: int) -> Path:
+        return self.folder / stream.id / f"edit_{k}.safetensors"
+
+    def _remember(self, stream: Stream, state: State | None, k: int) -> None:
+        self.memory[stream.id, k] = (state, stream.edits)
+        self.memory.pop((stream.id, k - 1), None)
+        if self.folder is None or not k or not self.trains:
+            return
+        import json
+
+        about = {"diverged": str(state is None), "edits": json.dumps(stream.edits if self.arm.live else None)}
+        state = state or State()
+        parts = {f"part {n}": part for n, part in enumerate(state.parts)}
+        ops.save(self._path(stream, k), {"history": state.history, **parts}, state.extra, about)
+        self._path(stream, k - 2).unlink(missing_ok=True)
+
+    def _recall(self, stream: Stream, k: int) -> tuple[State | None, tuple[str | None, ...]]:
+        if (stream.id, k) in self.memory:
+            return self.memory[stream.id, k]
+        if not k or not self.trains:
+            return State(), stream.edits
+        path = self._path(stream, k) if self.folder else None
+        if path is None or not path.is_file():
+            raise RunError(f"arm {self.arm.name!r}: the weights of {stream.id} after edit {k} are gone; use FORCE=1.")
+        import json
+
+        adapters, extra, about = ops.load(path)
+        written = json.loads(about["edits"])
+        edits = stream.edits if written is None else tuple(written)
+        if about["diverged"] == "True":
+            return None, edits
+        parts = tuple(adapters[f"part {n}"] for n in range(sum(key.startswith("part ") for key in adapters)))
+        return State(adapters.get("history"), parts, extra), edits
+
+
+def _fingerprint(job: EditJob, targets: object) -> tuple:
+    """What decides the result of a job without history or extra terms."""
+    settings = (job.lr, job.epochs, job.rank, job.alpha, job.batch, job.seed, job.schedule, job.clip)
+    return (job.id, str(targets), settings, tuple((tuple(e.ids), e.denominator) for e in job.examples))
+
+
+def train_seconds(run, phase: str) -> float:
+    """CPU seconds of training per edit and stream of a phase, over all sessions; NaN if the run keeps no costs."""
+    import json
+
+    file = Path(getattr(run, "folder", ".")) / "costs.jsonl"
+    if not file.is_file():
+        return math.nan
+    counts = [
+        line.get("counts") or {}
+        for line in map(json.loads, file.read_text().splitlines())
+        if line.get("phase") == phase
+    ]
+    edits = sum(count.get("edits", 0) for count in counts)
+    return sum(count.get("train_seconds", 0.0) for count in counts) / edits if edits else math.nan

@@ -1,0 +1,284 @@
+"""Trains the next edit of many streams side by side, each on its own history, through the adapter bank.
+
+A stream's past lies in the bank beside the new adapter: as frozen ranks or, where memory allows, summed once per edit
+in float32 as that slot's own dense weights (a third of the arithmetic). Nothing is merged on disk or in the model. What
+an update rule may add to plain training is data on the job: soft targets, a projection of A, a quadratic penalty on dW,
+an orthogonality penalty, frozen layers or a frozen A. Knows no rule by name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seal_lib.adapters import Adapter, LinearGroup
+from seal_lib.bank import AdapterBank, _Slot
+from seal_lib.errors import ParameterError
+from seal_lib.finetune import Example, Job, Minibatch, Result
+
+
+@dataclass(frozen=True)
+class Anchor(Example):
+    """A sequence whose targets are a teacher's distributions instead of its tokens: KL(teacher || model) per position.
+
+    ``teacher``: log-probabilities [T-1, vocabulary] of the next token after each token but the last.
+    """
+
+    teacher: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EditJob(Job):
+    """A job on top of a frozen ``history``, with what the update rule asks for.
+
+    Attributes:
+        protect: linear -> orthonormal U [in, u]; A is kept in the complement, A <- A (I - U U^T), after every step.
+        penalty: linear -> weights F, broadcastable to [out, in]; adds strength/2 * sum F * dW^2 to the loss.
+        strength: of the penalty.
+        from_base: the penalised dW counts from the base (history included) instead of from theta_{k-1}.
+        orthogonal: lambda of sum |A A_hist^T| (O-LoRA); the history's A are the earlier edits' A.
+        frozen_layers: linears whose adapter stays zero.
+        frozen_a: A stays at ``init``.
+    """
+
+    history: Adapter | None = None
+    protect: dict[str, Tensor] = field(default_factory=dict)
+    penalty: dict[str, Tensor] = field(default_factory=dict)
+    strength: float = 0.0
+    from_base: bool = False
+    orthogonal: float = 0.0
+    frozen_layers: frozenset[str] = frozenset()
+    frozen_a: bool = False
+
+
+class _Own(torch.autograd.Function):
+    """y_i = x V_i^T + bias_i + gain (x A_i^T) B_i^T with a dense V of its own per slot (base plus history)."""
+
+    @staticmethod
+    def forward(ctx, anchor: Tensor, x: Tensor, group: "HistoryGroup"):
+        packing, r, outs = group.packing, group.rank, []
+        split = packing.split(x.view(-1, x.shape[-1]))
+        h = packing.times(split, group.a.to(packing.dtype).mT) * packing.gain
+        for i, layer in enumerate(group.linears):
+            out = packing.times(split, group.dense[i])
+            out = out + packing.times(h[..., i * r : (i + 1) * r].contiguous(), group.b[i].to(packing.dtype))
+            out = (out if packing.grouped else packing.slots.collect(out)).to(x.dtype)
+            outs.append((out if layer.bias is None else out + layer.bias).view(*x.shape[:-1], -1))
+        ctx.group, ctx.packing = group, packing
+        ctx.save_for_backward(split, h)
+        return tuple(outs)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        group, packing, r = ctx.group, ctx.packing, ctx.group.rank
+        split, h = ctx.saved_tensors
+        dx, dh = None, []
+        for i, grad in enumerate(grads):
+            given = packing.split(grad.reshape(-1, grad.shape[-1]))
+            part = packing.times(given, group.dense[i].mT)
+            dx = part if dx is None else dx.add_(part)
+            dh.append(packing.times(given, group.b[i].to(packing.dtype).mT))
+            group.write(1 + i, packing.outer(h[..., i * r : (i + 1) * r].contiguous(), given))
+        dh = (dh[0] if len(dh) == 1 else torch.cat(dh, -1)) * packing.gain
+        group.write(0, packing.outer(dh, split))
+        group.fresh = False
+        dx = dx.add_(packing.times(dh, group.a.to(packing.dtype)))
+        dx = dx if packing.grouped else packing.slots.collect(dx)
+        return None, dx.to(grads[0].dtype).view(*grads[0].shape[:-1], -1), None
+
+
+class HistoryGroup(LinearGroup):
+    """Linears that read one tensor, each slot on dense weights of its own; ``dense[i]`` is [K, in, out]."""
+
+    dense: list[Tensor] | None = None
+
+    def forward_of(self, i: int, anchor: Tensor):
+        plain = super().forward_of(i, anchor)
+
+        def forward(x: Tensor) -> Tensor:
+            if self.dense is None:
+                return plain(x)
+            if x is not self._input or self._outputs[i] is None:
+                self._input, self._outputs = x, list(_Own.apply(anchor, x, self))
+            y, self._outputs[i] = self._outputs[i], None
+            if all(out is None for out in self._outputs):
+                self._input = None
+            return y
+
+        return forward
+
+
+DENSE_BYTES = 2e9  # of all slots' own weights; above it the history stays a low-rank product
+
+
+class StreamBank(AdapterBank):
+    """The adapter bank with a frozen history per slot; all jobs of one run have the same rank.
+
+    Args:
+        history: "ranks", "dense" or "auto" (dense where it takes less than ``DENSE_BYTES``). A model narrower than
+            float32 always keeps ranks.
+    """
+
+    def __init__(self, model, slots: int = 16, targets="all-linear", history: str = "auto", **options: object):
+        self._wish = history
+        super().__init__(model, slots, targets, **options)
+
+    def _borrow(self, checkpointing: bool) -> None:
+        self.groups = [HistoryGroup(group.names, group.linears) for group in self.groups]
+        super()._borrow(checkpointing)
+
+    def run(self, jobs: Sequence[EditJob], on_step=None) -> list[Result]:
+        """Train all edits; results in job order, each adapter being the new edit alone."""
+        if not jobs:
+            return []
+        ranks = {job.rank for job in jobs}
+        if len(ranks) > 1:
+            raise ParameterError(f"Edits of one arm have one rank, not {sorted(ranks)}; train them in separate runs.")
+        self._new = ranks.pop()
+        size = 4 * self.slots * sum(layer.weight.numel() for layer in self.linears.values())
+        narrow = self.model.dtype.itemsize < 4  # a sum in bfloat16 would round small edits away
+        self._dense = not narrow and (self._wish == "dense" or self._wish == "auto" and size < DENSE_BYTES)
+        kept = any(job.orthogonal or job.from_base for job in jobs)  # these read the history's ranks
+        self._dense = self._dense and not kept and any(job.history for job in jobs)
+        self._past = 0 if self._dense else max(job.history.rank if job.history else 0 for job in jobs)
+        self.rank_max = self._new + self._past
+        self._stacked: dict = {}
+        try:
+            return super().run(jobs, on_step)
+        finally:
+            for group in self.groups:
+                group.dense = None
+
+    # filling a slot
+
+    def _prepare(self, number: int, job: EditJob) -> _Slot:
+        slot = super()._prepare(number, job)
+        for chosen, batch in slot.batches.items():
+            batch.soft = _soft_rows(batch, [job.examples[i] for i in chosen])
+        return slot
+
+    @torch.no_grad()
+    def _open(self, k: int, slot: _Slot) -> None:
+        super()._open(k, slot)
+        job, r = slot.job, self._new
+        if job.history is not None and self._past:
+            past = job.history.scale * job.rank / job.alpha  # the slot multiplies all its ranks by alpha/rank
+            for name, a, b in self._parts(self._storage[0][k], self.rank_max):
+                if name in job.history.weights:
+                    old_a, old_b = job.history.weights[name]
+                    a[r : r + len(old_a)].copy_(old_a)
+                    b[r : r + len(old_a)].copy_(old_b.mT * past)
+        if self._dense:
+            slot.own = {name: self._weights(name, job.history) for name in self.linears}
+        self._stacked = {}
+        for name, a, _ in self._parts(self._storage[0][k], r):
+            if name in job.protect:
+                u = job.protect[name].to(a)
+                a -= (a @ u) @ u.mT
+
+    def _weights(self, name: str, history: Adapter | None) -> Tensor:
+        """Base plus history of one linear, [in, out]."""
+        weight = self.linears[name].weight.to(self.dtype)
+        if history is not None and name in history.weights:
+            weight = weight + history.delta(name).to(weight)
+        return weight.mT.contiguous()
+
+    # one step
+
+    def _train_step(self, live: list[_Slot], served: Sequence[int]) -> Tensor:
+        if self._dense:
+            key = tuple(slot.number for slot in live)
+            if self._stacked.get("dense") != key:
+                self._stacked["dense"] = key
+                for group in self.groups:
+                    group.dense = [torch.stack([slot.own[name] for slot in live]) for name in group.names]
+        return super()._train_step(live, served)
+
+    def _nll(self, logits: Tensor, packed: tuple[Tensor, ...], batches: Sequence[Minibatch | None]) -> Tensor:
+        hard = F.cross_entropy(logits, packed[2], reduction="none")
+        rows, teachers, start = [], [], 0
+        for batch in batches:
+            if batch is not None:
+                if batch.soft is not None:
+                    rows.append(batch.soft[0] + start)
+                    teachers.append(batch.soft[1])
+                start += len(batch.keep)
+        if rows:
+            at = torch.cat(rows).to(logits.device)
+            teacher = torch.cat(teachers).to(logits)
+            kl = (teacher.exp() * (teacher - F.log_softmax(logits[at], -1))).sum(-1)
+            hard = hard.index_copy(0, at, kl)
+        return hard * packed[5].to(logits.dtype)
+
+    def _before_update(self, live: list[_Slot]) -> None:
+        r = self._new
+        for group in self.groups:
+            grad_a, *grad_b = group.grads
+            K, members, R = len(live), len(group.linears), group.rank
+            grad_a, a = grad_a.view(K, members, R, -1), group.a.view(K, members, R, -1)
+            for i, name in enumerate(group.names):
+                if live[0].job.strength:
+                    self._penalise(live, name, a[:, i], group.b[i], grad_a[:, i], grad_b[i])
+                if live[0].job.orthogonal and R > r:
+                    old = a[:, i, r:]  # [K, R - r, in]
+                    sign = torch.bmm(a[:, i, :r], old.mT).sign_()
+                    grad_a[:, i, :r] += live[0].job.orthogonal * torch.bmm(sign, old)
+                if name in live[0].job.frozen_layers:
+                    grad_a[:, i].zero_()
+                    grad_b[i].zero_()
+            grad_a[:, :, r:] = 0  # the history
+            for part in grad_b:
+                part[:, r:] = 0
+            if live[0].job.frozen_a:
+                grad_a.zero_()
+
+    def _penalise(self, live: list[_Slot], name: str, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor) -> None:
+        """Add the gradient of strength/2 * sum F dW^2; a [K, R, in], b [K, R, out]."""
+        r, scale = self._new, live[0].job.alpha / live[0].job.rank
+        ranks = slice(None) if live[0].job.from_base else slice(0, r)
+        pull = torch.bmm(b[:, ranks].mT, a[:, ranks]).mul_(scale * scale * live[0].job.strength)  # [K, out, in]
+        weights = self._stack_of(live, "penalty", name)
+        if weights is not None:
+            pull.mul_(weights)
+        grad_b[:, :r] += torch.bmm(a[:, :r], pull.mT)
+        grad_a[:, :r] += torch.bmm(b[:, :r], pull)
+
+    def _after_update(self, live: list[_Slot]) -> None:
+        if not any(slot.job.protect for slot in live):
+            return
+        for group in self.groups:
+            K, members, R = len(live), len(group.linears), group.rank
+            u = self._stack_of(live, "protect", group.names[0])  # siblings read the same input: one basis
+            if u is not None:
+                a = group.a.view(K, members, R, -1)[:, :, : self._new]
+                flat = a.reshape(K, members * self._new, -1)
+                a -= torch.bmm(torch.bmm(flat, u), u.mT).view_as(a)
+
+    def _stack_of(self, live: list[_Slot], what: str, name: str) -> Tensor | None:
+        """The jobs' tensors for one linear as one [K, ...], narrower bases padded with zero columns."""
+        key = (what, name, tuple(slot.number for slot in live))
+        if key not in self._stacked:
+            parts = [getattr(slot.job, what).get(name) for slot in live]
+            if any(part is None for part in parts):
+                self._stacked[key] = None
+            else:
+                if what == "protect":
+                    width = max(part.shape[1] for part in parts)
+                    parts = [F.pad(part, (0, width - part.shape[1])) for part in parts]
+                self._stacked[key] = torch.stack([part.to(self.device, self.dtype) for part in parts])
+        return self._stacked[key]
+
+
+def _soft_rows(batch: Minibatch, examples: Sequence[Example]) -> tuple[Tensor, Tensor] | None:
+    """Rows of the minibatch's predictions that have a teacher, and its log-probabilities there."""
+    rows, teachers, start = [], [], 0
+    for example in examples:
+        weights = [1.0] * len(example.ids) if example.weights is None else list(example.weights)
+        predicted = [t for t in range(1, len(weights)) if weights[t]]
+        if isinstance(example, Anchor) and example.teacher is not None:
+            rows += range(start, start + len(predicted))
+            teachers.append(example.teacher[torch.tensor(predicted) - 1])
+        start += len(predicted)
+    return (torch.tensor(rows), torch.cat(teachers)) if rows else None
