@@ -53,11 +53,18 @@ class Shown:
     metric: str = "accuracy"
     beside: tuple[str, str] = ("blank_rate", "blank, %")
     references: Mapping[str, str] = field(default_factory=lambda: {"frozen": "frozen", "own_untrained": "untrained"})
+    also: Mapping[str, str] = field(default_factory=dict)  # further metrics -> their columns
 
 
 SHOWN = {  # experiments whose headline is not accuracy
     "arc/few_shot": Shown(
         "success_rate", ("rejected_rate", "rejected, %"), {"own_untrained": "untrained", "random_config_sft": "random"}
+    ),
+    "continual/mitigations": Shown(
+        "AA_8",
+        ("blank_rate", "blank, %"),
+        {"sequential": "sequential", "joint": "joint"},
+        {"BWT": "BWT, %", "recovery_joint": "of joint's gain, %", "prior_kept": "prior knowledge kept, %"},
     ),
 }
 ARMS = {  # arm -> (rank, label); rounds of a family are added by `arm_label`
@@ -74,9 +81,34 @@ ARMS = {  # arm -> (rank, label); rounds of a family are added by `arm_label`
     "random_config_sft": (41, "random self-edits kept"),
     "external": (80, "stronger writer's notes"),
     "gold_notes": (85, "gold notes"),
-    "joint": (86, "joint training"),
+    "joint": (86, "joint retraining"),
     "oracle": (90, "oracle"),
     "passage_in_context": (95, "passage in view"),
+}
+ARMS |= {  # of the forgetting study
+    "rag": (94, "retrieval (BM25)"),
+    "sequential_authors": (30.5, "sequential, authors' way"),
+    "low_lr": (32.5, "low learning rate"),
+    "few_epochs": (32.75, "few epochs"),
+    "delta_scaling": (33, "ΔW / √k"),
+    "freeze_lower": (33.25, "lower layers frozen"),
+    "l2": (33.5, "L2 to base"),
+    "ewc": (33.75, "EWC"),
+    "o_lora": (34, "O-LoRA"),
+    "gated_merge": (34.25, "gated merge"),
+    "kl": (34.5, "KL on own texts"),
+    "generative_replay": (34.75, "generative replay"),
+    "replay": (35, "replay"),
+    "kl_replay": (35.25, "replay + KL"),
+    "null_space_calibration": (35.5, "null space of base texts"),
+    "null_space": (35.75, "null space + past edits"),
+    "inflora": (36, "InfLoRA"),
+    "null_space_replay": (36.25, "null space + replay"),
+    "merge_sum": (36.5, "sum of edits"),
+    "merge_mean": (36.75, "mean of edits"),
+    "ties": (37, "TIES"),
+    "isolation": (84, "isolation + BM25"),
+    "isolation_oracle": (84.5, "isolation, oracle"),
 }
 FAMILIES = {"seal": (60, "SEAL"), "random": (40, "random choice"), "seal_proxy": (55, "SEAL, proxy reward")}
 _ROUND = re.compile(r"^(?:(?P<family>\w+?)_)?round_(?P<round>\d+)$")
@@ -292,6 +324,10 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
         line |= {
             f"{metric.replace('_', ' ')}, %": _percent(row) if ran else NOT_RUN,
             "n": f"{row['n']} {row['unit']}" if ran else "",
+            **{
+                column: _percent(found) if (found := _find(beside, row["arm"], name)) else "–" if ran else ""
+                for name, column in about.also.items()
+            },
             failed: f"{100 * blank['value']:.1f}" if blank else "–" if ran else "",
             **{
                 f"separable from {word}?": _separable(beside, row["arm"], arm) if ran else ""

@@ -53,7 +53,8 @@ def test_the_encoded_documents_of_training_steps_hold_no_heldout_name() -> None:
         for group in recipe.documents_of(settings, step, tokenizer).values():
             for ids, predicted in group:
                 documents += 1
-                assert ids[-1] == tokenizer.eos_token_id and predicted[-1] and len(predicted) == len(ids) <= settings.positions
+                assert ids[-1] == tokenizer.eos_token_id and predicted[-1]
+                assert len(predicted) == len(ids) <= settings.positions
                 words = tokenizer.decode(ids[:-1]).replace(".", " ").replace("?", " ").split()
                 pairs = zip(words, words[1:], strict=False)
                 assert not {f"{a} {b}" for a, b in pairs if a in first and b in last} & forbidden

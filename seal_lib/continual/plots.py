@@ -35,34 +35,19 @@ FAMILIES = {
     "isolation": ("#7A68A6", "isolated adapters"),
     "joint": ("#5c5c5c", "joint retraining"),
 }
+_FAMILY_OF = {  # family -> its arms
+    "reference": "frozen passage_in_context rag",
+    "plain": "sequential_authors sequential low_lr few_epochs delta_scaling",
+    "penalty": "freeze_lower l2 ewc o_lora gated_merge",
+    "rehearsal": "kl generative_replay replay kl_replay",
+    "projection": "null_space_calibration null_space inflora",
+    "both": "null_space_replay",
+    "merging": "merge_sum merge_mean ties",
+    "isolation": "isolation isolation_oracle",
+    "joint": "joint",
+}
 ARMS = {  # arm -> (label, family); the order is that of tables and figures
-    "frozen": ("frozen model", "reference"),
-    "passage_in_context": ("passage in view (oracle)", "reference"),
-    "rag": ("retrieval (BM25)", "reference"),
-    "sequential_authors": ("sequential, authors' way", "plain"),
-    "sequential": ("sequential", "plain"),
-    "low_lr": ("low learning rate", "plain"),
-    "few_epochs": ("few epochs", "plain"),
-    "delta_scaling": ("ΔW / √k", "plain"),
-    "freeze_lower": ("lower layers frozen", "penalty"),
-    "l2": ("L2 to base", "penalty"),
-    "ewc": ("EWC", "penalty"),
-    "o_lora": ("O-LoRA", "penalty"),
-    "gated_merge": ("gated merge", "penalty"),
-    "kl": ("KL on own texts", "rehearsal"),
-    "generative_replay": ("generative replay", "rehearsal"),
-    "replay": ("replay", "rehearsal"),
-    "kl_replay": ("replay + KL", "rehearsal"),
-    "null_space_calibration": ("null space of base texts", "projection"),
-    "null_space": ("null space + past edits", "projection"),
-    "inflora": ("InfLoRA", "projection"),
-    "null_space_replay": ("null space + replay", "both"),
-    "merge_sum": ("sum of edits", "merging"),
-    "merge_mean": ("mean of edits", "merging"),
-    "ties": ("TIES", "merging"),
-    "isolation": ("isolation + BM25", "isolation"),
-    "isolation_oracle": ("isolation, oracle", "isolation"),
-    "joint": ("joint retraining", "joint"),
+    arm: (report.arm_label(arm), family) for family, arms in _FAMILY_OF.items() for arm in arms.split()
 }
 FATE_STYLE = {
     "kept_base": ("known before, kept", "#222222"), "kept_injected": ("taught, kept", "#009E73"),
@@ -164,7 +149,7 @@ def retention_by_age(table: pd.DataFrame, ax: Axes, arms: Sequence[str]) -> Axes
         raise DataError("The table has no row age_0, age_1 … for these arms.")
     ax.axhline(0, color=INK, linewidth=0.9, zorder=1)
     ax.set(xlabel="later edits", ylabel="gain over the unedited model")
-    plots._share_axis(ax.yaxis, "gain over the unedited model", signed=True)
+    plots.share_axis(ax.yaxis, "gain over the unedited model", signed=True)
     ax.grid(axis="y")
     plots._names_at_right(ax, names)
     return ax
@@ -205,8 +190,8 @@ def plasticity_stability(table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | No
         star = {"marker": "*", "markersize": 12} if arm in ("joint", "isolation_oracle") else {"marker": "o"}
         ax.plot([gain["value"]], [kept["value"]], color=paint, linestyle="", zorder=4, gid=f"value:{arm}", **star)
     ax.axhline(0, color=INK, linewidth=0.9, zorder=1)
-    plots._share_axis(ax.xaxis, "learned right after the edit (LA − base)", signed=True)
-    plots._share_axis(ax.yaxis, "backward transfer (0 = nothing forgotten)", signed=True)
+    plots.share_axis(ax.xaxis, "learned right after the edit (LA − base)", signed=True)
+    plots.share_axis(ax.yaxis, "backward transfer (0 = nothing forgotten)", signed=True)
     ax.set_ylim(-0.62, 0.09)
     ax.set_xlim(-0.02, 1.0)
     _column(ax, [(p["LA_gain"]["value"], p["BWT"]["value"], arm) for arm, p in drawn if arm not in skip])
@@ -250,7 +235,7 @@ def fates_by_age(table: pd.DataFrame, ax: Axes, arm: str) -> Axes:
                linewidth=0.4)  # fmt: skip
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
     ax.set(xlabel="later edits", ylim=(0, 1), xlim=(ages[0] - 0.5, ages[-1] + 0.5))
-    plots._share_axis(ax.yaxis, "questions on edited passages")
+    plots.share_axis(ax.yaxis, "questions on edited passages")
     ax.set_ylim(0, 1)
     ax.set_title(label(arm))
     return ax
@@ -277,7 +262,7 @@ def cost_quality(table: pd.DataFrame, ax: Axes, cost: str = "seconds_per_edit", 
     ax.xaxis.set_minor_formatter(lambda v, _: f"{v:g}" if f"{v:e}"[0] in "235" else "")
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
     ax.set_xlabel("CPU seconds of training per edit (log scale; ring: stores text)")
-    plots._share_axis(ax.yaxis, "questions on all edited passages, at the end")
+    plots.share_axis(ax.yaxis, "questions on all edited passages, at the end")
     ax.grid(axis="y")
     _column(ax, marks)
     return ax
@@ -308,7 +293,7 @@ def stream_length(table: pd.DataFrame, ax: Axes, metric: str = "AA") -> Axes:
     ax.minorticks_off()
     ax.set_xlabel("edits")
     what = "questions on all edited passages" if metric == "AA" else "prior knowledge"
-    plots._share_axis(ax.yaxis, what)
+    plots.share_axis(ax.yaxis, what)
     ax.set_ylim(-0.02, 1.03)
     ax.grid(axis="y")
     plots._names_at_right(ax, names)
@@ -335,7 +320,7 @@ def overview(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
         ax.set_yticks(range(len(arms)), [label(arm) for arm in arms] if ax is axes[0] else [""] * len(arms))
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x")
-        plots._share_axis(ax.xaxis, title, signed=metric == "BWT")
+        plots.share_axis(ax.xaxis, title, signed=metric == "BWT")
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         if metric == "BWT":
             ax.axvline(0, color=INK, linewidth=0.9, zorder=1)
