@@ -1,7 +1,7 @@
 """LoRA adapters: as values on disk and in memory, and as slots on a frozen model whose weights are never touched.
 
 Knows PEFT's folder format, which Linears a target name means, and how several adapters share one forward pass: by batch
-row for generation (:func:`attached`) and by token, packed end to end, for training (:class:`Packing`, :func:`pack`).
+row for generation (:func:`attached`) and by slot of packed tokens for training (:class:`LinearGroup`).
 Knows nothing of losses, optimisers, prompts or scores (Hu et al. 2021, LoRA: W + alpha/r B A).
 """
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seal_lib.errors import DataError, ParameterError, SealError
+from seal_lib.packing import Ragged
 
 #: Names for usual sets of targets; ``qv`` is what PEFT (and so the authors) train on Llama and Qwen2.
 TARGETS = {
@@ -304,32 +305,6 @@ def attached(model: nn.Module, adapters: Sequence[Adapter], slot_of_row: Tensor 
         forwards = {layer: forward_of(name, layer) for name, layer in layers.items()}
     with diverted(forwards):
         yield routing
-
-
-class Ragged:
-    """Rows of different lengths lying end to end ([N, …]) and the same rows padded to one width ([R * width, …]).
-
-    A pad repeats its own row's last token, so that not even a NaN crosses rows; what comes back from pads is dropped.
-    """
-
-    def __init__(self, lengths: Tensor, device: torch.device):
-        self.lengths, self.count, self.width = lengths, len(lengths), max(int(lengths.max()), 1)
-        self.even = bool((lengths == self.width).all())
-        steps, starts = torch.arange(self.width), lengths.cumsum(0) - lengths
-        real = steps < lengths[:, None]
-        self.mask = real.to(device, non_blocking=True)  # [R, width]
-        index = (starts[:, None] + torch.minimum(steps, lengths[:, None] - 1)).clamp_min_(0)
-        self.spread_index = index.flatten().to(device, non_blocking=True)
-        self.collect_index = real.flatten().nonzero()[:, 0].to(device, non_blocking=True)
-
-    def spread(self, x: Tensor) -> Tensor:
-        """[N, D] -> [R, width, D]."""
-        return (x if self.even else x.index_select(0, self.spread_index)).view(self.count, self.width, -1)
-
-    def collect(self, x: Tensor) -> Tensor:
-        """[R, width, D] -> [N, D]."""
-        x = x.reshape(self.count * self.width, -1)
-        return x if self.even else x.index_select(0, self.collect_index)
 
 
 class LinearGroup:
