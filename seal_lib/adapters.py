@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seal_lib.errors import DataError, ParameterError, SealError
+from seal_lib.fused import product
 from seal_lib.packing import Ragged
 
 #: Names for usual sets of targets; ``qv`` is what PEFT (and so the authors) train on Llama and Qwen2.
@@ -206,24 +207,24 @@ def merge(model: nn.Module, adapter: Adapter, copy: bool = False) -> nn.Module:
 
 
 @contextmanager
-def diverted(linears: Mapping[nn.Linear, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Send the forward of each Linear through a function, and give the plain Linears back at the end, come what may.
+def diverted(modules: Mapping[nn.Module, Callable]) -> Iterator[None]:
+    """Send the forward of each module through a function, and give the plain modules back at the end, come what may.
 
     Only the instance's ``forward`` is set, so module names, types, parameters and ``state_dict`` stay as they are.
     """
-    earlier = {layer: layer.__dict__.get("forward") for layer in linears}
+    earlier = {module: module.__dict__.get("forward") for module in modules}
     if any(getattr(forward, "of_seal", False) for forward in earlier.values()):
         raise SealError("The model already carries adapters; close the bank or leave the `attached` block first.")
     try:
-        for layer, forward in linears.items():
+        for module, forward in modules.items():
             forward.of_seal = True
-            layer.forward = forward
+            module.forward = forward
         yield
     finally:
-        for layer, forward in earlier.items():
-            layer.__dict__.pop("forward", None)
+        for module, forward in earlier.items():
+            module.__dict__.pop("forward", None)
             if forward is not None:
-                layer.forward = forward
+                module.forward = forward
 
 
 class Routing:
@@ -374,8 +375,9 @@ class _Packed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, anchor: Tensor, x: Tensor, group: LinearGroup):
         packing, r = group.packing, group.rank
-        outs = [F.linear(x, layer.weight, layer.bias) for layer in group.linears]
-        h = packing.times(packing.split(x.view(-1, x.shape[-1])), group.a.to(packing.dtype).mT) * packing.gain
+        flat = x.view(-1, x.shape[-1])
+        outs = [product(flat, layer.weight, layer.bias).view(*x.shape[:-1], -1) for layer in group.linears]
+        h = packing.times(packing.split(flat), group.a.to(packing.dtype).mT) * packing.gain
         for i, out in enumerate(outs):
             packing.add(out.view(-1, out.shape[-1]), h[..., i * r : (i + 1) * r], group.b[i].to(packing.dtype))
         ctx.group, ctx.packing = group, packing
@@ -390,7 +392,8 @@ class _Packed(torch.autograd.Function):
         for i, (grad, layer) in enumerate(zip(grads, group.linears, strict=True)):
             grad = grad.reshape(-1, grad.shape[-1])
             if ctx.needs_input_grad[1]:
-                dx = grad @ layer.weight if dx is None else dx.addmm_(grad, layer.weight)
+                part = product(grad, layer.weight.mT)
+                dx = part if dx is None else dx.add_(part)
             split = packing.split(grad)
             dh.append(packing.times(split, group.b[i].to(packing.dtype).mT))
             group.write(1 + i, packing.outer(h[..., i * r : (i + 1) * r], split))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from seal_lib.adapters import Adapter, diverted, sibling_groups, target_linears, target_names
 from seal_lib.errors import ParameterError, SealError
 from seal_lib.finetune import Example, Job, Minibatch, Result, learning_rate, pad_examples, quiet, train_alone
+from seal_lib.fused import forwards
 from seal_lib.packing import Packing
 
 __all__ = ["AdapterBank", "Example", "Job", "Result", "learning_rate", "pad_examples", "train_alone"]
@@ -96,8 +97,8 @@ class AdapterBank:
         self._stack.callback(AttentionInterface._global_mapping.pop, name)
         self._stack.callback(setattr, model.config, "_attn_implementation", model.config._attn_implementation)
         model.config._attn_implementation = name
-        forwards = {x: group.forward_of(i, anchor) for group in self.groups for i, x in enumerate(group.linears)}
-        self._stack.enter_context(diverted(forwards))
+        adapted = {x: group.forward_of(i, anchor) for group in self.groups for i, x in enumerate(group.linears)}
+        self._stack.enter_context(diverted(forwards(model) | adapted))
         self._stack.enter_context(quiet(model, checkpointing))
         self._check(probes, expected)
 
