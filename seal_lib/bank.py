@@ -98,7 +98,7 @@ class AdapterBank:
         self._stack.callback(setattr, model.config, "_attn_implementation", model.config._attn_implementation)
         model.config._attn_implementation = name
         adapted = {x: group.forward_of(i, anchor) for group in self.groups for i, x in enumerate(group.linears)}
-        self._stack.enter_context(diverted(forwards(model) | adapted))
+        self._stack.enter_context(diverted(forwards(model, lambda: self._packing) | adapted))
         self._stack.enter_context(quiet(model, checkpointing))
         self._check(probes, expected)
 

@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seal_lib.errors import SealError
+from seal_lib.fused import attention
+
+SHORT = 128  # tokens of an example up to which attention by plain products is the faster (CPU, measured)
 
 
 class Ragged:
@@ -36,6 +39,10 @@ class Ragged:
         x = x.reshape(self.count * self.width, -1)
         return x if self.even else x.index_select(0, self.collect_index)
 
+    def spread_back(self, grad: Tensor) -> Tensor:
+        """The adjoint of `collect`, [N, D] -> [R, width, D] with 0 in the pads."""
+        return self.spread(grad) if self.even else self.spread(grad).mul_(self.mask[..., None])
+
 
 class _Move(torch.autograd.Function):
     """``spread`` (or ``collect``) with its adjoint as a plain gather: pads carry no gradient."""
@@ -49,7 +56,7 @@ class _Move(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         if ctx.out:
             return ctx.ragged.collect(grad), None, None
-        return ctx.ragged.spread(grad).mul_(ctx.ragged.mask[..., None]), None, None
+        return ctx.ragged.spread_back(grad), None, None
 
 
 class Packing:
@@ -80,6 +87,9 @@ class Packing:
             self.gain = scale[:, None, None] * self.slots.mask[..., None]
         self.gain = self.gain.to(dtype)
         self._masks: dict[int | None, Tensor | None] = {}
+        self.short = self.examples.width <= SHORT
+        self._rotary: tuple[Tensor, ...] = ()
+        self._added: dict[tuple, Tensor] = {}
 
     def split(self, x: Tensor) -> Tensor:
         """[N, D] -> what `times` and `outer` take."""
@@ -121,6 +131,32 @@ class Packing:
         heads = out.shape[1]
         out = _Move.apply(out.transpose(1, 2).flatten(2), rows, False)
         return out.view(1, out.shape[0], heads, -1), None
+
+    def attend_rotated(
+        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        """The same for `short` rows, rotating first: q, k, v [N, H * D], cos, sin [1, N, D] -> [N, H * D]."""
+        rows = self.examples
+        if not self._rotary or self._rotary[0] is not cos:  # every layer has the same
+            spread = (rows.spread(x[0]).view(rows.count, 1, rows.width, -1) for x in (cos, sin))
+            self._rotary = (cos, *spread)
+        heads, shared = k.shape[-1] // cos.shape[-1], q.shape[-1] // k.shape[-1]
+        key = (window, heads, shared, q.dtype)
+        if key not in self._added:
+            self._added[key] = self._added_mask(*key)
+        return attention(q, k, v, *self._rotary[1:], self._added[key], rows, scale)
+
+    def _added_mask(self, window: int | None, heads: int, shared: int, dtype: torch.dtype) -> Tensor:
+        """What :func:`seal_lib.fused.attention` adds to scores, with keys up to a multiple of 16."""
+        mask = self._mask(window)
+        if mask is None:
+            mask = torch.ones(self.examples.width, self.examples.width, dtype=torch.bool).tril_()
+        mask = F.pad(mask, (0, -mask.shape[-1] % 16))
+        # not -inf: a pad may see nothing, and its NaN would meet gradients of 0
+        mask = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+        if mask.ndim == 2:
+            return mask.repeat(shared, 1)
+        return mask.repeat(1, heads, shared, 1).flatten(0, 1)
 
     def _mask(self, window: int | None) -> Tensor | None:
         """[R, 1, T, T] of what may be attended to, or None where plain causality says it all."""
