@@ -184,9 +184,10 @@ def _is_rms_norm(module: nn.Module) -> bool:
 
 def _attend(module: nn.Module, packing: Callable, hidden_states: Tensor, **options):
     """The forward of an attention module of transformers; its own where rows are long."""
-    (cos, sin), here = options["position_embeddings"], packing()
-    if not here.short or cos.shape[-1] != module.head_dim or hidden_states.dtype.itemsize < 4:
+    rotary, here = options.get("position_embeddings"), packing()
+    narrow = hidden_states.dtype.itemsize < 4 or rotary is None or rotary[0].shape[-1] != module.head_dim
+    if narrow or not here.short:
         return type(module).forward(module, hidden_states, **options)
     q, k, v = (layer(hidden_states)[0] for layer in (module.q_proj, module.k_proj, module.v_proj))
     window = getattr(module, "sliding_window", getattr(module.config, "sliding_window", None))
-    return module.o_proj(here.attend_rotated(q, k, v, cos, sin, module.scaling, window)[None]), None
+    return module.o_proj(here.attend_rotated(q, k, v, *rotary, module.scaling, window)[None]), None
