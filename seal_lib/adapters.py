@@ -1,7 +1,7 @@
 """LoRA adapters: as values on disk and in memory, and as slots on a frozen model whose weights are never touched.
 
 Knows PEFT's folder format, which Linears a target name means, and how several adapters share one forward pass: by batch
-row for generation (:func:`attached`) and by token, packed end to end, for training (:class:`Packing`, :func:`pack`).
+row for generation (:func:`attached`) and by slot of packed tokens for training (:class:`LinearGroup`).
 Knows nothing of losses, optimisers, prompts or scores (Hu et al. 2021, LoRA: W + alpha/r B A).
 """
 
@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seal_lib.errors import DataError, ParameterError, SealError
+from seal_lib.fused import product
+from seal_lib.packing import Ragged
 
 #: Names for usual sets of targets; ``qv`` is what PEFT (and so the authors) train on Llama and Qwen2.
 TARGETS = {
@@ -206,24 +208,24 @@ def merge(model: nn.Module, adapter: Adapter, copy: bool = False) -> nn.Module:
 
 
 @contextmanager
-def diverted(linears: Mapping[nn.Linear, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Send the forward of each Linear through a function, and give the plain Linears back at the end, come what may.
+def diverted(modules: Mapping[nn.Module, Callable]) -> Iterator[None]:
+    """Send the forward of each module through a function, and give the plain modules back at the end, come what may.
 
     Only the instance's ``forward`` is set, so module names, types, parameters and ``state_dict`` stay as they are.
     """
-    earlier = {layer: layer.__dict__.get("forward") for layer in linears}
+    earlier = {module: module.__dict__.get("forward") for module in modules}
     if any(getattr(forward, "of_seal", False) for forward in earlier.values()):
         raise SealError("The model already carries adapters; close the bank or leave the `attached` block first.")
     try:
-        for layer, forward in linears.items():
+        for module, forward in modules.items():
             forward.of_seal = True
-            layer.forward = forward
+            module.forward = forward
         yield
     finally:
-        for layer, forward in earlier.items():
-            layer.__dict__.pop("forward", None)
+        for module, forward in earlier.items():
+            module.__dict__.pop("forward", None)
             if forward is not None:
-                layer.forward = forward
+                module.forward = forward
 
 
 class Routing:
@@ -307,32 +309,6 @@ def attached(model: nn.Module, adapters: Sequence[Adapter], slot_of_row: Tensor 
         yield routing
 
 
-class Ragged:
-    """Rows of different lengths lying end to end ([N, …]) and the same rows padded to one width ([R * width, …]).
-
-    A pad repeats its own row's last token, so that not even a NaN crosses rows; what comes back from pads is dropped.
-    """
-
-    def __init__(self, lengths: Tensor, device: torch.device):
-        self.lengths, self.count, self.width = lengths, len(lengths), max(int(lengths.max()), 1)
-        self.even = bool((lengths == self.width).all())
-        steps, starts = torch.arange(self.width), lengths.cumsum(0) - lengths
-        real = steps < lengths[:, None]
-        self.mask = real.to(device, non_blocking=True)  # [R, width]
-        index = (starts[:, None] + torch.minimum(steps, lengths[:, None] - 1)).clamp_min_(0)
-        self.spread_index = index.flatten().to(device, non_blocking=True)
-        self.collect_index = real.flatten().nonzero()[:, 0].to(device, non_blocking=True)
-
-    def spread(self, x: Tensor) -> Tensor:
-        """[N, D] -> [R, width, D]."""
-        return (x if self.even else x.index_select(0, self.spread_index)).view(self.count, self.width, -1)
-
-    def collect(self, x: Tensor) -> Tensor:
-        """[R, width, D] -> [N, D]."""
-        x = x.reshape(self.count * self.width, -1)
-        return x if self.even else x.index_select(0, self.collect_index)
-
-
 class LinearGroup:
     """Target Linears that read one tensor (q, k, v), with K adapters in views of the bank's flat storage.
 
@@ -400,8 +376,9 @@ class _Packed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, anchor: Tensor, x: Tensor, group: LinearGroup):
         packing, r = group.packing, group.rank
-        outs = [F.linear(x, layer.weight, layer.bias) for layer in group.linears]
-        h = packing.times(packing.split(x.view(-1, x.shape[-1])), group.a.to(packing.dtype).mT) * packing.gain
+        flat = x.view(-1, x.shape[-1])
+        outs = [product(flat, layer.weight, layer.bias).view(*x.shape[:-1], -1) for layer in group.linears]
+        h = packing.times(packing.split(flat), group.a.to(packing.dtype).mT) * packing.gain
         for i, out in enumerate(outs):
             packing.add(out.view(-1, out.shape[-1]), h[..., i * r : (i + 1) * r], group.b[i].to(packing.dtype))
         ctx.group, ctx.packing = group, packing
@@ -416,7 +393,8 @@ class _Packed(torch.autograd.Function):
         for i, (grad, layer) in enumerate(zip(grads, group.linears, strict=True)):
             grad = grad.reshape(-1, grad.shape[-1])
             if ctx.needs_input_grad[1]:
-                dx = grad @ layer.weight if dx is None else dx.addmm_(grad, layer.weight)
+                part = product(grad, layer.weight.mT)
+                dx = part if dx is None else dx.add_(part)
             split = packing.split(grad)
             dh.append(packing.times(split, group.b[i].to(packing.dtype).mT))
             group.write(1 + i, packing.outer(h[..., i * r : (i + 1) * r], split))

@@ -1,9 +1,10 @@
 """The adapter bank: trains many LoRA adapters at once, side by side, on one frozen model.
 
 A SEAL round trains hundreds of small adapters for a hundred tiny steps each. Here every step packs one minibatch of
-each of K adapters end to end into one forward pass (never padding the model), sums the K losses, so that gradients stay
-independent, and updates each adapter by its own AdamW, learning rate, clip and schedule; a finished slot takes the next
-job. The result equals training each alone (:func:`seal_lib.finetune.train_alone`). Knows nothing of self-edits.
+each of K adapters end to end into one forward pass (padding the model only where that is the cheaper), sums the K
+losses, so that gradients stay independent, and updates each adapter by its own AdamW, learning rate, clip and schedule;
+a finished slot takes the next job. The result equals training each alone (:func:`seal_lib.finetune.train_alone`). Knows
+nothing of self-edits.
 """
 
 import math
@@ -17,112 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seal_lib.adapters import Adapter, Ragged, diverted, sibling_groups, target_linears, target_names
+from seal_lib.adapters import Adapter, diverted, sibling_groups, target_linears, target_names
 from seal_lib.errors import ParameterError, SealError
 from seal_lib.finetune import Example, Job, Minibatch, Result, learning_rate, pad_examples, quiet, train_alone
+from seal_lib.fused import forwards
+from seal_lib.packing import Packing, Ragged, level, worth_levelling
 
 __all__ = ["AdapterBank", "Example", "Job", "Result", "learning_rate", "pad_examples", "train_alone"]
-
-
-class _Move(torch.autograd.Function):
-    """``spread`` (or ``collect``) with its adjoint as a plain gather: pads carry no gradient."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, ragged: Ragged, out: bool) -> Tensor:
-        ctx.ragged, ctx.out = ragged, out
-        return ragged.spread(x) if out else ragged.collect(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        if ctx.out:
-            return ctx.ragged.collect(grad), None, None
-        return ctx.ragged.spread(grad).mul_(ctx.ragged.mask[..., None]), None, None
-
-
-class Packing:
-    """Where the tokens of one step lie: K slots end to end in one [1, N] row, each slot holding whole examples.
-
-    Args:
-        lengths: tokens of each example, in packed order. visible: leading tokens of each that may be attended to.
-        slots: tokens of each slot, [K]; a slot may be empty in this step.
-        scale: alpha/rank of each slot, [K].
-        dtype: of the adapter products.
-        layout: "padded" (batched products), "grouped" (``F.grouped_mm``) or "auto": grouped only when padding would
-            more than double the tokens, which is where it overtakes (measured on CPU).
-    """
-
-    def __init__(
-        self, lengths: Tensor, visible: Tensor, slots: Tensor, scale: Tensor, dtype: torch.dtype, layout: str = "auto"
-    ):
-        device = scale.device
-        self.examples, self.visible, self.dtype = Ragged(lengths, device), visible, dtype
-        self.slots = self.examples if torch.equal(lengths, slots) else Ragged(slots, device)
-        self.grouped = layout == "grouped"
-        if layout == "auto" and (device.type == "cpu" and dtype == torch.float32 or dtype == torch.bfloat16):
-            self.grouped = self.slots.count * self.slots.width > 2 * int(slots.sum())
-        if self.grouped:
-            self.ends = slots.cumsum(0).to(torch.int32).to(device)
-            self.gain = scale.repeat_interleave(slots.to(device), output_size=int(slots.sum()))[:, None]
-        else:  # the mask rides on the scale: every product of pads ends up 0
-            self.gain = scale[:, None, None] * self.slots.mask[..., None]
-        self.gain = self.gain.to(dtype)
-        self._masks: dict[int | None, Tensor | None] = {}
-
-    def split(self, x: Tensor) -> Tensor:
-        """[N, D] -> what `times` and `outer` take."""
-        x = x.to(self.dtype)
-        return x if self.grouped else self.slots.spread(x)
-
-    def times(self, x: Tensor, w: Tensor) -> Tensor:
-        """Each slot's tokens by its own matrix [K, D, E]."""
-        return F.grouped_mm(x, w, offs=self.ends) if self.grouped else torch.bmm(x, w)
-
-    def outer(self, x: Tensor, y: Tensor) -> Tensor:
-        """Sum over each slot's tokens of x yᵀ, [K, D, E]."""
-        return F.grouped_mm(x.mT, y, offs=self.ends) if self.grouped else torch.bmm(x.mT, y)
-
-    def add(self, total: Tensor, x: Tensor, w: Tensor) -> None:
-        """total [N, E] += times(x, w), rounded once if total is narrower."""
-        if not self.grouped and self.slots.even and total.dtype == x.dtype:
-            total.view(self.slots.count, self.slots.width, -1).baddbmm_(x, w)
-        else:
-            update = self.times(x, w)
-            total.add_(update if self.grouped else self.slots.collect(update))
-
-    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: None, **options):
-        """Attention inside each example, with transformers' signature: q, k, v [1, H, N, D] -> [1, N, H, D]."""
-        if options.get("softcap") is not None:
-            raise SealError(f"{type(module).__name__} caps attention scores, which the adapter bank cannot do yet.")
-        rows = self.examples
-
-        def spread(x: Tensor) -> Tensor:  # [1, H, N, D] -> [R, H, T, D]
-            heads = x.shape[1]
-            x = _Move.apply(x[0].transpose(0, 1).flatten(1), rows, True)
-            return x.view(rows.count, rows.width, heads, -1).transpose(1, 2)
-
-        mask = self._mask(options.get("sliding_window"))
-        out = F.scaled_dot_product_attention(
-            spread(q), spread(k), spread(v), attn_mask=mask, is_causal=mask is None, scale=options.get("scaling"),
-            enable_gqa=q.shape[1] != k.shape[1],
-        )  # fmt: skip
-        heads = out.shape[1]
-        out = _Move.apply(out.transpose(1, 2).flatten(2), rows, False)
-        return out.view(1, out.shape[0], heads, -1), None
-
-    def _mask(self, window: int | None) -> Tensor | None:
-        """[R, 1, T, T] of what may be attended to, or None where plain causality says it all."""
-        window = window if window is not None and window < self.examples.width else None
-        if window not in self._masks:
-            mask, pads = None, bool((self.visible < self.examples.lengths).any())
-            if window is not None and pads:
-                raise SealError(f"Pads in the loss need full attention, but the model sees only {window} tokens back.")
-            if window is not None or pads:
-                t = torch.arange(self.examples.width)
-                mask = (t <= t[:, None]) & (t < self.visible[:, None, None])
-                mask = mask if window is None else mask & (t > t[:, None] - window)
-                mask = mask[:, None].to(self.gain.device)
-            self._masks[window] = mask
-        return self._masks[window]
 
 
 @dataclass(eq=False)
@@ -155,7 +57,7 @@ class AdapterBank:
         tokens_per_step: bound on the tokens of one forward pass (memory); slots then take turns.
         dtype: of adapters and optimiser state.
         gradient_checkpointing: recompute each decoder layer in the backward pass (memory).
-        layout: "auto", "padded" or "grouped", see :class:`Packing`.
+        layout: "auto", "padded" or "grouped", see :class:`seal_lib.packing.Packing`.
     """
 
     def __init__(
@@ -168,6 +70,7 @@ class AdapterBank:
         self.model, self.slots, self.targets = model, slots, target_names(targets)
         self.rank_max, self.tokens_per_step, self.dtype = rank_max, tokens_per_step, dtype
         self.device = next(model.parameters()).device
+        self._width = model.get_input_embeddings().embedding_dim
         self.linears = target_linears(model, self.targets)
         self.groups = sibling_groups(self.linears)
         odd = any(side % 8 for layer in self.linears.values() for side in layer.weight.shape)
@@ -196,24 +99,29 @@ class AdapterBank:
         self._stack.callback(AttentionInterface._global_mapping.pop, name)
         self._stack.callback(setattr, model.config, "_attn_implementation", model.config._attn_implementation)
         model.config._attn_implementation = name
-        forwards = {x: group.forward_of(i, anchor) for group in self.groups for i, x in enumerate(group.linears)}
-        self._stack.enter_context(diverted(forwards))
+        adapted = {x: group.forward_of(i, anchor) for group in self.groups for i, x in enumerate(group.linears)}
+        self._stack.enter_context(diverted(adapted))
+        faster = self._stack.enter_context(ExitStack())
+        faster.enter_context(diverted(forwards(model, lambda: self._packing)))
         self._stack.enter_context(quiet(model, checkpointing))
-        self._check(probes, expected)
+        for _ in range(2):
+            error = self._error(probes, expected)
+            if error < (5e-2 if expected.dtype.itemsize < 4 else 1e-3):
+                return
+            faster.close()  # once more with the model's own pieces
+        raise SealError(
+            f"{type(model).__name__} does not give its own logits when examples are packed (off by {error:.1e}); train "
+            "its adapters with train_alone instead."
+        )
 
     @torch.no_grad()
-    def _check(self, probes: list[Tensor], expected: Tensor) -> None:
+    def _error(self, probes: list[Tensor], expected: Tensor) -> float:
         """The packed forward must give the plain model's logits: not every architecture allows it."""
         self._allocate(1, 8)
         batch = Minibatch([Example([*probe[0].tolist(), 0]) for probe in probes], "check", None, 1 << 31)
         logits = self._logits(*self._pack([batch]))
         self._release()
-        error = float((logits - expected).abs().max() / expected.abs().max())
-        if not error < (5e-2 if expected.dtype.itemsize < 4 else 1e-3):
-            raise SealError(
-                f"{type(self.model).__name__} does not give its own logits when examples are packed (off by "
-                f"{error:.1e}); train its adapters with train_alone instead."
-            )
+        return float((logits - expected).abs().max() / expected.abs().max())
 
     def close(self) -> None:
         """Give the model back exactly as it was. The bank cannot be used afterwards."""
@@ -274,19 +182,22 @@ class AdapterBank:
         here = [(k, batch) for k, batch in enumerate(batches) if batch is not None]
         slots = torch.tensor([0 if batch is None else len(batch.ids) for batch in batches])
         lengths, visible = torch.tensor([pair for _, batch in here for pair in batch.lengths]).unbind(1)
+        rows, packed = None, self.device.type != "cpu" or self.layout == "grouped"
+        if not packed and worth_levelling(slots, self._width, self.tokens_per_step):
+            rows = Ragged(slots, slots.device)
+            lengths, visible, slots = level(lengths, visible, slots)
         dtype = self.dtype
         if self.device.type == "cuda" and self.model.dtype in (torch.bfloat16, torch.float16):
             dtype = self.model.dtype  # tensor cores, and grouped_mm wants bfloat16 there
         self._packing = Packing(lengths, visible, slots, self._scale, dtype, self.layout)
-        start = (slots.cumsum(0) - slots).tolist()
-        columns = [
-            [batch.ids for _, batch in here],
-            [batch.positions for _, batch in here],
-            [batch.targets for _, batch in here],
-            [batch.keep + start[k] for k, batch in here],
-            [torch.full_like(batch.keep, k) for k, batch in here],
-        ]
-        columns = [torch.cat(column) for column in columns]
+        names = ("ids", "positions", "targets", "keep")
+        ids, positions, targets, keep = (torch.cat([getattr(batch, name) for _, batch in here]) for name in names)
+        counts = torch.tensor([len(batch.keep) for _, batch in here])
+        slot = torch.tensor([k for k, _ in here]).repeat_interleave(counts)
+        keep += (slots.cumsum(0) - slots)[slot]
+        if rows is not None:
+            ids, positions = ids[rows.spread_index], positions[rows.spread_index]
+        columns = (ids, positions, targets, keep, slot)
         moved = torch.cat(columns).to(self.device, non_blocking=True).split([len(column) for column in columns])
         weights = torch.cat([batch.weights for _, batch in here]).to(self.device, non_blocking=True)
         for group in self.groups:
