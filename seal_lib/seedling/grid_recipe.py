@@ -63,32 +63,16 @@ class GridRecipe(growth.Recipe):
 
 def build_tokenizer(vocabulary: int):
     """Byte-level BPE in which a cell is one token wherever it stands, and each word of a configuration is one."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Regex, pre_tokenizers
 
     draws = random.Random(0)
     corpus = []
     for _ in range(1500):
         corpus += [rule_text(rule_pairs(draws, 3)), "configuration:\n" + draw_config(draws).text()]
-    tokenizer = Tokenizer(models.BPE())
     words = Regex(r"\]\n \[|\d| -> | (?=\d)| ?[\p{L}_]+|\n| ?[^\s\p{L}\p{N}_]+|\s+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(words, "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<pad>", "<eos>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", model_max_length=2048
-    )
+    split = pre_tokenizers.Split(words, "isolated")
+    pieces = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return growth.train_tokenizer(corpus, vocabulary, pieces)
 
 
 def rule_pairs(draws: random.Random, count: int) -> list[Pair]:

@@ -56,6 +56,26 @@ class Recipe:
         raise NotImplementedError
 
 
+def train_tokenizer(corpus: list[str], vocabulary: int, pieces):
+    """Byte-level BPE on a recipe's corpus: any text can be encoded. ``pieces`` cuts a text before merging."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pieces
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", model_max_length=2048
+    )
+
+
 def loss_of(model, documents):
     """Sum of cross-entropy over the tokens to be predicted. Right padding, so causality needs no mask."""
     import torch

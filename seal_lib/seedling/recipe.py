@@ -41,27 +41,14 @@ class Recipe(growth.Recipe):
 
 def build_tokenizer(vocabulary: int):
     """Byte-level BPE trained on the world, so that each of its words is one token and any other text still encodes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import pre_tokenizers
 
     rng = random.Random(0)
     words = world.FIRST + world.LAST + world.PLACES + [v for values in world.VALUES.values() for v in values]
     corpus = ["x " + " ".join(words)] * 4000
     for _ in range(4000):
         corpus += [document(rng)[0] for document in (fact_document, note_document, question_document)]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<pad>", "<eos>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", model_max_length=2048
-    )
+    return growth.train_tokenizer(corpus, vocabulary, pre_tokenizers.ByteLevel(add_prefix_space=False))
 
 
 def fact_document(rng: random.Random) -> tuple[str, int]:
