@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def _onednn() -> Callable | None:
-    """oneDNN's product x Wᵀ + b, where it beats torch's BLAS: MKL uses AVX-512 on no processor but Intel's."""
+    """oneDNN's product x Wᵀ + b, where it may beat torch's BLAS: MKL does not get to AVX-512 on AMD (LOG.md)."""
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -29,7 +29,7 @@ def _fast(weight: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [N, in] by weight [out, in] without a graph, as ``F.linear``; twice as fast on many CPUs."""
+    """x [N, in] by weight [out, in] without a graph, as ``F.linear``; twice as fast on some CPUs."""
     rows = x.shape[0]
     if rows < _ROWS or not _fast(weight) or x.dtype != torch.float32:
         return F.linear(x, weight, bias)
