@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from seal_lib.finetune import Job
 
 SELF_EDITS = 15
-SETTINGS = TestTimeTraining(rank=16, alpha=16, targets="all-linear", batch=4, warmup=3, cap=32, copies=3, slots=16)
+SETTINGS = TestTimeTraining(rank=16, alpha=16, targets="all-linear", batch=4, warmup=3, cap=32, copies=3, slots=16,
+                            example_tokens=120)  # fmt: skip
 
 
 def draw(task: Task, count: int = SELF_EDITS) -> list[Config]:
