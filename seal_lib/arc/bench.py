@@ -1,4 +1,4 @@
-"""What a useful token of test-time training costs: 15 self-edits of one task, trained in five ways.
+"""What a useful token of test-time training costs: 15 self-edits of one task, trained in seven ways.
 
 ====================  ===============================================================================================
 one_at_a_time_padded  one adapter after the other, every example padded to the longest of its set, pads in the loss
@@ -6,8 +6,9 @@ one_at_a_time_padded  one adapter after the other, every example padded to the l
 one_at_a_time         one adapter after the other, nothing padded
 bank_padded           all adapters side by side, padded as above
 bank                  all adapters side by side, nothing padded
-bank_bucketed         the same, minibatches made of examples of like length
-bank_unique           as ``bank``, equal configurations trained once
+bank_bounded          the same through half as many slots, at most 1 000 tokens a step: slots take turns
+bank_bucketed         as ``bank_bounded``, minibatches made of examples of like length
+bank_unique           as ``bank_bounded``, equal configurations trained once
 ====================  ===============================================================================================
 
 The self-edits are drawn from 18 configurations, which is how concentrated a policy is after a round, so some repeat.
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 SELF_EDITS = 15
 SETTINGS = TestTimeTraining(rank=16, alpha=16, targets="all-linear", batch=4, warmup=3, cap=32, copies=3, slots=16,
-                            example_tokens=120)  # fmt: skip
+                            tokens_per_step=1000, example_tokens=120)  # fmt: skip
 
 
 def draw(task: Task, count: int = SELF_EDITS) -> list[Config]:
@@ -108,10 +109,11 @@ def measure(model, tokenizer, task: Task, settings: TestTimeTraining = SETTINGS,
     first = {config: number for number, config in reversed(list(enumerate(configs)))}
     once = [plain[number] for number in sorted(first.values())]
     useful = tokens(plain)
+    bounded = (max(1, settings.slots // 2), settings.tokens_per_step or None)
 
-    def train(jobs: Sequence[Job], slots: int) -> Callable[[], None]:
+    def train(jobs: Sequence[Job], slots: int, bound: int | None = None) -> Callable[[], None]:
         def go() -> None:
-            with AdapterBank(model, slots=slots, targets=settings.targets) as bank:
+            with AdapterBank(model, slots=slots, targets=settings.targets, tokens_per_step=bound) as bank:
                 bank.run(jobs)
 
         return go
@@ -121,8 +123,9 @@ def measure(model, tokenizer, task: Task, settings: TestTimeTraining = SETTINGS,
         "one_at_a_time": (train(plain, 1), 1.0),
         "bank_padded": (train(wide, settings.slots), useful / tokens(wide)),
         "bank": (train(plain, settings.slots), 1.0),
-        "bank_bucketed": (train([bucketed(job) for job in plain], settings.slots), 1.0),
-        "bank_unique": (train(once, settings.slots), 1.0),
+        "bank_bounded": (train(plain, *bounded), 1.0),
+        "bank_bucketed": (train([bucketed(job) for job in plain], *bounded), 1.0),
+        "bank_unique": (train(once, *bounded), 1.0),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repetitions):

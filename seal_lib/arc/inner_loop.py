@@ -50,6 +50,7 @@ class TestTimeTraining:
     views: str = "all"
     answer_tokens: int = 1900  # a 30 × 30 grid takes about 1830
     slots: int = 16
+    tokens_per_step: int = 0  # 0: no bound
 
     def __post_init__(self):
         for key, allowed in (("protocol", PROTOCOLS), ("views", VIEWS)):
@@ -204,7 +205,8 @@ def train(model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, s
         )
     trained = {}
     if jobs:
-        with AdapterBank(model, slots=settings.slots, targets=settings.targets) as bank:
+        bound = settings.tokens_per_step or None
+        with AdapterBank(model, slots=settings.slots, targets=settings.targets, tokens_per_step=bound) as bank:
             trained = {result.id: result for result in bank.run(jobs)}
     counted = {job.id: len(job.examples) for job in jobs}
     return [(refused.get(c.id) or trained[c.id], counted.get(c.id, 0)) for c in candidates]
@@ -320,7 +322,7 @@ def record(run, model, tokenizer, candidates: Sequence[Candidate], prompts: Prom
         run.count(trained=sum(a.tokens for a in made), scored=sum(sum(a.read.values()) for a in made))
         return [a.to_dict() for a in made]
 
-    return [Attempt.from_dict(row) for row in run.map(phase, candidates, attempt, chunk=chunk or 2 * settings.slots)]
+    return [Attempt.from_dict(row) for row in run.map(phase, candidates, attempt, chunk=chunk or 4 * settings.slots)]
 
 
 def readings_of(texts: Sequence[str], tasks: Sequence[Task], settings: TestTimeTraining) -> list[tuple[Task, Reading]]:

@@ -49,6 +49,7 @@ VARIANTS = {  # of the benchmark -> label, colour
     "one_at_a_time": ("one at a time", "#E69F00"),
     "bank_padded": ("adapter bank, padded", "#7A68A6"),
     "bank": ("adapter bank", "#56B4E9"),
+    "bank_bounded": ("adapter bank, bounded steps", "#56B4E9"),
     "bank_bucketed": ("adapter bank, like lengths together", "#009E73"),
     "bank_unique": ("adapter bank, no repeats", "#0072B2"),
 }
