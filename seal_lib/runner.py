@@ -8,6 +8,7 @@ the next call goes on where it stopped. Knows nothing of what a notebook compute
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -219,8 +220,8 @@ def reads(notebook: str) -> set[str] | None:
 def run_all(scale: str, only: str, keep_going: bool, force: bool, jobs: int = 1) -> int:
     """Run each chosen notebook in its own process, so that memory goes with it; 1 if any failed.
 
-    ``jobs`` of them run at once, in file order; one that reads another's run waits for it. After a failure none is
-    started (unless ``keep_going``); those that run may finish.
+    ``jobs`` of them run at once, the longest first (by the committed runs' minutes; one alone: file order); one that
+    reads another's run waits for it. After a failure none is started (unless ``keep_going``); those that run may finish.
     """
     notebooks = chosen(scale, only)
     for notebook in notebooks:
@@ -230,7 +231,8 @@ def run_all(scale: str, only: str, keep_going: bool, force: bool, jobs: int = 1)
     for number, name in enumerate(notebooks):
         wanted, earlier = reads(name), set(notebooks[:number])
         needs[name] = earlier if wanted is None else wanted & earlier
-    waiting, running = list(notebooks), {}
+    minutes = _minutes(scale) if jobs > 1 else {}
+    waiting, running = sorted(notebooks, key=lambda name: -minutes.get(name, 0)), {}  # stable: equal ones stay in order
     children: list[subprocess.Popen] = []
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -253,6 +255,13 @@ def run_all(scale: str, only: str, keep_going: bool, force: bool, jobs: int = 1)
     tail = f"; failed: {', '.join(failures)}" if failures else ""
     print(f"{scale}: {len(notebooks)} notebooks, {clock(time.monotonic() - begun)}{tail}", flush=True)
     return 1 if failures else 0
+
+
+def _minutes(scale: str) -> dict[str, float]:
+    """What each notebook took when the committed tables were made."""
+    file = paths.figures() / scale / "manifest.json"
+    made = json.loads(file.read_text()) if file.is_file() else {"runs": []}
+    return {entry["notebook"]: entry["minutes"] for entry in made["runs"]}
 
 
 def _call(command: list[str], labelled: bool, children: list[subprocess.Popen]) -> int:

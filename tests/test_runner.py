@@ -224,6 +224,24 @@ def test_two_at_once_wait_for_what_they_read(suite: Suite, monkeypatch: pytest.M
     assert max(events.index("-10_a"), events.index("-12_reader")) < events.index("+91_all")
 
 
+def test_of_several_at_once_the_longest_starts_first(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("10_a", "11_b", "12_c", "13_new"):
+        demo(suite, name)
+    runs = [{"notebook": name, "minutes": m} for name, m in (("10_a", 1.0), ("11_b", 9.0), ("12_c", 3.0))]
+    paths.write_json(paths.figures() / "seedling" / "manifest.json", {"runs": runs})
+    for jobs, order in ((1, ["10_a", "11_b", "12_c", "13_new"]), (2, ["11_b", "12_c", "10_a", "13_new"])):
+        started: list[str] = []
+
+        def process(command: list[str], labelled: bool, children: list, started=started) -> int:
+            started.append(command[command.index("run") + 1])
+            return 0
+
+        monkeypatch.setattr(runner, "_call", process)
+        assert runner.main(["all", "--jobs", str(jobs)]) == 0
+        assert started[:2] == order[:2] if jobs == 1 else set(started[:2]) == set(order[:2])
+        assert sorted(started) == sorted(order)
+
+
 def test_lines_of_notebooks_run_at_once_are_told_apart_and_exit_codes_kept(capfd) -> None:
     children: list = []
     command = [sys.executable, "-c", "print('one'); print('two'); raise SystemExit(3)", "run", "12_demo"]
