@@ -15,7 +15,8 @@ from seal_lib import runs
 from seal_lib.continual import metrics, streams, study, tables, tuning
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.routing import BM25
-from seal_lib.continual.rules import RULES, State
+from seal_lib.continual.rules import RULES
+from seal_lib.continual.rules.base import State
 from seal_lib.errors import DataError, ParameterError, RunError
 from seal_lib.inner_loop import InnerLoop
 from seal_lib.records import Question

@@ -13,7 +13,7 @@ from seal_lib.adapters import Adapter, attached, merge, target_linears
 from seal_lib.bank import Example, Job, train_alone
 from seal_lib.continual import states
 from seal_lib.continual.lab import basis
-from seal_lib.continual.rules import mixed
+from seal_lib.continual.rules.rehearsal import mixed
 from seal_lib.continual.trainer import Anchor, EditJob, StreamBank
 from seal_lib.errors import DataError, ParameterError
 

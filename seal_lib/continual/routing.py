@@ -1,13 +1,16 @@
 """Which stored passage is a question about? BM25 over a stream's passages, and when to say "none".
 
-Knows words and counts only. Whoever can find the right adapter so could also have fetched the passage: results that
-route must stand beside retrieval.
+Knows words, counts and passages' titles and texts only. Whoever can find the right adapter so could also have fetched
+the passage: results that route must stand beside retrieval.
 """
 
 import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+
+from seal_lib.continual.streams import Stream
+from seal_lib.records import Question
 
 _WORD = re.compile(r"\w+")
 
@@ -46,3 +49,16 @@ class BM25:
         top = max(range(self.n), key=lambda i: scores[i])
         found = sum(word in self.counts[top] for word in asked) / len(asked)
         return top if scores[top] > 0 and found >= threshold else None
+
+
+_INDEX: dict[tuple, BM25] = {}
+
+
+def route(stream: Stream, k: int, title: str, question: Question, threshold: float) -> int | None:
+    """The number of the passage among the first k that the question (with its title) is about, or None."""
+    key = tuple(f"{p.title} {p.text}" for p in stream.passages[:k])
+    if key not in _INDEX:
+        if len(_INDEX) > 1024:
+            _INDEX.clear()
+        _INDEX[key] = BM25(key)
+    return _INDEX[key].best(f"{title} {question.question}", threshold)

@@ -15,7 +15,8 @@ from pathlib import Path
 from seal_lib import paths
 from seal_lib.continual import states as ops
 from seal_lib.continual.lab import Lab
-from seal_lib.continual.rules import RULES, Rule, State
+from seal_lib.continual.rules import RULES
+from seal_lib.continual.rules.base import Rule, State
 from seal_lib.continual.streams import Stream, with_edits
 from seal_lib.continual.trainer import EditJob, StreamBank
 from seal_lib.errors import DataError, RunError

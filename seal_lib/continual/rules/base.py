@@ -1,0 +1,110 @@
+"""What every update rule is: the state of a stream, and a base class that trains one edit after the other.
+
+Knows the order of a study's step (jobs, update, serve) and the inner loop's settings. Does not know the other rules,
+how jobs are trained (`trainer`) or what is measured. Evaluation questions reach no rule; the draws of an edit come from
+(stream, step) alone, so arms differ by their rule and not by luck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from seal_lib.adapters import Adapter
+from seal_lib.continual import states as ops
+from seal_lib.continual.lab import Lab
+from seal_lib.continual.streams import Stream
+from seal_lib.continual.trainer import EditJob
+from seal_lib.errors import ParameterError
+from seal_lib.finetune import Example, Result
+from seal_lib.records import Passage, Question
+
+
+@dataclass
+class State:
+    """A stream after some edits: the weights it serves, independent edits if the rule keeps them, and its tensors."""
+
+    history: Adapter | None = None
+    parts: tuple[Adapter, ...] = ()
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Rule:
+    """theta_k = theta_{k-1} + dW_k, dW_k = argmin L_k from theta_{k-1}: plain sequential training.
+
+    Attributes:
+        trains: False for references. shared: see `Independent`. retrains: see `Joint`.
+        stores: nothing, text, statistics or adapters (beside the one set of weights).
+        single: the model is one set of weights and needs no passage at answering time.
+        grid: knob settings tried on development streams; the first is the default. ``lr_scale`` multiplies the inner
+            loop's learning rate, ``epochs`` replaces its epochs.
+    """
+
+    trains = True
+    shared = False  # edits that do not depend on the rule or the past; several arms train the same ones
+    retrains = False  # from the base with everything so far: an edit that is not measured need not be made
+    stores = "nothing"
+    single = True
+    grid: tuple[dict, ...] = ({},)
+
+    def __init__(self, lab: Lab, **knobs: float):
+        known = {key for row in self.grid for key in row}
+        unknown = set(knobs) - known - {"lr_scale", "epochs"}
+        if unknown:
+            raise ParameterError(f"{type(self).__name__} has no knob {sorted(unknown)[0]!r}; it has {sorted(known)}.")
+        self.knobs = dict(self.grid[0]) | knobs
+        inner = {"lr": lab.inner.lr * self.knobs["lr_scale"]} if "lr_scale" in self.knobs else {}
+        inner |= {"epochs": int(self.knobs["epochs"])} if "epochs" in self.knobs else {}
+        self.lab = replace(lab, inner=replace(lab.inner, **inner)) if inner else lab
+
+    # training
+
+    def jobs(self, streams: Sequence[Stream], states: Sequence[State], k: int) -> list[EditJob]:
+        """The training of edit k (0-based) of every stream."""
+        return [self.job(stream, state, k) for stream, state in zip(streams, states, strict=True)]
+
+    def job(self, stream: Stream, state: State, k: int, **more: object) -> EditJob:
+        """Plain training on the documents of edit k on top of the state's history."""
+        fresh = self.fresh(stream, k)
+        more = {"history": state.history, "examples": fresh} | more
+        return self._job(stream, k, **more)
+
+    def fresh(self, stream: Stream, k: int) -> list[Example]:
+        return [self.lab.example(ids, stream.seed(k, "pads", n)) for n, ids in enumerate(self.lab.documents(stream, k))]
+
+    def _job(self, stream: Stream, k: int, **more: object) -> EditJob:
+        inner = self.lab.inner
+        return EditJob(
+            **{
+                "id": f"{stream.id}/{k + 1}", "lr": inner.lr, "epochs": inner.epochs, "rank": inner.rank,
+                "alpha": inner.alpha, "batch": inner.batch, "seed": stream.seed(k, "inner loop"),
+                "schedule": inner.schedule, "clip": inner.clip, **more,
+            }
+        )  # fmt: skip
+
+    def update(self, streams: Sequence[Stream], states: Sequence[State], k: int, results: Sequence[Result]):
+        """The states after edit k."""
+        return [
+            self.after(stream, state, k, result.adapter)
+            for stream, state, result in zip(streams, states, results, strict=True)
+        ]
+
+    def after(self, stream: Stream, state: State, k: int, edit: Adapter) -> State:
+        return replace(state, history=ops.compact(ops.concatenate([(state.history, 1.0), (edit, self.weight(k))])))
+
+    def weight(self, k: int) -> float:
+        """The factor of edit k."""
+        return 1.0
+
+    # answering
+
+    def serve(
+        self, stream: Stream, state: State, k: int, title: str, question: Question, own: int | None
+    ) -> tuple[Passage | None, Adapter | None]:
+        """After k edits: the passage to show with a question (None: none), and the adapter that answers it.
+
+        ``own``: the number of the question's passage, None for prior knowledge; only oracles may look at it.
+        """
+        return None, state.history

@@ -1,0 +1,127 @@
+"""Rules that combine finished edits: sum, mean or TIES of independent ones, a gate on each, or apart with a router.
+
+Knows adapters as wholes; how two are added or merged is in `states`, which passage a question is about in `routing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from seal_lib.adapters import Adapter
+from seal_lib.continual import states as ops
+from seal_lib.continual.routing import route
+from seal_lib.continual.rules.base import Rule, State
+
+
+class Independent(Rule):
+    """dW_k from theta_0, every edit by itself; subclasses say what is served."""
+
+    shared = True
+    stores = "adapters"
+
+    def job(self, stream, state, k, **more):
+        return super().job(stream, replace(state, history=None), k, **more)
+
+    def after(self, stream, state, k, edit):
+        return self.combined(replace(state, parts=(*state.parts, edit)))
+
+    def combined(self, state: State) -> State:
+        return state
+
+
+class MergeSum(Independent):
+    """theta_k = theta_0 + scale * sum_j dW_j (task arithmetic, Ilharco et al. 2023)."""
+
+    grid = ({"scale": 1.0}, {"scale": 0.5}, {"scale": 0.3}, {"scale": 0.7})
+
+    def combined(self, state):
+        total = ops.concatenate([(part, self.knobs["scale"]) for part in state.parts])
+        return replace(state, history=ops.compact(total))
+
+
+class MergeMean(Independent):
+    """theta_k = theta_0 + (1/k) sum_j dW_j, times `scale`."""
+
+    grid = ({"scale": 1.0}, {"scale": 2.0}, {"scale": 1.5}, {"scale": 0.7})
+
+    def combined(self, state):
+        share = self.knobs["scale"] / len(state.parts)
+        return replace(state, history=ops.compact(ops.concatenate([(part, share) for part in state.parts])))
+
+
+class Ties(Independent):
+    """theta_k = theta_0 + scale * TIES(dW_1 … dW_k): trim, elect signs, disjoint mean (Yadav et al. 2023)."""
+
+    grid = ({"density": 0.2, "scale": 1.0}, {"density": 0.5, "scale": 1.0}, {"density": 0.2, "scale": 2.0},
+            {"density": 0.5, "scale": 2.0})  # fmt: skip
+
+    def combined(self, state):
+        return replace(state, history=ops.ties(state.parts, self.knobs["density"], self.knobs["scale"]))
+
+
+class IsolationOracle(Independent):
+    """theta(q) = theta_0 + dW_{j(q)} with j(q) the question's own passage (MELO, PRAG …; oracle routing)."""
+
+    stores = "adapters, oracle"
+    single = False
+
+    def serve(self, stream, state, k, title, question, own):
+        return None, (state.parts[own] if own is not None and own < k else None)
+
+
+class Isolation(Independent):
+    """theta(q) = theta_0 + dW_{j(q)}, j(q) = BM25 top-1 over the first k passages; below the threshold theta_0 answers.
+
+    Whoever can retrieve the adapter could have retrieved the passage: read it beside `rag`.
+    """
+
+    stores = "adapters, text"
+    single = False
+    grid = ({"threshold": 0.5}, {"threshold": 0.0}, {"threshold": 0.4}, {"threshold": 0.6})
+
+    def serve(self, stream, state, k, title, question, own):
+        found = route(stream, k, title, question, self.knobs["threshold"])
+        return None, (None if found is None else state.parts[found])
+
+
+class GatedMerge(Rule):
+    """theta_k = theta_{k-1} + lambda_k dW_k with the largest lambda in [0.1, 1] (5 bisections, else 0.1) whose
+    KL(theta_{k-1} || theta_k) per token on texts theta_{k-1} wrote by itself is within `budget` (after STABLE
+    2510.16089).
+
+    Not its protocol: anchors are self-written instead of evaluation questions, lambda scales dW itself (not A and B
+    both), and the matrix is measured after the gate.
+    """
+
+    grid = ({"budget": 0.3}, {"budget": 0.1}, {"budget": 1.0}, {"budget": 0.03})
+    texts = 24
+
+    def update(self, streams, states, k, results):
+        seeds = [stream.seed(k, "own texts") for stream in streams]
+        written = self.lab.write([state.history for state in states], self.texts, seeds)
+        return [
+            self._gated(state, result.adapter, [t for t in texts if len(t) > 1])
+            for state, result, texts in zip(states, results, written, strict=True)
+        ]
+
+    def _gated(self, state: State, edit: Adapter, texts: Sequence[list[int]]) -> State:
+        teacher = torch.cat(self.lab.logprobs(texts, state.history))
+
+        def scaled(factor: float) -> Adapter | None:
+            return ops.compact(ops.concatenate([(state.history, 1.0), (edit, factor)]))
+
+        def drift(factor: float) -> float:
+            student = torch.cat(self.lab.logprobs(texts, scaled(factor)))
+            return float((teacher.exp() * (teacher - student)).sum(-1).mean())
+
+        low, high = 0.1, 1.0
+        if drift(high) <= self.knobs["budget"]:
+            low = high
+        else:
+            for _ in range(5):
+                middle = (low + high) / 2
+                low, high = (middle, high) if drift(middle) <= self.knobs["budget"] else (low, middle)
+        return replace(state, history=scaled(low))

@@ -1,0 +1,91 @@
+"""Rules that keep dW out of a subspace of inputs: null spaces of the base's texts and of past edits, InfLoRA.
+
+Knows which directions each group of layers protects and when they grow; the `trainer` projects.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from seal_lib.adapters import Adapter, target_linears
+from seal_lib.continual.lab import basis
+from seal_lib.continual.rules.base import Rule, State
+from seal_lib.continual.rules.rehearsal import Replay
+
+
+class NullSpaceCalibration(Rule):
+    """A_k <- A_k (I - U U^T) after every step, so that dW_k x = 0 for x in span U: inputs of the base's own texts.
+
+    U per group of layers that read the same tensor: the directions with `energy` of the squared inputs of the texts
+    the base wrote by itself (AlphaEdit 2410.02355 in spirit; GPM, Saha et al. 2021, for the criterion).
+    """
+
+    stores = "statistics"
+    grid = ({"energy": 0.9}, {"energy": 0.8}, {"energy": 0.95}, {"energy": 0.7})
+
+    def spaces(self, state: State) -> dict[str, Tensor]:
+        if state.extra:
+            return {name: u.to(self.lab.model.device) for name, u in state.extra.items()}
+        if not hasattr(self, "_base"):
+            inputs = self.lab.inputs(self.lab.base_texts, None)
+            self._base = {name: basis(x, self.knobs["energy"]) for name, x in inputs.items()}
+        return self._base
+
+    def protect(self, state: State) -> dict[str, Tensor]:
+        spaces = self.spaces(state)
+        return {name: spaces[names[0]] for names in self.lab.groups for name in names}
+
+    def job(self, stream, state, k, **more):
+        return super().job(stream, state, k, protect=self.protect(state), **more)
+
+
+class NullSpace(NullSpaceCalibration):
+    """Null space of the base's texts and of every earlier edit's documents: U grows after each edit to hold `past` of
+    the energy of that edit's inputs (GPM, Saha et al. 2021). Stores directions, no text."""
+
+    grid = ({"energy": 0.8, "past": 0.97}, {"energy": 0.9, "past": 0.97}, {"energy": 0.7, "past": 0.97},
+            {"energy": 0.7, "past": 0.9})  # fmt: skip
+
+    def after(self, stream, state, k, edit):
+        done = super().after(stream, state, k, edit)
+        inputs = self.lab.inputs([self.lab.example(i).ids for i in self.lab.documents(stream, k)], done.history)
+        grown = {name: basis(inputs[name], self.knobs["past"], u) for name, u in self.spaces(state).items()}
+        return replace(done, extra=grown)
+
+
+class NullSpaceReplay(NullSpaceCalibration, Replay):
+    """Null space of the base's own texts, and replay of past self-edits: the one guards what was known before, the
+    other what was edited in."""
+
+    stores = "text, statistics"
+    grid = (
+        {"energy": 0.8, "m": 2, "weight": 1.0}, {"energy": 0.9, "m": 2, "weight": 1.0},
+        {"energy": 0.8, "m": 4, "weight": 1.0}, {"energy": 0.9, "m": 4, "weight": 1.0},
+    )  # fmt: skip
+
+
+class InfLora(NullSpace):
+    """A_k fixed to the top right singular vectors of (I - U U^T) X_k, only B_k trained (Liang & Li 2024, InfLoRA).
+
+    X_k: inputs of the edit's documents under theta_{k-1}. Rows are scaled to the norm PEFT's initial A has. The paper's
+    DualGPM bookkeeping is replaced by the growing U of `NullSpace`.
+    """
+
+    def job(self, stream, state, k, **more):
+        inner, lab = self.lab.inner, self.lab
+        inputs = lab.inputs([lab.example(ids).ids for ids in lab.documents(stream, k)], state.history)
+        linears, spaces, weights = target_linears(lab.model, inner.targets), self.spaces(state), {}
+        for names in lab.groups:
+            x, u = inputs[names[0]], spaces[names[0]]
+            free = x - (x @ u) @ u.mT
+            top = torch.linalg.svd(free, full_matrices=False).Vh[: inner.rank]
+            for name in names:
+                a = torch.zeros(inner.rank, linears[name].in_features)
+                a[: len(top)] = top / math.sqrt(3)  # rows of kaiming_uniform(sqrt 5): variance 1/(3 in) an entry
+                weights[name] = (a, torch.zeros(linears[name].out_features, inner.rank))
+        start = Adapter(inner.rank, inner.alpha, tuple(n.rpartition(".")[2] for n in linears), weights)
+        return super().job(stream, state, k, init=start, frozen_a=True, **more)

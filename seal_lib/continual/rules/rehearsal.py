@@ -1,0 +1,109 @@
+"""Rules that rehearse: replay of earlier documents or of the model's own texts, and distillation (KL) on such texts.
+
+Knows how memory examples are mixed into every step of a job; does not know how a job is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from seal_lib.continual.rules.base import Rule, State
+from seal_lib.continual.streams import Stream
+from seal_lib.continual.trainer import Anchor
+from seal_lib.finetune import Example, Job
+from seal_lib.seeds import rng
+
+
+class Replay(Rule):
+    """L = L_k + weight * mean of L over m documents of earlier self-edits, drawn anew each step (Robins 1995).
+
+    Each loss is a mean over its own tokens. The buffer holds every earlier document: it stores text.
+    """
+
+    stores = "text"
+    grid = ({"m": 2, "weight": 1.0}, {"m": 4, "weight": 1.0}, {"m": 2, "weight": 3.0}, {"m": 4, "weight": 3.0})
+
+    def memory(self, stream: Stream, state: State, k: int) -> list[list[int]]:
+        return [ids for j in range(k) for ids in self.lab.documents(stream, j)]
+
+    def job(self, stream, state, k, **more):
+        fresh = more.pop("fresh", None) or self.fresh(stream, k)
+        memory = [self.lab.example(ids) for ids in self.memory(stream, state, k)]
+        return super().job(
+            stream, state, k, **mixed(self._job(stream, k, examples=fresh), memory, **self.knobs), **more
+        )
+
+
+def mixed(plain: Job, memory: Sequence[Example], m: int, weight: float, **_: float) -> dict[str, object]:
+    """``examples`` and ``order`` of a job that adds m drawn memory examples, with weight/m each, to every step."""
+    if not memory:
+        return {"examples": plain.examples}
+    steps, n = plain.plan(), len(plain.examples)
+    fresh = [_weighted(example, 1 / plain.batch, 1 / plain.batch) for example in plain.examples]
+    old = [_weighted(example, weight / m, 0.0) for example in memory]
+    draw = rng(plain.seed, "memory")
+    order = [(*step, *(n + i for i in draw.choices(range(len(old)), k=m))) for step in steps]
+    return {"examples": [*fresh, *old], "order": order}
+
+
+def _weighted(example: Example, share: float, denominator: float) -> Example:
+    """The example with its loss (a mean over its tokens) times ``share``, adding ``denominator`` to the divisor."""
+    weights = [1.0] * len(example.ids) if example.weights is None else list(example.weights)
+    total = sum(weights[1:]) if example.denominator is None else example.denominator
+    return replace(example, weights=[w * share / total for w in weights], denominator=denominator)
+
+
+class GenerativeReplay(Replay):
+    """Replay of texts that theta_{k-1} writes by itself just before edit k; nothing is stored (Shin et al. 2017; Marek
+    et al. 2605.26097). Temperature 1, from the lab's openings."""
+
+    stores = "nothing"
+    grid = (
+        {"m": 2, "weight": 1.0, "texts": 96}, {"m": 4, "weight": 1.0, "texts": 96},
+        {"m": 4, "weight": 3.0, "texts": 96}, {"m": 4, "weight": 3.0, "texts": 192},
+    )  # fmt: skip
+
+    def jobs(self, streams, states, k):
+        seeds = [stream.seed(k, "own texts") for stream in streams]
+        written = self.lab.write([state.history for state in states], int(self.knobs["texts"]), seeds)
+        self._written = {s.id: [t for t in w if len(t) > 1] for s, w in zip(streams, written, strict=True)}
+        return super().jobs(streams, states, k)
+
+    def memory(self, stream, state, k):
+        return self._written[stream.id]
+
+
+class Kl(Rule):
+    """L = L_k + weight * mean_t KL(p_{theta_{k-1}} || p_theta) on m anchors a step (Li & Hoiem 2016, LwF).
+
+    Anchors: texts the base wrote by itself, the same for every stream. Teacher: theta_{k-1}, cached once per edit.
+    """
+
+    grid = ({"m": 4, "weight": 1.0}, {"m": 4, "weight": 3.0}, {"m": 4, "weight": 10.0}, {"m": 4, "weight": 0.3})
+
+    def taught(self, stream: Stream, state: State, k: int) -> list[Anchor]:
+        texts = self.lab.base_texts
+        teachers = self.lab.logprobs(texts, state.history)
+        return [Anchor(text, teacher=teacher) for text, teacher in zip(texts, teachers, strict=True)]
+
+    def job(self, stream, state, k, **more):
+        plain = self._job(stream, k, examples=self.fresh(stream, k))
+        return super().job(stream, state, k, **mixed(plain, self.taught(stream, state, k), **self.knobs), **more)
+
+
+class KlReplay(Kl):
+    """L = L_k + replay of past self-edits (m documents, weight 1) + weight * KL to theta_{k-1} on base anchors."""
+
+    stores = "text"
+    grid = ({"m": 3, "weight": 1.0}, {"m": 3, "weight": 0.3}, {"m": 3, "weight": 3.0}, {"m": 3, "weight": 0.1})
+
+    def job(self, stream, state, k, **more):
+        plain = self._job(stream, k, examples=self.fresh(stream, k))
+        past = [self.lab.example(ids) for j in range(k) for ids in self.lab.documents(stream, j)]
+        m, both = int(self.knobs["m"]), mixed(plain, self.taught(stream, state, k), **self.knobs)
+        if past:
+            n, draw = len(both["examples"]), rng(plain.seed, "past")
+            both["examples"] = [*both["examples"], *(_weighted(example, 1 / m, 0.0) for example in past)]
+            both["order"] = [(*s, *(n + i for i in draw.choices(range(len(past)), k=m))) for s in both["order"]]
+        return Rule.job(self, stream, state, k, **both, **more)
