@@ -290,11 +290,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.child:
             child(options.child[0], int(options.child[1]), plan)
             return 0
-        from seal_lib import plots
+        from seal_lib import figures
 
         table = run(plan)
         folder = paths.figures() / "seedling"
-        plots.draw(cost_by_slots, table, "bench_inner_loop", folder, size=(5.6, 3.6))
+        figures.draw(cost_by_slots, table, "bench_inner_loop", folder, size=(5.6, 3.6))
     except SealError as error:
         print(error, file=sys.stderr)
         return 1

@@ -10,14 +10,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
 
-from seal_lib import plots, report  # noqa: E402
+from seal_lib import figures, report  # noqa: E402
 from seal_lib.arc import augment, experiment, grids  # noqa: E402
 from seal_lib.arc import plots as arc  # noqa: E402
 from seal_lib.arc.inner_loop import Attempt  # noqa: E402
 from seal_lib.arc.self_edits import ORACLE, Config  # noqa: E402
 from seal_lib.arc.tasks import Pair, Task  # noqa: E402
 from seal_lib.errors import DataError  # noqa: E402
+from seal_lib.paper_values import paper_index  # noqa: E402
 from seal_lib.records import SelfEdit  # noqa: E402
+from seal_lib.results import read_results  # noqa: E402
 from seal_lib.seeds import rng  # noqa: E402
 
 HELD_OUT = [f"task_{k:02d}" for k in range(24)]
@@ -57,7 +59,7 @@ def results():
     }
     rows = experiment.few_shot_rows(fixed, [loop(0), loop(1)], protocol="clean", model="seedling")
     frame = pd.DataFrame(rows).assign(run="15/seedling/x")
-    index = report.paper_index()
+    index = paper_index()
     papers = [index.get((row["experiment"], row["arm"], row["metric"]), {}).get("value", math.nan) for row in rows]
     return frame.assign(paper_value=papers, paper_source="").astype({"n": "Int64"})
 
@@ -334,21 +336,21 @@ KINDS = [
 
 
 def test_the_gallery_draws_grid_puzzles_from_results_alone(results, tmp_path):
-    names = plots.gallery(results, tmp_path)
+    names = figures.gallery(results, tmp_path)
     assert names == [f"arc_few_shot_{kind}" for kind in KINDS]
     assert all((tmp_path / f"{name}.png").stat().st_size > 8000 for name in names)
-    saved = report.read_results(tmp_path / "arc_few_shot_success_map_rate_epochs.csv")
+    saved = read_results(tmp_path / "arc_few_shot_success_map_rate_epochs.csv")
     assert len(saved) > 6 and saved["metric"].str.startswith("success:learning_rate=").all()
-    saved = report.read_results(tmp_path / "arc_few_shot_success_by_round.csv")
+    saved = read_results(tmp_path / "arc_few_shot_success_by_round.csv")
     assert set(saved["metric"]) == {"success_rate"} and saved["experiment"].nunique() == 3
 
 
 def test_the_gallery_draws_only_what_there_is(results, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "draw", lambda *given, **options: None)
+    monkeypatch.setattr(figures, "draw", lambda *given, **options: None)
     knowledge = main(results).assign(experiment="knowledge/restem").replace({"metric": {"success_rate": "accuracy"}})
-    names = plots.gallery(knowledge, tmp_path / "other")
+    names = figures.gallery(knowledge, tmp_path / "other")
     assert names and not any("success" in name or "arc" in name for name in names)
-    some = plots.gallery(results[results["experiment"] == "arc/few_shot/tasks"], tmp_path / "tasks")
+    some = figures.gallery(results[results["experiment"] == "arc/few_shot/tasks"], tmp_path / "tasks")
     assert some == ["arc_few_shot_success_by_task"]
 
 

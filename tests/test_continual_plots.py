@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seal_lib.continual import metrics, plots, tables
+from seal_lib.continual import arms, figures, metrics, plots, tables
 from seal_lib.continual.rules import RULES
 from seal_lib.errors import DataError
 
@@ -64,7 +64,7 @@ def test_the_released_matrix_and_ours(results: pd.DataFrame) -> None:
     cells = results[results.experiment == tables.MATRIX]
     ours = plots.matrix_of(cells, "sequential")
     assert np.allclose(ours, tables.stack(study()["sequential"]).mean(0))
-    figure = plots.paper_figure(cells, ["sequential"])
+    figure = figures.paper_figure(cells, ["sequential"])
     texts = [t.get_text() for t in figure.axes[1].texts]
     assert len(texts) == 20 and texts[0] == f"{100 * ours[0, 0]:.0f}"
     assert len(figure.axes[0].texts) == 72 - 28  # what they did not measure carries no number
@@ -75,43 +75,43 @@ def test_the_released_matrix_and_ours(results: pd.DataFrame) -> None:
 def test_marks_lie_at_their_values(results: pd.DataFrame) -> None:
     rows = results[results.experiment == tables.EXPERIMENT]
     value = rows.set_index(["arm", "metric"]).value
-    figure = plots.scatter_figure(rows)
+    figure = figures.scatter_figure(rows)
     for arm, (x, y) in marks(figure.axes[0]).items():
         assert (x[0], y[0]) == (value[arm, "LA_gain"], value[arm, "BWT"])
     assert set(marks(figure.axes[0])) == set(ARMS) - {"frozen"}
-    (ax,) = plots.age_figure(rows, ["sequential", "joint"]).axes
+    (ax,) = figures.age_figure(rows, ["sequential", "joint"]).axes
     assert list(marks(ax)["sequential"][1]) == [value["sequential", f"age_{t}"] for t in range(4)]
-    ax = plots.overview_figure(rows).axes[2]
+    ax = figures.overview_figure(rows).axes[2]
     assert marks(ax)["replay"][0][0] == value["replay", "prior_kept"]
     assert set(marks(ax, "interval")) == set(ARMS)
-    (ax,) = plots.cost_figure(rows).axes
+    (ax,) = figures.cost_figure(rows).axes
     assert marks(ax)["joint"][1][0] == value["joint", "AA_4"]
     lengths = results[results.experiment == "continual/stream_length"]
-    ax = plots.length_figure(lengths).axes[0]
+    ax = figures.length_figure(lengths).axes[0]
     assert list(marks(ax)["replay"][0]) == [2, 4]
 
 
 def test_fates_fill_the_bar(results: pd.DataFrame) -> None:
     rows = results[results.experiment == tables.EXPERIMENT]
-    ax = plots.fates_figure(rows, ["sequential", "joint"]).axes[0]
+    ax = figures.fates_figure(rows, ["sequential", "joint"]).axes[0]
     tops = {}
     for bar in ax.patches:
         tops[round(bar.get_x(), 3)] = max(tops.get(round(bar.get_x(), 3), 0), bar.get_y() + bar.get_height())
     assert len(tops) == 4 and all(top == pytest.approx(1.0) for top in tops.values())
-    assert plots.fates_figure(rows, ["nobody"]) is None
+    assert figures.fates_figure(rows, ["nobody"]) is None
 
 
 def test_an_arm_without_a_value_is_named_not_drawn(results: pd.DataFrame) -> None:
     rows = results[results.experiment == tables.EXPERIMENT].copy()
     lost = (rows.arm == "replay") & rows.metric.isin(["accuracy", "BWT", "LA_gain"])
     rows.loc[lost, ["value", "low", "high"]] = math.nan
-    axes = plots.overview_figure(rows).axes
+    axes = figures.overview_figure(rows).axes
     assert "replay" not in marks(axes[0]) and [t.get_text() for t in axes[0].texts] == ["diverged"]
-    assert "replay" not in marks(plots.scatter_figure(rows).axes[0])
+    assert "replay" not in marks(figures.scatter_figure(rows).axes[0])
 
 
 def test_the_gallery_writes_every_figure(results: pd.DataFrame, tmp_path) -> None:
-    names = plots.gallery(results, tmp_path)
+    names = figures.gallery(results, tmp_path)
     files = {f"{name}.{kind}" for name in names for kind in ("png", "pdf", "csv")}
     assert len(names) == 8 and {path.name for path in tmp_path.iterdir()} == files
 
@@ -120,4 +120,9 @@ def test_targets_are_judged() -> None:
     found = {line["target"]: line for line in tables.targets(study())}
     assert found["sequential: BWT"]["met"] and found["best single-weight arm: share of joint's gain"]["arm"] == "replay"
     assert not found["no text stored: share of joint's gain"]["met"]  # none of those arms ran
-    assert set(plots.ARMS) == set(RULES)
+
+
+def test_figures_know_every_rule_and_which_store_text() -> None:
+    assert set(arms.ARMS) == set(RULES)
+    trained = {name for name, rule in RULES.items() if rule.trains}
+    assert {name for name in trained if arms.stores_text(name)} == {n for n in trained if "text" in RULES[n].stores}

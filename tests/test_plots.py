@@ -9,8 +9,10 @@ matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from seal_lib import plots, report  # noqa: E402
+from seal_lib import figures, plots, report  # noqa: E402
 from seal_lib.errors import DataError  # noqa: E402
+from seal_lib.marks import colour  # noqa: E402
+from seal_lib.results import read_results  # noqa: E402
 
 SINGLE, LOOP = "knowledge/single_passage", "knowledge/restem"
 
@@ -97,7 +99,7 @@ def test_every_value_has_its_interval_drawn(function):
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 def test_one_unit_without_intervals_is_drawn_too(function, tmp_path):
     table = table_for(function).assign(low=math.nan, high=math.nan, n=1).drop(columns=["paper_value", "paper_source"])
-    plots.draw(function, table, "one_unit", tmp_path)
+    figures.draw(function, table, "one_unit", tmp_path)
     assert (tmp_path / "one_unit.png").stat().st_size > 5000
 
 
@@ -205,22 +207,22 @@ def test_loss_curves_and_score_distribution():
 
 def test_colours_are_fixed_and_rounds_get_darker():
     def light(arm):
-        return sum(int(plots.colour(arm)[i : i + 2], 16) for i in (1, 3, 5))
+        return sum(int(colour(arm)[i : i + 2], 16) for i in (1, 3, 5))
 
     assert light("seal_round_1") > light("seal_round_2") > light("seal_round_3")
-    assert plots.colour("seal_round_9") == plots.colour("seal_round_3")
+    assert colour("seal_round_9") == colour("seal_round_3")
     arms = ["frozen", "passage_only", "own_untrained", "seal_round_2", "random_round_1", "external", "gold_notes"]
-    assert len({plots.colour(arm) for arm in arms}) == len(arms)
+    assert len({colour(arm) for arm in arms}) == len(arms)
 
 
 def test_saved_files_are_the_same_bytes_twice_and_the_csv_is_what_is_drawn(tmp_path):
     before = dict(matplotlib.rcParams)
     for folder in ("a", "b"):
-        plots.draw(plots.accuracy_by_arm, pooled(), "one", tmp_path / folder)
+        figures.draw(plots.accuracy_by_arm, pooled(), "one", tmp_path / folder)
     for kind in ("png", "pdf", "csv"):
         assert (tmp_path / "a" / f"one.{kind}").read_bytes() == (tmp_path / "b" / f"one.{kind}").read_bytes()
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["one.csv", "one.pdf", "one.png"]
-    saved = report.read_results(tmp_path / "a" / "one.csv")
+    saved = read_results(tmp_path / "a" / "one.csv")
     assert set(saved["metric"]) == {"accuracy", "blank_rate"}  # nothing that the figure does not show
     ax = plots.accuracy_by_arm(saved, axes())
     drawn = {gid.split(":")[1]: float(xy[0][0]) for gid, xy in marks(ax, "value").items()}
@@ -229,17 +231,17 @@ def test_saved_files_are_the_same_bytes_twice_and_the_csv_is_what_is_drawn(tmp_p
     assert b"Type3" not in (tmp_path / "a" / "one.pdf").read_bytes()  # editable TrueType, as venues ask
     assert dict(matplotlib.rcParams) == before
     plt.close("all")
-    figure = plots.draw(plots.differences, pooled())
+    figure = figures.draw(plots.differences, pooled())
     assert figure.axes and plt.get_fignums() == []  # closed, so a notebook shows it once
 
 
 def test_gallery_draws_what_there_is_data_for(tmp_path):
-    names = plots.gallery(results(), tmp_path)
+    names = figures.gallery(results(), tmp_path)
     stem = "knowledge_restem_"
     assert set(names) == {stem + function.__name__ for function in FUNCTIONS}
     assert all((tmp_path / f"{name}.png").exists() for name in names)
-    assert plots.gallery(results().iloc[:0], tmp_path) == []
+    assert figures.gallery(results().iloc[:0], tmp_path) == []
     both = pd.concat([pooled(), pooled().assign(protocol="authors_v1")], ignore_index=True)
-    split = plots.gallery(both.query("metric == 'accuracy'"), tmp_path / "two")
+    split = figures.gallery(both.query("metric == 'accuracy'"), tmp_path / "two")
     assert "knowledge_restem_authors_v1_seedling_accuracy_by_arm" in split
     assert "knowledge_restem_clean_seedling_accuracy_by_arm" in split

@@ -7,10 +7,12 @@ import os
 import pytest
 
 pytest.importorskip("pandas")
-from seal_lib import paths, report
+from seal_lib import paths, report, results
+from seal_lib.arms import arm_label, arm_rank, round_of
 from seal_lib.errors import DataError
+from seal_lib.paper_values import paper_index, paper_values
 
-HEADER = ",".join(report.OWN_COLUMNS)
+HEADER = ",".join(results.OWN_COLUMNS)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +39,7 @@ def line(arm, value, metric="accuracy", experiment="knowledge/single_passage", l
 
 def test_joins_the_paper_and_keeps_the_numbers():
     make_run("11_single_passage", [line("frozen", 0.0412345678, low=0.01, high=0.08), line("my_arm", 0.5)])
-    frame = report.collect("seedling").set_index("arm")
+    frame = results.collect("seedling").set_index("arm")
     assert frame.loc["frozen", "paper_value"] == 0.327
     assert "Table 2" in frame.loc["frozen", "paper_source"] and "Qwen2.5-7B" in frame.loc["frozen", "paper_source"]
     assert frame.loc["frozen", "value"] == 0.041235
@@ -46,7 +48,7 @@ def test_joins_the_paper_and_keeps_the_numbers():
     assert written.splitlines()[0] == (
         "experiment,arm,metric,value,low,high,n,unit,protocol,model,paper_value,paper_source,run"
     )
-    again = report.read_results(paths.figures() / "seedling" / "results.csv").set_index("arm")
+    again = results.read_results(paths.figures() / "seedling" / "results.csv").set_index("arm")
     assert again.loc["my_arm", "run"] == "11_single_passage/seedling/123456789012"
     assert again["value"].tolist() == frame["value"].tolist()
 
@@ -55,13 +57,13 @@ def test_only_the_newest_finished_run_counts():
     make_run("11_single_passage", [line("frozen", 0.1)], name="aaa", when=1000)
     make_run("11_single_passage", [line("frozen", 0.2)], name="bbb", when=2000)
     make_run("11_single_passage", [line("frozen", 0.3)], name="ccc", finished=False)
-    assert report.collect("seedling")["value"].tolist() == [0.2]
+    assert results.collect("seedling")["value"].tolist() == [0.2]
 
 
 def test_manifest_names_runs_used_and_notebooks_not_run(home):
     (home / "notebooks" / "12_restem_rounds.ipynb").write_text("{}")
     make_run("11_single_passage", [line("frozen", 0.1)])
-    report.collect("seedling")
+    results.collect("seedling")
     manifest = json.loads((paths.figures() / "seedling" / "manifest.json").read_text())
     assert manifest["not_run"] == ["12_restem_rounds"]
     assert manifest["runs"][0]["git"]["sha"] == "abc"
@@ -71,27 +73,27 @@ def test_manifest_names_runs_used_and_notebooks_not_run(home):
 def test_two_runs_that_disagree_are_refused_and_two_that_agree_are_one():
     make_run("11_single_passage", [line("frozen", 0.1)])
     make_run("12_restem_rounds", [line("frozen", 0.1)])
-    assert len(report.collect("seedling")) == 1
+    assert len(results.collect("seedling")) == 1
     make_run("13_more", [line("frozen", 0.2)])
     with pytest.raises(DataError, match="frozen.*11_single_passage.*13_more"):
-        report.collect("seedling")
+        results.collect("seedling")
 
 
 def test_one_run_that_holds_a_row_twice_is_refused():
     make_run("11_single_passage", [line("frozen", 0.1), line("frozen", 0.1)])
     with pytest.raises(DataError, match="2 times"):
-        report.collect("seedling")
+        results.collect("seedling")
 
 
 def test_text_where_a_number_belongs_is_refused():
     make_run("11_single_passage", [line("frozen", "oops")])
     with pytest.raises(DataError, match="column 'value' holds text"):
-        report.collect("seedling")
+        results.collect("seedling")
 
 
 def test_nothing_run_gives_an_empty_table_with_its_columns():
-    frame = report.collect("seedling")
-    assert len(frame) == 0 and list(frame.columns) == report.COLUMNS
+    frame = results.collect("seedling")
+    assert len(frame) == 0 and list(frame.columns) == results.COLUMNS
     assert "not run" in report.readme_block(frame)
 
 
@@ -105,7 +107,7 @@ def example():
         line("seal_round_2", 0.05, "blank_rate"),
     ]
     make_run("11_single_passage", rows)
-    return report.collect("seedling")
+    return results.collect("seedling")
 
 
 def test_table_orders_arms_judges_differences_and_shows_gaps():
@@ -127,14 +129,14 @@ def test_a_difference_that_was_computed_the_other_way_round_is_turned():
     rows = [line("passage_only", 0.2), line("frozen", 0.1)]
     rows.append(line("frozen - passage_only", -0.1, "difference", low=-0.2, high=-0.05))
     make_run("11_single_passage", rows)
-    shown = report.table(report.collect("seedling"), "knowledge/single_passage").set_index("arm")
+    shown = report.table(results.collect("seedling"), "knowledge/single_passage").set_index("arm")
     assert shown.loc["passage only", "separable from frozen?"] == "yes, +10.0 [+5.0, +20.0]"
 
 
 def test_two_protocols_in_one_table_say_so():
     rows = [line("frozen", 0.1), line("frozen", 0.2).replace("clean", "authors_v1")]
     make_run("11_single_passage", rows)
-    shown = report.table(report.collect("seedling"), "knowledge/single_passage")
+    shown = report.table(results.collect("seedling"), "knowledge/single_passage")
     assert set(shown["protocol"]) >= {"clean", "authors_v1"}
 
 
@@ -169,8 +171,8 @@ def test_command_line_says_what_is_missing(capsys):
 
 
 def test_paper_values_are_fractions_with_a_source_and_one_headline_each():
-    index = report.paper_index()  # raises on two headlines for one cell
-    for entry in report.paper_values():
+    index = paper_index()  # raises on two headlines for one cell
+    for entry in paper_values():
         assert -1 <= entry["value"] <= 1 and entry["n"] > 0, entry
         for field in ("version", "table", "cell", "protocol", "model", "unit"):
             assert entry[field], (field, entry)
@@ -186,7 +188,7 @@ def test_paper_values_are_fractions_with_a_source_and_one_headline_each():
 
 
 def test_the_papers_continual_matrix_gives_its_own_headlines():
-    index = report.paper_index()
+    index = paper_index()
     cell = {k[2]: e["value"] for k, e in index.items() if k[0] == "continual/matrix"}
     assert len(cell) == 8 + 36
     last = [cell[f"accuracy_after_8:passage_{k}"] for k in range(1, 9)]
@@ -200,9 +202,9 @@ def test_the_papers_continual_matrix_gives_its_own_headlines():
 
 def test_arms_have_names_ranks_and_rounds():
     arms = ["external", "seal_round_2", "frozen", "random_round_1", "own_untrained", "seal_round_10"]
-    assert sorted(arms, key=report.arm_rank) == [
+    assert sorted(arms, key=arm_rank) == [
         "frozen", "own_untrained", "random_round_1", "seal_round_2", "seal_round_10", "external",
     ]  # fmt: skip
-    assert report.arm_label("seal_round_2 - own_untrained") == "SEAL, round 2 − untrained self-edits"
-    assert report.arm_label("round_1") == "round 1"
-    assert report.round_of("random_round_1") == ("random", 1) and report.round_of("frozen") is None
+    assert arm_label("seal_round_2 - own_untrained") == "SEAL, round 2 − untrained self-edits"
+    assert arm_label("round_1") == "round 1"
+    assert round_of("random_round_1") == ("random", 1) and round_of("frozen") is None

@@ -151,13 +151,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m seal_lib.arc.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args(arguments)
-    from seal_lib import models, plots
+    from seal_lib import figures, models
     from seal_lib.arc import plots as arc_plots
     from seal_lib.seedling import grids
 
     model, tokenizer = models.load("seedling-grids")
     table = measure(model, tokenizer, grids.tasks("learning", 1)[0], repetitions=options.repetitions)
-    plots.draw(arc_plots.bench_arc, table, "bench_arc", paths.figures() / "seedling", size=(7.2, 2.8))
+    figures.draw(arc_plots.bench_arc, table, "bench_arc", paths.figures() / "seedling", size=(7.2, 2.8))
     print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
     cost = table.set_index("variant").ms_per_useful_token
     for name in cost.index[1:]:

@@ -5,7 +5,7 @@ From results.csv: :func:`success_by_arm`, :func:`success_by_round`, :func:`choic
 benchmark's table: :func:`bench_arc`. Knows the names of the rows that ``seal_lib.arc.experiment`` makes; does not know
 models, runs or how a success was measured. An empty cell is a configuration that nobody wrote, not a zero.
 
-    plots.draw(success_map, table, down="learning_rate", across="num_train_epochs")
+    figures.draw(success_map, table, down="learning_rate", across="num_train_epochs")
     with plots.style():
         task_picture(task, plt.figure(figsize=task_size(task)), attempt.attempts)
 """
@@ -18,12 +18,15 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from seal_lib import plots, report, stats
+from seal_lib import plots, stats
 from seal_lib.arc import grids
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.grids import Grid
 from seal_lib.arc.tasks import Pair, Task
+from seal_lib.arms import arm_label, arm_rank
 from seal_lib.errors import DataError
+from seal_lib.marks import GREY, INK, LIGHT, OTHER_ARMS, colour, share_axis
+from seal_lib.results import wants
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +82,7 @@ def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarra
     axes = np.atleast_1d(axes)
     if axes.size < len(panels):
         raise DataError(f"choices: {len(panels)} panels but {axes.size} axes; give one for each choice.")
-    arms = sorted(shares["arm"].unique(), key=report.arm_rank)
+    arms = sorted(shares["arm"].unique(), key=arm_rank)
     for ax, choice in zip(axes.flat, panels, strict=False):
         rows = shares[shares["what"].str.startswith(f"{choice}=")]
         rows = rows.assign(option=rows["what"].str.split("=", n=1).str[1])
@@ -94,15 +97,15 @@ def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarra
                 at = x + width * (k - (len(arms) - 1) / 2)
                 there = own[own["option"].isin(members)]
                 share = stats.proportion(int(there["count"].sum()), int(own["n"].iloc[0]), unit="self-edit")
-                label = report.arm_label(arm) if x == 0 else None
-                ax.bar(at, share.value, 0.9 * width, color=plots.colour(arm), label=label, gid=f"value:{arm}")
-                ax.plot([at, at], [share.low, share.high], color=plots.INK, linewidth=1, alpha=0.8,
+                label = arm_label(arm) if x == 0 else None
+                ax.bar(at, share.value, 0.9 * width, color=colour(arm), label=label, gid=f"value:{arm}")
+                ax.plot([at, at], [share.low, share.high], color=INK, linewidth=1, alpha=0.8,
                         gid=f"interval:{arm}")  # fmt: skip
         ax.set_xticks(range(len(options)), [label for label, _ in options], fontsize=8.5 if len(options) < 5 else 7)
         ax.set_xlim(-0.6, len(options) - 0.4)
         ax.set_title(CHOICES.get(choice, choice.replace("_", " ")), fontsize=9, fontweight="normal")
         place = ax.get_subplotspec()
-        plots.share_axis(ax.yaxis, "self-edits" if place is None or place.is_first_col() else "")
+        share_axis(ax.yaxis, "self-edits" if place is None or place.is_first_col() else "")
         ax.set_ylim(0, 1.02)
         ax.grid(axis="y")
     handles, labels = axes.flat[0].get_legend_handles_labels()
@@ -135,7 +138,7 @@ def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
     image = ax.imshow(values, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
     for (a, b), row in cells.items():
         y, x = rows.index(a), columns.index(b)
-        ink = "white" if row["value"] > 0.6 else plots.INK
+        ink = "white" if row["value"] > 0.6 else INK
         ax.text(x, y + 0.1, f"{100 * row['value']:.0f}", color=ink, ha="center", va="bottom", gid=f"value:{a}|{b}")
         told = f"n = {int(row['n'])}"
         if not math.isnan(row["low"]):
@@ -151,7 +154,7 @@ def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
     ax.spines[:].set_visible(False)
     bar = ax.figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02, aspect=25)
     bar.outline.set_visible(False)
-    plots.share_axis(bar.ax.yaxis, "success")
+    share_axis(bar.ax.yaxis, "success")
     bar.ax.set_ylim(0, 1)
     return ax
 
@@ -160,7 +163,7 @@ def success_by_task(table: pd.DataFrame, ax: Axes) -> Axes:
     """One line a task (metrics ``success_rate:<task>``), easiest for the untrained policy on top; one column an arm,
     from 0 to 100 % within it, a dot with its interval over self-edits. What did not run stays empty."""
     rows = _named(table, "success_rate:")
-    arms = sorted(rows["arm"].unique(), key=report.arm_rank)
+    arms = sorted(rows["arm"].unique(), key=arm_rank)
     reference = "own_untrained" if "own_untrained" in arms else arms[0]
     known = rows[rows["arm"] == reference].set_index("what")["value"].to_dict()
     overall = rows.groupby("what")["value"].mean().to_dict()
@@ -168,12 +171,12 @@ def success_by_task(table: pd.DataFrame, ax: Axes) -> Axes:
     span = 0.78
     for x in range(len(arms)):
         for at in (x, x + span / 2, x + span):
-            ax.axvline(at, color=plots.LIGHT, linewidth=0.7, zorder=0)
+            ax.axvline(at, color=LIGHT, linewidth=0.7, zorder=0)
     for row in rows.to_dict("records"):
         x, y = arms.index(row["arm"]), tasks.index(row["what"])
         if math.isnan(row["value"]):
             continue
-        paint, to = plots.colour(row["arm"]), lambda share, x=x: x + span * share
+        paint, to = colour(row["arm"]), lambda share, x=x: x + span * share
         ax.plot([to(row["low"]), to(row["high"])], [y, y], color=paint, linewidth=1.4, alpha=0.45, zorder=2,
                 gid=f"interval:{row['arm']}:{row['what']}")  # fmt: skip
         ax.plot([to(row["value"])], [y], "o", color=paint, markersize=4.2, zorder=3, clip_on=False,
@@ -181,7 +184,7 @@ def success_by_task(table: pd.DataFrame, ax: Axes) -> Axes:
     for x, arm in enumerate(arms):
         counts = sorted(set(rows.loc[rows["arm"] == arm, "n"].dropna().astype(int)))
         each = f"{counts[0]}–{counts[-1]}" if len(counts) > 1 else "".join(map(str, counts))
-        name = textwrap.fill(report.arm_label(arm), 13, break_on_hyphens=False) + f"\nn = {each}"
+        name = textwrap.fill(arm_label(arm), 13, break_on_hyphens=False) + f"\nn = {each}"
         ax.text(x + span / 2, 1.01, name, transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
     ends = list(chain.from_iterable((x, x + span) for x in range(len(arms))))
     ax.set_xticks(ends, ["0", "100"] * len(arms), fontsize=7)
@@ -233,7 +236,7 @@ def task_picture(task: Task, where: FigureBase | np.ndarray, attempts: Sequence[
     for k, test in enumerate(task.tests):
         number = f" {k + 1}" if len(task.tests) > 1 else ""
         truth = task.solutions[k] if task.solutions else None
-        grid_picture(test, axes[0, left], f"test{number}", plots.INK)
+        grid_picture(test, axes[0, left], f"test{number}", INK)
         if truth is None:
             _words(axes[1, left], "not known", "↓ truth")
         else:
@@ -270,18 +273,18 @@ def augmentation_strip(pairs_with_names: Sequence[tuple[str, Pair]], axes: np.nd
 def bench_arc(table: pd.DataFrame, ax: Axes) -> Axes:
     """Cost of a useful token by way of training (columns variant, ms_per_useful_token, useful_share, seconds): the pale
     end of a bar is the share of tokens that are padding. Optional columns low, high: the spread over repetitions."""
-    report.wants(table, ["variant", "ms_per_useful_token", "useful_share", "seconds"])
+    wants(table, ["variant", "ms_per_useful_token", "useful_share", "seconds"])
     known = list(VARIANTS)
     rows = table.to_dict("records")
     rows.sort(key=lambda row: known.index(row["variant"]) if row["variant"] in known else len(known))
     dearest = max(row["ms_per_useful_token"] for row in rows)
     for y, row in enumerate(rows):
-        _, paint = VARIANTS.get(row["variant"], ("", plots.OTHER_ARMS))
+        _, paint = VARIANTS.get(row["variant"], ("", OTHER_ARMS))
         cost, useful = row["ms_per_useful_token"], row["useful_share"]
         ax.barh(y, cost, 0.62, color=paint, alpha=0.3, linewidth=0, gid=f"value:{row['variant']}")
         ax.barh(y, cost * useful, 0.62, color=paint, linewidth=0, gid=f"useful:{row['variant']}")
         if not math.isnan(low := row.get("low", math.nan)):
-            ax.plot([low, row["high"]], [y, y], color=plots.INK, linewidth=1.2, gid=f"interval:{row['variant']}")
+            ax.plot([low, row["high"]], [y, y], color=INK, linewidth=1.2, gid=f"interval:{row['variant']}")
         told = [f"{cost:.3g} ms", f"{100 * useful:.0f} % useful", f"{row['seconds']:.3g} s"]
         if cost < dearest:
             told.append(f"{dearest / cost:.1f} times cheaper")
@@ -296,7 +299,7 @@ def bench_arc(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def pictures(rows: pd.DataFrame, experiment: str) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
-    """(function, kind, table, options of :func:`seal_lib.plots.draw`) of what only this kind of experiment has."""
+    """(function, kind, table, options of :func:`seal_lib.figures.draw`) of what only this kind of experiment has."""
     tasks = rows[rows["experiment"] == f"{experiment}/tasks"]
     chosen = rows[rows["experiment"] == f"{experiment}/choices"]
     found: list[tuple[Callable, str, pd.DataFrame, dict]] = []
@@ -316,7 +319,7 @@ def pictures(rows: pd.DataFrame, experiment: str) -> list[tuple[Callable, str, p
 
 def _named(table: pd.DataFrame, start: str, holding: str = "") -> pd.DataFrame:
     """Rows whose metric begins with ``start`` and holds ``holding``; ``what`` is the rest of the metric's name."""
-    report.wants(table, ["arm", "metric", "value", "low", "high", "n"])
+    wants(table, ["arm", "metric", "value", "low", "high", "n"])
     rows = table[table["metric"].str.startswith(start) & table["metric"].str.contains(holding, regex=False)]
     if len(rows) == 0:
         raise DataError(f"The table has no row whose metric starts with {start!r}; draw it from the experiment's rows.")
@@ -395,4 +398,4 @@ def _words(ax: Axes, text: str, title: str) -> None:
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     ax.axis("off")
     ax.set_title(title, fontsize=8, fontweight="normal", loc="center", pad=4)
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=plots.GREY, style="italic")
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=GREY, style="italic")

@@ -1,7 +1,7 @@
-"""The figures of the forgetting study: tidy table in (results.csv), marks on the given axes, the axes back.
+"""The panels of the forgetting study: tidy table in (results.csv), marks on the given axes, the axes back.
 
-The same rules as `seal_lib.plots`, whose style and files they share: pure functions, fixed colours, intervals always
-drawn, a missing value is a gap. Knows the arms' names, families and labels; no rows, models or runs.
+The same rules as `seal_lib.plots`: pure functions, fixed colours, intervals always drawn, a missing value is a gap.
+Knows matrices, ages and trade-offs; no rows, models or runs.
 """
 
 from __future__ import annotations
@@ -9,46 +9,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seal_lib import plots, report
-from seal_lib.continual.tables import EXPERIMENT, FATES, MATRIX, committed_sweep
-from seal_lib.continual.tables import MAPS as MAPS_EXPERIMENT
+from seal_lib.arms import NOT_RUN
+from seal_lib.continual.arms import colour, label, rank, stores_text
+from seal_lib.continual.tables import FATES, MATRIX
 from seal_lib.errors import DataError
+from seal_lib.marks import GREY, INK, LIGHT, darker, names_at_right, share_axis
+from seal_lib.paper_values import paper_values
+from seal_lib.results import wants
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-INK, GREY, LIGHT = plots.INK, plots.GREY, plots.LIGHT
-#: family -> (colour, what it does); Okabe and Ito's palette
-FAMILIES = {
-    "reference": ("#222222", "no training, passage at hand"),
-    "plain": ("#D55E00", "plain editing and its strength"),
-    "rehearsal": ("#0072B2", "rehearsal, distillation"),
-    "penalty": ("#CC79A7", "penalties, frozen parts, gate"),
-    "projection": ("#009E73", "projection (null space)"),
-    "both": ("#56B4E9", "projection and rehearsal"),
-    "merging": ("#E69F00", "merging independent edits"),
-    "isolation": ("#7A68A6", "isolated adapters"),
-    "joint": ("#5c5c5c", "joint retraining"),
-}
-_FAMILY_OF = {  # family -> its arms
-    "reference": "frozen passage_in_context rag",
-    "plain": "sequential_authors sequential low_lr few_epochs delta_scaling",
-    "penalty": "freeze_lower l2 ewc o_lora gated_merge",
-    "rehearsal": "kl generative_replay replay kl_replay",
-    "projection": "null_space_calibration null_space inflora",
-    "both": "null_space_replay",
-    "merging": "merge_sum merge_mean ties",
-    "isolation": "isolation isolation_oracle",
-    "joint": "joint",
-}
-ARMS = {  # arm -> (label, family); the order is that of tables and figures
-    arm: (report.arm_label(arm), family) for family, arms in _FAMILY_OF.items() for arm in arms.split()
-}
 FATE_STYLE = {
     "kept_base": ("known before, kept", "#222222"), "kept_injected": ("taught, kept", "#009E73"),
     "lost_base": ("known before, lost", "#8a8a8a"), "lost_injected": ("taught, lost", "#D55E00"),
@@ -58,26 +32,11 @@ _LEADER = {"arrowstyle": "-", "linewidth": 0.4, "alpha": 0.6, "shrinkA": 1, "shr
 _CELL = re.compile(r"accuracy_after_(\d+):passage_(\d+)")
 
 
-def label(arm: str) -> str:
-    """What a person reads for an arm."""
-    return ARMS[arm][0] if arm in ARMS else arm.replace("_", " ")
-
-
-def colour(arm: str) -> str:
-    """The colour of the arm's family."""
-    return FAMILIES[ARMS[arm][1]][0] if arm in ARMS else plots.OTHER_ARMS
-
-
-def rank(arm: str) -> tuple[int, str]:
-    """Sort key."""
-    return (list(ARMS).index(arm) if arm in ARMS else len(ARMS), arm)
-
-
 def matrix_of(table: pd.DataFrame, arm: str):
     """The mean matrix [K+1, K] of an arm from its `accuracy_after_<r>:passage_<n>` rows; NaN where there is none."""
     import numpy as np
 
-    report.wants(table, ["arm", "metric", "value"])
+    wants(table, ["arm", "metric", "value"])
     cells = {}
     for row in table[table["arm"] == arm].to_dict("records"):
         if found := _CELL.fullmatch(row["metric"]):
@@ -92,7 +51,7 @@ def released_matrix():
     """The authors' mean matrix (64 sequences; source in paper_values.yaml), [9, 8], NaN where they did not measure."""
     import pandas as pd
 
-    rows = [row for row in report.paper_values() if row["experiment"] == MATRIX]
+    rows = [row for row in paper_values() if row["experiment"] == MATRIX]
     return matrix_of(pd.DataFrame(rows), "sequential")
 
 
@@ -149,9 +108,9 @@ def retention_by_age(table: pd.DataFrame, ax: Axes, arms: Sequence[str]) -> Axes
         raise DataError("The table has no row age_0, age_1 … for these arms.")
     ax.axhline(0, color=INK, linewidth=0.9, zorder=1)
     ax.set(xlabel="later edits", ylabel="gain over the unedited model")
-    plots.share_axis(ax.yaxis, "gain over the unedited model", signed=True)
+    share_axis(ax.yaxis, "gain over the unedited model", signed=True)
     ax.grid(axis="y")
-    plots._names_at_right(ax, names)
+    names_at_right(ax, names)
     return ax
 
 
@@ -190,8 +149,8 @@ def plasticity_stability(table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | No
         star = {"marker": "*", "markersize": 12} if arm in ("joint", "isolation_oracle") else {"marker": "o"}
         ax.plot([gain["value"]], [kept["value"]], color=paint, linestyle="", zorder=4, gid=f"value:{arm}", **star)
     ax.axhline(0, color=INK, linewidth=0.9, zorder=1)
-    plots.share_axis(ax.xaxis, "learned right after the edit (LA − base)", signed=True)
-    plots.share_axis(ax.yaxis, "backward transfer (0 = nothing forgotten)", signed=True)
+    share_axis(ax.xaxis, "learned right after the edit (LA − base)", signed=True)
+    share_axis(ax.yaxis, "backward transfer (0 = nothing forgotten)", signed=True)
     ax.set_ylim(-0.62, 0.09)
     ax.set_xlim(-0.02, 1.0)
     _column(ax, [(p["LA_gain"]["value"], p["BWT"]["value"], arm) for arm, p in drawn if arm not in skip])
@@ -216,7 +175,7 @@ def _column(ax: Axes, marks: Sequence[tuple[float, float, str]]) -> None:
             heights[n] = min(heights[n], top)
     for (x, y, arm), at in zip(ordered, heights, strict=True):
         ax.annotate(
-            label(arm), (x, y), (1.04, at), textcoords=place, fontsize=7.5, color=plots._darker(colour(arm)),
+            label(arm), (x, y), (1.04, at), textcoords=place, fontsize=7.5, color=darker(colour(arm)),
             va="center", arrowprops=dict(_LEADER, color=colour(arm)), annotation_clip=False,
         )  # fmt: skip
 
@@ -235,7 +194,7 @@ def fates_by_age(table: pd.DataFrame, ax: Axes, arm: str) -> Axes:
                linewidth=0.4)  # fmt: skip
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
     ax.set(xlabel="later edits", ylim=(0, 1), xlim=(ages[0] - 0.5, ages[-1] + 0.5))
-    plots.share_axis(ax.yaxis, "questions on edited passages")
+    share_axis(ax.yaxis, "questions on edited passages")
     ax.set_ylim(0, 1)
     ax.set_title(label(arm))
     return ax
@@ -253,7 +212,7 @@ def cost_quality(table: pd.DataFrame, ax: Axes, cost: str = "seconds_per_edit", 
         x, q, paint = m[cost]["value"], m[quality], colour(arm)
         ax.plot([x, x], [q["low"], q["high"]], color=paint, linewidth=1.6, alpha=0.7)
         ax.plot([x], [q["value"]], "o", color=paint, zorder=4, gid=f"value:{arm}")
-        if _stores_text(arm):
+        if stores_text(arm):
             ax.plot([x], [q["value"]], "o", markersize=10, markerfacecolor="none", color=paint, zorder=3)
         marks.append((x, q["value"], arm))
     if not marks:
@@ -262,14 +221,10 @@ def cost_quality(table: pd.DataFrame, ax: Axes, cost: str = "seconds_per_edit", 
     ax.xaxis.set_minor_formatter(lambda v, _: f"{v:g}" if f"{v:e}"[0] in "235" else "")
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
     ax.set_xlabel("CPU seconds of training per edit (log scale; ring: stores text)")
-    plots.share_axis(ax.yaxis, "questions on all edited passages, at the end")
+    share_axis(ax.yaxis, "questions on all edited passages, at the end")
     ax.grid(axis="y")
     _column(ax, marks)
     return ax
-
-
-def _stores_text(arm: str) -> bool:
-    return arm in ("replay", "kl_replay", "null_space_replay", "joint", "isolation")
 
 
 def stream_length(table: pd.DataFrame, ax: Axes, metric: str = "AA") -> Axes:
@@ -293,10 +248,10 @@ def stream_length(table: pd.DataFrame, ax: Axes, metric: str = "AA") -> Axes:
     ax.minorticks_off()
     ax.set_xlabel("edits")
     what = "questions on all edited passages" if metric == "AA" else "prior knowledge"
-    plots.share_axis(ax.yaxis, what)
+    share_axis(ax.yaxis, what)
     ax.set_ylim(-0.02, 1.03)
     ax.grid(axis="y")
-    plots._names_at_right(ax, names)
+    names_at_right(ax, names)
     return ax
 
 
@@ -311,7 +266,7 @@ def overview(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
         for y, arm in enumerate(arms):
             row = rows.get(arm, {"value": math.nan})
             if math.isnan(row["value"]):
-                ax.text(0.02, y, "diverged" if arm in rows else report.NOT_RUN, color=GREY, style="italic",
+                ax.text(0.02, y, "diverged" if arm in rows else NOT_RUN, color=GREY, style="italic",
                         va="center", fontsize=7.5, transform=ax.get_yaxis_transform())  # fmt: skip
                 continue
             ax.plot([row["low"], row["high"]], [y, y], color=colour(arm), linewidth=2.2, gid=f"interval:{arm}")
@@ -320,173 +275,8 @@ def overview(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
         ax.set_yticks(range(len(arms)), [label(arm) for arm in arms] if ax is axes[0] else [""] * len(arms))
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x")
-        plots.share_axis(ax.xaxis, title, signed=metric == "BWT")
+        share_axis(ax.xaxis, title, signed=metric == "BWT")
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         if metric == "BWT":
             ax.axvline(0, color=INK, linewidth=0.9, zorder=1)
     return axes
-
-
-def gallery(df: pd.DataFrame, folder: Path) -> list[str]:
-    """Draw and save (PDF, PNG, CSV) every figure of the study for which `df` (results.csv) has data; their names."""
-    names = []
-    rows, cells = df[df["experiment"] == EXPERIMENT], df[df["experiment"] == MATRIX]
-    maps = df[df["experiment"] == MAPS_EXPERIMENT]
-    made = rows["model"].astype(str).str.startswith("seedling").any()  # whose tuning is committed
-    more = {scatter_figure: {"sweep": committed_sweep() if made else None}}
-    for kind in (overview_figure, age_figure, scatter_figure, fates_figure, cost_figure):
-        if len(rows) and (figure := kind(rows, **more.get(kind, {}))) is not None:
-            names.append(f"continual_{kind.__name__.removesuffix('_figure')}")
-            plots.save(figure, names[-1], rows, folder)
-    for name, kind, table in (("continual_paper", paper_figure, cells), ("continual_maps", maps_figure, maps)):
-        if len(table):
-            names.append(name)
-            plots.save(kind(table), name, table, folder)
-    lengths = df[df["experiment"] == "continual/stream_length"]
-    if len(lengths):
-        names.append("continual_length")
-        plots.save(length_figure(lengths), names[-1], lengths, folder)
-    return names
-
-
-# --- whole figures ------------------------------------------------------------------------------------------------
-
-
-def _axes(rows: int, columns: int, size: tuple[float, float], **options):
-    import matplotlib.pyplot as plt
-
-    with plots.style():
-        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)
-        plt.close(figure)
-    return figure, axes
-
-
-def paper_figure(cells: pd.DataFrame, arms: Sequence[str] = ("sequential_authors", "sequential")) -> Figure:
-    """The paper's heat map: the authors' released matrix beside ours, one colour scale."""
-    arms = [arm for arm in arms if arm in set(cells["arm"])]
-    with plots.style():
-        figure, axes = _axes(1, 1 + len(arms), (3.3 * (1 + len(arms)), 3.1))
-        heat_map(released_matrix(), axes[0, 0])
-        axes[0, 0].set_title("authors, Qwen2.5-7B (released)")
-        for ax, arm in zip(axes[0, 1:], arms, strict=True):
-            heat_map(matrix_of(cells, arm), ax)
-            ax.set_title(f"ours: {label(arm)}")
-        figure.colorbar(axes[0, 0].seal_image, ax=axes, shrink=0.8, label="accuracy")
-    return figure
-
-
-MAPS = ("sequential_authors", "sequential", "ewc", "merge_mean", "kl", "generative_replay", "replay",
-        "null_space", "inflora", "null_space_replay", "joint")  # fmt: skip
-
-
-def maps_figure(cells: pd.DataFrame, arms: Sequence[str] = MAPS) -> Figure:
-    """Difference to the unedited model, arm by arm, on one scale; the authors' first."""
-    arms = [arm for arm in arms if arm in set(cells["arm"])]
-    with plots.style():
-        columns = min(4, 1 + len(arms))
-        lines = -(-(1 + len(arms)) // columns)
-        figure, axes = _axes(lines, columns, (2.75 * columns, 2.55 * lines))
-        flat = axes.flatten()
-        heat_map(released_matrix(), flat[0], difference=True)
-        flat[0].label_outer()
-        flat[0].set_title("authors, Qwen2.5-7B")
-        for ax, arm in zip(flat[1:], arms, strict=False):
-            heat_map(matrix_of(cells, arm), ax, difference=True)
-            ax.set_title(label(arm))
-            ax.label_outer()
-        for ax in flat[1 + len(arms) :]:
-            ax.set_visible(False)
-        figure.colorbar(flat[0].seal_image, ax=axes, shrink=0.6, label="accuracy − unedited")
-    return figure
-
-
-AGED = (
-    "sequential_authors",
-    "sequential",
-    "replay",
-    "generative_replay",
-    "null_space",
-    "null_space_replay",
-    "merge_mean",
-    "joint",
-)
-
-
-def age_figure(rows: pd.DataFrame, arms: Sequence[str] = AGED) -> Figure:
-    """Retention against edit age."""
-    with plots.style():
-        figure, axes = _axes(1, 1, (6.6, 3.8))
-        retention_by_age(rows, axes[0, 0], arms)
-    return figure
-
-
-def scatter_figure(rows: pd.DataFrame, sweep: pd.DataFrame | None = None) -> Figure:
-    """Plasticity against stability, with a legend of families."""
-    with plots.style():
-        figure, axes = _axes(1, 1, (7.8, 5.2))
-        plasticity_stability(rows, axes[0, 0], sweep)
-        _family_legend(axes[0, 0], rows)
-    return figure
-
-
-FATED = ("sequential_authors", "sequential", "replay", "null_space", "null_space_replay", "joint")
-
-
-def fates_figure(rows: pd.DataFrame, arms: Sequence[str] = FATED) -> Figure | None:
-    """Where the accuracy goes, by age, for a few arms."""
-    arms = [a for a in arms if len(rows[(rows["arm"] == a) & rows["metric"].str.startswith("never:")])]
-    if not arms:
-        return None
-    with plots.style():
-        columns = min(3, len(arms))
-        lines = -(-len(arms) // columns)
-        figure, axes = _axes(lines, columns, (2.9 * columns, 2.5 * lines), sharey=True)
-        for ax, arm in zip(axes.flatten(), arms, strict=False):
-            fates_by_age(rows, ax, arm)
-            ax.label_outer()
-        for ax in axes.flatten()[len(arms) :]:
-            ax.set_visible(False)
-        handles, names = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles[::-1], names[::-1], loc="outside right center")
-    return figure
-
-
-def cost_figure(rows: pd.DataFrame) -> Figure | None:
-    """Accuracy against cost."""
-    if not (rows.loc[rows["metric"] == "seconds_per_edit", "value"] > 0).any():
-        return None
-    with plots.style():
-        figure, axes = _axes(1, 1, (7.6, 4.8))
-        cost_quality(rows, axes[0, 0])
-        _family_legend(axes[0, 0], rows)
-    return figure
-
-
-def overview_figure(rows: pd.DataFrame) -> Figure:
-    """All arms: accuracy, forgetting, prior knowledge."""
-    with plots.style():
-        arms = rows.loc[rows["metric"] == "accuracy", "arm"].nunique()
-        figure, axes = _axes(1, 3, (9.5, 1.0 + 0.21 * arms))
-        overview(rows, list(axes[0]))
-    return figure
-
-
-def length_figure(rows: pd.DataFrame) -> Figure:
-    """Accuracy and prior knowledge against the number of edits."""
-    with plots.style():
-        figure, axes = _axes(1, 2, (11, 3.8))
-        stream_length(rows, axes[0, 0])
-        stream_length(rows, axes[0, 1], "prior")
-    return figure
-
-
-def _family_legend(ax: Axes, rows: pd.DataFrame) -> None:
-    from matplotlib.lines import Line2D
-
-    there = {ARMS[a][1] for a in rows["arm"].unique() if a in ARMS}
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color=paint, label=name)
-        for family, (paint, name) in FAMILIES.items()
-        if family in there and family != "reference"
-    ]
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=3, fontsize=7)
