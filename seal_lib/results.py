@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seal_lib import paths
+from seal_lib import manifest, paths
 from seal_lib.arms import NOT_RUN, arm_rank
 from seal_lib.errors import DataError
 from seal_lib.paper_values import paper_index, paper_source
@@ -22,13 +22,6 @@ KEYS = ["experiment", "arm", "metric", "protocol", "model"]
 OWN_COLUMNS = ["experiment", "arm", "metric", "value", "low", "high", "n", "unit", "protocol", "model", "run"]
 COLUMNS = [*OWN_COLUMNS[:-1], "paper_value", "paper_source", "run"]
 NUMBERS = ["value", "low", "high", "paper_value"]
-
-
-def newest_finished(notebook: str, scale: str) -> Path | None:
-    """The run folder whose run.json was written last, or None; a folder without run.json does not count."""
-    done = (paths.runs() / notebook / scale).glob("*/run.json")
-    newest = max(done, key=lambda file: (file.stat().st_mtime_ns, file.parent.name), default=None)
-    return newest.parent if newest else None
 
 
 def collect(scale: str, write: bool = True) -> pd.DataFrame:
@@ -45,7 +38,7 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
     found |= {path.parent.name for path in paths.runs().glob(f"*/{scale}")}
     frames, used, missing = [], [], []
     for notebook in sorted(found):
-        folder = newest_finished(notebook, scale)
+        folder = manifest.newest(notebook, scale)
         if folder is None:
             missing.append(notebook)
             continue

@@ -16,6 +16,7 @@ from seal_lib.arc.inner_loop import Attempt, Candidate, TestTimeTraining, attemp
 from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.self_edits import Config, read
 from seal_lib.arc.tasks import Task
+from seal_lib.arms import difference_arm
 from seal_lib.errors import DataError
 from seal_lib.records import SelfEdit
 from seal_lib.restem import FILTERS, OuterLoop, Policy, finetune_policy, write_self_edits
@@ -250,7 +251,7 @@ def _arm_rows(experiment: str, arms: Mapping[str, Sequence[Attempt]], rounds: in
     for a, b in comparisons(rounds):
         if a in arms and b in arms:
             difference = stats.paired_difference(by_task(arms[a]), by_task(arms[b]), unit="task")
-            rows.append(difference.row(experiment, f"{a} - {b}", "difference", **label))
+            rows.append(difference.row(experiment, difference_arm(a, b), "difference", **label))
     return rows
 
 

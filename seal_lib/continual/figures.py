@@ -69,11 +69,11 @@ def gallery(df: pd.DataFrame, folder: Path) -> list[str]:
 
 
 def _axes(rows: int, columns: int, size: tuple[float, float], **options):
+    """A closed figure and its axes [rows, columns], in the style that the caller entered."""
     import matplotlib.pyplot as plt
 
-    with style():
-        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)
-        plt.close(figure)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)
+    plt.close(figure)
     return figure, axes
 
 

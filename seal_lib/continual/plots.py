@@ -29,6 +29,7 @@ FATE_STYLE = {
     "never": ("never learned", "#e9e0d0"), "blank": ("no answer", "#56B4E9"),
 }  # fmt: skip
 _LEADER = {"arrowstyle": "-", "linewidth": 0.4, "alpha": 0.6, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
+BOUNDS = ("joint", "isolation_oracle")  # what could be had: dashed, or a star
 _CELL = re.compile(r"accuracy_after_(\d+):passage_(\d+)")
 
 
@@ -99,11 +100,7 @@ def retention_by_age(table: pd.DataFrame, ax: Axes, arms: Sequence[str]) -> Axes
         rows = rows.assign(age=rows["metric"].str.removeprefix("age_").astype(int)).sort_values("age")
         if not len(rows) or rows["value"].isna().all():
             continue
-        paint = colour(arm)
-        ax.fill_between(rows["age"], rows["low"], rows["high"], color=paint, alpha=0.14, linewidth=0)
-        dashed = {"linestyle": "--"} if arm in ("joint", "isolation_oracle") else {}
-        ax.plot(rows["age"], rows["value"], color=paint, marker="o", markersize=3.5, **dashed, gid=f"value:{arm}")
-        names.append((float(rows["value"].iloc[-1]), label(arm), paint))
+        names.append(_banded(ax, rows, "age", arm, 0.14, markersize=3.5))
     if not names:
         raise DataError("The table has no row age_0, age_1 … for these arms.")
     ax.axhline(0, color=INK, linewidth=0.9, zorder=1)
@@ -112,6 +109,15 @@ def retention_by_age(table: pd.DataFrame, ax: Axes, arms: Sequence[str]) -> Axes
     ax.grid(axis="y")
     names_at_right(ax, names)
     return ax
+
+
+def _banded(ax: Axes, rows: pd.DataFrame, x: str, arm: str, alpha: float, **marker: float) -> tuple[float, str, str]:
+    """An arm's line over column `x` with its band; returns what `names_at_right` writes at its end."""
+    paint = colour(arm)
+    ax.fill_between(rows[x], rows["low"], rows["high"], color=paint, alpha=alpha, linewidth=0)
+    dashed = {"linestyle": "--"} if arm in BOUNDS else {}
+    ax.plot(rows[x], rows["value"], color=paint, marker="o", **marker, **dashed, gid=f"value:{arm}")
+    return float(rows["value"].iloc[-1]), label(arm), paint
 
 
 def plasticity_stability(table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | None = None) -> Axes:
@@ -146,7 +152,7 @@ def plasticity_stability(table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | No
         gain, kept, paint = p["LA_gain"], p["BWT"], colour(arm)
         ax.plot([gain["low"], gain["high"]], [kept["value"]] * 2, color=paint, linewidth=0.9, alpha=0.6)
         ax.plot([gain["value"]] * 2, [kept["low"], kept["high"]], color=paint, linewidth=0.9, alpha=0.6)
-        star = {"marker": "*", "markersize": 12} if arm in ("joint", "isolation_oracle") else {"marker": "o"}
+        star = {"marker": "*", "markersize": 12} if arm in BOUNDS else {"marker": "o"}
         ax.plot([gain["value"]], [kept["value"]], color=paint, linestyle="", zorder=4, gid=f"value:{arm}", **star)
     ax.axhline(0, color=INK, linewidth=0.9, zorder=1)
     share_axis(ax.xaxis, "learned right after the edit (LA − base)", signed=True)
@@ -235,11 +241,7 @@ def stream_length(table: pd.DataFrame, ax: Axes, metric: str = "AA") -> Axes:
         rows = rows.assign(K=rows["metric"].str.removeprefix(f"{metric}_").astype(int)).sort_values("K")
         rows = rows[rows["value"].notna()]
         if len(rows):
-            paint = colour(arm)
-            ax.fill_between(rows["K"], rows["low"], rows["high"], color=paint, alpha=0.13, linewidth=0)
-            dashed = {"linestyle": "--"} if arm in ("joint", "isolation_oracle") else {}
-            ax.plot(rows["K"], rows["value"], color=paint, marker="o", **dashed, gid=f"value:{arm}")
-            names.append((float(rows["value"].iloc[-1]), label(arm), paint))
+            names.append(_banded(ax, rows, "K", arm, 0.13))
     if not names:
         raise DataError(f"The table has no row {metric}_<K>.")
     ticks = sorted({int(m.rpartition("_")[2]) for m in table["metric"] if re.fullmatch(rf"{metric}_\d+", m)})

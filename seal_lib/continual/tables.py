@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from seal_lib import stats
+from seal_lib.arms import difference_arm
 from seal_lib.continual import intervals, metrics
 from seal_lib.continual.intervals import Measure
 from seal_lib.stats import Estimate
@@ -154,7 +155,7 @@ def comparisons(
     found = intervals.compare(values, wanted)
     rows = []
     for c in found:
-        arm, n = f"{c.a} - {c.b}", c.difference.n
+        arm, n = difference_arm(c.a, c.b), c.difference.n
         rows.append(c.difference.row(experiment, arm, "difference", protocol, model))
         p = Estimate(c.p_holm, math.nan, math.nan, n, UNIT)
         rows.append(p.row(experiment, arm, "p_holm", protocol, model))

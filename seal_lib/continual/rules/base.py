@@ -74,6 +74,16 @@ class Rule:
     def fresh(self, stream: Stream, k: int) -> list[Example]:
         return [self.lab.example(ids, stream.seed(k, "pads", n)) for n, ids in enumerate(self.lab.documents(stream, k))]
 
+    def texts_of(self, stream: Stream, k: int) -> list[list[int]]:
+        """Token ids of the documents of edit k as training sees them, without extra pads."""
+        return [self.lab.example(ids).ids for ids in self.lab.documents(stream, k)]
+
+    def own_texts(self, streams: Sequence[Stream], states: Sequence[State], k: int, n: int) -> list[list[list[int]]]:
+        """For each stream up to n texts (token ids) that theta_{k-1} writes by itself, those of one token left out."""
+        seeds = [stream.seed(k, "own texts") for stream in streams]
+        written = self.lab.write([state.history for state in states], n, seeds)
+        return [[text for text in texts if len(text) > 1] for texts in written]
+
     def _job(self, stream: Stream, k: int, **more: object) -> EditJob:
         inner = self.lab.inner
         return EditJob(

@@ -100,10 +100,9 @@ class GatedMerge(Rule):
     texts = 24
 
     def update(self, streams, states, k, results):
-        seeds = [stream.seed(k, "own texts") for stream in streams]
-        written = self.lab.write([state.history for state in states], self.texts, seeds)
+        written = self.own_texts(streams, states, k, self.texts)
         return [
-            self._gated(state, result.adapter, [t for t in texts if len(t) > 1])
+            self._gated(state, result.adapter, texts)
             for state, result, texts in zip(states, results, written, strict=True)
         ]
 

@@ -64,8 +64,7 @@ class Ewc(Rule):
 
     def after(self, stream, state, k, edit):
         done = super().after(stream, state, k, edit)
-        texts = [self.lab.example(ids).ids for ids in self.lab.documents(stream, k)]
-        fresh = self.lab.fisher(texts, done.history)
+        fresh = self.lab.fisher(self.texts_of(stream, k), done.history)
         return replace(done, extra={name: f + fresh[name] for name, f in self._fisher(state).items()})
 
 

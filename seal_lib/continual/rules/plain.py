@@ -89,7 +89,7 @@ class FewEpochs(Rule):
 class DeltaScaling(Rule):
     """theta_k = theta_{k-1} + dW_k / sqrt(k) (the schedule of SLAO, arXiv 2512.23017, without its initialisation)."""
 
-    grid = ({"lr_scale": 1.0}, {"lr_scale": 0.5}, {"lr_scale": 2.0}, {"lr_scale": 4.0})
+    grid = _STRENGTHS
 
     def weight(self, k):
         return 1 / math.sqrt(k + 1)

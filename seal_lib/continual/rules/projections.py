@@ -52,7 +52,7 @@ class NullSpace(NullSpaceCalibration):
 
     def after(self, stream, state, k, edit):
         done = super().after(stream, state, k, edit)
-        inputs = self.lab.inputs([self.lab.example(i).ids for i in self.lab.documents(stream, k)], done.history)
+        inputs = self.lab.inputs(self.texts_of(stream, k), done.history)
         grown = {name: basis(inputs[name], self.knobs["past"], u) for name, u in self.spaces(state).items()}
         return replace(done, extra=grown)
 
@@ -77,7 +77,7 @@ class InfLora(NullSpace):
 
     def job(self, stream, state, k, **more):
         inner, lab = self.lab.inner, self.lab
-        inputs = lab.inputs([lab.example(ids).ids for ids in lab.documents(stream, k)], state.history)
+        inputs = lab.inputs(self.texts_of(stream, k), state.history)
         linears, spaces, weights = target_linears(lab.model, inner.targets), self.spaces(state), {}
         for names in lab.groups:
             x, u = inputs[names[0]], spaces[names[0]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from seal_lib.continual.lab import Lab
 from seal_lib.continual.rules.base import Rule, State
 from seal_lib.continual.streams import Stream
 from seal_lib.continual.trainer import Anchor
@@ -25,14 +26,17 @@ class Replay(Rule):
     grid = ({"m": 2, "weight": 1.0}, {"m": 4, "weight": 1.0}, {"m": 2, "weight": 3.0}, {"m": 4, "weight": 3.0})
 
     def memory(self, stream: Stream, state: State, k: int) -> list[list[int]]:
-        return [ids for j in range(k) for ids in self.lab.documents(stream, j)]
+        return past(self.lab, stream, k)
 
     def job(self, stream, state, k, **more):
-        fresh = more.pop("fresh", None) or self.fresh(stream, k)
+        plain = self._job(stream, k, examples=self.fresh(stream, k))
         memory = [self.lab.example(ids) for ids in self.memory(stream, state, k)]
-        return super().job(
-            stream, state, k, **mixed(self._job(stream, k, examples=fresh), memory, **self.knobs), **more
-        )
+        return super().job(stream, state, k, **mixed(plain, memory, **self.knobs), **more)
+
+
+def past(lab: Lab, stream: Stream, k: int) -> list[list[int]]:
+    """Token ids of the documents of all edits before edit k."""
+    return [ids for j in range(k) for ids in lab.documents(stream, j)]
 
 
 def mixed(plain: Job, memory: Sequence[Example], m: int, weight: float, **_: float) -> dict[str, object]:
@@ -65,9 +69,8 @@ class GenerativeReplay(Replay):
     )  # fmt: skip
 
     def jobs(self, streams, states, k):
-        seeds = [stream.seed(k, "own texts") for stream in streams]
-        written = self.lab.write([state.history for state in states], int(self.knobs["texts"]), seeds)
-        self._written = {s.id: [t for t in w if len(t) > 1] for s, w in zip(streams, written, strict=True)}
+        written = self.own_texts(streams, states, k, int(self.knobs["texts"]))
+        self._written = {stream.id: texts for stream, texts in zip(streams, written, strict=True)}
         return super().jobs(streams, states, k)
 
     def memory(self, stream, state, k):
@@ -100,10 +103,10 @@ class KlReplay(Kl):
 
     def job(self, stream, state, k, **more):
         plain = self._job(stream, k, examples=self.fresh(stream, k))
-        past = [self.lab.example(ids) for j in range(k) for ids in self.lab.documents(stream, j)]
+        old = [self.lab.example(ids) for ids in past(self.lab, stream, k)]
         m, both = int(self.knobs["m"]), mixed(plain, self.taught(stream, state, k), **self.knobs)
-        if past:
+        if old:
             n, draw = len(both["examples"]), rng(plain.seed, "past")
-            both["examples"] = [*both["examples"], *(_weighted(example, 1 / m, 0.0) for example in past)]
-            both["order"] = [(*s, *(n + i for i in draw.choices(range(len(past)), k=m))) for s in both["order"]]
+            both["examples"] = [*both["examples"], *(_weighted(example, 1 / m, 0.0) for example in old)]
+            both["order"] = [(*s, *(n + i for i in draw.choices(range(len(old)), k=m))) for s in both["order"]]
         return Rule.job(self, stream, state, k, **both, **more)
