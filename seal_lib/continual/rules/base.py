@@ -75,7 +75,7 @@ class Rule:
         return [self.lab.example(ids, stream.seed(k, "pads", n)) for n, ids in enumerate(self.lab.documents(stream, k))]
 
     def texts_of(self, stream: Stream, k: int) -> list[list[int]]:
-        """Token ids of the documents of edit k as training sees them, without extra pads."""
+        """Token ids of the documents of edit k as training sees them (end-of-text or pads as the settings say)."""
         return [self.lab.example(ids).ids for ids in self.lab.documents(stream, k)]
 
     def own_texts(self, streams: Sequence[Stream], states: Sequence[State], k: int, n: int) -> list[list[list[int]]]:
