@@ -52,8 +52,8 @@ def test_joins_the_paper_and_keeps_the_numbers():
 
 
 def test_only_the_newest_finished_run_counts():
-    make_run("11_single_passage", [line("frozen", 0.1)], name="aaa", when=1000)
-    make_run("11_single_passage", [line("frozen", 0.2)], name="bbb", when=2000)
+    make_run("11_single_passage", [line("frozen", 0.2)], name="aaa", when=2000)
+    make_run("11_single_passage", [line("frozen", 0.1)], name="bbb", when=1000)  # written later, ended earlier
     make_run("11_single_passage", [line("frozen", 0.3)], name="ccc", finished=False)
     assert results.collect("seedling")["value"].tolist() == [0.2]
 
