@@ -221,7 +221,7 @@ def run_all(scale: str, only: str, keep_going: bool, force: bool, jobs: int = 1)
     """Run each chosen notebook in its own process, so that memory goes with it; 1 if any failed.
 
     ``jobs`` of them run at once, the longest first (by the committed runs' minutes; one alone: file order); one that
-    reads another's run waits for it. After a failure none is started (unless ``keep_going``); those that run may finish.
+    reads another's run waits for it. After a failure none is started (unless ``keep_going``); those that run finish.
     """
     notebooks = chosen(scale, only)
     for notebook in notebooks:
