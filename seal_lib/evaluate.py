@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from seal_lib import stats
 from seal_lib.errors import DataError
-from seal_lib.generate import HFGenerator
 from seal_lib.inner_loop import Candidate, InnerLoop, untrained_trials
 from seal_lib.knowledge.documents import split_edit
 from seal_lib.knowledge.prompts import Prompts
@@ -56,7 +55,7 @@ def evaluate_arm(run, policy: Policy, passages: Sequence[Passage], arm: str, pro
     kind, name = ARMS[arm].text, name or arm
     phase = f"{group}evaluate/{name}"
     if kind == "none":
-        generator = HFGenerator(policy.model, policy.tokenizer)
+        generator = policy.generator()
 
         def ask(part: Sequence[Passage]) -> list[dict]:
             trials = untrained_trials(generator, part, name, prompts, inner, ARMS[arm].in_context)

@@ -4,6 +4,7 @@ Knows prompts, sampling, seeds, stop texts and one adapter per prompt; nothing o
 from its own seed, so it does not depend on what else is in the batch.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -17,19 +18,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to decode. ``temperature=0`` is greedy (then ``n`` must be 1); ``stop`` ends a text and is not part of it."""
+    """How to decode. ``temperature=0`` is greedy (then ``n`` must be 1); ``stop`` ends a text and is not part of it.
+
+    ``schema``: a JSON schema, as JSON text, that every text ended by the model fits; not every engine can do it.
+    """
 
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     n: int = 1
     stop: tuple[str, ...] = ()
+    schema: str | None = None
 
     def __post_init__(self):
         if self.temperature == 0 and self.n > 1:
             raise DataError(f"sampling: n={self.n} greedy samples would all be equal; set temperature > 0 or n=1.")
         if self.max_tokens < 1 or self.n < 1 or not 0 < self.top_p <= 1 or self.temperature < 0:
             raise DataError(f"sampling: max_tokens ≥ 1, n ≥ 1, 0 < top_p ≤ 1, temperature ≥ 0 are needed, got {self}.")
+        if self.schema is not None and not _is_object(self.schema):
+            raise DataError(f"sampling: schema {self.schema[:60]!r} is not a JSON object; give json.dumps of a schema.")
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,11 @@ class Generator(Protocol):
 
     ``generate`` returns, in the order of ``requests``, ``sampling.n`` completions each. Same request, same seed → same
     completions, whatever the rest of the batch. Prompts with and without adapter may be mixed in one call.
-    ``close`` gives memory back.
+    ``positions``: most tokens of a prompt and its completion. ``close`` gives memory back.
     """
+
+    @property
+    def positions(self) -> int: ...
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]: ...
 
@@ -75,34 +85,25 @@ class HFGenerator:
     def __init__(self, model, tokenizer, batch: int = 256, cache_tokens: int = 100_000):
         self.model, self.tokenizer, self.batch, self.cache_tokens = model, tokenizer, batch, cache_tokens
 
+    @property
+    def positions(self) -> int:
+        return self.model.config.max_position_embeddings
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
-        rows = [(i, request, k) for i, request in enumerate(requests) for k in range(sampling.n)]
-        # rows of one adapter stay together; equal lengths together cost the least padding
-        tokens = [self.tokenizer(request.prompt)["input_ids"] for request in requests]
-        self._check(tokens, sampling)
-        group = {id(request.adapter): n for n, request in reversed(list(enumerate(requests)))}
-        rows.sort(key=lambda row: (group[id(row[1].adapter)], row[0], row[2]))
+        if sampling.schema is not None:
+            raise DataError("engine hf cannot hold a text to a JSON schema; use engine vllm or leave the schema out.")
+        tokens = read(requests, self.tokenizer, sampling, self.positions)
+        rows = rows_of(requests, sampling)
         out: list[list[Completion | None]] = [[None] * sampling.n for _ in requests]
         longest = max(map(len, tokens), default=0) + sampling.max_tokens
         at_once = max(1, min(self.batch, self.cache_tokens // longest))
         for first in range(0, len(rows), at_once):
             part = rows[first : first + at_once]
-            seeds = [derive_seed(request.seed, "sample", k) for _, request, k in part]
+            seeds = [sample_seed(request, k) for _, request, k in part]
             done = self._decode([tokens[i] for i, _, _ in part], seeds, [r.adapter for _, r, _ in part], sampling)
             for (i, _, k), completion in zip(part, done, strict=True):
                 out[i][k] = completion
         return out
-
-    def _check(self, tokens: list[list[int]], sampling: Sampling) -> None:
-        room = self.model.config.max_position_embeddings
-        for number, ids in enumerate(tokens):
-            if not ids:
-                raise DataError(f"prompt {number} is empty; a prompt needs at least one token.")
-            if len(ids) + sampling.max_tokens > room:
-                raise DataError(
-                    f"prompt {number} has {len(ids)} tokens and max_tokens is {sampling.max_tokens}, together more "
-                    f"than the model's {room} positions; shorten the prompt or lower max_tokens."
-                )
 
     def _decode(self, prompts, seeds, adapters, sampling: Sampling) -> list[Completion]:
         """Decode one batch. prompts: token ids per row; seeds: one per row."""
@@ -118,18 +119,58 @@ class HFGenerator:
         scope = attached(self.model, distinct, slots) if distinct else contextlib.nullcontext()
         with scope, torch.no_grad():
             sampled = _decode_tokens(self.model, self.tokenizer, prompts, seeds, sampling)
-        return [self._finish(ids, sampling) for ids in sampled]
-
-    def _finish(self, ids: list[int], sampling: Sampling) -> Completion:
-        ended = bool(ids) and ids[-1] == self.tokenizer.eos_token_id
-        text = self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
-        cuts = [text.find(stop) for stop in sampling.stop if stop in text]
-        if cuts:
-            return Completion(text[: min(cuts)], len(ids), "stop")
-        return Completion(text, len(ids), "eos" if ended else "length")
+        return [finish(ids, self.tokenizer, sampling) for ids in sampled]
 
     def close(self) -> None:
         self.model = None
+
+
+def read(requests: Sequence[Request], tokenizer, sampling: Sampling, room: int) -> list[list[int]]:
+    """Token ids of each prompt.
+
+    Raises:
+        DataError: one is empty, or longer than ``room`` positions leave it.
+    """
+    tokens = [tokenizer(request.prompt)["input_ids"] for request in requests]
+    for number, ids in enumerate(tokens):
+        if not ids:
+            raise DataError(f"prompt {number} is empty; a prompt needs at least one token.")
+        if len(ids) + sampling.max_tokens > room:
+            raise DataError(
+                f"prompt {number} has {len(ids)} tokens and max_tokens is {sampling.max_tokens}, together more "
+                f"than the model's {room} positions; shorten the prompt or lower max_tokens."
+            )
+    return tokens
+
+
+def rows_of(requests: Sequence[Request], sampling: Sampling) -> list[tuple[int, Request, int]]:
+    """(number of the request, request, number of the sample) of everything to decode, rows of one adapter together."""
+    rows = [(i, request, k) for i, request in enumerate(requests) for k in range(sampling.n)]
+    # equal prompts together cost the least padding
+    group = {id(request.adapter): n for n, request in reversed(list(enumerate(requests)))}
+    return sorted(rows, key=lambda row: (group[id(row[1].adapter)], row[0], row[2]))
+
+
+def sample_seed(request: Request, k: int) -> int:
+    """Of the k-th sample: nothing but the request's own seed decides it."""
+    return derive_seed(request.seed, "sample", k)
+
+
+def finish(ids: list[int], tokenizer, sampling: Sampling) -> Completion:
+    """The completion that generated ids are, up to and with the token that ended it."""
+    ended = bool(ids) and ids[-1] == tokenizer.eos_token_id
+    text = tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
+    cuts = [text.find(stop) for stop in sampling.stop if stop in text]
+    if cuts:
+        return Completion(text[: min(cuts)], len(ids), "stop")
+    return Completion(text, len(ids), "eos" if ended else "length")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def _decode_tokens(model, tokenizer, prompts, seeds, sampling: Sampling) -> list[list[int]]:
@@ -162,7 +203,7 @@ def _decode_tokens(model, tokenizer, prompts, seeds, sampling: Sampling) -> list
         for row, token in enumerate(chosen.tolist()):
             if row in open_rows:
                 out[row].append(token)
-                if token == tokenizer.eos_token_id or (sampling.stop and _stopped(tokenizer, out[row], sampling.stop)):
+                if token == tokenizer.eos_token_id or (sampling.stop and stopped(tokenizer, out[row], sampling.stop)):
                     open_rows.discard(row)
         if not open_rows:
             break
@@ -172,7 +213,8 @@ def _decode_tokens(model, tokenizer, prompts, seeds, sampling: Sampling) -> list
     return out
 
 
-def _stopped(tokenizer, ids: list[int], stop: tuple[str, ...]) -> bool:
+def stopped(tokenizer, ids: list[int], stop: tuple[str, ...]) -> bool:
+    """Whether a stop text stands in what the ids say."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
     return any(s in text for s in stop)
 

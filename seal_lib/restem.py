@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from seal_lib import engines
 from seal_lib.errors import DataError
-from seal_lib.generate import HFGenerator, Request, Sampling
+from seal_lib.generate import Generator, Request, Sampling
 from seal_lib.inner_loop import Candidate, InnerLoop, run_trials
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.records import Passage, Round, SelfEdit, Trial, to_dict
@@ -88,22 +89,35 @@ class OuterLoop:
 
 @dataclass(frozen=True)
 class Policy:
-    """The model that writes self-edits and is trained on them; ``name`` says where it is in the loop."""
+    """The model that writes self-edits and is trained on them; ``name`` says where it is in the loop.
+
+    ``engine``: what generates its texts, see :mod:`seal_lib.engines`; ``auto`` becomes the engine it stands for.
+    """
 
     name: str
     model: object
     tokenizer: object
+    engine: str = "hf"
+
+    def __post_init__(self):
+        object.__setattr__(self, "engine", engines.resolve(self.engine, self.model))
+
+    def generator(self) -> Generator:
+        """Of texts by this policy, with and without adapters."""
+        return engines.generator(self.model, self.tokenizer, self.engine)
 
 
 def write_self_edits(run, policy: Policy, passages: Sequence[Passage], prompts: Prompts, outer: OuterLoop, *,
-                     phase: str, seed: int, samples: int | None = None, chunk: int = 32) -> list[SelfEdit]:  # fmt: skip
+                     phase: str, seed: int, samples: int | None = None, chunk: int = 32,
+                     schema: str | None = None) -> list[SelfEdit]:  # fmt: skip
     """E-step, first half: ``samples`` self-edits per passage (default ``outer.samples``), passage by passage.
 
     ``passages`` may be anything with an ``id`` (puzzles too) for which ``prompts.write`` gives what the policy reads.
+    ``schema``: the JSON schema that a self-edit is held to, if any.
     """
     n = samples or outer.samples
-    generator = HFGenerator(policy.model, policy.tokenizer)
-    sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, n)
+    generator = policy.generator()
+    sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, n, schema=schema)
 
     def sample(part: Sequence[Passage]) -> list[dict]:
         requests = [Request(prompts.write(p), derive_seed(seed, p.id, "self-edit")) for p in part]
@@ -125,8 +139,10 @@ def score(run, policy: Policy, candidates: Sequence[Candidate], prompts: Prompts
           phase: str, chunk: int | None = None) -> list[Trial]:  # fmt: skip
     """Inner-loop trials of all candidates, recorded under ``phase``."""
 
+    generator = policy.generator()
+
     def trial(part: Sequence[Candidate]) -> list[dict]:
-        trials = run_trials(policy.model, policy.tokenizer, part, prompts, inner)
+        trials = run_trials(policy.model, policy.tokenizer, part, prompts, inner, generator)
         run.count(trained=sum(t.tokens for t in trials), scored=sum(len(t.answers) for t in trials))
         return [to_dict(t) for t in trials]
 
@@ -240,7 +256,7 @@ def frozen_accuracy(run, policy: Policy, passages, prompts, inner, phase: str) -
     """Accuracy of the policy without any adapter, per passage id."""
     from seal_lib.inner_loop import untrained_trials
 
-    generator = HFGenerator(policy.model, policy.tokenizer)
+    generator = policy.generator()
 
     def ask(part):
         return [to_dict(t) for t in untrained_trials(generator, part, "frozen", prompts, inner, in_context=False)]

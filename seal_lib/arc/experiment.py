@@ -4,6 +4,7 @@ A policy reads a puzzle's demonstrations and writes a configuration; it is train
 The arms share one set of evaluation tasks; a *task* with all its self-edits and seeds is the unit of every interval.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from seal_lib.arc import render
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.inner_loop import Attempt, Candidate, TestTimeTraining, attempts_of, record
 from seal_lib.arc.prompts import Prompts
-from seal_lib.arc.self_edits import Config, read
+from seal_lib.arc.self_edits import SCHEMA, Config, read
 from seal_lib.arc.tasks import Task
 from seal_lib.arms import difference_arm
 from seal_lib.errors import DataError
@@ -73,7 +74,10 @@ class Loop:
 
 @dataclass(frozen=True)
 class FewShot:
-    """The experiment's fixed parts: tasks, wording, inner and outer loop; ``edits`` self-edits per evaluation task."""
+    """The experiment's fixed parts: tasks, wording, inner and outer loop; ``edits`` self-edits per evaluation task.
+
+    ``constrained``: self-edits are held to the schema while they are written, which needs engine vllm.
+    """
 
     practice: Sequence[Task]
     held_out: Sequence[Task]
@@ -81,6 +85,7 @@ class FewShot:
     inner: TestTimeTraining
     outer: OuterLoop
     edits: int = 5
+    constrained: bool = False
 
     def __post_init__(self):
         for tasks in (self.practice, self.held_out):
@@ -94,15 +99,19 @@ class FewShot:
               samples: int) -> list[SelfEdit]:  # fmt: skip
         """``samples`` self-edits per task, task by task."""
         writing = _Writing(policy.tokenizer, self.prompts)
-        return write_self_edits(run, policy, tasks, writing, self.outer, phase=phase, seed=seed, samples=samples)
+        return write_self_edits(
+            run, policy, tasks, writing, self.outer, phase=phase, seed=seed, samples=samples,
+            schema=json.dumps(SCHEMA) if self.constrained else None,
+        )  # fmt: skip
 
     def score(self, run, policy: Policy, edits: Sequence[SelfEdit], *, phase: str, seed: int) -> list[Trial]:
         """Each self-edit's adapter trained on the policy's own model and tried on its task."""
         known = {task.id: task for task in (*self.practice, *self.held_out)}
         readings = [(known[edit.passage_id], read(edit.text, self.inner.limits)) for edit in edits]
         attempts = attempts_of(
-            run, policy.model, policy.tokenizer, readings, self.prompts, self.inner, phase=phase, seed=seed
-        )
+            run, policy.model, policy.tokenizer, readings, self.prompts, self.inner, phase=phase, seed=seed,
+            generator=policy.generator(),
+        )  # fmt: skip
         return [Trial(edit, attempt) for edit, attempt in zip(edits, attempts, strict=True)]
 
     def evaluate(self, run, policy: Policy, arm: str, *, seed: int) -> list[Trial]:
@@ -116,7 +125,8 @@ class FewShot:
         candidates = [Candidate(f"{task.id}/{arm}", task, config) for task in self.held_out]
         phase = f"evaluate/{arm}"
         return record(
-            run, policy.model, policy.tokenizer, candidates, self.prompts, self.inner, phase=phase, seed=seed
+            run, policy.model, policy.tokenizer, candidates, self.prompts, self.inner, phase=phase, seed=seed,
+            generator=policy.generator(),
         )  # fmt: skip
 
     def practise(self, run, policy: Policy, *, phase: str, seed: int) -> list[Trial]:

@@ -229,7 +229,7 @@ def answer_all(generator, tokenizer, tasks: Sequence[Task], adapters: Sequence, 
     """
     from seal_lib.generate import Request, Sampling
 
-    room = generator.model.config.max_position_embeddings - settings.answer_tokens
+    room = generator.positions - settings.answer_tokens
     asked, requests, long = [], [], [0] * len(tasks)
     for i, task in enumerate(tasks):
         for test in range(len(task.tests)):
@@ -298,14 +298,16 @@ def _attempt(candidate: Candidate, result, examples: int, answered) -> Attempt:
 
 
 def attempts_of(run, model, tokenizer, readings: Sequence[tuple[Task, Reading]], prompts: Prompts,
-                settings: TestTimeTraining, *, phase: str, seed: int,
-                chunk: int | None = None) -> list[Attempt]:  # fmt: skip
+                settings: TestTimeTraining, *, phase: str, seed: int, chunk: int | None = None,
+                generator=None) -> list[Attempt]:  # fmt: skip
     """One attempt per self-edit, recorded under ``phase``; equal configurations of a task are trained once.
 
     A rejected self-edit is an attempt of its own, with its reason.
     """
     candidates, names = candidates_of(readings)
-    found = record(run, model, tokenizer, candidates, prompts, settings, phase=phase, seed=seed, chunk=chunk)
+    found = record(
+        run, model, tokenizer, candidates, prompts, settings, phase=phase, seed=seed, chunk=chunk, generator=generator
+    )
     made = {attempt.id: attempt for attempt in found}
     return [
         made[name] if name else Attempt(f"{task.id}/rejected", task.id, reading.reason, reading.detail)
@@ -314,11 +316,11 @@ def attempts_of(run, model, tokenizer, readings: Sequence[tuple[Task, Reading]],
 
 
 def record(run, model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, settings: TestTimeTraining, *,
-           phase: str, seed: int, chunk: int | None = None) -> list[Attempt]:  # fmt: skip
+           phase: str, seed: int, chunk: int | None = None, generator=None) -> list[Attempt]:  # fmt: skip
     """Attempts of all candidates, written to the run chunk by chunk."""
 
     def attempt(part: Sequence[Candidate]) -> list[dict]:
-        made = run_candidates(model, tokenizer, part, prompts, settings, seed)
+        made = run_candidates(model, tokenizer, part, prompts, settings, seed, generator)
         run.count(trained=sum(a.tokens for a in made), scored=sum(sum(a.read.values()) for a in made))
         return [a.to_dict() for a in made]
 
