@@ -12,6 +12,7 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
+RAY := .venv-ray
 LOCKS := requirements/cpu.lock requirements/gpu.lock
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 PIP = $(PY) -m pip --disable-pip-version-check --no-input install -qq
@@ -21,7 +22,11 @@ JOBS ?= $(if $(filter seedling,$(SCALE)),$(if $(filter 1,$(shell getconf _NPROCE
 RUN_FLAGS = --scale $(SCALE) --jobs $(JOBS) $(if $(call ON,$(FORCE)),--force) $(if $(findstring k,$(firstword -$(MAKEFLAGS))),--keep-going)
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce figures lab test lint status seedling bench clean-runs lock
+.PHONY: help env reproduce figures lab test test-ray lint status seedling bench clean-runs lock
+# other EXTRAS than those installed: install again
+ifeq ($(filter auto $(shell cat $(STAMP) 2>/dev/null),$(EXTRAS)),)
+.PHONY: $(STAMP)
+endif
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +46,9 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 
 test: $(STAMP)  ## run the tests (ARGS="-k params")
 	@$(PY) -m pytest $(ARGS)
+
+test-ray: $(RAY)/.stamp  ## run the tests of several workers, in an environment that has Ray
+	@$(RAY)/bin/python -m pytest tests/test_cluster.py $(ARGS)
 
 lint: $(STAMP)  ## check style, notebooks included, and every parameter file
 	@$(PY) -m ruff check .
@@ -104,3 +112,13 @@ $(STAMP): pyproject.toml $(LOCKS)
 	    fi;; \
 	esac; \
 	echo "$$extras" > $(STAMP)
+
+# .venv with Ray on top: what .venv has is seen through a .pth file, so only Ray and what it brings are installed
+$(RAY)/.stamp: $(STAMP) requirements/gpu.lock
+	@set -e; echo "making $(RAY): $(VENV) and Ray"; \
+	$(PY) -m venv --clear $(RAY); \
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	echo "import site; site.addsitedir('$$($(PY) -c "$$site")')" > "$$($(RAY)/bin/python -c "$$site")/seal.pth"; \
+	grep -E '^(ray|msgpack|protobuf)==' requirements/gpu.lock > $(RAY)/ray.txt; \
+	$(RAY)/bin/python -m pip --disable-pip-version-check --no-input install -qq -c requirements/cpu.lock -r $(RAY)/ray.txt
+	@touch $@
