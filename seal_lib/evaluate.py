@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from seal_lib import stats
 from seal_lib.errors import DataError
-from seal_lib.inner_loop import Candidate, InnerLoop, untrained_trials
+from seal_lib.inner_loop import Candidate, InnerLoop
 from seal_lib.knowledge.documents import split_edit
 from seal_lib.knowledge.prompts import Prompts
-from seal_lib.records import Passage, SelfEdit, Trial, by_passage, to_dict
-from seal_lib.restem import OuterLoop, Policy, candidates_of, score, write_self_edits
+from seal_lib.records import Passage, SelfEdit, Trial, by_passage
+from seal_lib.restem import OuterLoop, Policy, ask, candidates_of, score, write_self_edits
 from seal_lib.seeds import derive_seed
 
 
@@ -55,14 +55,7 @@ def evaluate_arm(run, policy: Policy, passages: Sequence[Passage], arm: str, pro
     kind, name = ARMS[arm].text, name or arm
     phase = f"{group}evaluate/{name}"
     if kind == "none":
-        generator = policy.generator()
-
-        def ask(part: Sequence[Passage]) -> list[dict]:
-            trials = untrained_trials(generator, part, name, prompts, inner, ARMS[arm].in_context)
-            run.count(scored=sum(len(t.answers) for t in trials))
-            return [to_dict(t) for t in trials]
-
-        return [Trial.from_dict(row) for row in run.map(phase, passages, ask, chunk=64)]
+        return ask(run, policy, passages, name, prompts, inner, phase=phase, in_context=ARMS[arm].in_context)
     if kind == "policy":
         edits = write_self_edits(run, policy, passages, prompts, outer, phase=f"{phase}/write", seed=seed, samples=1)
         return score(run, policy, candidates_of(edits, passages, name, seed), prompts, inner, phase=phase)

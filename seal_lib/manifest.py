@@ -27,6 +27,7 @@ PACKAGES = (
 ).split()
 SECRET = re.compile(r"(key|token|secret|password)", re.IGNORECASE)
 REDACTED = "(redacted)"
+WHERE = ("workers", "ray_address")  # parameters that say where work is done, see `cluster`
 DETERMINISM = {
     "cpu": "CPU: the same parameters, library and package versions give the same rows, however often the run was "
     "interrupted, because chunks of units are fixed and every draw is seeded by run seed, unit and purpose.",
@@ -91,7 +92,11 @@ def input_hashes(parameters: dict[str, object]) -> dict[str, str]:
 
 
 def run_key(notebook: str, parameters: dict[str, object]) -> tuple[str, dict[str, str]]:
-    """``(hash12, input hashes)``; the tagged cell itself does not count, since its resolved values do."""
+    """``(hash12, input hashes)``; the tagged cell itself does not count, since its resolved values do.
+
+    Who does the work changes no row, so :data:`WHERE` does not count: a run may go on with other workers.
+    """
+    parameters = {name: value for name, value in parameters.items() if name not in WHERE}
     code = [cell["source"] for cell in params.cells(notebook) if "parameters" not in cell["tags"]]
     inputs = input_hashes(parameters)
     settings = json.dumps([redact(parameters), inputs], sort_keys=True, ensure_ascii=False)
@@ -201,7 +206,7 @@ def session() -> dict[str, object]:
 
 
 def costs(lines: list[dict]) -> dict[str, object]:
-    """Seconds per phase, counters and sessions out of the lines of ``costs.jsonl``."""
+    """Seconds per phase (of all workers together), counters, sessions and deaths out of ``costs.jsonl``."""
     seconds: dict[str, float] = {}
     counters: dict[str, float] = {}
     for line in lines:
@@ -217,6 +222,7 @@ def costs(lines: list[dict]) -> dict[str, object]:
         "counters": counters,
         "sessions": sessions,
         "mixed_environment": len(kinds) > 1,
+        "lost_workers": [line["lost_worker"] for line in lines if "lost_worker" in line],
     }
 
 

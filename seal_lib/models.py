@@ -4,6 +4,7 @@ Nothing here trains or generates.
 """
 
 import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seal_lib import paths
@@ -23,6 +24,41 @@ REVISIONS = {
     "Qwen/Qwen2.5-0.5B": "060db6499f32faf8b98477b0a26969ef7d8b9987",
     "meta-llama/Llama-3.2-1B-Instruct": "9213176726f574b556790deb65791e0c5aa438b6",
 }
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a policy's weights come from: a model by name, and adapter folders merged into it one after the other.
+
+    So another process can make the same weights, bit for bit on a CPU, without their travelling.
+    """
+
+    name: str
+    dtype: str = "float32"
+    revision: str | None = None
+    adapters: tuple[str, ...] = ()
+
+    def then(self, folder: Path) -> "Source":
+        """The same with one more adapter."""
+        return replace(self, adapters=(*self.adapters, str(folder.resolve())))
+
+    def follows(self, other: "Source") -> bool:
+        """Whether these weights are the other's with further adapters merged in."""
+        first = len(other.adapters)
+        return replace(self, adapters=self.adapters[:first]) == other
+
+    def load(self, device: str = "cpu"):
+        """(model, tokenizer) with every adapter merged."""
+        model, tokenizer = load(self.name, device, self.dtype, self.revision)
+        return self.merge(model), tokenizer
+
+    def merge(self, model, first: int = 0):
+        """Merge the adapters from number ``first`` on into ``model``, in place."""
+        from seal_lib.adapters import Adapter, merge
+
+        for folder in self.adapters[first:]:
+            model = merge(model, Adapter.load(folder))
+        return model
 
 
 def resolve(name: str) -> tuple[str, str | None]:

@@ -7,13 +7,16 @@ Everything a round does is recorded per trial in the run, and a killed round res
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from seal_lib import engines
+from seal_lib.cluster import Work
 from seal_lib.errors import DataError
 from seal_lib.generate import Generator, Request, Sampling
-from seal_lib.inner_loop import Candidate, InnerLoop, run_trials
+from seal_lib.inner_loop import Candidate, InnerLoop, run_trials, untrained_trials
 from seal_lib.knowledge.prompts import Prompts
+from seal_lib.models import Source
 from seal_lib.records import Passage, Round, SelfEdit, Trial, to_dict
 from seal_lib.seeds import derive_seed, rng
 
@@ -92,12 +95,14 @@ class Policy:
     """The model that writes self-edits and is trained on them; ``name`` says where it is in the loop.
 
     ``engine``: what generates its texts, see :mod:`seal_lib.engines`; ``auto`` becomes the engine it stands for.
+    ``source`` says where another process finds the same weights; without it everything is done in this one.
     """
 
     name: str
     model: object
     tokenizer: object
     engine: str = "hf"
+    source: Source | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "engine", engines.resolve(self.engine, self.model))
@@ -105,6 +110,14 @@ class Policy:
     def generator(self) -> Generator:
         """Of texts by this policy, with and without adapters."""
         return engines.generator(self.model, self.tokenizer, self.engine)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the policy reads before it writes about the passage or puzzle of that id."""
+
+    id: str
+    prompt: str
 
 
 def write_self_edits(run, policy: Policy, passages: Sequence[Passage], prompts: Prompts, outer: OuterLoop, *,
@@ -115,38 +128,52 @@ def write_self_edits(run, policy: Policy, passages: Sequence[Passage], prompts: 
     ``passages`` may be anything with an ``id`` (puzzles too) for which ``prompts.write`` gives what the policy reads.
     ``schema``: the JSON schema that a self-edit is held to, if any.
     """
-    n = samples or outer.samples
-    generator = policy.generator()
-    sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, n, schema=schema)
-
-    def sample(part: Sequence[Passage]) -> list[dict]:
-        requests = [Request(prompts.write(p), derive_seed(seed, p.id, "self-edit")) for p in part]
-        rows = []
-        for passage, completions in zip(part, generator.generate(requests, sampling), strict=True):
-            edits = [
-                SelfEdit(f"{passage.id}/{k}", passage.id, done.text.strip(), policy.name, seed, done.tokens)
-                for k, done in enumerate(completions)
-            ]
-            rows.append({"edits": [to_dict(edit) for edit in edits]})
-        run.count(generated=sum(edit["tokens"] for row in rows for edit in row["edits"]))
-        return rows
-
-    rows = run.map(phase, passages, sample, chunk=chunk)
+    asked = [Asked(p.id, prompts.write(p)) for p in passages]
+    sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, samples or outer.samples, schema=schema)
+    work = Work(partial(_write, sampling=sampling, seed=seed), policy, run.count)
+    rows = run.map(phase, asked, work, chunk=chunk)
     return [SelfEdit.from_dict(edit) for row in rows for edit in row["edits"]]
+
+
+def _write(policy: Policy, part: Sequence[Asked], count, *, sampling: Sampling, seed: int) -> list[dict]:
+    requests = [Request(asked.prompt, derive_seed(seed, asked.id, "self-edit")) for asked in part]
+    texts = policy.generator().generate(requests, sampling)
+    rows = []
+    for asked, completions in zip(part, texts, strict=True):
+        edits = [
+            SelfEdit(f"{asked.id}/{k}", asked.id, done.text.strip(), policy.name, seed, done.tokens)
+            for k, done in enumerate(completions)
+        ]
+        rows.append({"edits": [to_dict(edit) for edit in edits]})
+    count(generated=sum(edit["tokens"] for row in rows for edit in row["edits"]))
+    return rows
 
 
 def score(run, policy: Policy, candidates: Sequence[Candidate], prompts: Prompts, inner: InnerLoop, *,
           phase: str, chunk: int | None = None) -> list[Trial]:  # fmt: skip
     """Inner-loop trials of all candidates, recorded under ``phase``."""
+    work = Work(partial(_score, prompts=prompts, inner=inner), policy, run.count)
+    return [Trial.from_dict(row) for row in run.map(phase, candidates, work, chunk=chunk or 2 * inner.slots)]
 
-    generator = policy.generator()
 
-    def trial(part: Sequence[Candidate]) -> list[dict]:
-        trials = run_trials(policy.model, policy.tokenizer, part, prompts, inner, generator)
-        run.count(trained=sum(t.tokens for t in trials), scored=sum(len(t.answers) for t in trials))
-        return [to_dict(t) for t in trials]
+def _score(policy: Policy, part: Sequence[Candidate], count, *, prompts: Prompts, inner: InnerLoop) -> list[dict]:
+    trials = run_trials(policy.model, policy.tokenizer, part, prompts, inner, policy.generator())
+    count(trained=sum(t.tokens for t in trials), scored=sum(len(t.answers) for t in trials))
+    return [to_dict(t) for t in trials]
 
-    return [Trial.from_dict(row) for row in run.map(phase, candidates, trial, chunk=chunk or 2 * inner.slots)]
+
+def ask(run, policy: Policy, passages: Sequence[Passage], arm: str, prompts: Prompts, inner: InnerLoop, *,
+        phase: str, in_context: bool = False) -> list[Trial]:  # fmt: skip
+    """Trials without training, one per passage, recorded under ``phase``."""
+    unit = partial(_ask, arm=arm, prompts=prompts, inner=inner, in_context=in_context)
+    return [Trial.from_dict(row) for row in run.map(phase, passages, Work(unit, policy, run.count), chunk=64)]
+
+
+def _ask(policy: Policy, part: Sequence[Passage], count, *, arm: str, prompts: Prompts, inner: InnerLoop,
+         in_context: bool) -> list[dict]:  # fmt: skip
+    trials = untrained_trials(policy.generator(), part, arm, prompts, inner, in_context)
+    count(scored=sum(len(t.answers) for t in trials))
+    return [to_dict(t) for t in trials]
 
 
 def candidates_of(edits: Sequence[SelfEdit], passages: Sequence[Passage], arm: str, seed: int) -> list[Candidate]:
@@ -210,7 +237,8 @@ def finetune_policy(run, policy: Policy, pairs: Sequence[tuple], outer: OuterLoo
     folder = run.artifact(f"policies/{name}", build)
     merged = merge(policy.model, Adapter.load(folder / "adapter"), copy=True)
     loss = json.loads((folder / "report.json").read_text())["last_loss"]
-    return replace(policy, name=name, model=merged), loss
+    source = policy.source and policy.source.then(folder / "adapter")
+    return replace(policy, name=name, model=merged, source=source), loss
 
 
 def restem_round(run, policy: Policy, passages: Sequence[Passage], prompts: Prompts, inner: InnerLoop,
@@ -254,11 +282,6 @@ def _needs_frozen(outer: OuterLoop) -> bool:
 
 def frozen_accuracy(run, policy: Policy, passages, prompts, inner, phase: str) -> dict[str, float]:
     """Accuracy of the policy without any adapter, per passage id."""
-    from seal_lib.inner_loop import untrained_trials
-
-    generator = policy.generator()
-
-    def ask(part):
-        return [to_dict(t) for t in untrained_trials(generator, part, "frozen", prompts, inner, in_context=False)]
-
-    return {row["passage_id"]: Trial.from_dict(row).accuracy for row in run.map(phase, passages, ask, chunk=64)}
+    return {
+        trial.passage_id: trial.accuracy for trial in ask(run, policy, passages, "frozen", prompts, inner, phase=phase)
+    }

@@ -8,6 +8,7 @@
 A folder holds ``parameters.json``, ``rows.jsonl`` (results, never wall times), ``costs.jsonl`` (seconds, tokens,
 sessions), ``artifacts/``, and at the end ``results.csv``, ``metrics.json`` and, last of all, ``run.json``. Knows
 nothing of models, papermill or what a row means. On a full disk or a kill the files end at the last complete chunk.
+Chunks of a :class:`seal_lib.cluster.Work` may be done by several workers; this process alone writes.
 """
 
 import csv
@@ -20,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from seal_lib import manifest, notebook, params, paths
+from seal_lib.cluster import Workers
 from seal_lib.errors import RunError
 from seal_lib.journal import Journal, Lock, plain
 
@@ -41,6 +43,7 @@ class Run:
         self._phases: set[str] = set()
         self._artifacts: set[str] = set()
         self._finished = False
+        self.workers = Workers()
         self.note = _set_aside(folder)
         for leftover in folder.glob("artifacts/**/.building-*"):
             shutil.rmtree(leftover)
@@ -58,8 +61,9 @@ class Run:
             phase: name of the step, unique in the run.
             units: objects with an ``id``, or strings; ids unique in the phase.
             fn: list of units -> list of rows (dicts) in the same order. It always sees the same consecutive slices
-                of ``units``, so a resumed run computes what an undisturbed one computes.
-            chunk: units per slice; what is lost at most when the run is killed.
+                of ``units``, so a resumed run computes what an undisturbed one computes. If it is a
+                :class:`seal_lib.cluster.Work`, slices go to the workers that were hired; rows are kept in order.
+            chunk: units per slice; what is lost at most when the run is killed (with workers: a few a worker).
         """
         units = list(units)
         ids = [unit if isinstance(unit, str) else unit.id for unit in units]
@@ -71,11 +75,12 @@ class Run:
         self._claim(phase)
         done = self._reusable(phase, ids, chunk)
         bar = notebook.Progress(phase, total=len(ids), done=len(done))
-        for first in range(len(done), len(units), chunk):
-            part = units[first : first + chunk]
-            begun = time.monotonic()
-            got = fn(part)
-            seconds = time.monotonic() - begun
+        starts = range(len(done), len(units), chunk)
+        parts = [units[first : first + chunk] for first in starts]
+        names = [f"phase {phase!r}, {_span(ids[first : first + chunk])}" for first in starts]
+        made = self.workers.map(fn, parts, names, self._lost)
+        for first, part, result in zip(starts, parts, made, strict=True):
+            got = result.rows
             if not isinstance(got, list) or len(got) != len(part) or not all(isinstance(row, dict) for row in got):
                 size = len(got) if isinstance(got, list) else type(got).__name__
                 raise RunError(f"phase {phase!r} gave {size} for {len(part)} units; return one dict per unit.")
@@ -85,11 +90,17 @@ class Run:
                     raise RunError(f"phase {phase!r}: `phase` and `unit` are written by the run; rename that column.")
                 lines.append({"phase": phase, "unit": unit, **plain(row, f"{phase} {unit}")})
             self._rows.append(lines)
-            self._spent(phase, seconds, first // chunk, len(part))
+            self.count(**result.counts)
+            self._spent(phase, result.seconds, first // chunk, len(part))
             done += self._rows.lines[-len(part) :]
             bar.update(len(part))
         bar.close()
         return [{key: value for key, value in line.items() if key not in ("phase", "unit")} for line in done]
+
+    def hire(self, count: int = 1, address: str = "", device: str = "auto") -> None:
+        """From here on work is shared among so many workers, see :class:`seal_lib.cluster.Workers`."""
+        self.workers.close()
+        self.workers = Workers(count, address, device)
 
     def artifact(self, name: str, build: Callable[[Path], object]) -> Path:
         """The folder ``artifacts/<name>``: as it is, or made by ``build(folder)`` and renamed when complete."""
@@ -156,6 +167,9 @@ class Run:
         """Write ``results.csv``, ``metrics.json`` and, last of all, the record that makes the run done."""
         if self._counts:
             self._spent("end", 0.0, 0, 0)
+        if self.workers.shared or self.workers.warning:
+            self.describe(workers=self.workers.facts())
+        self.workers.close()
         _write_results(self.folder / "results.csv", results, {"experiment": self.notebook, "run": self.key})
         paths.write_json(self.folder / "metrics.json", plain(metrics, "metrics"))
         aside = sorted(path.name for path in self.folder.glob("superseded-*"))
@@ -169,6 +183,10 @@ class Run:
         self._finished = True
         print(f"{self.notebook}: finished, {len(self._rows.lines)} rows -> {paths.short(self.folder)}", flush=True)
         return self
+
+    def _lost(self, loss: dict) -> None:
+        """A worker died: kept at once, whatever becomes of the run."""
+        self._costs.append([{"lost_worker": loss}])
 
     def _spent(self, phase: str, seconds: float, chunk: int, units: int) -> None:
         line = {"phase": phase, "chunk": chunk, "units": units, "seconds": round(seconds, 4), "counts": self._counts}
@@ -200,7 +218,8 @@ class Run:
         return [self._rows.lines[index] for index in at[:keep]]
 
     def close(self) -> None:
-        """Give the folder back before the process ends."""
+        """Give the folder back before the process ends, and send the workers home."""
+        self.workers.close()
         self._lock.release()
 
     def __repr__(self) -> str:
@@ -208,6 +227,10 @@ class Run:
 
     def _repr_html_(self) -> str:
         return notebook.banner_html(self)
+
+
+def _span(ids: Sequence[str]) -> str:
+    return f"unit {ids[0]}" if len(ids) == 1 else f"units {ids[0]} to {ids[-1]} ({len(ids)})"
 
 
 # ---------------------------------------------------------------------------------------------- starting

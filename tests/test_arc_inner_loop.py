@@ -26,6 +26,7 @@ from seal_lib.arc.inner_loop import (
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.errors import DataError
+from seal_lib.restem import Policy
 from seal_lib.runs import Run
 from seal_lib.seedling import grids as world
 
@@ -53,7 +54,9 @@ def test_equal_configurations_are_trained_once_and_shared(seedling, tasks) -> No
     texts = [GOOD.text(), other.text(), spaced, "no configuration", GOOD.text()]
     puzzles = [tasks[0]] * 4 + [tasks[1]]
     run = MemoryRun()
-    made = attempts_of(run, *seedling, readings_of(texts, puzzles, SETTINGS), WORDING, SETTINGS, phase="p", seed=0)
+    made = attempts_of(
+        run, Policy("untrained", *seedling), readings_of(texts, puzzles, SETTINGS), WORDING, SETTINGS, phase="p", seed=0
+    )
     assert len(run.phases["p"]) == 3 and len(made) == 5
     assert made[0] == made[2] != made[1]
     assert made[4].task_id == tasks[1].id and made[4].config == made[0].config
@@ -90,7 +93,7 @@ def test_what_cannot_be_trained_earns_nothing_and_says_why(seedling, tasks) -> N
     wild = [replace(GOOD, learning_rate=1e30), replace(GOOD, epochs=10**9), replace(GOOD, epochs=7)]
     texts = [c.text() for c in wild] + ["", "\x00\xff" * 50, "[" * 10_000, GOOD.text() * 2]
     readings = readings_of(texts, [tasks[0]] * len(texts), SETTINGS)
-    made = attempts_of(MemoryRun(), *seedling, readings, WORDING, SETTINGS, phase="p", seed=0)
+    made = attempts_of(MemoryRun(), Policy("untrained", *seedling), readings, WORDING, SETTINGS, phase="p", seed=0)
     outcomes = [attempt.outcome for attempt in made]
     assert outcomes == [
         "out_of_range", "out_of_range", "too_many_steps", "empty", "not_json", "too_long", "not_json"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, Suite
 
-TARGETS = "env reproduce figures lab test test-vllm lint status seedling bench clean-runs lock".split()
+TARGETS = "env reproduce figures lab test test-vllm test-ray lint status seedling bench clean-runs lock".split()
 VARIABLES = {"SCALE", "ONLY", "FORCE", "SET", "EXTRAS", "PYTHON", "ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
 CELLS = (
     "n: int = 2  # units",
@@ -71,6 +71,7 @@ def test_plain_make_lists_every_target_without_an_environment(checkout: Path) ->
         (["--keep-going", "reproduce", "SCALE=small"], ["--keep-going"], []),
         (["figures"], ["--only 91_figures"], []),
         (["test", "ARGS=-k params"], ["-m pytest -k params"], []),
+        (["test-ray", "ARGS=-k kill"], [".venv-ray/bin/python -m pytest tests/test_cluster.py -k kill"], []),
         (["seedling"], ["-m seal_lib.seedling"], []),
         (["bench"], ["-m seal_lib.bench"], []),
     ],
@@ -132,6 +133,8 @@ def test_an_interrupted_installation_is_done_again(checkout: Path) -> None:
     assert lock.endswith("-r requirements/cpu.lock") and "index" not in lock
     assert own.endswith("--no-deps --no-build-isolation -e .")
     assert make(checkout, "env", fake, "EXTRAS=none").returncode == 0 and not (checkout / "asked").exists()
+    assert make(checkout, "env", fake, "EXTRAS=ray").returncode == 0 and asked(checkout)[-1].endswith("-e .[ray]")
+    assert make(checkout, "env", fake, "EXTRAS=none").returncode == 0 and len(asked(checkout)) == 3
     os.utime(checkout / "requirements/cpu.lock", (2**31, 2**31))
     assert make(checkout, "env", fake, "EXTRAS=none").returncode == 0 and len(asked(checkout)) == 3
 

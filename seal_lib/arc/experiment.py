@@ -108,10 +108,7 @@ class FewShot:
         """Each self-edit's adapter trained on the policy's own model and tried on its task."""
         known = {task.id: task for task in (*self.practice, *self.held_out)}
         readings = [(known[edit.passage_id], read(edit.text, self.inner.limits)) for edit in edits]
-        attempts = attempts_of(
-            run, policy.model, policy.tokenizer, readings, self.prompts, self.inner, phase=phase, seed=seed,
-            generator=policy.generator(),
-        )  # fmt: skip
+        attempts = attempts_of(run, policy, readings, self.prompts, self.inner, phase=phase, seed=seed)
         return [Trial(edit, attempt) for edit, attempt in zip(edits, attempts, strict=True)]
 
     def evaluate(self, run, policy: Policy, arm: str, *, seed: int) -> list[Trial]:
@@ -124,10 +121,7 @@ class FewShot:
         """The same configuration on every held-out task; None: no training, answers in context."""
         candidates = [Candidate(f"{task.id}/{arm}", task, config) for task in self.held_out]
         phase = f"evaluate/{arm}"
-        return record(
-            run, policy.model, policy.tokenizer, candidates, self.prompts, self.inner, phase=phase, seed=seed,
-            generator=policy.generator(),
-        )  # fmt: skip
+        return record(run, policy, candidates, self.prompts, self.inner, phase=phase, seed=seed)
 
     def practise(self, run, policy: Policy, *, phase: str, seed: int) -> list[Trial]:
         """E-step: self-edits on the practice tasks and their outcomes."""

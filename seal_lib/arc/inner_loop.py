@@ -9,12 +9,14 @@ tokenizer only through :mod:`seal_lib.arc.render`; knows nothing of policies or 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from seal_lib.arc import grids, render, training, vote
 from seal_lib.arc.augment import PROTOCOLS
 from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.self_edits import Config, Limits, Reading, read, with_data
 from seal_lib.arc.tasks import Task
+from seal_lib.cluster import Work
 from seal_lib.errors import DataError
 from seal_lib.records import to_dict
 from seal_lib.seeds import derive_seed
@@ -297,17 +299,15 @@ def _attempt(candidate: Candidate, result, examples: int, answered) -> Attempt:
     )  # fmt: skip
 
 
-def attempts_of(run, model, tokenizer, readings: Sequence[tuple[Task, Reading]], prompts: Prompts,
-                settings: TestTimeTraining, *, phase: str, seed: int, chunk: int | None = None,
-                generator=None) -> list[Attempt]:  # fmt: skip
+def attempts_of(run, policy, readings: Sequence[tuple[Task, Reading]], prompts: Prompts,
+                settings: TestTimeTraining, *, phase: str, seed: int,
+                chunk: int | None = None) -> list[Attempt]:  # fmt: skip
     """One attempt per self-edit, recorded under ``phase``; equal configurations of a task are trained once.
 
     A rejected self-edit is an attempt of its own, with its reason.
     """
     candidates, names = candidates_of(readings)
-    found = record(
-        run, model, tokenizer, candidates, prompts, settings, phase=phase, seed=seed, chunk=chunk, generator=generator
-    )
+    found = record(run, policy, candidates, prompts, settings, phase=phase, seed=seed, chunk=chunk)
     made = {attempt.id: attempt for attempt in found}
     return [
         made[name] if name else Attempt(f"{task.id}/rejected", task.id, reading.reason, reading.detail)
@@ -315,16 +315,18 @@ def attempts_of(run, model, tokenizer, readings: Sequence[tuple[Task, Reading]],
     ]
 
 
-def record(run, model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, settings: TestTimeTraining, *,
-           phase: str, seed: int, chunk: int | None = None, generator=None) -> list[Attempt]:  # fmt: skip
+def record(run, policy, candidates: Sequence[Candidate], prompts: Prompts, settings: TestTimeTraining, *,
+           phase: str, seed: int, chunk: int | None = None) -> list[Attempt]:  # fmt: skip
     """Attempts of all candidates, written to the run chunk by chunk."""
+    work = Work(partial(_attempts, prompts=prompts, settings=settings, seed=seed), policy, run.count)
+    return [Attempt.from_dict(row) for row in run.map(phase, candidates, work, chunk=chunk or 4 * settings.slots)]
 
-    def attempt(part: Sequence[Candidate]) -> list[dict]:
-        made = run_candidates(model, tokenizer, part, prompts, settings, seed, generator)
-        run.count(trained=sum(a.tokens for a in made), scored=sum(sum(a.read.values()) for a in made))
-        return [a.to_dict() for a in made]
 
-    return [Attempt.from_dict(row) for row in run.map(phase, candidates, attempt, chunk=chunk or 4 * settings.slots)]
+def _attempts(policy, part: Sequence[Candidate], count, *, prompts: Prompts, settings: TestTimeTraining,
+              seed: int) -> list[dict]:  # fmt: skip
+    made = run_candidates(policy.model, policy.tokenizer, part, prompts, settings, seed, policy.generator())
+    count(trained=sum(a.tokens for a in made), scored=sum(sum(a.read.values()) for a in made))
+    return [a.to_dict() for a in made]
 
 
 def readings_of(texts: Sequence[str], tasks: Sequence[Task], settings: TestTimeTraining) -> list[tuple[Task, Reading]]:
