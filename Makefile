@@ -34,8 +34,7 @@ RUN_FLAGS = --scale $(SCALE) --jobs $(JOBS) $(if $(call ON,$(FORCE)),--force) $(
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce figures lab test test-vllm lint status seedling bench clean-runs lock
-.PHONY: help env reproduce figures lab test test-ray lint status seedling bench clean-runs lock
+.PHONY: help env reproduce figures lab test test-vllm test-ray lint status seedling bench clean-runs lock
 # other EXTRAS than those installed: install again
 ifeq ($(filter auto $(shell cat $(STAMP) 2>/dev/null),$(EXTRAS)),)
 .PHONY: $(STAMP)
@@ -60,11 +59,11 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 test: $(STAMP)  ## run the tests (ARGS="-k params")
 	@$(PY) -m pytest $(ARGS)
 
-.PHONY: help env reproduce figures lab test test-vllm test-ray lint status seedling bench clean-runs lock
-# other EXTRAS than those installed: install again
-ifeq ($(filter auto $(shell cat $(STAMP) 2>/dev/null),$(EXTRAS)),)
-.PHONY: $(STAMP)
-endif
+test-vllm: $(VLLM_STAMP)  ## run the tests of the vLLM engine on the CPU, in an environment of their own (.venv-vllm)
+	@$(VLLM_VENV)/bin/python -m pytest -m vllm $(ARGS)
+
+test-ray: $(RAY)/.stamp  ## run the tests of several workers, in an environment that has Ray
+	@$(RAY)/bin/python -m pytest tests/test_cluster.py $(ARGS)
 
 lint: $(STAMP)  ## check style, notebooks included, and every parameter file
 	@$(PY) -m ruff check .

@@ -102,7 +102,7 @@ def test_a_failed_run_is_not_done_and_a_finished_one_is(suite: Suite, ready: Pat
 FAKE = """
 echo "$@" >> "{log}"
 case "$*" in
-  *"-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python;;
+  *"-m venv"*) for home; do :; done; mkdir -p "$home/bin"; cp "$0" "$home/bin/python";;
   *"{fails}"*) exit 1;;
 esac
 """
