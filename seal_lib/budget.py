@@ -21,7 +21,7 @@ CONTEXT = 0.8 * GB  # a CUDA context with its libraries' workspaces; outside tor
 VLLM = 2.0 * GB  # vLLM's own activations and CUDA graphs at small batches, beside its weights and KV; not measured
 RESERVE = 0.08  # share of the memory left free: fragments of the allocator
 LOGIT = 16  # bytes a logit costs with its gradient: narrow, float32, log-softmax, float32 gradient, narrow gradient
-CHUNK = 512  # predicted tokens whose logits exist at once where they are cut (`seal_lib.bank`)
+LOGITS = 1 << 26  # most logits that the bank lets exist at once
 DEFAULT_MEMORY = 4 * GB  # for training on a CPU, where nobody says what is free
 
 
@@ -181,6 +181,11 @@ def activation_bytes(
     return tokens * (shape.layers * a_layer + working)
 
 
+def chunk_of(shape: Shape) -> int:
+    """Predicted tokens whose logits exist at once in the bank."""
+    return max(1, LOGITS // shape.vocabulary)
+
+
 def logits_bytes(shape: Shape, predicted: int, chunk: int | None = None) -> float:
     """Logits of the predicted tokens with everything their loss needs; cut into chunks, one chunk and the gradient."""
     if chunk is None or predicted <= chunk:
@@ -253,7 +258,7 @@ def colocated(
         f"activations of {tokens_per_step} tokens": activation_bytes(
             shape, tokens_per_step, targets, checkpointing, dtype, rank
         ),
-        f"logits of {predicted} predicted tokens": logits_bytes(shape, predicted, CHUNK),
+        f"logits of {predicted} predicted tokens": logits_bytes(shape, predicted, chunk_of(shape)),
         f"keys and values of {kv_tokens} tokens": kv_bytes(shape, kv_tokens, dtype),
         "CUDA context": CONTEXT,
     }
@@ -266,7 +271,7 @@ def colocated(
 def slots_that_fit(
     shape: Shape, free: float, targets: str | Sequence[str], rank: int, tokens_per_slot: int,
     tokens_per_step: int | None = None, predicted_per_slot: int | None = None, checkpointing: bool = False,
-    dtype: str = "bfloat16", chunk: int | None = CHUNK, reserve: float = RESERVE,
+    dtype: str = "bfloat16", reserve: float = RESERVE,
 ) -> int:  # fmt: skip
     """Most adapters that train side by side in ``free`` bytes, the base being loaded already; 0 if not even one.
 
@@ -283,7 +288,7 @@ def slots_that_fit(
             tokens = min(tokens, max(tokens_per_step, tokens_per_slot))
         predicted = tokens * predicted_per_slot // tokens_per_slot
         there = activation_bytes(shape, tokens, targets, checkpointing, dtype, rank)
-        return k * slot + there + logits_bytes(shape, predicted, chunk)
+        return k * slot + there + logits_bytes(shape, predicted, chunk_of(shape))
 
     low, high = 0, int(room // slot) + 1  # needed(low) fits, needed(high) does not
     while high - low > 1:

@@ -126,11 +126,11 @@ def score(run, policy: Policy, candidates: Sequence[Candidate], prompts: Prompts
     """Inner-loop trials of all candidates, recorded under ``phase``."""
 
     def trial(part: Sequence[Candidate]) -> list[dict]:
-        trials = run_trials(policy.model, policy.tokenizer, part, prompts, inner)
+        trials = run_trials(policy.model, policy.tokenizer, part, prompts, inner, count=run.count)
         run.count(trained=sum(t.tokens for t in trials), scored=sum(len(t.answers) for t in trials))
         return [to_dict(t) for t in trials]
 
-    return [Trial.from_dict(row) for row in run.map(phase, candidates, trial, chunk=chunk or 2 * inner.slots)]
+    return [Trial.from_dict(row) for row in run.map(phase, candidates, trial, chunk=chunk or 2 * (inner.slots or 32))]
 
 
 def candidates_of(edits: Sequence[SelfEdit], passages: Sequence[Passage], arm: str, seed: int) -> list[Candidate]:

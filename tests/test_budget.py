@@ -147,7 +147,7 @@ def test_as_many_slots_as_fit_and_not_one_more():
         parts = {
             "slots": slots * budget.slot_bytes(SEVEN, "qv", 32),
             "activations": budget.activation_bytes(SEVEN, 1024, "qv"),
-            "logits": budget.logits_bytes(SEVEN, 1024, budget.CHUNK),
+            "logits": budget.logits_bytes(SEVEN, 1024, budget.chunk_of(SEVEN)),
         }
         assert Budget("x", parts, free).fits is fits
     assert slots_that_fit(SEVEN, free, "qv", 32, 60) < k  # all slots in one step take more
