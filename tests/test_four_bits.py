@@ -1,5 +1,7 @@
 """Adapters on a base of 4 bits, with bitsandbytes where it is installed. Run: pytest tests/test_four_bits.py"""
 
+import sys
+import types
 from importlib.util import find_spec
 
 import pytest
@@ -63,7 +65,7 @@ def test_the_bank_trains_on_it_as_peft_does(packed, targets):
         alone = train_alone(packed, job, targets)
         assert result.losses == pytest.approx(alone.losses, rel=2e-2)
         assert difference(result.adapter, alone.adapter) < 0.2  # bfloat16; another seed: about 1.4
-        assert result.losses[-1] < result.losses[0]
+        assert sum(result.losses[-3:]) < sum(result.losses[:3])  # the last epoch and the first
 
 
 @needs_bitsandbytes
@@ -71,19 +73,20 @@ def test_its_gradients_are_those_of_the_unpacked_weights(folder):
     """In float32, where bank and plain model can be held to rounding: the same weights, packed and not."""
     from bitsandbytes.functional import dequantize_4bit
 
-    packed = models.load(folder, dtype="4bit")[0].float()
+    packed = torch.nn.Module.float(models.load(folder, dtype="4bit")[0])  # what is packed stays packed
     plain = models.load(folder, dtype="float32")[0]
-    plain.load_state_dict({k: v for k, v in packed.state_dict().items() if ".weight." not in k}, strict=False)
+    rest = {k: v for k, v in packed.state_dict().items() if v.is_floating_point() and ".weight." not in k}
+    plain.load_state_dict(rest, strict=False)
     for name, layer in target_linears(packed, "all-linear").items():
-        layer.compute_dtype = torch.float32
+        layer.compute_dtype = layer.weight.quant_state.dtype = torch.float32
         plain.get_submodule(name).weight.data = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
     jobs, found = mixed_jobs()[:5], []
     for model in (packed, plain):
         with AdapterBank(model, slots=5) as bank:
             found.append(bank.run(jobs))
     for one, other in zip(*found, strict=True):
-        assert one.losses == pytest.approx(other.losses, rel=1e-3)
-        assert difference(one.adapter, other.adapter) < 2e-2
+        assert one.losses == pytest.approx(other.losses, rel=1e-4)
+        assert difference(one.adapter, other.adapter) < 2e-3
 
 
 @needs_bitsandbytes
@@ -99,6 +102,48 @@ def test_generation_uses_adapters_in_place_and_nothing_is_merged(packed, tmp_pat
     assert Adapter.load(adapter.save(tmp_path / "a", "base")).digest() == adapter.digest()
     with pytest.raises(DataError, match="4 bits; load the model with dtype bfloat16"):
         merge(packed, adapter)
+
+
+class Packed(torch.nn.Linear):
+    """Stands in for bitsandbytes' layer where that is absent: 8-bit numbers and one constant a row."""
+
+    def __init__(self, layer: torch.nn.Linear):
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        scale = layer.weight.abs().amax(1, keepdim=True) / 127
+        self.weight = torch.nn.Parameter((layer.weight / scale).round().to(torch.int8), requires_grad=False)
+        self.weight.quant_state, self.bias = scale, layer.bias
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, unpacked(self.weight, self.weight.quant_state), self.bias)
+
+
+def unpacked(weight, scale):
+    return weight.float() * scale
+
+
+def test_any_packed_linear_is_trained_on_by_its_own_forward(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
+    module = types.ModuleType("bitsandbytes.functional")
+    module.dequantize_4bit = unpacked
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", module)
+    packed, plain = (models.load(folder, dtype="float32")[0] for _ in range(2))
+    for name, layer in target_linears(plain, "all-linear").items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(packed.get_submodule(parent), leaf, Packed(layer))
+        layer.weight.data = unpacked(packed.get_submodule(name).weight, packed.get_submodule(name).weight.quant_state)
+    jobs, found = mixed_jobs()[:6], []
+    for model in (packed, plain):
+        with AdapterBank(model, slots=6) as bank:
+            found.append(bank.run(jobs))
+    for one, other in zip(*found, strict=True):
+        assert one.losses == pytest.approx(other.losses, rel=1e-4)
+        assert difference(one.adapter, other.adapter) < 1e-3
+    with attached(packed, [found[0][0].adapter], [0]), torch.no_grad():
+        ours = packed(input_ids=torch.tensor([tokens(1, 9)])).logits
+    with attached(plain, [found[0][0].adapter], [0]), torch.no_grad():
+        assert torch.allclose(ours, plain(input_ids=torch.tensor([tokens(1, 9)])).logits, atol=1e-4)
+    with pytest.raises(DataError, match="4 bits"):
+        merge(packed, found[0][0].adapter)
 
 
 def test_without_the_library_the_way_to_it_is_told(folder, monkeypatch):
