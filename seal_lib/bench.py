@@ -182,6 +182,29 @@ def measure(model, jobs: list, variant: str, k: int, plan: Plan, turn: int) -> f
     return 1e3 * (set_up / steps + training / done)
 
 
+def hand_over(model, jobs: list) -> dict[str, float]:
+    """CPU milliseconds per adapter from trained to ready to generate, all jobs in one batch.
+
+    ``in place``: attached to the model that trained them. ``folder``: written as PEFT folders and read again, as an
+    engine of its own needs it, its own loading not counted.
+    """
+    from seal_lib.adapters import Adapter, attached
+    from seal_lib.bank import AdapterBank
+
+    with AdapterBank(model, slots=len(jobs)) as bank:
+        adapters = [result.adapter for result in bank.run([replace(job, epochs=1) for job in jobs])]
+    times = {}
+    start = time.process_time()
+    with attached(model, adapters, list(range(len(adapters)))):
+        times["in place"] = time.process_time() - start
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.process_time()
+        for i, adapter in enumerate(adapters):
+            Adapter.load(adapter.save(Path(folder) / str(i), MODEL))
+        times["folder"] = time.process_time() - start
+    return {way: 1e3 * seconds / len(adapters) for way, seconds in times.items()}
+
+
 def check_same(model, jobs: list) -> float:
     """Largest relative difference of a loss between the bank and the PEFT loop; they must train the same adapters."""
     from seal_lib.bank import AdapterBank, train_alone
@@ -239,6 +262,8 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> pd.DataFrame:
             times[variant, k].append(measure(model, jobs, variant, k, plan, turn))
         latest = ", ".join(f"{variant} {k}: {values[-1]:.2f}" for (variant, k), values in times.items())
         say(f"repetition {turn + 1} of {plan.repetitions}: {latest} ms")
+    for way, ms in hand_over(model, jobs[: max(plan.slots[-1] // 4, 1)]).items():
+        say(f"from trained to ready to generate, {way}: {ms:.2f} ms an adapter")
     rows = []
     for (variant, k), values in times.items():
         wanted = plan.peaks is None or (variant, k) in plan.peaks

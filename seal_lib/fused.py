@@ -39,6 +39,25 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _ONEDNN(x, weight, bias, "none", [], "")[:rows]
 
 
+def quantised(layer: nn.Linear) -> bool:
+    """Whether a Linear keeps its weight packed (bitsandbytes' 4-bit layers)."""
+    return getattr(layer.weight, "quant_state", None) is not None
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """x [N, in] through a frozen Linear without a graph, [N, out]; a packed one by its own forward."""
+    return type(layer).forward(layer, x) if quantised(layer) else product(x, layer.weight, layer.bias)
+
+
+def linear_back(layer: nn.Linear, grad: Tensor) -> Tensor:
+    """The adjoint of :func:`linear`, [N, out] -> [N, in]."""
+    if not quantised(layer):
+        return product(grad, layer.weight.mT)
+    from bitsandbytes.functional import dequantize_4bit
+
+    return grad @ dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(grad.dtype)
+
+
 class _Linear(torch.autograd.Function):
     """A frozen Linear by :func:`product`, forwards and backwards."""
 

@@ -6,7 +6,7 @@ loop is a function of the Trials made here.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from seal_lib.errors import DataError
@@ -31,6 +31,7 @@ class InnerLoop:
 
     ``pad_loss``: ``none``; ``eos`` (one end-of-text target per document); ``full`` (the authors: padded to
     ``max_length``, pads in the loss); ``probe:m`` (m weighted pads standing for all of them).
+    ``slots``: adapters trained side by side; 0: as many as the device's memory takes.
     """
 
     lr: float
@@ -94,10 +95,14 @@ def examples_of(candidate: Candidate, tokenizer, prompts: Prompts, settings: Inn
     return out
 
 
-def train(model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, settings: InnerLoop) -> list:
+def train(
+    model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, settings: InnerLoop,
+    count: Callable[..., None] | None = None,
+) -> list:  # fmt: skip
     """One adapter per candidate, trained side by side: the bank's results in the order of ``candidates``.
 
-    A candidate without any document (an empty self-edit, and the passage left out) gives None.
+    A candidate without any document (an empty self-edit, and the passage left out) gives None. ``count`` is told as
+    ``out_of_memory`` how often the bank had to halve itself, if it had to.
     """
     from seal_lib.bank import AdapterBank, Job
 
@@ -119,6 +124,8 @@ def train(model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, s
     ]
     with AdapterBank(model, slots=settings.slots, targets=settings.targets) as bank:
         trained = {result.id: result for result in bank.run(jobs)}
+        if count is not None and bank.halvings:
+            count(out_of_memory=bank.halvings)
     return [trained.get(candidate.id) for candidate in candidates]
 
 
@@ -145,11 +152,12 @@ def question_all(
 
 
 def run_trials(
-    model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, settings: InnerLoop, generator=None
-) -> list[Trial]:
+    model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, settings: InnerLoop, generator=None,
+    count: Callable[..., None] | None = None,
+) -> list[Trial]:  # fmt: skip
     """Train and question every candidate. A diverged adapter is an outcome with its reason, not an accuracy of zero."""
     generator = generator or HFGenerator(model, tokenizer)
-    results = train(model, tokenizer, candidates, prompts, settings)
+    results = train(model, tokenizer, candidates, prompts, settings, count)
     sound = [i for i, result in enumerate(results) if result and result.outcome == "ok"]
     answers = question_all(
         generator, [candidates[i].passage for i in sound], [results[i].adapter for i in sound], prompts, settings

@@ -1,10 +1,12 @@
-"""A model name → weights and tokenizer. The shipped seedlings need no network; Hub models need a pinned revision.
+"""A model name → weights, tokenizer and LoRA targets. Shipped seedlings need no network, Hub models a pinned revision.
 
 Nothing here trains or generates.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from seal_lib import paths
@@ -24,6 +26,20 @@ REVISIONS = {
     "Qwen/Qwen2.5-0.5B": "060db6499f32faf8b98477b0a26969ef7d8b9987",
     "meta-llama/Llama-3.2-1B-Instruct": "9213176726f574b556790deb65791e0c5aa438b6",
 }
+
+#: Names for usual sets of targets; ``qv`` is what PEFT (and so the authors) train on Llama and Qwen2.
+TARGETS = {
+    "qv": ("q_proj", "v_proj"),
+    "qv-mlp": ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"),  # the authors' ARC adapters
+    "all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+}
+
+
+def target_names(targets: str | Sequence[str]) -> tuple[str, ...]:
+    """``"qv"``, ``"all-linear"`` or module suffixes -> module suffixes."""
+    if isinstance(targets, str):
+        return TARGETS.get(targets, (targets,))
+    return tuple(targets)
 
 
 @dataclass(frozen=True)
@@ -79,8 +95,11 @@ def resolve(name: str) -> tuple[str, str | None]:
 def load(name: str, device: str = "cpu", dtype: str = "float32", revision: str | None = None):
     """(model in eval mode, frozen; tokenizer). Safetensors only, no remote code; ``auto`` takes a GPU if there is one.
 
+    Args:
+        dtype: a torch type, or "4bit": the decoder's Linears in 4 bits (NF4, bitsandbytes), all else bfloat16.
+
     Raises:
-        DataError: the name cannot be resolved, or is a Hub id without a pinned revision.
+        DataError: the name cannot be resolved, or is a Hub id without a pinned revision; bitsandbytes is missing.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -89,13 +108,35 @@ def load(name: str, device: str = "cpu", dtype: str = "float32", revision: str |
     source, at = _pinned(name, revision)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "4bit":
+        at |= {"quantization_config": _four_bits(), "device_map": {"": device}}
     model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **at
-    )
-    model.to(device).eval().requires_grad_(False)
+        source, dtype=torch.bfloat16 if dtype == "4bit" else getattr(torch, dtype), use_safetensors=True,
+        trust_remote_code=False, **at,
+    )  # fmt: skip
+    if dtype == "4bit":
+        for module in model.modules():  # else bitsandbytes lays weights out anew on some CPUs, for inference only
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+    else:
+        model.to(device)
+    model.eval().requires_grad_(False)
     if device == "cpu" and model.num_parameters() < SMALL:
         torch.set_num_threads(1)
     return model, tokenizer
+
+
+def _four_bits():
+    """NF4 in blocks of 64, its constants in 8 bits (Dettmers et al. 2023, QLoRA): what the memory budget counts."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise DataError('dtype: "4bit" needs the package bitsandbytes; install it with `pip install -e ".[4bit]"`.')
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
 
 
 def load_tokenizer(name: str, revision: str | None = None):

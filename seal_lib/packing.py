@@ -15,6 +15,11 @@ LEVEL = 4.0  # see `worth_levelling`; measured at widths 128, 256 and 512
 SHORT = 128  # tokens of an example up to which attention by plain products is the faster (CPU, measured)
 
 
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device; a GPU need not be waited for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 class Ragged:
     """Rows of different lengths lying end to end ([N, …]) and the same rows padded to one width ([R * width, …]).
 
@@ -26,10 +31,10 @@ class Ragged:
         self.even = bool((lengths == self.width).all())
         steps, starts = torch.arange(self.width), lengths.cumsum(0) - lengths
         real = steps < lengths[:, None]
-        self.mask = real.to(device, non_blocking=True)  # [R, width]
+        self.mask = send(real, device)  # [R, width]
         index = (starts[:, None] + torch.minimum(steps, lengths[:, None] - 1)).clamp_min_(0)
-        self.spread_index = index.flatten().to(device, non_blocking=True)
-        self.collect_index = real.flatten().nonzero()[:, 0].to(device, non_blocking=True)
+        self.spread_index = send(index.flatten(), device)
+        self.collect_index = send(real.flatten().nonzero()[:, 0], device)
 
     def spread(self, x: Tensor) -> Tensor:
         """[N, D] -> [R, width, D]."""
@@ -104,8 +109,8 @@ class Packing:
         if layout == "auto" and (device.type == "cpu" and dtype == torch.float32 or dtype == torch.bfloat16):
             self.grouped = self.slots.count * self.slots.width > 2 * int(slots.sum())
         if self.grouped:
-            self.ends = slots.cumsum(0).to(torch.int32).to(device)
-            self.gain = scale.repeat_interleave(slots.to(device), output_size=int(slots.sum()))[:, None]
+            self.ends = send(slots.cumsum(0).to(torch.int32), device)
+            self.gain = scale.repeat_interleave(send(slots, device), output_size=int(slots.sum()))[:, None]
         else:  # the mask rides on the scale: every product of pads ends up 0
             self.gain = scale[:, None, None] * self.slots.mask[..., None]
         self.gain = self.gain.to(dtype)
@@ -137,8 +142,6 @@ class Packing:
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: None, **options):
         """Attention inside each example, with transformers' signature: q, k, v [1, H, N, D] -> [1, N, H, D]."""
-        if options.get("softcap") is not None:
-            raise SealError(f"{type(module).__name__} caps attention scores, which the adapter bank cannot do yet.")
         rows = self.examples
 
         def spread(x: Tensor) -> Tensor:  # [1, H, N, D] -> [R, H, T, D]
@@ -146,11 +149,14 @@ class Packing:
             x = _Move.apply(x[0].transpose(0, 1).flatten(1), rows, True)
             return x.view(rows.count, rows.width, heads, -1).transpose(1, 2)
 
-        mask = self._mask(options.get("sliding_window"))
-        out = F.scaled_dot_product_attention(
-            spread(q), spread(k), spread(v), attn_mask=mask, is_causal=mask is None, scale=options.get("scaling"),
-            enable_gqa=q.shape[1] != k.shape[1],
-        )  # fmt: skip
+        mask, cap = self._mask(options.get("sliding_window")), options.get("softcap")
+        if cap is not None:
+            out = _capped(spread(q), spread(k), spread(v), mask, options["scaling"], cap)
+        else:
+            out = F.scaled_dot_product_attention(
+                spread(q), spread(k), spread(v), attn_mask=mask, is_causal=mask is None, scale=options.get("scaling"),
+                enable_gqa=q.shape[1] != k.shape[1],
+            )  # fmt: skip
         heads = out.shape[1]
         out = _Move.apply(out.transpose(1, 2).flatten(2), rows, False)
         return out.view(1, out.shape[0], heads, -1), None
@@ -192,6 +198,16 @@ class Packing:
                 t = torch.arange(self.examples.width)
                 mask = (t <= t[:, None]) & (t < self.visible[:, None, None])
                 mask = mask if window is None else mask & (t > t[:, None] - window)
-                mask = mask[:, None].to(self.gain.device)
+                mask = send(mask[:, None], self.gain.device)
             self._masks[window] = mask
         return self._masks[window]
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, cap: float) -> Tensor:
+    """Attention whose scores pass through cap * tanh(scores / cap), as in Gemma 2; q, k, v [R, H, T, D]."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = torch.tanh(q @ k.mT * (scale / cap)) * cap
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril_()
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype) @ v

@@ -153,11 +153,11 @@ def score(run, policy: Policy, candidates: Sequence[Candidate], prompts: Prompts
           phase: str, chunk: int | None = None) -> list[Trial]:  # fmt: skip
     """Inner-loop trials of all candidates, recorded under ``phase``."""
     work = Work(partial(_score, prompts=prompts, inner=inner), policy, run.count)
-    return [Trial.from_dict(row) for row in run.map(phase, candidates, work, chunk=chunk or 2 * inner.slots)]
+    return [Trial.from_dict(row) for row in run.map(phase, candidates, work, chunk=chunk or 2 * (inner.slots or 32))]
 
 
 def _score(policy: Policy, part: Sequence[Candidate], count, *, prompts: Prompts, inner: InnerLoop) -> list[dict]:
-    trials = run_trials(policy.model, policy.tokenizer, part, prompts, inner, policy.generator())
+    trials = run_trials(policy.model, policy.tokenizer, part, prompts, inner, policy.generator(), count=count)
     count(trained=sum(t.tokens for t in trials), scored=sum(len(t.answers) for t in trials))
     return [to_dict(t) for t in trials]
 

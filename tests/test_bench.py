@@ -18,6 +18,12 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=bench.COLUMNS)
 
 
+def test_adapters_stay_in_place_for_less_than_a_folder_costs():
+    model, documents = bench.load(bench.TINY)
+    ways = bench.hand_over(model, bench.jobs_of(documents, bench.TINY))
+    assert 0 < ways["in place"] < ways["folder"]
+
+
 def test_a_tiny_run_writes_table_and_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SEAL_HOME", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(bench.paths.ROOT))

@@ -7,7 +7,7 @@ tokenizer only through :mod:`seal_lib.arc.render`; knows nothing of policies or 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -31,6 +31,7 @@ class TestTimeTraining:
 
     ``cap``: most training examples; ``copies``: permuted copies of each; ``example_tokens``: longer ones are left out;
     ``max_steps``, ``max_rate``, ``max_epochs``: a self-edit asking for more is rejected; ``views``: see :data:`VIEWS`.
+    ``slots``: adapters trained side by side; 0: as many as the device's memory takes.
     """
 
     __test__ = False  # not a test class, whatever its name says to pytest
@@ -52,7 +53,7 @@ class TestTimeTraining:
     views: str = "all"
     answer_tokens: int = 1900  # a 30 × 30 grid takes about 1830
     slots: int = 16
-    tokens_per_step: int = 0  # 0: no bound
+    tokens_per_step: int = 0  # 0: no bound, or the bank's own for large models
 
     def __post_init__(self):
         for key, allowed in (("protocol", PROTOCOLS), ("views", VIEWS)):
@@ -173,11 +174,12 @@ def _always(example: training.Example) -> bool:
 
 
 def train(model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, settings: TestTimeTraining,
-          seed: int) -> list:  # fmt: skip
+          seed: int, count: Callable[..., None] | None = None) -> list:  # fmt: skip
     """One adapter per candidate, side by side; what it is not trained for stands in its place as a :class:`Reading`.
 
     Every configuration of a task starts from the same adapter and sees data in the same order: ``seed`` and the task
-    alone decide both, so the order of candidates and their neighbours do not matter.
+    alone decide both, so the order of candidates and their neighbours do not matter. ``count`` is told as
+    ``out_of_memory`` how often the bank had to halve itself, if it had to.
     """
     from seal_lib.bank import AdapterBank, Job
 
@@ -210,6 +212,8 @@ def train(model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, s
         bound = settings.tokens_per_step or None
         with AdapterBank(model, slots=settings.slots, targets=settings.targets, tokens_per_step=bound) as bank:
             trained = {result.id: result for result in bank.run(jobs)}
+            if count is not None and bank.halvings:
+                count(out_of_memory=bank.halvings)
     counted = {job.id: len(job.examples) for job in jobs}
     return [(refused.get(c.id) or trained[c.id], counted.get(c.id, 0)) for c in candidates]
 
@@ -258,13 +262,15 @@ def answer_all(generator, tokenizer, tasks: Sequence[Task], adapters: Sequence, 
 
 
 def run_candidates(model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, settings: TestTimeTraining,
-                   seed: int, generator=None) -> list[Attempt]:  # fmt: skip
+                   seed: int, generator=None,
+                   count: Callable[..., None] | None = None) -> list[Attempt]:  # fmt: skip
     """Train and score every candidate; one with ``config`` None is the model as it is."""
     from seal_lib.generate import HFGenerator
 
     generator = generator or HFGenerator(model, tokenizer)
     to_train = [c for c in candidates if c.config is not None]
-    done = dict(zip([c.id for c in to_train], train(model, tokenizer, to_train, prompts, settings, seed), strict=True))
+    trained = train(model, tokenizer, to_train, prompts, settings, seed, count)
+    done = dict(zip([c.id for c in to_train], trained, strict=True))
     sound = [c for c in candidates if c.config is None or _adapter(done[c.id][0]) is not None]
     adapters = [None if c.config is None else _adapter(done[c.id][0]) for c in sound]
     answers = answer_all(generator, tokenizer, [c.task for c in sound], adapters, prompts, settings, seed)
@@ -319,12 +325,15 @@ def record(run, policy, candidates: Sequence[Candidate], prompts: Prompts, setti
            phase: str, seed: int, chunk: int | None = None) -> list[Attempt]:  # fmt: skip
     """Attempts of all candidates, written to the run chunk by chunk."""
     work = Work(partial(_attempts, prompts=prompts, settings=settings, seed=seed), policy, run.count)
-    return [Attempt.from_dict(row) for row in run.map(phase, candidates, work, chunk=chunk or 4 * settings.slots)]
+    chunk = chunk or 4 * (settings.slots or 16)
+    return [Attempt.from_dict(row) for row in run.map(phase, candidates, work, chunk=chunk)]
 
 
 def _attempts(policy, part: Sequence[Candidate], count, *, prompts: Prompts, settings: TestTimeTraining,
               seed: int) -> list[dict]:  # fmt: skip
-    made = run_candidates(policy.model, policy.tokenizer, part, prompts, settings, seed, policy.generator())
+    made = run_candidates(
+        policy.model, policy.tokenizer, part, prompts, settings, seed, policy.generator(), count=count
+    )
     count(trained=sum(a.tokens for a in made), scored=sum(sum(a.read.values()) for a in made))
     return [a.to_dict() for a in made]
 

@@ -151,6 +151,12 @@ class StreamBank(AdapterBank):
             for group in self.groups:
                 group.dense = None
 
+    def _release(self) -> None:
+        super()._release()
+        self._stacked = {}
+        for group in self.groups:
+            group.dense = None
+
     # filling a slot
 
     def _prepare(self, number: int, job: EditJob) -> _Slot:
@@ -196,21 +202,26 @@ class StreamBank(AdapterBank):
                     group.dense = [torch.stack([slot.own[name] for slot in live]) for name in group.names]
         return super()._train_step(live, served)
 
-    def _nll(self, logits: Tensor, packed: tuple[Tensor, ...], batches: Sequence[Minibatch | None]) -> Tensor:
-        hard = F.cross_entropy(logits, packed[2], reduction="none")
-        rows, teachers, start = [], [], 0
+    def _nll(
+        self, logits: Tensor, packed: tuple[Tensor, ...], batches: Sequence[Minibatch | None], start: int = 0
+    ) -> Tensor:
+        targets, weights = (packed[i][start : start + len(logits)] for i in (2, 5))
+        hard = F.cross_entropy(logits, targets, reduction="none")
+        rows, teachers, first = [], [], -start
         for batch in batches:
             if batch is not None:
                 if batch.soft is not None:
-                    rows.append(batch.soft[0] + start)
-                    teachers.append(batch.soft[1])
-                start += len(batch.keep)
+                    inside = (batch.soft[0] + first >= 0) & (batch.soft[0] + first < len(logits))
+                    if inside.any():
+                        rows.append(batch.soft[0][inside] + first)
+                        teachers.append(batch.soft[1][inside])
+                first += len(batch.keep)
         if rows:
             at = torch.cat(rows).to(logits.device)
             teacher = torch.cat(teachers).to(logits)
             kl = (teacher.exp() * (teacher - F.log_softmax(logits[at], -1))).sum(-1)
             hard = hard.index_copy(0, at, kl)
-        return hard * packed[5].to(logits.dtype)
+        return hard * weights.to(logits.dtype)
 
     def _before_update(self, live: list[_Slot]) -> None:
         r = self._new
