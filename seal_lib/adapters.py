@@ -20,24 +20,12 @@ from torch import Tensor, nn
 
 from seal_lib.errors import DataError, ParameterError, SealError
 from seal_lib.fused import product
+from seal_lib.models import TARGETS, target_names
 from seal_lib.packing import Ragged
 
-#: Names for usual sets of targets; ``qv`` is what PEFT (and so the authors) train on Llama and Qwen2.
-TARGETS = {
-    "qv": ("q_proj", "v_proj"),
-    "qv-mlp": ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"),  # the authors' ARC adapters
-    "all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-}
 #: Linears that read the same tensor in every decoder we meet; grouping them is a saving, never an assumption.
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _CONFIG, _WEIGHTS, _PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-
-
-def target_names(targets: str | Sequence[str]) -> tuple[str, ...]:
-    """``"qv"``, ``"all-linear"`` or module suffixes -> module suffixes."""
-    if isinstance(targets, str):
-        return TARGETS.get(targets, (targets,))
-    return tuple(targets)
 
 
 def target_linears(model: nn.Module, targets: str | Sequence[str]) -> dict[str, nn.Linear]:

@@ -1,9 +1,10 @@
-"""A model name → weights and tokenizer. The shipped seedlings need no network; Hub models need a pinned revision.
+"""A model name → weights, tokenizer and LoRA targets. Shipped seedlings need no network, Hub models a pinned revision.
 
 Nothing here trains or generates.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from seal_lib import paths
@@ -23,6 +24,20 @@ REVISIONS = {
     "Qwen/Qwen2.5-0.5B": "060db6499f32faf8b98477b0a26969ef7d8b9987",
     "meta-llama/Llama-3.2-1B-Instruct": "9213176726f574b556790deb65791e0c5aa438b6",
 }
+
+#: Names for usual sets of targets; ``qv`` is what PEFT (and so the authors) train on Llama and Qwen2.
+TARGETS = {
+    "qv": ("q_proj", "v_proj"),
+    "qv-mlp": ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"),  # the authors' ARC adapters
+    "all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+}
+
+
+def target_names(targets: str | Sequence[str]) -> tuple[str, ...]:
+    """``"qv"``, ``"all-linear"`` or module suffixes -> module suffixes."""
+    if isinstance(targets, str):
+        return TARGETS.get(targets, (targets,))
+    return tuple(targets)
 
 
 def resolve(name: str) -> tuple[str, str | None]:

@@ -33,7 +33,7 @@ def test_import_is_light_and_quick() -> None:
 
 
 def test_the_ground_modules_do_not_load_torch_either() -> None:
-    names = "records, seeds, runs, params, paths, grade, generate, inner_loop, restem, models, show"
+    names = "records, seeds, runs, params, paths, grade, generate, inner_loop, restem, models, show, budget"
     more = "knowledge.data, knowledge.documents, knowledge.prompts, seedling.world, seedling.recipe"
     lines = "; ".join(f"import seal_lib.{name}" for name in f"{names}, {more}".split(", "))
     loaded = "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"

@@ -1,0 +1,292 @@
+"""What a model, its adapters and one step take in memory: arithmetic on shapes, before anything is loaded.
+
+Knows layers and widths of the Hub models the parameter sets name, and how many bytes training and generation keep per
+parameter and token (measured counts in ``tests/test_budget.py``). Knows no tensors, devices or jobs; imports no torch.
+GB are 10^9 bytes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from seal_lib import models
+from seal_lib.errors import DataError, ParameterError
+
+#: Bytes of one number. ``4bit``: NF4 in blocks of 64 with float32 constants, themselves quantised to 8 bit by 256.
+WIDTHS = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
+GB = 1e9
+CONTEXT = 0.8 * GB  # a CUDA context with its libraries' workspaces; outside torch's allocator
+VLLM = 2.0 * GB  # vLLM's own activations and CUDA graphs at small batches, beside its weights and KV; not measured
+RESERVE = 0.08  # share of the memory left free: fragments of the allocator
+LOGIT = 16  # bytes a logit costs with its gradient: narrow, float32, log-softmax, float32 gradient, narrow gradient
+CHUNK = 512  # predicted tokens whose logits exist at once where they are cut (`seal_lib.bank`)
+DEFAULT_MEMORY = 4 * GB  # for training on a CPU, where nobody says what is free
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder of the Llama family (Llama, Qwen2, Mistral; others up to their extra norms)."""
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocabulary: int
+    tied: bool
+    qkv_bias: bool
+    positions: int
+
+    @classmethod
+    def of(cls, config: Any, name: str = "") -> "Shape":
+        """From transformers' config object or the content of a ``config.json``.
+
+        Raises:
+            DataError: the config lacks a size: it is of no such decoder.
+        """
+        given = config if isinstance(config, Mapping) else config.to_dict()
+        given = given.get("text_config") or given
+        name = name or given.get("_name_or_path") or str(given.get("model_type"))
+        try:
+            heads, width = given["num_attention_heads"], given["hidden_size"]
+            bias = given.get("attention_bias", given["model_type"] == "qwen2")
+            return cls(
+                name, given["num_hidden_layers"], width, heads, given.get("num_key_value_heads") or heads,
+                given.get("head_dim") or width // heads, given["intermediate_size"], given["vocab_size"],
+                bool(given.get("tie_word_embeddings")), bool(bias), given["max_position_embeddings"],
+            )  # fmt: skip
+        except KeyError as error:
+            raise DataError(
+                f"The config of model {name!r} has no {error.args[0]!r}; only Llama-like decoders can be planned."
+            ) from None
+
+    def sides(self, target: str) -> tuple[int, int]:
+        """(in, out) of one Linear of a layer."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        down = self.mlp, self.width
+        table = {
+            "q_proj": (self.width, q), "k_proj": (self.width, kv), "v_proj": (self.width, kv),
+            "o_proj": (q, self.width), "gate_proj": down[::-1], "up_proj": down[::-1], "down_proj": down,
+        }  # fmt: skip
+        if target not in table:
+            raise ParameterError(f"targets: {target!r} is not planned for; choose from: {', '.join(table)}.")
+        return table[target]
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of the Linears of all decoder layers, without biases."""
+        return self.layers * sum(i * o for i, o in map(self.sides, models.TARGETS["all-linear"]))
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Input embeddings and output layer; once where they are tied."""
+        return self.vocabulary * self.width * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        bias = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
+        return self.linear_parameters + self.embedding_parameters + self.layers * (bias + 2 * self.width) + self.width
+
+    def adapter_parameters(self, targets: str | Sequence[str], rank: int) -> int:
+        """Numbers in one LoRA adapter."""
+        return self.layers * rank * sum(sum(self.sides(target)) for target in models.target_names(targets))
+
+
+def _qwen(size: str, layers: int, width: int, heads: int, kv: int, mlp: int, words: int, tied: bool, positions: int):
+    name = f"Qwen/Qwen2.5-{size}"
+    return Shape(name, layers, width, heads, kv, width // heads, mlp, words, tied, True, positions)
+
+
+#: Hub models by name, from their config.json; the "-Instruct" ones differ in positions only.
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        _qwen("7B", 28, 3584, 28, 4, 18944, 152064, False, 131072),
+        _qwen("3B", 36, 2048, 16, 2, 11008, 151936, True, 32768),
+        _qwen("1.5B", 28, 1536, 12, 2, 8960, 151936, True, 131072),
+        _qwen("0.5B", 24, 896, 14, 2, 4864, 151936, True, 32768),
+        Shape("meta-llama/Llama-3.2-1B-Instruct", 16, 2048, 32, 8, 64, 8192, 128256, True, False, 131072),
+    )
+}
+SHAPES |= {
+    f"{name}-Instruct": replace(shape, name=f"{name}-Instruct", positions=32768)
+    for name, shape in SHAPES.items()
+    if name.startswith("Qwen/")
+}
+
+
+def shape_of(name: str) -> Shape:
+    """Shape of a model by name: a known Hub model, a shipped seedling or a folder; nothing is downloaded.
+
+    Raises:
+        DataError: a Hub model that the table does not know, or a folder without config.json.
+    """
+    if name in SHAPES:
+        return SHAPES[name]
+    source, _ = models.resolve(name)
+    if not Path(source).is_dir():
+        known = ", ".join(SHAPES)
+        raise DataError(
+            f"The shape of model {name!r} is not known here; download it and give its folder, or use: {known}."
+        )
+    file = Path(source) / "config.json"
+    if not file.is_file():
+        raise DataError(f"{file} is missing; give a folder that holds a whole model.")
+    return Shape.of(json.loads(file.read_text()), name)
+
+
+def width_of(dtype: str) -> float:
+    """Bytes of one number."""
+    if dtype not in WIDTHS:
+        raise ParameterError(f"dtype: {dtype!r} is not one of {', '.join(WIDTHS)}.")
+    return WIDTHS[dtype]
+
+
+def weight_bytes(shape: Shape, dtype: str) -> float:
+    """The frozen base. ``4bit`` quantises the decoder's Linears; all else stays bfloat16."""
+    plain = 2.0 if dtype == "4bit" else width_of(dtype)
+    return shape.linear_parameters * width_of(dtype) + (shape.parameters - shape.linear_parameters) * plain
+
+
+def slot_bytes(shape: Shape, targets: str | Sequence[str], rank: int) -> float:
+    """One adapter in training: weights, gradients and two moments, float32; rank rounded up to 8 as in the bank."""
+    return 4 * 4 * shape.adapter_parameters(targets, -(-rank // 8) * 8)
+
+
+def activation_bytes(
+    shape: Shape, tokens: int, targets: str | Sequence[str], checkpointing: bool = False, dtype: str = "bfloat16",
+    rank: int = 32,
+) -> float:  # fmt: skip
+    """What autograd keeps of ``tokens`` tokens until the backward pass, plus the working space of one layer.
+
+    Per token and layer: both residuals (which the norms keep), queries, keys, values and their attention's result,
+    three of the MLP; the input of every target that nothing else keeps; r numbers of each target. Recomputing keeps
+    one residual a layer and all of this for one layer only. Attention scores are not counted: kernels for GPUs and
+    long rows keep none.
+    """
+    names, width = models.target_names(targets), 2.0 if dtype == "4bit" else width_of(dtype)
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    kept = 2 * shape.width + 2 * q + 2 * kv + 3 * shape.mlp
+    kept += shape.width * bool({"q_proj", "k_proj", "v_proj"} & {*names})
+    kept += q * ("o_proj" in names) + shape.width * bool({"gate_proj", "up_proj"} & {*names})
+    kept += shape.mlp * ("down_proj" in names) + len(names) * rank
+    working = (3 * shape.mlp + 2 * shape.width) * width  # gradients of the MLP on their way
+    a_layer = kept * width + 12  # the norms' and the attention's float32 scales
+    if checkpointing:
+        return tokens * (shape.layers * shape.width * width + a_layer + working)
+    return tokens * (shape.layers * a_layer + working)
+
+
+def logits_bytes(shape: Shape, predicted: int, chunk: int | None = None) -> float:
+    """Logits of the predicted tokens with everything their loss needs; cut into chunks, one chunk and the gradient."""
+    if chunk is None or predicted <= chunk:
+        return LOGIT * shape.vocabulary * predicted
+    return LOGIT * shape.vocabulary * chunk + 4 * shape.width * predicted
+
+
+def kv_bytes(shape: Shape, tokens: int, dtype: str = "bfloat16") -> float:
+    """Keys and values of ``tokens`` tokens, all layers."""
+    width = 2.0 if dtype == "4bit" else width_of(dtype)
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * tokens * width
+
+
+@dataclass
+class Budget:
+    """Named parts in bytes against the memory there is, of which ``reserve`` (a share) stays free."""
+
+    title: str
+    parts: dict[str, float]
+    total: float
+    reserve: float = RESERVE
+
+    @property
+    def needed(self) -> float:
+        """Bytes, the reserve included."""
+        return sum(self.parts.values()) + self.reserve * self.total
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.total
+
+    def table(self) -> str:
+        """The parts as text, one a line, in GB."""
+        rows = {**self.parts, f"kept free ({self.reserve:.0%})": self.reserve * self.total}
+        rows |= {"needed": self.needed, "there is": self.total}
+        wide = max(map(len, rows))
+        return "\n".join([self.title, *(f"  {name:<{wide}}  {size / GB:8.2f} GB" for name, size in rows.items())])
+
+    def check(self) -> "Budget":
+        """Itself.
+
+        Raises:
+            ParameterError: it does not fit; names the largest part and the ways out.
+        """
+        if self.fits:
+            return self
+        name, size = max(self.parts.items(), key=lambda part: part[1])
+        raise ParameterError(
+            f"{self.title}: {self.needed / GB:.1f} GB are needed and there are {self.total / GB:.1f} GB; the largest "
+            f"part is {name} with {size / GB:.1f} GB. Use fewer slots, fewer tokens_per_step, gradient_checkpointing, "
+            "dtype 4bit, a smaller KV cache or a smaller model."
+        )
+
+
+def colocated(
+    shape: Shape, dtype: str, slots: int, targets: str | Sequence[str], rank: int, tokens_per_step: int, predicted: int,
+    checkpointing: bool = False, kv_tokens: int = 0, engine: str = "hf", total: float = 80 * GB,
+) -> Budget:  # fmt: skip
+    """Bank and generation on one device, phases in turn.
+
+    ``hf`` generates with the bank's own weights; ``vllm`` holds a second copy of them, in bfloat16 where the bank's are
+    4 bit. ``kv_tokens``: tokens over all rows whose keys and values exist at once. Of the phases' own memory (training:
+    slots and activations; generating by ``hf``: KV) all is counted, as allocators hand little back in between.
+    """
+    if engine not in ("hf", "vllm"):
+        raise ParameterError(f"engine: {engine!r} is not one of hf, vllm.")
+    parts = {
+        f"weights ({dtype})": weight_bytes(shape, dtype),
+        f"{slots} slots (adapters, gradients, moments)": slots * slot_bytes(shape, targets, rank),
+        f"activations of {tokens_per_step} tokens": activation_bytes(
+            shape, tokens_per_step, targets, checkpointing, dtype, rank
+        ),
+        f"logits of {predicted} predicted tokens": logits_bytes(shape, predicted, CHUNK),
+        f"keys and values of {kv_tokens} tokens": kv_bytes(shape, kv_tokens, dtype),
+        "CUDA context": CONTEXT,
+    }
+    if engine == "vllm":
+        parts["vLLM's own copy of the weights"] = weight_bytes(shape, "bfloat16" if dtype == "4bit" else dtype)
+        parts["vLLM's activations and graphs"] = VLLM
+    return Budget(f"{shape.name}, bank and {engine} on one device", parts, total)
+
+
+def slots_that_fit(
+    shape: Shape, free: float, targets: str | Sequence[str], rank: int, tokens_per_slot: int,
+    tokens_per_step: int | None = None, predicted_per_slot: int | None = None, checkpointing: bool = False,
+    dtype: str = "bfloat16", chunk: int | None = CHUNK, reserve: float = RESERVE,
+) -> int:  # fmt: skip
+    """Most adapters that train side by side in ``free`` bytes, the base being loaded already; 0 if not even one.
+
+    Args:
+        tokens_per_slot: of one minibatch of one adapter. predicted_per_slot: those of them in the loss; default: all.
+        tokens_per_step: bound on the tokens of a forward pass (slots then take turns); default: all slots at once.
+    """
+    room, slot = free * (1 - reserve), slot_bytes(shape, targets, rank)
+    predicted_per_slot = tokens_per_slot if predicted_per_slot is None else predicted_per_slot
+
+    def needed(k: int) -> float:
+        tokens = k * tokens_per_slot
+        if tokens_per_step is not None:  # at least one slot is served
+            tokens = min(tokens, max(tokens_per_step, tokens_per_slot))
+        predicted = tokens * predicted_per_slot // tokens_per_slot
+        there = activation_bytes(shape, tokens, targets, checkpointing, dtype, rank)
+        return k * slot + there + logits_bytes(shape, predicted, chunk)
+
+    low, high = 0, int(room // slot) + 1  # needed(low) fits, needed(high) does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if needed(middle) <= room else (low, middle)
+    return low
