@@ -1,7 +1,7 @@
 """Rows, table and picture of the GPU benchmark: what was measured, beside what the device's floors allow.
 
-A row is one measurement, kept in a CSV file line by line; :func:`summary` makes one line per way of them, :func:`cost_curve`
-draws it, :func:`finish` writes all of it. Knows no torch and measures nothing (:mod:`seal_lib.bench_gpu`).
+A row is one measurement, kept in a CSV file line by line; :func:`summary` makes one line per way of them,
+:func:`cost_curve` draws it, :func:`finish` writes all of it. Measures nothing (:mod:`seal_lib.bench_gpu` does).
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 #: seconds of one H200 per 7B self-edit, answers included: what the study plan asks for
 GOAL = 1.5
-LABELS = {"authors": "authors' code: padded to 2 048", "sequential": "one at a time, nothing padded", "bank": "adapter bank"}
-COLOURS = {"authors": "#D55E00", "sequential": "#56B4E9", "bank": "#0072B2"}
+LABELS = {
+    "authors": "authors' code: padded to 2 048", "sequential": "one at a time, nothing padded", "bank": "adapter bank",
+}  # fmt: skip
+PACKAGES = ("torch", "transformers", "peft", "accelerate")
 TARGETS = {"qv": "q and v", "all-linear": "all linears"}
 
 
@@ -68,7 +70,7 @@ def machine(device: str) -> dict[str, object]:
         "device_key": found.key,
         "gpus": here["gpus"],  # name, driver, memory
         "cuda": torch.version.cuda if device == "cuda" else None,
-        "versions": {k: v for k, v in manifest.versions().items() if k in ("torch", "transformers", "peft", "accelerate")},
+        "versions": {k: v for k, v in manifest.versions().items() if k in PACKAGES},
         "dtype": "bfloat16" if device == "cuda" else "float32",
         "git": manifest.git_state(),
         "date": manifest.now(),
@@ -81,8 +83,9 @@ def begin(file: Path, record: dict, plan, shapes: dict[str, budget.Shape]) -> No
 
     edits = documents(plan)[1]
     sizes = {
-        "rank": RANK, "alpha": ALPHA, "lr": LR, "epochs": plan.epochs, "epochs_of_an_edit": EPOCHS, "questions": QUESTIONS,
-        "answer_tokens": plan.answer_tokens, "padding": plan.padding, "documents_per_edit": statistics.fmean(map(len, edits)),
+        "rank": RANK, "alpha": ALPHA, "lr": LR, "epochs": plan.epochs, "epochs_of_an_edit": EPOCHS,
+        "questions": QUESTIONS, "answer_tokens": plan.answer_tokens, "padding": plan.padding,
+        "documents_per_edit": statistics.fmean(map(len, edits)),
         "tokens_per_document": sum(map(sum, edits)) / sum(map(len, edits)),
     }  # fmt: skip
     table = {name: dataclasses.asdict(shape) for name, shape in shapes.items()}
@@ -129,9 +132,9 @@ def summary(rows: Sequence[Row], record: dict) -> pd.DataFrame:
     """One line per model, targets, variant and K.
 
     Columns: ``seconds_per_edit`` (median, with ``low`` and ``high`` over repetitions) = ``train_s`` + ``answer_s``;
-    ``ms_per_step``; ``tokens_per_s`` (trained, without pads); ``floor_ms`` and its share ``floor_share``; ``bytes_share`` and
-    ``flops_share`` (of the time that moving and computing alone would take); ``answer_share``; ``peak_gb``; ``outcome``;
-    ``measured`` repetitions. What was not measured is NaN.
+    ``ms_per_step``; ``tokens_per_s`` (trained, without pads); ``floor_ms`` and its share ``floor_share``;
+    ``bytes_share`` and ``flops_share`` (of the time that moving and computing alone would take); ``answer_share``;
+    ``peak_gb``; ``outcome``; ``measured`` repetitions. What was not measured is NaN.
     """
     import pandas as pd
 
@@ -175,11 +178,12 @@ def _shares(key: tuple, record: dict, device: costs.Device | None, ms: float, an
     options = {"targets": targets, "rank": sizes["rank"], "dtype": record["dtype"]}
     step = costs.train_step(shape, device, [length] * k, adapters=k, **options)
     asked = costs.generation(
-        shape, device, k * sizes["questions"], lengths.profiles()["squad"].ask, sizes["answer_tokens"], adapters=k, **options
+        shape, device, k * sizes["questions"], lengths.profiles()["squad"].ask, sizes["answer_tokens"], adapters=k,
+        **options,
     )  # fmt: skip
     answers = sum(part.floor for part in asked) / k
-    values = (1e3 * step.floor / k, 1e3 * step.floor / k / ms, 1e3 * step.moving / k / ms, 1e3 * step.computing / k / ms)
-    return dict(zip(names, (*values, answers / answering), strict=True))
+    floor, moving, computing = (1e3 * part / k for part in (step.floor, step.moving, step.computing))
+    return dict(zip(names, (floor, floor / ms, moving / ms, computing / ms, answers / answering), strict=True))
 
 
 def best(table: pd.DataFrame, model: str = "", targets: str = "") -> dict | None:
@@ -220,16 +224,16 @@ def told(table: pd.DataFrame) -> str:
         if found is not None:
             part = f"train {found['train_s']:.2f}, answer {found['answer_s']:.2f}"
             name = found["model"].rpartition("/")[2]
-            text.append(f"{name}, {targets}: {found['seconds_per_edit']:.2f} s a self-edit at K = {found['K']} ({part})")
+            text.append(f"{name}, {targets}: {found['seconds_per_edit']:.2f} s a self-edit at K = {found['K']}, {part}")
     return "\n".join([*text, f"goal: at most {GOAL} s per Qwen2.5-7B self-edit on one H200, answers included"])
 
 
 def cost_curve(table: pd.DataFrame, axes: Axes | np.ndarray) -> Axes | np.ndarray:
     """Seconds per self-edit against K, a panel per model, both axes logarithmic.
 
-    Full line: the bank, answers included (band: lowest to highest); dashed: its training alone; dotted: the device's floor
-    of training; level lines: the sequential ways. Blue and green are the targets. A way that ran out of memory is a cross
-    on the upper edge.
+    Full line: the bank, answers included (band: lowest to highest); dashed: its training alone; dotted: the device's
+    floor of training; level lines: the sequential ways. Blue and green are the targets. A way that ran out of memory is
+    a cross on the upper edge.
     """
     panels = [axes] if not hasattr(axes, "flat") else list(axes.flat)
     paints = {"qv": "#0072B2", "all-linear": "#009E73"}
@@ -239,11 +243,12 @@ def cost_curve(table: pd.DataFrame, axes: Axes | np.ndarray) -> Axes | np.ndarra
         for targets, paint in paints.items():
             _bank(own[(own["variant"] == "bank") & (own["targets"] == targets)].sort_values("K"), ax, targets, paint)
             for variant, style in (("authors", (0, (6, 2))), ("sequential", (0, (1, 1)))):
-                rows = own[(own["variant"] == variant) & (own["targets"] == targets)].dropna(subset=["seconds_per_edit"])
-                for row in rows.itertuples():
-                    ax.axhline(row.seconds_per_edit, color=paint, linewidth=0.9, linestyle=style, gid=f"value:{variant}:{targets}")
-                    words = f"{LABELS[variant]}, {TARGETS[targets]}: {row.seconds_per_edit:.3g} s"
-                    ax.text(ks[0], row.seconds_per_edit, words, color=paint, fontsize=7, va="bottom")
+                rows = own[(own["variant"] == variant) & (own["targets"] == targets)]
+                for y in rows["seconds_per_edit"].dropna():
+                    ax.axhline(y, color=paint, linewidth=0.9, linestyle=style, gid=f"value:{variant}:{targets}")
+                    words = f"{LABELS[variant]}, {TARGETS[targets]}: {y:.3g} s"
+                    side = {"va": "top"} if targets == "qv" else {"va": "bottom"}  # the two often lie close together
+                    ax.text(ks[0], y, words, color=paint, fontsize=7, **side)
         ax.set(xscale="log", yscale="log", xlabel="adapters trained side by side, K", title=model.rpartition("/")[2])
         ax.set_xscale("log", base=2)
         ax.set_xticks(ks, [str(k) for k in ks])
@@ -258,12 +263,11 @@ def _bank(rows: pd.DataFrame, ax: Axes, targets: str, paint: str) -> None:
     if good.empty:
         return
     ax.fill_between(good["K"], good["low"], good["high"], color=paint, alpha=0.2, linewidth=0)
-    name = f"{LABELS['bank']}, {TARGETS[targets]}"
-    ax.plot(good["K"], good["seconds_per_edit"], color=paint, marker="o", markersize=4, gid=f"bank:{targets}", label=name)
+    ax.plot(good["K"], good["seconds_per_edit"], color=paint, marker="o", markersize=4, gid=f"bank:{targets}")
     ax.plot(good["K"], good["train_s"], color=paint, linewidth=1, linestyle="--", gid=f"training:{targets}")
     floors = good["floor_ms"] / good["ms_per_step"] * good["train_s"]
     ax.plot(good["K"], floors, color=paint, linewidth=1, linestyle=":", gid=f"floor:{targets}")
     least = good.loc[good["seconds_per_edit"].idxmin()]
-    words = f"{least['seconds_per_edit']:.3g} s at K = {least['K']:.0f}"
-    ax.annotate(words, (least["K"], least["seconds_per_edit"]), (0, 5), textcoords="offset points", color=paint, fontsize=8,
-                ha="center")  # fmt: skip
+    words = f"bank, {TARGETS[targets]}: {least['seconds_per_edit']:.3g} s at K = {least['K']:.0f}"
+    at, away = (least["K"], least["seconds_per_edit"]), -12 if targets == "qv" else 5
+    ax.annotate(words, at, (4, away), textcoords="offset points", color=paint, fontsize=8, ha="right")

@@ -1,9 +1,9 @@
 """What a notebook will do, counted from its parameters: self-edits to write, adapters to train, questions to answer.
 
 One function per notebook in :data:`COUNTS`, each the shadow of the loop it counts (``evaluate``, ``restem``,
-``experiments``, ``arc.experiment``; the continual ones in :mod:`seal_lib.continual.counts`). Units follow from the parameters
-alone and are exact; tokens come from recorded lengths (:mod:`seal_lib.lengths`) and are as good as those. Knows no
-model, no device and no price (:mod:`seal_lib.costs`); loads neither data nor torch.
+``experiments``, ``arc.experiment``; the continual ones in :mod:`seal_lib.continual.counts`). Units follow from the
+parameters alone and are exact; tokens come from recorded lengths (:mod:`seal_lib.lengths`) and are as good as those.
+Knows no model, no device and no price (:mod:`seal_lib.costs`); loads neither data nor torch.
 """
 
 from collections.abc import Callable, Mapping
@@ -55,7 +55,7 @@ def pad_tokens(pad_loss: str, length: float, limit: int = 2048) -> float:
     if pad_loss == "full":
         return float(limit)
     kind, _, number = pad_loss.partition(":")
-    return length + (int(number) if kind == "probe" else float(pad_loss == "eos"))
+    return length + (1 + int(number) if kind == "probe" else float(pad_loss == "eos"))
 
 
 # ---------------------------------------------------------------------------------------------- pieces
@@ -93,8 +93,8 @@ def trials(phase: str, p: Mapping, count: float, text: lengths.Text, kind: str =
     padded = documents * pad_tokens(rule, tokens / documents)
     steps = p["epochs"] * max(1.0, documents / batch)
     train = Work(
-        "train", phase, count, count * p["epochs"] * padded, steps=count * steps, slots=max(1, min(slots, round(count))),
-        batch=batch, targets=p["targets"], rank=p["rank"],
+        "train", phase, count, count * p["epochs"] * padded, steps=count * steps,
+        slots=max(1, min(slots, round(count))), batch=batch, targets=p["targets"], rank=p["rank"],
     )  # fmt: skip
     together = min(2 * slots, count) * text.questions
     rows_adapters = max(1, round(min(ROWS, together) / text.questions))
@@ -194,8 +194,8 @@ def arc_self_edits(p: Mapping) -> list[Work]:
         rows = max(1, min(ROWS, int(CACHE_TOKENS // (puzzle.ask_longest + p["answer_tokens"])), round(tasks * views)))
         long = p["answer_tokens"] if not adapters else min(puzzle.answer_longest, p["answer_tokens"])
         own = {"adapters": max(1, round(rows / views)), "targets": p["targets"], "rank": p["rank"]} if adapters else {}
-        units = tasks * views
-        return Work("answer", phase, units, units * min(puzzle.answer, p["answer_tokens"]), puzzle.ask, long, rows=rows, **own)  # fmt: skip
+        units, each = tasks * views, min(puzzle.answer, p["answer_tokens"])
+        return Work("answer", phase, units, units * each, puzzle.ask, long, rows=rows, **own)
 
     def attempts(phase: str, count: float) -> list[Work]:
         train = Work(
@@ -284,7 +284,8 @@ def totals(work: list[Work]) -> dict[str, float]:
 
     return {
         "written": total("write", "units"), "written_tokens": total("write", "tokens"),
-        "trainings": total("train", "units"), "steps": total("train", "steps"), "trained_tokens": total("train", "tokens"),
-        "answers": total("answer", "units"), "answered_tokens": total("answer", "tokens"),
-        "sft_steps": total("sft", "steps"), "sft_tokens": total("sft", "tokens"), "read_tokens": total("read", "tokens"),
+        "trainings": total("train", "units"), "steps": total("train", "steps"),
+        "trained_tokens": total("train", "tokens"), "answers": total("answer", "units"),
+        "answered_tokens": total("answer", "tokens"), "sft_steps": total("sft", "steps"),
+        "sft_tokens": total("sft", "tokens"), "read_tokens": total("read", "tokens"),
     }  # fmt: skip

@@ -2,8 +2,8 @@
 
 ``lengths.yaml`` holds one profile per kind of data. Real text is counted in characters / 4.6 a token (the study's rule
 for Qwen2.5, which is no tokenizer); puzzles by the rule of the Llama-3 tokenizer, h (2 w + 1) tokens a grid; the made
-worlds by their own tokenizer. :func:`of_passages` and :func:`of_puzzles` make a profile from data again. Knows nothing of
-models, costs or notebooks.
+worlds by their own tokenizer. :func:`of_passages` and :func:`of_puzzles` make a profile from data again. Knows nothing
+of models, costs or notebooks.
 """
 
 from collections.abc import Sequence
@@ -82,11 +82,11 @@ class Text:
 class Puzzles:
     """Lengths in tokens of puzzles, means over the recorded tasks.
 
-    ``examples``: training examples of a self-edit by cap; ``example``: tokens of one, ``example_longest``: the mean of the
-    task with the longest; ``views`` (``subsets``: leave-one-out only): ways one task is asked, all test inputs together,
-    ``ask`` tokens each; ``answer``: tokens of one answer; ``write``: the self-edit prompt; ``edit``: a written
-    configuration; ``epochs``: what a self-edit is taken to ask for; ``accepted``: share of self-edits that are trained;
-    ``distinct``: share of these that equal no other of their task; ``kept``: share that the M-step learns from.
+    ``examples``: training examples of a self-edit by cap; ``example``: tokens of one, ``example_longest``: the mean of
+    the task with the longest; ``views`` (``subsets``: leave-one-out only): ways one task is asked, all test inputs
+    together, ``ask`` tokens each; ``answer``: tokens of one answer; ``write``: the self-edit prompt; ``edit``: a
+    written configuration; ``epochs``: what a self-edit is taken to ask for; ``accepted``: share of self-edits that are
+    trained; ``distinct``: share of these that equal no other of their task; ``kept``: share the M-step learns from.
     """
 
     source: str

@@ -48,7 +48,7 @@ def test_tokens_an_edit_are_those_of_the_committed_table() -> None:
     for arm in p["arms"]:
         edits = p["n_sequences"] * p["length"]
         planned = sum(w.tokens for w in work if w.kind == "train" and w.phase == arm) / edits
-        assert planned == pytest.approx(measured[arm], rel=0.03), arm
+        assert planned == pytest.approx(measured[arm], rel=0.04), arm
 
 
 def _stub(monkeypatch) -> None:
@@ -145,7 +145,7 @@ def test_counts_follow_their_parameters() -> None:
     clean = counts.totals(counts.of("11_single_passage", {**p, "pad_loss": "none"}))
     full = counts.totals(counts.of("11_single_passage", {**p, "pad_loss": "full"}))
     assert clean["trained_tokens"] < once["trained_tokens"] < full["trained_tokens"] == once["steps"] * 2048
-    assert once["steps"] == pytest.approx(200 * (10 * 8.57 + 10))  # facts: 86 steps a self-edit, 10 for the passage alone
+    assert once["steps"] == pytest.approx(200 * (10 * 8.57 + 10))  # 86 steps a self-edit, 10 a passage
     cut = counts.totals(counts.of("11_single_passage", {**p, "edit_tokens": 100}))
     assert cut["written_tokens"] <= 200 * 100 and cut["steps"] < once["steps"]
     limited = counts.totals(counts.of("11_single_passage", {**p, "document_limit": 2}))
@@ -194,3 +194,10 @@ def test_recorded_lengths_are_those_of_the_released_files() -> None:
     ]
     made_again, puzzles = lengths.of_puzzles(tasks, ""), lengths.profiles()["puzzles"]
     assert {k: v for k, v in made_again.items() if k != "source" and v != getattr(puzzles, k)} == {}
+
+
+@pytest.mark.parametrize("rule", ["none", "eos", "full", "probe:16", "probe:64"])
+def test_pads_are_counted_as_they_are_made(rule: str) -> None:
+    from seal_lib.finetune import pad_examples
+
+    assert len(pad_examples(list(range(2, 50)), rule, 2048, eos=1).ids) == counts.pad_tokens(rule, 48)

@@ -11,7 +11,8 @@ import pytest
 from conftest import REPOSITORY, Suite
 
 TARGETS = "env reproduce figures lab test lint status seedling bench bench-gpu clean-runs lock".split()
-VARIABLES = {"DRY_RUN", "DEVICE", "STRICT", "SCALE", "ONLY", "FORCE", "SET", "EXTRAS", "PYTHON", "ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+VARIABLES = {"SCALE", "ONLY", "FORCE", "SET", "EXTRAS", "PYTHON", "ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+VARIABLES |= {"DRY_RUN", "DEVICE", "STRICT"}
 CELLS = (
     "n: int = 2  # units",
     "import os\nfrom seal_lib.runs import start\nrun = start('10_demo', globals())",

@@ -1,4 +1,4 @@
-"""A dry run looks and tells: nothing is fetched or run, what lacks is named with the way out, prices follow the device."""
+"""A dry run looks and tells: nothing is fetched or run, what lacks is named with the way out."""
 
 import json
 import subprocess
@@ -7,7 +7,8 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from seal_lib import budget, costs, counts, models, params, plan
+from seal_lib import budget, costs, counts, models, needs, params, plan
+from seal_lib.knowledge import data
 
 H200, L4 = costs.device("h200"), costs.device("l4")
 
@@ -55,7 +56,7 @@ def test_the_shipped_models_need_nothing(empty, capsys) -> None:
 
 def test_what_is_in_the_cache_is_found_there(empty, monkeypatch) -> None:
     name, size = "Qwen/Qwen2.5-7B", 15.2e9
-    told, missing = plan.need_model(name, "bfloat16")
+    told, missing = needs.need_model(name, "bfloat16")
     assert told and missing == pytest.approx(size, rel=0.01)
     home = empty / "hf" / "hub" / "models--Qwen--Qwen2.5-7B"
     commit = home / "snapshots" / models.REVISIONS[name]
@@ -66,14 +67,15 @@ def test_what_is_in_the_cache_is_found_there(empty, monkeypatch) -> None:
         (commit / file).write_text("{}")
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (commit / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert plan.need_model(name, "bfloat16")[0]  # half a download is none
+    assert needs.need_model(name, "bfloat16")[0]  # half a download is none
     (commit / "model-2.safetensors").write_text("")
-    assert plan.need_model(name, "bfloat16") == ("", 0.0)
-    assert plan.need_model("seedling-knowledge", "float32") == ("", 0.0)
-    assert "no pinned revision" in plan.need_model("nobody/model", "float32")[0]
-    assert plan.need_data("world:heldout") == ("", 0.0)
-    (empty / "hf" / "datasets" / "rajpurkar___squad" / "plain_text" / "0.0.0" / "7b6d24c440a36b6815f21b70d25016731768db1f").mkdir(parents=True)  # fmt: skip
-    assert plan.need_data("hub:rajpurkar/squad") == ("", 0.0)
+    assert needs.need_model(name, "bfloat16") == ("", 0.0)
+    assert needs.need_model("seedling-knowledge", "float32") == ("", 0.0)
+    assert "no pinned revision" in needs.need_model("nobody/model", "float32")[0]
+    assert needs.need_data("world:heldout") == ("", 0.0)
+    prepared = empty / "hf" / "datasets" / "rajpurkar___squad" / "plain_text" / "0.0.0"
+    (prepared / data.SQUAD_REVISION).mkdir(parents=True)
+    assert needs.need_data("hub:rajpurkar/squad") == ("", 0.0)
 
 
 def test_what_does_not_fit_is_refused_with_a_sentence(empty, capsys) -> None:
@@ -82,10 +84,10 @@ def test_what_does_not_fit_is_refused_with_a_sentence(empty, capsys) -> None:
     assert "11: Qwen/Qwen2.5-7B, bank and hf on one device:" in told and "there are 24.0 GB" in told
     p = params.resolve("12_restem_rounds", "paper")
     work, shape = counts.of("12_restem_rounds", p), budget.shape_of(p["model"])
-    training, learning = plan.budgets(p, work, shape, H200)
+    training, learning = needs.budgets(p, work, shape, H200)
     assert training.parts["earlier policies of the loop (2)"] == pytest.approx(2 * 15.2e9, rel=0.01)
     assert "M-step" in learning.title and training.fits and learning.fits
-    more = plan.budgets({**p, "slots": 64}, counts.of("12_restem_rounds", {**p, "slots": 64}), shape, H200)
+    more = needs.budgets({**p, "slots": 64}, counts.of("12_restem_rounds", {**p, "slots": 64}), shape, H200)
     assert more[0].needed > training.needed
 
 
@@ -120,7 +122,8 @@ def test_planning_loads_no_torch_and_opens_no_connection(empty) -> None:
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
         "from seal_lib import plan\n"
         "code = plan.main(['--scale', 'paper', '--device', 'h200'])\n"
-        "sys.exit(code or int(bool({'torch', 'transformers', 'pandas', 'matplotlib', 'datasets'} & set(sys.modules))))\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'matplotlib', 'datasets'} & set(sys.modules)\n"
+        "sys.exit(code or int(bool(heavy)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stdout[-500:] + done.stderr

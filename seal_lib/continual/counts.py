@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from seal_lib import lengths, paths
-from seal_lib.counts import Work, asking, pad_tokens, writing
+from seal_lib import counts, lengths, paths
+from seal_lib.counts import Work, asking, writing
 from seal_lib.errors import ParameterError
 
 #: see :class:`seal_lib.continual.lab.Lab` and :class:`seal_lib.continual.rules.GatedMerge`
@@ -115,22 +115,23 @@ def _training(p, name, rule, text, streams, made, knobs, chunk, phase) -> list[W
     documents, tokens = text.training(source)
     authors = plain(name) == "sequential_authors"
     pads = "probe:16" if authors else p["pad_loss"]
-    each = pad_tokens(pads, tokens / documents)
+    each = counts.pad_tokens(pads, tokens / documents)
     epochs, m = knobs.get("epochs", p["epochs"]), knobs.get("m", 0)
     edits = sum(made) if rule.retrains else len(made)  # retraining after edit k trains on k of them
     steps = epochs * max(1.0, documents / p["batch"]) * edits
     past = (len(made) - 1) / len(made)  # the first edit has no past
-    extra = {"past": past * tokens / documents, "own": anchor(text), "anchors": anchor(text), "": 0.0}
+    again = counts.pad_tokens(p["pad_loss"], tokens / documents)  # a document of an earlier edit
+    extra = {"past": past * again, "own": anchor(text), "anchors": anchor(text), "": 0.0}
     extra["both"] = extra["past"] + extra["anchors"]
     sequences = {"past": past, "both": 1 + past}.get(rule.more, 1.0) * m
+    count, tokens = streams * len(made), epochs * documents * each * edits + steps * m * extra[rule.more]
     work = [
         Work(
-            "train", phase, streams * len(made), streams * (epochs * documents * each * edits + steps * m * extra[rule.more]),
+            "train", phase, count, streams * tokens,
             steps=streams * steps, slots=chunk, batch=round(p["batch"] + sequences),
             targets="qv" if authors else p["targets"], rank=p["rank"],
         )
     ]  # fmt: skip
-    count = streams * len(made)
     if rule.more in ("anchors", "both"):  # the teacher's distributions, once per edit
         reads = count * p["anchors"]
         work.append(Work("read", f"{phase}/teacher", reads, reads * anchor(text), targets=p["targets"], rank=p["rank"]))
@@ -163,7 +164,8 @@ def tuned(p: Mapping) -> dict[str, dict]:
         return {}
     file = Path(paths.given(p["knobs_file"]))
     found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {rule: {k: v for k, v in row.items() if k in ("m", "epochs", "texts")} for rule, row in (found or {}).items()}
+    kept = ("m", "epochs", "texts")
+    return {rule: {k: v for k, v in row.items() if k in kept} for rule, row in (found or {}).items()}
 
 
 def edits(p: Mapping) -> list[Work]:
