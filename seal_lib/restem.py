@@ -227,9 +227,10 @@ def finetune_policy(run, policy: Policy, pairs: Sequence[tuple], outer: OuterLoo
         raise DataError(f"{name}: no self-edit passed the filter {outer.filter!r}; lower its threshold or sample more.")
 
     def build(folder: Path) -> None:
+        batch, accumulate = pieces(policy.model, outer.sft_batch)
         adapter, report = sft(
             policy.model, pairs, rank=outer.sft_rank, alpha=outer.sft_alpha, lr=outer.sft_lr, epochs=outer.sft_epochs,
-            batch=outer.sft_batch, targets=outer.sft_targets, seed=derive_seed(seed, name, "sft"),
+            batch=batch, accumulate=accumulate, targets=outer.sft_targets, seed=derive_seed(seed, name, "sft"),
         )  # fmt: skip
         adapter.save(folder / "adapter", policy.name)
         (folder / "report.json").write_text(json.dumps(report))
@@ -239,6 +240,14 @@ def finetune_policy(run, policy: Policy, pairs: Sequence[tuple], outer: OuterLoo
     loss = json.loads((folder / "report.json").read_text())["last_loss"]
     source = policy.source and policy.source.then(folder / "adapter")
     return replace(policy, name=name, model=merged, source=source), loss
+
+
+def pieces(model, batch: int) -> tuple[int, int]:
+    """(pairs a forward pass, passes an optimiser step) of the M-step: the same mean over all targets either way.
+
+    On a GPU one pair fills a pass, and ten of 2 000 tokens at once would not fit beside a 7B model (`seal_lib.plan`).
+    """
+    return (batch, 1) if next(model.parameters()).device.type == "cpu" else (1, batch)
 
 
 def restem_round(run, policy: Policy, passages: Sequence[Passage], prompts: Prompts, inner: InnerLoop,

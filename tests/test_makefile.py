@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, Suite
 
-TARGETS = "env reproduce figures lab test test-vllm test-ray lint status seedling bench clean-runs lock".split()
+TARGETS = "env reproduce figures lab test test-vllm test-ray lint status seedling bench bench-gpu clean-runs lock".split()
 VARIABLES = {"SCALE", "ONLY", "FORCE", "SET", "EXTRAS", "PYTHON", "ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+VARIABLES |= {"DRY_RUN", "DEVICE", "STRICT"}
 CELLS = (
     "n: int = 2  # units",
     "import os\nfrom seal_lib.runs import start\nrun = start('10_demo', globals())",
@@ -56,7 +57,7 @@ def test_plain_make_lists_every_target_without_an_environment(checkout: Path) ->
         assert done.returncode == 0, done.stderr
         listed = re.findall(r"^  make ([\w-]+) +\S", done.stdout, re.MULTILINE)
         assert listed == ["help", *TARGETS]
-        assert "SCALE=seedling|small|paper" in done.stdout
+        assert "SCALE=seedling|small|paper" in done.stdout and "DRY_RUN=1" in done.stdout
     assert not (checkout / ".venv").exists()
 
 
@@ -69,6 +70,13 @@ def test_plain_make_lists_every_target_without_an_environment(checkout: Path) ->
         (["reproduce", "FORCE=0", "ONLY=k_marker"], [], ["--force", "--keep-going"]),
         (["-k", "reproduce"], ["--keep-going"], ["--force"]),
         (["--keep-going", "reproduce", "SCALE=small"], ["--keep-going"], []),
+        (
+            ["reproduce", "SCALE=paper", "ONLY=11", "DRY_RUN=1", "DEVICE=h100", "STRICT=1", "SET=clean"],
+            ["-m seal_lib.plan --scale paper", '--only "11"', '--device "h100"', "--strict", 'SET="clean"'],
+            ["seal_lib.runner"],
+        ),
+        (["reproduce", "DRY_RUN=0"], ["-m seal_lib.runner all"], ["seal_lib.plan"]),
+        (["bench-gpu", "ARGS=--minutes 5"], ["-m seal_lib.bench_gpu --minutes 5"], []),
         (["figures"], ["--only 91_figures"], []),
         (["test", "ARGS=-k params"], ["-m pytest -k params"], []),
         (["test-ray", "ARGS=-k kill"], [".venv-ray/bin/python -m pytest tests/test_cluster.py -k kill"], []),

@@ -190,3 +190,45 @@ def test_committed_parameters_fit_their_notebooks(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     assert REPOSITORY.joinpath("params").is_dir()
     assert params.check_all() == []
+
+
+def test_every_notebook_has_every_scale() -> None:
+    """No exceptions: `make reproduce SCALE=...` runs the same thirteen notebooks at each."""
+    lacking = [
+        f"{notebook} {scale}"
+        for notebook in params.names()
+        for scale in ("seedling", "smoke", "small", "paper")
+        if scale not in params.scales(notebook)
+    ]
+    assert lacking == [] and len(params.names()) >= 13
+
+
+def test_every_value_of_the_larger_scales_names_its_source() -> None:
+    silent = []
+    for path in sorted(params.paths.params().glob("*/*.yaml")):
+        if path.stem.partition("-")[0] in ("small", "paper") and "-" not in path.stem:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            values = [line for line in lines if line and not line.startswith("#")]
+            silent += [f"{path.parent.name}/{path.name}: {line}" for line in values if "#" not in line]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("word", "notebook", "protocol"),
+    [
+        ("", "11_single_passage", "authors_v1"),
+        ("clean", "11_single_passage", "clean"),
+        ("authors_v2", "12_restem_rounds", "authors_v2"),
+        ("", "21_arc_self_edits", "clean"),
+        ("authors_v1", "21_arc_self_edits", "authors"),
+        ("clean", "14_continual_mitigations", "clean"),
+    ],
+)
+def test_the_protocol_is_a_word(monkeypatch: pytest.MonkeyPatch, word: str, notebook: str, protocol: str) -> None:
+    from seal_lib.inner_loop import InnerLoop
+
+    monkeypatch.setenv("SET", word)
+    found = params.resolve(notebook, "paper")
+    assert found["protocol"] == protocol
+    if "arc" not in notebook:
+        params.pick(InnerLoop, found)  # refuses pads that do not belong to the protocol

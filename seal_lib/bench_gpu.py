@@ -1,0 +1,327 @@
+"""What one 7B self-edit costs on this GPU: training its adapter in three ways, and answering five questions with it.
+
+Random weights of the true shapes of Qwen2.5-7B and Llama-3.2-1B in bfloat16, made on the device: nothing is downloaded,
+and no accuracy is measured. Documents have the lengths of SEAL's released self-edits (:mod:`seal_lib.lengths`).
+
+==============  =====================================================================================================
+``authors``     HF Trainer + PEFT, batch 1, every document padded to 2 048, pads in the loss; some steps
+``sequential``  nothing padded, one adapter after the other (:func:`seal_lib.finetune.train_alone`)
+``bank``        the adapter bank, K = 1 … 64 adapters side by side, from a queue of self-edits twice as long
+==============  =====================================================================================================
+
+For each, on q/v and on all linears: seconds per self-edit, answers included; tokens per second; the share of the
+device's floors in bytes and FLOPs (:mod:`seal_lib.costs`); peak memory. Repetitions are interleaved until the time is
+up. Every measurement is written as soon as it is there (``bench_gpu_rows.csv``), so a killed run keeps its rows and
+``--draw`` makes table and picture of them; memory that runs out is an outcome, not an end. ``make bench-gpu``;
+``--tiny`` runs the same code on a CPU in seconds. Arithmetic and picture are in :mod:`seal_lib.bench_gpu_table`.
+"""
+
+import argparse
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+
+from seal_lib import bench, bench_gpu_table, budget, lengths, paths
+from seal_lib.bench_gpu_table import Row
+from seal_lib.errors import SealError
+
+RANK, ALPHA, LR, EPOCHS = 32, 64.0, 1e-4, 10  # paper Table 3, but for lr: random weights must not diverge
+QUESTIONS = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a benchmark. ``models``: (name, share of the minutes)."""
+
+    models: tuple[tuple[str, float], ...] = (("Qwen/Qwen2.5-7B", 0.75), ("meta-llama/Llama-3.2-1B-Instruct", 0.25))
+    targets: tuple[str, ...] = ("qv", "all-linear")
+    slots: tuple[int, ...] = (16, 4, 1, 64, 8, 32, 2)  # the most telling first: a short run has them
+    epochs: int = EPOCHS
+    padding: int = 2048
+    padded_steps: int = 40  # the Trainer's start is in them
+    answer_tokens: int = 64
+    minutes: float = 9.0
+    repetitions: int = 3
+    documents: int | None = None  # at most so many a self-edit, of at most `longest` tokens
+    longest: int = 2048
+    tiny: bool = False
+
+
+TINY = Plan(
+    (("tiny", 1.0),), ("qv", "all-linear"), (2, 1), epochs=1, padding=64, padded_steps=2, answer_tokens=3,
+    minutes=600.0, repetitions=1, documents=3, longest=24, tiny=True,
+)  # fmt: skip
+TINY_SHAPE = budget.Shape("tiny", 2, 64, 4, 2, 16, 128, 512, False, True, 512)
+
+
+class OutOfTime(Exception):
+    """Raised inside a measurement whose time is up; what was done until then counts."""
+
+
+def shape_of(name: str) -> budget.Shape:
+    """Shape of a model of the plan."""
+    return TINY_SHAPE if name == "tiny" else budget.shape_of(name)
+
+
+def build(shape: budget.Shape, device: str):
+    """A causal LM of this shape with random weights, in eval mode, frozen; bfloat16 on a GPU, made there."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+    kind = Qwen2Config if shape.qkv_bias else LlamaConfig
+    own = {} if shape.qkv_bias else {"head_dim": shape.head_dim}
+    config = kind(
+        vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.positions, tie_word_embeddings=shape.tied, bos_token_id=None,
+        eos_token_id=1, pad_token_id=0, **own,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
+    return model.to(device).eval().requires_grad_(False)
+
+
+class Words:
+    """Stands for a tokenizer: a text is a list of numbers. Its end-of-text is a word nobody samples."""
+
+    eos_token_id, pad_token_id = -1, 0
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [int(word) for word in text.split()]}
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return " ".join(map(str, ids))
+
+
+@cache
+def documents(plan: Plan) -> tuple[str, list[list[int]]]:
+    """(where the lengths come from, tokens of each document of each self-edit)."""
+    real = paths.test_data()
+    file = real / "seal_released" / "self_edits_base_val.json" if real else None
+    if file is not None and file.is_file():
+        from seal_lib.knowledge import data, prompts
+
+        made = lengths.of_passages(data.from_json(file), prompts.load("implications"), file.name)
+        source, edits = f"{file.name}, characters / {lengths.CHARACTERS}", made["documents"]
+    else:
+        source, edits = "recorded in seal_lib/lengths.yaml", lengths.edits(200)
+    return source, [[min(n, plan.longest) for n in d[-(plan.documents or len(d)) :]] for d in edits]
+
+
+def jobs_of(plan: Plan, count: int, vocabulary: int) -> list:
+    """``count`` self-edits of recorded lengths in random words; the same for every variant."""
+    from seal_lib.bank import Example, Job
+
+    edits, draw, jobs = documents(plan)[1], random.Random(0), []
+    for i in range(count):
+        examples = [Example([draw.randrange(2, vocabulary) for _ in range(n)]) for n in edits[i % len(edits)]]
+        jobs.append(Job(str(i), examples, lr=LR, epochs=plan.epochs, rank=RANK, alpha=ALPHA, seed=i))
+    return jobs
+
+
+def variants(plan: Plan) -> list[tuple[str, str, int]]:
+    """(targets, variant, K) in the order of a repetition."""
+    ways = [("bank", plan.slots[0]), ("authors", 1), ("sequential", 1), *(("bank", k) for k in plan.slots[1:])]
+    return [(targets, *way) for targets in plan.targets for way in ways]
+
+
+# ---------------------------------------------------------------------------------------------- measuring
+
+
+def clock(model) -> Callable[[], float]:
+    """Seconds, read once the device has done what it was told."""
+    import torch
+
+    if next(model.parameters()).device.type == "cpu":
+        return time.perf_counter
+
+    def now() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return now
+
+
+def train(
+    model, plan: Plan, targets: str, variant: str, k: int, turn: int, limit: float
+) -> tuple[float, int, int, int]:
+    """(seconds, adapter-steps, tokens of the documents in them, self-edits begun) of one measurement.
+
+    The bank is stopped after ``limit`` seconds, a sequential way after the self-edit during which they passed.
+    """
+    from seal_lib.bank import AdapterBank
+    from seal_lib.finetune import train_alone
+
+    now, begun = clock(model), time.perf_counter()
+    jobs = jobs_of(plan, max(2 * k, 8), model.config.vocab_size)
+    own = jobs[turn % len(jobs)]
+    if variant == "authors":
+        seconds, steps = bench.with_trainer(model, own, plan.padding, plan.padded_steps, targets, now)
+        return seconds, steps, round(steps * _tokens(own) / len(own.plan())), 1
+    if variant == "sequential":
+        seconds, steps, tokens, edits = 0.0, 0, 0, 0
+        while not edits or edits < 3 and time.perf_counter() - begun < limit / 2:
+            start, job = now(), jobs[(turn + edits) % len(jobs)]
+            result = train_alone(model, job, targets)
+            seconds, steps, edits = seconds + now() - start, steps + result.steps, edits + 1
+            tokens += result.tokens
+        return seconds, steps, tokens, edits
+    seen = {"steps": 0, "tokens": 0, "waiting": len(jobs), "live": 0}
+
+    def watch(counts: dict) -> None:
+        seen.update(counts)
+        if time.perf_counter() - begun > limit:
+            raise OutOfTime
+
+    with AdapterBank(model, slots=k, targets=targets) as bank:
+        start = now()
+        try:
+            for _ in bank.stream(jobs, watch):  # adapters are dropped as they come: 128 of all linears are 40 GB
+                pass
+        except OutOfTime:
+            pass
+        seconds = now() - start
+    return seconds, seen["steps"], seen["tokens"], len(jobs) - seen["waiting"]
+
+
+def _tokens(job) -> int:
+    return job.epochs * sum(len(example.ids) for example in job.examples)
+
+
+def answer(model, plan: Plan, targets: str, k: int) -> tuple[float, int]:
+    """(seconds, answers) for five questions to each of ``k`` adapters, decoded together; they come from the host."""
+    import torch
+
+    from seal_lib.adapters import Adapter, target_linears, target_names
+    from seal_lib.bank import Job
+    from seal_lib.generate import HFGenerator, Request, Sampling
+
+    names = target_names(targets)
+    start = Job("answer", (), rank=RANK, seed=0).initial(target_linears(model, names))
+    draw = torch.Generator().manual_seed(1)
+    weights = {n: (a, 1e-3 * torch.randn(b.shape, generator=draw)) for n, (a, b) in start.items()}
+    adapters = [Adapter(RANK, ALPHA, names, dict(weights)) for _ in range(k)]  # tensors shared, to spare host memory
+    words, ask = random.Random(0), round(lengths.profiles()["squad"].ask)
+    asked = [
+        Request(" ".join(str(words.randrange(2, model.config.vocab_size)) for _ in range(ask)), adapter=adapter)
+        for adapter in adapters
+        for _ in range(QUESTIONS)
+    ]
+    now, generator = clock(model), HFGenerator(model, Words())
+    begun = now()
+    done = generator.generate(asked, Sampling(plan.answer_tokens))
+    seconds = now() - begun
+    if any(c.tokens != plan.answer_tokens for (c,) in done):
+        raise SealError("An answer ended early, so its cost would be too low; this must not happen: see Words.")
+    return seconds, len(asked)
+
+
+def measure(model, name: str, plan: Plan, targets: str, variant: str, k: int, turn: int, limit: float) -> Row:
+    """One row; memory that runs out, or a model that the bank refuses, is its outcome."""
+    import torch
+
+    gpu = next(model.parameters()).device.type == "cuda"
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    row = Row(name, targets, variant, k, turn, "ok")
+    try:
+        seconds, steps, tokens, edits = train(model, plan, targets, variant, k, turn, limit)
+        row = replace(row, train_seconds=seconds, steps=steps, tokens=tokens, edits=edits)
+        seconds, answers = answer(model, plan, targets, k)
+        row = replace(row, answer_seconds=seconds, answers=answers)
+    except torch.OutOfMemoryError as error:
+        row = replace(row, outcome="out of memory", reason=str(error).splitlines()[0][:120])
+    except SealError as error:
+        row = replace(row, outcome="refused", reason=str(error)[:200])
+    peak = torch.cuda.max_memory_allocated() / 1e9 if gpu else bench.own_peak() / 1e3
+    return replace(row, peak_gb=peak)
+
+
+def measurements(plan: Plan, device: str, say: Callable[[str], None]) -> Iterator[Row]:
+    """Rows as they are made: model by model, variants interleaved, until each model's share of the time is used."""
+    import torch
+
+    begun, share = time.monotonic(), 0.0
+    for name, part in plan.models:
+        share += part
+        until = begun + 60 * plan.minutes * share - (5 if plan.minutes > 2 else 0)
+        model = build(shape_of(name), device)
+        say(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B random weights on {device}")
+        _warm_up(model, plan)
+        ways = variants(plan)
+        limit = max(0.5, (until - time.monotonic()) / len(ways) / 2.5)  # training; answering and set-up take the rest
+        spent: dict[tuple, float] = {}
+        dropped: set[tuple] = set()
+        for turn in range(plan.repetitions):
+            for way in ways:
+                if way in dropped or time.monotonic() + spent.get(way, limit) > until:
+                    continue
+                start = time.monotonic()
+                row = measure(model, name, plan, *way, turn, limit)
+                spent[way] = time.monotonic() - start
+                if row.outcome != "ok":
+                    dropped.add(way)
+                yield row
+        del model
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _warm_up(model, plan: Plan) -> None:
+    """Kernels are chosen and libraries loaded before anything is timed."""
+    short = replace(plan, epochs=1, documents=2, answer_tokens=2, padded_steps=1)
+    for variant, k in (("bank", 2), ("authors", 1)):
+        train(model, short, "qv", variant, k, 0, 10.0)
+    answer(model, short, "qv", 2)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: measure, write rows, table, picture and the record of the machine."""
+    parser = argparse.ArgumentParser(prog="python -m seal_lib.bench_gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="a tiny shape on the CPU, seconds: for the tests")
+    parser.add_argument("--minutes", type=float, help="time for all of it (default 9)")
+    parser.add_argument("--draw", action="store_true", help="only make table and picture of the rows that are there")
+    parser.add_argument("--model", choices=[name for name, _ in Plan().models], help="only this one")
+    given = parser.parse_args(arguments)
+    plan = TINY if given.tiny else Plan()
+    if given.minutes:
+        plan = replace(plan, minutes=given.minutes)
+    if given.model:
+        plan = replace(plan, models=((given.model, 1.0),))
+    folder, stem = paths.figures() / "gpu", "bench_gpu_tiny" if given.tiny else "bench_gpu"
+    try:
+        if not given.draw:
+            _run(plan, folder / f"{stem}_rows.csv")
+        table = bench_gpu_table.finish(folder, stem)
+    except SealError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(bench_gpu_table.told(table))
+    return 0
+
+
+def _run(plan: Plan, file) -> None:
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # HF Trainer would spread over several
+    import torch
+
+    device = "cpu" if plan.tiny else "cuda"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SealError("No CUDA GPU is found; python -m seal_lib.bench_gpu --tiny runs the same code on a CPU.")
+    if device == "cpu":
+        torch.set_num_threads(1)
+    record = bench_gpu_table.machine(device) | {"lengths": documents(plan)[0], "minutes": plan.minutes}
+    shapes = {name: shape_of(name) for name, _ in plan.models}
+    bench_gpu_table.begin(file, record, plan, shapes)
+    for row in measurements(plan, device, print):
+        bench_gpu_table.append(file, row)
+        print(bench_gpu_table.line(row), flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,258 @@
+"""What a step, a training, a token and an M-step must cost on a device: floors from bytes and FLOPs, then an estimate.
+
+A floor is the larger of two times: moving every weight through the device's memory, and doing the arithmetic. It
+cannot be beaten by a program that does the same work; how near a program comes is its *efficiency*. Until
+``make bench-gpu`` has been run on the device that is an assumption, :data:`ASSUMED`, and every estimate says so. Eager
+PyTorch also starts thousands of operations a step, each of which takes the host some microseconds; where that is longer
+than the device's own time it is the cost. The formulas are those of the study's floors: a frozen linear costs 4 FLOPs a
+parameter and token when it is trained through (forward, and the gradient of its input), 2 when it only answers.
+
+Knows sizes, not programs: no torch, nothing of notebooks (:mod:`seal_lib.counts`) or of memory
+(:mod:`seal_lib.budget`).
+"""
+
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from seal_lib import models, paths
+from seal_lib.errors import ParameterError
+
+#: share of the floor assumed where nothing is measured
+ASSUMED = 0.4
+#: eager operations a decoder layer starts per optimiser step (counted for 28 layers, authors' targets and all) and, a
+#: third of it, per forward pass; the bank's are for all its adapters together
+OPERATIONS = {"qv": 135, "qv-mlp": 190, "all-linear": 225, "forward": 45}
+#: bytes AdamW and the gradient clip move per adapter parameter and step, in float32
+OPTIMISER_BYTES = 40
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Device:
+    """``memory`` in bytes, ``bandwidth`` in bytes/s, ``flops`` in 1/s (bf16), ``operation`` in s per eager operation,
+    ``factoring`` in FLOP/s of an eigendecomposition."""
+
+    key: str
+    name: str
+    match: str
+    memory: float
+    bandwidth: float
+    flops: float
+    operation: float
+    factoring: float
+    source: str
+    count: int = 1
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.key != "cpu"
+
+
+@cache
+def devices() -> dict[str, Device]:
+    """The machines of ``devices.yaml`` by key."""
+    table = yaml.safe_load((Path(__file__).parent / "devices.yaml").read_text(encoding="utf-8"))
+    return {key: Device(key, **row) for key, row in table.items()}
+
+
+def device(key: str) -> Device:
+    """A device by key, as ``DEVICE=h200`` names it."""
+    known = devices()
+    if key.lower() not in known:
+        raise ParameterError(f"DEVICE={key} is not known; write one of {', '.join(known)}.")
+    return known[key.lower()]
+
+
+def found(machine: dict | None = None) -> Device:
+    """The device of this machine: its NVIDIA GPU if ``nvidia-smi`` lists one, else a CPU core with this much memory.
+
+    Args:
+        machine: as :func:`seal_lib.manifest.machine` gives it (default: this machine).
+    """
+    if machine is None:
+        from seal_lib import manifest
+
+        machine = manifest.machine()
+    for line in machine["gpus"]:
+        name, _, rest = line.partition(",")
+        size = float(rest.split(",")[-1].split()[0]) * 2**20
+        fitting = [d for d in devices().values() if d.match and d.match in name]
+        if fitting:
+            return replace(fitting[0], name=name, memory=size, count=len(machine["gpus"]))
+        row = devices()["l4"]  # an unknown card: its own memory, the slowest card's speed
+        return replace(row, key="gpu", name=name, memory=size, source=f"unknown card; speed of {row.name}")
+    info = Path("/proc/meminfo")
+    row = devices()["cpu"]
+    if info.is_file():
+        line = next(line for line in info.read_text().splitlines() if line.startswith("MemTotal"))
+        row = replace(row, memory=float(line.split()[1]) * 1024)
+    return row
+
+
+@cache
+def efficiency(kind: str, key: str) -> tuple[float, bool]:
+    """(share of the floor, whether it was measured) of ``train`` or ``answer`` on a device, from the GPU bench."""
+    file = paths.figures() / "gpu" / "bench_gpu.json"
+    if file.is_file():
+        record = json.loads(file.read_text(encoding="utf-8"))
+        share = record.get("efficiency", {}).get(kind)
+        if share and record.get("device_key") == key:
+            return share, True
+    return ASSUMED, False
+
+
+# ---------------------------------------------------------------------------------------------- sizes
+
+
+def matmul_parameters(shape) -> int:
+    """Weights every predicted token goes through: all linears and the output layer, tied or not."""
+    return shape.linear_parameters + shape.width * shape.vocabulary
+
+
+def attention_flops(shape, tokens: float) -> float:
+    """FLOPs of causal attention inside one sequence, forward: two products, half of the square."""
+    return shape.layers * 2.0 * tokens**2 * shape.heads * shape.head_dim
+
+
+@dataclass(frozen=True)
+class Cost:
+    """``floor``, ``moving`` (bytes), ``computing`` (FLOPs) and ``starting`` (eager operations) in seconds.
+
+    ``seconds``: the estimate, the floor over the efficiency or the starting time, whichever is longer.
+    """
+
+    moving: float
+    computing: float
+    starting: float = 0.0
+    efficiency: float = ASSUMED
+
+    @property
+    def floor(self) -> float:
+        return max(self.moving, self.computing)
+
+    @property
+    def bound(self) -> str:
+        """What decides the estimate: ``bandwidth``, ``compute`` or ``launch``."""
+        if self.starting > self.floor / self.efficiency:
+            return "launch"
+        return "bandwidth" if self.moving > self.computing else "compute"
+
+    @property
+    def seconds(self) -> float:
+        return max(self.floor / self.efficiency, self.starting)
+
+
+# ---------------------------------------------------------------------------------------------- floors
+
+
+def train_step(
+    shape, device: Device, lengths: list[float], *, adapters: int = 1, targets: str = "qv", rank: int = 32,
+    dtype: str = "bfloat16", weights_trained: bool = False,
+) -> Cost:  # fmt: skip
+    """One optimiser step over sequences of ``lengths`` tokens, of ``adapters`` adapters together.
+
+    Moved: all weights twice (forward and gradient of the input), and the optimiser's 40 bytes a parameter of each
+    adapter. ``weights_trained``: every weight of the model is trained, not adapters.
+    """
+    tokens, own = float(sum(lengths)), shape.adapter_parameters(targets, rank)
+    weights = matmul_parameters(shape)
+    trained = weights if weights_trained else adapters * own
+    moved = 2 * weights * BYTES[dtype] + OPTIMISER_BYTES * trained
+    linear = 6.0 * weights if weights_trained else 4.0 * weights + 6.0 * own
+    flops = linear * tokens + 3 * sum(attention_flops(shape, n) for n in lengths)
+    optimising = OPTIMISER_BYTES * trained / device.bandwidth  # nothing to compute meanwhile
+    share, _ = efficiency("train", device.key)
+    starting = device.operation * shape.layers * OPERATIONS[targets]
+    return Cost(moved / device.bandwidth, flops / _speed(device, dtype) + optimising, starting, share)
+
+
+def _speed(device: Device, dtype: str) -> float:
+    """FLOP/s in a type: float32 products take four times as long as bf16 on a GPU; a CPU's figure is float32's."""
+    return device.flops / (4 if device.is_gpu and dtype == "float32" else 1)
+
+
+def balance(shape, device: Device, targets: str = "qv", rank: int = 32) -> float:
+    """Tokens a step above which training is bound by arithmetic and not by the weights' way through memory."""
+    per_token = 4.0 * matmul_parameters(shape) + 6.0 * shape.adapter_parameters(targets, rank)
+    moved = 4 * matmul_parameters(shape) / device.bandwidth
+    return moved * device.flops / per_token
+
+
+def read(shape, device: Device, lengths: list[float], dtype: str = "bfloat16", targets: str | None = None,
+         rank: int = 0) -> Cost:  # fmt: skip
+    """One forward pass over whole sequences: prompts, log-probabilities."""
+    own = shape.adapter_parameters(targets, rank) if targets else 0
+    weights, tokens = matmul_parameters(shape), float(sum(lengths))
+    flops = 2.0 * (weights + own) * tokens + sum(attention_flops(shape, n) for n in lengths)
+    share, _ = efficiency("answer", device.key)
+    starting = device.operation * shape.layers * OPERATIONS["forward"]
+    return Cost(weights * BYTES[dtype] / device.bandwidth, flops / _speed(device, dtype), starting, share)
+
+
+def decode_step(
+    shape, device: Device, rows: int, context: float, *, dtype: str = "bfloat16", adapters: int = 0,
+    targets: str = "qv", rank: int = 32,
+) -> Cost:  # fmt: skip
+    """One token for each of ``rows`` texts that are ``context`` tokens long: weights, keys and values, adapters."""
+    weights, own = matmul_parameters(shape), shape.adapter_parameters(targets, rank) if adapters else 0
+    kept = 2 * shape.layers * shape.kv_heads * shape.head_dim * BYTES[dtype]
+    moved = weights * BYTES[dtype] + rows * context * kept + adapters * own * BYTES[dtype]
+    share, _ = efficiency("answer", device.key)
+    starting = device.operation * shape.layers * OPERATIONS["forward"] * (2 if adapters else 1)
+    flops = 2.0 * (weights + own) * rows + rows * 4.0 * context * shape.layers * shape.heads * shape.head_dim
+    return Cost(moved / device.bandwidth, flops / _speed(device, dtype), starting, share)
+
+
+def times(cost: Cost, count: float) -> Cost:
+    """The same ``count`` times."""
+    return Cost(cost.moving * count, cost.computing * count, cost.starting * count, cost.efficiency)
+
+
+# ---------------------------------------------------------------------------------------------- whole phases
+
+
+def training(
+    shape, device: Device, steps: float, length: float, *, batch: int = 1, slots: int = 1, targets: str = "qv",
+    rank: int = 32, dtype: str = "bfloat16",
+) -> Cost:  # fmt: skip
+    """``steps`` adapter-steps of ``batch`` sequences of ``length`` tokens, ``slots`` adapters side by side."""
+    step = train_step(
+        shape, device, [length] * (batch * slots), adapters=slots, targets=targets, rank=rank, dtype=dtype
+    )  # fmt: skip
+    return times(step, steps / slots)
+
+
+def generation(
+    shape, device: Device, texts: float, prompt: float, new: float, *, rows: int = 256, dtype: str = "bfloat16",
+    adapters: int = 0, targets: str = "qv", rank: int = 32,
+) -> tuple[Cost, Cost]:  # fmt: skip
+    """(prompts read, tokens written) of ``texts`` texts in batches of ``rows``, each batch ``new`` steps long."""
+    rows = max(1, min(rows, round(texts)))
+    batches = texts / rows
+    reading = times(read(shape, device, [prompt] * rows, dtype, targets if adapters else None, rank), batches)
+    step = decode_step(
+        shape, device, rows, prompt + new / 2, dtype=dtype, adapters=adapters, targets=targets, rank=rank
+    )  # fmt: skip
+    return reading, times(step, batches * new)
+
+
+def m_step(
+    shape, device: Device, pairs: float, length: float, *, epochs: int = 2, batch: int = 10,
+    targets: str = "all-linear", rank: int = 64, dtype: str = "bfloat16",
+) -> Cost:  # fmt: skip
+    """The finetuning of a ReST^EM round on ``pairs`` prompts with completions of ``length`` tokens together."""
+    step = train_step(shape, device, [length] * batch, targets=targets, rank=rank, dtype=dtype)
+    return times(step, max(1.0, pairs / batch) * epochs)
+
+
+def factoring(shape, device: Device, count: float, targets: str) -> Cost:
+    """``count`` times an eigendecomposition for every group of targets that read one tensor, in every layer."""
+    names = set(models.target_names(targets))
+    sides = [shape.width] * (bool(names & {"q_proj", "k_proj", "v_proj"}) + bool(names & {"gate_proj", "up_proj"}))
+    sides += [shape.heads * shape.head_dim] * ("o_proj" in names) + [shape.mlp] * ("down_proj" in names)
+    flops = shape.layers * sum(9.0 * side**3 for side in sides)
+    return Cost(0.0, count * flops / device.factoring, 0.0, 1.0)

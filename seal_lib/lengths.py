@@ -1,0 +1,213 @@
+"""How long things are: recorded lengths of self-edits, documents, questions and puzzles, so that plans need no data.
+
+``lengths.yaml`` holds one profile per kind of data. Real text is counted in characters / 4.6 a token (the study's rule
+for Qwen2.5, which is no tokenizer); puzzles by the rule of the Llama-3 tokenizer, h (2 w + 1) tokens a grid; the made
+worlds by their own tokenizer. :func:`of_passages` and :func:`of_puzzles` make a profile from data again. Knows nothing
+of models, costs or notebooks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import yaml
+
+from seal_lib.errors import DataError
+
+if TYPE_CHECKING:
+    from seal_lib.arc.tasks import Task
+    from seal_lib.knowledge.prompts import Prompts
+    from seal_lib.records import Passage
+
+#: characters of English a token of Qwen2.5 stands for
+CHARACTERS = 4.6
+#: tokens of the chat template and instruction around a puzzle's grids
+AROUND = 110
+
+
+@dataclass(frozen=True)
+class Text:
+    """Lengths in tokens of passages with questions.
+
+    Attributes:
+        source: of the numbers. questions: a passage.
+        ask: a question's whole prompt. shown: the same with the passage in view. write: the self-edit prompt.
+        passage: the passage as a training document. answer: tokens written until an answer ends; answer_longest: until
+            the last of a batch does. anchor: a text the model writes by itself.
+        edits: of each recorded self-edit, its tokens; sorted. documents: of each recorded self-edit, the tokens of its
+            training documents, the passage last, without end-of-text.
+        trained: mean tokens and documents of other texts trained on, by name: what an arm trains on.
+    """
+
+    source: str
+    questions: float
+    ask: float
+    shown: float
+    write: float
+    passage: float
+    answer: float
+    answer_longest: float
+    anchor: float
+    edits: tuple[int, ...]
+    documents: tuple[tuple[int, ...], ...]
+    trained: dict[str, tuple[float, float]]
+
+    def edit(self, limit: int) -> float:
+        """Mean tokens of a self-edit cut at ``limit``."""
+        return fmean(min(n, limit) for n in self.edits)
+
+    def longest(self, rows: int, limit: int) -> float:
+        """Expected tokens of the longest of ``rows`` self-edits, each cut at ``limit``."""
+        n = len(self.edits)
+        shares = ((k / n) ** rows - ((k - 1) / n) ** rows for k in range(1, n + 1))
+        return sum(share * min(x, limit) for share, x in zip(shares, self.edits, strict=True))
+
+    def training(self, text: str = "policy", limit: int | None = None) -> tuple[float, float]:
+        """(documents, tokens of all of them) of one training on a text: ``policy``, ``passage`` or a name recorded.
+
+        ``limit``: at most so many documents of a self-edit beside the passage.
+        """
+        if text == "passage":
+            return 1.0, self.passage
+        if text in self.trained:
+            return self.trained[text]
+        kept = [(*d[:-1][:limit], d[-1]) for d in self.documents]
+        return fmean(map(len, kept)), fmean(map(sum, kept))
+
+
+@dataclass(frozen=True)
+class Puzzles:
+    """Lengths in tokens of puzzles, means over the recorded tasks.
+
+    ``examples``: training examples of a self-edit by cap; ``example``: tokens of one, ``example_longest``: the mean of
+    the task with the longest; ``views`` (``subsets``: leave-one-out only): ways one task is asked, all test inputs
+    together, ``ask`` tokens each; ``answer``: tokens of one answer; ``write``: the self-edit prompt; ``edit``: a
+    written configuration; ``epochs``: what a self-edit is taken to ask for; ``accepted``: share of self-edits that are
+    trained; ``distinct``: share of these that equal no other of their task; ``kept``: share the M-step learns from.
+    """
+
+    source: str
+    examples: dict[int, float]
+    example: float
+    example_longest: float
+    views: float
+    subsets: float
+    ask: float
+    ask_longest: float
+    answer: float
+    answer_longest: float
+    write: float
+    edit: float
+    epochs: float
+    accepted: float
+    distinct: float
+    kept: float
+
+    def of(self, cap: int) -> float:
+        """Examples of one training under a cap: of the smallest cap recorded that is not below it."""
+        fitting = [size for known, size in sorted(self.examples.items()) if known >= cap]
+        return min(fitting[0] if fitting else max(self.examples.values()), cap)
+
+
+@cache
+def profiles() -> dict[str, Text | Puzzles]:
+    """The recorded profiles by name: ``squad``, ``world``, ``puzzles``, ``grids``."""
+    table = yaml.safe_load((Path(__file__).parent / "lengths.yaml").read_text(encoding="utf-8"))
+    found: dict[str, Text | Puzzles] = {}
+    for name, row in table.items():
+        if "edits" in row:
+            documents = tuple(tuple(d) for d in row["documents"])
+            trained = {text: tuple(pair) for text, pair in row["trained"].items()}
+            row = {**row, "edits": tuple(row["edits"]), "documents": documents, "trained": trained}
+            found[name] = Text(**row)
+        else:
+            found[name] = Puzzles(**row)
+    return found
+
+
+def profile(source: str) -> Text | Puzzles:
+    """The profile that stands for a source of passages or puzzles, as parameters name it."""
+    known = profiles()
+    if source.startswith("world:"):
+        return known["grids"] if source.count(":") == 2 else known["world"]
+    return known["puzzles"] if "arc" in source.lower() else known["squad"]
+
+
+def edits(count: int) -> list[list[int]]:
+    """Tokens of each training document of ``count`` recorded real self-edits, repeated if there are fewer."""
+    recorded = profiles()["squad"].documents
+    return [list(recorded[i % len(recorded)]) for i in range(count)]
+
+
+# ---------------------------------------------------------------------------------------------- making them
+
+
+def tokens(text: str) -> int:
+    """Tokens of real text by the study's rule; at least 1."""
+    return max(1, round(len(text) / CHARACTERS))
+
+
+def of_passages(passages: Sequence["Passage"], prompts: "Prompts", source: str) -> dict[str, object]:
+    """The profile of passages with released self-edits (references ``"0"``, ``"1"`` …), as ``lengths.yaml`` holds it.
+
+    ``documents`` are those of each passage's first self-edit, which the paper evaluates.
+    """
+    from seal_lib.knowledge.documents import training_documents
+
+    if any("0" not in p.references for p in passages):
+        raise DataError("Lengths are made from passages with self-edits; give a file whose entries have `completions`.")
+
+    def mean(values: Sequence[float]) -> float:
+        return round(fmean(values), 2)
+
+    return {
+        "source": source,
+        "questions": mean([len(p.questions) for p in passages]),
+        "ask": mean([tokens(prompts.ask(p, q)) for p in passages for q in p.questions]),
+        "shown": mean([tokens(prompts.ask(p, q, True)) for p in passages for q in p.questions]),
+        "write": mean([tokens(prompts.write(p)) for p in passages]),
+        "passage": mean([tokens(prompts.training_text(p.title, p.text)) for p in passages]),
+        "answer": 64.0,  # a base model goes on until the limit of 64
+        "answer_longest": 64.0,
+        "anchor": 50.0,  # likewise
+        "edits": sorted(tokens(text) for p in passages for text in p.references.values()),
+        "documents": [
+            [tokens(d.text) for d in training_documents(p, p.references["0"], prompts)] for p in passages
+        ],
+        "trained": {},
+    }  # fmt: skip
+
+
+def of_puzzles(tasks: Sequence["Task"], source: str, cap: int = 250) -> dict[str, object]:
+    """The profile of ARC tasks with all switches on, as ``lengths.yaml`` holds it; the configuration's is assumed."""
+    from seal_lib.arc import training, vote
+    from seal_lib.arc.augment import SWITCHES
+
+    def grid(g) -> int:
+        return len(g) * (2 * len(g[0]) + 1)
+
+    def text(example, answered: bool = True) -> int:
+        pairs = [*example.demonstrations, example.target]
+        asked = sum(grid(p.input) + grid(p.output) for p in pairs) + AROUND
+        return asked if answered else asked - grid(example.target.output)
+
+    sets = {c: [training.training_set(t, SWITCHES, cap=c) for t in tasks] for c in (60, cap)}
+    views = [[v for n in range(len(t.tests)) for v in vote.views(t, n)] for t in tasks]
+    asked = [text(v.example, False) for several in views for v in several]
+    answers = [grid(v.example.target.output) for several in views for v in several]
+    return {
+        "source": source,
+        "examples": {c: round(fmean(map(len, s)), 1) for c, s in sets.items()},
+        "example": round(fmean(text(e) for s in sets[cap] for e in s), 1),
+        "example_longest": round(max(fmean(map(text, s)) for s in sets[cap]), 1),
+        "views": round(fmean(map(len, views)), 1),
+        "subsets": round(fmean(sum(len(vote.subsets(t, n)) for n in range(len(t.tests))) for t in tasks), 1),
+        "ask": round(fmean(asked), 1),
+        "ask_longest": float(max(asked)),
+        "answer": round(fmean(answers), 1),
+        "answer_longest": float(max(answers)),
+        "write": round(fmean(sum(grid(p.input) + grid(p.output) for p in t.train) + 200 for t in tasks), 1),
+    }

@@ -1,0 +1,196 @@
+"""What a notebook must find before it can run: memory for its work, its model and data in this machine's caches, disk.
+
+Looks at this machine's files and caches only, never at a network; what is missing is one sentence with the way out.
+Knows parameters and work (:mod:`seal_lib.counts`), no prices and no table (:mod:`seal_lib.plan`). Imports no torch.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from seal_lib import budget, counts, lengths, models, paths
+from seal_lib.costs import Device
+from seal_lib.counts import Work
+
+GB = 1e9
+#: files of SQuAD at its pinned revision, and their sizes in bytes
+SQUAD_FILES = {
+    "validation": ("plain_text/validation-00000-of-00001.parquet", 1.82e6),
+    "train": ("plain_text/train-00000-of-00001.parquet", 14.46e6),
+}
+GATED = ("meta-llama/",)
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+
+def budgets(p: Mapping, work: list[Work], shape: budget.Shape, device: Device) -> list[budget.Budget]:
+    """What training with answering, and the M-step, hold in memory at once."""
+    dtype, found = str(p["dtype"]), []
+    weights = budget.weight_bytes(shape, dtype)
+    kv = max((int(min(w.rows * (w.prompt + w.longest), counts.CACHE_TOKENS)) for w in work), default=0)
+    trainings = [w for w in work if w.kind == "train"]
+    finetunings = [w for w in work if w.kind == "sft"]
+    longest = _longest(p)
+    if trainings:
+        slots, batch = max(w.slots for w in trainings), max(w.batch for w in trainings)
+        tokens, rank = int(slots * batch * longest), int(p["rank"])
+        if "length" in p:  # the history lies in the slot as frozen ranks
+            rank *= int(p["length"])
+        made = budget.colocated(
+            shape, dtype, slots, str(p["targets"]), rank, tokens, tokens, kv_tokens=kv, total=device.memory
+        )  # fmt: skip
+    else:
+        parts = {f"weights ({dtype})": weights, f"keys and values of {kv} tokens": budget.kv_bytes(shape, kv, dtype)}
+        made = budget.Budget(f"{shape.name}, generation", parts, device.memory)
+    if finetunings:
+        made.parts["earlier policies of the loop (2)"] = 2 * weights
+    made.parts |= _continual(p, shape, trainings)
+    found.append(made)
+    if finetunings:
+        found.append(_m_step(p, finetunings[0], shape, device, 2 * weights))
+    for one in found:
+        if not device.is_gpu:
+            one.parts.pop("CUDA context", None)
+    return found
+
+
+def _m_step(p: Mapping, one: Work, shape: budget.Shape, device: Device, weights: float) -> budget.Budget:
+    """Finetuning on the longest pairs that are to be expected; a GPU takes them one by one (`restem.pieces`)."""
+    text = lengths.profile(str(p.get("practice") or p["passages"]))
+    long = text.longest(round(one.units), p["edit_tokens"]) if isinstance(text, lengths.Text) else text.edit
+    rows = 1 if device.is_gpu else one.batch
+    tokens = int(rows * (text.write + long))
+    activations = budget.activation_bytes(shape, tokens, one.targets, dtype=str(p["dtype"]), rank=one.rank)
+    parts = {
+        "weights, two policies": weights,
+        "adapter in training": budget.slot_bytes(shape, one.targets, one.rank),
+        f"activations of {tokens} tokens": activations,
+        "logits of the completions": budget.logits_bytes(shape, int(rows * long)),
+        "CUDA context": budget.CONTEXT,
+    }
+    return budget.Budget(f"{shape.name}, M-step", parts, device.memory)
+
+
+def _longest(p: Mapping) -> float:
+    """Tokens of a long training document with its pads."""
+    text = lengths.profile(str(p.get("passages") or p["tasks"]))
+    if isinstance(text, lengths.Puzzles):
+        return min(text.example_longest, p.get("example_tokens", 8192))
+    document = max(text.passage, sorted(max(d) for d in text.documents)[len(text.documents) // 2])
+    return counts.pad_tokens(str(p.get("pad_loss", "eos")), document)
+
+
+def _continual(p: Mapping, shape: budget.Shape, trainings: list[Work]) -> dict[str, float]:
+    """Teachers of the anchors and dense statistics, for the arms that have them."""
+    if "anchors" not in p or not trainings:
+        return {}
+    slots, parts = max(w.slots for w in trainings), {}
+    arms = {str(name) for name in p["arms"]}
+    if arms & {"kl", "kl_replay"}:
+        tokens = p["anchors"] * 50
+        parts[f"teachers of {slots} streams"] = 4.0 * slots * tokens * shape.vocabulary
+    if "ewc" in arms:
+        dense = 4.0 * shape.layers * sum(
+            shape.sides(t)[0] * shape.sides(t)[1] for t in models.target_names(str(p["targets"]))
+        )  # fmt: skip
+        merged = budget.weight_bytes(shape, str(p["dtype"]))
+        parts[f"EWC: dense weights of {slots} streams, a merged model"] = dense * (2 * slots + 2) + merged
+    return parts
+
+
+# ---------------------------------------------------------------------------------------------- data, models, disk
+
+
+def hub_file(repository: str, name: str, revision: str | None, kind: str = "model") -> bool:
+    """Whether a file of the Hub lies in this machine's cache; looks at the disk only."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, name, revision=revision, repo_type=kind), str)
+
+
+def need_model(name: str, dtype: str, tokenizer_only: bool = False) -> tuple[str, float]:
+    """("" or what is missing, bytes to download) of a model."""
+    source, revision = models.resolve(name)
+    if Path(source).is_dir():
+        return "", 0.0
+    if not revision:
+        return f"model {name} has no pinned revision; add it to REVISIONS in seal_lib/models.py.", 0.0
+    wanted = "tokenizer.json" if tokenizer_only else "config.json"
+    weights = tokenizer_only or any(
+        hub_file(source, file, revision) for file in ("model.safetensors", "model.safetensors.index.json")
+    )
+    if hub_file(source, wanted, revision) and weights and (tokenizer_only or _shards(source, revision)):
+        return "", 0.0
+    size = 17e6 if tokenizer_only else budget.weight_bytes(budget.shape_of(name), "bfloat16") + 17e6
+    gated = "; it is gated: accept its licence there and log in" if name.startswith(GATED) else ""
+    what = "tokenizer of model" if tokenizer_only else "model"
+    return f"{what} {name}@{revision[:8]} is not in the cache ({size_text(size)} to download{gated}).", size
+
+
+def _shards(source: str, revision: str) -> bool:
+    """Whether every file that the index names is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(source, "model.safetensors.index.json", revision=revision)
+    if not isinstance(index, str):
+        return True
+    files = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+    return all(hub_file(source, file, revision) for file in files)
+
+
+def need_data(source: str) -> tuple[str, float]:
+    """("" or what is missing, bytes to download) of a source of passages or puzzles."""
+    from seal_lib.knowledge.data import SQUAD_REVISION
+
+    kind, _, rest = source.partition(":")
+    if kind == "world":
+        return "", 0.0
+    if kind == "hub":
+        repository, _, split = rest.partition(":")
+        if repository != "rajpurkar/squad":
+            return f"data {source}: the cache is not looked up for it; make sure that it is there.", 0.0
+        file, size = SQUAD_FILES[split or "validation"]
+        cache = Path(os.environ.get("HF_DATASETS_CACHE") or hub_home() / "datasets")
+        prepared = any(cache.glob(f"rajpurkar___squad/*/*/{SQUAD_REVISION}"))
+        if prepared or hub_file(repository, file, SQUAD_REVISION, "dataset"):
+            return "", 0.0
+        return f"data {source}@{SQUAD_REVISION[:8]} is not in the cache ({size_text(size)} to download).", size
+    if paths.given(source).exists():
+        return "", 0.0
+    way = "run `git clone https://github.com/fchollet/ARC-AGI data/ARC-AGI`" if "ARC-AGI" in source else "give its path"
+    return f"data {source} does not exist; {way}.", 0.0
+
+
+def hub_home() -> Path:
+    return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+
+
+def run_bytes(p: Mapping, work: list[Work], shape: budget.Shape | None) -> float:
+    """Disk of the run folder: policies' adapters (float32) and the rows."""
+    total = 2e3 * sum(w.units for w in work if w.kind in ("train", "answer")) + 5e6
+    if shape is None:
+        return total
+    learned = [w for w in work if w.kind == "sft"]
+    total += sum(4.0 * shape.adapter_parameters(w.targets, w.rank) for w in learned) * len(p.get("seeds", [0]))
+    return total
+
+
+def scratch_bytes(p: Mapping, shape: budget.Shape | None) -> float:
+    """Disk while a forgetting study runs: each stream's weights after its last two edits (removed arm by arm)."""
+    if shape is None or "n_sequences" not in p:
+        return 0.0
+    return 2 * p["n_sequences"] * 4.0 * shape.adapter_parameters(str(p["targets"]), p["rank"] * p["length"])
+
+
+def free_disk(folder: Path) -> float:
+    """Free bytes where a folder is or would be made."""
+    while not folder.exists():
+        folder = folder.parent
+    return float(shutil.disk_usage(folder).free)
+
+
+def size_text(count: float) -> str:
+    return f"{count / GB:.1f} GB" if count >= 0.1 * GB else f"{count / 1e6:.0f} MB"

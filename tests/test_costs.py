@@ -1,0 +1,81 @@
+"""The cost model gives the study's floors, says what binds, and never mistakes an assumption for a measurement."""
+
+import json
+
+import pytest
+
+from seal_lib import budget, costs
+from seal_lib.errors import ParameterError
+
+QWEN = budget.SHAPES["Qwen/Qwen2.5-7B"]
+H200 = costs.device("h200")
+
+
+def ms(lengths: list[float], targets: str = "qv", adapters: int = 1) -> float:
+    """Floor of one adapter-step in milliseconds."""
+    return 1e3 * costs.train_step(QWEN, H200, lengths, adapters=adapters, targets=targets).floor / adapters
+
+
+@pytest.mark.parametrize(
+    ("targets", "padded", "sequential", "bank"), [("qv", 76.8, 6.67, 2.25), ("all-linear", 78.5, 7.33, 2.94)]
+)
+def test_the_floors_of_the_study_come_out(targets: str, padded: float, sequential: float, bank: float) -> None:
+    assert ms([2048], targets) == pytest.approx(padded, rel=2e-3)
+    assert ms([60], targets) == pytest.approx(sequential, rel=2e-3)
+    for k in (4, 16, 64):
+        assert ms([60] * k, targets, k) == pytest.approx(bank, rel=2e-3)
+
+
+def test_the_numbers_behind_the_floors() -> None:
+    assert costs.matmul_parameters(QWEN) / 1e9 == pytest.approx(7.07, abs=5e-3)
+    moved = 4 * costs.matmul_parameters(QWEN) / H200.bandwidth  # twice, two bytes each
+    assert 1e3 * moved == pytest.approx(6.58, abs=5e-3)
+    assert costs.balance(QWEN, H200) == pytest.approx(183, abs=1)
+    assert 90 * ms([47]) / 1e3 == pytest.approx(0.60, abs=5e-3)  # a self-edit one after the other
+    assert 90 * ms([47] * 8, adapters=8) / 1e3 == pytest.approx(0.16, abs=5e-3)  # and in the bank
+
+
+def test_what_binds_changes_with_the_batch() -> None:
+    few, many = (costs.train_step(QWEN, H200, [60] * k, adapters=k) for k in (1, 16))
+    assert few.moving > few.computing and many.computing > many.moving
+    assert many.bound == "compute" and few.bound == "launch"  # starting operations takes longest
+    one, lots = (costs.decode_step(QWEN, H200, rows, 100) for rows in (1, 1024))
+    assert one.moving > one.computing and lots.floor > one.floor
+    tiny = costs.train_step(budget.shape_of("seedling-knowledge"), H200, [14], targets="all-linear", rank=8)
+    assert tiny.bound == "launch" and tiny.seconds == pytest.approx(3 * 225 * 7e-6)
+
+
+def test_an_estimate_is_the_floor_over_the_efficiency_and_more_work_costs_more() -> None:
+    step = costs.train_step(QWEN, H200, [60] * 16, adapters=16)
+    assert step.seconds == pytest.approx(step.floor / costs.ASSUMED)
+    assert costs.training(QWEN, H200, 160, 60, slots=16).seconds == pytest.approx(10 * step.seconds)
+    read, written = costs.generation(QWEN, H200, 512, 200, 64, rows=256)
+    assert written.seconds == pytest.approx(128 * costs.decode_step(QWEN, H200, 256, 232).seconds)
+    assert read.bound == "compute"  # 51 200 prompt tokens a batch; one token a row is written at a time
+    assert read.seconds == pytest.approx(2 * 256 * 200 * 2 * 7.07e9 / 790e12 / costs.ASSUMED, rel=0.02)
+    assert costs.m_step(QWEN, H200, 50, 400).seconds > costs.m_step(QWEN, H200, 50, 400, epochs=1).seconds
+    assert costs.train_step(QWEN, H200, [512], weights_trained=True).floor > costs.train_step(QWEN, H200, [512]).floor
+
+
+def test_a_measured_efficiency_replaces_the_assumed_one_on_its_own_device_only(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("SEAL_HOME", str(tmp_path))
+    costs.efficiency.cache_clear()
+    assert costs.efficiency("train", "h200") == (costs.ASSUMED, False)
+    (tmp_path / "figures" / "gpu").mkdir(parents=True)
+    record = {"device_key": "h200", "efficiency": {"train": 0.55}}
+    (tmp_path / "figures" / "gpu" / "bench_gpu.json").write_text(json.dumps(record))
+    costs.efficiency.cache_clear()
+    assert costs.efficiency("train", "h200") == (0.55, True)
+    assert costs.efficiency("answer", "h200") == costs.efficiency("train", "l4") == (costs.ASSUMED, False)
+    costs.efficiency.cache_clear()
+
+
+def test_the_device_is_found_by_name_and_unknown_ones_keep_their_memory() -> None:
+    known = costs.found({"gpus": ["NVIDIA H200, 575.57, 143771 MiB"]})
+    assert (known.key, known.count, known.memory) == ("h200", 1, 143771 * 2**20)
+    odd = costs.found({"gpus": ["Wonder 9, 1.0, 49152 MiB"] * 2})
+    assert odd.memory == 49152 * 2**20 and odd.is_gpu and odd.bandwidth == costs.device("l4").bandwidth
+    assert costs.found({"gpus": []}).key == "cpu" and not costs.found({"gpus": []}).is_gpu
+    with pytest.raises(ParameterError, match="DEVICE=h300 is not known; write one of h200"):
+        costs.device("h300")
+    assert all(d.source and d.flops > d.bandwidth for d in costs.devices().values())

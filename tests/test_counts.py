@@ -1,0 +1,203 @@
+"""What a plan counts is what a run does: against finished runs, against the loops themselves, and against the rules."""
+
+import csv
+from types import SimpleNamespace
+
+import pytest
+from conftest import REPOSITORY
+from fixtures_seal import MemoryRun, made
+
+from seal_lib import counts, evaluate, experiments, lengths, params, paths, restem
+from seal_lib.continual import counts as continual
+from seal_lib.errors import ParameterError
+from seal_lib.generate import Completion
+from seal_lib.inner_loop import InnerLoop
+from seal_lib.knowledge import prompts
+from seal_lib.records import Answer, Trial
+
+#: tokens and questions in run.json of runs at scale seedling, made for this comparison at commit 2853997
+FINISHED = {
+    "00_tour": ({}, {"generated": 5902, "trained": 171230, "scored": 1908}),
+    "10_self_edits": ({}, {"generated": 19766, "trained": 0, "scored": 0}),
+    "11_single_passage": ({}, {"generated": 3901, "trained": 971420, "scored": 12000}),
+    "13_continual_edits": ({}, {"trained": 620640, "scored": 41472, "edits": 384}),
+    "21_arc_self_edits": ({"seeds": [0], "rounds": 1}, {"generated": 23386, "trained": 3735025, "scored": 4774}),
+}
+
+
+@pytest.mark.parametrize("notebook", FINISHED)
+def test_the_plan_agrees_with_finished_runs(notebook: str) -> None:
+    changes, run = FINISHED[notebook]
+    total = counts.totals(counts.of(notebook, {**params.resolve(notebook, "seedling"), **changes}))
+    exact = notebook != "21_arc_self_edits"  # there the policy decides how many self-edits are trained
+    assert total["answers"] == (run["scored"] if exact else pytest.approx(run["scored"], rel=0.01))
+    assert total["trainings"] == run.get("edits", total["trainings"])
+    assert total["trained_tokens"] == pytest.approx(run["trained"], rel=0.1 if not exact else 0.03)
+    if "generated" in run:
+        assert total["written_tokens"] == pytest.approx(run["generated"], rel=0.03)
+
+
+def test_tokens_an_edit_are_those_of_the_committed_table() -> None:
+    """Every rule of notebook 14: tokens trained on per edit, replayed and distilled ones included."""
+    p = params.resolve("14_continual_mitigations", "seedling")
+    with open(REPOSITORY / "figures" / "seedling" / "results.csv", encoding="utf-8") as file:
+        rows = [r for r in csv.DictReader(file) if r["experiment"] == "continual/mitigations"]
+    measured = {r["arm"]: float(r["value"]) for r in rows if r["metric"] == "tokens_per_edit"}
+    work, known = counts.of("14_continual_mitigations", p), continual.tuned(p)
+    assert {"kl_replay", "joint", "generative_replay"} <= set(measured) and known["replay"] == {"m": 4}
+    for arm in p["arms"]:
+        edits = p["n_sequences"] * p["length"]
+        planned = sum(w.tokens for w in work if w.kind == "train" and w.phase == arm) / edits
+        assert planned == pytest.approx(measured[arm], rel=0.04), arm
+
+
+def _stub(monkeypatch) -> None:
+    """The loops with nothing in them: texts come from a list, trials from arithmetic."""
+
+    class Fake:
+        def __init__(self, model, tokenizer): ...
+
+        def generate(self, requests, sampling):
+            return [[Completion("Note.", 7, "eos")] * sampling.n for _ in requests]
+
+    def trial(candidate, steps: int):
+        answers = tuple(Answer(q.question, q.answer, "", 0.0, 0.0, 0.0, True) for q in candidate.passage.questions)
+        return Trial(
+            candidate.id, candidate.passage.id, candidate.arm, candidate.edit, 0, answers, steps=steps, tokens=1,
+            first_loss=1.0, last_loss=1.0,
+        )  # fmt: skip
+
+    monkeypatch.setattr(restem, "HFGenerator", Fake)
+    monkeypatch.setattr(evaluate, "HFGenerator", Fake)
+    monkeypatch.setattr(restem, "run_trials", lambda m, t, part, *_: [trial(c, 1) for c in part])
+
+    def untrained(generator, part, arm, *_):
+        return [trial(SimpleNamespace(id=f"{arm}/{p.id}", passage=p, arm=arm, edit=None), 0) for p in part]
+
+    monkeypatch.setattr(evaluate, "untrained_trials", untrained)
+    monkeypatch.setattr(restem, "sft_pairs", lambda policy, kept, *_: list(kept))
+
+    def learn(run, policy, pairs, outer, *, name, seed):
+        run.count(sft=len(pairs))
+        return policy, 0.0
+
+    monkeypatch.setattr(restem, "finetune_policy", learn)
+
+
+@pytest.mark.parametrize("changes", [{}, {"reward_seeds": 3, "random_control": False}, {"rounds": 1, "controls": []}])
+def test_units_of_the_whole_loop_are_those_of_the_loop_itself(monkeypatch, changes: dict) -> None:
+    _stub(monkeypatch)
+    sizes = {"n_passages": 5, "n_practice": 3, "rounds": 2, "samples": 4, "seeds": [0, 1]}
+    p = {**params.resolve("12_restem_rounds", "seedling"), **sizes, **changes}
+    wording, policy, run = prompts.load("seedling"), restem.Policy("base", None, None), MemoryRun()
+    inner, outer = params.pick(InnerLoop, p), params.pick(restem.OuterLoop, p)
+    data = list(made(p["n_passages"]))
+    for arm in p["controls"]:
+        evaluate.evaluate_arm(run, policy, data, arm, wording, inner, outer, seed=0)
+    for seed in p["seeds"]:
+        experiments.restem_loop(
+            run, policy, data, wording, inner, outer, practice=p["practice"], n_practice=p["n_practice"],
+            practice_seed=0, rounds=p["rounds"], seed=seed, random_control=p["random_control"],
+        )  # fmt: skip
+    total = counts.totals(counts.of("12_restem_rounds", p))
+    rows = [row for phase in run.phases.values() for row in phase.values()]
+    assert total["written"] == sum(len(row["edits"]) for row in rows if "edits" in row)
+    assert total["trainings"] == sum(bool(row.get("steps")) for row in rows)
+    assert total["answers"] == run.counts["scored"]
+    kept = sum(w.units for w in counts.of("12_restem_rounds", p) if w.kind == "sft")
+    assert kept == run.counts["sft"]
+
+
+def test_every_update_rule_is_counted_as_it_is() -> None:
+    from seal_lib.continual import rules
+
+    assert set(continual.RULES) == set(rules.RULES)
+    for name, real in rules.RULES.items():
+        mine = continual.RULES[name]
+        assert (mine.trains, mine.retrains) == (real.trains, real.retrains), name
+        dear = [{k: v for k, v in row.items() if k in ("m", "epochs", "texts")} for row in real.grid]
+        told = [{k: v for k, v in row.items() if name != "gated_merge"} for row in mine.grid]
+        assert told == dear, name
+    assert continual.GATE_TEXTS == rules.GatedMerge.texts
+    needs_space = {n for n, r in rules.RULES.items() if issubclass(r, rules.NullSpaceCalibration)}
+    assert {n for n, r in continual.RULES.items() if r.factors} == needs_space
+    assert {n for n, r in continual.RULES.items() if r.factors == "edit"} == {
+        n for n, r in rules.RULES.items() if issubclass(r, rules.NullSpace)
+    }
+    with pytest.raises(ParameterError, match="'seqential' is not one of frozen"):
+        continual.run_arm({}, "seqential", 1)
+
+
+def test_every_notebook_is_counted_at_every_scale() -> None:
+    assert set(counts.COUNTS) == set(params.names())
+    for notebook in params.names():
+        for scale in params.scales(notebook):
+            work = counts.of(notebook, params.resolve(notebook, scale))
+            assert all(w.units > 0 and w.tokens >= 0 for w in work), (notebook, scale)
+    with pytest.raises(ParameterError, match="99_new is not counted"):
+        counts.of("99_new", {})
+
+
+def test_counts_follow_their_parameters() -> None:
+    p = params.resolve("11_single_passage", "paper")
+    once, twice = (counts.totals(counts.of("11_single_passage", {**p, "n_passages": n})) for n in (200, 400))
+    assert twice["trained_tokens"] == pytest.approx(2 * once["trained_tokens"])
+    clean = counts.totals(counts.of("11_single_passage", {**p, "pad_loss": "none"}))
+    full = counts.totals(counts.of("11_single_passage", {**p, "pad_loss": "full"}))
+    assert clean["trained_tokens"] < once["trained_tokens"] < full["trained_tokens"] == once["steps"] * 2048
+    assert once["steps"] == pytest.approx(200 * (10 * 8.57 + 10))  # 86 steps a self-edit, 10 a passage
+    cut = counts.totals(counts.of("11_single_passage", {**p, "edit_tokens": 100}))
+    assert cut["written_tokens"] <= 200 * 100 and cut["steps"] < once["steps"]
+    limited = counts.totals(counts.of("11_single_passage", {**p, "document_limit": 2}))
+    assert limited["steps"] == pytest.approx(200 * 40, rel=0.05)
+
+
+# ---------------------------------------------------------------------------------------------- lengths
+
+
+def test_recorded_lengths_say_what_the_study_found() -> None:
+    squad = lengths.profiles()["squad"]
+    documents, tokens = squad.training()
+    assert (len(squad.documents), len(squad.edits)) == (200, 1000)
+    assert documents == pytest.approx(8.57, abs=0.01) and tokens / documents == pytest.approx(47.3, abs=0.2)
+    assert squad.training("passage") == (1.0, squad.passage)
+    assert squad.longest(1, 8192) == pytest.approx(squad.edit(8192)) and squad.longest(1, 50) <= 50
+    assert squad.edit(8192) < squad.longest(16, 8192) < squad.longest(1000, 8192) < max(squad.edits)
+    assert lengths.edits(250)[200] == lengths.edits(1)[0] == list(squad.documents[0])
+    assert lengths.profile("world:heldout") is lengths.profiles()["world"]
+    assert lengths.profile("world:heldout:20") is lengths.profiles()["grids"]
+    assert lengths.profile("data/ARC-AGI/data/training") is lengths.profiles()["puzzles"]
+    puzzles = lengths.profiles()["puzzles"]
+    assert (puzzles.of(60), puzzles.of(250), puzzles.of(20), puzzles.of(9999)) == (60, 239.5, 20, 239.5)
+
+
+def test_recorded_lengths_are_those_of_the_released_files() -> None:
+    folder = paths.test_data()
+    if folder is None:
+        pytest.skip("SEAL_DATA is not set")
+    from seal_lib.arc.tasks import load_tasks
+    from seal_lib.knowledge import data
+
+    squad = lengths.profiles()["squad"]
+    real = lengths.of_passages(
+        data.from_json(folder / "seal_released" / "self_edits_base_val.json"), prompts.load("implications"), ""
+    )
+    assert tuple(real["edits"]) == squad.edits and tuple(map(tuple, real["documents"])) == squad.documents
+    assert all(real[key] == getattr(squad, key) for key in ("questions", "ask", "shown", "write", "passage"))
+    names = ("training_{}_filtered_1B_training_set", "evaluation_{}_filtered_1B_eval_set")
+    tasks = [
+        task
+        for name in names
+        for task in load_tasks(
+            *(str(folder / "arc" / f"arc-agi_{name.format(kind)}.json") for kind in ("challenges", "solutions"))
+        )
+    ]
+    made_again, puzzles = lengths.of_puzzles(tasks, ""), lengths.profiles()["puzzles"]
+    assert {k: v for k, v in made_again.items() if k != "source" and v != getattr(puzzles, k)} == {}
+
+
+@pytest.mark.parametrize("rule", ["none", "eos", "full", "probe:16", "probe:64"])
+def test_pads_are_counted_as_they_are_made(rule: str) -> None:
+    from seal_lib.finetune import pad_examples
+
+    assert len(pad_examples(list(range(2, 50)), rule, 2048, eos=1).ids) == counts.pad_tokens(rule, 48)
