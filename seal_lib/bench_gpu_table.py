@@ -198,7 +198,7 @@ def best(table: pd.DataFrame, model: str = "", targets: str = "") -> dict | None
 
 def finish(folder: Path, stem: str) -> pd.DataFrame:
     """Table, picture and the efficiencies that plans use from then on, of the rows that are there."""
-    from seal_lib import plots
+    from seal_lib import figures
 
     file = folder / f"{stem}_rows.csv"
     rows, record = read(file), paths.read_json(_record(file))
@@ -212,7 +212,7 @@ def finish(folder: Path, stem: str) -> pd.DataFrame:
     paths.write_json(_record(file), record)
     models = list(dict.fromkeys(table["model"]))
     title = f"{record['device']}, {record['dtype']}, {record['date'][:10]}"
-    plots.draw(cost_curve, table, stem, folder, title, size=(5.2 * len(models), 3.8), panels=(1, len(models)))
+    figures.draw(cost_curve, table, stem, folder, title, size=(5.2 * len(models), 3.8), panels=(1, len(models)))
     return table
 
 

@@ -188,6 +188,7 @@ def arc_self_edits(p: Mapping) -> list[Work]:
     held, practice = number(p["tasks"], p["ids"]), number(p["practice"], p["practice_ids"])
     examples = puzzle.of(min(p["cap"], CAP))
     steps = min(p["max_steps"], puzzle.epochs * examples / p["batch"])
+    together = (p.get("tokens_per_step") or 1 << 30) / (p["batch"] * puzzle.example)  # slots that one step serves
     views = {"full": 1.0, "leave_one_out": puzzle.subsets, "all": puzzle.views}[p["views"]]
 
     def answers(phase: str, tasks: float, adapters: bool) -> Work:
@@ -200,7 +201,8 @@ def arc_self_edits(p: Mapping) -> list[Work]:
     def attempts(phase: str, count: float) -> list[Work]:
         train = Work(
             "train", phase, count, count * steps * p["batch"] * puzzle.example, steps=count * steps,
-            slots=max(1, min(p["slots"], round(count))), batch=p["batch"], targets=p["targets"], rank=p["rank"],
+            slots=max(1, min(p["slots"], int(together), round(count))), batch=p["batch"], targets=p["targets"],
+            rank=p["rank"],
         )  # fmt: skip
         return [train, answers(phase, count, True)]
 

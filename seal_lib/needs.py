@@ -36,7 +36,11 @@ def budgets(p: Mapping, work: list[Work], shape: budget.Shape, device: Device) -
     longest = _longest(p)
     if trainings:
         slots, batch = max(w.slots for w in trainings), max(w.batch for w in trainings)
+        if p.get("tokens_per_step"):
+            slots = int(p["slots"])  # all are held, not only those that one step serves
         tokens, rank = int(slots * batch * longest), int(p["rank"])
+        if p.get("tokens_per_step"):  # slots then take turns; one is always served
+            tokens = min(tokens, max(int(p["tokens_per_step"]), int(batch * longest)))
         if "length" in p:  # the history lies in the slot as frozen ranks
             rank *= int(p["length"])
         made = budget.colocated(

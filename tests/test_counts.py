@@ -118,11 +118,11 @@ def test_every_update_rule_is_counted_as_it_is() -> None:
         dear = [{k: v for k, v in row.items() if k in ("m", "epochs", "texts")} for row in real.grid]
         told = [{k: v for k, v in row.items() if name != "gated_merge"} for row in mine.grid]
         assert told == dear, name
-    assert continual.GATE_TEXTS == rules.GatedMerge.texts
-    needs_space = {n for n, r in rules.RULES.items() if issubclass(r, rules.NullSpaceCalibration)}
+    assert continual.GATE_TEXTS == rules.RULES["gated_merge"].texts
+    needs_space = {n for n, r in rules.RULES.items() if issubclass(r, rules.RULES["null_space_calibration"])}
     assert {n for n, r in continual.RULES.items() if r.factors} == needs_space
     assert {n for n, r in continual.RULES.items() if r.factors == "edit"} == {
-        n for n, r in rules.RULES.items() if issubclass(r, rules.NullSpace)
+        n for n, r in rules.RULES.items() if issubclass(r, rules.RULES["null_space"])
     }
     with pytest.raises(ParameterError, match="'seqential' is not one of frozen"):
         continual.run_arm({}, "seqential", 1)
