@@ -18,6 +18,7 @@ from seal_lib.errors import DataError, RunError
 
 STORE = 128 << 20  # bytes of Ray's object store on this machine; texts and rows are small
 VISIBLE = 60.0  # s; a network file system may show a new folder that much later
+TRIES = 3  # Ray gives its own processes 30 s to start, which a busy machine may not manage at once
 
 
 class Worker:
@@ -91,7 +92,7 @@ class RayWorkers:
 
         self.ray, self.own = ray, not ray.is_initialized()
         if self.own:
-            _connect(ray, count, address)
+            connect(ray, count, address)
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
         self.device = "cpu" if device == "cpu" or (device == "auto" and not gpus) else "cuda"
@@ -146,17 +147,15 @@ class _Actor(Worker):
         super().__init__(device, ray.get_runtime_context().get_node_id()[:8])
 
 
-def _connect(ray, count: int, address: str) -> None:
-    """Join the cluster at ``address``, or start one here that ends with this process."""
+def connect(ray, count: int, address: str) -> None:
+    """Join the cluster at ``address``, or start one here that ends with this process.
+
+    Raises:
+        RunError: nobody answers there, or Ray does not start.
+    """
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address in ("", "local"):
-        before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), before or ""]))
-        try:
-            cpus = max(count, manifest.machine()["cores"])
-            ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=STORE, **quiet)
-        finally:
-            os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+        _start(ray, {"num_cpus": max(count, manifest.machine()["cores"]), **quiet})
         return
     try:
         ray.init(address, **quiet)
@@ -165,6 +164,26 @@ def _connect(ray, count: int, address: str) -> None:
             f"ray_address: no Ray cluster answers at {address!r}; start one with `ray start --head`, or write "
             '`ray_address: ""` for this machine alone.'
         ) from error
+
+
+def _start(ray, options: dict) -> None:
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), before or ""]))  # for the workers
+    try:
+        for left in reversed(range(TRIES)):
+            try:
+                ray.init("local", include_dashboard=False, object_store_memory=STORE, **options)
+                return
+            except Exception as error:  # Ray's own class for this is Exception
+                if "timed out during startup" not in str(error):
+                    raise
+                ray.shutdown()
+                if not left:
+                    raise RunError(
+                        f"Ray did not start in {TRIES} tries ({error}); free the machine, try again."
+                    ) from error
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
 def _reason(error: Exception) -> str:

@@ -19,7 +19,7 @@ import pytest
 from conftest import REPOSITORY, Suite
 from fixtures_seal import INNER, WORDING, digest, made, seedling
 
-from seal_lib import cluster, manifest, models, params, paths, restem, runs
+from seal_lib import cluster, manifest, models, params, paths, ray_workers, restem, runs
 from seal_lib.cluster import Done, Work, Workers
 from seal_lib.errors import DataError, ParameterError, RunError
 from seal_lib.ray_workers import Worker
@@ -324,6 +324,31 @@ def test_importing_the_cluster_is_light() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
 
 
+def test_ray_is_given_a_second_chance_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy:
+        def __init__(self, failures: int, why: str = "The current node timed out during startup.") -> None:
+            self.failures, self.why, self.calls, self.paths = failures, why, [], []
+
+        def init(self, address: str, **options) -> None:
+            self.calls.append((address, options["num_cpus"] >= 2))
+            self.paths.append(os.environ["PYTHONPATH"].split(os.pathsep)[0])
+            if len(self.calls) <= self.failures:
+                raise Exception(self.why)
+
+        def shutdown(self) -> None:
+            self.calls.append("down")
+
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    slow = Busy(1)
+    ray_workers.connect(slow, 2, "")
+    assert slow.calls == [("local", True), "down", ("local", True)] and set(slow.paths) == {str(paths.ROOT)}
+    with pytest.raises(RunError, match="Ray did not start in 3 tries .The current node timed out"):
+        ray_workers.connect(Busy(9), 2, "local")
+    with pytest.raises(Exception, match="^no permission$"):
+        ray_workers.connect(Busy(1, "no permission"), 2, "")
+    assert "PYTHONPATH" not in os.environ
+
+
 # ------------------------------------------------------------------------------------------- Ray
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: `make test-ray`")
@@ -331,17 +356,14 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 
 @pytest.fixture(scope="module")
 def ray():
-    """The address of a cluster of two CPUs on this machine, whose workers can import this file."""
+    """The address of a cluster on this machine, whose workers can import this file."""
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]))
-        context = ray.init(
-            "local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20,
-            logging_level="ERROR",
-        )  # fmt: skip
-    yield context.address_info["address"]
+        patch.setenv("PYTHONPATH", str(REPOSITORY / "tests"))
+        ray_workers.connect(ray, 2, "")
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 
@@ -413,8 +435,8 @@ def test_poison_and_the_unit_s_own_errors_on_ray(batch: Suite, ray: str, tmp_pat
         scored(run, mark=str(tmp_path / "thrice"), times=3)
     assert [line["phase"] for line in run._rows.lines] == ["refused"] * 5 + ["score"] * 4  # what came before is kept
     run.close()
-    with pytest.raises(RunError, match="workers: 9 were asked for, the cluster has 2 CPUs"):
-        run.workers = Workers(9, ray, "cpu")
+    with pytest.raises(RunError, match=r"workers: 999 were asked for, the cluster has \d+ CPUs"):
+        run.workers = Workers(999, ray, "cpu")
         run.map("more", UNITS, Work(square, NAMELESS, run.count))
 
 
