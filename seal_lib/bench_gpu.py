@@ -1,7 +1,7 @@
 """What one 7B self-edit costs on this GPU: training its adapter in three ways, and answering five questions with it.
 
 Random weights of the true shapes of Qwen2.5-7B and Llama-3.2-1B in bfloat16, made on the device: nothing is downloaded,
-and no accuracy is measured. Documents have the lengths of SEAL's released self-edits (:mod:`seal_lib.lengths`).
+and no accuracy is measured. Documents have the lengths of SEAL's released self-edits (:mod:`seal_lib.plan.lengths`).
 
 ==============  =====================================================================================================
 ``authors``     HF Trainer + PEFT, batch 1, every document padded to 2 048, pads in the loss; some steps
@@ -10,7 +10,7 @@ and no accuracy is measured. Documents have the lengths of SEAL's released self-
 ==============  =====================================================================================================
 
 For each, on q/v and on all linears: seconds per self-edit, answers included; tokens per second; the share of the
-device's floors in bytes and FLOPs (:mod:`seal_lib.costs`); peak memory. Repetitions are interleaved until the time is
+device's floors in bytes and FLOPs (:mod:`seal_lib.plan.costs`); peak memory. Repetitions are interleaved until time is
 up. Every measurement is written as soon as it is there (``bench_gpu_rows.csv``), so a killed run keeps its rows and
 ``--draw`` makes table and picture of them; memory that runs out is an outcome, not an end. ``make bench-gpu``;
 ``--tiny`` runs the same code on a CPU in seconds. Arithmetic and picture are in :mod:`seal_lib.bench_gpu_table`.
@@ -25,9 +25,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
-from seal_lib import bench, bench_gpu_table, budget, lengths, paths
+from seal_lib import bench, bench_gpu_table, budget, paths
 from seal_lib.bench_gpu_table import Row
 from seal_lib.errors import SealError
+from seal_lib.plan import lengths
 
 RANK, ALPHA, LR, EPOCHS = 32, 64.0, 1e-4, 10  # paper Table 3, but for lr: random weights must not diverge
 QUESTIONS = 5

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seal_lib import budget, costs, lengths, paths
+from seal_lib import budget, paths
 from seal_lib.errors import SealError
+from seal_lib.plan import costs, lengths
 
 if TYPE_CHECKING:
     import numpy as np

@@ -27,7 +27,7 @@ NEEDS_VLLM = (
 
 def vllm_settings(**changes):
     """Few slots for adapters, so that they are all used soon; one engine serves all tests that ask for these."""
-    from seal_lib.vllm_engine import Settings
+    from seal_lib.engines.vllm_engine import Settings
 
     return Settings(**{"max_loras": 2, "cpu_loras": 3, "max_num_seqs": 64, **changes})
 

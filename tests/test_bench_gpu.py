@@ -7,9 +7,10 @@ import math
 import matplotlib
 import pytest
 
-from seal_lib import bench_gpu, bench_gpu_table, budget, costs, lengths
+from seal_lib import bench_gpu, bench_gpu_table, budget
 from seal_lib.bench_gpu_table import Row
 from seal_lib.errors import SealError
+from seal_lib.plan import costs, lengths
 
 matplotlib.use("Agg")
 RECORD = {

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from seal_lib.child import Child, scratch
+from seal_lib.engines.child import Child, scratch
 from seal_lib.errors import DataError, SealError
 
 WORKER = """
 import os, sys, time
-from seal_lib.child import Refused, serve
+from seal_lib.engines.child import Refused, serve
 
 def refuse(tick):
     raise Refused("no such thing; ask for another.")
@@ -149,7 +149,7 @@ def test_close_ends_it_and_removes_its_folder(child: Child) -> None:
 
 PARENT = """
 import sys, time
-from seal_lib.child import Child, scratch
+from seal_lib.engines.child import Child, scratch
 child = Child([sys.executable, sys.argv[1]], "the worker", scratch("seal-test-"), dict(__import__("os").environ), "")
 child.call({"do": "echo"}, 60, "")
 print(child.pid, child.folder, flush=True)
@@ -166,7 +166,7 @@ def test_it_ends_with_a_parent_that_was_killed(script: Path) -> None:
 
 
 def test_an_interrupt_does_not_mix_up_answers(child: Child, monkeypatch) -> None:
-    from seal_lib import child as module
+    from seal_lib.engines import child as module
 
     child.call({"do": "echo"}, LIMIT, "")
     with monkeypatch.context() as patch:

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from seal_lib import budget, costs
+from seal_lib import budget
 from seal_lib.errors import ParameterError
+from seal_lib.plan import costs
 
 QWEN = budget.SHAPES["Qwen/Qwen2.5-7B"]
 H200 = costs.device("h200")

@@ -7,12 +7,13 @@ import pytest
 from conftest import REPOSITORY
 from fixtures_seal import MemoryRun, made
 
-from seal_lib import counts, evaluate, experiments, lengths, params, paths, restem
+from seal_lib import evaluate, experiments, params, paths, restem
 from seal_lib.continual import counts as continual
 from seal_lib.errors import ParameterError
 from seal_lib.generate import Completion
 from seal_lib.inner_loop import InnerLoop
 from seal_lib.knowledge import prompts
+from seal_lib.plan import counts, lengths
 from seal_lib.records import Answer, Trial
 
 #: tokens and questions in run.json of runs at scale seedling, made for this comparison at commit 2853997
@@ -67,14 +68,13 @@ def _stub(monkeypatch) -> None:
             first_loss=1.0, last_loss=1.0,
         )  # fmt: skip
 
-    monkeypatch.setattr(restem, "HFGenerator", Fake)
-    monkeypatch.setattr(evaluate, "HFGenerator", Fake)
-    monkeypatch.setattr(restem, "run_trials", lambda m, t, part, *_: [trial(c, 1) for c in part])
+    monkeypatch.setattr(restem.Policy, "generator", lambda policy: Fake(policy.model, policy.tokenizer))
+    monkeypatch.setattr(restem, "run_trials", lambda m, t, part, *_, **more: [trial(c, 1) for c in part])
 
     def untrained(generator, part, arm, *_):
         return [trial(SimpleNamespace(id=f"{arm}/{p.id}", passage=p, arm=arm, edit=None), 0) for p in part]
 
-    monkeypatch.setattr(evaluate, "untrained_trials", untrained)
+    monkeypatch.setattr(restem, "untrained_trials", untrained)
     monkeypatch.setattr(restem, "sft_pairs", lambda policy, kept, *_: list(kept))
 
     def learn(run, policy, pairs, outer, *, name, seed):

@@ -62,8 +62,8 @@ def test_vllm_refuses_what_it_cannot_hold_before_it_starts() -> None:
 
     import torch
 
-    from seal_lib import vllm_engine
     from seal_lib.adapters import Adapter
+    from seal_lib.engines import vllm_engine
 
     weights, tokenizer = seedling()
     with pytest.raises(DataError, match="not torch.float64"):
@@ -87,7 +87,7 @@ def test_vllm_refuses_what_it_cannot_hold_before_it_starts() -> None:
 
 
 def test_memory_for_keys_and_values_bounds_the_length() -> None:
-    from seal_lib.vllm_engine import Settings, VLLMGenerator
+    from seal_lib.engines.vllm_engine import Settings, VLLMGenerator
 
     weights, tokenizer = seedling()
     config = weights.config

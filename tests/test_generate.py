@@ -15,7 +15,7 @@ def _hf(batch: int = 256):
 
 
 def _vllm(batch: int = 256):
-    from seal_lib.vllm_engine import VLLMGenerator
+    from seal_lib.engines.vllm_engine import VLLMGenerator
 
     return VLLMGenerator(*seedling(), vllm_settings(), batch)
 

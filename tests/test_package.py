@@ -34,8 +34,9 @@ def test_import_is_light_and_quick() -> None:
 
 def test_the_ground_modules_do_not_load_torch_either() -> None:
     names = "records, seeds, runs, params, paths, grade, generate, engines, inner_loop, restem, models, show, budget"
-    more = "child, cluster, knowledge.data, knowledge.documents, knowledge.prompts, seedling.world, seedling.recipe"
-    more += ", costs, counts, lengths, needs, plan, bench, bench_gpu, bench_gpu_table, continual.counts"
+    more = "cluster, engines.child, knowledge.data, knowledge.documents, knowledge.prompts, seedling.world"
+    more += ", plan.costs, plan.counts, plan.lengths, plan.needs, plan.__main__, bench, bench_gpu, bench_gpu_table"
+    more += ", seedling.recipe, continual.counts"
     lines = "; ".join(f"import seal_lib.{name}" for name in f"{names}, {more}".split(", "))
     loaded = "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
     assert fresh(f"import sys; {lines}; {loaded}") == "[]\n"

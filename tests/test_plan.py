@@ -7,8 +7,10 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from seal_lib import budget, costs, counts, models, needs, params, plan
+from seal_lib import budget, models, params
 from seal_lib.knowledge import data
+from seal_lib.plan import __main__ as plan
+from seal_lib.plan import costs, counts, needs
 
 H200, L4 = costs.device("h200"), costs.device("l4")
 
@@ -120,7 +122,7 @@ def test_planning_loads_no_torch_and_opens_no_connection(empty) -> None:
         "import socket, sys\n"
         "def refuse(*a, **k): raise AssertionError('network')\n"
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
-        "from seal_lib import plan\n"
+        "from seal_lib.plan import __main__ as plan\n"
         "code = plan.main(['--scale', 'paper', '--device', 'h200'])\n"
         "heavy = {'torch', 'transformers', 'pandas', 'matplotlib', 'datasets'} & set(sys.modules)\n"
         "sys.exit(code or int(bool(heavy)))\n"

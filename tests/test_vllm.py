@@ -29,13 +29,13 @@ SHORT = Sampling(24)
 
 
 def vllm(model=None, **changes):
-    from seal_lib.vllm_engine import VLLMGenerator
+    from seal_lib.engines.vllm_engine import VLLMGenerator
 
     return VLLMGenerator(model or seedling()[0], seedling()[1], vllm_settings(**changes))
 
 
 def pid() -> int | None:
-    from seal_lib import vllm_engine
+    from seal_lib.engines import vllm_engine
 
     return vllm_engine.child_pid()
 
@@ -180,7 +180,7 @@ def test_a_hang_is_an_error_within_the_limit_and_a_new_engine_follows() -> None:
 
 
 def test_a_killed_engine_is_an_error_and_a_new_one_follows(monkeypatch) -> None:
-    from seal_lib.vllm_engine import Engine
+    from seal_lib.engines.vllm_engine import Engine
 
     asked, real = [Request(p, adapter=adapters()[0]) for p in prompts()], Engine._save
 
@@ -196,7 +196,7 @@ def test_a_killed_engine_is_an_error_and_a_new_one_follows(monkeypatch) -> None:
 
 
 def test_an_engine_that_cannot_start_says_why(monkeypatch, tmp_path: Path) -> None:
-    from seal_lib import vllm_engine
+    from seal_lib.engines import vllm_engine
 
     real = vllm_engine._arguments
     monkeypatch.setattr(vllm_engine, "_arguments", lambda *parts: real(*parts) | {"max_lora_rank": 7})
@@ -206,7 +206,7 @@ def test_an_engine_that_cannot_start_says_why(monkeypatch, tmp_path: Path) -> No
 
 
 def test_close_gives_the_memory_back() -> None:
-    from seal_lib import vllm_engine
+    from seal_lib.engines import vllm_engine
 
     generator = vllm()
     first = generator.generate([Request("Topic")], SHORT)
@@ -221,7 +221,7 @@ SCRIPT = """
 import os, signal, sys
 from seal_lib import models
 from seal_lib.generate import Request, Sampling
-from seal_lib.vllm_engine import VLLMGenerator, child_pid
+from seal_lib.engines.vllm_engine import VLLMGenerator, child_pid
 generator = VLLMGenerator(*models.load("seedling-knowledge"))
 print(generator.generate([Request(sys.argv[1])], Sampling(24))[0][0].text.encode(), flush=True)
 print(child_pid(), flush=True)
@@ -230,7 +230,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_plain_script_may_use_it_and_be_killed() -> None:
-    from seal_lib import vllm_engine
+    from seal_lib.engines import vllm_engine
 
     vllm_engine.shutdown()  # two engines at once are none too many, but slow
     command = [sys.executable, "-c", SCRIPT, prompts(1)[0]]

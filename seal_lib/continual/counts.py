@@ -1,4 +1,4 @@
-"""What the notebooks of the forgetting study will do, counted from their parameters (see :mod:`seal_lib.counts`).
+"""What the notebooks of the forgetting study will do, counted from their parameters (see :mod:`seal_lib.plan.counts`).
 
 The update rules' classes need torch, so what decides their cost is repeated here as data, :data:`RULES`; a test holds
 it against the classes.
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import yaml
 
-from seal_lib import counts, lengths, paths
-from seal_lib.counts import Work, asking, writing
+from seal_lib import paths
 from seal_lib.errors import ParameterError
+from seal_lib.plan import counts, lengths
+from seal_lib.plan.counts import Work, asking, writing
 
 #: see :class:`seal_lib.continual.lab.Lab` and :class:`seal_lib.continual.rules.GatedMerge`
 ANCHOR_TOKENS, GATE_TEXTS, GATE_READINGS = 48, 24, 7

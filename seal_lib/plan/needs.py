@@ -1,7 +1,7 @@
 """What a notebook must find before it can run: memory for its work, its model and data in this machine's caches, disk.
 
 Looks at this machine's files and caches only, never at a network; what is missing is one sentence with the way out.
-Knows parameters and work (:mod:`seal_lib.counts`), no prices and no table (:mod:`seal_lib.plan`). Imports no torch.
+Knows parameters and work (``counts``), no prices and no table (:mod:`seal_lib.plan`). Imports no torch.
 """
 
 import json
@@ -10,9 +10,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from seal_lib import budget, counts, lengths, models, paths
-from seal_lib.costs import Device
-from seal_lib.counts import Work
+from seal_lib import budget, models, paths
+from seal_lib.plan import counts, lengths
+from seal_lib.plan.costs import Device
+from seal_lib.plan.counts import Work
 
 GB = 1e9
 #: files of SQuAD at its pinned revision, and their sizes in bytes

@@ -2,7 +2,7 @@
 
 One child serves every policy of a process in turn: asking for another policy's texts puts its weights under the running
 engine, from memory. So vLLM does not patch our process (threads, NUMA), a hang is an error within a time limit, and
-``close`` gives all memory back. Knows models, adapters and memory; the child's side is :mod:`seal_lib.vllm_worker`.
+``close`` gives all memory back. Knows models, adapters and memory; the child's side is :mod:`.vllm_worker`.
 """
 
 import atexit
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from seal_lib import paths
 from seal_lib.adapters import Adapter, check_fits
-from seal_lib.child import Child, scratch
+from seal_lib.engines.child import Child, scratch
 from seal_lib.errors import DataError
 from seal_lib.generate import Completion, Request, Sampling, finish, read, rows_of, sample_seed, stopped
 
@@ -197,7 +197,7 @@ class Engine:
         try:
             _write(model, folder / "model")
             generator.tokenizer.save_pretrained(folder / "model")
-            command = [sys.executable, "-m", "seal_lib.vllm_worker"]
+            command = [sys.executable, "-m", "seal_lib.engines.vllm_worker"]
             self.child = Child(command, "the vLLM engine", folder, _environment(model), "run it again or use engine hf")
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

@@ -2,15 +2,15 @@
 
 One function per notebook in :data:`COUNTS`, each the shadow of the loop it counts (``evaluate``, ``restem``,
 ``experiments``, ``arc.experiment``; the continual ones in :mod:`seal_lib.continual.counts`). Units follow from the
-parameters alone and are exact; tokens come from recorded lengths (:mod:`seal_lib.lengths`) and are as good as those.
-Knows no model, no device and no price (:mod:`seal_lib.costs`); loads neither data nor torch.
+parameters alone and are exact; tokens come from recorded lengths (``lengths``) and are as good as those.
+Knows no model, no device and no price (:mod:`seal_lib.plan.costs`); loads neither data nor torch.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from seal_lib import lengths
 from seal_lib.errors import ParameterError
+from seal_lib.plan import lengths
 
 #: rows and tokens that the Hugging Face engine decodes at once (:class:`seal_lib.generate.HFGenerator`)
 ROWS, CACHE_TOKENS = 256, 100_000
@@ -274,7 +274,7 @@ def of(notebook: str, parameters: Mapping) -> list[Work]:
         ParameterError: nobody has counted this notebook.
     """
     if notebook not in COUNTS:
-        raise ParameterError(f"{notebook} is not counted; add a row to COUNTS in seal_lib/counts.py.")
+        raise ParameterError(f"{notebook} is not counted; add a row to COUNTS in seal_lib/plan/counts.py.")
     return COUNTS[notebook](parameters)
 
 

@@ -8,7 +8,7 @@ from seal_lib.generate import Generator, HFGenerator
 
 
 def _vllm(model, tokenizer) -> Generator:
-    from seal_lib.vllm_engine import VLLMGenerator
+    from seal_lib.engines.vllm_engine import VLLMGenerator
 
     return VLLMGenerator(model, tokenizer)
 

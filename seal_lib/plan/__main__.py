@@ -1,7 +1,7 @@
 """Before anything runs or is downloaded: what each notebook of a scale needs, what is missing, and what it will cost.
 
 ``make reproduce SCALE=paper DRY_RUN=1``, or ``python -m seal_lib.plan --scale paper``. Checks parameters, data, models,
-memory and disk (:mod:`seal_lib.needs`), counts the work (:mod:`seal_lib.counts`) and prices it (:mod:`seal_lib.costs`)
+memory and disk (``needs``), counts the work (``counts``) and prices it (``costs``)
 on this machine's GPU or on ``DEVICE=h200``. Looks only at this machine's files and caches, never at a network; imports
 no torch. Planning is a success whatever it finds; with ``--strict`` something missing is exit status 1.
 """
@@ -11,10 +11,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from seal_lib import budget, costs, counts, needs, params, paths, runner
-from seal_lib.costs import Device
-from seal_lib.counts import Work
+from seal_lib import budget, params, paths, runner
 from seal_lib.errors import SealError
+from seal_lib.plan import costs, counts, needs
+from seal_lib.plan.costs import Device
+from seal_lib.plan.counts import Work
 
 
 @dataclass

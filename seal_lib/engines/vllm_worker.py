@@ -1,4 +1,4 @@
-"""The process in which vLLM lives: started by :mod:`seal_lib.vllm_engine`, never imported by it.
+"""The process in which vLLM lives: started by :mod:`seal_lib.engines.vllm_engine`, never imported by it.
 
 Knows vLLM and nothing of adapters' contents, prompts or rewards: it is told token ids, seeds and folders. What is said
 here about vLLM was seen with version 0.32.
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from seal_lib.child import Refused, serve
+from seal_lib.engines.child import Refused, serve
 
 
 class Worker:
