@@ -28,9 +28,6 @@ from seal_lib.packing import Packing, Ragged, level, send, worth_levelling
 
 __all__ = ["AdapterBank", "Example", "Job", "Result", "learning_rate", "pad_examples", "train_alone"]
 
-#: Tokens of a step of a large model unless the caller says otherwise: a GPU is busy from some hundred on (arithmetic in
-#: the facts of the bank; not measured on one), and more only take memory.
-STEP_TOKENS, LARGE = 1024, 200_000_000
 AUTO_SLOTS = 128  # most adapters that `slots=0` puts side by side: more no longer pay (LOG.md)
 WAYS = "Use gradient_checkpointing, dtype 4bit, shorter documents, fewer pads in the loss or a smaller model."
 
@@ -69,7 +66,7 @@ class AdapterBank:
             :func:`seal_lib.adapters.target_linears`.
         rank_max: rank of the storage; default: the largest of the jobs of a run.
         tokens_per_step: bound on the tokens of one forward pass (memory); slots then take turns. Default: none, and
-            ``STEP_TOKENS`` for a model of more than ``LARGE`` parameters.
+            ``budget.STEP_TOKENS`` for a model of more than ``budget.LARGE`` parameters.
         dtype: of adapters and optimiser state.
         gradient_checkpointing: recompute each decoder layer in the backward pass (memory).
         layout: "auto", "padded" or "grouped", see :class:`seal_lib.packing.Packing`.
@@ -89,8 +86,8 @@ class AdapterBank:
             raise ParameterError(f"slots: a bank needs at least 1, or 0 for as many as fit, not {slots!r}.")
         self.model, self.slots, self.targets = model, slots, target_names(targets)
         self.memory, self.halvings, self.checkpointing = memory, 0, gradient_checkpointing
-        if tokens_per_step is None and sum(p.numel() for p in model.parameters()) > LARGE:
-            tokens_per_step = STEP_TOKENS
+        if tokens_per_step is None and sum(p.numel() for p in model.parameters()) > budget.LARGE:
+            tokens_per_step = budget.STEP_TOKENS
         self.rank_max, self.tokens_per_step, self.dtype = rank_max, tokens_per_step, dtype
         self.device = next(model.parameters()).device
         self._width, vocabulary = model.get_input_embeddings().embedding_dim, model.get_output_embeddings().out_features

@@ -23,6 +23,7 @@ from pathlib import Path
 from seal_lib import journal, manifest, params, paths
 from seal_lib.errors import ParameterError, RunError, SealError
 from seal_lib.notebook import clock
+from seal_lib.plan import costs, needs
 
 ADVICE = {
     "DeadKernelError": "the kernel died, probably out of memory: choose smaller batches or a smaller scale",
@@ -103,6 +104,8 @@ def run(notebook: str, scale: str, overrides: dict[str, object] | None = None, f
             return 0
         print(f"{notebook}: a newer run of {', '.join(changed)} exists", flush=True)
         force = True
+    if told := needs.check(notebook, values, costs.found()):
+        print(told, flush=True)
     if force and folder.exists():
         if in_use(folder):
             raise RunError(f"{paths.short(folder)} is in use; wait for it or stop it before running again.")

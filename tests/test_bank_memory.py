@@ -229,9 +229,9 @@ def test_as_many_slots_as_the_memory_takes(exact):  # noqa: F811
 
 def test_a_large_model_takes_its_tokens_in_portions(monkeypatch):
     assert AdapterBank(make()).tokens_per_step is None
-    monkeypatch.setattr(bank_module, "LARGE", 1000)
+    monkeypatch.setattr(bank_module.budget, "LARGE", 1000)
     with AdapterBank(make()) as bank:
-        assert bank.tokens_per_step == bank_module.STEP_TOKENS
+        assert bank.tokens_per_step == bank_module.budget.STEP_TOKENS
     with AdapterBank(make(), tokens_per_step=77) as bank:
         assert bank.tokens_per_step == 77
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from seal_lib import budget, models, params
+from seal_lib import budget, models, params, runner
+from seal_lib.errors import ParameterError
 from seal_lib.knowledge import data
 from seal_lib.plan import __main__ as plan
 from seal_lib.plan import costs, counts, needs
@@ -83,7 +84,7 @@ def test_what_is_in_the_cache_is_found_there(empty, monkeypatch) -> None:
 def test_what_does_not_fit_is_refused_with_a_sentence(empty, capsys) -> None:
     assert plan.main(["--scale", "paper", "--only", "11", "--device", "l4", "--strict"]) == 1
     told = capsys.readouterr().out
-    assert "11: Qwen/Qwen2.5-7B, bank and hf on one device:" in told and "there are 24.0 GB" in told
+    assert "11: Qwen/Qwen2.5-7B, bank and vllm on one device:" in told and "there are 24.0 GB" in told
     p = params.resolve("12_restem_rounds", "paper")
     work, shape = counts.of("12_restem_rounds", p), budget.shape_of(p["model"])
     training, learning = needs.budgets(p, work, shape, H200)
@@ -91,6 +92,20 @@ def test_what_does_not_fit_is_refused_with_a_sentence(empty, capsys) -> None:
     assert "M-step" in learning.title and training.fits and learning.fits
     more = needs.budgets({**p, "slots": 64}, counts.of("12_restem_rounds", {**p, "slots": 64}), shape, H200)
     assert more[0].needed > training.needed
+
+
+def test_memory_is_told_or_refused_before_a_notebook_starts(empty, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(runner.costs, "found", lambda: L4)
+    monkeypatch.setattr(runner, "_execute", lambda *_: 0)
+    with pytest.raises(ParameterError, match=r"24\.0 GB; the largest part is .*Use fewer slots"):
+        runner.run("11_single_passage", "paper")
+    monkeypatch.setattr(runner.costs, "found", lambda: H200)
+    assert runner.run("11_single_passage", "paper") == 0
+    told = capsys.readouterr().out
+    assert "weights (bfloat16)" in told and "vLLM's own copy of the weights" in told
+    assert runner.run("11_single_passage", "paper", {"device": "cpu"}) == 0 and capsys.readouterr().out == ""
+    by_hf = needs.check("11_single_passage", {**params.resolve("11_single_passage", "paper"), "engine": "hf"}, H200)
+    assert "own copy" not in by_hf and "weights (bfloat16)" in by_hf
 
 
 def test_prices_follow_device_and_work() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from seal_lib import budget, models, paths
+from seal_lib.errors import SealError
 from seal_lib.plan import counts, lengths
 from seal_lib.plan.costs import Device
 from seal_lib.plan.counts import Work
@@ -39,13 +40,18 @@ def budgets(p: Mapping, work: list[Work], shape: budget.Shape, device: Device) -
         slots, batch = max(w.slots for w in trainings), max(w.batch for w in trainings)
         if p.get("tokens_per_step"):
             slots = int(p["slots"])  # all are held, not only those that one step serves
+        slots = max(1, slots)  # 0: as many as fit, so one must
         tokens, rank = int(slots * batch * longest), int(p["rank"])
-        if p.get("tokens_per_step"):  # slots then take turns; one is always served
-            tokens = min(tokens, max(int(p["tokens_per_step"]), int(batch * longest)))
+        bound = int(p.get("tokens_per_step") or (budget.STEP_TOKENS if shape.parameters > budget.LARGE else 0))
+        if bound:  # slots then take turns; one is always served
+            tokens = min(tokens, max(bound, int(batch * longest)))
         if "length" in p:  # the history lies in the slot as frozen ranks
             rank *= int(p["length"])
+        # what `auto` becomes on a GPU, see `seal_lib.engines`
+        engine = "vllm" if device.is_gpu and p.get("engine", "hf") != "hf" and dtype != "4bit" else "hf"
         made = budget.colocated(
-            shape, dtype, slots, str(p["targets"]), rank, tokens, tokens, kv_tokens=kv, total=device.memory
+            shape, dtype, slots, str(p["targets"]), rank, tokens, tokens, kv_tokens=kv, engine=engine,
+            total=device.memory,
         )  # fmt: skip
     else:
         parts = {f"weights ({dtype})": weights, f"keys and values of {kv} tokens": budget.kv_bytes(shape, kv, dtype)}
@@ -60,6 +66,21 @@ def budgets(p: Mapping, work: list[Work], shape: budget.Shape, device: Device) -
         if not device.is_gpu:
             one.parts.pop("CUDA context", None)
     return found
+
+
+def check(notebook: str, p: Mapping, device: Device) -> str:
+    """The budgets of a notebook as text; on a GPU it is looked at before a notebook starts.
+
+    Raises:
+        ParameterError: they do not fit the device.
+    """
+    if "dtype" not in p or not device.is_gpu or p.get("device") == "cpu":
+        return ""
+    try:
+        work, shape = counts.of(notebook, p), budget.shape_of(str(p["model"]))
+    except SealError as error:
+        return f"memory is not planned: {error}"
+    return "\n".join(one.check().table() for one in budgets(p, work, shape, device)) if work else ""
 
 
 def _m_step(p: Mapping, one: Work, shape: budget.Shape, device: Device, weights: float) -> budget.Budget:
