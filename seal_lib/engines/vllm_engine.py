@@ -73,6 +73,8 @@ class VLLMGenerator:
         return _lengths(self.model, self.settings)[0]
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        if sampling.temperature > 2:
+            raise DataError(f"engine vllm takes temperatures up to 2, not {sampling.temperature}; use engine hf.")
         tokens = read(requests, self.tokenizer, sampling, self.positions)
         if not requests:
             return []
@@ -296,7 +298,9 @@ def _arguments(model, settings: Settings, folder: Path) -> dict:
         "gpu_memory_utilization": 0.05,  # only compared with what is free, since the line above decides
         "max_model_len": longest,
         "max_num_seqs": settings.max_num_seqs,
-        "max_num_batched_tokens": max(2048 if on_cpu else 8192, settings.max_num_seqs),
+        # On a CPU a prompt must not be read in pieces: a seeded row that is so would end in an error ("offset").
+        "enable_chunked_prefill": not on_cpu,
+        "max_num_batched_tokens": max(2048 if on_cpu else 8192, settings.max_num_seqs, longest if on_cpu else 0),
         "enforce_eager": on_cpu if settings.eager is None else settings.eager,
         "enable_lora": True,
         "max_loras": settings.max_loras,
