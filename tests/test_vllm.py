@@ -140,7 +140,7 @@ def test_weights_written_in_place_are_seen() -> None:
 
 
 def test_a_bad_adapter_is_refused_and_the_engine_goes_on(monkeypatch) -> None:
-    from seal_lib import vllm_engine
+    from seal_lib.engines import vllm_engine
 
     # what we know to be bad never gets there (test_engines.py), so this is what vLLM itself refuses
     asked = [Request(p) for p in prompts()]
