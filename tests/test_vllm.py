@@ -282,6 +282,32 @@ def test_a_text_held_to_a_schema_fits_it_whatever_the_model() -> None:
     assert pid() == running and vllm().generate([Request(prompts()[0])], SHORT)[0][0] == free
 
 
+# ------------------------------------------------------------------------------------------- whole rounds
+
+OUTER = OuterLoop(
+    samples=2, edit_tokens=60, sft_rank=8, sft_alpha=16, sft_lr=2e-3, sft_epochs=2, sft_batch=4, temperature=1.0
+)
+
+
+def test_a_knowledge_round_on_vllm(tmp_path: Path) -> None:
+    inner, passages = replace(INNER, epochs=4), made(3, population="learning")
+    policy = Policy("untrained", *seedling(), "vllm")
+    run = MemoryRun(tmp_path)
+    following, record = restem_round(run, policy, passages, WORDING, inner, OUTER, index=1, name="one", seed=5)
+    assert following.engine == "vllm" and len(record.candidates) == 6 and len(record.kept) == 3
+    edits = [t.edit for t in record.candidates]
+    # questions are answered greedily, so both engines grade the same self-edits alike
+    tried = candidates_of(edits, passages, "one", 7)
+    ours, theirs = (
+        score(MemoryRun(), replace(policy, engine=engine), tried, WORDING, inner, phase="s")
+        for engine in ("vllm", "hf")
+    )
+    assert [t.answers for t in ours] == [t.answers for t in theirs] and sum(t.accuracy for t in ours) > 0
+    trial = candidate(passages[0], passages[0].references["gold"])
+    learnt = score(MemoryRun(), following, [trial], WORDING, INNER, phase="s")
+    assert learnt[0].outcome == "ok" and learnt[0].accuracy > 0.5
+
+
 @lru_cache
 def grids():
     from seal_lib import models
@@ -322,32 +348,6 @@ def test_configurations_held_to_the_schema_are_configurations(tmp_path: Path) ->
     ended = [r for r, edit in zip(reasons[True], written[True], strict=True) if edit.tokens < 80]
     assert ended and set(ended) <= {"", "out_of_range"}
     assert sum(r == "" for r in reasons[True]) > sum(r == "" for r in reasons[False])
-
-
-# ------------------------------------------------------------------------------------------- whole rounds
-
-OUTER = OuterLoop(
-    samples=2, edit_tokens=60, sft_rank=8, sft_alpha=16, sft_lr=2e-3, sft_epochs=2, sft_batch=4, temperature=1.0
-)
-
-
-def test_a_knowledge_round_on_vllm(tmp_path: Path) -> None:
-    inner, passages = replace(INNER, epochs=4), made(3, population="learning")
-    policy = Policy("untrained", *seedling(), "vllm")
-    run = MemoryRun(tmp_path)
-    following, record = restem_round(run, policy, passages, WORDING, inner, OUTER, index=1, name="one", seed=5)
-    assert following.engine == "vllm" and len(record.candidates) == 6 and len(record.kept) == 3
-    edits = [t.edit for t in record.candidates]
-    # questions are answered greedily, so both engines grade the same self-edits alike
-    tried = candidates_of(edits, passages, "one", 7)
-    ours, theirs = (
-        score(MemoryRun(), replace(policy, engine=engine), tried, WORDING, inner, phase="s")
-        for engine in ("vllm", "hf")
-    )
-    assert [t.answers for t in ours] == [t.answers for t in theirs] and sum(t.accuracy for t in ours) > 0
-    trial = candidate(passages[0], passages[0].references["gold"])
-    learnt = score(MemoryRun(), following, [trial], WORDING, INNER, phase="s")
-    assert learnt[0].outcome == "ok" and learnt[0].accuracy > 0.5
 
 
 def test_an_arc_round_on_vllm(tmp_path: Path) -> None:
