@@ -56,9 +56,8 @@ class _Slot:
 class AdapterBank:
     """Trains jobs through ``slots`` adapters at once on a frozen Hugging Face causal LM, which it borrows until closed.
 
-    The model itself sees no pads on a GPU, so slots are not sorted by length: padded are only the adapters' products
-    (a hundredth of the arithmetic; grouped where that would double them) and attention, to the step's longest example,
-    which ``tokens_per_step`` bounds.
+    The model itself sees no pads on a GPU: padded are only the adapters' products (a hundredth of the arithmetic;
+    grouped where that would double them) and attention, to the step's longest example. ``bucketing`` keeps that short.
 
     Args:
         model: stays in its dtype and on its device; its weights are never written.
@@ -67,7 +66,8 @@ class AdapterBank:
         rank_max: rank of the storage; default: the largest of the jobs of a run.
         tokens_per_step: bound on the tokens of one forward pass (memory); slots then take turns. Default: none, and
             ``budget.STEP_TOKENS`` for a model of more than ``budget.LARGE`` parameters.
-        dtype: of adapters and optimiser state.
+        bucketing: where slots take turns, a step serves those whose next minibatches are alike in length; the order
+            within an adapter stays. dtype: of adapters and optimiser state.
         gradient_checkpointing: recompute each decoder layer in the backward pass (memory).
         layout: "auto", "padded" or "grouped", see :class:`seal_lib.packing.Packing`.
         memory: bytes that ``slots=0`` may fill. Default: what the device has free; on a CPU 4 GB.
@@ -80,12 +80,14 @@ class AdapterBank:
         self, model: nn.Module, slots: int | str = 16, targets: str | Sequence[str] = "all-linear",
         rank_max: int | None = None, tokens_per_step: int | None = None, dtype: torch.dtype = torch.float32,
         gradient_checkpointing: bool = False, layout: str = "auto", memory: float | None = None,
+        bucketing: bool = False,
     ):  # fmt: skip
         slots = 0 if slots == "auto" else slots
         if not isinstance(slots, int) or slots < 0:
             raise ParameterError(f"slots: a bank needs at least 1, or 0 for as many as fit, not {slots!r}.")
         self.model, self.slots, self.targets = model, slots, target_names(targets)
         self.memory, self.halvings, self.checkpointing = memory, 0, gradient_checkpointing
+        self.bucketing = bucketing
         if tokens_per_step is None and sum(p.numel() for p in model.parameters()) > budget.LARGE:
             tokens_per_step = budget.STEP_TOKENS
         self.rank_max, self.tokens_per_step, self.dtype = rank_max, tokens_per_step, dtype
@@ -307,11 +309,18 @@ class AdapterBank:
         """For subclasses: the weights have been stepped."""
 
     def _serve(self, live: list[_Slot], turn: int) -> list[int]:
-        """Slots of the next step: all, or from ``turn`` on as many as the token budget takes (at least one)."""
+        """Slots of the next step: all, or from ``turn`` on as many as the token budget takes (at least one).
+
+        With ``bucketing`` those come first whose longest example is closest to that of the slot whose turn it is.
+        """
         if self.tokens_per_step is None:
             return list(range(len(live)))
-        served, total = [], 0
-        for k in ((turn + i) % len(live) for i in range(len(live))):
+        order, served, total = [(turn + i) % len(live) for i in range(len(live))], [], 0
+        if self.bucketing:
+            longest = [max(length for length, _ in slot.next.lengths) for slot in live]
+            here = longest[order[0]]
+            order.sort(key=lambda k: abs(longest[k] - here))  # stable, so the slot itself stays first
+        for k in order:
             total += len(live[k].next.ids)
             if served and total > self.tokens_per_step:
                 break
@@ -419,7 +428,7 @@ class AdapterBank:
             useful = sum(live[k].next.tokens for k in served)
             now.pending.append((live[:], sorted(served), self._train_step(live, sorted(served))))
             self._updating = []
-            now.turn = (served[-1] + 1) % len(live)
+            now.turn = (served[0 if self.bucketing else -1] + 1) % len(live)  # each slot's turn comes
             now.done, now.tokens = now.done + len(served), now.tokens + useful
             for k, slot in enumerate(live):
                 if slot.step == len(slot.plan):
