@@ -83,6 +83,8 @@ def test_vllm_refuses_what_it_cannot_hold_before_it_starts() -> None:
     for adapter, says in ((vast, "rank 512 at most, not 513; use engine hf"), (foreign, "does not have in that shape")):
         with pytest.raises(DataError, match=says):
             plain.generate([Request("Topic", adapter=adapter)], Sampling(4))
+    with pytest.raises(DataError, match="temperatures up to 2, not 2.5; use engine hf"):
+        plain.generate([Request("Topic")], Sampling(4, temperature=2.5))
     assert vllm_engine.child_pid() is None
 
 
@@ -94,3 +96,46 @@ def test_memory_for_keys_and_values_bounds_the_length() -> None:
     token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     assert VLLMGenerator(weights, tokenizer).positions == config.max_position_embeddings
     assert VLLMGenerator(weights, tokenizer, Settings(kv_bytes=1100 * token)).positions == 896  # whole blocks, one free
+
+
+def test_an_engine_is_started_anew_only_where_it_must_be(monkeypatch) -> None:
+    import copy
+
+    from seal_lib.engines import vllm_engine
+    from seal_lib.engines.vllm_engine import Settings, VLLMGenerator
+
+    started = []
+
+    class Fake:
+        """What an engine is asked for, without one."""
+
+        def __init__(self, generator, settings):
+            self.kind, self.settings, self.bases = generator.kind, settings, []
+            self.child = SimpleNamespace(alive=True, close=lambda: setattr(self.child, "alive", False))
+            started.append(self)
+
+        def load_base(self, model, limits):
+            self.bases.append(model)
+
+    monkeypatch.setattr(vllm_engine, "Engine", Fake)
+    monkeypatch.setattr(vllm_engine, "_engine", None)
+    weights, tokenizer = seedling()
+    other = copy.deepcopy(weights)
+    # (model, rank of the largest adapter, settings) in turn, and how many engines were started until then
+    asked = [
+        (weights, 0, Settings(), 1),
+        (other, 16, Settings(), 1),  # other weights go under the running one
+        (weights, 17, Settings(), 2),  # larger adapters want larger slots
+        (weights, 3, Settings(), 2),  # which hold small ones too
+        (weights, 3, Settings(stall_seconds=5.0), 2),
+        (weights, 3, Settings(max_loras=3), 3),
+        (copy.deepcopy(weights).bfloat16(), 3, Settings(max_loras=3), 4),
+    ]
+    for model, rank, settings, count in asked:
+        engine = vllm_engine._engine_for(VLLMGenerator(model, tokenizer, settings), rank)
+        assert len(started) == count and engine is started[-1] and engine.bases[-1] is model
+        assert [e.child.alive for e in started] == [False] * (count - 1) + [True]  # one at a time
+    assert [e.settings.max_lora_rank for e in started] == [16, 32, 16, 16]
+    started[-1].child.alive = False  # it died meanwhile
+    vllm_engine._engine_for(VLLMGenerator(weights, tokenizer), 0)
+    assert len(started) == 5

@@ -154,23 +154,6 @@ def test_a_bad_adapter_is_refused_and_the_engine_goes_on(monkeypatch) -> None:
     assert pid() == running
 
 
-def test_a_larger_rank_starts_an_engine_for_it_and_smaller_ones_use_it_too() -> None:
-    same([Request(p, adapter=made_up(1, rank=20)) for p in prompts()])
-    running = pid()
-    same([Request(p, adapter=a) for p in prompts() for a in (None, made_up(2, rank=2), made_up(3, rank=32))])
-    assert pid() == running
-
-
-def test_in_bfloat16_it_says_mostly_the_same() -> None:
-    import torch
-
-    model = copy.deepcopy(seedling()[0]).to(torch.bfloat16)
-    asked = [Request(p, adapter=a) for p in prompts(8) for a in (None, adapters()[0])]
-    theirs = HFGenerator(model, seedling()[1]).generate(asked, Sampling(8))
-    ours = vllm(model).generate(asked, Sampling(8))
-    assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= len(asked) // 2  # two roundings, two ways at a tie
-
-
 # ------------------------------------------------------------------------------------------------ the process
 
 
@@ -183,11 +166,18 @@ def test_a_hang_is_an_error_within_the_limit_and_a_new_engine_follows() -> None:
     with pytest.raises(SealError, match="no sign of life for 2 seconds and was ended; raise stall_seconds .*engine hf"):
         vllm(stall_seconds=2.0).generate(asked, SHORT)
     assert time.monotonic() - begun < 30 and gone(running)
-    same(asked)
+    same([replace(r, adapter=made_up(1, rank=20)) for r in asked])
     assert pid() not in (None, running)
 
 
-def test_a_killed_engine_is_an_error_and_a_new_one_follows(monkeypatch) -> None:
+def test_an_engine_for_larger_ranks_serves_smaller_ones_too() -> None:
+    same([Request(p, adapter=made_up(1, rank=20)) for p in prompts()])
+    running = pid()
+    same([Request(p, adapter=a) for p in prompts() for a in (None, made_up(2, rank=2), made_up(3, rank=32))])
+    assert pid() == running
+
+
+def test_a_killed_engine_is_an_error(monkeypatch) -> None:
     from seal_lib.engines.vllm_engine import Engine
 
     asked, real = [Request(p, adapter=adapters()[0]) for p in prompts()], Engine._save
@@ -200,7 +190,7 @@ def test_a_killed_engine_is_an_error_and_a_new_one_follows(monkeypatch) -> None:
         patch.setattr(Engine, "_save", killed)
         with pytest.raises(SealError, match=r"engine ended unexpectedly \(signal 9\).*; run it again or use engine hf"):
             vllm().generate(asked, SHORT)
-    same(asked)
+    assert pid() is None
 
 
 def test_an_engine_that_cannot_start_says_why(monkeypatch, tmp_path: Path) -> None:
@@ -214,16 +204,14 @@ def test_an_engine_that_cannot_start_says_why(monkeypatch, tmp_path: Path) -> No
     assert pid() is None
 
 
-def test_close_gives_the_memory_back() -> None:
-    from seal_lib.engines import vllm_engine
+def test_in_bfloat16_it_says_mostly_the_same() -> None:
+    import torch
 
-    generator = vllm()
-    first = generator.generate([Request("Topic")], SHORT)
-    running, folder = pid(), vllm_engine._engine.child.folder
-    assert folder.exists() and not list(folder.rglob("*.safetensors"))  # the weights are in the engine only
-    generator.close()
-    assert gone(running, 0.1) and pid() is None and not folder.exists()
-    assert vllm().generate([Request("Topic")], SHORT) == first
+    model = copy.deepcopy(seedling()[0]).to(torch.bfloat16)
+    asked = [Request(p, adapter=a) for p in prompts(8) for a in (None, adapters()[0])]
+    theirs = HFGenerator(model, seedling()[1]).generate(asked, Sampling(8))
+    ours = vllm(model).generate(asked, Sampling(8))
+    assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= len(asked) // 2  # two roundings, two ways at a tie
 
 
 SCRIPT = """
@@ -267,19 +255,20 @@ ANY = {
 
 def test_a_text_held_to_a_schema_fits_it_whatever_the_model() -> None:
     sampling = Sampling(60, temperature=1.0, n=8, schema=json.dumps(ANY))
-    several = vllm().generate([Request(p, i) for i, p in enumerate(prompts())], sampling)
+    engine = Policy("untrained", *seedling(), "vllm").generator()
+    several = engine.generate([Request(p, i) for i, p in enumerate(prompts())], sampling)
     for completion in (c for group in several for c in group):
         value = json.loads(completion.text)
         assert completion.finish == "eos" and set(value) == {"yes", "kind", "n"}
         assert completion.text == json.dumps(value)  # spaced as policies have learnt to write it
         assert isinstance(value["yes"], bool) and value["kind"] in ("a", "bc") and value["n"] in (1, 20)
     assert len({c.text for group in several for c in group}) > 3
-    free = vllm().generate([Request(prompts()[0])], SHORT)[0][0]
+    free = engine.generate([Request(prompts()[0])], SHORT)[0][0]
     assert not free.text.startswith("{")  # the next request is free again
     running = pid()
     with pytest.raises(DataError, match="the JSON schema cannot be made a grammar: .*properties"):
-        vllm().generate([Request("Topic")], Sampling(4, schema='{"type": "object", "properties": 3}'))
-    assert pid() == running and vllm().generate([Request(prompts()[0])], SHORT)[0][0] == free
+        engine.generate([Request("Topic")], Sampling(4, schema='{"type": "object", "properties": 3}'))
+    assert pid() == running and engine.generate([Request(prompts()[0])], SHORT)[0][0] == free
 
 
 # ------------------------------------------------------------------------------------------- whole rounds
@@ -306,6 +295,17 @@ def test_a_knowledge_round_on_vllm(tmp_path: Path) -> None:
     trial = candidate(passages[0], passages[0].references["gold"])
     learnt = score(MemoryRun(), following, [trial], WORDING, INNER, phase="s")
     assert learnt[0].outcome == "ok" and learnt[0].accuracy > 0.5
+
+
+def test_close_gives_the_memory_back() -> None:
+    from seal_lib.engines import vllm_engine
+
+    generator = Policy("untrained", *seedling(), "vllm").generator()
+    assert generator.generate([Request("Topic")], SHORT)
+    running, folder = pid(), vllm_engine._engine.child.folder
+    assert folder.exists() and not list(folder.rglob("*.safetensors"))  # the weights are in the engine only
+    generator.close()
+    assert gone(running, 0.1) and pid() is None and not folder.exists()
 
 
 @lru_cache
