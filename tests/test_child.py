@@ -165,6 +165,20 @@ def test_it_ends_with_a_parent_that_was_killed(script: Path) -> None:
     assert gone(int(pid)) and not Path(folder).exists()
 
 
+def test_what_killed_processes_left_in_memory_is_removed() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    home = scratch("seal-other-").parent
+    left, foreign, alive = home / f"seal-swept-{dead.pid}-x", home / "seal-swept-x", scratch("seal-swept-")
+    for folder in (left, foreign):
+        folder.mkdir()
+    new = scratch("seal-swept-")
+    kept = [folder.exists() for folder in (left, foreign, alive, new)]
+    for folder in (foreign, alive, new, *home.glob(f"seal-other-{os.getpid()}-*")):
+        folder.rmdir()
+    assert kept == [False, True, True, True]
+
+
 def test_an_interrupt_does_not_mix_up_answers(child: Child, monkeypatch) -> None:
     from seal_lib.engines import child as module
 

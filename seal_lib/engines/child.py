@@ -31,10 +31,27 @@ class Refused(Exception):
 
 
 def scratch(prefix: str, room: int = 0) -> Path:
-    """A new folder in memory where the system has such a place with ``room`` bytes free, else the temporary folder."""
-    memory = Path("/dev/shm")
+    """A new folder in memory where the system has such a place with ``room`` bytes free, else the temporary folder.
+
+    What processes left there that were killed together with their child (by a batch system, say) is removed first.
+    """
+    memory, usual = Path("/dev/shm"), Path(tempfile.gettempdir())
+    for left in (*memory.glob(f"{prefix}*"), *usual.glob(f"{prefix}*")):
+        owner = left.name.removeprefix(prefix).partition("-")[0]
+        if owner.isdigit() and not _runs(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
     free = shutil.disk_usage(memory).free if memory.is_dir() and os.access(memory, os.W_OK) else 0
-    return Path(tempfile.mkdtemp(prefix=prefix, dir=memory if free > 2 * room + 2**24 else None))
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=memory if free > 2 * room + 2**24 else usual))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
 
 
 class Child:
