@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KEYS = ["experiment", "arm", "metric", "protocol", "model"]
-OWN_COLUMNS = ["experiment", "arm", "metric", "value", "low", "high", "n", "unit", "protocol", "model", "run"]
+OWN_COLUMNS = [
+    "experiment", "arm", "metric", "value", "low", "high", "n", "unit", "loops", "dropped", "interval", "p", "grader",
+    "protocol", "model", "run",
+]  # fmt: skip
 COLUMNS = [*OWN_COLUMNS[:-1], "paper_value", "paper_source", "run"]
-NUMBERS = ["value", "low", "high", "paper_value"]
+NUMBERS = ["value", "low", "high", "p", "paper_value"]
+COUNTS = ["n", "loops", "dropped"]
 
 
 def collect(scale: str, write: bool = True) -> pd.DataFrame:
@@ -63,13 +67,13 @@ def read_results(path: Path, columns: list[str] = COLUMNS) -> pd.DataFrame:
     if absent := [name for name in columns if name not in frame and name != "run"]:
         raise DataError(f"{paths.short(path)}: column {absent[0]!r} is missing; run the notebook again.")
     frame = frame.reindex(columns=columns, fill_value="")
-    for name in [*NUMBERS, "n"]:
+    for name in [*NUMBERS, *COUNTS]:
         if name in frame:
             try:
                 frame[name] = pd.to_numeric(frame[name].replace("", None))
             except (ValueError, TypeError) as error:
                 raise DataError(f"{paths.short(path)}: column {name!r} holds text ({error}); write a number.") from None
-            frame[name] = frame[name].astype("Int64" if name == "n" else float)
+            frame[name] = frame[name].astype("Int64" if name in COUNTS else float)
     return frame
 
 
@@ -105,7 +109,8 @@ def joined(frame: pd.DataFrame) -> pd.DataFrame:
         paper_value=[float(entry["value"]) if entry else math.nan for entry in entries],
         paper_source=[paper_source(entry) if entry else "" for entry in entries],
     )[COLUMNS]
-    return frame.astype({**{name: float for name in NUMBERS}, "n": "Int64"}).round(dict.fromkeys(NUMBERS, 6))
+    types = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, "Int64")
+    return frame.astype(types).round(dict.fromkeys(NUMBERS, 6))
 
 
 def _without_duplicates(frame: pd.DataFrame) -> pd.DataFrame:

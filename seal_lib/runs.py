@@ -25,7 +25,10 @@ from seal_lib.cluster import Workers
 from seal_lib.errors import RunError
 from seal_lib.journal import Journal, Lock, plain
 
-COLUMNS = ("experiment", "arm", "metric", "value", "low", "high", "n", "unit", "protocol", "model", "run")
+COLUMNS = (
+    "experiment", "arm", "metric", "value", "low", "high", "n", "unit", "loops", "dropped", "interval", "p", "grader",
+    "protocol", "model", "run",
+)  # fmt: skip
 LOCK_WAIT = 20.0  # s; the kernel of a killed runner needs a moment to notice that its parent is gone
 
 

@@ -31,7 +31,9 @@ _CELLS = 4_000_000  # resampled numbers held in memory at once
 class Estimate:
     """A number, its 95 % interval, and how many units (passages, tasks, sequences, seeds) stand behind it.
 
-    `dropped` counts the units that were given but could not be used (NaN, or without a partner).
+    `dropped` counts the units that were given but could not be used (NaN, or without a partner). `interval` names how
+    low and high were made, `loops` how many whole loops (seeds) each unit was seen by, and `p` is the p-value of a
+    difference, adjusted by Holm over its family.
     """
 
     value: float
@@ -40,12 +42,18 @@ class Estimate:
     n: int
     unit: str = "passage"
     dropped: int = 0
+    interval: str = ""
+    loops: int = 1
+    p: float = math.nan
 
-    def row(self, experiment: str, arm: str, metric: str, protocol: str = "", model: str = "") -> dict[str, object]:
-        """One row of results.csv (the run name is added by `run.finish`)."""
+    def row(
+        self, experiment: str, arm: str, metric: str, protocol: str = "", model: str = "", grader: str = ""
+    ) -> dict[str, object]:
+        """One row of results.csv (the run name is added by `run.finish`). `grader`: what judged the answers, if any."""
         return {
             "experiment": experiment, "arm": arm, "metric": metric, "value": self.value, "low": self.low,
-            "high": self.high, "n": self.n, "unit": self.unit, "protocol": protocol, "model": model,
+            "high": self.high, "n": self.n, "unit": self.unit, "loops": self.loops, "dropped": self.dropped,
+            "interval": self.interval, "p": self.p, "grader": grader, "protocol": protocol, "model": model,
         }  # fmt: skip
 
     def __str__(self) -> str:

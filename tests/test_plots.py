@@ -20,7 +20,8 @@ SINGLE, LOOP = "knowledge/single_passage", "knowledge/restem"
 def row(arm, value, metric="accuracy", experiment=LOOP, half=0.05, paper=math.nan, protocol="clean"):
     return {
         "experiment": experiment, "arm": arm, "metric": metric, "value": value, "low": value - half,
-        "high": value + half, "n": 40, "unit": "passage", "protocol": protocol, "model": "seedling",
+        "high": value + half, "n": 40, "unit": "passage", "loops": 1, "dropped": 0, "interval": "BCa", "p": math.nan,
+        "grader": "exact", "protocol": protocol, "model": "seedling",
         "paper_value": paper, "paper_source": "", "run": "r",
     }  # fmt: skip
 

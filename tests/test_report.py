@@ -32,7 +32,7 @@ def make_run(notebook, lines, name="123456789012", finished=True, when=1000):
 
 
 def line(arm, value, metric="accuracy", experiment="knowledge/single_passage", low="", high="", n=20):
-    return f"{experiment},{arm},{metric},{value},{low},{high},{n},passage,clean,seedling,x"
+    return f"{experiment},{arm},{metric},{value},{low},{high},{n},passage,1,0,,,exact,clean,seedling,x"
 
 
 def test_joins_the_paper_and_keeps_the_numbers():
@@ -44,7 +44,8 @@ def test_joins_the_paper_and_keeps_the_numbers():
     assert math.isnan(frame.loc["my_arm", "paper_value"]) and math.isnan(frame.loc["my_arm", "low"])
     written = (paths.figures() / "seedling" / "results.csv").read_text()
     assert written.splitlines()[0] == (
-        "experiment,arm,metric,value,low,high,n,unit,protocol,model,paper_value,paper_source,run"
+        "experiment,arm,metric,value,low,high,n,unit,loops,dropped,interval,p,grader,protocol,model,"
+        "paper_value,paper_source,run"
     )
     again = results.read_results(paths.figures() / "seedling" / "results.csv").set_index("arm")
     assert again.loc["my_arm", "run"] == "11_single_passage/seedling/123456789012"

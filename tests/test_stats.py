@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from seal_lib import stats
+from seal_lib import results, runs, stats
 from seal_lib.errors import DataError
 
 
@@ -161,4 +161,4 @@ def test_reliability_recovers_the_planted_variance():
 
 def test_row_has_the_columns_of_results():
     row = stats.Estimate(0.5, 0.4, 0.6, 10).row("knowledge/restem", "frozen", "accuracy", "clean", "seedling")
-    assert list(row) == ["experiment", "arm", "metric", "value", "low", "high", "n", "unit", "protocol", "model"]
+    assert [*row, "run"] == results.OWN_COLUMNS == list(runs.COLUMNS)
