@@ -318,7 +318,7 @@ def sft(
             "full": train every weight of a copy, or of ``model`` itself if ``in_place``.
 
     Returns:
-        The adapter ("lora") or the trained model ("full"), and a report: steps, examples, tokens, losses …
+        The adapter ("lora") or the trained model ("full"), and a report: steps, tokens, losses, learning rates …
 
     Raises:
         DivergedError: a loss is not finite.
@@ -335,6 +335,7 @@ def sft(
     if method == "full" and not in_place:
         model = deepcopy(model)
     losses: list[float] = []
+    rates: list[float] = []
     with ExitStack() as stack:
         stack.enter_context(quiet(model, gradient_checkpointing))
         if method == "lora":
@@ -348,6 +349,7 @@ def sft(
         for step, chosen in enumerate(plan):
             for group in optimizer.param_groups:
                 group["lr"] = lr * learning_rate(schedule, step, len(plan), warmup)
+            rates.append(optimizer.param_groups[0]["lr"])
             losses.append(_accumulate(model, [rows[i] for i in chosen], batch))
             if not math.isfinite(losses[-1]):
                 raise DivergedError(f"sft: loss is {losses[-1]} at step {step + 1} of {len(plan)}; lower lr {lr}.")
@@ -370,6 +372,7 @@ def sft(
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "losses": losses,
+        "learning_rates": rates,
     }
     return trained, report
 

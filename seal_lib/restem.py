@@ -81,7 +81,11 @@ class OuterLoop:
     sft_alpha: float = 128.0
     sft_lr: float = 3e-4
     sft_epochs: int = 2
-    sft_batch: int = 10
+    sft_batch: int = 10  # pairs per optimiser step, however they are cut into passes
+    sft_schedule: str = "linear"
+    sft_warmup_ratio: float = 0.0  # of the steps
+    sft_weight_decay: float = 0.0
+    sft_clip: float = 1.0  # largest gradient norm; 0: no bound
     sft_targets: str = "all-linear"
 
     def __post_init__(self):
@@ -230,7 +234,9 @@ def finetune_policy(run, policy: Policy, pairs: Sequence[tuple], outer: OuterLoo
         batch, accumulate = pieces(policy.model, outer.sft_batch)
         adapter, report = sft(
             policy.model, pairs, rank=outer.sft_rank, alpha=outer.sft_alpha, lr=outer.sft_lr, epochs=outer.sft_epochs,
-            batch=batch, accumulate=accumulate, targets=outer.sft_targets, seed=derive_seed(seed, name, "sft"),
+            batch=batch, accumulate=accumulate, targets=outer.sft_targets, schedule=outer.sft_schedule,
+            warmup_ratio=outer.sft_warmup_ratio, weight_decay=outer.sft_weight_decay, clip=outer.sft_clip,
+            seed=derive_seed(seed, name, "sft"),
         )  # fmt: skip
         adapter.save(folder / "adapter", policy.name)
         (folder / "report.json").write_text(json.dumps(report))
