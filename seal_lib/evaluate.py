@@ -75,20 +75,20 @@ def reference_edit(passage: Passage, writer: str, arm: str) -> SelfEdit:
 
 
 def result_rows(experiment: str, arm: str, trials: Sequence[Trial], *, protocol: str, model: str,
-                grade: str = "exact") -> list[dict]:  # fmt: skip
+                grader: str) -> list[dict]:  # fmt: skip
     """Lines of ``results.csv`` for one arm: accuracy (mean of passages), micro, F1, containment, blanks, failures."""
     label = {"protocol": protocol, "model": model}
     right: dict[str, float] = {}
     asked: dict[str, int] = {}
     for trial in trials:  # several trials of a passage (loop seeds) are one unit
         if trial.answers:
-            score_of = sum(getattr(answer, grade) for answer in trial.answers)
-            right[trial.passage_id] = right.get(trial.passage_id, 0.0) + score_of
-            asked[trial.passage_id] = asked.get(trial.passage_id, 0) + len(trial.answers)
+            scores = trial.scores(grader)
+            right[trial.passage_id] = right.get(trial.passage_id, 0.0) + sum(scores)
+            asked[trial.passage_id] = asked.get(trial.passage_id, 0) + len(scores)
     micro = stats.micro(list(right.values()), list(asked.values()))
     failed = stats.bootstrap_mean([float(t.outcome not in ("ok", "empty_edit")) for t in trials], unit="trial")
     rows = [
-        stats.bootstrap_mean(by_passage(trials, grade)).row(experiment, arm, "accuracy", **label),
+        stats.bootstrap_mean(by_passage(trials, grader)).row(experiment, arm, "accuracy", **label),
         micro.row(experiment, arm, "accuracy_micro", **label),
         stats.bootstrap_mean(by_passage(trials, "blank")).row(experiment, arm, "blank_rate", **label),
         stats.bootstrap_mean(by_passage(trials, "f1")).row(experiment, arm, "f1", **label),
@@ -102,7 +102,7 @@ def result_rows(experiment: str, arm: str, trials: Sequence[Trial], *, protocol:
 
 
 def difference_rows(experiment: str, trials: Mapping[str, Sequence[Trial]], pairs: Sequence[tuple[str, str]], *,
-                    protocol: str, model: str, grade: str = "exact") -> list[dict]:  # fmt: skip
+                    protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
     """Paired differences over passages, arm ``"a - b"``, for each pair whose arms were both run.
 
     An arm with several trials per passage (several loop seeds) enters as their mean per passage.
@@ -110,7 +110,7 @@ def difference_rows(experiment: str, trials: Mapping[str, Sequence[Trial]], pair
     rows = []
     for a, b in pairs:
         if a in trials and b in trials:
-            difference = stats.paired_difference(by_passage(trials[a], grade), by_passage(trials[b], grade))
+            difference = stats.paired_difference(by_passage(trials[a], grader), by_passage(trials[b], grader))
             rows.append(difference.row(experiment, f"{a} - {b}", "difference", protocol=protocol, model=model))
     return rows
 

@@ -14,7 +14,7 @@ from seal_lib.inner_loop import InnerLoop
 from seal_lib.knowledge.data import load_passages
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.records import Passage, Round, Trial
-from seal_lib.restem import OuterLoop, Policy, candidates_of, restem_round, score
+from seal_lib.restem import REWARDS, OuterLoop, Policy, candidates_of, restem_round, score
 from seal_lib.seeds import derive_seed
 
 EXPERIMENT = "knowledge/restem"
@@ -82,7 +82,7 @@ def comparisons(rounds: int) -> list[tuple[str, str]]:
 
 
 def restem_rows(controls: Mapping[str, Sequence[Trial]], loops: Mapping[int, Loop], passages: Sequence[Passage], *,
-                protocol: str, model: str, grade: str) -> list[dict]:  # fmt: skip
+                protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
     """Lines for ``knowledge/restem`` (pooled over seeds), ``knowledge/restem/seed_N``, and the SEAL rows of Table 2."""
     label = {"protocol": protocol, "model": model}
     several = list(loops.values())
@@ -93,38 +93,57 @@ def restem_rows(controls: Mapping[str, Sequence[Trial]], loops: Mapping[int, Loo
             pooled.setdefault(arm, []).extend(trials)
     rows = []
     for arm, trials in pooled.items():
-        rows += result_rows(EXPERIMENT, arm, trials, grade=grade, **label)
+        rows += result_rows(EXPERIMENT, arm, trials, grader=grader, **label)
         rows += edit_rows(EXPERIMENT, arm, [t.edit for t in trials if t.edit], passages, **label)
-    rows += difference_rows(EXPERIMENT, pooled, comparisons(rounds), grade=grade, **label)
+    rows += difference_rows(EXPERIMENT, pooled, comparisons(rounds), grader=grader, **label)
     learned = [f"seal_round_{i}" for i in range(1, rounds + 1)] + ["random_edit_sft"]
     for arm in learned:
         if arm in pooled:
-            rows += result_rows("knowledge/single_passage", arm, pooled[arm], grade=grade, **label)
+            rows += result_rows("knowledge/single_passage", arm, pooled[arm], grader=grader, **label)
     table = [(arm, other) for other in ("own_untrained", "frozen") for arm in learned]
-    rows += difference_rows("knowledge/single_passage", pooled, table, grade=grade, **label)
+    rows += difference_rows("knowledge/single_passage", pooled, table, grader=grader, **label)
     for loop in several:
         where = f"{EXPERIMENT}/seed_{loop.seed}"
         alone = {**controls, **loop.evaluated}
         for arm, trials in loop.evaluated.items():
-            rows += result_rows(where, arm, trials, grade=grade, **label)
-        rows += difference_rows(where, alone, comparisons(rounds), grade=grade, **label)
-    return rows + reward_rows(several, **label)
+            rows += result_rows(where, arm, trials, grader=grader, **label)
+        rows += difference_rows(where, alone, comparisons(rounds), grader=grader, **label)
+    return rows + reward_rows(several, grader=grader, **label)
 
 
-def reward_rows(loops: Sequence[Loop], *, protocol: str, model: str) -> list[dict]:
-    """Per round, pooled over seeds: mean reward, best of k, and the selected self-edits under a fresh seed."""
+def reward_rows(loops: Sequence[Loop], *, protocol: str, model: str, grader: str) -> list[dict]:
+    """Per round, pooled over seeds: mean reward, best of k, the selected self-edits under a fresh seed, and the shares
+    of passages whose best reward is tied or 0.
+    """
     rows = []
     for index in range(len(loops[0].rounds)):
         rewards: list[list[float]] = []
         fresh: list[float] = []
+        tied: list[bool] = []
+        zero: list[bool] = []
         for loop in loops:
             record = loop.rounds[index]
-            by_passage: dict[str, list[float]] = {}
-            for trial, reward in zip(record.candidates, record.rewards, strict=True):
-                by_passage.setdefault(trial.passage_id, []).append(reward)
-            again = {trial.passage_id: trial.accuracy for trial in loop.fresh[index]}
-            rewards += by_passage.values()
-            fresh += [again.get(passage, math.nan) for passage in by_passage]
+            again = fresh_rewards(record, loop.fresh[index])
+            rewards += record.grouped.values()
+            fresh += [again.get(passage, math.nan) for passage in record.grouped]
+            tied += record.tied.values()
+            zero += record.zero.values()
         for metric, estimate in stats.best_of_k_bias(rewards, fresh).items():
-            rows.append(estimate.row(EXPERIMENT, f"seal_round_{index + 1}", metric, protocol, model))
+            rows.append(estimate.row(EXPERIMENT, f"seal_round_{index + 1}", metric, protocol, model, grader))
+        for metric, units in {"tied_share": tied, "zero_share": zero}.items():
+            estimate = stats.proportion(sum(units), len(units), unit="passage")
+            rows.append(estimate.row(EXPERIMENT, f"seal_round_{index + 1}", metric, protocol, model, grader))
     return rows
+
+
+def fresh_rewards(record: Round, trials: Sequence[Trial]) -> dict[str, float]:
+    """The reward by which the round selected, of its selected self-edits under a fresh seed: mean by passage.
+
+    Trials that cannot be scored are left out.
+    """
+    groups: dict[str, list[float]] = {}
+    for trial in trials:
+        reward = REWARDS[record.reward](trial, record.frozen.get(trial.passage_id, math.nan))
+        if not math.isnan(reward):
+            groups.setdefault(trial.passage_id, []).append(reward)
+    return {passage: sum(values) / len(values) for passage, values in groups.items()}

@@ -1,9 +1,14 @@
-"""Graders: SQuAD exact match, F1 and containment. An answer is graded against one gold text; no model is called."""
+"""Graders of an answer against one gold text: SQuAD exact match, containment and F1. No model is called.
+
+The grader of a loop is one word, a key of :data:`GRADERS`: reward, frozen baseline, honesty check and tables read it.
+"""
 
 import re
 import string
 from collections import Counter
+from collections.abc import Callable
 
+from seal_lib.errors import DataError
 from seal_lib.records import Answer, Question
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -38,14 +43,24 @@ def is_blank(answer: str) -> bool:
     return not any(character.isalnum() for character in answer)
 
 
-def grade(question: Question, answer: str) -> Answer:
-    gold = question.answer
-    return Answer(
-        question=question.question,
-        gold=gold,
-        text=answer,
-        exact=exact_match(answer, gold),
-        f1=f1(answer, gold),
-        contains=contains(answer, gold),
-        blank=is_blank(answer),
-    )
+#: grader → (question with its gold answer, answer) → grade in [0, 1]; NaN: the grader did not answer. Called once per
+#: answer, and a grader that is not in :data:`ALWAYS` only where it is the loop's.
+GRADERS: dict[str, Callable[[Question, str], float]] = {
+    "exact": lambda question, answer: exact_match(answer, question.answer),
+    "contains": lambda question, answer: contains(answer, question.answer),
+    "f1": lambda question, answer: f1(answer, question.answer),
+}
+#: graders that cost nothing: their grades stand beside those of the loop's grader
+ALWAYS = ("exact", "contains", "f1")
+
+
+def check(grader: str) -> None:
+    """Raises DataError if there is no such grader."""
+    if grader not in GRADERS:
+        raise DataError(f"grader: {grader!r} is not one of {', '.join(GRADERS)}.")
+
+
+def grade(question: Question, answer: str, grader: str) -> Answer:
+    """The answer with the grades of ``grader`` and of those that cost nothing."""
+    grades = {name: GRADERS[name](question, answer) for name in dict.fromkeys((*ALWAYS, grader))}
+    return Answer(question.question, question.answer, answer, grades, is_blank(answer))

@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from seal_lib import grade
 from seal_lib.errors import DataError
 from seal_lib.generate import Generator, HFGenerator, Request, Sampling
-from seal_lib.grade import grade
 from seal_lib.knowledge.documents import training_documents
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.records import Passage, SelfEdit, Trial
@@ -32,6 +32,7 @@ class InnerLoop:
     ``pad_loss``: ``none``; ``eos`` (one end-of-text target per document); ``full`` (the authors: padded to
     ``max_length``, pads in the loss); ``probe:m`` (m weighted pads standing for all of them).
     ``slots``: adapters trained side by side; 0: as many as the device's memory takes.
+    ``grader``: what judges the answers, a key of :data:`seal_lib.grade.GRADERS`; the reward and the tables read it.
     """
 
     lr: float
@@ -50,8 +51,10 @@ class InnerLoop:
     document_limit: int | None = None
     answer_tokens: int = 64
     slots: int = 32
+    grader: str = "exact"
 
     def __post_init__(self):
+        grade.check(self.grader)
         if self.protocol not in PROTOCOLS:
             raise DataError(f"protocol: {self.protocol!r} is not one of {', '.join(PROTOCOLS)}.")
         if not re.fullmatch(PROTOCOLS[self.protocol], self.pad_loss):
@@ -147,7 +150,7 @@ def question_all(
     texts = generator.generate(requests, Sampling(max_tokens=settings.answer_tokens, stop=stop))
     graded: list[list] = [[] for _ in passages]
     for (i, question), (completion,) in zip(asked, texts, strict=True):
-        graded[i].append(grade(question, completion.text.strip()))
+        graded[i].append(grade.grade(question, completion.text.strip(), settings.grader))
     return [tuple(answers) for answers in graded]
 
 
@@ -163,14 +166,14 @@ def run_trials(
         generator, [candidates[i].passage for i in sound], [results[i].adapter for i in sound], prompts, settings
     )
     answered = dict(zip(sound, answers, strict=True))
-    return [_trial(candidates[i], result, answered.get(i, ())) for i, result in enumerate(results)]
+    return [_trial(candidates[i], result, answered.get(i, ()), settings.grader) for i, result in enumerate(results)]
 
 
-def _trial(candidate: Candidate, result, answers: tuple) -> Trial:
+def _trial(candidate: Candidate, result, answers: tuple, grader: str) -> Trial:
     empty = candidate.edit is not None and not candidate.edit.text.strip()
     about = {
         "id": candidate.id, "passage_id": candidate.passage.id, "arm": candidate.arm, "edit": candidate.edit,
-        "seed": candidate.seed, "answers": answers,
+        "seed": candidate.seed, "answers": answers, "grader": grader,
     }  # fmt: skip
     if result is None:
         return Trial(**about, outcome="empty_edit", reason="nothing to train on")
@@ -191,6 +194,6 @@ def untrained_trials(
     """The rows without training: the frozen model, with or without the passage in context."""
     answers = question_all(generator, passages, [None] * len(passages), prompts, settings, in_context)
     return [
-        Trial(f"{arm}/{passage.id}", passage.id, arm, None, 0, given)
+        Trial(f"{arm}/{passage.id}", passage.id, arm, None, 0, given, settings.grader)
         for passage, given in zip(passages, answers, strict=True)
     ]

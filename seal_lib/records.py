@@ -85,20 +85,26 @@ class SelfEdit:
 
 @dataclass(frozen=True)
 class Answer:
-    """One graded answer; ``exact``, ``f1`` and ``contains`` as SQuAD defines them, ``blank`` if it says nothing."""
+    """One graded answer: ``grades`` by grader (NaN: that grader did not answer), ``blank`` if it says nothing."""
 
     question: str
     gold: str
     text: str
-    exact: float
-    f1: float
-    contains: float
+    grades: dict[str, float]
     blank: bool
+
+    @classmethod
+    def from_dict(cls, row: dict) -> "Answer":
+        grades = {grader: math.nan if value is None else value for grader, value in row["grades"].items()}
+        return cls(row["question"], row["gold"], row["text"], grades, row["blank"])
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One pass of the inner loop: an adapter trained on one self-edit (or none), questioned without the passage."""
+    """One pass of the inner loop: an adapter trained on one self-edit (or none), questioned without the passage.
+
+    ``grader``: the loop's, a key of :data:`seal_lib.grade.GRADERS`, by which :attr:`accuracy` is meant.
+    """
 
     id: str
     passage_id: str
@@ -106,6 +112,7 @@ class Trial:
     edit: SelfEdit | None
     seed: int
     answers: tuple[Answer, ...]
+    grader: str
     outcome: str = "ok"
     reason: str = ""
     steps: int = 0
@@ -115,37 +122,50 @@ class Trial:
 
     @property
     def accuracy(self) -> float:
-        """Share of exact-match answers; NaN when the trial has no answers to count."""
-        return self.mean("exact")
+        """Mean grade of the trial's own grader; NaN when the trial has no grades to count."""
+        return self.mean(self.grader)
 
     @property
     def blank_rate(self) -> float:
         return self.mean("blank")
 
-    def mean(self, grade: str) -> float:
-        """Mean of one grade (``exact``, ``f1``, ``contains``, ``blank``) over the questions; NaN if not answered."""
-        if self.outcome not in ("ok", "empty_edit") or not self.answers:
-            return math.nan
-        return sum(float(getattr(answer, grade)) for answer in self.answers) / len(self.answers)
+    def scores(self, what: str) -> list[float]:
+        """Of each answer its grade by the grader ``what``, or 1 if blank for ``blank``; ungraded answers are left out.
+
+        Empty if the trial failed.
+        """
+        if self.outcome not in ("ok", "empty_edit"):
+            return []
+        if what == "blank":
+            return [float(answer.blank) for answer in self.answers]
+        if any(what not in answer.grades for answer in self.answers):
+            raise DataError(f"grader: the answers of trial {self.id} were not graded by {what!r}.")
+        return [grade for answer in self.answers if not math.isnan(grade := answer.grades[what])]
+
+    def mean(self, what: str) -> float:
+        """Mean of :meth:`scores`; NaN if there are none."""
+        scores = self.scores(what)
+        return sum(scores) / len(scores) if scores else math.nan
 
     @classmethod
     def from_dict(cls, row: dict) -> "Trial":
         number = {key: math.nan if row[key] is None else row[key] for key in ("first_loss", "last_loss")}
         edit = SelfEdit.from_dict(row["edit"]) if row["edit"] else None
-        answers = tuple(Answer(**answer) for answer in row["answers"])
-        plain = {key: row[key] for key in ("id", "passage_id", "arm", "seed", "outcome", "reason", "steps", "tokens")}
+        answers = tuple(Answer.from_dict(answer) for answer in row["answers"])
+        same = ("id", "passage_id", "arm", "seed", "grader", "outcome", "reason", "steps", "tokens")
+        plain = {key: row[key] for key in same}
         return cls(edit=edit, answers=answers, **plain, **number)
 
     def _repr_html_(self) -> str:
-        colour = {True: "#0a7d3c", False: "#b3261e"}
         rows = "".join(
             f"<tr><td style='{LEFT}'>{_escape(a.question)}</td>"
-            f"<td style='{LEFT};color:{colour[a.exact == 1]}'>{_escape(a.text) or '<i>blank</i>'}</td>"
+            f"<td style='{LEFT};color:{_colour(a.grades[self.grader])}'>{_escape(a.text) or '<i>blank</i>'}</td>"
             f"<td style='{LEFT}'>{_escape(a.gold)}</td></tr>"
             for a in self.answers
         )
         counted = self.outcome in ("ok", "empty_edit")
-        state = f"{self.accuracy:.0%} right" if counted else _escape(f"{self.outcome}: {self.reason}")
+        right = f"{self.accuracy:.0%} right ({_escape(self.grader)})"
+        state = right if counted else _escape(f"{self.outcome}: {self.reason}")
         edit = self.edit._repr_html_() if self.edit else "<small>no self-edit</small>"
         return (
             f"<h4>{_escape(self.arm)} · {_escape(self.passage_id)} · {state} · {self.steps} steps</h4>{edit}"
@@ -153,15 +173,62 @@ class Trial:
         )
 
 
+def _colour(grade: float) -> str:
+    """Green for a right answer, red for a wrong one, amber between, grey where the grader did not answer."""
+    if math.isnan(grade):
+        return "#888888"
+    return "#0a7d3c" if grade == 1 else "#b3261e" if grade == 0 else "#9a6700"
+
+
 @dataclass(frozen=True)
 class Round:
-    """One ReST^EM round: every candidate with its reward, and which were kept for the M-step."""
+    """One ReST^EM round: every candidate with its reward, and which were kept for the M-step.
+
+    ``reward`` names what the rewards are (:data:`seal_lib.restem.REWARDS`); ``frozen``: accuracy of the policy without
+    an adapter by passage, where the reward compares with it.
+    """
 
     index: int
     candidates: tuple[Trial, ...]
     rewards: tuple[float, ...]  # one per candidate
     kept: tuple[str, ...]  # trial ids
     sft_loss: float = math.nan
+    reward: str = "accuracy"
+    frozen: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def grouped(self) -> dict[str, list[float]]:
+        """Rewards of each passage's self-edits, without the failed ones (NaN)."""
+        groups: dict[str, list[float]] = {trial.passage_id: [] for trial in self.candidates}
+        for trial, reward in zip(self.candidates, self.rewards, strict=True):
+            if not math.isnan(reward):
+                groups[trial.passage_id].append(reward)
+        return groups
+
+    @property
+    def tied(self) -> dict[str, bool]:
+        """By passage with a reward: is its best reward shared by another of its self-edits?"""
+        return {passage: g.count(max(g)) > 1 for passage, g in self.grouped.items() if g}
+
+    @property
+    def zero(self) -> dict[str, bool]:
+        """By passage with a reward: is its best reward 0?"""
+        return {passage: max(g) == 0 for passage, g in self.grouped.items() if g}
+
+    @property
+    def tied_share(self) -> float:
+        """Share of passages whose best reward is shared; NaN without rewards."""
+        return _share(self.tied.values())
+
+    @property
+    def zero_share(self) -> float:
+        """Share of passages whose best reward is 0; NaN without rewards."""
+        return _share(self.zero.values())
+
+    @property
+    def undecided_share(self) -> float:
+        """Share of passages whose best reward is shared or 0: there the choice of one best self-edit is blind."""
+        return _share(tied or zero for tied, zero in zip(self.tied.values(), self.zero.values(), strict=True))
 
     def _repr_html_(self) -> str:
         finite = [reward for reward in self.rewards if not math.isnan(reward)]
@@ -175,8 +242,14 @@ class Round:
         mean = sum(finite) / len(finite) if finite else math.nan
         return (
             f"<h4>Round {self.index}: {len(self.candidates)} self-edits, mean reward {mean:.2f}, kept {len(self.kept)}"
-            f"</h4><table><tr style='vertical-align:top'>{shown}</tr></table>"
+            f"</h4><p>best reward shared by several self-edits for {self.tied_share:.0%} of the passages, 0 for "
+            f"{self.zero_share:.0%}</p><table><tr style='vertical-align:top'>{shown}</tr></table>"
         )
+
+
+def _share(values: Iterable[bool]) -> float:
+    values = list(values)
+    return sum(values) / len(values) if values else math.nan
 
 
 def to_dict(record) -> dict:
@@ -209,9 +282,13 @@ def read_jsonl(path: Path) -> list[dict]:
     return rows
 
 
-def by_passage(trials: Iterable[Trial], grade: str = "exact") -> dict[str, float]:
-    """Mean grade per passage over its trials: the unit every interval is computed over. NaN trials stay NaN."""
+def by_passage(trials: Iterable[Trial], what: str) -> dict[str, float]:
+    """Mean per passage of its trials' means by a grader, or of ``blank``: the unit every interval is computed over.
+
+    A trial that cannot be scored is left out; a passage without any other is NaN.
+    """
     groups: dict[str, list[float]] = {}
     for trial in trials:
-        groups.setdefault(trial.passage_id, []).append(trial.mean(grade))
-    return {passage: sum(values) / len(values) for passage, values in groups.items()}
+        known, mean = groups.setdefault(trial.passage_id, []), trial.mean(what)
+        known += [] if math.isnan(mean) else [mean]
+    return {passage: sum(values) / len(values) if values else math.nan for passage, values in groups.items()}

@@ -5,6 +5,7 @@ Everything a round does is recorded per trial in the run, and a killed round res
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,10 +21,10 @@ from seal_lib.models import Source
 from seal_lib.records import Passage, Round, SelfEdit, Trial, to_dict
 from seal_lib.seeds import derive_seed, rng
 
-#: reward name → (trial, accuracy of the frozen policy on that passage) → number, NaN if the trial has no answers
+#: reward name → (trial, accuracy of the frozen policy on that passage) → number, NaN if the trial has no answers.
+#: Accuracy is by the loop's grader, which the trial carries.
 REWARDS: dict[str, Callable[[Trial, float], float]] = {
     "accuracy": lambda trial, frozen: trial.accuracy,
-    "f1": lambda trial, frozen: trial.mean("f1"),
     # paper Eq. 2: 1 if the self-edit improves on the frozen policy, else 0 (the released code uses best-of-k instead)
     "improvement": lambda trial, frozen: math.nan if math.isnan(trial.accuracy) else float(trial.accuracy > frozen),
 }
@@ -263,12 +264,14 @@ def restem_round(run, policy: Policy, passages: Sequence[Passage], prompts: Prom
     With filter ``random`` nothing is scored: the reward plays no part, so it is not paid for.
     """
     phase = f"{name}/{{}}".format
+    frozen: dict[str, float] = {}
     edits = write_self_edits(run, policy, passages, prompts, outer, phase=phase("sample"), seed=seed)
     if outer.filter == "random":
         scored: list[list[Trial]] = []
         rewards, kept = filter_random(edits, outer, seed)
     else:
-        frozen = frozen_accuracy(run, policy, passages, prompts, inner, phase("frozen")) if _needs_frozen(outer) else {}
+        if _needs_frozen(outer):
+            frozen = frozen_accuracy(run, policy, passages, prompts, inner, phase("frozen"))
         repeats = [
             score(run, policy, candidates_of(edits, passages, name, derive_seed(seed, "reward", s)), prompts, inner,
                   phase=phase("score" if s == 0 else f"score_{s}"))
@@ -279,7 +282,23 @@ def restem_round(run, policy: Policy, passages: Sequence[Passage], prompts: Prom
     pairs = sft_pairs(policy, kept, passages, prompts)
     following, loss = finetune_policy(run, policy, pairs, outer, name=name, seed=seed)
     first = tuple(several[0] for several in scored)
-    return following, Round(index, first, tuple(rewards), tuple(edit.id for edit in kept), loss)
+    ids = tuple(edit.id for edit in kept)
+    record = Round(index, first, tuple(rewards), ids, loss, outer.reward, frozen)
+    warn_if_blind(record, outer, inner)
+    return following, record
+
+
+def warn_if_blind(record: Round, outer: OuterLoop, inner: InnerLoop) -> None:
+    """Warn where the reward cannot tell the self-edits of more than half of the passages apart."""
+    one_best = outer.filter.startswith("best")  # a filter that keeps all above a threshold is not blind at a tie
+    share = record.undecided_share if one_best else record.zero_share
+    if share > 0.5:
+        warnings.warn(
+            f"Round {record.index}: the best reward {'is shared by several self-edits or 0' if one_best else 'is 0'} "
+            f"for {share:.0%} of the passages, so what filter {outer.filter!r} keeps there says little; ask more "
+            f"questions, raise reward_seeds, or take another grader than {inner.grader!r}.",
+            stacklevel=3,
+        )
 
 
 def filter_random(edits: Sequence[SelfEdit], outer: OuterLoop, seed: int) -> tuple[list[float], list[SelfEdit]]:

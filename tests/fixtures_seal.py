@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from seal_lib import paths
+from seal_lib.grade import ALWAYS
 from seal_lib.inner_loop import Candidate, InnerLoop
 from seal_lib.journal import plain
 from seal_lib.knowledge import prompts
@@ -121,10 +122,10 @@ def trial(passage: str, right: list[float], arm: str = "arm", outcome: str = "ok
           name: str = "", blanks: int = 0) -> Trial:  # fmt: skip
     """A hand-made trial with the given exact-match grades."""
     answers = tuple(
-        Answer(f"q{i}", "gold", "" if i < blanks else "text", exact, exact, exact, i < blanks)
+        Answer(f"q{i}", "gold", "" if i < blanks else "text", dict.fromkeys(ALWAYS, exact), i < blanks)
         for i, exact in enumerate(right)
     )
-    return Trial(name or f"{passage}/{arm}", passage, arm, edit, 0, answers, outcome)
+    return Trial(name or f"{passage}/{arm}", passage, arm, edit, 0, answers, "exact", outcome)
 
 
 def plain_passage(text: str = "Some text.", title: str = "Title", name: str = "p") -> Passage:

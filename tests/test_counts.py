@@ -11,6 +11,7 @@ from seal_lib import evaluate, experiments, params, paths, restem
 from seal_lib.continual import counts as continual
 from seal_lib.errors import ParameterError
 from seal_lib.generate import Completion
+from seal_lib.grade import ALWAYS
 from seal_lib.inner_loop import InnerLoop
 from seal_lib.knowledge import prompts
 from seal_lib.plan import counts, lengths
@@ -62,10 +63,12 @@ def _stub(monkeypatch) -> None:
             return [[Completion("Note.", 7, "eos")] * sampling.n for _ in requests]
 
     def trial(candidate, steps: int):
-        answers = tuple(Answer(q.question, q.answer, "", 0.0, 0.0, 0.0, True) for q in candidate.passage.questions)
+        answers = tuple(
+            Answer(q.question, q.answer, "", dict.fromkeys(ALWAYS, 0.0), True) for q in candidate.passage.questions
+        )
         return Trial(
-            candidate.id, candidate.passage.id, candidate.arm, candidate.edit, 0, answers, steps=steps, tokens=1,
-            first_loss=1.0, last_loss=1.0,
+            candidate.id, candidate.passage.id, candidate.arm, candidate.edit, 0, answers, "exact", steps=steps,
+            tokens=1, first_loss=1.0, last_loss=1.0,
         )  # fmt: skip
 
     monkeypatch.setattr(restem.Policy, "generator", lambda policy: Fake(policy.model, policy.tokenizer))

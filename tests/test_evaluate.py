@@ -10,7 +10,8 @@ from seal_lib.experiments import Loop, comparisons, restem_loop, restem_rows, re
 from seal_lib.records import Round, SelfEdit
 from seal_lib.restem import OuterLoop, Policy
 
-LABEL = {"protocol": "clean", "model": "tiny"}
+LABEL = {"protocol": "clean", "model": "tiny", "grader": "exact"}
+OF_EDITS = {"protocol": "clean", "model": "tiny"}
 
 
 def metric(rows: list[dict], name: str, arm: str | None = None, experiment: str | None = None) -> dict:
@@ -52,9 +53,9 @@ def test_the_grade_that_decides_is_the_one_asked_for() -> None:
     from dataclasses import replace
 
     one = trial("a", [0, 0])
-    one = replace(one, answers=tuple(replace(a, contains=1.0) for a in one.answers))
+    one = replace(one, answers=tuple(replace(a, grades=a.grades | {"contains": 1.0}) for a in one.answers))
     assert metric(result_rows("x", "arm", [one, trial("b", [0])], **LABEL), "accuracy")["value"] == 0.0
-    rows = result_rows("x", "arm", [one, trial("b", [0])], grade="contains", **LABEL)
+    rows = result_rows("x", "arm", [one, trial("b", [0])], **LABEL | {"grader": "contains"})
     assert metric(rows, "accuracy")["value"] == 0.5 and metric(rows, "accuracy_micro")["value"] == pytest.approx(2 / 3)
 
 
@@ -97,13 +98,13 @@ def test_edit_rows_say_what_notes_are_like() -> None:
         SelfEdit("0", passages[0].id, passages[0].references["gold"], "p", tokens=40),
         SelfEdit("1", passages[1].id, passages[1].references["remark"], "p", tokens=20),
     ]
-    rows = edit_rows("e", "arm", edits, passages, **LABEL)
+    rows = edit_rows("e", "arm", edits, passages, **OF_EDITS)
     assert metric(rows, "edit_tokens")["value"] == 30 and metric(rows, "edit_documents")["value"] == 6
     assert metric(rows, "coverage")["value"] == 0.5
     assert metric(rows, "style_share:forward")["value"] == metric(rows, "style_share:remark")["value"] == 0.5
     assert metric(rows, "false_line_share")["value"] == 0.0
     assert sum(r["value"] for r in rows if r["metric"].startswith("style_share:")) == pytest.approx(1)
-    assert edit_rows("e", "arm", [], passages, **LABEL) == []
+    assert edit_rows("e", "arm", [], passages, **OF_EDITS) == []
 
 
 # --------------------------------------------------------------------------------- arms on the model
@@ -175,7 +176,7 @@ def test_the_loop_practises_on_new_passages_each_round_and_its_rows_are_complete
         assert all(t.seed != first[t.edit.id].seed and t.edit == first[t.edit.id].edit for t in fresh)
 
     controls = {arm: [trial(p.id, [1.0, 0.0], arm) for p in passages] for arm in ("external", "frozen")}
-    rows = restem_rows(controls, {0: loop}, passages, grade="exact", **LABEL)
+    rows = restem_rows(controls, {0: loop}, passages, **LABEL)
     assert all(set(row) <= set(runs.COLUMNS) for row in rows)
     keys = [(r["experiment"], r["arm"], r["metric"]) for r in rows]
     assert len(set(keys)) == len(keys)
@@ -210,4 +211,5 @@ def test_the_honest_reward_of_the_selected_is_the_fresh_one() -> None:
     values = {r["metric"]: r["value"] for r in rows}
     assert {r["arm"] for r in rows} == {"seal_round_1"} and {r["experiment"] for r in rows} == {experiments.EXPERIMENT}
     # c has no fresh answer, so a and b alone: mean of 0 and 1, best 1, again (1 + 0) / 2
-    assert values == {"reward_mean": 0.5, "reward_best_of_k": 1.0, "reward_selected_fresh_seed": 0.5}
+    rewards = {"reward_mean": 0.5, "reward_best_of_k": 1.0, "reward_selected_fresh_seed": 0.5}
+    assert values == rewards | {"tied_share": 0.0, "zero_share": 0.0}

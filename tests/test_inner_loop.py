@@ -182,4 +182,3 @@ def test_rewards_of_a_trial() -> None:
     good = trial("p", [1, 1, 0, 0])
     assert REWARDS["accuracy"](good, 0.9) == 0.5
     assert [REWARDS["improvement"](good, frozen) for frozen in (0.25, 0.5, 0.75)] == [1.0, 0.0, 0.0]
-    assert REWARDS["f1"](good, 0.0) == 0.5

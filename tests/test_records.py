@@ -22,15 +22,15 @@ def test_json_there_and_back_keeps_everything() -> None:
     passage = made(1)[0]
     assert Passage.from_dict(json.loads(json.dumps(to_dict(passage)))) == passage
     assert SelfEdit.from_dict(json.loads(json.dumps(to_dict(EDIT)))) == EDIT  # 63-bit seeds too
-    answer = Answer("q", "g", "t", 1.0, 0.5, 0.0, False)
-    full = Trial("p/0", "p", "arm", EDIT, 5, (answer,), "ok", "", 70, 900, 3.5, 0.5)
+    answer = Answer("q", "g", "t", {"exact": 1.0, "f1": 0.5}, False)
+    full = Trial("p/0", "p", "arm", EDIT, 5, (answer,), "f1", "ok", "", 70, 900, 3.5, 0.5)
     assert Trial.from_dict(json.loads(json.dumps(to_dict(full)))) == full
-    bare = Trial.from_dict(to_dict(Trial("p", "p", "frozen", None, 0, (answer,))))
+    bare = Trial.from_dict(to_dict(Trial("p", "p", "frozen", None, 0, (answer,), "exact")))
     assert bare.edit is None and math.isnan(bare.first_loss)
 
 
 def test_a_number_that_is_not_finite_is_null_on_disk_and_nan_again() -> None:
-    diverged = Trial("p", "p", "arm", EDIT, 0, (), "diverged", "loss is nan", 3, 10, 2.0, math.inf)
+    diverged = Trial("p", "p", "arm", EDIT, 0, (), "exact", "diverged", "loss is nan", 3, 10, 2.0, math.inf)
     row = to_dict(diverged)
     text = json.dumps(row, allow_nan=False)
     assert row["last_loss"] is None
@@ -49,14 +49,15 @@ def test_accuracy_is_a_share_and_missing_where_nothing_was_answered() -> None:
 
 def test_by_passage_is_the_mean_of_trials_and_a_failed_one_stays_visible() -> None:
     trials = [trial("a", [1, 0], name="a0"), trial("b", [1]), trial("a", [1, 1], name="a1")]
-    assert by_passage(trials) == {"a": 0.75, "b": 1.0}
-    means = by_passage(trials + [trial("b", [], outcome="diverged", name="b1")])
-    assert means["a"] == 0.75 and math.isnan(means["b"])
+    assert by_passage(trials, "exact") == {"a": 0.75, "b": 1.0}
+    failed = [trial(p, [], outcome="diverged", name=f"{p}/failed") for p in "bc"]
+    means = by_passage(trials + failed, "exact")
+    assert (means["a"], means["b"]) == (0.75, 1.0) and math.isnan(means["c"])
 
 
 def test_faces_in_jupyter_escape_what_a_model_wrote() -> None:
-    answered = Trial("p", "p", EVIL, EDIT, 0, (Answer(EVIL, EVIL, EVIL, 0.0, 0.0, 0.0, False),), "ok")
-    failed = Trial("q", "p", "arm", EDIT, 0, (), "diverged", EVIL)
+    answered = Trial("p", "p", EVIL, EDIT, 0, (Answer(EVIL, EVIL, EVIL, {EVIL: 0.0}, False),), EVIL, "ok")
+    failed = Trial("q", "p", "arm", EDIT, 0, (), "exact", "diverged", EVIL)
     passage = Passage(EVIL, EVIL, EVIL, made(1)[0].questions)
     whole = Round(1, (answered, failed), (0.0, math.nan), ("p/0",), 0.3)
     views = [show.side_by_side({EVIL: [EDIT], "after": [answered]})]

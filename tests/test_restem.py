@@ -227,7 +227,7 @@ def test_the_improvement_reward_asks_the_frozen_policy_too(tmp_path) -> None:
     assert set(run.phases) == {"r/one/sample", "r/one/score", "r/one/frozen"}
     frozen = run.phases["r/one/frozen"]
     for t, reward in zip(record.candidates, record.rewards, strict=True):
-        before = mean(a["exact"] for a in frozen[t.passage_id]["answers"])
+        before = mean(a["grades"]["exact"] for a in frozen[t.passage_id]["answers"])
         assert reward == float(t.accuracy > before)
 
 
