@@ -9,6 +9,7 @@ SET ?=
 DRY_RUN ?=
 DEVICE ?=
 STRICT ?=
+SEEDS ?= 1
 EXTRAS ?= auto
 PYTHON ?=
 ARGS ?=
@@ -77,8 +78,8 @@ lint: $(STAMP)  ## check style, notebooks included, and every parameter file
 status: $(STAMP)  ## what is done, failed, running, stale or missing
 	@SET="$(SET)" $(PY) -m seal_lib.runner status
 
-seedling: $(STAMP)  ## train the shipped small models again, from nothing
-	@$(PY) -m seal_lib.seedling $(ARGS)
+seedling: $(STAMP)  ## train the shipped small models again, from nothing (SEEDS=3: those of other seeds, too)
+	@$(PY) -m seal_lib.seedling --seeds $(SEEDS) $(ARGS)
 
 bench: $(STAMP)  ## measure the adapter bank and the other ways on this machine
 	@$(PY) -m seal_lib.bench $(ARGS)

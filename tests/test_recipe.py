@@ -1,10 +1,15 @@
-"""The recipe of the shipped model: a killed run goes on and ends with the same weights."""
+"""Growing a model: a killed run goes on and ends with the same weights; other seeds give other models of one recipe."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
+from seal_lib import models
+from seal_lib.errors import DataError
+from seal_lib.seedling import __main__ as command
+from seal_lib.seedling.acceptance import SEEDLINGS
 from seal_lib.seedling.growth import grow
 from seal_lib.seedling.recipe import Recipe
 
@@ -49,3 +54,48 @@ def test_a_checkpoint_of_another_recipe_is_not_taken_up(tmp_path) -> None:
     seen: list[int] = []
     grow(replace(SMALL, lr=1e-3), tmp_path / "model", lambda step, losses: seen.append(step))
     assert seen == [0, 1, 2, 3, 4]
+
+
+@pytest.fixture
+def small(monkeypatch) -> dict[str, list[str]]:
+    """Both worlds with a recipe of seconds and a measurement that only remembers what it was asked about."""
+    measured: dict[str, list[str]] = {}
+    for world, seedling in list(SEEDLINGS.items()):
+
+        def measure(folder, world=world):
+            measured.setdefault(world, []).append(folder.name)
+            return {"right": 1.0}
+
+        made = replace(seedling, recipe=replace(SMALL, steps=1), accepted={"right": (0.5, 1.0)}, measure=measure)
+        monkeypatch.setitem(SEEDLINGS, world, made)
+    return measured
+
+
+def test_models_of_other_seeds_share_recipe_and_tokenizer_and_have_names_of_their_own(
+    small, tmp_path, monkeypatch
+) -> None:
+    assert command.main(["--out", str(tmp_path), "--only", "knowledge", "--seeds", "3"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["knowledge", "knowledge-1", "knowledge-2"]
+    assert small == {"knowledge": ["knowledge-growing", "knowledge-1-growing", "knowledge-2-growing"]}
+    folders = {seed: tmp_path / command.model_name("knowledge", seed) for seed in range(3)}
+    cards = {seed: folder.joinpath("README.md").read_text("utf-8") for seed, folder in folders.items()}
+    recipes = {seed: json.loads(card.partition("```json")[2].partition("```")[0]) for seed, card in cards.items()}
+    assert recipes == {seed: asdict(replace(SMALL, steps=1, seed=seed)) for seed in range(3)}
+    assert len({folder.joinpath("tokenizer.json").read_bytes() for folder in folders.values()}) == 1
+    assert len({folder.joinpath("model.safetensors").read_bytes() for folder in folders.values()}) == 3
+    monkeypatch.setattr(models, "SEEDLINGS", tmp_path)
+    assert [models.resolve(f"seedling-{folder.name}")[0] for folder in folders.values()] == [
+        str(folder) for folder in folders.values()
+    ]
+    with pytest.raises(DataError, match="'seedling-knowledge-3' does not ship.*seedling-knowledge-1"):
+        models.resolve("seedling-knowledge-3")
+
+
+def test_what_is_to_be_grown_can_be_named() -> None:
+    assert command.chosen(None, 1) == [("knowledge", 0), ("grids", 0)]
+    assert command.chosen(None, 2) == [("knowledge", 0), ("knowledge", 1), ("grids", 0), ("grids", 1)]
+    assert command.chosen("grids", 2) == [("grids", 0), ("grids", 1)]
+    assert command.chosen("grids-2", 1) == [("grids", 2)]
+    for wrong in ("grid", "grids-", "grids-x", "grids-1-2"):
+        with pytest.raises(DataError, match=f"'{wrong}' is not one of knowledge, grids"):
+            command.chosen(wrong, 1)
