@@ -128,7 +128,8 @@ def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit], passages: Se
     known = {p.id: p for p in passages if p.facts}
     measures: dict[str, list[float]] = {
         "edit_tokens": [float(e.tokens) if e.tokens else math.nan for e in edits],
-        "edit_documents": [float(len(split_edit(e.text))) for e in edits],
+        # the label of the rows begins with the protocol
+        "edit_documents": [float(len(split_edit(e.text, protocol=protocol.split()[0]))) for e in edits],
     }
     if all(e.passage_id in known for e in edits):
         told = [describe_notes(e.text, known[e.passage_id]) for e in edits]

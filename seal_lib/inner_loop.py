@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from seal_lib import grade
 from seal_lib.errors import DataError
 from seal_lib.generate import Generator, HFGenerator, Request, Sampling
-from seal_lib.knowledge.documents import training_documents
+from seal_lib.knowledge.documents import CAPS, PROTOCOLS, TrainingDocument, training_documents
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.records import Passage, SelfEdit, Trial
 from seal_lib.seeds import derive_seed
 
-#: protocol → which pads may be in the loss; results of different protocols never share a table row
-PROTOCOLS = {
-    "clean": r"none|eos",
-    "authors_v1": r"full|probe:[1-9]\d*",
-    "authors_v2": r"full|probe:[1-9]\d*",
-}
+#: what the authors' code fixes; their other numbers are searched (Table 3) or told by the label
+AUTHORS = {"targets": "qv", "schedule": "linear", "clip": 1.0}
+#: what a protocol has unless its label says otherwise (the authors' answers end after 64 tokens at the latest)
+_USUAL = {"max_length": 2048, "split_newlines": True, "add_passage": True}
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,8 @@ class InnerLoop:
 
     ``pad_loss``: ``none``; ``eos`` (one end-of-text target per document); ``full`` (the authors: padded to
     ``max_length``, pads in the loss); ``probe:m`` (m weighted pads standing for all of them).
+    ``protocol``: rules from text to documents (:mod:`seal_lib.knowledge.documents`) and which settings may go with
+    them; ``document_limit`` is for ``clean``, the authors' cap comes with their protocol.
     ``slots``: adapters trained side by side; 0: as many as the device's memory takes.
     ``grader``: what judges the answers, a key of :data:`seal_lib.grade.GRADERS`; the reward and the tables read it.
     """
@@ -57,9 +57,28 @@ class InnerLoop:
         grade.check(self.grader)
         if self.protocol not in PROTOCOLS:
             raise DataError(f"protocol: {self.protocol!r} is not one of {', '.join(PROTOCOLS)}.")
-        if not re.fullmatch(PROTOCOLS[self.protocol], self.pad_loss):
-            use = "none or eos" if self.protocol == "clean" else "full or probe:m (64, say)"
+        authors = self.protocol != "clean"
+        if not re.fullmatch(r"full|probe:[1-9]\d*" if authors else "none|eos", self.pad_loss):
+            use = "full or probe:m (64, say)" if authors else "none or eos"
             raise DataError(f"pad_loss: {self.pad_loss!r} does not belong to protocol {self.protocol!r}; use {use}.")
+        fixed = AUTHORS if self.document_limit is None else AUTHORS | {"document_limit": CAPS.get(self.protocol)}
+        for key, theirs in fixed.items() if authors else ():
+            if getattr(self, key) != theirs:
+                raise DataError(
+                    f"{key}: {getattr(self, key)!r} does not belong to protocol {self.protocol!r}, whose code has "
+                    f"{theirs!r}; use that, or protocol clean."
+                )
+
+    @property
+    def label(self) -> str:
+        """What rows of results call this protocol, with all that departs from it: ``authors_v1 (probe:64)``.
+
+        Rows of different labels never share a line of a table.
+        """
+        usual = _USUAL | ({"answer_tokens": 64} if self.protocol != "clean" else {"document_limit": None})
+        departs = [] if self.pad_loss in ("eos", "full") else [self.pad_loss]
+        departs += [f"{key}={getattr(self, key)}" for key, value in usual.items() if getattr(self, key) != value]
+        return f"{self.protocol} ({', '.join(departs)})" if departs else self.protocol
 
 
 @dataclass(frozen=True)
@@ -73,18 +92,20 @@ class Candidate:
     seed: int
 
 
+def documents_of(passage: Passage, edit: str | None, prompts: Prompts, settings: InnerLoop) -> list[TrainingDocument]:
+    """The texts that one adapter is trained on under these settings; ``edit=None``: the passage alone."""
+    return training_documents(
+        passage, edit, prompts, settings.split_newlines, settings.add_passage, settings.document_limit,
+        settings.protocol,
+    )  # fmt: skip
+
+
 def examples_of(candidate: Candidate, tokenizer, prompts: Prompts, settings: InnerLoop) -> list:
     """The bank's training examples of one candidate; each document is cut at ``max_length`` tokens."""
     from seal_lib.bank import pad_examples
 
-    documents = training_documents(
-        candidate.passage,
-        candidate.edit.text if candidate.edit else None,
-        prompts,
-        settings.split_newlines,
-        settings.add_passage,
-        settings.document_limit,
-    )
+    edit = candidate.edit.text if candidate.edit else None
+    documents = documents_of(candidate.passage, edit, prompts, settings)
     out = []
     for number, document in enumerate(documents):
         # a control token written out in a text stays text

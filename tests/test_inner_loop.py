@@ -9,7 +9,7 @@ from fixtures_seal import INNER, WORDING, candidate, digest, made, mean, seedlin
 from seal_lib.errors import DataError
 from seal_lib.generate import HFGenerator
 from seal_lib.grade import exact_match
-from seal_lib.inner_loop import InnerLoop, examples_of, question_all, run_trials, untrained_trials
+from seal_lib.inner_loop import InnerLoop, documents_of, examples_of, question_all, run_trials, untrained_trials
 from seal_lib.records import to_dict
 from seal_lib.restem import REWARDS
 
@@ -141,7 +141,7 @@ def test_documents_are_cut_at_max_length() -> None:
 
 def test_the_authors_protocol_puts_pads_in_the_loss_and_a_probe_stands_for_them() -> None:
     tokenizer, passage = seedling()[1], made(1)[0]
-    authors = replace(INNER, protocol="authors_v1", pad_loss="full", max_length=256)
+    authors = replace(INNER, protocol="authors_v1", pad_loss="full", max_length=256, targets="qv")
     full = examples_of(candidate(passage, "one"), tokenizer, WORDING, authors)[0]
     probe = examples_of(candidate(passage, "one"), tokenizer, WORDING, replace(authors, pad_loss="probe:4"))[0]
     text = len(tokenizer(f"{passage.title}\none")["input_ids"])
@@ -176,6 +176,46 @@ def test_pads_that_do_not_belong_to_the_protocol_are_refused(protocol: str, pad_
 def test_a_misspelt_pad_loss_is_refused_before_anything_is_trained(protocol: str, pad_loss: str) -> None:
     with pytest.raises(DataError, match="pad_loss"):
         InnerLoop(1e-3, 10, 8, 16, "all-linear", protocol=protocol, pad_loss=pad_loss)
+
+
+AUTHORS = InnerLoop(1e-3, 10, 32, 64.0, "qv", protocol="authors_v1", pad_loss="full")
+
+
+@pytest.mark.parametrize("protocol", ["authors_v1", "authors_v2"])
+@pytest.mark.parametrize(
+    "change",
+    [{"targets": "all-linear"}, {"targets": "k_proj"}, {"schedule": "cosine"}, {"clip": None}, {"document_limit": 7}],
+    ids=str,
+)
+def test_the_authors_protocols_take_nothing_that_their_code_has_otherwise(protocol: str, change: dict) -> None:
+    with pytest.raises(DataError, match=f"{next(iter(change))}.*{protocol}"):
+        replace(AUTHORS, protocol=protocol, **change)
+    replace(AUTHORS, protocol="clean", pad_loss="eos", **change)
+
+
+def test_the_label_says_what_departs_from_the_protocol() -> None:
+    clean = InnerLoop(1e-3, 10, 8, 16, "all-linear", answer_tokens=8)
+    assert (clean.label, AUTHORS.label) == ("clean", "authors_v1")
+    assert replace(AUTHORS, protocol="authors_v2", lr=2e-3, rank=64, epochs=5, batch=4, slots=1).label == "authors_v2"
+    probe = replace(AUTHORS, pad_loss="probe:64")
+    assert probe.label == "authors_v1 (probe:64)"
+    assert replace(clean, pad_loss="none", document_limit=3).label == "clean (none, document_limit=3)"
+    departed = {"max_length": 256, "split_newlines": False, "add_passage": False, "answer_tokens": 8}
+    labels = {replace(probe, **{key: value}).label for key, value in departed.items()}
+    assert labels == {f"authors_v1 (probe:64, {key}={value})" for key, value in departed.items()}
+
+
+def test_the_settings_bring_the_rules_of_their_protocol() -> None:
+    tokenizer, passage = seedling()[1], made(1)[0]
+    text = "Thoughts.\nImplications:\n" + "\n".join(f"Line {i}." for i in range(50))
+    counts = {
+        protocol: len(examples_of(candidate(passage, text), tokenizer, WORDING, replace(AUTHORS, protocol=protocol)))
+        for protocol in ("authors_v1", "authors_v2")
+    }
+    assert counts == {"authors_v1": 53, "authors_v2": 31}  # with the passage
+    shown = documents_of(passage, text, WORDING, replace(AUTHORS, protocol="authors_v2"))
+    assert [d.text for d in shown[:2]] == [f"{passage.title}\nLine 0.", f"{passage.title}\nLine 1."]
+    assert len(documents_of(passage, text, WORDING, replace(INNER, document_limit=4))) == 5
 
 
 def test_rewards_of_a_trial() -> None:

@@ -1,6 +1,7 @@
 """Passages, prompts and the document rules, on hand-made cases."""
 
 import json
+import random
 import sys
 from types import SimpleNamespace
 
@@ -9,12 +10,17 @@ from fixtures_seal import WORDING, plain_passage
 
 from seal_lib.errors import DataError
 from seal_lib.knowledge import data, prompts
-from seal_lib.knowledge.documents import split_edit, training_documents
+from seal_lib.knowledge.documents import PROTOCOLS, split_edit, training_documents
 from seal_lib.records import Question
 
 # ------------------------------------------------------------------------------------------- documents
 
 
+AUTHORS = ("authors_v1", "authors_v2")
+LONG = "\n".join(f"line {i}" for i in range(50))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(
     ("text", "pieces"),
     [
@@ -22,7 +28,9 @@ from seal_lib.records import Question
         (" \n\t\n", []),
         ("one", ["one"]),
         ("one\n\n \ntwo\n", ["one", "two"]),  # blank lines are no documents
+        ("one\r\ntwo\u2028three\x0cfour\r", ["one", "two", "three", "four"]),  # whatever ends a line
         ("  padded  \n\tindented", ["padded", "indented"]),
+        ("**bold**\n- a\n# b", ["**bold**", "- a", "# b"]),  # marks of lists and headings stay
         # a heading before a numbered list is dropped: the second line decides
         ("Implications:\n1. a\n2. b", ["1. a", "2. b"]),
         ("Implications:\n\n1. a\n2. b", ["1. a", "2. b"]),
@@ -30,29 +38,152 @@ from seal_lib.records import Question
         ("Heading\n- a\n1. b", ["Heading", "- a", "1. b"]),
         ("1. a\n1. b", ["1. b"]),  # the rule looks at nothing but the second line
         ("Only\n10. ten", ["Only", "10. ten"]),
-        # --- separates parts; each part follows the rules alone
+        # --- separates parts, wherever it stands
         ("a\n---\nb", ["a", "b"]),
-        ("---\n---", []),
-        ("First:\n1. a\n---\nSecond:\n1. b", ["1. a", "1. b"]),
+        ("a --- b\n----c", ["a", "b", "-c"]),
         # question blocks stay together over lines
         ("Question 1: q?\nAnswer: a\nQuestion 2: r?\nAnswer: b",
          ["Question 1: q?\nAnswer: a", "Question 2: r?\nAnswer: b"]),
-        ("Question 10: q?\nAnswer: a\nmore\n\nQuestion 11: r?\nAnswer: b",
-         ["Question 10: q?\nAnswer: a\nmore", "Question 11: r?\nAnswer: b"]),
+        ("Question  10: q?\nAnswer : a\nmore\nQuestion 11: r?\nAnswer: b",
+         ["Question  10: q?\nAnswer : a\nmore", "Question 11: r?\nAnswer: b"]),
+        ("q?\nAnswer: a\nQuestion 2: r?\nAnswer: b", ["Question 1: q?\nAnswer: a", "Question 2: r?\nAnswer: b"]),
         # both marks are needed for blocks
         ("Question 1: q?\nQuestion 2: r?", ["Question 1: q?", "Question 2: r?"]),
         ("Question: q?\nAnswer: a", ["Question: q?", "Answer: a"]),
+        ("Q1: q?\nA: a", ["Q1: q?", "A: a"]),
     ],
 )  # fmt: skip
-def test_pieces_of_a_self_edit(text: str, pieces: list[str]) -> None:
-    assert split_edit(text) == pieces
+def test_pieces_of_a_self_edit_that_all_protocols_agree_on(text: str, pieces: list[str], protocol: str) -> None:
+    assert split_edit(text, protocol=protocol) == pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "clean", "authors"),
+    [
+        # the authors look for one heading and for questions in the whole text, not in each part
+        ("First:\n1. a\n---\nSecond:\n1. b", ["1. a", "1. b"], ["1. a", "Second:", "1. b"]),
+        ("Note\n---\n1. a", ["Note", "1. a"], ["1. a"]),
+        ("---\n---", [], ["---", "---"]),  # nothing but marks is a text
+        ("Question 1: q?\nAnswer: a\n---\nQuestion 2: r?\nAnswer: b",
+         ["Question 1: q?\nAnswer: a", "Question 2: r?\nAnswer: b"],
+         ["Question 1: q?\nAnswer: a\n---", "Question 2: r?\nAnswer: b"]),
+        ("Notes\n1. a\n---\nQuestion 2: r?\nAnswer: b",
+         ["1. a", "Question 2: r?\nAnswer: b"],
+         ["Question 1: Notes\n1. a\n---", "Question 2: r?\nAnswer: b"]),
+        ("Question 1: q?\n---\nAnswer: a", ["Question 1: q?", "Answer: a"], ["Question 1: q?\n---\nAnswer: a"]),
+        # a blank line before a question stays with the one before it; a question inside a line begins nothing
+        ("Question 1: q?\nAnswer: a\n\nQuestion 2: r?\nAnswer: b",
+         ["Question 1: q?\nAnswer: a", "Question 2: r?\nAnswer: b"],
+         ["Question 1: q?\nAnswer: a\n", "Question 2: r?\nAnswer: b"]),
+        ("Question 1: q?\nAnswer: a Question 2: r?\n  Question 3: s?",
+         ["Question 1: q?\nAnswer: a", "Question 2: r?", "Question 3: s?"],
+         ["Question 1: q?\nAnswer: a Question 2: r?\n  Question 3: s?"]),
+        ("Questions:\nQuestion 1: q?\nAnswer: a", ["Question 1: Questions:", "Question 1: q?\nAnswer: a"],
+         ["Questions:", "Question 1: q?\nAnswer: a"]),
+    ],
+)  # fmt: skip
+def test_pieces_where_the_authors_look_at_the_whole_text(text: str, clean: list[str], authors: list[str]) -> None:
+    assert split_edit(text, protocol="clean") == clean
+    for protocol in AUTHORS:
+        assert split_edit(text, protocol=protocol) == authors
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "later"),
+    [
+        ("Well.\nImplications:\n1. a\n2. b", ["Well.", "Implications:", "1. a", "2. b"], ["1. a", "2. b"]),
+        ("x\nImplications: \n\n a\nImplications:\nb",
+         ["x", "Implications:", "a", "Implications:", "b"], ["a", "Implications:", "b"]),  # the first one counts
+        ("Implications:\na", ["Implications:", "a"], ["Implications:", "a"]),  # a heading has something before it
+        ("x\n Implications:\na", ["x", "Implications:", "a"], ["x", "Implications:", "a"]),
+        ("x\nImplications:\n", ["x", "Implications:"], []),
+        ("Question 1: q?\nAnswer: a\nImplications: b", ["Question 1: q?\nAnswer: a\nImplications: b"], ["b"]),
+        (LONG, LONG.split("\n"), LONG.split("\n")[:30]),
+    ],
+)  # fmt: skip
+def test_the_later_code_has_a_heading_rule_and_a_cap(text: str, first: list[str], later: list[str]) -> None:
+    assert split_edit(text, protocol="authors_v1") == first
+    assert split_edit(text, protocol="authors_v2") == later
 
 
 def test_without_line_splitting_only_the_rule_cuts() -> None:
-    assert split_edit("Heading\n1. a\n2. b\n---\nQuestion 1: q?\nAnswer: a\nQuestion 2: r?", split_newlines=False) == [
-        "Heading\n1. a\n2. b",
-        "Question 1: q?\nAnswer: a\nQuestion 2: r?",
-    ]
+    text = "Heading\n1. a\n2. b\n---\nQuestion 1: q?\nAnswer: a\nQuestion 2: r?"
+    for protocol in PROTOCOLS:
+        assert split_edit(text, False, protocol) == [
+            "Heading\n1. a\n2. b",
+            "Question 1: q?\nAnswer: a\nQuestion 2: r?",
+        ]
+    # the authors' first code makes a document of an empty text, their later one drops blank ones
+    assert [split_edit(" \n", False, protocol) for protocol in PROTOCOLS] == [[], [""], []]
+    assert split_edit("\n---\n".join("ab" * 20), False, "authors_v2") == list("ab" * 15)
+
+
+def test_an_unknown_protocol_is_refused() -> None:
+    with pytest.raises(DataError, match="authors_v2"):
+        split_edit("a", protocol="authors")
+
+
+FRAGMENTS = [
+    "---", "--", "Question 1:", "Question 12:", "Question\n3:", "Question", "Answer:", "Answer :", "answer:",
+    "# heading", "1.", "1. one", "2. two", "**bold**", "\n", "\n\n", "\r\n", " ", "\t", "\u2028",
+    "Implications:", "\nImplications:\n", "Q:", "A:", "text", "ünïcode",
+]  # fmt: skip
+
+
+def by_hand(text: str, split_newlines: bool, later: bool) -> list[str]:
+    """The authors' rules once more, character by character, to compare with."""
+
+    def skip(at: int, kind) -> int:
+        while at < len(text) and kind(text[at]):
+            at += 1
+        return at
+
+    def question(at: int) -> bool:
+        if not text.startswith("Question", at):
+            return False
+        number = skip(at + 8, str.isspace)
+        end = skip(number, str.isdecimal)
+        return at + 8 < number < end and text.startswith(":", end)
+
+    def answer(at: int) -> bool:
+        return text.startswith("Answer", at) and text.startswith(":", skip(at + 6, str.isspace))
+
+    if later and "\nImplications:" in text:
+        text = text.split("\nImplications:", 1)[1]
+    text = text.strip()
+    everywhere = range(len(text))
+    if split_newlines and any(map(question, everywhere)) and any(map(answer, everywhere)):
+        starts = [0, *(at + 1 for at in everywhere if text[at] == "\n" and question(at + 1))]
+        ends = [*(at - 1 for at in starts[1:]), len(text)]
+        pieces = [text[a:b] for a, b in zip(starts, ends, strict=True)]
+        if not pieces[0].startswith("Question"):
+            pieces[0] = f"Question 1: {pieces[0].strip()}"
+    else:
+        pieces = [part.strip() for part in text.split("---")]
+        pieces = [part for part in pieces if part] or [text]
+        if split_newlines:
+            pieces = [line.strip() for part in pieces for line in part.splitlines()]
+            pieces = [line for line in pieces if line]
+            if [line[:2] for line in pieces[1:2]] == ["1."]:
+                del pieces[0]
+    return [piece for piece in pieces[:30] if piece.strip()] if later else pieces
+
+
+def test_the_rules_hold_for_texts_of_any_make() -> None:
+    draw = random.Random(0)
+    seen = {"questions": 0, "headings": 0, "capped": 0}
+    for _ in range(3_000):
+        few = draw.sample(FRAGMENTS, draw.randrange(1, 12))  # so that some texts have no questions and many lines
+        text = "".join(draw.choice(few) + draw.choice(("", "", " ", "\n")) for _ in range(draw.randrange(120)))
+        for protocol in AUTHORS:
+            for split in (True, False):
+                later = protocol == "authors_v2"
+                assert split_edit(text, split, protocol) == by_hand(text, split, later), (text, protocol, split)
+        both = [split_edit(text, protocol=protocol) for protocol in AUTHORS]
+        seen["questions"] += any("Answer" in piece and "\n" in piece for piece in both[0])
+        seen["capped"] += len(both[1]) == 30
+        seen["headings"] += len(both[1]) < min(len(both[0]), 30)
+    assert all(count > 100 for count in seen.values()), seen  # the texts do reach every rule
 
 
 def test_a_question_self_edit_gets_back_the_prefix_its_prompt_ended_with() -> None:
@@ -69,9 +200,10 @@ def test_every_document_has_the_title_and_the_passage_comes_last() -> None:
         ("The Title\ntwo", "edit"),
         ("The Title\nThe passage.", "passage"),
     ]
-    for nothing in (None, "", "  \n", "---"):
+    for nothing in (None, "", "  \n"):
         assert [d.text for d in training_documents(passage, nothing, WORDING)] == ["The Title\nThe passage."]
     assert [d.kind for d in training_documents(passage, "one", WORDING, add_passage=False)] == ["edit"]
+    assert training_documents(plain_passage(" \n Text. \n"), None, WORDING)[0].text == "Title\nText."
 
 
 def test_the_limit_counts_pieces_of_the_edit_not_the_passage() -> None:

@@ -8,12 +8,13 @@ from functools import lru_cache
 
 import pytest
 from fixtures_seal import INNER, candidate, real, seedling
+from test_knowledge import by_hand
 
 from seal_lib.generate import HFGenerator
 from seal_lib.grade import contains, exact_match, is_blank, normalise
 from seal_lib.inner_loop import examples_of, run_trials, untrained_trials
 from seal_lib.knowledge import data, prompts
-from seal_lib.knowledge.documents import training_documents
+from seal_lib.knowledge.documents import split_edit, training_documents
 
 IMPLICATIONS = prompts.load("implications")
 
@@ -49,6 +50,23 @@ def test_the_released_self_edits_give_the_published_number_of_steps() -> None:
     steps = [10 * len(training_documents(p, p.references["0"], IMPLICATIONS)) for p in released()]
     assert len(steps) == 200
     assert (statistics.mean(steps), statistics.median(steps), max(steps)) == (pytest.approx(85.7), 70, 570)
+    articles = json.loads(real("seal_released", "query_eval_iter2.json").read_text())["articles"]
+    after = [10 * (len(split_edit(a["completions"][0]["text"])) + 1) for a in articles]
+    assert (len(after), statistics.mean(after)) == (200, 79.0)  # facts 2.1: 79 after two rounds
+
+
+def test_all_released_self_edits_follow_the_rules_of_both_codes() -> None:
+    texts = [text for p in released() for text in p.references.values()]
+    for protocol in ("authors_v1", "authors_v2"):
+        for split in (True, False):
+            for text in texts:
+                assert split_edit(text, split, protocol) == by_hand(text, split, protocol == "authors_v2")
+    # continued pretraining (facts 2.2, quirk 7): 200 x 5 whole texts, the passage five times or once
+    assert sum(len(split_edit(text, False)) for text in texts) == 1000
+    headed = sum("\nImplications:" in text for text in texts)
+    shorter = sum(len(split_edit(t, protocol="authors_v2")) < min(30, len(split_edit(t))) for t in texts)
+    assert 0 < shorter <= headed
+    assert max(len(split_edit(text, protocol="authors_v2")) for text in texts) == 30
 
 
 def test_all_released_self_edits_become_documents_that_survive_the_tokenizer() -> None:
@@ -69,7 +87,7 @@ def test_all_released_self_edits_become_documents_that_survive_the_tokenizer() -
 
 
 def test_examples_of_real_text_fit_the_model() -> None:
-    tokenizer, settings = seedling()[1], replace(INNER, protocol="authors_v1", pad_loss="probe:8")
+    tokenizer, settings = seedling()[1], replace(INNER, protocol="authors_v1", pad_loss="probe:8", targets="qv")
     for passage in released()[:40]:
         for example in examples_of(candidate(passage, passage.references["1"]), tokenizer, IMPLICATIONS, settings):
             assert example.visible <= 2048 and max(example.positions) <= 2048

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from seal_lib.adapters import Adapter, attached, check_fits, diverted, merge, sibling_groups, target_linears
 from seal_lib.bank import pad_examples
-from seal_lib.continual.streams import Stream, texts_of
+from seal_lib.continual.streams import Stream
 from seal_lib.finetune import Example
 from seal_lib.generate import Completion, HFGenerator, Request, Sampling
-from seal_lib.inner_loop import InnerLoop
+from seal_lib.inner_loop import InnerLoop, documents_of
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.seeds import derive_seed
 
@@ -55,8 +55,8 @@ class Lab:
 
     def documents(self, stream: Stream, k: int) -> list[list[int]]:
         """Token ids of the training documents of edit k (0-based), without end-of-text."""
-        texts = texts_of(stream.passages[k], stream.edits[k], self.prompts, self.inner.split_newlines)
-        return [self.ids(text) for text in texts]
+        documents = documents_of(stream.passages[k], stream.edits[k], self.prompts, self.inner)
+        return [self.ids(document.text) for document in documents]
 
     def example(self, ids: Sequence[int], seed: int = 0, pad_loss: str | None = None) -> Example:
         """A document as the inner loop trains on it (end-of-text or pads as the settings say)."""

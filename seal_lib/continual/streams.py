@@ -12,8 +12,6 @@ from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.knowledge import data
 from seal_lib.knowledge.data import load_passages
-from seal_lib.knowledge.documents import training_documents
-from seal_lib.knowledge.prompts import Prompts
 from seal_lib.records import Passage, Question
 from seal_lib.seeds import derive_seed, rng
 
@@ -114,11 +112,6 @@ def with_edits(streams: Sequence[Stream], writer: str) -> list[Stream]:
             has = ", ".join(p.references) or "none"
             raise DataError(f"writer: passage {p.id} has no notes by {writer!r} (it has {has}); use policy.")
     return [replace(s, edits=tuple(p.references[writer] for p in s.passages)) for s in streams]
-
-
-def texts_of(passage: Passage, edit: str | None, prompts: Prompts, split_newlines: bool = True) -> list[str]:
-    """The training documents of one edit: its pieces and the passage, each under the title."""
-    return [d.text for d in training_documents(passage, edit, prompts, split_newlines)]
 
 
 def prior_questions(source: str, count: int, seed: int) -> list[tuple[str, Question]]:

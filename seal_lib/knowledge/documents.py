@@ -1,22 +1,37 @@
-"""Self-edit text → training documents (the rules of the authors' ``build_train_sequences``, in our own code).
+"""Self-edit text → training documents, by the rules of a protocol.
 
-1. The text is cut at every ``---``; each part is treated alone.
-2. With line splitting on, a part that has both ``Question N:`` and ``Answer:`` is cut before each ``Question N:`` (a
-   first question whose number stood in the prompt gets it back); any other part gives one document per non-blank
-   line, except that a heading is dropped: if the second line starts with ``1.``, the first is left out.
-3. Every document is the title, a newline and the text; the passage itself is one more, last document.
+``authors_v1`` (the code of the paper's first version), our own words for it:
 
-Checked against the released self-edits: 10 × documents has mean 85.7, median 70, maximum 570 over the 200 evaluation
-passages (first completion, line splitting on).
+1. A text that has ``Question N:`` and ``Answer:`` anywhere is cut before each line that begins with ``Question N:``,
+   and nowhere else: ``---`` and blank lines stay inside. If it does not begin with ``Question``, the number that stood
+   in the prompt is given back.
+2. Any other text is cut at every ``---``, then into lines; blank ones go, and so does the first line of all if the
+   second begins with ``1.`` (a heading).
+3. With line splitting off, the text is cut at ``---`` only. A text that is empty then is one empty document.
+
+``authors_v2`` (August 2025): a heading line ``Implications:`` and all before it are dropped first; 30 documents are
+kept, blank ones are not. ``clean``: the same thoughts part by part, so that ``---`` always separates and each part may
+have its heading or its questions.
+
+Every document is the title, a newline and the text; the passage itself is one more, last document. Checked against the
+released self-edits: 10 × documents has mean 85.7, median 70, maximum 570 over the 200 evaluation passages (first
+completion, line splitting on).
 """
 
 import re
 from dataclasses import dataclass
 
+from seal_lib.errors import DataError
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.records import Passage
 
-_QUESTION = re.compile(r"(?=Question \d+:)")
+PROTOCOLS = ("clean", "authors_v1", "authors_v2")
+#: protocol → most documents of one self-edit, beside the passage
+CAPS = {"authors_v2": 30}
+
+_QUESTION, _ANSWER = r"Question\s+\d+:", r"Answer\s*:"
+_FIRST = "Question 1: "  # what the prompt of question self-edits ends in
+_HEADING = re.compile(r"\nImplications:\s*")
 
 
 @dataclass(frozen=True)
@@ -27,27 +42,52 @@ class TrainingDocument:
     kind: str
 
 
-def split_edit(text: str, split_newlines: bool = True) -> list[str]:
-    """The pieces of a self-edit, in order, without title; ``[]`` for an empty one."""
-    pieces: list[str] = []
-    for part in text.split("---"):
-        part = part.strip()
-        if not part:
-            continue
-        if not split_newlines:
-            pieces.append(part)
-        elif _QUESTION.search(part) and "Answer:" in part:
-            blocks = [block.strip() for block in _QUESTION.split(part)]
-            blocks = [block for block in blocks if block]
-            if not blocks[0].startswith("Question "):  # the prompt ended in "Question 1: "; give it back
-                blocks[0] = "Question 1: " + blocks[0]
-            pieces += blocks
-        else:
-            lines = [line.strip() for line in part.split("\n") if line.strip()]
-            if len(lines) > 1 and lines[1].startswith("1."):
-                lines = lines[1:]
-            pieces += lines
-    return pieces
+def split_edit(text: str, split_newlines: bool = True, protocol: str = "authors_v1") -> list[str]:
+    """The pieces of a self-edit, in order, without title.
+
+    Raises:
+        DataError: an unknown protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise DataError(f"protocol: {protocol!r} is not one of {', '.join(PROTOCOLS)}.")
+    if protocol == "clean":
+        parts = _parts(text)
+        return [piece for part in parts for piece in _clean(part)] if split_newlines else parts
+    if protocol == "authors_v1":
+        return _authors(text, split_newlines)
+    heading = _HEADING.search(text)
+    pieces = _authors(text[heading.end() :] if heading else text, split_newlines)
+    return [piece for piece in pieces[: CAPS[protocol]] if piece.strip()]
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split("---") if part.strip()]
+
+
+def _has_questions(text: str) -> bool:
+    return bool(re.search(_QUESTION, text) and re.search(_ANSWER, text))
+
+
+def _without_heading(lines: list[str]) -> list[str]:
+    return lines[1:] if len(lines) > 1 and lines[1].startswith("1.") else lines
+
+
+def _clean(part: str) -> list[str]:
+    """Pieces of one part between ``---``."""
+    if not _has_questions(part):
+        return _without_heading([line.strip() for line in part.splitlines() if line.strip()])
+    blocks = [block.strip() for block in re.split(f"(?={_QUESTION})", part) if block.strip()]
+    return blocks if re.match(_QUESTION, blocks[0]) else [_FIRST + blocks[0], *blocks[1:]]
+
+
+def _authors(text: str, split_newlines: bool) -> list[str]:
+    parts = _parts(text) or [text.strip()]
+    if not split_newlines:
+        return parts
+    if not _has_questions(text):
+        return _without_heading([line.strip() for part in parts for line in part.splitlines() if line.strip()])
+    blocks = re.split(rf"\n(?={_QUESTION})", text.strip())
+    return blocks if blocks[0].startswith("Question") else [_FIRST + blocks[0].strip(), *blocks[1:]]
 
 
 def training_documents(
@@ -57,13 +97,14 @@ def training_documents(
     split_newlines: bool = True,
     add_passage: bool = True,
     limit: int | None = None,
+    protocol: str = "authors_v1",
 ) -> list[TrainingDocument]:
     """Documents to train on for one self-edit; ``edit=None`` is the passage-only arm.
 
-    ``limit`` keeps the first so many pieces of the edit (the authors' later code uses 30).
+    ``limit`` keeps the first so many pieces of the edit.
     """
-    pieces = split_edit(edit or "", split_newlines)[:limit]
+    pieces = [] if edit is None else split_edit(edit, split_newlines, protocol)[:limit]
     documents = [TrainingDocument(prompts.training_text(passage.title, piece), "edit") for piece in pieces]
     if add_passage:
-        documents.append(TrainingDocument(prompts.training_text(passage.title, passage.text), "passage"))
+        documents.append(TrainingDocument(prompts.training_text(passage.title, passage.text.strip()), "passage"))
     return documents

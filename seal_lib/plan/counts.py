@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from seal_lib.errors import ParameterError
+from seal_lib.knowledge.documents import CAPS
 from seal_lib.plan import lengths
 
 #: rows and tokens that the Hugging Face engine decodes at once (:class:`seal_lib.generate.HFGenerator`)
@@ -85,7 +86,7 @@ def asking(
 
 def trials(phase: str, p: Mapping, count: float, text: lengths.Text, kind: str = "policy") -> list[Work]:
     """``count`` adapters on texts of a kind, and the questions of their passages (:func:`inner_loop.run_trials`)."""
-    documents, tokens = text.training(kind, p.get("document_limit"))
+    documents, tokens = text.training(kind, p.get("document_limit") or CAPS.get(p.get("protocol", "")))
     if "edit_tokens" in p and kind == "policy":  # a limit that cuts self-edits cuts documents in proportion
         share = text.edit(p["edit_tokens"]) / text.edit(1 << 30)
         documents, tokens = 1 + (documents - 1) * share, text.passage + (tokens - text.passage) * share
