@@ -66,6 +66,23 @@ def evaluate_arm(run, policy: Policy, passages: Sequence[Passage], arm: str, pro
     return score(run, policy, candidates, prompts, inner, phase=phase)
 
 
+def evaluate_arms(run, policy: Policy, passages: Sequence[Passage], arms: Sequence[str], prompts: Prompts,
+                  inner: InnerLoop, outer: OuterLoop, *, seeds: Sequence[int]) -> dict[str, list[Trial]]:  # fmt: skip
+    """Trials by arm: one whose text is sampled is run once per seed, any other with the first seed only.
+
+    Sampling is that of a loop with the same seed, so that rounds are compared with the same untrained self-edits.
+    """
+    trials: dict[str, list[Trial]] = {}
+    for arm in arms:
+        sampled = arm in ARMS and ARMS[arm].text == "policy"
+        for seed in seeds if sampled else seeds[:1]:
+            group = f"seed_{seed}/"
+            trials.setdefault(arm, []).extend(
+                evaluate_arm(run, policy, passages, arm, prompts, inner, outer, seed=seed, group=group)
+            )
+    return trials
+
+
 def reference_edit(passage: Passage, writer: str, arm: str) -> SelfEdit:
     """Notes somebody else wrote about ``passage``, as a self-edit."""
     if writer not in passage.references:

@@ -6,9 +6,10 @@ reward. Several loops with different seeds are pooled by passage; each is also r
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from seal_lib import stats
+from seal_lib.arms import arm_label
 from seal_lib.evaluate import difference_rows, edit_rows, evaluate_arm, result_rows
 from seal_lib.inner_loop import InnerLoop
 from seal_lib.knowledge.data import load_passages
@@ -70,6 +71,24 @@ def restem_loop(run, base: Policy, passages: Sequence[Passage], prompts: Prompts
             )  # fmt: skip
         evaluated["random_edit_sft"] = evaluate(policy, "random_edit_sft")
     return Loop(seed, tuple(history), evaluated, tuple(fresh))
+
+
+def readings(rows: Sequence[Mapping[str, object]], experiment: str) -> str:
+    """Markdown: the differences of an experiment that are separable from zero, and nothing of the others."""
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        if row["experiment"] == experiment and row["metric"] == "difference":
+            a, b = row["arm"].split(" - ", 1)
+            several = lines.setdefault(b, [])
+            estimate = stats.Estimate(**{field.name: row[field.name] for field in fields(stats.Estimate)})
+            if stats.separable(estimate):
+                interval = f"{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}"
+                several.append(f"{arm_label(a)} {100 * estimate.value:+.1f} [{interval}]")
+    if not lines:
+        return "No two arms were compared."
+    told = [f"- against **{arm_label(b)}**: {'; '.join(several)}" for b, several in lines.items() if several]
+    head = "Separable from zero, in points of accuracy (95 % intervals, paired by passage)"
+    return f"{head}:\n\n" + "\n".join(told) if told else "No difference of this run is separable from zero."
 
 
 def comparisons(rounds: int) -> list[tuple[str, str]]:

@@ -356,7 +356,21 @@ def check_all() -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def pick(settings: type, parameters: dict[str, object]):
-    """A settings dataclass filled with the parameters of the same names; its defaults stand for the rest."""
-    named = {field.name for field in dataclasses.fields(settings)}
-    return settings(**{name: value for name, value in parameters.items() if name in named})
+def pick(settings: type, parameters: dict[str, object], **fixed: object):
+    """A settings dataclass filled with the parameters of the same names; what is no parameter must be named here.
+
+    Args:
+        fixed: fields that the notebook deliberately has no parameter for.
+
+    Raises:
+        ParameterError: a field that no parameter reaches, or a fixed one that is not needed.
+    """
+    named = [field.name for field in dataclasses.fields(settings)]
+    if lost := [name for name in named if name not in parameters and name not in fixed]:
+        raise ParameterError(
+            f"{settings.__name__} has settings that no parameter reaches: {', '.join(lost)}; declare them in the "
+            f"notebook's parameters cell or fix them by name in pick(...)."
+        )
+    if wrong := [name for name in fixed if name not in named or name in parameters]:
+        raise ParameterError(f"pick({settings.__name__}, …, {wrong[0]}=…): it is a parameter or no setting; drop it.")
+    return settings(**{name: fixed[name] if name in fixed else parameters[name] for name in named})

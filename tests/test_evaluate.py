@@ -213,3 +213,88 @@ def test_the_honest_reward_of_the_selected_is_the_fresh_one() -> None:
     # c has no fresh answer, so a and b alone: mean of 0 and 1, best 1, again (1 + 0) / 2
     rewards = {"reward_mean": 0.5, "reward_best_of_k": 1.0, "reward_selected_fresh_seed": 0.5}
     assert values == rewards | {"tied_share": 0.0, "zero_share": 0.0}
+
+
+# ------------------------------------------------------------------------- one table, one untrained arm
+
+
+def graded(passages, arm: str, seed: int, lean: float) -> list:
+    """Trials of an arm in one loop, made up: passage by passage some share of four answers is right."""
+    from seal_lib.seeds import rng
+
+    return [
+        trial(p.id, [float(rng(arm, seed, p.id, q).random() < lean) for q in range(4)], arm, name=f"{p.id}/{seed}")
+        for p in passages
+    ]
+
+
+def test_every_difference_of_the_single_passage_table_is_that_of_two_of_its_rows(monkeypatch) -> None:
+    """Both notebooks write into one table; with one seed there and three here, 62.1 - 41.6 would read 22.1."""
+    from fixtures_seal import plain_passage
+
+    from seal_lib import evaluate
+
+    passages, seeds = [plain_passage(name=f"p{i}") for i in range(8)], [0, 1, 2]
+    lean = {"frozen": 0.1, "own_untrained": 0.4, "seal_round_1": 0.7, "random_edit_sft": 0.3, "external": 0.6}
+
+    def arm(run, policy, passages, arm, *_, seed, name=None, group=""):
+        assert group == f"seed_{seed}/"
+        return graded(passages, name or arm, seed if ARMS[arm].text == "policy" else 0, lean[name or arm])
+
+    monkeypatch.setattr(evaluate, "evaluate_arm", arm)
+    asked = ("frozen", "own_untrained", "external")
+    alone = evaluate.evaluate_arms(None, None, passages, asked, WORDING, INNER, OUTER, seeds=seeds)
+    assert [len(alone[name]) for name in asked] == [8, 24, 8]
+    pairs = [("own_untrained", "frozen"), ("external", "own_untrained"), ("external", "frozen")]
+    rows = [row for name in asked for row in result_rows("knowledge/single_passage", name, alone[name], **LABEL)]
+    rows += difference_rows("knowledge/single_passage", alone, pairs, **LABEL)
+
+    learnt = ("own_untrained", "seal_round_1", "random_edit_sft")
+    loops = {s: Loop(s, (Round(1, (), (), ()),), {a: graded(passages, a, s, lean[a]) for a in learnt}, ([],))
+             for s in seeds}  # fmt: skip
+    controls = {name: alone[name] for name in ("frozen", "external")}
+    rows += restem_rows(controls, loops, passages, **LABEL)
+    checked = 0
+    for experiment in {row["experiment"] for row in rows}:
+        value = {r["arm"]: r["value"] for r in rows if r["experiment"] == experiment and r["metric"] == "accuracy"}
+        for row in rows:
+            if row["experiment"] == experiment and row["metric"] == "difference":
+                a, b = row["arm"].split(" - ")
+                if {a, b} <= set(value):
+                    assert row["value"] == pytest.approx(value[a] - value[b], abs=1e-9), (experiment, row["arm"])
+                    checked += 1
+    table = {row["arm"] for row in rows if row["experiment"] == "knowledge/single_passage"}
+    assert {"seal_round_1 - own_untrained", "random_edit_sft - own_untrained", "own_untrained - frozen"} <= table
+    assert checked >= 15
+
+
+def test_a_loop_and_the_table_write_the_same_untrained_self_edits() -> None:
+    from seal_lib.evaluate import evaluate_arms
+
+    policy, passages = Policy("untrained", *seedling()), made(2, facts=4)
+    trials = evaluate_arms(
+        MemoryRun(), policy, passages, ["own_untrained"], WORDING, INNER, OUTER, seeds=[0, 3]
+    )["own_untrained"]  # fmt: skip
+    in_loop = evaluate_arm(
+        MemoryRun(), policy, passages, "own_untrained", WORDING, INNER, OUTER, seed=3, name="own_untrained", group="x/"
+    )
+    assert trials[2:] == in_loop and trials[:2] != in_loop
+
+
+def test_readings_name_what_is_separable_and_are_silent_about_the_rest() -> None:
+    def row(arm: str, value: float, low: float, high: float, n: int = 50, p: float = 0.01, **other) -> dict:
+        from seal_lib import stats
+
+        return stats.Estimate(value, low, high, n, p=p).row("x", arm, "difference", **LABEL) | other
+
+    rows = [
+        row("seal_round_2 - own_untrained", 0.221, 0.18, 0.26), row("seal_round_2 - external", -0.01, -0.04, 0.02),
+        row("random_edit_sft - own_untrained", -0.05, -0.08, -0.02),
+        row("gold_notes - frozen", 0.5, 0.4, 0.6, n=4), row("elsewhere - frozen", 0.5, 0.4, 0.6, experiment="y"),
+    ]  # fmt: skip
+    told = experiments.readings(rows, "x")
+    assert "against **untrained self-edits**: SEAL, round 2 +22.1 [+18.0, +26.0]; random" in told
+    assert "-5.0 [-8.0, -2.0]" in told
+    for silent in ("stronger writer", "gold", "frozen", "elsewhere"):
+        assert silent not in told
+    assert experiments.readings(rows[1:2], "x") == "No difference of this run is separable from zero."

@@ -1,5 +1,8 @@
 """Parameters: every way a YAML file and a notebook can disagree is refused in one sentence that says what to write."""
 
+import ast
+import dataclasses
+
 import pytest
 from conftest import REPOSITORY, Suite
 
@@ -231,4 +234,59 @@ def test_the_protocol_is_a_word(monkeypatch: pytest.MonkeyPatch, word: str, note
     found = params.resolve(notebook, "paper")
     assert found["protocol"] == protocol
     if "arc" not in notebook:
-        params.pick(InnerLoop, found)  # refuses pads that do not belong to the protocol
+        names = {field.name for field in dataclasses.fields(InnerLoop)} & set(found)
+        InnerLoop(**{name: found[name] for name in names})  # refuses pads that do not belong to the protocol
+
+
+# ------------------------------------------------------------------------------- settings and parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    lr: float
+    clip: float = 1.0
+
+
+def test_a_setting_that_no_parameter_reaches_is_refused_unless_it_is_named() -> None:
+    assert params.pick(Settings, {"lr": 0.1, "clip": 2.0, "other": 5}) == Settings(0.1, 2.0)
+    assert params.pick(Settings, {"lr": 0.1}, clip=3.0) == Settings(0.1, 3.0)
+    with pytest.raises(ParameterError, match=r"^Settings has settings that no parameter reaches: clip; declare"):
+        params.pick(Settings, {"lr": 0.1})
+    for parameters, fixed in (({"lr": 0.1, "clip": 1.0}, {"clip": 2.0}), ({"lr": 0.1, "clip": 1.0}, {"slip": 2.0})):
+        with pytest.raises(ParameterError, match="a parameter or no setting"):  # else one of the two says nothing
+            params.pick(Settings, parameters, **fixed)
+
+
+def picks(notebook: str) -> list[tuple[type, set[str]]]:
+    """(settings, fields fixed by name) of every ``pick`` in a notebook."""
+    from seal_lib.arc.inner_loop import TestTimeTraining
+    from seal_lib.inner_loop import InnerLoop
+    from seal_lib.restem import OuterLoop
+
+    known = {cls.__name__: cls for cls in (InnerLoop, OuterLoop, TestTimeTraining)}
+    found = []
+    for node in ast.walk(ast.parse("\n".join(cell["source"] for cell in params.cells(notebook)))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "pick":
+            cls = known[ast.unparse(node.args[0]).split(".")[-1]]
+            found.append((cls, {word.arg for word in node.keywords}))
+    return found
+
+
+@pytest.mark.parametrize("notebook", params.names())
+def test_every_setting_of_a_notebook_is_reached_and_every_parameter_is_used(notebook: str) -> None:
+    declared = {parameter.name for parameter in params.declared(notebook)}
+    reached: set[str] = set()
+    for cls, fixed in picks(notebook):
+        fields = {field.name for field in dataclasses.fields(cls)}
+        assert fields - declared - fixed == set() and fixed <= fields - declared, (notebook, cls.__name__)
+        reached |= fields
+    code = ast.parse("\n".join(cell["source"] for cell in params.cells(notebook)[1:]))
+    named = {node.id for node in ast.walk(code) if isinstance(node, ast.Name)}
+    assert declared - reached - named == set(), notebook
+
+
+def test_both_notebooks_of_the_single_passage_table_sample_the_same_untrained_self_edits() -> None:
+    for scale in ("seedling", "smoke", "small", "paper"):
+        alone, rounds = params.resolve("11_single_passage", scale), params.resolve("12_restem_rounds", scale)
+        shared = set(alone) & set(rounds) - {"workers", "ray_address", "prompts_file"}
+        assert "seeds" in shared and {key for key in shared if alone[key] != rounds[key]} == set(), scale

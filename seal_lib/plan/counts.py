@@ -163,7 +163,9 @@ def self_edits(p: Mapping) -> list[Work]:
 
 def single_passage(p: Mapping) -> list[Work]:
     text = lengths.profile(p["passages"])
-    return [w for name in p["arms"] for w in arm(f"evaluate/{name}", p, p["n_passages"], name, text)]
+    found = [(name, arm(f"evaluate/{name}", p, p["n_passages"], name, text)) for name in p["arms"]]
+    loops = {name: len(p["seeds"]) if name == "own_untrained" else 1 for name in p["arms"]}  # sampled once per seed
+    return [w.times(loops[name]) for name, several in found for w in several]
 
 
 def restem(p: Mapping) -> list[Work]:

@@ -59,7 +59,8 @@ def grids(folder: Path, tasks: int = 24, edits: int = 5) -> dict[str, float]:
     from seal_lib.seedling import grids as world
 
     settings = params.resolve("21_arc_self_edits", "seedling")
-    inner, outer = params.pick(TestTimeTraining, settings), params.pick(restem.OuterLoop, settings)
+    inner = params.pick(TestTimeTraining, settings, schedule="cosine", clip=1.0)
+    outer = params.pick(restem.OuterLoop, settings, reward="accuracy", reward_seeds=1)
     policy, wording = restem.Policy("untrained", *models.load(str(folder))), prompts.load("seedling")
     known = [experiment.FewShot([], world.tasks("seen", 8, seed=100 + k), wording, inner, outer) for k in range(3)]
     unseen = experiment.FewShot([], world.tasks("learning", tasks, seed=7), wording, inner, outer, edits)
