@@ -79,7 +79,7 @@ def build(shape: budget.Shape, device: str):
         vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.mlp,
         num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
         max_position_embeddings=shape.positions, tie_word_embeddings=shape.tied, bos_token_id=None,
-        eos_token_id=1, pad_token_id=0, **own,
+        eos_token_id=None, pad_token_id=0, **own,
     )  # fmt: skip
     torch.manual_seed(0)
     with torch.device(device):

@@ -5,12 +5,13 @@ from its own seed, so it does not depend on what else is in the batch.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from seal_lib.errors import DataError
 from seal_lib.seeds import derive_seed
+from seal_lib.tokens import ends, read_ids
 
 if TYPE_CHECKING:
     from seal_lib.adapters import Adapter
@@ -119,7 +120,7 @@ class HFGenerator:
         scope = attached(self.model, distinct, slots) if distinct else contextlib.nullcontext()
         with scope, torch.no_grad():
             sampled = _decode_tokens(self.model, self.tokenizer, prompts, seeds, sampling)
-        return [finish(ids, self.tokenizer, sampling) for ids in sampled]
+        return [finish(ids, self.tokenizer, sampling, ends(self.model, self.tokenizer)) for ids in sampled]
 
     def close(self) -> None:
         self.model = None
@@ -131,7 +132,7 @@ def read(requests: Sequence[Request], tokenizer, sampling: Sampling, room: int) 
     Raises:
         DataError: one is empty, or longer than ``room`` positions leave it.
     """
-    tokens = [tokenizer(request.prompt)["input_ids"] for request in requests]
+    tokens = [read_ids(request.prompt, tokenizer) for request in requests]
     for number, ids in enumerate(tokens):
         if not ids:
             raise DataError(f"prompt {number} is empty; a prompt needs at least one token.")
@@ -156,9 +157,9 @@ def sample_seed(request: Request, k: int) -> int:
     return derive_seed(request.seed, "sample", k)
 
 
-def finish(ids: list[int], tokenizer, sampling: Sampling) -> Completion:
-    """The completion that generated ids are, up to and with the token that ended it."""
-    ended = bool(ids) and ids[-1] == tokenizer.eos_token_id
+def finish(ids: list[int], tokenizer, sampling: Sampling, last: Collection[int]) -> Completion:
+    """The completion that generated ids are, up to and with the token that ended it, one of ``last``."""
+    ended = bool(ids) and ids[-1] in last
     text = tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
     cuts = [text.find(stop) for stop in sampling.stop if stop in text]
     if cuts:
@@ -174,7 +175,7 @@ def _is_object(text: str) -> bool:
 
 
 def _decode_tokens(model, tokenizer, prompts, seeds, sampling: Sampling) -> list[list[int]]:
-    """Token ids generated per row, EOS included where it ended the row."""
+    """Token ids generated per row, with the id that ended it (one of :func:`seal_lib.tokens.ends`) if one did."""
     import numpy as np
     import torch
 
@@ -191,7 +192,7 @@ def _decode_tokens(model, tokenizer, prompts, seeds, sampling: Sampling) -> list
     draws = torch.from_numpy(draws).to(device)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     out: list[list[int]] = [[] for _ in prompts]
-    open_rows = set(range(rows))
+    open_rows, last = set(range(rows)), ends(model, tokenizer)
     cache = None
     for step in range(sampling.max_tokens):
         result = model(
@@ -203,7 +204,7 @@ def _decode_tokens(model, tokenizer, prompts, seeds, sampling: Sampling) -> list
         for row, token in enumerate(chosen.tolist()):
             if row in open_rows:
                 out[row].append(token)
-                if token == tokenizer.eos_token_id or (sampling.stop and stopped(tokenizer, out[row], sampling.stop)):
+                if token in last or (sampling.stop and stopped(tokenizer, out[row], sampling.stop)):
                     open_rows.discard(row)
         if not open_rows:
             break

@@ -16,6 +16,7 @@ from seal_lib.knowledge.documents import CAPS, PROTOCOLS, TrainingDocument, trai
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.records import Passage, SelfEdit, Trial
 from seal_lib.seeds import derive_seed
+from seal_lib.tokens import read_ids
 
 #: what the authors' code fixes; their other numbers are searched (Table 3) or told by the label
 AUTHORS = {"targets": "qv", "schedule": "linear", "clip": 1.0}
@@ -109,7 +110,7 @@ def examples_of(candidate: Candidate, tokenizer, prompts: Prompts, settings: Inn
     out = []
     for number, document in enumerate(documents):
         # a control token written out in a text stays text
-        ids = tokenizer(document.text, split_special_tokens=True)["input_ids"][: settings.max_length]
+        ids = read_ids(document.text, tokenizer, split_special_tokens=True)[: settings.max_length]
         out.append(
             pad_examples(
                 ids, settings.pad_loss, settings.max_length, tokenizer.eos_token_id,

@@ -20,6 +20,7 @@ from seal_lib.knowledge.prompts import Prompts
 from seal_lib.models import Source
 from seal_lib.records import Passage, Round, SelfEdit, Trial, to_dict
 from seal_lib.seeds import derive_seed, rng
+from seal_lib.tokens import read_ids, turn_end, written_ids
 
 #: reward name → (trial, accuracy of the frozen policy on that passage) → number, NaN if the trial has no answers.
 #: Accuracy is by the loop's grader, which the trial carries.
@@ -209,13 +210,11 @@ def filter_round(trials: Sequence[Sequence[Trial]], edits: Sequence[SelfEdit], f
 
 
 def sft_pairs(policy: Policy, kept: Sequence[SelfEdit], passages: Sequence[Passage], prompts: Prompts) -> list[tuple]:
-    """(prompt ids, completion ids with EOS) of each kept self-edit."""
+    """(prompt ids, completion ids) of each kept self-edit; the completion goes on from the prompt and ends the turn."""
     known, tokenizer = {passage.id: passage for passage in passages}, policy.tokenizer
+    end = turn_end(policy.model, tokenizer)
     return [
-        (
-            tokenizer(prompts.write(known[edit.passage_id]))["input_ids"],
-            tokenizer(edit.text)["input_ids"] + [tokenizer.eos_token_id],
-        )
+        (read_ids(prompts.write(known[edit.passage_id]), tokenizer), written_ids(edit.text, end, tokenizer))
         for edit in kept
     ]
 

@@ -22,6 +22,7 @@ from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.tasks import Task
 from seal_lib.arc.training import Example
 from seal_lib.errors import DataError
+from seal_lib.tokens import read_ids
 
 if TYPE_CHECKING:
     from seal_lib import finetune
@@ -49,8 +50,8 @@ def self_edit_prompt(task: Task, tokenizer, prompts: Prompts) -> str:
 
 
 def prompt_ids(prompt: str, tokenizer) -> list[int]:
-    """Tokens of a prompt exactly as the engines make them, BOS included where the tokenizer adds one."""
-    return list(tokenizer(prompt)["input_ids"])
+    """Tokens of a prompt exactly as the engines make them."""
+    return read_ids(prompt, tokenizer)
 
 
 def completion_ids(task: Task, text: str, tokenizer, prompts: Prompts) -> list[int]:

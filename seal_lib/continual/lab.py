@@ -21,6 +21,7 @@ from seal_lib.generate import Completion, HFGenerator, Request, Sampling
 from seal_lib.inner_loop import InnerLoop, documents_of
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.seeds import derive_seed
+from seal_lib.tokens import read_ids
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Lab:
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a training text, cut at the settings' length; control tokens written out stay text."""
-        return self.tokenizer(text, split_special_tokens=True)["input_ids"][: self.inner.max_length]
+        return read_ids(text, self.tokenizer, split_special_tokens=True)[: self.inner.max_length]
 
     def documents(self, stream: Stream, k: int) -> list[list[int]]:
         """Token ids of the training documents of edit k (0-based), without end-of-text."""

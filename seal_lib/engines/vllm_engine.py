@@ -23,6 +23,7 @@ from seal_lib.adapters import Adapter, check_fits
 from seal_lib.engines.child import Child, scratch
 from seal_lib.errors import DataError
 from seal_lib.generate import Completion, Request, Sampling, finish, read, rows_of, sample_seed, stopped
+from seal_lib.tokens import ends
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the largest ranks that vLLM can be told
 BLOCK = 128  # tokens; a multiple of every block size of its cache
@@ -84,11 +85,13 @@ class VLLMGenerator:
         rows = rows_of(requests, sampling)
         engine = _engine_for(self, max((adapter.rank for adapter in distinct.values()), default=0))
         out: list[list[Completion | None]] = [[None] * sampling.n for _ in requests]
+        last = ends(self.model, self.tokenizer)
         # Base rows never share a batch with adapters: on a CPU vLLM 0.32 gives them the adapter of its last slot.
         for part in ([row for row in rows if row[1].adapter is None], [row for row in rows if row[1].adapter]):
             asked = [(tokens[i], sample_seed(request, k), request.adapter) for i, request, k in part]
-            for (i, _, k), ids in zip(part, engine.sample(asked, sampling, self.batch, self.settings), strict=True):
-                out[i][k] = finish(_cut(ids, self.tokenizer, sampling), self.tokenizer, sampling)
+            done = engine.sample(asked, sampling, last, self.batch, self.settings)
+            for (i, _, k), ids in zip(part, done, strict=True):
+                out[i][k] = finish(_cut(ids, self.tokenizer, sampling), self.tokenizer, sampling, last)
         return out
 
     def close(self) -> None:
@@ -193,7 +196,6 @@ class Engine:
 
     def __init__(self, generator: VLLMGenerator, settings: Settings):
         model, self.settings, self.kind = generator.model, settings, generator.kind
-        self._end = generator.tokenizer.eos_token_id
         self._names: dict[str, tuple[str, int]] = {}
         folder = scratch("seal-vllm-", _bytes(model))
         try:
@@ -227,9 +229,9 @@ class Engine:
         self._model, self._marked = weakref.ref(model), _mark(model)
         self._names.clear()  # the engine has dropped its adapters
 
-    def sample(self, rows: Sequence[tuple[list[int], int, Adapter | None]], sampling: Sampling, at_once: int,
-               limits: Settings) -> list[list[int]]:  # fmt: skip
-        """Generated ids of each (prompt ids, seed, adapter)."""
+    def sample(self, rows: Sequence[tuple[list[int], int, Adapter | None]], sampling: Sampling, last: Sequence[int],
+               at_once: int, limits: Settings) -> list[list[int]]:  # fmt: skip
+        """Generated ids of each (prompt ids, seed, adapter); an id of ``last`` ends a text."""
         if not rows:
             return []
         home = self.child.folder / "adapters"
@@ -245,9 +247,9 @@ class Engine:
                 "top_p": sampling.top_p,
                 "stop": list(sampling.stop),
                 "schema": sampling.schema,
-                # one token ends a text, as with the other engine, whatever the model's own settings say
+                # the same tokens end a text as with the other engine
                 "ignore_eos": True,
-                "stop_token_ids": [self._end],
+                "stop_token_ids": list(last),
             }
             return self.child.call(message, limits.stall_seconds, "raise stall_seconds of its settings")["ids"]
         finally:

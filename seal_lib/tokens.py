@@ -1,0 +1,62 @@
+"""Texts → token ids where a text goes on: what a model reads, what it is taught to write, and the ids that end it.
+
+Tokenizers differ in what they add by themselves: Llama, Mistral and Gemma put a BOS first, some an EOS last. Chat
+models end a turn with an id of their own, which their ``generation_config`` lists beside (or instead of) EOS.
+"""
+
+from seal_lib.errors import DataError
+
+
+def read_ids(text: str, tokenizer, **options) -> list[int]:
+    """Tokens of a text that is read, BOS included where the tokenizer adds one, an EOS that it appends taken off.
+
+    A prompt that ended in end-of-text would be over before the model has begun.
+
+    Args:
+        options: of the tokenizer.
+    """
+    ids, end = list(tokenizer(text, **options)["input_ids"]), tokenizer.eos_token_id
+    if end is None or ids[-1:] != [end]:
+        return ids
+    written = list(tokenizer(text, add_special_tokens=False, **options)["input_ids"])
+    while ids[-1:] == [end] and _run(ids, end) > _run(written, end):
+        ids.pop()
+    return ids
+
+
+def _run(ids: list[int], end: int) -> int:
+    """How often ``end`` stands at the end."""
+    return next((n for n, token in enumerate(reversed(ids)) if token != end), len(ids))
+
+
+def written_ids(text: str, end: int, tokenizer) -> list[int]:
+    """Tokens of a text as a model writes it after a prompt: no BOS, control tokens spelt out, ``end`` last."""
+    plain = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [*plain, end]
+
+
+def ends(model, tokenizer) -> tuple[int, ...]:
+    """Every id that ends a text: the tokenizer's EOS and those that the model's ``generation_config`` lists."""
+    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = listed if isinstance(listed, list | tuple) else [listed]
+    return tuple(dict.fromkeys(end for end in (tokenizer.eos_token_id, *listed) if end is not None))
+
+
+def turn_end(model, tokenizer) -> int:
+    """The id with which the model was taught to end what it writes, so that training does not teach it another.
+
+    For a chat model the first of :func:`ends` that its chat template puts after a reply, else the tokenizer's EOS.
+
+    Raises:
+        DataError: there is none.
+    """
+    if getattr(tokenizer, "chat_template", None):
+        said = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "reply"}]
+        after = tokenizer.apply_chat_template(said, tokenize=False).rpartition("reply")[2]
+        known = ends(model, tokenizer)
+        for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
+            if token in known:
+                return token
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no EOS token, so a text cannot be ended; set tokenizer.eos_token.")
+    return tokenizer.eos_token_id
