@@ -1,20 +1,25 @@
 """The rows of the paper's table as data: which text an arm trains on, its trials, and its lines in ``results.csv``.
 
-A baseline is a row of :data:`ARMS`; to add one, add a row. Every number gets an interval over passages.
+A baseline is a row of :data:`ARMS`; to add one, add a row. Every number gets an interval over passages, and over loops
+where an arm has several.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from seal_lib import stats
+from seal_lib.arms import difference_arm
 from seal_lib.errors import DataError
 from seal_lib.inner_loop import Candidate, InnerLoop
 from seal_lib.knowledge.documents import split_edit
 from seal_lib.knowledge.prompts import Prompts
-from seal_lib.records import Passage, SelfEdit, Trial, by_passage
+from seal_lib.records import Passage, SelfEdit, Trial
 from seal_lib.restem import OuterLoop, Policy, ask, candidates_of, score, write_self_edits
 from seal_lib.seeds import derive_seed
+
+#: the trials of an arm: of one loop, or loop -> trials
+Loops = Sequence[Trial] | Mapping[int, Sequence[Trial]]
 
 
 @dataclass(frozen=True)
@@ -91,75 +96,86 @@ def reference_edit(passage: Passage, writer: str, arm: str) -> SelfEdit:
     return SelfEdit(f"{passage.id}/{writer}", passage.id, passage.references[writer], writer)
 
 
-def result_rows(experiment: str, arm: str, trials: Sequence[Trial], *, protocol: str, model: str,
+def values_of(trials: Loops, of: Callable[[Trial], object]) -> dict[object, dict[str, list]]:
+    """loop -> passage -> that number of each of its trials (or self-edits), as `stats.mean_over_loops` takes it."""
+    found: dict[object, dict[str, list]] = {}
+    for loop, several in trials.items() if isinstance(trials, Mapping) else [(0, trials)]:
+        units = found.setdefault(loop, {})
+        for trial in several:
+            units.setdefault(trial.passage_id, []).append(of(trial))
+    return found
+
+
+def result_rows(experiment: str, arm: str, trials: Loops, *, protocol: str, model: str,
                 grader: str) -> list[dict]:  # fmt: skip
-    """Lines of ``results.csv`` for one arm: accuracy (mean of passages), micro, F1, containment, blanks, failures."""
-    label = {"protocol": protocol, "model": model}
-    right: dict[str, float] = {}
-    asked: dict[str, int] = {}
-    for trial in trials:  # several trials of a passage (loop seeds) are one unit
-        if trial.answers:
-            scores = trial.scores(grader)
-            right[trial.passage_id] = right.get(trial.passage_id, 0.0) + sum(scores)
-            asked[trial.passage_id] = asked.get(trial.passage_id, 0) + len(scores)
-    micro = stats.micro(list(right.values()), list(asked.values()))
-    failed = stats.bootstrap_mean([float(t.outcome not in ("ok", "empty_edit")) for t in trials], unit="trial")
-    rows = [
-        stats.bootstrap_mean(by_passage(trials, grader)).row(experiment, arm, "accuracy", **label),
-        micro.row(experiment, arm, "accuracy_micro", **label),
-        stats.bootstrap_mean(by_passage(trials, "blank")).row(experiment, arm, "blank_rate", **label),
-        stats.bootstrap_mean(by_passage(trials, "f1")).row(experiment, arm, "f1", **label),
-        stats.bootstrap_mean(by_passage(trials, "contains")).row(experiment, arm, "contains", **label),
-        failed.row(experiment, arm, "failed_rate", **label),
-    ]
-    empty = [float(t.edit is not None and not t.edit.text.strip()) for t in trials]
-    if any(t.edit for t in trials):
-        rows.append(stats.bootstrap_mean(empty, unit="trial").row(experiment, arm, "empty_edit_rate", **label))
-    return rows
+    """Lines of ``results.csv`` for one arm: accuracy (mean of passages), micro, F1, containment, blanks, failures.
 
-
-def difference_rows(experiment: str, trials: Mapping[str, Sequence[Trial]], pairs: Sequence[tuple[str, str]], *,
-                    protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
-    """Paired differences over passages, arm ``"a - b"``, for each pair whose arms were both run.
-
-    An arm with several trials per passage (several loop seeds) enters as their mean per passage.
+    The passage is the unit of every line. A trial that failed has no accuracy: it is dropped from the means, counted in
+    ``dropped`` and in ``failed_rate``.
     """
+    label = {"protocol": protocol, "model": model}
+    flat = [t for several in trials.values() for t in several] if isinstance(trials, Mapping) else list(trials)
     rows = []
-    for a, b in pairs:
-        if a in trials and b in trials:
-            difference = stats.paired_difference(by_passage(trials[a], grader), by_passage(trials[b], grader))
-            rows.append(difference.row(experiment, f"{a} - {b}", "difference", protocol=protocol, model=model))
+    for metric, of in {"accuracy": grader, "blank_rate": "blank", "f1": "f1", "contains": "contains"}.items():
+        estimate = stats.mean_over_loops(values_of(trials, lambda t, of=of: t.mean(of)), stats.SHARE)
+        rows.append(estimate.row(experiment, arm, metric, grader="" if of == "blank" else of, **label))
+    counts = values_of(trials, lambda t: (sum(t.scores(grader)), len(t.scores(grader))))
+    micro = stats.ratio_over_loops(
+        {loop: {p: tuple(map(sum, zip(*several, strict=True))) for p, several in units.items()}
+         for loop, units in counts.items()}
+    )  # fmt: skip
+    rows.insert(1, micro.row(experiment, arm, "accuracy_micro", grader=grader, **label))
+    untrained = all(t.edit is None and not t.steps and t.outcome == "ok" for t in flat)  # so that nothing can diverge
+    failed = values_of(trials, lambda t: float(t.outcome not in ("ok", "empty_edit")))
+    failures = stats.mean_over_loops(failed, stats.SHARE, constant=untrained)
+    rows.append(failures.row(experiment, arm, "failed_rate", **label))
+    if any(t.edit for t in flat):
+        empty = values_of(trials, lambda t: float(t.edit is not None and not t.edit.text.strip()))
+        rows.append(stats.mean_over_loops(empty, stats.SHARE).row(experiment, arm, "empty_edit_rate", **label))
     return rows
 
 
-def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit], passages: Sequence[Passage], *, protocol: str,
-              model: str) -> list[dict]:  # fmt: skip
+def difference_rows(experiment: str, trials: Mapping[str, Loops], pairs: Sequence[tuple[str, str]], *,
+                    protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
+    """Paired differences over passages (and loops), arm ``"a - b"``, for each pair whose arms were both run.
+
+    All of them are one family: ``p`` is Holm's. An arm with one loop stands beside every loop of the other.
+    """
+    values = {arm: values_of(several, lambda t: t.mean(grader)) for arm, several in trials.items()}
+    return [
+        estimate.row(experiment, difference_arm(a, b), "difference", protocol, model, grader)
+        for (a, b), estimate in stats.compare(values, pairs).items()
+    ]
+
+
+def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit] | Mapping[int, Sequence[SelfEdit]],
+              passages: Sequence[Passage], *, protocol: str, model: str) -> list[dict]:  # fmt: skip
     """What self-edits are like: tokens and pieces for any text; style and coverage for passages of the made world.
 
-    Coverage is the share of a passage's facts stated correctly from person to value. Intervals are over passages.
+    Coverage is the share of a passage's facts stated correctly from person to value. Intervals are over passages, and
+    over loops where ``edits`` has several (loop -> self-edits).
     """
     from seal_lib.seedling.world import NOTE_STYLES, describe_notes
 
-    if not edits:
+    by_loop = edits if isinstance(edits, Mapping) else {0: edits}
+    if not any(by_loop.values()):
         return []
-    known = {p.id: p for p in passages if p.facts}
-    measures: dict[str, list[float]] = {
-        "edit_tokens": [float(e.tokens) if e.tokens else math.nan for e in edits],
-        # the label of the rows begins with the protocol
-        "edit_documents": [float(len(split_edit(e.text, protocol=protocol.split()[0]))) for e in edits],
+    known, kind = {p.id: p for p in passages if p.facts}, protocol.split()[0]  # a label begins with the protocol
+    measures: dict[str, Callable[[SelfEdit], float]] = {
+        "edit_tokens": lambda e: float(e.tokens) if e.tokens else math.nan,
+        "edit_documents": lambda e: float(len(split_edit(e.text, protocol=kind))),
     }
-    if all(e.passage_id in known for e in edits):
-        told = [describe_notes(e.text, known[e.passage_id]) for e in edits]
-        measures["coverage"] = [d["coverage"] for d in told]
-        measures["false_line_share"] = [d["false"] / d["lines"] if d["lines"] else 0.0 for d in told]
+    if all(e.passage_id in known for several in by_loop.values() for e in several):
+        told = {
+            id(e): describe_notes(e.text, known[e.passage_id]) for several in by_loop.values() for e in several
+        }  # fmt: skip
+        measures["coverage"] = lambda e: told[id(e)]["coverage"]
+        measures["false_line_share"] = lambda e: told[id(e)]["false"] / max(1, told[id(e)]["lines"])
         for style in [s for s in NOTE_STYLES if s != "mixed"] + ["false", "other", "empty"]:
-            measures[f"style_share:{style}"] = [float(d["style"] == style) for d in told]
+            measures[f"style_share:{style}"] = lambda e, style=style: float(told[id(e)]["style"] == style)
     rows = []
-    for metric, values in measures.items():
-        groups: dict[str, list[float]] = {}
-        for edit, value in zip(edits, values, strict=True):
-            groups.setdefault(edit.passage_id, []).append(value)
-        means = {passage: sum(several) / len(several) for passage, several in groups.items()}
-        if not all(math.isnan(mean) for mean in means.values()):
-            rows.append(stats.bootstrap_mean(means).row(experiment, arm, metric, protocol, model))
+    for metric, of in measures.items():
+        estimate = stats.mean_over_loops(values_of(by_loop, of), stats.ANY if metric.startswith("edit_") else stats.SHARE)
+        if estimate.n:
+            rows.append(estimate.row(experiment, arm, metric, protocol, model))
     return rows

@@ -1,7 +1,7 @@
 """The whole ReST^EM experiment for one seed, and its lines in ``results.csv``.
 
 One loop = practice rounds, an evaluation after each, the reward's honesty check, and the control that ignores the
-reward. Several loops with different seeds are pooled by passage; each is also reported on its own.
+reward. Several loops with different seeds are crossed with the passages; each is also reported on its own.
 """
 
 import math
@@ -102,18 +102,21 @@ def comparisons(rounds: int) -> list[tuple[str, str]]:
 
 def restem_rows(controls: Mapping[str, Sequence[Trial]], loops: Mapping[int, Loop], passages: Sequence[Passage], *,
                 protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
-    """Lines for ``knowledge/restem`` (pooled over seeds), ``knowledge/restem/seed_N``, and the SEAL rows of Table 2."""
+    """Lines for ``knowledge/restem`` (over all loops), ``knowledge/restem/seed_N``, and the SEAL rows of Table 2.
+
+    Passages and loops are crossed: both are a sample. ``controls`` were run once and have no loops.
+    """
     label = {"protocol": protocol, "model": model}
     several = list(loops.values())
     rounds = len(several[0].rounds)
-    pooled: dict[str, list[Trial]] = {arm: list(trials) for arm, trials in controls.items()}
-    for loop in several:
-        for arm, trials in loop.evaluated.items():
-            pooled.setdefault(arm, []).extend(trials)
+    arms = dict.fromkeys(arm for loop in several for arm in loop.evaluated)
+    pooled = {**controls, **{arm: {loop.seed: loop.evaluated[arm] for loop in several} for arm in arms}}
     rows = []
     for arm, trials in pooled.items():
         rows += result_rows(EXPERIMENT, arm, trials, grader=grader, **label)
-        rows += edit_rows(EXPERIMENT, arm, [t.edit for t in trials if t.edit], passages, **label)
+        by_loop = trials if isinstance(trials, Mapping) else {0: trials}
+        edits = {seed: [t.edit for t in own if t.edit] for seed, own in by_loop.items()}
+        rows += edit_rows(EXPERIMENT, arm, edits, passages, **label)
     rows += difference_rows(EXPERIMENT, pooled, comparisons(rounds), grader=grader, **label)
     learned = [f"seal_round_{i}" for i in range(1, rounds + 1)] + ["random_edit_sft"]
     for arm in learned:
@@ -131,27 +134,18 @@ def restem_rows(controls: Mapping[str, Sequence[Trial]], loops: Mapping[int, Loo
 
 
 def reward_rows(loops: Sequence[Loop], *, protocol: str, model: str, grader: str) -> list[dict]:
-    """Per round, pooled over seeds: mean reward, best of k, the selected self-edits under a fresh seed, and the shares
-    of passages whose best reward is tied or 0.
+    """Per round, over all loops: mean reward, best of k, the selected self-edits under a fresh seed, and the shares of
+    passages whose best reward is tied or 0.
     """
     rows = []
     for index in range(len(loops[0].rounds)):
-        rewards: list[list[float]] = []
-        fresh: list[float] = []
-        tied: list[bool] = []
-        zero: list[bool] = []
-        for loop in loops:
-            record = loop.rounds[index]
-            again = fresh_rewards(record, loop.fresh[index])
-            rewards += record.grouped.values()
-            fresh += [again.get(passage, math.nan) for passage in record.grouped]
-            tied += record.tied.values()
-            zero += record.zero.values()
-        for metric, estimate in stats.best_of_k_bias(rewards, fresh).items():
-            rows.append(estimate.row(EXPERIMENT, f"seal_round_{index + 1}", metric, protocol, model, grader))
-        for metric, units in {"tied_share": tied, "zero_share": zero}.items():
-            estimate = stats.proportion(sum(units), len(units), unit="passage")
-            rows.append(estimate.row(EXPERIMENT, f"seal_round_{index + 1}", metric, protocol, model, grader))
+        arm, records = f"seal_round_{index + 1}", {loop.seed: loop.rounds[index] for loop in loops}
+        fresh = {loop.seed: fresh_rewards(loop.rounds[index], loop.fresh[index]) for loop in loops}
+        found = stats.best_of_k_bias({seed: record.grouped for seed, record in records.items()}, fresh)
+        for metric, of in {"tied_share": "tied", "zero_share": "zero"}.items():
+            shares = {seed: getattr(record, of) for seed, record in records.items()}
+            found[metric] = stats.mean_over_loops(shares, stats.SHARE)
+        rows += [e.row(EXPERIMENT, arm, metric, protocol, model, grader) for metric, e in found.items()]
     return rows
 
 

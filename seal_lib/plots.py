@@ -267,7 +267,7 @@ def score_distribution(table: pd.DataFrame, ax: Axes) -> Axes:
         heights = 0.74 * counts / counts.max()
         ax.bar(edges[:-1] + 0.05, -heights, bottom=y + 0.3, width=0.086, color=colour(arm), alpha=0.45, zorder=1)
         ax.axhline(y + 0.3, color=LIGHT, linewidth=0.8, zorder=0)
-        mark(ax, stats.bootstrap_mean(list(values)).row("", arm, "accuracy"), y + 0.3, colour(arm))
+        mark(ax, stats.mean_over_units(list(values), stats.SHARE).row("", arm, "accuracy"), y + 0.3, colour(arm))
     arm_axis(ax, [arm_label(arm) for arm in arms])
     share_axis(ax.xaxis, "accuracy of a passage (ridges: share of passages)")
     ax.set_xlim(-0.06, 1.06)

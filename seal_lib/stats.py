@@ -1,14 +1,21 @@
-"""Estimates with a 95 % interval and an n: bootstraps over passages, paired differences, tests, reward honesty.
+"""Estimates with a 95 % interval and an n: means over units and loops, paired differences, tests, reward honesty.
 
 Knows numpy arrays and dictionaries of numbers. Does not know passages, arms, models, files or figures, and needs no
-torch. Nested data carries its axes in its name: `rewards_P_E_S[p][e][s]` is passage p, self-edit e, inner-loop seed s.
-Every function is deterministic: the draws come from `seed`, and values are sorted first, so that the order in which
-units arrive changes nothing.
+torch. Nothing is drawn but the sign flips of `sign_flip_test`, whose seed is fixed: the same values give the same
+numbers, in whatever order the units arrive.
 
-A percentile bootstrap says little below about ten units: with one unit low and high are NaN, and a sample without any
-spread gets an interval of width zero. For counts (grids solved out of n) use `proportion`, which does not collapse.
+The **unit** (passage, task, stream) is what is independent; questions, self-edits and attempts of one unit are not, and
+enter as its mean. Several **loops** (whole runs with other seeds) that saw the same units are crossed with them: both
+are a sample, and the interval speaks of other units *and* other loops. How an interval is made depends on the number:
 
-    >>> bootstrap_mean([0.0, 0.5, 1.0, 0.5]).value
+* a share of 0 … 1 (`SHARE`): Korn and Graubard's interval for clustered questions, "clustered": Clopper and Pearson's
+  for the number of independent answers that would vary as much as the units do (Survey Methodology 24, 1998);
+* any other number (`DIFFERENCE`, `ANY`): Student's "t";
+* several loops: the same two with the variance over loops and units, degrees of freedom by Satterthwaite: "crossed";
+* units that all agree have no spread to go by: the "bound" that Clopper and Pearson give for none of n units;
+* a number that cannot vary: low = high, "by construction". One unit has no interval, and the name is empty.
+
+    >>> mean_over_units([0.0, 0.5, 1.0, 0.5], SHARE).value
     0.5
 """
 
@@ -16,24 +23,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from seal_lib.errors import DataError
 
-LEVEL = 0.95
+LEVEL, ALPHA = 0.95, 0.05
 DRAWS = 10_000
-_CELLS = 4_000_000  # resampled numbers held in memory at once
+_TAIL = ALPHA / 2
+_CELLS = 4_000_000  # sign-flipped numbers held in memory at once
+SHARE, DIFFERENCE, ANY = (0.0, 1.0), (-1.0, 1.0), (-math.inf, math.inf)  # where the value of one unit can lie
+SMALLEST_N = 6  # pairs: with five, the exact two-sided sign-flip test cannot reach 0.05
+#: unit -> its value, or its several values (questions, self-edits, attempts), whose mean it is
+Units = Mapping[str, float | Sequence[float]] | Sequence[float]
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A number, its 95 % interval, and how many units (passages, tasks, sequences, seeds) stand behind it.
 
-    `dropped` counts the units that were given but could not be used (NaN, or without a partner). `interval` names how
-    low and high were made, `loops` how many whole loops (seeds) each unit was seen by, and `p` is the p-value of a
-    difference, adjusted by Holm over its family.
+    `dropped` counts the values that were given but could not be used (NaN: diverged, not scorable; or a unit without a
+    partner). `interval` names how low and high were made (module docstring), `loops` how many whole loops (seeds) the
+    units were seen by, and `p` is the p-value of a difference, adjusted by Holm over its family (`compare`).
     """
 
     value: float
@@ -57,7 +69,7 @@ class Estimate:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        units = f"n = {self.n} {self.unit}"
+        units = f"n = {self.n} {self.unit}" + (f" × {self.loops} loops" if self.loops > 1 else "")
         if math.isnan(self.low):
             return f"{self.value:.3f} (no interval, {units})"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] ({units})"
@@ -78,6 +90,323 @@ class Reliability:
     dropped: int
 
 
+def mean_over_units(
+    values: Units, bounds: tuple[float, float], unit: str = "passage", *, constant: bool = False
+) -> Estimate:
+    """Mean over units (macro) with the interval that fits them; NaN and None are left out and counted as dropped.
+
+    Args:
+        values: one number per unit, or several whose mean it is; a dictionary gives the units their ids.
+        bounds: where the value of one unit can lie: :data:`SHARE`, :data:`DIFFERENCE` or :data:`ANY`.
+        constant: the number cannot vary between samples (a setting, frozen's gain): "by construction".
+
+    Raises:
+        DataError: a value lies outside `bounds`, or one that cannot vary does.
+    """
+    return mean_over_loops({0: values}, bounds, unit, constant=constant)
+
+
+def mean_over_loops(
+    values_by_loop: Mapping[object, Units], bounds: tuple[float, float], unit: str = "passage", *,
+    constant: bool = False,
+) -> Estimate:  # fmt: skip
+    """Mean over units, each the mean of its loops, with an interval over other units and other loops.
+
+    Two-way random effects: the variance of loop means plus that of unit means, which counts the residual twice and is
+    therefore wide (as Owen's pigeonhole bootstrap is, Ann. Appl. Stat. 1, 2007), with degrees of freedom by
+    Satterthwaite. A bootstrap of so few loops would be narrow: it has no degrees of freedom to pay with. Two loops say
+    little (coverage about 0.87 where loops differ much); with one, nothing is known of the spread between loops.
+
+    Args:
+        values_by_loop: loop -> its units. Where no unit was seen by two loops, units are nested in loops.
+    """
+    cells, dropped = _cells(values_by_loop)
+    for value in cells.values():
+        if not bounds[0] - 1e-9 <= value <= bounds[1] + 1e-9:
+            raise DataError(f"A {unit} has the value {value:g}, which is outside {bounds}; give the bounds it has.")
+    seen: dict[str, int] = {}
+    for _, key in cells:
+        seen[key] = seen.get(key, 0) + 1
+    loops, n = len({loop for loop, _ in cells}), len(seen)
+    if not n:
+        return Estimate(math.nan, math.nan, math.nan, 0, unit, dropped, loops=len(values_by_loop))
+    weights = {cell: 1 / (n * seen[cell[1]]) for cell in cells}
+    value = math.fsum(weights[cell] * cells[cell] for cell in cells)
+    if constant:
+        if max(cells.values()) - min(cells.values()) > 1e-9:
+            raise DataError(f"A number that cannot vary has different values among its {n} units; let it vary.")
+        return Estimate(value, value, value, n, unit, dropped, "by construction", loops)
+    pull = {cell: weights[cell] * (cells[cell] - value) for cell in cells}
+    return _estimate(value, pull, bounds, Estimate(value, math.nan, math.nan, n, unit, dropped, "", loops))
+
+
+def ratio_over_loops(
+    pairs_by_loop: Mapping[object, Mapping[str, tuple[float, float]]], unit: str = "passage"
+) -> Estimate:
+    """Ratio of sums (questions right / questions asked: micro), with its interval over the units that hold them.
+
+    Args:
+        pairs_by_loop: loop -> unit -> (numerator, denominator), a share; without a denominator a unit is dropped.
+    """
+    given = {(loop, key): pair for loop, pairs in pairs_by_loop.items() for key, pair in pairs.items()}
+    kept = {cell: pair for cell, pair in given.items() if math.isfinite(pair[0] + pair[1]) and pair[1] > 0}
+    n, loops, dropped = len({key for _, key in kept}), len({loop for loop, _ in kept}), len(given) - len(kept)
+    if not n:
+        return Estimate(math.nan, math.nan, math.nan, 0, unit, dropped, loops=len(pairs_by_loop))
+    total = math.fsum(below for _, below in kept.values())
+    value = math.fsum(above for above, _ in kept.values()) / total
+    pull = {cell: (above - value * below) / total for cell, (above, below) in kept.items()}
+    return _estimate(value, pull, SHARE, Estimate(value, math.nan, math.nan, n, unit, dropped, "", loops))
+
+
+def compare(
+    values: Mapping[str, Mapping[object, Units]], pairs: Sequence[tuple[str, str]],
+    bounds: tuple[float, float] = DIFFERENCE, unit: str = "passage", constant: Sequence[tuple[str, str]] = (),
+) -> dict[tuple[str, str], Estimate]:  # fmt: skip
+    """Paired differences a − b over the units (and loops) that both arms have; the pairs are one family for Holm.
+
+    An arm with a single loop (frozen, another writer's notes) is the same in every loop of the other. `p` is the
+    two-sided sign-flip p-value over units, of their mean over loops, adjusted by Holm over all pairs given; loops are
+    in the interval, not in p, and `separable` asks both. Pairs with an arm that is not there are left out.
+
+    Args:
+        values: arm -> loop -> units. An arm without loops: ``{0: units}``.
+        constant: the pairs whose difference is none by construction.
+
+    Raises:
+        DataError: two arms of a pair share no unit.
+    """
+    found: dict[tuple[str, str], Estimate] = {}
+    for a, b in pairs:
+        if a not in values or b not in values:
+            continue
+        apart = differences(values[a], values[b])
+        estimate = mean_over_loops(apart, bounds, unit, constant=(a, b) in constant)
+        cells, _ = _cells(apart)
+        means: dict[str, list[float]] = {}
+        for (_, key), value in cells.items():
+            means.setdefault(key, []).append(value)
+        p = math.nan if (a, b) in constant else sign_flip_test([math.fsum(v) / len(v) for v in means.values()])
+        found[a, b] = replace(estimate, p=p)
+    adjusted = holm({pair: estimate.p for pair, estimate in found.items()})
+    return {pair: replace(estimate, p=adjusted[pair]) for pair, estimate in found.items()}
+
+
+def differences(a: Mapping[object, Units], b: Mapping[object, Units]) -> dict[object, dict[str, float]]:
+    """loop -> unit -> a − b. A side with one loop stands beside every loop of the other; what only one side has is NaN.
+
+    Raises:
+        DataError: both have several loops, and not the same; or they have no unit in common.
+    """
+    ids = [{str(key) for units in side.values() for key in _named(units)} for side in (a, b)]
+    if not ids[0] & ids[1]:
+        raise DataError(
+            f"A paired difference needs units that both sides have, but none of the {len(ids[0])} and {len(ids[1])} is "
+            "common; compare arms that were evaluated on the same ones."
+        )
+    if len(a) > 1 and len(b) > 1 and set(a) != set(b):
+        raise DataError(f"Loops {sorted(map(str, a))} and {sorted(map(str, b))} cannot be paired; run both for each.")
+    loops = list(a if len(a) >= len(b) else b)
+    (ours, _), (theirs, _) = _cells(a), _cells(b)
+
+    def of(cells: Mapping, side: Mapping, loop: object) -> dict[str, float]:
+        there = loop if len(side) > 1 else next(iter(side))
+        return {key: value for (one, key), value in cells.items() if one == there}
+
+    result = {}
+    for loop in loops:
+        left, right = of(ours, a, loop), of(theirs, b, loop)
+        result[loop] = {key: left.get(key, math.nan) - right.get(key, math.nan) for key in sorted(ids[0] | ids[1])}
+    return result
+
+
+def proportion(successes: int, n: int, unit: str = "task") -> Estimate:
+    """Share of independent successes with Wilson's interval, which keeps a width at 0 of n and n of n."""
+    if not 0 <= successes <= n:
+        raise DataError(f"A proportion needs 0 <= successes <= n, got {successes} of {n}.")
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0, unit)
+    from scipy.stats import binomtest
+
+    ends = binomtest(successes, n).proportion_ci(LEVEL, method="wilson")
+    return Estimate(successes / n, float(ends.low), float(ends.high), n, unit, interval="Wilson")
+
+
+def separable(difference: Estimate) -> bool:
+    """Is a paired difference told apart from zero? The one definition of tables, figures and texts.
+
+    At least :data:`SMALLEST_N` units, an interval that excludes zero, and an adjusted p below 0.05 where there is one.
+    """
+    if difference.n < SMALLEST_N or math.isnan(difference.low) or math.isnan(difference.high):
+        return False
+    return (difference.low > 0 or difference.high < 0) and not difference.p >= ALPHA
+
+
+def sign_flip_test(differences: Sequence[float], seed: int = 0, draws: int = DRAWS) -> float:
+    """Two-sided p-value of "the mean paired difference is zero" under flipping the sign of each pair.
+
+    Exact over all 2^n sign patterns up to n = 14, else Monte Carlo with the observed pattern counted in. NaN pairs are
+    left out; without any pair the answer is NaN.
+    """
+    values = np.array([v for v in differences if math.isfinite(v)], dtype=float)
+    n = len(values)
+    if n == 0:
+        return math.nan
+    values = np.sort(values)
+    bar = abs(values.sum()) - 1e-9 * max(1.0, float(np.abs(values).sum()))  # equal sums differ in the last bit
+    if n <= 14:
+        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # (2^n, n)
+        return float((np.abs(signs @ values) >= bar).mean())
+    rng, hits = np.random.default_rng(seed), 0
+    for size in _chunks(draws, n):
+        signs = 1 - 2 * rng.integers(0, 2, size=(size, n))
+        hits += int((np.abs(signs @ values) >= bar).sum())
+    return (hits + 1) / (draws + 1)
+
+
+def holm(pvalues: Mapping[object, float]) -> dict[object, float]:
+    """Holm's step-down adjustment: p-values of one family -> adjusted p-values under the same names. NaN stays NaN."""
+    ordered = sorted(((p, name) for name, p in pvalues.items() if not math.isnan(p)), key=lambda pair: pair[0])
+    adjusted = {name: math.nan for name in pvalues}
+    running = 0.0
+    for rank, (p, name) in enumerate(ordered):
+        running = max(running, min(1.0, (len(ordered) - rank) * p))
+        adjusted[name] = running
+    return adjusted
+
+
+def best_of_k_bias(
+    rewards_by_loop: Mapping[object, Mapping[str, Sequence[float]]], fresh_by_loop: Mapping[object, Mapping[str, float]]
+) -> dict[str, Estimate]:
+    """What selection seems to gain and what it really gains, over the same passages.
+
+    The maximum of k noisy rewards is high even if all self-edits are equally good (winner's curse; paper facts 3.2:
+    54.3 against a mean of 40.2, but 43.9 with a held-out seed). So the selected self-edit is scored once more with
+    inner-loop seeds that took no part in the selection.
+
+    Args:
+        rewards_by_loop: loop -> passage -> reward of each self-edit, as used for selection; NaN is allowed.
+        fresh_by_loop: loop -> passage -> reward of the selected self-edit under fresh seeds.
+
+    Returns:
+        The estimates `reward_mean`, `reward_best_of_k`, `reward_selected_fresh_seed`.
+    """
+    named: dict[str, dict[object, dict[str, float]]] = {
+        name: {} for name in ("reward_mean", "reward_best_of_k", "reward_selected_fresh_seed")
+    }
+    for loop, rewards in rewards_by_loop.items():
+        for values in named.values():
+            values[loop] = {}
+        for passage, several in rewards.items():
+            finite = [reward for reward in several if math.isfinite(reward)]
+            again = fresh_by_loop.get(loop, {}).get(passage, math.nan)
+            there = bool(finite) and math.isfinite(again)  # all three numbers must speak about the same passages
+            three = (sum(finite) / len(finite), max(finite), again) if there else (math.nan,) * 3
+            for values, value in zip(named.values(), three, strict=True):
+                values[loop][passage] = value
+    return {name: mean_over_loops(values, SHARE) for name, values in named.items()}
+
+
+def reliability(rewards_P_E_S: Sequence[Sequence[Sequence[float]]]) -> Reliability:
+    """Split the spread of rewards within a passage into self-edits (signal) and inner-loop seeds (noise).
+
+    One-way variance components pooled over passages: MS_edit from the means of E self-edits, MS_seed from S seeds of
+    one self-edit; reliability of the S-seed mean = 1 − MS_seed / MS_edit, not below 0. The paper's main round 1 has
+    0.32 with three seeds (paper facts 3.2). Passages holding a NaN are left out and counted.
+
+    Args:
+        rewards_P_E_S: [P, E, S], S >= 2 and E >= 2 (else every share is NaN).
+    """
+    cube = np.asarray(rewards_P_E_S, dtype=float)
+    if cube.ndim != 3:
+        raise DataError(f"reliability wants passages × self-edits × seeds, got an array of shape {cube.shape}.")
+    keep = np.isfinite(cube).all(axis=(1, 2))
+    cube, dropped = cube[keep], int((~keep).sum())
+    passages, edits, seeds = cube.shape
+    if passages == 0 or edits < 2 or seeds < 2:
+        return Reliability(math.nan, math.nan, math.nan, math.nan, passages, dropped)
+    ms_seed = float(cube.var(axis=2, ddof=1).mean())
+    ms_edit = float(seeds * cube.mean(axis=2).var(axis=1, ddof=1).mean())
+    edit_variance = max(0.0, (ms_edit - ms_seed) / seeds)
+    of_mean = max(0.0, 1 - ms_seed / ms_edit) if ms_edit > 0 else math.nan
+    total = edit_variance + ms_seed
+    of_one = edit_variance / total if total > 0 else math.nan
+    return Reliability(of_mean, of_one, math.sqrt(edit_variance), math.sqrt(ms_seed), passages, dropped)
+
+
+def _named(units: Units) -> Mapping[str, float | Sequence[float]]:
+    return units if isinstance(units, Mapping) else dict(enumerate(units))
+
+
+def _cells(values_by_loop: Mapping[object, Units]) -> tuple[dict[tuple[object, str], float], int]:
+    """(loop, unit) -> the mean of its finite values, in one order whatever the order given; how many were dropped."""
+    cells, dropped = {}, 0
+    for loop, units in values_by_loop.items():
+        for key, given in _named(units).items():
+            several = [given] if given is None or np.ndim(given) == 0 else list(given)
+            finite = [float(v) for v in several if v is not None and math.isfinite(v)]
+            dropped += len(several) - len(finite)
+            if finite:
+                cells[loop, str(key)] = math.fsum(finite) / len(finite)
+    return dict(sorted(cells.items(), key=lambda cell: (str(cell[0][0]), cell[0][1]))), dropped
+
+
+def _estimate(value: float, pull: Mapping[tuple[object, str], float], bounds: tuple[float, float],
+              plain: Estimate) -> Estimate:  # fmt: skip
+    """`plain` with its interval. `pull`: how far each (loop, unit) moves the value; the pulls add up to zero."""
+    from scipy.special import betaincinv, ndtri, stdtrit
+
+    parts = [_spread(pull, axis=1)]
+    shared = plain.n < len(pull)  # some unit was seen by two loops
+    if plain.loops > 1:
+        parts = [_spread(pull, axis=0), *(parts if shared else [])]
+    groups, variance = [n for n, _ in parts], math.fsum(part for _, part in parts)
+    if plain.n < 2:
+        return plain
+    if variance <= 1e-18:
+        low, high = _bound(value, plain.n, bounds)
+        return replace(plain, low=low, high=high, interval="bound" if math.isfinite(low) else "")
+    df = variance**2 / math.fsum(part**2 / (n - 1) for n, part in parts)
+    name = "crossed" if len(groups) > 1 or plain.loops > 1 else "t"
+    t = float(stdtrit(df, 1 - _TAIL))
+    if bounds != SHARE or not 0 < value < 1:
+        half = t * math.sqrt(variance)
+        low, high = max(bounds[0], value - half), min(bounds[1], value + half)
+        return replace(plain, low=low, high=high, interval=name)
+    answers = value * (1 - value) / variance * (float(ndtri(1 - _TAIL)) / t) ** 2
+    right = value * answers
+    low = float(betaincinv(right, answers - right + 1, _TAIL))
+    high = float(betaincinv(right + 1, answers - right, 1 - _TAIL))
+    return replace(plain, low=low, high=high, interval="crossed" if name == "crossed" else "clustered")
+
+
+def _spread(pull: Mapping[tuple[object, str], float], axis: int) -> tuple[int, float]:
+    """(number of groups, variance of the value if the groups along one axis, loops 0 or units 1, are drawn anew)."""
+    sums: dict[object, list[float]] = {}
+    for cell, part in pull.items():
+        sums.setdefault(cell[axis], []).append(part)
+    n = len(sums)
+    return n, math.fsum(math.fsum(part) ** 2 for part in sums.values()) * n / (n - 1) if n > 1 else 0.0
+
+
+def _bound(value: float, n: int, bounds: tuple[float, float]) -> tuple[float, float]:
+    """Where the mean can be if n units all have one value: other values are rarer than Clopper and Pearson's limit."""
+    if not all(map(math.isfinite, bounds)):
+        return math.nan, math.nan
+    rare = 1 - _TAIL ** (1 / n)
+    return value - rare * (value - bounds[0]), value + rare * (bounds[1] - value)
+
+
+def _chunks(draws: int, n: int) -> Iterator[int]:
+    """Sizes that add up to `draws`, small enough that size × n numbers fit in memory."""
+    step = max(1, _CELLS // max(1, n))
+    for start in range(0, draws, step):
+        yield min(step, draws - start)
+
+
+# --- the percentile bootstrap: goes as soon as `continual` and `arc` call the functions above ----------------------
+
+
 def bootstrap_mean(
     values_per_unit: Mapping[str, float] | Sequence[float], seed: int = 0, draws: int = DRAWS, unit: str = "passage"
 ) -> Estimate:
@@ -91,7 +420,7 @@ def bootstrap_mean(
         return Estimate(math.nan, math.nan, math.nan, 0, unit, dropped)
     rows = np.sort(values)[:, None]  # (P, 1)
     means = [rows[index, 0].mean(axis=1) for index in _resamples(len(rows), seed, draws)]
-    return _estimate(float(values.mean()), means, len(values), unit, dropped)
+    return _percentile(float(values.mean()), means, len(values), unit, dropped)
 
 
 def paired_difference(
@@ -139,169 +468,7 @@ def micro(
     for index in _resamples(len(rows), seed, draws):
         sums = rows[index].sum(axis=1)  # (draws, 2)
         ratios.append(sums[:, 0] / sums[:, 1])
-    return _estimate(value, ratios, len(rows), unit, dropped)
-
-
-def cluster_bootstrap(
-    values_per_cluster: Mapping[str, Sequence[float]], seed: int = 0, draws: int = DRAWS, unit: str = "passage"
-) -> Estimate:
-    """Mean over clusters of the mean within a cluster, for units nested in clusters (self-edits or seeds in a passage).
-
-    Whole clusters are resampled: the units of one passage are not independent, and the spread of the cluster means
-    already holds the noise within them, so resampling the units again would count that noise twice.
-    """
-    means: dict[str, float] = {}
-    for key, values in values_per_cluster.items():
-        finite, _ = _finite(_numbers(values))
-        means[key] = float(finite.mean()) if len(finite) else math.nan
-    return bootstrap_mean(means, seed, draws, unit)
-
-
-def crossed_bootstrap(
-    values_S_P: Sequence[Sequence[float]], seed: int = 0, draws: int = DRAWS, unit: str = "passage × seed"
-) -> Estimate:
-    """Mean over S seeds of the whole loop that all saw the same P passages; seeds and passages are both resampled.
-
-    Owen's pigeonhole bootstrap, somewhat wide. n is the number of finite cells. With one seed this says nothing about
-    the spread between seeds, and with two it says very little.
-
-    Args:
-        values_S_P: [S, P]; NaN where a seed has no value for a passage.
-    """
-    grid = np.asarray(values_S_P, dtype=float)
-    if grid.ndim != 2:
-        raise DataError(f"crossed_bootstrap wants seeds × passages, got an array of shape {grid.shape}.")
-    there = np.isfinite(grid)
-    n, dropped = int(there.sum()), int((~there).sum())
-    if n == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0, unit, dropped)
-    filled, mask = np.where(there, grid, 0.0), there.astype(float)
-    seeds, passages = grid.shape
-    rng = np.random.default_rng(seed)
-    weight_S = rng.multinomial(seeds, [1 / seeds] * seeds, size=draws)  # (draws, S)
-    weight_P = rng.multinomial(passages, [1 / passages] * passages, size=draws)  # (draws, P)
-    sums = ((weight_S @ filled) * weight_P).sum(axis=1)
-    counts = ((weight_S @ mask) * weight_P).sum(axis=1)
-    means = sums[counts > 0] / counts[counts > 0]
-    return _estimate(float(grid[there].mean()), [means], n, unit, dropped)
-
-
-def proportion(successes: int, n: int, unit: str = "task") -> Estimate:
-    """Share of independent successes with Wilson's interval, which keeps a width at 0 of n and n of n."""
-    if not 0 <= successes <= n:
-        raise DataError(f"A proportion needs 0 <= successes <= n, got {successes} of {n}.")
-    if n == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0, unit)
-    z, p = 1.959963984540054, successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half), n, unit)
-
-
-def separable(difference: Estimate, smallest_n: int = 6) -> bool:
-    """Does the interval of a difference exclude zero?
-
-    Fewer than six pairs are never called separable: even if all agree in sign, the exact two-sided sign-flip test
-    (`sign_flip_test`) cannot reach 0.05 with five, while the bootstrap interval may look narrow.
-    """
-    if difference.n < smallest_n or math.isnan(difference.low) or math.isnan(difference.high):
-        return False
-    return difference.low > 0 or difference.high < 0
-
-
-def sign_flip_test(differences: Mapping[str, float] | Sequence[float], seed: int = 0, draws: int = DRAWS) -> float:
-    """Two-sided p-value of "the mean paired difference is zero" under flipping the sign of each pair.
-
-    Exact over all 2^n sign patterns up to n = 14, else Monte Carlo with the observed pattern counted in. NaN pairs are
-    left out; without any pair the answer is NaN.
-    """
-    values, _ = _finite(_numbers(differences))
-    n = len(values)
-    if n == 0:
-        return math.nan
-    values = np.sort(values)
-    bar = abs(values.sum()) - 1e-9 * max(1.0, float(np.abs(values).sum()))  # equal sums differ in the last bit
-    if n <= 14:
-        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # (2^n, n)
-        return float((np.abs(signs @ values) >= bar).mean())
-    rng, hits = np.random.default_rng(seed), 0
-    for size in _chunks(draws, n):
-        signs = 1 - 2 * rng.integers(0, 2, size=(size, n))
-        hits += int((np.abs(signs @ values) >= bar).sum())
-    return (hits + 1) / (draws + 1)
-
-
-def holm(pvalues: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjustment: p-values of one family -> adjusted p-values under the same names. NaN stays NaN."""
-    ordered = sorted((p, name) for name, p in pvalues.items() if not math.isnan(p))
-    adjusted = {name: math.nan for name in pvalues}
-    running = 0.0
-    for rank, (p, name) in enumerate(ordered):
-        running = max(running, min(1.0, (len(ordered) - rank) * p))
-        adjusted[name] = running
-    return adjusted
-
-
-def best_of_k_bias(
-    rewards_P_E: Sequence[Sequence[float]], fresh_P: Sequence[float], seed: int = 0, draws: int = DRAWS
-) -> dict[str, Estimate]:
-    """What selection seems to gain and what it really gains, over the same passages.
-
-    The maximum of k noisy rewards is high even if all self-edits are equally good (winner's curse; paper facts 3.2:
-    54.3 against a mean of 40.2, but 43.9 with a held-out seed). So the selected self-edit is scored once more with
-    inner-loop seeds that took no part in the selection.
-
-    Args:
-        rewards_P_E: [P, k] reward of each self-edit, as used for selection; ragged rows and NaN are allowed.
-        fresh_P: [P] reward of the selected self-edit under fresh seeds.
-
-    Returns:
-        The estimates `reward_mean`, `reward_best_of_k`, `reward_selected_fresh_seed`.
-    """
-    if len(rewards_P_E) != len(fresh_P):
-        raise DataError(f"Rewards are for {len(rewards_P_E)} passages but fresh scores for {len(fresh_P)}; match them.")
-    means, bests, fresh, dropped = [], [], [], 0
-    for rewards, again in zip(rewards_P_E, _numbers(fresh_P), strict=True):
-        finite, _ = _finite(_numbers(rewards))
-        if len(finite) == 0 or not math.isfinite(again):
-            dropped += 1  # all three numbers must speak about the same passages
-            continue
-        means.append(float(finite.mean()))
-        bests.append(float(finite.max()))
-        fresh.append(float(again))
-    named = {"reward_mean": means, "reward_best_of_k": bests, "reward_selected_fresh_seed": fresh}
-    result = {}
-    for name, values in named.items():
-        estimate = bootstrap_mean(values, seed, draws)
-        result[name] = Estimate(estimate.value, estimate.low, estimate.high, estimate.n, "passage", dropped)
-    return result
-
-
-def reliability(rewards_P_E_S: Sequence[Sequence[Sequence[float]]]) -> Reliability:
-    """Split the spread of rewards within a passage into self-edits (signal) and inner-loop seeds (noise).
-
-    One-way variance components pooled over passages: MS_edit from the means of E self-edits, MS_seed from S seeds of
-    one self-edit; reliability of the S-seed mean = 1 − MS_seed / MS_edit, not below 0. The paper's main round 1 has
-    0.32 with three seeds (paper facts 3.2). Passages holding a NaN are left out and counted.
-
-    Args:
-        rewards_P_E_S: [P, E, S], S >= 2 and E >= 2 (else every share is NaN).
-    """
-    cube = np.asarray(rewards_P_E_S, dtype=float)
-    if cube.ndim != 3:
-        raise DataError(f"reliability wants passages × self-edits × seeds, got an array of shape {cube.shape}.")
-    keep = np.isfinite(cube).all(axis=(1, 2))
-    cube, dropped = cube[keep], int((~keep).sum())
-    passages, edits, seeds = cube.shape
-    if passages == 0 or edits < 2 or seeds < 2:
-        return Reliability(math.nan, math.nan, math.nan, math.nan, passages, dropped)
-    ms_seed = float(cube.var(axis=2, ddof=1).mean())
-    ms_edit = float(seeds * cube.mean(axis=2).var(axis=1, ddof=1).mean())
-    edit_variance = max(0.0, (ms_edit - ms_seed) / seeds)
-    of_mean = max(0.0, 1 - ms_seed / ms_edit) if ms_edit > 0 else math.nan
-    total = edit_variance + ms_seed
-    of_one = edit_variance / total if total > 0 else math.nan
-    return Reliability(of_mean, of_one, math.sqrt(edit_variance), math.sqrt(ms_seed), passages, dropped)
+    return _percentile(value, ratios, len(rows), unit, dropped)
 
 
 def _numbers(values: Mapping[str, float] | Sequence[float]) -> np.ndarray:
@@ -315,13 +482,6 @@ def _finite(values: np.ndarray) -> tuple[np.ndarray, int]:
     return values[keep], int((~keep).sum())
 
 
-def _chunks(draws: int, n: int) -> Iterator[int]:
-    """Sizes that add up to `draws`, small enough that size × n numbers fit in memory."""
-    step = max(1, _CELLS // max(1, n))
-    for start in range(0, draws, step):
-        yield min(step, draws - start)
-
-
 def _resamples(n: int, seed: int, draws: int) -> Iterator[np.ndarray]:
     """Index arrays (chunk, n) of `draws` resamples with replacement; nothing for a single unit."""
     if n < 2:
@@ -331,7 +491,7 @@ def _resamples(n: int, seed: int, draws: int) -> Iterator[np.ndarray]:
         yield rng.integers(0, n, size=(size, n))
 
 
-def _estimate(value: float, draws: list[np.ndarray], n: int, unit: str, dropped: int) -> Estimate:
+def _percentile(value: float, draws: list[np.ndarray], n: int, unit: str, dropped: int) -> Estimate:
     if n < 2 or not draws:
         return Estimate(value, math.nan, math.nan, n, unit, dropped)
     low, high = np.quantile(np.concatenate(draws), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

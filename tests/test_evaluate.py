@@ -1,9 +1,12 @@
 """The table: columns, macro and micro by hand, paired differences, and every arm once on the shipped model."""
 
+import random
+from dataclasses import replace
+
 import pytest
 from fixtures_seal import INNER, WORDING, MemoryRun, made, mean, seedling, trial
 
-from seal_lib import experiments, runs
+from seal_lib import experiments, runs, stats
 from seal_lib.errors import DataError
 from seal_lib.evaluate import ARMS, difference_rows, edit_rows, evaluate_arm, result_rows
 from seal_lib.experiments import Loop, comparisons, restem_loop, restem_rows, reward_rows
@@ -50,8 +53,6 @@ def test_empty_self_edits_are_counted() -> None:
 
 
 def test_the_grade_that_decides_is_the_one_asked_for() -> None:
-    from dataclasses import replace
-
     one = trial("a", [0, 0])
     one = replace(one, answers=tuple(replace(a, grades=a.grades | {"contains": 1.0}) for a in one.answers))
     assert metric(result_rows("x", "arm", [one, trial("b", [0])], **LABEL), "accuracy")["value"] == 0.0
@@ -67,10 +68,10 @@ def test_differences_are_paired_by_passage() -> None:
     assert (row["arm"], row["metric"], row["value"], row["n"]) == ("a - b", "difference", 0.5, 2)  # x and y alone
     assert set(row) <= set(runs.COLUMNS)
     wide = [trial(f"p{i}", [float(j < i % 10) for j in range(12)], "b") for i in range(20)]
-    better = [trial(f"p{i}", [float(j < i % 10 + 2) for j in range(12)], "a") for i in range(20)]
+    better = [trial(f"p{i}", [float(j < i % 10 + 2 - i % 2) for j in range(12)], "a") for i in range(20)]
     (row,) = difference_rows("e", {"a": better, "b": wide}, [("a", "b")], **LABEL)
     # pairing removes the spread of the passages, which alone is wide
-    assert row["value"] == pytest.approx(1 / 6) and row["high"] - row["low"] < 1e-9
+    assert row["value"] == pytest.approx(1 / 8) and row["high"] - row["low"] < 0.05
     assert metric(result_rows("e", "b", wide, **LABEL), "accuracy")["high"] > 0.4
 
 
@@ -81,15 +82,53 @@ def test_a_failed_side_leaves_the_pair_out() -> None:
     assert row["value"] == 0.5 and row["n"] == 2
 
 
-def test_pooled_loop_seeds_do_not_make_passages_more_numerous() -> None:
-    one = [trial(f"p{i}", [float(i % 2)] * 2) for i in range(10)]
-    pooled = one + [trial(f"p{i}", [float(i % 2)] * 2, name=f"p{i}/again") for i in range(10)]
-    single, double = (result_rows("x", "arm", trials, **LABEL) for trials in (one, pooled))
-    for name in ("accuracy", "accuracy_micro"):
-        assert metric(double, name)["n"] == 10, name
-        assert metric(double, name)["value"] == metric(single, name)["value"]
-        width = [metric(rows, name)["high"] - metric(rows, name)["low"] for rows in (single, double)]
-        assert width[1] == pytest.approx(width[0], abs=0.02), name  # the same passages twice are no new evidence
+def test_loops_are_crossed_with_passages_and_their_spread_is_in_every_interval() -> None:
+    def loop(add: int) -> list:
+        return [trial(f"p{i}", [float(j < 4 + i % 5 + add) for j in range(12)]) for i in range(40)]
+
+    one, same, apart = loop(0), {0: loop(0), 1: loop(0), 2: loop(0)}, {0: loop(-3), 1: loop(0), 2: loop(3)}
+    rows = {name: result_rows("x", "arm", t, **LABEL) for name, t in (("one", one), ("same", same), ("apart", apart))}
+    for name in ("accuracy", "accuracy_micro", "f1"):
+        found = {key: metric(several, name) for key, several in rows.items()}
+        width = {key: row["high"] - row["low"] for key, row in found.items()}
+        assert {key: (row["n"], row["loops"]) for key, row in found.items()} == {
+            "one": (40, 1), "same": (40, 3), "apart": (40, 3),
+        }  # fmt: skip
+        assert found["one"]["value"] == pytest.approx(found["apart"]["value"]), name
+        assert width["same"] == pytest.approx(width["one"], rel=0.01), name  # the same loop thrice is no new evidence
+        assert width["apart"] > 3 * width["one"], name  # loops at 25, 50 and 75 %: three of them say little
+    frozen = [trial(f"p{i}", [0.0] * 12) for i in range(40)]
+    (row,) = difference_rows("x", {"a": apart, "frozen": frozen}, [("a", "frozen")], **LABEL)
+    assert (row["n"], row["loops"], row["interval"]) == (40, 3, "crossed")
+    assert row["high"] - row["low"] > 3 * width["one"]
+
+
+def test_rows_name_the_grader_that_made_them() -> None:
+    rows = result_rows("x", "arm", [trial("a", [1]), trial("b", [0])], **LABEL | {"grader": "contains"})
+    assert {r["metric"]: r["grader"] for r in rows} == {
+        "accuracy": "contains", "accuracy_micro": "contains", "blank_rate": "", "f1": "f1", "contains": "contains",
+        "failed_rate": "",
+    }  # fmt: skip
+    both = {"a": [trial("p", [1])], "b": [trial("p", [0])]}
+    assert difference_rows("x", both, [("a", "b")], **LABEL | {"grader": "f1"})[0]["grader"] == "f1"
+
+
+def test_nothing_that_could_vary_has_an_interval_without_width() -> None:
+    rows = result_rows("x", "arm", [replace(trial(f"p{i}", [1, 1]), steps=10) for i in range(3)], **LABEL)
+    for row in rows:
+        assert row["low"] < row["high"] and row["interval"] == "bound", row
+    still = metric(result_rows("x", "frozen", [trial(f"p{i}", [1, 0]) for i in range(3)], **LABEL), "failed_rate")
+    assert (still["low"], still["high"], still["interval"]) == (0, 0, "by construction")
+
+
+def test_differences_of_one_experiment_are_one_family() -> None:
+    rng = random.Random(0)
+    arms = {name: [trial(f"p{i}", [float(rng.random() < share) for _ in range(12)]) for i in range(12)]
+            for name, share in (("a", 0.9), ("b", 0.6), ("c", 0.5))}  # fmt: skip
+    pairs = [("a", "b"), ("b", "c"), ("a", "c")]
+    alone = [difference_rows("x", arms, [pair], **LABEL)[0]["p"] for pair in pairs]
+    together = [row["p"] for row in difference_rows("x", arms, pairs, **LABEL)]
+    assert together == list(stats.holm(dict(enumerate(alone))).values()) and together != alone
 
 
 def test_edit_rows_say_what_notes_are_like() -> None:

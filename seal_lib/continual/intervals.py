@@ -182,7 +182,7 @@ def compare(
         key, p, difference, how = str(len(rows)), math.nan, _nothing(len(common), lost), "incomplete"
         if common and (survivors or not lost):
             difference = stats.paired_difference(values[a], values[b], seed, draws, UNIT)
-            p = stats.sign_flip_test(stats.paired(values[a], values[b])[0], seed, draws)
+            p = stats.sign_flip_test(list(stats.paired(values[a], values[b])[0].values()), seed, draws)
             how = "survivors" if lost else "ok"
         rows.append((a, b, difference, how))
         ps[key] = p
