@@ -175,7 +175,8 @@ def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit] | Mapping[int
             measures[f"style_share:{style}"] = lambda e, style=style: float(told[id(e)]["style"] == style)
     rows = []
     for metric, of in measures.items():
-        estimate = stats.mean_over_loops(values_of(by_loop, of), stats.ANY if metric.startswith("edit_") else stats.SHARE)
+        bounds = stats.ANY if metric.startswith("edit_") else stats.SHARE
+        estimate = stats.mean_over_loops(values_of(by_loop, of), bounds)
         if estimate.n:
             rows.append(estimate.row(experiment, arm, metric, protocol, model))
     return rows
