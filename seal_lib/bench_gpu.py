@@ -9,6 +9,9 @@ and no accuracy is measured. Documents have the lengths of SEAL's released self-
 ``bank``        the adapter bank, K = 1 … 64 adapters side by side, from a queue of self-edits twice as long
 ==============  =====================================================================================================
 
+What an adapter, or a bank full of them, costs before its second step is spread over all steps of the self-edits in
+every way, also where a measurement stops before that (:class:`seal_lib.bench.Timing`).
+
 For each, on q/v and on all linears: seconds per self-edit, answers included; tokens per second; the share of the
 device's floors in bytes and FLOPs (:mod:`seal_lib.plan.costs`); peak memory. Repetitions are interleaved until time is
 up. Every measurement is written as soon as it is there (``bench_gpu_rows.csv``), so a killed run keeps its rows and
@@ -23,7 +26,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 
 from seal_lib import bench, bench_gpu_table, budget, paths
 from seal_lib.bench_gpu_table import Row
@@ -43,7 +45,7 @@ class Plan:
     slots: tuple[int, ...] = (16, 4, 1, 64, 8, 32, 2)  # the most telling first: a short run has them
     epochs: int = EPOCHS
     padding: int = 2048
-    padded_steps: int = 40  # the Trainer's start is in them
+    padded_steps: int = 20  # of the authors' way
     answer_tokens: int = 64
     minutes: float = 9.0
     repetitions: int = 3
@@ -99,26 +101,17 @@ class Words:
         return " ".join(map(str, ids))
 
 
-@cache
-def documents(plan: Plan) -> tuple[str, list[list[int]]]:
-    """(where the lengths come from, tokens of each document of each self-edit)."""
-    real = paths.test_data()
-    file = real / "seal_released" / "self_edits_base_val.json" if real else None
-    if file is not None and file.is_file():
-        from seal_lib.knowledge import data, prompts
-
-        made = lengths.of_passages(data.from_json(file), prompts.load("implications"), file.name)
-        source, edits = f"{file.name}, characters / {lengths.CHARACTERS}", made["documents"]
-    else:
-        source, edits = "recorded in seal_lib/lengths.yaml", lengths.edits(200)
-    return source, [[min(n, plan.longest) for n in d[-(plan.documents or len(d)) :]] for d in edits]
+def documents(plan: Plan) -> list[list[int]]:
+    """Tokens of each document of each recorded self-edit, the passage last."""
+    edits = lengths.profiles()["squad"].documents
+    return [[min(n, plan.longest) for n in d[-(plan.documents or len(d)) :]] for d in edits]
 
 
 def jobs_of(plan: Plan, count: int, vocabulary: int) -> list:
     """``count`` self-edits of recorded lengths in random words; the same for every variant."""
     from seal_lib.bank import Example, Job
 
-    edits, draw, jobs = documents(plan)[1], random.Random(0), []
+    edits, draw, jobs = documents(plan), random.Random(0), []
     for i in range(count):
         examples = [Example([draw.randrange(2, vocabulary) for _ in range(n)]) for n in edits[i % len(edits)]]
         jobs.append(Job(str(i), examples, lr=LR, epochs=plan.epochs, rank=RANK, alpha=ALPHA, seed=i))
@@ -153,7 +146,8 @@ def train(
 ) -> tuple[float, int, int, int]:
     """(seconds, adapter-steps, tokens of the documents in them, self-edits begun) of one measurement.
 
-    The bank is stopped after ``limit`` seconds, a sequential way after the self-edit during which they passed.
+    The bank is stopped after ``limit`` seconds, a sequential way after the self-edit during which they passed. The
+    seconds hold as much of the start as the steps are of the self-edits started.
     """
     from seal_lib.bank import AdapterBank
     from seal_lib.finetune import train_alone
@@ -162,8 +156,8 @@ def train(
     jobs = jobs_of(plan, max(2 * k, 8), model.config.vocab_size)
     own = jobs[turn % len(jobs)]
     if variant == "authors":
-        seconds, steps = bench.with_trainer(model, own, plan.padding, plan.padded_steps, targets, now)
-        return seconds, steps, round(steps * _tokens(own) / len(own.plan())), 1
+        timing, whole = bench.with_trainer(model, own, plan.padding, plan.padded_steps, targets, now), len(own.plan())
+        return timing.steps * timing.per_step(whole), timing.steps, round(timing.steps * _tokens(own) / whole), 1
     if variant == "sequential":
         seconds, steps, tokens, edits = 0.0, 0, 0, 0
         while not edits or edits < 3 and time.perf_counter() - begun < limit / 2:
@@ -172,11 +166,14 @@ def train(
             seconds, steps, edits = seconds + now() - start, steps + result.steps, edits + 1
             tokens += result.tokens
         return seconds, steps, tokens, edits
-    seen = {"steps": 0, "tokens": 0, "waiting": len(jobs), "live": 0}
+    seen = {"steps": 0, "tokens": 0, "waiting": len(jobs)}
+    first: list[tuple[float, int]] = []  # when the bank's first step ended, and the adapter-steps in it
 
     def watch(counts: dict) -> None:
         seen.update(counts)
-        if time.perf_counter() - begun > limit:
+        if not first:
+            first.append((now(), counts["steps"]))
+        elif time.perf_counter() - begun > limit:
             raise OutOfTime
 
     with AdapterBank(model, slots=k, targets=targets) as bank:
@@ -186,8 +183,12 @@ def train(
                 pass
         except OutOfTime:
             pass
-        seconds = now() - start
-    return seconds, seen["steps"], seen["tokens"], len(jobs) - seen["waiting"]
+        end = now()
+    opened = sum(sorted((len(job.plan()) for job in jobs), reverse=True)[:k])  # steps of those that the start opened
+    (ended, served), steps = first[0], seen["steps"]
+    usual = (end - ended) / max(1, steps - served)
+    opening = max(0.0, ended - start - usual * served)
+    return end - start - opening * (1 - min(1.0, steps / opened)), steps, seen["tokens"], len(jobs) - seen["waiting"]
 
 
 def _tokens(job) -> int:
@@ -316,7 +317,8 @@ def _run(plan: Plan, file) -> None:
         raise SealError("No CUDA GPU is found; python -m seal_lib.bench_gpu --tiny runs the same code on a CPU.")
     if device == "cpu":
         torch.set_num_threads(1)
-    record = bench_gpu_table.machine(device) | {"lengths": documents(plan)[0], "minutes": plan.minutes}
+    source = lengths.profiles()["squad"].source
+    record = bench_gpu_table.machine(device) | {"lengths": source, "minutes": plan.minutes}
     shapes = {name: shape_of(name) for name, _ in plan.models}
     bench_gpu_table.begin(file, record, plan, shapes)
     for row in measurements(plan, device, print):

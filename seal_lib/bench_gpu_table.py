@@ -82,7 +82,7 @@ def begin(file: Path, record: dict, plan, shapes: dict[str, budget.Shape]) -> No
     """An empty table of rows and the record of machine and sizes, before the first measurement."""
     from seal_lib.bench_gpu import ALPHA, EPOCHS, LR, QUESTIONS, RANK, documents
 
-    edits = documents(plan)[1]
+    edits = documents(plan)
     sizes = {
         "rank": RANK, "alpha": ALPHA, "lr": LR, "epochs": plan.epochs, "epochs_of_an_edit": EPOCHS,
         "questions": QUESTIONS, "answer_tokens": plan.answer_tokens, "padding": plan.padding,
@@ -212,7 +212,9 @@ def finish(folder: Path, stem: str) -> pd.DataFrame:
     record["outcomes"] = {o: sum(r.outcome == o for r in rows) for o in sorted({r.outcome for r in rows})}
     paths.write_json(_record(file), record)
     models = list(dict.fromkeys(table["model"]))
-    title = f"{record['device']}, {record['dtype']}, {record['date'][:10]}"
+    sizes = record["sizes"]
+    title = f"{record['device']}, {record['dtype']}, {record['date'][:10]}\nrandom weights, rank {sizes['rank']}, "
+    title += f"{sizes['documents_per_edit']:.1f} documents × {sizes['tokens_per_document']:.0f} tokens a self-edit"
     figures.draw(cost_curve, table, stem, folder, title, size=(5.2 * len(models), 3.8), panels=(1, len(models)))
     return table
 

@@ -1,12 +1,14 @@
 """The benchmark measures what it says and draws it. Run: pytest tests/test_bench.py"""
 
 from dataclasses import replace
+from statistics import fmean
 
 import matplotlib
 import pandas as pd
 import pytest
 
 from seal_lib import bench
+from seal_lib.plan.lengths import profiles
 
 matplotlib.use("Agg")
 SEQUENTIAL = [("authors", 1, 500.0), ("trainer_dynamic", 1, 20.0), ("peft_loop", 1, 6.0)]
@@ -14,14 +16,52 @@ VALUES = [*SEQUENTIAL, ("bank", 1, 4.0), ("bank", 8, 1.5), ("bank", 64, 2.0)]
 
 
 def table() -> pd.DataFrame:
-    rows = [(v, k, ms, 0.9 * ms, 1.2 * ms, 400.0, k) for v, k, ms in VALUES]
+    """Two length settings; the second costs half."""
+    rows = [
+        (lengths, tokens, steps, "a model", 8, v, k, ms / by, 0.9 * ms / by, 1.2 * ms / by, 400.0, k)
+        for lengths, tokens, steps, by in (("seal", 47.0, 90.0, 1), ("seedling", 19.0, 70.0, 2))
+        for v, k, ms in VALUES
+    ]
     return pd.DataFrame(rows, columns=bench.COLUMNS)
 
 
 def test_adapters_stay_in_place_for_less_than_a_folder_costs():
-    model, documents = bench.load(bench.TINY)
+    model, documents = bench.load(bench.TINY), bench.documents("seedling", bench.TINY)
     ways = bench.hand_over(model, bench.jobs_of(documents, bench.TINY))
     assert 0 < ways["in place"] < ways["folder"]
+
+
+def test_documents_have_seals_lengths_and_the_passage_is_among_them():
+    """SEAL's documents average 47 tokens (recorded), the passage included; every adapter has equally many steps."""
+    recorded = profiles()["squad"].documents
+    mean = fmean(n for part in recorded for n in part)
+    assert mean == pytest.approx(47, abs=1)
+    drawn = bench.seal_lengths(64)
+    assert {len(part) for part in drawn} == {bench.LINES + 1}
+    assert bench.LINES == round(fmean(map(len, recorded)) - 1)
+    assert fmean(n for part in drawn for n in part) == pytest.approx(mean, rel=0.03)
+    assert fmean(part[-1] for part in drawn) == pytest.approx(fmean(part[-1] for part in recorded), rel=0.03)
+    assert {part[-1] for part in drawn} <= {part[-1] for part in recorded}
+    for count in {max(k, bench.TOGETHER) for k in bench.Plan().slots}:  # what a way trains is like what others train
+        assert fmean(n for part in drawn[:count] for n in part) == pytest.approx(mean, rel=0.05)
+    made = bench.documents("seal", bench.Plan(slots=(4,)))
+    assert [[len(ids) - 1 for ids in part] for part in made] == drawn[:4]  # and one end-of-text each
+    assert len({ids[-1] for part in made for ids in part}) == 1
+    notes = bench.documents("seedling", bench.Plan(slots=(4,)))
+    assert {len(part) for part in notes} == {7} and all(len(part[-1]) == max(map(len, part)) for part in notes)
+
+
+def test_every_way_spreads_the_start_over_the_whole_adapter():
+    """Start-up of the Trainer over 6 steps, and of the others over 60, made the authors' way look dearer than it is."""
+    timing = bench.Timing(start=6.0, step=0.5, steps=6)
+    assert timing.per_step(60) == pytest.approx(0.6)  # not (6 + 6 * 0.5) / 6
+    model = bench.load(bench.TINY)
+    job = replace(bench.jobs_of(bench.documents("seal", bench.TINY), bench.TINY)[0], epochs=2)
+    ticks = iter((0.0, 10.0, 20.0, 21.0))  # begin, end of the first and of the last step, end
+    assert bench.with_trainer(model, job, 64, 6, clock=lambda: next(ticks)) == bench.Timing(21.0 - 6 * 2.0, 2.0, 6)
+    ticks = iter((0.0, 10.0, 44.0, 45.0))  # all 18 steps: nothing is left out
+    whole = bench.with_trainer(model, job, None, -1, clock=lambda: next(ticks))
+    assert whole.steps == 18 and whole.per_step(18) == pytest.approx(45 / 18)
 
 
 def test_a_tiny_run_writes_table_and_pictures(tmp_path, monkeypatch, capsys):
@@ -34,38 +74,54 @@ def test_a_tiny_run_writes_table_and_pictures(tmp_path, monkeypatch, capsys):
     assert sorted(p.name for p in folder.iterdir()) == [f"bench_inner_loop.{kind}" for kind in ("csv", "pdf", "png")]
     written = pd.read_csv(folder / "bench_inner_loop.csv")
     assert tuple(written.columns) == bench.COLUMNS
-    assert list(zip(written["variant"], written["K"], strict=True)) == bench.variants(bench.TINY)
+    expected = [(lengths, *way) for lengths in bench.LENGTHS for way in bench.variants(bench.TINY)]
+    assert list(zip(written["lengths"], written["variant"], written["K"], strict=True)) == expected
     assert (written["low"] <= written["ms_per_adapter_step"]).all() and (written["low"] > 0).all()
-    by = written.set_index(["variant", "K"])["ms_per_adapter_step"]
-    assert by["trainer_dynamic", 1] > 2 * by["bank", 2]  # set-up alone makes the Trainer dearer
-    peaks = written.set_index(["variant", "K"])["peak_mb"]
-    assert 100 < peaks["bank", 2] < 700 and peaks.drop(("bank", 2)).isna().all()  # not measured is empty, not 0
-    assert "peft_loop/bank:" in capsys.readouterr().out
+    by = written.set_index(["lengths", "variant", "K"])["ms_per_adapter_step"]
+    for lengths in bench.LENGTHS:  # set-up alone makes the Trainer dearer
+        assert by[lengths, "trainer_dynamic", 1] > 2 * by[lengths, "bank", 2]
+    peaks = written.set_index(["lengths", "variant", "K"])["peak_mb"]
+    assert 100 < peaks["seal", "bank", 2] < 700
+    assert peaks.drop(("seal", "bank", 2)).isna().all()  # not measured is empty, not 0
+    said = capsys.readouterr().out
+    assert "peft_loop/bank:" in said and "random, rank 8, lengths of SEAL's self-edits" in said
 
 
-def test_ratios_are_to_the_best_k():
-    expected = {"authors/bank": 500 / 1.5, "trainer_dynamic/bank": 20 / 1.5, "peft_loop/bank": 4}
-    assert bench.ratios(table()) == pytest.approx(expected)
+def test_ratios_are_to_the_best_k_at_each_length_with_their_spread():
+    found = bench.ratios(table())
+    for lengths in bench.LENGTHS:
+        for variant, _, ms in SEQUENTIAL:
+            whole = (ms / 1.5, 0.9 * ms / (1.2 * 1.5), 1.2 * ms / (0.9 * 1.5))
+            assert found[lengths, variant] == pytest.approx(whole)
+    first = bench.told(table()).splitlines()[0]
+    assert (
+        first
+        == "authors/bank: 333.3 [250.0, 444.4] (a model, rank 8, lengths of SEAL's self-edits, 47 tokens a document)"
+    )
 
 
 def test_the_picture_shows_every_number_of_the_table():
     import matplotlib.pyplot as plt
 
-    _, ax = plt.subplots()
-    bench.cost_by_slots(table(), ax)
-    levels = {line.get_ydata()[0] for line in ax.get_lines()[:3]}
-    assert levels == {500.0, 20.0, 6.0}
-    assert ax.get_lines()[3].get_xydata().tolist() == [[1, 4.0], [8, 1.5], [64, 2.0]]
-    assert ax.get_yscale() == ax.get_xscale() == "log"
-    assert "1.5 ms at K = 8" in " ".join(text.get_text() for text in ax.texts)
+    _, axes = plt.subplots(1, 2)
+    bench.cost_by_slots(table(), axes)
+    for ax, by, tokens in zip(axes, (1, 2), (47, 19), strict=True):
+        levels = {line.get_ydata()[0] for line in ax.get_lines()[:3]}
+        assert levels == {500.0 / by, 20.0 / by, 6.0 / by}
+        assert ax.get_lines()[3].get_xydata().tolist() == [[1, 4.0 / by], [8, 1.5 / by], [64, 2.0 / by]]
+        assert ax.get_yscale() == ax.get_xscale() == "log"
+        words = " ".join(text.get_text() for text in ax.texts)
+        assert f"{1.5 / by} ms at K = 8" in words and "4 × the bank" in words
+        assert f"{tokens} tokens a document" in ax.get_title()
+    assert axes[0].get_ylim() == axes[1].get_ylim()
     plt.close()
 
 
 def test_bank_and_loop_that_disagree_stop_the_benchmark(monkeypatch):
     from seal_lib import bank, finetune
 
-    model, documents = bench.load(bench.TINY)
-    jobs = bench.jobs_of(documents, bench.TINY)
+    model = bench.load(bench.TINY)
+    jobs = bench.jobs_of(bench.documents("seal", bench.TINY), bench.TINY)
     assert bench.check_same(model, jobs) < 1e-4
     monkeypatch.setattr(bank, "train_alone", lambda model, job: finetune.train_alone(model, replace(job, lr=0.1)))
     with pytest.raises(bench.SealError, match="disagree"):

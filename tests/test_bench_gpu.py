@@ -130,6 +130,24 @@ def test_time_that_is_up_stops_the_bank_and_the_run(monkeypatch) -> None:
     assert list(bench_gpu.measurements(dataclasses.replace(plan, minutes=0.0), "cpu", lambda text: None)) == []
 
 
+def test_the_start_of_a_stopped_bank_counts_by_the_share_of_its_steps(monkeypatch) -> None:
+    model = bench_gpu.build(bench_gpu.TINY_SHAPE, "cpu")
+    plan = dataclasses.replace(bench_gpu.TINY, epochs=50)
+    ticks = iter((0.0, 100.0, 110.0))  # start, end of the first step, end
+    monkeypatch.setattr(bench_gpu, "clock", lambda model: lambda: next(ticks))
+    seconds, steps, *_ = bench_gpu.train(model, plan, "qv", "bank", 2, 0, limit=0.0)
+    assert steps == 4  # two adapters, two steps: 5 s an adapter-step, so 90 s were the start of 300 steps
+    assert seconds == pytest.approx(4 * 5 + 90 * 4 / (2 * 50 * plan.documents))
+
+
+def test_the_authors_way_carries_its_start_as_a_whole_self_edit_does(monkeypatch) -> None:
+    model, plan = bench_gpu.build(bench_gpu.TINY_SHAPE, "cpu"), bench_gpu.TINY
+    monkeypatch.setattr(bench_gpu.bench, "with_trainer", lambda *_: bench_gpu.bench.Timing(9.0, 2.0, 2))
+    whole = len(bench_gpu.jobs_of(plan, 1, 512)[0].plan())
+    seconds, steps, *_ = bench_gpu.train(model, plan, "qv", "authors", 1, 0, limit=0.0)
+    assert (seconds, steps) == (pytest.approx(2 * 2.0 + 9.0 * 2 / whole), 2)
+
+
 def test_the_models_have_the_true_shapes(monkeypatch) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -147,8 +165,8 @@ def test_the_models_have_the_true_shapes(monkeypatch) -> None:
 
 
 def test_documents_have_the_recorded_lengths() -> None:
-    source, edits = bench_gpu.documents(bench_gpu.Plan())
-    assert source and edits == [list(d) for d in lengths.profiles()["squad"].documents]
+    edits = bench_gpu.documents(bench_gpu.Plan())
+    assert edits == [list(d) for d in lengths.profiles()["squad"].documents]
     jobs = bench_gpu.jobs_of(bench_gpu.Plan(), 128, 1000)
     assert [[len(e.ids) for e in job.examples] for job in jobs] == edits[:128]
     assert all(job.epochs == 10 and job.rank == 32 for job in jobs)
