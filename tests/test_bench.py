@@ -126,3 +126,23 @@ def test_bank_and_loop_that_disagree_stop_the_benchmark(monkeypatch):
     monkeypatch.setattr(bank, "train_alone", lambda model, job: finetune.train_alone(model, replace(job, lr=0.1)))
     with pytest.raises(bench.SealError, match="disagree"):
         bench.check_same(model, jobs)
+
+
+def test_the_puzzle_benchmark_trains_whole_self_edits_in_every_way_and_says_their_length():
+    from seal_lib import models
+    from seal_lib.arc import bench as arc_bench
+    from seal_lib.seedling import grids
+
+    model, tokenizer = models.load(arc_bench.MODEL)
+    task, few = grids.tasks("learning", 1)[0], replace(arc_bench.SETTINGS, cap=4, copies=1)
+    table = arc_bench.measure(model, tokenizer, task, few, repetitions=1, count=3).set_index("variant")
+    plain = arc_bench.jobs_of(task, arc_bench.draw(task, 3), tokenizer, few)
+    wide = [arc_bench.padded(job, tokenizer.pad_token_id) for job in plain]
+    lengths = [len(example.ids) for job in plain for example in job.examples]
+    assert (table["tokens"] == fmean(lengths)).all() and (table["self_edits"] == 3).all()
+    useful = arc_bench.tokens(plain)
+    assert useful == sum(len(job.examples[i].ids) for job in plain for batch in job.plan() for i in batch)
+    for variant, row in table.iterrows():  # the milliseconds are of all tokens of all epochs, none left out
+        assert row["ms_per_useful_token"] * useful == pytest.approx(1e3 * row["seconds"])
+        share = useful / arc_bench.tokens(wide) if variant.endswith("padded") else 1.0
+        assert row["useful_share"] == pytest.approx(share)

@@ -1,8 +1,8 @@
 """What a useful token of test-time training costs: 15 self-edits of one task, trained in seven ways.
 
 ====================  ===============================================================================================
-one_at_a_time_padded  one adapter after the other, every example padded to the longest of its set, pads in the loss
-                      (the released code)
+one_at_a_time_padded  one adapter after the other, every example padded to the longest of its set, pads in the loss,
+                      as the released code pads (but in a plain loop: no Trainer and no start-up of one)
 one_at_a_time         one adapter after the other, nothing padded
 bank_padded           all adapters side by side, padded as above
 bank                  all adapters side by side, nothing padded
@@ -12,7 +12,9 @@ bank_unique           as ``bank_bounded``, equal configurations trained once
 ====================  ===============================================================================================
 
 The self-edits are drawn from 18 configurations, which is how concentrated a policy is after a round, so some repeat.
-A useful token is one that is not padding, counted for all 15 self-edits; sampling and scoring are left out. Run
+A useful token is one that is not padding, counted for all 15 self-edits; sampling and scoring are left out. Every way
+trains whole self-edits, what it costs to begin one included. The puzzles are of the made world, far shorter than
+ARC's (:mod:`seal_lib.plan.lengths`): the ratios are this model's at these lengths. Run
 ``make bench`` or ``python -m seal_lib.arc.bench``; writes ``figures/seedling/bench_arc.{csv,png,pdf}``.
 """
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from seal_lib.finetune import Job
 
+MODEL = "seedling-grids"
 SELF_EDITS = 15
 SETTINGS = TestTimeTraining(rank=16, alpha=16, targets="all-linear", batch=4, warmup=3, cap=32, copies=3, slots=16,
                             tokens_per_step=1000, example_tokens=120)  # fmt: skip
@@ -98,7 +101,7 @@ def tokens(jobs: Sequence[Job]) -> int:
 
 def measure(model, tokenizer, task: Task, settings: TestTimeTraining = SETTINGS, repetitions: int = 5,
             count: int = SELF_EDITS) -> pd.DataFrame:  # fmt: skip
-    """Median over interleaved repetitions; columns variant, ms_per_useful_token, low, high, useful_share, seconds."""
+    """Median over interleaved repetitions, low and high the least and most; ``tokens``: mean of an example."""
     import pandas as pd
 
     from seal_lib.bank import AdapterBank
@@ -109,6 +112,7 @@ def measure(model, tokenizer, task: Task, settings: TestTimeTraining = SETTINGS,
     first = {config: number for number, config in reversed(list(enumerate(configs)))}
     once = [plain[number] for number in sorted(first.values())]
     useful = tokens(plain)
+    length = statistics.fmean(len(example.ids) for job in plain for example in job.examples)
     bounded = (max(1, settings.slots // 2), settings.tokens_per_step or None)
 
     def train(jobs: Sequence[Job], slots: int, bound: int | None = None) -> Callable[[], None]:
@@ -140,7 +144,7 @@ def measure(model, tokenizer, task: Task, settings: TestTimeTraining = SETTINGS,
             {
                 "variant": name, "ms_per_useful_token": statistics.median(several), "low": min(several),
                 "high": max(several), "useful_share": share, "seconds": statistics.median(seconds[name]),
-                "self_edits": len(configs), "distinct": len(once),
+                "self_edits": len(configs), "distinct": len(once), "tokens": length,
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
@@ -155,9 +159,12 @@ def main(arguments: list[str] | None = None) -> int:
     from seal_lib.arc import plots as arc_plots
     from seal_lib.seedling import grids
 
-    model, tokenizer = models.load("seedling-grids")
+    model, tokenizer = models.load(MODEL)
     table = measure(model, tokenizer, grids.tasks("learning", 1)[0], repetitions=options.repetitions)
-    figures.draw(arc_plots.bench_arc, table, "bench_arc", paths.figures() / "seedling", size=(7.2, 2.8))
+    about = table.iloc[0]
+    title = f"{MODEL}, LoRA of rank {SETTINGS.rank}, batch {SETTINGS.batch}, {about['tokens']:.0f} tokens an example, "
+    title += f"{about['self_edits']} self-edits of one puzzle"
+    figures.draw(arc_plots.bench_arc, table, "bench_arc", paths.figures() / "seedling", title, size=(7.2, 3.0))
     print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
     cost = table.set_index("variant").ms_per_useful_token
     for name in cost.index[1:]:
