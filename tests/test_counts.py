@@ -153,6 +153,11 @@ def test_counts_follow_their_parameters() -> None:
     assert cut["written_tokens"] <= 200 * 100 and cut["steps"] < once["steps"]
     limited = counts.totals(counts.of("11_single_passage", {**p, "document_limit": 2}))
     assert limited["steps"] == pytest.approx(200 * 40, rel=0.05)
+    later, capped = (
+        counts.totals(counts.of("11_single_passage", {**p, **more}))
+        for more in ({"protocol": "authors_v2"}, {"protocol": "authors_v2", "document_limit": 30})
+    )
+    assert later == capped and later["steps"] < once["steps"]  # the protocol brings its cap
 
 
 # ---------------------------------------------------------------------------------------------- lengths
