@@ -13,6 +13,7 @@ from seal_lib import models, restem
 from seal_lib.arc import experiment, prompts, self_edits
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.inner_loop import (
+    GRADERS,
     Attempt,
     Candidate,
     TestTimeTraining,
@@ -105,7 +106,8 @@ def test_a_diverged_adapter_is_an_outcome(seedling, tasks) -> None:
     open_ended = replace(SETTINGS, max_rate=1e30)
     candidate = Candidate("x", tasks[0], replace(GOOD, learning_rate=1e20, epochs=3))
     (attempt,) = run_candidates(*seedling, [candidate], WORDING, open_ended, seed=0)
-    assert attempt.outcome == "diverged" and attempt.success == 0 and "lower lr" in attempt.reason
+    assert attempt.outcome == "diverged" and "lower lr" in attempt.reason
+    assert all(math.isnan(attempt.graded(grader)) for grader in GRADERS)  # nothing to grade, not a wrong answer
 
 
 def test_tasks_longer_than_the_model_are_counted_not_crashed(seedling) -> None:
@@ -114,8 +116,9 @@ def test_tasks_longer_than_the_model_are_counted_not_crashed(seedling) -> None:
     untrained, trained = run_candidates(
         *seedling, [Candidate("a", giant, None), Candidate("b", giant, GOOD)], WORDING, SETTINGS, seed=0
     )
-    assert untrained.outcome == "too_long" and untrained.read == {"too_long": len(views_of(giant, 0, SETTINGS, 0))}
-    assert trained.outcome == "out_of_range" and "nothing to train on" in trained.reason
+    assert untrained.read == {"too_long": len(views_of(giant, 0, SETTINGS, 0))}
+    assert [a.outcome for a in (untrained, trained)] == ["task_too_long"] * 2  # the task's fault, not the self-edit's
+    assert not trained.rejected and math.isnan(trained.success) and math.isnan(untrained.success)
 
 
 def test_an_attempt_survives_the_journal(seedling, tasks) -> None:
@@ -170,11 +173,13 @@ def test_the_control_keeps_as_many_but_blindly(tasks) -> None:
         return experiment.Trial(edit, Attempt(f"{task.id}/{k}", task.id, "ok", pass_2=right))
 
     trials = [trial(t, k, k < 5) for t in tasks for k in range(50)]
-    kept = experiment.kept_trials(trials, replace(OUTER, filter="threshold", threshold=0.5), seed=0)
-    blind = experiment.kept_trials(trials, replace(OUTER, filter="random_as_many", threshold=0.5), seed=0)
-    assert [t.success for t in kept] == [1.0] * 15 and len(blind) == 15
-    assert sum(t.success for t in blind) < 8
-    assert {t.edit.passage_id for t in blind} == {t.id for t in tasks}
+    edits, success = [t.edit for t in trials], {t.id: t.accuracy for t in trials}
+    outer = replace(OUTER, filter="threshold", threshold=0.5)
+    _, kept = restem.filter_round([[t] for t in trials], edits, {}, outer, seed=0)
+    _, blind = restem.filter_round([[t] for t in trials], edits, {}, replace(outer, filter="random_as_many"), seed=0)
+    assert [success[e.id] for e in kept] == [1.0] * 15 and len(blind) == 15
+    assert sum(success[e.id] for e in blind) < 8
+    assert {e.passage_id for e in blind} == {t.id for t in tasks}
 
 
 def test_the_loop_resumes_after_a_kill_with_the_same_rows(seedling, tasks, tmp_path, monkeypatch) -> None:
@@ -184,7 +189,7 @@ def test_the_loop_resumes_after_a_kill_with_the_same_rows(seedling, tasks, tmp_p
     def loop(run):
         made = experiment.few_shot_loop(run, base, study(tasks), rounds=1, seed=0, random_control=True)
         return experiment.few_shot_rows({"icl": study(tasks).fixed(run, base, "icl", None)}, [made], protocol="clean",
-                                        model="m")  # fmt: skip
+                                        model="m", grader="grid")  # fmt: skip
 
     with run_in(tmp_path / "whole") as run:
         rows, undisturbed = loop(run), (run.folder / "rows.jsonl").read_bytes()

@@ -62,6 +62,7 @@ def test_the_papers_parameters_run_to_the_end(protocol, llama, tmp_path) -> None
         "model": llama, "tasks": evaluation, "practice": practice, "ids": json.dumps(IDS),
         "practice_ids": '["aaaa", "bbbb"]', "protocol": protocol, "cap": 4, "answer_tokens": 12, "samples": 2,
         "edits": 1, "edit_tokens": 12, "rank": 4, "threshold": -1.0, "sft_epochs": 1,
+        "resample": str(protocol == "authors").lower(), "max_tries": 3,
     }  # fmt: skip
     arguments = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     done = subprocess.run(
@@ -81,3 +82,5 @@ def test_the_papers_parameters_run_to_the_end(protocol, llama, tmp_path) -> None
     # what a random model writes is no configuration: counted with its reason, rewarded with nothing
     written = [row for row in rows if row["phase"].endswith("/write") or row["phase"].endswith("/sample")]
     assert sum(len(row["edits"]) for row in written) == 2 * (1 + 1 + 1) + 2 * 2
+    again = [row for row in rows if "/again_" in row["phase"]]  # the authors' way, with a bound
+    assert len(again) == (2 * len([e for row in written for e in row["edits"]]) if protocol == "authors" else 0)

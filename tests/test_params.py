@@ -222,8 +222,9 @@ def test_every_value_of_the_larger_scales_names_its_source() -> None:
         ("", "11_single_passage", "authors_v1"),
         ("clean", "11_single_passage", "clean"),
         ("authors_v2", "12_restem_rounds", "authors_v2"),
-        ("", "21_arc_self_edits", "clean"),
-        ("authors_v1", "21_arc_self_edits", "authors"),
+        ("", "20_arc_tasks", "authors"),
+        ("", "21_arc_self_edits", "authors"),
+        ("clean", "21_arc_self_edits", "clean"),
         ("clean", "14_continual_mitigations", "clean"),
     ],
 )

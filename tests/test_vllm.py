@@ -340,7 +340,7 @@ def test_configurations_held_to_the_schema_are_configurations(tmp_path: Path) ->
     hot = study(True)
     hot = replace(hot, outer=replace(hot.outer, temperature=2.0))  # so that a free text is mostly none
     written = {
-        held: replace(hot, constrained=held).write(MemoryRun(), policy, hot.practice, phase="w", seed=1, samples=12)
+        held: replace(hot, constrained=held).write(MemoryRun(), policy, hot.practice, phase="w", seed=1, samples=12)[0]
         for held in (True, False)
     }
     reasons = {held: [read(edit.text).reason for edit in edits] for held, edits in written.items()}

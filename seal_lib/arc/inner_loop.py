@@ -1,9 +1,14 @@
 """The inner loop on a puzzle: self-edit text → configuration → one adapter on the augmented data → a scored attempt.
 
 Configurations of a task, and of several tasks, train side by side through the adapter bank; equal ones are trained
-once and shared (the released code trains and scores each copy). A text that is no configuration, an adapter that
-diverges and a task whose examples are all too long are outcomes with a reason, and earn nothing. Knows the model's
-tokenizer only through :mod:`seal_lib.arc.render`; knows nothing of policies or rounds.
+once and shared (the released code trains and scores each copy). Knows the model's tokenizer only through
+:mod:`seal_lib.arc.render`; knows nothing of policies or rounds.
+
+Whatever becomes of a self-edit is an outcome with a reason. Two kinds are told apart, as in the knowledge domain:
+
+* *Wrong*: a text that is no configuration, or asks for more than is allowed, is graded 0, since the policy wrote it.
+* *Not scored* (:data:`UNSCORED`): an adapter that diverged, and a task longer than the model takes, have no answer to
+  grade. They are NaN: never kept, left out of every mean, and counted (``dropped``, and a rate of their own).
 """
 
 import math
@@ -14,7 +19,7 @@ from functools import partial
 from seal_lib.arc import grids, render, training, vote
 from seal_lib.arc.augment import PROTOCOLS
 from seal_lib.arc.prompts import Prompts
-from seal_lib.arc.self_edits import Config, Limits, Reading, read, with_data
+from seal_lib.arc.self_edits import REASONS, Config, Limits, Reading, read, with_data
 from seal_lib.arc.tasks import Task
 from seal_lib.cluster import Work
 from seal_lib.errors import DataError
@@ -23,6 +28,17 @@ from seal_lib.seeds import derive_seed
 
 #: how a test input is asked: the full prompt once; every leave-one-out subset; these and the turned ones (arc.md 5.1)
 VIEWS = ("full", "leave_one_out", "all")
+#: grader → its number in [0, 1] for an attempt that was scored. ``grid``: every test output equals one of the two
+#: attempts (the paper's); ``pass_1``: the first attempt alone; ``cells``: share of right cells, best of the two
+GRADERS: dict[str, Callable[["Attempt"], float]] = {
+    "grid": lambda attempt: float(attempt.pass_2),
+    "pass_1": lambda attempt: float(attempt.pass_1),
+    "cells": lambda attempt: attempt.cells,
+}
+#: what protocol ``authors`` stands for besides its data (facts arc.md 4.3, 5.1)
+AUTHORS = {"targets": "qv-mlp", "schedule": "cosine", "warmup": 11, "views": "all"}
+#: outcomes that leave nothing to grade
+UNSCORED = ("diverged", "task_too_long")
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,11 @@ class TestTimeTraining:
 
     ``cap``: most training examples; ``copies``: permuted copies of each; ``example_tokens``: longer ones are left out;
     ``max_steps``, ``max_rate``, ``max_epochs``: a self-edit asking for more is rejected; ``views``: see :data:`VIEWS`.
-    ``slots``: adapters trained side by side; 0: as many as the device's memory takes.
+    ``slots``: adapters trained side by side; 0: as many as the device's memory takes. ``grader``: what reward, tables
+    and rows go by, see :data:`GRADERS`.
+
+    Protocol ``authors`` is the released code's data (constant translate, second BOS, trained header) and method
+    (adapters on q, v and the MLP, cosine, views of every kind); what contradicts it is refused.
     """
 
     __test__ = False  # not a test class, whatever its name says to pytest
@@ -54,11 +74,18 @@ class TestTimeTraining:
     answer_tokens: int = 1900  # a 30 × 30 grid takes about 1830
     slots: int = 16
     tokens_per_step: int = 0  # 0: no bound, or the bank's own for large models
+    grader: str = "grid"
 
     def __post_init__(self):
-        for key, allowed in (("protocol", PROTOCOLS), ("views", VIEWS)):
+        for key, allowed in (("protocol", PROTOCOLS), ("views", VIEWS), ("grader", GRADERS)):
             if getattr(self, key) not in allowed:
                 raise DataError(f"{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}.")
+        if self.protocol == "authors":
+            for key, theirs in AUTHORS.items():
+                if getattr(self, key) != theirs:
+                    raise DataError(
+                        f"{key}: {getattr(self, key)!r} is not the authors' way; use {theirs!r} or protocol: clean."
+                    )
 
     @property
     def limits(self) -> Limits:
@@ -69,9 +96,9 @@ class TestTimeTraining:
 class Attempt:
     """One adapter (or none) on one task.
 
-    ``outcome``: ``ok``, ``untrained`` (no adapter asked for), ``diverged``, ``too_long``, or a key of
-    :data:`seal_lib.arc.self_edits.REASONS`; ``attempts``: per test input the grids submitted, at most two;
-    ``read``: how many answers were grids, and why the others were not.
+    ``outcome``: ``ok``, ``untrained`` (no adapter asked for), one of :data:`UNSCORED`, or a key of
+    :data:`seal_lib.arc.self_edits.REASONS` (rejected); ``attempts``: per test input the grids submitted, at most two;
+    ``cells``: share of right cells; ``read``: how many answers were grids, and why the others were not.
     """
 
     id: str
@@ -87,12 +114,21 @@ class Attempt:
     attempts: tuple[tuple[grids.Grid, ...], ...] = ()
     pass_1: bool = False
     pass_2: bool = False
+    cells: float = 0.0
     read: Mapping[str, int] = field(default_factory=dict)
+
+    def graded(self, grader: str) -> float:
+        """What the grader says, in [0, 1]; 0 if the self-edit was rejected, NaN if there is nothing to grade."""
+        return math.nan if self.outcome in UNSCORED else GRADERS[grader](self)
 
     @property
     def success(self) -> float:
-        """1 if every test output is right with either attempt, else 0: the paper's reward and metric."""
-        return float(self.pass_2)
+        """The paper's reward and metric: 1 if every test output is right with either attempt, else 0, or NaN."""
+        return self.graded("grid")
+
+    @property
+    def rejected(self) -> bool:
+        return self.outcome in REASONS
 
     @classmethod
     def from_dict(cls, row: dict) -> "Attempt":
@@ -108,7 +144,7 @@ class Attempt:
         given = "".join(
             f"<td>{''.join(grids.to_html(grid) for grid in pair) or 'no answer'}</td>" for pair in self.attempts
         )
-        verdict = "right" if self.pass_2 else "wrong"
+        verdict = "not scored" if self.outcome in UNSCORED else "right" if self.pass_2 else "wrong"
         told = f": {self.reason}" if self.reason else ""
         return f"<b>{self.id}</b> · {self.outcome}{told} · {verdict}<table><tr>{given}</tr></table>"
 
@@ -188,6 +224,9 @@ def train(model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, s
     for candidate in candidates:
         config = candidate.config
         examples = training_examples(candidate.task, config, tokenizer, prompts, settings, seed, sets)
+        if not examples:  # of the task's length, whatever the configuration
+            refused[candidate.id] = Reading(config.text(), None, "task_too_long", "every training example is too long")
+            continue
         reading = with_data(Reading(config.text(), config), len(examples), settings.limits)
         if reading.config is None:
             refused[candidate.id] = reading
@@ -231,7 +270,8 @@ def answer_all(generator, tokenizer, tasks: Sequence[Task], adapters: Sequence, 
                settings: TestTimeTraining, seed: int) -> list[tuple]:  # fmt: skip
     """(attempts per test input, counts of what became of the answers) for each task with its adapter (None: none).
 
-    A view too long for the model is not asked and counted as ``too_long``.
+    A view too long for the model is not asked and counted as ``too_long``. A test input of which no view could be asked
+    has None for its attempts.
     """
     from seal_lib.generate import Request, Sampling
 
@@ -249,15 +289,17 @@ def answer_all(generator, tokenizer, tasks: Sequence[Task], adapters: Sequence, 
     texts = generator.generate(requests, Sampling(settings.answer_tokens, stop=(prompts.stop,)))
     parsed = [grids.parse(completion.text) for (completion,) in texts]
     answers: list[list[list]] = [[[] for _ in task.tests] for task in tasks]
+    could = {(i, test) for i, test, _ in asked}
     told: list[list] = [[] for _ in tasks]
     for (i, test, view), found in zip(asked, parsed, strict=True):
         told[i].append(found)
         if found.grid:
             answers[i][test].append((view.turn, view.back(found.grid)))
     out = []
-    for i, _ in enumerate(tasks):
+    for i, several in enumerate(answers):
         counts = {key: n for key, n in grids.count_reasons(told[i]).items() if n} | {"too_long": long[i]}
-        out.append((tuple(vote.vote(several) for several in answers[i]), {k: n for k, n in counts.items() if n}))
+        tried = tuple(vote.vote(found) if (i, test) in could else None for test, found in enumerate(several))
+        out.append((tried, {k: n for k, n in counts.items() if n}))
     return out
 
 
@@ -297,11 +339,13 @@ def _attempt(candidate: Candidate, result, examples: int, answered) -> Attempt:
             return Attempt(**about, outcome=result.outcome, reason=result.reason)
     attempts, counts = answered
     outcome = "untrained" if result is None else "ok"
-    if set(counts) == {"too_long"}:
-        return Attempt(**about, outcome="too_long", reason="every view is longer than the model takes", read=counts)
+    if None in attempts:
+        reason = "every view of a test input is longer than the model takes"
+        return Attempt(**about, outcome="task_too_long", reason=reason, read=counts)
     score = vote.score(candidate.task, attempts)
     return Attempt(
-        **about, outcome=outcome, attempts=attempts, pass_1=score.pass_1, pass_2=score.pass_2, read=counts
+        **about, outcome=outcome, attempts=attempts, pass_1=score.pass_1, pass_2=score.pass_2, cells=score.cells,
+        read=counts,
     )  # fmt: skip
 
 

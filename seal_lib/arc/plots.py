@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from seal_lib import plots, stats
+from seal_lib import plots
 from seal_lib.arc import grids
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.grids import Grid
@@ -70,7 +70,7 @@ def success_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
 
 def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarray:
     """What policies ask for (metrics ``share:<choice>=<value>``): one panel a choice, a group of bars a value, one bar
-    an arm with Wilson's interval. A value that an arm never wrote is a measured zero of its n self-edits.
+    an arm with its interval over tasks. Rare values that stand together have no interval.
 
     Raises:
         DataError: no such row, or fewer axes than choices; axes left over are blank and carry the legend.
@@ -86,7 +86,6 @@ def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarra
     for ax, choice in zip(axes.flat, panels, strict=False):
         rows = shares[shares["what"].str.startswith(f"{choice}=")]
         rows = rows.assign(option=rows["what"].str.split("=", n=1).str[1])
-        rows = rows.assign(count=(rows["value"] * rows["n"].astype(float)).round())
         options = _joined_options(rows)
         width = 0.8 / len(arms)
         for k, arm in enumerate(arms):
@@ -96,16 +95,16 @@ def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarra
             for x, (_, members) in enumerate(options):
                 at = x + width * (k - (len(arms) - 1) / 2)
                 there = own[own["option"].isin(members)]
-                share = stats.proportion(int(there["count"].sum()), int(own["n"].iloc[0]), unit="self-edit")
                 label = arm_label(arm) if x == 0 else None
-                ax.bar(at, share.value, 0.9 * width, color=colour(arm), label=label, gid=f"value:{arm}")
-                ax.plot([at, at], [share.low, share.high], color=INK, linewidth=1, alpha=0.8,
-                        gid=f"interval:{arm}")  # fmt: skip
+                ax.bar(at, there["value"].sum(), 0.9 * width, color=colour(arm), label=label, gid=f"value:{arm}")
+                if len(there) == len(members) == 1:
+                    ax.plot([at, at], [there["low"].iloc[0], there["high"].iloc[0]], color=INK, linewidth=1, alpha=0.8,
+                            gid=f"interval:{arm}")  # fmt: skip
         ax.set_xticks(range(len(options)), [label for label, _ in options], fontsize=8.5 if len(options) < 5 else 7)
         ax.set_xlim(-0.6, len(options) - 0.4)
         ax.set_title(CHOICES.get(choice, choice.replace("_", " ")), fontsize=9, fontweight="normal")
         place = ax.get_subplotspec()
-        share_axis(ax.yaxis, "self-edits" if place is None or place.is_first_col() else "")
+        share_axis(ax.yaxis, "configurations" if place is None or place.is_first_col() else "")
         ax.set_ylim(0, 1.02)
         ax.grid(axis="y")
     handles, labels = axes.flat[0].get_legend_handles_labels()
@@ -118,7 +117,7 @@ def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarra
 
 def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
     """Success by configuration (metrics ``success:<down>=<a>|<across>=<b>``): the share in per cent, and small its
-    interval and how many self-edits it rests on; a configuration that was never written is hatched."""
+    interval and how many tasks it was tried on; a configuration that was never written is hatched."""
     import numpy as np
 
     cells = {}
@@ -140,7 +139,7 @@ def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
         y, x = rows.index(a), columns.index(b)
         ink = "white" if row["value"] > 0.6 else INK
         ax.text(x, y + 0.1, f"{100 * row['value']:.0f}", color=ink, ha="center", va="bottom", gid=f"value:{a}|{b}")
-        told = f"n = {int(row['n'])}"
+        told = f"{int(row['n'])} task{'s' if row['n'] > 1 else ''}"
         if not math.isnan(row["low"]):
             told = f"{100 * row['low']:.0f}–{100 * row['high']:.0f}, {told}"
         ax.text(x, y + 0.13, told, color=ink, ha="center", va="top", fontsize=5.5, gid=f"n:{a}|{b}")
@@ -161,7 +160,7 @@ def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
 
 def success_by_task(table: pd.DataFrame, ax: Axes) -> Axes:
     """One line a task (metrics ``success_rate:<task>``), easiest for the untrained policy on top; one column an arm,
-    from 0 to 100 % within it, a dot with its interval over self-edits. What did not run stays empty."""
+    from 0 to 100 % within it, a dot with its interval over configurations. What did not run stays empty."""
     rows = _named(table, "success_rate:")
     arms = sorted(rows["arm"].unique(), key=arm_rank)
     reference = "own_untrained" if "own_untrained" in arms else arms[0]
@@ -188,7 +187,7 @@ def success_by_task(table: pd.DataFrame, ax: Axes) -> Axes:
         ax.text(x + span / 2, 1.01, name, transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
     ends = list(chain.from_iterable((x, x + span) for x in range(len(arms))))
     ax.set_xticks(ends, ["0", "100"] * len(arms), fontsize=7)
-    ax.set_xlabel("self-edits that solve the task, %")
+    ax.set_xlabel("self-edits that solve the task, % (n: distinct configurations)")
     ax.set_xlim(-0.08, len(arms) - 1 + span + 0.08)
     ax.set_yticks(range(len(tasks)), tasks, fontsize=7.5)
     ax.set_ylim(len(tasks) - 0.4, -0.6)
@@ -336,13 +335,13 @@ def _choice_rank(choice: str) -> tuple[int, str]:
 
 def _joined_options(rows: pd.DataFrame) -> list[tuple[str, list[str]]]:
     """(label, values) of a panel in order; beyond MOST_VALUES the rarest stand together as "other"."""
-    counts = rows.groupby("option")["count"].sum()
-    names = _ordered(counts.index)
+    shares = rows.groupby("option")["value"].sum()
+    names = _ordered(shares.index)
     if set(names) & {"True", "False"}:
         names = ["False", "True"]
     if len(names) <= MOST_VALUES:
         return [(_option(name), [name]) for name in names]
-    kept = sorted(names, key=lambda name: -counts[name])[: MOST_VALUES - 1]
+    kept = sorted(names, key=lambda name: -shares[name])[: MOST_VALUES - 1]
     rest = [name for name in names if name not in kept]
     return [(_option(name), [name]) for name in names if name in kept] + [(f"{len(rest)}\nother", rest)]
 

@@ -112,12 +112,17 @@ def vote(answers: Sequence[tuple[str, Grid]]) -> tuple[Grid, ...]:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Which test outputs of a task were right, by the first attempt and by either."""
+    """Which test outputs of a task were right, by the first attempt and by either, and how many of their cells."""
 
     id: str
     first: tuple[bool, ...]
     either: tuple[bool, ...]
     answered: tuple[bool, ...]
+    share: tuple[float, ...]  # of right cells, of the better attempt; 0 if its shape is wrong
+
+    @property
+    def cells(self) -> float:
+        return fmean(self.share)
 
     @property
     def pass_1(self) -> bool:
@@ -147,7 +152,15 @@ def score(task: Task, attempts: Sequence[Sequence[Grid]]) -> TaskScore:
         tuple(len(grids) > 0 and grids[0] == truth for grids, truth in pairs),
         tuple(truth in grids for grids, truth in pairs),
         tuple(len(grids) > 0 for grids in tried),
+        tuple(max((cells_right(grid, truth) for grid in grids), default=0.0) for grids, truth in pairs),
     )
+
+
+def cells_right(grid: Grid, truth: Grid) -> float:
+    """Share of the truth's cells that the grid has; 0 if its shape is another."""
+    if size(grid) != size(truth):
+        return 0.0
+    return fmean(a == b for row, true in zip(grid, truth, strict=True) for a, b in zip(row, true, strict=True))
 
 
 def score_submission(tasks: Sequence[Task], submission: Mapping[str, object]) -> list[TaskScore]:

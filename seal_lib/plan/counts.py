@@ -225,7 +225,10 @@ def arc_self_edits(p: Mapping) -> list[Work]:
     learn = finetuning("learn", p, kept, puzzle.write + min(puzzle.edit, p["edit_tokens"]))
     for index in range(1, p["rounds"] + 1):
         loop += [write(f"seal_round_{index}/sample", texts)]
-        loop += attempts(f"seal_round_{index}/score", texts * puzzle.accepted * puzzle.distinct)
+        scored = attempts(f"seal_round_{index}/score", texts * puzzle.accepted * puzzle.distinct)
+        loop += [w.times(p["reward_seeds"]) for w in scored]
+        if p["reward"] == "improvement":
+            loop += [answers(f"seal_round_{index}/frozen", practice, False)]
         loop += [learn, *evaluate(f"seal_round_{index}")]
     if p["random_control"]:
         loop += [learn, *evaluate("random_config_sft")]

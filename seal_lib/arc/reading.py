@@ -1,0 +1,167 @@
+"""What the rows of ``arc/few_shot`` say, as Markdown: every number comes from the rows, and a claim that does not hold
+in them is not made.
+
+Knows the names of the rows that :mod:`seal_lib.arc.experiment` makes; draws nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from seal_lib import stats
+from seal_lib.arc.experiment import EXPERIMENT
+from seal_lib.arms import arm_label, difference_arm, round_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GAIN_WORDS = {"learning_rate": "learning rate", "num_train_epochs": "epochs", "strategy": "loss on tokens"}
+
+
+def outcome(results: pd.DataFrame) -> str:
+    """Levels of all arms, which differences are separable and in how many single loops, whether the reward is what
+    taught, and which choices moved."""
+    last = _last(results)
+    lines = [
+        _levels(results),
+        _differences(results, last),
+        _reward(results, last),
+        _choices(results, last),
+    ]
+    return "\n".join(f"* {line}" for line in lines if line)
+
+
+def by_task(results: pd.DataFrame) -> str:
+    """Where SEAL lies between the untrained policy and the hand-made configuration, how the gain is spread over tasks,
+    and how near its answers are."""
+    last = _last(results)
+    lines = [_between(results, last), _spread(results, last), _cells(results, last)]
+    return "\n".join(f"* {line}" for line in lines if line)
+
+
+def _last(results: pd.DataFrame) -> str:
+    """The arm of the last round."""
+    arms = results.loc[results["experiment"] == EXPERIMENT, "arm"].unique()
+    rounds = [(found[1], arm) for arm in arms if (found := round_of(arm)) and found[0] == "seal"]
+    return max(rounds, default=(0, "own_untrained"))[1]
+
+
+def _find(results: pd.DataFrame, arm: str, metric: str, experiment: str = EXPERIMENT) -> stats.Estimate | None:
+    rows = results[
+        (results["experiment"] == experiment) & (results["arm"] == arm) & (results["metric"] == metric)
+    ].to_dict("records")
+    if not rows or math.isnan(rows[0]["value"]):
+        return None
+    row = rows[0]
+    return stats.Estimate(
+        row["value"], row["low"], row["high"], int(row["n"]), row["unit"], int(row["dropped"]), row["interval"],
+        int(row["loops"]), row["p"],
+    )  # fmt: skip
+
+
+def _difference(results: pd.DataFrame, a: str, b: str, experiment: str = EXPERIMENT) -> stats.Estimate | None:
+    return _find(results, difference_arm(a, b), "difference", experiment)
+
+
+def _percent(estimate: stats.Estimate, sign: str = "") -> str:
+    told = f"{100 * estimate.value:{sign}.1f}"
+    if math.isnan(estimate.low):
+        return f"{told} %"
+    return f"{told} [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}] %"
+
+
+def _levels(results: pd.DataFrame) -> str:
+    arms = results.loc[(results["experiment"] == EXPERIMENT) & (results["metric"] == "success_rate"), "arm"]
+    found = [(arm, estimate) for arm in arms.unique() if (estimate := _find(results, arm, "success_rate"))]
+    if not found:
+        return ""
+    loops = max(estimate.loops for _, estimate in found)
+    tasks = max(estimate.n for _, estimate in found)
+    told = "; ".join(f"{arm_label(arm)} {_percent(estimate)}" for arm, estimate in found)
+    return f"Success over {tasks} tasks × {loops} loop{'s' if loops > 1 else ''}: {told}."
+
+
+def _differences(results: pd.DataFrame, last: str) -> str:
+    rows = results[(results["experiment"] == EXPERIMENT) & (results["metric"] == "difference")]
+    apart, level = [], []
+    for arm in rows["arm"].unique():
+        found = _find(results, arm, "difference")
+        if found is not None:
+            told = f"{arm_label(arm)} ({_percent(found, '+')}{_singly(results, arm)})"
+            (apart if stats.separable(found) else level).append(told)
+    parts = [f"Separable from zero: {'; '.join(apart)}"] if apart else []
+    parts += [f"not separable: {'; '.join(level)}"] if level else []
+    told = "; ".join(parts)
+    return told and f"{told[0].upper()}{told[1:]}."
+
+
+def _singly(results: pd.DataFrame, arm: str) -> str:
+    """In how many of the loops, each by itself, the difference is separable; nothing for a single loop."""
+    names = [name for name in results["experiment"].unique() if str(name).startswith(f"{EXPERIMENT}/seed_")]
+    if len(names) < 2:
+        return ""
+    alone = [_find(results, arm, "difference", name) for name in names]
+    return f", in {sum(found is not None and stats.separable(found) for found in alone)} of {len(names)} loops alone"
+
+
+def _reward(results: pd.DataFrame, last: str) -> str:
+    ours = _difference(results, last, "random_config_sft")
+    blind = _difference(results, "random_config_sft", "own_untrained")
+    if ours is None or blind is None or not (stats.separable(ours) and ours.value > 0):
+        return ""
+    told = f"It is the reward: the control learned from as many configurations chosen blindly, and {arm_label(last)}"
+    told += f" is ahead of it by {_percent(ours, '+')}"
+    if stats.separable(blind):
+        return f"{told}; the control moved too, by {_percent(blind, '+')}."
+    return f"{told}, while the control itself did not separably move."
+
+
+def _choices(results: pd.DataFrame, last: str) -> str:
+    """Values whose share in the last round lies outside the untrained policy's interval, and the other way round."""
+    where = f"{EXPERIMENT}/choices"
+    rows = results[(results["experiment"] == where) & (results["arm"] == last)]
+    moved = []
+    for metric in rows.loc[rows["metric"].str.startswith("share:"), "metric"]:
+        choice, _, value = metric.removeprefix("share:").partition("=")
+        before, after = _find(results, "own_untrained", metric, where), _find(results, last, metric, where)
+        if before is None or after is None or math.isnan(before.low) or math.isnan(after.low) or value == "False":
+            continue
+        if after.low > before.high or after.high < before.low:
+            name = GAIN_WORDS.get(choice, choice.removeprefix("use_").replace("_", " "))
+            what = name if value == "True" else f"{name} {value}"
+            moved.append((after.value - before.value, f"{what} ({100 * before.value:.0f} → {100 * after.value:.0f} %)"))
+    up = [told for gain, told in sorted(moved, reverse=True) if gain > 0]
+    down = [told for gain, told in sorted(moved) if gain < 0]
+    parts = [f"asks more often for {', '.join(up)}"] if up else []
+    parts += [f"less often for {', '.join(down)}"] if down else []
+    if not parts:
+        return ""
+    return f"After the last round the policy {' and '.join(parts)}; shares whose intervals overlap are left out."
+
+
+def _between(results: pd.DataFrame, last: str) -> str:
+    gain, left = _difference(results, last, "own_untrained"), _difference(results, last, "oracle")
+    parts = []
+    if gain is not None and stats.separable(gain):
+        parts.append(f"{'above' if gain.value > 0 else 'below'} the untrained policy by {_percent(gain, '+')}")
+    if left is not None and stats.separable(left):
+        parts.append(f"{'above' if left.value > 0 else 'below'} the hand-made configuration by {_percent(left, '+')}")
+    return f"{arm_label(last)} is separably {' and '.join(parts)}." if parts else ""
+
+
+def _spread(results: pd.DataFrame, last: str) -> str:
+    where = f"{EXPERIMENT}/tasks"
+    rows = results[(results["experiment"] == where) & (results["arm"] == last) & results["value"].notna()]
+    if not len(rows):
+        return ""
+    every, none = int((rows["value"] == 1).sum()), int((rows["value"] == 0).sum())
+    return f"Of {len(rows)} tasks, {every} are solved by every self-edit of {arm_label(last)} and {none} by none."
+
+
+def _cells(results: pd.DataFrame, last: str) -> str:
+    cells, solved = _find(results, last, "cells"), _find(results, last, "grid") or _find(results, last, "success_rate")
+    if cells is None or solved is None or solved.value >= 1 or cells.value <= solved.value:
+        return ""
+    wrong = (cells.value - solved.value) / (1 - solved.value)
+    return f"Where {arm_label(last)} is not right, its better attempt still has {100 * wrong:.0f} % of the cells right."

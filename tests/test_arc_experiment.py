@@ -1,0 +1,370 @@
+"""The table of the puzzles: graders, what cannot be scored, equal configurations, resampling, protocols, sentences."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from fixtures_seal import MemoryRun
+
+from seal_lib import stats
+from seal_lib.arc import experiment, prompts, reading, self_edits, vote
+from seal_lib.arc.inner_loop import AUTHORS, GRADERS, Attempt, TestTimeTraining
+from seal_lib.arc.self_edits import ORACLE, Config
+from seal_lib.arc.tasks import Task
+from seal_lib.errors import DataError
+from seal_lib.generate import Completion
+from seal_lib.records import SelfEdit
+from seal_lib.restem import OuterLoop, Policy, filter_round
+from seal_lib.seedling import grids as world
+
+SETTINGS = TestTimeTraining(rank=4, alpha=4, targets="all-linear", views="leave_one_out")
+OUTER = OuterLoop(samples=4, filter="threshold", threshold=0.5, edit_tokens=40)
+TASKS = world.tasks("learning", 4, seed=5)
+NAN = math.nan
+
+
+def config(k: int) -> Config:
+    return Config((), "train_using_output_tokens", 0.001 * (k + 1), 2)
+
+
+def attempt(task: str, k: int = 0, right: bool = False, **more) -> Attempt:
+    """One training of the k-th configuration; equal k on one task is the same training."""
+    about = {"outcome": "ok", "config": config(k), "steps": 4, "pass_2": right, "cells": 1.0 if right else 0.5, **more}
+    return Attempt(f"{task}/{k}", task, **about)
+
+
+def trial(task: str, k: int = 0, right: bool = False, number: int = 0, tries: int = 1, **more) -> experiment.Trial:
+    edit = SelfEdit(f"{task}/{number}", task, config(k).text(), "policy")
+    return experiment.Trial(edit, attempt(task, k, right, **more), more.pop("grader", "grid"), tries)
+
+
+def loop(seed: int, evaluated: dict[str, list[experiment.Trial]], practised=(), **more) -> experiment.Loop:
+    practised = tuple(practised) or (trial("p", 0, True),)
+    rewards = tuple(t.accuracy for t in practised)
+    rounds = (experiment.Round(1, practised, rewards, (), 1.0),)
+    return experiment.Loop(seed, rounds, evaluated, **more)
+
+
+def rows_of(loops, fixed=None, grader: str = "grid") -> dict[tuple[str, str, str], dict]:
+    rows = experiment.few_shot_rows(fixed or {}, loops, protocol="clean", model="m", grader=grader)
+    table = {(row["experiment"], row["arm"], row["metric"]): row for row in rows}
+    assert len(table) == len(rows)
+    return table
+
+
+MAIN = "arc/few_shot"
+
+# ------------------------------------------------------------------------------------------------ graders
+
+
+def test_the_graders_by_hand() -> None:
+    task = Task("t", (), (((1,),), ((1,),)), (((1, 2), (3, 4)), ((5, 6),)))
+    near, right, other = ((1, 2), (3, 9)), ((1, 2), (3, 4)), ((7,),)
+    score = vote.score(task, [(near, right), (((5, 0),), other)])
+    made = Attempt("t/x", "t", "ok", pass_1=score.pass_1, pass_2=score.pass_2, cells=score.cells)
+    assert {name: made.graded(name) for name in GRADERS} == {"grid": 0.0, "pass_1": 0.0, "cells": (1 + 0.5) / 2}
+    second = vote.score(replace(task, tests=task.tests[:1], solutions=task.solutions[:1]), [(near, right)])
+    assert (second.pass_1, second.pass_2, second.cells) == (False, True, 1.0)
+    assert vote.score(task, [(near,), ()]).cells == 0.75 / 2  # no answer has no right cell
+
+
+@pytest.mark.parametrize(("grader", "kept"), [("grid", ["t/1"]), ("pass_1", []), ("cells", ["t/0", "t/1"])])
+def test_the_grader_decides_what_is_kept(grader: str, kept: list[str]) -> None:
+    trials = [
+        replace(trial("t", 0, False, number=0, cells=0.75), grader=grader),
+        replace(trial("t", 1, True, number=1), grader=grader),
+        replace(trial("t", 2, False, number=2, cells=0.25), grader=grader),
+    ]
+    _, found = filter_round([[t] for t in trials], [t.edit for t in trials], {}, OUTER, seed=0)
+    assert [edit.id for edit in found] == kept
+
+
+def test_rows_name_their_grader_and_the_headline_follows_it() -> None:
+    made = [loop(0, {"own_untrained": [trial(f"t{k}", 0, k < 2) for k in range(8)]})]
+    for grader, value in (("grid", 0.25), ("pass_1", 0.0), ("cells", 0.25 + 0.75 / 2)):
+        rows = rows_of(made, {"icl": [attempt(f"t{k}", outcome="untrained", config=None) for k in range(8)]}, grader)
+        assert rows[MAIN, "own_untrained", "success_rate"]["value"] == pytest.approx(value)
+        for (where, _, metric), row in rows.items():
+            judged = metric.startswith(("success", "difference")) or metric in GRADERS
+            told = row["grader"]
+            assert told == (metric if metric in GRADERS else grader if judged else ""), (where, metric)
+    with pytest.raises(DataError, match="grader: 'luck' is not one of grid, pass_1, cells"):
+        replace(SETTINGS, grader="luck")
+
+
+def test_a_round_reports_and_warns_where_no_task_was_solved() -> None:
+    practised = [trial(f"p{t}", k, t == 0, number=k) for t in range(4) for k in range(3)]
+    made = loop(0, {"own_untrained": [trial("t")]}, practised)
+    (told,) = made.rounds
+    assert told.zero_share == 0.75 and told.tied_share == 1.0
+    rows = rows_of([made])
+    assert rows[MAIN, "seal_round_1", "zero_share"]["value"] == 0.75
+    assert rows[MAIN, "seal_round_1", "zero_share"]["n"] == 4
+    assert experiment.tally([told])[0]["best is 0"] == 0.75
+
+
+# ------------------------------------------------------------------------- what cannot be scored is neither right nor 0
+
+
+@pytest.mark.parametrize(("outcome", "metric"), [("diverged", "diverged_rate"), ("task_too_long", "too_long_rate")])
+def test_what_cannot_be_scored_is_dropped_and_counted(outcome: str, metric: str) -> None:
+    fine = [trial(f"t{k}", j, right=True, number=j) for k in range(8) for j in range(2)]
+    lost = [trial(f"t{k}", 2, number=2, outcome=outcome) for k in range(8)]
+    row = rows_of([loop(0, {"own_untrained": fine + lost})])
+    assert row[MAIN, "own_untrained", "success_rate"]["value"] == 1.0
+    assert row[MAIN, "own_untrained", "success_rate"]["dropped"] == 8
+    assert row[MAIN, "own_untrained", metric]["value"] == pytest.approx(1 / 3)
+    assert row[MAIN, "own_untrained", "rejected_rate"]["value"] == 0
+    rewards, kept = filter_round(
+        [[t] for t in lost], [t.edit for t in lost], {}, replace(OUTER, threshold=-1.0), seed=0
+    )
+    assert kept == [] and all(math.isnan(reward) for reward in rewards)
+
+
+def test_every_rejected_text_is_wrong_and_counted_a_text_too_long_too() -> None:
+    """A self-edit longer than a configuration can be was once taken for a task too long, and not counted."""
+    lost = [trial(f"t{k}", outcome=reason, config=None, steps=0) for k, reason in enumerate(self_edits.REASONS)]
+    rows = rows_of([loop(0, {"own_untrained": lost})])
+    assert rows[MAIN, "own_untrained", "rejected_rate"]["value"] == 1.0
+    assert rows[MAIN, "own_untrained", "success_rate"]["value"] == 0.0
+    assert rows[MAIN, "own_untrained", "success_rate"]["dropped"] == 0
+
+
+def test_an_arm_with_nothing_scored_is_a_gap_not_a_zero() -> None:
+    rows = rows_of([loop(0, {"own_untrained": [trial(f"t{k}", outcome="diverged") for k in range(8)]})])
+    row = rows[MAIN, "own_untrained", "success_rate"]
+    assert math.isnan(row["value"]) and row["dropped"] == 8 and row["n"] == 0
+    assert rows[MAIN, "own_untrained", "diverged_rate"]["value"] == 1.0
+
+
+# --------------------------------------------------------------------------------- intervals over tasks and loops
+
+
+def test_loops_are_a_sample_as_tasks_are() -> None:
+    """Three loops that differ much: an interval over tasks alone is narrow, the reported one is not."""
+    gains = {0: 0.9, 1: 0.5, 2: 0.1}
+    made = [
+        loop(seed, {
+            "own_untrained": [trial(f"t{k}", j, False, j) for k in range(20) for j in range(10)],
+            "seal_round_1": [trial(f"t{k}", j, j < 10 * gain, j) for k in range(20) for j in range(10)],
+        })
+        for seed, gain in gains.items()
+    ]  # fmt: skip
+    rows = rows_of(made)
+    row = rows[MAIN, "seal_round_1", "success_rate"]
+    assert (row["n"], row["loops"], row["interval"], row["unit"]) == (20, 3, "crossed", "task")
+    assert row["value"] == pytest.approx(0.5) and row["high"] - row["low"] > 0.5
+    apart = rows[MAIN, "seal_round_1 - own_untrained", "difference"]
+    assert apart["loops"] == 3 and apart["low"] < 0 < apart["high"] and apart["p"] < 0.05
+    assert not stats.separable(stats.Estimate(apart["value"], apart["low"], apart["high"], apart["n"], p=apart["p"]))
+    alone = rows[f"{MAIN}/seed_0", "seal_round_1", "success_rate"]
+    assert alone["loops"] == 1 and alone["high"] - alone["low"] < 0.3
+
+
+def test_nothing_solved_has_a_bound_and_what_cannot_happen_is_marked() -> None:
+    fixed = {"icl": [attempt(f"t{k}", outcome="untrained", config=None) for k in range(20)]}
+    rows = rows_of([loop(0, {"own_untrained": [trial(f"t{k}") for k in range(20)]})], fixed)
+    icl = rows[MAIN, "icl", "success_rate"]
+    assert icl["value"] == icl["low"] == 0 and icl["high"] == pytest.approx(1 - 0.025 ** (1 / 20))
+    assert icl["interval"] == "bound"
+    for metric in ("rejected_rate", "diverged_rate"):
+        row = rows[MAIN, "icl", metric]
+        assert row["low"] == row["high"] == 0 and row["interval"] == "by construction"
+    measured = rows[MAIN, "own_untrained", "rejected_rate"]
+    assert measured["interval"] == "bound" and measured["high"] > 0
+    for row in rows.values():
+        same = row["low"] == row["high"]
+        assert row["interval"] == "by construction" if same else row["interval"] != "by construction", row
+
+
+# ------------------------------------------------------------------------------------ equal configurations count once
+
+
+def test_equal_configurations_of_a_task_count_once_in_shares_maps_and_rounds() -> None:
+    """One task asks nine times for configuration 0 and once for 1: two trainings, not ten."""
+    written = [trial("t0", 0, True, j) for j in range(9)] + [trial("t0", 1, False, 9), trial("t1", 1, False, 0)]
+    practised = [trial("p", 0, True, j) for j in range(5)] + [trial("p", 1, False, 5)]
+    made = loop(0, {"own_untrained": written}, practised)
+    rows = rows_of([made])
+    choices = f"{MAIN}/choices"
+    assert rows[choices, "own_untrained", "share:learning_rate=0.001"]["value"] == pytest.approx(1 / 3)
+    assert rows[choices, "own_untrained", "share:learning_rate=0.002"]["value"] == pytest.approx(2 / 3)
+    cell = rows[choices, "own_untrained", "success:learning_rate=0.002|num_train_epochs=2"]
+    assert (cell["value"], cell["n"], cell["unit"]) == (0.0, 3, "task")  # tried on t0, t1 and p
+    assert rows[choices, "own_untrained", "success:learning_rate=0.001|num_train_epochs=2"]["n"] == 2
+    line = experiment.tally(made.rounds)[0]
+    assert (line["self-edits"], line["distinct trainings"], line["of them right"]) == (6, 2, 1)
+    assert made.rounds[0].tied_share == 0  # five equal texts are one best configuration, not a tie
+    row = rows[f"{MAIN}/tasks", "own_untrained", "success_rate:t0"]
+    assert row["value"] == 0.9 and (row["n"], row["unit"]) == (2, "configuration")
+    assert rows[MAIN, "own_untrained", "success_rate"]["value"] == 0.45  # the paper's: a mean over self-edits
+
+
+def test_equal_configurations_of_two_loops_are_two_trainings() -> None:
+    both = [loop(seed, {"own_untrained": [trial("t0", 0, seed == 0)]}) for seed in (0, 1)]
+    cell = rows_of(both)[f"{MAIN}/choices", "own_untrained", "success:learning_rate=0.001|num_train_epochs=2"]
+    assert cell["value"] == pytest.approx((1 + 2 * 1) / 4)  # t0 in two loops, and p, right in both
+
+
+def test_a_value_that_another_arm_asked_for_is_a_measured_zero() -> None:
+    arms = {
+        "own_untrained": [trial(f"t{k}", k % 2) for k in range(8)],
+        "seal_round_1": [trial(f"t{k}", 0) for k in range(8)],
+    }
+    row = rows_of([loop(0, arms)])[f"{MAIN}/choices", "seal_round_1", "share:learning_rate=0.002"]
+    assert row["value"] == 0 and row["high"] > 0 and row["interval"] == "bound"
+
+
+# -------------------------------------------------------------------------------------------------- resampling
+
+GOOD = config(0).text()
+
+
+class Written:
+    """A generator whose texts are given, one list a task, used from the front; remembers its seeds."""
+
+    def __init__(self, texts: dict[str, list[str]]):
+        self.texts, self.seeds = texts, []
+
+    def generate(self, requests, sampling):
+        out = []
+        for request in requests:
+            self.seeds.append(request.seed)
+            left = next(texts for prompt, texts in self.texts.items() if prompt == request.prompt)
+            out.append([Completion(left.pop(0), 7, "eos") for _ in range(sampling.n)])
+        return out
+
+
+def written(
+    monkeypatch, texts: list[list[str]], **changes
+) -> tuple[experiment.FewShot, MemoryRun, list, list, Written]:
+    """What ``write`` makes of two tasks for which a generator says ``texts``."""
+    study = experiment.FewShot(TASKS[:2], TASKS[2:], prompts.load("seedling"), SETTINGS, OUTER, **changes)
+    policy = Policy("untrained", None, None, "hf")
+    said = Written({study.prompts.write(t)[1]: list(lines) for t, lines in zip(TASKS[:2], texts, strict=True)})
+    monkeypatch.setattr(Policy, "generator", lambda self: said)
+    run = MemoryRun()
+    edits, tries = study.write(run, policy, TASKS[:2], phase="w", seed=3, samples=2)
+    return study, run, edits, tries, said
+
+
+def test_off_a_text_that_is_no_json_stays(monkeypatch) -> None:
+    _, run, edits, tries, _ = written(monkeypatch, [["no json", GOOD], [GOOD, "{"]])
+    assert (
+        [edit.text for edit in edits] == ["no json", GOOD, GOOD, "{"] and tries == [1] * 4 and set(run.phases) == {"w"}
+    )
+
+
+def test_on_it_is_written_again_until_it_parses(monkeypatch) -> None:
+    first, second = ["no json", GOOD, "", GOOD], [GOOD, '{"a": 1}']
+    _, run, edits, tries, said = written(monkeypatch, [first, second], resample=True)
+    assert [edit.text for edit in edits] == [GOOD, GOOD, GOOD, '{"a": 1}']  # JSON of another kind is wrong, and stays
+    assert tries == [3, 1, 1, 1] and [edit.tokens for edit in edits] == [21, 7, 7, 7]
+    assert [edit.id for edit in edits] == [f"{t.id}/{k}" for t in TASKS[:2] for k in range(2)]
+    assert [edit.passage_id for edit in edits] == [t.id for t in TASKS[:2] for _ in range(2)]
+    assert set(run.phases) == {"w", "w/again_2", "w/again_3"} and len(set(said.seeds)) == 4  # a new draw each time
+
+
+def test_the_bound_on_tries_holds_and_what_is_left_is_rejected(monkeypatch) -> None:
+    _, run, edits, tries, _ = written(monkeypatch, [["x"] * 9, [GOOD, GOOD]], resample=True, max_tries=3)
+    assert tries == [3, 3, 1, 1] and [edit.text for edit in edits][:2] == ["x", "x"] and len(run.phases) == 3
+    assert self_edits.read(edits[0].text).reason == "not_json"
+    with pytest.raises(DataError, match="max_tries: 0"):
+        written(monkeypatch, [[], []], resample=True, max_tries=0)
+
+
+def test_how_often_texts_were_written_again_is_reported() -> None:
+    trials = [trial(f"t{k}", 0, tries=1 + k % 2) for k in range(8)]
+    rows = rows_of([loop(0, {"own_untrained": trials}, [trial("p", tries=4)], resample=True)])
+    row = rows[MAIN, "own_untrained", "texts_per_self_edit"]
+    assert row["value"] == 1.5 and row["interval"] == "t"
+    off = rows_of([loop(0, {"own_untrained": [trial(f"t{k}") for k in range(8)]})])
+    assert off[MAIN, "own_untrained", "texts_per_self_edit"]["interval"] == "by construction"
+    assert experiment.tally([loop(0, {}, [trial("p", tries=4)]).rounds[0]])[0]["texts"] == 4
+
+
+# --------------------------------------------------------------------------------------------------- protocols
+
+THEIRS = replace(SETTINGS, protocol="clean", **AUTHORS)
+
+
+@pytest.mark.parametrize(
+    "change", [{"targets": "all-linear"}, {"schedule": "linear"}, {"warmup": 3}, {"views": "full"}]
+)
+def test_the_authors_inner_loop_is_theirs_or_refused(change: dict) -> None:
+    replace(THEIRS, protocol="authors")
+    (key,) = change
+    with pytest.raises(DataError, match=f"{key}: .* is not the authors' way"):
+        replace(THEIRS, protocol="authors", **change)
+
+
+def test_the_authors_outer_loop_is_theirs_or_refused() -> None:
+    inner, outer = replace(THEIRS, protocol="authors"), replace(OUTER, sft_schedule="cosine", sft_targets="qv-mlp")
+    chat = prompts.load("chat")
+    experiment.FewShot(TASKS[:2], TASKS[2:], chat, inner, outer, resample=True)
+    for told, wording, changed, resample in (
+        ("resample: false", chat, outer, False),
+        ("prompts: 'seedling' is no chat set", prompts.load("seedling"), outer, True),
+        ("sft_schedule: 'linear'", chat, replace(outer, sft_schedule="linear"), True),
+        ("sft_targets: 'all-linear'", chat, replace(outer, sft_targets="all-linear"), True),
+    ):
+        with pytest.raises(DataError, match=told):
+            experiment.FewShot(TASKS[:2], TASKS[2:], wording, inner, changed, resample=resample)
+
+
+def test_scale_paper_is_the_authors_way_in_both_domains_and_clean_is_the_other(monkeypatch) -> None:
+    from seal_lib import params
+
+    for word, texts, puzzles in (("", "authors_v1", "authors"), ("clean", "clean", "clean")):
+        monkeypatch.setenv("SET", word)
+        assert params.resolve("12_restem_rounds", "paper")["protocol"] == texts
+        for notebook in ("20_arc_tasks", "21_arc_self_edits"):
+            assert params.resolve(notebook, "paper")["protocol"] == puzzles
+        found = params.resolve("21_arc_self_edits", "paper")
+        assert found["resample"] == (word == "")
+        inner, outer = params.pick(TestTimeTraining, found), params.pick(OuterLoop, found)
+        more = {key: found[key] for key in ("edits", "constrained", "resample", "max_tries")}
+        experiment.FewShot(TASKS[:1], TASKS[1:], prompts.load(found["prompts"]), inner, outer, **more)
+
+
+# ---------------------------------------------------------------------------------------------------- sentences
+
+
+def table(gain: float, oracle: float = 1.0, blind: float = 0.0):
+    """Three loops in which the last round solves ``gain`` of the self-edits more than the untrained policy's none."""
+    import pandas as pd
+
+    def trials(rate: float, k0: int) -> list[experiment.Trial]:
+        return [trial(f"t{k}", k0 + j, j < round(10 * rate), j) for k in range(12) for j in range(10)]
+
+    made = [
+        loop(seed, {"own_untrained": trials(0.1, 0), "random_config_sft": trials(0.1 + blind, 0),
+                    "seal_round_1": trials(0.1 + gain, 10)})
+        for seed in range(3)
+    ]  # fmt: skip
+    fixed = {"oracle": [attempt(f"t{k}", right=k < 12 * oracle) for k in range(12)]}
+    return pd.DataFrame(experiment.few_shot_rows(fixed, made, protocol="clean", model="m", grader="grid"))
+
+
+def test_sentences_hold_in_the_rows_or_are_not_said() -> None:
+    won, lost = reading.outcome(table(0.5)), reading.outcome(table(0.0))
+    assert "SEAL, round 1 60.0" in won and "12 tasks × 3 loops" in won and "in 3 of 3 loops alone" in won
+    assert "It is the reward" in won and "did not separably move" in won and "learning rate 0.011" in won
+    assert "It is the reward" not in lost and "asks more often" in lost  # it chose others, to no avail
+    assert "Separable from zero: SEAL, round 1 − untrained" in won
+    assert "SEAL, round 1 − untrained" in lost.split("ot separable:")[1]
+    both = reading.outcome(table(0.7, blind=0.3))
+    assert "the control moved too, by +30.0" in both
+    near = reading.by_task(table(0.5))
+    assert "above the untrained policy by +50.0" in near and "below the hand-made configuration by -40.0" in near
+    assert "Of 12 tasks, 0 are solved by every self-edit of SEAL, round 1 and 0 by none" in near
+    assert "still has 50 % of the cells right" in near
+    assert "separably" not in reading.by_task(table(0.0, oracle=0.0))
+
+
+def test_no_sentence_has_a_number_of_its_own() -> None:
+    """Other rows, other numbers: a text that quotes a run would not move."""
+    assert reading.outcome(table(0.5)) != reading.outcome(table(0.4))
+    assert reading.by_task(table(0.5)) != reading.by_task(table(0.4))
+    assert json.loads(ORACLE.text())  # the hand-made configuration is JSON that the reader takes
