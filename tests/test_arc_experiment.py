@@ -336,7 +336,8 @@ def table(gain: float, oracle: float = 1.0, blind: float = 0.0):
     import pandas as pd
 
     def trials(rate: float, k0: int) -> list[experiment.Trial]:
-        return [trial(f"t{k}", k0 + j, j < round(10 * rate), j) for k in range(12) for j in range(10)]
+        right = round(10 * rate)  # self-edits that ask for the configuration that works
+        return [trial(f"t{k}", k0 + (j >= right), j < right, j) for k in range(12) for j in range(10)]
 
     made = [
         loop(seed, {"own_untrained": trials(0.1, 0), "random_config_sft": trials(0.1 + blind, 0),
@@ -351,13 +352,14 @@ def test_sentences_hold_in_the_rows_or_are_not_said() -> None:
     won, lost = reading.outcome(table(0.5)), reading.outcome(table(0.0))
     assert "SEAL, round 1 60.0" in won and "12 tasks × 3 loops" in won and "in 3 of 3 loops alone" in won
     assert "It is the reward" in won and "did not separably move" in won and "learning rate 0.011" in won
-    assert "It is the reward" not in lost and "asks more often" in lost  # it chose others, to no avail
+    assert "It is the reward" not in lost
+    assert "asks more often for" in lost and "learning rate 0.011 (0 → 50 %)" in lost  # others, to no avail
     assert "Separable from zero: SEAL, round 1 − untrained" in won
     assert "SEAL, round 1 − untrained" in lost.split("ot separable:")[1]
-    both = reading.outcome(table(0.7, blind=0.3))
-    assert "the control moved too, by +30.0" in both
+    both = reading.outcome(table(0.9, blind=0.5))
+    assert "the control moved too, by +50.0" in both
     near = reading.by_task(table(0.5))
-    assert "above the untrained policy by +50.0" in near and "below the hand-made configuration by -40.0" in near
+    assert "above the untrained policy by +50.0" in near and "below the hand-made configuration by −40.0" in near
     assert "Of 12 tasks, 0 are solved by every self-edit of SEAL, round 1 and 0 by none" in near
     assert "still has 50 % of the cells right" in near
     assert "separably" not in reading.by_task(table(0.0, oracle=0.0))

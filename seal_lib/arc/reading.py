@@ -65,10 +65,11 @@ def _difference(results: pd.DataFrame, a: str, b: str, experiment: str = EXPERIM
 
 
 def _percent(estimate: stats.Estimate, sign: str = "") -> str:
+    """The number with its interval, in per cent; with a sign it is a difference, in points."""
     told = f"{100 * estimate.value:{sign}.1f}"
-    if math.isnan(estimate.low):
-        return f"{told} %"
-    return f"{told} [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}] %"
+    if not math.isnan(estimate.low):
+        told += f" [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
+    return f"{told} {'points' if sign else '%'}".replace("-", "−")
 
 
 def _levels(results: pd.DataFrame) -> str:
