@@ -15,7 +15,7 @@ from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
 from seal_lib.generate import Completion
 from seal_lib.records import SelfEdit
-from seal_lib.restem import OuterLoop, Policy, filter_round
+from seal_lib.restem import OuterLoop, Policy, filter_round, warn_if_blind
 from seal_lib.seedling import grids as world
 
 SETTINGS = TestTimeTraining(rank=4, alpha=4, targets="all-linear", views="leave_one_out")
@@ -102,6 +102,44 @@ def test_a_round_reports_and_warns_where_no_task_was_solved() -> None:
     assert rows[MAIN, "seal_round_1", "zero_share"]["value"] == 0.75
     assert rows[MAIN, "seal_round_1", "zero_share"]["n"] == 4
     assert experiment.tally([told])[0]["best is 0"] == 0.75
+    with pytest.warns(UserWarning, match="the best reward is 0 for 75%"):
+        warn_if_blind(told, OUTER, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rewards", "kept"),
+    [
+        ({}, [1.0, 0.0, 1.0, 1.0], ["/0", "/0", "/1"]),
+        ({"reward_seeds": 2}, [1.0, 0.0, 0.5, 1.0], ["/0", "/1"]),  # the second training of one fails
+        ({"reward": "improvement"}, [1.0, 0.0, 0.0, 0.0], ["/0"]),  # the other task is solved without an adapter
+    ],
+)
+def test_the_reward_is_what_the_settings_say(monkeypatch, changes: dict, rewards: list[float], kept: list[str]) -> None:
+    """Two tasks, two self-edits each; what their trainings give is made up."""
+    outer = replace(OUTER, samples=2, **changes)
+    study = experiment.FewShot(TASKS[:2], TASKS[2:], prompts.load("seedling"), SETTINGS, outer)
+    first, second = TASKS[0].id, TASKS[1].id
+    outcomes = {
+        "r/score": [(first, True), (first, False), (second, True), (second, True)],
+        "r/score_1": [(first, True), (first, False), (second, False), (second, True)],
+    }
+    seeds = {}
+
+    def attempts_of(run, policy, readings, wording, settings, *, phase, seed):
+        seeds[phase] = seed
+        return [attempt(task, k, right) for k, (task, right) in enumerate(outcomes[phase])]
+
+    def record(run, policy, candidates, wording, settings, *, phase, seed):
+        return [attempt(c.task.id, right=c.task.id == second, outcome="untrained", config=None) for c in candidates]
+
+    edits = [SelfEdit(f"{task}/{k}", task, GOOD, "policy") for task in (first, second) for k in range(2)]
+    monkeypatch.setattr(experiment.FewShot, "write", lambda self, *args, **kwargs: (edits, [1] * 4))
+    monkeypatch.setattr(experiment, "attempts_of", attempts_of)
+    monkeypatch.setattr(experiment, "record", record)
+    trials, frozen = study.practise(MemoryRun(), None, phase="r", seed=1)
+    found, chosen = filter_round(trials, edits, frozen, outer, seed=1)
+    assert found == rewards and [edit.id[-2:] for edit in chosen] == kept
+    assert len(set(seeds.values())) == outer.reward_seeds  # every training of a reward has a seed of its own
 
 
 # ------------------------------------------------------------------------- what cannot be scored is neither right nor 0
