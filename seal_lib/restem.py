@@ -294,8 +294,8 @@ def warn_if_blind(record: Round, outer: OuterLoop, inner: InnerLoop) -> None:
     if share > 0.5:
         warnings.warn(
             f"Round {record.index}: the best reward {'is shared by several self-edits or 0' if one_best else 'is 0'} "
-            f"for {share:.0%} of the passages, so what filter {outer.filter!r} keeps there says little; ask more "
-            f"questions, raise reward_seeds, or take another grader than {inner.grader!r}.",
+            f"for {share:.0%} of the passages or tasks, so what filter {outer.filter!r} keeps there says little; ask "
+            f"more questions, raise reward_seeds, or take another grader than {inner.grader!r}.",
             stacklevel=3,
         )
 

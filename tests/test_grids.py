@@ -139,7 +139,7 @@ def test_any_text_can_be_encoded(seedling) -> None:
 
 def test_seen_rules_are_answered_in_context_and_others_are_not(seedling) -> None:
     settings = params.resolve("21_arc_self_edits", "seedling")
-    inner = params.pick(TestTimeTraining, settings, schedule="cosine", clip=1.0)
+    inner = params.pick(TestTimeTraining, settings)
     policy, wording = restem.Policy("untrained", *seedling), prompts.load("seedling")
     rate = {}
     for population, tasks in (
@@ -155,7 +155,7 @@ def test_seen_rules_are_answered_in_context_and_others_are_not(seedling) -> None
 def test_the_hand_made_configuration_teaches_an_unseen_rule(seedling) -> None:
     settings = params.resolve("21_arc_self_edits", "seedling")
     inner, config = (
-        params.pick(TestTimeTraining, settings, schedule="cosine", clip=1.0),
+        params.pick(TestTimeTraining, settings),
         self_edits.read(settings["oracle"]).config,
     )
     study = experiment.FewShot(

@@ -59,8 +59,8 @@ def grids(folder: Path, tasks: int = 24, edits: int = 5) -> dict[str, float]:
     from seal_lib.seedling import grids as world
 
     settings = params.resolve("21_arc_self_edits", "seedling")
-    inner = params.pick(TestTimeTraining, settings, schedule="cosine", clip=1.0)
-    outer = params.pick(restem.OuterLoop, settings, reward="accuracy", reward_seeds=1)
+    inner = params.pick(TestTimeTraining, settings)
+    outer = params.pick(restem.OuterLoop, settings)
     policy, wording = restem.Policy("untrained", *models.load(str(folder))), prompts.load("seedling")
     known = [experiment.FewShot([], world.tasks("seen", 8, seed=100 + k), wording, inner, outer) for k in range(3)]
     unseen = experiment.FewShot([], world.tasks("learning", tasks, seed=7), wording, inner, outer, edits)
@@ -72,7 +72,7 @@ def grids(folder: Path, tasks: int = 24, edits: int = 5) -> dict[str, float]:
         "oracle": unseen.fixed(Scratch(), policy, "oracle", by_hand),
         "own_untrained": [trial.attempt for trial in trials],
     }
-    numbers = {arm: sum(a.success for a in attempts) / len(attempts) for arm, attempts in arms.items()}
+    numbers = {arm: experiment.rate({0: several}, lambda a: a.success).value for arm, several in arms.items()}
     readable = [self_edits.read(trial.edit.text).config is not None for trial in trials]
     return {"readable_configurations": sum(readable) / len(readable), **numbers}
 
