@@ -79,6 +79,20 @@ def test_streams_share_no_passage_and_are_reproducible(tmp_path) -> None:
         streams.with_edits(given, "gpt")
 
 
+def test_the_authors_way_follows_their_protocol_whatever_the_other_arms_do() -> None:
+    bench, given = lab(document_limit=1, add_passage=False), made(1)
+    edit = "Heading\n1. one\n---\nMore\n1. two"
+    given = [replace(given[0], edits=(edit, edit))]
+    ours, theirs = (RULES[name](bench) for name in ("sequential", "sequential_authors"))
+    assert theirs.lab.inner.label.startswith("authors_v1 (probe:16")
+    title = given[0].passages[0].title
+    texts = [bench.tokenizer.decode(ids) for ids in theirs.lab.documents(given[0], 0)]
+    assert texts == [f"{title}\n{line}" for line in ("1. one", "More", "1. two", given[0].passages[0].text)]
+    (job,) = theirs.jobs(given, [State()], 0)
+    assert all(example.visible and max(example.weights) > 1 for example in job.examples)
+    assert len(ours.jobs(given, [State()], 0)[0].examples) == 1
+
+
 def test_the_authors_sequences_are_theirs() -> None:
     theirs = json.loads(real("seal_released", "continual_sequences.json").read_text())
     assert streams.authors_sequences() == theirs

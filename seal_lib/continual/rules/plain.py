@@ -13,6 +13,7 @@ from seal_lib.continual import states as ops
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.routing import route
 from seal_lib.continual.rules.base import Rule, State
+from seal_lib.inner_loop import AUTHORS
 
 
 class Frozen(Rule):
@@ -56,21 +57,19 @@ class Sequential(Rule):
 
 
 class SequentialAuthors(Rule):
-    """SEAL as released: q and v only, every document padded to the settings' length with pads in the loss.
+    """SEAL as released: q and v only, its rules from text to documents, every document padded to the settings' length
+    with pads in the loss.
 
     The pads are stood for by 16 weighted probes (cosine 0.92-0.94 with the full loss, bank facts); merges in bf16 and
     the restart per edit are not imitated.
     """
 
     grid = _STRENGTHS
-    pads = "probe:16"
 
     def __init__(self, lab: Lab, **knobs: float):
-        super().__init__(replace(lab, inner=replace(lab.inner, targets="qv")), **knobs)
-
-    def fresh(self, stream, k):
-        documents = self.lab.documents(stream, k)
-        return [self.lab.example(ids, stream.seed(k, "pads", n), self.pads) for n, ids in enumerate(documents)]
+        whole = {"split_newlines": True, "add_passage": True, "document_limit": None}
+        theirs = {"protocol": "authors_v1", "pad_loss": "probe:16", **AUTHORS, **whole}
+        super().__init__(replace(lab, inner=replace(lab.inner, **theirs)), **knobs)
 
 
 class LowLr(Rule):
