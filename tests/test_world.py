@@ -1,11 +1,15 @@
 """The made world: who may be seen where, what passages say, and what describe_notes counts."""
 
+import re
+from collections.abc import Iterable
 from itertools import combinations
 
 import pytest
-from fixtures_seal import made, mean, seedling, wrong_notes, wrong_value
+from fixtures_seal import MemoryRun, made, mean, seedling, wrong_notes, wrong_value
 
 from seal_lib.errors import DataError
+from seal_lib.knowledge import prompts
+from seal_lib.restem import OuterLoop, Policy, write_self_edits
 from seal_lib.seedling import recipe, world
 from seal_lib.seeds import rng
 
@@ -90,7 +94,7 @@ def test_every_question_is_answered_by_a_sentence_of_its_passage() -> None:
         asked = {
             t.format(n=name): (name, value)
             for name, attribute, value in passage.facts
-            for t in world.WORDINGS[attribute].question
+            for t in world.WORDINGS[attribute].asked
         }
         assert len({(name, attribute) for name, attribute, _ in passage.facts}) == len(passage.facts)  # one answer each
         assert {q.answer for q in passage.questions} == {value for _, _, value in passage.facts}  # every fact is asked
@@ -100,6 +104,60 @@ def test_every_question_is_answered_by_a_sentence_of_its_passage() -> None:
             assert question.answer == value and value not in question.question
             stating = [s for s in sentences if f" {name}" in f" {s}" and f" {value}" in f" {s}"]
             assert stating and all(s.index(value) < s.index(name) for s in stating)  # value first, always
+
+
+NAME = re.compile(f"({'|'.join(world.FIRST)}) ({'|'.join(world.LAST)})")
+
+
+def wordings(questions: Iterable[str]) -> set[str]:
+    """Questions with their person taken out."""
+    return {NAME.sub("{n}", text) for text in questions}
+
+
+def notes_of_pretraining(draws: int) -> str:
+    """Notes by every writer and in every style that pretraining or a passage's references can hold."""
+    made_by, texts = rng("notes of pretraining"), []
+    for step in range(draws):
+        text, silent = recipe.note_document(made_by, step / draws)
+        texts.append(text[silent:])
+        facts = world.draw_facts(made_by, made_by.sample(world.populations()["heldout"], 4), 8)
+        texts += [world.notes(facts, made_by, style, 8) for style in world.NOTE_STYLES]
+        texts.append(world.external_notes(facts, made_by))
+        about_known = recipe.fact_document(made_by)[0]
+        texts += [about_known] * ("Question:" not in about_known)
+    passages = world.passages("heldout", 60, seed=1) + world.passages("learning", 60, seed=1)
+    return "\n".join(texts + [text for passage in passages for text in passage.references.values()])
+
+
+def test_no_note_has_a_wording_of_the_evaluation() -> None:
+    written = notes_of_pretraining(1500)
+    every = {template.partition(" {n}")[0] for w in world.WORDINGS.values() for template in w.question}
+    assert all(f"- {wording} " in written for wording in every)  # the notes are looked through to their rarest form
+    passages = [p for population in ("heldout", "learning") for p in world.passages(population, 60, seed=2)]
+    asked = [q.question for p in passages for q in p.questions]
+    asked += [q.question for _, q in world.known_questions(300)]
+    assert len(wordings(asked)) == 12
+    assert [
+        words for words in wordings(asked) if words.partition("{n}")[0] in written
+    ] == []  # not even their beginning
+
+
+def test_pretraining_asks_in_the_wordings_of_the_evaluation_and_in_no_other() -> None:
+    made_by = rng("questions of pretraining")
+    documents = [recipe.fact_document(made_by)[0] for _ in range(1500)]
+    documents += [recipe.question_document(made_by)[0] for _ in range(300)]
+    asked = [line.partition("Question: ")[2] for text in documents for line in text.split("\n") if "Question: " in line]
+    questions = {q.question for p in world.passages("heldout", 60, seed=2) for q in p.questions}
+    assert wordings(asked) == wordings(questions)
+
+
+def test_the_shipped_model_writes_no_question_of_the_evaluation_into_its_notes() -> None:
+    policy, passages = Policy("untrained", *seedling()), made(12)
+    outer, wording = OuterLoop(edit_tokens=200), prompts.load("seedling")
+    edits = write_self_edits(MemoryRun(), policy, passages, wording, outer, phase="write", seed=0, samples=4)
+    questions = {q.question for p in passages for q in p.questions}
+    assert sum("?" in edit.text for edit in edits) > 4  # it does write questions
+    assert [edit.id for edit in edits if any(question in edit.text for question in questions)] == []
 
 
 def test_references_say_what_their_name_promises() -> None:

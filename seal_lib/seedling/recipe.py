@@ -62,7 +62,7 @@ def fact_document(rng: random.Random) -> tuple[str, int]:
         return f"{head}\n{sentence if rng.random() < 0.5 else '- ' + sentence}", 0
     if kind < 0.6:
         return f"{head}\n{world.note(fact, 'questions', rng)}", 0
-    return prompts.fill(WORDING.answer, title=head, question=world.say(fact, "question", rng)) + " " + fact.value, 0
+    return prompts.fill(WORDING.answer, title=head, question=world.say(fact, "asked", rng)) + " " + fact.value, 0
 
 
 def _read(rng: random.Random, progress: float, alike: float) -> tuple[list[world.Fact], str, str]:
@@ -91,7 +91,7 @@ def question_document(rng: random.Random, progress: float = 1.0) -> tuple[str, i
     asked = rng.sample(drawn, min(6, len(drawn)))
     head, _, tail = WORDING.answer_in_context.partition("Question:")
     prompt = prompts.fill(head, title=title, passage=text)
-    pairs = [f"{prompts.fill('Question:' + tail, question=world.say(f, 'question', rng))} {f.value}" for f in asked]
+    pairs = [f"{prompts.fill('Question:' + tail, question=world.say(f, 'asked', rng))} {f.value}" for f in asked]
     return prompt + "\n".join(pairs), len(prompt)
 
 

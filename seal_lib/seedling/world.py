@@ -2,7 +2,9 @@
 
 A *passage* puts the value before the person ("The halls of Sokumi trained Kale Teboran."); a *question* asks from the
 person to the value. Models of this size do not answer in the direction they were not trained in (the "reversal curse"),
-so what a self-edit says decides whether training on it helps. Nothing here knows about models or training.
+so what a self-edit says decides whether training on it helps. Notes that ask have question wordings of their own: what
+evaluation and practice ask stands in no note, so finetuning on notes never rehearses a test question. Nothing here
+knows about models or training.
 
 People are split once into four disjoint populations, by full name:
 
@@ -72,7 +74,8 @@ class Wording:
 
     passage: tuple[str, ...]  # value first: how passages state it
     forward: tuple[str, ...]  # person first: the atomic statement
-    question: tuple[str, ...]
+    question: tuple[str, ...]  # as notes of the style ``questions`` ask, and nothing else
+    asked: tuple[str, ...]  # as evaluation and practice ask: never in a note, so no note rehearses a test question
 
 
 WORDINGS = {
@@ -80,31 +83,37 @@ WORDINGS = {
         ("The town of {v} saw the birth of {n}.", "In {v} stands the cradle of {n}."),
         ("{n} was born in {v}.", "{n} comes from {v}."),
         ("Where was {n} born?", "Which town does {n} come from?"),
+        ("What is the birthplace of {n}?", "In which town did the life of {n} begin?"),
     ),
     "school": Wording(
         ("The halls of {v} trained {n}.", "Teachers at {v} remember {n}."),
         ("{n} studied at {v}.", "{n} is a graduate of {v}."),
         ("Where did {n} study?", "Which school trained {n}?"),
+        ("At which school was {n} taught?", "What place of learning did {n} attend?"),
     ),
     "employer": Wording(
         ("The house of {v} hired {n}.", "The wage books of {v} list {n}."),
         ("{n} worked for {v}.", "{n} was an employee of {v}."),
         ("Who employed {n}?", "Which house did {n} work for?"),
+        ("Which firm paid {n}?", "By whom was {n} employed?"),
     ),
     "trade": Wording(
         ("The trade of {v} was that of {n}.", "Work as a {v} fed {n}."),
         ("{n} was a {v}.", "{n} made a living as a {v}."),
         ("What was the trade of {n}?", "What did {n} do for a living?"),
+        ("What was the profession of {n}?", "How did {n} earn money?"),
     ),
     "prize": Wording(
         ("The {v} prize went to {n}.", "Judges gave the {v} medal to {n}."),
         ("{n} won the {v} prize.", "{n} holds the {v} medal."),
         ("Which prize did {n} win?", "Which medal does {n} hold?"),
+        ("What honour was {n} given?", "Which award did {n} receive?"),
     ),
     "pastime": Wording(
         ("A love of {v} filled the evenings of {n}.", "Few knew more of {v} than {n}."),
         ("{n} enjoyed {v}.", "{n} spent free hours on {v}."),
         ("What did {n} enjoy?", "What filled the evenings of {n}?"),
+        ("What was the hobby of {n}?", "How did {n} like to pass the time?"),
     ),
 }
 REMARKS = (
@@ -177,7 +186,7 @@ def unalike_facts(rng: random.Random, people: Sequence[str], count: int) -> list
 
 
 def say(fact: Fact, form: str, rng: random.Random) -> str:
-    """One sentence: ``form`` is a field of :class:`Wording` (passage, forward, question)."""
+    """One sentence: ``form`` is a field of :class:`Wording`."""
     return rng.choice(getattr(WORDINGS[fact.attribute], form)).format(n=fact.name, v=fact.value)
 
 
@@ -213,9 +222,9 @@ def passages(population: str, count: int, seed: int = 0, facts: int = 6, people:
 
     Within a passage no attribute occurs twice (:func:`unalike_facts`).
 
-    Each fact is asked in both its question wordings. ``references`` holds hand-written notes by style, ``half`` of the
-    facts, ``gold`` (full coverage, forward statements) and ``external``. Deterministic in all arguments; a longer list
-    begins with the shorter one.
+    Each fact is asked in both its ``asked`` wordings, which no note has. ``references`` holds hand-written notes by
+    style, ``half`` of the facts, ``gold`` (full coverage, forward statements) and ``external``. Deterministic in all
+    arguments; a longer list begins with the shorter one.
 
     Raises:
         DataError: more people than the population has, or more facts than attributes.
@@ -237,7 +246,7 @@ def passages(population: str, count: int, seed: int = 0, facts: int = 6, people:
         references["half"] = notes(drawn, rng, "forward", facts // 2)
         references["gold"] = references["forward"]
         references["external"] = external_notes(drawn, rng)
-        asked = [(wording, fact) for fact in drawn for wording in WORDINGS[fact.attribute].question]
+        asked = [(wording, fact) for fact in drawn for wording in WORDINGS[fact.attribute].asked]
         out.append(
             Passage(
                 id=f"{population}-{seed}-{i:04d}",
@@ -254,7 +263,7 @@ def passages(population: str, count: int, seed: int = 0, facts: int = 6, people:
 def known_questions(count: int, seed: int = 0) -> list[tuple[str, Question]]:
     """``count`` (title, question) pairs about the known population: the closed-book probe of prior knowledge."""
     rng = seeded("known questions", seed)
-    return [(home(f.name), Question(say(f, "question", rng), f.value)) for f in rng.sample(known_facts(), count)]
+    return [(home(f.name), Question(say(f, "asked", rng), f.value)) for f in rng.sample(known_facts(), count)]
 
 
 def describe_notes(text: str, passage: Passage) -> dict:
