@@ -72,19 +72,19 @@ def evaluate_arm(run, policy: Policy, passages: Sequence[Passage], arm: str, pro
 
 
 def evaluate_arms(run, policy: Policy, passages: Sequence[Passage], arms: Sequence[str], prompts: Prompts,
-                  inner: InnerLoop, outer: OuterLoop, *, seeds: Sequence[int]) -> dict[str, list[Trial]]:  # fmt: skip
-    """Trials by arm: one whose text is sampled is run once per seed, any other with the first seed only.
+                  inner: InnerLoop, outer: OuterLoop, *, seeds: Sequence[int]) -> dict[str, Loops]:  # fmt: skip
+    """Trials by arm: one whose text is sampled is run once per seed (seed -> trials), any other with the first only.
 
     Sampling is that of a loop with the same seed, so that rounds are compared with the same untrained self-edits.
     """
-    trials: dict[str, list[Trial]] = {}
+    trials: dict[str, Loops] = {}
     for arm in arms:
         sampled = arm in ARMS and ARMS[arm].text == "policy"
-        for seed in seeds if sampled else seeds[:1]:
-            group = f"seed_{seed}/"
-            trials.setdefault(arm, []).extend(
-                evaluate_arm(run, policy, passages, arm, prompts, inner, outer, seed=seed, group=group)
-            )
+        by_seed = {
+            seed: evaluate_arm(run, policy, passages, arm, prompts, inner, outer, seed=seed, group=f"seed_{seed}/")
+            for seed in (seeds if sampled else seeds[:1])
+        }
+        trials[arm] = by_seed if sampled else by_seed[seeds[0]]
     return trials
 
 

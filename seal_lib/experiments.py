@@ -6,7 +6,7 @@ reward. Several loops with different seeds are crossed with the passages; each i
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from seal_lib import stats
 from seal_lib.arms import arm_label
@@ -80,7 +80,7 @@ def readings(rows: Sequence[Mapping[str, object]], experiment: str) -> str:
         if row["experiment"] == experiment and row["metric"] == "difference":
             a, b = row["arm"].split(" - ", 1)
             several = lines.setdefault(b, [])
-            estimate = stats.Estimate(**{field.name: row[field.name] for field in fields(stats.Estimate)})
+            estimate = stats.Estimate.of_row(row)
             if stats.separable(estimate):
                 interval = f"{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}"
                 several.append(f"{arm_label(a)} {100 * estimate.value:+.1f} [{interval}]")

@@ -61,7 +61,10 @@ def mark(ax: Axes, row: dict, at: float, paint: str, *, upright: bool = False, f
 
 
 def paper_mark(ax: Axes, value: float, at: float, table: pd.DataFrame, upright: bool = False) -> None:
-    """The paper's value as a hollow diamond; its model and data are named, for they are not ours."""
+    """The paper's value as a hollow diamond; its model and data are named, for they are not ours.
+
+    Beside a seedling there is none (`results.arm_rows`).
+    """
     if value is None or math.isnan(value):
         return
     label = once(ax, "paper (Llama-3.2-1B, ARC)" if _is_arc(table) else "paper (Qwen2.5-7B, SQuAD)")
@@ -77,9 +80,8 @@ def _is_arc(table: pd.DataFrame) -> bool:
 def arm_lines(ax: Axes, rows: list[dict], table: pd.DataFrame, sign: str = "") -> None:
     """Arms from top to bottom: mark, interval, the paper's diamond, and the number at the right edge."""
     for y, row in enumerate(rows):
-        n = 0 if math.isnan(row["value"]) else int(row["n"])
-        estimate = stats.Estimate(row["value"], row["low"], row["high"], n, row["unit"])
-        mark(ax, row, y, colour(row["arm"].split(" - ")[0]), filled=not sign or stats.separable(estimate))
+        filled = not sign or stats.separable(stats.Estimate.of_row(row))
+        mark(ax, row, y, colour(row["arm"].split(" - ")[0]), filled=filled)
         paper_mark(ax, row["paper_value"], y, table)
         if not math.isnan(row["value"]):
             text = f"{100 * row['value']:{sign}.1f}".replace("-", "−")

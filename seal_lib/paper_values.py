@@ -5,6 +5,7 @@ Knows the form of that file; does not know our results.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -12,11 +13,12 @@ import yaml
 from seal_lib.errors import DataError
 
 
+@cache
 def paper_values() -> list[dict]:
     """Every value of paper_values.yaml with its group's fields filled in; the continual matrix as one row a cell."""
     values = []
     for group in yaml.safe_load(Path(__file__).with_name("paper_values.yaml").read_text(encoding="utf-8")):
-        shared = {"low": None, "high": None, "note": "", "headline": True}
+        shared = {"low": None, "high": None, "note": "", "headline": True, "grader": ""}
         shared |= {key: value for key, value in group.items() if key not in ("rows", "matrix")}
         values += [shared | row for row in group.get("rows", [])]
         for edits, line in enumerate(group.get("matrix", [])):
@@ -29,6 +31,7 @@ def paper_values() -> list[dict]:
     return values
 
 
+@cache
 def paper_index() -> dict[tuple[str, str, str], dict]:
     """(experiment, arm, metric) -> the one paper value it is compared with."""
     index: dict[tuple[str, str, str], dict] = {}
@@ -42,6 +45,27 @@ def paper_index() -> dict[tuple[str, str, str], dict]:
     return index
 
 
+def paper_note(experiment: str, arm: str, metric: str) -> str:
+    """What has to be known of the paper value that stands beside ours; empty if there is none, or nothing to say."""
+    return paper_index().get((experiment, arm, metric), {}).get("note", "")
+
+
+def grader_sentence() -> str:
+    """What the grader does to the level, from the authors' own answers regraded by containment."""
+    index = paper_index()
+    both = [
+        (entry["value"], index[experiment, arm, "accuracy"]["value"])
+        for (experiment, arm, metric), entry in index.items()
+        if experiment == "knowledge/single_passage" and metric == "contains"
+    ]
+    ours, theirs = (", ".join(f"{100 * pair[side]:.1f}" for pair in both) for side in (0, 1))
+    return (
+        "The paper's values are judged by GPT-4.1. The grader moves the level: on the authors' own released answers "
+        f"containment gives {ours} where GPT-4.1 gives {theirs}. Levels by different graders are not comparable."
+    )
+
+
 def paper_source(entry: dict) -> str:
-    """Version, table, cell, protocol and model of a paper value in one line."""
-    return f"{entry['version']}, {entry['table']}, {entry['cell']} ({entry['protocol']}, {entry['model']})"
+    """Version, table, cell, protocol, model and grader of a paper value in one line."""
+    about = [entry["protocol"], entry["model"], *([f"grader {entry['grader']}"] if entry["grader"] else [])]
+    return f"{entry['version']}, {entry['table']}, {entry['cell']} ({', '.join(about)})"

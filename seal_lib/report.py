@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING
 from seal_lib import paths, stats
 from seal_lib.arms import NOT_RUN, arm_label, arm_rank, difference_arm
 from seal_lib.errors import DataError, SealError
-from seal_lib.paper_values import paper_index
+from seal_lib.paper_values import grader_sentence, paper_index, paper_note
 from seal_lib.results import KEYS, OWN_COLUMNS, collect, joined, read_results
 
 if TYPE_CHECKING:
     import pandas as pd
 
+OTHER_TRIALS = "compared on other trials than the rows shown"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 TITLES = {
     "knowledge/single_passage": "One passage at a time",
@@ -39,22 +40,28 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Shown:
-    """What a table shows of an experiment: its headline metric, the share of failures beside it (metric, column), and
-    the arms that the others are compared with (arm -> word in the column's name)."""
+    """What a table shows of an experiment: its headline metric, the share of failures beside it (metric, column), the
+    share of trials that could not be scored (shown where there are any), and the arms that the others are compared with
+    (arm -> word in the column's name)."""
 
     metric: str = "accuracy"
     beside: tuple[str, str] = ("blank_rate", "blank, %")
+    failed: str = "failed_rate"
     references: Mapping[str, str] = field(default_factory=lambda: {"frozen": "frozen", "own_untrained": "untrained"})
     also: Mapping[str, str] = field(default_factory=dict)  # further metrics -> their columns
 
 
 SHOWN = {  # experiments whose headline is not accuracy
     "arc/few_shot": Shown(
-        "success_rate", ("rejected_rate", "rejected, %"), {"own_untrained": "untrained", "random_config_sft": "random"}
+        "success_rate",
+        ("rejected_rate", "rejected, %"),
+        "diverged_rate",
+        {"own_untrained": "untrained", "random_config_sft": "random"},
     ),
     "continual/mitigations": Shown(
         "AA_8",
         ("blank_rate", "blank, %"),
+        "diverged",
         {"sequential": "sequential", "joint": "joint"},
         {"BWT": "BWT, %", "recovery_joint": "of joint's gain, %", "prior_kept": "prior knowledge kept, %"},
     ),
@@ -84,7 +91,8 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
     """One line an arm, for people: ours [interval], n, blank answers, the paper's value and source, and whether the
     paired difference to the frozen model and to untrained self-edits is separable from zero ("–" = not computed).
 
-    What stands in for these where an experiment has another headline is in :data:`SHOWN`.
+    What stands in for these where an experiment has another headline is in :data:`SHOWN`. Sentences that belong under
+    the table, and the notes of the paper's values, are in `attrs["notes"]`; `to_markdown` and `to_html` print them.
     """
     import pandas as pd
 
@@ -93,37 +101,72 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
     everything = with_gaps(df, experiment, metric)
     rows = everything[everything["metric"] == metric]
     mixed = rows.loc[rows["run"] != "", ["protocol", "model"]].drop_duplicates()
-    lines = []
+    graders = set(rows["grader"].dropna()) - {""}
+    lost = everything.loc[everything["metric"] == about.failed, "value"].max() > 0
+    lines, notes = [], []
     for row in sorted(rows.to_dict("records"), key=lambda row: (arm_rank(row["arm"]), row["protocol"], row["model"])):
         beside = everything[(everything["protocol"] == row["protocol"]) & (everything["model"] == row["model"])]
-        blank = _find(beside, row["arm"], failures)
-        ran = not math.isnan(row["value"])
+        blank, broken = (_find(beside, row["arm"], name) for name in (failures, about.failed))
+        ran, estimate = not math.isnan(row["value"]), stats.Estimate.of_row(row)
         line = {"arm": arm_label(row["arm"])}
         if len(mixed) > 1:
             line |= {"protocol": row["protocol"], "model": row["model"]}
+        if len(graders) > 1:
+            line["grader"] = row["grader"] if ran else ""
+        nothing = f"none: {estimate.dropped} dropped" if estimate.dropped else NOT_RUN
         line |= {
-            f"{metric.replace('_', ' ')}, %": _percent(row) if ran else NOT_RUN,
-            "n": f"{row['n']} {row['unit']}" if ran else "",
+            f"{metric.replace('_', ' ')}, %": _percent(row) if ran else nothing,
+            "n": _units(estimate) if ran else "",
             **{
                 column: _percent(found) if (found := _find(beside, row["arm"], name)) else "–" if ran else ""
                 for name, column in about.also.items()
             },
             failed: f"{100 * blank['value']:.1f}" if blank else "–" if ran else "",
-            **{
-                f"separable from {word}?": _separable(beside, row["arm"], arm) if ran else ""
-                for arm, word in about.references.items()
-            },
-            "paper, %": "" if math.isnan(row["paper_value"]) else f"{100 * row['paper_value']:.1f}",
-            "paper source": row["paper_source"],
         }
-        lines.append(line)
-    return pd.DataFrame(lines)
+        if lost:
+            line["failed, %"] = f"{100 * broken['value']:.1f}" if broken else ""
+        line |= {
+            f"separable from {word}?": _separable(beside, row["arm"], arm, metric) if ran else ""
+            for arm, word in about.references.items()
+        }
+        paper, note = "", paper_note(experiment, row["arm"], metric)
+        if not math.isnan(row["paper_value"]):
+            paper = f"{100 * row['paper_value']:.1f}"
+            if note:
+                notes.append(note)
+                paper += f" (note {len(notes)})"
+        lines.append(line | {"paper, %": paper, "paper source": row["paper_source"]})
+    frame = pd.DataFrame(lines)
+    notes = [f"Note {k}: {text}." for k, text in enumerate(notes, 1)]
+    frame.attrs["notes"] = [*_sentences(rows[rows["value"].notna()], rows, graders), *notes]
+    return frame
+
+
+def _units(estimate: stats.Estimate) -> str:
+    """ "100 passages × 3 loops (2 dropped)"."""
+    text = f"{estimate.n} {estimate.unit}{'s' if estimate.n != 1 and estimate.unit else ''}"
+    text += f" × {estimate.loops} loops" if estimate.loops > 1 else ""
+    return text + (f" ({estimate.dropped} dropped)" if estimate.dropped else "")
+
+
+def _sentences(ran: pd.DataFrame, rows: pd.DataFrame, graders: set[str]) -> list[str]:
+    """What has to be said of a whole table: who judged, and what is known of the spread between loops."""
+    said = [f"Grader: {graders.copy().pop()}."] if len(graders) == 1 else []
+    if graders and rows["paper_source"].str.contains("grader GPT-4.1", regex=False).any():
+        said.append(grader_sentence())
+    loops = ran["loops"].fillna(1).astype(int)
+    if len(loops) and (loops <= 1).all():
+        said.append("One loop: the spread between loops is unknown.")
+    elif (loops <= 1).any():
+        said.append("Rows that name no loops were run once; the spread between loops is in the others' intervals only.")
+    return said
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
-    """A GitHub table; a pipe inside a cell is escaped."""
+    """A GitHub table; a pipe inside a cell is escaped. What has to be said of it stands below."""
     lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).values.tolist()]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n\n".join([body, *([" ".join(notes)] if (notes := frame.attrs.get("notes")) else [])])
 
 
 def to_html(frame: pd.DataFrame, caption: str = "") -> str:
@@ -136,7 +179,8 @@ def to_html(frame: pd.DataFrame, caption: str = "") -> str:
         cells = "".join(f"<td style='{cell}'>{html.escape(text)}</td>" for text in line)
         body.append(f"<tr style='background:none;{grey}'>{cells}</tr>")
     title = f"<caption style='text-align:left;padding:0.4em 0.8em'>{html.escape(caption)}</caption>" if caption else ""
-    return f"<table style='border-collapse:collapse'>{title}<tr>{head}</tr>{''.join(body)}</table>"
+    below = "".join(f"<p style='margin:0.2em 0.8em'>{html.escape(note)}</p>" for note in frame.attrs.get("notes", []))
+    return f"<table style='border-collapse:collapse'>{title}<tr>{head}</tr>{''.join(body)}</table>{below}"
 
 
 def tabled(df: pd.DataFrame) -> list[str]:
@@ -183,14 +227,20 @@ def _percent(row: dict, sign: str = "") -> str:
     return value if math.isnan(row["low"]) else f"{value} [{100 * row['low']:{sign}.1f}, {100 * row['high']:{sign}.1f}]"
 
 
-def _separable(frame: pd.DataFrame, arm: str, reference: str) -> str:
+def _separable(frame: pd.DataFrame, arm: str, reference: str, metric: str) -> str:
+    """The paired difference and its verdict; never one that the two rows shown do not have (of other trials)."""
     row = _find(frame, difference_arm(arm, reference), "difference")
     if row is None and (back := _find(frame, difference_arm(reference, arm), "difference")):
         row = back | {"value": -back["value"], "low": -back["high"], "high": -back["low"]}
     if row is None:
         return "" if arm == reference else "–"
-    estimate = stats.Estimate(row["value"], row["low"], row["high"], int(row["n"]), row["unit"])
-    return f"{'yes' if stats.separable(estimate) else 'no'}, {_percent(row, '+')}"
+    sides = [_find(frame, one, metric) for one in (arm, reference)]
+    if all(sides) and not any(stats.Estimate.of_row(one).dropped for one in (row, *sides)):
+        apart = sides[0]["value"] - sides[1]["value"]
+        if abs(apart - row["value"]) > 5e-6:  # three numbers, each rounded to six digits
+            return f"{OTHER_TRIALS} ({100 * row['value']:+.1f})"
+    p = "" if math.isnan(row["p"]) else ", p < 0.001" if row["p"] < 0.001 else f", p = {row['p']:.3f}"
+    return f"{'yes' if stats.separable(stats.Estimate.of_row(row)) else 'no'}, {_percent(row, '+')}{p}"
 
 
 def main(arguments: list[str] | None = None) -> int:

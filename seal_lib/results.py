@@ -83,7 +83,11 @@ def read_run(folder: Path) -> pd.DataFrame:
 
 
 def arm_rows(table: pd.DataFrame, metric: str, needed: bool = True) -> list[dict]:
-    """Rows of one metric in the order of the arms; an arm that is there twice is an error."""
+    """Rows of one metric in the order of the arms, for figures; an arm that is there twice is an error.
+
+    The paper's value is left out where the model is a seedling: its order of arms was built in when it was grown, and a
+    mark beside it would invite the comparison. Tables keep the paper's column.
+    """
     wants(table, ["arm", "metric", "value", "low", "high"])
     rows = table[table["metric"] == metric]
     if needed and len(rows) == 0:
@@ -92,7 +96,8 @@ def arm_rows(table: pd.DataFrame, metric: str, needed: bool = True) -> list[dict
         arm = rows.loc[rows["arm"].duplicated(), "arm"].iloc[0]
         raise DataError(f"The table has {arm!r} twice for {metric}; narrow it to one experiment, protocol and model.")
     records = sorted(rows.to_dict("records"), key=lambda row: arm_rank(row["arm"]))
-    return [{"paper_value": math.nan, "n": 0, "unit": ""} | row for row in records]
+    made = "model" in table and table["model"].astype(str).str.startswith("seedling").any()
+    return [{"paper_value": math.nan} | row | ({"paper_value": math.nan} if made else {}) for row in records]
 
 
 def wants(table: pd.DataFrame, columns: list[str]) -> None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 
@@ -57,6 +58,15 @@ class Estimate:
     interval: str = ""
     loops: int = 1
     p: float = math.nan
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, object]) -> Estimate:
+        """The estimate that a row of results.csv holds; what the row lacks is as if nothing were known of it."""
+        there = {name: row[name] for name in ("unit", "interval", "p") if name in row}
+        for name in ("n", "dropped", "loops"):
+            if isinstance(count := row.get(name), Real) and math.isfinite(count):
+                there[name] = int(count)
+        return cls(**({"n": 0} | there), value=row["value"], low=row["low"], high=row["high"])
 
     def row(
         self, experiment: str, arm: str, metric: str, protocol: str = "", model: str = "", grader: str = ""

@@ -283,7 +283,7 @@ def test_every_difference_of_the_single_passage_table_is_that_of_two_of_its_rows
     monkeypatch.setattr(evaluate, "evaluate_arm", arm)
     asked = ("frozen", "own_untrained", "external")
     alone = evaluate.evaluate_arms(None, None, passages, asked, WORDING, INNER, OUTER, seeds=seeds)
-    assert [len(alone[name]) for name in asked] == [8, 24, 8]
+    assert [len(alone[name]) for name in asked] == [8, 3, 8]  # own_untrained: one set of trials a loop
     pairs = [("own_untrained", "frozen"), ("external", "own_untrained"), ("external", "frozen")]
     rows = [row for name in asked for row in result_rows("knowledge/single_passage", name, alone[name], **LABEL)]
     rows += difference_rows("knowledge/single_passage", alone, pairs, **LABEL)
@@ -293,6 +293,10 @@ def test_every_difference_of_the_single_passage_table_is_that_of_two_of_its_rows
              for s in seeds}  # fmt: skip
     controls = {name: alone[name] for name in ("frozen", "external")}
     rows += restem_rows(controls, loops, passages, **LABEL)
+    loops_of = {(r["arm"], r["metric"]): r["loops"] for r in rows if r["experiment"] == "knowledge/single_passage"}
+    for arm, loops in (("own_untrained", 3), ("seal_round_1", 3), ("frozen", 1), ("external", 1)):
+        assert loops_of.get((arm, "accuracy"), loops) == loops, arm
+    assert loops_of["own_untrained - frozen", "difference"] == 3  # frozen stands beside every loop
     checked = 0
     for experiment in {row["experiment"] for row in rows}:
         value = {r["arm"]: r["value"] for r in rows if r["experiment"] == experiment and r["metric"] == "accuracy"}
@@ -317,7 +321,7 @@ def test_a_loop_and_the_table_write_the_same_untrained_self_edits() -> None:
     in_loop = evaluate_arm(
         MemoryRun(), policy, passages, "own_untrained", WORDING, INNER, OUTER, seed=3, name="own_untrained", group="x/"
     )
-    assert trials[2:] == in_loop and trials[:2] != in_loop
+    assert trials[3] == in_loop != trials[0]
 
 
 def test_readings_name_what_is_separable_and_are_silent_about_the_rest() -> None:

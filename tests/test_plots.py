@@ -21,7 +21,7 @@ def row(arm, value, metric="accuracy", experiment=LOOP, half=0.05, paper=math.na
     return {
         "experiment": experiment, "arm": arm, "metric": metric, "value": value, "low": value - half,
         "high": value + half, "n": 40, "unit": "passage", "loops": 1, "dropped": 0, "interval": "BCa", "p": math.nan,
-        "grader": "exact", "protocol": protocol, "model": "seedling",
+        "grader": "exact", "protocol": protocol, "model": "small-7b",
         "paper_value": paper, "paper_source": "", "run": "r",
     }  # fmt: skip
 
@@ -149,6 +149,18 @@ def test_paper_is_a_hollow_diamond_that_names_its_model():
     assert "paper (Llama-3.2-1B, ARC)" in [text.get_text() for text in ax.get_legend().get_texts()]
 
 
+def test_a_seedling_has_no_diamond_beside_it():
+    """Its order of arms was built in; the tables keep the paper's column."""
+    made = results().assign(model="seedling-knowledge")
+    for draw in (plots.accuracy_by_round, plots.accuracy_by_arm, plots.reward_honesty):
+        ax = draw(made[made["experiment"] == LOOP], axes())
+        assert not [line for line in ax.lines if line.get_gid() == "paper" or line.get_marker() == "D"], draw
+        told = [text.get_text() for text in [*ax.texts, *(ax.get_legend().get_texts() if ax.get_legend() else [])]]
+        assert not [text for text in told if "paper" in text], told
+    shown = report.table(made, LOOP).set_index("arm")
+    assert shown.loc["SEAL, round 2", "paper, %"] == "47.0"
+
+
 def test_rounds_show_each_seed_of_the_loop():
     ax = plots.accuracy_by_round(results(), axes())
     thin = [line for line in ax.lines if line.get_linewidth() == pytest.approx(0.9)]
@@ -169,6 +181,9 @@ def test_a_difference_is_filled_only_when_separable():
     faces = {line.get_gid(): line.get_markerfacecolor() for line in ax.lines if "value" in str(line.get_gid())}
     assert faces["value:random_round_1 - own_untrained"] == "white"
     assert faces["value:seal_round_2 - own_untrained"] != "white"
+    ax = plots.differences(pooled().assign(p=0.09), axes())  # the interval excludes zero, Holm's p does not
+    faces = {line.get_gid(): line.get_markerfacecolor() for line in ax.lines if "value" in str(line.get_gid())}
+    assert faces["value:seal_round_2 - own_untrained"] == "white"
 
 
 def test_styles_stack_to_the_whole_even_if_one_is_absent_in_a_round():
@@ -244,5 +259,5 @@ def test_gallery_draws_what_there_is_data_for(tmp_path):
     assert figures.gallery(results().iloc[:0], tmp_path) == []
     both = pd.concat([pooled(), pooled().assign(protocol="authors_v1")], ignore_index=True)
     split = figures.gallery(both.query("metric == 'accuracy'"), tmp_path / "two")
-    assert "knowledge_restem_authors_v1_seedling_accuracy_by_arm" in split
-    assert "knowledge_restem_clean_seedling_accuracy_by_arm" in split
+    assert "knowledge_restem_authors_v1_small_7b_accuracy_by_arm" in split
+    assert "knowledge_restem_clean_small_7b_accuracy_by_arm" in split

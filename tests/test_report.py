@@ -31,8 +31,10 @@ def make_run(notebook, lines, name="123456789012", finished=True, when=1000):
     return folder
 
 
-def line(arm, value, metric="accuracy", experiment="knowledge/single_passage", low="", high="", n=20):
-    return f"{experiment},{arm},{metric},{value},{low},{high},{n},passage,1,0,,,exact,clean,seedling,x"
+def line(arm, value, metric="accuracy", experiment="knowledge/single_passage", low="", high="", n=20, loops=1,
+         dropped=0, p="", grader="exact"):  # fmt: skip
+    counts = f"{n},passage,{loops},{dropped}"
+    return f"{experiment},{arm},{metric},{value},{low},{high},{counts},BCa,{p},{grader},clean,seedling,x"
 
 
 def test_joins_the_paper_and_keeps_the_numbers():
@@ -124,6 +126,63 @@ def test_table_orders_arms_judges_differences_and_shows_gaps():
     assert by_arm.loc["SEAL, round 2", "blank, %"] == "5.0"
 
 
+def test_a_table_says_loops_graders_failures_and_p():
+    rows = [
+        line("frozen", 0.1, low=0.05, high=0.2, n=100),
+        line("own_untrained", 0.3, low=0.2, high=0.4, n=100, loops=3),
+        line("seal_round_2", 0.7, low=0.6, high=0.8, n=98, loops=3, dropped=6),
+        line("seal_round_2", 0.02, "failed_rate", grader=""),
+        line("seal_round_2 - own_untrained", 0.4, "difference", low=0.3, high=0.5, loops=3, p=0.0002),
+        line("own_untrained - frozen", 0.2, "difference", low=0.1, high=0.3, loops=3, p=0.09),
+        line("passage_only", "", n=0, dropped=100),
+    ]
+    make_run("11_single_passage", rows)
+    shown = report.table(results.collect("seedling"), "knowledge/single_passage")
+    by_arm = shown.set_index("arm")
+    assert by_arm["n"].to_dict() == {
+        "frozen model": "100 passages", "passage only": "", "untrained self-edits": "100 passages × 3 loops",
+        "SEAL, round 2": "98 passages × 3 loops (6 dropped)", "stronger writer's notes": "",
+    }  # fmt: skip
+    assert by_arm.loc["passage only", "accuracy, %"] == "none: 100 dropped"  # ran, and every trial failed
+    assert by_arm.loc["SEAL, round 2", "failed, %"] == "2.0"
+    assert by_arm.loc["SEAL, round 2", "separable from untrained?"] == "yes, +40.0 [+30.0, +50.0], p < 0.001"
+    # the interval excludes zero, Holm's p does not: the one definition says no
+    assert by_arm.loc["untrained self-edits", "separable from frozen?"] == "no, +20.0 [+10.0, +30.0], p = 0.090"
+    said = " ".join(shown.attrs["notes"])
+    assert "Grader: exact." in said and "grader" not in shown
+    assert "Rows that name no loops were run once" in said
+    assert "19.9, 28.7, 33.0, 36.0 where GPT-4.1 gives 32.7, 39.7, 46.3, 47.0" in said
+    for page in (report.to_markdown(shown), report.to_html(shown)):
+        assert "Rows that name no loops were run once" in page
+    mixed = [line("frozen", 0.1), line("own_untrained", 0.3, grader="contains")]
+    make_run("11_single_passage", mixed, name="abc", when=3000)
+    shown = report.table(results.collect("seedling"), "knowledge/single_passage")
+    assert shown.set_index("arm").loc["untrained self-edits", "grader"] == "contains" and "failed, %" not in shown
+    assert any("One loop: the spread between loops is unknown." in note for note in shown.attrs["notes"])
+
+
+def test_a_note_stands_where_the_papers_value_is():
+    make_run("12_restem_rounds", [line("seal_round_1", 0.5, experiment="knowledge/restem")])
+    shown = report.table(results.collect("seedling"), "knowledge/restem")
+    cell = shown.set_index("arm").loc["SEAL, round 1", "paper, %"]
+    assert cell == "43.7 (note 1)"
+    (note,) = [text for text in shown.attrs["notes"] if text.startswith("Note 1:")]
+    assert "42.7" in note and note in report.to_markdown(shown)
+
+
+def test_a_difference_of_other_trials_than_the_rows_shown_is_not_passed_off_as_theirs():
+    """62.1 − 41.6 is not 22.1: the difference was taken against an untrained arm of other seeds."""
+    rows = [
+        line("own_untrained", 0.416), line("seal_round_2", 0.621), line("frozen", 0.1),
+        line("seal_round_2 - own_untrained", 0.221, "difference", low=0.18, high=0.26),
+        line("seal_round_2 - frozen", 0.521, "difference", low=0.45, high=0.6),
+    ]  # fmt: skip
+    make_run("11_single_passage", rows)
+    shown = report.table(results.collect("seedling"), "knowledge/single_passage").set_index("arm")
+    assert shown.loc["SEAL, round 2", "separable from untrained?"] == f"{report.OTHER_TRIALS} (+22.1)"
+    assert shown.loc["SEAL, round 2", "separable from frozen?"].startswith("yes, +52.1")
+
+
 def test_a_difference_that_was_computed_the_other_way_round_is_turned():
     rows = [line("passage_only", 0.2), line("frozen", 0.1)]
     rows.append(line("frozen - passage_only", -0.1, "difference", low=-0.2, high=-0.05))
@@ -179,11 +238,52 @@ def test_paper_values_are_fractions_with_a_source_and_one_headline_each():
             assert entry["low"] <= entry["value"] <= entry["high"], entry
     assert index["knowledge/single_passage", "seal_round_2", "accuracy"]["value"] == 0.470
     assert index["knowledge/restem", "seal_round_1", "accuracy"]["value"] == 0.437
+    assert "42.7" in index["knowledge/restem", "seal_round_1", "accuracy"]["note"]
+    assert "53.6" in index["knowledge/prompts/rewrite", "external", "accuracy"]["note"]
+    assert "reasoning" in index["knowledge/chain_of_thought", "frozen", "accuracy"]["note"]
     assert index["knowledge/cpt_200_lora", "seal_round_2", "accuracy"]["value"] == 0.438
     assert index["knowledge/cpt_200_full", "seal_round_2", "accuracy"]["value"] == 0.582
     grids = {arm: entry["value"] for (where, arm, metric), entry in index.items() if where == "arc/few_shot"}
     assert grids == {"icl": 0.0, "own_untrained": 0.2, "seal_round_1": 0.725, "oracle": 1.0}
     assert {metric for where, _, metric in index if where == "arc/few_shot"} == {"success_rate"}
+
+
+def released(name):
+    """[(passage, [(answer by the base model, right?), ...], [(answer by the adapter, right?), ...])] of a file."""
+    import json
+
+    from fixtures_seal import real
+
+    articles = json.loads(real("seal_released", f"{name}.json").read_text(encoding="utf-8"))["articles"]
+    return {a["title"] + a["context"]: [q for done in a["completions"] for q in done["questions"]] for a in articles}
+
+
+def test_the_papers_values_are_those_of_the_released_answers():
+    from seal_lib import stats
+    from seal_lib.grade import contains
+
+    files = {name: released(f"query_eval_{name}") for name in ("base", "iter2")}
+    sides = {"frozen": ("base", "baseline"), "own_untrained": ("base", "adapter"), "seal_round_2": ("iter2", "adapter")}
+    judged, index = {}, paper_index()
+    for arm, (name, side) in sides.items():
+        answers = {p: [(q[f"{side}_answer"], q) for q in asked] for p, asked in files[name].items()}
+        judged[arm] = {0: {p: [float(q[f"{side}_correct"]) for _, q in given] for p, given in answers.items()}}
+        held = {p: [contains(text, q["answer"]) for text, q in given] for p, given in answers.items()}
+        for metric, values in (("accuracy", judged[arm][0]), ("contains", held)):
+            found = stats.mean_over_units(values, stats.SHARE)
+            assert found.value == pytest.approx(index["knowledge/single_passage", arm, metric]["value"], abs=6e-4)
+        empty = {p: [float(not text.strip()) for text, _ in given] for p, given in answers.items()}
+        printed = index["knowledge/single_passage", arm, "blank_rate"]["value"]
+        assert stats.mean_over_units(empty, stats.SHARE).value == pytest.approx(printed, abs=2e-3)
+    pairs = [("seal_round_2", "frozen"), ("seal_round_2", "own_untrained"), ("own_untrained", "frozen")]
+    for (a, b), found in stats.compare(judged, pairs).items():
+        printed = index["knowledge/single_passage", f"{a} - {b}", "difference"]
+        assert found.value == pytest.approx(printed["value"], abs=6e-4), (a, b)
+        # theirs is a percentile bootstrap, ours a t interval: 200 passages, so they agree
+        assert (found.low, found.high) == (
+            pytest.approx(printed["low"], abs=3e-3),
+            pytest.approx(printed["high"], abs=3e-3),
+        )
 
 
 def test_the_papers_continual_matrix_gives_its_own_headlines():
