@@ -61,7 +61,7 @@ def results():
         "icl": [Attempt(f"{task}/icl", task, "untrained") for task in HELD_OUT],
         "oracle": [Attempt(f"{t}/oracle", t, "ok", config=ORACLE, pass_2=k % 8 > 0) for k, t in enumerate(HELD_OUT)],
     }
-    rows = experiment.few_shot_rows(fixed, [loop(0), loop(1)], protocol="clean", model="seedling", grader="grid")
+    rows = experiment.few_shot_rows(fixed, [loop(0), loop(1)], protocol="clean", model="llama", grader="grid")
     frame = pd.DataFrame(rows).assign(run="15/seedling/x")
     index = paper_index()
     papers = [index.get((row["experiment"], row["arm"], row["metric"]), {}).get("value", math.nan) for row in rows]
@@ -366,10 +366,10 @@ def test_the_reports_table_shows_success_beside_the_paper(results):
     told = f"{100 * first.value:.1f} [{100 * first.low:.1f}, {100 * first.high:.1f}]"
     assert shown.loc["SEAL, round 1", "success rate, %"] == told
     assert shown["paper, %"].to_dict() == {
-        "in context only": "0.0", "untrained self-edits": "20.0", "random self-edits kept": "", "SEAL, round 1": "72.5",
-        "SEAL, round 2": "", "oracle": "100.0",
+        "in context only": "0.0 (note 1)", "untrained self-edits": "20.0 (note 2)", "random self-edits kept": "",
+        "SEAL, round 1": "72.5 (note 3)", "SEAL, round 2": "", "oracle": "100.0 (note 4)",
     }  # fmt: skip
     assert shown.loc["SEAL, round 2", "separable from random?"].startswith("yes")
     assert float(shown.loc["untrained self-edits", "rejected, %"]) > 0
     block = report.readme_block(results)
-    assert f"| SEAL, round 1 | {told} | 24 task |" in block and "few_shot`): seedling, protocol clean" in block
+    assert f"| SEAL, round 1 | {told} | 24 tasks × 2 loops |" in block and "few_shot`): llama, protocol clean" in block
