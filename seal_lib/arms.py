@@ -31,12 +31,10 @@ ARMS = {  # arm -> (rank, label); rounds of a family are added by `arm_label`
 ARMS |= {  # of the forgetting study
     "rag": (94, "retrieval (BM25)"),
     "sequential_authors": (30.5, "sequential, authors' way"),
-    "low_lr": (32.5, "low learning rate"),
-    "few_epochs": (32.75, "few epochs"),
     "delta_scaling": (33, "ΔW / √k"),
     "freeze_lower": (33.25, "lower layers frozen"),
     "l2": (33.5, "L2 to base"),
-    "ewc": (33.75, "EWC"),
+    "ewc": (33.75, "online EWC"),
     "o_lora": (34, "O-LoRA"),
     "gated_merge": (34.25, "gated merge"),
     "kl": (34.5, "KL on own texts"),
@@ -47,12 +45,13 @@ ARMS |= {  # of the forgetting study
     "null_space": (35.75, "null space + past edits"),
     "inflora": (36, "InfLoRA"),
     "null_space_replay": (36.25, "null space + replay"),
-    "merge_sum": (36.5, "sum of edits"),
-    "merge_mean": (36.75, "mean of edits"),
+    "merge": (36.5, "scaled sum of edits"),
     "ties": (37, "TIES"),
     "isolation": (84, "isolation + BM25"),
     "isolation_oracle": (84.5, "isolation, oracle"),
 }
+#: endings that say who wrote an arm's notes; without one they are the writer's that the experiment names
+WRITERS = {"_own": "own notes", "_live": "own live notes"}
 FAMILIES = {"seal": (60, "SEAL"), "random": (40, "random choice"), "seal_proxy": (55, "SEAL, proxy reward")}
 _ROUND = re.compile(r"^(?:(?P<family>\w+?)_)?round_(?P<round>\d+)$")
 
@@ -65,12 +64,19 @@ def round_of(arm: str) -> tuple[str, int] | None:
     return (match["family"] or "seal", int(match["round"])) if match else None
 
 
+def plain(arm: str) -> str:
+    """An arm's rule: its name without the ending that says who wrote the notes."""
+    return arm.removesuffix("_own").removesuffix("_live")
+
+
 def arm_label(arm: str) -> str:
     """What a person reads for an arm; "a - b" becomes "a − b" in labels."""
     if " - " in arm:
         return " − ".join(arm_label(part) for part in arm.split(" - ", 1))
     if arm in ARMS:
         return ARMS[arm][1]
+    if (rule := plain(arm)) in ARMS:
+        return f"{ARMS[rule][1]}, {WRITERS[arm.removeprefix(rule)]}"
     if found := _ROUND.match(arm):
         family = found["family"]
         name = FAMILIES[family][1] if family in FAMILIES else family.replace("_", " ") if family else ""
@@ -81,8 +87,8 @@ def arm_label(arm: str) -> str:
 def arm_rank(arm: str) -> tuple[float, str]:
     """Sort key: baselines first, then controls, SEAL by round, stronger references last."""
     arm = arm.split(" - ", 1)[0]
-    if arm in ARMS:
-        return ARMS[arm][0], arm
+    if plain(arm) in ARMS:
+        return ARMS[plain(arm)][0], arm
     if found := round_of(arm):
         return FAMILIES.get(found[0], (50, ""))[0] + found[1] / 100, arm
     return FAMILIES.get(arm, (50, ""))[0], arm

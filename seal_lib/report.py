@@ -33,7 +33,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 TITLES = {
     "knowledge/single_passage": "One passage at a time",
     "knowledge/restem": "Rounds of ReST-EM",
-    "continual/mitigations": "Eight self-edits in a row",
+    "continual/mitigations": "Eight self-edits in a row (all on one writer's notes; an arm on its own notes says so)",
     "arc/few_shot": "Grid puzzles from a few examples",
 }
 

@@ -24,8 +24,12 @@ SMALLER = {
 def test_the_papers_parameters_run_to_the_end(notebook, qwen, tmp_path) -> None:  # noqa: F811
     data = tmp_path / "rivers.json"
     data.write_text(json.dumps(PASSAGES))
-    changes = [f"model={qwen}", f"passages={data}", f"prior={data}", "sequences=disjoint", "n_sequences=2", "length=2"]
-    changes += ["n_prior=2", "edit_tokens=24", "answer_tokens=8", "anchors=4", "epochs=1", *SMALLER[notebook]]
+    known = tmp_path / "known.json"
+    others = [passage | {"context": f"{n}. {passage['context']}"} for n, passage in enumerate(PASSAGES)]
+    known.write_text(json.dumps(others))  # prior questions come from passages of no stream
+    changes = [f"model={qwen}", f"passages={data}", f"prior={known}", "sequences=disjoint", "n_sequences=2", "length=2"]
+    changes += ["n_prior=2", "prior_skip=0", "edit_tokens=24", "answer_tokens=8", "anchors=4", "epochs=1"]
+    changes += SMALLER[notebook]
     arguments = [part for change in changes for part in ("--set", change)]
     done = subprocess.run(
         [sys.executable, "-m", "seal_lib.runner", "run", notebook, "--scale", "paper", *arguments],

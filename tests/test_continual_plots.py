@@ -38,7 +38,7 @@ def study(K: int = 4, S: int = 6) -> dict[str, list[dict]]:
 @pytest.fixture(scope="module")
 def results() -> pd.DataFrame:
     by_arm = study()
-    label = {"protocol": "clean", "model": "m"}
+    label = {"protocol": "clean", "model": "m", "grader": "exact"}
     rows = tables.result_rows(by_arm, seconds=dict.fromkeys(by_arm, 0.5), **label)
     rows += tables.comparisons(by_arm, **label)[0] + tables.matrix_rows(by_arm, **label)
     rows += tables.matrix_rows(by_arm, experiment="continual/maps", **label)

@@ -3,7 +3,7 @@
 Knows names and colours only; labels are those of `seal_lib.arms`, rules are made elsewhere (`rules`).
 """
 
-from seal_lib.arms import arm_label
+from seal_lib.arms import arm_label, plain
 from seal_lib.marks import OTHER_ARMS
 
 #: family -> (colour, what it does); Okabe and Ito's palette
@@ -20,12 +20,12 @@ FAMILIES = {
 }
 _FAMILY_OF = {  # family -> its arms
     "reference": "frozen passage_in_context rag",
-    "plain": "sequential_authors sequential low_lr few_epochs delta_scaling",
+    "plain": "sequential_authors sequential delta_scaling",
     "penalty": "freeze_lower l2 ewc o_lora gated_merge",
     "rehearsal": "kl generative_replay replay kl_replay",
     "projection": "null_space_calibration null_space inflora",
     "both": "null_space_replay",
-    "merging": "merge_sum merge_mean ties",
+    "merging": "merge ties",
     "isolation": "isolation isolation_oracle",
     "joint": "joint",
 }
@@ -34,21 +34,30 @@ ARMS = {  # arm -> (label, family); the order is that of tables and figures
 }
 
 
-def label(arm: str) -> str:
-    """What a person reads for an arm."""
-    return ARMS[arm][0] if arm in ARMS else arm.replace("_", " ")
+def family(arm: str) -> str | None:
+    """The family of the arm's rule; None for an arm of another study."""
+    return ARMS[plain(arm)][1] if plain(arm) in ARMS else None
 
 
 def colour(arm: str) -> str:
     """The colour of the arm's family."""
-    return FAMILIES[ARMS[arm][1]][0] if arm in ARMS else OTHER_ARMS
+    return FAMILIES[family(arm)][0] if family(arm) else OTHER_ARMS
 
 
 def rank(arm: str) -> tuple[int, str]:
     """Sort key."""
-    return (list(ARMS).index(arm) if arm in ARMS else len(ARMS), arm)
+    return (list(ARMS).index(plain(arm)) if family(arm) else len(ARMS), arm)
+
+
+def notes_by(arm: str, writer: str) -> str:
+    """Who wrote the notes that an arm trains on; ``writer`` is the parameter of that name."""
+    if arm.endswith("_live"):
+        return "the edited model, before each edit"
+    if arm.endswith("_own") or writer == "policy":
+        return "the unedited model, once"
+    return "–" if plain(arm) in _FAMILY_OF["reference"].split() else writer.partition(":")[2]
 
 
 def stores_text(arm: str) -> bool:
     """Whether the rule of a trained arm keeps text (`Rule.stores`; rules are too heavy to ask here)."""
-    return arm in ("replay", "kl_replay", "null_space_replay", "joint", "isolation")
+    return plain(arm) in ("replay", "kl_replay", "null_space_replay", "joint", "isolation")

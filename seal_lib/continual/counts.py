@@ -6,11 +6,8 @@ it against the classes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import yaml
-
-from seal_lib import paths
+from seal_lib.arms import plain
 from seal_lib.errors import ParameterError
 from seal_lib.plan import counts, lengths
 from seal_lib.plan.counts import Work, asking, writing
@@ -23,12 +20,14 @@ ANCHOR_TOKENS, GATE_TEXTS, GATE_READINGS = 48, 24, 7
 class Rule:
     """What an update rule costs beside plain training.
 
-    ``grid``: of the settings notebook 16 tries, what changes the cost (``m`` sequences more a step, ``epochs``,
-    ``texts`` written before an edit); the first is the default. ``more``: what the m are (``past``, ``own``,
-    ``anchors``, ``both``). ``factors``: an eigendecomposition per group of layers and edit, or ``once``.
+    ``m`` sequences more a step, and what they are (``more``: ``past``, ``own``, ``anchors``, ``both``); ``texts``
+    written before an edit; ``factors``: an eigendecomposition per group of layers and edit, or ``once``. ``tuned``: how
+    many knobs notebook 16 climbs.
     """
 
-    grid: tuple[dict, ...] = ({},) * 4
+    m: int = 0
+    texts: int = 0
+    tuned: int = 2
     trains: bool = True
     retrains: bool = False
     more: str = ""
@@ -36,54 +35,46 @@ class Rule:
     reads: float = 0.0  # texts of its own read per edit
 
 
-_M24 = ({"m": 2}, {"m": 4}, {"m": 2}, {"m": 4})
 RULES: dict[str, Rule] = {
-    "frozen": Rule(({},), trains=False),
-    "passage_in_context": Rule(({},), trains=False),
-    "rag": Rule(trains=False),
-    "sequential_authors": Rule(),
-    "sequential": Rule(),
-    "low_lr": Rule(),
-    "few_epochs": Rule(({"epochs": 4}, {"epochs": 2}, {"epochs": 3}, {"epochs": 6})),
-    "delta_scaling": Rule(),
+    "frozen": Rule(tuned=0, trains=False),
+    "passage_in_context": Rule(tuned=0, trains=False),
+    "rag": Rule(tuned=1, trains=False),
+    "sequential_authors": Rule(tuned=1),
+    "sequential": Rule(tuned=1),
+    "delta_scaling": Rule(tuned=1),
     "freeze_lower": Rule(),
-    "replay": Rule(_M24, more="past"),
-    "generative_replay": Rule(
-        ({"m": 2, "texts": 96}, {"m": 4, "texts": 96}, {"m": 4, "texts": 96}, {"m": 4, "texts": 192}), more="own"
-    ),
-    "kl": Rule(({"m": 4},) * 4, more="anchors"),
-    "kl_replay": Rule(({"m": 3},) * 4, more="both"),
+    "replay": Rule(m=4, more="past"),
+    "generative_replay": Rule(m=4, texts=192, more="own"),
+    "kl": Rule(m=4, more="anchors"),
+    "kl_replay": Rule(m=3, more="both"),
     "l2": Rule(),
     "ewc": Rule(reads=30.0),  # gradients of the edit's documents, dense: about three readings each
     "o_lora": Rule(),
     "null_space_calibration": Rule(factors="once"),
-    "null_space": Rule(factors="edit"),
-    "null_space_replay": Rule(({"m": 2}, {"m": 2}, {"m": 4}, {"m": 4}), more="past", factors="once"),
+    "null_space": Rule(tuned=3, factors="edit"),
+    "null_space_replay": Rule(m=2, tuned=3, more="past", factors="once"),
     "inflora": Rule(factors="edit"),
-    "merge_sum": Rule(),
-    "merge_mean": Rule(),
-    "ties": Rule(),
-    "gated_merge": Rule(({"texts": GATE_TEXTS},) * 4, reads=float(GATE_TEXTS * GATE_READINGS)),
+    "merge": Rule(),
+    "ties": Rule(tuned=3),
+    "gated_merge": Rule(texts=GATE_TEXTS, reads=float(GATE_TEXTS * GATE_READINGS)),
     "isolation": Rule(),
-    "isolation_oracle": Rule(({},)),
-    "joint": Rule(({}, {}, {}, {"epochs": 5}), retrains=True),
+    "isolation_oracle": Rule(tuned=1),
+    "joint": Rule(tuned=1, retrains=True),
 }
 
 
-def plain(name: str) -> str:
-    """The rule of an arm: without ``_own`` and ``_live``."""
-    return name.removesuffix("_own").removesuffix("_live")
+def settings(rule: Rule) -> int:
+    """How many settings notebook 16 will try about: the default, two neighbours a knob, and two steps upwards."""
+    return 1 + 2 * rule.tuned + 2 * (rule.tuned > 0)
 
 
 def run_arm(
-    p: Mapping, name: str, streams: int, *, full_rows: Sequence[int] | None = None, knobs: Mapping | None = None,
-    phase: str = "",
-) -> list[Work]:  # fmt: skip
+    p: Mapping, name: str, streams: int, *, full_rows: Sequence[int] | None = None, phase: str = ""
+) -> list[Work]:
     """One arm over ``streams`` streams (:func:`seal_lib.continual.study.run_arm`)."""
     if plain(name) not in RULES:
         raise ParameterError(f"arms: {name!r} is not one of {', '.join(RULES)}.")
     rule, text, phase = RULES[plain(name)], lengths.profile(p["passages"]), phase or name
-    knobs = dict(rule.grid[0]) | dict(knobs or {})
     length, slots = p["length"], p["slots"]
     chunk = max(n for n in range(1, min(slots, streams) + 1) if streams % n == 0)
     full = [k for k in range(length + 1) if full_rows is None or k in full_rows]
@@ -91,7 +82,7 @@ def run_arm(
     per_passage = min(p["questions"] or text.questions, text.questions)
     work: list[Work] = []
     if rule.trains:
-        work += _training(p, name, rule, text, streams, made, knobs, chunk, phase)
+        work += _training(p, name, rule, text, streams, made, chunk, phase)
     if name.endswith("_live"):
         work.append(writing(f"{phase}/write", p, streams * length, 1, text))
     asked = streams * (len(full) * (length * per_passage + p["n_prior"]))
@@ -111,13 +102,13 @@ def anchor(text: lengths.Text) -> float:
     return min(text.anchor, ANCHOR_TOKENS + 2)
 
 
-def _training(p, name, rule, text, streams, made, knobs, chunk, phase) -> list[Work]:
+def _training(p, name, rule, text, streams, made, chunk, phase) -> list[Work]:
     source = "policy" if p["writer"] == "policy" or name != plain(name) else p["writer"].partition(":")[2]
     documents, tokens = text.training(source)
     authors = plain(name) == "sequential_authors"
-    pads = "probe:16" if authors else p["pad_loss"]
+    pads = p["authors_pads"] if authors else p["pad_loss"]
     each = counts.pad_tokens(pads, tokens / documents)
-    epochs, m = knobs.get("epochs", p["epochs"]), knobs.get("m", 0)
+    epochs, m = p["epochs"], rule.m
     edits = sum(made) if rule.retrains else len(made)  # retraining after edit k trains on k of them
     steps = epochs * max(1.0, documents / p["batch"]) * edits
     past = (len(made) - 1) / len(made)  # the first edit has no past
@@ -136,8 +127,8 @@ def _training(p, name, rule, text, streams, made, knobs, chunk, phase) -> list[W
     if rule.more in ("anchors", "both"):  # the teacher's distributions, once per edit
         reads = count * p["anchors"]
         work.append(Work("read", f"{phase}/teacher", reads, reads * anchor(text), targets=p["targets"], rank=p["rank"]))
-    if "texts" in knobs:
-        texts = count * knobs["texts"]
+    if rule.texts:
+        texts = count * rule.texts
         work.append(Work("write", f"{phase}/own texts", texts, texts * (anchor(text) - 2), 2.0, anchor(text)))
     if rule.reads:
         work.append(Work("read", f"{phase}/reads", count * rule.reads, count * rule.reads * anchor(text),
@@ -159,53 +150,36 @@ def _anchors(p: Mapping) -> Work:
     return Work("write", "anchors", n, n * (anchor(text) - 2), 2.0, anchor(text))
 
 
-def tuned(p: Mapping) -> dict[str, dict]:
-    """The knobs that an arm's cost hangs on, from ``knobs_file``."""
-    if not p.get("knobs_file"):
-        return {}
-    file = Path(paths.given(p["knobs_file"]))
-    found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    kept = ("m", "epochs", "texts")
-    return {rule: {k: v for k, v in row.items() if k in kept} for rule, row in (found or {}).items()}
+def _arms(p: Mapping, names: Sequence[str], streams: int, **options: object) -> list[Work]:
+    """Some arms (:func:`seal_lib.continual.study.run_arms`), and the unedited model's own notes if an arm has them."""
+    own = any(name.endswith("_own") for name in names)
+    work = _streams(p, streams, "policy", "write_own") if own else []
+    return work + [w for name in names for w in run_arm(p, name, streams, **options)]
 
 
 def edits(p: Mapping) -> list[Work]:
     """Notebook 13."""
-    known = tuned(p)
-    work = [*_streams(p, p["n_sequences"], p["writer"]), _anchors(p)]
-    for name in p["arms"]:
-        work += run_arm(p, name, p["n_sequences"], knobs=known.get(plain(name)))
-    if p["n_own"]:
-        work += _streams(p, p["n_own"], "policy", "write_own")
-        for name in p["own_arms"]:
-            work += run_arm(p, name, p["n_own"], knobs=known.get(plain(name)))
-    return work
+    work = [*_streams(p, p["n_sequences"], p["writer"]), _anchors(p), *_arms(p, p["arms"], p["n_sequences"])]
+    return work + (_arms(p, p["own_arms"], p["n_own"]) if p["n_own"] else [])
 
 
 def mitigations(p: Mapping) -> list[Work]:
     """Notebook 14."""
-    known = tuned(p)
-    work = [*_streams(p, p["n_sequences"], p["writer"]), _anchors(p)]
-    return work + [w for name in p["arms"] for w in run_arm(p, name, p["n_sequences"], knobs=known.get(plain(name)))]
+    return [*_streams(p, p["n_sequences"], p["writer"]), _anchors(p), *_arms(p, p["arms"], p["n_sequences"])]
 
 
 def retention(p: Mapping) -> list[Work]:
     """Notebook 15."""
-    known, rows = tuned(p), [0, *p["lengths"]]
     work = [*_streams(p, p["n_sequences"], p["writer"]), _anchors(p)]
-    for name in p["arms"]:
-        work += run_arm(p, name, p["n_sequences"], full_rows=rows, knobs=known.get(plain(name)))
-    return work
+    return work + _arms(p, p["arms"], p["n_sequences"], full_rows=[0, *p["lengths"]])
 
 
 def tuning(p: Mapping) -> list[Work]:
-    """Notebook 16: every setting of every rule."""
+    """Notebook 16: about so many settings of every rule."""
     work = [*_streams(p, p["n_sequences"], p["writer"]), _anchors(p)]
     for name in p["arms"]:
         if name not in RULES:
             raise ParameterError(f"arms: {name!r} is not one of {', '.join(RULES)}.")
-        for n, knobs in enumerate(RULES[name].grid):
-            work += run_arm(
-                p, name, p["n_sequences"], full_rows=[0, p["length"]], knobs=knobs, phase=f"tuning/{name}.{n}"
-            )  # fmt: skip
+        for n in range(min(settings(RULES[name]), p["settings"])):
+            work += run_arm(p, name, p["n_sequences"], full_rows=[0, p["length"]], phase=f"tuning/{name}.{n}")
     return work

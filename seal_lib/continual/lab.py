@@ -32,6 +32,7 @@ class Lab:
         openings: beginnings from which the model writes anchor texts by itself; no fact, no passage, no question.
         anchors: how many texts the *base* writes once, for calibration, KL and Fisher information.
         anchor_tokens: longest of them. seed: of the anchors.
+        authors_pads: how the pads of the authors' way enter the loss: ``full``, or ``probe:m`` for m weighted ones.
     """
 
     model: object
@@ -42,7 +43,8 @@ class Lab:
     anchors: int = 64
     anchor_tokens: int = 48
     seed: int = 0
-    cache: dict = field(default_factory=dict)  # independent edits, which several arms train alike
+    authors_pads: str = "probe:16"
+    cache: dict = field(default_factory=dict)  # what arms share: the anchors, and independent edits
     generator: HFGenerator = field(init=False)
 
     def __post_init__(self):
@@ -81,11 +83,13 @@ class Lab:
             texts.append(self.ids(request.prompt + completion.text) + end)
         return [texts[i * count : (i + 1) * count] for i in range(len(states))]
 
-    @cached_property
+    @property
     def base_texts(self) -> list[list[int]]:
         """The anchors: what the unedited model writes by itself, the same for every stream and arm."""
-        (texts,) = self.write([None], self.anchors, [derive_seed(self.seed, "base anchors")])
-        return [list(t) for t in dict.fromkeys(map(tuple, texts)) if len(t) > 1]
+        if "anchors" not in self.cache:
+            (texts,) = self.write([None], self.anchors, [derive_seed(self.seed, "base anchors")])
+            self.cache["anchors"] = [list(t) for t in dict.fromkeys(map(tuple, texts)) if len(t) > 1]
+        return self.cache["anchors"]
 
     # measurements
 

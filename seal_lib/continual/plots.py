@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from seal_lib.arms import NOT_RUN
-from seal_lib.continual.arms import colour, label, rank, stores_text
+from seal_lib.arms import NOT_RUN, arm_label
+from seal_lib.continual.arms import colour, rank, stores_text
 from seal_lib.continual.tables import FATES, MATRIX
 from seal_lib.errors import DataError
 from seal_lib.marks import GREY, INK, LIGHT, darker, names_at_right, share_axis
@@ -53,7 +53,7 @@ def released_matrix():
     import pandas as pd
 
     rows = [row for row in paper_values() if row["experiment"] == MATRIX]
-    return matrix_of(pd.DataFrame(rows), "sequential")
+    return matrix_of(pd.DataFrame(rows), "sequential_authors_live")
 
 
 def heat_map(matrix, ax: Axes, difference: bool = False, limits: tuple[float, float] | None = None) -> Axes:
@@ -117,7 +117,7 @@ def _banded(ax: Axes, rows: pd.DataFrame, x: str, arm: str, alpha: float, **mark
     ax.fill_between(rows[x], rows["low"], rows["high"], color=paint, alpha=alpha, linewidth=0)
     dashed = {"linestyle": "--"} if arm in BOUNDS else {}
     ax.plot(rows[x], rows["value"], color=paint, marker="o", **marker, **dashed, gid=f"value:{arm}")
-    return float(rows["value"].iloc[-1]), label(arm), paint
+    return float(rows["value"].iloc[-1]), arm_label(arm), paint
 
 
 def plasticity_stability(table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | None = None) -> Axes:
@@ -141,7 +141,7 @@ def plasticity_stability(table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | No
         if at < 0.95:
             ax.text(at, 0.085, f" AA {100 * level:.0f} %", color=GREY, fontsize=7, va="top")
     for rule, one in () if sweep is None else sweep.groupby("rule"):
-        if rule in ("sequential", "low_lr", "few_epochs", "delta_scaling"):
+        if rule in ("sequential", "delta_scaling"):
             one = one.assign(at=one["knobs"].str.extract(r": ([\d.]+)")[0].astype(float)).sort_values("at")
             ax.plot(one["LA"] - base, one["BWT"], color=colour(rule), linewidth=0.8, alpha=0.5, zorder=1)
     drawn = [(a, p) for a, p in points.items() if {"LA_gain", "BWT"} <= set(p) and not math.isnan(p["BWT"]["value"])]
@@ -181,7 +181,7 @@ def _column(ax: Axes, marks: Sequence[tuple[float, float, str]]) -> None:
             heights[n] = min(heights[n], top)
     for (x, y, arm), at in zip(ordered, heights, strict=True):
         ax.annotate(
-            label(arm), (x, y), (1.04, at), textcoords=place, fontsize=7.5, color=darker(colour(arm)),
+            arm_label(arm), (x, y), (1.04, at), textcoords=place, fontsize=7.5, color=darker(colour(arm)),
             va="center", arrowprops=dict(_LEADER, color=colour(arm)), annotation_clip=False,
         )  # fmt: skip
 
@@ -202,7 +202,7 @@ def fates_by_age(table: pd.DataFrame, ax: Axes, arm: str) -> Axes:
     ax.set(xlabel="later edits", ylim=(0, 1), xlim=(ages[0] - 0.5, ages[-1] + 0.5))
     share_axis(ax.yaxis, "questions on edited passages")
     ax.set_ylim(0, 1)
-    ax.set_title(label(arm))
+    ax.set_title(arm_label(arm))
     return ax
 
 
@@ -274,7 +274,7 @@ def overview(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
             ax.plot([row["low"], row["high"]], [y, y], color=colour(arm), linewidth=2.2, gid=f"interval:{arm}")
             ax.plot([row["value"]], [y], "o", color=colour(arm), markersize=4.5, gid=f"value:{arm}")
         ax.set_ylim(len(arms) - 0.4, -0.6)
-        ax.set_yticks(range(len(arms)), [label(arm) for arm in arms] if ax is axes[0] else [""] * len(arms))
+        ax.set_yticks(range(len(arms)), [arm_label(arm) for arm in arms] if ax is axes[0] else [""] * len(arms))
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x")
         share_axis(ax.xaxis, title, signed=metric == "BWT")

@@ -18,11 +18,16 @@ from seal_lib.seeds import derive_seed, rng
 
 @dataclass(frozen=True)
 class Stream:
-    """K passages in the order of their edits. ``edits``: one self-edit text each; None where the model is to write."""
+    """K passages in the order of their edits.
+
+    ``edits``: one self-edit text each; None where the model is to write. ``prior``: (title, question) pairs on what the
+    model knew before any edit, other ones in every stream.
+    """
 
     id: str
     passages: tuple[Passage, ...]
     edits: tuple[str | None, ...]
+    prior: tuple[tuple[str, Question], ...] = ()
 
     def __len__(self) -> int:
         return len(self.passages)
@@ -114,15 +119,29 @@ def with_edits(streams: Sequence[Stream], writer: str) -> list[Stream]:
     return [replace(s, edits=tuple(p.references[writer] for p in s.passages)) for s in streams]
 
 
-def prior_questions(source: str, count: int, seed: int) -> list[tuple[str, Question]]:
-    """(title, question) pairs on what the model knew before any edit.
+def with_prior(streams: Sequence[Stream], source: str, count: int, seed: int, skip: int = 0) -> list[Stream]:
+    """The streams with ``count`` questions each on what the model knew before any edit; no question is asked twice.
 
-    ``world:known``: facts of the pretraining population. Any passage source: one question each of ``count`` passages,
-    shuffled by ``seed``; they must not be passages of a stream.
+    Other questions in every stream: so streams are independent samples of questions too, and an interval over streams
+    holds for other questions.
+
+    ``world:known``: facts of the pretraining population. Any passage source: one question each of passages shuffled by
+    ``seed``, without the first ``skip`` (on which a policy may have practised) and without passages of a stream.
     """
+    wanted = count * len(streams)
     if source == "world:known":
-        from seal_lib.seedling.world import known_questions
+        from seal_lib.seedling.world import known_facts, known_questions
 
-        return known_questions(count, seed)
-    draw = rng("prior", seed)
-    return [(p.title, draw.choice(p.questions)) for p in load_passages(source, count, seed)]
+        have = len(known_facts())
+        pool = known_questions(min(wanted, have), seed)
+    else:
+        taken, draw = {p.text for stream in streams for p in stream.passages}, rng("prior", seed)
+        free = [p for p in load_passages(source, None, seed, start=skip) if p.text not in taken]
+        have = len(free)
+        pool = [(p.title, draw.choice(p.questions)) for p in free[:wanted]]
+    if have < wanted:
+        raise DataError(
+            f"n_prior: {len(streams)} streams of {count} other questions each need {wanted}, but {source} has {have}; "
+            f"ask for {have // len(streams)} at most."
+        )
+    return [replace(s, prior=tuple(pool[n * count : (n + 1) * count])) for n, s in enumerate(streams)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seal_lib import paths
+from seal_lib.arms import plain
 from seal_lib.continual import states as ops
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.rules import RULES
@@ -24,9 +25,7 @@ from seal_lib.finetune import Result
 from seal_lib.generate import Request, Sampling
 from seal_lib.grade import grade
 from seal_lib.models import SMALL
-from seal_lib.records import Passage, Question
-
-Prior = Sequence[tuple[str, Question]]
+from seal_lib.records import Passage
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class Arm:
 
 
 def run_arm(
-    run, arm: Arm, lab: Lab, streams: Sequence[Stream], prior: Prior, *, grader: str = "exact",
-    slots: int = 16, edit_tokens: int = 200, group: str = "", full_rows: Sequence[int] | None = None,
+    run, arm: Arm, lab: Lab, streams: Sequence[Stream], *, grader: str = "exact", slots: int = 16,
+    writing: Sampling | None = None, group: str = "", full_rows: Sequence[int] | None = None,
 ) -> list[dict]:  # fmt: skip
     """Rows of one arm in the order (edit, stream), recorded as phase ``<group><arm>``.
 
@@ -65,13 +64,17 @@ def run_arm(
     kept beside the base's weights).
 
     Args:
+        grader: what decides whether an answer is right (exact, contains); f1 is no verdict.
+        writing: how a live arm's model writes its self-edits (tokens, temperature, top_p).
         slots: streams trained side by side; the largest divisor of their number that is not above it is used.
         full_rows: edits after which everything is asked; after the others only the passage just edited. None: all.
     """
     lengths = {len(stream) for stream in streams}
     if len(lengths) != 1:
         raise DataError(f"The streams of a study have one length, not {sorted(lengths)}; cut them.")
-    work = _Work(run, arm, lab, prior, grader, edit_tokens, group, full_rows)
+    if arm.live and writing is None:
+        raise DataError(f"arm {arm.name!r} writes its own self-edits; say how (`writing`).")
+    work = _Work(run, arm, lab, grader, writing, group, full_rows)
     if work.trains and not arm.live and any(None in stream.edits for stream in streams):
         raise DataError(f"arm {arm.name!r}: streams without self-edits; give a writer or a live arm.")
     units = [Unit(f"{k}/{s.id}", k, s) for k in range(lengths.pop() + 1) for s in streams]
@@ -82,7 +85,7 @@ def run_arm(
 
 
 def frozen_edits(
-    run, lab: Lab, streams: Sequence[Stream], writer: str, edit_tokens: int = 200, phase: str = "write"
+    run, lab: Lab, streams: Sequence[Stream], writer: str, writing: Sampling, phase: str = "write"
 ) -> list[Stream]:
     """The streams with one self-edit per passage, written once before any edit: the controlled comparison.
 
@@ -96,9 +99,8 @@ def frozen_edits(
         raise DataError(f"writer: {writer!r} is neither policy nor reference:<name>.")
 
     def write(part: Sequence[Stream]) -> list[dict]:
-        sampling = Sampling(edit_tokens, temperature=1.0, top_p=0.95)
         asked = [Request(lab.prompts.write(p), s.seed(k, "self-edit")) for s in part for k, p in enumerate(s.passages)]
-        texts = [done.text.strip() for (done,) in lab.generator.generate(asked, sampling)]
+        texts = [done.text.strip() for (done,) in lab.generator.generate(asked, writing)]
         ends = [sum(len(s) for s in part[: n + 1]) for n in range(len(part))]
         return [{"edits": texts[end - len(s) : end]} for s, end in zip(part, ends, strict=True)]
 
@@ -107,23 +109,40 @@ def frozen_edits(
 
 
 def arms_of(names: Sequence[str], knobs_file: str | None = None) -> list[Arm]:
-    """Arms by rule name, with the knobs of a YAML file (``rule: {knob: value}``) or the first setting of each grid.
+    """Arms by rule name, with the knobs of a YAML file (``rule: {knob: value}``) or the rules' defaults.
 
-    A name may end in ``_own`` (the streams' self-edits are the model's own) or ``_live`` (written by theta_{k-1}).
+    A name may end in ``_own`` (the streams' self-edits are the model's own, written once by the unedited model) or in
+    ``_live`` (written by theta_{k-1}, as the authors do).
     """
     from seal_lib.continual.tuning import tuned
 
     found = tuned(paths.given(knobs_file)) if knobs_file else {}
-    rules = {name: name.removesuffix("_own").removesuffix("_live") for name in names}
+    rules = {name: plain(name) for name in names}
     return [Arm(name, rule, found.get(rule), live=name.endswith("_live")) for name, rule in rules.items()]
+
+
+def run_arms(
+    run, arms: Sequence[Arm], lab: Lab, streams: Sequence[Stream], *, writing: Sampling, **options: object
+) -> dict[str, list[dict]]:
+    """Rows by arm (:func:`run_arm`): all on the same streams, each with its notes.
+
+    The streams' own notes; for ``…_own`` what the unedited model writes once (phase ``write_own``); for ``…_live`` what
+    the edited model writes.
+    """
+    own = [arm.name for arm in arms if arm.name.endswith("_own")]
+    mine = frozen_edits(run, lab, streams, "policy", writing, phase="write_own") if own else []
+    return {
+        arm.name: run_arm(run, arm, lab, mine if arm.name in own else streams, writing=writing, **options)
+        for arm in arms
+    }
 
 
 class _Work:
     """What ``run.map`` calls with the units of one edit of some streams."""
 
-    def __init__(self, run, arm: Arm, lab: Lab, prior: Prior, grader: str, edit_tokens: int, group: str,
+    def __init__(self, run, arm: Arm, lab: Lab, grader: str, writing: Sampling | None, group: str,
                  full_rows: Sequence[int] | None):  # fmt: skip
-        self.run, self.arm, self.prior, self.grader, self.edit_tokens = run, arm, prior, grader, edit_tokens
+        self.run, self.arm, self.grader, self.writing = run, arm, grader, writing
         self.full_rows, self.rule = full_rows, arm.make(lab)
         self.lab = self.rule.lab
         self.trains = getattr(self.rule, "trains", True)
@@ -206,8 +225,7 @@ class _Work:
             Request(self.lab.prompts.write(streams[i].passages[k]), streams[i].seed(k, "self-edit"), states[i].history)
             for i in alive
         ]
-        sampling = Sampling(self.edit_tokens, temperature=1.0, top_p=0.95)
-        return [done.text.strip() for (done,) in self.lab.generator.generate(requests, sampling)]
+        return [done.text.strip() for (done,) in self.lab.generator.generate(requests, self.writing)]
 
     # measuring
 
@@ -218,7 +236,7 @@ class _Work:
             stream, state = streams[i], states[i]
             passages = [(own, p) for own, p in enumerate(stream.passages) if full or own == k - 1]
             questions = [(p.title, q, own) for own, p in passages for q in p.questions]
-            questions += [(title, q, None) for title, q in self.prior if full]
+            questions += [(title, q, None) for title, q in stream.prior if full]
             for title, question, own in questions:
                 shown, adapter = self.rule.serve(stream, state, k, title, question, own)
                 passage = Passage("asked", title, shown.text if shown else "", (question,))

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from seal_lib import stats
-from seal_lib.arms import difference_arm
+from seal_lib.arms import difference_arm, plain
 from seal_lib.continual import intervals, metrics
 from seal_lib.continual.intervals import Measure
-from seal_lib.stats import Estimate
+from seal_lib.stats import ANY, DIFFERENCE, SHARE, Estimate
 
 EXPERIMENT = "continual/mitigations"
 MATRIX = "continual/matrix"  # of the paper's experiment
@@ -23,13 +24,29 @@ PAPER_NAMES = {
     "net_gain": "net_knowledge_gain",
 }  # fmt: skip
 
-#: registered before the test streams were run (study plan 3.3): one family for Holm
+#: the comparisons of the study, one family for Holm: those of the study plan (3.3), registered before its test streams
+#: were run (a lower learning rate is a setting of plain editing now, and is no contrast), and those of the model's own
+#: notes, registered when these became arms
 CONTRASTS = (
-    ("low_lr", "sequential"), ("replay", "sequential"), ("generative_replay", "sequential"),
-    ("kl_replay", "sequential"),
+    ("replay", "sequential"), ("generative_replay", "sequential"), ("kl_replay", "sequential"),
     ("null_space", "sequential"), ("null_space_replay", "sequential"), ("isolation", "sequential"),
     ("sequential", "frozen"), ("kl_replay", "joint"), ("null_space_replay", "joint"), ("isolation", "joint"),
+    ("null_space_replay_live", "sequential_live"), ("sequential_live", "sequential_own"),
+    ("sequential_live", "frozen"), ("sequential_authors_live", "frozen"),
 )  # fmt: skip
+
+#: rule -> what cannot vary between streams, whatever the model does (see `intervals.summary`)
+CONSTANT = {
+    "frozen": ("LA_gain", "net_gain", "BWT", "FWT", "loss_per_edit", "age", "F", "recovery_isolated", "recovery_joint",
+               "prior_kept", "prior_learned", "drift", "norm", "stored_bytes", "tokens_per_edit", "diverged"),
+    "passage_in_context": ("BWT", "FWT", "loss_per_edit", "F", "prior_kept", "prior_learned", "drift", "norm",
+                           "stored_bytes", "tokens_per_edit", "diverged"),
+    "rag": ("drift", "norm", "stored_bytes", "tokens_per_edit", "diverged"),
+    "isolation_oracle": ("BWT", "FWT", "loss_per_edit", "F", "recovery_isolated", "intransigence_isolated",
+                         "prior_kept", "prior_learned", "drift", "norm", "stored_bytes"),
+    "isolation": ("drift", "norm", "stored_bytes"),
+    "joint": ("recovery_joint", "stored_bytes"),
+}  # fmt: skip
 
 Rows = Sequence[Mapping[str, object]]
 
@@ -68,70 +85,96 @@ def answers(rows: Rows, k: int, key: str = "prior") -> list[list[float]]:
     return [[float(c) for c in found[s]] if found.get(s) else [math.nan] * Q for s in ids(rows)]
 
 
-def arm_measures(rows: Rows, isolated: object = None, joint: object = None, seed: int = 0) -> dict[str, Measure]:
+def arm_measures(rows: Rows, isolated: object = None, joint: object = None, rule: str = "") -> dict[str, Measure]:
     """Every metric of one arm by name (study plan): the matrix's, the prior knowledge's, blanks, compute and storage.
 
     Args:
         isolated, joint: reference accuracies [S, K], each passage edited alone and all trained jointly.
+        rule: of the arm; what cannot vary under it (:data:`CONSTANT`) is marked so.
     """
-    R = stack(rows)
-    found = intervals.summary(R, isolated=isolated, joint=joint, seed=seed)
+    constant, R = CONSTANT.get(rule, ()), stack(rows)
+    found = intervals.summary(R, isolated=isolated, joint=joint, constant=constant)
     K = R.shape[-1]
+    last = [row for row in rows if row["k"] == K]
     if any(row.get("prior") for row in rows):
         before, after = answers(rows, 0), answers(rows, K)
-        found |= {f"prior_{name}": m for name, m in intervals.kept_learned(before, after, seed=seed).items()}
+        for name, measure in intervals.kept_learned(before, after).items():
+            found[f"prior_{name}"] = _fixed(measure) if f"prior_{name}" in constant else measure
         P = prior(rows)
-        found["prior"] = _mean(P[:, K])
-        found["prior_after_1"] = _mean(P[:, 1])
-    found["blank_rate"] = _mean(stack(rows, "blank")[:, K].mean(-1))
+        found["prior"], found["prior_after_1"] = mean(P[:, K]), mean(P[:, 1])
+    found["blank_rate"] = mean(stack(rows, "blank")[:, K].mean(-1))
     for key in ("drift", "norm"):
-        found[key] = _mean([row.get(key) for row in rows if row["k"] == K])
-    found["stored_bytes"] = _mean([row.get("stored") for row in rows if row["k"] == K])
+        found[key] = mean([row.get(key) for row in last], ANY, key in constant)
+    found["stored_bytes"] = mean([row.get("stored") for row in last], ANY, "stored_bytes" in constant)
     per_stream = {s: [row.get("tokens") or 0 for row in rows if row["stream"] == s and row["k"]] for s in ids(rows)}
-    found["tokens_per_edit"] = _mean([float(np.mean(v)) for v in per_stream.values()])
-    found["diverged"] = _mean([float(row["outcome"] != "ok") for row in rows if row["k"] == K])
+    tokens = [float(np.mean(v)) for v in per_stream.values()]
+    found["tokens_per_edit"] = mean(tokens, ANY, "tokens_per_edit" in constant)
+    found["diverged"] = mean([float(row["outcome"] != "ok") for row in last], SHARE, "diverged" in constant)
     return found
 
 
-def _mean(values: Sequence[float | None]) -> Measure:
-    """Mean over streams; one missing stream leaves no mean."""
+def mean(values: Sequence[float | None], bounds: tuple[float, float] = SHARE, constant: bool = False) -> Measure:
+    """Mean over the streams that have the number; the others (None or NaN: diverged) are dropped and counted."""
     numbers = [math.nan if v is None else float(v) for v in values]
-    lost = sum(map(math.isnan, numbers))
-    if lost:
-        return Measure(Estimate(math.nan, math.nan, math.nan, len(numbers) - lost, UNIT, lost), "incomplete")
-    return Measure(stats.bootstrap_mean(numbers, unit=UNIT))
+    constant = constant and len({x for x in numbers if not math.isnan(x)}) == 1  # rounding may flip an answer
+    estimate = stats.mean_over_units(numbers, bounds, UNIT, constant=constant)
+    outcome = "ok" if not estimate.dropped else "survivors" if estimate.n else "incomplete"
+    return Measure(estimate, outcome)
+
+
+def _fixed(measure: Measure) -> Measure:
+    """A share that cannot vary, marked so; if rounding flipped an answer it stays as it is."""
+    e = measure.estimate
+    if e.value not in (0.0, 1.0):
+        return measure
+    return replace(measure, estimate=replace(e, low=e.value, high=e.value, interval="by construction"))
 
 
 def references(by_arm: Mapping[str, Rows]) -> dict[str, np.ndarray]:
-    """[S, K] of the arms that serve as references, if they ran: isolated edits, and joint training after all edits."""
-    found = {}
-    if "isolation_oracle" in by_arm:
-        found["isolated"] = stack(by_arm["isolation_oracle"])[:, -1]
-    if "joint" in by_arm:
-        found["joint"] = stack(by_arm["joint"])[:, -1]
-    return {name: value for name, value in found.items() if not np.isnan(value).any()}
+    """[S, K] of the arms that serve as references, if they ran: isolated edits, and joint training after all edits.
+
+    A stream in which a reference diverged has NaN there and is dropped from what is measured against it.
+    """
+    arms = {"isolated": "isolation_oracle", "joint": "joint"}
+    return {name: stack(by_arm[arm])[:, -1] for name, arm in arms.items() if arm in by_arm}
+
+
+#: metrics that no answer stands behind
+UNJUDGED = ("drift", "norm", "stored_bytes", "tokens_per_edit", "seconds_per_edit", "diverged", "blank_rate",
+            "tuning_settings", "tuning_trainings")  # fmt: skip
 
 
 def result_rows(
-    by_arm: Mapping[str, Rows], *, protocol: str, model: str, experiment: str = EXPERIMENT,
-    seconds: Mapping[str, float] | None = None,
+    by_arm: Mapping[str, Rows], *, protocol: str, model: str, grader: str, experiment: str = EXPERIMENT,
+    seconds: Mapping[str, float] | None = None, price: Mapping[str, tuple[int, int]] | None = None,
 ) -> list[dict]:  # fmt: skip
-    """Lines of results.csv for all arms, with the paper's names beside ours where it has the value."""
-    rows, label, refs = [], {"protocol": protocol, "model": model}, references(by_arm)
+    """Lines of results.csv for all arms, with the paper's names beside ours where it has the value.
+
+    An arm with notes of its own has no share of joint's or isolated's gain: those trained on other notes.
+
+    Args:
+        price: rule -> (settings tried, trainings) of its tuning (:func:`tuning_price`).
+    """
+    rows, refs = [], references(by_arm)
     for arm, given in by_arm.items():
-        measures = arm_measures(given, **refs)
-        K = max(row["k"] for row in given)
+        rule, K = plain(arm), max(row["k"] for row in given)
+        measures = arm_measures(given, **(refs if rule == arm else {}), rule=rule)
         also = {"accuracy": measures[f"AA_{K}"], "forgetting": measures[f"F_{K}"]}
         also |= {paper: measures[ours] for ours, paper in PAPER_NAMES.items()}
-        rows += [m.estimate.row(experiment, arm, name, **label) for name, m in (measures | also).items()]
-        if seconds and arm in seconds:
-            value = Estimate(seconds[arm], math.nan, math.nan, len(ids(given)), UNIT)
-            rows.append(value.row(experiment, arm, "seconds_per_edit", **label))
-        rows += [e.row(experiment, arm, name, **label) for name, e in fates(given).items()]
+        found = {name: m.estimate for name, m in (measures | also).items()} | fates(given, rule)
+        numbers = {"seconds_per_edit": seconds[arm]} if seconds and arm in seconds else {}
+        if price and rule in price:
+            numbers |= dict(zip(("tuning_settings", "tuning_trainings"), map(float, price[rule]), strict=True))
+        found |= {name: Estimate(v, math.nan, math.nan, len(ids(given)), UNIT) for name, v in numbers.items()}
+        for name, estimate in found.items():
+            judge = "" if name in UNJUDGED else grader
+            rows.append(estimate.row(experiment, arm, name, protocol, model, judge))
     return rows
 
 
-def matrix_rows(by_arm: Mapping[str, Rows], *, protocol: str, model: str, experiment: str = MATRIX) -> list[dict]:
+def matrix_rows(
+    by_arm: Mapping[str, Rows], *, protocol: str, model: str, grader: str, experiment: str = MATRIX
+) -> list[dict]:
     """The mean matrix of each arm as one line a cell, named as the paper's: accuracy_after_<edits>:passage_<n>."""
     rows = []
     for arm, given in by_arm.items():
@@ -139,30 +182,30 @@ def matrix_rows(by_arm: Mapping[str, Rows], *, protocol: str, model: str, experi
         for r in range(R.shape[1]):
             for i in range(R.shape[2]):
                 name = f"accuracy_after_{r}:passage_{i + 1}"
-                rows.append(_mean(R[:, r, i]).estimate.row(experiment, arm, name, protocol, model))
+                rows.append(mean(R[:, r, i]).estimate.row(experiment, arm, name, protocol, model, grader))
     return rows
 
 
 def comparisons(
     by_arm: Mapping[str, Rows], pairs: Sequence[tuple[str, str]] = CONTRASTS, *, protocol: str, model: str,
-    experiment: str = EXPERIMENT,
+    grader: str, experiment: str = EXPERIMENT,
 ) -> tuple[list[dict], list[intervals.Comparison]]:  # fmt: skip
-    """Paired differences of AA_K over streams, one family for Holm: results.csv lines and the comparisons."""
+    """Paired differences of AA_K over streams, one family for Holm: results.csv lines and the comparisons.
+
+    A pair of which an arm did not run, or no stream of it survived, is left out.
+    """
     values = {
         arm: dict(zip(ids(rows), metrics.average_accuracy(stack(rows)), strict=True)) for arm, rows in by_arm.items()
     }
-    wanted = [pair for pair in pairs if pair[0] in values and pair[1] in values and pair[0] != pair[1]]
-    found = intervals.compare(values, wanted)
-    rows = []
-    for c in found:
-        arm, n = difference_arm(c.a, c.b), c.difference.n
-        rows.append(c.difference.row(experiment, arm, "difference", protocol, model))
-        p = Estimate(c.p_holm, math.nan, math.nan, n, UNIT)
-        rows.append(p.row(experiment, arm, "p_holm", protocol, model))
+    values = {arm: units for arm, units in values.items() if any(map(math.isfinite, units.values()))}
+    found = intervals.compare(values, [pair for pair in pairs if set(pair) <= set(values)])
+    rows = [
+        c.difference.row(experiment, difference_arm(c.a, c.b), "difference", protocol, model, grader) for c in found
+    ]
     return rows, found
 
 
-def fates(rows: Rows) -> dict[str, Estimate]:
+def fates(rows: Rows, rule: str = "") -> dict[str, Estimate]:
     """``<fate>:age_<t>``: where the accuracy on an edited passage goes after t later edits, as shares of its questions.
 
     kept_base / lost_base: right before any edit, and right / wrong now. kept_injected: wrong before, right now.
@@ -188,7 +231,10 @@ def fates(rows: Rows) -> dict[str, Estimate]:
             total = sum(count.values())
             for fate in FATES:
                 shares.setdefault((fate, t), []).append(count[fate] / total)
-    return {f"{fate}:age_{t}": _mean(values).estimate for (fate, t), values in shares.items()}
+    never = {("lost_injected", 0)}  # right after the own edit is now
+    if rule == "frozen":
+        never |= {(fate, t) for fate in ("kept_injected", "lost_base", "lost_injected") for t in range(K)}
+    return {f"{f}:age_{t}": mean(v, SHARE, (f, t) in never).estimate for (f, t), v in shares.items()}
 
 
 def _fate(base: bool, own: bool, now: bool, blank: bool) -> str:
@@ -207,7 +253,7 @@ def targets(by_arm: Mapping[str, Rows]) -> list[dict]:
     """The study's targets beside the measured values; a target whose arms did not run, or diverged, is not met."""
     refs, found = references(by_arm), {}
     for arm, given in by_arm.items():
-        measures = arm_measures(given, **refs)
+        measures = arm_measures(given, **(refs if plain(arm) == arm else {}), rule=plain(arm))
         K = max(row["k"] for row in given)
         found[arm] = {name: m.estimate.value for name, m in measures.items()} | {
             "AA": measures[f"AA_{K}"].estimate.value
@@ -241,7 +287,7 @@ def targets(by_arm: Mapping[str, Rows]) -> list[dict]:
 
 
 def committed_sweep():
-    """The committed tuning table (rule, knobs, AA, LA, BWT, prior, chosen), or None before there is one."""
+    """The committed tuning table (rule, knobs, AA, LA, BWT, prior, trainings, chosen), or None before there is one."""
     from pathlib import Path
 
     import pandas as pd
@@ -250,14 +296,41 @@ def committed_sweep():
     return pd.read_json(file, lines=True) if file.is_file() else None
 
 
-def length_rows(by_arm: Mapping[str, Rows], lengths: Sequence[int], *, protocol: str, model: str) -> list[dict]:
-    """Lines of experiment ``continual/stream_length``: AA_<K>, prior_<K>, and LA of the edits since the last K."""
-    rows, label, where = [], {"protocol": protocol, "model": model}, "continual/stream_length"
+def tuning_price(lines: Sequence[Mapping[str, object]]) -> dict[str, tuple[int, int]]:
+    """rule -> how many settings were tried to choose its knobs, and how many trainings of one edit that took."""
+    found: dict[str, tuple[int, int]] = {}
+    for line in lines:
+        settings, trainings = found.get(line["rule"], (0, 0))
+        found[line["rule"]] = (settings + 1, trainings + int(line["trainings"]))
+    return found
+
+
+def length_rows(
+    by_arm: Mapping[str, Rows], lengths: Sequence[int], *, protocol: str, model: str, grader: str
+) -> list[dict]:
+    """Lines of experiment ``continual/stream_length``: AA_<K>, prior_<K>, LA of the edits since the last K, the share
+    of streams that diverged, and the paired ``change_<K>_to_<K>`` between the first and the last length, whose p-values
+    are one family over the arms."""
+    rows, label, where = [], {"protocol": protocol, "model": model, "grader": grader}, "continual/stream_length"
     for arm, given in by_arm.items():
         R, P = stack(given), prior(given)
         for n, K in enumerate(lengths):
             first = 0 if n == 0 else lengths[n - 1]
             own = np.stack([R[:, i + 1, i] for i in range(first, K)], -1).mean(-1)
             found = {f"AA_{K}": metrics.average_accuracy(R, K), f"prior_{K}": P[:, K], f"LA_{first + 1}_to_{K}": own}
-            rows += [_mean(v).estimate.row(where, arm, name, **label) for name, v in found.items()]
-    return rows
+            rows += [mean(v).estimate.row(where, arm, name, **label) for name, v in found.items()]
+        lost = [float(row["outcome"] != "ok") for row in given if row["k"] == lengths[-1]]
+        rows.append(mean(lost).estimate.row(where, arm, "diverged", protocol, model))
+    return rows + _changes(by_arm, lengths[0], lengths[-1], where, label)
+
+
+def _changes(by_arm: Mapping[str, Rows], first: int, last: int, where: str, label: Mapping[str, str]) -> list[dict]:
+    """AA after the last length minus AA after the first, over the same streams of each arm."""
+    values = {}
+    for arm, given in by_arm.items():
+        for K in (first, last):
+            values[f"{K} {arm}"] = {0: dict(zip(ids(given), metrics.average_accuracy(stack(given), K), strict=True))}
+    survived = [arm for arm in by_arm if any(map(math.isfinite, values[f"{last} {arm}"][0].values()))]
+    found = stats.compare(values, [(f"{last} {arm}", f"{first} {arm}") for arm in survived], DIFFERENCE, UNIT)
+    name = f"change_{first}_to_{last}"
+    return [e.row(where, arm, name, **label) for arm, e in zip(survived, found.values(), strict=True)]

@@ -1,11 +1,15 @@
-"""Knobs of the update rules: tried on development streams with equal budget, chosen by AA_K, and read by the study.
+"""Knobs of the update rules: climbed on development streams, chosen by AA_K, and read by the study.
 
-Every rule gets the settings of its `grid` (four, fewer where it has nothing to set). Development streams share no
-passage and no person with the test streams. The chosen knobs of the made world are committed as ``tuned.yaml``.
+Every trained rule may take the same learning rates (`rules.base.RATES`) beside its own knobs. From its defaults a rule
+climbs knob by knob along the knob's ladder, as long as the next value is better; it stops where no neighbour is. So the
+choice lies inside what was tried, unless a ladder ends (`edge`) or `MOST` settings are used up. The price is written
+down with every setting. Development streams share no passage and no person with the test streams. What was chosen for
+the made world is committed as ``tuned.yaml``, what was tried as ``sweep.jsonl``.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,44 +19,126 @@ from seal_lib.continual import metrics, tables
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.rules import RULES
 from seal_lib.continual.streams import Stream
-from seal_lib.continual.study import Arm, Prior, run_arm
+from seal_lib.continual.study import Arm, run_arm
 from seal_lib.errors import DataError
+from seal_lib.stats import Estimate
 
 TUNED = Path(__file__).with_name("tuned.yaml")
+#: settings of one rule that are tried at most
+MOST = 12
+
+Knobs = dict[str, float]
+
+
+def climb(
+    defaults: Mapping[str, float], ladders: Mapping[str, Sequence[float]], score: Callable[[Knobs], float],
+    most: int = MOST,
+) -> tuple[Knobs, str]:  # fmt: skip
+    """The knobs from which no single step on a ladder leads higher, and what cut the search short.
+
+    Args:
+        defaults: where it begins; a knob with a ladder starts on one of its values.
+        score: higher is better; NaN is worse than everything. Asked once per setting.
+
+    Returns:
+        The best setting, and "" (every neighbour was tried and is not better), the knobs whose best value is an end of
+        their ladder ("energy, past"), or "unfinished" after ``most`` settings.
+    """
+    known: dict[tuple, float] = {}
+    here = {knob: list(ladder).index(defaults[knob]) for knob, ladder in ladders.items()}
+
+    def of(at: Mapping[str, int]) -> float:
+        key = tuple(at.values())
+        if key not in known:
+            if len(known) >= most:
+                raise _UsedUp
+            value = score({**defaults, **{knob: ladders[knob][n] for knob, n in at.items()}})
+            known[key] = -math.inf if math.isnan(value) else value
+        return known[key]
+
+    def better(at: Mapping[str, int], knob: str, step: int) -> dict[str, int] | None:
+        there = {**at, knob: at[knob] + step}
+        return there if 0 <= there[knob] < len(ladders[knob]) and of(there) > of(at) else None
+
+    note = ""
+    try:
+        of(here)
+        moved = True
+        while moved:
+            moved = False
+            for knob in ladders:
+                for step in (-1, 1):
+                    while there := better(here, knob, step):
+                        here, moved = there, True
+    except _UsedUp:
+        note = "unfinished"
+    ends = [knob for knob, n in here.items() if n in (0, len(ladders[knob]) - 1)]
+    best = {**defaults, **{knob: ladders[knob][n] for knob, n in here.items()}}
+    return best, ", ".join(filter(None, [note, *ends]))
+
+
+class _UsedUp(Exception):
+    """The settings of a rule are used up."""
 
 
 def sweep(
-    run, rules: Sequence[str], lab: Lab, streams: Sequence[Stream], prior: Prior, *, grader: str = "exact",
-    slots: int = 16,
+    run, rules: Sequence[str], lab: Lab, streams: Sequence[Stream], *, grader: str = "exact", slots: int = 16,
+    most: int = MOST,
 ) -> list[dict]:  # fmt: skip
-    """One line a setting: rule, knobs (JSON), AA, LA, BWT, prior, blank, diverged, and which one is chosen.
+    """One line a setting in the order tried: rule, knobs (JSON), AA, LA, BWT, prior, blank, diverged, trainings, and
+    whether it is chosen; ``edge`` is what `climb` says of the chosen one.
 
-    Only the cells that these need are measured. Chosen: the highest mean AA_K, the first of equals; a setting in which
-    any stream diverged is never chosen.
+    Only the cells that these need are measured. The means are over the streams that did not diverge, but a setting in
+    which one did is never chosen.
     """
     lines = []
     for rule in rules:
         if rule not in RULES:
             raise DataError(f"rules: {rule!r} is not one of {', '.join(RULES)}.")
-        tried = []
-        for n, knobs in enumerate(RULES[rule].grid):
-            arm = Arm(f"{rule}.{n}", rule, knobs)
-            K = len(streams[0])
-            rows = run_arm(run, arm, lab, streams, prior, grader=grader, slots=slots, group="tuning/", full_rows=[0, K])
-            R = tables.stack(rows)
-            tried.append(
-                {
-                    "rule": rule, "knobs": json.dumps(knobs, sort_keys=True),
-                    "AA": float(metrics.average_accuracy(R).mean()), "LA": float(metrics.learning_accuracy(R).mean()),
-                    "BWT": float(metrics.backward_transfer(R).mean()), "prior": float(tables.prior(rows)[:, K].mean()),
-                    "blank": float(tables.stack(rows, "blank")[:, K].mean()),
-                    "diverged": sum(row["outcome"] != "ok" for row in rows if row["k"] == K),
-                }
-            )  # fmt: skip
-        sound = [line for line in tried if not np.isnan(line["AA"])]
-        best = max(sound, key=lambda line: line["AA"]) if sound else None
-        lines += [line | {"chosen": line is best} for line in tried]
+        tried: list[dict] = []
+
+        def score(knobs: Knobs, rule: str = rule, tried: list[dict] = tried) -> float:
+            arm, K = Arm(f"{rule}.{len(tried)}", rule, knobs), len(streams[0])
+            rows = run_arm(run, arm, lab, streams, grader=grader, slots=slots, group="tuning/", full_rows=[0, K])
+            tried.append({"rule": rule, "knobs": json.dumps(knobs, sort_keys=True), **measured(rows)})
+            return math.nan if tried[-1]["diverged"] else tried[-1]["AA"]
+
+        best, edge = climb(RULES[rule].knobs, RULES[rule].ladders, score, most)
+        key = json.dumps(best, sort_keys=True)
+        for line in tried:
+            chosen = line["knobs"] == key and not line["diverged"]
+            lines.append(line | {"chosen": chosen, "edge": edge if chosen else ""})
     return lines
+
+
+def measured(rows: tables.Rows) -> dict[str, float]:
+    """What a line of the sweep says of a setting's rows."""
+    R, K = tables.stack(rows), max(row["k"] for row in rows)
+    means = {
+        "AA": metrics.average_accuracy(R), "LA": metrics.learning_accuracy(R), "BWT": metrics.backward_transfer(R),
+        "prior": tables.prior(rows)[:, K], "blank": tables.stack(rows, "blank")[:, K].mean(-1),
+    }  # fmt: skip
+    found = {name: round(float(np.mean(v[~np.isnan(v)])), 6) if (~np.isnan(v)).any() else None
+             for name, v in means.items()}  # fmt: skip
+    lost = sum(row["outcome"] != "ok" for row in rows if row["k"] == K)
+    return found | {"diverged": lost, "trainings": sum(bool(row.get("steps")) for row in rows)}
+
+
+def rows_of(
+    lines: Sequence[Mapping[str, object]], streams: int, *, protocol: str, model: str, grader: str
+) -> list[dict]:
+    """Lines of experiment ``continual/tuning``: what each setting scored, and the price of each rule."""
+    rows = []
+    for line in lines:
+        arm = f"{line['rule']} {line['knobs']}"
+        for metric in ("AA", "LA", "BWT", "prior"):
+            e = Estimate(line[metric], math.nan, math.nan, streams - line["diverged"], tables.UNIT, line["diverged"])
+            rows.append(e.row("continual/tuning", arm, metric, protocol, model, grader))
+    for rule, price in tables.tuning_price(lines).items():
+        for metric, value in zip(("tuning_settings", "tuning_trainings"), price, strict=True):
+            e = Estimate(float(value), math.nan, math.nan, streams, tables.UNIT)
+            rows.append(e.row("continual/tuning", rule, metric, protocol, model))
+    return rows
 
 
 def chosen(lines: Sequence[Mapping[str, object]]) -> dict[str, dict]:
@@ -75,3 +161,8 @@ def as_yaml(knobs: Mapping[str, Mapping[str, object]]) -> str:
     """The content of ``tuned.yaml``."""
     head = "# Chosen by notebook 16_continual_tuning with SET=full, on development streams of the made world.\n"
     return head + yaml.safe_dump({rule: dict(value) for rule, value in knobs.items()}, sort_keys=True)
+
+
+def as_jsonl(lines: Sequence[Mapping[str, object]]) -> str:
+    """The content of ``sweep.jsonl``."""
+    return "".join(json.dumps(line) + "\n" for line in lines)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from seal_lib import budget, models, paths
+from seal_lib.arms import plain
 from seal_lib.errors import SealError
 from seal_lib.plan import counts, lengths
 from seal_lib.plan.costs import Device
@@ -114,7 +115,7 @@ def _continual(p: Mapping, shape: budget.Shape, trainings: list[Work]) -> dict[s
     if "anchors" not in p or not trainings:
         return {}
     slots, parts = max(w.slots for w in trainings), {}
-    arms = {str(name) for name in p["arms"]}
+    arms = {plain(str(name)) for name in p["arms"]}
     if arms & {"kl", "kl_replay"}:
         tokens = p["anchors"] * 50
         parts[f"teachers of {slots} streams"] = 4.0 * slots * tokens * shape.vocabulary

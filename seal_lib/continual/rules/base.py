@@ -31,6 +31,10 @@ class State:
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
+#: learning rates that every trained rule may take, as multiples of the inner loop's; the ends bound the search
+RATES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
+
+
 class Rule:
     """theta_k = theta_{k-1} + dW_k, dW_k = argmin L_k from theta_{k-1}: plain sequential training.
 
@@ -38,8 +42,10 @@ class Rule:
         trains: False for references. shared: see `Independent`. retrains: see `Joint`.
         stores: nothing, text, statistics or adapters (beside the one set of weights).
         single: the model is one set of weights and needs no passage at answering time.
-        grid: knob settings tried on development streams; the first is the default. ``lr_scale`` multiplies the inner
-            loop's learning rate, ``epochs`` replaces its epochs.
+        knobs: what may be set, with its default. ``lr_scale`` multiplies the inner loop's learning rate. Numbers of
+            texts are a price and not a strength (more costs more): they are fixed.
+        ladders: knob -> the values that tuning may climb through, evenly spaced as a rule by ratio. Its ends are the
+            stated bound of the search.
     """
 
     trains = True
@@ -47,17 +53,15 @@ class Rule:
     retrains = False  # from the base with everything so far: an edit that is not measured need not be made
     stores = "nothing"
     single = True
-    grid: tuple[dict, ...] = ({},)
+    knobs: dict[str, float] = {"lr_scale": 1.0}
+    ladders: dict[str, tuple[float, ...]] = {"lr_scale": RATES}
 
     def __init__(self, lab: Lab, **knobs: float):
-        known = {key for row in self.grid for key in row}
-        unknown = set(knobs) - known - {"lr_scale", "epochs"}
-        if unknown:
-            raise ParameterError(f"{type(self).__name__} has no knob {sorted(unknown)[0]!r}; it has {sorted(known)}.")
-        self.knobs = dict(self.grid[0]) | knobs
-        inner = {"lr": lab.inner.lr * self.knobs["lr_scale"]} if "lr_scale" in self.knobs else {}
-        inner |= {"epochs": int(self.knobs["epochs"])} if "epochs" in self.knobs else {}
-        self.lab = replace(lab, inner=replace(lab.inner, **inner)) if inner else lab
+        if unknown := sorted(set(knobs) - set(self.knobs)):
+            raise ParameterError(f"{type(self).__name__} has no knob {unknown[0]!r}; it has {sorted(self.knobs)}.")
+        self.knobs = {**self.knobs, **knobs}
+        scale = self.knobs.get("lr_scale", 1.0)
+        self.lab = lab if scale == 1.0 else replace(lab, inner=replace(lab.inner, lr=lab.inner.lr * scale))
 
     # training
 

@@ -13,7 +13,8 @@ import torch
 from seal_lib.adapters import Adapter
 from seal_lib.continual import states as ops
 from seal_lib.continual.routing import route
-from seal_lib.continual.rules.base import Rule, State
+from seal_lib.continual.rules.base import RATES, Rule, State
+from seal_lib.continual.rules.plain import THRESHOLDS
 
 
 class Independent(Rule):
@@ -32,31 +33,26 @@ class Independent(Rule):
         return state
 
 
-class MergeSum(Independent):
-    """theta_k = theta_0 + scale * sum_j dW_j (task arithmetic, Ilharco et al. 2023)."""
+#: factors of a merge; 1/8 is the mean of eight edits
+SCALES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)
 
-    grid = ({"scale": 1.0}, {"scale": 0.5}, {"scale": 0.3}, {"scale": 0.7})
+
+class Merge(Independent):
+    """theta_k = theta_0 + scale * sum_j dW_j (task arithmetic, Ilharco et al. 2023); scale = 1/k would be the mean."""
+
+    knobs = {"scale": 0.5, "lr_scale": 1.0}
+    ladders = {"scale": SCALES, "lr_scale": RATES}
 
     def combined(self, state):
         total = ops.concatenate([(part, self.knobs["scale"]) for part in state.parts])
         return replace(state, history=ops.compact(total))
 
 
-class MergeMean(Independent):
-    """theta_k = theta_0 + (1/k) sum_j dW_j, times `scale`."""
-
-    grid = ({"scale": 1.0}, {"scale": 2.0}, {"scale": 1.5}, {"scale": 0.7})
-
-    def combined(self, state):
-        share = self.knobs["scale"] / len(state.parts)
-        return replace(state, history=ops.compact(ops.concatenate([(part, share) for part in state.parts])))
-
-
 class Ties(Independent):
     """theta_k = theta_0 + scale * TIES(dW_1 … dW_k): trim, elect signs, disjoint mean (Yadav et al. 2023)."""
 
-    grid = ({"density": 0.2, "scale": 1.0}, {"density": 0.5, "scale": 1.0}, {"density": 0.2, "scale": 2.0},
-            {"density": 0.5, "scale": 2.0})  # fmt: skip
+    knobs = {"density": 0.5, "scale": 1.0, "lr_scale": 1.0}
+    ladders = {"density": (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0), "scale": SCALES, "lr_scale": RATES}
 
     def combined(self, state):
         return replace(state, history=ops.ties(state.parts, self.knobs["density"], self.knobs["scale"]))
@@ -80,7 +76,8 @@ class Isolation(Independent):
 
     stores = "adapters, text"
     single = False
-    grid = ({"threshold": 0.5}, {"threshold": 0.0}, {"threshold": 0.4}, {"threshold": 0.6})
+    knobs = {"threshold": 0.5, "lr_scale": 1.0}
+    ladders = {"threshold": THRESHOLDS, "lr_scale": RATES}
 
     def serve(self, stream, state, k, title, question, own):
         found = route(stream, k, title, question, self.knobs["threshold"])
@@ -96,7 +93,8 @@ class GatedMerge(Rule):
     both), and the matrix is measured after the gate.
     """
 
-    grid = ({"budget": 0.3}, {"budget": 0.1}, {"budget": 1.0}, {"budget": 0.03})
+    knobs = {"budget": 0.1, "lr_scale": 1.0}
+    ladders = {"budget": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "lr_scale": RATES}
     texts = 24
 
     def update(self, streams, states, k, results):

@@ -5,19 +5,25 @@ Knows what each penalty is made of (nothing, a Fisher, the history's A) and when
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from torch import Tensor
 
-from seal_lib.adapters import target_linears
+from seal_lib.adapters import Adapter, target_linears
 from seal_lib.continual import states as ops
-from seal_lib.continual.rules.base import Rule, State
+from seal_lib.continual.rules.base import RATES, Rule, State
 
 
 class FreezeLower(Rule):
-    """dW_k = 0 in the lower layers (Zheng et al. 2025, arXiv 2501.13453); `share` of the layers is frozen."""
+    """dW_k = 0 in the lower layers (Zheng et al. 2025, arXiv 2501.13453); `share` of the layers is frozen.
 
-    grid = ({"share": 0.34}, {"share": 0.67}, {"share": 0.34, "lr_scale": 2.0}, {"share": 0.67, "lr_scale": 2.0})
+    The ladder of `share` is for three layers: one or two of them, as none is `Sequential` and all is no training.
+    """
+
+    knobs = {"share": 0.34, "lr_scale": 1.0}
+    ladders = {"share": (0.34, 0.67), "lr_scale": RATES}
 
     def job(self, stream, state, k, **more):
         names = list(target_linears(self.lab.model, self.lab.inner.targets))
@@ -30,42 +36,55 @@ def _layer(name: str) -> int:
     return next((int(part) for part in name.split(".") if part.isdecimal()), 1 << 30)
 
 
+#: weights of a penalty
+STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+
 class L2(Rule):
     """L = L_k + strength/2 ||theta - theta_0||^2, in dW and not in A and B apart (L2 to the initial weights)."""
 
-    grid = ({"strength": 0.01}, {"strength": 0.003}, {"strength": 0.03}, {"strength": 0.1})
+    knobs = {"strength": 0.03, "lr_scale": 1.0}
+    ladders = {"strength": STRENGTHS, "lr_scale": RATES}
 
     def job(self, stream, state, k, **more):
         return super().job(stream, state, k, strength=self.knobs["strength"], from_base=True, **more)
 
 
 class Ewc(Rule):
-    """L = L_k + strength/2 sum_w F_w (theta_w - theta_{k-1,w})^2 (Kirkpatrick et al. 2017; in dW: EWC-LoRA 2602.17559).
+    """L = L_k + strength/2 sum_w F_w (theta_w - theta_{k-1,w})^2: online EWC (Schwarz et al. 2018 with gamma = 1, after
+    Kirkpatrick et al. 2017), in dW (EWC-LoRA 2602.17559).
 
-    F starts as the base's on texts it wrote by itself (true Fisher), adds after each edit that edit's documents
-    (empirical), and is scaled to mean 1 over all weights. One dense number per adapted weight is stored.
+    F starts as the base's on texts it wrote by itself (true Fisher) and adds after each edit that edit's documents
+    (empirical), so precision accumulates. The unit of F is the base's mean over all weights, fixed once. One penalty
+    around the latest weights stands for the one per edit of the original. One dense number per weight is stored.
     """
 
     stores = "statistics"
-    grid = ({"strength": 0.01}, {"strength": 0.003}, {"strength": 0.03}, {"strength": 0.1})
+    knobs = {"strength": 0.1, "lr_scale": 1.0}
+    ladders = {"strength": STRENGTHS, "lr_scale": RATES}
 
     def job(self, stream, state, k, **more):
-        fisher = self._fisher(state)
-        mean = sum(f.sum() for f in fisher.values()) / sum(f.numel() for f in fisher.values())
-        penalty = {name: f / mean for name, f in fisher.items()}
-        return super().job(stream, state, k, penalty=penalty, strength=self.knobs["strength"], **more)
+        return super().job(stream, state, k, penalty=self._fisher(state), strength=self.knobs["strength"], **more)
+
+    def _measured(self, texts: Sequence[Sequence[int]], history: Adapter | None) -> dict[str, Tensor]:
+        """The Fisher information on some texts, in units of the base's mean."""
+        fisher = self.lab.fisher(texts, history)
+        if not hasattr(self, "_unit"):
+            self._unit = sum(f.sum() for f in fisher.values()) / sum(f.numel() for f in fisher.values())
+        return {name: f / self._unit for name, f in fisher.items()}
+
+    @cached_property
+    def _base(self) -> dict[str, Tensor]:
+        return self._measured(self.lab.base_texts, None)
 
     def _fisher(self, state: State) -> dict[str, Tensor]:
-        if state.extra:
-            return {name: f.to(self.lab.model.device) for name, f in state.extra.items()}
-        if not hasattr(self, "_base"):
-            self._base = self.lab.fisher(self.lab.base_texts, None)
-        return self._base
+        base = self._base  # first of all: it fixes the unit
+        return {name: f.to(self.lab.model.device) for name, f in state.extra.items()} or base
 
     def after(self, stream, state, k, edit):
-        done = super().after(stream, state, k, edit)
-        fresh = self.lab.fisher(self.texts_of(stream, k), done.history)
-        return replace(done, extra={name: f + fresh[name] for name, f in self._fisher(state).items()})
+        done, before = super().after(stream, state, k, edit), self._fisher(state)
+        fresh = self._measured(self.texts_of(stream, k), done.history)
+        return replace(done, extra={name: f + fresh[name] for name, f in before.items()})
 
 
 class OLora(Rule):
@@ -75,7 +94,8 @@ class OLora(Rule):
     """
 
     stores = "statistics"
-    grid = ({"lam": 0.5}, {"lam": 0.1}, {"lam": 2.0}, {"lam": 5.0})
+    knobs = {"lam": 0.1, "lr_scale": 1.0}
+    ladders = {"lam": STRENGTHS, "lr_scale": RATES}
 
     def job(self, stream, state, k, **more):
         return super().job(stream, state, k, orthogonal=self.knobs["lam"], **more)

@@ -20,6 +20,8 @@ class Frozen(Rule):
     """theta_k = theta_0. Nothing is learned, nothing forgotten."""
 
     trains = False
+    knobs = {}
+    ladders = {}
 
 
 class PassageInContext(Frozen):
@@ -32,6 +34,10 @@ class PassageInContext(Frozen):
         return (stream.passages[own] if own is not None and own < k else None), None
 
 
+#: shares of a question's words that the passage found must hold
+THRESHOLDS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+
+
 class Rag(Frozen):
     """theta_0 answers with the BM25 top-1 of the first k passages in view; below the threshold without any.
 
@@ -40,55 +46,38 @@ class Rag(Frozen):
 
     stores = "text"
     single = False
-    grid = ({"threshold": 0.5}, {"threshold": 0.0}, {"threshold": 0.4}, {"threshold": 0.6})
+    knobs = {"threshold": 0.5}
+    ladders = {"threshold": THRESHOLDS}
 
     def serve(self, stream, state, k, title, question, own):
         found = route(stream, k, title, question, self.knobs["threshold"])
         return (None if found is None else stream.passages[found]), None
 
 
-_STRENGTHS = ({"lr_scale": 1.0}, {"lr_scale": 0.5}, {"lr_scale": 2.0}, {"lr_scale": 4.0})
-
-
 class Sequential(Rule):
-    """theta_k = theta_{k-1} + dW_k: edits one after the other, pads masked, fp32 sums (SEAL's protocol, cleaned)."""
+    """theta_k = theta_{k-1} + dW_k: edits one after the other, pads masked, fp32 sums (SEAL's protocol, cleaned).
 
-    grid = _STRENGTHS
+    Its learning rate is tuned like every rule's: a lower one learns less and forgets less (Biderman et al. 2024), and
+    that frontier is what a remedy must leave.
+    """
 
 
 class SequentialAuthors(Rule):
     """SEAL as released: q and v only, its rules from text to documents, every document padded to the settings' length
     with pads in the loss.
 
-    The pads are stood for by 16 weighted probes (cosine 0.92-0.94 with the full loss, bank facts); merges in bf16 and
-    the restart per edit are not imitated.
+    `Lab.authors_pads` says how pads enter the loss (16 weighted probes have cosine 0.92-0.94 with the full loss, 64
+    have 0.97); merges in bf16 and the restart per edit are not imitated.
     """
-
-    grid = _STRENGTHS
 
     def __init__(self, lab: Lab, **knobs: float):
         whole = {"split_newlines": True, "add_passage": True, "document_limit": None}
-        theirs = {"protocol": "authors_v1", "pad_loss": "probe:16", **AUTHORS, **whole}
+        theirs = {"protocol": "authors_v1", "pad_loss": lab.authors_pads, **AUTHORS, **whole}
         super().__init__(replace(lab, inner=replace(lab.inner, **theirs)), **knobs)
-
-
-class LowLr(Rule):
-    """Sequential with a smaller step: the frontier every remedy must leave (Biderman et al. 2024, "learns less and
-    forgets less")."""
-
-    grid = ({"lr_scale": 0.25}, {"lr_scale": 0.125}, {"lr_scale": 0.375}, {"lr_scale": 0.0625})
-
-
-class FewEpochs(Rule):
-    """Sequential with fewer passes over the documents; the other end of the same frontier."""
-
-    grid = ({"epochs": 4}, {"epochs": 2}, {"epochs": 3}, {"epochs": 6})
 
 
 class DeltaScaling(Rule):
     """theta_k = theta_{k-1} + dW_k / sqrt(k) (the schedule of SLAO, arXiv 2512.23017, without its initialisation)."""
-
-    grid = _STRENGTHS
 
     def weight(self, k):
         return 1 / math.sqrt(k + 1)
@@ -102,7 +91,6 @@ class Joint(Rule):
 
     retrains = True
     stores = "text"
-    grid = ({"lr_scale": 1.0}, {"lr_scale": 0.5}, {"lr_scale": 2.0}, {"lr_scale": 1.0, "epochs": 5})
 
     def job(self, stream, state, k, **more):
         return super().job(stream, State(), k, examples=[e for j in range(k + 1) for e in self.fresh(stream, j)])

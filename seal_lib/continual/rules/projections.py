@@ -13,8 +13,11 @@ from torch import Tensor
 
 from seal_lib.adapters import Adapter, target_linears
 from seal_lib.continual.lab import basis
-from seal_lib.continual.rules.base import Rule, State
-from seal_lib.continual.rules.rehearsal import Replay
+from seal_lib.continual.rules.base import RATES, Rule, State
+from seal_lib.continual.rules.rehearsal import WEIGHTS, Replay
+
+#: shares of the squared inputs that a protected space holds; 1 − energy halves from step to step
+ENERGIES = (0.2, 0.6, 0.8, 0.9, 0.95, 0.975, 0.9875, 0.99375)
 
 
 class NullSpaceCalibration(Rule):
@@ -25,7 +28,8 @@ class NullSpaceCalibration(Rule):
     """
 
     stores = "statistics"
-    grid = ({"energy": 0.9}, {"energy": 0.8}, {"energy": 0.95}, {"energy": 0.7})
+    knobs = {"energy": 0.9, "lr_scale": 1.0}
+    ladders = {"energy": ENERGIES, "lr_scale": RATES}
 
     def spaces(self, state: State) -> dict[str, Tensor]:
         if state.extra:
@@ -47,14 +51,14 @@ class NullSpace(NullSpaceCalibration):
     """Null space of the base's texts and of every earlier edit's documents: U grows after each edit to hold `past` of
     the energy of that edit's inputs (GPM, Saha et al. 2021). Stores directions, no text."""
 
-    grid = ({"energy": 0.8, "past": 0.97}, {"energy": 0.9, "past": 0.97}, {"energy": 0.7, "past": 0.97},
-            {"energy": 0.7, "past": 0.9})  # fmt: skip
+    knobs = {"energy": 0.8, "past": 0.95, "lr_scale": 1.0}
+    ladders = {"energy": ENERGIES, "past": ENERGIES, "lr_scale": RATES}
 
     def after(self, stream, state, k, edit):
         done = super().after(stream, state, k, edit)
         inputs = self.lab.inputs(self.texts_of(stream, k), done.history)
-        grown = {name: basis(inputs[name], self.knobs["past"], u) for name, u in self.spaces(state).items()}
-        return replace(done, extra=grown)
+        spaces, past = self.spaces(state), self.knobs["past"]
+        return replace(done, extra={name: basis(x, past, spaces.get(name)) for name, x in inputs.items()})
 
 
 class NullSpaceReplay(NullSpaceCalibration, Replay):
@@ -62,26 +66,34 @@ class NullSpaceReplay(NullSpaceCalibration, Replay):
     other what was edited in."""
 
     stores = "text, statistics"
-    grid = (
-        {"energy": 0.8, "m": 2, "weight": 1.0}, {"energy": 0.9, "m": 2, "weight": 1.0},
-        {"energy": 0.8, "m": 4, "weight": 1.0}, {"energy": 0.9, "m": 4, "weight": 1.0},
-    )  # fmt: skip
+    knobs = {"energy": 0.8, "m": 2, "weight": 1.0, "lr_scale": 1.0}
+    ladders = {"energy": ENERGIES, "weight": WEIGHTS, "lr_scale": RATES}
 
 
 class InfLora(NullSpace):
     """A_k fixed to the top right singular vectors of (I - U U^T) X_k, only B_k trained (Liang & Li 2024, InfLoRA).
 
-    X_k: inputs of the edit's documents under theta_{k-1}. Rows are scaled to the norm PEFT's initial A has. The paper's
+    X_k: inputs of the edit's documents under theta_{k-1}. As in the original U is empty at first and grows by earlier
+    edits alone: nothing guards what the base knew. Rows are scaled to the norm PEFT's initial A has. The paper's
     DualGPM bookkeeping is replaced by the growing U of `NullSpace`.
     """
+
+    knobs = {"past": 0.95, "lr_scale": 1.0}
+    ladders = {"past": ENERGIES, "lr_scale": RATES}
+
+    def spaces(self, state):
+        return {name: u.to(self.lab.model.device) for name, u in state.extra.items()}
+
+    def protect(self, state):
+        return {}  # A is fixed, and lies in the free space already
 
     def job(self, stream, state, k, **more):
         inner, lab = self.lab.inner, self.lab
         inputs = lab.inputs(self.texts_of(stream, k), state.history)
         linears, spaces, weights = target_linears(lab.model, inner.targets), self.spaces(state), {}
         for names in lab.groups:
-            x, u = inputs[names[0]], spaces[names[0]]
-            free = x - (x @ u) @ u.mT
+            x, u = inputs[names[0]], spaces.get(names[0])
+            free = x if u is None else x - (x @ u) @ u.mT
             top = torch.linalg.svd(free, full_matrices=False).Vh[: inner.rank]
             for name in names:
                 a = torch.zeros(inner.rank, linears[name].in_features)

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from seal_lib.continual.lab import Lab
-from seal_lib.continual.rules.base import Rule, State
+from seal_lib.continual.rules.base import RATES, Rule, State
 from seal_lib.continual.streams import Stream
 from seal_lib.continual.trainer import Anchor
 from seal_lib.finetune import Example, Job
 from seal_lib.seeds import rng
+
+#: of rehearsal or distillation beside the new edit's loss
+WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 class Replay(Rule):
@@ -23,7 +26,8 @@ class Replay(Rule):
     """
 
     stores = "text"
-    grid = ({"m": 2, "weight": 1.0}, {"m": 4, "weight": 1.0}, {"m": 2, "weight": 3.0}, {"m": 4, "weight": 3.0})
+    knobs = {"m": 4, "weight": 1.0, "lr_scale": 1.0}
+    ladders = {"weight": WEIGHTS, "lr_scale": RATES}
 
     def memory(self, stream: Stream, state: State, k: int) -> list[list[int]]:
         return past(self.lab, stream, k)
@@ -39,7 +43,7 @@ def past(lab: Lab, stream: Stream, k: int) -> list[list[int]]:
     return [ids for j in range(k) for ids in lab.documents(stream, j)]
 
 
-def mixed(plain: Job, memory: Sequence[Example], m: int, weight: float, **_: float) -> dict[str, object]:
+def mixed(plain: Job, memory: Sequence[Example], *, m: int, weight: float, **_: float) -> dict[str, object]:
     """``examples`` and ``order`` of a job that adds m drawn memory examples, with weight/m each, to every step."""
     if not memory:
         return {"examples": plain.examples}
@@ -63,10 +67,7 @@ class GenerativeReplay(Replay):
     et al. 2605.26097). Temperature 1, from the lab's openings."""
 
     stores = "nothing"
-    grid = (
-        {"m": 2, "weight": 1.0, "texts": 96}, {"m": 4, "weight": 1.0, "texts": 96},
-        {"m": 4, "weight": 3.0, "texts": 96}, {"m": 4, "weight": 3.0, "texts": 192},
-    )  # fmt: skip
+    knobs = {"m": 4, "weight": 3.0, "texts": 192, "lr_scale": 1.0}
 
     def jobs(self, streams, states, k):
         written = self.own_texts(streams, states, k, int(self.knobs["texts"]))
@@ -83,7 +84,8 @@ class Kl(Rule):
     Anchors: texts the base wrote by itself, the same for every stream. Teacher: theta_{k-1}, cached once per edit.
     """
 
-    grid = ({"m": 4, "weight": 1.0}, {"m": 4, "weight": 3.0}, {"m": 4, "weight": 10.0}, {"m": 4, "weight": 0.3})
+    knobs = {"m": 4, "weight": 10.0, "lr_scale": 1.0}
+    ladders = {"weight": WEIGHTS, "lr_scale": RATES}
 
     def taught(self, stream: Stream, state: State, k: int) -> list[Anchor]:
         texts = self.lab.base_texts
@@ -99,7 +101,7 @@ class KlReplay(Kl):
     """L = L_k + replay of past self-edits (m documents, weight 1) + weight * KL to theta_{k-1} on base anchors."""
 
     stores = "text"
-    grid = ({"m": 3, "weight": 1.0}, {"m": 3, "weight": 0.3}, {"m": 3, "weight": 3.0}, {"m": 3, "weight": 0.1})
+    knobs = {"m": 3, "weight": 1.0, "lr_scale": 1.0}
 
     def job(self, stream, state, k, **more):
         plain = self._job(stream, k, examples=self.fresh(stream, k))

@@ -1,0 +1,163 @@
+"""What a run of the forgetting study shows, as Markdown made from its rows: the last cells of notebooks 13 to 16.
+
+A sentence that compares is there only where `stats.separable` says so, with its adjusted p; a level stands with its
+interval. Nothing is said of what did not run. Knows the rows of `tables` and `tuning`; no models and no figures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from seal_lib import stats
+from seal_lib.arms import arm_label
+from seal_lib.continual import tables
+from seal_lib.continual.arms import rank
+from seal_lib.stats import Estimate
+
+Lines = Sequence[Mapping[str, object]]
+NOTHING = "Nothing in this run can be told apart: too few streams, or too small differences."
+
+
+def edits(rows: Lines) -> str:
+    """Notebook 13: what later edits leave of earlier ones, arm by arm, and who writes the notes."""
+    found = _found(rows)
+    said = []
+    for arm in sorted({arm for arm, _ in found if " - " not in arm}, key=rank):
+        one = {metric: e for (name, metric), e in found.items() if name == arm}
+        lost, moved = one.get("BWT"), one.get("FWT")
+        if lost is None or not _away(lost):
+            continue
+        last = max((name for name in one if re.fullmatch(r"AA_\d+", name)), key=lambda name: int(name[3:]))
+        what = "overwrite what was taught" if lost.value < 0 else "add to what was taught"
+        text = f"**{arm_label(arm)}**: later edits {what}. {_percent(one['LA'])} are right after their own edit, "
+        text += f"{_percent(one[last])} at the end (backward transfer {_points(lost)})."
+        if "half_life" in one and not math.isnan(one["half_life"].value):
+            text += f" Half of the injected gain is gone after {_number(one['half_life'])} later edits."
+        if "prior_kept" in one and one["prior_kept"].high < 1:
+            text += f" Of what the model knew before any edit {_percent(one['prior_kept'])} is left."
+        if moved is not None and _away(moved):
+            text += f" Passages not edited yet move by {_points(moved)}."
+        said.append(text)
+    return _list(said + _differences(found))
+
+
+def mitigations(rows: Lines) -> str:
+    """Notebook 14: the comparisons that can be told apart, and what the better arms keep of prior knowledge."""
+    found = _found(rows)
+    said = _differences(found)
+    better = {arm.split(" - ")[0] for (arm, metric), e in found.items() if metric == "difference" and _above(e)}
+    kept = [(arm, found[arm, "prior_kept"]) for arm in sorted(better, key=rank) if (arm, "prior_kept") in found]
+    kept = [(arm, e) for arm, e in kept if e.high < 1]
+    if kept:
+        price = ", ".join(f"{arm_label(arm)} {_percent(e)}" for arm, e in kept)
+        said.append(f"What the better arms keep of prior knowledge: {price}.")
+    return _list(said)
+
+
+def retention(rows: Lines) -> str:
+    """Notebook 15: which arms lose or gain between two lengths, and what is left of prior knowledge at the last."""
+    said, found = [], _found(rows)
+    for (arm, metric), e in found.items():
+        if (match := re.fullmatch(r"change_(\d+)_to_(\d+)", metric)) and stats.separable(e):
+            first, last = match.groups()
+            text = (
+                f"**{arm_label(arm)}** {'loses' if e.value < 0 else 'gains'} {_points(e)} between {first} and {last} "
+            )
+            text += f"edits ({_percent(found[arm, f'AA_{first}'])} to {_percent(found[arm, f'AA_{last}'])}{_p(e)})."
+            if (arm, f"prior_{last}") in found:
+                text += f" Of the prior questions it answers {_percent(found[arm, f'prior_{last}'])} at the end."
+            said.append(text)
+    return _list(said)
+
+
+def tuning(lines: Lines) -> str:
+    """Notebook 16: the price of tuning, and where the best setting lies."""
+    price = tables.tuning_price(lines)
+    settings, trainings = (sum(column) for column in zip(*price.values(), strict=True))
+    most, fewest = max(price.values()), min(price.values())
+    said = [
+        f"{settings} settings of {len(price)} rules were tried, {trainings} trainings of one edit: "
+        f"{fewest[0]} to {most[0]} settings a rule."
+    ]
+    ends = [(line["rule"], line["edge"], json.loads(line["knobs"])) for line in lines if line["chosen"]]
+    inside = [arm_label(rule) for rule, edge, _ in ends if not edge]
+    if inside:
+        said.append(f"No neighbour is better than the choice: {', '.join(inside)}.")
+    for rule, edge, knobs in ends:
+        if edge:
+            at = ", ".join(f"{k} = {v:g}" for k, v in knobs.items())
+            ends_of = [part for part in edge.split(", ") if part != "unfinished"]
+            why = ["the settings were used up"] if "unfinished" in edge else []
+            why += [f"the values of {' and '.join(ends_of)} end there"] if ends_of else []
+            said.append(f"**{arm_label(rule)}** ({at}): {', and '.join(why)}. A better setting may lie beyond.")
+    if lost := sum(line["diverged"] > 0 for line in lines):
+        said.append(f"{lost} settings made a stream diverge and were not chosen.")
+    return _list(said)
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------
+
+
+def _found(rows: Lines) -> dict[tuple[str, str], Estimate]:
+    """(arm, metric) -> its estimate, for the rows that have a number."""
+    return {
+        (row["arm"], row["metric"]): Estimate(
+            row["value"], row["low"], row["high"], row["n"], row["unit"], row["dropped"], row["interval"], p=row["p"]
+        )
+        for row in rows
+        if not math.isnan(row["value"])
+    }  # fmt: skip
+
+
+def _differences(found: Mapping[tuple[str, str], Estimate]) -> list[str]:
+    """One sentence per separable difference, and how many of all there were."""
+    family = [(arm, e) for (arm, metric), e in found.items() if metric == "difference"]
+    said = []
+    for arm, e in family:
+        if stats.separable(e):
+            a, b = (arm_label(name) for name in arm.split(" - "))
+            where = "above" if e.value > 0 else "below"
+            lost = f", {e.dropped} dropped" if e.dropped else ""
+            said.append(f"**{a}** ends {where} **{b}** by {_points(e)} ({e.n} streams{lost}{_p(e)}).")
+    if family:
+        said.append(f"{len(said)} of {len(family)} comparisons can be told apart.")
+    return said
+
+
+def _away(e: Estimate) -> bool:
+    return e.interval != "by construction" and stats.separable(e)
+
+
+def _above(e: Estimate) -> bool:
+    return e.value > 0 and stats.separable(e)
+
+
+def _percent(e: Estimate) -> str:
+    return f"{100 * e.value:.0f} %" + _interval(e, 100, ".0f")
+
+
+def _points(e: Estimate) -> str:
+    return f"{100 * e.value:+.1f} points".replace("-", "−") + _interval(e, 100, "+.1f").replace("-", "−")
+
+
+def _number(e: Estimate) -> str:
+    return f"{e.value:.1f}" + _interval(e, 1, ".1f")
+
+
+def _interval(e: Estimate, scale: float, form: str) -> str:
+    if math.isnan(e.low) or math.isnan(e.high):
+        return ""
+    return f" [{scale * e.low:{form}}, {scale * e.high:{form}}]"
+
+
+def _p(e: Estimate) -> str:
+    if math.isnan(e.p):
+        return ""
+    return ", p < 0.001" if e.p < 0.001 else f", p = {e.p:.3f}"
+
+
+def _list(said: Sequence[str]) -> str:
+    return "\n".join(f"- {text}" for text in said) if said else NOTHING
