@@ -37,9 +37,12 @@ class Loop:
 
 def restem_loop(run, base: Policy, passages: Sequence[Passage], prompts: Prompts, inner: InnerLoop, outer: OuterLoop,
                 *, practice: str, n_practice: int, practice_seed: int, rounds: int, seed: int,
-                random_control: bool) -> Loop:  # fmt: skip
-    """Run the loop once. Round ``i`` practises on the ``i``-th batch of ``n_practice`` passages of ``practice``."""
-    group = f"seed_{seed}/"
+                random_control: bool, group: str = "") -> Loop:  # fmt: skip
+    """Run the loop once. Round ``i`` practises on the ``i``-th batch of ``n_practice`` passages of ``practice``.
+
+    ``group``: what the names of its phases begin with, where one run holds loops of several models.
+    """
+    group = f"{group}seed_{seed}/"
 
     def evaluate(policy: Policy, name: str) -> list[Trial]:
         return evaluate_arm(

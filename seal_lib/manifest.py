@@ -70,20 +70,26 @@ def library_hash() -> str:
 
 
 def input_hashes(parameters: dict[str, object]) -> dict[str, str]:
-    """Content hashes of what the parameters point at: existing ``*_path``/``*_file``, data files, local models."""
+    """Content hashes of what the parameters point at: existing ``*_path``/``*_file``, data files, local models
+    (``model``, ``*_model``, and each of a list ``*_models``).
+    """
     found: dict[str, str] = {}
+    models_by_key = {name: value for name, value in parameters.items() if name == "model" or name.endswith("_model")}
     for name, value in parameters.items():
-        if not isinstance(value, str) or not value:
+        if name.endswith("_models"):
+            models_by_key |= {f"{name}[{i}]": model for i, model in enumerate(value)}
+    for name, value in models_by_key.items():
+        if value and (value.startswith("seedling-") or Path(value).is_dir()):
+            from seal_lib import models
+
+            found[name] = models.weight_hash(value)
+    for name, value in parameters.items():
+        if not isinstance(value, str) or not value or name in models_by_key:
             continue
         if name.endswith(("_path", "_file")):
             path = paths.given(value)
             if path.exists():
                 found[name] = content_hash(path)
-        elif name == "model" or name.endswith("_model"):
-            if value.startswith("seedling-") or Path(value).is_dir():
-                from seal_lib import models
-
-                found[name] = models.weight_hash(value)
         elif value.endswith((".json", ".jsonl", ".yaml")) and paths.given(value).is_file():  # passages, practice, …
             found[name] = content_hash(paths.given(value))
         elif "/" in value and (files := sorted(paths.given(value).glob("*.json"))):  # a folder of tasks

@@ -110,10 +110,11 @@ def _model(made: Item, p: Mapping) -> budget.Shape | None:
     if "model" not in p:
         return None
     name, dtype = str(p["model"]), str(p.get("dtype", "float32"))
-    told, size = needs.need_model(name, dtype, tokenizer_only="dtype" not in p)
-    made.missing += [told] * bool(told)
-    if size:
-        made.downloads[f"{name} (tokenizer)" if "dtype" not in p else name] = size
+    for one in (name, *p.get("other_models", [])):
+        told, size = needs.need_model(one, dtype, tokenizer_only="dtype" not in p)
+        made.missing += [told] * bool(told)
+        if size:
+            made.downloads[f"{one} (tokenizer)" if "dtype" not in p else one] = size
     return budget.shape_of(name) if "dtype" in p else None
 
 

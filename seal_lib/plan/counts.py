@@ -184,6 +184,10 @@ def restem(p: Mapping) -> list[Work]:
     return controls + [w.times(len(p["seeds"])) for w in loop]
 
 
+def other_models(p: Mapping) -> list[Work]:
+    return restem({**p, "controls": [], "seeds": [0], "random_control": True}) * (1 + len(p["other_models"]))
+
+
 def arc_self_edits(p: Mapping) -> list[Work]:
     from seal_lib.arc.training import CAP
 
@@ -266,6 +270,7 @@ COUNTS: dict[str, Callable[[Mapping], list[Work]]] = {
     "14_continual_mitigations": _continual("mitigations"),
     "15_retention_over_time": _continual("retention"),
     "16_continual_tuning": _continual("tuning"),
+    "17_other_models": other_models,
     "20_arc_tasks": nothing,
     "21_arc_self_edits": arc_self_edits,
     "22_arc_results": nothing,
