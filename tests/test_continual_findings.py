@@ -6,10 +6,11 @@ Run: pytest tests/test_continual_findings.py
 import json
 import math
 
+import pandas as pd
 import pytest
 from test_continual_plots import study
 
-from seal_lib import stats
+from seal_lib import report, stats
 from seal_lib.continual import findings, tables
 
 LABEL = {"protocol": "clean", "model": "m", "grader": "exact"}
@@ -105,3 +106,11 @@ def test_what_cannot_vary_is_marked_in_the_rows(arm: str) -> None:
     for row in rows:  # no sample says "100.0 [100.0, 100.0]"
         if row["low"] == row["high"] and not math.isnan(row["low"]):
             assert row["interval"] == "by construction", (row["arm"], row["metric"])
+
+
+def test_the_readme_explains_shares_above_one_and_easy_routing() -> None:
+    rows, compared = lines(8)
+    table = pd.DataFrame([row | {"run": "r"} for row in rows + compared])
+    table = table.assign(metric=table.metric.replace({"AA_4": "AA_8"}))
+    block = report.readme_block(report.joined(table))
+    assert "more than 100 % of its gain is possible" in block and "Routing is easy" in block
