@@ -22,9 +22,12 @@ ARMS = {  # arm -> (rank, label); rounds of a family are added by `arm_label`
     "sequential": (31, "sequential edits"),
     "random_edit_sft": (41, "random self-edit kept"),
     "random_config_sft": (41, "random self-edits kept"),
+    "dealt_config_sft": (42, "right self-edits, dealt blindly"),
     "external": (80, "stronger writer's notes"),
     "gold_notes": (85, "gold notes"),
     "joint": (86, "joint retraining"),
+    "one_for_all": (88, "one configuration for all"),
+    "kind_known": (89, "one for each kind"),
     "oracle": (90, "oracle"),
     "passage_in_context": (95, "passage in view"),
 }

@@ -166,3 +166,33 @@ def _cells(results: pd.DataFrame, last: str) -> str:
         return ""
     wrong = (cells.value - solved.value) / (1 - solved.value)
     return f"Where {arm_label(last)} is not right, its better attempt still has {100 * wrong:.0f} % of the cells right."
+
+
+def by_kind(results: pd.DataFrame) -> str:
+    """What the rows of ``arc/kinds`` say: levels, whether the policy writes by the puzzle, and what that is worth."""
+    from seal_lib.arc import kinds
+
+    where = kinds.EXPERIMENT
+    rows = results[(results["experiment"] == where) & (results["metric"] == "success_rate")]
+    levels = [(arm, found) for arm in rows["arm"] if (found := _find(results, arm, "success_rate", where))]
+    lines = []
+    if levels:
+        told = "; ".join(f"{arm_label(arm)} {_percent(found)}" for arm, found in levels)
+        most = max((found for _, found in levels), key=lambda found: found.loops)
+        lines.append(f"Success over {most.n} tasks, policies in {most.loops} loops: {told}.")
+    for arm in rows["arm"]:
+        read, suits = _find(results, arm, "reading", where), _find(results, arm, "suits", where)
+        if read is None or suits is None:
+            continue
+        verdict = "reads" if stats.separable(read) and read.value > 0 else "is not seen to read"
+        lines.append(
+            f"{arm_label(arm)} {verdict} the puzzle: {_percent(suits)} of its self-edits are of the way that suits the "
+            f"kind of their puzzle, {_percent(read, '+')} more than if they were dealt to the puzzles at random."
+        )
+    differences = results[(results["experiment"] == where) & (results["metric"] == "difference")]
+    for arm in differences["arm"]:
+        found = _find(results, arm, "difference", where)
+        if found is not None:
+            verdict = "separable from zero" if stats.separable(found) else "not separable from zero"
+            lines.append(f"{arm_label(arm)}: {_percent(found, '+')}, {verdict}.")
+    return "\n".join(f"* {line}" for line in lines)

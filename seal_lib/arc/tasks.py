@@ -5,7 +5,8 @@ two Kaggle files    ``load_tasks(challenges, solutions)``: ``{id: {train, test}}
 one original file   ``load_tasks("<id>.json")``: ``{train: [{input, output}], test: [{input, output}]}``
 a folder            ``load_tasks(folder)``: original files, one per task, ids from the file names, sorted
 the Hub             ``load_tasks("hub:owner/name:split")``: through ``datasets``, at one commit
-the made world      ``load_tasks("world:heldout:24")``: 24 tasks of rules the shipped model has never seen
+the made world      ``load_tasks("world:heldout:24")``: 24 tasks of rules the shipped model has never seen;
+                    ``world:mixed-heldout:24``: of three kinds of rule
 ==================  ==================================================================================================
 
 A Hub dataset has a task per row: lists ``train`` and ``test`` of ``{input, output}``, the id in ``id`` or ``task_id``;
@@ -70,12 +71,12 @@ def load_tasks(
         DataError: one sentence naming the file, the task and the entry that is missing or malformed.
     """
     if isinstance(challenges, str) and challenges.startswith("world:"):
-        from seal_lib.seedling import grids
+        from seal_lib.seedling import grids, kinds
 
         population, _, count = challenges.removeprefix("world:").partition(":")
         if not count.isdigit() or int(count) < 1:
             raise DataError(f"tasks: {challenges} does not say how many; write world:{population}:24, say.")
-        tasks = grids.tasks(population, int(count), seed)
+        tasks = (kinds if population.startswith("mixed-") else grids).tasks(population, int(count), seed)
         return tasks if ids is None else choose(tasks, ids, challenges)
     if isinstance(challenges, str) and challenges.startswith("hub:"):
         if solutions is not None:

@@ -1,0 +1,193 @@
+"""Does a policy read the puzzle before it configures? ReST^EM on puzzles of three kinds that want different training
+data (:mod:`seal_lib.seedling.kinds`), beside one configuration for all of them, and their lines in ``results.csv``.
+
+A configuration is one of three :data:`WAYS` by what its copies are; rate, epochs and loss are the same for all. A
+policy that only knows which way succeeds most often can do no better than that way for every puzzle; for more it has
+to read.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+
+from seal_lib import stats
+from seal_lib.arc import render
+from seal_lib.arc.augment import SWITCHES
+from seal_lib.arc.experiment import ByLoop, FewShot, Loop, by_task, few_shot_loop, rate
+from seal_lib.arc.inner_loop import Attempt, Candidate, record
+from seal_lib.arc.self_edits import Config
+from seal_lib.arms import difference_arm
+from seal_lib.records import SelfEdit
+from seal_lib.restem import Policy, finetune_policy
+from seal_lib.seedling import kinds
+from seal_lib.seeds import rng
+
+EXPERIMENT = "arc/kinds"
+#: what a configuration's copies are → the simplest switches for it (the chain's own copies are too long at this size)
+WAYS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "recoloured": ("use_chain_augmentations",),
+    "turned": ("use_basic_augmentations",),
+}
+
+
+def way(config: Config) -> str:
+    """Which of :data:`WAYS` a configuration is: the turning switch turns (and recolours), any other recolours."""
+    if "use_basic_augmentations" in config.switches:
+        return "turned"
+    return "recoloured" if config.switches else "plain"
+
+
+def blind_configuration(by_hand: Config, *seed: object) -> Config:
+    """A way drawn at random, and any switches that make it; the rest as in ``by_hand``."""
+    draws = rng(*seed)
+    wanted = draws.choice(list(WAYS))
+    fitting = [c for c in _configurations(by_hand) if way(c) == wanted]
+    return draws.choice(fitting)
+
+
+def _configurations(by_hand: Config) -> list[Config]:
+    """One of every combination of switches."""
+    on = [[s for s, there in zip(SWITCHES, bits, strict=True) if there] for bits in product((0, 1), repeat=4)]
+    return [replace(by_hand, switches=tuple(switches)) for switches in on]
+
+
+def opening_policy(run, base: Policy, study: FewShot, by_hand: Config, documents: int, lr: float) -> Policy:
+    """The untrained policy: ``base`` finetuned once on puzzles of seen rules, each with a configuration drawn blindly.
+
+    All ways are equally frequent, so that none is too rare to be rewarded. The draw does not know the puzzle, so
+    nothing about which configuration suits which kind is in it.
+    """
+    seen = [task for seed in range(-(-documents // 12)) for task in kinds.tasks("mixed-seen", 12, seed)][:documents]
+    pairs = []
+    for number, task in enumerate(seen):
+        text = blind_configuration(by_hand, "opening policy", number).text()
+        prompt = render.self_edit_prompt(task, base.tokenizer, study.prompts)
+        completion = render.completion_ids(task, text, base.tokenizer, study.prompts)
+        pairs.append((render.prompt_ids(prompt, base.tokenizer), completion))
+    policy, _ = finetune_policy(run, base, pairs, replace(study.outer, sft_epochs=1, sft_lr=lr), name="opening", seed=0)
+    return policy
+
+
+def loop(run, opening: Policy, study: FewShot, *, rounds: int, seed: int) -> Loop:
+    """One whole loop, and a control: the untrained policy learns the kept self-edits of the last round dealt to other
+    puzzles, that is which configurations succeed but not where."""
+    done = few_shot_loop(run, opening, study, rounds=rounds, seed=seed, random_control=False)
+    last = done.rounds[-1]
+    kept = dealt([trial.edit for trial in last.candidates if trial.id in set(last.kept)], seed)
+    control, _ = study.learn(run, opening, kept, name=f"seed_{seed}/dealt_config_sft", seed=seed)
+    evaluated = study.evaluate(run, control, "dealt_config_sft", seed=seed)
+    return replace(done, evaluated={**done.evaluated, "dealt_config_sft": evaluated})
+
+
+def dealt(edits: Sequence[SelfEdit], seed: int) -> list[SelfEdit]:
+    """The same self-edits and the same puzzles, as often as before, matched at random."""
+    puzzles = [edit.passage_id for edit in edits]
+    rng("dealt", seed).shuffle(puzzles)
+    return [replace(edit, passage_id=puzzle) for edit, puzzle in zip(edits, puzzles, strict=True)]
+
+
+def try_ways(run, policy: Policy, study: FewShot, by_hand: Config) -> dict[str, dict[str, list[Attempt]]]:
+    """``practice`` and ``held_out`` → way → one attempt on each task."""
+    found = {}
+    for name, tasks in (("practice", study.practice), ("held_out", study.held_out)):
+        candidates = [
+            Candidate(f"{task.id}/{way}", task, replace(by_hand, switches=switches))
+            for way, switches in WAYS.items()
+            for task in tasks
+        ]
+        attempts = record(run, policy, candidates, study.prompts, study.inner, phase=f"ways/{name}", seed=0)
+        found[name] = {way: [a for a in attempts if a.id.endswith(f"/{way}")] for way in WAYS}
+    return found
+
+
+def best_ways(practice: Mapping[str, Sequence[Attempt]], grader: str) -> dict[str, str]:
+    """Kind → the way that succeeds most often on its *practice* tasks; ``all``: on all of them. Ties: the first."""
+    choice = {}
+    for kind in ("all", *kinds.KINDS):
+        found = {name: rate(of_kind({0: tried}, kind), lambda a: a.graded(grader)) for name, tried in practice.items()}
+        choice[kind] = max(found, key=lambda name: found[name].value)
+    return choice
+
+
+def fixed_arms(ways: Mapping[str, Mapping[str, Sequence[Attempt]]], grader: str) -> dict[str, list[Attempt]]:
+    """What one configuration for all, and one for each kind, would get: both chosen on practice tasks."""
+    best = best_ways(ways["practice"], grader)
+    tried = ways["held_out"]
+    known = [a for kind in kinds.KINDS for a in tried[best[kind]] if kinds.kind_of(a.task_id) == kind]
+    return {"one_for_all": list(tried[best["all"]]), "kind_known": known}
+
+
+def of_kind(attempts: ByLoop, kind: str) -> dict[object, list[Attempt]]:
+    """The attempts on tasks of one kind, or of ``all``."""
+    return {
+        loop: [a for a in several if kind in ("all", kinds.kind_of(a.task_id))] for loop, several in attempts.items()
+    }
+
+
+# ----------------------------------------------------------------------------------------------- the table
+
+
+def kind_rows(ways: Mapping[str, Mapping[str, Sequence[Attempt]]], icl: Sequence[Attempt], loops: Sequence[Loop], *,
+              protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
+    """Lines of ``arc/kinds`` and ``arc/kinds/<kind>``: success, what is written, how far it goes with the puzzle."""
+    label = {"protocol": protocol, "model": model}
+    fixed = {"icl": icl, **fixed_arms(ways, grader)}
+    written: dict[str, dict[object, Sequence[Attempt]]] = {}
+    for one in loops:
+        for arm, trials in one.evaluated.items():
+            written.setdefault(arm, {})[one.seed] = [trial.attempt for trial in trials]
+    arms: dict[str, ByLoop] = {**{arm: {0: attempts} for arm, attempts in fixed.items()}, **written}
+    rows = []
+    for kind in ("all", *kinds.KINDS):
+        where = EXPERIMENT if kind == "all" else f"{EXPERIMENT}/{kind}"
+        for arm, attempts in arms.items():
+            found = rate(of_kind(attempts, kind), lambda a: a.graded(grader))
+            rows.append(found.row(where, arm, "success_rate", grader=grader, **label))
+        for arm, attempts in written.items():
+            for name in (*WAYS, "rejected"):
+                found = rate(of_kind(attempts, kind), lambda a, name=name: float(_written(a) == name))
+                rows.append(found.row(where, arm, f"share:{name}", **label))
+        for population, tried in ways.items():
+            for name, attempts in tried.items():
+                found = rate(of_kind({0: attempts}, kind), lambda a: a.graded(grader))
+                rows.append(found.row(where, name, f"success_rate:{population}", grader=grader, **label))
+    graded = {
+        arm: {loop: by_task(several, lambda a: a.graded(grader)) for loop, several in attempts.items()}
+        for arm, attempts in arms.items()
+    }
+    for (a, b), found in stats.compare(graded, comparisons(len(loops[0].rounds)), unit="task").items():
+        rows.append(found.row(EXPERIMENT, difference_arm(a, b), "difference", grader=grader, **label))
+    best = best_ways(ways["practice"], grader)
+    for arm, attempts in written.items():
+        fit, expected = fits(attempts, best)
+        rows.append(rate(attempts, lambda a: _fit(a, best)).row(EXPERIMENT, arm, "suits", **label))
+        (found,) = stats.compare({"fit": fit, "dealt": expected}, [("fit", "dealt")], unit="task").values()
+        rows.append(found.row(EXPERIMENT, arm, "reading", **label))
+    return rows
+
+
+def comparisons(rounds: int) -> list[tuple[str, str]]:
+    """The paired differences worth reporting."""
+    last = f"seal_round_{rounds}"
+    pairs = [(last, "own_untrained"), (last, "one_for_all"), (last, "dealt_config_sft"), (last, "kind_known")]
+    return pairs + [("dealt_config_sft", "own_untrained"), ("kind_known", "one_for_all")]
+
+
+def fits(attempts: ByLoop, best: Mapping[str, str]) -> tuple[dict, dict]:
+    """loop → task → share of its self-edits in the way that suits its kind; and what that share would be were the
+    policy's self-edits dealt to the puzzles at random. The difference is what it gains by reading."""
+    fit = {loop: by_task(several, lambda a: _fit(a, best)) for loop, several in attempts.items()}
+    dealt_ = {}
+    for loop, several in attempts.items():
+        share = {name: sum(_written(a) == name for a in several) / len(several) for name in WAYS}
+        dealt_[loop] = {task: [share[best[kinds.kind_of(task)]]] for task in fit[loop]}
+    return fit, dealt_
+
+
+def _fit(attempt: Attempt, best: Mapping[str, str]) -> float:
+    return float(_written(attempt) == best[kinds.kind_of(attempt.task_id)])
+
+
+def _written(attempt: Attempt) -> str:
+    return "rejected" if attempt.config is None else way(attempt.config)
