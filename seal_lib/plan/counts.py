@@ -192,7 +192,7 @@ def arc_self_edits(p: Mapping) -> list[Work]:
     from seal_lib.arc.training import CAP
 
     puzzle = lengths.profile(p["tasks"])
-    held, practice = number(p["tasks"], p["ids"]), number(p["practice"], p["practice_ids"])
+    held, practice = number(p["tasks"], p.get("ids")), number(p["practice"], p.get("practice_ids"))
     examples = puzzle.of(min(p["cap"], CAP))
     steps = min(p["max_steps"], puzzle.epochs * examples / p["batch"])
     together = (p.get("tokens_per_step") or 1 << 30) / (p["batch"] * puzzle.example)  # slots that one step serves
@@ -224,9 +224,13 @@ def arc_self_edits(p: Mapping) -> list[Work]:
         return [write(f"evaluate/{name}/write", texts), *tried]
 
     fixed = [answers("evaluate/icl", held, False)] + (attempts("evaluate/oracle", held) if p["oracle"] else [])
+    pair = puzzle.write + min(puzzle.edit, p["edit_tokens"])
+    if "documents" in p:  # notebook 23 makes its untrained policy first, and tries three configurations on all tasks
+        opening = finetuning("opening", {**p, "sft_epochs": 1}, p["documents"], pair)
+        fixed = [opening, answers("evaluate/icl", held, False), *attempts("ways", 3 * (held + practice))]
     texts, loop = practice * p["samples"], evaluate("own_untrained")
     kept = texts * puzzle.kept
-    learn = finetuning("learn", p, kept, puzzle.write + min(puzzle.edit, p["edit_tokens"]))
+    learn = finetuning("learn", p, kept, pair)
     for index in range(1, p["rounds"] + 1):
         loop += [write(f"seal_round_{index}/sample", texts)]
         scored = attempts(f"seal_round_{index}/score", texts * puzzle.accepted * puzzle.distinct)
@@ -234,7 +238,7 @@ def arc_self_edits(p: Mapping) -> list[Work]:
         if p["reward"] == "improvement":
             loop += [answers(f"seal_round_{index}/frozen", practice, False)]
         loop += [learn, *evaluate(f"seal_round_{index}")]
-    if p["random_control"]:
+    if p.get("random_control", True):  # notebook 23 has another control of the same size
         loop += [learn, *evaluate("random_config_sft")]
     return fixed + [w.times(len(p["seeds"])) for w in loop]
 
@@ -274,6 +278,7 @@ COUNTS: dict[str, Callable[[Mapping], list[Work]]] = {
     "20_arc_tasks": nothing,
     "21_arc_self_edits": arc_self_edits,
     "22_arc_results": nothing,
+    "23_arc_reading_puzzles": arc_self_edits,
     "91_figures": nothing,
 }
 
