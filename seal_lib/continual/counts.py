@@ -12,8 +12,8 @@ from seal_lib.errors import ParameterError
 from seal_lib.plan import counts, lengths
 from seal_lib.plan.counts import Work, asking, writing
 
-#: see :class:`seal_lib.continual.lab.Lab` and :class:`seal_lib.continual.rules.GatedMerge`
-ANCHOR_TOKENS, GATE_TEXTS, GATE_READINGS = 48, 24, 7
+#: see :class:`seal_lib.continual.rules.GatedMerge`
+GATE_TEXTS, GATE_READINGS = 24, 7
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,15 @@ def run_arm(
     work.append(asking(f"{phase}/ask", p, asked, text, shown, adapters=single, at_once=at_once))
     if rule.trains:  # drift: a quarter of the anchors under the current weights
         reads = streams * len([k for k in full if k]) * p["anchors"] / 4
-        work.append(Work("read", f"{phase}/drift", reads, reads * anchor(text), targets=p["targets"], rank=p["rank"]))
+        work.append(
+            Work("read", f"{phase}/drift", reads, reads * anchor(p, text), targets=p["targets"], rank=p["rank"])
+        )
     return work
 
 
-def anchor(text: lengths.Text) -> float:
+def anchor(p: Mapping, text: lengths.Text) -> float:
     """Tokens of a text the model writes from an opening."""
-    return min(text.anchor, ANCHOR_TOKENS + 2)
+    return min(text.anchor, p["anchor_tokens"] + 2)
 
 
 def _training(p, name, rule, text, streams, made, chunk, phase) -> list[Work]:
@@ -113,7 +115,7 @@ def _training(p, name, rule, text, streams, made, chunk, phase) -> list[Work]:
     steps = epochs * max(1.0, documents / p["batch"]) * edits
     past = (len(made) - 1) / len(made)  # the first edit has no past
     again = counts.pad_tokens(p["pad_loss"], tokens / documents)  # a document of an earlier edit
-    extra = {"past": past * again, "own": anchor(text), "anchors": anchor(text), "": 0.0}
+    extra = {"past": past * again, "own": anchor(p, text), "anchors": anchor(p, text), "": 0.0}
     extra["both"] = extra["past"] + extra["anchors"]
     sequences = {"past": past, "both": 1 + past}.get(rule.more, 1.0) * m
     count, tokens = streams * len(made), epochs * documents * each * edits + steps * m * extra[rule.more]
@@ -126,12 +128,14 @@ def _training(p, name, rule, text, streams, made, chunk, phase) -> list[Work]:
     ]  # fmt: skip
     if rule.more in ("anchors", "both"):  # the teacher's distributions, once per edit
         reads = count * p["anchors"]
-        work.append(Work("read", f"{phase}/teacher", reads, reads * anchor(text), targets=p["targets"], rank=p["rank"]))
+        work.append(
+            Work("read", f"{phase}/teacher", reads, reads * anchor(p, text), targets=p["targets"], rank=p["rank"])
+        )
     if rule.texts:
         texts = count * rule.texts
-        work.append(Work("write", f"{phase}/own texts", texts, texts * (anchor(text) - 2), 2.0, anchor(text)))
+        work.append(Work("write", f"{phase}/own texts", texts, texts * (anchor(p, text) - 2), 2.0, anchor(p, text)))
     if rule.reads:
-        work.append(Work("read", f"{phase}/reads", count * rule.reads, count * rule.reads * anchor(text),
+        work.append(Work("read", f"{phase}/reads", count * rule.reads, count * rule.reads * anchor(p, text),
                          targets=p["targets"], rank=p["rank"]))  # fmt: skip
     if rule.factors:
         times = 1 + (count if rule.factors == "edit" else 0)
@@ -147,7 +151,7 @@ def _streams(p: Mapping, streams: int, writer: str, phase: str = "write") -> lis
 
 def _anchors(p: Mapping) -> Work:
     text, n = lengths.profile(p["passages"]), p["anchors"]
-    return Work("write", "anchors", n, n * (anchor(text) - 2), 2.0, anchor(text))
+    return Work("write", "anchors", n, n * (anchor(p, text) - 2), 2.0, anchor(p, text))
 
 
 def _arms(p: Mapping, names: Sequence[str], streams: int, **options: object) -> list[Work]:

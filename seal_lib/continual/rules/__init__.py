@@ -38,5 +38,5 @@ RULES: dict[str, type[Rule]] = {
 
 
 def equation(name: str) -> str:
-    """The first line of a rule's docstring."""
-    return (RULES[name].__doc__ or "").strip().splitlines()[0]
+    """The first paragraph of a rule's docstring."""
+    return " ".join((RULES[name].__doc__ or "").strip().split("\n\n")[0].split())
