@@ -95,7 +95,8 @@ def load(plan: Plan):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(models.load_tokenizer(MODEL)), hidden_size=plan.hidden, intermediate_size=3 * plan.hidden,
-        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=plan.length, tie_word_embeddings=True,
+        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=plan.length,
+        tie_word_embeddings=True,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 

@@ -356,8 +356,8 @@ def test_an_arc_round_on_vllm(tmp_path: Path) -> None:
     parts, base = study(False), Policy("untrained", *grids(), "vllm")
     run = MemoryRun(tmp_path)
     loop = experiment.few_shot_loop(run, base, parts, rounds=1, seed=0, random_control=False)
-    assert len(loop.rounds[0].trials) == 8 and set(loop.evaluated) == {"own_untrained", "seal_round_1"}
-    edits = [trial.edit for trial in loop.rounds[0].trials]
+    assert len(loop.rounds[0].candidates) == 8 and set(loop.evaluated) == {"own_untrained", "seal_round_1"}
+    edits = [trial.edit for trial in loop.rounds[0].candidates]
     ours, theirs = (
         parts.score(MemoryRun(), replace(base, engine=engine), edits, phase="s", seed=0) for engine in ("vllm", "hf")
     )
