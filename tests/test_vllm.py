@@ -359,7 +359,8 @@ def test_an_arc_round_on_vllm(tmp_path: Path) -> None:
     assert len(loop.rounds[0].candidates) == 8 and set(loop.evaluated) == {"own_untrained", "seal_round_1"}
     edits = [trial.edit for trial in loop.rounds[0].candidates]
     ours, theirs = (
-        parts.score(MemoryRun(), replace(base, engine=engine), edits, phase="s", seed=0) for engine in ("vllm", "hf")
+        parts.score(MemoryRun(), replace(base, engine=engine), edits, [1] * len(edits), phase="s", seed=0)
+        for engine in ("vllm", "hf")
     )
     assert [t.attempt for t in ours] == [t.attempt for t in theirs]
     assert any(t.attempt.outcome == "ok" for t in ours)
