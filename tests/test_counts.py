@@ -21,7 +21,7 @@ from seal_lib.records import Answer, Trial
 FINISHED = {
     "00_tour": ({}, {"generated": 5902, "trained": 171230, "scored": 1908}),
     "10_self_edits": ({}, {"generated": 19766, "trained": 0, "scored": 0}),
-    "11_single_passage": ({}, {"generated": 3901, "trained": 971420, "scored": 12000}),
+    "11_single_passage": ({}, {"generated": 20092, "trained": 1430490, "scored": 16800}),
     "13_continual_edits": (
         {"arms": ["frozen", "sequential_authors", "sequential"]},
         {"trained": 620640, "scored": 41472, "edits": 384},
