@@ -8,7 +8,7 @@ import pytest
 from fixtures_seal import MemoryRun
 
 from seal_lib import stats
-from seal_lib.arc import experiment, prompts, reading, self_edits, vote
+from seal_lib.arc import experiment, prompts, reading, self_edits, tables, vote
 from seal_lib.arc.inner_loop import AUTHORS, GRADERS, Attempt, TestTimeTraining
 from seal_lib.arc.self_edits import ORACLE, Config
 from seal_lib.arc.tasks import Task
@@ -47,7 +47,7 @@ def loop(seed: int, evaluated: dict[str, list[experiment.Trial]], practised=(), 
 
 
 def rows_of(loops, fixed=None, grader: str = "grid") -> dict[tuple[str, str, str], dict]:
-    rows = experiment.few_shot_rows(fixed or {}, loops, protocol="clean", model="m", grader=grader)
+    rows = tables.few_shot_rows(fixed or {}, loops, protocol="clean", model="m", grader=grader)
     table = {(row["experiment"], row["arm"], row["metric"]): row for row in rows}
     assert len(table) == len(rows)
     return table
@@ -101,7 +101,7 @@ def test_a_round_reports_and_warns_where_no_task_was_solved() -> None:
     rows = rows_of([made])
     assert rows[MAIN, "seal_round_1", "zero_share"]["value"] == 0.75
     assert rows[MAIN, "seal_round_1", "zero_share"]["n"] == 4
-    assert experiment.tally([told])[0]["best is 0"] == 0.75
+    assert tables.tally([told])[0]["best is 0"] == 0.75
     with pytest.warns(UserWarning, match="the best reward is 0 for 75%"):
         warn_if_blind(told, OUTER, SETTINGS)
 
@@ -231,7 +231,7 @@ def test_equal_configurations_of_a_task_count_once_in_shares_maps_and_rounds() -
     cell = rows[choices, "own_untrained", "success:learning_rate=0.002|num_train_epochs=2"]
     assert (cell["value"], cell["n"], cell["unit"]) == (0.0, 3, "task")  # tried on t0, t1 and p
     assert rows[choices, "own_untrained", "success:learning_rate=0.001|num_train_epochs=2"]["n"] == 2
-    line = experiment.tally(made.rounds)[0]
+    line = tables.tally(made.rounds)[0]
     assert (line["self-edits"], line["distinct trainings"], line["of them right"]) == (6, 2, 1)
     assert made.rounds[0].tied_share == 0  # five equal texts are one best configuration, not a tie
     row = rows[f"{MAIN}/tasks", "own_untrained", "success_rate:t0"]
@@ -319,7 +319,7 @@ def test_how_often_texts_were_written_again_is_reported() -> None:
     assert row["value"] == 1.5 and row["interval"] == "t"
     off = rows_of([loop(0, {"own_untrained": [trial(f"t{k}") for k in range(8)]})])
     assert off[MAIN, "own_untrained", "texts_per_self_edit"]["interval"] == "by construction"
-    assert experiment.tally([loop(0, {}, [trial("p", tries=4)]).rounds[0]])[0]["texts"] == 4
+    assert tables.tally([loop(0, {}, [trial("p", tries=4)]).rounds[0]])[0]["texts"] == 4
 
 
 # --------------------------------------------------------------------------------------------------- protocols
@@ -383,7 +383,7 @@ def table(gain: float, oracle: float = 1.0, blind: float = 0.0):
         for seed in range(3)
     ]  # fmt: skip
     fixed = {"oracle": [attempt(f"t{k}", right=k < 12 * oracle) for k in range(12)]}
-    return pd.DataFrame(experiment.few_shot_rows(fixed, made, protocol="clean", model="m", grader="grid"))
+    return pd.DataFrame(tables.few_shot_rows(fixed, made, protocol="clean", model="m", grader="grid"))
 
 
 def test_sentences_hold_in_the_rows_or_are_not_said() -> None:

@@ -10,7 +10,7 @@ import pytest
 from fixtures_seal import MemoryRun
 
 from seal_lib import models, restem
-from seal_lib.arc import experiment, prompts, self_edits
+from seal_lib.arc import experiment, prompts, self_edits, tables
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.inner_loop import (
     GRADERS,
@@ -188,7 +188,7 @@ def test_the_loop_resumes_after_a_kill_with_the_same_rows(seedling, tasks, tmp_p
 
     def loop(run):
         made = experiment.few_shot_loop(run, base, study(tasks), rounds=1, seed=0, random_control=True)
-        return experiment.few_shot_rows({"icl": study(tasks).fixed(run, base, "icl", None)}, [made], protocol="clean",
+        return tables.few_shot_rows({"icl": study(tasks).fixed(run, base, "icl", None)}, [made], protocol="clean",
                                         model="m", grader="grid")  # fmt: skip
 
     with run_in(tmp_path / "whole") as run:

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
 
 from seal_lib import figures, report  # noqa: E402
-from seal_lib.arc import augment, experiment, grids  # noqa: E402
+from seal_lib.arc import augment, experiment, grids, tables  # noqa: E402
 from seal_lib.arc import plots as arc  # noqa: E402
 from seal_lib.arc.inner_loop import Attempt  # noqa: E402
 from seal_lib.arc.self_edits import ORACLE, Config  # noqa: E402
@@ -61,7 +61,7 @@ def results():
         "icl": [Attempt(f"{task}/icl", task, "untrained") for task in HELD_OUT],
         "oracle": [Attempt(f"{t}/oracle", t, "ok", config=ORACLE, pass_2=k % 8 > 0) for k, t in enumerate(HELD_OUT)],
     }
-    rows = experiment.few_shot_rows(fixed, [loop(0), loop(1)], protocol="clean", model="llama", grader="grid")
+    rows = tables.few_shot_rows(fixed, [loop(0), loop(1)], protocol="clean", model="llama", grader="grid")
     frame = pd.DataFrame(rows).assign(run="15/seedling/x")
     index = paper_index()
     papers = [index.get((row["experiment"], row["arm"], row["metric"]), {}).get("value", math.nan) for row in rows]

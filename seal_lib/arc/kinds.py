@@ -13,9 +13,10 @@ from itertools import product
 from seal_lib import stats
 from seal_lib.arc import render
 from seal_lib.arc.augment import SWITCHES
-from seal_lib.arc.experiment import ByLoop, FewShot, Loop, by_task, few_shot_loop, rate
+from seal_lib.arc.experiment import FewShot, Loop, few_shot_loop
 from seal_lib.arc.inner_loop import Attempt, Candidate, record
 from seal_lib.arc.self_edits import Config
+from seal_lib.arc.tables import ByLoop, by_task, rate
 from seal_lib.arms import difference_arm
 from seal_lib.records import SelfEdit
 from seal_lib.restem import Policy, finetune_policy

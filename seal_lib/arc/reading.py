@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from seal_lib import stats
-from seal_lib.arc.experiment import EXPERIMENT
+from seal_lib.arc.tables import EXPERIMENT
 from seal_lib.arms import arm_label, difference_arm, round_of
 
 if TYPE_CHECKING:
