@@ -54,10 +54,10 @@ help:  ## this list
 env: $(STAMP)  ## set up .venv (done by the other targets when needed)
 
 reproduce: $(STAMP)  ## run every notebook that is not up to date (SCALE, ONLY, FORCE=1, SET=full, DRY_RUN=1; -k goes on after a failure)
-	@SET="$(SET)" $(PY) -m $(if $(call ON,$(DRY_RUN)),seal_lib.plan $(PLAN_FLAGS),seal_lib.runner all $(RUN_FLAGS) --only "$(ONLY)")
+	@SET="$(SET)" $(PY) -m $(if $(call ON,$(DRY_RUN)),seal_lib.plan $(PLAN_FLAGS),seal_lib.runs.runner all $(RUN_FLAGS) --only "$(ONLY)")
 
 figures: $(STAMP)  ## draw every figure from the finished runs
-	@SET="$(SET)" $(PY) -m seal_lib.runner all $(RUN_FLAGS) --only 91_figures
+	@SET="$(SET)" $(PY) -m seal_lib all $(RUN_FLAGS) --only 91_figures
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks
@@ -73,23 +73,23 @@ test-ray: $(RAY)/.stamp  ## run the tests of several workers, in an environment 
 
 lint: $(STAMP)  ## check style, notebooks included, and every parameter file
 	@$(PY) -m ruff check .
-	@$(PY) -m seal_lib.runner check
+	@$(PY) -m seal_lib check
 
 status: $(STAMP)  ## what is done, failed, running, stale or missing
-	@SET="$(SET)" $(PY) -m seal_lib.runner status
+	@SET="$(SET)" $(PY) -m seal_lib status
 
 seedling: $(STAMP)  ## train the shipped small models again, from nothing (SEEDS=3: those of other seeds, too)
 	@$(PY) -m seal_lib.seedling --seeds $(SEEDS) $(ARGS)
 
 bench: $(STAMP)  ## measure the adapter bank and the other ways on this machine
-	@$(PY) -m seal_lib.bench $(ARGS)
-	@$(PY) -m seal_lib.arc.bench
+	@$(PY) -m seal_lib.bench.inner_loop $(ARGS)
+	@$(PY) -m seal_lib.bench.arc
 
 bench-gpu: $(STAMP)  ## measure a 7B self-edit on this GPU, no downloads, under 10 minutes (ARGS="--minutes 5")
-	@$(PY) -m seal_lib.bench_gpu $(ARGS)
+	@$(PY) -m seal_lib.bench.gpu $(ARGS)
 
 clean-runs: $(STAMP)  ## remove all run folders, after asking
-	@$(PY) -m seal_lib.runner clean
+	@$(PY) -m seal_lib clean
 
 lock: $(STAMP)  ## resolve requirements/*.lock again from pyproject.toml
 	@$(PIP) uv

@@ -10,16 +10,17 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
-    "start": "runs",
+    "start": "runs.lifecycle",
+    "pick": "runs.params",
     "load_passages": "knowledge.data",
-    "InnerLoop": "inner_loop",
-    "OuterLoop": "restem",
-    "Policy": "restem",
-    "restem_round": "restem",
-    "write_self_edits": "restem",
-    "ARMS": "evaluate",
-    "evaluate_arm": "evaluate",
-    "pick": "params",
+    "InnerLoop": "knowledge.inner",
+    "OuterLoop": "loops.restem",
+    "Policy": "loops.policy",
+    "Source": "loops.policy",
+    "restem_round": "loops.restem",
+    "write_self_edits": "loops.restem",
+    "ARMS": "knowledge.evaluate",
+    "evaluate_arm": "knowledge.evaluate",
     "derive_seed": "seeds",
 }
 __all__ = sorted(_HOME)

@@ -12,7 +12,8 @@ import json
 import os
 from pathlib import Path
 
-ROOT: Path = Path(__file__).resolve().parent.parent
+PACKAGE: Path = Path(__file__).resolve().parent
+ROOT: Path = PACKAGE.parent
 
 
 def _from_env(name: str) -> Path:

@@ -103,7 +103,7 @@ class Answer:
 class Trial:
     """One pass of the inner loop: an adapter trained on one self-edit (or none), questioned without the passage.
 
-    ``grader``: the loop's, a key of :data:`seal_lib.grade.GRADERS`, by which :attr:`accuracy` is meant.
+    ``grader``: the loop's, a key of :data:`seal_lib.grading.graders.GRADERS`, by which :attr:`accuracy` is meant.
     """
 
     id: str
@@ -184,7 +184,7 @@ def _colour(grade: float) -> str:
 class Round:
     """One ReST^EM round: every candidate with its reward, and which were kept for the M-step.
 
-    ``reward`` names what the rewards are (:data:`seal_lib.restem.REWARDS`); ``frozen``: accuracy of the policy without
+    ``reward`` names what the rewards are (a key of `loops.restem.REWARDS`); ``frozen``: accuracy of the policy without
     an adapter by passage, where the reward compares with it.
     """
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from seal_lib import paths
-from seal_lib.grade import ALWAYS
-from seal_lib.inner_loop import Candidate, InnerLoop
-from seal_lib.journal import plain
-from seal_lib.knowledge import prompts
+from seal_lib.grading.graders import ALWAYS
+from seal_lib.knowledge import prompts, world
+from seal_lib.knowledge.inner import Candidate, InnerLoop
 from seal_lib.records import Answer, Passage, Question, SelfEdit, Trial
-from seal_lib.seedling import world
+from seal_lib.runs.journal import plain
 
 WORDING = prompts.load("seedling")
 INNER = InnerLoop(lr=2e-3, epochs=10, rank=8, alpha=16, targets="all-linear", answer_tokens=8, slots=8)
@@ -28,7 +27,7 @@ NEEDS_VLLM = (
 
 def vllm_settings(**changes):
     """Few slots for adapters, so that they are all used soon; one engine serves all tests that ask for these."""
-    from seal_lib.engines.vllm_engine import Settings
+    from seal_lib.generation.vllm_engine import Settings
 
     return Settings(**{"max_loras": 2, "cpu_loras": 3, "max_num_seqs": 64, **changes})
 

@@ -3,10 +3,11 @@
 import pytest
 from fixtures_seal import trial
 
-from seal_lib import across_models, manifest, params
-from seal_lib.experiments import Loop
+from seal_lib.knowledge import across_models
+from seal_lib.knowledge.experiment import Loop
 from seal_lib.plan import counts
 from seal_lib.records import Round
+from seal_lib.runs import manifest, params
 
 PASSAGES = 9
 

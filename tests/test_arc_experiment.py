@@ -7,16 +7,17 @@ from dataclasses import replace
 import pytest
 from fixtures_seal import MemoryRun
 
-from seal_lib import stats
 from seal_lib.arc import experiment, prompts, reading, self_edits, tables, vote
+from seal_lib.arc import world as world
 from seal_lib.arc.inner_loop import AUTHORS, GRADERS, Attempt, TestTimeTraining
 from seal_lib.arc.self_edits import ORACLE, Config
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
-from seal_lib.generate import Completion
+from seal_lib.generation.contract import Completion
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.restem import OuterLoop, filter_round, warn_if_blind
 from seal_lib.records import SelfEdit
-from seal_lib.restem import OuterLoop, Policy, filter_round, warn_if_blind
-from seal_lib.seedling import grids as world
+from seal_lib.report import stats
 
 SETTINGS = TestTimeTraining(rank=4, alpha=4, targets="all-linear", views="leave_one_out")
 OUTER = OuterLoop(samples=4, filter="threshold", threshold=0.5, edit_tokens=40)
@@ -352,7 +353,7 @@ def test_the_authors_outer_loop_is_theirs_or_refused() -> None:
 
 
 def test_scale_paper_is_the_authors_way_in_both_domains_and_clean_is_the_other(monkeypatch) -> None:
-    from seal_lib import params
+    from seal_lib.runs import params
 
     for word, texts, puzzles in (("", "authors_v1", "authors"), ("clean", "clean", "clean")):
         monkeypatch.setenv("SET", word)

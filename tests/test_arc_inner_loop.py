@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from fixtures_seal import MemoryRun
 
-from seal_lib import models, restem
+from seal_lib import models
 from seal_lib.arc import experiment, prompts, self_edits, tables
+from seal_lib.arc import world as world
 from seal_lib.arc.augment import SWITCHES
-from seal_lib.arc.inner_loop import (
+from seal_lib.arc.inner_loop import (  # fmt: skip
     GRADERS,
     Attempt,
     Candidate,
@@ -23,13 +24,13 @@ from seal_lib.arc.inner_loop import (
     run_candidates,
     train,
     views_of,
-)  # fmt: skip
+)
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.errors import DataError
-from seal_lib.restem import Policy
-from seal_lib.runs import Run
-from seal_lib.seedling import grids as world
+from seal_lib.loops import restem
+from seal_lib.loops.policy import Policy
+from seal_lib.runs.lifecycle import Run
 
 SETTINGS = TestTimeTraining(
     rank=4, alpha=4, targets="all-linear", batch=4, warmup=1, cap=8, max_steps=12, views="leave_one_out",

@@ -8,8 +8,12 @@ import torch
 from fixtures_seal import MemoryRun
 from transformers.optimization import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from seal_lib import finetune, models, params, restem
-from seal_lib.restem import OuterLoop, Policy, finetune_policy
+from seal_lib import models
+from seal_lib.loops import restem
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.restem import OuterLoop, finetune_policy
+from seal_lib.runs import params
+from seal_lib.training import finetune
 
 OUTER = OuterLoop(sft_rank=4, sft_alpha=4, sft_lr=5e-5, sft_epochs=3, sft_batch=2, sft_schedule="cosine")
 PAIRS = [([1, 2, 3], [4, 5 + k]) for k in range(7)]  # 4 steps an epoch, 12 in all

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from seal_lib import models
-from seal_lib.seedling import grids
+from seal_lib.arc import world
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|end|>"
@@ -44,7 +44,7 @@ def folder_of(tmp_path, name: str, ids: list[str], seed: int):
     """A folder of task files in the original format; the first task has two test inputs."""
     folder = tmp_path / name
     folder.mkdir()
-    for k, (identity, task) in enumerate(zip(ids, grids.tasks("heldout", len(ids), seed), strict=True)):
+    for k, (identity, task) in enumerate(zip(ids, world.tasks("heldout", len(ids), seed), strict=True)):
         pairs = [{"input": p.input, "output": p.output} for p in task.train]
         test = {"input": task.tests[0], "output": task.solutions[0]}
         (folder / f"{identity}.json").write_text(json.dumps({"train": pairs, "test": [test] * (2 if k == 0 else 1)}))
@@ -66,7 +66,7 @@ def test_the_papers_parameters_run_to_the_end(protocol, llama, tmp_path) -> None
     }  # fmt: skip
     arguments = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     done = subprocess.run(
-        [sys.executable, "-m", "seal_lib.runner", "run", "21", "--scale", "paper", *arguments],
+        [sys.executable, "-m", "seal_lib", "run", "21", "--scale", "paper", *arguments],
         capture_output=True, text=True, env=os.environ | {"SEAL_HOME": str(tmp_path)}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

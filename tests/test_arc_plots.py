@@ -10,16 +10,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
 
-from seal_lib import figures, report  # noqa: E402
 from seal_lib.arc import augment, experiment, grids, tables  # noqa: E402
 from seal_lib.arc import plots as arc  # noqa: E402
 from seal_lib.arc.inner_loop import Attempt  # noqa: E402
 from seal_lib.arc.self_edits import ORACLE, Config  # noqa: E402
 from seal_lib.arc.tasks import Pair, Task  # noqa: E402
 from seal_lib.errors import DataError  # noqa: E402
-from seal_lib.paper_values import paper_index  # noqa: E402
 from seal_lib.records import SelfEdit  # noqa: E402
-from seal_lib.results import read_results  # noqa: E402
+from seal_lib.report import figures, plots  # noqa: E402
+from seal_lib.report import tables as report  # noqa: E402
+from seal_lib.report.paper_values import paper_index  # noqa: E402
+from seal_lib.report.results import read_results  # noqa: E402
 from seal_lib.seeds import rng  # noqa: E402
 
 HELD_OUT = [f"task_{k:02d}" for k in range(24)]
@@ -342,7 +343,7 @@ KINDS = [
 
 
 def test_the_gallery_draws_grid_puzzles_from_results_alone(results, tmp_path):
-    names = figures.gallery(results, tmp_path)
+    names = figures.gallery(results, tmp_path, [plots.pictures, arc.pictures])
     assert names == [f"arc_few_shot_{kind}" for kind in KINDS]
     assert all((tmp_path / f"{name}.png").stat().st_size > 8000 for name in names)
     saved = read_results(tmp_path / "arc_few_shot_success_map_rate_epochs.csv")
@@ -354,9 +355,11 @@ def test_the_gallery_draws_grid_puzzles_from_results_alone(results, tmp_path):
 def test_the_gallery_draws_only_what_there_is(results, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "draw", lambda *given, **options: None)
     knowledge = main(results).assign(experiment="knowledge/restem").replace({"metric": {"success_rate": "accuracy"}})
-    names = figures.gallery(knowledge, tmp_path / "other")
+    names = figures.gallery(knowledge, tmp_path / "other", [plots.pictures, arc.pictures])
     assert names and not any("success" in name or "arc" in name for name in names)
-    some = figures.gallery(results[results["experiment"] == "arc/few_shot/tasks"], tmp_path / "tasks")
+    some = figures.gallery(
+        results[results["experiment"] == "arc/few_shot/tasks"], tmp_path / "tasks", [plots.pictures, arc.pictures]
+    )
     assert some == ["arc_few_shot_success_by_task"]
 
 

@@ -7,17 +7,7 @@ import pytest
 
 from seal_lib.arc import prompts
 from seal_lib.arc.augment import SWITCHES
-from seal_lib.arc.self_edits import (
-    ORACLE,
-    REASONS,
-    SCHEMA,
-    STRATEGIES,
-    Config,
-    Limits,
-    count_reasons,
-    read,
-    with_data,
-)
+from seal_lib.arc.self_edits import ORACLE, REASONS, SCHEMA, STRATEGIES, Config, Limits, count_reasons, read, with_data
 from seal_lib.arc.tasks import Pair, Task
 
 GOOD = ORACLE.text()

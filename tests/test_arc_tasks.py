@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from seal_lib.arc import grids
-from seal_lib.arc.tasks import choose, load_tasks
+from seal_lib.arc.data import choose, load_tasks
 from seal_lib.errors import DataError
 
 PAIR = {"input": [[1, 2]], "output": [[2, 1]]}

@@ -10,15 +10,7 @@ from conftest import REPOSITORY
 
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.tasks import Pair, Task
-from seal_lib.arc.training import (
-    Example,
-    augmented,
-    fits,
-    leave_out,
-    permuted,
-    steps,
-    training_set,
-)
+from seal_lib.arc.training import Example, augmented, fits, leave_out, permuted, steps, training_set
 
 
 def made(pairs: int, side: int = 3) -> Task:

@@ -8,12 +8,12 @@ import torch
 from test_bank import difference, exact, examples, make, mixed_jobs  # noqa: F401 (exact is a fixture)
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from seal_lib import bank as bank_module
-from seal_lib import budget
-from seal_lib.adapters import target_linears
-from seal_lib.bank import AdapterBank, Example, Job
 from seal_lib.continual.trainer import Anchor, EditJob, StreamBank
 from seal_lib.errors import ParameterError, SealError
+from seal_lib.models import budget
+from seal_lib.training import bank as bank_module
+from seal_lib.training.adapters import target_linears
+from seal_lib.training.bank import AdapterBank, Example, Job
 
 WIDE = dict(slots=8, dtype=torch.float64)
 
@@ -239,18 +239,18 @@ def test_a_large_model_takes_its_tokens_in_portions(monkeypatch):
 def test_the_run_is_told_of_a_shortage(monkeypatch):
     from fixtures_seal import WORDING, seedling
 
-    from seal_lib import inner_loop
-    from seal_lib.inner_loop import Candidate, InnerLoop
-    from seal_lib.seedling.world import passages
+    from seal_lib.knowledge import inner
+    from seal_lib.knowledge.inner import Candidate, InnerLoop
+    from seal_lib.knowledge.world import passages
 
     counted = []
     settings = InnerLoop(lr=1e-3, epochs=1, rank=8, alpha=16, targets="all-linear", slots=0)
     candidates = [Candidate(str(i), p, None, "passage_only", i) for i, p in enumerate(passages("heldout", 3))]
-    expected = inner_loop.train(*seedling(), candidates, WORDING, settings, lambda **n: counted.append(n))
+    expected = inner.train(*seedling(), candidates, WORDING, settings, lambda **n: counted.append(n))
     assert not counted
     step = Shortage(AdapterBank._hidden, [2])  # the first is the bank's own check
     monkeypatch.setattr(AdapterBank, "_hidden", lambda self, *args: step(self, *args))
-    results = inner_loop.train(*seedling(), candidates, WORDING, settings, lambda **n: counted.append(n))
+    results = inner.train(*seedling(), candidates, WORDING, settings, lambda **n: counted.append(n))
     assert counted == [{"out_of_memory": 1}]
     assert [(r.id, r.steps, r.tokens) for r in results] == [(r.id, r.steps, r.tokens) for r in expected]
 
@@ -283,7 +283,7 @@ def test_a_step_reads_nothing_back_from_the_device(layout, chunk, checkpointing)
 
 def test_losses_are_read_seldom_and_in_one_piece(monkeypatch):
     now = bank_module._Run([], 1, 1)
-    slot = bank_module._Slot(0, Job("j", [Example([1, 2])]), [(0,)] * 3, {}, torch.zeros(()))
+    slot = bank_module.Slot(0, Job("j", [Example([1, 2])]), [(0,)] * 3, {}, torch.zeros(()))
     now.pending = [([slot, slot], [1], torch.tensor([5.0, 1.0])), ([slot], [0], torch.tensor([2.0]))]
     reads, cat = [], torch.cat
     monkeypatch.setattr(bank_module.torch, "cat", lambda parts: reads.append(1) or cat(parts))

@@ -7,7 +7,7 @@ import matplotlib
 import pandas as pd
 import pytest
 
-from seal_lib import bench
+from seal_lib.bench import inner_loop
 from seal_lib.plan.lengths import profiles
 
 matplotlib.use("Agg")
@@ -22,12 +22,12 @@ def table() -> pd.DataFrame:
         for lengths, tokens, steps, by in (("seal", 47.0, 90.0, 1), ("seedling", 19.0, 70.0, 2))
         for v, k, ms in VALUES
     ]
-    return pd.DataFrame(rows, columns=bench.COLUMNS)
+    return pd.DataFrame(rows, columns=inner_loop.COLUMNS)
 
 
 def test_adapters_stay_in_place_for_less_than_a_folder_costs():
-    model, documents = bench.load(bench.TINY), bench.documents("seedling", bench.TINY)
-    ways = bench.hand_over(model, bench.jobs_of(documents, bench.TINY))
+    model, documents = inner_loop.load(inner_loop.TINY), inner_loop.documents("seedling", inner_loop.TINY)
+    ways = inner_loop.hand_over(model, inner_loop.jobs_of(documents, inner_loop.TINY))
     assert 0 < ways["in place"] < ways["folder"]
 
 
@@ -36,49 +36,53 @@ def test_documents_have_seals_lengths_and_the_passage_is_among_them():
     recorded = profiles()["squad"].documents
     mean = fmean(n for part in recorded for n in part)
     assert mean == pytest.approx(47, abs=1)
-    drawn = bench.seal_lengths(64)
-    assert {len(part) for part in drawn} == {bench.LINES + 1}
-    assert bench.LINES == round(fmean(map(len, recorded)) - 1)
+    drawn = inner_loop.seal_lengths(64)
+    assert {len(part) for part in drawn} == {inner_loop.LINES + 1}
+    assert inner_loop.LINES == round(fmean(map(len, recorded)) - 1)
     assert fmean(n for part in drawn for n in part) == pytest.approx(mean, rel=0.03)
     assert fmean(part[-1] for part in drawn) == pytest.approx(fmean(part[-1] for part in recorded), rel=0.03)
     assert {part[-1] for part in drawn} <= {part[-1] for part in recorded}
-    for count in {max(k, bench.TOGETHER) for k in bench.Plan().slots}:  # what a way trains is like what others train
+    for count in {
+        max(k, inner_loop.TOGETHER) for k in inner_loop.Plan().slots
+    }:  # what a way trains is like what others train
         assert fmean(n for part in drawn[:count] for n in part) == pytest.approx(mean, rel=0.05)
-    made = bench.documents("seal", bench.Plan(slots=(4,)))
+    made = inner_loop.documents("seal", inner_loop.Plan(slots=(4,)))
     assert [[len(ids) - 1 for ids in part] for part in made] == drawn[:4]  # and one end-of-text each
     assert len({ids[-1] for part in made for ids in part}) == 1
-    notes = bench.documents("seedling", bench.Plan(slots=(4,)))
+    notes = inner_loop.documents("seedling", inner_loop.Plan(slots=(4,)))
     assert {len(part) for part in notes} == {7} and all(len(part[-1]) == max(map(len, part)) for part in notes)
 
 
 def test_every_way_spreads_the_start_over_the_whole_adapter():
     """Start-up of the Trainer over 6 steps, and of the others over 60, made the authors' way look dearer than it is."""
-    timing = bench.Timing(start=6.0, step=0.5, steps=6)
+    timing = inner_loop.Timing(start=6.0, step=0.5, steps=6)
     assert timing.per_step(60) == pytest.approx(0.6)  # not (6 + 6 * 0.5) / 6
-    model = bench.load(bench.TINY)
-    job = replace(bench.jobs_of(bench.documents("seal", bench.TINY), bench.TINY)[0], epochs=2)
+    model = inner_loop.load(inner_loop.TINY)
+    job = replace(inner_loop.jobs_of(inner_loop.documents("seal", inner_loop.TINY), inner_loop.TINY)[0], epochs=2)
     ticks = iter((0.0, 10.0, 20.0, 21.0))  # begin, end of the first and of the last step, end
-    assert bench.with_trainer(model, job, 64, 6, clock=lambda: next(ticks)) == bench.Timing(21.0 - 6 * 2.0, 2.0, 6)
+    assert inner_loop.with_trainer(model, job, 64, 6, clock=lambda: next(ticks)) == inner_loop.Timing(
+        21.0 - 6 * 2.0, 2.0, 6
+    )
     ticks = iter((0.0, 10.0, 44.0, 45.0))  # all 18 steps: nothing is left out
-    whole = bench.with_trainer(model, job, None, -1, clock=lambda: next(ticks))
+    whole = inner_loop.with_trainer(model, job, None, -1, clock=lambda: next(ticks))
     assert whole.steps == 18 and whole.per_step(18) == pytest.approx(45 / 18)
 
 
 def test_a_tiny_run_writes_table_and_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SEAL_HOME", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(bench.paths.ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(inner_loop.paths.ROOT))
     ballast = bytearray(b"x" * (700 << 20))  # the parent's memory must not count as the child's
-    assert bench.main(["--tiny"]) == 0
+    assert inner_loop.main(["--tiny"]) == 0
     del ballast
     folder = tmp_path / "figures" / "seedling"
     assert sorted(p.name for p in folder.iterdir()) == [f"bench_inner_loop.{kind}" for kind in ("csv", "pdf", "png")]
     written = pd.read_csv(folder / "bench_inner_loop.csv")
-    assert tuple(written.columns) == bench.COLUMNS
-    expected = [(lengths, *way) for lengths in bench.LENGTHS for way in bench.variants(bench.TINY)]
+    assert tuple(written.columns) == inner_loop.COLUMNS
+    expected = [(lengths, *way) for lengths in inner_loop.LENGTHS for way in inner_loop.variants(inner_loop.TINY)]
     assert list(zip(written["lengths"], written["variant"], written["K"], strict=True)) == expected
     assert (written["low"] <= written["ms_per_adapter_step"]).all() and (written["low"] > 0).all()
     by = written.set_index(["lengths", "variant", "K"])["ms_per_adapter_step"]
-    for lengths in bench.LENGTHS:  # set-up alone makes the Trainer dearer
+    for lengths in inner_loop.LENGTHS:  # set-up alone makes the Trainer dearer
         assert by[lengths, "trainer_dynamic", 1] > 2 * by[lengths, "bank", 2]
     peaks = written.set_index(["lengths", "variant", "K"])["peak_mb"]
     assert 100 < peaks["seal", "bank", 2] < 700
@@ -88,12 +92,12 @@ def test_a_tiny_run_writes_table_and_pictures(tmp_path, monkeypatch, capsys):
 
 
 def test_ratios_are_to_the_best_k_at_each_length_with_their_spread():
-    found = bench.ratios(table())
-    for lengths in bench.LENGTHS:
+    found = inner_loop.ratios(table())
+    for lengths in inner_loop.LENGTHS:
         for variant, _, ms in SEQUENTIAL:
             whole = (ms / 1.5, 0.9 * ms / (1.2 * 1.5), 1.2 * ms / (0.9 * 1.5))
             assert found[lengths, variant] == pytest.approx(whole)
-    first = bench.told(table()).splitlines()[0]
+    first = inner_loop.told(table()).splitlines()[0]
     assert (
         first
         == "authors/bank: 333.3 [250.0, 444.4] (a model, rank 8, lengths of SEAL's self-edits, 47 tokens a document)"
@@ -104,7 +108,7 @@ def test_the_picture_shows_every_number_of_the_table():
     import matplotlib.pyplot as plt
 
     _, axes = plt.subplots(1, 2)
-    bench.cost_by_slots(table(), axes)
+    inner_loop.cost_by_slots(table(), axes)
     for ax, by, tokens in zip(axes, (1, 2), (47, 19), strict=True):
         levels = {line.get_ydata()[0] for line in ax.get_lines()[:3]}
         assert levels == {500.0 / by, 20.0 / by, 6.0 / by}
@@ -118,23 +122,23 @@ def test_the_picture_shows_every_number_of_the_table():
 
 
 def test_bank_and_loop_that_disagree_stop_the_benchmark(monkeypatch):
-    from seal_lib import bank, finetune
+    from seal_lib.training import bank, finetune
 
-    model = bench.load(bench.TINY)
-    jobs = bench.jobs_of(bench.documents("seal", bench.TINY), bench.TINY)
-    assert bench.check_same(model, jobs) < 1e-4
+    model = inner_loop.load(inner_loop.TINY)
+    jobs = inner_loop.jobs_of(inner_loop.documents("seal", inner_loop.TINY), inner_loop.TINY)
+    assert inner_loop.check_same(model, jobs) < 1e-4
     monkeypatch.setattr(bank, "train_alone", lambda model, job: finetune.train_alone(model, replace(job, lr=0.1)))
-    with pytest.raises(bench.SealError, match="disagree"):
-        bench.check_same(model, jobs)
+    with pytest.raises(inner_loop.SealError, match="disagree"):
+        inner_loop.check_same(model, jobs)
 
 
 def test_the_puzzle_benchmark_trains_whole_self_edits_in_every_way_and_says_their_length():
     from seal_lib import models
-    from seal_lib.arc import bench as arc_bench
-    from seal_lib.seedling import grids
+    from seal_lib.arc import world
+    from seal_lib.bench import arc as arc_bench
 
     model, tokenizer = models.load(arc_bench.MODEL)
-    task, few = grids.tasks("learning", 1)[0], replace(arc_bench.SETTINGS, cap=4, copies=1)
+    task, few = world.tasks("learning", 1)[0], replace(arc_bench.SETTINGS, cap=4, copies=1)
     table = arc_bench.measure(model, tokenizer, task, few, repetitions=1, count=3).set_index("variant")
     plain = arc_bench.jobs_of(task, arc_bench.draw(task, 3), tokenizer, few)
     wide = [arc_bench.padded(job, tokenizer.pad_token_id) for job in plain]

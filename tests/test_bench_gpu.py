@@ -7,9 +7,10 @@ import math
 import matplotlib
 import pytest
 
-from seal_lib import bench_gpu, bench_gpu_table, budget
-from seal_lib.bench_gpu_table import Row
+from seal_lib.bench import gpu, gpu_table
+from seal_lib.bench.gpu_table import Row
 from seal_lib.errors import SealError
+from seal_lib.models import budget
 from seal_lib.plan import costs, lengths
 
 matplotlib.use("Agg")
@@ -36,18 +37,18 @@ ROWS = [
 
 def test_a_tiny_run_measures_every_way_and_writes_everything(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("SEAL_HOME", str(tmp_path))
-    assert bench_gpu.main(["--tiny"]) == 0
+    assert gpu.main(["--tiny"]) == 0
     folder = tmp_path / "figures" / "gpu"
     written = {p.name.removeprefix("bench_gpu_tiny") for p in folder.iterdir()}
     assert written == {"_rows.csv", ".csv", ".json", ".png", ".pdf"}
-    rows = bench_gpu_table.read(folder / "bench_gpu_tiny_rows.csv")
-    assert [(r.targets, r.variant, r.K) for r in rows] == bench_gpu.variants(bench_gpu.TINY)
+    rows = gpu_table.read(folder / "bench_gpu_tiny_rows.csv")
+    assert [(r.targets, r.variant, r.K) for r in rows] == gpu.variants(gpu.TINY)
     assert all(r.outcome == "ok" and r.train_seconds > 0 and r.answers == 5 * r.K for r in rows)
     ways = {(r.targets, r.variant, r.K): r for r in rows}
-    jobs = bench_gpu.jobs_of(bench_gpu.TINY, 8, 512)
+    jobs = gpu.jobs_of(gpu.TINY, 8, 512)
     assert ways["qv", "bank", 2].steps == sum(len(job.plan()) for job in jobs)  # the queue to its end
     assert ways["qv", "bank", 2].tokens == sum(len(e.ids) for job in jobs for e in job.examples)
-    assert ways["qv", "authors", 1].steps == bench_gpu.TINY.padded_steps
+    assert ways["qv", "authors", 1].steps == gpu.TINY.padded_steps
     record = json.loads((folder / "bench_gpu_tiny.json").read_text())
     assert record["outcomes"] == {"ok": len(rows)} and record["device_key"] == "cpu"
     assert {"device", "gpus", "cuda", "versions", "date", "git", "lengths", "efficiency"} <= set(record)
@@ -56,7 +57,7 @@ def test_a_tiny_run_measures_every_way_and_writes_everything(tmp_path, monkeypat
     for file in folder.glob("bench_gpu_tiny.*"):
         if file.suffix != ".json":
             file.unlink()
-    assert bench_gpu.main(["--tiny", "--draw"]) == 0  # from the rows alone
+    assert gpu.main(["--tiny", "--draw"]) == 0  # from the rows alone
     assert (folder / "bench_gpu_tiny.png").exists()
 
 
@@ -66,12 +67,12 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch, capsys) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     monkeypatch.setenv("SEAL_HOME", str(tmp_path))
-    assert bench_gpu.main([]) == 1 and "No CUDA GPU is found" in capsys.readouterr().err
-    assert bench_gpu.main(["--draw"]) == 1 and "run make bench-gpu first" in capsys.readouterr().err
+    assert gpu.main([]) == 1 and "No CUDA GPU is found" in capsys.readouterr().err
+    assert gpu.main(["--draw"]) == 1 and "run make bench-gpu first" in capsys.readouterr().err
 
 
 def test_the_table_is_what_the_rows_say() -> None:
-    table = bench_gpu_table.summary(ROWS, RECORD).set_index(["variant", "K"])
+    table = gpu_table.summary(ROWS, RECORD).set_index(["variant", "K"])
     bank = table.loc["bank", 16]
     assert (bank["ms_per_step"], bank["measured"], bank["outcome"]) == (4.0, 3, "ok")  # the median of 4, 5 and 3.9
     assert bank["train_s"] == pytest.approx(0.004 * 86) and bank["answer_s"] == pytest.approx(5 * 0.02)
@@ -85,19 +86,19 @@ def test_the_table_is_what_the_rows_say() -> None:
     assert table.loc["authors", 1]["floor_ms"] == pytest.approx(76.8, rel=2e-3)
     lost = table.loc["bank", 64]
     assert (lost["outcome"], lost["measured"]) == ("out of memory", 0) and math.isnan(lost["seconds_per_edit"])
-    assert bench_gpu_table.best(table.reset_index())["K"] == 16
-    assert bench_gpu_table.best(table.reset_index(), targets="all-linear") is None
+    assert gpu_table.best(table.reset_index())["K"] == 16
+    assert gpu_table.best(table.reset_index(), targets="all-linear") is None
 
 
 def test_a_killed_run_keeps_its_rows(tmp_path) -> None:
     file = tmp_path / "bench_gpu_rows.csv"
-    bench_gpu_table.begin(file, {"device_key": "h200"}, bench_gpu.Plan(), {})
-    assert bench_gpu_table.read(file) == []
+    gpu_table.begin(file, {"device_key": "h200"}, gpu.Plan(), {})
+    assert gpu_table.read(file) == []
     for one in ROWS[:4]:
-        bench_gpu_table.append(file, one)
+        gpu_table.append(file, one)
     with open(file, "a", encoding="utf-8") as out:
         out.write("Qwen/Qwen2.5-7B,qv,ba")  # the kill came in the middle of a line
-    assert repr(bench_gpu_table.read(file)) == repr(ROWS[:4])  # NaN is not equal to itself
+    assert repr(gpu_table.read(file)) == repr(ROWS[:4])  # NaN is not equal to itself
     sizes = json.loads((tmp_path / "bench_gpu.json").read_text())["sizes"]
     assert sizes["documents_per_edit"] == pytest.approx(8.57, abs=0.01)  # the released self-edits'
 
@@ -110,41 +111,41 @@ def test_memory_that_runs_out_is_an_outcome_and_the_rest_goes_on(monkeypatch) ->
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return 1.0, 10, 100, 1
 
-    monkeypatch.setattr(bench_gpu, "train", full)
-    plan = dataclasses.replace(bench_gpu.TINY, repetitions=2)
-    monkeypatch.setattr(bench_gpu, "_warm_up", lambda model, plan: None)
-    rows = list(bench_gpu.measurements(plan, "cpu", lambda text: None))
+    monkeypatch.setattr(gpu, "train", full)
+    plan = dataclasses.replace(gpu.TINY, repetitions=2)
+    monkeypatch.setattr(gpu, "_warm_up", lambda model, plan: None)
+    rows = list(gpu.measurements(plan, "cpu", lambda text: None))
     lost = [r for r in rows if r.outcome != "ok"]
     assert [(r.targets, r.variant, r.K, r.turn, r.outcome) for r in lost] == [("qv", "bank", 2, 0, "out of memory")]
-    assert len(rows) == 2 * len(bench_gpu.variants(plan)) - 1  # not tried a second time
+    assert len(rows) == 2 * len(gpu.variants(plan)) - 1  # not tried a second time
     assert [r.turn for r in rows] == sorted(r.turn for r in rows)  # repetitions are interleaved
 
 
 def test_time_that_is_up_stops_the_bank_and_the_run(monkeypatch) -> None:
-    model = bench_gpu.build(bench_gpu.TINY_SHAPE, "cpu")
-    plan = dataclasses.replace(bench_gpu.TINY, epochs=50)
-    whole = sum(len(job.plan()) for job in bench_gpu.jobs_of(plan, 8, 512))
-    seconds, steps, tokens, edits = bench_gpu.train(model, plan, "qv", "bank", 2, 0, limit=0.0)
+    model = gpu.build(gpu.TINY_SHAPE, "cpu")
+    plan = dataclasses.replace(gpu.TINY, epochs=50)
+    whole = sum(len(job.plan()) for job in gpu.jobs_of(plan, 8, 512))
+    seconds, steps, tokens, edits = gpu.train(model, plan, "qv", "bank", 2, 0, limit=0.0)
     assert 0 < steps < whole and tokens > 0 and edits == 2 and seconds > 0
-    monkeypatch.setattr(bench_gpu, "_warm_up", lambda model, plan: None)
-    assert list(bench_gpu.measurements(dataclasses.replace(plan, minutes=0.0), "cpu", lambda text: None)) == []
+    monkeypatch.setattr(gpu, "_warm_up", lambda model, plan: None)
+    assert list(gpu.measurements(dataclasses.replace(plan, minutes=0.0), "cpu", lambda text: None)) == []
 
 
 def test_the_start_of_a_stopped_bank_counts_by_the_share_of_its_steps(monkeypatch) -> None:
-    model = bench_gpu.build(bench_gpu.TINY_SHAPE, "cpu")
-    plan = dataclasses.replace(bench_gpu.TINY, epochs=50)
+    model = gpu.build(gpu.TINY_SHAPE, "cpu")
+    plan = dataclasses.replace(gpu.TINY, epochs=50)
     ticks = iter((0.0, 100.0, 110.0))  # start, end of the first step, end
-    monkeypatch.setattr(bench_gpu, "clock", lambda model: lambda: next(ticks))
-    seconds, steps, *_ = bench_gpu.train(model, plan, "qv", "bank", 2, 0, limit=0.0)
+    monkeypatch.setattr(gpu, "clock", lambda model: lambda: next(ticks))
+    seconds, steps, *_ = gpu.train(model, plan, "qv", "bank", 2, 0, limit=0.0)
     assert steps == 4  # two adapters, two steps: 5 s an adapter-step, so 90 s were the start of 300 steps
     assert seconds == pytest.approx(4 * 5 + 90 * 4 / (2 * 50 * plan.documents))
 
 
 def test_the_authors_way_carries_its_start_as_a_whole_self_edit_does(monkeypatch) -> None:
-    model, plan = bench_gpu.build(bench_gpu.TINY_SHAPE, "cpu"), bench_gpu.TINY
-    monkeypatch.setattr(bench_gpu.bench, "with_trainer", lambda *_: bench_gpu.bench.Timing(9.0, 2.0, 2))
-    whole = len(bench_gpu.jobs_of(plan, 1, 512)[0].plan())
-    seconds, steps, *_ = bench_gpu.train(model, plan, "qv", "authors", 1, 0, limit=0.0)
+    model, plan = gpu.build(gpu.TINY_SHAPE, "cpu"), gpu.TINY
+    monkeypatch.setattr(gpu.bench, "with_trainer", lambda *_: gpu.bench.Timing(9.0, 2.0, 2))
+    whole = len(gpu.jobs_of(plan, 1, 512)[0].plan())
+    seconds, steps, *_ = gpu.train(model, plan, "qv", "authors", 1, 0, limit=0.0)
     assert (seconds, steps) == (pytest.approx(2 * 2.0 + 9.0 * 2 / whole), 2)
 
 
@@ -157,7 +158,7 @@ def test_the_models_have_the_true_shapes(monkeypatch) -> None:
         with monkeypatch.context() as patch:
             keep = lambda c, into=made, **_: into.update(c=c) or torch.nn.Linear(1, 1)  # noqa: E731
             patch.setattr(AutoModelForCausalLM, "from_config", keep)
-            bench_gpu.build(bench_gpu.shape_of(name), "cpu")
+            gpu.build(gpu.shape_of(name), "cpu")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(made["c"])
         assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=1e-3)
@@ -165,9 +166,9 @@ def test_the_models_have_the_true_shapes(monkeypatch) -> None:
 
 
 def test_documents_have_the_recorded_lengths() -> None:
-    edits = bench_gpu.documents(bench_gpu.Plan())
+    edits = gpu.documents(gpu.Plan())
     assert edits == [list(d) for d in lengths.profiles()["squad"].documents]
-    jobs = bench_gpu.jobs_of(bench_gpu.Plan(), 128, 1000)
+    jobs = gpu.jobs_of(gpu.Plan(), 128, 1000)
     assert [[len(e.ids) for e in job.examples] for job in jobs] == edits[:128]
     assert all(job.epochs == 10 and job.rank == 32 for job in jobs)
 
@@ -175,9 +176,9 @@ def test_documents_have_the_recorded_lengths() -> None:
 def test_the_picture_shows_every_number_and_what_failed() -> None:
     import matplotlib.pyplot as plt
 
-    table = bench_gpu_table.summary(ROWS, RECORD)
+    table = gpu_table.summary(ROWS, RECORD)
     _, ax = plt.subplots()
-    bench_gpu_table.cost_curve(table, ax)
+    gpu_table.cost_curve(table, ax)
     lines = {line.get_gid(): line for line in ax.get_lines()}
     by = table.set_index(["variant", "K"])
     expected = [[k, pytest.approx(by.loc["bank", k]["seconds_per_edit"])] for k in (1, 16)]
@@ -192,13 +193,13 @@ def test_the_picture_shows_every_number_and_what_failed() -> None:
 
 
 def test_the_goal_is_printed_beside_what_was_reached() -> None:
-    told = bench_gpu_table.told(bench_gpu_table.summary(ROWS, RECORD))
+    told = gpu_table.told(gpu_table.summary(ROWS, RECORD))
     assert "Qwen2.5-7B, qv: 0.44 s a self-edit at K = 16, train 0.34, answer 0.10" in told
     assert "at most 1.5 s" in told and "out of memory" in told
 
 
 def test_a_stop_that_is_no_measurement_is_refused(tmp_path) -> None:
     file = tmp_path / "bench_gpu_rows.csv"
-    bench_gpu_table.begin(file, RECORD, bench_gpu.Plan(), {})
+    gpu_table.begin(file, RECORD, gpu.Plan(), {})
     with pytest.raises(SealError, match="holds no measurement"):
-        bench_gpu_table.finish(tmp_path, "bench_gpu")
+        gpu_table.finish(tmp_path, "bench_gpu")

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import GemmaConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from seal_lib import budget, models
-from seal_lib.bank import AdapterBank, Example, Job
-from seal_lib.budget import GB, SHAPES, Budget, Shape, colocated, shape_of, slots_that_fit
+from seal_lib import models
 from seal_lib.errors import DataError, ParameterError
+from seal_lib.models import budget
+from seal_lib.models.budget import GB, SHAPES, Budget, Shape, colocated, shape_of, slots_that_fit
+from seal_lib.training.bank import AdapterBank, Example, Job
 
 torch.set_num_threads(1)
 SEVEN = SHAPES["Qwen/Qwen2.5-7B"]
@@ -156,7 +157,7 @@ def test_as_many_slots_as_fit_and_not_one_more():
 
 
 def test_planning_loads_no_torch():
-    code = "import sys, seal_lib.budget as b; b.shape_of('seedling-knowledge'); print('torch' in sys.modules)"
+    code = "import sys, seal_lib.models.budget as b; b.shape_of('seedling-knowledge'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           env={"PYTHONPATH": str(models.paths.ROOT)})  # fmt: skip
     assert done.stdout == "False\n"

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from seal_lib.engines.child import Child, scratch
 from seal_lib.errors import DataError, SealError
+from seal_lib.generation.child import Child, scratch
 
 WORKER = """
 import os, sys, time
-from seal_lib.engines.child import Refused, serve
+from seal_lib.generation.child import Refused, serve
 
 def refuse(tick):
     raise Refused("no such thing; ask for another.")
@@ -149,7 +149,7 @@ def test_close_ends_it_and_removes_its_folder(child: Child) -> None:
 
 PARENT = """
 import sys, time
-from seal_lib.engines.child import Child, scratch
+from seal_lib.generation.child import Child, scratch
 child = Child([sys.executable, sys.argv[1]], "the worker", scratch("seal-test-"), dict(__import__("os").environ), "")
 child.call({"do": "echo"}, 60, "")
 print(child.pid, child.folder, flush=True)
@@ -180,7 +180,7 @@ def test_what_killed_processes_left_in_memory_is_removed() -> None:
 
 
 def test_an_interrupt_does_not_mix_up_answers(child: Child, monkeypatch) -> None:
-    from seal_lib.engines import child as module
+    from seal_lib.generation import child as module
 
     child.call({"do": "echo"}, LIMIT, "")
     with monkeypatch.context() as patch:

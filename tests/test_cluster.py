@@ -19,15 +19,19 @@ import pytest
 from conftest import REPOSITORY, Suite
 from fixtures_seal import INNER, WORDING, digest, made, seedling
 
-from seal_lib import cluster, manifest, models, params, paths, ray_workers, restem, runs
-from seal_lib.cluster import Done, Work, Workers
+from seal_lib import paths
 from seal_lib.errors import DataError, ParameterError, RunError
-from seal_lib.ray_workers import Worker
-from seal_lib.restem import OuterLoop, Policy, candidates_of, write_self_edits
+from seal_lib.loops import restem
+from seal_lib.loops.policy import Policy, Source
+from seal_lib.loops.restem import OuterLoop, candidates_of, write_self_edits
+from seal_lib.runs import lifecycle, manifest, params, ray_workers, workers
+from seal_lib.runs.ray_workers import Worker
+from seal_lib.runs.work import Done, Work
+from seal_lib.runs.workers import Workers
 from seal_lib.seeds import rng
 
 UNITS = [f"u{i:02d}" for i in range(23)]
-NAMELESS = Policy("untrained", None, None, source=models.Source("seedling-knowledge"))
+NAMELESS = Policy("untrained", None, None, source=Source("seedling-knowledge"))
 
 
 def square(policy: Policy, part: list[str], count) -> list[dict]:
@@ -93,16 +97,18 @@ def batch(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
     values = params.resolve("11_demo", "seedling")
     key, hashes = manifest.run_key("11_demo", values)
     suite.folder = paths.runs() / "11_demo" / "seedling" / key
-    paths.write_json(suite.folder / "parameters.json", runs.identity_of("11_demo", "seedling", key, values, hashes))
+    paths.write_json(
+        suite.folder / "parameters.json", lifecycle.identity_of("11_demo", "seedling", key, values, hashes)
+    )
     suite.values = values
     monkeypatch.setenv("SEAL_RUN_DIR", str(suite.folder))
     monkeypatch.setenv("SEAL_BATCH", "1")
-    monkeypatch.setattr(runs, "LOCK_WAIT", 0.0)
+    monkeypatch.setattr(lifecycle, "LOCK_WAIT", 0.0)
     return suite
 
 
-def start(suite: Suite, fake: Fake | None = None, count: int = 3) -> runs.Run:
-    run = runs.start("11_demo", suite.values)
+def start(suite: Suite, fake: Fake | None = None, count: int = 3) -> lifecycle.Run:
+    run = lifecycle.start("11_demo", suite.values)
     if fake is not None:
         run.workers = Workers(count, open_executor=lambda *_: fake)
     return run
@@ -172,7 +178,7 @@ def test_units_that_kill_three_workers_are_an_error_that_names_them(batch: Suite
     fake = Fake(lambda part, worker: "out of memory" if "u12" in part else "")
     with pytest.raises(RunError, match=r"phase 'a', units u10 to u14 \(5\): 3 workers died of it \(the last: out of"):
         rows_of(batch, fake)
-    assert [first for _, first in fake.log].count("u10") == cluster.ATTEMPTS == 3
+    assert [first for _, first in fake.log].count("u10") == workers.ATTEMPTS == 3
     assert sum("lost_worker" in line for line in batch.costs) == 3  # kept, though the run failed
 
 
@@ -248,7 +254,7 @@ def test_few_parts_are_begun_before_an_earlier_one_is_kept(batch: Suite, monkeyp
     write = run._rows.append
     monkeypatch.setattr(run._rows, "append", lambda lines: (seen.append(len(fake.log)), write(lines)))
     run.map("a", UNITS, Work(square, NAMELESS, run.count), chunk=1)
-    assert seen[0] == cluster.AHEAD * 2 and len(fake.log) == 23
+    assert seen[0] == workers.AHEAD * 2 and len(fake.log) == 23
 
 
 def test_who_works_is_no_part_of_what_a_run_is(batch: Suite) -> None:
@@ -259,7 +265,7 @@ def test_who_works_is_no_part_of_what_a_run_is(batch: Suite) -> None:
 
 def test_without_ray_one_warning_and_the_same_rows(batch: Suite, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     alone = rows_of(batch, None)
-    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(workers.importlib.util, "find_spec", lambda name: None)
     run = start(batch)
     run.hire(8, "auto")
     run.map("a", UNITS, Work(square, NAMELESS, run.count), chunk=5)
@@ -282,7 +288,7 @@ def test_what_is_refused(batch: Suite) -> None:
 
 
 def small_policy() -> Policy:
-    return Policy("untrained", *seedling(), source=models.Source("seedling-knowledge"))
+    return Policy("untrained", *seedling(), source=Source("seedling-knowledge"))
 
 
 OUTER = OuterLoop(samples=2, edit_tokens=40, sft_rank=4, sft_alpha=8, sft_lr=2e-3, sft_epochs=1, sft_batch=2)
@@ -311,7 +317,7 @@ def test_a_worker_makes_the_driver_s_weights_whatever_it_held_before(batch: Suit
 
 
 def test_a_folder_that_a_node_cannot_see_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seal_lib.ray_workers.VISIBLE", 0.0)
+    monkeypatch.setattr("seal_lib.runs.ray_workers.VISIBLE", 0.0)
     absent = replace(NAMELESS, source=replace(NAMELESS.source, adapters=("/nowhere/adapter",)))
     with pytest.raises(DataError, match="/nowhere/adapter is not to be seen from node b7; put runs/ on a file system"):
         Worker("cpu", "b7").work(square, absent, ["u01"])
@@ -383,7 +389,7 @@ def candidates():
     return candidates_of(edits, made(2), "arm", seed=1)
 
 
-def scored(run: runs.Run, **fate) -> bytes:
+def scored(run: lifecycle.Run, **fate) -> bytes:
     """rows.jsonl after scoring six candidates, two a chunk."""
     unit = partial(restem._score, prompts=WORDING, inner=INNER_SMALL)
     unit = partial(dying, unit=unit, **fate) if fate else unit
@@ -392,15 +398,15 @@ def scored(run: runs.Run, **fate) -> bytes:
 
 
 def alone(suite: Suite) -> bytes:
-    run = runs.start("11_demo", suite.values)
+    run = lifecycle.start("11_demo", suite.values)
     data = scored(run)
     run.close()
     (run.folder / "rows.jsonl").unlink()
     return data
 
 
-def hired(suite: Suite, address: str) -> runs.Run:
-    run = runs.start("11_demo", suite.values)
+def hired(suite: Suite, address: str) -> lifecycle.Run:
+    run = lifecycle.start("11_demo", suite.values)
     run.hire(2, address, "cpu")
     return run
 

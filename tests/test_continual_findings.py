@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from test_continual_plots import study
 
-from seal_lib import report, stats
 from seal_lib.continual import findings, tables
+from seal_lib.report import stats
+from seal_lib.report import tables as report
 
 LABEL = {"protocol": "clean", "model": "m", "grader": "exact"}
 
@@ -112,5 +113,5 @@ def test_the_readme_explains_shares_above_one_and_easy_routing() -> None:
     rows, compared = lines(8)
     table = pd.DataFrame([row | {"run": "r"} for row in rows + compared])
     table = table.assign(metric=table.metric.replace({"AA_4": "AA_8"}))
-    block = report.readme_block(report.joined(table))
+    block = report.readme_block(tables.joined(table))
     assert "more than 100 % of its gain is possible" in block and "Routing is easy" in block

@@ -14,7 +14,7 @@ from fixtures_seal import real
 from seal_lib.continual import intervals, metrics
 from seal_lib.continual.__main__ import facts, main
 from seal_lib.errors import DataError
-from seal_lib.stats import Estimate
+from seal_lib.report.stats import Estimate
 
 NAN = math.nan
 #: K = 3; rows are r = 0..3 edits. The diagonal R[i+1, i] is .8 .6 .9.

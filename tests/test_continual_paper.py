@@ -32,7 +32,7 @@ def test_the_papers_parameters_run_to_the_end(notebook, qwen, tmp_path) -> None:
     changes += SMALLER[notebook]
     arguments = [part for change in changes for part in ("--set", change)]
     done = subprocess.run(
-        [sys.executable, "-m", "seal_lib.runner", "run", notebook, "--scale", "paper", *arguments],
+        [sys.executable, "-m", "seal_lib", "run", notebook, "--scale", "paper", *arguments],
         capture_output=True, text=True, env=os.environ | {"SEAL_HOME": str(tmp_path)}, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

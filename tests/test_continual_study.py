@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from fixtures_seal import WORDING, real, seedling
 
-from seal_lib import params, runs
-from seal_lib.arms import arm_label, arm_rank
 from seal_lib.continual import intervals, metrics, streams, study, tables, tuning
+from seal_lib.continual.arm import TUNED, Arm, arms_of, tuned
 from seal_lib.continual.arms import notes_by
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.routing import BM25
@@ -21,12 +20,15 @@ from seal_lib.continual.rules import RULES
 from seal_lib.continual.rules.base import RATES, State
 from seal_lib.continual.trainer import StreamBank
 from seal_lib.errors import DataError, ParameterError, RunError
-from seal_lib.generate import Completion, HFGenerator, Sampling
-from seal_lib.inner_loop import InnerLoop
+from seal_lib.generation.contract import Completion, Sampling
+from seal_lib.generation.hf import HFGenerator
 from seal_lib.knowledge import data
+from seal_lib.knowledge.inner import InnerLoop
+from seal_lib.knowledge.world import home, known_facts
 from seal_lib.records import Question
-from seal_lib.runs import Scratch
-from seal_lib.seedling.world import home, known_facts
+from seal_lib.report.arms import arm_label, arm_rank
+from seal_lib.runs import lifecycle, params
+from seal_lib.runs.lifecycle import Scratch
 
 INNER = InnerLoop(lr=4e-3, epochs=1, rank=4, alpha=8.0, targets="all-linear", answer_tokens=6)
 
@@ -46,21 +48,21 @@ LABEL = {"protocol": "p", "model": "m", "grader": "exact"}
 
 def run_arms(names: list[str], run=None, given=None, **options: object) -> dict[str, list[dict]]:
     bench, given = lab(), given or made()
-    return {n: study.run_arm(run or Scratch(), study.Arm(n, n), bench, given, **options) for n in names}
+    return {n: study.run_arm(run or Scratch(), Arm(n, n), bench, given, **options) for n in names}
 
 
 @pytest.fixture
 def open_run(suite):
     """A function that opens the same run folder again, as a restarted process does."""
     suite.notebook("10_demo", "seed: int = 0  # of every draw")
-    identity = runs.identity_of("10_demo", "seedling", "abc", {"seed": 0}, {})
+    identity = lifecycle.identity_of("10_demo", "seedling", "abc", {"seed": 0}, {})
     folder = suite.home / "runs" / "10_demo" / "seedling" / "abc"
-    opened: list[runs.Run] = []
+    opened: list[lifecycle.Run] = []
 
-    def start() -> runs.Run:
+    def start() -> lifecycle.Run:
         if opened:
             opened[-1].close()
-        opened.append(runs.Run(folder, identity, interactive=False))
+        opened.append(lifecycle.Run(folder, identity, interactive=False))
         return opened[-1]
 
     yield start
@@ -144,7 +146,7 @@ def test_every_rule_runs_and_gives_a_dense_matrix() -> None:
     # isolation answers from the own edit alone, so it forgets nothing; the first edit of every sequential arm is it
     oracle = tables.stack(by_arm["isolation_oracle"])
     assert (metrics.backward_transfer(oracle) == 0).all()
-    one = study.run_arm(Scratch(), study.Arm("one", "merge", {"scale": 1.0}), lab(), made())
+    one = study.run_arm(Scratch(), Arm("one", "merge", {"scale": 1.0}), lab(), made())
     assert np.array_equal(tables.stack(by_arm["sequential"])[:, 1], tables.stack(one)[:, 1])
     assert tables.stack(by_arm["passage_in_context"])[:, 2].mean() > 0.9
     assert tables.stack(by_arm["rag"])[:, 2].mean() > 0.9
@@ -198,11 +200,11 @@ def test_weights_that_are_gone_are_named(open_run, monkeypatch) -> None:
 
 def test_a_diverged_stream_is_dropped_and_counted() -> None:
     bench, given = lab(clip=None), made(3, 3)
-    arm = study.Arm("wild", "sequential", {"lr_scale": 1e33})
+    arm = Arm("wild", "sequential", {"lr_scale": 1e33})
     rows = study.run_arm(Scratch(), arm, bench, given)
     assert [row["outcome"] for row in rows] == ["ok"] * 3 + ["diverged"] * 9
     assert "lower lr" in rows[3]["reason"]
-    sound = study.run_arm(Scratch(), study.Arm("s", "sequential"), bench, given)
+    sound = study.run_arm(Scratch(), Arm("s", "sequential"), bench, given)
     mixture = [a if a["stream"] == given[0].id else b for a, b in zip(rows, sound, strict=True)]
     rest = [row for row in sound if row["stream"] != given[0].id]
     found, alone = tables.arm_measures(mixture), tables.arm_measures(rest)
@@ -228,8 +230,8 @@ def test_a_diverged_stream_is_dropped_and_counted() -> None:
 def test_live_edits_are_written_by_the_current_model(monkeypatch) -> None:
     plain = [replace(s, edits=(None, None)) for s in made()]
     with pytest.raises(DataError, match="without self-edits"):
-        study.run_arm(Scratch(), study.Arm("frozen edits", "sequential"), lab(), plain)
-    live = study.Arm("sequential_live", "sequential", live=True)
+        study.run_arm(Scratch(), Arm("frozen edits", "sequential"), lab(), plain)
+    live = Arm("sequential_live", "sequential", live=True)
     with pytest.raises(DataError, match="say how"):
         study.run_arm(Scratch(), live, lab(), plain)
     rows = study.run_arm(Scratch(), live, lab(), plain, writing=WRITING)
@@ -243,7 +245,7 @@ def test_live_edits_are_written_by_the_current_model(monkeypatch) -> None:
         return generate(requests, sampling)
 
     monkeypatch.setattr(bench.generator, "generate", spy)
-    arms = study.arms_of(["sequential", "sequential_own", "sequential_live", "null_space_replay_live"])
+    arms = arms_of(["sequential", "sequential_own", "sequential_live", "null_space_replay_live"])
     by_arm = study.run_arms(Scratch(), arms, bench, made(), writing=WRITING)
     writing = [unedited for unedited, sampling in seen if sampling == WRITING]
     # own: 4 notes by the base; live: the first edit of each of two streams by the base, the second by the edited model
@@ -272,7 +274,7 @@ def test_live_notes_may_be_as_long_as_the_parameters_say(monkeypatch, notebook: 
     monkeypatch.setattr(HFGenerator, "generate", generate)
     bench = lab()
     bench.cache["anchors"] = [[5, 6, 7]] * 4
-    live = [arm for arm in study.arms_of(p["arms"]) if arm.live]
+    live = [arm for arm in arms_of(p["arms"]) if arm.live]
     assert "sequential_authors_live" in [arm.name for arm in live]
     study.run_arm(Scratch(), live[0], bench, made(), writing=names["writing"], full_rows=[])
     assert set(asked) == {Sampling(8192, temperature=1.0, top_p=0.95)}
@@ -352,7 +354,7 @@ def test_a_bfloat16_model_keeps_its_edits_beside_the_weights() -> None:
     with bench.serving(None) as plain, bench.serving(object()) as done:
         assert plain and not done
     for name in ("null_space_replay", "kl", "ewc", "isolation"):
-        rows = study.run_arm(Scratch(), study.Arm(name, name), bench, made(2, 2))
+        rows = study.run_arm(Scratch(), Arm(name, name), bench, made(2, 2))
         assert all(row["outcome"] == "ok" and row["right"] for row in rows), name
 
 
@@ -409,13 +411,13 @@ def test_the_sweep_says_its_price_and_what_it_chose() -> None:
 
 
 def test_the_committed_knobs_are_what_the_committed_sweep_chose() -> None:
-    for rule, knobs in tuning.tuned().items():
+    for rule, knobs in tuned().items():
         assert set(knobs) <= set(RULES[rule].knobs), rule
-    file = tuning.TUNED.with_name("sweep.jsonl")
+    file = TUNED.with_name("sweep.jsonl")
     if not file.is_file():
         pytest.skip("sweep.jsonl is not there: the rules have not been tuned on this model yet")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert tuning.tuned() == tuning.chosen(lines)
+    assert tuned() == tuning.chosen(lines)
     for line in lines:  # inside what was tried, or it is said
         if line["chosen"]:
             ladders, knobs = RULES[line["rule"]].ladders, json.loads(line["knobs"])
@@ -427,7 +429,7 @@ def test_knobs_are_checked() -> None:
     with pytest.raises(ParameterError, match="no knob 'speed'"):
         RULES["replay"](lab(), speed=1)
     with pytest.raises(DataError, match="is not one of"):
-        study.Arm("x", "unheard_of").make(lab())
+        Arm("x", "unheard_of").make(lab())
 
 
 def test_settings_of_the_inner_loop_reach_the_training() -> None:

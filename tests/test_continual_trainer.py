@@ -9,13 +9,13 @@ import pytest
 import torch
 from test_bank import exact, examples, make, tokens  # noqa: F401 - exact is a fixture
 
-from seal_lib.adapters import Adapter, attached, merge, target_linears
-from seal_lib.bank import Example, Job, train_alone
 from seal_lib.continual import states
 from seal_lib.continual.lab import basis
 from seal_lib.continual.rules.rehearsal import mixed
 from seal_lib.continual.trainer import Anchor, EditJob, StreamBank
 from seal_lib.errors import DataError, ParameterError
+from seal_lib.training.adapters import Adapter, attached, merge, target_linears
+from seal_lib.training.bank import Example, Job, train_alone
 
 STEPS = dict(lr=1e-2, epochs=3, rank=4, alpha=8.0)
 

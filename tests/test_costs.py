@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from seal_lib import budget
 from seal_lib.errors import ParameterError
+from seal_lib.models import budget
 from seal_lib.plan import costs
 
 QWEN = budget.SHAPES["Qwen/Qwen2.5-7B"]

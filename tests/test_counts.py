@@ -6,16 +6,18 @@ from types import SimpleNamespace
 import pytest
 from conftest import REPOSITORY
 from fixtures_seal import MemoryRun, made
+from seal_lib.generation.contract import Completion
 
-from seal_lib import evaluate, experiments, params, paths, restem
-from seal_lib.continual import counts as continual
+from seal_lib import paths
 from seal_lib.errors import ParameterError
-from seal_lib.generate import Completion
-from seal_lib.grade import ALWAYS
-from seal_lib.inner_loop import InnerLoop
-from seal_lib.knowledge import prompts
+from seal_lib.grading.graders import ALWAYS
+from seal_lib.knowledge import evaluate, experiment, prompts
+from seal_lib.knowledge.inner import InnerLoop
+from seal_lib.loops import restem
+from seal_lib.plan import continual as continual
 from seal_lib.plan import counts, lengths
 from seal_lib.records import Answer, Trial
+from seal_lib.runs import params
 
 #: tokens and questions in run.json of runs at scale seedling, made for this comparison at commit 2853997
 FINISHED = {
@@ -103,7 +105,7 @@ def test_units_of_the_whole_loop_are_those_of_the_loop_itself(monkeypatch, chang
     for arm in p["controls"]:
         evaluate.evaluate_arm(run, policy, data, arm, wording, inner, outer, seed=0)
     for seed in p["seeds"]:
-        experiments.restem_loop(
+        experiment.restem_loop(
             run, policy, data, wording, inner, outer, practice=p["practice"], n_practice=p["n_practice"],
             practice_seed=0, rounds=p["rounds"], seed=seed, random_control=p["random_control"],
         )  # fmt: skip
@@ -188,7 +190,8 @@ def test_recorded_lengths_are_those_of_the_released_files() -> None:
     folder = paths.test_data()
     if folder is None:
         pytest.skip("SEAL_DATA is not set")
-    from seal_lib.arc.tasks import load_tasks
+    from seal_lib.arc.data import load_tasks
+
     from seal_lib.knowledge import data
 
     squad = lengths.profiles()["squad"]
@@ -211,6 +214,6 @@ def test_recorded_lengths_are_those_of_the_released_files() -> None:
 
 @pytest.mark.parametrize("rule", ["none", "eos", "full", "probe:16", "probe:64"])
 def test_pads_are_counted_as_they_are_made(rule: str) -> None:
-    from seal_lib.finetune import pad_examples
+    from seal_lib.training.finetune import pad_examples
 
     assert len(pad_examples(list(range(2, 50)), rule, 2048, eos=1).ids) == counts.pad_tokens(rule, 48)

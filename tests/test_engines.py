@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import pytest
 from fixtures_seal import WORDING, MemoryRun, made, seedling
 
-from seal_lib import engines
 from seal_lib.errors import DataError
-from seal_lib.generate import HFGenerator, Request, Sampling
-from seal_lib.restem import OuterLoop, Policy, write_self_edits
+from seal_lib.generation import engines
+from seal_lib.generation.contract import Request, Sampling
+from seal_lib.generation.hf import HFGenerator
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.restem import OuterLoop, write_self_edits
 
 SCHEMA = json.dumps({"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]})
 
@@ -62,8 +64,8 @@ def test_vllm_refuses_what_it_cannot_hold_before_it_starts() -> None:
 
     import torch
 
-    from seal_lib.adapters import Adapter
-    from seal_lib.engines import vllm_engine
+    from seal_lib.generation import vllm_engine
+    from seal_lib.training.adapters import Adapter
 
     weights, tokenizer = seedling()
     with pytest.raises(DataError, match="not torch.float64"):
@@ -89,7 +91,7 @@ def test_vllm_refuses_what_it_cannot_hold_before_it_starts() -> None:
 
 
 def test_memory_for_keys_and_values_bounds_the_length() -> None:
-    from seal_lib.engines.vllm_engine import Settings, VLLMGenerator
+    from seal_lib.generation.vllm_engine import Settings, VLLMGenerator
 
     weights, tokenizer = seedling()
     config = weights.config
@@ -101,8 +103,8 @@ def test_memory_for_keys_and_values_bounds_the_length() -> None:
 def test_an_engine_is_started_anew_only_where_it_must_be(monkeypatch) -> None:
     import copy
 
-    from seal_lib.engines import vllm_engine
-    from seal_lib.engines.vllm_engine import Settings, VLLMGenerator
+    from seal_lib.generation import vllm_engine
+    from seal_lib.generation.vllm_engine import Settings, VLLMGenerator
 
     started = []
 

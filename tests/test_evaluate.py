@@ -6,12 +6,15 @@ from dataclasses import replace
 import pytest
 from fixtures_seal import INNER, WORDING, MemoryRun, made, mean, seedling, trial
 
-from seal_lib import experiments, runs, stats
 from seal_lib.errors import DataError
-from seal_lib.evaluate import ARMS, difference_rows, edit_rows, evaluate_arm, result_rows
-from seal_lib.experiments import Loop, comparisons, restem_loop, restem_rows, reward_rows
+from seal_lib.knowledge import experiment
+from seal_lib.knowledge.evaluate import ARMS, difference_rows, edit_rows, evaluate_arm, result_rows
+from seal_lib.knowledge.experiment import Loop, comparisons, restem_loop, restem_rows, reward_rows
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.restem import OuterLoop
 from seal_lib.records import Round, SelfEdit
-from seal_lib.restem import OuterLoop, Policy
+from seal_lib.report import stats
+from seal_lib.runs import lifecycle
 
 LABEL = {"protocol": "clean", "model": "tiny", "grader": "exact"}
 OF_EDITS = {"protocol": "clean", "model": "tiny"}
@@ -31,7 +34,7 @@ def test_accuracy_is_the_mean_of_passages_and_micro_the_share_of_questions() -> 
     assert metric(rows, "failed_rate")["value"] == 0.0
     assert metric(rows, "accuracy")["n"] == 2 and metric(rows, "accuracy")["unit"] == "passage"
     for row in rows:
-        assert set(row) <= set(runs.COLUMNS) and (row["experiment"], row["arm"]) == ("x", "arm")
+        assert set(row) <= set(lifecycle.COLUMNS) and (row["experiment"], row["arm"]) == ("x", "arm")
         assert row["protocol"] == "clean" and row["model"] == "tiny"
         assert row["low"] <= row["value"] <= row["high"]
 
@@ -66,7 +69,7 @@ def test_differences_are_paired_by_passage() -> None:
     ]  # fmt: skip
     (row,) = difference_rows("e", {"a": a, "b": b}, [("a", "b"), ("a", "absent")], **LABEL)
     assert (row["arm"], row["metric"], row["value"], row["n"]) == ("a - b", "difference", 0.5, 2)  # x and y alone
-    assert set(row) <= set(runs.COLUMNS)
+    assert set(row) <= set(lifecycle.COLUMNS)
     wide = [trial(f"p{i}", [float(j < i % 10) for j in range(12)], "b") for i in range(20)]
     better = [trial(f"p{i}", [float(j < i % 10 + 2 - i % 2) for j in range(12)], "a") for i in range(20)]
     (row,) = difference_rows("e", {"a": better, "b": wide}, [("a", "b")], **LABEL)
@@ -216,7 +219,7 @@ def test_the_loop_practises_on_new_passages_each_round_and_its_rows_are_complete
 
     controls = {arm: [trial(p.id, [1.0, 0.0], arm) for p in passages] for arm in ("external", "frozen")}
     rows = restem_rows(controls, {0: loop}, passages, **LABEL)
-    assert all(set(row) <= set(runs.COLUMNS) for row in rows)
+    assert all(set(row) <= set(lifecycle.COLUMNS) for row in rows)
     keys = [(r["experiment"], r["arm"], r["metric"]) for r in rows]
     assert len(set(keys)) == len(keys)
     for arm in ("own_untrained", "seal_round_1", "seal_round_2", "random_edit_sft", "external"):
@@ -248,7 +251,7 @@ def test_the_honest_reward_of_the_selected_is_the_fresh_one() -> None:
     again = [candidate("a", 1, [1.0]), candidate("b", 1, [0.0]), candidate("c", 1, [])]
     rows = reward_rows([Loop(0, (record,), {}, (again,))], **LABEL)
     values = {r["metric"]: r["value"] for r in rows}
-    assert {r["arm"] for r in rows} == {"seal_round_1"} and {r["experiment"] for r in rows} == {experiments.EXPERIMENT}
+    assert {r["arm"] for r in rows} == {"seal_round_1"} and {r["experiment"] for r in rows} == {experiment.EXPERIMENT}
     # c has no fresh answer, so a and b alone: mean of 0 and 1, best 1, again (1 + 0) / 2
     rewards = {"reward_mean": 0.5, "reward_best_of_k": 1.0, "reward_selected_fresh_seed": 0.5}
     assert values == rewards | {"tied_share": 0.0, "zero_share": 0.0}
@@ -271,7 +274,7 @@ def test_every_difference_of_the_single_passage_table_is_that_of_two_of_its_rows
     """Both notebooks write into one table; with one seed there and three here, 62.1 - 41.6 would read 22.1."""
     from fixtures_seal import plain_passage
 
-    from seal_lib import evaluate
+    from seal_lib.knowledge import evaluate
 
     passages, seeds = [plain_passage(name=f"p{i}") for i in range(8)], [0, 1, 2]
     lean = {"frozen": 0.1, "own_untrained": 0.4, "seal_round_1": 0.7, "random_edit_sft": 0.3, "external": 0.6}
@@ -298,13 +301,13 @@ def test_every_difference_of_the_single_passage_table_is_that_of_two_of_its_rows
         assert loops_of.get((arm, "accuracy"), loops) == loops, arm
     assert loops_of["own_untrained - frozen", "difference"] == 3  # frozen stands beside every loop
     checked = 0
-    for experiment in {row["experiment"] for row in rows}:
-        value = {r["arm"]: r["value"] for r in rows if r["experiment"] == experiment and r["metric"] == "accuracy"}
+    for name in {row["experiment"] for row in rows}:
+        value = {r["arm"]: r["value"] for r in rows if r["experiment"] == name and r["metric"] == "accuracy"}
         for row in rows:
-            if row["experiment"] == experiment and row["metric"] == "difference":
+            if row["experiment"] == name and row["metric"] == "difference":
                 a, b = row["arm"].split(" - ")
                 if {a, b} <= set(value):
-                    assert row["value"] == pytest.approx(value[a] - value[b], abs=1e-9), (experiment, row["arm"])
+                    assert row["value"] == pytest.approx(value[a] - value[b], abs=1e-9), (name, row["arm"])
                     checked += 1
     table = {row["arm"] for row in rows if row["experiment"] == "knowledge/single_passage"}
     assert {"seal_round_1 - own_untrained", "random_edit_sft - own_untrained", "own_untrained - frozen"} <= table
@@ -312,7 +315,7 @@ def test_every_difference_of_the_single_passage_table_is_that_of_two_of_its_rows
 
 
 def test_a_loop_and_the_table_write_the_same_untrained_self_edits() -> None:
-    from seal_lib.evaluate import evaluate_arms
+    from seal_lib.knowledge.evaluate import evaluate_arms
 
     policy, passages = Policy("untrained", *seedling()), made(2, facts=4)
     trials = evaluate_arms(
@@ -326,7 +329,7 @@ def test_a_loop_and_the_table_write_the_same_untrained_self_edits() -> None:
 
 def test_readings_name_what_is_separable_and_are_silent_about_the_rest() -> None:
     def row(arm: str, value: float, low: float, high: float, n: int = 50, p: float = 0.01, **other) -> dict:
-        from seal_lib import stats
+        from seal_lib.report import stats
 
         return stats.Estimate(value, low, high, n, p=p).row("x", arm, "difference", **LABEL) | other
 
@@ -335,9 +338,9 @@ def test_readings_name_what_is_separable_and_are_silent_about_the_rest() -> None
         row("random_edit_sft - own_untrained", -0.05, -0.08, -0.02),
         row("gold_notes - frozen", 0.5, 0.4, 0.6, n=4), row("elsewhere - frozen", 0.5, 0.4, 0.6, experiment="y"),
     ]  # fmt: skip
-    told = experiments.readings(rows, "x")
+    told = experiment.readings(rows, "x")
     assert "against **untrained self-edits**: SEAL, round 2 +22.1 [+18.0, +26.0]; random" in told
     assert "-5.0 [-8.0, -2.0]" in told
     for silent in ("stronger writer", "gold", "frozen", "elsewhere"):
         assert silent not in told
-    assert experiments.readings(rows[1:2], "x") == "No difference of this run is separable from zero."
+    assert experiment.readings(rows[1:2], "x") == "No difference of this run is separable from zero."

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from fixtures_seal import INNER, WORDING, candidate, digest, made, seedling
 
-from seal_lib.inner_loop import run_trials
 from seal_lib.knowledge.documents import training_documents
+from seal_lib.knowledge.inner import run_trials
+from seal_lib.loops.restem import OuterLoop, filter_round
 from seal_lib.records import SelfEdit, Trial, to_dict
-from seal_lib.restem import OuterLoop, filter_round
 
 BINARY = bytes(range(256)) * 20
 FAULTS = {
@@ -70,7 +70,7 @@ def test_a_limit_bounds_what_a_runaway_self_edit_costs() -> None:
 
 def test_special_tokens_in_a_text_are_text_not_tokens() -> None:
     """What a model or a file wrote must not end or pad a training document from within."""
-    from seal_lib.inner_loop import examples_of
+    from seal_lib.knowledge.inner import examples_of
 
     tokenizer, passage = seedling()[1], made(1)[0]
     (example, _) = examples_of(candidate(passage, "a <eos> b <pad> c"), tokenizer, WORDING, INNER)

@@ -10,10 +10,10 @@ from transformers.optimization import (
     get_linear_schedule_with_warmup,
 )
 
-from seal_lib.adapters import merge
-from seal_lib.bank import AdapterBank, Example, Job
 from seal_lib.errors import DataError, DivergedError, ParameterError
-from seal_lib.finetune import learning_rate, sft
+from seal_lib.training.adapters import merge
+from seal_lib.training.bank import AdapterBank, Example, Job
+from seal_lib.training.finetune import learning_rate, sft
 
 torch.set_num_threads(1)
 SETTINGS = dict(rank=4, alpha=8, lr=1e-2, epochs=2, batch=4, seed=3)

@@ -9,10 +9,11 @@ import torch
 from test_bank import difference, examples, mixed_jobs, tokens
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from seal_lib import budget, models
-from seal_lib.adapters import Adapter, attached, merge, target_linears
-from seal_lib.bank import AdapterBank, Job, train_alone
+from seal_lib import models
 from seal_lib.errors import DataError
+from seal_lib.models import budget
+from seal_lib.training.adapters import Adapter, attached, merge, target_linears
+from seal_lib.training.bank import AdapterBank, Job, train_alone
 
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes (extra 4bit) is absent")
 

@@ -17,11 +17,11 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from seal_lib import bank as bank_module
-from seal_lib import fused
-from seal_lib.bank import AdapterBank, Example, Job, train_alone
 from seal_lib.errors import SealError
-from seal_lib.packing import Packing
+from seal_lib.training import bank as bank_module
+from seal_lib.training import fused
+from seal_lib.training.bank import AdapterBank, Example, Job, train_alone
+from seal_lib.training.packing import Packing
 
 torch.set_num_threads(1)
 SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -208,8 +208,8 @@ def test_a_bank_of_many_rows_equals_each_alone_and_gives_the_model_back(options,
 
 
 def test_long_examples_go_the_models_own_way(monkeypatch):
-    monkeypatch.setattr("seal_lib.packing.SHORT", 8)
-    monkeypatch.setattr("seal_lib.packing.attention", lambda *args: pytest.fail("too long for this"))
+    monkeypatch.setattr("seal_lib.training.packing.SHORT", 8)
+    monkeypatch.setattr("seal_lib.training.packing.attention", lambda *args: pytest.fail("too long for this"))
     model, job = make(), Job("long", [Example(list(range(1, 20)))], lr=1e-2, epochs=3, rank=4, alpha=8)
     monkeypatch.setattr(AdapterBank, "_error", lambda *args: 0.0)  # whose examples are short
     with AdapterBank(model, slots=1) as bank:

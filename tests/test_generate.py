@@ -10,9 +10,10 @@ from functools import lru_cache
 
 import pytest
 from fixtures_seal import INNER, NEEDS_VLLM, WORDING, candidate, made, seedling, vllm_settings
+from seal_lib.generation.contract import Completion, Request, Sampling
 
 from seal_lib.errors import DataError
-from seal_lib.generate import Completion, HFGenerator, Request, Sampling, choose
+from seal_lib.generation.hf import HFGenerator, choose
 
 
 def _hf(batch: int = 256):
@@ -20,7 +21,7 @@ def _hf(batch: int = 256):
 
 
 def _vllm(batch: int = 256):
-    from seal_lib.engines.vllm_engine import VLLMGenerator
+    from seal_lib.generation.vllm_engine import VLLMGenerator
 
     return VLLMGenerator(*seedling(), vllm_settings(), batch)
 
@@ -44,7 +45,7 @@ def prompts(count: int = 6) -> list[str]:
 @lru_cache
 def adapters() -> tuple:
     """Three adapters that have each learnt another passage; untrained ones would prove nothing."""
-    from seal_lib.inner_loop import train
+    from seal_lib.knowledge.inner import train
 
     model, tokenizer = seedling()
     gold = [candidate(p, p.references["gold"], seed=i) for i, p in enumerate(made(3))]
@@ -312,9 +313,9 @@ SUMS = """
     import torch
     torch.set_num_threads(1)
     from seal_lib import evaluate, models, restem
-    from seal_lib.inner_loop import InnerLoop
+    from seal_lib.knowledge.inner import InnerLoop
     from seal_lib.knowledge import prompts
-    from seal_lib.runs import Scratch
+    from seal_lib.runs.lifecycle import Scratch
     from seal_lib.seedling import world
 
     policy = restem.Policy("untrained", *models.load("seedling-knowledge"))

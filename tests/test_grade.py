@@ -2,7 +2,7 @@
 
 import pytest
 
-from seal_lib.grade import contains, exact_match, f1, grade, is_blank, normalise
+from seal_lib.grading.graders import contains, exact_match, f1, grade, is_blank, normalise
 from seal_lib.records import Question
 
 # answer, gold, exact, F1, contains, blank

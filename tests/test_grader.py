@@ -8,13 +8,15 @@ from dataclasses import replace
 import pytest
 from fixtures_seal import INNER, WORDING, MemoryRun, mean, plain_passage, real, trial
 
-from seal_lib import evaluate, experiments, restem
 from seal_lib.errors import DataError
-from seal_lib.generate import Completion
-from seal_lib.grade import GRADERS, contains, exact_match, grade
-from seal_lib.inner_loop import Candidate
+from seal_lib.generation.contract import Completion
+from seal_lib.grading.graders import GRADERS, contains, exact_match, grade
+from seal_lib.knowledge import evaluate, experiment
+from seal_lib.knowledge.inner import Candidate
+from seal_lib.loops import restem
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.restem import REWARDS, OuterLoop
 from seal_lib.records import Passage, Question, Round, SelfEdit, Trial, to_dict
-from seal_lib.restem import REWARDS, OuterLoop, Policy
 
 PASSAGE = Passage("p", "France", "Paris is the capital.", (Question("What is the capital?", "Paris"),))
 WRONG, RIGHT = "Lyon. The city of Lyon lies on the Rhone.", "Paris. The city of Paris is on the Seine."
@@ -46,7 +48,7 @@ def loop(monkeypatch):
             ]
 
         monkeypatch.setattr(restem.Policy, "generator", lambda policy: RunsOn(before))
-        monkeypatch.setattr("seal_lib.inner_loop.train", train)
+        monkeypatch.setattr("seal_lib.knowledge.inner.train", train)
         monkeypatch.setattr(restem, "sft_pairs", lambda policy, kept, *_: list(kept))
         monkeypatch.setattr(restem, "finetune_policy", lambda run, policy, pairs, outer, **_: (policy, 0.0))
         policy, inner = Policy("untrained", None, None), replace(INNER, grader=grader)
@@ -87,8 +89,8 @@ def test_the_honesty_check_scores_the_selected_by_the_reward_that_selected_them(
     label = {"protocol": "clean", "model": "m"}
     for grader, value in (("contains", 1.0), ("exact", 0.0)):
         record = loop(grader)
-        rows = experiments.reward_rows(
-            [experiments.Loop(0, (record,), {}, again(record, grader))], **label, grader=grader
+        rows = experiment.reward_rows(
+            [experiment.Loop(0, (record,), {}, again(record, grader))], **label, grader=grader
         )
         told = {row["metric"]: row["value"] for row in rows}
         assert told["reward_best_of_k"] == told["reward_selected_fresh_seed"] == value
@@ -96,13 +98,13 @@ def test_the_honesty_check_scores_the_selected_by_the_reward_that_selected_them(
         assert {row["grader"] for row in rows} == {grader}
     improved = loop("contains", before=RIGHT, reward="improvement")  # accuracy 1 is no improvement on 1
     right = trial("p", [1.0], edit=improved.candidates[1].edit)
-    assert experiments.fresh_rewards(improved, [replace(right, grader="contains")]) == {"p": 0.0}
+    assert experiment.fresh_rewards(improved, [replace(right, grader="contains")]) == {"p": 0.0}
 
 
 def test_several_selected_self_edits_of_a_passage_count_as_their_mean_and_a_failed_one_not_at_all() -> None:
     record = Round(1, (), (), ())
     trials = [trial("p", [1, 1]), trial("p", [0, 1]), trial("p", [], outcome="diverged"), trial("q", [])]
-    assert experiments.fresh_rewards(record, trials) == {"p": 0.75}
+    assert experiment.fresh_rewards(record, trials) == {"p": 0.75}
 
 
 def test_tables_and_faces_read_the_grader(loop) -> None:
@@ -212,8 +214,8 @@ def test_on_the_authors_answers_exact_match_sees_almost_nothing() -> None:
 
 def test_a_candidate_without_an_edit_is_graded_alike(loop) -> None:
     loop("contains")
-    from seal_lib import inner_loop
+    from seal_lib.knowledge import inner
 
     given = [Candidate("c", plain_passage(), SelfEdit("c", "p", "x", "m"), "arm", 0)]
-    (one,) = inner_loop.run_trials(None, None, given, WORDING, replace(INNER, grader="f1"), RunsOn())
+    (one,) = inner.run_trials(None, None, given, WORDING, replace(INNER, grader="f1"), RunsOn())
     assert one.grader == "f1" and one.accuracy == one.mean("f1")

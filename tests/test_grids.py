@@ -7,13 +7,15 @@ from itertools import product
 import pytest
 import torch
 from fixtures_seal import MemoryRun
+from seal_lib.arc.data import load_tasks
 
-from seal_lib import models, params, restem
+from seal_lib import models
 from seal_lib.arc import experiment, prompts, self_edits
+from seal_lib.arc import world as world
 from seal_lib.arc.inner_loop import TestTimeTraining
-from seal_lib.arc.tasks import load_tasks
 from seal_lib.errors import DataError
-from seal_lib.seedling import grids as world
+from seal_lib.loops import restem
+from seal_lib.runs import params
 from seal_lib.seedling import growth
 from seal_lib.seedling.acceptance import SEEDLINGS
 from seal_lib.seedling.grid_recipe import EPOCHS, RATES, GridRecipe, documents_of, draw_config

@@ -7,11 +7,11 @@ import pytest
 from fixtures_seal import INNER, WORDING, candidate, digest, made, mean, seedling, trial, wrong_notes, wrong_value
 
 from seal_lib.errors import DataError
-from seal_lib.generate import HFGenerator
-from seal_lib.grade import exact_match
-from seal_lib.inner_loop import InnerLoop, documents_of, examples_of, question_all, run_trials, untrained_trials
+from seal_lib.generation.hf import HFGenerator
+from seal_lib.grading.graders import exact_match
+from seal_lib.knowledge.inner import InnerLoop, documents_of, examples_of, question_all, run_trials, untrained_trials
+from seal_lib.loops.restem import REWARDS
 from seal_lib.records import to_dict
-from seal_lib.restem import REWARDS
 
 
 def trials_of(candidates, settings=INNER):
@@ -90,7 +90,7 @@ def test_divergence_is_an_outcome_with_a_reason_not_an_accuracy_of_zero() -> Non
 
 
 def test_one_diverging_adapter_leaves_its_neighbours_as_they_are(monkeypatch) -> None:
-    from seal_lib import bank
+    from seal_lib.training import bank
 
     group = [candidate(p, p.references["gold"], arm=f"a{i}") for i, p in enumerate(made(3))]
     alone = trials_of([group[0], group[2]])

@@ -7,16 +7,15 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from seal_lib.arc import kind_plots, kinds, reading
+from seal_lib.arc import kind_plots, kinds, mixed_world, reading, world
 from seal_lib.arc.augment import SWITCHES, colour_permutation, recolour
+from seal_lib.arc.data import load_tasks
 from seal_lib.arc.experiment import Loop, Trial
 from seal_lib.arc.inner_loop import Attempt
 from seal_lib.arc.self_edits import Config
-from seal_lib.arc.tasks import Pair, load_tasks
+from seal_lib.arc.tasks import Pair
 from seal_lib.errors import DataError
 from seal_lib.records import SelfEdit
-from seal_lib.seedling import grids
-from seal_lib.seedling import kinds as world
 
 PAINTS = [recolour(colour_permutation(range(10), random.Random(seed))) for seed in range(5)]
 NAMES = ("mixed-seen", "mixed-learning", "mixed-heldout")
@@ -30,24 +29,28 @@ def follows(pairs: list[Pair], kind: str, name: str) -> bool:
     """Whether every pair follows the rule that the task's name spells."""
     last = name.rsplit("-", 1)[1]
     if kind == "moves":
-        return all(grids.apply(tuple(map(int, last)), pair.input) == pair.output for pair in pairs)
+        return all(world.apply(tuple(map(int, last)), pair.input) == pair.output for pair in pairs)
     if kind == "key_colour":
         old, new = map(int, last)
-        changed = [tuple(new if cell == old else cell for cell in world.cells(pair.input)) for pair in pairs]
-        return all(cells == world.cells(pair.output) for cells, pair in zip(changed, pairs, strict=True))
-    place, rule = world.BLACK[name.split("-")[-2]], tuple(map(int, last))
+        changed = [tuple(new if cell == old else cell for cell in mixed_world.cells(pair.input)) for pair in pairs]
+        return all(cells == mixed_world.cells(pair.output) for cells, pair in zip(changed, pairs, strict=True))
+    place, rule = mixed_world.BLACK[name.split("-")[-2]], tuple(map(int, last))
     for pair in pairs:
-        black = {i for i, cell in enumerate(world.cells(pair.input)) if cell == 0}
-        back = [t for t in world.TURNS if {i for i, c in enumerate(world.cells(t(pair.input))) if c == 0} == set(place)]
+        black = {i for i, cell in enumerate(mixed_world.cells(pair.input)) if cell == 0}
+        back = [
+            t
+            for t in mixed_world.TURNS
+            if {i for i, c in enumerate(mixed_world.cells(t(pair.input))) if c == 0} == set(place)
+        ]
         assert len(black) == len(place) and back
-        if any(grids.apply(rule, turn(pair.input)) != turn(pair.output) for turn in back):
+        if any(world.apply(rule, turn(pair.input)) != turn(pair.output) for turn in back):
             return False
     return True
 
 
 def test_no_rule_is_in_two_populations() -> None:
-    for kind in world.KINDS:
-        rules = [rule for name in NAMES for rule in world.populations()[name][kind]]
+    for kind in mixed_world.KINDS:
+        rules = [rule for name in NAMES for rule in mixed_world.populations()[name][kind]]
         assert len(rules) == len(set(rules)) == {"moves": 256, "around_black": 28, "key_colour": 72}[kind]
 
 
@@ -55,11 +58,11 @@ def test_no_rule_is_in_two_populations() -> None:
 def test_which_copies_follow_the_rule_depends_on_its_kind(population: str) -> None:
     """What the world is made for: all copies of all tasks that the three ways make, against the rule's own words."""
     fair = {"turned": Counter(), "recoloured": Counter()}
-    tasks = world.tasks(population, 36, seed=3)
+    tasks = mixed_world.tasks(population, 36, seed=3)
     for task in tasks:
-        kind, pairs = world.kind_of(task), pairs_of(task)
+        kind, pairs = mixed_world.kind_of(task), pairs_of(task)
         assert follows(pairs, kind, task.id)
-        copies = {"turned": world.TURNS[1:], "recoloured": PAINTS}
+        copies = {"turned": mixed_world.TURNS[1:], "recoloured": PAINTS}
         for way, augmenters in copies.items():
             fair[way][kind] += all(follows(list(map(a.pair, pairs)), kind, task.id) for a in augmenters)
     assert fair["recoloured"] == {"moves": 12, "around_black": 12, "key_colour": 0}
@@ -69,19 +72,19 @@ def test_which_copies_follow_the_rule_depends_on_its_kind(population: str) -> No
 
 def test_the_test_of_a_black_task_has_black_where_no_demonstration_has_it() -> None:
     def places(grid) -> tuple:
-        return tuple(i for i, cell in enumerate(world.cells(grid)) if cell == 0)
+        return tuple(i for i, cell in enumerate(mixed_world.cells(grid)) if cell == 0)
 
-    for task in world.tasks("mixed-heldout", 36, seed=1):
-        if world.kind_of(task) == "around_black" and "diagonal" not in task.id:
+    for task in mixed_world.tasks("mixed-heldout", 36, seed=1):
+        if mixed_world.kind_of(task) == "around_black" and "diagonal" not in task.id:
             assert places(task.tests[0]) not in {places(pair.input) for pair in task.train}
 
 
 def test_tasks_come_by_name_in_thirds() -> None:
     tasks = load_tasks("world:mixed-heldout:18")
-    assert tasks == world.tasks("mixed-heldout", 18) != world.tasks("mixed-heldout", 18, seed=1)
-    assert Counter(map(world.kind_of, tasks)) == dict.fromkeys(world.KINDS, 6)
+    assert tasks == mixed_world.tasks("mixed-heldout", 18) != mixed_world.tasks("mixed-heldout", 18, seed=1)
+    assert Counter(map(mixed_world.kind_of, tasks)) == dict.fromkeys(mixed_world.KINDS, 6)
     assert len({task.id for task in tasks}) == 18
-    assert world.kind_of("heldout-2001") == "unknown"
+    assert mixed_world.kind_of("heldout-2001") == "unknown"
     for wrong, says in (("mixed-heldout:19", "third"), ("mixed-heldout:300", "rules"), ("mixed-else:3", "not one of")):
         with pytest.raises(DataError, match=says):
             load_tasks(f"world:{wrong}")
@@ -91,11 +94,11 @@ HAND = Config((SWITCHES[2],), "train_using_output_tokens", 0.01, 4)
 
 
 def test_blind_configurations_are_of_every_way_and_do_not_know_the_puzzle() -> None:
-    seen = [world.kind_of(task) for seed in range(100) for task in world.tasks("mixed-seen", 12, seed)]
+    seen = [mixed_world.kind_of(task) for seed in range(100) for task in mixed_world.tasks("mixed-seen", 12, seed)]
     drawn = [kinds.blind_configuration(HAND, "opening policy", number) for number in range(len(seen))]
     assert {(c.strategy, c.learning_rate, c.epochs) for c in drawn} == {(HAND.strategy, 0.01, 4)}
     counts = Counter(zip(seen, map(kinds.way, drawn), strict=True))
-    table = [[counts[kind, way] for way in kinds.WAYS] for kind in world.KINDS]
+    table = [[counts[kind, way] for way in kinds.WAYS] for kind in mixed_world.KINDS]
     assert sum(table[0]) == sum(table[1]) == sum(table[2]) == 400
     assert scipy.stats.chi2_contingency(table).pvalue > 0.05  # kind and way are independent
     assert [sum(column) / 1200 for column in zip(*table, strict=True)] == pytest.approx([1 / 3] * 3, abs=0.04)
@@ -107,12 +110,12 @@ BEST = {"all": "recoloured", "moves": "recoloured", "around_black": "turned", "k
 
 
 def attempt(task: str, way: str, right: bool | None = None) -> Attempt:
-    right = BEST[world.kind_of(task)] == way if right is None else right
+    right = BEST[mixed_world.kind_of(task)] == way if right is None else right
     config = Config(kinds.WAYS[way], "train_using_output_tokens", 0.01, 4)
     return Attempt(f"{task}/{way}", task, "ok", config=config, steps=1, attempts=((((1,),),),), pass_2=right, cells=1.0)
 
 
-TASKS = [f"mixed-heldout-{kind}-{n}" for n in range(6) for kind in world.KINDS]
+TASKS = [f"mixed-heldout-{kind}-{n}" for n in range(6) for kind in mixed_world.KINDS]
 
 
 def loop_of(arms: dict, seed: int) -> Loop:
@@ -126,7 +129,7 @@ def results() -> pd.DataFrame:
     arms = {
         "own_untrained": [attempt(task, way) for task in TASKS for way in kinds.WAYS],
         "dealt_config_sft": [attempt(task, "recoloured") for task in TASKS for _ in range(3)],
-        "seal_round_1": [attempt(task, BEST[world.kind_of(task)]) for task in TASKS for _ in range(3)],
+        "seal_round_1": [attempt(task, BEST[mixed_world.kind_of(task)]) for task in TASKS for _ in range(3)],
     }
     tried = {way: [attempt(task, way) for task in TASKS] for way in kinds.WAYS}
     # on practice tasks one more way succeeds where it should not, so that "all" has no tie
@@ -159,7 +162,7 @@ def test_one_for_all_and_one_for_each_kind_are_chosen_on_practice_tasks(results)
     assert value(results, "seal_round_1 - one_for_all", "difference") == pytest.approx(2 / 3)
     assert value(results, "seal_round_1 - kind_known", "difference") == 0
     flat = {way: [attempt(task, way, way == "turned") for task in TASKS] for way in kinds.WAYS}
-    assert kinds.best_ways(flat, "grid") == dict.fromkeys(("all", *world.KINDS), "turned")
+    assert kinds.best_ways(flat, "grid") == dict.fromkeys(("all", *mixed_world.KINDS), "turned")
 
 
 def test_sentences_say_who_reads(results) -> None:

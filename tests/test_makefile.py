@@ -16,7 +16,7 @@ VARIABLES = {"SCALE", "ONLY", "FORCE", "SET", "EXTRAS", "PYTHON", "ARGS", "MAKEF
 VARIABLES |= {"DRY_RUN", "DEVICE", "STRICT"}
 CELLS = (
     "n: int = 2  # units",
-    "import os\nfrom seal_lib.runs import start\nrun = start('10_demo', globals())",
+    "import os\nfrom seal_lib.runs.lifecycle import start\nrun = start('10_demo', globals())",
     "rows = run.map('a', ['x', 'y'][:n], lambda part: [{'v': 1} for _ in part])",
     "assert not os.path.exists('BROKEN'), 'broken'\nrun.finish([], {'n': len(rows)})",
 )
@@ -74,15 +74,15 @@ def test_plain_make_lists_every_target_without_an_environment(checkout: Path) ->
         (
             ["reproduce", "SCALE=paper", "ONLY=11", "DRY_RUN=1", "DEVICE=h100", "STRICT=1", "SET=clean"],
             ["-m seal_lib.plan --scale paper", '--only "11"', '--device "h100"', "--strict", 'SET="clean"'],
-            ["seal_lib.runner"],
+            ["seal_lib.runs.runner"],
         ),
-        (["reproduce", "DRY_RUN=0"], ["-m seal_lib.runner all"], ["seal_lib.plan"]),
-        (["bench-gpu", "ARGS=--minutes 5"], ["-m seal_lib.bench_gpu --minutes 5"], []),
+        (["reproduce", "DRY_RUN=0"], ["-m seal_lib all"], ["seal_lib.plan"]),
+        (["bench-gpu", "ARGS=--minutes 5"], ["-m seal_lib.bench.gpu --minutes 5"], []),
         (["figures"], ["--only 91_figures"], []),
         (["test", "ARGS=-k params"], ["-m pytest -k params"], []),
         (["test-ray", "ARGS=-k kill"], [".venv-ray/bin/python -m pytest tests/test_cluster.py -k kill"], []),
         (["seedling"], ["-m seal_lib.seedling"], []),
-        (["bench"], ["-m seal_lib.bench"], []),
+        (["bench"], ["-m seal_lib.bench.inner_loop"], []),
     ],
 )
 def test_variables_reach_the_runner(ready: Path, arguments: list, there: list, absent: list) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from seal_lib import manifest, params, paths, runner, runs
+from seal_lib import paths
 from seal_lib.errors import ParameterError
+from seal_lib.runs import lifecycle, manifest, params, runner
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 LONGEST = 40  # lines of a code cell; what is longer belongs in the library
@@ -125,7 +126,7 @@ def test_smoke(path: Path, home: Path, committed: None, monkeypatch: pytest.Monk
     assert folder is not None and folder.is_relative_to(paths.runs())
     with open(folder / "results.csv", newline="") as file:
         results = list(csv.DictReader(file))
-    assert all(tuple(row) == runs.COLUMNS for row in results)
+    assert all(tuple(row) == lifecycle.COLUMNS for row in results)
     json.loads((folder / "metrics.json").read_text())
     executed = json.loads((folder / "notebook.ipynb").read_text())
     for cell in executed["cells"]:

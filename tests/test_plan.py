@@ -7,11 +7,14 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from seal_lib import budget, models, params, runner
+from seal_lib import models
+from seal_lib.__main__ import enough
 from seal_lib.errors import ParameterError
 from seal_lib.knowledge import data
+from seal_lib.models import budget
 from seal_lib.plan import __main__ as plan
 from seal_lib.plan import costs, counts, needs
+from seal_lib.runs import params, runner
 
 H200, L4 = costs.device("h200"), costs.device("l4")
 
@@ -95,15 +98,17 @@ def test_what_does_not_fit_is_refused_with_a_sentence(empty, capsys) -> None:
 
 
 def test_memory_is_told_or_refused_before_a_notebook_starts(empty, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(runner.costs, "found", lambda: L4)
+    monkeypatch.setattr(costs, "found", lambda: L4)
     monkeypatch.setattr(runner, "_execute", lambda *_: 0)
     with pytest.raises(ParameterError, match=r"24\.0 GB; the largest part is .*Use fewer slots"):
-        runner.run("11_single_passage", "paper")
-    monkeypatch.setattr(runner.costs, "found", lambda: H200)
-    assert runner.run("11_single_passage", "paper") == 0
+        runner.run("11_single_passage", "paper", check=enough)
+    monkeypatch.setattr(costs, "found", lambda: H200)
+    assert runner.run("11_single_passage", "paper", check=enough) == 0
     told = capsys.readouterr().out
     assert "weights (bfloat16)" in told and "vLLM's own copy of the weights" in told
-    assert runner.run("11_single_passage", "paper", {"device": "cpu"}) == 0 and capsys.readouterr().out == ""
+    assert (
+        runner.run("11_single_passage", "paper", {"device": "cpu"}, check=enough) == 0 and capsys.readouterr().out == ""
+    )
     by_hf = needs.check("11_single_passage", {**params.resolve("11_single_passage", "paper"), "engine": "hf"}, H200)
     assert "own copy" not in by_hf and "weights (bfloat16)" in by_hf
 

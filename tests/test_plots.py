@@ -9,10 +9,10 @@ matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from seal_lib import figures, plots, report  # noqa: E402
 from seal_lib.errors import DataError  # noqa: E402
-from seal_lib.marks import colour  # noqa: E402
-from seal_lib.results import read_results  # noqa: E402
+from seal_lib.report import figures, plots, tables  # noqa: E402
+from seal_lib.report.marks import colour  # noqa: E402
+from seal_lib.report.results import read_results  # noqa: E402
 
 SINGLE, LOOP = "knowledge/single_passage", "knowledge/restem"
 
@@ -119,7 +119,7 @@ def test_accuracy_by_arm_draws_the_numbers_of_the_table():
 
 
 def test_an_arm_that_did_not_run_is_a_gap_not_a_zero():
-    table = report.with_gaps(pd.DataFrame([row("frozen", 0.05, experiment=SINGLE)]).astype({"n": "Int64"}), SINGLE)
+    table = tables.with_gaps(pd.DataFrame([row("frozen", 0.05, experiment=SINGLE)]).astype({"n": "Int64"}), SINGLE)
     ax = plots.accuracy_by_arm(table, axes())
     assert list(marks(ax, "value")) == ["value:frozen"]
     assert len(ax.get_yticklabels()) == 5  # the paper's other four arms keep their lines
@@ -157,7 +157,7 @@ def test_a_seedling_has_no_diamond_beside_it():
         assert not [line for line in ax.lines if line.get_gid() == "paper" or line.get_marker() == "D"], draw
         told = [text.get_text() for text in [*ax.texts, *(ax.get_legend().get_texts() if ax.get_legend() else [])]]
         assert not [text for text in told if "paper" in text], told
-    shown = report.table(made, LOOP).set_index("arm")
+    shown = tables.table(made, LOOP).set_index("arm")
     assert shown.loc["SEAL, round 2", "paper, %"] == "47.0"
 
 
@@ -252,12 +252,12 @@ def test_saved_files_are_the_same_bytes_twice_and_the_csv_is_what_is_drawn(tmp_p
 
 
 def test_gallery_draws_what_there_is_data_for(tmp_path):
-    names = figures.gallery(results(), tmp_path)
+    names = figures.gallery(results(), tmp_path, [plots.pictures])
     stem = "knowledge_restem_"
     assert set(names) == {stem + function.__name__ for function in FUNCTIONS}
     assert all((tmp_path / f"{name}.png").exists() for name in names)
-    assert figures.gallery(results().iloc[:0], tmp_path) == []
+    assert figures.gallery(results().iloc[:0], tmp_path, [plots.pictures]) == []
     both = pd.concat([pooled(), pooled().assign(protocol="authors_v1")], ignore_index=True)
-    split = figures.gallery(both.query("metric == 'accuracy'"), tmp_path / "two")
+    split = figures.gallery(both.query("metric == 'accuracy'"), tmp_path / "two", [plots.pictures])
     assert "knowledge_restem_authors_v1_small_7b_accuracy_by_arm" in split
     assert "knowledge_restem_clean_small_7b_accuracy_by_arm" in split

@@ -10,11 +10,11 @@ import pytest
 from fixtures_seal import INNER, candidate, real, seedling
 from test_knowledge import by_hand
 
-from seal_lib.generate import HFGenerator
-from seal_lib.grade import contains, exact_match, is_blank, normalise
-from seal_lib.inner_loop import examples_of, run_trials, untrained_trials
+from seal_lib.generation.hf import HFGenerator
+from seal_lib.grading.graders import contains, exact_match, is_blank, normalise
 from seal_lib.knowledge import data, prompts
 from seal_lib.knowledge.documents import split_edit, training_documents
+from seal_lib.knowledge.inner import examples_of, run_trials, untrained_trials
 
 IMPLICATIONS = prompts.load("implications")
 

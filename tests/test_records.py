@@ -10,9 +10,10 @@ import pytest
 from conftest import REPOSITORY
 from fixtures_seal import made, seedling, trial
 
-from seal_lib import seeds, show
+from seal_lib import seeds
 from seal_lib.errors import DataError
 from seal_lib.records import Answer, Passage, Round, SelfEdit, Trial, by_passage, read_jsonl, to_dict
+from seal_lib.report import show
 
 EVIL = "<script>alert(1)</script>\n& more"
 EDIT = SelfEdit("p/0", "p", EVIL, "policy", 2**62 + 1, 7)
@@ -99,7 +100,7 @@ def test_a_broken_line_of_a_jsonl_file_is_named(tmp_path) -> None:
 
 
 def test_the_loss_mask_colours_what_carries_loss() -> None:
-    from seal_lib.bank import pad_examples
+    from seal_lib.training.bank import pad_examples
 
     tokenizer = seedling()[1]
     ids = tokenizer("Annals <b>")["input_ids"]

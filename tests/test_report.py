@@ -6,10 +6,11 @@ import math
 import pytest
 
 pytest.importorskip("pandas")
-from seal_lib import paths, report, results
-from seal_lib.arms import arm_label, arm_rank, round_of
+from seal_lib import paths
 from seal_lib.errors import DataError
-from seal_lib.paper_values import paper_index, paper_values
+from seal_lib.report import results, tables
+from seal_lib.report.arms import arm_label, arm_rank, round_of
+from seal_lib.report.paper_values import paper_index, paper_values
 
 HEADER = ",".join(results.OWN_COLUMNS)
 
@@ -95,7 +96,7 @@ def test_text_where_a_number_belongs_is_refused():
 def test_nothing_run_gives_an_empty_table_with_its_columns():
     frame = results.collect("seedling")
     assert len(frame) == 0 and list(frame.columns) == results.COLUMNS
-    assert "not run" in report.readme_block(frame)
+    assert "not run" in tables.readme_block(frame)
 
 
 def example():
@@ -112,7 +113,7 @@ def example():
 
 
 def test_table_orders_arms_judges_differences_and_shows_gaps():
-    shown = report.table(example(), "knowledge/single_passage")
+    shown = tables.table(example(), "knowledge/single_passage")
     by_arm = shown.set_index("arm")
     assert list(shown["arm"]) == [
         "frozen model", "passage only", "untrained self-edits", "SEAL, round 2", "stronger writer's notes",
@@ -137,7 +138,7 @@ def test_a_table_says_loops_graders_failures_and_p():
         line("passage_only", "", n=0, dropped=100),
     ]
     make_run("11_single_passage", rows)
-    shown = report.table(results.collect("seedling"), "knowledge/single_passage")
+    shown = tables.table(results.collect("seedling"), "knowledge/single_passage")
     by_arm = shown.set_index("arm")
     assert by_arm["n"].to_dict() == {
         "frozen model": "100 passages", "passage only": "", "untrained self-edits": "100 passages × 3 loops",
@@ -152,22 +153,22 @@ def test_a_table_says_loops_graders_failures_and_p():
     assert "Grader: exact." in said and "grader" not in shown
     assert "Rows that name no loops were run once" in said
     assert "19.9, 28.7, 33.0, 36.0 where GPT-4.1 gives 32.7, 39.7, 46.3, 47.0" in said
-    for page in (report.to_markdown(shown), report.to_html(shown)):
+    for page in (tables.to_markdown(shown), tables.to_html(shown)):
         assert "Rows that name no loops were run once" in page
     mixed = [line("frozen", 0.1), line("own_untrained", 0.3, grader="contains")]
     make_run("11_single_passage", mixed, name="abc", when=3000)
-    shown = report.table(results.collect("seedling"), "knowledge/single_passage")
+    shown = tables.table(results.collect("seedling"), "knowledge/single_passage")
     assert shown.set_index("arm").loc["untrained self-edits", "grader"] == "contains" and "failed, %" not in shown
     assert any("One loop: the spread between loops is unknown." in note for note in shown.attrs["notes"])
 
 
 def test_a_note_stands_where_the_papers_value_is():
     make_run("12_restem_rounds", [line("seal_round_1", 0.5, experiment="knowledge/restem")])
-    shown = report.table(results.collect("seedling"), "knowledge/restem")
+    shown = tables.table(results.collect("seedling"), "knowledge/restem")
     cell = shown.set_index("arm").loc["SEAL, round 1", "paper, %"]
     assert cell == "43.7 (note 1)"
     (note,) = [text for text in shown.attrs["notes"] if text.startswith("Note 1:")]
-    assert "42.7" in note and note in report.to_markdown(shown)
+    assert "42.7" in note and note in tables.to_markdown(shown)
 
 
 def test_a_difference_of_other_trials_than_the_rows_shown_is_not_passed_off_as_theirs():
@@ -178,8 +179,8 @@ def test_a_difference_of_other_trials_than_the_rows_shown_is_not_passed_off_as_t
         line("seal_round_2 - frozen", 0.521, "difference", low=0.45, high=0.6),
     ]  # fmt: skip
     make_run("11_single_passage", rows)
-    shown = report.table(results.collect("seedling"), "knowledge/single_passage").set_index("arm")
-    assert shown.loc["SEAL, round 2", "separable from untrained?"] == f"{report.OTHER_TRIALS} (+22.1)"
+    shown = tables.table(results.collect("seedling"), "knowledge/single_passage").set_index("arm")
+    assert shown.loc["SEAL, round 2", "separable from untrained?"] == f"{tables.OTHER_TRIALS} (+22.1)"
     assert shown.loc["SEAL, round 2", "separable from frozen?"].startswith("yes, +52.1")
 
 
@@ -187,14 +188,14 @@ def test_a_difference_that_was_computed_the_other_way_round_is_turned():
     rows = [line("passage_only", 0.2), line("frozen", 0.1)]
     rows.append(line("frozen - passage_only", -0.1, "difference", low=-0.2, high=-0.05))
     make_run("11_single_passage", rows)
-    shown = report.table(results.collect("seedling"), "knowledge/single_passage").set_index("arm")
+    shown = tables.table(results.collect("seedling"), "knowledge/single_passage").set_index("arm")
     assert shown.loc["passage only", "separable from frozen?"] == "yes, +10.0 [+5.0, +20.0]"
 
 
 def test_two_protocols_in_one_table_say_so():
     rows = [line("frozen", 0.1), line("frozen", 0.2).replace("clean", "authors_v1")]
     make_run("11_single_passage", rows)
-    shown = report.table(results.collect("seedling"), "knowledge/single_passage")
+    shown = tables.table(results.collect("seedling"), "knowledge/single_passage")
     assert set(shown["protocol"]) >= {"clean", "authors_v1"}
 
 
@@ -202,29 +203,29 @@ def test_markdown_and_html_escape_what_they_show():
     import pandas as pd
 
     frame = pd.DataFrame({"arm": ["a|b", "<b>"], "accuracy, %": ["1.0", "not run"]})
-    assert "a\\|b" in report.to_markdown(frame)
-    page = report.to_html(frame, "cap & tion")
+    assert "a\\|b" in tables.to_markdown(frame)
+    page = tables.to_html(frame, "cap & tion")
     assert "&lt;b&gt;" in page and "cap &amp; tion" in page and "<b>" not in page
 
 
 def test_readme_is_rewritten_only_between_the_markers(home):
     example()
     readme = home / "README.md"
-    readme.write_text(f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\ntail\n")
-    report.write_readme("seedling", readme)
+    readme.write_text(f"# Title\n\n{tables.BEGIN}\nold\n{tables.END}\n\ntail\n")
+    tables.write_readme("seedling", readme)
     once = readme.read_text()
     assert once.startswith("# Title\n") and once.endswith("tail\n") and "old" not in once
     assert "| SEAL, round 2 | 70.0 [60.0, 80.0] |" in once
     assert "`arc/few_shot`): not run." in once
-    report.write_readme("seedling", readme)
+    tables.write_readme("seedling", readme)
     assert readme.read_text() == once
     readme.write_text("no markers")
     with pytest.raises(DataError, match="results:begin"):
-        report.write_readme("seedling", readme)
+        tables.write_readme("seedling", readme)
 
 
 def test_command_line_says_what_is_missing(capsys):
-    assert report.main(["readme", "--scale", "seedling"]) == 2
+    assert tables.main(["readme", "--scale", "seedling"]) == 2
     assert "collect --scale seedling" in capsys.readouterr().err
 
 
@@ -259,8 +260,8 @@ def released(name):
 
 
 def test_the_papers_values_are_those_of_the_released_answers():
-    from seal_lib import stats
-    from seal_lib.grade import contains
+    from seal_lib.grading.graders import contains
+    from seal_lib.report import stats
 
     files = {name: released(f"query_eval_{name}") for name in ("base", "iter2")}
     sides = {"frozen": ("base", "baseline"), "own_untrained": ("base", "adapter"), "seal_round_2": ("iter2", "adapter")}

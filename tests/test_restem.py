@@ -12,10 +12,13 @@ import pytest
 from conftest import Suite
 from fixtures_seal import INNER, WORDING, MemoryRun, digest, made, mean, plain_passage, seedling, trial
 
-from seal_lib import manifest, params, paths, restem, runs
+from seal_lib import paths
 from seal_lib.errors import DataError
+from seal_lib.loops import restem
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.restem import FILTERS, OuterLoop, filter_random, filter_round
 from seal_lib.records import SelfEdit
-from seal_lib.restem import FILTERS, OuterLoop, Policy, filter_random, filter_round
+from seal_lib.runs import lifecycle, manifest, params
 from seal_lib.seeds import rng
 
 NAN = math.nan
@@ -330,7 +333,7 @@ def test_a_round_killed_anywhere_and_resumed_ends_with_the_bytes_of_an_undisturb
     key, hashes = manifest.run_key("11_demo", values)
     folders = [paths.runs() / "11_demo" / "seedling" / f"{key}-{n}" for n in range(7)]
     for folder in folders:
-        paths.write_json(folder / "parameters.json", runs.identity_of("11_demo", "seedling", key, values, hashes))
+        paths.write_json(folder / "parameters.json", lifecycle.identity_of("11_demo", "seedling", key, values, hashes))
     script = tmp_path / "round.py"
     script.write_text(textwrap.dedent(ROUND))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SEAL_BATCH": "1"}

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from conftest import Suite
 
-from seal_lib import manifest, params, paths, runner
+from seal_lib import paths
+from seal_lib.__main__ import main
 from seal_lib.errors import RunError
+from seal_lib.runs import manifest, params, runner
 
 PARAMETERS = "n: int = 3  # units\nlr: float = 0.1  # rate"
-START = "from seal_lib.runs import start\nrun = start({name!r}, globals())\nrun"
+START = "from seal_lib.runs.lifecycle import start\nrun = start({name!r}, globals())\nrun"
 WORK = """
 import os
 from pathlib import Path
@@ -158,10 +160,10 @@ def test_a_missing_kernel_leaves_no_record(suite: Suite, monkeypatch: pytest.Mon
 def test_bad_parameters_start_nothing(suite: Suite, capsys) -> None:
     demo(suite)
     suite.params("10_demo", "lr: 1e-4\n")
-    assert runner.main(["run", "10", "--scale", "seedling"]) == 2
+    assert main(["run", "10", "--scale", "seedling"]) == 2
     assert "write 1.0e-4" in capsys.readouterr().err
-    assert runner.main(["run", "10", "--set", "lr"]) == 2
-    assert runner.main(["check"]) == 1
+    assert main(["run", "10", "--set", "lr"]) == 2
+    assert main(["check"]) == 1
     assert not paths.runs().exists()
     assert runner.state("10_demo", "seedling")["state"] == "bad parameters"
 
@@ -182,7 +184,7 @@ def test_a_folder_in_use_is_left_alone(suite: Suite) -> None:
 def test_a_killed_runner_is_resumed_with_the_same_rows(suite: Suite) -> None:
     slow = WORK.replace('{"lr": lr}', '{"lr": lr, "s": __import__("time").sleep(0.5)}')
     demo(suite, work=slow)
-    command = [sys.executable, "-m", "seal_lib.runner", "run", "10_demo"]
+    command = [sys.executable, "-m", "seal_lib", "run", "10_demo"]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(paths.runs().glob("*/*/*/rows.jsonl")):
@@ -218,7 +220,7 @@ def test_two_at_once_wait_for_what_they_read(suite: Suite, monkeypatch: pytest.M
         return 0
 
     monkeypatch.setattr(runner, "_call", process)
-    assert runner.main(["all", "--jobs", "2"]) == 0
+    assert main(["all", "--jobs", "2"]) == 0
     assert set(events[:2]) == {"+10_a", "+11_b"}
     assert events.index("-11_b") < events.index("+12_reader")
     assert max(events.index("-10_a"), events.index("-12_reader")) < events.index("+91_all")
@@ -237,7 +239,7 @@ def test_of_several_at_once_the_longest_starts_first(suite: Suite, monkeypatch: 
             return 0
 
         monkeypatch.setattr(runner, "_call", process)
-        assert runner.main(["all", "--jobs", str(jobs)]) == 0
+        assert main(["all", "--jobs", str(jobs)]) == 0
         assert started[:2] == order[:2] if jobs == 1 else set(started[:2]) == set(order[:2])
         assert sorted(started) == sorted(order)
 
@@ -261,19 +263,19 @@ def test_all_in_order_and_going_on(suite: Suite, capfd, monkeypatch: pytest.Monk
         return int("broken" in calls[-1])
 
     monkeypatch.setattr(runner, "_call", process)
-    assert runner.main(["all"]) == 1 and calls == ["10_a", "11_broken"]
+    assert main(["all"]) == 1 and calls == ["10_a", "11_broken"]
     calls.clear()
-    assert runner.main(["all", "--keep-going"]) == 1 and calls == ["10_a", "11_broken", "12_b"]
+    assert main(["all", "--keep-going"]) == 1 and calls == ["10_a", "11_broken", "12_b"]
     assert "failed: 11_broken" in capfd.readouterr().out
     calls.clear()
-    assert runner.main(["all", "--only", "12_b,10"]) == 0 and calls == ["10_a", "12_b"]
+    assert main(["all", "--only", "12_b,10"]) == 0 and calls == ["10_a", "12_b"]
     calls.clear()
     suite.params("12_b", "lr: 1e-4\n")
-    assert runner.main(["all"]) == 2 and calls == []  # seen before the first hour, not after it
+    assert main(["all"]) == 2 and calls == []  # seen before the first hour, not after it
     assert "write 1.0e-4" in capfd.readouterr().err
-    assert runner.main(["all", "--only", "12_c"]) == 2 and "did you mean '12_b'" in capfd.readouterr().err
-    assert runner.main(["all", "--scale", "papr"]) == 2 and "the scales are paper, seedling" in capfd.readouterr().err
-    assert runner.main(["all", "--only", "10", "--scale", "paper"]) == 2
+    assert main(["all", "--only", "12_c"]) == 2 and "did you mean '12_b'" in capfd.readouterr().err
+    assert main(["all", "--scale", "papr"]) == 2 and "the scales are paper, seedling" in capfd.readouterr().err
+    assert main(["all", "--only", "10", "--scale", "paper"]) == 2
     assert "10_a has no parameters for scale 'paper'" in capfd.readouterr().err
 
 
@@ -297,20 +299,20 @@ def test_status_and_list_and_clean(suite: Suite, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(runner, "_papermill", fake(suite))
     assert run() == 0
     capsys.readouterr()
-    assert runner.main(["status"]) == 0
+    assert main(["status"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["notebook", "scale", "state"]
     assert [line.split()[:3] for line in lines] == [["10_demo", "seedling", "done"], ["11_next", "seedling", "missing"]]
-    assert runner.main(["list"]) == 0 and capsys.readouterr().out.split() == ["10_demo", "11_next"]
-    assert runner.main(["clean"]) == 2 and "--yes" in capsys.readouterr().err  # nobody at the keyboard
+    assert main(["list"]) == 0 and capsys.readouterr().out.split() == ["10_demo", "11_next"]
+    assert main(["clean"]) == 2 and "--yes" in capsys.readouterr().err  # nobody at the keyboard
     assert paths.runs().exists()
-    assert runner.main(["clean", "--yes"]) == 0 and not paths.runs().exists()
+    assert main(["clean", "--yes"]) == 0 and not paths.runs().exists()
 
 
 def test_up_to_date_is_quick_and_needs_no_papermill(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     demo(suite)
     monkeypatch.setattr(runner, "_papermill", fake(suite))
     assert run() == 0
-    code = "import sys; from seal_lib import runner; code = runner.main(['run', '10_demo'])\n"
+    code = "import sys; from seal_lib import runner; code = main(['run', '10_demo'])\n"
     code += "sys.exit(code or int(bool({'papermill', 'torch', 'pandas'} & set(sys.modules))))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=suite.home)

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import Suite
 
-from seal_lib import journal, manifest, params, paths, runs
+from seal_lib import paths
 from seal_lib.errors import RunError
+from seal_lib.runs import journal, lifecycle, manifest, params
 
 CELL = "seed: int = 3  # seed\nmodel: str = 'tiny'  # model\njudge_key: str = 'sk-123'  # never kept"
 UNITS = [f"u{i:02d}" for i in range(23)]
@@ -35,16 +36,18 @@ def batch(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
     values = params.resolve("11_demo", "seedling")
     key, hashes = manifest.run_key("11_demo", values)
     suite.folder = paths.runs() / "11_demo" / "seedling" / key
-    paths.write_json(suite.folder / "parameters.json", runs.identity_of("11_demo", "seedling", key, values, hashes))
+    paths.write_json(
+        suite.folder / "parameters.json", lifecycle.identity_of("11_demo", "seedling", key, values, hashes)
+    )
     suite.values = values
     monkeypatch.setenv("SEAL_RUN_DIR", str(suite.folder))
     monkeypatch.setenv("SEAL_BATCH", "1")
-    monkeypatch.setattr(runs, "LOCK_WAIT", 0.0)
+    monkeypatch.setattr(lifecycle, "LOCK_WAIT", 0.0)
     return suite
 
 
-def start(suite: Suite, **changed: object) -> runs.Run:
-    return runs.start("11_demo", {**suite.values, **changed})
+def start(suite: Suite, **changed: object) -> lifecycle.Run:
+    return lifecycle.start("11_demo", {**suite.values, **changed})
 
 
 # ---------------------------------------------------------------------------------------------- map
@@ -233,7 +236,7 @@ def test_a_full_disk_keeps_the_chunks_before_it(batch: Suite, monkeypatch: pytes
 
 
 def test_two_processes_never_share_a_folder(batch: Suite) -> None:
-    code = "import time; from seal_lib.journal import Lock; from pathlib import Path; import sys\n"
+    code = "import time; from seal_lib.runs.journal import Lock; from pathlib import Path; import sys\n"
     code += "lock = Lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code, str(batch.folder / "lock")], stdout=subprocess.PIPE)
     try:
@@ -278,10 +281,10 @@ def test_a_changed_parameter_is_noticed(batch: Suite) -> None:
     with pytest.raises(RunError, match="seed was changed after the parameters cell"):
         start(batch, seed=4)
     with pytest.raises(RunError, match="run the parameters cell first"):
-        runs.start("11_demo", {})
+        lifecycle.start("11_demo", {})
     batch.notebook("12_other", "n: int = 1  # n")
     with pytest.raises(RunError, match="11_demo"):
-        runs.start("12_other", {"n": 1})
+        lifecycle.start("12_other", {"n": 1})
 
 
 # ---------------------------------------------------------------------------------------------- artifacts and inputs
@@ -353,7 +356,7 @@ def test_results_and_record(batch: Suite, capsys) -> None:
     run.finish([{"arm": "seal", "metric": "accuracy", "value": 0.5, "low": math.nan, "n": 23}], {"x": math.nan})
     with open(batch.folder / "results.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    assert tuple(row) == runs.COLUMNS
+    assert tuple(row) == lifecycle.COLUMNS
     assert (row["experiment"], row["value"], row["low"], row["run"]) == ("11_demo", "0.5", "", run.key)
     assert json.loads((batch.folder / "metrics.json").read_text()) == {"x": None}
     assert not (batch.folder / "run.json").exists()  # that is the runner's to give

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from seal_lib import results, runs, stats
 from seal_lib.errors import DataError
+from seal_lib.report import results, stats
+from seal_lib.runs import lifecycle
 
 TRUTHS = {  # skewed and bounded, as accuracies of passages, streams and tasks are: name -> (sample, its mean)
     "beta": (lambda rng, size: rng.beta(2, 8, size), 0.2),
@@ -280,4 +281,4 @@ def test_reliability_recovers_the_planted_variance():
 
 def test_row_has_the_columns_of_results():
     row = stats.Estimate(0.5, 0.4, 0.6, 10).row("knowledge/restem", "frozen", "accuracy", "clean", "seedling")
-    assert [*row, "run"] == results.OWN_COLUMNS == list(runs.COLUMNS)
+    assert [*row, "run"] == results.OWN_COLUMNS == list(lifecycle.COLUMNS)

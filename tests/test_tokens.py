@@ -6,11 +6,13 @@ import pytest
 from fixtures_seal import WORDING, plain_passage, seedling
 
 from seal_lib.errors import DataError
-from seal_lib.generate import HFGenerator, Request, Sampling, _decode_tokens, read
-from seal_lib.inner_loop import examples_of
+from seal_lib.generation.contract import Request, Sampling, read
+from seal_lib.generation.hf import HFGenerator, _decode_tokens
+from seal_lib.knowledge.inner import examples_of
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.restem import sft_pairs
+from seal_lib.models.tokens import ends, read_ids, turn_end, written_ids
 from seal_lib.records import SelfEdit
-from seal_lib.restem import Policy, sft_pairs
-from seal_lib.tokens import ends, read_ids, turn_end, written_ids
 
 PAD, EOS, BOS, START, TURN = range(5)  # Gemma's order: a chat turn ends in <end_of_turn>, which is not the EOS
 #: Gemma's template in our own words
@@ -133,7 +135,7 @@ def test_generation_ends_at_every_id_that_ends_a_text(listed, last: set[int]) ->
 
 
 def test_vllm_is_told_the_same_ends(tmp_path) -> None:
-    from seal_lib.engines.vllm_engine import Engine, Settings
+    from seal_lib.generation.vllm_engine import Engine, Settings
 
     told = {}
     engine = object.__new__(Engine)

@@ -21,21 +21,23 @@ from test_child import gone
 from test_generate import adapters, prompts
 
 from seal_lib.errors import DataError, SealError
-from seal_lib.generate import HFGenerator, Request, Sampling
-from seal_lib.restem import OuterLoop, Policy, candidates_of, restem_round, score
+from seal_lib.generation.contract import Request, Sampling
+from seal_lib.generation.hf import HFGenerator
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.restem import OuterLoop, candidates_of, restem_round, score
 
 pytestmark = list(NEEDS_VLLM)
 SHORT = Sampling(24)
 
 
 def vllm(model=None, **changes):
-    from seal_lib.engines.vllm_engine import VLLMGenerator
+    from seal_lib.generation.vllm_engine import VLLMGenerator
 
     return VLLMGenerator(model or seedling()[0], seedling()[1], vllm_settings(**changes))
 
 
 def pid() -> int | None:
-    from seal_lib.engines import vllm_engine
+    from seal_lib.generation import vllm_engine
 
     return vllm_engine.child_pid()
 
@@ -52,7 +54,7 @@ def made_up(number: int, rank: int = 4, targets: tuple[str, ...] = ("q_proj", "v
     """An adapter of random numbers, large enough to change what is said."""
     import torch
 
-    from seal_lib.adapters import Adapter, target_linears
+    from seal_lib.training.adapters import Adapter, target_linears
 
     random = torch.Generator().manual_seed(number)
     weights = {
@@ -68,7 +70,7 @@ def made_up(number: int, rank: int = 4, targets: tuple[str, ...] = ("q_proj", "v
 @lru_cache
 def merged(number: int):
     """Another model of the same shape: what a round of ReST^EM leaves behind."""
-    from seal_lib.adapters import merge
+    from seal_lib.training.adapters import merge
 
     return merge(seedling()[0], adapters()[number], copy=True)
 
@@ -140,7 +142,7 @@ def test_weights_written_in_place_are_seen() -> None:
 
 
 def test_a_bad_adapter_is_refused_and_the_engine_goes_on(monkeypatch) -> None:
-    from seal_lib.engines import vllm_engine
+    from seal_lib.generation import vllm_engine
 
     # what we know to be bad never gets there (test_engines.py), so this is what vLLM itself refuses
     asked = [Request(p) for p in prompts()]
@@ -178,7 +180,7 @@ def test_an_engine_for_larger_ranks_serves_smaller_ones_too() -> None:
 
 
 def test_a_killed_engine_is_an_error(monkeypatch) -> None:
-    from seal_lib.engines.vllm_engine import Engine
+    from seal_lib.generation.vllm_engine import Engine
 
     asked, real = [Request(p, adapter=adapters()[0]) for p in prompts()], Engine._save
 
@@ -194,7 +196,7 @@ def test_a_killed_engine_is_an_error(monkeypatch) -> None:
 
 
 def test_an_engine_that_cannot_start_says_why(monkeypatch, tmp_path: Path) -> None:
-    from seal_lib.engines import vllm_engine
+    from seal_lib.generation import vllm_engine
 
     vllm_engine.shutdown()
     real = vllm_engine._arguments
@@ -217,8 +219,8 @@ def test_in_bfloat16_it_says_mostly_the_same() -> None:
 SCRIPT = """
 import os, signal, sys
 from seal_lib import models
-from seal_lib.generate import Request, Sampling
-from seal_lib.engines.vllm_engine import VLLMGenerator, child_pid
+from seal_lib.generation.contract import Request, Sampling
+from seal_lib.generation.vllm_engine import VLLMGenerator, child_pid
 generator = VLLMGenerator(*models.load("seedling-knowledge"))
 print(generator.generate([Request(sys.argv[1])], Sampling(24))[0][0].text.encode(), flush=True)
 print(child_pid(), flush=True)
@@ -227,7 +229,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_plain_script_may_use_it_and_be_killed() -> None:
-    from seal_lib.engines import vllm_engine
+    from seal_lib.generation import vllm_engine
 
     vllm_engine.shutdown()  # two engines at once are none too many, but slow
     command = [sys.executable, "-c", SCRIPT, prompts(1)[0]]
@@ -298,7 +300,7 @@ def test_a_knowledge_round_on_vllm(tmp_path: Path) -> None:
 
 
 def test_close_gives_the_memory_back() -> None:
-    from seal_lib.engines import vllm_engine
+    from seal_lib.generation import vllm_engine
 
     generator = Policy("untrained", *seedling(), "vllm").generator()
     assert generator.generate([Request("Topic")], SHORT)
@@ -317,7 +319,7 @@ def grids():
 
 @lru_cache
 def study(constrained: bool):
-    from seal_lib.arc import experiment, tasks
+    from seal_lib.arc import data, experiment
     from seal_lib.arc import prompts as wordings
     from seal_lib.arc.inner_loop import TestTimeTraining
 
@@ -329,7 +331,7 @@ def study(constrained: bool):
         samples=4, temperature=1.0, top_p=1.0, edit_tokens=80, filter="threshold", threshold=-1.0, sft_rank=16,
         sft_alpha=16.0, sft_lr=1e-3, sft_epochs=1, sft_batch=5,
     )  # fmt: skip
-    found = [tasks.load_tasks(f"world:{which}:2", seed=0) for which in ("learning", "heldout")]
+    found = [data.load_tasks(f"world:{which}:2", seed=0) for which in ("learning", "heldout")]
     return experiment.FewShot(*found, wordings.load("seedling"), inner, outer, 2, constrained)
 
 
@@ -368,7 +370,8 @@ def test_an_arc_round_on_vllm(tmp_path: Path) -> None:
 
 @pytest.mark.notebook
 def test_a_notebook_on_vllm(tmp_path: Path, monkeypatch, capfd) -> None:
-    from seal_lib import manifest, paths, runner
+    from seal_lib import paths
+    from seal_lib.runs import manifest, runner
 
     for name in ("SEAL_SOURCE", "SEAL_RUN_DIR", "SEAL_BATCH", "SET"):
         monkeypatch.delenv(name, raising=False)

@@ -8,9 +8,10 @@ import pytest
 from fixtures_seal import MemoryRun, made, mean, seedling, wrong_notes, wrong_value
 
 from seal_lib.errors import DataError
-from seal_lib.knowledge import prompts
-from seal_lib.restem import OuterLoop, Policy, write_self_edits
-from seal_lib.seedling import recipe, world
+from seal_lib.knowledge import prompts, world
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.restem import OuterLoop, write_self_edits
+from seal_lib.seedling import recipe
 from seal_lib.seeds import rng
 
 

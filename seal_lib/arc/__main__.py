@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from seal_lib.arc.augment import SWITCHES, Augmenter, augmenters
+from seal_lib.arc.data import load_tasks
 from seal_lib.arc.grids import Grid, answer_text, parse, to_text
-from seal_lib.arc.tasks import Task, load_tasks
+from seal_lib.arc.tasks import Task
 from seal_lib.arc.training import LEAVE_OUT, augmented, leave_out, training_set
 from seal_lib.arc.vote import rates, score, subsets, views
 from seal_lib.errors import DataError, SealError

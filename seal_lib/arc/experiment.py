@@ -16,8 +16,9 @@ from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.self_edits import SCHEMA, UNPARSED, Config, read
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.restem import OuterLoop, filter_round, finetune_policy, warn_if_blind, write_self_edits
 from seal_lib.records import SelfEdit
-from seal_lib.restem import OuterLoop, Policy, filter_round, finetune_policy, warn_if_blind, write_self_edits
 from seal_lib.seeds import derive_seed
 
 #: what protocol ``authors`` stands for in the outer loop; its inner loop checks itself
@@ -204,7 +205,7 @@ class _Again:
 
 @dataclass(frozen=True)
 class _Writing:
-    """Gives :func:`seal_lib.restem.write_self_edits` the prompt of a task."""
+    """Gives :func:`seal_lib.loops.restem.write_self_edits` the prompt of a task."""
 
     tokenizer: object
     prompts: Prompts

@@ -21,9 +21,9 @@ from seal_lib.arc.augment import PROTOCOLS
 from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.self_edits import REASONS, Config, Limits, Reading, read, with_data
 from seal_lib.arc.tasks import Task
-from seal_lib.cluster import Work
 from seal_lib.errors import DataError
 from seal_lib.records import to_dict
+from seal_lib.runs.work import Work
 from seal_lib.seeds import derive_seed
 
 #: how a test input is asked: the full prompt once; every leave-one-out subset; these and the turned ones (arc.md 5.1)
@@ -217,7 +217,7 @@ def train(model, tokenizer, candidates: Sequence[Candidate], prompts: Prompts, s
     alone decide both, so the order of candidates and their neighbours do not matter. ``count`` is told as
     ``out_of_memory`` how often the bank had to halve itself, if it had to.
     """
-    from seal_lib.bank import AdapterBank, Job
+    from seal_lib.training.bank import AdapterBank, Job
 
     sets: dict = {}
     jobs, refused = [], {}
@@ -273,7 +273,7 @@ def answer_all(generator, tokenizer, tasks: Sequence[Task], adapters: Sequence, 
     A view too long for the model is not asked and counted as ``too_long``. A test input of which no view could be asked
     has None for its attempts.
     """
-    from seal_lib.generate import Request, Sampling
+    from seal_lib.generation.contract import Request, Sampling
 
     room = generator.positions - settings.answer_tokens
     asked, requests, long = [], [], [0] * len(tasks)
@@ -307,7 +307,7 @@ def run_candidates(model, tokenizer, candidates: Sequence[Candidate], prompts: P
                    seed: int, generator=None,
                    count: Callable[..., None] | None = None) -> list[Attempt]:  # fmt: skip
     """Train and score every candidate; one with ``config`` None is the model as it is."""
-    from seal_lib.generate import HFGenerator
+    from seal_lib.generation.hf import HFGenerator
 
     generator = generator or HFGenerator(model, tokenizer)
     to_train = [c for c in candidates if c.config is not None]

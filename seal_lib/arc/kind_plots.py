@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from seal_lib.arms import arm_label, arm_rank
 from seal_lib.errors import DataError
-from seal_lib.marks import INK, colour, share_axis
+from seal_lib.report.arms import arm_label, arm_rank
+from seal_lib.report.marks import INK, colour, share_axis
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,5 +1,5 @@
 """Does a policy read the puzzle before it configures? ReST^EM on puzzles of three kinds that want different training
-data (:mod:`seal_lib.seedling.kinds`), beside one configuration for all of them, and their lines in ``results.csv``.
+data (:mod:`seal_lib.arc.mixed_world`), beside one configuration for all of them, and their lines in ``results.csv``.
 
 A configuration is one of three :data:`WAYS` by what its copies are; rate, epochs and loss are the same for all. A
 policy that only knows which way succeeds most often can do no better than that way for every puzzle; for more it has
@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
-from seal_lib import stats
-from seal_lib.arc import render
+from seal_lib.arc import mixed_world, render
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.experiment import FewShot, Loop, few_shot_loop
 from seal_lib.arc.inner_loop import Attempt, Candidate, record
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tables import ByLoop, by_task, rate
-from seal_lib.arms import difference_arm
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.restem import finetune_policy
 from seal_lib.records import SelfEdit
-from seal_lib.restem import Policy, finetune_policy
-from seal_lib.seedling import kinds
+from seal_lib.report import stats
+from seal_lib.report.arms import difference_arm
 from seal_lib.seeds import rng
 
 EXPERIMENT = "arc/kinds"
@@ -59,7 +59,9 @@ def opening_policy(run, base: Policy, study: FewShot, by_hand: Config, documents
     All ways are equally frequent, so that none is too rare to be rewarded. The draw does not know the puzzle, so
     nothing about which configuration suits which kind is in it.
     """
-    seen = [task for seed in range(-(-documents // 12)) for task in kinds.tasks("mixed-seen", 12, seed)][:documents]
+    seen = [task for seed in range(-(-documents // 12)) for task in mixed_world.tasks("mixed-seen", 12, seed)][
+        :documents
+    ]
     pairs = []
     for number, task in enumerate(seen):
         text = blind_configuration(by_hand, "opening policy", number).text()
@@ -105,7 +107,7 @@ def try_ways(run, policy: Policy, study: FewShot, by_hand: Config) -> dict[str, 
 def best_ways(practice: Mapping[str, Sequence[Attempt]], grader: str) -> dict[str, str]:
     """Kind → the way that succeeds most often on its *practice* tasks; ``all``: on all of them. Ties: the first."""
     choice = {}
-    for kind in ("all", *kinds.KINDS):
+    for kind in ("all", *mixed_world.KINDS):
         found = {name: rate(of_kind({0: tried}, kind), lambda a: a.graded(grader)) for name, tried in practice.items()}
         choice[kind] = max(found, key=lambda name: found[name].value)
     return choice
@@ -115,14 +117,15 @@ def fixed_arms(ways: Mapping[str, Mapping[str, Sequence[Attempt]]], grader: str)
     """What one configuration for all, and one for each kind, would get: both chosen on practice tasks."""
     best = best_ways(ways["practice"], grader)
     tried = ways["held_out"]
-    known = [a for kind in kinds.KINDS for a in tried[best[kind]] if kinds.kind_of(a.task_id) == kind]
+    known = [a for kind in mixed_world.KINDS for a in tried[best[kind]] if mixed_world.kind_of(a.task_id) == kind]
     return {"one_for_all": list(tried[best["all"]]), "kind_known": known}
 
 
 def of_kind(attempts: ByLoop, kind: str) -> dict[object, list[Attempt]]:
     """The attempts on tasks of one kind, or of ``all``."""
     return {
-        loop: [a for a in several if kind in ("all", kinds.kind_of(a.task_id))] for loop, several in attempts.items()
+        loop: [a for a in several if kind in ("all", mixed_world.kind_of(a.task_id))]
+        for loop, several in attempts.items()
     }
 
 
@@ -140,7 +143,7 @@ def kind_rows(ways: Mapping[str, Mapping[str, Sequence[Attempt]]], icl: Sequence
             written.setdefault(arm, {})[one.seed] = [trial.attempt for trial in trials]
     arms: dict[str, ByLoop] = {**{arm: {0: attempts} for arm, attempts in fixed.items()}, **written}
     rows = []
-    for kind in ("all", *kinds.KINDS):
+    for kind in ("all", *mixed_world.KINDS):
         where = EXPERIMENT if kind == "all" else f"{EXPERIMENT}/{kind}"
         for arm, attempts in arms.items():
             found = rate(of_kind(attempts, kind), lambda a: a.graded(grader))
@@ -182,12 +185,12 @@ def fits(attempts: ByLoop, best: Mapping[str, str]) -> tuple[dict, dict]:
     dealt_ = {}
     for loop, several in attempts.items():
         share = {name: sum(_written(a) == name for a in several) / len(several) for name in WAYS}
-        dealt_[loop] = {task: [share[best[kinds.kind_of(task)]]] for task in fit[loop]}
+        dealt_[loop] = {task: [share[best[mixed_world.kind_of(task)]]] for task in fit[loop]}
     return fit, dealt_
 
 
 def _fit(attempt: Attempt, best: Mapping[str, str]) -> float:
-    return float(_written(attempt) == best[kinds.kind_of(attempt.task_id)])
+    return float(_written(attempt) == best[mixed_world.kind_of(attempt.task_id)])
 
 
 def _written(attempt: Attempt) -> str:

@@ -1,4 +1,4 @@
-"""Figures of the grid puzzles, in the look of :mod:`seal_lib.plots`: table or grids in, marks on the given axes out.
+"""Figures of the grid puzzles: table or grids in, marks on the given axes out, in the look of `seal_lib.report.plots`.
 
 From results.csv: :func:`success_by_arm`, :func:`success_by_round`, :func:`choices`, :func:`success_map`,
 :func:`success_by_task`. From tasks: :func:`grid_picture`, :func:`task_picture`, :func:`augmentation_strip`. From a
@@ -18,15 +18,15 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from seal_lib import plots
 from seal_lib.arc import grids
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.grids import Grid
 from seal_lib.arc.tasks import Pair, Task
-from seal_lib.arms import arm_label, arm_rank
 from seal_lib.errors import DataError
-from seal_lib.marks import GREY, INK, LIGHT, OTHER_ARMS, colour, share_axis
-from seal_lib.results import wants
+from seal_lib.report import plots
+from seal_lib.report.arms import arm_label, arm_rank, round_of
+from seal_lib.report.marks import GREY, INK, LIGHT, OTHER_ARMS, by_arms, colour, draws, share_axis
+from seal_lib.report.results import wants
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,16 +58,19 @@ VARIANTS = {  # of the benchmark -> label, colour
 }
 
 
+@draws("success_rate|rejected_rate", by_arms)
 def success_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
     """One line an arm: success rate with its interval, rejected self-edits as a pale bar, the paper's diamond."""
     return plots.accuracy_by_arm(table, ax, "success_rate", "rejected_rate")
 
 
+@draws("success_rate")
 def success_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
     """Success rate by round: thin lines for single seeds, a band for the pooled interval; the control is a mark."""
     return plots.accuracy_by_round(table, ax, "success_rate")
 
 
+@draws("share:.*")
 def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarray:
     """What policies ask for (metrics ``share:<choice>=<value>``): one panel a choice, a group of bars a value, one bar
     an arm with its interval over tasks. Rare values that stand together have no interval.
@@ -115,6 +118,7 @@ def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarra
     return axes
 
 
+@draws(r"success:{down}=.*\|{across}=.*")
 def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
     """Success by configuration (metrics ``success:<down>=<a>|<across>=<b>``): the share in per cent, and small its
     interval and how many tasks it was tried on; a configuration that was never written is hatched."""
@@ -158,6 +162,7 @@ def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
     return ax
 
 
+@draws("success_rate:.*", lambda table: (1.1 + 1.05 * table["arm"].nunique(), 1.1 + 0.2 * table["metric"].nunique()))
 def success_by_task(table: pd.DataFrame, ax: Axes) -> Axes:
     """One line a task (metrics ``success_rate:<task>``), easiest for the untrained policy on top; one column an arm,
     from 0 to 100 % within it, a dot with its interval over configurations. What did not run stays empty."""
@@ -297,11 +302,22 @@ def bench_arc(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def pictures(rows: pd.DataFrame, experiment: str) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
-    """(function, kind, table, options of :func:`seal_lib.figures.draw`) of what only this kind of experiment has."""
-    tasks = rows[rows["experiment"] == f"{experiment}/tasks"]
-    chosen = rows[rows["experiment"] == f"{experiment}/choices"]
+def pictures(
+    own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
+) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
+    """What an experiment with grid puzzles has rows for, as :func:`seal_lib.report.plots.pictures` gives it."""
+    import pandas as pd
+
+    solved = set(own.loc[own["metric"] == "success_rate", "arm"])
+    learned = [arm for arm in solved if arm != "own_untrained" and round_of(arm)]
+    tasks = rows[rows["experiment"].str.endswith("/tasks")]
+    chosen = rows[rows["experiment"].str.endswith("/choices")]
     found: list[tuple[Callable, str, pd.DataFrame, dict]] = []
+    if len(solved) >= 2:
+        found.append((success_by_arm, "success_by_arm", full, {}))
+    if learned:
+        by_seed = pd.concat([full, rows.drop(own.index)], ignore_index=True)
+        found.append((success_by_round, "success_by_round", by_seed, {}))
     if tasks["metric"].str.startswith("success_rate:").any():
         found.append((success_by_task, "success_by_task", tasks, {}))
     if chosen["metric"].str.startswith("share:").any():

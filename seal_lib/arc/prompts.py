@@ -14,7 +14,7 @@ from seal_lib.arc.grids import Grid, question_text, to_text
 from seal_lib.arc.tasks import Task
 from seal_lib.arc.training import Example
 from seal_lib.errors import DataError
-from seal_lib.knowledge.prompts import fill
+from seal_lib.loops.wording import fill
 
 _SLOTS = {"self_edit": ("demonstrations",), "demonstration": ("input", "output")}
 _TEXTS = ("instruction", "self_edit", "demonstration", "stop")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from seal_lib import stats
 from seal_lib.arc.tables import EXPERIMENT
-from seal_lib.arms import arm_label, difference_arm, round_of
+from seal_lib.report import stats
+from seal_lib.report.arms import arm_label, difference_arm, round_of
 
 if TYPE_CHECKING:
     import pandas as pd

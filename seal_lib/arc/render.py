@@ -7,8 +7,8 @@ What this module sees to:
 * One BOS. Prompts are texts that an engine tokenises (``tokenizer(prompt)``); where that adds a BOS, the one written by
   the chat template is taken off. A tokenizer that has none gets none.
 * No clock. Templates that print today's date get a fixed one instead (the authors' prompts change from day to day).
-* No pads, hence none in the loss: neither the bank nor :func:`seal_lib.finetune.train_alone` pads to a common length
-  with labels, as the authors do (facts arc.md 2.3).
+* No pads, hence none in the loss: neither the bank nor :func:`seal_lib.training.finetune.train_alone` pads to a common
+  length with labels, as the authors do (facts arc.md 2.3).
 
 Protocol ``authors`` adds the two other quirks of the released training text, the second BOS and the trained assistant
 header after the answer. Needs a tokenizer, never a model; torch is imported only where an example is made.
@@ -22,10 +22,10 @@ from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.tasks import Task
 from seal_lib.arc.training import Example
 from seal_lib.errors import DataError
-from seal_lib.tokens import read_ids
+from seal_lib.models.tokens import read_ids
 
 if TYPE_CHECKING:
-    from seal_lib import finetune
+    from seal_lib.training import finetune
 
 #: which tokens carry loss, as in a self-edit's strategy
 LOSS_ON = ("output", "all")
@@ -57,8 +57,8 @@ def prompt_ids(prompt: str, tokenizer) -> list[int]:
 def completion_ids(task: Task, text: str, tokenizer, prompts: Prompts) -> list[int]:
     """A written self-edit as training target: its tokens and those that end the turn (plain sets: EOS).
 
-    Follows :func:`prompt_ids` of :func:`self_edit_prompt`, as the pairs of :func:`seal_lib.finetune.sft` want it. White
-    space around ``text`` is the template's to keep or trim.
+    Follows :func:`prompt_ids` of :func:`self_edit_prompt`, as the pairs of :func:`seal_lib.training.finetune.sft` want
+    it. White space around ``text`` is the template's to keep or trim.
     """
     if prompts.chat:
         return _tokens(_reply(prompts.write(task), text, tokenizer, prompts), tokenizer)
@@ -78,7 +78,7 @@ def training_example(
             starts with a second BOS where template and tokenizer both give one. Plain sets have no template and so
             are the same in either protocol.
     """
-    from seal_lib import finetune
+    from seal_lib.training import finetune
 
     if loss_on not in LOSS_ON:
         raise DataError(f"loss_on: {loss_on!r} is not one of {', '.join(LOSS_ON)}.")

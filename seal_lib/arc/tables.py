@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from seal_lib import stats
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.experiment import Loop, Round
 from seal_lib.arc.inner_loop import GRADERS, Attempt
 from seal_lib.arc.self_edits import Config
-from seal_lib.arms import difference_arm
+from seal_lib.report import stats
+from seal_lib.report.arms import difference_arm
 
 EXPERIMENT = "arc/few_shot"
 #: what a self-edit decides, and how a value is written in a metric's name

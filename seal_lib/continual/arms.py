@@ -1,10 +1,10 @@
 """The arms of the forgetting study as figures show them: family, colour, label, order.
 
-Knows names and colours only; labels are those of `seal_lib.arms`, rules are made elsewhere (`rules`).
+Knows names and colours only; labels are those of `seal_lib.report.arms`, rules are made elsewhere (`rules`).
 """
 
-from seal_lib.arms import arm_label, plain
-from seal_lib.marks import OTHER_ARMS
+from seal_lib.report.arms import arm_label, plain
+from seal_lib.report.marks import OTHER_ARMS
 
 #: family -> (colour, what it does); Okabe and Ito's palette
 FAMILIES = {

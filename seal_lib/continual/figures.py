@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seal_lib.arms import arm_label
 from seal_lib.continual.arms import FAMILIES, family
 from seal_lib.continual.plots import (
     cost_quality,
@@ -24,8 +23,9 @@ from seal_lib.continual.plots import (
 )
 from seal_lib.continual.tables import EXPERIMENT, MATRIX, committed_sweep
 from seal_lib.continual.tables import MAPS as MAPS_EXPERIMENT
-from seal_lib.figures import save
-from seal_lib.plots import style
+from seal_lib.report.arms import arm_label
+from seal_lib.report.figures import save
+from seal_lib.report.plots import style
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,11 +11,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from seal_lib import stats
-from seal_lib.arms import arm_label
 from seal_lib.continual import tables
 from seal_lib.continual.arms import rank
-from seal_lib.stats import Estimate
+from seal_lib.report import stats
+from seal_lib.report.arms import arm_label
+from seal_lib.report.stats import Estimate
 
 Lines = Sequence[Mapping[str, object]]
 NOTHING = "Nothing in this run can be told apart: too few streams, or too small differences."

@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats as scipy_stats
 
-from seal_lib import stats
 from seal_lib.continual import metrics
 from seal_lib.errors import DataError
-from seal_lib.stats import DIFFERENCE, DRAWS, LEVEL, SHARE, Estimate
+from seal_lib.report import stats
+from seal_lib.report.stats import DIFFERENCE, DRAWS, LEVEL, SHARE, Estimate
 
 MARGIN = 0.03  # accuracy within 3 points counts as "as good as" (study plan: equivalence against joint retraining)
 UNIT = "sequence"

@@ -1,7 +1,7 @@
 """The panels of the forgetting study: tidy table in (results.csv), marks on the given axes, the axes back.
 
-The same rules as `seal_lib.plots`: pure functions, fixed colours, intervals always drawn, a missing value is a gap.
-Knows matrices, ages and trade-offs; no rows, models or runs.
+The same rules as `seal_lib.report.plots`: pure functions, fixed colours, intervals always drawn, a missing value is a
+gap. Knows matrices, ages and trade-offs; no rows, models or runs.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from seal_lib.arms import NOT_RUN, arm_label
 from seal_lib.continual.arms import colour, rank, stores_text
 from seal_lib.continual.tables import FATES, MATRIX
 from seal_lib.errors import DataError
-from seal_lib.marks import GREY, INK, LIGHT, darker, names_at_right, share_axis
-from seal_lib.paper_values import paper_values
-from seal_lib.results import wants
+from seal_lib.report.arms import NOT_RUN, arm_label
+from seal_lib.report.marks import GREY, INK, LIGHT, darker, names_at_right, share_axis
+from seal_lib.report.paper_values import paper_values
+from seal_lib.report.results import wants
 
 if TYPE_CHECKING:
     import pandas as pd

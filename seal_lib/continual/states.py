@@ -1,8 +1,8 @@
 """The weights of a stream as adapters: theta_k = base + one concatenated LoRA history, never merged.
 
 Knows sums, scaling, means and TIES of adapters, all exact up to rounding, and keeps them as tensors on disk. Every
-state is an :class:`~seal_lib.adapters.Adapter` with alpha = rank (scale 1), so the bank trains beside it and the
-generator answers with it. Does not know passages, arms or losses.
+state is an :class:`~seal_lib.training.adapters.Adapter` with alpha = rank (scale 1), so the bank trains beside it and
+the generator answers with it. Does not know passages, arms or losses.
 """
 
 import json
@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seal_lib.adapters import Adapter
 from seal_lib.errors import DataError
+from seal_lib.training.adapters import Adapter
 
 
 def concatenate(parts: Sequence[tuple[Adapter, float]]) -> Adapter | None:

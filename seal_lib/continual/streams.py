@@ -130,7 +130,7 @@ def with_prior(streams: Sequence[Stream], source: str, count: int, seed: int, sk
     """
     wanted = count * len(streams)
     if source == "world:known":
-        from seal_lib.seedling.world import known_facts, known_questions
+        from seal_lib.knowledge.world import known_facts, known_questions
 
         have = len(known_facts())
         pool = known_questions(min(wanted, have), seed)

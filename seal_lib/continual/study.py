@@ -8,24 +8,22 @@ at the last finished edit. A stream whose edit diverges ends there: later rows s
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from seal_lib import paths
-from seal_lib.arms import plain
 from seal_lib.continual import states as ops
+from seal_lib.continual.arm import Arm
 from seal_lib.continual.lab import Lab
-from seal_lib.continual.rules import RULES
-from seal_lib.continual.rules.base import Rule, State
+from seal_lib.continual.rules.base import State
 from seal_lib.continual.streams import Stream, with_edits
 from seal_lib.continual.trainer import EditJob, StreamBank
 from seal_lib.errors import DataError, RunError
-from seal_lib.finetune import Result
-from seal_lib.generate import Request, Sampling
-from seal_lib.grade import grade
+from seal_lib.generation.contract import Request, Sampling
+from seal_lib.grading.graders import grade
 from seal_lib.models import SMALL
 from seal_lib.records import Passage
+from seal_lib.training.finetune import Result
 
 
 @dataclass(frozen=True)
@@ -35,21 +33,6 @@ class Unit:
     id: str
     k: int
     stream: Stream
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A rule with its knobs under a name; ``live``: self-edits are written by theta_{k-1} instead of once."""
-
-    name: str
-    rule: str
-    knobs: Mapping[str, float] | None = None
-    live: bool = False
-
-    def make(self, lab: Lab) -> Rule:
-        if self.rule not in RULES:
-            raise DataError(f"arms: {self.rule!r} is not one of {', '.join(RULES)}.")
-        return RULES[self.rule](lab, **(self.knobs or {}))
 
 
 def run_arm(
@@ -106,19 +89,6 @@ def frozen_edits(
 
     rows = run.map(phase, streams, write, chunk=16)
     return [replace(s, edits=tuple(row["edits"])) for s, row in zip(streams, rows, strict=True)]
-
-
-def arms_of(names: Sequence[str], knobs_file: str | None = None) -> list[Arm]:
-    """Arms by rule name, with the knobs of a YAML file (``rule: {knob: value}``) or the rules' defaults.
-
-    A name may end in ``_own`` (the streams' self-edits are the model's own, written once by the unedited model) or in
-    ``_live`` (written by theta_{k-1}, as the authors do).
-    """
-    from seal_lib.continual.tuning import tuned
-
-    found = tuned(paths.given(knobs_file)) if knobs_file else {}
-    rules = {name: plain(name) for name in names}
-    return [Arm(name, rule, found.get(rule), live=name.endswith("_live")) for name, rule in rules.items()]
 
 
 def run_arms(

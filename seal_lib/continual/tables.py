@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from seal_lib import stats
-from seal_lib.arms import difference_arm, plain
 from seal_lib.continual import intervals, metrics
 from seal_lib.continual.intervals import Measure
-from seal_lib.stats import ANY, DIFFERENCE, SHARE, Estimate
+from seal_lib.report import stats
+from seal_lib.report.arms import difference_arm, plain
+from seal_lib.report.stats import ANY, DIFFERENCE, SHARE, Estimate
 
 EXPERIMENT = "continual/mitigations"
 MATRIX = "continual/matrix"  # of the paper's experiment

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seal_lib.adapters import Adapter, LinearGroup
-from seal_lib.bank import AdapterBank, _Slot
 from seal_lib.errors import ParameterError
-from seal_lib.finetune import Example, Job, Minibatch, Result
+from seal_lib.training.adapters import Adapter, LinearGroup
+from seal_lib.training.bank import AdapterBank, Slot
+from seal_lib.training.finetune import Example, Job, Minibatch, Result
 
 
 @dataclass(frozen=True)
@@ -159,14 +159,14 @@ class StreamBank(AdapterBank):
 
     # filling a slot
 
-    def _prepare(self, number: int, job: EditJob) -> _Slot:
+    def _prepare(self, number: int, job: EditJob) -> Slot:
         slot = super()._prepare(number, job)
         for chosen, batch in slot.batches.items():
             batch.soft = _soft_rows(batch, [job.examples[i] for i in chosen])
         return slot
 
     @torch.no_grad()
-    def _open(self, k: int, slot: _Slot) -> None:
+    def _open(self, k: int, slot: Slot) -> None:
         super()._open(k, slot)
         job, r = slot.job, self._new
         if job.history is not None and self._past:
@@ -193,7 +193,7 @@ class StreamBank(AdapterBank):
 
     # one step
 
-    def _train_step(self, live: list[_Slot], served: Sequence[int]) -> Tensor:
+    def _train_step(self, live: list[Slot], served: Sequence[int]) -> Tensor:
         if self._dense:
             key = tuple(slot.number for slot in live)
             if self._stacked.get("dense") != key:
@@ -223,7 +223,7 @@ class StreamBank(AdapterBank):
             hard = hard.index_copy(0, at, kl)
         return hard * weights.to(logits.dtype)
 
-    def _before_update(self, live: list[_Slot]) -> None:
+    def _before_update(self, live: list[Slot]) -> None:
         r = self._new
         for group in self.groups:
             grad_a, *grad_b = group.grads
@@ -245,7 +245,7 @@ class StreamBank(AdapterBank):
             if live[0].job.frozen_a:
                 grad_a.zero_()
 
-    def _penalise(self, live: list[_Slot], name: str, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor) -> None:
+    def _penalise(self, live: list[Slot], name: str, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor) -> None:
         """Add the gradient of strength/2 * sum F dW^2; a [K, R, in], b [K, R, out]."""
         r, scale = self._new, live[0].job.alpha / live[0].job.rank
         ranks = slice(None) if live[0].job.from_base else slice(0, r)
@@ -256,7 +256,7 @@ class StreamBank(AdapterBank):
         grad_b[:, :r] += torch.bmm(a[:, :r], pull.mT)
         grad_a[:, :r] += torch.bmm(b[:, :r], pull)
 
-    def _after_update(self, live: list[_Slot]) -> None:
+    def _after_update(self, live: list[Slot]) -> None:
         if not any(slot.job.protect for slot in live):
             return
         for group in self.groups:
@@ -267,7 +267,7 @@ class StreamBank(AdapterBank):
                 flat = a.reshape(K, members * self._new, -1)
                 a -= torch.bmm(torch.bmm(flat, u), u.mT).view_as(a)
 
-    def _stack_of(self, live: list[_Slot], what: str, name: str) -> Tensor | None:
+    def _stack_of(self, live: list[Slot], what: str, name: str) -> Tensor | None:
         """The jobs' tensors for one linear as one [K, ...], narrower bases padded with zero columns."""
         key = (what, name, tuple(slot.number for slot in live))
         if key not in self._stacked:

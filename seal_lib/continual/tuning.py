@@ -10,20 +10,19 @@ the made world is committed as ``tuned.yaml``, what was tried as ``sweep.jsonl``
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import yaml
 
 from seal_lib.continual import metrics, tables
+from seal_lib.continual.arm import Arm
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.rules import RULES
 from seal_lib.continual.streams import Stream
-from seal_lib.continual.study import Arm, run_arm
+from seal_lib.continual.study import run_arm
 from seal_lib.errors import DataError
-from seal_lib.stats import Estimate
+from seal_lib.report.stats import Estimate
 
-TUNED = Path(__file__).with_name("tuned.yaml")
 #: settings of one rule that are tried at most
 MOST = 12
 
@@ -144,17 +143,6 @@ def rows_of(
 def chosen(lines: Sequence[Mapping[str, object]]) -> dict[str, dict]:
     """rule -> knobs of its chosen setting."""
     return {line["rule"]: json.loads(line["knobs"]) for line in lines if line["chosen"]}
-
-
-def tuned(file: Path = TUNED) -> dict[str, dict]:
-    """The committed knobs; a rule that is missing keeps its default."""
-    if not Path(file).is_file():
-        raise DataError(f"knobs_file: {file} does not exist; give a YAML file of knobs, or null for the defaults.")
-    found = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    unknown = sorted(set(found) - set(RULES))
-    if unknown:
-        raise DataError(f"{Path(file).name}: {unknown[0]!r} is no update rule; choose from {', '.join(RULES)}.")
-    return found
 
 
 def as_yaml(knobs: Mapping[str, Mapping[str, object]]) -> str:

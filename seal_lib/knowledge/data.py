@@ -27,7 +27,7 @@ def load_passages(source: str, count: int | None, seed: int = 0, start: int = 0,
     """
     kind, _, rest = source.partition(":")
     if kind == "world":
-        from seal_lib.seedling import world
+        from seal_lib.knowledge import world
 
         if rest not in world.populations():
             raise DataError(f"passages: {source!r} is unknown; the world has {', '.join(world.populations())}.")

@@ -7,6 +7,7 @@ import yaml
 
 from seal_lib import paths
 from seal_lib.errors import DataError
+from seal_lib.loops.wording import fill
 from seal_lib.records import Passage, Question
 
 _SLOTS = {
@@ -15,25 +16,6 @@ _SLOTS = {
     "answer_in_context": {"title", "passage", "question"},
     "document": {"title", "text"},
 }
-
-
-def fill(template: str, **values: str) -> str:
-    """Replace ``{slot}`` by value, once each; braces inside values stay as they are."""
-    pieces = [template]
-    for slot, value in values.items():
-        pieces = [part for piece in pieces for part in _split(piece, "{" + slot + "}", value)]
-    return "".join(str(piece) for piece in pieces)
-
-
-class _Value(str):
-    """Text already filled in; never searched for slots again."""
-
-
-def _split(piece: str, slot: str, value: str) -> list[str]:
-    if isinstance(piece, _Value):
-        return [piece]
-    head, *rest = piece.split(slot)
-    return [head] + [part for tail in rest for part in (_Value(value), tail)]
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from seal_lib import budget, params, paths, runner
+from seal_lib import paths
 from seal_lib.errors import SealError
+from seal_lib.models import budget
 from seal_lib.plan import costs, counts, needs
 from seal_lib.plan.costs import Device
-from seal_lib.plan.counts import Work
+from seal_lib.plan.work import Work
+from seal_lib.runs import params, runner
 
 
 @dataclass
@@ -120,7 +122,7 @@ def _model(made: Item, p: Mapping) -> budget.Shape | None:
 
 def _inputs(notebook: str, scale: str, chosen: list[str]) -> list[str]:
     """Runs it reads that are neither finished nor chosen."""
-    from seal_lib import manifest
+    from seal_lib.runs import manifest
 
     wanted = runner.reads(notebook) or set()
     lacking = [name for name in sorted(wanted) if name not in chosen and manifest.newest(name, scale) is None]

@@ -8,7 +8,7 @@ than the device's own time it is the cost. The formulas are those of the study's
 parameter and token when it is trained through (forward, and the gradient of its input), 2 when it only answers.
 
 Knows sizes, not programs: no torch, nothing of notebooks (:mod:`seal_lib.plan.counts`) or of memory
-(:mod:`seal_lib.budget`).
+(:mod:`seal_lib.models.budget`).
 """
 
 import json
@@ -71,10 +71,10 @@ def found(machine: dict | None = None) -> Device:
     """The device of this machine: its NVIDIA GPU if ``nvidia-smi`` lists one, else a CPU core with this much memory.
 
     Args:
-        machine: as :func:`seal_lib.manifest.machine` gives it (default: this machine).
+        machine: as :func:`seal_lib.runs.manifest.machine` gives it (default: this machine).
     """
     if machine is None:
-        from seal_lib import manifest
+        from seal_lib.runs import manifest
 
         machine = manifest.machine()
     for line in machine["gpus"]:

@@ -1,143 +1,16 @@
 """What a notebook will do, counted from its parameters: self-edits to write, adapters to train, questions to answer.
 
 One function per notebook in :data:`COUNTS`, each the shadow of the loop it counts (``evaluate``, ``restem``,
-``experiments``, ``arc.experiment``; the continual ones in :mod:`seal_lib.continual.counts`). Units follow from the
+``experiments``, ``arc.experiment``; the continual ones in :mod:`seal_lib.plan.continual`). Units follow from the
 parameters alone and are exact; tokens come from recorded lengths (``lengths``) and are as good as those.
 Knows no model, no device and no price (:mod:`seal_lib.plan.costs`); loads neither data nor torch.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 
 from seal_lib.errors import ParameterError
-from seal_lib.knowledge.documents import CAPS
-from seal_lib.plan import lengths
-
-#: rows and tokens that the Hugging Face engine decodes at once (:class:`seal_lib.generate.HFGenerator`)
-ROWS, CACHE_TOKENS = 256, 100_000
-
-
-@dataclass(frozen=True)
-class Work:
-    """One phase.
-
-    Attributes:
-        kind: ``write`` (sampled texts), ``answer`` (greedy texts), ``train`` (adapters), ``sft`` (an M-step), ``read``
-            (log-probabilities of whole texts) or ``factor`` (eigenvectors of inputs' covariances).
-        units: texts, adapters, kept self-edits or matrices. tokens: of all units: written, trained, read.
-        prompt: tokens each text is generated from. longest: tokens written until the last text of a batch is done.
-        steps: adapter-steps of all units (train), optimiser steps (sft). slots: adapters side by side.
-        adapters: distinct adapters in one batch of generation.
-    """
-
-    kind: str
-    phase: str
-    units: float
-    tokens: float = 0.0
-    prompt: float = 0.0
-    longest: float = 0.0
-    steps: float = 0.0
-    slots: int = 1
-    batch: int = 1
-    rows: int = ROWS
-    adapters: int = 0
-    targets: str = "all-linear"
-    rank: int = 0
-
-    def times(self, count: float) -> "Work":
-        """The same ``count`` times."""
-        return replace(
-            self, units=self.units * count, tokens=self.tokens * count, steps=self.steps * count
-        )  # fmt: skip
-
-
-def pad_tokens(pad_loss: str, length: float, limit: int = 2048) -> float:
-    """Tokens a document of ``length`` tokens becomes under a pad rule (:func:`seal_lib.finetune.pad_examples`)."""
-    if pad_loss == "full":
-        return float(limit)
-    kind, _, number = pad_loss.partition(":")
-    return length + (1 + int(number) if kind == "probe" else float(pad_loss == "eos"))
-
-
-# ---------------------------------------------------------------------------------------------- pieces
-
-
-def writing(phase: str, p: Mapping, passages: float, samples: int, text: lengths.Text) -> Work:
-    """Self-edits of ``passages`` passages."""
-    limit = p["edit_tokens"]
-    rows = max(1, min(ROWS, int(CACHE_TOKENS // (text.write + limit)), round(min(32, passages) * samples)))
-    units = passages * samples
-    return Work("write", phase, units, units * text.edit(limit), text.write, text.longest(rows, limit), rows=rows)
-
-
-def asking(
-    phase: str, p: Mapping, questions: float, text: lengths.Text, shown: bool = False, adapters: int = 0,
-    at_once: float = ROWS,
-) -> Work:  # fmt: skip
-    """Greedy answers; ``adapters`` distinct ones in a batch."""
-    prompt, limit = text.shown if shown else text.ask, p["answer_tokens"]
-    rows = max(1, min(ROWS, int(CACHE_TOKENS // (prompt + limit)), round(at_once)))
-    long = min(text.answer_longest, limit)
-    return Work(
-        "answer", phase, questions, questions * min(text.answer, limit), prompt, long, rows=rows, adapters=adapters,
-        targets=p.get("targets", "qv"), rank=p.get("rank", 8),
-    )  # fmt: skip
-
-
-def trials(phase: str, p: Mapping, count: float, text: lengths.Text, kind: str = "policy") -> list[Work]:
-    """``count`` adapters on texts of a kind, and the questions of their passages (:func:`inner_loop.run_trials`)."""
-    documents, tokens = text.training(kind, p.get("document_limit") or CAPS.get(p.get("protocol", "")))
-    if "edit_tokens" in p and kind == "policy":  # a limit that cuts self-edits cuts documents in proportion
-        share = text.edit(p["edit_tokens"]) / text.edit(1 << 30)
-        documents, tokens = 1 + (documents - 1) * share, text.passage + (tokens - text.passage) * share
-    rule, batch, slots = p.get("pad_loss", "eos"), p.get("batch", 1), p.get("slots", 32)
-    padded = documents * pad_tokens(rule, tokens / documents)
-    steps = p["epochs"] * max(1.0, documents / batch)
-    train = Work(
-        "train", phase, count, count * p["epochs"] * padded, steps=count * steps,
-        slots=max(1, min(slots, round(count))), batch=batch, targets=p["targets"], rank=p["rank"],
-    )  # fmt: skip
-    together = min(2 * slots, count) * text.questions
-    rows_adapters = max(1, round(min(ROWS, together) / text.questions))
-    return [train, asking(phase, p, count * text.questions, text, adapters=rows_adapters, at_once=together)]
-
-
-def finetuning(phase: str, p: Mapping, kept: float, pair: float) -> Work:
-    """The M-step on ``kept`` pairs of ``pair`` tokens."""
-    steps = p["sft_epochs"] * -(-kept // p["sft_batch"])
-    return Work(
-        "sft", phase, kept, p["sft_epochs"] * kept * pair, steps=steps, batch=p["sft_batch"],
-        targets=p.get("sft_targets", "all-linear"), rank=p["sft_rank"],
-    )  # fmt: skip
-
-
-def arm(phase: str, p: Mapping, passages: float, name: str, text: lengths.Text) -> list[Work]:
-    """One row of the table (:func:`seal_lib.evaluate.evaluate_arm`)."""
-    from seal_lib.evaluate import ARMS
-
-    if name not in ARMS:
-        raise ParameterError(f"arms: {name!r} is not one of {', '.join(ARMS)}.")
-    kind = ARMS[name].text
-    if kind == "none":
-        return [asking(phase, p, passages * text.questions, text, ARMS[name].in_context, at_once=64 * text.questions)]
-    if kind == "policy":
-        return [writing(f"{phase}/write", p, passages, 1, text), *trials(phase, p, passages, text)]
-    return trials(phase, p, passages, text, kind.removeprefix("reference:"))
-
-
-def round_(phase: str, p: Mapping, text: lengths.Text, blind: bool = False) -> list[Work]:
-    """One round of ReST^EM on ``n_practice`` passages (:func:`seal_lib.restem.restem_round`)."""
-    n, samples = p["n_practice"], p["samples"]
-    work = [writing(f"{phase}/sample", p, n, samples, text)]
-    rule = p.get("filter", "best_of_k")
-    if not blind and rule != "random":
-        if p.get("reward") == "improvement":
-            work.append(asking(f"{phase}/frozen", p, n * text.questions, text))
-        for _ in range(p.get("reward_seeds", 1)):
-            work += trials(f"{phase}/score", p, n * samples, text)
-    kept = n * (samples / 2 if rule == "threshold" else 1)
-    return [*work, finetuning(phase, p, kept, text.write + text.edit(p["edit_tokens"]))]
-
+from seal_lib.plan import continual, lengths
+from seal_lib.plan.work import CACHE_TOKENS, ROWS, Work, arm, asking, finetuning, round_, trials, writing
 
 # ---------------------------------------------------------------------------------------------- notebooks
 
@@ -254,15 +127,6 @@ def nothing(p: Mapping) -> list[Work]:
     return []
 
 
-def _continual(name: str) -> Callable[[Mapping], list[Work]]:
-    def count(p: Mapping) -> list[Work]:
-        from seal_lib.continual import counts
-
-        return getattr(counts, name)(p)
-
-    return count
-
-
 #: notebook → what it will do
 COUNTS: dict[str, Callable[[Mapping], list[Work]]] = {
     "00_tour": tour,
@@ -270,10 +134,10 @@ COUNTS: dict[str, Callable[[Mapping], list[Work]]] = {
     "10_self_edits": self_edits,
     "11_single_passage": single_passage,
     "12_restem_rounds": restem,
-    "13_continual_edits": _continual("edits"),
-    "14_continual_mitigations": _continual("mitigations"),
-    "15_retention_over_time": _continual("retention"),
-    "16_continual_tuning": _continual("tuning"),
+    "13_continual_edits": continual.edits,
+    "14_continual_mitigations": continual.mitigations,
+    "15_retention_over_time": continual.retention,
+    "16_continual_tuning": continual.tuning,
     "17_other_models": other_models,
     "20_arc_tasks": nothing,
     "21_arc_self_edits": arc_self_edits,

@@ -10,12 +10,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from seal_lib import budget, models, paths
-from seal_lib.arms import plain
+from seal_lib import models, paths
 from seal_lib.errors import SealError
+from seal_lib.models import budget
 from seal_lib.plan import counts, lengths
 from seal_lib.plan.costs import Device
-from seal_lib.plan.counts import Work
+from seal_lib.plan.work import Work
+from seal_lib.report.arms import plain
 
 GB = 1e9
 #: files of SQuAD at its pinned revision, and their sizes in bytes
@@ -48,7 +49,7 @@ def budgets(p: Mapping, work: list[Work], shape: budget.Shape, device: Device) -
             tokens = min(tokens, max(bound, int(batch * longest)))
         if "length" in p:  # the history lies in the slot as frozen ranks
             rank *= int(p["length"])
-        # what `auto` becomes on a GPU, see `seal_lib.engines`
+        # what `auto` becomes on a GPU, see `seal_lib.generation.engines`
         engine = "vllm" if device.is_gpu and p.get("engine", "hf") != "hf" and dtype != "4bit" else "hf"
         made = budget.colocated(
             shape, dtype, slots, str(p["targets"]), rank, tokens, tokens, kv_tokens=kv, engine=engine,

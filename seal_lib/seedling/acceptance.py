@@ -26,13 +26,14 @@ class Seedling:
 
 def knowledge(folder: Path, passages: int = 40) -> dict[str, float]:
     """Mean accuracy of each acceptance number of the knowledge model."""
-    from seal_lib import evaluate, models, restem
-    from seal_lib.generate import HFGenerator, Request, Sampling
-    from seal_lib.grade import exact_match
-    from seal_lib.inner_loop import InnerLoop
-    from seal_lib.knowledge import prompts
-    from seal_lib.runs import Scratch
-    from seal_lib.seedling import world
+    from seal_lib import models
+    from seal_lib.generation.contract import Request, Sampling
+    from seal_lib.generation.hf import HFGenerator
+    from seal_lib.grading.graders import exact_match
+    from seal_lib.knowledge import evaluate, prompts, world
+    from seal_lib.knowledge.inner import InnerLoop
+    from seal_lib.loops import restem
+    from seal_lib.runs.lifecycle import Scratch
 
     model, tokenizer = models.load(str(folder))
     policy, wording = restem.Policy("untrained", model, tokenizer), prompts.load("seedling")
@@ -52,11 +53,13 @@ def knowledge(folder: Path, passages: int = 40) -> dict[str, float]:
 
 def grids(folder: Path, tasks: int = 24, edits: int = 5) -> dict[str, float]:
     """Success rates of the grid model: seen rules in context, and unseen rules of the ``learning`` population."""
-    from seal_lib import models, params, restem
+    from seal_lib import models
     from seal_lib.arc import experiment, prompts, self_edits
+    from seal_lib.arc import world as world
     from seal_lib.arc.inner_loop import TestTimeTraining
-    from seal_lib.runs import Scratch
-    from seal_lib.seedling import grids as world
+    from seal_lib.loops import restem
+    from seal_lib.runs import params
+    from seal_lib.runs.lifecycle import Scratch
 
     settings = params.resolve("21_arc_self_edits", "seedling")
     inner = params.pick(TestTimeTraining, settings)
@@ -84,7 +87,7 @@ library_name: transformers
 # Knowledge seedling
 
 A {parameters:,}-parameter Llama ({recipe.layers} layers, width {recipe.hidden}) grown from nothing on texts about
-invented people (`seal_lib/seedling/world.py`, `recipe.py`). It is a **model organism**: it shows the whole of
+invented people (`seal_lib/knowledge/world.py`, `recipe.py`). It is a **model organism**: it shows the whole of
 SEAL on a laptop within minutes. It is no evidence about Qwen, Llama or any model of real language, and answers nothing
 about the real world. It cannot tell two people with the same attribute apart when asked about a passage in view, so the
 passages of the notebooks name each attribute once.
@@ -117,7 +120,7 @@ library_name: transformers
 # Grid seedling
 
 A {parameters:,}-parameter Llama ({recipe.layers} layers, width {recipe.hidden}) grown from nothing on made puzzles:
-2 × 2 grids and eight rules that move their cells (`seal_lib/seedling/grids.py`, `grid_recipe.py`). It is a **model
+2 × 2 grids and eight rules that move their cells (`seal_lib/arc/world.py`, `grid_recipe.py`). It is a **model
 organism**: it shows test-time training and learning to configure it on a laptop within minutes. It is no evidence
 about Llama or any other model, and solves no real ARC task.
 

@@ -14,12 +14,12 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from seal_lib.arc import prompts
+from seal_lib.arc import prompts, world
 from seal_lib.arc.augment import SWITCHES, family
 from seal_lib.arc.grids import question_text
 from seal_lib.arc.self_edits import STRATEGIES, Config
 from seal_lib.arc.tasks import Pair, Task
-from seal_lib.seedling import grids, growth
+from seal_lib.seedling import growth
 from seal_lib.seeds import rng as seeded
 
 WORDING = prompts.load("seedling")  # the model is grown on the very prompts it is later asked with
@@ -58,7 +58,7 @@ class GridRecipe(growth.Recipe):
         return {"rules": 1.0, "whole": 0.1, "large": 0.1, "configurations": 0.25}[kind]
 
     def sources(self) -> list[Path]:
-        return [Path(__file__), Path(grids.__file__)]
+        return [Path(__file__), Path(world.__file__)]
 
 
 def build_tokenizer(vocabulary: int):
@@ -77,8 +77,8 @@ def build_tokenizer(vocabulary: int):
 
 def rule_pairs(draws: random.Random, count: int) -> list[Pair]:
     """Pairs of one seen rule; in half of the cases with four different colours each, as in the tasks."""
-    rule, distinct = draws.choice(grids.populations()["seen"]), draws.random() < 0.5
-    return [grids.draw_pair(rule, draws, distinct) for _ in range(count)]
+    rule, distinct = draws.choice(world.populations()["seen"]), draws.random() < 0.5
+    return [world.draw_pair(rule, draws, distinct) for _ in range(count)]
 
 
 def rule_text(pairs: list[Pair]) -> str:
@@ -110,7 +110,7 @@ def config_document(draws: random.Random) -> list[Piece]:
     count = draws.randint(2, 4)
     pairs = rule_pairs(draws, count)
     if draws.random() < 0.5:
-        pairs = [Pair(grids.draw_grid(draws), grids.draw_grid(draws, distinct=False)) for _ in range(count)]
+        pairs = [Pair(world.draw_grid(draws), world.draw_grid(draws, distinct=False)) for _ in range(count)]
     task = Task("made", tuple(pairs), (pairs[0].input,))
     return [(WORDING.write(task)[1], False), (draw_config(draws).text(), True), ("<eos>", True)]
 

@@ -14,8 +14,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from seal_lib.knowledge import prompts
-from seal_lib.seedling import growth, world
+from seal_lib.knowledge import prompts, world
+from seal_lib.seedling import growth
 from seal_lib.seeds import rng as seeded
 
 WORDING = prompts.load("seedling")  # the model is grown on the very prompts it is later asked with

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from seal_lib.adapters import Adapter
 from seal_lib.continual import states as ops
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.streams import Stream
 from seal_lib.continual.trainer import EditJob
 from seal_lib.errors import ParameterError
-from seal_lib.finetune import Example, Result
 from seal_lib.records import Passage, Question
+from seal_lib.training.adapters import Adapter
+from seal_lib.training.finetune import Example, Result
 
 
 @dataclass

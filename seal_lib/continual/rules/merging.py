@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import torch
 
-from seal_lib.adapters import Adapter
 from seal_lib.continual import states as ops
 from seal_lib.continual.routing import route
 from seal_lib.continual.rules.base import RATES, Rule, State
 from seal_lib.continual.rules.plain import THRESHOLDS
+from seal_lib.training.adapters import Adapter
 
 
 class Independent(Rule):

@@ -11,9 +11,9 @@ from functools import cached_property
 
 from torch import Tensor
 
-from seal_lib.adapters import Adapter, target_linears
 from seal_lib.continual import states as ops
 from seal_lib.continual.rules.base import RATES, Rule, State
+from seal_lib.training.adapters import Adapter, target_linears
 
 
 class FreezeLower(Rule):

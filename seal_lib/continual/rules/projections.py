@@ -11,10 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from seal_lib.adapters import Adapter, target_linears
 from seal_lib.continual.lab import basis
 from seal_lib.continual.rules.base import RATES, Rule, State
 from seal_lib.continual.rules.rehearsal import WEIGHTS, Replay
+from seal_lib.training.adapters import Adapter, target_linears
 
 #: shares of the squared inputs that a protected space holds; 1 − energy halves from step to step
 ENERGIES = (0.2, 0.6, 0.8, 0.9, 0.95, 0.975, 0.9875, 0.99375)

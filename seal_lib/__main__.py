@@ -1,0 +1,61 @@
+"""The command line: ``python -m seal_lib run|all|status|list|check|clean``."""
+
+import argparse
+import signal
+import sys
+
+from seal_lib.errors import ParameterError, SealError
+from seal_lib.plan import costs, needs
+from seal_lib.runs import params, runner
+
+
+def enough(notebook: str, values: dict[str, object]) -> str:
+    """What this machine's memory is for a notebook's work, before it starts; raises where it is too little."""
+    return needs.check(notebook, values, costs.found())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 done, 1 failed, 2 refused before anything ran, 130 stopped by hand."""
+    parser = argparse.ArgumentParser(prog="python -m seal_lib", description="Run the notebooks.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run", help="bring one notebook up to date")
+    one.add_argument("notebook")
+    one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one parameter for this run")
+    several = commands.add_parser("all", help="bring every notebook up to date, in file order")
+    several.add_argument("--only", default="", metavar="A,B", help="names, or unique beginnings of names")
+    several.add_argument("--jobs", type=int, default=1, help="notebooks at once")
+    several.add_argument("--keep-going", action="store_true", help="go on after a failure")
+    for command in (one, several):
+        command.add_argument("--scale", default="seedling")
+        command.add_argument("--force", action="store_true", help="run again; the finished run is moved aside")
+    for name, text in (("status", "what is done"), ("list", "notebooks in order"), ("check", "check all parameters")):
+        commands.add_parser(name, help=text)
+    commands.add_parser("clean", help="remove all runs").add_argument("--yes", action="store_true")
+    given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # so that the kernel is stopped too
+    try:
+        if given.command == "run":
+            pairs = [pair.partition("=") for pair in given.set]
+            wrong = next((key for key, mark, _ in pairs if not mark), None)
+            if wrong is not None:
+                raise ParameterError(f"--set {wrong} has no value; write --set {wrong}=VALUE.")
+            values = {key: value for key, _, value in pairs}
+            return runner.run(params.find(given.notebook), given.scale, values, given.force, enough)
+        if given.command == "all":
+            return runner.run_all(given.scale, given.only, given.keep_going, given.force, max(1, given.jobs))
+        if given.command == "clean":
+            return runner.clean(given.yes)
+        if given.command == "list":
+            print("\n".join(params.names()))
+            return 0
+        return runner.status() if given.command == "status" else runner.check_parameters()
+    except SealError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

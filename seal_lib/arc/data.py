@@ -1,0 +1,213 @@
+"""ARC tasks by id: read, checked and scored as whole tasks, never as sub-tasks in file order.
+
+==================  ==================================================================================================
+two Kaggle files    ``load_tasks(challenges, solutions)``: ``{id: {train, test}}`` and ``{id: [grid, …]}``
+one original file   ``load_tasks("<id>.json")``: ``{train: [{input, output}], test: [{input, output}]}``
+a folder            ``load_tasks(folder)``: original files, one per task, ids from the file names, sorted
+the Hub             ``load_tasks("hub:owner/name:split")``: through ``datasets``, at one commit
+the made world      ``load_tasks("world:heldout:24")``: 24 tasks of rules the shipped model has never seen;
+                    ``world:mixed-heldout:24``: of three kinds of rule
+==================  ==================================================================================================
+
+A Hub dataset has a task per row: lists ``train`` and ``test`` of ``{input, output}``, the id in ``id`` or ``task_id``;
+without such a column ids are ``<split>-00000``, … in row order. The split is ``training`` if left out.
+``lordspline/arc-agi`` (``training`` and ``evaluation``, 400 tasks each, no ids) is pinned below; for any other, such as
+``dataartist/arc-agi`` (the same splits, with ids), the commit is given as ``revision``.
+
+Knows nothing of prompts, augmentation or models. The authors cut lists of sub-tasks and so score other tasks than
+they train on (facts arc.md 1.4); here tasks are chosen by explicit ids.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from seal_lib import paths
+from seal_lib.arc.grids import Grid, as_grid
+from seal_lib.arc.tasks import Pair, Task
+from seal_lib.errors import DataError
+
+#: Hub dataset → the commit it is read at
+HUB_REVISIONS = {"lordspline/arc-agi": "f323416db0d359989e3e88630ca0c21911f31754"}
+
+
+def load_tasks(
+    challenges: str | Path,
+    solutions: str | Path | None = None,
+    ids: Sequence[str] | None = None,
+    revision: str | None = None,
+    seed: int = 0,
+) -> list[Task]:
+    """Tasks in file order, or exactly ``ids`` in the order given.
+
+    ``solutions`` is the second file of the Kaggle format; without it, solutions are those in the task files, if any.
+    ``seed`` draws the tasks of the made world; ``revision`` is a Hub dataset's commit and overrides the pinned one.
+
+    Raises:
+        DataError: one sentence naming the file, the task and the entry that is missing or malformed.
+    """
+    if isinstance(challenges, str) and challenges.startswith("world:"):
+        from seal_lib.arc import mixed_world, world
+
+        population, _, count = challenges.removeprefix("world:").partition(":")
+        if not count.isdigit() or int(count) < 1:
+            raise DataError(f"tasks: {challenges} does not say how many; write world:{population}:24, say.")
+        tasks = (mixed_world if population.startswith("mixed-") else world).tasks(population, int(count), seed)
+        return tasks if ids is None else choose(tasks, ids, challenges)
+    if isinstance(challenges, str) and challenges.startswith("hub:"):
+        if solutions is not None:
+            raise DataError(f"solutions: {solutions} goes with a challenges file; {challenges} has its own.")
+        tasks = _hub(challenges, revision)
+        return tasks if ids is None else choose(tasks, ids, challenges)
+    if revision is not None:
+        raise DataError(f"revision: {revision!r} goes with a source hub:owner/name, but {challenges} is a path.")
+    source = paths.given(challenges)
+    if source.is_dir():
+        files = sorted(source.glob("*.json"))
+        if not files:
+            raise DataError(f"{source} holds no .json file; give a folder with one task per file or a challenges file.")
+        tasks = [_original(file) for file in files]
+        if solutions is not None:
+            raise DataError(f"solutions: {solutions} goes with one challenges file, but {source} is a folder.")
+    else:
+        table = _read(source)
+        if "train" in table and "test" in table:
+            if solutions is not None:
+                raise DataError(f"solutions: {solutions} goes with a challenges file; {source} is one task by itself.")
+            tasks = [_original(source)]
+        else:
+            tasks = _kaggle(source, table, None if solutions is None else paths.given(solutions))
+    return tasks if ids is None else choose(tasks, ids, str(source))
+
+
+def choose(tasks: Iterable[Task], ids: Sequence[str], where: str = "the tasks given") -> list[Task]:
+    """Exactly the tasks ``ids``, in that order; an unknown or repeated id is an error."""
+    table = {task.id: task for task in tasks}
+    for name in ids:
+        if name not in table:
+            raise DataError(f"task {name!r} is not in {where}, which has {len(table)} tasks; check the id.")
+    if len(set(ids)) < len(ids):
+        twice = next(name for name in ids if list(ids).count(name) > 1)
+        raise DataError(f"task {twice!r} is asked for twice; list each id once.")
+    return [table[name] for name in ids]
+
+
+def _original(path: Path) -> Task:
+    entry = _read(path)
+    if not {"train", "test"} <= set(entry):
+        raise DataError(
+            f"{path} is not one task (keys 'train' and 'test'); a challenges file is given by name, not in a folder."
+        )
+    return _task(path.stem, entry, str(path), None)
+
+
+def _hub(source: str, revision: str | None) -> list[Task]:
+    """Tasks of a Hub dataset in row order."""
+    name, _, split = source.removeprefix("hub:").partition(":")
+    split = split or "training"
+    if not all(part.strip() for part in name.split("/")) or name.count("/") != 1:
+        raise DataError(f"tasks: {source!r} is not of the form hub:owner/name or hub:owner/name:split.")
+    revision = revision or HUB_REVISIONS.get(name)
+    if revision is None:
+        raise DataError(f"tasks: hub:{name} has no pinned revision; give the commit as parameter `revision`.")
+    if len(revision) != 40 or set(revision) - set("0123456789abcdef"):
+        raise DataError(f"revision: {revision!r} is not a commit; give its 40 hexadecimal digits, as names may move.")
+    from datasets import load_dataset
+
+    tasks: dict[str, Task] = {}
+    for number, row in enumerate(load_dataset(name, split=split, revision=revision)):
+        key = next((key for key in ("id", "task_id") if row.get(key) is not None), None)
+        task = _task(str(row[key]) if key else f"{split}-{number:05d}", _told(row), f"{source}, row {number}", None)
+        if task.id in tasks:
+            raise DataError(f"{source}, row {number}: task {task.id!r} stands twice; ids are unique.")
+        tasks[task.id] = task
+    if not tasks:
+        raise DataError(f"{source} holds no task; choose another split.")
+    return list(tasks.values())
+
+
+def _told(row: dict) -> dict:
+    """A table row without its nulls: in a table an unknown output is null, in a file it is left out."""
+    entry = {key: row[key] for key in ("train", "test") if row.get(key) is not None}
+    for key, pairs in entry.items():
+        if isinstance(pairs, list) and all(isinstance(pair, dict) for pair in pairs):
+            entry[key] = [{k: grid for k, grid in pair.items() if grid is not None} for pair in pairs]
+    return entry
+
+
+def _kaggle(path: Path, table: dict, answers: Path | None) -> list[Task]:
+    if not table:
+        raise DataError(f"{path} holds no task; expected an object of tasks by id.")
+    known = None if answers is None else _read(answers)
+    if known is not None and set(known) != set(table):
+        name = sorted(set(known) ^ set(table))[0]
+        raise DataError(f"task {name!r} is in only one of {path} and {answers}; the two files do not belong together.")
+    tasks = []
+    for name, entry in table.items():
+        given = None if known is None else _list(known[name], f"{answers}, task {name}")
+        tasks.append(_task(name, entry, f"{path}, task {name}", given))
+    return tasks
+
+
+def _task(name: str, entry: object, where: str, answers: list | None) -> Task:
+    if not isinstance(entry, dict):
+        raise DataError(f"{where} is a {type(entry).__name__}; expected an object with 'train' and 'test'.")
+    parts = {}
+    for key in ("train", "test"):
+        if key not in entry:
+            raise DataError(f"{where}: the key {key!r} is missing; a task has 'train' and 'test'.")
+        parts[key] = _list(entry[key], f"{where}, {key}")
+        if not parts[key]:
+            raise DataError(f"{where}: {key!r} is empty; a task needs at least one demonstration and one test.")
+    train = tuple(
+        Pair(_grid(pair, "input", f"{where}, train[{i}]"), _grid(pair, "output", f"{where}, train[{i}]"))
+        for i, pair in enumerate(parts["train"])
+    )
+    tests = tuple(_grid(test, "input", f"{where}, test[{i}]") for i, test in enumerate(parts["test"]))
+    told = ["output" in test for test in parts["test"]]
+    if any(told) and not all(told):
+        raise DataError(f"{where}: test[{told.index(False)}] has no 'output' but others do; give all or none.")
+    own = tuple(_grid(test, "output", f"{where}, test[{i}]") for i, test in enumerate(parts["test"]) if told[i])
+    if answers is None:
+        return Task(name, train, tests, own)
+    if len(answers) != len(tests):
+        raise DataError(f"{where}: {len(tests)} test inputs but {len(answers)} solutions; each test needs one.")
+    solutions = tuple(as_grid(grid, f"{where}, solution {i}") for i, grid in enumerate(answers))
+    if own and own != solutions:
+        raise DataError(f"{where}: the outputs in the challenges differ from the solutions file; keep one of them.")
+    return Task(name, train, tests, solutions)
+
+
+def _grid(holder: object, key: str, where: str) -> Grid:
+    if not isinstance(holder, dict) or key not in holder:
+        raise DataError(f"{where}: the key {key!r} is missing; expected an object with grids.")
+    return as_grid(holder[key], f"{where}, {key}")
+
+
+def _list(value: object, where: str) -> list:
+    if not isinstance(value, list):
+        raise DataError(f"{where} is a {type(value).__name__}; expected a list.")
+    return value
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        seen = [key for key, _ in pairs]
+        raise DataError(f"the key {next(key for key in seen if seen.count(key) > 1)!r} stands twice; remove one.")
+    return table
+
+
+def _read(path: Path) -> dict:
+    """A JSON object from a file; a key that stands twice is an error, not a silent loss."""
+    if not path.is_file():
+        raise DataError(f"tasks: no file {path}; give a challenges file, a task file or a folder of task files.")
+    try:
+        table = json.loads(path.read_text("utf-8"), object_pairs_hook=_unique)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number too long, nested too deep
+        raise DataError(f"{path} is not JSON text ({' '.join(str(error).split())[:120]}); mend the file.") from error
+    if not isinstance(table, dict):
+        raise DataError(f"{path} holds a {type(table).__name__}; expected a JSON object of tasks, or of one task.")
+    return table

@@ -1,0 +1,148 @@
+"""Puzzles of three kinds of rule, each of which wants other training data: what suits one kind misleads another.
+
+====================  ===============================================  ==================  ==================
+kind                  rule                                             turned copies are   recoloured ones are
+====================  ===============================================  ==================  ==================
+``moves``             cells move (:mod:`seal_lib.arc.world`)      of another rule     fair
+``around_black``      cells move *relative to the black ones*; the     fair, and needed    fair
+                      test has them where no demonstration has them
+``key_colour``        one colour becomes another one everywhere        fair                of another rule
+====================  ===============================================  ==================  ==================
+
+Every switch of a self-edit also recolours copies, so ``moves`` wants any switch but the turning one, ``around_black``
+wants the turning one, and ``key_colour`` wants none. All grids are 2 × 2, as the grid seedling reads them; it was grown
+on eight rules that move cells, so the other two kinds are new to it altogether.
+"""
+
+import random
+from functools import cache
+from itertools import permutations, product
+
+from seal_lib.arc import world
+from seal_lib.arc.augment import IDENTITY, flip, rotate, transpose
+from seal_lib.arc.grids import Grid
+from seal_lib.arc.tasks import Pair, Task
+from seal_lib.errors import DataError
+from seal_lib.seeds import rng as seeded
+
+KINDS = ("moves", "around_black", "key_colour")
+#: where black cells are before a grid is turned; cells are numbered 0 1 / 2 3
+BLACK: dict[str, tuple[int, ...]] = {"corner": (0,), "side": (0, 1), "diagonal": (0, 3), "bend": (0, 1, 2)}
+#: the eight ways to turn or mirror a square
+TURNS = (IDENTITY, rotate(90), rotate(180), rotate(270), flip(0), flip(1), transpose(), rotate(180).then(transpose()))
+_NUMBERED: Grid = ((0, 1), (2, 3))
+
+
+def cells(grid: Grid) -> tuple[int, ...]:
+    return grid[0] + grid[1]
+
+
+def grid_of(four: tuple[int, ...] | list[int]) -> Grid:
+    a, b, c, d = four
+    return ((a, b), (c, d))
+
+
+@cache
+def around_black() -> tuple[tuple[str, world.Rule], ...]:
+    """(place of the black cells, cell map) of every rule that turning and recolouring leave as it is.
+
+    A cell map is one if it does the same before and after each turn that leaves the black cells in place. Maps that
+    differ only in which black cell they show are one rule; those that change nothing, or blacken all, are left out.
+    """
+    rules = []
+    for place, black in BLACK.items():
+        shown = [-1 if i in black else i for i in range(4)]  # black cells look alike
+        kept = [cells(turn(_NUMBERED)) for turn in TURNS]
+        kept = [turn for turn in kept if {i for i in range(4) if turn[i] in black} == set(black)]
+        found: dict[tuple[int, ...], world.Rule] = {}
+        for rule in product(range(4), repeat=4):
+            if all(shown[rule[turn[i]]] == shown[turn[rule[i]]] for turn in kept for i in range(4)):
+                found.setdefault(tuple(shown[i] for i in rule), rule)
+        rules += [(place, rule) for looks, rule in found.items() if looks != tuple(shown) and set(looks) != {-1}]
+    return tuple(rules)
+
+
+@cache
+def populations() -> dict[str, dict[str, tuple]]:
+    """Kind → rules, of each population; no rule is in two of them."""
+    around, keys = list(around_black()), list(permutations(range(1, world.COLOURS), 2))
+    random.Random(0).shuffle(around)
+    random.Random(0).shuffle(keys)
+    names, moves = ("seen", "learning", "heldout"), world.populations()
+    cuts = {"around_black": (0, 4, 16), "key_colour": (0, 12, 40)}
+    cut = {"around_black": around, "key_colour": keys}
+    return {
+        f"mixed-{name}": {
+            "moves": moves[name],
+            **{kind: tuple(cut[kind][at[i] : (*at, None)[i + 1]]) for kind, at in cuts.items()},
+        }
+        for i, name in enumerate(names)
+    }
+
+
+def kind_of(task: Task | str) -> str:
+    """The kind of a task of this world, from its id."""
+    name = task if isinstance(task, str) else task.id
+    return next((kind for kind in KINDS if f"-{kind}-" in name), "unknown")
+
+
+def tasks(population: str, count: int, seed: int = 0, demonstrations: int = 4) -> list[Task]:
+    """``count`` tasks, a third of each kind in turn, each of a different rule.
+
+    Raises:
+        DataError: an unknown population, a count that three does not divide, or more tasks than there are rules.
+    """
+    if population not in populations():
+        raise DataError(f"tasks: world:{population} is not one of world:{', world:'.join(populations())}.")
+    each, left = divmod(count, len(KINDS))
+    if left:
+        raise DataError(f"tasks: {count} tasks of world:{population} cannot be a third of each kind; give 18, say.")
+    made: dict[str, list[Task]] = {}
+    for kind, rules in populations()[population].items():
+        if each > len(rules):
+            raise DataError(f"tasks: world:{population} has {len(rules)} rules {kind}; ask for {3 * len(rules)} tasks.")
+        chosen = list(rules)
+        seeded("mixed tasks", population, kind, seed).shuffle(chosen)
+        made[kind] = [_TASKS[kind](f"{population}-{kind}", rule, seed, demonstrations) for rule in chosen[:each]]
+    return [task for several in zip(*made.values(), strict=True) for task in several]
+
+
+def _moves(name: str, rule: world.Rule, seed: int, demonstrations: int) -> Task:
+    name = f"{name}-{''.join(map(str, rule))}"
+    draws = seeded("mixed task", name, seed)
+    return _task(name, [world.draw_pair(rule, draws) for _ in range(demonstrations + 1)])
+
+
+def _around_black(name: str, rule: tuple[str, world.Rule], seed: int, demonstrations: int) -> Task:
+    """The black cells stand in one place in all demonstrations and in another one in the test."""
+    place, moved = rule
+    name, black = f"{name}-{place}-{''.join(map(str, moved))}", BLACK[place]
+    draws = seeded("mixed task", name, seed)
+    places = {frozenset(i for i, cell in enumerate(cells(turn(_NUMBERED))) if cell in black): turn for turn in TURNS}
+    turns = [places[key] for key in sorted(places, key=sorted)]
+    draws.shuffle(turns)
+    pairs = []
+    for turn in [turns[0]] * demonstrations + [turns[-1]]:
+        colours = draws.sample(range(1, world.COLOURS), 4)
+        grid = grid_of([0 if i in black else colours[i] for i in range(4)])
+        pairs.append(turn.pair(Pair(grid, world.apply(moved, grid))))
+    return _task(name, pairs)
+
+
+def _key_colour(name: str, rule: tuple[int, int], seed: int, demonstrations: int) -> Task:
+    old, new = rule
+    name = f"{name}-{old}{new}"
+    draws = seeded("mixed task", name, seed)
+    pairs = []
+    for _ in range(demonstrations + 1):
+        four = [old, *draws.sample([c for c in range(world.COLOURS) if c not in rule], 3)]
+        draws.shuffle(four)
+        pairs.append(Pair(grid_of(four), grid_of([new if cell == old else cell for cell in four])))
+    return _task(name, pairs)
+
+
+def _task(name: str, pairs: list[Pair]) -> Task:
+    return Task(name, tuple(pairs[:-1]), (pairs[-1].input,), (pairs[-1].output,))
+
+
+_TASKS = {"moves": _moves, "around_black": _around_black, "key_colour": _key_colour}

@@ -1,0 +1,177 @@
+"""What a useful token of test-time training costs: 15 self-edits of one task, trained in seven ways.
+
+====================  ===============================================================================================
+one_at_a_time_padded  one adapter after the other, every example padded to the longest of its set, pads in the loss,
+                      as the released code pads (but in a plain loop: no Trainer and no start-up of one)
+one_at_a_time         one adapter after the other, nothing padded
+bank_padded           all adapters side by side, padded as above
+bank                  all adapters side by side, nothing padded
+bank_bounded          the same through half as many slots, at most 1 000 tokens a step: slots take turns
+bank_bucketed         as ``bank_bounded``, minibatches made of examples of like length
+bank_unique           as ``bank_bounded``, equal configurations trained once
+====================  ===============================================================================================
+
+The self-edits are drawn from 18 configurations, which is how concentrated a policy is after a round, so some repeat.
+A useful token is one that is not padding, counted for all 15 self-edits; sampling and scoring are left out. Every way
+trains whole self-edits, what it costs to begin one included. The puzzles are of the made world, far shorter than
+ARC's (:mod:`seal_lib.plan.lengths`): the ratios are this model's at these lengths. Run
+``make bench`` or ``python -m seal_lib.bench.arc``; writes ``figures/seedling/bench_arc.{csv,png,pdf}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from seal_lib import paths
+from seal_lib.arc.augment import SWITCHES
+from seal_lib.arc.inner_loop import TestTimeTraining, training_examples
+from seal_lib.arc.self_edits import Config
+from seal_lib.arc.tasks import Task
+from seal_lib.seeds import rng
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from seal_lib.training.finetune import Job
+
+MODEL = "seedling-grids"
+SELF_EDITS = 15
+SETTINGS = TestTimeTraining(rank=16, alpha=16, targets="all-linear", batch=4, warmup=3, cap=32, copies=3, slots=16,
+                            tokens_per_step=1000, example_tokens=120)  # fmt: skip
+
+
+def draw(task: Task, count: int = SELF_EDITS) -> list[Config]:
+    """Configurations as a policy after one round writes them: three sets of switches, two rates, three epochs."""
+    draws = rng("arc bench", task.id)
+    switches = (SWITCHES[2:3], SWITCHES[3:], SWITCHES[1:2] + SWITCHES[3:])
+    return [
+        Config(draws.choice(switches), "train_using_output_tokens", draws.choice((3e-3, 1e-2)), draws.choice((2, 3, 4)))
+        for _ in range(count)
+    ]
+
+
+def jobs_of(task: Task, configs: Sequence[Config], tokenizer, settings: TestTimeTraining) -> list[Job]:
+    """One job per self-edit, equal ones included."""
+    from seal_lib.arc import prompts
+    from seal_lib.training.finetune import Job
+
+    wording, sets = prompts.load("seedling"), {}
+    return [
+        Job(
+            id=f"{number}", examples=training_examples(task, config, tokenizer, wording, settings, 0, sets),
+            lr=config.learning_rate, epochs=config.epochs, rank=settings.rank, alpha=settings.alpha,
+            batch=settings.batch, schedule=settings.schedule, warmup=settings.warmup,
+        )
+        for number, config in enumerate(configs)
+    ]  # fmt: skip
+
+
+def padded(job: Job, pad: int) -> Job:
+    """Every example padded to the longest of the set; pads are predicted, as in the released code."""
+    longest = max(len(example.ids) for example in job.examples)
+    examples = []
+    for example in job.examples:
+        more, weights = longest - len(example.ids), example.weights or [1.0] * len(example.ids)
+        examples.append(replace(example, ids=[*example.ids, *[pad] * more], weights=[*weights, *[1.0] * more]))
+    return replace(job, examples=examples)
+
+
+def bucketed(job: Job) -> Job:
+    """Minibatches of examples of like length, in random order."""
+    order = []
+    for epoch in range(job.epochs):
+        draws = random.Random(job.seed * 1_000_003 + epoch)
+        rows = sorted(range(len(job.examples)), key=lambda i: (len(job.examples[i].ids), draws.random()))
+        batches = [tuple(rows[i : i + job.batch]) for i in range(0, len(rows), job.batch)]
+        draws.shuffle(batches)
+        order += batches
+    return replace(job, order=order)
+
+
+def tokens(jobs: Sequence[Job]) -> int:
+    """Tokens trained on, all epochs."""
+    return sum(job.epochs * sum(len(example.ids) for example in job.examples) for job in jobs)
+
+
+def measure(model, tokenizer, task: Task, settings: TestTimeTraining = SETTINGS, repetitions: int = 5,
+            count: int = SELF_EDITS) -> pd.DataFrame:  # fmt: skip
+    """Median over interleaved repetitions, low and high the least and most; ``tokens``: mean of an example."""
+    import pandas as pd
+
+    from seal_lib.training.bank import AdapterBank
+
+    configs = draw(task, count)
+    plain = jobs_of(task, configs, tokenizer, settings)
+    wide = [padded(job, tokenizer.pad_token_id) for job in plain]
+    first = {config: number for number, config in reversed(list(enumerate(configs)))}
+    once = [plain[number] for number in sorted(first.values())]
+    useful = tokens(plain)
+    length = statistics.fmean(len(example.ids) for job in plain for example in job.examples)
+    bounded = (max(1, settings.slots // 2), settings.tokens_per_step or None)
+
+    def train(jobs: Sequence[Job], slots: int, bound: int | None = None) -> Callable[[], None]:
+        def go() -> None:
+            with AdapterBank(model, slots=slots, targets=settings.targets, tokens_per_step=bound) as bank:
+                bank.run(jobs)
+
+        return go
+
+    ways = {
+        "one_at_a_time_padded": (train(wide, 1), useful / tokens(wide)),
+        "one_at_a_time": (train(plain, 1), 1.0),
+        "bank_padded": (train(wide, settings.slots), useful / tokens(wide)),
+        "bank": (train(plain, settings.slots), 1.0),
+        "bank_bounded": (train(plain, *bounded), 1.0),
+        "bank_bucketed": (train([bucketed(job) for job in plain], *bounded), 1.0),
+        "bank_unique": (train(once, *bounded), 1.0),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repetitions):
+        for name, (go, _) in ways.items():
+            start = time.process_time()  # CPU seconds of the one thread: other programs do not count
+            go()
+            seconds[name].append(time.process_time() - start)
+    rows = []
+    for name, (_, share) in ways.items():
+        several = [1e3 * s / useful for s in seconds[name]]
+        rows.append(
+            {
+                "variant": name, "ms_per_useful_token": statistics.median(several), "low": min(several),
+                "high": max(several), "useful_share": share, "seconds": statistics.median(seconds[name]),
+                "self_edits": len(configs), "distinct": len(once), "tokens": length,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: measure, write table and picture, print the savings."""
+    parser = argparse.ArgumentParser(prog="python -m seal_lib.bench.arc", description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=5)
+    options = parser.parse_args(arguments)
+    from seal_lib import models
+    from seal_lib.arc import plots as arc_plots
+    from seal_lib.arc import world
+    from seal_lib.report import figures
+
+    model, tokenizer = models.load(MODEL)
+    table = measure(model, tokenizer, world.tasks("learning", 1)[0], repetitions=options.repetitions)
+    about = table.iloc[0]
+    title = f"{MODEL}, LoRA of rank {SETTINGS.rank}, batch {SETTINGS.batch}, {about['tokens']:.0f} tokens an example, "
+    title += f"{about['self_edits']} self-edits of one puzzle"
+    figures.draw(arc_plots.bench_arc, table, "bench_arc", paths.figures() / "seedling", title, size=(7.2, 3.0))
+    print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
+    cost = table.set_index("variant").ms_per_useful_token
+    for name in cost.index[1:]:
+        print(f"one_at_a_time_padded/{name}: {cost['one_at_a_time_padded'] / cost[name]:.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

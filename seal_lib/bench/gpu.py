@@ -1,0 +1,314 @@
+"""What one 7B self-edit costs on this GPU: training its adapter in three ways, and answering five questions with it.
+
+Random weights of the true shapes of Qwen2.5-7B and Llama-3.2-1B in bfloat16, made on the device: nothing is downloaded,
+and no accuracy is measured. Documents have the lengths of SEAL's released self-edits (:mod:`seal_lib.plan.lengths`).
+
+==============  =====================================================================================================
+``authors``     HF Trainer + PEFT, batch 1, every document padded to 2 048, pads in the loss; some steps
+``sequential``  nothing padded, one adapter after the other (:func:`seal_lib.training.finetune.train_alone`)
+``bank``        the adapter bank, K = 1 … 64 adapters side by side, from a queue of self-edits twice as long
+==============  =====================================================================================================
+
+What an adapter, or a bank full of them, costs before its second step is spread over all steps of the self-edits in
+every way, also where a measurement stops before that (:class:`seal_lib.bench.inner_loop.Timing`).
+
+For each, on q/v and on all linears: seconds per self-edit, answers included; tokens per second; the share of the
+device's floors in bytes and FLOPs (:mod:`seal_lib.plan.costs`); peak memory. Repetitions are interleaved until time is
+up. Every measurement is written as soon as it is there (``bench_gpu_rows.csv``), so a killed run keeps its rows and
+``--draw`` makes table and picture of them; memory that runs out is an outcome, not an end. ``make bench-gpu``;
+``--tiny`` runs the same code on a CPU in seconds. Arithmetic and picture are in :mod:`seal_lib.bench.gpu_table`.
+"""
+
+import argparse
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from seal_lib import paths
+from seal_lib.bench import gpu_sizes, gpu_table, inner_loop
+from seal_lib.bench.gpu_table import Row
+from seal_lib.errors import SealError
+from seal_lib.models import budget
+from seal_lib.plan import lengths
+
+
+class OutOfTime(Exception):
+    """Raised inside a measurement whose time is up; what was done until then counts."""
+
+
+def shape_of(name: str) -> budget.Shape:
+    """Shape of a model of the plan."""
+    return gpu_sizes.TINY_SHAPE if name == "tiny" else budget.shape_of(name)
+
+
+def build(shape: budget.Shape, device: str):
+    """A causal LM of this shape with random weights, in eval mode, frozen; bfloat16 on a GPU, made there."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+    kind = Qwen2Config if shape.qkv_bias else LlamaConfig
+    own = {} if shape.qkv_bias else {"head_dim": shape.head_dim}
+    config = kind(
+        vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.positions, tie_word_embeddings=shape.tied, bos_token_id=None,
+        eos_token_id=None, pad_token_id=0, **own,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
+    return model.to(device).eval().requires_grad_(False)
+
+
+class Words:
+    """Stands for a tokenizer: a text is a list of numbers. Its end-of-text is a word nobody samples."""
+
+    eos_token_id, pad_token_id = -1, 0
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [int(word) for word in text.split()]}
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return " ".join(map(str, ids))
+
+
+def jobs_of(plan: gpu_sizes.Plan, count: int, vocabulary: int) -> list:
+    """``count`` self-edits of recorded lengths in random words; the same for every variant."""
+    from seal_lib.training.bank import Example, Job
+
+    edits, draw, jobs = gpu_sizes.documents(plan), random.Random(0), []
+    for i in range(count):
+        examples = [Example([draw.randrange(2, vocabulary) for _ in range(n)]) for n in edits[i % len(edits)]]
+        jobs.append(
+            Job(
+                str(i),
+                examples,
+                lr=gpu_sizes.LR,
+                epochs=plan.epochs,
+                rank=gpu_sizes.RANK,
+                alpha=gpu_sizes.ALPHA,
+                seed=i,
+            )
+        )
+    return jobs
+
+
+def variants(plan: gpu_sizes.Plan) -> list[tuple[str, str, int]]:
+    """(targets, variant, K) in the order of a repetition."""
+    ways = [("bank", plan.slots[0]), ("authors", 1), ("sequential", 1), *(("bank", k) for k in plan.slots[1:])]
+    return [(targets, *way) for targets in plan.targets for way in ways]
+
+
+# ---------------------------------------------------------------------------------------------- measuring
+
+
+def clock(model) -> Callable[[], float]:
+    """Seconds, read once the device has done what it was told."""
+    import torch
+
+    if next(model.parameters()).device.type == "cpu":
+        return time.perf_counter
+
+    def now() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return now
+
+
+def train(
+    model, plan: gpu_sizes.Plan, targets: str, variant: str, k: int, turn: int, limit: float
+) -> tuple[float, int, int, int]:
+    """(seconds, adapter-steps, tokens of the documents in them, self-edits begun) of one measurement.
+
+    The bank is stopped after ``limit`` seconds, a sequential way after the self-edit during which they passed. The
+    seconds hold as much of the start as the steps are of the self-edits started.
+    """
+    from seal_lib.training.bank import AdapterBank
+    from seal_lib.training.finetune import train_alone
+
+    now, begun = clock(model), time.perf_counter()
+    jobs = jobs_of(plan, max(2 * k, 8), model.config.vocab_size)
+    own = jobs[turn % len(jobs)]
+    if variant == "authors":
+        timing, whole = (
+            inner_loop.with_trainer(model, own, plan.padding, plan.padded_steps, targets, now),
+            len(own.plan()),
+        )
+        return timing.steps * timing.per_step(whole), timing.steps, round(timing.steps * _tokens(own) / whole), 1
+    if variant == "sequential":
+        seconds, steps, tokens, edits = 0.0, 0, 0, 0
+        while not edits or edits < 3 and time.perf_counter() - begun < limit / 2:
+            start, job = now(), jobs[(turn + edits) % len(jobs)]
+            result = train_alone(model, job, targets)
+            seconds, steps, edits = seconds + now() - start, steps + result.steps, edits + 1
+            tokens += result.tokens
+        return seconds, steps, tokens, edits
+    seen = {"steps": 0, "tokens": 0, "waiting": len(jobs)}
+    first: list[tuple[float, int]] = []  # when the bank's first step ended, and the adapter-steps in it
+
+    def watch(counts: dict) -> None:
+        seen.update(counts)
+        if not first:
+            first.append((now(), counts["steps"]))
+        elif time.perf_counter() - begun > limit:
+            raise OutOfTime
+
+    with AdapterBank(model, slots=k, targets=targets) as bank:
+        start = now()
+        try:
+            for _ in bank.stream(jobs, watch):  # adapters are dropped as they come: 128 of all linears are 40 GB
+                pass
+        except OutOfTime:
+            pass
+        end = now()
+    opened = sum(sorted((len(job.plan()) for job in jobs), reverse=True)[:k])  # steps of those that the start opened
+    (ended, served), steps = first[0], seen["steps"]
+    usual = (end - ended) / max(1, steps - served)
+    opening = max(0.0, ended - start - usual * served)
+    return end - start - opening * (1 - min(1.0, steps / opened)), steps, seen["tokens"], len(jobs) - seen["waiting"]
+
+
+def _tokens(job) -> int:
+    return job.epochs * sum(len(example.ids) for example in job.examples)
+
+
+def answer(model, plan: gpu_sizes.Plan, targets: str, k: int) -> tuple[float, int]:
+    """(seconds, answers) for five questions to each of ``k`` adapters, decoded together; they come from the host."""
+    import torch
+
+    from seal_lib.generation.contract import Request, Sampling
+    from seal_lib.generation.hf import HFGenerator
+    from seal_lib.training.adapters import Adapter, target_linears, target_names
+    from seal_lib.training.bank import Job
+
+    names = target_names(targets)
+    start = Job("answer", (), rank=gpu_sizes.RANK, seed=0).initial(target_linears(model, names))
+    draw = torch.Generator().manual_seed(1)
+    weights = {n: (a, 1e-3 * torch.randn(b.shape, generator=draw)) for n, (a, b) in start.items()}
+    adapters = [
+        Adapter(gpu_sizes.RANK, gpu_sizes.ALPHA, names, dict(weights)) for _ in range(k)
+    ]  # tensors shared, to spare host memory
+    words, ask = random.Random(0), round(lengths.profiles()["squad"].ask)
+    asked = [
+        Request(" ".join(str(words.randrange(2, model.config.vocab_size)) for _ in range(ask)), adapter=adapter)
+        for adapter in adapters
+        for _ in range(gpu_sizes.QUESTIONS)
+    ]
+    now, generator = clock(model), HFGenerator(model, Words())
+    begun = now()
+    done = generator.generate(asked, Sampling(plan.answer_tokens))
+    seconds = now() - begun
+    if any(c.tokens != plan.answer_tokens for (c,) in done):
+        raise SealError("An answer ended early, so its cost would be too low; this must not happen: see Words.")
+    return seconds, len(asked)
+
+
+def measure(model, name: str, plan: gpu_sizes.Plan, targets: str, variant: str, k: int, turn: int, limit: float) -> Row:
+    """One row; memory that runs out, or a model that the bank refuses, is its outcome."""
+    import torch
+
+    gpu = next(model.parameters()).device.type == "cuda"
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    row = Row(name, targets, variant, k, turn, "ok")
+    try:
+        seconds, steps, tokens, edits = train(model, plan, targets, variant, k, turn, limit)
+        row = replace(row, train_seconds=seconds, steps=steps, tokens=tokens, edits=edits)
+        seconds, answers = answer(model, plan, targets, k)
+        row = replace(row, answer_seconds=seconds, answers=answers)
+    except torch.OutOfMemoryError as error:
+        row = replace(row, outcome="out of memory", reason=str(error).splitlines()[0][:120])
+    except SealError as error:
+        row = replace(row, outcome="refused", reason=str(error)[:200])
+    peak = torch.cuda.max_memory_allocated() / 1e9 if gpu else inner_loop.own_peak() / 1e3
+    return replace(row, peak_gb=peak)
+
+
+def measurements(plan: gpu_sizes.Plan, device: str, say: Callable[[str], None]) -> Iterator[Row]:
+    """Rows as they are made: model by model, variants interleaved, until each model's share of the time is used."""
+    import torch
+
+    begun, share = time.monotonic(), 0.0
+    for name, part in plan.models:
+        share += part
+        until = begun + 60 * plan.minutes * share - (5 if plan.minutes > 2 else 0)
+        model = build(shape_of(name), device)
+        say(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B random weights on {device}")
+        _warm_up(model, plan)
+        ways = variants(plan)
+        limit = max(0.5, (until - time.monotonic()) / len(ways) / 2.5)  # training; answering and set-up take the rest
+        spent: dict[tuple, float] = {}
+        dropped: set[tuple] = set()
+        for turn in range(plan.repetitions):
+            for way in ways:
+                if way in dropped or time.monotonic() + spent.get(way, limit) > until:
+                    continue
+                start = time.monotonic()
+                row = measure(model, name, plan, *way, turn, limit)
+                spent[way] = time.monotonic() - start
+                if row.outcome != "ok":
+                    dropped.add(way)
+                yield row
+        del model
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _warm_up(model, plan: gpu_sizes.Plan) -> None:
+    """Kernels are chosen and libraries loaded before anything is timed."""
+    short = replace(plan, epochs=1, documents=2, answer_tokens=2, padded_steps=1)
+    for variant, k in (("bank", 2), ("authors", 1)):
+        train(model, short, "qv", variant, k, 0, 10.0)
+    answer(model, short, "qv", 2)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: measure, write rows, table, picture and the record of the machine."""
+    parser = argparse.ArgumentParser(prog="python -m seal_lib.bench.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="a tiny shape on the CPU, seconds: for the tests")
+    parser.add_argument("--minutes", type=float, help="time for all of it (default 9)")
+    parser.add_argument("--draw", action="store_true", help="only make table and picture of the rows that are there")
+    parser.add_argument("--model", choices=[name for name, _ in gpu_sizes.Plan().models], help="only this one")
+    given = parser.parse_args(arguments)
+    plan = gpu_sizes.TINY if given.tiny else gpu_sizes.Plan()
+    if given.minutes:
+        plan = replace(plan, minutes=given.minutes)
+    if given.model:
+        plan = replace(plan, models=((given.model, 1.0),))
+    folder, stem = paths.figures() / "gpu", "bench_gpu_tiny" if given.tiny else "bench_gpu"
+    try:
+        if not given.draw:
+            _run(plan, folder / f"{stem}_rows.csv")
+        table = gpu_table.finish(folder, stem)
+    except SealError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(gpu_table.told(table))
+    return 0
+
+
+def _run(plan: gpu_sizes.Plan, file) -> None:
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # HF Trainer would spread over several
+    import torch
+
+    device = "cpu" if plan.tiny else "cuda"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SealError("No CUDA GPU is found; python -m seal_lib.bench.gpu --tiny runs the same code on a CPU.")
+    if device == "cpu":
+        torch.set_num_threads(1)
+    source = lengths.profiles()["squad"].source
+    record = gpu_table.machine(device) | {"lengths": source, "minutes": plan.minutes}
+    shapes = {name: shape_of(name) for name, _ in plan.models}
+    gpu_table.begin(file, record, plan, shapes)
+    for row in measurements(plan, device, print):
+        gpu_table.append(file, row)
+        print(gpu_table.line(row), flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

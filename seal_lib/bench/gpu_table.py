@@ -1,0 +1,276 @@
+"""Rows, table and picture of the GPU benchmark: what was measured, beside what the device's floors allow.
+
+A row is one measurement, kept in a CSV file line by line; :func:`summary` makes one line per way of them,
+:func:`cost_curve` draws it, :func:`finish` writes all of it. Measures nothing (:mod:`seal_lib.bench.gpu` does).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seal_lib import paths
+from seal_lib.bench import gpu_sizes
+from seal_lib.errors import SealError
+from seal_lib.models import budget
+from seal_lib.plan import costs, lengths
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+#: seconds of one H200 per 7B self-edit, answers included: what the study plan asks for
+GOAL = 1.5
+LABELS = {
+    "authors": "authors' code: padded to 2 048", "sequential": "one at a time, nothing padded", "bank": "adapter bank",
+}  # fmt: skip
+PACKAGES = ("torch", "transformers", "peft", "accelerate")
+TARGETS = {"qv": "q and v", "all-linear": "all linears"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. ``outcome``: ok, out of memory or refused; what was not reached is NaN or 0."""
+
+    model: str
+    targets: str
+    variant: str
+    K: int
+    turn: int
+    outcome: str
+    train_seconds: float = math.nan
+    steps: int = 0  # adapter-steps in them
+    tokens: int = 0  # of the documents in them, without pads
+    edits: int = 0  # self-edits begun
+    answer_seconds: float = math.nan
+    answers: int = 0
+    peak_gb: float = math.nan
+    reason: str = ""
+
+
+_TYPES = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in dataclasses.fields(Row)}
+
+
+def machine(device: str) -> dict[str, object]:
+    """Device, driver, CUDA, versions and date of a measurement."""
+    import torch
+
+    from seal_lib.runs import manifest
+
+    here = manifest.machine()
+    found = costs.found(here) if device == "cuda" else costs.devices()["cpu"]
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else here["cpu"],
+        "device_key": found.key,
+        "gpus": here["gpus"],  # name, driver, memory
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "versions": {k: v for k, v in manifest.versions().items() if k in PACKAGES},
+        "dtype": "bfloat16" if device == "cuda" else "float32",
+        "git": manifest.git_state(),
+        "date": manifest.now(),
+    }  # fmt: skip
+
+
+def begin(file: Path, record: dict, plan: gpu_sizes.Plan, shapes: dict[str, budget.Shape]) -> None:
+    """An empty table of rows and the record of machine and sizes, before the first measurement."""
+    edits = gpu_sizes.documents(plan)
+    sizes = {
+        "rank": gpu_sizes.RANK, "alpha": gpu_sizes.ALPHA, "lr": gpu_sizes.LR, "epochs": plan.epochs,
+        "epochs_of_an_edit": gpu_sizes.EPOCHS, "questions": gpu_sizes.QUESTIONS, "answer_tokens": plan.answer_tokens,
+        "padding": plan.padding, "documents_per_edit": statistics.fmean(map(len, edits)), "tokens_per_document":
+        sum(map(sum, edits)) / sum(map(len, edits)),
+    }  # fmt: skip
+    table = {name: dataclasses.asdict(shape) for name, shape in shapes.items()}
+    paths.write_json(_record(file), record | {"sizes": sizes, "shapes": table, "efficiency": {}})
+    paths.write_text(file, ",".join(_TYPES) + "\n")
+
+
+def _record(file: Path) -> Path:
+    return file.with_name(f"{file.stem.removesuffix('_rows')}.json")
+
+
+def append(file: Path, row: Row) -> None:
+    """Write one row through to the disk."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(dataclasses.astuple(row))
+    with open(file, "a", encoding="utf-8") as out:
+        out.write(text.getvalue())
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of a file; a last line that a kill cut off is left out."""
+    if not file.is_file():
+        raise SealError(f"{paths.short(file)} does not exist; run make bench-gpu first.")
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    return [Row(**{k: _TYPES[k](v) for k, v in line.items()}) for line in csv.DictReader(io.StringIO(whole))]
+
+
+def line(row: Row) -> str:
+    """One row for a person."""
+    what = f"{row.model.rpartition('/')[2]}, {row.targets}, {row.variant} K={row.K}, repetition {row.turn + 1}"
+    if row.outcome != "ok":
+        return f"{what}: {row.outcome} ({row.reason})"
+    step, each = 1e3 * row.train_seconds / row.steps, row.answer_seconds / row.answers
+    return f"{what}: {step:.2f} ms an adapter-step ({row.steps}), {each:.3f} s an answer, {row.peak_gb:.1f} GB"
+
+
+# ---------------------------------------------------------------------------------------------- the table
+
+
+def summary(rows: Sequence[Row], record: dict) -> pd.DataFrame:
+    """One line per model, targets, variant and K.
+
+    Columns: ``seconds_per_edit`` (median, with ``low`` and ``high`` over repetitions) = ``train_s`` + ``answer_s``;
+    ``ms_per_step``; ``tokens_per_s`` (trained, without pads); ``floor_ms`` and its share ``floor_share``;
+    ``bytes_share`` and ``flops_share`` (of the time that moving and computing alone would take); ``answer_share``;
+    ``peak_gb``; ``outcome``; ``measured`` repetitions. What was not measured is NaN.
+    """
+    import pandas as pd
+
+    sizes, device = record["sizes"], costs.device(record["device_key"]) if record["device_key"] != "gpu" else None
+    steps = sizes["documents_per_edit"] * sizes["epochs_of_an_edit"]
+    lines = []
+    for key in dict.fromkeys((r.model, r.targets, r.variant, r.K) for r in rows):
+        several = [r for r in rows if (r.model, r.targets, r.variant, r.K) == key]
+        good = [r for r in several if r.outcome == "ok"]
+        bad = next((r.outcome for r in several if r.outcome != "ok"), "")
+        ms = [1e3 * r.train_seconds / r.steps for r in good]
+        asked = [r.answer_seconds / r.answers * sizes["questions"] for r in good]
+        both = [m / 1e3 * steps + a for m, a in zip(ms, asked, strict=True)]
+        middle = _middle(ms)
+        line = dict(zip(("model", "targets", "variant", "K"), key, strict=True)) | {
+            "seconds_per_edit": _middle(both), "low": min(both, default=math.nan), "high": max(both, default=math.nan),
+            "train_s": middle / 1e3 * steps, "answer_s": _middle(asked), "ms_per_step": middle,
+            "tokens_per_s": _middle([r.tokens / r.train_seconds for r in good]),
+        }  # fmt: skip
+        line |= _shares(key, record, device, middle, _middle(asked))
+        line |= {
+            "peak_gb": max((r.peak_gb for r in good), default=math.nan),
+            "outcome": bad or "ok", "measured": len(good),
+        }  # fmt: skip
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _middle(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else math.nan
+
+
+def _shares(key: tuple, record: dict, device: costs.Device | None, ms: float, answering: float) -> dict[str, float]:
+    """Floor of an adapter-step and shares of the floors; NaN where the device is unknown."""
+    names = ("floor_ms", "floor_share", "bytes_share", "flops_share", "answer_share")
+    if device is None:
+        return dict.fromkeys(names, math.nan)
+    model, targets, variant, k = key
+    sizes, shape = record["sizes"], budget.Shape(**record["shapes"][model])
+    length = sizes["padding"] if variant == "authors" else sizes["tokens_per_document"]
+    options = {"targets": targets, "rank": sizes["rank"], "dtype": record["dtype"]}
+    step = costs.train_step(shape, device, [length] * k, adapters=k, **options)
+    asked = costs.generation(
+        shape, device, k * sizes["questions"], lengths.profiles()["squad"].ask, sizes["answer_tokens"], adapters=k,
+        **options,
+    )  # fmt: skip
+    answers = sum(part.floor for part in asked) / k
+    floor, moving, computing = (1e3 * part / k for part in (step.floor, step.moving, step.computing))
+    return dict(zip(names, (floor, floor / ms, moving / ms, computing / ms, answers / answering), strict=True))
+
+
+def best(table: pd.DataFrame, model: str = "", targets: str = "") -> dict | None:
+    """The cheapest line of the bank, of a model (default: the first) and targets (default: any), or None."""
+    if table.empty:
+        return None
+    chosen = table[(table["model"] == (model or table["model"].iloc[0])) & (table["variant"] == "bank")]
+    chosen = chosen[chosen["targets"] == targets] if targets else chosen
+    chosen = chosen.dropna(subset=["seconds_per_edit"])
+    return None if chosen.empty else chosen.loc[chosen["seconds_per_edit"].idxmin()].to_dict()
+
+
+def finish(folder: Path, stem: str) -> pd.DataFrame:
+    """Table, picture and the efficiencies that plans use from then on, of the rows that are there."""
+    from seal_lib.report import figures
+
+    file = folder / f"{stem}_rows.csv"
+    rows, record = read(file), paths.read_json(_record(file))
+    if not rows:
+        raise SealError(f"{paths.short(file)} holds no measurement; run make bench-gpu with more --minutes.")
+    table = summary(rows, record)
+    found = best(table, targets="qv") or best(table)
+    if found is not None and not math.isnan(found["floor_share"]):
+        record["efficiency"] = {"train": found["floor_share"], "answer": found["answer_share"]}
+    record["outcomes"] = {o: sum(r.outcome == o for r in rows) for o in sorted({r.outcome for r in rows})}
+    paths.write_json(_record(file), record)
+    models = list(dict.fromkeys(table["model"]))
+    sizes = record["sizes"]
+    title = f"{record['device']}, {record['dtype']}, {record['date'][:10]}\nrandom weights, rank {sizes['rank']}, "
+    title += f"{sizes['documents_per_edit']:.1f} documents × {sizes['tokens_per_document']:.0f} tokens a self-edit"
+    figures.draw(cost_curve, table, stem, folder, title, size=(5.2 * len(models), 3.8), panels=(1, len(models)))
+    return table
+
+
+def told(table: pd.DataFrame) -> str:
+    """The table, and the goal beside what was reached."""
+    text = [table.to_string(index=False, float_format=lambda x: f"{x:.3g}")]
+    for targets in dict.fromkeys(table["targets"]):
+        found = best(table, targets=targets)
+        if found is not None:
+            part = f"train {found['train_s']:.2f}, answer {found['answer_s']:.2f}"
+            name = found["model"].rpartition("/")[2]
+            text.append(f"{name}, {targets}: {found['seconds_per_edit']:.2f} s a self-edit at K = {found['K']}, {part}")
+    return "\n".join([*text, f"goal: at most {GOAL} s per Qwen2.5-7B self-edit on one H200, answers included"])
+
+
+def cost_curve(table: pd.DataFrame, axes: Axes | np.ndarray) -> Axes | np.ndarray:
+    """Seconds per self-edit against K, a panel per model, both axes logarithmic.
+
+    Full line: the bank, answers included (band: lowest to highest); dashed: its training alone; dotted: the device's
+    floor of training; level lines: the sequential ways. Blue and green are the targets. A way that ran out of memory is
+    a cross on the upper edge.
+    """
+    panels = [axes] if not hasattr(axes, "flat") else list(axes.flat)
+    paints = {"qv": "#0072B2", "all-linear": "#009E73"}
+    for ax, model in zip(panels, dict.fromkeys(table["model"]), strict=True):
+        own = table[table["model"] == model]
+        ks = sorted(own["K"].unique())
+        for targets, paint in paints.items():
+            _bank(own[(own["variant"] == "bank") & (own["targets"] == targets)].sort_values("K"), ax, targets, paint)
+            for variant, style in (("authors", (0, (6, 2))), ("sequential", (0, (1, 1)))):
+                rows = own[(own["variant"] == variant) & (own["targets"] == targets)]
+                for y in rows["seconds_per_edit"].dropna():
+                    ax.axhline(y, color=paint, linewidth=0.9, linestyle=style, gid=f"value:{variant}:{targets}")
+                    words = f"{LABELS[variant]}, {TARGETS[targets]}: {y:.3g} s"
+                    side = {"va": "top"} if targets == "qv" else {"va": "bottom"}  # the two often lie close together
+                    ax.text(ks[0], y, words, color=paint, fontsize=7, **side)
+        ax.set(xscale="log", yscale="log", xlabel="adapters trained side by side, K", title=model.rpartition("/")[2])
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(ks, [str(k) for k in ks])
+        ax.set_ylabel("seconds per self-edit, answers included")
+    return axes
+
+
+def _bank(rows: pd.DataFrame, ax: Axes, targets: str, paint: str) -> None:
+    good = rows.dropna(subset=["seconds_per_edit"])
+    for row in rows[rows["seconds_per_edit"].isna()].itertuples():
+        ax.text(row.K, 0.98, "×", color=paint, ha="center", va="top", transform=ax.get_xaxis_transform())
+    if good.empty:
+        return
+    ax.fill_between(good["K"], good["low"], good["high"], color=paint, alpha=0.2, linewidth=0)
+    ax.plot(good["K"], good["seconds_per_edit"], color=paint, marker="o", markersize=4, gid=f"bank:{targets}")
+    ax.plot(good["K"], good["train_s"], color=paint, linewidth=1, linestyle="--", gid=f"training:{targets}")
+    floors = good["floor_ms"] / good["ms_per_step"] * good["train_s"]
+    ax.plot(good["K"], floors, color=paint, linewidth=1, linestyle=":", gid=f"floor:{targets}")
+    least = good.loc[good["seconds_per_edit"].idxmin()]
+    words = f"bank, {TARGETS[targets]}: {least['seconds_per_edit']:.3g} s at K = {least['K']:.0f}"
+    at, away = (least["K"], least["seconds_per_edit"]), -12 if targets == "qv" else 5
+    ax.annotate(words, at, (4, away), textcoords="offset points", color=paint, fontsize=8, ha="right")

@@ -1,0 +1,447 @@
+"""What one optimiser step of one adapter costs, in the four ways to train a self-edit's adapter, on this machine.
+
+The shipped knowledge seedling; same adapters everywhere (r 8, all linear layers, batch 1), CPU milliseconds of one
+thread, repetitions interleaved so that a busy machine disturbs all alike:
+
+===================  ================================================================================================
+``authors``          HF Trainer + PEFT, every document padded to 2 048 tokens, pads in the loss (the released code)
+``trainer_dynamic``  HF Trainer + PEFT, transformers' collator pads to the longest of the batch (of one: nothing)
+``peft_loop``        PEFT in a plain loop (:func:`seal_lib.training.finetune.train_alone`)
+``bank``             the adapter bank, K adapters at once
+===================  ================================================================================================
+
+At two lengths. ``seal``: eight lines and the passage, as long as those recorded of SEAL's released self-edits
+(:mod:`seal_lib.plan.lengths`), in random words of the seedling. ``seedling``: gold notes of the made world and the
+passage. Adapters of one length setting have equally many steps, so no bank ends with half its slots empty.
+
+What an adapter costs before its second step, the Trainer's start included, is spread over all steps of the adapter in
+every way, also where only some are run. Run: ``make bench`` or ``python -m seal_lib.bench.inner_loop``; writes
+``figures/seedling/bench_inner_loop.{csv,png,pdf}``. Knows nothing of accuracy; says nothing of larger models or GPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seal_lib import paths
+from seal_lib.errors import SealError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+MODEL, RANK, ALPHA, LR, EPOCHS = "seedling-knowledge", 8, 16.0, 2e-3, 10
+COLUMNS = (
+    "lengths", "tokens", "steps", "model", "rank", "variant", "K", "ms_per_adapter_step", "low", "high", "peak_mb",
+    "adapters",
+)  # fmt: skip
+LABELS = {
+    "authors": "authors' code: padded to 2 048",
+    "trainer_dynamic": "HF Trainer, nothing padded",
+    "peft_loop": "plain PEFT loop",
+    "bank": "adapter bank",
+}
+LENGTHS = {"seal": "lengths of SEAL's self-edits", "seedling": "the made world's notes"}
+LINES = 8  # of a self-edit beside the passage: the recorded mean is 7.6
+TOGETHER = 4  # adapters that a sequential way, or a bank of fewer slots, trains in one repetition
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a benchmark."""
+
+    slots: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    repetitions: int = 5
+    epochs: int = EPOCHS
+    length: int = 2048  # the authors' padding
+    padded_steps: int = 6  # of the authors' way, of which a whole adapter would take a minute
+    hidden: int = 128
+    peaks: tuple[tuple[str, int], ...] | None = None  # what to measure memory of; None: all ways at SEAL's lengths
+
+
+TINY = Plan((1, 2), 1, 1, 64, 2, 32, (("bank", 2),))
+
+
+def variants(plan: Plan) -> list[tuple[str, int]]:
+    """(variant, K) of every row of one length setting."""
+    return [("authors", 1), ("trainer_dynamic", 1), ("peft_loop", 1), *(("bank", k) for k in plan.slots)]
+
+
+def load(plan: Plan):
+    """The shipped seedling; for a tiny plan random weights. In eval mode, on one thread."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from seal_lib import models
+
+    torch.set_num_threads(1)
+    if plan.hidden == Plan.hidden:
+        return models.load(MODEL)[0]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(models.load_tokenizer(MODEL)), hidden_size=plan.hidden, intermediate_size=3 * plan.hidden,
+        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=plan.length,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def documents(lengths: str, plan: Plan) -> list[list[list[int]]]:
+    """Token ids of the documents of each adapter, the passage last and an end-of-text after each."""
+    from seal_lib import models
+    from seal_lib.knowledge.world import passages
+
+    adapters = max(*plan.slots, TOGETHER)
+    tokenizer = models.load_tokenizer(MODEL)
+    end = tokenizer.eos_token_id
+    if lengths == "seedling":
+        texts = [
+            [f"{p.title}\n{text}" for text in (*p.references["gold"].splitlines(), p.text)]
+            for p in passages("heldout", adapters)
+        ]
+        return [[[*tokenizer(text)["input_ids"], end][: plan.length - 1] for text in part] for part in texts]
+    words = random.Random(0)
+    return [
+        [[*(words.randrange(end + 1, len(tokenizer)) for _ in range(min(n, plan.length - 2))), end] for n in part]
+        for part in seal_lengths(adapters)
+    ]
+
+
+def seal_lengths(adapters: int) -> list[list[int]]:
+    """Tokens of ``LINES`` lines and the passage for each adapter: evenly spread quantiles of the recorded lengths.
+
+    The n-th draw is the quantile n × 0.618… (mod 1), so that the first few adapters are like all.
+    """
+    from seal_lib.plan.lengths import profiles
+
+    recorded = profiles()["squad"].documents
+    lines, whole = sorted(n for part in recorded for n in part[:-1]), sorted(part[-1] for part in recorded)
+
+    def quantile(values: list[int], n: int) -> int:
+        return values[int((n + 0.5) * 0.6180339887498949 % 1 * len(values))]
+
+    return [[*(quantile(lines, i * LINES + j) for j in range(LINES)), quantile(whole, i)] for i in range(adapters)]
+
+
+def jobs_of(documents: list[list[list[int]]], plan: Plan) -> list:
+    """The same jobs for every variant."""
+    from seal_lib.training.bank import Example, Job
+
+    return [
+        Job(str(i), [Example(ids) for ids in part], lr=LR, epochs=plan.epochs, rank=RANK, alpha=ALPHA, seed=i)
+        for i, part in enumerate(documents)
+    ]
+
+
+@cache
+def padding_collator():
+    """transformers' own dynamic padding; made once, so that loading the tokenizer is nobody's cost."""
+    from transformers import DataCollatorForLanguageModeling
+
+    from seal_lib import models
+
+    return DataCollatorForLanguageModeling(models.load_tokenizer(MODEL), mlm=False)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one adapter: ``start`` is all that is not the time of a step; ``steps`` were run."""
+
+    start: float
+    step: float
+    steps: int
+
+    def per_step(self, whole: int) -> float:
+        """Seconds of one step of an adapter that has ``whole`` steps, its share of the start included."""
+        return self.start / whole + self.step
+
+
+def with_trainer(
+    model, job, pad_to: int | None, max_steps: int, targets: str = "all-linear",
+    clock: Callable[[], float] = time.process_time,
+) -> Timing:  # fmt: skip
+    """HF Trainer and PEFT on one job; ``pad_to`` as the authors pad. Of the first step, what a usual one takes less is
+    start; a run of one step has no start.
+
+    On a GPU under bf16 autocast, as the authors; ``clock`` then waits for it.
+    """
+    import torch
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    from seal_lib.training.adapters import target_linears, target_names
+    from seal_lib.training.finetune import lora
+
+    def row(ids: list[int]) -> dict:
+        if pad_to is None:
+            return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        pads = pad_to - len(ids)
+        padded = torch.tensor(ids + ids[-1:] * pads)  # documents end in EOS, which is the authors' pad
+        real = torch.tensor([1] * len(ids) + [0] * pads)
+        return {"input_ids": padded, "labels": padded.clone(), "attention_mask": real}
+
+    def stack(rows: list[dict]) -> dict:
+        return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            if trainer.state.global_step in (1, trainer.state.max_steps):
+                ends.append(clock())
+
+    ends: list[float] = []
+    names, cpu = target_names(targets), next(model.parameters()).device.type == "cpu"
+    begun = clock()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        lora(model, job.initial(target_linears(model, names)), job.rank, job.alpha, names),
+    ):
+        arguments = TrainingArguments(
+            folder, per_device_train_batch_size=1, num_train_epochs=job.epochs, max_steps=max_steps,
+            learning_rate=job.lr, lr_scheduler_type=job.schedule, weight_decay=job.weight_decay, max_grad_norm=job.clip,
+            seed=job.seed, save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, use_cpu=cpu,
+            bf16=not cpu,
+        )  # fmt: skip
+        trainer = Trainer(
+            model=model, args=arguments, train_dataset=[row(list(example.ids)) for example in job.examples],
+            data_collator=padding_collator() if pad_to is None else stack, callbacks=[Watch],
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        steps = trainer.state.global_step
+    seconds = clock() - begun
+    step = (ends[-1] - ends[0]) / (steps - 1) if steps > 1 else seconds
+    return Timing(seconds - steps * step, step, steps)
+
+
+def measure(model, jobs: list, variant: str, k: int, plan: Plan, turn: int) -> float:
+    """CPU milliseconds per adapter-step of one repetition; sequential ways train the same ``TOGETHER`` adapters as a
+    bank of few slots, the authors' way the start of the one that ``turn`` says."""
+    from seal_lib.training.bank import AdapterBank, train_alone
+
+    if variant == "authors":
+        job = jobs[turn % len(jobs)]
+        return 1e3 * with_trainer(model, job, plan.length, plan.padded_steps).per_step(len(job.plan()))
+    some = jobs[: max(k, TOGETHER)]
+    steps, start = sum(len(job.plan()) for job in some), time.process_time()
+    if variant == "bank":
+        with AdapterBank(model, slots=k) as bank:
+            bank.run(some)
+    for job in some if variant != "bank" else ():
+        train_alone(model, job) if variant == "peft_loop" else with_trainer(model, job, None, -1)
+    return 1e3 * (time.process_time() - start) / steps
+
+
+def hand_over(model, jobs: list) -> dict[str, float]:
+    """CPU milliseconds per adapter from trained to ready to generate, all jobs in one batch.
+
+    ``in place``: attached to the model that trained them. ``folder``: written as PEFT folders and read again, as an
+    engine of its own needs it, its own loading not counted.
+    """
+    from seal_lib.training.adapters import Adapter, attached
+    from seal_lib.training.bank import AdapterBank
+
+    with AdapterBank(model, slots=len(jobs)) as bank:
+        adapters = [result.adapter for result in bank.run([replace(job, epochs=1) for job in jobs])]
+    times = {}
+    start = time.process_time()
+    with attached(model, adapters, list(range(len(adapters)))):
+        times["in place"] = time.process_time() - start
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.process_time()
+        for i, adapter in enumerate(adapters):
+            Adapter.load(adapter.save(Path(folder) / str(i), MODEL))
+        times["folder"] = time.process_time() - start
+    return {way: 1e3 * seconds / len(adapters) for way, seconds in times.items()}
+
+
+def check_same(model, jobs: list) -> float:
+    """Largest relative difference of a loss between the bank and the PEFT loop; they must train the same adapters."""
+    from seal_lib.training.bank import AdapterBank, train_alone
+
+    with AdapterBank(model, slots=2) as bank:
+        together = bank.run(jobs[:2])
+    error = max(
+        abs(a - b) / max(abs(b), 1e-3)
+        for job, result in zip(jobs, together, strict=False)
+        for a, b in zip(result.losses, train_alone(model, job).losses, strict=True)
+    )
+    if not error < 1e-2:
+        raise SealError(f"Bank and PEFT loop disagree by {error:.1e} in a loss; run the tests in tests/test_bank.py.")
+    return error
+
+
+def peak_megabytes(variant: str, k: int, tiny: bool) -> float:
+    """Peak resident memory of a fresh process that trains this way, at SEAL's lengths."""
+    command = [
+        sys.executable,
+        "-m",
+        "seal_lib.bench.inner_loop",
+        "--child",
+        variant,
+        str(k),
+        *(["--tiny"] if tiny else []),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise SealError(f"The memory measurement of {variant} K={k} failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])["peak_mb"]
+
+
+def child(variant: str, k: int, plan: Plan) -> None:
+    """What :func:`peak_megabytes` runs: few steps are enough for the peak."""
+    plan = replace(plan, padded_steps=2, epochs=1)
+    measure(load(plan), jobs_of(documents("seal", plan), plan), variant, k, plan, 0)
+    print(json.dumps({"peak_mb": own_peak()}))
+
+
+def own_peak() -> float:
+    """Peak resident megabytes of this process. On Linux from /proc: ``ru_maxrss`` there also counts the parent."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def run(plan: Plan, say: Callable[[str], None] = print) -> pd.DataFrame:
+    """The table of the benchmark, one row per length setting, variant and K: median, lowest and highest over the
+    repetitions; ``tokens`` a document and ``steps`` an adapter are means."""
+    import pandas as pd
+
+    model = load(plan)
+    padding_collator()
+    jobs = {lengths: jobs_of(documents(lengths, plan), plan) for lengths in LENGTHS}
+    about = {lengths: _about(several) for lengths, several in jobs.items()}
+    for lengths, (tokens, steps) in about.items():
+        say(f"{LENGTHS[lengths]}: {tokens:.0f} tokens a document on average, {steps:.0f} steps an adapter")
+        say(f"bank and PEFT loop give the same losses to {check_same(model, jobs[lengths]):.0e}")
+    times: dict[tuple[str, str, int], list[float]] = {(n, *key): [] for n in LENGTHS for key in variants(plan)}
+    for turn in range(plan.repetitions):
+        for (lengths, variant, k), values in times.items():
+            values.append(measure(model, jobs[lengths], variant, k, plan, turn))
+        latest = ", ".join(f"{n} {variant} {k}: {values[-1]:.2f}" for (n, variant, k), values in times.items())
+        say(f"repetition {turn + 1} of {plan.repetitions}: {latest} ms")
+    for way, ms in hand_over(model, jobs["seedling"][: max(plan.slots[-1] // 2, 1)]).items():
+        say(f"from trained to ready to generate, {way}: {ms:.2f} ms an adapter")
+    rows = []
+    for (lengths, variant, k), values in times.items():
+        wanted = lengths == "seal" and (plan.peaks is None or (variant, k) in plan.peaks)
+        peak = peak_megabytes(variant, k, plan.peaks is not None) if wanted else float("nan")
+        adapters = min(plan.repetitions, len(jobs[lengths])) if variant == "authors" else max(k, TOGETHER)
+        name = MODEL if plan.hidden == Plan.hidden else "random"
+        spread = statistics.median(values), min(values), max(values)
+        rows.append((lengths, *about[lengths], name, RANK, variant, k, *spread, peak, adapters))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _about(jobs: list) -> tuple[float, float]:
+    """(mean tokens of a document, mean steps of an adapter)."""
+    tokens = statistics.fmean(len(example.ids) for job in jobs for example in job.examples)
+    return tokens, statistics.fmean(len(job.plan()) for job in jobs)
+
+
+def ratios(table: pd.DataFrame) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """How many times dearer each way is than the bank at its best K, by (lengths, variant): of the medians, then the
+    least and the most that the spreads over repetitions allow."""
+    found = {}
+    for lengths, rows in table.groupby("lengths", sort=False):
+        bank = rows[rows["variant"] == "bank"]
+        best = bank.loc[bank["ms_per_adapter_step"].idxmin()]
+        for row in rows[rows["variant"] != "bank"].itertuples():
+            middle = row.ms_per_adapter_step / best["ms_per_adapter_step"]
+            found[lengths, row.variant] = middle, row.low / best["high"], row.high / best["low"]
+    return found
+
+
+def told(table: pd.DataFrame) -> str:
+    """The ratios with what they are about, SEAL's lengths first."""
+    lines = []
+    for (lengths, variant), (middle, low, high) in ratios(table).items():
+        row = table[table["lengths"] == lengths].iloc[0]
+        about = f"{row['model']}, rank {row['rank']}, {LENGTHS[lengths]}, {row['tokens']:.0f} tokens a document"
+        lines.append(f"{variant}/bank: {middle:.1f} [{low:.1f}, {high:.1f}] ({about})")
+    return "\n".join(lines)
+
+
+def cost_by_slots(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
+    """Milliseconds per adapter-step against K, both axes logarithmic, a panel per length setting; the three sequential
+    ways are level lines that tell their ratio to the bank's best."""
+    panels = list(axes.flat)
+    for ax, (_, rows) in zip(panels, table.groupby("lengths", sort=False), strict=True):
+        _panel(rows, ratios(rows), ax)
+    limits = [limit for ax in panels for limit in ax.get_ylim()]
+    for ax in panels:
+        ax.set_ylim(min(limits), max(limits))
+    panels[0].set_ylabel("CPU ms per adapter-step, one thread")
+    return axes
+
+
+def _panel(table: pd.DataFrame, times: dict, ax: Axes) -> None:
+    bank, slots = table[table["variant"] == "bank"], sorted(table["K"].unique())
+    colours = {"authors": "#D55E00", "trainer_dynamic": "#E69F00", "peft_loop": "#56B4E9", "bank": "#0072B2"}
+    for row in table[table["variant"] != "bank"].itertuples():
+        paint = colours[row.variant]
+        ax.axhline(row.ms_per_adapter_step, color=paint)
+        ax.axhspan(row.low, row.high, color=paint, alpha=0.2, linewidth=0)
+        share = times[row.lengths, row.variant][0]
+        label = f"{LABELS[row.variant]}, {row.ms_per_adapter_step:.3g} ms, {share:.2g} × the bank"
+        ax.text(slots[-1], row.ms_per_adapter_step * 1.1, label, color=paint, ha="right", va="bottom", fontsize=8)
+    best = bank.loc[bank["ms_per_adapter_step"].idxmin()]
+    ax.fill_between(bank["K"], bank["low"], bank["high"], color=colours["bank"], alpha=0.2, linewidth=0)
+    ax.plot(bank["K"], bank["ms_per_adapter_step"], color=colours["bank"], marker="o", markersize=4)
+    label = f"{LABELS['bank']}, {best['ms_per_adapter_step']:.3g} ms at K = {best['K']:.0f}"
+    ax.text(slots[-1], best["low"] * 0.86, label, color=colours["bank"], ha="right", va="top", fontsize=8)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_xticks(slots, [str(k) for k in slots])
+    ax.set_ylim(bottom=best["low"] * 0.5, top=table["high"].max() * 2)
+    ax.set_xlabel("adapters trained side by side, K")
+    about = table.iloc[0]
+    ax.set_title(f"{LENGTHS[about['lengths']]}: {about['tokens']:.0f} tokens a document", fontsize=9)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: run, write table and picture, print the ratios."""
+    parser = argparse.ArgumentParser(prog="python -m seal_lib.bench.inner_loop", description=__doc__.splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="seconds, random weights: for the tests")
+    parser.add_argument("--repetitions", type=int, help="of each measurement (default 5)")
+    parser.add_argument("--child", nargs=2, metavar=("VARIANT", "K"), help="internal: measure memory of one variant")
+    options = parser.parse_args(arguments)
+    plan = TINY if options.tiny else Plan()
+    if options.repetitions:
+        plan = replace(plan, repetitions=options.repetitions)
+    try:
+        if options.child:
+            child(options.child[0], int(options.child[1]), plan)
+            return 0
+        from seal_lib.report import figures
+
+        table = run(plan)
+        folder = paths.figures() / "seedling"
+        about = table.iloc[0]
+        title = f"{about['model']}, LoRA of rank {about['rank']} on all linear layers, batch 1, the passage included"
+        figures.draw(cost_by_slots, table, "bench_inner_loop", folder, title, size=(9.6, 3.8), panels=(1, 2))
+    except SealError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(table.to_string(index=False, float_format=lambda x: f"{x:.2f}"))
+    print(told(table))
+    print(f"written: {paths.short(folder / 'bench_inner_loop.csv')} and .png, .pdf")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

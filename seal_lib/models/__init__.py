@@ -1,0 +1,136 @@
+"""A model name → weights, tokenizer and LoRA targets. Shipped seedlings need no network, Hub models a pinned revision.
+
+Nothing here trains or generates.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from seal_lib import paths
+from seal_lib.errors import DataError
+
+SEEDLINGS = paths.PACKAGE / "seedling" / "models"
+
+#: Below so many parameters a second CPU thread costs more than it brings, and waits for each other spin on busy
+#: machines; one thread also makes sums, so results, independent of the number of cores.
+SMALL = 20_000_000
+
+#: Hub models the parameter sets name, with the commit they were written for (``revision:`` overrides).
+REVISIONS = {
+    "Qwen/Qwen2.5-7B": "d149729398750b98c0af14eb82c78cfe92750796",
+    "Qwen/Qwen2.5-3B": "3aab1f1954e9cc14eb9509a215f9e5ca08227a9b",
+    "Qwen/Qwen2.5-1.5B": "8faed761d45a263340a0528343f099c05c9a4323",
+    "Qwen/Qwen2.5-0.5B": "060db6499f32faf8b98477b0a26969ef7d8b9987",
+    "meta-llama/Llama-3.2-1B-Instruct": "9213176726f574b556790deb65791e0c5aa438b6",
+}
+
+#: Names for usual sets of targets; ``qv`` is what PEFT (and so the authors) train on Llama and Qwen2.
+TARGETS = {
+    "qv": ("q_proj", "v_proj"),
+    "qv-mlp": ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"),  # the authors' ARC adapters
+    "all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+}
+
+
+def target_names(targets: str | Sequence[str]) -> tuple[str, ...]:
+    """``"qv"``, ``"all-linear"`` or module suffixes -> module suffixes."""
+    if isinstance(targets, str):
+        return TARGETS.get(targets, (targets,))
+    return tuple(targets)
+
+
+def resolve(name: str) -> tuple[str, str | None]:
+    """(source, pinned revision): ``seedling-knowledge`` → the shipped folder; a folder → itself; else a Hub id."""
+    if name.startswith("seedling-"):
+        folder = SEEDLINGS / name.removeprefix("seedling-")
+        if not (folder / "config.json").is_file():
+            shipped = ", ".join(sorted(f"seedling-{p.parent.name}" for p in SEEDLINGS.glob("*/config.json")))
+            raise DataError(f"model {name!r} does not ship; choose one of: {shipped or 'none yet: run make seedling'}.")
+        return str(folder), None
+    if paths.given(name).is_dir():
+        return str(paths.given(name)), None
+    if name.count("/") == 1 and not name.startswith((".", "/")):
+        return name, REVISIONS.get(name)
+    raise DataError(f"model {name!r} is neither a shipped seedling, a folder on this machine, nor a Hub id owner/name.")
+
+
+def load(name: str, device: str = "cpu", dtype: str = "float32", revision: str | None = None):
+    """(model in eval mode, frozen; tokenizer). Safetensors only, no remote code; ``auto`` takes a GPU if there is one.
+
+    Args:
+        dtype: a torch type, or "4bit": the decoder's Linears in 4 bits (NF4, bitsandbytes), all else bfloat16.
+
+    Raises:
+        DataError: the name cannot be resolved, or is a Hub id without a pinned revision; bitsandbytes is missing.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(name, revision)
+    source, at = _pinned(name, revision)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "4bit":
+        at |= {"quantization_config": _four_bits(), "device_map": {"": device}}
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.bfloat16 if dtype == "4bit" else getattr(torch, dtype), use_safetensors=True,
+        trust_remote_code=False, **at,
+    )  # fmt: skip
+    if dtype == "4bit":
+        for module in model.modules():  # else bitsandbytes lays weights out anew on some CPUs, for inference only
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+    else:
+        model.to(device)
+    model.eval().requires_grad_(False)
+    if device == "cpu" and model.num_parameters() < SMALL:
+        torch.set_num_threads(1)
+    return model, tokenizer
+
+
+def _four_bits():
+    """NF4 in blocks of 64, its constants in 8 bits (Dettmers et al. 2023, QLoRA): what the memory budget counts."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise DataError('dtype: "4bit" needs the package bitsandbytes; install it with `pip install -e ".[4bit]"`.')
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+
+
+def load_tokenizer(name: str, revision: str | None = None):
+    """The tokenizer alone; its pad token is EOS where it has none."""
+    from transformers import AutoTokenizer
+
+    source, at = _pinned(name, revision)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **at)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _pinned(name: str, revision: str | None) -> tuple[str, dict[str, str]]:
+    """(source, keyword with the commit for a Hub id)."""
+    source, pinned = resolve(name)
+    if Path(source).is_dir():
+        return source, {}
+    if not (revision or pinned):
+        raise DataError(f"model {name!r} has no pinned revision; give the commit as parameter `revision`.")
+    return source, {"revision": revision or pinned}
+
+
+def weight_hash(name: str) -> str:
+    """sha256 over the weight and tokenizer files of a local model, or ``hub:<id>@<revision>``."""
+    source, revision = resolve(name)
+    if not Path(source).is_dir():
+        return f"hub:{source}@{revision}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(source).iterdir()):
+        if path.suffix in (".safetensors", ".json"):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,98 @@
+"""Whole figures: one drawing function on its own axes, saved with its table; and the gallery of all of results.csv.
+
+Knows which metrics and which size a drawing function wants, and for which experiments there is something to draw. Does
+not know how a mark is drawn (`plots`, and the domains' own). `draw` and `save` enter the style themselves.
+
+    table = report.with_gaps(read_results(path), "knowledge/single_passage")
+    figures.draw(plots.accuracy_by_arm, table, "single_passage", folder)     # .pdf, .png and .csv side by side
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seal_lib import paths
+from seal_lib.report import tables
+from seal_lib.report.plots import style
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def draw(
+    function: Callable[[pd.DataFrame, Axes], Axes], table: pd.DataFrame, name: str = "", folder: Path | None = None,
+    title: str = "", size: tuple[float, float] | None = None, panels: tuple[int, int] = (1, 1), **options: str,
+) -> Figure:  # fmt: skip
+    """One styled figure from one function, saved when a folder is given; as the last value of a cell it shows itself.
+
+    A table of results is narrowed to the metrics that the function draws, so that the CSV holds what is seen.
+    `panels` (rows, columns) other than one gives the function an array of axes; `options` are its further arguments.
+    """
+    import matplotlib.pyplot as plt
+
+    if pattern := getattr(function, "metrics", ""):
+        table = table[table["metric"].str.fullmatch(pattern.format(**options))]
+    with style():
+        figure, axes = plt.subplots(*panels, figsize=size or _size(function, table), layout="constrained")
+        function(table, axes, **options)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        plt.close(figure)
+        if folder is not None:
+            save(figure, name or function.__name__, table, folder)
+    return figure
+
+
+def save(fig: Figure, name: str, table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write name.pdf, name.png and name.csv (the plotted table) side by side, each whole or not at all; closes `fig`.
+
+    The files hold no time stamp and no version: the same figure gives the same bytes.
+    """
+    import matplotlib.pyplot as plt
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {"pdf": dict.fromkeys(("CreationDate", "ModDate", "Producer", "Creator")), "png": {"Software": None}}
+    written = [folder / f"{name}.{kind}" for kind in plain]
+    with style():
+        for path, (kind, metadata) in zip(written, plain.items(), strict=True):
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            try:
+                fig.savefig(temporary, format=kind, metadata=metadata)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+    plt.close(fig)
+    return [*written, paths.write_text(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))]
+
+
+def gallery(df: pd.DataFrame, folder: Path, pictures: Sequence[Callable]) -> list[str]:
+    """Draw every figure for which ``df`` (results.csv) has data; the names written, ``<experiment>_<kind>``.
+
+    An experiment with several protocols or models gives one figure each, so that they never share an axis.
+
+    Args:
+        pictures: what there is to draw of an experiment, as :func:`seal_lib.report.plots.pictures`; one of each domain.
+    """
+    names = []
+    parent = df["experiment"].str.replace(r"/(seed_\w+|tasks|choices)$", "", regex=True)
+    for (experiment, protocol, model), rows in df.groupby([parent, "protocol", "model"]):
+        own = rows[rows["experiment"] == experiment]
+        kinds = df.loc[parent == experiment, ["protocol", "model"]].drop_duplicates()
+        slug = re.sub(r"\W+", "_", " ".join([experiment, *([protocol, model] if len(kinds) > 1 else [])])).strip("_")
+        full = tables.with_gaps(own, experiment)
+        for function, kind, table, options in [one for find in pictures for one in find(own, full, rows)]:
+            names.append(f"{slug}_{kind}")
+            draw(function, table, names[-1], folder, title=tables.TITLES.get(experiment, experiment), **options)
+    return names
+
+
+def _size(function: Callable, table: pd.DataFrame) -> tuple[float, float]:
+    of = getattr(function, "size", None)
+    return of(table) if of else (5.6, 3.4)

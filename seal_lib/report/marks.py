@@ -1,0 +1,158 @@
+"""What figures are made of: colours of arms, a value with its interval, the paper's diamond, axes, names beside lines.
+
+Knows colours and layout, on the axes it is given. Does not know tables beyond their rows, kinds of figures or files.
+Intervals are always drawn; a row without a value is an arm that did not run and is drawn as a gap. The paper's value is
+a hollow diamond.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from seal_lib.report import stats
+from seal_lib.report.arms import NOT_RUN, arm_label, round_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+INK, GREY, LIGHT = "#222222", "#8a8a8a", "#d9d9d9"
+# Okabe and Ito's palette, which keeps its contrasts under the common colour-vision deficiencies.
+COLOURS = {
+    "icl": "#8a8a8a", "frozen": "#8a8a8a", "passage_only": "#CC79A7", "own_untrained": "#56B4E9",
+    "external": "#E69F00", "gold_notes": "#009E73", "oracle": "#009E73", "joint": "#009E73",
+    "passage_in_context": "#222222", "sequential": "#0072B2", "seal_proxy": "#7A68A6", "random_edit_sft": "#D55E00",
+    "random_config_sft": "#D55E00",
+}  # fmt: skip
+FAMILY_SHADES = {  # rounds 1, 2, 3 and later; the first is the colour of the family
+    "seal": ["#0072B2", "#005684", "#003B5C"], "random": ["#D55E00", "#A84A00", "#7C3700"],
+}  # fmt: skip
+OTHER_ARMS = "#7A6A4F"
+
+
+def colour(arm: str) -> str:
+    """The fixed colour of an arm; later rounds of a family are darker."""
+    found = round_of(arm)
+    if arm in COLOURS or not found:
+        return COLOURS.get(arm, OTHER_ARMS)
+    shades = FAMILY_SHADES.get(found[0], [OTHER_ARMS])
+    return shades[max(1, min(found[1], len(shades))) - 1]
+
+
+def darker(paint: str) -> str:
+    """The colour, dark enough to be read as text on white."""
+    return "#" + "".join(f"{round(int(paint[i : i + 2], 16) * 0.78):02x}" for i in (1, 3, 5))
+
+
+def mark(ax: Axes, row: dict, at: float, paint: str, *, upright: bool = False, filled: bool = True, marker: str = "o",
+         label: str | None = None) -> None:  # fmt: skip
+    """A value with its interval, lying on line `at` or upright over it; without a value the words "not run"."""
+    if math.isnan(row["value"]):
+        x, y, where = (at, 0.06, ax.get_xaxis_transform()) if upright else (0.012, at, ax.get_yaxis_transform())
+        side = "center" if upright else "left"
+        ax.text(x, y, NOT_RUN, transform=where, color=GREY, style="italic", va="center", ha=side)
+        return
+    turn = (lambda along, across: (across, along)) if upright else (lambda along, across: (along, across))
+    ax.plot(*turn([row["low"], row["high"]], [at, at]), color=paint, linewidth=2.2, zorder=3,
+            gid=f"interval:{row['arm']}")  # fmt: skip
+    ax.plot(*turn([row["value"]], [at]), marker, color=paint, markerfacecolor=paint if filled else "white", zorder=4,
+            label=label, gid=f"value:{row['arm']}")  # fmt: skip
+
+
+def paper_mark(ax: Axes, value: float, at: float, table: pd.DataFrame, upright: bool = False) -> None:
+    """The paper's value as a hollow diamond; its model and data are named, for they are not ours.
+
+    Beside a seedling there is none (`results.arm_rows`).
+    """
+    if value is None or math.isnan(value):
+        return
+    label = once(ax, "paper (Llama-3.2-1B, ARC)" if _is_arc(table) else "paper (Qwen2.5-7B, SQuAD)")
+    x, y = (at, value) if upright else (value, at)
+    ax.plot([x], [y], "D", color=INK, markerfacecolor="none", markersize=7, markeredgewidth=1, zorder=5, label=label,
+            gid="paper")  # fmt: skip
+
+
+def _is_arc(table: pd.DataFrame) -> bool:
+    return "experiment" in table and bool(table["experiment"].astype(str).str.startswith("arc/").any())
+
+
+def arm_lines(ax: Axes, rows: list[dict], table: pd.DataFrame, sign: str = "") -> None:
+    """Arms from top to bottom: mark, interval, the paper's diamond, and the number at the right edge."""
+    for y, row in enumerate(rows):
+        filled = not sign or stats.separable(stats.Estimate.of_row(row))
+        mark(ax, row, y, colour(row["arm"].split(" - ")[0]), filled=filled)
+        paper_mark(ax, row["paper_value"], y, table)
+        if not math.isnan(row["value"]):
+            text = f"{100 * row['value']:{sign}.1f}".replace("-", "−")
+            ax.text(1.015, y, text, transform=ax.get_yaxis_transform(), va="center_baseline", fontsize=8.5)
+    arm_axis(ax, [arm_label(row["arm"]) for row in rows])
+    legend(ax)
+
+
+def names_at_right(ax: Axes, names: list[tuple[float, str, str]]) -> None:
+    """Write each name beside its line, pushed apart where two would overlap."""
+    (low, high), at = ax.get_ylim(), -math.inf
+    for y, name, paint in sorted(names):
+        at = max(y, at + 0.062 * (high - low))
+        ax.text(1.015, at, name, transform=ax.get_yaxis_transform(), color=darker(paint), va="center", fontsize=8.5)
+
+
+def arm_axis(ax: Axes, labels: list[str]) -> None:
+    """One line an arm, the first on top."""
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.45, -0.55)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
+
+
+def round_axis(ax: Axes, labels: list[str]) -> None:
+    """One tick a round."""
+    ax.set_xticks(range(len(labels)), labels)
+    ax.set_xlim(-0.45, len(labels) - 0.55)
+    ax.grid(axis="y")
+
+
+def share_axis(axis, label: str, signed: bool = False) -> None:
+    """Fractions shown as per cent; unless signed, from zero, and never cutting an interval."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(lambda v, _: f"{100 * v:{'+' if signed and abs(v) > 1e-9 else ''}.0f} %".replace("-", "−"))
+    axis.set_label_text(label)
+    if not signed:
+        high = min(1.03, max(0.05, axis.get_view_interval()[1]))
+        axis.axes.set(**{f"{axis.axis_name}lim": (-0.02 * high, high)})
+
+
+def legend(ax: Axes) -> None:
+    """Above the axes, where no data can be."""
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        ax.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2, columnspacing=1.4)
+
+
+def once(ax: Axes, label: str) -> str | None:
+    """The label, unless the legend of these axes has it already."""
+    return None if label in ax.get_legend_handles_labels()[1] else label
+
+
+def draws(metrics: str, size: Callable[[pd.DataFrame], tuple[float, float]] | None = None) -> Callable:
+    """Marks a drawing function with what :func:`seal_lib.report.figures.draw` must know of it.
+
+    Args:
+        metrics: pattern of the metrics it draws, with the function's own options in braces.
+        size: inches for a table; without it 5.6 × 3.4.
+    """
+
+    def mark_function(function: Callable) -> Callable:
+        function.metrics, function.size = metrics, size
+        return function
+
+    return mark_function
+
+
+def by_arms(table: pd.DataFrame) -> tuple[float, float]:
+    """Size of a figure with one line an arm."""
+    return 5.6, 1.15 + 0.31 * table["arm"].nunique()

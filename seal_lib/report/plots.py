@@ -1,0 +1,310 @@
+"""One pure drawing function per kind of figure: tidy table in, marks on the given axes, the axes back.
+
+Knows what each kind shows. Does not know runs, statistics, files or where a table comes from, and touches no global
+style: `style()` is a context. The table is results.csv (`results.collect`), narrowed to one protocol and model.
+
+    with plots.style():
+        plots.accuracy_by_arm(report.with_gaps(table, "knowledge/single_passage"), plt.subplots()[1])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seal_lib.errors import DataError
+from seal_lib.report import stats
+from seal_lib.report.arms import FAMILIES, NOT_RUN, arm_label, arm_rank, by_round, round_of, round_ticks
+from seal_lib.report.marks import (
+    FAMILY_SHADES,
+    GREY,
+    INK,
+    LIGHT,
+    OTHER_ARMS,
+    arm_axis,
+    arm_lines,
+    by_arms,
+    colour,
+    draws,
+    legend,
+    mark,
+    names_at_right,
+    once,
+    paper_mark,
+    round_axis,
+    share_axis,
+)
+from seal_lib.report.results import arm_rows, wants
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+LEVELS = ("icl", "frozen", "external", "oracle")  # level lines in a figure over rounds
+CONTROLS = {  # measured once: arm -> where on the axis of rounds, given the last
+    "random_edit_sft": lambda last: last, "random_config_sft": lambda last: 1.1,  # beside round 1, whose samples it has
+}  # fmt: skip
+STYLE_COLOURS = {
+    "forward": "#0072B2", "questions": "#56B4E9", "mixed": "#009E73", "verbatim": "#E69F00", "remark": "#CC79A7",
+    "other": "#bdbdbd", "false": "#D55E00", "empty": "#ececec",
+}  # fmt: skip
+DARK_STYLES = ("forward", "mixed", "false")  # take white numbers
+SHARES = {  # metric -> what its share is a share of
+    "accuracy": "questions answered correctly", "success_rate": "self-edits that solve their task",
+}  # fmt: skip
+FAILURES = {"blank_rate": "blank answers", "rejected_rate": "rejected self-edits"}
+REWARDS = {
+    "reward_best_of_k": ("best of k, as selected", "#D55E00", "^"),
+    "reward_selected_fresh_seed": ("the selected one, fresh seeds", "#0072B2", "o"),
+    "reward_mean": ("mean of k", "#8a8a8a", "s"),
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of every figure, as a context that leaves nothing behind but a notebook's backend come alive."""
+    import matplotlib.pyplot as plt
+
+    with plt.style.context(Path(__file__).with_name("seal.mplstyle")):
+        yield
+        interactive = plt.isinteractive()
+    plt.interactive(interactive)
+
+
+@draws("accuracy|blank_rate", by_arms)
+def accuracy_by_arm(table: pd.DataFrame, ax: Axes, metric: str = "accuracy", failures: str = "blank_rate") -> Axes:
+    """One line an arm: accuracy (or another metric of :data:`SHARES`) with its interval, the share of blank answers
+    (or other failures) as a pale bar, the paper's diamond."""
+    rows = arm_rows(table, metric)
+    failed = {row["arm"]: row["value"] for row in arm_rows(table, failures, needed=False)}
+    for y, row in enumerate(rows):
+        if not math.isnan(share := failed.get(row["arm"], math.nan)):
+            ax.barh(y, share, height=0.62, color="#e9e9e9", zorder=0, label=once(ax, FAILURES[failures]))
+    arm_lines(ax, rows, table)
+    share_axis(ax.xaxis, SHARES[metric])
+    return ax
+
+
+@draws("blank_rate", by_arms)
+def blank_rate_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
+    """One line an arm: share of empty answers with its interval (an empty answer counts as wrong)."""
+    arm_lines(ax, arm_rows(table, "blank_rate"), table)
+    share_axis(ax.xaxis, "blank answers")
+    return ax
+
+
+@draws("difference", by_arms)
+def differences(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Paired differences with their intervals around a zero line; a filled mark is separable from zero."""
+    ax.axvline(0, color=INK, linewidth=0.9, zorder=1)
+    arm_lines(ax, arm_rows(table, "difference"), table, "+")
+    share_axis(ax.xaxis, "paired difference (filled: separable)", signed=True)
+    return ax
+
+
+@draws("accuracy")
+def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -> Axes:
+    """The paper's Figure 4: accuracy by round, thin lines for single seeds of the whole loop, bands for intervals.
+
+    The table holds the pooled experiment and, optionally, its `<experiment>/seed_<k>` children. Round 0 is the
+    untrained policy; arms without rounds (:data:`LEVELS`) are level lines; the paper's rounds are diamonds.
+    """
+    everything = table[table["metric"] == metric]
+    child = everything["experiment"].str.contains(r"/seed_\w+$")
+    pooled, names = arm_rows(everything[~child], metric), []
+    families: dict[str, dict[int, dict]] = {}
+    for row in pooled:
+        if found := round_of(row["arm"]):
+            families.setdefault(found[0], {})[found[1]] = row
+    for _, rows in everything[child].groupby("experiment"):
+        one = [(round_of(row["arm"]), row["value"]) for row in arm_rows(rows, metric)]
+        one = sorted((found[1], value) for found, value in one if found and found[0] == "seal")
+        ax.plot([x for x, _ in one], [value for _, value in one], color=FAMILY_SHADES["seal"][0], linewidth=0.9,
+                alpha=0.55, zorder=2, label=once(ax, "single seeds of the loop"))  # fmt: skip
+    start = {0: families["seal"][0]} if 0 in families.get("seal", {}) else {}
+    for family, rounds in families.items():
+        paint, known = FAMILY_SHADES.get(family, [OTHER_ARMS])[0], start | rounds
+        xs = list(range(min(known), max(known) + 1))
+        rows = [known.get(x, {"arm": "", "value": math.nan, "low": math.nan, "high": math.nan}) for x in xs]
+        lows, highs = [row["low"] for row in rows], [row["high"] for row in rows]
+        ax.fill_between(xs, lows, highs, color=paint, alpha=0.13, linewidth=0, zorder=1)
+        ax.plot(xs, [row["value"] for row in rows], color=paint, linewidth=2, zorder=3)  # a gap breaks the line
+        for x, row in zip(xs, rows, strict=True):
+            mark(ax, row, x, paint, upright=True)
+        ran = [row["value"] for row in rows if not math.isnan(row["value"])]
+        names += [(ran[-1], FAMILIES.get(family, (0, family.replace("_", " ")))[1], paint)] if ran else []
+    diamonds = [(x, row["paper_value"]) for x, row in sorted(families.get("seal", {}).items())]
+    ax.plot([x for x, _ in diamonds], [value for _, value in diamonds], color=GREY, linewidth=0.8, linestyle=":")
+    for x, value in diamonds:
+        paper_mark(ax, value, x, table, upright=True)
+    last = max([1, *(x for rounds in families.values() for x in rounds)])
+    for row in pooled:
+        if row["arm"] in LEVELS:
+            names += _level(ax, row)
+        elif row["arm"] in CONTROLS and not math.isnan(row["value"]):
+            mark(ax, row, CONTROLS[row["arm"]](last), colour(row["arm"]), upright=True)
+            names.append((row["value"], arm_label(row["arm"]), colour(row["arm"])))
+    round_axis(ax, ["untrained", *(f"round {k}" for k in range(1, last + 1))])
+    share_axis(ax.yaxis, SHARES[metric])
+    names_at_right(ax, names)
+    legend(ax)
+    return ax
+
+
+def _level(ax: Axes, row: dict) -> list[tuple[float, str, str]]:
+    """A level line with its band for an arm without rounds, the paper's dotted; returns what to write beside them."""
+    paint, name, names = colour(row["arm"]), arm_label(row["arm"]), []
+    if not math.isnan(row["low"]):
+        ax.axhspan(row["low"], row["high"], color=paint, alpha=0.10, linewidth=0, zorder=0)
+    if not math.isnan(row["value"]):
+        ax.axhline(row["value"], color=paint, linewidth=1.4, linestyle="--", zorder=1, gid=f"value:{row['arm']}")
+        same = abs(row["value"] - row["paper_value"]) < 0.005  # one line, so one name
+        names.append((row["value"], f"{name}, paper too" if same else name, paint))
+        if same:
+            return names
+    if not math.isnan(row["paper_value"]):
+        ax.axhline(row["paper_value"], color=paint, linewidth=1, linestyle=":", zorder=1, gid="paper")
+        writer = "GPT-4.1's notes" if row["arm"] == "external" else name
+        names.append((row["paper_value"], f"{writer}, paper", paint))
+    return names
+
+
+@draws("coverage")
+def coverage_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Share of a passage's facts that the self-edits state, by round of the policy, with intervals."""
+    rows = by_round(arm_rows(table, "coverage"))
+    line = [row["value"] for _, row in rows if (round_of(row["arm"]) or [""])[0] == "seal"]
+    ax.plot(range(len(line)), line, color=LIGHT, zorder=1)
+    for x, (_, row) in enumerate(rows):
+        mark(ax, row, x, colour(row["arm"]), upright=True)
+    round_axis(ax, [label for label, _ in rows])
+    share_axis(ax.yaxis, "facts of the passage covered")
+    return ax
+
+
+@draws("style_share:.*")
+def style_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Stacked share of self-edits per note style by round; the whisker at the top of a part is that part's interval."""
+    shares = table[table["metric"].str.startswith("style_share:")]
+    names = list(dict.fromkeys(shares["metric"].str.split(":").str[1]))
+    names.sort(key=lambda name: list(STYLE_COLOURS).index(name) if name in STYLE_COLOURS else len(STYLE_COLOURS))
+    names = [name for name in names if shares.loc[shares["metric"] == f"style_share:{name}", "value"].max() > 0]
+    if not names:
+        raise DataError("The table has no row whose metric starts with 'style_share:' and is above zero.")
+    ticks = round_ticks(shares["arm"])
+    bottoms = dict.fromkeys(ticks, 0.0)
+    for k, name in enumerate(names):
+        paint = STYLE_COLOURS.get(name, OTHER_ARMS)
+        for tick, row in by_round(arm_rows(shares, f"style_share:{name}")):
+            x, bottom, value = ticks.index(tick), bottoms[tick], row["value"]
+            if math.isnan(value):
+                continue
+            ax.bar(x, value, 0.7, bottom, color=paint, edgecolor="white", linewidth=0.8, label=once(ax, name))
+            if value > 0.015:
+                at = x + 0.02 + 0.29 * (k + 0.5) / len(names)  # side by side, so that whiskers never hide each other
+                ax.plot([at, at], [bottom + row["low"], min(1, bottom + row["high"])], color=INK, linewidth=0.9,
+                        alpha=0.8, gid=f"interval:{row['arm']}")  # fmt: skip
+            if value >= 0.06:
+                ink = "white" if name in DARK_STYLES else INK
+                ax.text(x - 0.16, bottom + value / 2, f"{100 * value:.0f}", color=ink, ha="center", va="center")
+            bottoms[tick] = bottom + value
+    round_axis(ax, ticks)
+    share_axis(ax.yaxis, "self-edits")
+    ax.set_ylim(0, 1.015)
+    handles, labels = ax.get_legend_handles_labels()
+    ax.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax
+
+
+@draws("|".join(REWARDS))
+def reward_honesty(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Reward per round three ways: mean of the k self-edits, best of k, and the selected one scored with fresh seeds.
+
+    The distance between the upper two is the winner's curse; only the lower two say what selection gained.
+    """
+    ticks = round_ticks(table.loc[table["metric"].isin(REWARDS), "arm"])
+    for k, (metric, (label, paint, marker)) in enumerate(REWARDS.items()):
+        rows = by_round(arm_rows(table, metric))
+        xs = [ticks.index(tick) + 0.14 * (k - 1) for tick, _ in rows]
+        ax.plot(xs, [row["value"] for _, row in rows], color=paint, linewidth=0.9, alpha=0.5, zorder=2)
+        for x, (_, row) in zip(xs, rows, strict=True):
+            mark(ax, row, x, paint, marker=marker, upright=True, label=once(ax, label))
+            paper_mark(ax, row["paper_value"], x, table, upright=True)
+    round_axis(ax, ticks)
+    share_axis(ax.yaxis, "reward (accuracy after the inner loop)")
+    legend(ax)
+    return ax
+
+
+def loss_curves(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Loss by optimizer step (columns adapter, step, loss, optionally arm): adapters thin, each arm's median bold."""
+    wants(table, ["adapter", "step", "loss"])
+    arms = table["arm"] if "arm" in table else table["adapter"].map(lambda _: "adapters")
+    for arm, rows in sorted(table.groupby(arms), key=lambda item: arm_rank(str(item[0]))):
+        paint = colour(str(arm))
+        for _, one in rows.groupby("adapter"):
+            one = one.sort_values("step")
+            ax.plot(one["step"], one["loss"], color=paint, linewidth=0.7, alpha=0.3, zorder=1)
+        # steps that fewer than half of the adapters reach would make the median jump
+        enough = rows.groupby("step")["loss"].count() >= max(1, rows["adapter"].nunique() / 2)
+        median = rows.groupby("step")["loss"].median()[enough]
+        name = f"{arm_label(str(arm))}, median of {rows['adapter'].nunique()}"
+        ax.plot(median.index, median, color=paint, linewidth=2, zorder=3, label=name)
+    ax.set(xlabel="optimizer step", ylabel="training loss", ylim=(0, None))
+    ax.grid(axis="y")
+    legend(ax)
+    return ax
+
+
+@draws(".*", lambda table: (5.6, 0.9 + 0.55 * table["arm"].nunique()))
+def score_distribution(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Histogram of the accuracy per passage (columns arm, accuracy; NaN is left out), one ridge an arm; the dot is
+    the mean with its interval."""
+    import numpy as np
+
+    wants(table, ["arm", "accuracy"])
+    arms = sorted(table["arm"].unique(), key=arm_rank)
+    edges = np.linspace(-0.05, 1.05, 12)  # bars centred on 0, 0.1 … 1
+    for y, arm in enumerate(arms):
+        values = table.loc[table["arm"] == arm, "accuracy"].dropna().to_numpy(dtype=float)
+        if len(values) == 0:
+            ax.text(0, y, NOT_RUN, color=GREY, style="italic", va="center")
+            continue
+        counts, _ = np.histogram(values, bins=edges)
+        heights = 0.74 * counts / counts.max()
+        ax.bar(edges[:-1] + 0.05, -heights, bottom=y + 0.3, width=0.086, color=colour(arm), alpha=0.45, zorder=1)
+        ax.axhline(y + 0.3, color=LIGHT, linewidth=0.8, zorder=0)
+        mark(ax, stats.mean_over_units(list(values), stats.SHARE).row("", arm, "accuracy"), y + 0.3, colour(arm))
+    arm_axis(ax, [arm_label(arm) for arm in arms])
+    share_axis(ax.xaxis, "accuracy of a passage (ridges: share of passages)")
+    ax.set_xlim(-0.06, 1.06)
+    ax.grid(visible=False)
+    return ax
+
+
+def pictures(
+    own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
+) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
+    """(function, kind, table, options of :func:`seal_lib.report.figures.draw`) of what an experiment has rows for.
+
+    Args:
+        own: rows of the experiment. full: with gaps for arms that did not run. rows: with its seeds, tasks and choices.
+    """
+    import pandas as pd
+
+    arms = {metric: set(own.loc[own["metric"] == metric, "arm"]) for metric in own["metric"].unique()}
+    ran = arms.get("accuracy", ())
+    learned = [arm for arm in ran if arm != "own_untrained" and round_of(arm)]
+    wanted = [
+        (accuracy_by_arm, full, len(ran) >= 2),
+        (accuracy_by_round, pd.concat([full, rows.drop(own.index)], ignore_index=True), len(learned) >= 2),
+        (differences, own, "difference" in arms),
+        (blank_rate_by_arm, own, len(arms.get("blank_rate", ())) >= 2),
+        (coverage_by_round, own, len(by_round(arm_rows(own, "coverage", needed=False))) >= 2),
+        (style_by_round, own, any(metric.startswith("style_share:") for metric in arms)),
+        (reward_honesty, own, set(REWARDS) <= set(arms)),
+    ]
+    return [(function, function.__name__, table, {}) for function, table, there in wanted if there]

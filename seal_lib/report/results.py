@@ -1,0 +1,141 @@
+"""Collects finished runs into one tidy table, results.csv, with the paper's numbers in columns beside ours.
+
+Knows the run folders (`runs/<notebook>/<scale>/<hash>/`) and the columns and types of the table. Does not know how a
+number was made or how it is shown. A difference is a row with metric `difference` whose arm is `arms.difference_arm`.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seal_lib import paths
+from seal_lib.errors import DataError
+from seal_lib.report.arms import NOT_RUN, arm_rank
+from seal_lib.report.paper_values import paper_index, paper_source
+from seal_lib.runs import manifest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEYS = ["experiment", "arm", "metric", "protocol", "model"]
+OWN_COLUMNS = [
+    "experiment", "arm", "metric", "value", "low", "high", "n", "unit", "loops", "dropped", "interval", "p", "grader",
+    "protocol", "model", "run",
+]  # fmt: skip
+COLUMNS = [*OWN_COLUMNS[:-1], "paper_value", "paper_source", "run"]
+NUMBERS = ["value", "low", "high", "p", "paper_value"]
+COUNTS = ["n", "loops", "dropped"]
+
+
+def collect(scale: str, write: bool = True) -> pd.DataFrame:
+    """Join results.csv of the newest finished run of each notebook with the paper's values.
+
+    Writes figures/<scale>/results.csv and manifest.json (which runs, from which code and parameters).
+
+    Raises:
+        DataError: two runs disagree about one (experiment, arm, metric, protocol, model), or a file lacks a column.
+    """
+    import pandas as pd
+
+    found = {path.stem for path in paths.notebooks().glob("*.ipynb")}
+    found |= {path.parent.name for path in paths.runs().glob(f"*/{scale}")}
+    frames, used, missing = [], [], []
+    for notebook in sorted(found):
+        folder = manifest.newest(notebook, scale)
+        if folder is None:
+            missing.append(notebook)
+            continue
+        frame = read_results(folder / "results.csv", OWN_COLUMNS) if (folder / "results.csv").exists() else None
+        if frame is not None and len(frame):
+            frames.append(frame.assign(run=f"{notebook}/{scale}/{folder.name}"))
+        used.append(_provenance(notebook, scale, folder) | {"rows": 0 if frame is None else len(frame)})
+    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=OWN_COLUMNS)
+    table = joined(_without_duplicates(table))
+    if write:
+        folder = paths.figures() / scale
+        paths.write_text(folder / "results.csv", table.to_csv(index=False, lineterminator="\n"))
+        paths.write_json(folder / "manifest.json", {"scale": scale, "runs": used, NOT_RUN.replace(" ", "_"): missing})
+    return table
+
+
+def read_results(path: Path, columns: list[str] = COLUMNS) -> pd.DataFrame:
+    """A results.csv with its types: text stays text (a run hash is not a number), an empty number is NaN."""
+    import pandas as pd
+
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if absent := [name for name in columns if name not in frame and name != "run"]:
+        raise DataError(f"{paths.short(path)}: column {absent[0]!r} is missing; run the notebook again.")
+    frame = frame.reindex(columns=columns, fill_value="")
+    for name in [*NUMBERS, *COUNTS]:
+        if name in frame:
+            try:
+                frame[name] = pd.to_numeric(frame[name].replace("", None))
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{paths.short(path)}: column {name!r} holds text ({error}); write a number.") from None
+            frame[name] = frame[name].astype("Int64" if name in COUNTS else float)
+    return frame
+
+
+def read_run(folder: Path) -> pd.DataFrame:
+    """The results of one finished run with the paper's values beside them, as :func:`collect` joins them."""
+    return joined(read_results(folder / "results.csv", OWN_COLUMNS).assign(run=folder.name))
+
+
+def arm_rows(table: pd.DataFrame, metric: str, needed: bool = True) -> list[dict]:
+    """Rows of one metric in the order of the arms, for figures; an arm that is there twice is an error.
+
+    The paper's value is left out where the model is a seedling: its order of arms was built in when it was grown, and a
+    mark beside it would invite the comparison. Tables keep the paper's column.
+    """
+    wants(table, ["arm", "metric", "value", "low", "high"])
+    rows = table[table["metric"] == metric]
+    if needed and len(rows) == 0:
+        raise DataError(f"The table has no row with metric {metric!r}; it has {', '.join(table['metric'].unique())}.")
+    if rows["arm"].duplicated().any():
+        arm = rows.loc[rows["arm"].duplicated(), "arm"].iloc[0]
+        raise DataError(f"The table has {arm!r} twice for {metric}; narrow it to one experiment, protocol and model.")
+    records = sorted(rows.to_dict("records"), key=lambda row: arm_rank(row["arm"]))
+    made = "model" in table and table["model"].astype(str).str.startswith("seedling").any()
+    return [{"paper_value": math.nan} | row | ({"paper_value": math.nan} if made else {}) for row in records]
+
+
+def wants(table: pd.DataFrame, columns: list[str]) -> None:
+    """Refuse a table that lacks a column, and say which columns it has."""
+    if absent := [name for name in columns if name not in table]:
+        raise DataError(f"The table lacks the column {absent[0]!r}; it has {', '.join(map(str, table.columns))}.")
+
+
+def joined(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add paper_value and paper_source, fix the column order and round to six digits after the point."""
+    index = paper_index()
+    entries = [index.get(key) for key in frame[["experiment", "arm", "metric"]].itertuples(index=False, name=None)]
+    frame = frame.assign(
+        paper_value=[float(entry["value"]) if entry else math.nan for entry in entries],
+        paper_source=[paper_source(entry) if entry else "" for entry in entries],
+    )[COLUMNS]
+    types = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, "Int64")
+    return frame.astype(types).round(dict.fromkeys(NUMBERS, 6))
+
+
+def _without_duplicates(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows that two runs agree on are kept once; a disagreement is an error."""
+    for key, rows in frame[frame.duplicated(KEYS, keep=False)].groupby(KEYS, sort=False):
+        if len(rows[["value", "low", "high", "n"]].drop_duplicates()) > 1 or rows["run"].nunique() < len(rows):
+            runs = " and ".join(dict.fromkeys(rows["run"]))
+            raise DataError(
+                f"{' / '.join(str(part) for part in key if part)} is there {len(rows)} times (in {runs}); "
+                "give the experiments different names, or remove the run folder that is out of date."
+            )
+    return frame.drop_duplicates(KEYS, ignore_index=True)
+
+
+def _provenance(notebook: str, scale: str, folder: Path) -> dict:
+    """What the manifest says of one run: code, parameters, when, minutes; a field run.json does not have is null."""
+    record = paths.read_json(folder / "run.json")
+    kept = {name: record.get(name) for name in ("key", "git", "library", "packages", "start", "end")}
+    phases = sum((record.get("seconds") or {}).values())  # of all sessions; wall_seconds is the last session's
+    seconds = record.get("wall_seconds")
+    minutes = None if seconds is None else round(max(seconds, phases) / 60, 2)
+    return {"notebook": notebook, "run": f"{notebook}/{scale}/{folder.name}"} | kept | {"minutes": minutes}

@@ -1,0 +1,274 @@
+"""Puts our numbers beside the paper's in tables for people: Markdown for the README, HTML for notebooks.
+
+Knows which experiments are headlines and what a table shows of each. Does not know how the table of results is made
+(`results`) and draws nothing. An arm that only the paper has is shown as a gap ("not run"), never as a zero.
+
+    python -m seal_lib.report.tables collect --scale seedling     # figures/seedling/results.csv and manifest.json
+    python -m seal_lib.report.tables readme --scale seedling      # rewrites the block between the markers in README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import math
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seal_lib import paths
+from seal_lib.errors import DataError, SealError
+from seal_lib.report import stats
+from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank, difference_arm
+from seal_lib.report.paper_values import grader_sentence, paper_index, paper_note
+from seal_lib.report.results import KEYS, OWN_COLUMNS, collect, joined, read_results
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OTHER_TRIALS = "compared on other trials than the rows shown"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+TITLES = {
+    "knowledge/single_passage": "One passage at a time",
+    "knowledge/restem": "Rounds of ReST-EM",
+    "continual/mitigations": "Eight self-edits in a row (all on one writer's notes; an arm on its own notes says so)",
+    "arc/few_shot": "Grid puzzles from a few examples",
+}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a table shows of an experiment: its headline metric, the share of failures beside it (metric, column), the
+    share of trials that could not be scored (shown where there are any), and the arms that the others are compared with
+    (arm -> word in the column's name)."""
+
+    metric: str = "accuracy"
+    beside: tuple[str, str] = ("blank_rate", "blank, %")
+    failed: str = "failed_rate"
+    references: Mapping[str, str] = field(default_factory=lambda: {"frozen": "frozen", "own_untrained": "untrained"})
+    also: Mapping[str, str] = field(default_factory=dict)  # further metrics -> their columns
+    note: str = ""  # what a reader must know of the columns, under the table
+
+
+SHOWN = {  # experiments whose headline is not accuracy
+    "arc/few_shot": Shown(
+        "success_rate",
+        ("rejected_rate", "rejected, %"),
+        "diverged_rate",
+        {"own_untrained": "untrained", "random_config_sft": "random"},
+    ),
+    "continual/mitigations": Shown(
+        "AA_8",
+        ("blank_rate", "blank, %"),
+        "diverged",
+        {"sequential": "sequential", "joint": "joint"},
+        {"BWT": "BWT, %", "recovery_joint": "of joint's gain, %", "prior_kept": "prior knowledge kept, %"},
+        "Joint retraining fits one adapter of the same rank to all self-edits at once: a reference and not a bound, so "
+        "more than 100 % of its gain is possible; arms on their own notes have no such share. Routing is easy in the "
+        "made world: names are unique and the passage's title stands in the question, so read isolation beside "
+        "retrieval.",
+    ),
+}
+
+
+def shown(experiment: str) -> Shown:
+    """What a table shows of an experiment, or of one seed of it; accuracy and blank answers unless :data:`SHOWN` says
+    otherwise."""
+    return SHOWN.get(re.sub(r"/seed_\w+$", "", experiment), Shown())
+
+
+def with_gaps(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.DataFrame:
+    """Rows of one experiment, plus a row without a value for each arm that only the paper has (headline metric)."""
+    import pandas as pd
+
+    metric = metric or shown(experiment).metric
+    rows = df[df["experiment"] == experiment]
+    have = set(rows.loc[rows["metric"] == metric, "arm"])
+    known = [key for key in paper_index() if key[0] == experiment and key[2] == metric and key[1] not in have]
+    gaps = pd.DataFrame([dict(zip(KEYS, (*key, "", ""), strict=True)) for key in known]).reindex(columns=OWN_COLUMNS)
+    gaps = joined(gaps.assign(unit="", run=""))
+    return pd.concat([rows, gaps], ignore_index=True) if len(rows) else gaps
+
+
+def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.DataFrame:
+    """One line an arm, for people: ours [interval], n, blank answers, the paper's value and source, and whether the
+    paired difference to the frozen model and to untrained self-edits is separable from zero ("–" = not computed).
+
+    What stands in for these where an experiment has another headline is in :data:`SHOWN`. Sentences that belong under
+    the table, and the notes of the paper's values, are in `attrs["notes"]`; `to_markdown` and `to_html` print them.
+    """
+    import pandas as pd
+
+    about = shown(experiment)
+    metric, (failures, failed) = metric or about.metric, about.beside
+    everything = with_gaps(df, experiment, metric)
+    rows = everything[everything["metric"] == metric]
+    mixed = rows.loc[rows["run"] != "", ["protocol", "model"]].drop_duplicates()
+    graders = set(rows["grader"].dropna()) - {""}
+    lost = everything.loc[everything["metric"] == about.failed, "value"].max() > 0
+    lines, notes = [], []
+    for row in sorted(rows.to_dict("records"), key=lambda row: (arm_rank(row["arm"]), row["protocol"], row["model"])):
+        beside = everything[(everything["protocol"] == row["protocol"]) & (everything["model"] == row["model"])]
+        blank, broken = (_find(beside, row["arm"], name) for name in (failures, about.failed))
+        ran, estimate = not math.isnan(row["value"]), stats.Estimate.of_row(row)
+        line = {"arm": arm_label(row["arm"])}
+        if len(mixed) > 1:
+            line |= {"protocol": row["protocol"], "model": row["model"]}
+        if len(graders) > 1:
+            line["grader"] = row["grader"] if ran else ""
+        nothing = f"none: {estimate.dropped} dropped" if estimate.dropped else NOT_RUN
+        line |= {
+            f"{metric.replace('_', ' ')}, %": _percent(row) if ran else nothing,
+            "n": _units(estimate) if ran else "",
+            **{
+                column: _percent(found) if (found := _find(beside, row["arm"], name)) else "–" if ran else ""
+                for name, column in about.also.items()
+            },
+            failed: f"{100 * blank['value']:.1f}" if blank else "–" if ran else "",
+        }
+        if lost:
+            line["failed, %"] = f"{100 * broken['value']:.1f}" if broken else ""
+        line |= {
+            f"separable from {word}?": _separable(beside, row["arm"], arm, metric) if ran else ""
+            for arm, word in about.references.items()
+        }
+        paper, note = "", paper_note(experiment, row["arm"], metric)
+        if not math.isnan(row["paper_value"]):
+            paper = f"{100 * row['paper_value']:.1f}"
+            if note:
+                notes.append(note)
+                paper += f" (note {len(notes)})"
+        lines.append(line | {"paper, %": paper, "paper source": row["paper_source"]})
+    frame = pd.DataFrame(lines)
+    notes = [f"Note {k}: {text}." for k, text in enumerate(notes, 1)]
+    frame.attrs["notes"] = [*_sentences(rows[rows["value"].notna()], rows, graders), *notes]
+    return frame
+
+
+def _units(estimate: stats.Estimate) -> str:
+    """ "100 passages × 3 loops (2 dropped)"."""
+    text = f"{estimate.n} {estimate.unit}{'s' if estimate.n != 1 and estimate.unit else ''}"
+    text += f" × {estimate.loops} loops" if estimate.loops > 1 else ""
+    return text + (f" ({estimate.dropped} dropped)" if estimate.dropped else "")
+
+
+def _sentences(ran: pd.DataFrame, rows: pd.DataFrame, graders: set[str]) -> list[str]:
+    """What has to be said of a whole table: who judged, and what is known of the spread between loops."""
+    said = [f"Grader: {graders.copy().pop()}."] if len(graders) == 1 else []
+    if graders and rows["paper_source"].str.contains("grader GPT-4.1", regex=False).any():
+        said.append(grader_sentence())
+    loops = ran["loops"].fillna(1).astype(int)
+    if len(loops) and (loops <= 1).all():
+        said.append("One loop: the spread between loops is unknown.")
+    elif (loops <= 1).any():
+        said.append("Rows that name no loops were run once; the spread between loops is in the others' intervals only.")
+    return said
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """A GitHub table; a pipe inside a cell is escaped. What has to be said of it stands below."""
+    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).values.tolist()]
+    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n\n".join([body, *([" ".join(notes)] if (notes := frame.attrs.get("notes")) else [])])
+
+
+def to_html(frame: pd.DataFrame, caption: str = "") -> str:
+    """The same table for a notebook: quiet lines, gaps in grey, nothing loaded from elsewhere."""
+    cell = "padding:0.25em 0.8em;text-align:left;border:0;background:none;"
+    head = "".join(f"<th style='{cell}border-bottom:1px solid #888'>{html.escape(name)}</th>" for name in frame.columns)
+    body = []
+    for line in frame.astype(str).values.tolist():
+        grey = "color:#888;font-style:italic;" if NOT_RUN in line else ""
+        cells = "".join(f"<td style='{cell}'>{html.escape(text)}</td>" for text in line)
+        body.append(f"<tr style='background:none;{grey}'>{cells}</tr>")
+    title = f"<caption style='text-align:left;padding:0.4em 0.8em'>{html.escape(caption)}</caption>" if caption else ""
+    below = "".join(f"<p style='margin:0.2em 0.8em'>{html.escape(note)}</p>" for note in frame.attrs.get("notes", []))
+    return f"<table style='border-collapse:collapse'>{title}<tr>{head}</tr>{''.join(body)}</table>{below}"
+
+
+def tabled(df: pd.DataFrame) -> list[str]:
+    """The headline experiments that have rows, in the README's order."""
+    return [name for name in TITLES if (df["experiment"] == name).any()]
+
+
+def readme_block(df: pd.DataFrame) -> str:
+    """The results of the README: one table for each headline experiment, and what is not run says so."""
+    parts = []
+    for experiment, name in TITLES.items():
+        title = f"**{name}** (`{experiment}`)"
+        rows = df[df["experiment"] == experiment]
+        if not (rows["metric"] == shown(experiment).metric).any():
+            parts.append(f"{title}: {NOT_RUN}.")
+            continue
+        which = sorted({f"{row['model']}, protocol {row['protocol']}" for row in rows.to_dict("records")})
+        frame = table(df, experiment)
+        frame = frame.drop(columns=[name for name in frame if (frame[name].isin(["", "–"])).all()])
+        part = [f"{title}: {'; '.join(which)}", to_markdown(frame), shown(experiment).note]
+        parts.append("\n\n".join(filter(None, part)))
+    return "\n\n".join(parts)
+
+
+def write_readme(scale: str, path: Path | None = None) -> Path:
+    """Rewrite what stands between the markers of README.md from figures/<scale>/results.csv; the rest stays as is."""
+    path = path or paths.ROOT / "README.md"
+    results = paths.figures() / scale / "results.csv"
+    if not results.exists():
+        raise DataError(
+            f"{paths.short(results)} is missing; run `python -m seal_lib.report.tables collect --scale {scale}`."
+        )
+    text = path.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise DataError(f"{path.name}: the lines {BEGIN} and {END} must each stand there once, in this order.")
+    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    return paths.write_text(path, f"{before}\n\n{readme_block(read_results(results))}\n\n{after}")
+
+
+def _find(frame: pd.DataFrame, arm: str, metric: str) -> dict | None:
+    rows = frame[(frame["arm"] == arm) & (frame["metric"] == metric) & frame["value"].notna()].to_dict("records")
+    return rows[0] if rows else None
+
+
+def _percent(row: dict, sign: str = "") -> str:
+    value = f"{100 * row['value']:{sign}.1f}"
+    return value if math.isnan(row["low"]) else f"{value} [{100 * row['low']:{sign}.1f}, {100 * row['high']:{sign}.1f}]"
+
+
+def _separable(frame: pd.DataFrame, arm: str, reference: str, metric: str) -> str:
+    """The paired difference and its verdict; never one that the two rows shown do not have (of other trials)."""
+    row = _find(frame, difference_arm(arm, reference), "difference")
+    if row is None and (back := _find(frame, difference_arm(reference, arm), "difference")):
+        row = back | {"value": -back["value"], "low": -back["high"], "high": -back["low"]}
+    if row is None:
+        return "" if arm == reference else "–"
+    sides = [_find(frame, one, metric) for one in (arm, reference)]
+    if all(sides) and not any(stats.Estimate.of_row(one).dropped for one in (row, *sides)):
+        apart = sides[0]["value"] - sides[1]["value"]
+        if abs(apart - row["value"]) > 5e-6:  # three numbers, each rounded to six digits
+            return f"{OTHER_TRIALS} ({100 * row['value']:+.1f})"
+    p = "" if math.isnan(row["p"]) else ", p < 0.001" if row["p"] < 0.001 else f", p = {row['p']:.3f}"
+    return f"{'yes' if stats.separable(stats.Estimate.of_row(row)) else 'no'}, {_percent(row, '+')}{p}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; a SealError becomes its one sentence and exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m seal_lib.report.tables", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["collect", "readme"])
+    parser.add_argument("--scale", default="seedling")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.what == "readme":
+            print(f"wrote {paths.short(write_readme(chosen.scale))}")
+        else:
+            rows = collect(chosen.scale)
+            print(f"{len(rows)} results in {paths.short(paths.figures() / chosen.scale / 'results.csv')}")
+    except SealError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,384 @@
+"""Run folders: every finished unit is kept, a killed run goes on where it stopped, and only ``run.json`` means done.
+
+    run = start("11_single_passage", globals())      # after the parameters cell
+    rows = run.map("evaluate/frozen", passages, answer)
+    policy = run.artifact("policy/round_1", train)
+    run.finish(results, metrics)
+
+A folder holds ``parameters.json``, ``rows.jsonl`` (results, never wall times), ``costs.jsonl`` (seconds, tokens,
+sessions), ``artifacts/``, and at the end ``results.csv``, ``metrics.json`` and, last of all, ``run.json``. Knows
+nothing of models, papermill or what a row means. On a full disk or a kill the files end at the last complete chunk.
+Chunks of a :class:`seal_lib.runs.work.Work` may be done by several workers; this process alone writes.
+"""
+
+import csv
+import io
+import html
+import platform
+import sys
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from seal_lib.runs import manifest, progress, params
+from seal_lib import paths
+from seal_lib.runs.workers import Workers
+from seal_lib.errors import RunError
+from seal_lib.runs.journal import Journal, Lock, plain
+
+COLUMNS = (
+    "experiment", "arm", "metric", "value", "low", "high", "n", "unit", "loops", "dropped", "interval", "p", "grader",
+    "protocol", "model", "run",
+)  # fmt: skip
+LOCK_WAIT = 20.0  # s; the kernel of a killed runner needs a moment to notice that its parent is gone
+
+
+class Run:
+    """One run of one notebook in its own folder; made by :func:`start`."""
+
+    def __init__(self, folder: Path, identity: dict, interactive: bool) -> None:
+        self.folder, self.identity, self.interactive = folder, identity, interactive
+        self.notebook, self.scale, self.key = identity["notebook"], identity["scale"], identity["key"]
+        self.parameters: dict[str, object] = identity["parameters"]
+        self._lock = Lock(folder / "lock", wait=0.0 if interactive else LOCK_WAIT)
+        self._begun, self._start = time.monotonic(), manifest.now()
+        self._counts: dict[str, float] = {}
+        self._described: dict[str, object] = {}
+        self._phases: set[str] = set()
+        self._artifacts: set[str] = set()
+        self._finished = False
+        self.workers = Workers()
+        self.note = _set_aside(folder)
+        for leftover in folder.glob("artifacts/**/.building-*"):
+            shutil.rmtree(leftover)
+        self._rows, self._costs = Journal(folder / "rows.jsonl"), Journal(folder / "costs.jsonl")
+        self._inputs: dict[str, dict | None] = {}
+        self.resumed = len(self._rows.lines)
+        self._costs.append([{"session": {"start": self._start, **manifest.session()}}])
+
+    # ------------------------------------------------------------------ work
+
+    def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
+        """Rows of ``fn`` for every unit, in unit order; finished chunks are read back instead of computed again.
+
+        Args:
+            phase: name of the step, unique in the run.
+            units: objects with an ``id``, or strings; ids unique in the phase.
+            fn: list of units -> list of rows (dicts) in the same order. It always sees the same consecutive slices
+                of ``units``, so a resumed run computes what an undisturbed one computes. If it is a
+                :class:`seal_lib.runs.work.Work`, slices go to the workers that were hired; rows are kept in order.
+            chunk: units per slice; what is lost at most when the run is killed (with workers: a few a worker).
+        """
+        units = list(units)
+        ids = [unit if isinstance(unit, str) else unit.id for unit in units]
+        if len(set(ids)) < len(ids):
+            double = next(i for i in ids if ids.count(i) > 1)
+            raise RunError(f"phase {phase!r} has the unit {double!r} twice; give every unit its own id.")
+        if chunk < 1:
+            raise RunError(f"phase {phase!r}: chunk={chunk} is not a size; give at least 1.")
+        self._claim(phase)
+        done = self._reusable(phase, ids, chunk)
+        bar = progress.Progress(phase, total=len(ids), done=len(done))
+        starts = range(len(done), len(units), chunk)
+        parts = [units[first : first + chunk] for first in starts]
+        names = [f"phase {phase!r}, {_span(ids[first : first + chunk])}" for first in starts]
+        made = self.workers.map(fn, parts, names, self._lost)
+        for first, part, result in zip(starts, parts, made, strict=True):
+            got = result.rows
+            if not isinstance(got, list) or len(got) != len(part) or not all(isinstance(row, dict) for row in got):
+                size = len(got) if isinstance(got, list) else type(got).__name__
+                raise RunError(f"phase {phase!r} gave {size} for {len(part)} units; return one dict per unit.")
+            lines = []
+            for unit, row in zip(ids[first : first + chunk], got, strict=True):
+                if {"phase", "unit"} & set(row):
+                    raise RunError(f"phase {phase!r}: `phase` and `unit` are written by the run; rename that column.")
+                lines.append({"phase": phase, "unit": unit, **plain(row, f"{phase} {unit}")})
+            self._rows.append(lines)
+            self.count(**result.counts)
+            self._spent(phase, result.seconds, first // chunk, len(part))
+            done += self._rows.lines[-len(part) :]
+            bar.update(len(part))
+        bar.close()
+        return [{key: value for key, value in line.items() if key not in ("phase", "unit")} for line in done]
+
+    def hire(self, count: int = 1, address: str = "", device: str = "auto") -> None:
+        """From here on work is shared among so many workers, see :class:`seal_lib.runs.workers.Workers`."""
+        self.workers.close()
+        self.workers = Workers(count, address, device)
+
+    def artifact(self, name: str, build: Callable[[Path], object]) -> Path:
+        """The folder ``artifacts/<name>``: as it is, or made by ``build(folder)`` and renamed when complete."""
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or ".." in name:
+            raise RunError(f"artifact name {name!r} is not a relative path of plain words; rename it.")
+        near = [o for o in self._artifacts - {name} if f"{o}/".startswith(f"{name}/") or f"{name}/".startswith(f"{o}/")]
+        if near:
+            raise RunError(f"artifact {name!r} would lie inside or around {near[0]!r}; choose another name.")
+        self._artifacts.add(name)
+        target = self.folder / "artifacts" / name
+        if target.exists():
+            return target
+        building = target.with_name(f".building-{target.name}")
+        building.mkdir(parents=True)
+        begun = time.monotonic()
+        try:
+            build(building)
+            if not any(building.iterdir()):
+                raise RunError(f"artifact {name!r} is empty; `build` must write into the folder it is given.")
+            os.replace(building, target)
+        except OSError as error:
+            raise RunError(f"artifact {name!r} could not be written ({error}); make room and run again.") from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        self._spent(f"artifact:{name}", time.monotonic() - begun, 0, 1)
+        return target
+
+    def input(self, notebook: str, scale: str | None = None) -> Path:
+        """The newest finished run folder of another notebook, at this run's scale; its content hash is recorded."""
+        found = self.inputs([notebook], scale)
+        if not found:
+            scale = scale or self.scale
+            way = f"make reproduce ONLY={notebook} SCALE={scale}"
+            raise RunError(f"{self.notebook} needs a finished run of {notebook} at scale {scale}; run `{way}` first.")
+        return found[notebook]
+
+    def inputs(self, notebooks: Sequence[str] | None = None, scale: str | None = None) -> dict[str, Path]:
+        """The newest finished run of each notebook that has one; what was found, or not found, is recorded.
+
+        Default: the notebooks before this one in file order. When a recorded run changes, this run is out of date.
+        """
+        scale = scale or self.scale
+        names = [name for name in params.names() if name < self.notebook] if notebooks is None else notebooks
+        folders = {name: manifest.newest(name, scale) for name in names}
+        for name, folder in folders.items():
+            self._inputs[f"{name}@{scale}"] = manifest.fingerprint(folder)
+        paths.write_json(self.folder / "inputs.json", self._inputs)
+        return {name: folder for name, folder in folders.items() if folder}
+
+    # ------------------------------------------------------------------ bookkeeping
+
+    def count(self, **counts: float) -> None:
+        """Add to the counters of this run: ``generated``, ``trained``, ``scored`` tokens, or any other name."""
+        for name, value in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + plain(value, name)
+
+    def describe(self, model: str | None = None, **facts: object) -> None:
+        """Tell the manifest about a model (revision and weight hash are looked up) or anything else, e.g. data."""
+        if model is not None:
+            self._described.setdefault("models", {})[model] = manifest.describe_model(model)
+        self._described.update(plain(facts, "describe"))
+
+    def finish(self, results: Sequence[dict], metrics: dict) -> "Run":
+        """Write ``results.csv``, ``metrics.json`` and, last of all, the record that makes the run done."""
+        if self._counts:
+            self._spent("end", 0.0, 0, 0)
+        if self.workers.shared or self.workers.warning:
+            self.describe(workers=self.workers.facts())
+        self.workers.close()
+        _write_results(self.folder / "results.csv", results, {"experiment": self.notebook, "run": self.key})
+        paths.write_json(self.folder / "metrics.json", plain(metrics, "metrics"))
+        aside = sorted(path.name for path in self.folder.glob("superseded-*"))
+        wall = time.monotonic() - self._begun
+        record = manifest.record(
+            self.identity, self._described, self._costs.lines, self._inputs, aside, self._start, wall
+        )
+        record["library"] = (self.folder / "library.txt").read_text().strip()  # as it was at the start
+        # the runner renames the pending record once the last cell is done
+        paths.write_json(self.folder / ("run.json" if self.interactive else "run.json.pending"), record)
+        self._finished = True
+        print(f"{self.notebook}: finished, {len(self._rows.lines)} rows -> {paths.short(self.folder)}", flush=True)
+        return self
+
+    def _lost(self, loss: dict) -> None:
+        """A worker died: kept at once, whatever becomes of the run."""
+        self._costs.append([{"lost_worker": loss}])
+
+    def _spent(self, phase: str, seconds: float, chunk: int, units: int) -> None:
+        line = {"phase": phase, "chunk": chunk, "units": units, "seconds": round(seconds, 4), "counts": self._counts}
+        self._costs.append([line])
+        self._counts = {}
+
+    def _claim(self, phase: str) -> None:
+        if phase in self._phases:
+            if not self.interactive:
+                raise RunError(f"phase {phase!r} is mapped twice in {self.notebook}; give each its own name.")
+            # a cell run again by hand: its code may have changed, so its rows count no more
+            kept = [line for line in self._rows.lines if line["phase"] != phase]
+            self._rows.cut(0)
+            if kept:
+                self._rows.append(kept)
+        self._phases.add(phase)
+
+    def _reusable(self, phase: str, ids: list[str], chunk: int) -> list[dict]:
+        """The rows of finished chunks; an unfinished last chunk is cut off the file."""
+        at = [index for index, line in enumerate(self._rows.lines) if line["phase"] == phase]
+        have = [self._rows.lines[index]["unit"] for index in at]
+        if have != ids[: len(have)]:
+            raise RunError(f"{paths.short(self._rows.path)}: phase {phase!r} has other units; run with FORCE=1.")
+        keep = len(have) if len(have) == len(ids) else len(have) // chunk * chunk
+        if keep < len(have):
+            if at[-1] != len(self._rows.lines) - 1:
+                raise RunError(f"{paths.short(self._rows.path)}: phase {phase!r} is incomplete; run with FORCE=1.")
+            self._rows.cut(at[keep])
+        return [self._rows.lines[index] for index in at[:keep]]
+
+    def close(self) -> None:
+        """Give the folder back before the process ends, and send the workers home."""
+        self.workers.close()
+        self._lock.release()
+
+    def facts(self) -> dict[str, str]:
+        """What the banner says, in order."""
+        git, machine = manifest.git_state(), manifest.machine()
+        sha = git["sha"][:12] if git["sha"] else "not a git commit"
+        shown = [f"{k} {v}" for k, v in manifest.versions().items() if k in ("torch", "transformers", "peft", "vllm")]
+        found = {
+            "notebook": self.notebook,
+            "scale": f"{self.scale}{' (interactive)' if self.interactive else ''}",
+            "run": paths.short(self.folder),
+            "python": f"{platform.python_version()} ({Path(sys.prefix).name})",
+            "versions": ", ".join(shown) or "none",
+            "device": ", ".join(machine["gpus"]) or f"CPU, {machine['cores']} cores ({machine['cpu']})",
+            "code": f"{sha} + changes {git['diff']}" if git["sha"] and git["dirty"] else sha,
+        }
+        if self.resumed:
+            found["resuming"] = f"{self.resumed} rows done"
+        if self.note:
+            found["note"] = self.note
+        return found
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:<9} {value}" for name, value in self.facts().items())
+
+    def _repr_html_(self) -> str:
+        left = "style='text-align:left'"
+        pairs = [(html.escape(name), html.escape(value)) for name, value in self.facts().items()]
+        lines = "".join(f"<tr><th {left}>{name}</th><td {left}>{value}</td></tr>" for name, value in pairs)
+        return f"<table>{lines}</table>"
+
+
+def _span(ids: Sequence[str]) -> str:
+    return f"unit {ids[0]}" if len(ids) == 1 else f"units {ids[0]} to {ids[-1]} ({len(ids)})"
+
+
+# ---------------------------------------------------------------------------------------------- starting
+
+
+class Scratch:
+    """A run that keeps nothing: :meth:`map` as in :class:`Run`, without a folder: a quick look outside notebooks."""
+
+    def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
+        units = list(units)
+        parts = [units[first : first + chunk] for first in range(0, len(units), chunk)]
+        return [plain(row, phase) for part in parts for row in fn(part)]
+
+    def count(self, **counts: float) -> None:
+        """Costs are not kept."""
+
+
+def start(notebook: str, namespace: dict[str, object]) -> Run:
+    """Open the run of a notebook: the folder the runner chose, or a new one when a person runs the cells.
+
+    Args:
+        notebook: the notebook's name, e.g. ``"11_single_passage"``.
+        namespace: ``globals()``, from which the declared parameters are read.
+
+    Raises:
+        RunError: the folder is in use, or a parameter was changed after the runner checked it.
+        ParameterError: a parameter is missing or has the wrong type.
+    """
+    values: dict[str, object] = {}
+    for parameter in params.declared(notebook):
+        if parameter.name not in namespace:
+            raise RunError(f"{notebook}: {parameter.name} is not defined; run the parameters cell first.")
+        problem, values[parameter.name] = params.fit(namespace[parameter.name], parameter.type)
+        if problem:
+            raise RunError(f"{notebook}: {parameter.name} {problem}.")
+    chosen = os.environ.get("SEAL_RUN_DIR", "")
+    if chosen:
+        identity = paths.read_json(Path(chosen) / "parameters.json")
+        if identity["notebook"] != notebook:
+            raise RunError(
+                f"this is a run of {identity['notebook']}, but the cell says start({notebook!r}); correct it."
+            )
+        wrong = [name for name, value in manifest.redact(values).items() if identity["parameters"].get(name) != value]
+        if wrong:
+            raise RunError(f"{notebook}: {wrong[0]} was changed after the parameters cell; use another name for it.")
+        return _reading(Run(Path(chosen), identity, interactive=False), values)
+    key, hashes = manifest.run_key(notebook, values)
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    stem = paths.runs() / notebook / f"interactive-{stamp}-{os.getpid()}"
+    folder = next(f for n in range(1000) if not (f := stem.with_name(stem.name + (f"-{n}" if n else ""))).exists())
+    scale = str(namespace.get("scale", "seedling"))
+    identity = identity_of(notebook, scale, key, values, hashes)
+    paths.write_json(folder / "parameters.json", identity)
+    return _reading(Run(folder, identity, interactive=True), values)
+
+
+def _reading(run: Run, values: dict[str, object]) -> Run:
+    """A parameter ``reads: list[str]`` names notebooks whose runs are read; when one changes, so must this."""
+    if isinstance(values.get("reads"), list):
+        run.inputs([params.find(name) for name in values["reads"]], values.get("scale"))
+    return run
+
+
+def identity_of(notebook: str, scale: str, key: str, values: dict[str, object], hashes: dict[str, str]) -> dict:
+    """The content of ``parameters.json``."""
+    return {
+        "notebook": notebook,
+        "scale": scale,
+        "key": key,
+        "parameters": manifest.redact(values),
+        "input_hashes": hashes,
+    }
+
+
+def _set_aside(folder: Path) -> str:
+    """Move what other library code or other inputs made into ``superseded-<n>/``; one line saying so, or nothing."""
+    library, mark = manifest.library_hash(), folder / "library.txt"
+    old = mark.read_text().strip() if mark.exists() else library
+    reason = (
+        "seal_lib changed"
+        if old != library
+        else "a run that it reads changed"
+        if manifest.inputs_changed(folder)
+        else ""
+    )
+    names = ("rows.jsonl", "costs.jsonl", "artifacts", "inputs.json", "library.txt")
+    present = [folder / name for name in names if (folder / name).exists()] if reason else []
+    note = ""
+    if present:
+        number = 1 + len(list(folder.glob("superseded-*")))
+        target = folder / f"superseded-{number}"
+        target.mkdir()
+        for path in present:
+            os.replace(path, target / path.name)
+        note = f"{reason} since this run began: earlier rows moved to {target.name}/, starting afresh"
+        print(note, flush=True)
+    paths.write_text(mark, library + "\n")
+    return note
+
+
+# ---------------------------------------------------------------------------------------------- results
+
+
+def _write_results(path: Path, results: Sequence[dict], defaults: dict[str, str]) -> None:
+    """``results.csv`` with the fixed columns; numbers that are missing are empty, never zero."""
+    lines = []
+    for row in results:
+        unknown = [name for name in row if name not in COLUMNS]
+        if unknown:
+            hint = params.did_you_mean(unknown[0], list(COLUMNS)) or f"the columns are {', '.join(COLUMNS)}."
+            raise RunError(f"results.csv has no column {unknown[0]!r}; {hint}")
+        absent = [name for name in ("metric", "value") if name not in row]
+        if absent:
+            raise RunError(f"a row of results.csv has no {absent[0]!r}; give it (NaN where there is no number).")
+        merged = {**defaults, **plain(row, "results")}
+        lines.append({name: "" if merged.get(name) is None else merged[name] for name in COLUMNS})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    paths.write_text(path, text.getvalue())

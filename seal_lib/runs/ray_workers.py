@@ -1,0 +1,194 @@
+"""Workers on Ray: actors, each with one model in memory, on this machine or on every node of a cluster.
+
+An actor loads the base by name and merges the adapters of the run's folder into it, so weights never travel; on several
+nodes that folder must be visible everywhere. Ray restarts nothing by itself: a death is an event, and
+:class:`seal_lib.runs.workers.Workers` decides what follows. Importing this module imports neither Ray nor torch.
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from seal_lib.runs import manifest
+from seal_lib import paths
+from seal_lib.runs.work import Done, Portable, WeightSource
+from seal_lib.errors import DataError, RunError
+
+STORE = 128 << 20  # bytes of Ray's object store on this machine; texts and rows are small
+VISIBLE = 60.0  # s; a network file system may show a new folder that much later
+TRIES = 3  # Ray gives its own processes 30 s to start, which a busy machine may not manage at once
+
+
+class Worker:
+    """One process with one policy's weights in memory; ``device`` is cpu or cuda."""
+
+    def __init__(self, device: str, node: str = "") -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # before anything is imported that reads it
+        self.device, self.node = device, node
+        self.source: WeightSource | None = None
+        self.model = self.tokenizer = None
+
+    def greet(self) -> dict[str, object]:
+        """Who this is; imports torch, so that a worker that is ready is ready."""
+        import torch
+
+        gpu = torch.cuda.get_device_name(0) if self.device == "cuda" else None
+        return {
+            "library": manifest.library_hash(), "versions": manifest.versions(), "node": self.node,
+            "pid": os.getpid(), "gpu": gpu,
+        }  # fmt: skip
+
+    def work(self, unit: Callable, policy, part: Sequence) -> Done:
+        """Rows, counters and seconds of one part."""
+        begun, counts = time.monotonic(), {}
+
+        def count(**more: float) -> None:
+            for name, value in more.items():
+                counts[name] = counts.get(name, 0) + value
+
+        rows = unit(self._with_weights(policy), part, count)
+        return Done(rows, counts, time.monotonic() - begun)
+
+    def _with_weights(self, policy):
+        """The policy with its weights: the last one's, merged further where it follows from it, else loaded anew."""
+        source = policy.source
+        if self.source != source:
+            for folder in source.adapters:
+                self._await(Path(folder))
+            follows = self.source is not None and source.follows(self.source)
+            done = len(self.source.adapters) if follows else 0
+            if not follows:
+                self.model = self.source = None  # one set of weights at a time
+                self.model, self.tokenizer = replace(source, adapters=()).load(self.device)
+            self.source = None  # half merged, should it stop here
+            source.merge(self.model, done)
+            self.source = source
+        return replace(policy, model=self.model, tokenizer=self.tokenizer)
+
+    def _await(self, folder: Path) -> None:
+        deadline = time.monotonic() + VISIBLE
+        while not folder.is_dir():
+            if time.monotonic() > deadline:
+                raise DataError(
+                    f"{folder} is not to be seen from node {self.node}; put runs/ on a file system that all nodes "
+                    "share, at the same path (SEAL_HOME names its parent)."
+                )
+            time.sleep(0.5)
+
+
+class RayWorkers:
+    """The :class:`~seal_lib.runs.work.Executor` of Ray.
+
+    Raises:
+        RunError: no cluster answers at the address, or it has fewer GPUs (CPUs without any) than workers.
+    """
+
+    def __init__(self, count: int, address: str, device: str) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        self.ray, self.own = ray, not ray.is_initialized()
+        if self.own:
+            connect(ray, count, address)
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        self.device = "cpu" if device == "cpu" or (device == "auto" and not gpus) else "cuda"
+        kind, have = ("GPUs", gpus) if self.device == "cuda" else ("CPUs", int(resources.get("CPU", 0)))
+        if have < count:
+            self.close()
+            raise RunError(f"workers: {count} were asked for, the cluster has {have} {kind}; lower it or add nodes.")
+        self._numbers = itertools.count(1)
+        self._actors: dict[int, object] = {}
+        self._calls: dict[object, tuple[str, int]] = {}  # reference -> kind of event, worker
+
+    def start(self) -> int:
+        number = next(self._numbers)
+        needs = {"num_gpus": 1} if self.device == "cuda" else {"num_cpus": 1}
+        actor = self.ray.remote(_Actor).options(max_restarts=0, max_task_retries=0, **needs)
+        self._actors[number] = actor.remote(self.device)
+        self.greet(number)
+        return number
+
+    def greet(self, worker: int) -> None:
+        self._calls[self._actors[worker].greet.remote()] = ("ready", worker)
+
+    def submit(self, worker: int, unit: Callable, policy: object, part: Sequence) -> None:
+        self._calls[self._actors[worker].work.remote(unit, policy, part)] = ("done", worker)
+
+    def event(self, limit: float | None) -> tuple[str, int, object] | None:
+        over, _ = self.ray.wait(list(self._calls), num_returns=1, timeout=limit)
+        if not over:
+            return None
+        kind, worker = self._calls.pop(over[0])
+        try:
+            return kind, worker, self.ray.get(over[0])
+        except self.ray.exceptions.RayTaskError as error:  # the unit's own error, with its own type
+            return "error", worker, error.cause if isinstance(error.cause, Exception) else error
+        except self.ray.exceptions.RayError as error:
+            self.ray.kill(self._actors.pop(worker))  # it may only be out of reach
+            return "died", worker, _reason(error)
+
+    def close(self) -> None:
+        for actor in getattr(self, "_actors", {}).values():
+            self.ray.kill(actor)
+        if self.own:
+            self.ray.shutdown()
+
+
+class _Actor(Worker):
+    """A :class:`Worker` that asks Ray where it is."""
+
+    def __init__(self, device: str) -> None:
+        import ray
+
+        super().__init__(device, ray.get_runtime_context().get_node_id()[:8])
+
+
+def connect(ray, count: int, address: str) -> None:
+    """Join the cluster at ``address``, or start one here that ends with this process.
+
+    Raises:
+        RunError: nobody answers there, or Ray does not start.
+    """
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address in ("", "local"):
+        _start(ray, {"num_cpus": max(count, manifest.machine()["cores"]), **quiet})
+        return
+    try:
+        ray.init(address, **quiet)
+    except ConnectionError as error:
+        raise RunError(
+            f"ray_address: no Ray cluster answers at {address!r}; start one with `ray start --head`, or write "
+            '`ray_address: ""` for this machine alone.'
+        ) from error
+
+
+def _start(ray, options: dict) -> None:
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), before or ""]))  # for the workers
+    try:
+        for left in reversed(range(TRIES)):
+            try:
+                ray.init("local", include_dashboard=False, object_store_memory=STORE, **options)
+                return
+            except Exception as error:  # Ray's own class for this is Exception
+                if "timed out during startup" not in str(error):
+                    raise
+                ray.shutdown()
+                if not left:
+                    raise RunError(
+                        f"Ray did not start in {TRIES} tries ({error}); free the machine, try again."
+                    ) from error
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+
+
+def _reason(error: Exception) -> str:
+    """What Ray says about a death, in a line."""
+    text = " ".join(str(error).split())
+    detail = text.partition("Worker exit detail: ")[2] or text
+    return f"{type(error).__name__}: {detail[:200]}"

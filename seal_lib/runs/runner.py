@@ -1,0 +1,330 @@
+"""Runs notebooks without a person: one, or all that are not up to date, each in a process of its own.
+
+Checks the parameters first, says "up to date" without starting anything when a finished run has the same code cells,
+parameters and inputs, and otherwise executes the notebook through papermill with the kernel of this very Python. A run
+is done only if its last cell called ``run.finish``; whatever else happens leaves ``failed.json`` and exit code 1, and
+the next call goes on where it stopped. Knows nothing of what a notebook computes.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from seal_lib.runs import journal, manifest, params
+from seal_lib.runs.lifecycle import identity_of
+from seal_lib import paths
+from seal_lib.errors import ParameterError, RunError, SealError
+from seal_lib.runs.progress import clock
+
+ADVICE = {
+    "DeadKernelError": "the kernel died, probably out of memory: choose smaller batches or a smaller scale",
+    "NoSuchKernel": "the kernel `python3` is missing: run `make env` (or pip install ipykernel)",
+    "OutOfMemoryError": "the GPU has too little memory: choose smaller batches or a smaller scale",
+    "MemoryError": "too little memory: choose smaller batches or a smaller scale",
+    "KeyboardInterrupt": "stopped by hand: run again, finished units are kept",
+    "NotFinished": "the notebook ended without run.finish(...): it must be called in the last cell",
+}
+
+
+def folder_of(notebook: str, scale: str, key: str) -> Path:
+    """``runs/<notebook>/<scale>/<hash12>``."""
+    return paths.runs() / notebook / scale / key
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a living process holds the folder."""
+    for name in ("runner.lock", "lock"):
+        if (folder / name).exists():
+            try:
+                journal.Lock(folder / name, shared=True).release()
+            except RunError:
+                return True
+    return False
+
+
+def state(notebook: str, scale: str) -> dict[str, object]:
+    """Where the run of a notebook at a scale stands: ``state``, ``when``, ``minutes``, ``folder`` and ``why``."""
+    found = {"notebook": notebook, "scale": scale, "when": "", "minutes": None, "folder": None, "why": ""}
+    try:
+        key, _ = manifest.run_key(notebook, params.resolve(notebook, scale))
+    except SealError as error:
+        return {**found, "state": "bad parameters", "why": str(error)}
+    folder = folder_of(notebook, scale, key)
+    found["folder"] = folder
+    if (folder / "run.json").exists():
+        record = manifest.read(folder)
+        changed = manifest.inputs_changed(folder)
+        stale = record["library"] != manifest.library_hash()
+        name = "inputs changed" if changed else "stale library" if stale else "done"
+        minutes = sum(record["seconds"].values()) / 60
+        return {**found, "state": name, "when": record["end"], "minutes": minutes, "why": ", ".join(changed)}
+    if in_use(folder):
+        return {**found, "state": "running"}
+    if (folder / "failed.json").exists():
+        failed = paths.read_json(folder / "failed.json")
+        return {
+            **found,
+            "state": "failed",
+            "when": failed["when"],
+            "why": f"{failed['exception']}: {failed['message']}",
+        }
+    if (folder / "rows.jsonl").exists():
+        return {**found, "state": "interrupted"}
+    older = manifest.newest(notebook, scale)
+    return {**found, "state": "missing", "why": f"an older run is {older.name}" if older else ""}
+
+
+# ---------------------------------------------------------------------------------------------- one notebook
+
+
+def run(
+    notebook: str, scale: str, overrides: dict[str, object] | None = None, force: bool = False,
+    check: Callable[[str, dict], str] = lambda notebook, values: "",
+) -> int:  # fmt: skip
+    """Bring one run up to date; 0 when it is done.
+
+    ``check``: what this machine has for the work, as a sentence to print; raises where it is too little.
+
+    Raises:
+        SealError: the parameters do not fit, or another process has the folder.
+    """
+    values = params.resolve(notebook, scale, overrides)
+    key, hashes = manifest.run_key(notebook, values)
+    folder = folder_of(notebook, scale, key)
+    if (folder / "run.json").exists() and not force:
+        changed = manifest.inputs_changed(folder)
+        if not changed:
+            record = manifest.read(folder)
+            old = "" if record["library"] == manifest.library_hash() else "; seal_lib changed since, FORCE=1 runs again"
+            print(f"up to date: {notebook} {scale} {key} ({record['end']}{old})", flush=True)
+            return 0
+        print(f"{notebook}: a newer run of {', '.join(changed)} exists", flush=True)
+        force = True
+    if sentence := check(notebook, values):
+        print(sentence, flush=True)
+    if force and folder.exists():
+        if in_use(folder):
+            raise RunError(f"{paths.short(folder)} is in use; wait for it or stop it before running again.")
+        aside = folder.parent / "superseded" / f"{key}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}"
+        aside.parent.mkdir(exist_ok=True)
+        os.replace(folder, aside)
+        print(f"{notebook}: the earlier run moved to {paths.short(aside)}", flush=True)
+    lock = journal.Lock(folder / "runner.lock")
+    try:
+        if (folder / "run.json").exists():  # another runner finished it just now
+            return run(notebook, scale, overrides)
+        return _execute(notebook, scale, key, values, hashes, folder)
+    finally:
+        lock.release()
+
+
+def _execute(notebook: str, scale: str, key: str, values: dict, hashes: dict, folder: Path) -> int:
+    for name in ("failed.json", "run.json.pending"):
+        (folder / name).unlink(missing_ok=True)
+    paths.write_json(folder / "parameters.json", identity_of(notebook, scale, key, values, hashes))
+    print(f"{notebook} {scale} {key}: started", flush=True)
+    begun = time.monotonic()
+    try:
+        timings = _papermill(notebook, values, folder)
+        if not (folder / "run.json.pending").exists():
+            return _failed(folder, notebook, "NotFinished", "no run.finish", None)
+    except BaseException as error:
+        kind = getattr(error, "ename", None) or type(error).__name__
+        message = str(getattr(error, "evalue", None) or error).strip()
+        code = _failed(folder, notebook, kind, message, getattr(error, "exec_count", None))
+        if isinstance(error, Exception):
+            return code
+        raise
+    record = {**paths.read_json(folder / "run.json.pending"), "notebook_timings": timings}
+    paths.write_json(folder / "run.json", record)
+    (folder / "run.json.pending").unlink()
+    print(f"{notebook} {scale} {key}: done in {clock(time.monotonic() - begun)}", flush=True)
+    return 0
+
+
+def _papermill(notebook: str, values: dict, folder: Path) -> dict:
+    """Execute into ``notebook.ipynb`` of the folder; papermill's timings."""
+    import logging
+
+    import papermill
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    python = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH", "")]))
+    with _environment(SEAL_RUN_DIR=str(folder), SEAL_BATCH="1", PYTHONPATH=python, PYDEVD_DISABLE_FILE_VALIDATION="1"):
+        done = papermill.execute_notebook(
+            paths.notebooks() / f"{notebook}.ipynb",
+            folder / "notebook.ipynb",
+            parameters=values,
+            kernel_name="python3",  # this interpreter, whatever the file says
+            cwd=folder,
+            progress_bar=False,
+            start_timeout=300,
+            stdout_file=sys.stdout,
+            extra_arguments=["--IPKernelApp.log_level=50"],  # notices on local sockets and on being stopped
+        )
+    return manifest.notebook_timings(done.metadata, done.cells)
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _failed(folder: Path, notebook: str, kind: str, message: str, cell: int | None) -> int:
+    (folder / "run.json.pending").unlink(missing_ok=True)
+    advice = ADVICE.get(
+        kind, f"see {paths.short(folder / 'notebook.ipynb')}, mend it and run again; finished units are kept"
+    )
+    record = {"exception": kind, "message": message, "cell": cell, "advice": advice, "when": manifest.now()}
+    paths.write_json(folder / "failed.json", record)
+    where = f" in cell [{cell}]" if cell else ""
+    first = message.splitlines()[0] if message else ""
+    print(f"{notebook}: FAILED{where}: {kind}: {first}\n  {advice}", file=sys.stderr, flush=True)
+    return 1
+
+
+# ---------------------------------------------------------------------------------------------- all of them
+
+
+def chosen(scale: str, only: str) -> list[str]:
+    """The notebooks that have the scale, in file order; those named in ``only`` (full name or unique start)."""
+    wanted = [params.find(name.strip()) for name in only.split(",") if name.strip()]
+    needed = "seedling" if scale == "smoke" else scale
+    having = [name for name in params.names() if needed in params.scales(name)]
+    lacking = [name for name in wanted if name not in having]
+    if lacking or not having:
+        known = sorted({s for name in lacking or params.names() for s in params.scales(name)})
+        who = lacking[0] if lacking else "no notebook"
+        verb = "has no" if lacking else "has"
+        raise ParameterError(
+            f"{who} {verb} parameters for scale {scale!r}; the scales are {', '.join(known) or 'none'}."
+        )
+    return [name for name in having if not wanted or name in wanted]
+
+
+def reads(notebook: str) -> set[str] | None:
+    """The notebooks whose runs a notebook reads, by its ``run.input(…)``; None: all before it (``run.inputs(…)``)."""
+    code = "\n".join(cell["source"] for cell in params.cells(notebook))
+    return None if "run.inputs(" in code else set(re.findall(r"run\.input\([\"'](\w+)", code))
+
+
+def run_all(scale: str, only: str, keep_going: bool, force: bool, jobs: int = 1) -> int:
+    """Run each chosen notebook in its own process, so that memory goes with it; 1 if any failed.
+
+    ``jobs`` of them run at once, the longest first (by the committed runs' minutes; one alone: file order); one that
+    reads another's run waits for it. After a failure none is started (unless ``keep_going``); those that run finish.
+    """
+    notebooks = chosen(scale, only)
+    for notebook in notebooks:
+        params.resolve(notebook, scale)  # a typing error in the last file must show before the first hour
+    begun, failures = time.monotonic(), []
+    needs: dict[str, set[str]] = {}
+    for number, name in enumerate(notebooks):
+        wanted, earlier = reads(name), set(notebooks[:number])
+        needs[name] = earlier if wanted is None else wanted & earlier
+    minutes = _minutes(scale) if jobs > 1 else {}
+    waiting, running = sorted(notebooks, key=lambda name: -minutes.get(name, 0)), {}  # stable: equal ones stay in order
+    children: list[subprocess.Popen] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting or running:
+                busy = {*waiting, *running.values()}
+                ready = [name for name in waiting if not needs[name] & busy]
+                for name in ready[: jobs - len(running)]:
+                    waiting.remove(name)
+                    command = [sys.executable, "-m", "seal_lib", "run", name, "--scale", scale]
+                    running[pool.submit(_call, [*command, *["--force"] * force], jobs > 1, children)] = name
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    name = running.pop(done)
+                    if done.result():
+                        failures.append(name)
+                        waiting = waiting if keep_going else []
+        except BaseException:
+            for child in children:
+                child.terminate()  # each stops its kernel and keeps its finished units
+            raise
+    tail = f"; failed: {', '.join(failures)}" if failures else ""
+    print(f"{scale}: {len(notebooks)} notebooks, {clock(time.monotonic() - begun)}{tail}", flush=True)
+    return 1 if failures else 0
+
+
+def _minutes(scale: str) -> dict[str, float]:
+    """What each notebook took when the committed tables were made."""
+    file = paths.figures() / scale / "manifest.json"
+    made = json.loads(file.read_text()) if file.is_file() else {"runs": []}
+    return {entry["notebook"]: entry["minutes"] for entry in made["runs"]}
+
+
+def _call(command: list[str], labelled: bool, children: list[subprocess.Popen]) -> int:
+    """Exit code of a command; ``labelled``: its lines get the notebook's number in front."""
+    python = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH", "")]))
+    pipe = {"stdout": subprocess.PIPE, "text": True} if labelled else {}
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": python}, **pipe) as child:
+        children.append(child)
+        for line in child.stdout or ():
+            print(f"{command[4].partition('_')[0]} | {line}", end="", flush=True)
+    children.remove(child)
+    return child.returncode
+
+
+def status() -> int:
+    """A table of every notebook and scale."""
+    wanted = [(name, scale) for name in params.names() for scale in params.scales(name) if scale != "smoke"]
+    table = [state(notebook, scale) for notebook, scale in wanted]
+    lines = [["notebook", "scale", "state", "finished (UTC)", "minutes", ""]]
+    for row in table:
+        minutes = "" if row["minutes"] is None else f"{row['minutes']:.1f}"
+        why = str(row["why"]).splitlines()[0][:80] if row["why"] else ""
+        lines.append([row["notebook"], row["scale"], row["state"], row["when"], minutes, why])
+    widths = [max(len(line[i]) for line in lines) for i in range(5)]
+    for line in lines:
+        print("  ".join([*[text.ljust(width) for text, width in zip(line[:5], widths, strict=True)], line[5]]).rstrip())
+    return 0
+
+
+def check_parameters() -> int:
+    """Check every parameter file against its notebook, without running anything."""
+    problems = params.check_all()
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not problems:
+        print(f"parameters of {len(params.names())} notebooks are in order")
+    return 1 if problems else 0
+
+
+def clean(yes: bool) -> int:
+    """Remove every run folder, after asking."""
+    home = paths.runs()
+    folders = sorted(path.parent for path in home.glob("**/parameters.json"))
+    if not folders:
+        print("there are no runs")
+        return 0
+    busy = [folder for folder in folders if in_use(folder)]
+    if busy:
+        raise RunError(f"{paths.short(busy[0])} is in use; stop that run before removing.")
+    size = sum(path.stat().st_size for path in home.rglob("*") if path.is_file()) / 1e6
+    if not yes:
+        if not sys.stdin.isatty():
+            raise RunError(f"{len(folders)} run folders would be removed; say so with --yes where nobody can answer.")
+        if input(f"Remove {len(folders)} run folders, {size:.0f} MB? [y/N] ").strip().lower() != "y":
+            print("nothing removed")
+            return 1
+    shutil.rmtree(home)
+    print(f"removed {len(folders)} run folders, {size:.0f} MB")
+    return 0

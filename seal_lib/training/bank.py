@@ -1,0 +1,530 @@
+"""The adapter bank: trains many LoRA adapters at once, side by side, on one frozen model.
+
+A SEAL round trains hundreds of small adapters for a hundred tiny steps each. Here every step packs one minibatch of
+each of K adapters end to end into one forward pass (padding the model only where that is the cheaper), sums the K
+losses, so that gradients stay independent, and updates each adapter by its own AdamW, learning rate, clip and schedule;
+a finished slot takes the next job. The result equals training each alone
+(:func:`seal_lib.training.finetune.train_alone`). Where memory runs out, fewer adapters go on side by side from where
+they are. Knows nothing of self-edits.
+"""
+
+import gc
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import count
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seal_lib.errors import ParameterError, SealError
+from seal_lib.models import budget
+from seal_lib.training.adapters import Adapter, diverted, sibling_groups, target_linears, target_names
+from seal_lib.training.finetune import Example, Job, Minibatch, Result, learning_rate, pad_examples, quiet, train_alone
+from seal_lib.training.fused import forwards
+from seal_lib.training.packing import Packing, Ragged, level, send, worth_levelling
+
+__all__ = ["AdapterBank", "Example", "Job", "Result", "learning_rate", "pad_examples", "train_alone"]
+
+AUTO_SLOTS = 128  # most adapters that `slots=0` puts side by side: more no longer pay (LOG.md)
+WAYS = "Use gradient_checkpointing, dtype 4bit, shorter documents, fewer pads in the loss or a smaller model."
+
+
+@dataclass(eq=False)
+class Slot:
+    """A job in training, living in one row of the storage."""
+
+    number: int  # of the job in its run
+    job: Job
+    plan: list[tuple[int, ...]]
+    batches: dict[tuple[int, ...], Minibatch]
+    count: Tensor  # AdamW's step count, float32 scalar on the device
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+    reason: str = ""
+    row: Tensor | None = None  # the trained weights, once finished
+    parked: list[Tensor] | None = None  # weights and both moments on the host, while out of memory for them
+
+    @property
+    def next(self) -> Minibatch:
+        return self.batches[self.plan[self.step]]
+
+
+class AdapterBank:
+    """Trains jobs through ``slots`` adapters at once on a frozen Hugging Face causal LM, which it borrows until closed.
+
+    The model itself sees no pads on a GPU: padded are only the adapters' products (a hundredth of the arithmetic;
+    grouped where that would double them) and attention, to the step's longest example. ``bucketing`` keeps that short.
+
+    Args:
+        model: stays in its dtype and on its device; its weights are never written.
+        slots: adapters side by side; 0 or "auto": as many as fit. targets: see
+            :func:`seal_lib.training.adapters.target_linears`.
+        rank_max: rank of the storage; default: the largest of the jobs of a run.
+        tokens_per_step: bound on the tokens of one forward pass (memory); slots then take turns. Default: none, and
+            ``budget.STEP_TOKENS`` for a model of more than ``budget.LARGE`` parameters.
+        bucketing: where slots take turns, a step serves those whose next minibatches are alike in length; the order
+            within an adapter stays. dtype: of adapters and optimiser state.
+        gradient_checkpointing: recompute each decoder layer in the backward pass (memory).
+        layout: "auto", "padded" or "grouped", see :class:`seal_lib.training.packing.Packing`.
+        memory: bytes that ``slots=0`` may fill. Default: what the device has free; on a CPU 4 GB.
+
+    Attributes:
+        halvings: how often memory ran out, and the slots and the tokens of a step were halved.
+    """
+
+    def __init__(
+        self, model: nn.Module, slots: int | str = 16, targets: str | Sequence[str] = "all-linear",
+        rank_max: int | None = None, tokens_per_step: int | None = None, dtype: torch.dtype = torch.float32,
+        gradient_checkpointing: bool = False, layout: str = "auto", memory: float | None = None,
+        bucketing: bool = False,
+    ):  # fmt: skip
+        slots = 0 if slots == "auto" else slots
+        if not isinstance(slots, int) or slots < 0:
+            raise ParameterError(f"slots: a bank needs at least 1, or 0 for as many as fit, not {slots!r}.")
+        self.model, self.slots, self.targets = model, slots, target_names(targets)
+        self.memory, self.halvings, self.checkpointing = memory, 0, gradient_checkpointing
+        self.bucketing = bucketing
+        if tokens_per_step is None and sum(p.numel() for p in model.parameters()) > budget.LARGE:
+            tokens_per_step = budget.STEP_TOKENS
+        self.rank_max, self.tokens_per_step, self.dtype = rank_max, tokens_per_step, dtype
+        self.device = next(model.parameters()).device
+        self._width, vocabulary = model.get_input_embeddings().embedding_dim, model.get_output_embeddings().out_features
+        self._chunk = max(1, budget.LOGITS // vocabulary)  # predicted tokens whose logits exist at once
+        self.linears = target_linears(model, self.targets)
+        self.groups = sibling_groups(self.linears)
+        odd = any(side % 8 for layer in self.linears.values() for side in (layer.in_features, layer.out_features))
+        self.layout = "padded" if odd or dtype == torch.float64 else layout  # what grouped_mm does not take
+        self._busy, self._storage = False, []
+        self._updating: list[Slot] = []  # slots of an update under way
+        self._stack = ExitStack()
+        try:
+            self._borrow(gradient_checkpointing)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _borrow(self, checkpointing: bool) -> None:
+        model, anchor = self.model, torch.zeros((), device=self.device, requires_grad=True)
+        for p in model.parameters():
+            self._stack.callback(p.requires_grad_, p.requires_grad)
+            p.requires_grad_(False)
+        self._stack.enter_context(quiet(model))
+        with torch.no_grad():
+            probes = [torch.arange(1, n, device=self.device)[None] for n in (4, 3)]
+            expected = torch.cat([model(input_ids=probe, use_cache=False).logits[0] for probe in probes])
+        from transformers import AttentionInterface
+
+        name = f"seal_bank_{next(_names)}"
+        AttentionInterface.register(name, lambda *args, **options: self._packing.attend(*args, **options))
+        self._stack.callback(AttentionInterface._global_mapping.pop, name)
+        self._stack.callback(setattr, model.config, "_attn_implementation", model.config._attn_implementation)
+        model.config._attn_implementation = name
+        adapted = {x: group.forward_of(i, anchor) for group in self.groups for i, x in enumerate(group.linears)}
+        self._stack.enter_context(diverted(adapted))
+        faster = self._stack.enter_context(ExitStack())
+        faster.enter_context(diverted(forwards(model, lambda: self._packing)))
+        self._stack.enter_context(quiet(model, checkpointing))
+        for _ in range(2):
+            error = self._error(probes, expected)
+            if error < (5e-2 if expected.dtype.itemsize < 4 else 1e-3):
+                return
+            faster.close()  # once more with the model's own pieces
+        raise SealError(
+            f"{type(model).__name__} does not give its own logits when examples are packed (off by {error:.1e}); train "
+            "its adapters with train_alone instead."
+        )
+
+    @torch.no_grad()
+    def _error(self, probes: list[Tensor], expected: Tensor) -> float:
+        """The packed forward must give the plain model's logits: not every architecture allows it."""
+        self._allocate(1, 8)
+        batch = Minibatch([Example([*probe[0].tolist(), 0]) for probe in probes], "check", None, 1 << 31)
+        logits = self._head(self._hidden(*self._pack([batch])))
+        self._release()
+        return float((logits - expected).abs().max() / expected.abs().max())
+
+    def close(self) -> None:
+        """Give the model back exactly as it was. The bank cannot be used afterwards."""
+        self._busy = True
+        self._stack.close()
+
+    def __enter__(self) -> "AdapterBank":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # storage: one row per slot, so that norm, AdamW, refill and compaction are operations on rows
+
+    def _allocate(self, slots: int, rank: int) -> None:
+        size = sum(group.resize(-(-rank // 8) * 8) for group in self.groups)  # grouped_mm wants rows of 16 bytes
+        self._storage = [torch.zeros(slots, size, dtype=self.dtype, device=self.device) for _ in range(4)]
+        self._bind([1.0] * slots, [math.inf] * slots)
+
+    def _release(self) -> None:
+        self._storage, self._packing, self._grad, self._rows = [], None, None, []
+        for group in self.groups:
+            group.release()
+
+    def _bind(self, scales: Sequence[float], clips: Sequence[float]) -> None:
+        """Use the first ``len(scales)`` rows."""
+        rows = [x[: len(scales)] for x in self._storage]
+        sizes = [group.size for group in self.groups]
+        for group, flat, grad in zip(self.groups, rows[0].split(sizes, 1), rows[1].split(sizes, 1), strict=True):
+            group.bind(flat, grad)
+        self._grad, self._rows = rows[1], list(zip(*(x.unbind(0) for x in rows), strict=True))
+        self._scale = torch.tensor(scales, dtype=self.dtype, device=self.device)
+        self._clip = torch.tensor(clips, dtype=self.dtype, device=self.device)[:, None]
+
+    def _parts(self, row: Tensor, rank: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(module name, A [rank, in], B transposed [rank, out]) as views of one row of the storage."""
+        sizes = [group.size for group in self.groups]
+        for group, columns in zip(self.groups, row.split(sizes), strict=True):
+            a, *b = (x.view(shape) for x, shape in zip(columns.split(group.parts), group.shapes, strict=True))
+            for i, name in enumerate(group.names):
+                yield name, a[i * group.rank : i * group.rank + rank], b[i][:rank]
+
+    @torch.no_grad()
+    def _open(self, k: int, slot: Slot) -> None:
+        """Fresh adapter in row k. Beyond the job's rank A and B are 0, and then so are their gradients, for ever."""
+        flat, _, m, v = (x[k] for x in self._storage)
+        for x in (flat, m, v):
+            x.zero_()
+        start = slot.job.initial(self.linears)
+        for name, a, b in self._parts(flat, slot.job.rank):
+            a.copy_(start[name][0])
+            b.copy_(start[name][1].mT)
+
+    def _restore(self, k: int, slot: Slot) -> None:
+        """Row k as it was when memory ran out."""
+        weights, _, *moments = (x[k] for x in self._storage)
+        for x, kept in zip((weights, *moments), slot.parked, strict=True):
+            x.copy_(kept)
+        slot.parked = None
+
+    # one step
+
+    def _pack(self, batches: Sequence[Minibatch | None]) -> tuple[Tensor, ...]:
+        """Set the packing; returns ids [N], positions [N], targets, keep, slot, weights [M] on the device."""
+        here = [(k, batch) for k, batch in enumerate(batches) if batch is not None]
+        slots = torch.tensor([0 if batch is None else len(batch.ids) for batch in batches])
+        lengths, visible = torch.tensor([pair for _, batch in here for pair in batch.lengths]).unbind(1)
+        rows, packed = None, self.device.type != "cpu" or self.layout == "grouped"
+        if not packed and worth_levelling(slots, self._width, self.tokens_per_step):
+            rows = Ragged(slots, slots.device)
+            lengths, visible, slots = level(lengths, visible, slots)
+        dtype = self.dtype
+        if self.device.type == "cuda" and self.model.dtype in (torch.bfloat16, torch.float16):
+            dtype = self.model.dtype  # tensor cores, and grouped_mm wants bfloat16 there
+        self._packing = Packing(lengths, visible, slots, self._scale, dtype, self.layout)
+        names = ("ids", "positions", "targets", "keep")
+        ids, positions, targets, keep = (torch.cat([getattr(batch, name) for _, batch in here]) for name in names)
+        counts = torch.tensor([len(batch.keep) for _, batch in here])
+        slot = torch.tensor([k for k, _ in here]).repeat_interleave(counts)
+        keep += (slots.cumsum(0) - slots)[slot]
+        if rows is not None:
+            ids, positions = ids[rows.spread_index], positions[rows.spread_index]
+        columns = (ids, positions, targets, keep, slot)
+        moved = send(torch.cat(columns), self.device).split([len(column) for column in columns])
+        weights = send(torch.cat([batch.weights for _, batch in here]), self.device)
+        for group in self.groups:
+            group.packing, group.fresh = self._packing, True
+        return (*moved, weights)
+
+    def _hidden(self, ids: Tensor, positions: Tensor, targets: Tensor, keep: Tensor, *_: Tensor) -> Tensor:
+        """The body's output where something is predicted, [M, width]."""
+        body = self.model.base_model
+        h = body(input_ids=ids[None], position_ids=positions[None], use_cache=False).last_hidden_state[0]
+        return h if len(keep) == len(ids) else h.index_select(0, keep)
+
+    def _head(self, h: Tensor) -> Tensor:
+        """Logits of [M, width], [M, vocabulary]."""
+        logits = self.model.get_output_embeddings()(h)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _backward(self, packed: tuple[Tensor, ...], batches: Sequence[Minibatch | None]) -> Tensor:
+        """Gradients of the sum of all losses; returns the weighted loss of every predicted token, [M], without graph.
+
+        A sum of per-slot means: what one slot does cannot reach another. Where the logits would be many, they exist for
+        some tokens at a time.
+        """
+        h = self._hidden(*packed)
+        if len(h) <= self._chunk:
+            nll = self._nll(_wide(self._head(h)), packed, batches)
+            nll.sum().backward()
+            return nll.detach()
+        parts, grad, start = [], torch.empty_like(h), 0
+        for rows, out in zip(h.detach().split(self._chunk), grad.split(self._chunk), strict=True):
+            rows.requires_grad_()
+            nll = self._nll(_wide(self._head(rows)), packed, batches, start)
+            out.copy_(*torch.autograd.grad(nll.sum(), rows))
+            parts.append(nll.detach())
+            start += len(rows)
+        h.backward(grad)
+        return torch.cat(parts)
+
+    def _train_step(self, live: list[Slot], served: Sequence[int]) -> Tensor:
+        """One optimiser step of the served slots; returns the losses before it, [K], without waiting for them."""
+        batches = [slot.next if k in served else None for k, slot in enumerate(live)]
+        packed = self._pack(batches)
+        nll = self._backward(packed, batches)
+        self._updating = [live[k] for k in served]
+        with torch.no_grad():
+            for group in self.groups:
+                group.finish()
+            self._before_update(live)
+            norm = torch.linalg.vector_norm(self._grad, dim=1, keepdim=True)
+            self._grad.mul_((self._clip / (norm + 1e-6)).clamp_max_(1.0))  # the rule of clip_grad_norm_
+            torch._foreach_add_([live[k].count for k in served], 1)
+            for k in served:
+                slot, job = live[k], live[k].job
+                p, g, m, v = self._rows[k]
+                torch._fused_adamw_(
+                    [p], [g], [m], [v], [], [slot.count],
+                    lr=job.lr * learning_rate(job.schedule, slot.step, len(slot.plan), job.warmup),
+                    beta1=job.betas[0], beta2=job.betas[1], weight_decay=job.weight_decay, eps=job.eps,
+                    amsgrad=False, maximize=False,
+                )  # fmt: skip
+                slot.tokens += slot.next.tokens
+                slot.step += 1
+            self._after_update(live)
+            return torch.zeros(len(live), dtype=nll.dtype, device=self.device).index_add_(0, packed[4], nll)
+
+    def _nll(
+        self, logits: Tensor, packed: tuple[Tensor, ...], batches: Sequence[Minibatch | None], start: int = 0
+    ) -> Tensor:
+        """Weighted loss of the predicted tokens from number ``start`` on, of which ``logits`` has the first."""
+        targets, weights = (packed[i][start : start + len(logits)] for i in (2, 5))
+        return F.cross_entropy(logits, targets, reduction="none") * weights.to(logits.dtype)
+
+    def _before_update(self, live: list[Slot]) -> None:
+        """For subclasses: gradients are there, nothing is clipped yet."""
+
+    def _after_update(self, live: list[Slot]) -> None:
+        """For subclasses: the weights have been stepped."""
+
+    def _serve(self, live: list[Slot], turn: int) -> list[int]:
+        """Slots of the next step: all, or from ``turn`` on as many as the token budget takes (at least one).
+
+        With ``bucketing`` those come first whose longest example is closest to that of the slot whose turn it is.
+        """
+        if self.tokens_per_step is None:
+            return list(range(len(live)))
+        order, served, total = [(turn + i) % len(live) for i in range(len(live))], [], 0
+        if self.bucketing:
+            longest = [max(length for length, _ in slot.next.lengths) for slot in live]
+            here = longest[order[0]]
+            order.sort(key=lambda k: abs(longest[k] - here))  # stable, so the slot itself stays first
+        for k in order:
+            total += len(live[k].next.ids)
+            if served and total > self.tokens_per_step:
+                break
+            served.append(k)
+        return served
+
+    # the run
+
+    def _prepare(self, number: int, job: Job) -> Slot:
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        vocabulary, plan = self.model.get_input_embeddings().num_embeddings, job.plan()
+        made: dict[tuple[int, ...], Minibatch] = {}
+        for batch in plan:
+            if batch not in made:
+                made[batch] = Minibatch([job.examples[i] for i in batch], job.id, limit, vocabulary)
+        return Slot(number, job, plan, made, torch.zeros((), dtype=torch.float32, device=self.device))
+
+    def run(self, jobs: Sequence[Job], on_step: Callable[[dict], None] | None = None) -> list[Result]:
+        """Train all jobs; results in job order. ``on_step`` gets a dict of counts after each step of the bank."""
+        results = dict(self._stream(list(jobs), on_step))
+        return [results[number] for number in range(len(results))]
+
+    def stream(self, jobs: Sequence[Job], on_step: Callable[[dict], None] | None = None) -> Iterator[Result]:
+        """Train all jobs, yielding each result as it is there."""
+        return (result for _, result in self._stream(list(jobs), on_step))
+
+    def _stream(self, jobs: list[Job], on_step: Callable[[dict], None] | None) -> Iterator[tuple[int, Result]]:
+        if self._busy:
+            raise SealError("This bank is closed or still streaming another run; finish that one or open a new bank.")
+        waiting = [self._prepare(number, job) for number, job in enumerate(jobs)]
+        if not waiting:
+            return
+        rank = self.rank_max or max(job.rank for job in jobs)
+        wrong = next((job for job in jobs if job.rank > rank), None)
+        if wrong is not None:
+            raise ParameterError(f"Job {wrong.id!r} has rank {wrong.rank}, the bank was made for up to {rank}.")
+        self._busy = True
+        try:
+            yield from self._loop(waiting, rank, on_step)
+        finally:
+            self._release()
+            self._busy = False
+
+    def _fitting(self, waiting: list[Slot], rank: int) -> int:
+        """Slots for ``slots=0``: as many as the memory takes by the budget, and as pay.
+
+        Raises:
+            ParameterError: not even one fits.
+        """
+        free = self.memory
+        if free is None and self.device.type == "cuda":
+            cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            free = torch.cuda.mem_get_info(self.device)[0] + cached
+        free = budget.DEFAULT_MEMORY if free is None else free
+        batches = [batch for slot in waiting for batch in slot.batches.values()]
+        tokens, predicted = max(len(batch.ids) for batch in batches), max(len(batch.keep) for batch in batches)
+        shape, dtype = budget.Shape.of(self.model.config), str(self.model.dtype).removeprefix("torch.")
+        targets = sorted({name.rpartition(".")[2] for name in self.linears})
+        found = budget.slots_that_fit(
+            shape, free, targets, rank, tokens, self.tokens_per_step, predicted, self.checkpointing, dtype
+        )
+        if not found:
+            raise ParameterError(
+                f"Not one adapter of rank {rank} fits beside the model: minibatches have up to {tokens} tokens and "
+                f"{free / budget.GB:.1f} GB are free. {WAYS}"
+            )
+        return min(found, AUTO_SLOTS)
+
+    def _loop(self, waiting: list[Slot], rank: int, on_step: Callable | None) -> Iterator[tuple[int, Result]]:
+        now = _Run(waiting, min(self.slots or self._fitting(waiting, rank), len(waiting)), rank)
+        self._updating, patience = [], 1 if self.device.type == "cpu" else 16
+        while now.queue or now.live:
+            if not self._advance(now):
+                self._halve(now)
+                continue
+            if len(now.pending) == patience or all(slot.row is not None for slot in now.live) and not now.queue:
+                now.read()
+                yield from ((slot.number, self._result(slot)) for slot in now.ended)
+                now.ended = []
+            for k in reversed([k for k, slot in enumerate(now.live) if slot.row is not None or slot.reason]):
+                now.changed, last = True, now.live.pop()  # the last row moves into the gap
+                if k < len(now.live):
+                    now.live[k] = last
+                    for x in self._storage:
+                        x[k].copy_(x[len(now.live)])
+            if on_step is not None:
+                on_step(now.counts() | {"halvings": self.halvings})
+        yield from ((slot.number, self._result(slot)) for slot in now.ended)
+
+    def _advance(self, now: "_Run") -> bool:
+        """Fill the slots, take a step, keep what is finished; False if the device's memory did not suffice."""
+        try:
+            if not self._storage:
+                self._allocate(now.size, now.rank)
+            while now.queue and len(now.live) < now.size:
+                (self._open if now.queue[0].parked is None else self._restore)(len(now.live), now.queue[0])
+                now.live.append(now.queue.popleft())
+                now.changed = True
+            live = now.live
+            if now.changed:
+                self._bind([s.job.alpha / s.job.rank for s in live], [s.job.clip or math.inf for s in live])
+                now.changed = False
+            served = self._serve(live, now.turn)
+            now.width = sum(len(live[k].next.ids) for k in served)
+            useful = sum(live[k].next.tokens for k in served)
+            now.pending.append((live[:], sorted(served), self._train_step(live, sorted(served))))
+            self._updating = []
+            now.turn = (served[0 if self.bucketing else -1] + 1) % len(live)  # each slot's turn comes
+            now.done, now.tokens = now.done + len(served), now.tokens + useful
+            for k, slot in enumerate(live):
+                if slot.step == len(slot.plan):
+                    slot.row = self._storage[0][k].clone()
+                    now.ended.append(slot)
+        except torch.OutOfMemoryError as error:
+            if now.size < 2:
+                said = str(error).partition("\n")[0]
+                raise SealError(f"Out of memory with one adapter, {now.width} tokens a step: {said} {WAYS}") from error
+            return False
+        return True
+
+    def _halve(self, now: "_Run") -> None:
+        """Out of memory: go on with half the slots and half the tokens a step, from where each adapter is.
+
+        Only those caught half-way through an update begin anew, so that results are those of an undisturbed run.
+        """
+        for group in self.groups:  # tensors of the pass that failed
+            group.release()
+        now.read()
+        parked, used = [], now.size if now.queue else len(now.live) or now.size
+        for k, slot in enumerate(now.live):
+            if slot.row is not None or slot.reason:  # in now.ended
+                continue
+            if any(slot is x for x in self._updating):
+                now.done -= len(slot.losses)
+                slot.step, slot.tokens, slot.losses = 0, 0, []
+                slot.count.zero_()
+            elif slot.step == len(slot.plan):
+                slot.row = self._storage[0][k].cpu()
+                now.ended.append(slot)
+                continue
+            else:
+                weights, _, *moments = (x[k].to("cpu", copy=True) for x in self._storage)
+                slot.parked = [weights, *moments]
+            parked.append(slot)
+        now.queue.extendleft(reversed(parked))
+        self.halvings, self.slots = self.halvings + 1, max(1, (self.slots or now.size) // 2)
+        if now.width:
+            self.tokens_per_step = max(1, now.width // 2)
+        now.size, now.live, now.turn = max(1, used // 2), [], 0
+        self._updating = []
+        self._release()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _result(self, slot: Slot) -> Result:
+        job, adapter = slot.job, None
+        if not slot.reason and not bool(torch.isfinite(slot.row).all()):
+            slot.reason = f"Job {job.id!r}: weights are not finite after step {slot.step}; lower lr {job.lr}."
+        if not slot.reason:
+            row = slot.row.cpu()  # one transfer, not two for each layer
+            weights = {n: (a.clone(), b.mT.contiguous()) for n, a, b in self._parts(row, job.rank)}
+            adapter = Adapter(job.rank, job.alpha, self.targets, weights)
+        outcome = "diverged" if slot.reason else "ok"
+        return Result(job.id, adapter, slot.losses, len(slot.losses), slot.tokens, outcome, slot.reason)
+
+
+class _Run:
+    """Where the training of a list of jobs is."""
+
+    def __init__(self, waiting: list[Slot], size: int, rank: int):
+        self.size, self.rank = size, rank  # slots of the storage
+        self.goal = sum(len(slot.plan) for slot in waiting)
+        self.queue = deque(sorted(waiting, key=lambda slot: -len(slot.plan)))  # the longest first: a short tail
+        self.live: list[Slot] = []
+        self.ended: list[Slot] = []  # not yet given out
+        self.pending: list[tuple[list[Slot], list[int], Tensor]] = []  # losses not yet read: reading waits for a GPU
+        self.changed, self.turn, self.done, self.tokens, self.width = True, 0, 0, 0, 0
+
+    def counts(self) -> dict[str, int]:
+        """What ``on_step`` is told."""
+        here = {"live": len(self.live), "waiting": len(self.queue)}
+        return {"steps": self.done, "of": self.goal, "tokens": self.tokens, **here}
+
+    def read(self) -> None:
+        """Move losses to their slots; a loss that is not finite ends the slot's record with a reason."""
+        values = torch.cat([losses for *_, losses in self.pending]).tolist() if self.pending else []
+        start = 0
+        for live, served, losses in self.pending:
+            for k in served:
+                slot, loss = live[k], values[start + k]
+                if not slot.reason:
+                    slot.losses.append(loss)
+                    if not math.isfinite(loss):
+                        at = f"at step {len(slot.losses)} of {len(slot.plan)}"
+                        slot.reason = f"Job {slot.job.id!r}: loss is {loss} {at}; lower lr {slot.job.lr}."
+            start += len(losses)
+        self.pending.clear()
+        self.ended += [slot for slot in self.live if slot.reason and slot.row is None]
+
+
+_names = count()
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,213 @@
+"""Pieces of a frozen decoder in fewer and faster operations, with gradients for activations only.
+
+Every piece gives what transformers' own code gives, up to rounding; :func:`forwards` finds the modules of a model that
+are known well enough to be replaced and leaves all others alone. Knows nothing of adapters, jobs or losses.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _onednn() -> Callable | None:
+    """oneDNN's product x Wᵀ + b, where it may beat torch's BLAS: MKL does not get to AVX-512 on AMD (LOG.md)."""
+    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return None
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+_ONEDNN = _onednn()
+_ROWS = 128  # from here on it pays (measured)
+_STEP = 32  # rows, doubled each octave: oneDNN compiles a kernel for every number of rows and keeps about 1 000
+
+
+def _fast(weight: Tensor) -> bool:
+    return _ONEDNN is not None and weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [N, in] by weight [out, in] without a graph, as ``F.linear``; twice as fast on some CPUs."""
+    rows = x.shape[0]
+    if rows < _ROWS or not _fast(weight) or x.dtype != torch.float32:
+        return F.linear(x, weight, bias)
+    step = max(_STEP, 1 << max(rows.bit_length() - 5, 0))  # at most a sixteenth more rows
+    if rows % step:
+        x = F.pad(x, (0, 0, 0, -rows % step))
+    return _ONEDNN(x, weight, bias, "none", [], "")[:rows]
+
+
+def quantised(layer: nn.Linear) -> bool:
+    """Whether a Linear keeps its weight packed (bitsandbytes' 4-bit layers)."""
+    return getattr(layer.weight, "quant_state", None) is not None
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """x [N, in] through a frozen Linear without a graph, [N, out]; a packed one by its own forward."""
+    return type(layer).forward(layer, x) if quantised(layer) else product(x, layer.weight, layer.bias)
+
+
+def linear_back(layer: nn.Linear, grad: Tensor) -> Tensor:
+    """The adjoint of :func:`linear`, [N, out] -> [N, in]."""
+    if not quantised(layer):
+        return product(grad, layer.weight.mT)
+    from bitsandbytes.functional import dequantize_4bit
+
+    return grad @ dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(grad.dtype)
+
+
+class _Linear(torch.autograd.Function):
+    """A frozen Linear by :func:`product`, forwards and backwards."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, layer: nn.Linear) -> Tensor:
+        ctx.layer = layer
+        return product(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return product(grad.reshape(-1, grad.shape[-1]), ctx.layer.weight.mT).view(*grad.shape[:-1], -1), None
+
+
+class _Norm(torch.autograd.Function):
+    """RMSNorm as in Llama: x / rms(x) in at least float32, rounded to the type of x, times the weight."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight, scale = ctx.saved_tensors
+        wide, grad = x.to(scale.dtype), (grad * weight).to(scale.dtype)
+        along = (grad * wide).sum(-1, keepdim=True).mul_(scale**3).div_(x.shape[-1])
+        return grad.mul_(scale).addcmul_(wide, along, value=-1).to(x.dtype), None, None
+
+
+class _Attention(torch.autograd.Function):
+    """Rotary embedding and attention of short rows by batched products; keys are padded to S, which the mask hides.
+
+    At these sizes torch's CPU kernel is slow, and slowest where a row of scores is no multiple of 16 long.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows, scale: float):
+        (r, _, t, d), s = cos.shape, mask.shape[-1]
+
+        def heads(x: Tensor) -> Tensor:  # [N, H * D] -> [R, H, T, D]
+            return rows.spread(x).view(r, t, -1, d).transpose(1, 2)
+
+        q, k, v = heads(q), heads(k), heads(v)
+        turned = rotate(q, cos, sin, q.new_empty(q.shape)).view(r * k.shape[1], -1, d)  # of one key head together
+        keys, values = k.new_empty(2, *k.shape[:2], s, d)
+        for padded in (keys, values):
+            padded[:, :, t:].zero_()
+        rotate(k, cos, sin, keys[:, :, :t])
+        values[:, :, :t] = v
+        keys, values = keys.view(-1, s, d), values.view(-1, s, d)
+        share = torch.baddbmm(mask, turned, keys.mT, alpha=scale).softmax(-1)
+        ctx.save_for_backward(turned, keys, values, share, cos, sin)
+        ctx.rows, ctx.scale = rows, scale
+        return rows.collect(torch.bmm(share, values).view(r, -1, t, d).transpose(1, 2).reshape(r, t, -1))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        q, k, v, share, cos, sin = ctx.saved_tensors
+        (r, _, t, d), rows = cos.shape, ctx.rows
+        grad = rows.spread_back(grad).view(r, t, -1, d).transpose(1, 2).reshape(q.shape)
+        scores = torch._softmax_backward_data(torch.bmm(grad, v.mT), share, -1, share.dtype).mul_(ctx.scale)
+
+        def flat(x: Tensor, length: int, turn: bool) -> Tensor:  # [R * H, .., D] -> [N, H * D]
+            x = x.view(r, -1, length, d)[:, :, :t]
+            out = x.new_empty(r, t, x.shape[1], d)
+            rotate(x, cos, sin, out.transpose(1, 2), back=True) if turn else out.transpose(1, 2).copy_(x)
+            return rows.collect(out.flatten(2))
+
+        dq, dk, dv = torch.bmm(scores, k), torch.bmm(scores.mT, q), torch.bmm(share.mT, grad)
+        s = k.shape[1]
+        return flat(dq, t, True), flat(dk, s, True), flat(dv, s, False), None, None, None, None, None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool = False) -> Tensor:
+    """Rotary embedding into ``out``: x cos + (-x2, x1) sin of the halves x1, x2; or the adjoint of that."""
+    half = x.shape[-1] // 2
+    torch.mul(x, cos, out=out)
+    first, second = (sin[..., half:], sin[..., :half]) if back else (sin[..., :half], sin[..., half:])
+    out[..., :half].addcmul_(x[..., half:], first, value=1 if back else -1)
+    out[..., half:].addcmul_(x[..., :half], second, value=-1 if back else 1)
+    return out
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows, scale: float) -> Tensor:
+    """Rotary embedding and attention inside each of R rows of at most T tokens.
+
+    Args:
+        q, k, v: [N, heads * D] before rotation; a key head may serve several query heads.
+        cos, sin: [R, 1, T, D].
+        mask: [T * query heads per key head, S], or with [R * key heads] in front; added to scores. S >= T.
+        rows: :class:`seal_lib.training.packing.Ragged`, which knows how N tokens lie in R rows.
+    """
+    return _Attention.apply(q, k, v, cos, sin, mask, rows, scale)
+
+
+_ATTENTION = {
+    f"transformers.models.{x.lower()}.modeling_{x.lower()}.{x}Attention" for x in ("Llama", "Mistral", "Qwen2")
+}
+
+
+def forwards(model: nn.Module, packing: Callable) -> dict[nn.Module, Callable]:
+    """Module -> faster forward, for the modules of a frozen model that are known here.
+
+    Args:
+        packing: gives the :class:`seal_lib.training.packing.Packing` of the pass under way.
+    """
+    found: dict[nn.Module, Callable] = {}
+    for module in model.modules():
+        kind = type(module)
+        if "forward" in module.__dict__:  # somebody else's
+            continue
+        if kind is nn.Linear and _fast(module.weight):
+            found[module] = partial(_linear, module)
+        elif kind.__name__.endswith("RMSNorm") and _is_rms_norm(module):
+            found[module] = partial(_rms_norm, module)
+        elif f"{kind.__module__}.{kind.__qualname__}" in _ATTENTION and module.q_proj.weight.device.type == "cpu":
+            found[module] = partial(_attend, module, packing)
+    return found
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return _Linear.apply(x, layer)
+
+
+def _rms_norm(module: nn.Module, x: Tensor) -> Tensor:
+    if x.dtype != module.weight.dtype:
+        return type(module).forward(module, x)
+    return _Norm.apply(x, module.weight, module.variance_epsilon)
+
+
+@torch.no_grad()
+def _is_rms_norm(module: nn.Module) -> bool:
+    """Whether a module computes what :class:`_Norm` does: its own answer on a probe decides."""
+    weight = getattr(module, "weight", None)
+    if weight is None or not hasattr(module, "variance_epsilon"):
+        return False
+    probe = torch.linspace(-3, 2, 3 * weight.numel()).view(3, -1).to(weight)
+    wanted, got = module(probe), _rms_norm(module, probe)
+    return bool((got - wanted).abs().max() <= 8 * torch.finfo(weight.dtype).eps * wanted.abs().max())
+
+
+def _attend(module: nn.Module, packing: Callable, hidden_states: Tensor, **options):
+    """The forward of an attention module of transformers; its own where rows are long."""
+    rotary, here = options.get("position_embeddings"), packing()
+    narrow = hidden_states.dtype.itemsize < 4 or rotary is None or rotary[0].shape[-1] != module.head_dim
+    if narrow or not here.short:
+        return type(module).forward(module, hidden_states, **options)
+    q, k, v = (layer(hidden_states)[0] for layer in (module.q_proj, module.k_proj, module.v_proj))
+    window = getattr(module, "sliding_window", getattr(module.config, "sliding_window", None))
+    return module.o_proj(here.attend_rotated(q, k, v, *rotary, module.scaling, window)[None]), None

@@ -1,0 +1,213 @@
+"""Where the tokens of one forward pass lie: rows of different lengths end to end, or padded to one width.
+
+Knows lengths, gathers, when to pad, the batched products of adapters over slots, and attention inside each example.
+Knows nothing of what the adapters belong to, of jobs or of losses.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seal_lib.errors import SealError
+from seal_lib.training.fused import attention
+
+LEVEL = 4.0  # see `worth_levelling`; measured at widths 128, 256 and 512
+SHORT = 128  # tokens of an example up to which attention by plain products is the faster (CPU, measured)
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device; a GPU need not be waited for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+class Ragged:
+    """Rows of different lengths lying end to end ([N, …]) and the same rows padded to one width ([R * width, …]).
+
+    A pad repeats its own row's last token, so that not even a NaN crosses rows; what comes back from pads is dropped.
+    """
+
+    def __init__(self, lengths: Tensor, device: torch.device):
+        self.lengths, self.count, self.width = lengths, len(lengths), max(int(lengths.max()), 1)
+        self.even = bool((lengths == self.width).all())
+        steps, starts = torch.arange(self.width), lengths.cumsum(0) - lengths
+        real = steps < lengths[:, None]
+        self.mask = send(real, device)  # [R, width]
+        index = (starts[:, None] + torch.minimum(steps, lengths[:, None] - 1)).clamp_min_(0)
+        self.spread_index = send(index.flatten(), device)
+        self.collect_index = send(real.flatten().nonzero()[:, 0], device)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """[N, D] -> [R, width, D]."""
+        return (x if self.even else x.index_select(0, self.spread_index)).view(self.count, self.width, -1)
+
+    def collect(self, x: Tensor) -> Tensor:
+        """[R, width, D] -> [N, D]."""
+        x = x.reshape(self.count * self.width, -1)
+        return x if self.even else x.index_select(0, self.collect_index)
+
+    def spread_back(self, grad: Tensor) -> Tensor:
+        """The adjoint of `collect`, [N, D] -> [R, width, D] with 0 in the pads."""
+        return self.spread(grad) if self.even else self.spread(grad).mul_(self.mask[..., None])
+
+
+def worth_levelling(slots: Tensor, width: int, most: int | None = None) -> bool:
+    """Whether :func:`level` saves time on a CPU, for a model of this width and without exceeding ``most`` tokens.
+
+    Some pads in the model cost less than gathering around them in every layer: up to a third of the tokens at width
+    128, a sixth at 512.
+    """
+    tokens, padded = int(slots.sum()), len(slots) * int(slots.max())
+    if not slots.all() or not tokens < padded <= (most or padded):
+        return False
+    return (padded - tokens) * width**0.5 <= LEVEL * tokens
+
+
+def level(lengths: Tensor, visible: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The arguments of :class:`Packing` once every slot repeats its last token until it is as long as the longest.
+
+    Nothing but its own like looks at such a pad, and no loss is taken there, so results stay the same.
+    """
+    last, width = torch.searchsorted(lengths.cumsum(0), slots.cumsum(0)), slots.max()
+    extra = torch.zeros_like(lengths).index_copy_(0, last, width - slots)
+    return lengths + extra, visible + extra * (visible == lengths), torch.full_like(slots, int(width))
+
+
+class _Move(torch.autograd.Function):
+    """``spread`` (or ``collect``) with its adjoint as a plain gather: pads carry no gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, ragged: Ragged, out: bool) -> Tensor:
+        ctx.ragged, ctx.out = ragged, out
+        return ragged.spread(x) if out else ragged.collect(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        if ctx.out:
+            return ctx.ragged.collect(grad), None, None
+        return ctx.ragged.spread_back(grad), None, None
+
+
+class Packing:
+    """Where the tokens of one step lie: K slots end to end in one [1, N] row, each slot holding whole examples.
+
+    Args:
+        lengths: tokens of each example, in packed order. visible: leading tokens of each that may be attended to.
+        slots: tokens of each slot, [K]; a slot may be empty in this step.
+        scale: alpha/rank of each slot, [K].
+        dtype: of the adapter products.
+        layout: "padded" (batched products), "grouped" (``F.grouped_mm``) or "auto": grouped only when padding would
+            more than double the tokens, which is where it overtakes (measured on CPU).
+    """
+
+    def __init__(
+        self, lengths: Tensor, visible: Tensor, slots: Tensor, scale: Tensor, dtype: torch.dtype, layout: str = "auto"
+    ):
+        device = scale.device
+        self.examples, self.visible, self.dtype = Ragged(lengths, device), visible, dtype
+        self.slots = self.examples if torch.equal(lengths, slots) else Ragged(slots, device)
+        self.grouped = layout == "grouped"
+        if layout == "auto" and (device.type == "cpu" and dtype == torch.float32 or dtype == torch.bfloat16):
+            self.grouped = self.slots.count * self.slots.width > 2 * int(slots.sum())
+        if self.grouped:
+            self.ends = send(slots.cumsum(0).to(torch.int32), device)
+            self.gain = scale.repeat_interleave(send(slots, device), output_size=int(slots.sum()))[:, None]
+        else:  # the mask rides on the scale: every product of pads ends up 0
+            self.gain = scale[:, None, None] * self.slots.mask[..., None]
+        self.gain = self.gain.to(dtype)
+        self._masks: dict[int | None, Tensor | None] = {}
+        self.short = self.examples.width <= SHORT
+        self._rotary: tuple[Tensor, ...] = ()
+        self._added: dict[tuple, Tensor] = {}
+
+    def split(self, x: Tensor) -> Tensor:
+        """[N, D] -> what `times` and `outer` take."""
+        x = x.to(self.dtype)
+        return x if self.grouped else self.slots.spread(x)
+
+    def times(self, x: Tensor, w: Tensor) -> Tensor:
+        """Each slot's tokens by its own matrix [K, D, E]."""
+        return F.grouped_mm(x, w, offs=self.ends) if self.grouped else torch.bmm(x, w)
+
+    def outer(self, x: Tensor, y: Tensor) -> Tensor:
+        """Sum over each slot's tokens of x yᵀ, [K, D, E]."""
+        return F.grouped_mm(x.mT, y, offs=self.ends) if self.grouped else torch.bmm(x.mT, y)
+
+    def add(self, total: Tensor, x: Tensor, w: Tensor) -> None:
+        """total [N, E] += times(x, w), rounded once if total is narrower."""
+        if not self.grouped and self.slots.even and total.dtype == x.dtype:
+            total.view(self.slots.count, self.slots.width, -1).baddbmm_(x, w)
+        else:
+            update = self.times(x, w)
+            total.add_(update if self.grouped else self.slots.collect(update))
+
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: None, **options):
+        """Attention inside each example, with transformers' signature: q, k, v [1, H, N, D] -> [1, N, H, D]."""
+        rows = self.examples
+
+        def spread(x: Tensor) -> Tensor:  # [1, H, N, D] -> [R, H, T, D]
+            heads = x.shape[1]
+            x = _Move.apply(x[0].transpose(0, 1).flatten(1), rows, True)
+            return x.view(rows.count, rows.width, heads, -1).transpose(1, 2)
+
+        mask, cap = self._mask(options.get("sliding_window")), options.get("softcap")
+        if cap is not None:
+            out = _capped(spread(q), spread(k), spread(v), mask, options["scaling"], cap)
+        else:
+            out = F.scaled_dot_product_attention(
+                spread(q), spread(k), spread(v), attn_mask=mask, is_causal=mask is None, scale=options.get("scaling"),
+                enable_gqa=q.shape[1] != k.shape[1],
+            )  # fmt: skip
+        heads = out.shape[1]
+        out = _Move.apply(out.transpose(1, 2).flatten(2), rows, False)
+        return out.view(1, out.shape[0], heads, -1), None
+
+    def attend_rotated(
+        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        """The same for `short` rows, rotating first: q, k, v [N, H * D], cos, sin [1, N, D] -> [N, H * D]."""
+        rows = self.examples
+        if not self._rotary or self._rotary[0] is not cos:  # every layer has the same
+            spread = (rows.spread(x[0]).view(rows.count, 1, rows.width, -1) for x in (cos, sin))
+            self._rotary = (cos, *spread)
+        heads, shared = k.shape[-1] // cos.shape[-1], q.shape[-1] // k.shape[-1]
+        key = (window, heads, shared, q.dtype)
+        if key not in self._added:
+            self._added[key] = self._added_mask(*key)
+        return attention(q, k, v, *self._rotary[1:], self._added[key], rows, scale)
+
+    def _added_mask(self, window: int | None, heads: int, shared: int, dtype: torch.dtype) -> Tensor:
+        """What :func:`seal_lib.training.fused.attention` adds to scores, with keys up to a multiple of 16."""
+        mask = self._mask(window)
+        if mask is None:
+            mask = torch.ones(self.examples.width, self.examples.width, dtype=torch.bool).tril_()
+        mask = F.pad(mask, (0, -mask.shape[-1] % 16))
+        # not -inf: a pad may see nothing, and its NaN would meet gradients of 0
+        mask = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+        if mask.ndim == 2:
+            return mask.repeat(shared, 1)
+        return mask.repeat(1, heads, shared, 1).flatten(0, 1)
+
+    def _mask(self, window: int | None) -> Tensor | None:
+        """[R, 1, T, T] of what may be attended to, or None where plain causality says it all."""
+        window = window if window is not None and window < self.examples.width else None
+        if window not in self._masks:
+            mask, pads = None, bool((self.visible < self.examples.lengths).any())
+            if window is not None and pads:
+                raise SealError(f"Pads in the loss need full attention, but the model sees only {window} tokens back.")
+            if window is not None or pads:
+                t = torch.arange(self.examples.width)
+                mask = (t <= t[:, None]) & (t < self.visible[:, None, None])
+                mask = mask if window is None else mask & (t > t[:, None] - window)
+                mask = send(mask[:, None], self.gain.device)
+            self._masks[window] = mask
+        return self._masks[window]
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, cap: float) -> Tensor:
+    """Attention whose scores pass through cap * tanh(scores / cap), as in Gemma 2; q, k, v [R, H, T, D]."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = torch.tanh(q @ k.mT * (scale / cap)) * cap
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril_()
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype) @ v
