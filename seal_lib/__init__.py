@@ -1,8 +1,8 @@
 """SEAL (Self-Adapting Language Models) as a notebook suite: the thin library under the notebooks.
 
-The way of the arrows: notebooks → ``evaluate``, ``restem`` (loops) → ``inner_loop`` → ``bank``, ``generate``,
-``knowledge`` (core) → ``records``, ``runs``, ``params`` (ground). Importing this package imports no torch; a name
-below loads its module when first used.
+The loops themselves are in :mod:`seal_lib.loops`, readable from top to bottom; a task they are run on is a domain
+(:mod:`seal_lib.knowledge`, :mod:`seal_lib.arc`). Importing this package imports no torch; a name below loads its module
+when first used.
 """
 
 from importlib import import_module
@@ -12,15 +12,19 @@ __version__ = "0.1.0"
 _HOME = {
     "start": "runs.lifecycle",
     "pick": "runs.params",
-    "load_passages": "knowledge.data",
-    "InnerLoop": "knowledge.inner",
-    "OuterLoop": "loops.restem",
     "Policy": "loops.policy",
     "Source": "loops.policy",
-    "restem_round": "loops.restem",
-    "write_self_edits": "loops.restem",
-    "ARMS": "knowledge.evaluate",
-    "evaluate_arm": "knowledge.evaluate",
+    "OuterLoop": "loops.settings",
+    "restem_round": "loops.outer",
+    "run_loop": "loops.outer",
+    "score_edits": "loops.inner",
+    "write_self_edits": "loops.outer",
+    "Knowledge": "knowledge.domain",
+    "InnerLoop": "knowledge.domain",
+    "load_passages": "knowledge.data",
+    "Puzzles": "arc.domain",
+    "TestTimeTraining": "arc.domain",
+    "load_tasks": "arc.data",
     "derive_seed": "seeds",
 }
 __all__ = sorted(_HOME)

@@ -60,21 +60,23 @@ class Passage:
 
 @dataclass(frozen=True)
 class SelfEdit:
-    """Text a writer produced about a passage, to be trained on. Data only: never executed.
+    """Text a writer produced about a passage or puzzle, to be trained on. Data only: never executed.
 
-    ``source`` names the writer (a policy or a reference); ``tokens`` is the number generated, 0 if not by a model.
+    ``source`` names the writer (a policy or a reference); ``tokens`` is the number generated, 0 if not by a model;
+    ``tries``: texts that were written until one could be read.
     """
 
     id: str
-    passage_id: str
+    unit_id: str
     text: str
     source: str
     seed: int = 0
     tokens: int = 0
+    tries: int = 1
 
     @classmethod
     def from_dict(cls, row: dict) -> "SelfEdit":
-        return cls(**{key: row[key] for key in ("id", "passage_id", "text", "source", "seed", "tokens")})
+        return cls(**{key: row[key] for key in ("id", "unit_id", "text", "source", "seed", "tokens", "tries")})
 
     def _repr_html_(self) -> str:
         return (
@@ -107,7 +109,7 @@ class Trial:
     """
 
     id: str
-    passage_id: str
+    unit_id: str
     arm: str
     edit: SelfEdit | None
     seed: int
@@ -119,6 +121,11 @@ class Trial:
     tokens: int = 0
     first_loss: float = math.nan
     last_loss: float = math.nan
+
+    @property
+    def key(self) -> str:
+        """Every self-edit is a training of its own."""
+        return self.id
 
     @property
     def accuracy(self) -> float:
@@ -152,7 +159,7 @@ class Trial:
         number = {key: math.nan if row[key] is None else row[key] for key in ("first_loss", "last_loss")}
         edit = SelfEdit.from_dict(row["edit"]) if row["edit"] else None
         answers = tuple(Answer.from_dict(answer) for answer in row["answers"])
-        same = ("id", "passage_id", "arm", "seed", "grader", "outcome", "reason", "steps", "tokens")
+        same = ("id", "unit_id", "arm", "seed", "grader", "outcome", "reason", "steps", "tokens")
         plain = {key: row[key] for key in same}
         return cls(edit=edit, answers=answers, **plain, **number)
 
@@ -168,7 +175,7 @@ class Trial:
         state = right if counted else _escape(f"{self.outcome}: {self.reason}")
         edit = self.edit._repr_html_() if self.edit else "<small>no self-edit</small>"
         return (
-            f"<h4>{_escape(self.arm)} · {_escape(self.passage_id)} · {state} · {self.steps} steps</h4>{edit}"
+            f"<h4>{_escape(self.arm)} · {_escape(self.unit_id)} · {state} · {self.steps} steps</h4>{edit}"
             f"<table><tr><th>question</th><th>answer</th><th>gold</th></tr>{rows}</table>"
         )
 
@@ -184,7 +191,7 @@ def _colour(grade: float) -> str:
 class Round:
     """One ReST^EM round: every candidate with its reward, and which were kept for the M-step.
 
-    ``reward`` names what the rewards are (a key of `loops.restem.REWARDS`); ``frozen``: accuracy of the policy without
+    ``reward`` names what the rewards are (a key of `loops.rewards.REWARDS`); ``frozen``: accuracy of the policy without
     an adapter by passage, where the reward compares with it.
     """
 
@@ -198,12 +205,12 @@ class Round:
 
     @property
     def grouped(self) -> dict[str, list[float]]:
-        """Rewards of each passage's self-edits, without the failed ones (NaN)."""
-        groups: dict[str, list[float]] = {trial.passage_id: [] for trial in self.candidates}
+        """Rewards of each unit's distinct self-edits (by their trials' ``key``), without the failed ones (NaN)."""
+        groups: dict[str, dict[str, float]] = {trial.unit_id: {} for trial in self.candidates}
         for trial, reward in zip(self.candidates, self.rewards, strict=True):
             if not math.isnan(reward):
-                groups[trial.passage_id].append(reward)
-        return groups
+                groups[trial.unit_id][trial.key] = reward
+        return {unit: list(rewards.values()) for unit, rewards in groups.items()}
 
     @property
     def tied(self) -> dict[str, bool]:
@@ -289,6 +296,6 @@ def by_passage(trials: Iterable[Trial], what: str) -> dict[str, float]:
     """
     groups: dict[str, list[float]] = {}
     for trial in trials:
-        known, mean = groups.setdefault(trial.passage_id, []), trial.mean(what)
+        known, mean = groups.setdefault(trial.unit_id, []), trial.mean(what)
         known += [] if math.isnan(mean) else [mean]
     return {passage: sum(values) / len(values) if values else math.nan for passage, values in groups.items()}

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 from fixtures_seal import MemoryRun
+from seal_lib.arc.inner_loop import AUTHORS, GRADERS, Attempt, TestTimeTraining
+from seal_lib.loops.restem import OuterLoop, filter_round, warn_if_blind
 
 from seal_lib.arc import experiment, prompts, reading, self_edits, tables, vote
 from seal_lib.arc import world as world
-from seal_lib.arc.inner_loop import AUTHORS, GRADERS, Attempt, TestTimeTraining
 from seal_lib.arc.self_edits import ORACLE, Config
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.restem import OuterLoop, filter_round, warn_if_blind
 from seal_lib.records import SelfEdit
 from seal_lib.report import stats
 
@@ -301,7 +301,7 @@ def test_on_it_is_written_again_until_it_parses(monkeypatch) -> None:
     assert [edit.text for edit in edits] == [GOOD, GOOD, GOOD, '{"a": 1}']  # JSON of another kind is wrong, and stays
     assert tries == [3, 1, 1, 1] and [edit.tokens for edit in edits] == [21, 7, 7, 7]
     assert [edit.id for edit in edits] == [f"{t.id}/{k}" for t in TASKS[:2] for k in range(2)]
-    assert [edit.passage_id for edit in edits] == [t.id for t in TASKS[:2] for _ in range(2)]
+    assert [edit.unit_id for edit in edits] == [t.id for t in TASKS[:2] for _ in range(2)]
     assert set(run.phases) == {"w", "w/again_2", "w/again_3"} and len(set(said.seeds)) == 4  # a new draw each time
 
 

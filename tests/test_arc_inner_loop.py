@@ -8,11 +8,6 @@ from pathlib import Path
 
 import pytest
 from fixtures_seal import MemoryRun
-
-from seal_lib import models
-from seal_lib.arc import experiment, prompts, self_edits, tables
-from seal_lib.arc import world as world
-from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.inner_loop import (  # fmt: skip
     GRADERS,
     Attempt,
@@ -25,6 +20,11 @@ from seal_lib.arc.inner_loop import (  # fmt: skip
     train,
     views_of,
 )
+
+from seal_lib import models
+from seal_lib.arc import experiment, prompts, self_edits, tables
+from seal_lib.arc import world as world
+from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.errors import DataError
@@ -180,7 +180,7 @@ def test_the_control_keeps_as_many_but_blindly(tasks) -> None:
     _, blind = restem.filter_round([[t] for t in trials], edits, {}, replace(outer, filter="random_as_many"), seed=0)
     assert [success[e.id] for e in kept] == [1.0] * 15 and len(blind) == 15
     assert sum(success[e.id] for e in blind) < 8
-    assert {e.passage_id for e in blind} == {t.id for t in tasks}
+    assert {e.unit_id for e in blind} == {t.id for t in tasks}
 
 
 def test_the_loop_resumes_after_a_kill_with_the_same_rows(seedling, tasks, tmp_path, monkeypatch) -> None:

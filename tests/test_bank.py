@@ -19,8 +19,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from seal_lib.errors import DataError, ParameterError, SealError
 from seal_lib.training.adapters import target_linears
-from seal_lib.training.bank import AdapterBank, Example, Job, pad_examples, train_alone
-from seal_lib.training.finetune import lora
+from seal_lib.training.bank import AdapterBank
+from seal_lib.training.finetune import lora, train_alone
+from seal_lib.training.jobs import Example, Job, pad_examples
 
 torch.set_num_threads(1)
 SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

@@ -13,7 +13,8 @@ from seal_lib.errors import ParameterError, SealError
 from seal_lib.models import budget
 from seal_lib.training import bank as bank_module
 from seal_lib.training.adapters import target_linears
-from seal_lib.training.bank import AdapterBank, Example, Job
+from seal_lib.training.bank import AdapterBank
+from seal_lib.training.jobs import Example, Job
 
 WIDE = dict(slots=8, dtype=torch.float64)
 
@@ -238,9 +239,9 @@ def test_a_large_model_takes_its_tokens_in_portions(monkeypatch):
 
 def test_the_run_is_told_of_a_shortage(monkeypatch):
     from fixtures_seal import WORDING, seedling
+    from seal_lib.knowledge.inner import Candidate, InnerLoop
 
     from seal_lib.knowledge import inner
-    from seal_lib.knowledge.inner import Candidate, InnerLoop
     from seal_lib.knowledge.world import passages
 
     counted = []

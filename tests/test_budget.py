@@ -12,7 +12,8 @@ from seal_lib import models
 from seal_lib.errors import DataError, ParameterError
 from seal_lib.models import budget
 from seal_lib.models.budget import GB, SHAPES, Budget, Shape, colocated, shape_of, slots_that_fit
-from seal_lib.training.bank import AdapterBank, Example, Job
+from seal_lib.training.bank import AdapterBank
+from seal_lib.training.jobs import Example, Job
 
 torch.set_num_threads(1)
 SEVEN = SHAPES["Qwen/Qwen2.5-7B"]

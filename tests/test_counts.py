@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 from conftest import REPOSITORY
 from fixtures_seal import MemoryRun, made
-from seal_lib.generation.contract import Completion
+from seal_lib.knowledge.inner import InnerLoop
 
 from seal_lib import paths
 from seal_lib.errors import ParameterError
+from seal_lib.generation.contract import Completion
 from seal_lib.grading.graders import ALWAYS
 from seal_lib.knowledge import evaluate, experiment, prompts
-from seal_lib.knowledge.inner import InnerLoop
 from seal_lib.loops import restem
 from seal_lib.plan import continual as continual
 from seal_lib.plan import counts, lengths
@@ -191,7 +191,6 @@ def test_recorded_lengths_are_those_of_the_released_files() -> None:
     if folder is None:
         pytest.skip("SEAL_DATA is not set")
     from seal_lib.arc.data import load_tasks
-
     from seal_lib.knowledge import data
 
     squad = lengths.profiles()["squad"]
@@ -214,6 +213,6 @@ def test_recorded_lengths_are_those_of_the_released_files() -> None:
 
 @pytest.mark.parametrize("rule", ["none", "eos", "full", "probe:16", "probe:64"])
 def test_pads_are_counted_as_they_are_made(rule: str) -> None:
-    from seal_lib.training.finetune import pad_examples
+    from seal_lib.training.jobs import pad_examples
 
     assert len(pad_examples(list(range(2, 50)), rule, 2048, eos=1).ids) == counts.pad_tokens(rule, 48)

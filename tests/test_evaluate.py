@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 from fixtures_seal import INNER, WORDING, MemoryRun, made, mean, seedling, trial
+from seal_lib.loops.restem import OuterLoop
 
 from seal_lib.errors import DataError
 from seal_lib.knowledge import experiment
 from seal_lib.knowledge.evaluate import ARMS, difference_rows, edit_rows, evaluate_arm, result_rows
 from seal_lib.knowledge.experiment import Loop, comparisons, restem_loop, restem_rows, reward_rows
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.restem import OuterLoop
 from seal_lib.records import Round, SelfEdit
 from seal_lib.report import stats
 from seal_lib.runs import lifecycle
@@ -160,7 +160,7 @@ def test_every_arm_gives_one_trial_per_passage(arm: str) -> None:
     trials = evaluate_arm(
         run, Policy("untrained", *seedling()), passages, arm, WORDING, INNER, OUTER, seed=0, group="seed_0/"
     )
-    assert [t.passage_id for t in trials] == [p.id for p in passages] and {t.arm for t in trials} == {arm}
+    assert [t.unit_id for t in trials] == [p.id for p in passages] and {t.arm for t in trials} == {arm}
     expected = {f"seed_0/evaluate/{arm}"} | ({f"seed_0/evaluate/{arm}/write"} if arm == "own_untrained" else set())
     assert set(run.phases) == expected
     assert run.counts["scored"] == sum(len(p.questions) for p in passages)
@@ -207,7 +207,7 @@ def test_the_loop_practises_on_new_passages_each_round_and_its_rows_are_complete
         n_practice=2, practice_seed=1, rounds=2, seed=0, random_control=True,
     )  # fmt: skip
     assert list(loop.evaluated) == ["own_untrained", "seal_round_1", "seal_round_2", "random_edit_sft"]
-    practised = [{t.passage_id for t in r.candidates} for r in loop.rounds]
+    practised = [{t.unit_id for t in r.candidates} for r in loop.rounds]
     assert len(practised) == 2 and not practised[0] & practised[1]
     assert all(p.startswith("learning-") for group in practised for p in group)
     assert [t.edit.source for t in loop.rounds[1].candidates] == ["seed_0/seal_round_1"] * 4  # the new policy writes

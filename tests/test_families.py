@@ -24,7 +24,9 @@ from transformers import (
 )
 
 from seal_lib.errors import SealError
-from seal_lib.training.bank import AdapterBank, Example, Job, pad_examples, train_alone
+from seal_lib.training.bank import AdapterBank
+from seal_lib.training.finetune import train_alone
+from seal_lib.training.jobs import Example, Job, pad_examples
 
 SIZES = dict(vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=3, max_position_embeddings=256,
              num_attention_heads=6, num_key_value_heads=2, head_dim=8)  # fmt: skip

@@ -12,8 +12,9 @@ from transformers.optimization import (
 
 from seal_lib.errors import DataError, DivergedError, ParameterError
 from seal_lib.training.adapters import merge
-from seal_lib.training.bank import AdapterBank, Example, Job
-from seal_lib.training.finetune import learning_rate, sft
+from seal_lib.training.bank import AdapterBank
+from seal_lib.training.finetune import sft
+from seal_lib.training.jobs import Example, Job, learning_rate
 
 torch.set_num_threads(1)
 SETTINGS = dict(rank=4, alpha=8, lr=1e-2, epochs=2, batch=4, seed=3)

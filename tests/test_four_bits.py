@@ -13,7 +13,9 @@ from seal_lib import models
 from seal_lib.errors import DataError
 from seal_lib.models import budget
 from seal_lib.training.adapters import Adapter, attached, merge, target_linears
-from seal_lib.training.bank import AdapterBank, Job, train_alone
+from seal_lib.training.bank import AdapterBank
+from seal_lib.training.finetune import train_alone
+from seal_lib.training.jobs import Job
 
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes (extra 4bit) is absent")
 

@@ -20,7 +20,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from seal_lib.errors import SealError
 from seal_lib.training import bank as bank_module
 from seal_lib.training import fused
-from seal_lib.training.bank import AdapterBank, Example, Job, train_alone
+from seal_lib.training.bank import AdapterBank
+from seal_lib.training.finetune import train_alone
+from seal_lib.training.jobs import Example, Job
 from seal_lib.training.packing import Packing
 
 torch.set_num_threads(1)

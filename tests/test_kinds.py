@@ -6,12 +6,12 @@ from collections import Counter
 import pandas as pd
 import pytest
 import scipy.stats
+from seal_lib.arc.inner_loop import Attempt
 
 from seal_lib.arc import kind_plots, kinds, mixed_world, reading, world
 from seal_lib.arc.augment import SWITCHES, colour_permutation, recolour
 from seal_lib.arc.data import load_tasks
 from seal_lib.arc.experiment import Loop, Trial
-from seal_lib.arc.inner_loop import Attempt
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair
 from seal_lib.errors import DataError
@@ -174,8 +174,8 @@ def test_dealt_self_edits_are_the_same_ones_and_the_same_puzzles() -> None:
     edits = [SelfEdit(str(i), f"task {i % 7}", f"text {i}", "w") for i in range(40)]
     dealt = kinds.dealt(edits, 0)
     assert [e.text for e in dealt] == [e.text for e in edits]
-    assert sorted(e.passage_id for e in dealt) == sorted(e.passage_id for e in edits)
-    assert sum(a.passage_id == b.passage_id for a, b in zip(dealt, edits, strict=True)) < 20
+    assert sorted(e.unit_id for e in dealt) == sorted(e.unit_id for e in edits)
+    assert sum(a.unit_id == b.unit_id for a, b in zip(dealt, edits, strict=True)) < 20
 
 
 def test_figures_show_each_share_and_each_success(results) -> None:

@@ -8,7 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from seal_lib.training import bank, packing
-from seal_lib.training.bank import AdapterBank, Example, Job, pad_examples
+from seal_lib.training.bank import AdapterBank
+from seal_lib.training.jobs import Example, Job, pad_examples
 from seal_lib.training.packing import Ragged, level, worth_levelling
 
 torch.set_num_threads(1)

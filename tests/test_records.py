@@ -100,7 +100,7 @@ def test_a_broken_line_of_a_jsonl_file_is_named(tmp_path) -> None:
 
 
 def test_the_loss_mask_colours_what_carries_loss() -> None:
-    from seal_lib.training.bank import pad_examples
+    from seal_lib.training.jobs import pad_examples
 
     tokenizer = seedling()[1]
     ids = tokenizer("Annals <b>")["input_ids"]

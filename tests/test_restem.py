@@ -11,12 +11,12 @@ from dataclasses import replace
 import pytest
 from conftest import Suite
 from fixtures_seal import INNER, WORDING, MemoryRun, digest, made, mean, plain_passage, seedling, trial
+from seal_lib.loops.restem import FILTERS, OuterLoop, filter_random, filter_round
 
 from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.loops import restem
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.restem import FILTERS, OuterLoop, filter_random, filter_round
 from seal_lib.records import SelfEdit
 from seal_lib.runs import lifecycle, manifest, params
 from seal_lib.seeds import rng
@@ -65,7 +65,7 @@ def edits_of(*groups: tuple[str, int], text: str = "text") -> list[SelfEdit]:
 def test_rewards_are_means_over_seeds_and_each_passage_keeps_its_own_best() -> None:
     edits = edits_of(("a", 2), ("b", 3))
     grades = [[[1, 0], [0, 0]], [[1, 0], [1, 1]], [[0], [0]], [[1], [0]], [[1], [1]]]
-    trials = [[trial(e.passage_id, right) for right in several] for e, several in zip(edits, grades, strict=True)]
+    trials = [[trial(e.unit_id, right) for right in several] for e, several in zip(edits, grades, strict=True)]
     rewards, kept = filter_round(trials, edits, {}, OuterLoop(reward_seeds=2), seed=0)
     assert rewards == [0.25, 0.75, 0.0, 0.5, 1.0]
     assert [e.id for e in kept] == ["a/1", "b/2"]
@@ -73,7 +73,7 @@ def test_rewards_are_means_over_seeds_and_each_passage_keeps_its_own_best() -> N
 
 def test_improvement_compares_with_the_frozen_model_of_that_passage() -> None:
     edits = edits_of(("a", 2), ("b", 2))
-    trials = [[trial(e.passage_id, right)] for e, right in zip(edits, [[1, 0], [1, 1], [1, 0], [0, 0]], strict=True)]
+    trials = [[trial(e.unit_id, right)] for e, right in zip(edits, [[1, 0], [1, 1], [1, 0], [0, 0]], strict=True)]
     outer = OuterLoop(reward="improvement", filter="threshold")
     rewards, kept = filter_round(trials, edits, {"a": 0.5, "b": 0.0}, outer, seed=0)
     assert rewards == [0.0, 1.0, 1.0, 0.0] and [e.id for e in kept] == ["a/1", "b/0"]
@@ -90,8 +90,8 @@ def test_a_passage_whose_adapters_all_failed_and_an_empty_edit_contribute_nothin
 def test_the_control_picks_as_the_random_filter_does_and_drops_empty_edits() -> None:
     edits = edits_of(("a", 5), ("b", 5), ("c", 5))
     rewards, kept = filter_random(edits, OuterLoop(filter="random"), seed=4)
-    assert rewards == [] and [e.passage_id for e in kept] == ["a", "b", "c"]
-    blind = filter_round([[trial(e.passage_id, [1])] for e in edits], edits, {}, OuterLoop(filter="random"), seed=4)[1]
+    assert rewards == [] and [e.unit_id for e in kept] == ["a", "b", "c"]
+    blind = filter_round([[trial(e.unit_id, [1])] for e in edits], edits, {}, OuterLoop(filter="random"), seed=4)[1]
     assert blind == kept
     assert filter_random(edits_of(("a", 3), text=" "), OuterLoop(filter="random"), seed=4)[1] == []
 
@@ -230,7 +230,7 @@ def test_the_improvement_reward_asks_the_frozen_policy_too(tmp_path) -> None:
     assert set(run.phases) == {"r/one/sample", "r/one/score", "r/one/frozen"}
     frozen = run.phases["r/one/frozen"]
     for t, reward in zip(record.candidates, record.rewards, strict=True):
-        before = mean(a["grades"]["exact"] for a in frozen[t.passage_id]["answers"])
+        before = mean(a["grades"]["exact"] for a in frozen[t.unit_id]["answers"])
         assert reward == float(t.accuracy > before)
 
 

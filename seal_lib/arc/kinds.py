@@ -10,14 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
-from seal_lib.arc import mixed_world, render
+from seal_lib.arc import mixed_world
 from seal_lib.arc.augment import SWITCHES
-from seal_lib.arc.experiment import FewShot, Loop, few_shot_loop
-from seal_lib.arc.inner_loop import Attempt, Candidate, record
+from seal_lib.arc.domain import Attempt
+from seal_lib.arc.experiment import FewShot
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tables import ByLoop, by_task, rate
+from seal_lib.loops.domain import Candidate
+from seal_lib.loops.inner import score
+from seal_lib.loops.outer import Loop, evaluate
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.restem import finetune_policy
+from seal_lib.loops.updates import finetune, imitate
 from seal_lib.records import SelfEdit
 from seal_lib.report import stats
 from seal_lib.report.arms import difference_arm
@@ -65,29 +68,31 @@ def opening_policy(run, base: Policy, study: FewShot, by_hand: Config, documents
     pairs = []
     for number, task in enumerate(seen):
         text = blind_configuration(by_hand, "opening policy", number).text()
-        prompt = render.self_edit_prompt(task, base.tokenizer, study.prompts)
-        completion = render.completion_ids(task, text, base.tokenizer, study.prompts)
-        pairs.append((render.prompt_ids(prompt, base.tokenizer), completion))
-    policy, _ = finetune_policy(run, base, pairs, replace(study.outer, sft_epochs=1, sft_lr=lr), name="opening", seed=0)
+        pairs.append(study.domain.target(task, text, base))
+    policy, _ = finetune(run, base, pairs, replace(study.outer, sft_epochs=1, sft_lr=lr), name="opening", seed=0)
     return policy
 
 
 def loop(run, opening: Policy, study: FewShot, *, rounds: int, seed: int) -> Loop:
     """One whole loop, and a control: the untrained policy learns the kept self-edits of the last round dealt to other
     puzzles, that is which configurations succeed but not where."""
-    done = few_shot_loop(run, opening, study, rounds=rounds, seed=seed, random_control=False)
+    done = study.loop(run, opening, rounds=rounds, seed=seed)
     last = done.rounds[-1]
     kept = dealt([trial.edit for trial in last.candidates if trial.id in set(last.kept)], seed)
-    control, _ = study.learn(run, opening, kept, name=f"seed_{seed}/dealt_config_sft", seed=seed)
-    evaluated = study.evaluate(run, control, "dealt_config_sft", seed=seed)
+    name, group = "dealt_config_sft", f"seed_{seed}/"
+    control = imitate(run, opening, kept, study.practice, study.domain, study.outer, name=group + name, seed=seed)
+    evaluated = evaluate(
+        run, control.policy, study.held_out, study.domain, study.outer, arm=name, seed=seed, group=group,
+        samples=study.edits,
+    )  # fmt: skip
     return replace(done, evaluated={**done.evaluated, "dealt_config_sft": evaluated})
 
 
 def dealt(edits: Sequence[SelfEdit], seed: int) -> list[SelfEdit]:
     """The same self-edits and the same puzzles, as often as before, matched at random."""
-    puzzles = [edit.passage_id for edit in edits]
+    puzzles = [edit.unit_id for edit in edits]
     rng("dealt", seed).shuffle(puzzles)
-    return [replace(edit, passage_id=puzzle) for edit, puzzle in zip(edits, puzzles, strict=True)]
+    return [replace(edit, unit_id=puzzle) for edit, puzzle in zip(edits, puzzles, strict=True)]
 
 
 def try_ways(run, policy: Policy, study: FewShot, by_hand: Config) -> dict[str, dict[str, list[Attempt]]]:
@@ -95,11 +100,11 @@ def try_ways(run, policy: Policy, study: FewShot, by_hand: Config) -> dict[str, 
     found = {}
     for name, tasks in (("practice", study.practice), ("held_out", study.held_out)):
         candidates = [
-            Candidate(f"{task.id}/{way}", task, replace(by_hand, switches=switches))
+            Candidate(f"{task.id}/{way}", task, replace(by_hand, switches=switches), way, seed=0)
             for way, switches in WAYS.items()
             for task in tasks
         ]
-        attempts = record(run, policy, candidates, study.prompts, study.inner, phase=f"ways/{name}", seed=0)
+        attempts = score(run, policy, candidates, study.domain, phase=f"ways/{name}")
         found[name] = {way: [a for a in attempts if a.id.endswith(f"/{way}")] for way in WAYS}
     return found
 
@@ -117,14 +122,14 @@ def fixed_arms(ways: Mapping[str, Mapping[str, Sequence[Attempt]]], grader: str)
     """What one configuration for all, and one for each kind, would get: both chosen on practice tasks."""
     best = best_ways(ways["practice"], grader)
     tried = ways["held_out"]
-    known = [a for kind in mixed_world.KINDS for a in tried[best[kind]] if mixed_world.kind_of(a.task_id) == kind]
+    known = [a for kind in mixed_world.KINDS for a in tried[best[kind]] if mixed_world.kind_of(a.unit_id) == kind]
     return {"one_for_all": list(tried[best["all"]]), "kind_known": known}
 
 
 def of_kind(attempts: ByLoop, kind: str) -> dict[object, list[Attempt]]:
     """The attempts on tasks of one kind, or of ``all``."""
     return {
-        loop: [a for a in several if kind in ("all", mixed_world.kind_of(a.task_id))]
+        loop: [a for a in several if kind in ("all", mixed_world.kind_of(a.unit_id))]
         for loop, several in attempts.items()
     }
 
@@ -190,7 +195,7 @@ def fits(attempts: ByLoop, best: Mapping[str, str]) -> tuple[dict, dict]:
 
 
 def _fit(attempt: Attempt, best: Mapping[str, str]) -> float:
-    return float(_written(attempt) == best[mixed_world.kind_of(attempt.task_id)])
+    return float(_written(attempt) == best[mixed_world.kind_of(attempt.unit_id)])
 
 
 def _written(attempt: Attempt) -> str:

@@ -15,7 +15,6 @@ header after the answer. Needs a tokenizer, never a model; torch is imported onl
 """
 
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from seal_lib.arc.augment import PROTOCOLS
 from seal_lib.arc.prompts import Prompts
@@ -23,9 +22,7 @@ from seal_lib.arc.tasks import Task
 from seal_lib.arc.training import Example
 from seal_lib.errors import DataError
 from seal_lib.models.tokens import read_ids
-
-if TYPE_CHECKING:
-    from seal_lib.training import finetune
+from seal_lib.training import jobs
 
 #: which tokens carry loss, as in a self-edit's strategy
 LOSS_ON = ("output", "all")
@@ -69,7 +66,7 @@ def completion_ids(task: Task, text: str, tokenizer, prompts: Prompts) -> list[i
 
 def training_example(
     example: Example, tokenizer, prompts: Prompts, loss_on: str = "output", protocol: str = "clean"
-) -> "finetune.Example":
+) -> jobs.Example:
     """One training sequence: the prompt, then the answer up to its stop text (chat sets: and the end of the turn).
 
     Args:
@@ -78,15 +75,13 @@ def training_example(
             starts with a second BOS where template and tokenizer both give one. Plain sets have no template and so
             are the same in either protocol.
     """
-    from seal_lib.training import finetune
-
     if loss_on not in LOSS_ON:
         raise DataError(f"loss_on: {loss_on!r} is not one of {', '.join(LOSS_ON)}.")
     if protocol not in PROTOCOLS:
         raise DataError(f"protocol: {protocol!r} is not one of {', '.join(PROTOCOLS)}.")
     before, answer = _ids(example, tokenizer, prompts, protocol == "authors")
     first = 1.0 if loss_on == "all" else 0.0
-    return finetune.Example([*before, *answer], weights=[first] * len(before) + [1.0] * len(answer))
+    return jobs.Example([*before, *answer], weights=[first] * len(before) + [1.0] * len(answer))
 
 
 def tokens(example: Example, tokenizer, prompts: Prompts) -> int:

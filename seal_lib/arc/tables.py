@@ -4,7 +4,7 @@ Knows attempts and intervals; runs nothing. A *task* with all its self-edits is 
 whole loops (seeds) where there are several. Self-edits of a task that ask for the same configuration share one training
 and are one observation, so whatever counts configurations counts them once; only success is, as in the paper, a mean
 over the self-edits that the policy writes. What could not be scored is NaN, as in the knowledge domain
-(:mod:`seal_lib.arc.inner_loop` says what that is): left out, and counted as dropped and in a rate of its own.
+(:mod:`seal_lib.arc.domain` says what that is): left out, and counted as dropped and in a rate of its own.
 """
 
 import math
@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from seal_lib.arc.augment import SWITCHES
-from seal_lib.arc.experiment import Loop, Round
-from seal_lib.arc.inner_loop import GRADERS, Attempt
+from seal_lib.arc.domain import GRADERS, Attempt
 from seal_lib.arc.self_edits import Config
+from seal_lib.loops.outer import Loop
+from seal_lib.records import Round
 from seal_lib.report import stats
 from seal_lib.report.arms import difference_arm
 
@@ -40,7 +41,7 @@ def by_task(attempts: Iterable[Attempt], value: Callable[[Attempt], float]) -> d
     """Values of each task's attempts."""
     groups: dict[str, list[float]] = {}
     for attempt in attempts:
-        groups.setdefault(attempt.task_id, []).append(value(attempt))
+        groups.setdefault(attempt.unit_id, []).append(value(attempt))
     return groups
 
 
@@ -146,7 +147,7 @@ def round_rows(experiment: str, loops: Sequence[Loop], label: dict) -> list[dict
         tries: dict[object, dict[str, list[float]]] = {}
         for loop in loops:
             for trial in loop.evaluated[arm]:
-                tries.setdefault(loop.seed, {}).setdefault(trial.passage_id, []).append(float(trial.tries))
+                tries.setdefault(loop.seed, {}).setdefault(trial.unit_id, []).append(float(trial.edit.tries))
         found = stats.mean_over_loops(tries, stats.ANY, "task", constant=not loops[0].resample)
         rows.append(found.row(experiment, arm, "texts_per_self_edit", **label))
     return rows
@@ -158,7 +159,7 @@ def task_rows(arm: str, attempts: ByLoop, grader: str, label: dict) -> list[dict
     tasks: dict[str, dict[object, dict[str, tuple[float, float]]]] = {}
     for loop, several in attempts.items():
         for number, attempt in enumerate(several):
-            pairs = tasks.setdefault(attempt.task_id, {}).setdefault(loop, {})
+            pairs = tasks.setdefault(attempt.unit_id, {}).setdefault(loop, {})
             name = f"text {number}" if attempt.config is None else attempt.id
             right, count = pairs.get(name, (0.0, 0.0))
             pairs[name] = (right + attempt.graded(grader), count + 1.0)
@@ -214,7 +215,7 @@ def tally(rounds: Sequence[Round]) -> list[dict]:
         {
             "round": r.index,
             "self-edits": len(r.candidates),
-            "texts": sum(t.tries for t in r.candidates),
+            "texts": sum(t.edit.tries for t in r.candidates),
             "distinct trainings": len(trained := [a for a in distinct(t.attempt for t in r.candidates) if a.steps]),
             "of them right": sum(a.success == 1 for a in trained),
             "kept": len(r.kept),

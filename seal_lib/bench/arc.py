@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from seal_lib import paths
 from seal_lib.arc.augment import SWITCHES
-from seal_lib.arc.inner_loop import TestTimeTraining, training_examples
+from seal_lib.arc.domain import TestTimeTraining, training_examples
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Task
 from seal_lib.seeds import rng
@@ -38,7 +38,7 @@ from seal_lib.seeds import rng
 if TYPE_CHECKING:
     import pandas as pd
 
-    from seal_lib.training.finetune import Job
+    from seal_lib.training.jobs import Job
 
 MODEL = "seedling-grids"
 SELF_EDITS = 15
@@ -59,7 +59,7 @@ def draw(task: Task, count: int = SELF_EDITS) -> list[Config]:
 def jobs_of(task: Task, configs: Sequence[Config], tokenizer, settings: TestTimeTraining) -> list[Job]:
     """One job per self-edit, equal ones included."""
     from seal_lib.arc import prompts
-    from seal_lib.training.finetune import Job
+    from seal_lib.training.jobs import Job
 
     wording, sets = prompts.load("seedling"), {}
     return [

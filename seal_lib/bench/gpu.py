@@ -77,7 +77,7 @@ class Words:
 
 def jobs_of(plan: gpu_sizes.Plan, count: int, vocabulary: int) -> list:
     """``count`` self-edits of recorded lengths in random words; the same for every variant."""
-    from seal_lib.training.bank import Example, Job
+    from seal_lib.training.jobs import Example, Job
 
     edits, draw, jobs = gpu_sizes.documents(plan), random.Random(0), []
     for i in range(count):
@@ -183,7 +183,7 @@ def answer(model, plan: gpu_sizes.Plan, targets: str, k: int) -> tuple[float, in
     from seal_lib.generation.contract import Request, Sampling
     from seal_lib.generation.hf import HFGenerator
     from seal_lib.training.adapters import Adapter, target_linears, target_names
-    from seal_lib.training.bank import Job
+    from seal_lib.training.jobs import Job
 
     names = target_names(targets)
     start = Job("answer", (), rank=gpu_sizes.RANK, seed=0).initial(target_linears(model, names))

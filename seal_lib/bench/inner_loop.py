@@ -140,7 +140,7 @@ def seal_lengths(adapters: int) -> list[list[int]]:
 
 def jobs_of(documents: list[list[list[int]]], plan: Plan) -> list:
     """The same jobs for every variant."""
-    from seal_lib.training.bank import Example, Job
+    from seal_lib.training.jobs import Example, Job
 
     return [
         Job(str(i), [Example(ids) for ids in part], lr=LR, epochs=plan.epochs, rank=RANK, alpha=ALPHA, seed=i)
@@ -230,7 +230,8 @@ def with_trainer(
 def measure(model, jobs: list, variant: str, k: int, plan: Plan, turn: int) -> float:
     """CPU milliseconds per adapter-step of one repetition; sequential ways train the same ``TOGETHER`` adapters as a
     bank of few slots, the authors' way the start of the one that ``turn`` says."""
-    from seal_lib.training.bank import AdapterBank, train_alone
+    from seal_lib.training.bank import AdapterBank
+    from seal_lib.training.finetune import train_alone
 
     if variant == "authors":
         job = jobs[turn % len(jobs)]
@@ -270,7 +271,8 @@ def hand_over(model, jobs: list) -> dict[str, float]:
 
 def check_same(model, jobs: list) -> float:
     """Largest relative difference of a loss between the bank and the PEFT loop; they must train the same adapters."""
-    from seal_lib.training.bank import AdapterBank, train_alone
+    from seal_lib.training.bank import AdapterBank
+    from seal_lib.training.finetune import train_alone
 
     with AdapterBank(model, slots=2) as bank:
         together = bank.run(jobs[:2])

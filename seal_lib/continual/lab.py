@@ -16,13 +16,12 @@ from torch import Tensor
 from seal_lib.continual.streams import Stream
 from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.generation.hf import HFGenerator
-from seal_lib.knowledge.inner import InnerLoop, documents_of
+from seal_lib.knowledge.domain import InnerLoop, documents_of
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.models.tokens import read_ids
 from seal_lib.seeds import derive_seed
 from seal_lib.training.adapters import Adapter, attached, check_fits, diverted, merge, sibling_groups, target_linears
-from seal_lib.training.bank import pad_examples
-from seal_lib.training.finetune import Example
+from seal_lib.training.jobs import Example, pad_examples
 
 
 @dataclass

@@ -23,7 +23,7 @@ from seal_lib.generation.contract import Request, Sampling
 from seal_lib.grading.graders import grade
 from seal_lib.models import SMALL
 from seal_lib.records import Passage
-from seal_lib.training.finetune import Result
+from seal_lib.training.jobs import Result
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from torch import Tensor
 from seal_lib.errors import ParameterError
 from seal_lib.training.adapters import Adapter, LinearGroup
 from seal_lib.training.bank import AdapterBank, Slot
-from seal_lib.training.finetune import Example, Job, Minibatch, Result
+from seal_lib.training.finetune import Minibatch
+from seal_lib.training.jobs import Example, Job, Result
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ recipe.
 from collections.abc import Mapping, Sequence
 
 from seal_lib.knowledge.evaluate import difference_rows, result_rows
-from seal_lib.knowledge.experiment import Loop
+from seal_lib.loops.outer import Loop
 from seal_lib.report import stats
 from seal_lib.report.arms import arm_label
 

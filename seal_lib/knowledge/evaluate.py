@@ -7,13 +7,16 @@ where an arm has several.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from seal_lib.errors import DataError
 from seal_lib.knowledge.documents import split_edit
-from seal_lib.knowledge.inner import Candidate, InnerLoop
-from seal_lib.knowledge.prompts import Prompts
+from seal_lib.knowledge.domain import Knowledge
+from seal_lib.loops.domain import Candidate
+from seal_lib.loops.inner import score
+from seal_lib.loops.outer import evaluate
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.restem import OuterLoop, ask, candidates_of, score, write_self_edits
+from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Passage, SelfEdit, Trial
 from seal_lib.report import stats
 from seal_lib.report.arms import difference_arm
@@ -50,30 +53,29 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def evaluate_arm(run, policy: Policy, passages: Sequence[Passage], arm: str, prompts: Prompts, inner: InnerLoop,
-                 outer: OuterLoop, *, seed: int, name: str | None = None, group: str = "") -> list[Trial]:  # fmt: skip
-    """Trials of one arm, one per passage, recorded as phase ``<group>evaluate/<name>``.
-
-    ``name`` is the row's name when a later policy stands in ``own_untrained``'s place (``seal_round_1``, …).
-    """
+def evaluate_arm(run: Any, policy: Policy, passages: Sequence[Passage], arm: str, domain: Knowledge, outer: OuterLoop,
+                 *, seed: int, group: str = "") -> list[Trial]:  # fmt: skip
+    """Trials of one arm, one per passage, recorded as phase ``<group>evaluate/<arm>``."""
     if arm not in ARMS:
         raise DataError(f"arms: {arm!r} is not one of {', '.join(ARMS)}.")
-    kind, name = ARMS[arm].text, name or arm
-    phase = f"{group}evaluate/{name}"
-    if kind == "none":
-        return ask(run, policy, passages, name, prompts, inner, phase=phase, in_context=ARMS[arm].in_context)
+    kind, phase = ARMS[arm].text, f"{group}evaluate/{arm}"
     if kind == "policy":
-        edits = write_self_edits(run, policy, passages, prompts, outer, phase=f"{phase}/write", seed=seed, samples=1)
-        return score(run, policy, candidates_of(edits, passages, name, seed), prompts, inner, phase=phase)
+        return evaluate(run, policy, passages, domain, outer, arm=arm, seed=seed, group=group)
+    if kind == "none":
+        shown = ARMS[arm].in_context
+        asked = [Candidate(f"{arm}/{p.id}", p, None, arm, 0, trains=False, shown=shown) for p in passages]
+        return score(run, policy, asked, domain, phase=phase, chunk=64)
     writer = kind.removeprefix("reference:")
-    seeds = {p.id: derive_seed(seed, p.id, writer) for p in passages}
-    edits = {p.id: None if kind == "passage" else reference_edit(p, writer, arm) for p in passages}
-    candidates = [Candidate(f"{p.id}/{writer}", p, edits[p.id], name, seeds[p.id]) for p in passages]
-    return score(run, policy, candidates, prompts, inner, phase=phase)
+    edits = [None if kind == "passage" else reference_edit(p, writer, arm) for p in passages]
+    candidates = [
+        Candidate(f"{p.id}/{writer}", p, edit, arm, derive_seed(seed, p.id, writer))
+        for p, edit in zip(passages, edits, strict=True)
+    ]
+    return score(run, policy, candidates, domain, phase=phase)
 
 
-def evaluate_arms(run, policy: Policy, passages: Sequence[Passage], arms: Sequence[str], prompts: Prompts,
-                  inner: InnerLoop, outer: OuterLoop, *, seeds: Sequence[int]) -> dict[str, Loops]:  # fmt: skip
+def evaluate_arms(run: Any, policy: Policy, passages: Sequence[Passage], arms: Sequence[str], domain: Knowledge,
+                  outer: OuterLoop, *, seeds: Sequence[int]) -> dict[str, Loops]:  # fmt: skip
     """Trials by arm: one whose text is sampled is run once per seed (seed -> trials), any other with the first only.
 
     Sampling is that of a loop with the same seed, so that rounds are compared with the same untrained self-edits.
@@ -82,7 +84,7 @@ def evaluate_arms(run, policy: Policy, passages: Sequence[Passage], arms: Sequen
     for arm in arms:
         sampled = arm in ARMS and ARMS[arm].text == "policy"
         by_seed = {
-            seed: evaluate_arm(run, policy, passages, arm, prompts, inner, outer, seed=seed, group=f"seed_{seed}/")
+            seed: evaluate_arm(run, policy, passages, arm, domain, outer, seed=seed, group=f"seed_{seed}/")
             for seed in (seeds if sampled else seeds[:1])
         }
         trials[arm] = by_seed if sampled else by_seed[seeds[0]]
@@ -103,7 +105,7 @@ def values_of(trials: Loops, of: Callable[[Trial], object]) -> dict[object, dict
     for loop, several in trials.items() if isinstance(trials, Mapping) else [(0, trials)]:
         units = found.setdefault(loop, {})
         for trial in several:
-            units.setdefault(trial.passage_id, []).append(of(trial))
+            units.setdefault(trial.unit_id, []).append(of(trial))
     return found
 
 
@@ -166,9 +168,9 @@ def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit] | Mapping[int
         "edit_tokens": lambda e: float(e.tokens) if e.tokens else math.nan,
         "edit_documents": lambda e: float(len(split_edit(e.text, protocol=kind))),
     }
-    if all(e.passage_id in known for several in by_loop.values() for e in several):
+    if all(e.unit_id in known for several in by_loop.values() for e in several):
         told = {
-            id(e): describe_notes(e.text, known[e.passage_id]) for several in by_loop.values() for e in several
+            id(e): describe_notes(e.text, known[e.unit_id]) for several in by_loop.values() for e in several
         }  # fmt: skip
         measures["coverage"] = lambda e: told[id(e)]["coverage"]
         measures["false_line_share"] = lambda e: told[id(e)]["false"] / max(1, told[id(e)]["lines"])

@@ -6,75 +6,37 @@ reward. Several loops with different seeds are crossed with the passages; each i
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import Any
 
 from seal_lib.knowledge.data import load_passages
-from seal_lib.knowledge.evaluate import difference_rows, edit_rows, evaluate_arm, result_rows
-from seal_lib.knowledge.inner import InnerLoop
-from seal_lib.knowledge.prompts import Prompts
+from seal_lib.knowledge.domain import Knowledge
+from seal_lib.knowledge.evaluate import difference_rows, edit_rows, result_rows
+from seal_lib.loops.outer import Loop, run_loop
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.restem import REWARDS, OuterLoop, candidates_of, restem_round, score
+from seal_lib.loops.rewards import REWARDS
+from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Passage, Round, Trial
 from seal_lib.report import stats
 from seal_lib.report.arms import arm_label
-from seal_lib.seeds import derive_seed
 
 EXPERIMENT = "knowledge/restem"
 
 
-@dataclass(frozen=True)
-class Loop:
-    """What one run of the whole loop left behind.
-
-    ``evaluated``: trials on the evaluation passages by arm (``own_untrained``, ``seal_round_1``, …,
-    ``random_edit_sft``); ``fresh``: per round, the selected self-edits trained again with an unused seed.
-    """
-
-    seed: int
-    rounds: tuple[Round, ...]
-    evaluated: dict[str, list[Trial]]
-    fresh: tuple[list[Trial], ...]
-
-
-def restem_loop(run, base: Policy, passages: Sequence[Passage], prompts: Prompts, inner: InnerLoop, outer: OuterLoop,
-                *, practice: str, n_practice: int, practice_seed: int, rounds: int, seed: int,
-                random_control: bool, group: str = "") -> Loop:  # fmt: skip
+def restem_loop(run: Any, base: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, *,
+                practice: str, n_practice: int, practice_seed: int, rounds: int, seed: int, random_control: bool,
+                group: str = "") -> Loop:  # fmt: skip
     """Run the loop once. Round ``i`` practises on the ``i``-th batch of ``n_practice`` passages of ``practice``.
 
     ``group``: what the names of its phases begin with, where one run holds loops of several models.
     """
-    group = f"{group}seed_{seed}/"
-
-    def evaluate(policy: Policy, name: str) -> list[Trial]:
-        return evaluate_arm(
-            run, policy, passages, "own_untrained", prompts, inner, outer, seed=seed, name=name, group=group
-        )
 
     def batch(index: int) -> list[Passage]:
         return load_passages(practice, n_practice, practice_seed + seed, start=(index - 1) * n_practice)
 
-    evaluated = {"own_untrained": evaluate(base, "own_untrained")}
-    policy, history, fresh = base, [], []
-    for index in range(1, rounds + 1):
-        name = f"seal_round_{index}"
-        before, practised = policy, batch(index)
-        policy, record = restem_round(
-            run, before, practised, prompts, inner, outer, index=index, name=group + name, seed=derive_seed(seed, index)
-        )
-        history.append(record)
-        kept = [t.edit for t in record.candidates if t.edit.id in set(record.kept)]
-        again = candidates_of(kept, practised, name, derive_seed(seed, index, "fresh seed"))
-        fresh.append(score(run, before, again, prompts, inner, phase=f"{group}{name}/fresh_seed"))
-        evaluated[name] = evaluate(policy, name)
-    if random_control:
-        blind, policy = replace(outer, filter="random"), base
-        for index in range(1, rounds + 1):
-            policy, _ = restem_round(
-                run, policy, batch(index), prompts, inner, blind, index=index,
-                name=f"{group}random_round_{index}", seed=derive_seed(seed, index),
-            )  # fmt: skip
-        evaluated["random_edit_sft"] = evaluate(policy, "random_edit_sft")
-    return Loop(seed, tuple(history), evaluated, tuple(fresh))
+    return run_loop(
+        run, base, domain, outer, practice=batch, held_out=passages, rounds=rounds, seed=seed,
+        control="random_edit_sft" if random_control else "", group=group,
+    )  # fmt: skip
 
 
 def readings(rows: Sequence[Mapping[str, object]], experiment: str) -> str:
@@ -160,7 +122,7 @@ def fresh_rewards(record: Round, trials: Sequence[Trial]) -> dict[str, float]:
     """
     groups: dict[str, list[float]] = {}
     for trial in trials:
-        reward = REWARDS[record.reward](trial, record.frozen.get(trial.passage_id, math.nan))
+        reward = REWARDS[record.reward](trial, record.frozen.get(trial.unit_id, math.nan))
         if not math.isnan(reward):
-            groups.setdefault(trial.passage_id, []).append(reward)
+            groups.setdefault(trial.unit_id, []).append(reward)
     return {passage: sum(values) / len(values) for passage, values in groups.items()}

@@ -50,7 +50,7 @@ class Work:
 
 
 def pad_tokens(pad_loss: str, length: float, limit: int = 2048) -> float:
-    """Tokens a document of ``length`` tokens becomes under a pad rule (`training.finetune.pad_examples`)."""
+    """Tokens a document of ``length`` tokens becomes under a pad rule (`training.jobs.pad_examples`)."""
     if pad_loss == "full":
         return float(limit)
     kind, _, number = pad_loss.partition(":")

@@ -31,22 +31,24 @@ def knowledge(folder: Path, passages: int = 40) -> dict[str, float]:
     from seal_lib.generation.hf import HFGenerator
     from seal_lib.grading.graders import exact_match
     from seal_lib.knowledge import evaluate, prompts, world
-    from seal_lib.knowledge.inner import InnerLoop
-    from seal_lib.loops import restem
+    from seal_lib.knowledge.domain import InnerLoop, Knowledge
+    from seal_lib.loops.policy import Policy
+    from seal_lib.loops.settings import OuterLoop
+    from seal_lib.loops.wording import fill
     from seal_lib.runs.lifecycle import Scratch
 
     model, tokenizer = models.load(str(folder))
-    policy, wording = restem.Policy("untrained", model, tokenizer), prompts.load("seedling")
+    policy, wording = Policy("untrained", model, tokenizer), prompts.load("seedling")
     inner = InnerLoop(lr=2e-3, epochs=10, rank=8, alpha=16, targets="all-linear", answer_tokens=8)
-    outer = restem.OuterLoop(edit_tokens=200)
+    outer = OuterLoop(edit_tokens=200)
     held_out = world.passages("heldout", passages, seed=7)
     asked = world.known_questions(200)
-    requests = [Request(prompts.fill(wording.answer, title=title, question=q.question)) for title, q in asked]
+    requests = [Request(fill(wording.answer, title=title, question=q.question)) for title, q in asked]
     answers = HFGenerator(model, tokenizer).generate(requests, Sampling(8, stop=("\n",)))
     right = [exact_match(done.text, q.answer) for (done,), (_, q) in zip(answers, asked, strict=True)]
     numbers = {"known": sum(right) / len(right)}
     for arm in list(SEEDLINGS["knowledge"].accepted)[1:]:
-        trials = evaluate.evaluate_arm(Scratch(), policy, held_out, arm, wording, inner, outer, seed=0)
+        trials = evaluate.evaluate_arm(Scratch(), policy, held_out, arm, Knowledge(inner, wording), outer, seed=0)
         numbers[arm] = sum(trial.accuracy for trial in trials) / len(trials)
     return numbers
 
@@ -54,21 +56,25 @@ def knowledge(folder: Path, passages: int = 40) -> dict[str, float]:
 def grids(folder: Path, tasks: int = 24, edits: int = 5) -> dict[str, float]:
     """Success rates of the grid model: seen rules in context, and unseen rules of the ``learning`` population."""
     from seal_lib import models
-    from seal_lib.arc import experiment, prompts, self_edits
-    from seal_lib.arc import world as world
-    from seal_lib.arc.inner_loop import TestTimeTraining
-    from seal_lib.loops import restem
+    from seal_lib.arc import experiment, prompts, self_edits, world
+    from seal_lib.arc.domain import Puzzles, TestTimeTraining
+    from seal_lib.loops.outer import evaluate
+    from seal_lib.loops.policy import Policy
+    from seal_lib.loops.settings import OuterLoop
     from seal_lib.runs import params
     from seal_lib.runs.lifecycle import Scratch
 
     settings = params.resolve("21_arc_self_edits", "seedling")
     inner = params.pick(TestTimeTraining, settings)
-    outer = params.pick(restem.OuterLoop, settings)
-    policy, wording = restem.Policy("untrained", *models.load(str(folder))), prompts.load("seedling")
-    known = [experiment.FewShot([], world.tasks("seen", 8, seed=100 + k), wording, inner, outer) for k in range(3)]
-    unseen = experiment.FewShot([], world.tasks("learning", tasks, seed=7), wording, inner, outer, edits)
+    outer = params.pick(OuterLoop, settings)
+    policy, wording = Policy("untrained", *models.load(str(folder))), prompts.load("seedling")
+    domain = Puzzles(inner, wording)
+    known = [experiment.FewShot([], world.tasks("seen", 8, seed=100 + k), domain, outer) for k in range(3)]
+    unseen = experiment.FewShot([], world.tasks("learning", tasks, seed=7), domain, outer)
     by_hand = self_edits.read(settings["oracle"], inner.limits).config
-    trials = unseen.evaluate(Scratch(), policy, "own_untrained", seed=0)
+    trials = evaluate(
+        Scratch(), policy, unseen.held_out, domain, outer, arm="own_untrained", seed=0, group="seed_0/", samples=edits
+    )
     arms = {
         "seen_rules_in_context": [a for study in known for a in study.fixed(Scratch(), policy, "icl", None)],
         "unseen_rules_in_context": unseen.fixed(Scratch(), policy, "icl", None),

@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from seal_lib.errors import ParameterError, SealError
 from seal_lib.models import budget
 from seal_lib.training.adapters import Adapter, diverted, sibling_groups, target_linears, target_names
-from seal_lib.training.finetune import Example, Job, Minibatch, Result, learning_rate, pad_examples, quiet, train_alone
+from seal_lib.training.finetune import Minibatch, quiet
 from seal_lib.training.fused import forwards
+from seal_lib.training.jobs import Example, Job, Result, learning_rate
 from seal_lib.training.packing import Packing, Ragged, level, send, worth_levelling
-
-__all__ = ["AdapterBank", "Example", "Job", "Result", "learning_rate", "pad_examples", "train_alone"]
 
 AUTO_SLOTS = 128  # most adapters that `slots=0` puts side by side: more no longer pay (LOG.md)
 WAYS = "Use gradient_checkpointing, dtype 4bit, shorter documents, fewer pads in the loss or a smaller model."

@@ -19,7 +19,7 @@ from seal_lib.continual.trainer import EditJob
 from seal_lib.errors import ParameterError
 from seal_lib.records import Passage, Question
 from seal_lib.training.adapters import Adapter
-from seal_lib.training.finetune import Example, Result
+from seal_lib.training.jobs import Example, Result
 
 
 @dataclass

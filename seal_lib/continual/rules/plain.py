@@ -13,7 +13,7 @@ from seal_lib.continual import states as ops
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.routing import route
 from seal_lib.continual.rules.base import Rule, State
-from seal_lib.knowledge.inner import AUTHORS
+from seal_lib.knowledge.domain import AUTHORS
 
 
 class Frozen(Rule):

@@ -13,7 +13,7 @@ from seal_lib.continual.rules.base import RATES, Rule, State
 from seal_lib.continual.streams import Stream
 from seal_lib.continual.trainer import Anchor
 from seal_lib.seeds import rng
-from seal_lib.training.finetune import Example, Job
+from seal_lib.training.jobs import Example, Job
 
 #: of rehearsal or distillation beside the new edit's loss
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)

@@ -1,0 +1,377 @@
+"""Few-shot puzzles as a domain of the loops: a task, a configuration written about it, test-time training.
+
+Self-edit text → configuration → one adapter on the augmented data → two attempts per test input → graded. Equal
+configurations of a task are one candidate (the released code trains and scores each copy).
+
+Whatever becomes of a self-edit is an outcome with a reason. Two kinds are told apart, as for knowledge:
+
+* *Wrong*: a text that is no configuration, or asks for more than is allowed, is graded 0, since the policy wrote it.
+* *Not scored* (:data:`UNSCORED`): an adapter that diverged, and a task longer than the model takes, have no answer to
+  grade. They are NaN: never kept, left out of every mean, and counted (``dropped``, and a rate of their own).
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from seal_lib.arc import grids, render, training, vote
+from seal_lib.arc.augment import PROTOCOLS
+from seal_lib.arc.prompts import Prompts
+from seal_lib.arc.self_edits import REASONS, SCHEMA, UNPARSED, Config, Limits, Reading, read, with_data
+from seal_lib.arc.tasks import Task
+from seal_lib.errors import DataError
+from seal_lib.generation.contract import Completion, Request, Sampling
+from seal_lib.loops.domain import Candidate, Rejected
+from seal_lib.loops.policy import Policy
+from seal_lib.records import SelfEdit
+from seal_lib.seeds import derive_seed
+from seal_lib.training.jobs import Job, Result
+
+#: how a test input is asked: the full prompt once; every leave-one-out subset; these and the turned ones
+VIEWS = ("full", "leave_one_out", "all")
+#: grader → its number in [0, 1] for an attempt that was scored. ``grid``: every test output equals one of the two
+#: attempts (the paper's); ``pass_1``: the first attempt alone; ``cells``: share of right cells, best of the two
+GRADERS: dict[str, Callable[["Attempt"], float]] = {
+    "grid": lambda attempt: float(attempt.pass_2),
+    "pass_1": lambda attempt: float(attempt.pass_1),
+    "cells": lambda attempt: attempt.cells,
+}
+#: what protocol ``authors`` stands for besides its data
+AUTHORS = {"targets": "qv-mlp", "schedule": "cosine", "warmup": 11, "views": "all"}
+#: outcomes that leave nothing to grade
+UNSCORED = ("diverged", "task_too_long")
+
+
+@dataclass(frozen=True)
+class TestTimeTraining:
+    """Settings of one adapter's training and scoring; rate, epochs, loss and data come from the self-edit.
+
+    ``cap``: most training examples; ``copies``: permuted copies of each; ``example_tokens``: longer ones are left out;
+    ``max_steps``, ``max_rate``, ``max_epochs``: a self-edit asking for more is rejected; ``views``: see :data:`VIEWS`.
+    ``slots``: adapters trained side by side; 0: as many as the device's memory takes. ``grader``: what reward, tables
+    and rows go by, see :data:`GRADERS`.
+
+    Protocol ``authors`` is the released code's data (constant translate, second BOS, trained header) and method
+    (adapters on q, v and the MLP, cosine, views of every kind); what contradicts it is refused.
+    """
+
+    __test__ = False  # not a test class, whatever its name says to pytest
+
+    rank: int
+    alpha: float
+    targets: str
+    batch: int = training.BATCH
+    warmup: int = 11
+    schedule: str = "cosine"
+    clip: float = 1.0
+    cap: int = training.CAP
+    copies: int = 1
+    example_tokens: int = 8192
+    max_steps: int = training.MAX_STEPS
+    max_rate: float = 1.0
+    max_epochs: int = training.MAX_STEPS
+    protocol: str = "clean"
+    views: str = "all"
+    answer_tokens: int = 1900  # a 30 × 30 grid takes about 1830
+    slots: int = 16
+    tokens_per_step: int = 0  # 0: no bound, or the bank's own for large models
+    grader: str = "grid"
+
+    def __post_init__(self):
+        for key, allowed in (("protocol", PROTOCOLS), ("views", VIEWS), ("grader", GRADERS)):
+            if getattr(self, key) not in allowed:
+                raise DataError(f"{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}.")
+        if self.protocol == "authors":
+            for key, theirs in AUTHORS.items():
+                if getattr(self, key) != theirs:
+                    raise DataError(
+                        f"{key}: {getattr(self, key)!r} is not the authors' way; use {theirs!r} or protocol: clean."
+                    )
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_rate, self.max_epochs, self.max_steps, self.batch)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One adapter (or none) on one task: what became of a candidate.
+
+    ``outcome``: ``ok``, ``untrained`` (no adapter asked for), one of :data:`UNSCORED`, or a key of
+    :data:`seal_lib.arc.self_edits.REASONS` (rejected); ``attempts``: per test input the grids submitted, at most two;
+    ``cells``: share of right cells; ``read``: how many answers were grids, and why the others were not.
+    """
+
+    id: str
+    unit_id: str
+    outcome: str
+    reason: str = ""
+    config: Config | None = None
+    steps: int = 0
+    tokens: int = 0
+    first_loss: float = math.nan
+    last_loss: float = math.nan
+    attempts: tuple[tuple[grids.Grid, ...], ...] = ()
+    pass_1: bool = False
+    pass_2: bool = False
+    cells: float = 0.0
+    read: Mapping[str, int] = field(default_factory=dict)
+    grader: str = "grid"
+    edit: None = None  # several self-edits may ask for it
+
+    def graded(self, grader: str) -> float:
+        """What the grader says, in [0, 1]; 0 if the self-edit was rejected, NaN if there is nothing to grade."""
+        return math.nan if self.outcome in UNSCORED else GRADERS[grader](self)
+
+    @property
+    def key(self) -> str:
+        """Equal for self-edits of a task that ask for the same configuration."""
+        return self.id
+
+    @property
+    def accuracy(self) -> float:
+        """What the loop's grader says."""
+        return self.graded(self.grader)
+
+    @property
+    def success(self) -> float:
+        """The paper's reward and metric: 1 if every test output is right with either attempt, else 0, or NaN."""
+        return self.graded("grid")
+
+    @property
+    def rejected(self) -> bool:
+        return self.outcome in REASONS
+
+    @classmethod
+    def from_dict(cls, row: dict) -> "Attempt":
+        number = {key: math.nan if row[key] is None else row[key] for key in ("first_loss", "last_loss")}
+        config = row["config"] and Config(**{**row["config"], "switches": tuple(row["config"]["switches"])})
+        attempts = tuple(tuple(tuple(map(tuple, grid)) for grid in pair) for pair in row["attempts"])
+        return cls(**{**row, **number, "config": config, "attempts": attempts})
+
+    def _repr_html_(self) -> str:
+        given = "".join(
+            f"<td>{''.join(grids.to_html(grid) for grid in pair) or 'no answer'}</td>" for pair in self.attempts
+        )
+        verdict = "not scored" if self.outcome in UNSCORED else "right" if self.pass_2 else "wrong"
+        told = f": {self.reason}" if self.reason else ""
+        return f"<b>{self.id}</b> · {self.outcome}{told} · {verdict}<table><tr>{given}</tr></table>"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A self-edit and what became of it."""
+
+    edit: SelfEdit
+    attempt: Attempt
+
+    @property
+    def id(self) -> str:
+        return self.edit.id
+
+    @property
+    def unit_id(self) -> str:
+        return self.edit.unit_id
+
+    @property
+    def key(self) -> str:
+        return self.attempt.id
+
+    @property
+    def accuracy(self) -> float:
+        """What the loop's grader says, NaN if there was nothing to grade."""
+        return self.attempt.accuracy
+
+    def _repr_html_(self) -> str:
+        return self.edit._repr_html_() + self.attempt._repr_html_()
+
+
+@dataclass(frozen=True)
+class Puzzles:
+    """The domain (:class:`seal_lib.loops.domain.Domain`): its settings and its wording. A unit is a task.
+
+    ``max_tries``: a text that is no JSON is written again until so many texts were written; the authors write on
+    without a bound. ``constrained``: self-edits are held to the schema while they are written, which needs engine vllm.
+    """
+
+    inner: TestTimeTraining
+    prompts: Prompts
+    max_tries: int = 1
+    constrained: bool = False
+    name: str = "arc"
+
+    def __post_init__(self):
+        if self.max_tries < 1:
+            raise DataError(f"max_tries: {self.max_tries} is not a number of texts; give at least 1.")
+
+    @property
+    def grader(self) -> str:
+        return self.inner.grader
+
+    @property
+    def training(self) -> Mapping[str, Any]:
+        bound = self.inner.tokens_per_step or None
+        return {"slots": self.inner.slots, "targets": self.inner.targets, "tokens_per_step": bound}
+
+    @property
+    def answering(self) -> Sampling:
+        return Sampling(self.inner.answer_tokens, stop=(self.prompts.stop,))
+
+    @property
+    def chunk(self) -> int:
+        return 4 * (self.inner.slots or 16)
+
+    @property
+    def schema(self) -> str | None:
+        return json.dumps(SCHEMA) if self.constrained else None
+
+    def prompt(self, unit: Task, tokenizer: Any) -> str:
+        return render.self_edit_prompt(unit, tokenizer, self.prompts)
+
+    def read(self, unit: Task, edit: SelfEdit, arm: str, seed: int) -> Candidate | Rejected:
+        reading = read(edit.text, self.inner.limits)
+        if reading.config is None:
+            return Rejected(reading.reason, reading.detail, reading.reason in UNPARSED)
+        return self.candidate(unit, reading.config, arm, seed)
+
+    def candidate(self, task: Task, config: Config, arm: str, seed: int) -> Candidate:
+        """A configuration to be tried on a task."""
+        return Candidate(f"{task.id}/{_name(config)}", task, config, arm, seed)
+
+    def jobs(self, candidates: Sequence[Candidate], tokenizer: Any) -> list[Job | Rejected]:
+        """Every configuration of a task starts from the same adapter and sees data in the same order: seed and task
+        alone decide both, so the order of candidates and their neighbours do not matter."""
+        sets: dict = {}
+        return [self._job(candidate, tokenizer, sets) for candidate in candidates]
+
+    def _job(self, candidate: Candidate, tokenizer: Any, sets: dict) -> Job | Rejected:
+        inner, task, config = self.inner, candidate.unit, candidate.edit
+        examples = training_examples(task, config, tokenizer, self.prompts, inner, candidate.seed, sets)
+        if not examples:  # of the task's length, whatever the configuration
+            return Rejected("task_too_long", "every training example is too long")
+        reading = with_data(Reading(config.text(), config), len(examples), inner.limits)
+        if reading.config is None:
+            return Rejected(reading.reason, reading.detail)
+        return Job(
+            id=candidate.id, examples=examples, lr=config.learning_rate, epochs=config.epochs, rank=inner.rank,
+            alpha=inner.alpha, batch=inner.batch, seed=derive_seed(candidate.seed, task.id, "test-time training"),
+            schedule=inner.schedule, warmup=inner.warmup, clip=inner.clip,
+        )  # fmt: skip
+
+    def questions(self, candidate: Candidate, adapter: Any, tokenizer: Any, positions: int) -> list[Request | None]:
+        """The views of every test input; a view too long for the model is not asked."""
+        room, asked = positions - self.inner.answer_tokens, []
+        for _, view in self._views(candidate):
+            prompt = render.question_prompt(view.example, tokenizer, self.prompts)
+            short = len(tokenizer(prompt)["input_ids"]) <= room
+            asked.append(Request(prompt, adapter=adapter) if short else None)
+        return asked
+
+    def _views(self, candidate: Candidate) -> list[tuple[int, vote.View]]:
+        task = candidate.unit
+        return [(t, v) for t in range(len(task.tests)) for v in views_of(task, t, self.inner, candidate.seed)]
+
+    def grade(self, candidate: Candidate, result: Result | Rejected | None,
+              answers: Sequence[Completion | None]) -> Attempt:  # fmt: skip
+        """What was submitted for each test input after the vote; a test input of which no view could be asked leaves
+        nothing to grade."""
+        about: dict[str, Any] = {
+            "id": candidate.id, "unit_id": candidate.unit.id, "config": candidate.edit, "grader": self.grader
+        }  # fmt: skip
+        if isinstance(result, Rejected):
+            return Attempt(**about, outcome=result.reason, reason=result.detail)
+        if result is not None:
+            about |= {
+                "steps": result.steps,
+                "tokens": result.tokens,
+                "first_loss": result.losses[0] if result.losses else math.nan,
+                "last_loss": result.losses[-1] if result.losses else math.nan,
+            }
+            if result.adapter is None:
+                return Attempt(**about, outcome=result.outcome, reason=result.reason)
+        tried: list[list] = [[] for _ in candidate.unit.tests]
+        could, parsed = set(), []
+        for (test, view), answer in zip(self._views(candidate), answers, strict=True):
+            if answer is None:
+                continue
+            could.add(test)
+            parsed.append(grids.parse(answer.text))
+            if parsed[-1].grid:
+                tried[test].append((view.turn, view.back(parsed[-1].grid)))
+        counts = {**grids.count_reasons(parsed), "too_long": len(answers) - len(parsed)}
+        counts = {reason: n for reason, n in counts.items() if n}
+        if len(could) < len(tried):
+            reason = "every view of a test input is longer than the model takes"
+            return Attempt(**about, outcome="task_too_long", reason=reason, read=counts)
+        attempts = tuple(vote.vote(found) for found in tried)
+        score = vote.score(candidate.unit, attempts)
+        return Attempt(
+            **about, outcome="untrained" if result is None else "ok", attempts=attempts, pass_1=score.pass_1,
+            pass_2=score.pass_2, cells=score.cells, read=counts,
+        )  # fmt: skip
+
+    def trial(self, edit: SelfEdit, tried: Attempt | Rejected) -> Trial:
+        """A rejected self-edit is an attempt of its own, with its reason; texts that are none count as one."""
+        if isinstance(tried, Rejected):
+            name = f"{edit.unit_id}/rejected"
+            tried = Attempt(name, edit.unit_id, tried.reason, tried.detail, grader=self.grader)
+        return Trial(edit, tried)
+
+    def load(self, row: Mapping[str, Any]) -> Attempt:
+        return Attempt.from_dict(row)
+
+    def reward_seeds(self, seed: int, count: int) -> list[int]:
+        """The round's own seed first, so that practice and evaluation of one seed augment alike."""
+        return [derive_seed(seed, "reward", s) if s else seed for s in range(count)]
+
+    def target(self, unit: Task, text: str, policy: Policy) -> tuple[list[int], list[int]]:
+        prompt = render.self_edit_prompt(unit, policy.tokenizer, self.prompts)
+        completion = render.completion_ids(unit, text, policy.tokenizer, self.prompts)
+        return render.prompt_ids(prompt, policy.tokenizer), completion
+
+
+def _name(config: Config) -> str:
+    """A short, unique name of a configuration: ``basic+size,output,lr=0.01,epochs=4``."""
+    switches = "+".join(s.split("_")[1] for s in config.switches) or "none"
+    return f"{switches},{config.loss_on},lr={config.learning_rate!r},epochs={config.epochs}"
+
+
+def training_examples(task: Task, config: Config, tokenizer, prompts: Prompts, settings: TestTimeTraining, seed: int,
+                      sets: dict | None = None) -> list:  # fmt: skip
+    """What the bank trains on for one configuration. ``sets`` keeps what was built for the same task and switches."""
+    sets = {} if sets is None else sets
+    key = (task.id, config.switches)
+    if key not in sets:
+        limit = settings.example_tokens
+        keep = (lambda e: render.tokens(e, tokenizer, prompts) <= limit) if _may_exceed(task, limit) else _always
+        sets[key] = training.training_set(
+            task, config.switches, seed, settings.protocol, cap=settings.cap, copies=settings.copies, keep=keep
+        )
+    both = (*key, config.loss_on)
+    if both not in sets:
+        sets[both] = [
+            render.training_example(example, tokenizer, prompts, config.loss_on, settings.protocol)
+            for example in sets[key]
+        ]
+    return sets[both]
+
+
+def _may_exceed(task: Task, limit: int) -> bool:
+    """Whether some augmented example might be longer than ``limit`` tokens, at four tokens a cell: saves counting."""
+    cells = sum(len(grid) * len(grid[0]) for pair in task.train for grid in (pair.input, pair.output))
+    return 16 * cells + 400 > limit
+
+
+def _always(example: training.Example) -> bool:
+    return True
+
+
+def views_of(task: Task, test: int, settings: TestTimeTraining, seed: int) -> list[vote.View]:
+    """How one test input is asked."""
+    if settings.views == "full":
+        return [vote.View(training.question(task, test))]
+    if settings.views == "leave_one_out":
+        return [vote.View(example) for example in vote.subsets(task, test)]
+    return vote.views(task, test, seed)

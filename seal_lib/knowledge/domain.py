@@ -1,0 +1,201 @@
+"""Knowledge incorporation as a domain of the loops: a passage, notes about it, closed-book questions.
+
+Self-edit → training documents → one adapter → answers without the passage → graded one by one.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seal_lib.errors import DataError
+from seal_lib.generation.contract import Completion, Request, Sampling
+from seal_lib.grading import graders
+from seal_lib.knowledge.documents import CAPS, PROTOCOLS, TrainingDocument, training_documents
+from seal_lib.knowledge.prompts import Prompts
+from seal_lib.loops.domain import Candidate, Rejected
+from seal_lib.loops.policy import Policy
+from seal_lib.models.tokens import read_ids, turn_end, written_ids
+from seal_lib.records import Passage, SelfEdit, Trial
+from seal_lib.seeds import derive_seed
+from seal_lib.training.jobs import Example, Job, Result, pad_examples
+
+#: what the authors' code fixes; their other numbers are searched (Table 3) or told by the label
+AUTHORS = {"targets": "qv", "schedule": "linear", "clip": 1.0}
+#: what a protocol has unless its label says otherwise (the authors' answers end after 64 tokens at the latest)
+_USUAL = {"max_length": 2048, "split_newlines": True, "add_passage": True}
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """Settings of one adapter's training and questioning (paper Table 3 and facts of the released code).
+
+    ``pad_loss``: ``none``; ``eos`` (one end-of-text target per document); ``full`` (the authors: padded to
+    ``max_length``, pads in the loss); ``probe:m`` (m weighted pads standing for all of them).
+    ``protocol``: rules from text to documents (:mod:`seal_lib.knowledge.documents`) and which settings may go with
+    them; ``document_limit`` is for ``clean``, the authors' cap comes with their protocol.
+    ``slots``: adapters trained side by side; 0: as many as the device's memory takes.
+    ``grader``: what judges the answers, a key of :data:`~seal_lib.grading.graders.GRADERS`; reward and tables read it.
+    """
+
+    lr: float
+    epochs: int
+    rank: int
+    alpha: float
+    targets: str
+    protocol: str = "clean"
+    pad_loss: str = "eos"
+    batch: int = 1
+    clip: float = 1.0
+    schedule: str = "linear"
+    max_length: int = 2048
+    split_newlines: bool = True
+    add_passage: bool = True
+    document_limit: int | None = None
+    answer_tokens: int = 64
+    slots: int = 32
+    grader: str = "exact"
+
+    def __post_init__(self):
+        graders.check(self.grader)
+        if self.protocol not in PROTOCOLS:
+            raise DataError(f"protocol: {self.protocol!r} is not one of {', '.join(PROTOCOLS)}.")
+        authors = self.protocol != "clean"
+        if not re.fullmatch(r"full|probe:[1-9]\d*" if authors else "none|eos", self.pad_loss):
+            use = "full or probe:m (64, say)" if authors else "none or eos"
+            raise DataError(f"pad_loss: {self.pad_loss!r} does not belong to protocol {self.protocol!r}; use {use}.")
+        fixed = AUTHORS if self.document_limit is None else AUTHORS | {"document_limit": CAPS.get(self.protocol)}
+        for key, theirs in fixed.items() if authors else ():
+            if getattr(self, key) != theirs:
+                raise DataError(
+                    f"{key}: {getattr(self, key)!r} does not belong to protocol {self.protocol!r}, whose code has "
+                    f"{theirs!r}; use that, or protocol clean."
+                )
+
+    @property
+    def label(self) -> str:
+        """What rows of results call this protocol, with all that departs from it: ``authors_v1 (probe:64)``.
+
+        Rows of different labels never share a line of a table.
+        """
+        usual = _USUAL | ({"answer_tokens": 64} if self.protocol != "clean" else {"document_limit": None})
+        departs = [] if self.pad_loss in ("eos", "full") else [self.pad_loss]
+        departs += [f"{key}={getattr(self, key)}" for key, value in usual.items() if getattr(self, key) != value]
+        return f"{self.protocol} ({', '.join(departs)})" if departs else self.protocol
+
+
+def documents_of(passage: Passage, edit: str | None, prompts: Prompts, settings: InnerLoop) -> list[TrainingDocument]:
+    """The texts that one adapter is trained on under these settings; ``edit=None``: the passage alone."""
+    return training_documents(
+        passage, edit, prompts, settings.split_newlines, settings.add_passage, settings.document_limit,
+        settings.protocol,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """The domain (:class:`seal_lib.loops.domain.Domain`): its settings and its wording. A unit is a passage."""
+
+    inner: InnerLoop
+    prompts: Prompts
+    name: str = "knowledge"
+    max_tries: int = 1
+    schema: str | None = None
+
+    @property
+    def grader(self) -> str:
+        return self.inner.grader
+
+    @property
+    def training(self) -> Mapping[str, Any]:
+        return {"slots": self.inner.slots, "targets": self.inner.targets}
+
+    @property
+    def answering(self) -> Sampling:
+        stop = (self.prompts.stop,) if self.prompts.stop else ()
+        return Sampling(max_tokens=self.inner.answer_tokens, stop=stop)
+
+    @property
+    def chunk(self) -> int:
+        return 2 * (self.inner.slots or 32)
+
+    def prompt(self, unit: Passage, tokenizer: Any) -> str:
+        return self.prompts.write(unit)
+
+    def read(self, unit: Passage, edit: SelfEdit, arm: str, seed: int) -> Candidate | Rejected:
+        """Every text is notes; the training seed comes from the given one and the self-edit's id."""
+        return Candidate(edit.id, unit, edit, arm, derive_seed(seed, edit.id, "trial"))
+
+    def documents(self, passage: Passage, edit: str | None) -> list[TrainingDocument]:
+        """The texts that one adapter is trained on; ``edit=None``: the passage alone."""
+        return documents_of(passage, edit, self.prompts, self.inner)
+
+    def examples(self, candidate: Candidate, tokenizer: Any) -> list[Example]:
+        """The bank's training examples of one candidate; each document is cut at ``max_length`` tokens."""
+        inner, out = self.inner, []
+        text = candidate.edit.text if candidate.edit else None
+        for number, document in enumerate(self.documents(candidate.unit, text)):
+            # a control token written out in a text stays text
+            ids = read_ids(document.text, tokenizer, split_special_tokens=True)[: inner.max_length]
+            seed = derive_seed(candidate.seed, "pads", number)
+            out.append(pad_examples(ids, inner.pad_loss, inner.max_length, tokenizer.eos_token_id, seed))
+        return out
+
+    def jobs(self, candidates: Sequence[Candidate], tokenizer: Any) -> list[Job | Rejected]:
+        """One job each; a candidate without any document (an empty self-edit, the passage left out) is rejected."""
+        inner, jobs = self.inner, []
+        for candidate in candidates:
+            examples = self.examples(candidate, tokenizer)
+            job = Job(
+                id=candidate.id, examples=examples, lr=inner.lr, epochs=inner.epochs, rank=inner.rank,
+                alpha=inner.alpha, batch=inner.batch, seed=derive_seed(candidate.seed, "inner loop"),
+                schedule=inner.schedule, clip=inner.clip,
+            ) if examples else Rejected("empty_edit", "nothing to train on")  # fmt: skip
+            jobs.append(job)
+        return jobs
+
+    def questions(self, candidate: Candidate, adapter: Any, tokenizer: Any, positions: int) -> list[Request | None]:
+        passage = candidate.unit
+        return [Request(self.prompts.ask(passage, q, candidate.shown), adapter=adapter) for q in passage.questions]
+
+    def grade(self, candidate: Candidate, result: Result | Rejected | None,
+              answers: Sequence[Completion | None]) -> Trial:  # fmt: skip
+        """A diverged adapter is an outcome with its reason, not an accuracy of zero."""
+        graded = tuple(
+            graders.grade(question, answer.text.strip(), self.grader)
+            for question, answer in zip(candidate.unit.questions, answers, strict=False)
+        )
+        about = {
+            "id": candidate.id, "unit_id": candidate.unit.id, "arm": candidate.arm, "edit": candidate.edit,
+            "seed": candidate.seed, "answers": graded, "grader": self.grader,
+        }  # fmt: skip
+        if result is None:
+            return Trial(**about)
+        if isinstance(result, Rejected):
+            return Trial(**about, outcome=result.reason, reason=result.detail)
+        empty = candidate.edit is not None and not candidate.edit.text.strip()
+        return Trial(
+            **about,
+            outcome="empty_edit" if empty and result.outcome == "ok" else result.outcome,
+            reason=result.reason,
+            steps=result.steps,
+            tokens=result.tokens,
+            first_loss=result.losses[0] if result.losses else math.nan,
+            last_loss=result.losses[-1] if result.losses else math.nan,
+        )
+
+    def trial(self, edit: SelfEdit, tried: Trial | Rejected) -> Trial:
+        return tried
+
+    def load(self, row: Mapping[str, Any]) -> Trial:
+        return Trial.from_dict(row)
+
+    def reward_seeds(self, seed: int, count: int) -> list[int]:
+        return [derive_seed(seed, "reward", s) for s in range(count)]
+
+    def target(self, unit: Passage, text: str, policy: Policy) -> tuple[list[int], list[int]]:
+        """The completion goes on from the prompt and ends the turn."""
+        end = turn_end(policy.model, policy.tokenizer)
+        prompt = read_ids(self.prompts.write(unit), policy.tokenizer)
+        return prompt, written_ids(text, end, policy.tokenizer)

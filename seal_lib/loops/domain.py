@@ -1,0 +1,142 @@
+"""What the loops know of a task: the :class:`Domain` that they are run on, and the records that pass between them.
+
+A *unit* is what one self-edit is about: a passage, a puzzle. The loops know its id and nothing else.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from seal_lib.generation.contract import Completion, Request, Sampling
+from seal_lib.loops.policy import Policy
+from seal_lib.records import SelfEdit
+from seal_lib.training.jobs import Job, Result
+
+if TYPE_CHECKING:
+    from seal_lib.training.adapters import Adapter
+
+
+class Unit(Protocol):
+    """A passage, a puzzle."""
+
+    @property
+    def id(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the inner loop tries on a unit.
+
+    ``edit``: what to train on, in the domain's own form; ``trains=False``: the model as it is. ``shown``: the unit's
+    text is in view when the model is asked. ``seed``: of the training, and of whatever else is drawn.
+    Candidates with one id are one: it is trained once, however many self-edits ask for it.
+    """
+
+    id: str
+    unit: Any
+    edit: Any
+    arm: str
+    seed: int
+    trains: bool = True
+    shown: bool = False
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Why nothing can be trained; a counted outcome. ``unread``: the text could not even be read."""
+
+    reason: str
+    detail: str = ""
+    unread: bool = False
+
+
+class Trial(Protocol):
+    """What became of a candidate, or of a self-edit: the domain's record of it.
+
+    ``key``: equal for self-edits that ask for the same; ``accuracy``: by the loop's grader, in [0, 1], NaN where there
+    is nothing to grade.
+    """
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def unit_id(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def edit(self) -> SelfEdit | None: ...
+
+    @property
+    def accuracy(self) -> float: ...
+
+
+class Domain(Protocol):
+    """A task on which a model can adapt itself: how self-edits are asked for, read, trained on and graded.
+
+    ``grader``: by which the trials' accuracy is meant. ``training``: settings of the adapter bank (slots, targets, …).
+    ``answering``: how answers are decoded. ``chunk``: candidates between two saves. ``max_tries``: a text that cannot
+    even be read is written again until so many texts were written (1: never). ``schema``: a JSON schema, as text, that
+    self-edits are held to while they are written, where the engine can.
+    """
+
+    name: str
+
+    @property
+    def grader(self) -> str: ...
+
+    @property
+    def training(self) -> Mapping[str, Any]: ...
+
+    @property
+    def answering(self) -> Sampling: ...
+
+    @property
+    def chunk(self) -> int: ...
+
+    @property
+    def max_tries(self) -> int: ...
+
+    @property
+    def schema(self) -> str | None: ...
+
+    def prompt(self, unit: Unit, tokenizer: Any) -> str:
+        """What the policy reads before it writes a self-edit about the unit."""
+
+    def read(self, unit: Unit, edit: SelfEdit, arm: str, seed: int) -> Candidate | Rejected:
+        """A written self-edit as something to try; a text that cannot be is rejected with its reason."""
+
+    def jobs(self, candidates: Sequence[Candidate], tokenizer: Any) -> list[Job | Rejected]:
+        """Training data and settings of each candidate's adapter."""
+
+    def questions(
+        self, candidate: Candidate, adapter: "Adapter | None", tokenizer: Any, positions: int
+    ) -> list[Request | None]:
+        """What the adapted model is asked; None: a question longer than ``positions`` tokens allow."""
+
+    def grade(
+        self, candidate: Candidate, result: Result | Rejected | None, answers: Sequence[Completion | None]
+    ) -> Trial:
+        """The record of a candidate: its training (None: not trained), its graded answers (none if it failed)."""
+
+    def trial(self, edit: SelfEdit, tried: Trial | Rejected) -> Trial:
+        """The record of a self-edit: what became of the candidate it asked for, or why there was none."""
+
+    def load(self, row: Mapping[str, Any]) -> Trial:
+        """A record of :meth:`grade` from the plain values that a run kept of it."""
+
+    def reward_seeds(self, seed: int, count: int) -> list[int]:
+        """Seeds of the ``count`` trials whose mean is a reward, from the round's."""
+
+    def target(self, unit: Unit, text: str, policy: Policy) -> tuple[list[int], list[int]]:
+        """(prompt ids, completion ids) with which the policy learns to write ``text`` about the unit."""
+
+
+#: takes counters: tokens trained, questions asked, …
+Count = Callable[..., None]
+
+
+def uncounted(**counts: float) -> None:
+    """Where nobody keeps the counters."""

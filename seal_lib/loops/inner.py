@@ -1,0 +1,74 @@
+"""The inner loop: self-edit → one fresh adapter → answers → a graded trial.
+
+Many candidates are trained and asked side by side; nothing of one reaches another. What is trained on, asked and
+counted as right is the domain's (:class:`seal_lib.loops.domain.Domain`).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from seal_lib.loops.domain import Candidate, Count, Domain, Rejected, Trial, Unit, uncounted
+from seal_lib.loops.policy import Policy
+from seal_lib.records import SelfEdit, to_dict
+from seal_lib.runs.work import Work
+from seal_lib.training.jobs import Result
+
+
+def train(
+    policy: Policy, candidates: Sequence[Candidate], domain: Domain, count: Count = uncounted
+) -> list[Result | Rejected]:
+    """One adapter per candidate, trained side by side, in the order of ``candidates``."""
+    from seal_lib.training.bank import AdapterBank
+
+    jobs = domain.jobs(candidates, policy.tokenizer)
+    wanted = [job for job in jobs if not isinstance(job, Rejected)]
+    if not wanted:
+        return list(jobs)
+    with AdapterBank(policy.model, **domain.training) as bank:
+        trained = {result.id: result for result in bank.run(wanted)}
+        if bank.halvings:
+            count(out_of_memory=bank.halvings)
+    return [job if isinstance(job, Rejected) else trained[job.id] for job in jobs]
+
+
+def try_all(
+    policy: Policy, candidates: Sequence[Candidate], count: Count = uncounted, *, domain: Domain
+) -> list[Trial]:
+    """Train, ask and grade every candidate."""
+    to_train = [c for c in candidates if c.trains]
+    results = dict(zip([c.id for c in to_train], train(policy, to_train, domain, count), strict=True))
+    generator, asked = policy.generator(), []
+    for candidate in candidates:
+        adapter = getattr(results.get(candidate.id), "adapter", None)
+        failed = candidate.trains and adapter is None
+        asked.append([] if failed else domain.questions(candidate, adapter, policy.tokenizer, generator.positions))
+    requests = [request for several in asked for request in several if request is not None]
+    texts = iter(generator.generate(requests, domain.answering) if requests else ())
+    answers = [[None if request is None else next(texts)[0] for request in several] for several in asked]
+    count(trained=sum(getattr(r, "tokens", 0) for r in results.values()), scored=len(requests))
+    return [
+        domain.grade(candidate, results.get(candidate.id), given)
+        for candidate, given in zip(candidates, answers, strict=True)
+    ]
+
+
+def _rows(policy: Policy, part: Sequence[Candidate], count: Count, *, domain: Domain) -> list[dict]:
+    return [to_dict(trial) for trial in try_all(policy, part, count, domain=domain)]
+
+
+def score(run: Any, policy: Policy, candidates: Sequence[Candidate], domain: Domain, *, phase: str,
+          chunk: int | None = None) -> list[Trial]:  # fmt: skip
+    """Trials of all candidates, recorded under ``phase``; work is shared among the run's workers."""
+    work = Work(partial(_rows, domain=domain), policy, run.count)
+    return [domain.load(row) for row in run.map(phase, candidates, work, chunk=chunk or domain.chunk)]
+
+
+def score_edits(run: Any, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain, *,
+                arm: str, phase: str, seed: int) -> list[Trial]:  # fmt: skip
+    """One trial per self-edit; equal ones, as the domain sees them, are trained once."""
+    known = {unit.id: unit for unit in units}
+    read = [domain.read(known[edit.unit_id], edit, arm, seed) for edit in edits]
+    distinct = {c.id: c for c in read if isinstance(c, Candidate)}
+    tried = {t.id: t for t in score(run, policy, list(distinct.values()), domain, phase=phase)}
+    return [domain.trial(e, c if isinstance(c, Rejected) else tried[c.id]) for e, c in zip(edits, read, strict=True)]

@@ -1,0 +1,36 @@
+"""The settings of an outer loop."""
+
+from dataclasses import dataclass
+
+from seal_lib.errors import DataError
+from seal_lib.loops.rewards import FILTERS, REWARDS
+
+
+@dataclass(frozen=True)
+class OuterLoop:
+    """Settings of a round. The ``sft_*`` values train the policy on the kept self-edits (paper Table 3, B.3)."""
+
+    samples: int = 5  # self-edits per unit
+    temperature: float = 1.0
+    top_p: float = 0.95
+    edit_tokens: int = 8192
+    reward: str = "accuracy"
+    reward_seeds: int = 1  # inner-loop runs averaged into one reward
+    filter: str = "best_of_k"
+    threshold: float = 0.0
+    sft_rank: int = 64
+    sft_alpha: float = 128.0
+    sft_lr: float = 3e-4
+    sft_epochs: int = 2
+    sft_batch: int = 10  # pairs per optimiser step, however they are cut into passes
+    sft_schedule: str = "linear"
+    sft_warmup_ratio: float = 0.0  # of the steps
+    sft_weight_decay: float = 0.0
+    sft_clip: float = 1.0  # largest gradient norm; 0: no bound
+    sft_targets: str = "all-linear"
+    update: str = "restem"  # the outer algorithm
+
+    def __post_init__(self):
+        for key, registry in (("reward", REWARDS), ("filter", FILTERS)):
+            if getattr(self, key) not in registry:
+                raise DataError(f"{key}: {getattr(self, key)!r} is not one of {', '.join(registry)}.")

@@ -1,0 +1,113 @@
+"""Outer algorithms: what a policy becomes from the rewarded self-edits of a round. One row of :data:`UPDATES` each."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from seal_lib.errors import DataError
+from seal_lib.loops.domain import Domain, Trial, Unit
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.rewards import FILTERS
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.records import SelfEdit
+from seal_lib.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Group:
+    """One unit's k self-edits: what every outer algorithm learns from.
+
+    ``trials``: of each self-edit, one per reward seed (none where the filter is blind); ``rewards``: their mean, NaN
+    if one of them could not be graded.
+    """
+
+    unit: Unit
+    edits: tuple[SelfEdit, ...]
+    trials: tuple[tuple[Trial, ...], ...]
+    rewards: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an outer algorithm leaves: the next policy, the self-edits it learned from, and its last loss."""
+
+    policy: Policy
+    kept: tuple[SelfEdit, ...]
+    loss: float
+
+
+def kept_of(groups: Sequence[Group], outer: OuterLoop, seed: int) -> list[SelfEdit]:
+    """The self-edits that the filter keeps, group by group; an empty text teaches nothing."""
+    kept = []
+    for group in groups:
+        rewards = group.rewards or (0.0,) * len(group.edits)
+        picked = FILTERS[outer.filter](rewards, derive_seed(seed, group.unit.id), outer.threshold)
+        kept += [group.edits[k] for k in picked if group.edits[k].text.strip()]
+    return kept
+
+
+def restem(run: Any, policy: Policy, groups: Sequence[Group], domain: Domain, outer: OuterLoop, *, name: str,
+           seed: int) -> Update:  # fmt: skip
+    """ReST^EM: keep self-edits by their reward, then finetune the policy on them."""
+    kept = kept_of(groups, outer, seed)
+    return imitate(run, policy, kept, [group.unit for group in groups], domain, outer, name=name, seed=seed)
+
+
+def imitate(run: Any, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain,
+            outer: OuterLoop, *, name: str, seed: int) -> Update:  # fmt: skip
+    """Finetune the policy on self-edits: LoRA, merged into a copy. The adapter is an artifact of the run.
+
+    Equal self-edits count as often as they are given.
+    """
+    known = {unit.id: unit for unit in units}
+    pairs = [domain.target(known[edit.unit_id], edit.text, policy) for edit in edits]
+    if not pairs:
+        raise DataError(f"{name}: no self-edit passed the filter {outer.filter!r}; lower its threshold or sample more.")
+    following, loss = finetune(run, policy, pairs, outer, name=name, seed=seed)
+    return Update(following, tuple(edits), loss)
+
+
+def finetune(run: Any, policy: Policy, pairs: Sequence[tuple[list[int], list[int]]], outer: OuterLoop, *, name: str,
+             seed: int) -> tuple[Policy, float]:  # fmt: skip
+    """The policy finetuned on (prompt ids, completion ids) and named ``name``, and its last loss."""
+    from seal_lib.training.adapters import Adapter, merge
+    from seal_lib.training.finetune import sft
+
+    def build(folder: Path) -> None:
+        batch, accumulate = pieces(policy.model, outer.sft_batch)
+        adapter, report = sft(
+            policy.model, pairs, rank=outer.sft_rank, alpha=outer.sft_alpha, lr=outer.sft_lr, epochs=outer.sft_epochs,
+            batch=batch, accumulate=accumulate, targets=outer.sft_targets, schedule=outer.sft_schedule,
+            warmup_ratio=outer.sft_warmup_ratio, weight_decay=outer.sft_weight_decay, clip=outer.sft_clip,
+            seed=derive_seed(seed, name, "sft"),
+        )  # fmt: skip
+        adapter.save(folder / "adapter", policy.name)
+        (folder / "report.json").write_text(json.dumps(report))
+
+    folder = run.artifact(f"policies/{name}", build)
+    merged = merge(policy.model, Adapter.load(folder / "adapter"), copy=True)
+    loss = json.loads((folder / "report.json").read_text())["last_loss"]
+    source = policy.source and policy.source.then(folder / "adapter")
+    return replace(policy, name=name, model=merged, source=source), math.nan if loss is None else loss
+
+
+def pieces(model: Any, batch: int) -> tuple[int, int]:
+    """(pairs a forward pass, passes an optimiser step) of the M-step: the same mean over all targets either way.
+
+    On a GPU one pair fills a pass, and ten of 2 000 tokens at once would not fit beside a 7B model (`seal_lib.plan`).
+    """
+    return (batch, 1) if next(model.parameters()).device.type == "cpu" else (1, batch)
+
+
+#: outer algorithm → (run, policy, groups, domain, settings, name, seed) → what it leaves
+UPDATES: dict[str, Callable[..., Update]] = {"restem": restem}
+
+
+def update_of(outer: OuterLoop) -> Callable[..., Update]:
+    """The outer algorithm that the settings name."""
+    if outer.update not in UPDATES:
+        raise DataError(f"update: {outer.update!r} is not one of {', '.join(UPDATES)}.")
+    return UPDATES[outer.update]
