@@ -12,12 +12,14 @@ import pytest
 from seal_lib import paths
 from seal_lib.grading.graders import ALWAYS
 from seal_lib.knowledge import prompts, world
-from seal_lib.knowledge.inner import Candidate, InnerLoop
+from seal_lib.knowledge.domain import InnerLoop, Knowledge
+from seal_lib.loops.domain import Candidate
 from seal_lib.records import Answer, Passage, Question, SelfEdit, Trial
 from seal_lib.runs.journal import plain
 
 WORDING = prompts.load("seedling")
 INNER = InnerLoop(lr=2e-3, epochs=10, rank=8, alpha=16, targets="all-linear", answer_tokens=8, slots=8)
+DOMAIN = Knowledge(INNER, WORDING)
 #: marks of a test that runs vLLM
 NEEDS_VLLM = (
     pytest.mark.vllm,
