@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seal_lib.continual import arms, figures, metrics, plots, tables
+from seal_lib.continual import figures, metrics, plots, tables
 from seal_lib.continual.rules import RULES
 from seal_lib.errors import DataError
+from seal_lib.report import arms
 
 matplotlib.use("Agg")
 ARMS = {"frozen": 0.0, "sequential": 0.5, "replay": 0.9, "joint": 0.95, "isolation_oracle": 1.0, "isolation": 0.97}
@@ -123,6 +124,6 @@ def test_targets_are_judged() -> None:
 
 
 def test_figures_know_every_rule_and_which_store_text() -> None:
-    assert set(arms.ARMS) == set(RULES)
+    assert set(RULES) <= set(arms.ARMS)
     trained = {name for name, rule in RULES.items() if rule.trains}
     assert {name for name in trained if arms.stores_text(name)} == {n for n in trained if "text" in RULES[n].stores}

@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fixtures_seal import WORDING, real, seedling
+from seal_lib.knowledge.inner import InnerLoop
 
 from seal_lib.continual import intervals, metrics, streams, study, tables, tuning
-from seal_lib.continual.arm import TUNED, Arm, arms_of, tuned
-from seal_lib.continual.arms import notes_by
+from seal_lib.continual.arm import TUNED, Arm, arms_of, notes_by, tuned
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.routing import BM25
 from seal_lib.continual.rules import RULES
@@ -23,7 +23,6 @@ from seal_lib.errors import DataError, ParameterError, RunError
 from seal_lib.generation.contract import Completion, Sampling
 from seal_lib.generation.hf import HFGenerator
 from seal_lib.knowledge import data
-from seal_lib.knowledge.inner import InnerLoop
 from seal_lib.knowledge.world import home, known_facts
 from seal_lib.records import Question
 from seal_lib.report.arms import arm_label, arm_rank

@@ -24,8 +24,8 @@ from seal_lib.arc.grids import Grid
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.errors import DataError
 from seal_lib.report import plots
-from seal_lib.report.arms import arm_label, arm_rank, round_of
-from seal_lib.report.marks import GREY, INK, LIGHT, OTHER_ARMS, by_arms, colour, draws, share_axis
+from seal_lib.report.arms import OTHER, arm_label, arm_rank, colour, round_of
+from seal_lib.report.marks import GREY, INK, LIGHT, by_arms, draws, share_axis
 from seal_lib.report.results import wants
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def bench_arc(table: pd.DataFrame, ax: Axes) -> Axes:
     rows.sort(key=lambda row: known.index(row["variant"]) if row["variant"] in known else len(known))
     first = rows[0]["ms_per_useful_token"]
     for y, row in enumerate(rows):
-        _, paint = VARIANTS.get(row["variant"], ("", OTHER_ARMS))
+        _, paint = VARIANTS.get(row["variant"], ("", OTHER))
         cost, useful = row["ms_per_useful_token"], row["useful_share"]
         ax.barh(y, cost, 0.62, color=paint, alpha=0.3, linewidth=0, gid=f"value:{row['variant']}")
         ax.barh(y, cost * useful, 0.62, color=paint, linewidth=0, gid=f"useful:{row['variant']}")

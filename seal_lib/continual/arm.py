@@ -11,7 +11,7 @@ from seal_lib.continual.lab import Lab
 from seal_lib.continual.rules import RULES
 from seal_lib.continual.rules.base import Rule
 from seal_lib.errors import DataError
-from seal_lib.report.arms import plain
+from seal_lib.report.arms import family, plain
 
 TUNED = Path(__file__).with_name("tuned.yaml")
 
@@ -51,3 +51,18 @@ def tuned(file: Path = TUNED) -> dict[str, dict]:
     if unknown:
         raise DataError(f"{Path(file).name}: {unknown[0]!r} is no update rule; choose from {', '.join(RULES)}.")
     return found
+
+
+def notes_by(arm: str, writer: str) -> str:
+    """Who wrote the notes that an arm trains on; ``writer`` is the parameter of that name."""
+    if arm.endswith("_live"):
+        return "the edited model, before each edit"
+    if arm.endswith("_own") or writer == "policy":
+        return "the unedited model, once"
+    return "–" if family(arm) == "reference" else writer.partition(":")[2]
+
+
+def stores_text(arm: str) -> bool:
+    """Whether the rule of a trained arm keeps text beside the weights."""
+    rule = RULES[plain(arm)]
+    return rule.trains and "text" in rule.stores

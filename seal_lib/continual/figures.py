@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seal_lib.continual.arms import FAMILIES, family
 from seal_lib.continual.plots import (
     cost_quality,
     fates_by_age,
@@ -23,7 +22,7 @@ from seal_lib.continual.plots import (
 )
 from seal_lib.continual.tables import EXPERIMENT, MATRIX, committed_sweep
 from seal_lib.continual.tables import MAPS as MAPS_EXPERIMENT
-from seal_lib.report.arms import arm_label
+from seal_lib.report.arms import FAMILIES, arm_label, family
 from seal_lib.report.figures import save
 from seal_lib.report.plots import style
 
@@ -186,8 +185,8 @@ def _family_legend(ax: Axes, rows: pd.DataFrame) -> None:
 
     there = {family(arm) for arm in rows["arm"].unique()}
     handles = [
-        Line2D([], [], marker="o", linestyle="", color=paint, label=name)
-        for key, (paint, name) in FAMILIES.items()
+        Line2D([], [], marker="o", linestyle="", color=shown.colour, label=shown.meaning)
+        for key, shown in FAMILIES.items()
         if key in there and key != "reference"
     ]
     ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=3, fontsize=7)

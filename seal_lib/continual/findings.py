@@ -12,9 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from seal_lib.continual import tables
-from seal_lib.continual.arms import rank
 from seal_lib.report import stats
-from seal_lib.report.arms import arm_label
+from seal_lib.report.arms import arm_label, arm_rank
 from seal_lib.report.stats import Estimate
 
 Lines = Sequence[Mapping[str, object]]
@@ -25,7 +24,7 @@ def edits(rows: Lines) -> str:
     """Notebook 13: what later edits leave of earlier ones, arm by arm, and who writes the notes."""
     found = _found(rows)
     said = []
-    for arm in sorted({arm for arm, _ in found if " - " not in arm}, key=rank):
+    for arm in sorted({arm for arm, _ in found if " - " not in arm}, key=arm_rank):
         one = {metric: e for (name, metric), e in found.items() if name == arm}
         lost, moved = one.get("BWT"), one.get("FWT")
         if lost is None or not _away(lost):
@@ -49,7 +48,7 @@ def mitigations(rows: Lines) -> str:
     found = _found(rows)
     said = _differences(found)
     better = {arm.split(" - ")[0] for (arm, metric), e in found.items() if metric == "difference" and _above(e)}
-    kept = [(arm, found[arm, "prior_kept"]) for arm in sorted(better, key=rank) if (arm, "prior_kept") in found]
+    kept = [(arm, found[arm, "prior_kept"]) for arm in sorted(better, key=arm_rank) if (arm, "prior_kept") in found]
     kept = [(arm, e) for arm, e in kept if e.high < 1]
     if kept:
         price = ", ".join(f"{arm_label(arm)} {_percent(e)}" for arm, e in kept)

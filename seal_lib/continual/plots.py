@@ -11,10 +11,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from seal_lib.continual.arms import colour, rank, stores_text
+from seal_lib.continual.arm import stores_text
 from seal_lib.continual.tables import FATES, MATRIX
 from seal_lib.errors import DataError
-from seal_lib.report.arms import NOT_RUN, arm_label
+from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank, colour
 from seal_lib.report.marks import GREY, INK, LIGHT, darker, names_at_right, share_axis
 from seal_lib.report.paper_values import paper_values
 from seal_lib.report.results import wants
@@ -95,7 +95,7 @@ def heat_map(matrix, ax: Axes, difference: bool = False, limits: tuple[float, fl
 def retention_by_age(table: pd.DataFrame, ax: Axes, arms: Sequence[str]) -> Axes:
     """Gain over the unedited model after t later edits (`age_<t>`), with 95 % bands; the zero line is break-even."""
     names = []
-    for arm in sorted(set(arms), key=rank):
+    for arm in sorted(set(arms), key=arm_rank):
         rows = table[(table["arm"] == arm) & table["metric"].str.fullmatch(r"age_\d+")]
         rows = rows.assign(age=rows["metric"].str.removeprefix("age_").astype(int)).sort_values("age")
         if not len(rows) or rows["value"].isna().all():
@@ -146,7 +146,7 @@ def plasticity_stability(table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | No
             ax.plot(one["LA"] - base, one["BWT"], color=colour(rule), linewidth=0.8, alpha=0.5, zorder=1)
     drawn = [(a, p) for a, p in points.items() if {"LA_gain", "BWT"} <= set(p) and not math.isnan(p["BWT"]["value"])]
     skip = ("frozen", "rag", "passage_in_context")
-    for arm, p in sorted(drawn, key=lambda item: rank(item[0])):
+    for arm, p in sorted(drawn, key=lambda item: arm_rank(item[0])):
         if arm in skip:
             continue
         gain, kept, paint = p["LA_gain"], p["BWT"], colour(arm)
@@ -212,7 +212,7 @@ def cost_quality(table: pd.DataFrame, ax: Axes, cost: str = "seconds_per_edit", 
     for row in table[table["metric"].isin([cost, quality])].to_dict("records"):
         rows[row["arm"]][row["metric"]] = row
     marks = []
-    for arm, m in sorted(rows.items(), key=lambda item: rank(item[0])):
+    for arm, m in sorted(rows.items(), key=lambda item: arm_rank(item[0])):
         if cost not in m or quality not in m or not m[cost]["value"] > 0 or math.isnan(m[quality]["value"]):
             continue
         x, q, paint = m[cost]["value"], m[quality], colour(arm)
@@ -236,7 +236,7 @@ def cost_quality(table: pd.DataFrame, ax: Axes, cost: str = "seconds_per_edit", 
 def stream_length(table: pd.DataFrame, ax: Axes, metric: str = "AA") -> Axes:
     """`AA_<K>` (or `prior_<K>`) against the number of edits, an arm a line, with bands."""
     names = []
-    for arm in sorted(table["arm"].unique(), key=rank):
+    for arm in sorted(table["arm"].unique(), key=arm_rank):
         rows = table[(table["arm"] == arm) & table["metric"].str.fullmatch(rf"{metric}_\d+")]
         rows = rows.assign(K=rows["metric"].str.removeprefix(f"{metric}_").astype(int)).sort_values("K")
         rows = rows[rows["value"].notna()]
@@ -262,7 +262,7 @@ def overview(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
     from matplotlib.ticker import MaxNLocator
 
     wanted = [("accuracy", "right at the end"), ("BWT", "backward transfer"), ("prior_kept", "prior knowledge kept")]
-    arms = sorted(set(table.loc[table["metric"] == "accuracy", "arm"]), key=rank)
+    arms = sorted(set(table.loc[table["metric"] == "accuracy", "arm"]), key=arm_rank)
     for ax, (metric, title) in zip(axes, wanted, strict=True):
         rows = {r["arm"]: r for r in table[table["metric"] == metric].to_dict("records")}
         for y, arm in enumerate(arms):

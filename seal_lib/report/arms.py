@@ -1,62 +1,52 @@
-"""The names of arms, which figures and tables share: order, labels, rounds, and what is written where one did not run.
+"""The registry of arms (``arms.yaml``), which tables and figures share: order, label, family, colour, rounds.
 
-Knows names only; no numbers, colours or files. A difference of two arms is an arm too: `difference_arm(a, b)`, that is
-"a - b". What did not run is shown as a gap ("not run"), never as a zero.
+A difference of two arms is an arm too: ``difference_arm(a, b)``, that is "a - b". What did not run is shown as a gap
+("not run"), never as a zero.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 NOT_RUN = "not run"
-ARMS = {  # arm -> (rank, label); rounds of a family are added by `arm_label`
-    "icl": (0, "in context only"),
-    "frozen": (1, "frozen model"),
-    "passage_only": (2, "passage only"),
-    "notes_remark": (10, "notes: remarks only"),
-    "notes_verbatim": (11, "notes: verbatim copy"),
-    "notes_questions": (12, "notes: questions"),
-    "notes_half": (13, "notes: half the facts"),
-    "own_untrained": (30, "untrained self-edits"),
-    "sequential": (31, "sequential edits"),
-    "random_edit_sft": (41, "random self-edit kept"),
-    "random_config_sft": (41, "random self-edits kept"),
-    "dealt_config_sft": (42, "right self-edits, dealt blindly"),
-    "external": (80, "stronger writer's notes"),
-    "gold_notes": (85, "gold notes"),
-    "joint": (86, "joint retraining"),
-    "one_for_all": (88, "one configuration for all"),
-    "kind_known": (89, "one for each kind"),
-    "oracle": (90, "oracle"),
-    "passage_in_context": (95, "passage in view"),
-}
-ARMS |= {  # of the forgetting study
-    "rag": (94, "retrieval (BM25)"),
-    "sequential_authors": (30.5, "sequential, authors' way"),
-    "delta_scaling": (33, "ΔW / √k"),
-    "freeze_lower": (33.25, "lower layers frozen"),
-    "l2": (33.5, "L2 to base"),
-    "ewc": (33.75, "online EWC"),
-    "o_lora": (34, "O-LoRA"),
-    "gated_merge": (34.25, "gated merge"),
-    "kl": (34.5, "KL on own texts"),
-    "generative_replay": (34.75, "generative replay"),
-    "replay": (35, "replay"),
-    "kl_replay": (35.25, "replay + KL"),
-    "null_space_calibration": (35.5, "null space of base texts"),
-    "null_space": (35.75, "null space + past edits"),
-    "inflora": (36, "InfLoRA"),
-    "null_space_replay": (36.25, "null space + replay"),
-    "merge": (36.5, "scaled sum of edits"),
-    "ties": (37, "TIES"),
-    "isolation": (84, "isolation + BM25"),
-    "isolation_oracle": (84.5, "isolation, oracle"),
-}
+OTHER = "#7A6A4F"  # colour of an arm that is not listed
+_ROUND = re.compile(r"^(?:(?P<family>\w+?)_)?round_(?P<round>\d+)$")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Arms that have a colour in common; ``shades``: of later rounds, where its arms have rounds."""
+
+    colour: str
+    meaning: str
+    shades: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What a person reads for an arm, and its colour where that is not the family's."""
+
+    label: str
+    family: str
+    colour: str = ""
+
+
+def _load() -> tuple[dict[str, Family], dict[str, Arm]]:
+    table = yaml.safe_load(Path(__file__).with_name("arms.yaml").read_text(encoding="utf-8"))
+    families = {
+        name: Family(**{**row, "shades": tuple(row.get("shades", ()))}) for name, row in table["families"].items()
+    }
+    return families, {name: Arm(**row) for name, row in table["arms"].items()}
+
+
+FAMILIES, ARMS = _load()
 #: endings that say who wrote an arm's notes; without one they are the writer's that the experiment names
 WRITERS = {"_own": "own notes", "_live": "own live notes"}
-FAMILIES = {"seal": (60, "SEAL"), "random": (40, "random choice"), "seal_proxy": (55, "SEAL, proxy reward")}
-_ROUND = re.compile(r"^(?:(?P<family>\w+?)_)?round_(?P<round>\d+)$")
 
 
 def round_of(arm: str) -> tuple[str, int] | None:
@@ -72,29 +62,47 @@ def plain(arm: str) -> str:
     return arm.removesuffix("_own").removesuffix("_live")
 
 
+def _listed(arm: str) -> str:
+    """The listed arm that an arm stands beside: itself, its rule, or the arm of its rounds; "" if there is none."""
+    found = _ROUND.match(arm)
+    names = (arm, plain(arm), (found["family"] or "seal") if found else "")
+    return next((name for name in names if name in ARMS), "")
+
+
+def family(arm: str) -> str:
+    """The family of an arm; "" where it is not listed."""
+    return ARMS[_listed(arm)].family if _listed(arm) else ""
+
+
 def arm_label(arm: str) -> str:
     """What a person reads for an arm; "a - b" becomes "a − b" in labels."""
     if " - " in arm:
         return " − ".join(arm_label(part) for part in arm.split(" - ", 1))
-    if arm in ARMS:
-        return ARMS[arm][1]
-    if (rule := plain(arm)) in ARMS:
-        return f"{ARMS[rule][1]}, {WRITERS[arm.removeprefix(rule)]}"
     if found := _ROUND.match(arm):
-        family = found["family"]
-        name = FAMILIES[family][1] if family in FAMILIES else family.replace("_", " ") if family else ""
-        return f"{name}, round {found['round']}".removeprefix(", ")
-    return FAMILIES[arm][1] if arm in FAMILIES else arm.replace("_", " ")
+        name = found["family"] or ""
+        shown = ARMS[name].label if name in ARMS else name.replace("_", " ")
+        return f"{shown}, round {found['round']}".removeprefix(", ")
+    listed = _listed(arm)
+    label = ARMS[listed].label if listed else arm.replace("_", " ")
+    return f"{label}, {WRITERS[arm.removeprefix(listed)]}" if listed and arm != listed else label
 
 
-def arm_rank(arm: str) -> tuple[float, str]:
-    """Sort key: baselines first, then controls, SEAL by round, stronger references last."""
+def arm_rank(arm: str) -> tuple[float, int, str]:
+    """Sort key: the order of ``arms.yaml``, rounds one after the other; what is not listed stands in the middle."""
     arm = arm.split(" - ", 1)[0]
-    if plain(arm) in ARMS:
-        return ARMS[plain(arm)][0], arm
-    if found := round_of(arm):
-        return FAMILIES.get(found[0], (50, ""))[0] + found[1] / 100, arm
-    return FAMILIES.get(arm, (50, ""))[0], arm
+    found, order = _ROUND.match(arm), list(ARMS)
+    at = order.index(_listed(arm)) if _listed(arm) else len(order) / 2 + 0.5
+    return at, int(found["round"]) if found else 0, arm
+
+
+def colour(arm: str) -> str:
+    """The fixed colour of an arm; later rounds of a family are darker."""
+    listed, found = _listed(arm), _ROUND.match(arm)
+    if not listed:
+        return OTHER
+    own = FAMILIES[ARMS[listed].family]
+    shades = (ARMS[listed].colour or own.colour, *own.shades)
+    return shades[max(1, min(int(found["round"]), len(shades))) - 1] if found else shades[0]
 
 
 def difference_arm(a: str, b: str) -> str:
@@ -107,9 +115,9 @@ def by_round(rows: list[dict]) -> list[tuple[str, dict]]:
     found = [(round_of(row["arm"]), row) for row in rows]
     found = sorted(((r[0] != "seal", r, row) for r, row in found if r), key=lambda item: item[:2])
     ticks = []
-    for other, (family, k), row in found:
-        name = "untrained" if row["arm"] == "own_untrained" else f"round {k}"
-        ticks.append((family.split("_")[0] + "\n" + name if other else name, row))
+    for other, (name, k), row in found:
+        tick = "untrained" if row["arm"] == "own_untrained" else f"round {k}"
+        ticks.append((name.split("_")[0] + "\n" + tick if other else tick, row))
     return ticks + [("stronger\nwriter", row) for row in rows if row["arm"] == "external"]
 
 

@@ -12,33 +12,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from seal_lib.report import stats
-from seal_lib.report.arms import NOT_RUN, arm_label, round_of
+from seal_lib.report.arms import NOT_RUN, arm_label, colour
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 INK, GREY, LIGHT = "#222222", "#8a8a8a", "#d9d9d9"
-# Okabe and Ito's palette, which keeps its contrasts under the common colour-vision deficiencies.
-COLOURS = {
-    "icl": "#8a8a8a", "frozen": "#8a8a8a", "passage_only": "#CC79A7", "own_untrained": "#56B4E9",
-    "external": "#E69F00", "gold_notes": "#009E73", "oracle": "#009E73", "joint": "#009E73",
-    "passage_in_context": "#222222", "sequential": "#0072B2", "seal_proxy": "#7A68A6", "random_edit_sft": "#D55E00",
-    "random_config_sft": "#D55E00",
-}  # fmt: skip
-FAMILY_SHADES = {  # rounds 1, 2, 3 and later; the first is the colour of the family
-    "seal": ["#0072B2", "#005684", "#003B5C"], "random": ["#D55E00", "#A84A00", "#7C3700"],
-}  # fmt: skip
-OTHER_ARMS = "#7A6A4F"
-
-
-def colour(arm: str) -> str:
-    """The fixed colour of an arm; later rounds of a family are darker."""
-    found = round_of(arm)
-    if arm in COLOURS or not found:
-        return COLOURS.get(arm, OTHER_ARMS)
-    shades = FAMILY_SHADES.get(found[0], [OTHER_ARMS])
-    return shades[max(1, min(found[1], len(shades))) - 1]
 
 
 def darker(paint: str) -> str:

@@ -17,17 +17,14 @@ from typing import TYPE_CHECKING
 
 from seal_lib.errors import DataError
 from seal_lib.report import stats
-from seal_lib.report.arms import FAMILIES, NOT_RUN, arm_label, arm_rank, by_round, round_of, round_ticks
+from seal_lib.report.arms import NOT_RUN, OTHER, arm_label, arm_rank, by_round, colour, round_of, round_ticks
 from seal_lib.report.marks import (
-    FAMILY_SHADES,
     GREY,
     INK,
     LIGHT,
-    OTHER_ARMS,
     arm_axis,
     arm_lines,
     by_arms,
-    colour,
     draws,
     legend,
     mark,
@@ -122,11 +119,11 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
     for _, rows in everything[child].groupby("experiment"):
         one = [(round_of(row["arm"]), row["value"]) for row in arm_rows(rows, metric)]
         one = sorted((found[1], value) for found, value in one if found and found[0] == "seal")
-        ax.plot([x for x, _ in one], [value for _, value in one], color=FAMILY_SHADES["seal"][0], linewidth=0.9,
+        ax.plot([x for x, _ in one], [value for _, value in one], color=colour("seal"), linewidth=0.9,
                 alpha=0.55, zorder=2, label=once(ax, "single seeds of the loop"))  # fmt: skip
     start = {0: families["seal"][0]} if 0 in families.get("seal", {}) else {}
     for family, rounds in families.items():
-        paint, known = FAMILY_SHADES.get(family, [OTHER_ARMS])[0], start | rounds
+        paint, known = colour(family), start | rounds
         xs = list(range(min(known), max(known) + 1))
         rows = [known.get(x, {"arm": "", "value": math.nan, "low": math.nan, "high": math.nan}) for x in xs]
         lows, highs = [row["low"] for row in rows], [row["high"] for row in rows]
@@ -135,7 +132,7 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
         for x, row in zip(xs, rows, strict=True):
             mark(ax, row, x, paint, upright=True)
         ran = [row["value"] for row in rows if not math.isnan(row["value"])]
-        names += [(ran[-1], FAMILIES.get(family, (0, family.replace("_", " ")))[1], paint)] if ran else []
+        names += [(ran[-1], arm_label(family), paint)] if ran else []
     diamonds = [(x, row["paper_value"]) for x, row in sorted(families.get("seal", {}).items())]
     ax.plot([x for x, _ in diamonds], [value for _, value in diamonds], color=GREY, linewidth=0.8, linestyle=":")
     for x, value in diamonds:
@@ -197,7 +194,7 @@ def style_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
     ticks = round_ticks(shares["arm"])
     bottoms = dict.fromkeys(ticks, 0.0)
     for k, name in enumerate(names):
-        paint = STYLE_COLOURS.get(name, OTHER_ARMS)
+        paint = STYLE_COLOURS.get(name, OTHER)
         for tick, row in by_round(arm_rows(shares, f"style_share:{name}")):
             x, bottom, value = ticks.index(tick), bottoms[tick], row["value"]
             if math.isnan(value):
