@@ -8,28 +8,22 @@ from pathlib import Path
 
 import pytest
 from fixtures_seal import MemoryRun
-from seal_lib.arc.inner_loop import (  # fmt: skip
-    GRADERS,
-    Attempt,
-    Candidate,
-    TestTimeTraining,
-    attempts_of,
-    candidates_of,
-    readings_of,
-    run_candidates,
-    train,
-    views_of,
-)
 
 from seal_lib import models
-from seal_lib.arc import experiment, prompts, self_edits, tables
+from seal_lib.arc import experiment, prompts, tables
 from seal_lib.arc import world as world
 from seal_lib.arc.augment import SWITCHES
+from seal_lib.arc.domain import GRADERS, Attempt, Puzzles, TestTimeTraining, Trial, views_of
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.errors import DataError
-from seal_lib.loops import restem
+from seal_lib.loops.domain import Candidate
+from seal_lib.loops.inner import score_edits, train, try_all
+from seal_lib.loops.outer import reward_of
 from seal_lib.loops.policy import Policy
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.loops.updates import Group, kept_of
+from seal_lib.records import SelfEdit, to_dict
 from seal_lib.runs.lifecycle import Run
 
 SETTINGS = TestTimeTraining(
@@ -38,11 +32,12 @@ SETTINGS = TestTimeTraining(
 )  # fmt: skip
 GOOD = Config(SWITCHES[3:], "train_using_output_tokens", 0.01, 2)
 WORDING = prompts.load("seedling")
+DOMAIN = Puzzles(SETTINGS, WORDING)
 
 
 @pytest.fixture(scope="module")
-def seedling():
-    return models.load("seedling-grids")
+def policy() -> Policy:
+    return Policy("untrained", *models.load("seedling-grids"))
 
 
 @pytest.fixture(scope="module")
@@ -50,37 +45,47 @@ def tasks() -> list[Task]:
     return world.tasks("learning", 3, seed=5)
 
 
-def test_equal_configurations_are_trained_once_and_shared(seedling, tasks) -> None:
+def candidate(name: str, task: Task, config: Config | None, seed: int = 0) -> Candidate:
+    return Candidate(name, task, config, "arm", seed, trains=config is not None)
+
+
+def score(run: MemoryRun, policy: Policy, texts: list[str], puzzles: list[Task]) -> list[Attempt]:
+    """What becomes of these self-edits."""
+    edits = [SelfEdit(f"{t.id}/{k}", t.id, text, "w") for k, (text, t) in enumerate(zip(texts, puzzles, strict=True))]
+    made = score_edits(run, policy, edits, puzzles, DOMAIN, arm="arm", phase="p", seed=0)
+    assert [trial.edit for trial in made] == edits
+    return [trial.attempt for trial in made]
+
+
+def test_equal_configurations_are_trained_once_and_shared(policy, tasks) -> None:
     other = replace(GOOD, epochs=1)
     spaced = json.dumps(json.loads(GOOD.text()), indent=2)  # another text, the same configuration
     texts = [GOOD.text(), other.text(), spaced, "no configuration", GOOD.text()]
     puzzles = [tasks[0]] * 4 + [tasks[1]]
     run = MemoryRun()
-    made = attempts_of(
-        run, Policy("untrained", *seedling), readings_of(texts, puzzles, SETTINGS), WORDING, SETTINGS, phase="p", seed=0
-    )
+    made = score(run, policy, texts, puzzles)
     assert len(run.phases["p"]) == 3 and len(made) == 5
     assert made[0] == made[2] != made[1]
-    assert made[4].task_id == tasks[1].id and made[4].config == made[0].config
+    assert made[4].unit_id == tasks[1].id and made[4].config == made[0].config
     assert made[3].outcome == "not_json" and made[3].success == 0 and made[3].config is None and made[3].steps == 0
 
 
-def test_order_and_neighbours_do_not_matter(seedling, tasks) -> None:
+def test_order_and_neighbours_do_not_matter(policy, tasks) -> None:
     configs = [GOOD, replace(GOOD, learning_rate=0.003), replace(GOOD, switches=(), epochs=3)]
-    candidates = [Candidate(f"{t.id}/{i}", t, c) for t in tasks for i, c in enumerate(configs)]
-    forth = {a.id: a for a in run_candidates(*seedling, candidates, WORDING, SETTINGS, seed=1)}
-    back = {a.id: a for a in run_candidates(*seedling, candidates[::-1], WORDING, SETTINGS, seed=1)}
-    alone = run_candidates(*seedling, candidates[4:5], WORDING, SETTINGS, seed=1)[0]
+    candidates = [candidate(f"{t.id}/{i}", t, c, seed=1) for t in tasks for i, c in enumerate(configs)]
+    forth = {a.id: a for a in try_all(policy, candidates, domain=DOMAIN)}
+    back = {a.id: a for a in try_all(policy, candidates[::-1], domain=DOMAIN)}
+    (alone,) = try_all(policy, candidates[4:5], domain=DOMAIN)
     for name, attempt in forth.items():
         assert back[name].attempts == attempt.attempts and back[name].steps == attempt.steps
         assert back[name].last_loss == pytest.approx(attempt.last_loss, rel=1e-3)
     assert alone.attempts == forth[alone.id].attempts
 
 
-def test_a_configuration_decides_data_loss_rate_and_epochs(seedling, tasks) -> None:
+def test_a_configuration_decides_data_loss_rate_and_epochs(policy, tasks) -> None:
     def trained(config: Config):
-        (found,) = train(*seedling, [Candidate("x", tasks[0], config)], WORDING, SETTINGS, seed=0)
-        return found[0]
+        (found,) = train(policy, [candidate("x", tasks[0], config)], DOMAIN)
+        return found
 
     base = trained(GOOD)
     assert base.steps == 2 * math.ceil(8 / 4)
@@ -91,11 +96,10 @@ def test_a_configuration_decides_data_loss_rate_and_epochs(seedling, tasks) -> N
     assert trained(replace(GOOD, switches=())).tokens != base.tokens
 
 
-def test_what_cannot_be_trained_earns_nothing_and_says_why(seedling, tasks) -> None:
+def test_what_cannot_be_trained_earns_nothing_and_says_why(policy, tasks) -> None:
     wild = [replace(GOOD, learning_rate=1e30), replace(GOOD, epochs=10**9), replace(GOOD, epochs=7)]
     texts = [c.text() for c in wild] + ["", "\x00\xff" * 50, "[" * 10_000, GOOD.text() * 2]
-    readings = readings_of(texts, [tasks[0]] * len(texts), SETTINGS)
-    made = attempts_of(MemoryRun(), Policy("untrained", *seedling), readings, WORDING, SETTINGS, phase="p", seed=0)
+    made = score(MemoryRun(), policy, texts, [tasks[0]] * len(texts))
     outcomes = [attempt.outcome for attempt in made]
     assert outcomes == [
         "out_of_range", "out_of_range", "too_many_steps", "empty", "not_json", "too_long", "not_json"
@@ -103,53 +107,50 @@ def test_what_cannot_be_trained_earns_nothing_and_says_why(seedling, tasks) -> N
     assert all(attempt.success == 0 and attempt.reason and not attempt.attempts for attempt in made)
 
 
-def test_a_diverged_adapter_is_an_outcome(seedling, tasks) -> None:
-    open_ended = replace(SETTINGS, max_rate=1e30)
-    candidate = Candidate("x", tasks[0], replace(GOOD, learning_rate=1e20, epochs=3))
-    (attempt,) = run_candidates(*seedling, [candidate], WORDING, open_ended, seed=0)
+def test_a_diverged_adapter_is_an_outcome(policy, tasks) -> None:
+    open_ended = replace(DOMAIN, inner=replace(SETTINGS, max_rate=1e30))
+    wild = candidate("x", tasks[0], replace(GOOD, learning_rate=1e20, epochs=3))
+    (attempt,) = try_all(policy, [wild], domain=open_ended)
     assert attempt.outcome == "diverged" and "lower lr" in attempt.reason
     assert all(math.isnan(attempt.graded(grader)) for grader in GRADERS)  # nothing to grade, not a wrong answer
 
 
-def test_tasks_longer_than_the_model_are_counted_not_crashed(seedling) -> None:
+def test_tasks_longer_than_the_model_are_counted_not_crashed(policy) -> None:
     wide = tuple(tuple((r * c) % 10 for c in range(30)) for r in range(30))
     giant = Task("giant", (Pair(wide, wide),) * 3, (wide,), (wide,))
-    untrained, trained = run_candidates(
-        *seedling, [Candidate("a", giant, None), Candidate("b", giant, GOOD)], WORDING, SETTINGS, seed=0
-    )
+    untrained, trained = try_all(policy, [candidate("a", giant, None), candidate("b", giant, GOOD)], domain=DOMAIN)
     assert untrained.read == {"too_long": len(views_of(giant, 0, SETTINGS, 0))}
     assert [a.outcome for a in (untrained, trained)] == ["task_too_long"] * 2  # the task's fault, not the self-edit's
     assert not trained.rejected and math.isnan(trained.success) and math.isnan(untrained.success)
 
 
-def test_an_attempt_survives_the_journal(seedling, tasks) -> None:
-    made = run_candidates(
-        *seedling, [Candidate("a", tasks[0], GOOD), Candidate("b", tasks[0], None)], WORDING, SETTINGS, 0
-    )
-    for attempt in made:
-        again = Attempt.from_dict(json.loads(json.dumps(attempt.to_dict())))
+def test_an_attempt_survives_the_journal(policy, tasks) -> None:
+    cells = replace(DOMAIN, inner=replace(SETTINGS, grader="cells"))
+    for attempt in try_all(policy, [candidate("a", tasks[0], GOOD), candidate("b", tasks[0], None)], domain=cells):
+        again = cells.load(json.loads(json.dumps(to_dict(attempt))))
         assert again.attempts == attempt.attempts and again.config == attempt.config and again.read == attempt.read
-        assert again.to_dict() == attempt.to_dict()
+        assert again.accuracy == attempt.accuracy == attempt.cells
+        assert to_dict(again) == to_dict(attempt)
 
 
 def test_candidates_have_names_that_tell_them_apart(tasks) -> None:
     configs = [GOOD, replace(GOOD, switches=SWITCHES[:2]), replace(GOOD, epochs=3), replace(GOOD, learning_rate=1e-5)]
-    readings = [(t, self_edits.read(c.text())) for t in tasks for c in configs]
-    found, names = candidates_of(readings)
-    assert len({c.id for c in found}) == len(found) == len(names) == len(tasks) * len(configs)
+    found = [DOMAIN.read(t, SelfEdit("x", t.id, c.text(), "w"), "arm", 0) for t in tasks for c in configs]
+    assert [c.edit for c in found] == configs * len(tasks)
+    assert len({c.id for c in found}) == len(tasks) * len(configs)
 
 
 # ------------------------------------------------------------------------------------------------ the outer loop
 
-OUTER = restem.OuterLoop(
+OUTER = OuterLoop(
     samples=3, temperature=1.0, top_p=1.0, edit_tokens=80, filter="threshold", threshold=-1.0, sft_rank=4, sft_alpha=4,
     sft_lr=1e-3, sft_epochs=1, sft_batch=2,
 )  # fmt: skip
 
 
 def study(tasks: list[Task], **changes) -> experiment.FewShot:
-    parts = {"inner": replace(SETTINGS, cap=4, max_steps=2), "outer": OUTER, "edits": 2, **changes}
-    return experiment.FewShot(tasks[:2], tasks[2:], WORDING, **parts)
+    parts = {"domain": Puzzles(replace(SETTINGS, cap=4, max_steps=2), WORDING), "outer": OUTER, "edits": 2, **changes}
+    return experiment.FewShot(tasks[:2], tasks[2:], **parts)
 
 
 @contextmanager
@@ -165,32 +166,35 @@ def run_in(folder: Path):
 
 def test_a_task_is_never_practised_and_evaluated(tasks) -> None:
     with pytest.raises(DataError, match=f"{tasks[1].id}' is both practised and evaluated"):
-        experiment.FewShot(tasks[:2], tasks[1:], WORDING, SETTINGS, OUTER)
+        experiment.FewShot(tasks[:2], tasks[1:], DOMAIN, OUTER)
 
 
 def test_the_control_keeps_as_many_but_blindly(tasks) -> None:
-    def trial(task: Task, k: int, right: bool) -> experiment.Trial:
-        edit = restem.SelfEdit(f"{task.id}/{k}", task.id, f"text {k}", "policy")
-        return experiment.Trial(edit, Attempt(f"{task.id}/{k}", task.id, "ok", pass_2=right))
+    def trial(task: Task, k: int, right: bool) -> Trial:
+        edit = SelfEdit(f"{task.id}/{k}", task.id, f"text {k}", "policy")
+        return Trial(edit, Attempt(f"{task.id}/{k}", task.id, "ok", pass_2=right))
 
-    trials = [trial(t, k, k < 5) for t in tasks for k in range(50)]
-    edits, success = [t.edit for t in trials], {t.id: t.accuracy for t in trials}
     outer = replace(OUTER, filter="threshold", threshold=0.5)
-    _, kept = restem.filter_round([[t] for t in trials], edits, {}, outer, seed=0)
-    _, blind = restem.filter_round([[t] for t in trials], edits, {}, replace(outer, filter="random_as_many"), seed=0)
+    groups, success = [], {}
+    for task in tasks:
+        trials = [trial(task, k, k < 5) for k in range(50)]
+        rewards = tuple(reward_of([t], math.nan, outer.reward) for t in trials)
+        groups.append(Group(task, tuple(t.edit for t in trials), tuple((t,) for t in trials), rewards))
+        success |= {t.id: t.accuracy for t in trials}
+    kept = kept_of(groups, outer, seed=0)
+    blind = kept_of(groups, replace(outer, filter="random_as_many"), seed=0)
     assert [success[e.id] for e in kept] == [1.0] * 15 and len(blind) == 15
     assert sum(success[e.id] for e in blind) < 8
     assert {e.unit_id for e in blind} == {t.id for t in tasks}
 
 
-def test_the_loop_resumes_after_a_kill_with_the_same_rows(seedling, tasks, tmp_path, monkeypatch) -> None:
+def test_the_loop_resumes_after_a_kill_with_the_same_rows(policy, tasks, tmp_path, monkeypatch) -> None:
     """Killed once inside every phase in turn; the rows of the finished run are those of an undisturbed one."""
-    base = restem.Policy("untrained", *seedling)
 
     def loop(run):
-        made = experiment.few_shot_loop(run, base, study(tasks), rounds=1, seed=0, random_control=True)
-        return tables.few_shot_rows({"icl": study(tasks).fixed(run, base, "icl", None)}, [made], protocol="clean",
-                                        model="m", grader="grid")  # fmt: skip
+        made = study(tasks).loop(run, policy, rounds=1, seed=0, control="random_config_sft")
+        return tables.few_shot_rows({"icl": study(tasks).fixed(run, policy, "icl", None)}, [made], protocol="clean",
+                                        model="m", grader="grid", max_tries=1)  # fmt: skip
 
     with run_in(tmp_path / "whole") as run:
         rows, undisturbed = loop(run), (run.folder / "rows.jsonl").read_bytes()

@@ -9,11 +9,11 @@ from fixtures_seal import MemoryRun
 from transformers.optimization import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from seal_lib import models
-from seal_lib.loops import restem
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.restem import OuterLoop, finetune_policy
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.loops.updates import finetune
 from seal_lib.runs import params
-from seal_lib.training import finetune
+from seal_lib.training import finetune as training
 
 OUTER = OuterLoop(sft_rank=4, sft_alpha=4, sft_lr=5e-5, sft_epochs=3, sft_batch=2, sft_schedule="cosine")
 PAIRS = [([1, 2, 3], [4, 5 + k]) for k in range(7)]  # 4 steps an epoch, 12 in all
@@ -27,7 +27,7 @@ def policy() -> Policy:
 def rates(policy: Policy, folder, outer: OuterLoop) -> list[float]:
     """The learning rate of each step of an M-step, as its artifact records them."""
     run = MemoryRun(folder)
-    finetune_policy(run, policy, PAIRS, outer, name="p", seed=0)
+    finetune(run, policy, PAIRS, outer, name="p", seed=0)
     return json.loads((folder / "policies" / "p" / "report.json").read_text())["learning_rates"]
 
 
@@ -61,7 +61,7 @@ def test_every_setting_of_the_m_step_reaches_it(policy, tmp_path, monkeypatch) -
         seen.append(options)
         raise Enough
 
-    monkeypatch.setattr(finetune, "sft", sft)
+    monkeypatch.setattr(training, "sft", sft)
     other = {
         "sft_rank": 8, "sft_alpha": 8.0, "sft_lr": 1e-4, "sft_epochs": 1, "sft_batch": 3, "sft_schedule": "constant",
         "sft_warmup_ratio": 0.5, "sft_weight_decay": 0.1, "sft_clip": 0.0, "sft_targets": "qv",
@@ -70,7 +70,7 @@ def test_every_setting_of_the_m_step_reaches_it(policy, tmp_path, monkeypatch) -
     assert set(names) == set(other)
     for k, changes in enumerate(({}, *({name: other[name]} for name in names))):
         with pytest.raises(Enough):
-            finetune_policy(MemoryRun(tmp_path / str(k)), policy, PAIRS, replace(OUTER, **changes), name="p", seed=0)
+            finetune(MemoryRun(tmp_path / str(k)), policy, PAIRS, replace(OUTER, **changes), name="p", seed=0)
     first, *rest = seen
     for name, options in zip(names, rest, strict=True):
         assert {key for key in first if first[key] != options[key]}, f"{name} does not reach sft"
@@ -78,10 +78,10 @@ def test_every_setting_of_the_m_step_reaches_it(policy, tmp_path, monkeypatch) -
 
 @pytest.mark.parametrize(("scale", "schedule"), [("paper", "cosine"), ("small", "cosine"), ("seedling", "cosine")])
 def test_arc_uses_the_authors_schedule_at_every_scale(scale: str, schedule: str) -> None:
-    found = params.pick(restem.OuterLoop, params.resolve("21_arc_self_edits", scale))
+    found = params.pick(OuterLoop, params.resolve("21_arc_self_edits", scale))
     assert (found.sft_schedule, found.sft_warmup_ratio, found.sft_weight_decay, found.sft_clip) == (schedule, 0, 0, 1)
 
 
 def test_knowledge_uses_the_trainers_linear_decay() -> None:
-    found = params.pick(restem.OuterLoop, params.resolve("12_restem_rounds", "paper"))
+    found = params.pick(OuterLoop, params.resolve("12_restem_rounds", "paper"))
     assert (found.sft_schedule, found.sft_warmup_ratio, found.sft_weight_decay, found.sft_clip) == ("linear", 0, 0, 1)

@@ -122,12 +122,13 @@ def test_the_picture_shows_every_number_of_the_table():
 
 
 def test_bank_and_loop_that_disagree_stop_the_benchmark(monkeypatch):
-    from seal_lib.training import bank, finetune
+    from seal_lib.training import finetune
 
     model = inner_loop.load(inner_loop.TINY)
     jobs = inner_loop.jobs_of(inner_loop.documents("seal", inner_loop.TINY), inner_loop.TINY)
     assert inner_loop.check_same(model, jobs) < 1e-4
-    monkeypatch.setattr(bank, "train_alone", lambda model, job: finetune.train_alone(model, replace(job, lr=0.1)))
+    alone = finetune.train_alone
+    monkeypatch.setattr(finetune, "train_alone", lambda model, job: alone(model, replace(job, lr=0.1)))
     with pytest.raises(inner_loop.SealError, match="disagree"):
         inner_loop.check_same(model, jobs)
 

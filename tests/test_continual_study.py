@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fixtures_seal import WORDING, real, seedling
-from seal_lib.knowledge.inner import InnerLoop
+from seal_lib.knowledge.domain import InnerLoop
 
 from seal_lib.continual import intervals, metrics, streams, study, tables, tuning
 from seal_lib.continual.arm import TUNED, Arm, arms_of, notes_by, tuned

@@ -7,14 +7,15 @@ from itertools import product
 import pytest
 import torch
 from fixtures_seal import MemoryRun
-from seal_lib.arc.data import load_tasks
 
 from seal_lib import models
 from seal_lib.arc import experiment, prompts, self_edits
 from seal_lib.arc import world as world
-from seal_lib.arc.inner_loop import TestTimeTraining
+from seal_lib.arc.data import load_tasks
+from seal_lib.arc.domain import Puzzles, TestTimeTraining
 from seal_lib.errors import DataError
-from seal_lib.loops import restem
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.settings import OuterLoop
 from seal_lib.runs import params
 from seal_lib.seedling import growth
 from seal_lib.seedling.acceptance import SEEDLINGS
@@ -142,13 +143,13 @@ def test_any_text_can_be_encoded(seedling) -> None:
 def test_seen_rules_are_answered_in_context_and_others_are_not(seedling) -> None:
     settings = params.resolve("21_arc_self_edits", "seedling")
     inner = params.pick(TestTimeTraining, settings)
-    policy, wording = restem.Policy("untrained", *seedling), prompts.load("seedling")
+    policy, wording = Policy("untrained", *seedling), prompts.load("seedling")
     rate = {}
     for population, tasks in (
         ("seen", world.tasks("seen", 8, seed=3)),
         ("unseen", world.tasks("learning", 40, seed=11)),
     ):
-        study = experiment.FewShot([], tasks, wording, inner, restem.OuterLoop())
+        study = experiment.FewShot([], tasks, Puzzles(inner, wording), OuterLoop())
         attempts = study.fixed(MemoryRun(), policy, "icl", None)
         rate[population] = sum(a.success for a in attempts) / len(attempts)
     assert rate["seen"] >= 0.85 and rate["unseen"] <= 0.1
@@ -160,12 +161,11 @@ def test_the_hand_made_configuration_teaches_an_unseen_rule(seedling) -> None:
         params.pick(TestTimeTraining, settings),
         self_edits.read(settings["oracle"]).config,
     )
-    study = experiment.FewShot(
-        [], world.tasks("learning", 6, seed=12), prompts.load("seedling"), inner, restem.OuterLoop()
-    )
-    right = study.fixed(MemoryRun(), restem.Policy("untrained", *seedling), "oracle", config)
+    domain = Puzzles(inner, prompts.load("seedling"))
+    study = experiment.FewShot([], world.tasks("learning", 6, seed=12), domain, OuterLoop())
+    right = study.fixed(MemoryRun(), Policy("untrained", *seedling), "oracle", config)
     wrong = study.fixed(
-        MemoryRun(), restem.Policy("untrained", *seedling), "idle", replace(config, learning_rate=1e-5)
+        MemoryRun(), Policy("untrained", *seedling), "idle", replace(config, learning_rate=1e-5)
     )  # fmt: skip
     assert sum(a.success for a in right) >= 5 and sum(a.success for a in wrong) == 0
 

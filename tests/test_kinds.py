@@ -6,15 +6,15 @@ from collections import Counter
 import pandas as pd
 import pytest
 import scipy.stats
-from seal_lib.arc.inner_loop import Attempt
 
 from seal_lib.arc import kind_plots, kinds, mixed_world, reading, world
 from seal_lib.arc.augment import SWITCHES, colour_permutation, recolour
 from seal_lib.arc.data import load_tasks
-from seal_lib.arc.experiment import Loop, Trial
+from seal_lib.arc.domain import Attempt, Trial
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair
 from seal_lib.errors import DataError
+from seal_lib.loops.outer import Loop
 from seal_lib.records import SelfEdit
 
 PAINTS = [recolour(colour_permutation(range(10), random.Random(seed))) for seed in range(5)]

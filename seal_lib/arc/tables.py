@@ -71,20 +71,21 @@ def distinct(attempts: Iterable[Attempt]) -> list[Attempt]:
 
 
 def few_shot_rows(fixed: Mapping[str, Sequence[Attempt]], loops: Sequence[Loop], *, protocol: str, model: str,
-                  grader: str) -> list[dict]:  # fmt: skip
-    """Lines of ``arc/few_shot`` (all loops), ``arc/few_shot/seed_N``, ``…/tasks`` and ``…/choices``."""
+                  grader: str, max_tries: int) -> list[dict]:  # fmt: skip
+    """Lines of ``arc/few_shot`` (all loops), ``arc/few_shot/seed_N``, ``…/tasks`` and ``…/choices``. ``max_tries``:
+    of the domain."""
     label = {"protocol": protocol, "model": model}
     rounds = len(loops[0].rounds)
     pooled: dict[str, dict[object, Sequence[Attempt]]] = {arm: {0: attempts} for arm, attempts in fixed.items()}
     for loop in loops:
         for arm, trials in loop.evaluated.items():
             pooled.setdefault(arm, {})[loop.seed] = [trial.attempt for trial in trials]
-    rows = _arm_rows(EXPERIMENT, pooled, rounds, grader, label) + round_rows(EXPERIMENT, loops, label)
+    rows = _arm_rows(EXPERIMENT, pooled, rounds, grader, label) + round_rows(EXPERIMENT, loops, max_tries, label)
     for loop in loops:
         where = f"{EXPERIMENT}/seed_{loop.seed}"
         alone = {arm: {0: attempts} for arm, attempts in fixed.items()}
         alone |= {arm: {loop.seed: pooled[arm][loop.seed]} for arm in loop.evaluated}
-        rows += _arm_rows(where, alone, rounds, grader, label) + round_rows(where, [loop], label)
+        rows += _arm_rows(where, alone, rounds, grader, label) + round_rows(where, [loop], max_tries, label)
     for arm, attempts in pooled.items():
         rows += task_rows(arm, attempts, grader, label)
     rows += choice_rows(pooled, label)
@@ -133,7 +134,7 @@ def _arm_rows(experiment: str, arms: Mapping[str, ByLoop], rounds: int, grader: 
     return rows
 
 
-def round_rows(experiment: str, loops: Sequence[Loop], label: dict) -> list[dict]:
+def round_rows(experiment: str, loops: Sequence[Loop], max_tries: int, label: dict) -> list[dict]:
     """Of each round: for how many practice tasks the best reward is shared or 0, and how many texts a self-edit took
     until it was JSON (1 unless they are written again)."""
     rows = []
@@ -148,7 +149,7 @@ def round_rows(experiment: str, loops: Sequence[Loop], label: dict) -> list[dict
         for loop in loops:
             for trial in loop.evaluated[arm]:
                 tries.setdefault(loop.seed, {}).setdefault(trial.unit_id, []).append(float(trial.edit.tries))
-        found = stats.mean_over_loops(tries, stats.ANY, "task", constant=not loops[0].resample)
+        found = stats.mean_over_loops(tries, stats.ANY, "task", constant=max_tries == 1)
         rows.append(found.row(experiment, arm, "texts_per_self_edit", **label))
     return rows
 
