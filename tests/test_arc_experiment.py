@@ -6,21 +6,25 @@ from dataclasses import replace
 
 import pytest
 from fixtures_seal import MemoryRun
-from seal_lib.arc.inner_loop import AUTHORS, GRADERS, Attempt, TestTimeTraining
-from seal_lib.loops.restem import OuterLoop, filter_round, warn_if_blind
 
 from seal_lib.arc import experiment, prompts, reading, self_edits, tables, vote
 from seal_lib.arc import world as world
+from seal_lib.arc.domain import AUTHORS, GRADERS, Attempt, Puzzles, TestTimeTraining, Trial
 from seal_lib.arc.self_edits import ORACLE, Config
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion
+from seal_lib.loops import inner, outer
+from seal_lib.loops.outer import Loop, practise, reward_of, warn_if_blind, write_self_edits
 from seal_lib.loops.policy import Policy
-from seal_lib.records import SelfEdit
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.loops.updates import Group, kept_of
+from seal_lib.records import Round, SelfEdit
 from seal_lib.report import stats
 
 SETTINGS = TestTimeTraining(rank=4, alpha=4, targets="all-linear", views="leave_one_out")
 OUTER = OuterLoop(samples=4, filter="threshold", threshold=0.5, edit_tokens=40)
+DOMAIN = Puzzles(SETTINGS, prompts.load("seedling"))
 TASKS = world.tasks("learning", 4, seed=5)
 NAN = math.nan
 
@@ -35,20 +39,26 @@ def attempt(task: str, k: int = 0, right: bool = False, **more) -> Attempt:
     return Attempt(f"{task}/{k}", task, **about)
 
 
-def trial(task: str, k: int = 0, right: bool = False, number: int = 0, tries: int = 1, **more) -> experiment.Trial:
-    edit = SelfEdit(f"{task}/{number}", task, config(k).text(), "policy")
-    return experiment.Trial(edit, attempt(task, k, right, **more), more.pop("grader", "grid"), tries)
+def trial(task: str, k: int = 0, right: bool = False, number: int = 0, tries: int = 1, **more) -> Trial:
+    edit = SelfEdit(f"{task}/{number}", task, config(k).text(), "policy", tries=tries)
+    return Trial(edit, attempt(task, k, right, **more))
 
 
-def loop(seed: int, evaluated: dict[str, list[experiment.Trial]], practised=(), **more) -> experiment.Loop:
+def loop(seed: int, evaluated: dict[str, list[Trial]], practised=(), kept=(), fresh=()) -> Loop:
     practised = tuple(practised) or (trial("p", 0, True),)
     rewards = tuple(t.accuracy for t in practised)
-    rounds = (experiment.Round(1, practised, rewards, (), 1.0),)
-    return experiment.Loop(seed, rounds, evaluated, **more)
+    return Loop(seed, (Round(1, practised, rewards, tuple(kept), 1.0),), evaluated, (list(fresh),))
 
 
-def rows_of(loops, fixed=None, grader: str = "grid") -> dict[tuple[str, str, str], dict]:
-    rows = tables.few_shot_rows(fixed or {}, loops, protocol="clean", model="m", grader=grader)
+def filtered(trials: list[Trial], settings: OuterLoop) -> tuple[list[float], list[SelfEdit]]:
+    """(reward, kept) of one task's self-edits, each tried once."""
+    rewards = tuple(reward_of([t], NAN, settings.reward) for t in trials)
+    group = Group(replace(TASKS[0], id="t"), tuple(t.edit for t in trials), tuple((t,) for t in trials), rewards)
+    return list(rewards), kept_of([group], settings, seed=0)
+
+
+def rows_of(loops, fixed=None, grader: str = "grid", max_tries: int = 1) -> dict[tuple[str, str, str], dict]:
+    rows = tables.few_shot_rows(fixed or {}, loops, protocol="clean", model="m", grader=grader, max_tries=max_tries)
     table = {(row["experiment"], row["arm"], row["metric"]): row for row in rows}
     assert len(table) == len(rows)
     return table
@@ -73,11 +83,11 @@ def test_the_graders_by_hand() -> None:
 @pytest.mark.parametrize(("grader", "kept"), [("grid", ["t/1"]), ("pass_1", []), ("cells", ["t/0", "t/1"])])
 def test_the_grader_decides_what_is_kept(grader: str, kept: list[str]) -> None:
     trials = [
-        replace(trial("t", 0, False, number=0, cells=0.75), grader=grader),
-        replace(trial("t", 1, True, number=1), grader=grader),
-        replace(trial("t", 2, False, number=2, cells=0.25), grader=grader),
+        trial("t", 0, False, number=0, cells=0.75, grader=grader),
+        trial("t", 1, True, number=1, grader=grader),
+        trial("t", 2, False, number=2, cells=0.25, grader=grader),
     ]
-    _, found = filter_round([[t] for t in trials], [t.edit for t in trials], {}, OUTER, seed=0)
+    _, found = filtered(trials, OUTER)
     assert [edit.id for edit in found] == kept
 
 
@@ -87,7 +97,8 @@ def test_rows_name_their_grader_and_the_headline_follows_it() -> None:
         rows = rows_of(made, {"icl": [attempt(f"t{k}", outcome="untrained", config=None) for k in range(8)]}, grader)
         assert rows[MAIN, "own_untrained", "success_rate"]["value"] == pytest.approx(value)
         for (where, _, metric), row in rows.items():
-            judged = metric.startswith(("success", "difference")) or metric in GRADERS
+            judged = metric.startswith(("success", "difference", "reward")) or metric in GRADERS
+            judged = judged or metric in ("tied_share", "zero_share")
             told = row["grader"]
             assert told == (metric if metric in GRADERS else grader if judged else ""), (where, metric)
     with pytest.raises(DataError, match="grader: 'luck' is not one of grid, pass_1, cells"):
@@ -104,7 +115,40 @@ def test_a_round_reports_and_warns_where_no_task_was_solved() -> None:
     assert rows[MAIN, "seal_round_1", "zero_share"]["n"] == 4
     assert tables.tally([told])[0]["best is 0"] == 0.75
     with pytest.warns(UserWarning, match="the best reward is 0 for 75%"):
-        warn_if_blind(told, OUTER, SETTINGS)
+        warn_if_blind(told, OUTER, DOMAIN.grader)
+
+
+def test_the_honest_reward_of_a_round_is_that_of_the_kept_under_a_fresh_seed() -> None:
+    """Rewards by task: a 1 0 (the 1 written twice), b 1 1 0, c 0 0, d 1 (its fresh training diverges)."""
+    practised = [
+        trial("a", 0, True, 0), trial("a", 0, True, 1), trial("a", 1, False, 2), trial("b", 0, True, 0),
+        trial("b", 1, True, 1), trial("b", 2, False, 2), trial("c", 0, False, 0), trial("c", 1, False, 1),
+        trial("d", 0, True, 0),
+    ]  # fmt: skip
+    kept = ["a/0", "a/1", "b/0", "b/1", "d/0"]
+    fresh = [
+        trial("a", 0, False, 0), trial("a", 0, False, 1), trial("b", 0, True, 0), trial("b", 1, False, 1),
+        trial("d", 0, number=0, outcome="diverged"),
+    ]  # fmt: skip
+    rows = rows_of([loop(0, {"own_untrained": [trial("t")]}, practised, kept, fresh)])
+    for where in (MAIN, f"{MAIN}/seed_0"):
+        found = {m: rows[e, arm, m] for e, arm, m in rows if (e, arm) == (where, "seal_round_1")}
+        told = {metric: found[metric]["value"] for metric in found if metric.startswith("reward")}
+        # of a and b, of which something was kept and scored again; equal configurations count once
+        assert told == pytest.approx(
+            {"reward_mean": (1 / 2 + 2 / 3) / 2, "reward_best_of_k": 1.0, "reward_selected_fresh_seed": (0 + 1 / 2) / 2}
+        )
+        assert {(found[metric]["n"], found[metric]["dropped"]) for metric in told} == {(2, 2)}
+        assert (found["tied_share"]["value"], found["zero_share"]["value"]) == (0.5, 0.25)
+        assert {row["unit"] for row in found.values()} == {"task"}
+
+
+def test_equal_kept_configurations_are_one_training_again() -> None:
+    """Two of three kept texts are one configuration, which fails again: a half, not a third."""
+    practised = [trial("a", 0, True, 0), trial("a", 0, True, 1), trial("a", 1, True, 2)]
+    fresh = [trial("a", 0, False, 0), trial("a", 0, False, 1), trial("a", 1, True, 2)]
+    rows = rows_of([loop(0, {"own_untrained": [trial("t")]}, practised, [t.id for t in practised], fresh)])
+    assert rows[MAIN, "seal_round_1", "reward_selected_fresh_seed"]["value"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -117,30 +161,33 @@ def test_a_round_reports_and_warns_where_no_task_was_solved() -> None:
 )
 def test_the_reward_is_what_the_settings_say(monkeypatch, changes: dict, rewards: list[float], kept: list[str]) -> None:
     """Two tasks, two self-edits each; what their trainings give is made up."""
-    outer = replace(OUTER, samples=2, **changes)
-    study = experiment.FewShot(TASKS[:2], TASKS[2:], prompts.load("seedling"), SETTINGS, outer)
+    settings = replace(OUTER, samples=2, **changes)
     first, second = TASKS[0].id, TASKS[1].id
     outcomes = {
-        "r/score": [(first, True), (first, False), (second, True), (second, True)],
-        "r/score_1": [(first, True), (first, False), (second, False), (second, True)],
+        "r/score": {first: (True, False), second: (True, True)},
+        "r/score_1": {first: (True, False), second: (False, True)},
     }
-    seeds = {}
+    seeds: dict[str, set[int]] = {}
 
-    def attempts_of(run, policy, readings, wording, settings, *, phase, seed):
-        seeds[phase] = seed
-        return [attempt(task, k, right) for k, (task, right) in enumerate(outcomes[phase])]
+    def score(run, policy, candidates, domain, *, phase):
+        if phase == "r/frozen":
+            assert not any(c.trains for c in candidates)
+            return [attempt(c.unit.id, right=c.unit.id == second, outcome="untrained") for c in candidates]
+        seeds[phase] = {c.seed for c in candidates}
+        right = {domain.candidate(t, config(k), "", 0).id: outcomes[phase][t.id][k] for t in TASKS[:2] for k in (0, 1)}
+        return [replace(attempt(c.unit.id, right=right[c.id]), id=c.id) for c in candidates]
 
-    def record(run, policy, candidates, wording, settings, *, phase, seed):
-        return [attempt(c.task.id, right=c.task.id == second, outcome="untrained", config=None) for c in candidates]
-
-    edits = [SelfEdit(f"{task}/{k}", task, GOOD, "policy") for task in (first, second) for k in range(2)]
-    monkeypatch.setattr(experiment.FewShot, "write", lambda self, *args, **kwargs: (edits, [1] * 4))
-    monkeypatch.setattr(experiment, "attempts_of", attempts_of)
-    monkeypatch.setattr(experiment, "record", record)
-    trials, frozen = study.practise(MemoryRun(), None, phase="r", seed=1)
-    found, chosen = filter_round(trials, edits, frozen, outer, seed=1)
-    assert found == rewards and [edit.id[-2:] for edit in chosen] == kept
-    assert len(set(seeds.values())) == outer.reward_seeds  # every training of a reward has a seed of its own
+    edits = [SelfEdit(f"{t}/{k}", t, config(k).text(), "policy") for t in (first, second) for k in range(2)]
+    monkeypatch.setattr(outer, "write_self_edits", lambda *args, **kwargs: edits)
+    monkeypatch.setattr(inner, "score", score)
+    monkeypatch.setattr(outer, "score", score)
+    groups, frozen = practise(MemoryRun(), None, TASKS[:2], DOMAIN, settings, phase="r", seed=1)
+    assert [group.unit for group in groups] == TASKS[:2]
+    assert [reward for group in groups for reward in group.rewards] == rewards
+    assert [edit.id[-2:] for edit in kept_of(groups, settings, seed=1)] == kept
+    assert frozen == ({first: 0.0, second: 1.0} if settings.reward == "improvement" else {})
+    # every training of a reward has a seed of its own, the same for all self-edits
+    assert len(seeds) == len(set.union(*seeds.values())) == settings.reward_seeds
 
 
 # ------------------------------------------------------------------------- what cannot be scored is neither right nor 0
@@ -155,9 +202,7 @@ def test_what_cannot_be_scored_is_dropped_and_counted(outcome: str, metric: str)
     assert row[MAIN, "own_untrained", "success_rate"]["dropped"] == 8
     assert row[MAIN, "own_untrained", metric]["value"] == pytest.approx(1 / 3)
     assert row[MAIN, "own_untrained", "rejected_rate"]["value"] == 0
-    rewards, kept = filter_round(
-        [[t] for t in lost], [t.edit for t in lost], {}, replace(OUTER, threshold=-1.0), seed=0
-    )
+    rewards, kept = filtered(lost, replace(OUTER, threshold=-1.0))
     assert kept == [] and all(math.isnan(reward) for reward in rewards)
 
 
@@ -275,47 +320,45 @@ class Written:
         return out
 
 
-def written(
-    monkeypatch, texts: list[list[str]], **changes
-) -> tuple[experiment.FewShot, MemoryRun, list, list, Written]:
-    """What ``write`` makes of two tasks for which a generator says ``texts``."""
-    study = experiment.FewShot(TASKS[:2], TASKS[2:], prompts.load("seedling"), SETTINGS, OUTER, **changes)
+def written(monkeypatch, texts: list[list[str]], **changes) -> tuple[MemoryRun, list[SelfEdit], Written]:
+    """What a policy writes about two tasks for which a generator says ``texts``."""
+    domain = replace(DOMAIN, **changes)
     policy = Policy("untrained", None, None, "hf")
-    said = Written({study.prompts.write(t)[1]: list(lines) for t, lines in zip(TASKS[:2], texts, strict=True)})
+    said = Written({domain.prompts.write(t)[1]: list(lines) for t, lines in zip(TASKS[:2], texts, strict=True)})
     monkeypatch.setattr(Policy, "generator", lambda self: said)
     run = MemoryRun()
-    edits, tries = study.write(run, policy, TASKS[:2], phase="w", seed=3, samples=2)
-    return study, run, edits, tries, said
+    edits = write_self_edits(run, policy, TASKS[:2], domain, OUTER, phase="w", seed=3, samples=2)
+    return run, edits, said
 
 
 def test_off_a_text_that_is_no_json_stays(monkeypatch) -> None:
-    _, run, edits, tries, _ = written(monkeypatch, [["no json", GOOD], [GOOD, "{"]])
-    assert (
-        [edit.text for edit in edits] == ["no json", GOOD, GOOD, "{"] and tries == [1] * 4 and set(run.phases) == {"w"}
-    )
+    run, edits, _ = written(monkeypatch, [["no json", GOOD], [GOOD, "{"]])
+    assert [edit.text for edit in edits] == ["no json", GOOD, GOOD, "{"]
+    assert [edit.tries for edit in edits] == [1] * 4 and set(run.phases) == {"w"}
 
 
 def test_on_it_is_written_again_until_it_parses(monkeypatch) -> None:
     first, second = ["no json", GOOD, "", GOOD], [GOOD, '{"a": 1}']
-    _, run, edits, tries, said = written(monkeypatch, [first, second], resample=True)
+    run, edits, said = written(monkeypatch, [first, second], max_tries=20)
     assert [edit.text for edit in edits] == [GOOD, GOOD, GOOD, '{"a": 1}']  # JSON of another kind is wrong, and stays
-    assert tries == [3, 1, 1, 1] and [edit.tokens for edit in edits] == [21, 7, 7, 7]
+    assert [edit.tries for edit in edits] == [3, 1, 1, 1] and [edit.tokens for edit in edits] == [21, 7, 7, 7]
     assert [edit.id for edit in edits] == [f"{t.id}/{k}" for t in TASKS[:2] for k in range(2)]
     assert [edit.unit_id for edit in edits] == [t.id for t in TASKS[:2] for _ in range(2)]
     assert set(run.phases) == {"w", "w/again_2", "w/again_3"} and len(set(said.seeds)) == 4  # a new draw each time
 
 
 def test_the_bound_on_tries_holds_and_what_is_left_is_rejected(monkeypatch) -> None:
-    _, run, edits, tries, _ = written(monkeypatch, [["x"] * 9, [GOOD, GOOD]], resample=True, max_tries=3)
-    assert tries == [3, 3, 1, 1] and [edit.text for edit in edits][:2] == ["x", "x"] and len(run.phases) == 3
+    run, edits, _ = written(monkeypatch, [["x"] * 9, [GOOD, GOOD]], max_tries=3)
+    assert [edit.tries for edit in edits] == [3, 3, 1, 1] and [edit.text for edit in edits][:2] == ["x", "x"]
+    assert len(run.phases) == 3
     assert self_edits.read(edits[0].text).reason == "not_json"
     with pytest.raises(DataError, match="max_tries: 0"):
-        written(monkeypatch, [[], []], resample=True, max_tries=0)
+        written(monkeypatch, [[], []], max_tries=0)
 
 
 def test_how_often_texts_were_written_again_is_reported() -> None:
     trials = [trial(f"t{k}", 0, tries=1 + k % 2) for k in range(8)]
-    rows = rows_of([loop(0, {"own_untrained": trials}, [trial("p", tries=4)], resample=True)])
+    rows = rows_of([loop(0, {"own_untrained": trials}, [trial("p", tries=4)])], max_tries=4)
     row = rows[MAIN, "own_untrained", "texts_per_self_edit"]
     assert row["value"] == 1.5 and row["interval"] == "t"
     off = rows_of([loop(0, {"own_untrained": [trial(f"t{k}") for k in range(8)]})])
@@ -339,17 +382,17 @@ def test_the_authors_inner_loop_is_theirs_or_refused(change: dict) -> None:
 
 
 def test_the_authors_outer_loop_is_theirs_or_refused() -> None:
-    inner, outer = replace(THEIRS, protocol="authors"), replace(OUTER, sft_schedule="cosine", sft_targets="qv-mlp")
-    chat = prompts.load("chat")
-    experiment.FewShot(TASKS[:2], TASKS[2:], chat, inner, outer, resample=True)
-    for told, wording, changed, resample in (
-        ("resample: false", chat, outer, False),
-        ("prompts: 'seedling' is no chat set", prompts.load("seedling"), outer, True),
-        ("sft_schedule: 'linear'", chat, replace(outer, sft_schedule="linear"), True),
-        ("sft_targets: 'all-linear'", chat, replace(outer, sft_targets="all-linear"), True),
+    theirs = Puzzles(replace(THEIRS, protocol="authors"), prompts.load("chat"), max_tries=20)
+    settings = replace(OUTER, sft_schedule="cosine", sft_targets="qv-mlp")
+    experiment.FewShot(TASKS[:2], TASKS[2:], theirs, settings)
+    for told, domain, changed in (
+        ("resample: false", replace(theirs, max_tries=1), settings),
+        ("prompts: 'seedling' is no chat set", replace(theirs, prompts=prompts.load("seedling")), settings),
+        ("sft_schedule: 'linear'", theirs, replace(settings, sft_schedule="linear")),
+        ("sft_targets: 'all-linear'", theirs, replace(settings, sft_targets="all-linear")),
     ):
         with pytest.raises(DataError, match=told):
-            experiment.FewShot(TASKS[:2], TASKS[2:], wording, inner, changed, resample=resample)
+            experiment.FewShot(TASKS[:2], TASKS[2:], domain, changed)
 
 
 def test_scale_paper_is_the_authors_way_in_both_domains_and_clean_is_the_other(monkeypatch) -> None:
@@ -362,9 +405,11 @@ def test_scale_paper_is_the_authors_way_in_both_domains_and_clean_is_the_other(m
             assert params.resolve(notebook, "paper")["protocol"] == puzzles
         found = params.resolve("21_arc_self_edits", "paper")
         assert found["resample"] == (word == "")
-        inner, outer = params.pick(TestTimeTraining, found), params.pick(OuterLoop, found)
-        more = {key: found[key] for key in ("edits", "constrained", "resample", "max_tries")}
-        experiment.FewShot(TASKS[:1], TASKS[1:], prompts.load(found["prompts"]), inner, outer, **more)
+        domain = Puzzles(
+            params.pick(TestTimeTraining, found), prompts.load(found["prompts"]),
+            found["max_tries"] if found["resample"] else 1, found["constrained"],
+        )  # fmt: skip
+        experiment.FewShot(TASKS[:1], TASKS[1:], domain, params.pick(OuterLoop, found), found["edits"])
 
 
 # ---------------------------------------------------------------------------------------------------- sentences
@@ -374,7 +419,7 @@ def table(gain: float, oracle: float = 1.0, blind: float = 0.0):
     """Three loops in which the last round solves ``gain`` of the self-edits more than the untrained policy's none."""
     import pandas as pd
 
-    def trials(rate: float, k0: int) -> list[experiment.Trial]:
+    def trials(rate: float, k0: int) -> list[Trial]:
         right = round(10 * rate)  # self-edits that ask for the configuration that works
         return [trial(f"t{k}", k0 + (j >= right), j < right, j) for k in range(12) for j in range(10)]
 
@@ -384,7 +429,7 @@ def table(gain: float, oracle: float = 1.0, blind: float = 0.0):
         for seed in range(3)
     ]  # fmt: skip
     fixed = {"oracle": [attempt(f"t{k}", right=k < 12 * oracle) for k in range(12)]}
-    return pd.DataFrame(tables.few_shot_rows(fixed, made, protocol="clean", model="m", grader="grid"))
+    return pd.DataFrame(tables.few_shot_rows(fixed, made, protocol="clean", model="m", grader="grid", max_tries=1))
 
 
 def test_sentences_hold_in_the_rows_or_are_not_said() -> None:

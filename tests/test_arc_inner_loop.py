@@ -188,6 +188,23 @@ def test_the_control_keeps_as_many_but_blindly(tasks) -> None:
     assert {e.unit_id for e in blind} == {t.id for t in tasks}
 
 
+def test_the_loop_trains_the_kept_again_under_an_unused_seed(policy, tasks, tmp_path) -> None:
+    """Made for the honest reward; equal configurations once, and what is rejected stays so."""
+    run = MemoryRun(tmp_path)
+    loop = study(tasks, domain=DOMAIN).loop(run, policy, rounds=1, seed=0)
+    (record,), (fresh,) = loop.rounds, loop.fresh
+    assert [t.edit.id for t in fresh] == list(record.kept) == [t.id for t in record.candidates]  # the filter keeps all
+    first, again = (run.phases[f"seed_0/seal_round_1/{phase}"] for phase in ("score", "fresh_seed"))
+    assert set(first) == set(again) == {t.key for t in fresh if t.attempt.config}
+    for before, after in zip(record.candidates, fresh, strict=True):
+        assert (after.key, after.attempt.outcome, after.attempt.config) == (
+            before.key, before.attempt.outcome, before.attempt.config
+        )  # fmt: skip
+        if after.attempt.steps:
+            assert after.attempt.first_loss != before.attempt.first_loss  # other data, another start
+    assert any(t.attempt.steps for t in fresh)
+
+
 def test_the_loop_resumes_after_a_kill_with_the_same_rows(policy, tasks, tmp_path, monkeypatch) -> None:
     """Killed once inside every phase in turn; the rows of the finished run are those of an undisturbed one."""
 

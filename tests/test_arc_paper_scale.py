@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from transformers import AutoTokenizer
 
 from seal_lib import models
-from seal_lib.arc import world
+from seal_lib.arc import data, prompts, self_edits, world
+from seal_lib.arc.domain import TestTimeTraining, training_examples
+from seal_lib.runs import params
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|end|>"
@@ -21,7 +24,7 @@ IDS = ["44f52bb0", "59341089"]  # ids are text, even those of digits only
 def llama(tmp_path_factory):
     """A random Llama of two layers in bfloat16; the grid seedling's tokenizer with a BOS, turns and a template."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("llama")
     tokenizer = AutoTokenizer.from_pretrained(models.resolve("seedling-grids")[0])
@@ -77,7 +80,12 @@ def test_the_papers_parameters_run_to_the_end(protocol, llama, tmp_path) -> None
     rows = [json.loads(line) for line in (record.parent / "rows.jsonl").read_text().splitlines()]
     oracle = [row for row in rows if row["phase"] == "evaluate/oracle"]
     assert [row["outcome"] for row in oracle] == ["ok", "ok"]  # all four switches on, two epochs, trained and asked
-    assert all(row["examples"] == 4 and row["steps"] == 4 for row in oracle)
+    inner = params.pick(TestTimeTraining, run["parameters"])
+    config, tokenizer = self_edits.read(run["parameters"]["oracle"]).config, AutoTokenizer.from_pretrained(llama)
+    for row, task in zip(oracle, data.load_tasks(str(evaluation), ids=IDS), strict=True):
+        examples = training_examples(task, config, tokenizer, prompts.load("chat"), inner, seed=0)
+        assert len(examples) == 4 and row["steps"] == 4
+        assert row["tokens"] == 2 * sum(len(e.ids) for e in examples)  # trained on these and no others
     assert all(sum(row["read"].values()) == views for row, views in zip(oracle, (32, 16), strict=True))
     # what a random model writes is no configuration: counted with its reason, rewarded with nothing
     written = [row for row in rows if row["phase"].endswith("/write") or row["phase"].endswith("/sample")]

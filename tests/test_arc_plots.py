@@ -10,13 +10,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
 
-from seal_lib.arc import augment, experiment, grids, tables  # noqa: E402
+from seal_lib.arc import augment, grids, tables  # noqa: E402
 from seal_lib.arc import plots as arc  # noqa: E402
-from seal_lib.arc.inner_loop import Attempt  # noqa: E402
+from seal_lib.arc.domain import Attempt, Trial  # noqa: E402
 from seal_lib.arc.self_edits import ORACLE, Config  # noqa: E402
 from seal_lib.arc.tasks import Pair, Task  # noqa: E402
 from seal_lib.errors import DataError  # noqa: E402
-from seal_lib.records import SelfEdit  # noqa: E402
+from seal_lib.loops.outer import Loop  # noqa: E402
+from seal_lib.records import Round, SelfEdit  # noqa: E402
 from seal_lib.report import figures, plots  # noqa: E402
 from seal_lib.report import tables as report  # noqa: E402
 from seal_lib.report.paper_values import paper_index  # noqa: E402
@@ -35,11 +36,11 @@ def trial(draws, task, arm, skill, known):
     config = Config(switches, strategy, rate, draws.choice(EPOCHS))
     edit = SelfEdit(f"{task}/{arm}", task, "{}", arm)
     if draws.random() < 0.15 * (1 - skill):
-        return experiment.Trial(edit, Attempt(f"{task}/rejected", task, "not_json"))
+        return Trial(edit, Attempt(f"{task}/rejected", task, "not_json"))
     right = draws.random() < (RATES.index(rate) / 3.5) * (1 - 0.02 * int(task[-2:]))
     name = f"{task}/{config.text()}"  # equal configurations of a task are one training
     made = Attempt(name, task, "ok", config=config, steps=1, pass_2=right, cells=1.0 if right else 0.5)
-    return experiment.Trial(edit, known.setdefault((arm, name), made))
+    return Trial(edit, known.setdefault((arm, name), made))
 
 
 def loop(seed):
@@ -51,8 +52,9 @@ def loop(seed):
     }
     practised = tuple(trial(draws, f"practice_{k:02d}", "round", 0.1, known) for k in range(12) for _ in range(5))
     rewards = tuple(t.accuracy for t in practised)
-    rounds = tuple(experiment.Round(k, practised, rewards, (), 1.0) for k in (1, 2))
-    return experiment.Loop(seed, rounds, evaluated)
+    rounds = tuple(Round(k, practised, rewards, (), 1.0) for k in (1, 2))
+    again = [t for t in practised if t.accuracy == 1][::2]  # made up: half of what succeeded is selected
+    return Loop(seed, rounds, evaluated, (again, again))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def results():
         "icl": [Attempt(f"{task}/icl", task, "untrained") for task in HELD_OUT],
         "oracle": [Attempt(f"{t}/oracle", t, "ok", config=ORACLE, pass_2=k % 8 > 0) for k, t in enumerate(HELD_OUT)],
     }
-    rows = tables.few_shot_rows(fixed, [loop(0), loop(1)], protocol="clean", model="llama", grader="grid")
+    rows = tables.few_shot_rows(fixed, [loop(0), loop(1)], protocol="clean", model="llama", grader="grid", max_tries=1)
     frame = pd.DataFrame(rows).assign(run="15/seedling/x")
     index = paper_index()
     papers = [index.get((row["experiment"], row["arm"], row["metric"]), {}).get("value", math.nan) for row in rows]
@@ -337,8 +339,8 @@ def test_bench_bars_are_the_costs_and_their_useful_part():
 
 
 KINDS = [
-    "success_by_arm", "success_by_round", "differences", "success_by_task", "choices", "success_map_rate_epochs",
-    "success_map_switches_strategy",
+    "differences", "reward_honesty", "success_by_arm", "success_by_round", "success_by_task", "choices",
+    "success_map_rate_epochs", "success_map_switches_strategy",
 ]  # fmt: skip
 
 

@@ -10,11 +10,11 @@ from functools import lru_cache
 import pytest
 from conftest import REPOSITORY
 from fixtures_seal import real
-from seal_lib.arc.data import load_tasks
 from test_arc_training import made
 
 from seal_lib import models
 from seal_lib.arc import prompts, render
+from seal_lib.arc.data import load_tasks
 from seal_lib.arc.grids import answer_text, parse, question_text, to_text
 from seal_lib.arc.self_edits import ORACLE, read
 from seal_lib.arc.tasks import Pair, Task

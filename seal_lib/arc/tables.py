@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from seal_lib.arc.augment import SWITCHES
-from seal_lib.arc.domain import GRADERS, Attempt
+from seal_lib.arc.domain import GRADERS, Attempt, Trial
 from seal_lib.arc.self_edits import Config
-from seal_lib.loops.outer import Loop
+from seal_lib.loops.outer import Loop, fresh_rewards
 from seal_lib.records import Round
-from seal_lib.report import stats
+from seal_lib.report import rewards, stats
 from seal_lib.report.arms import difference_arm
 
 EXPERIMENT = "arc/few_shot"
@@ -80,12 +80,14 @@ def few_shot_rows(fixed: Mapping[str, Sequence[Attempt]], loops: Sequence[Loop],
     for loop in loops:
         for arm, trials in loop.evaluated.items():
             pooled.setdefault(arm, {})[loop.seed] = [trial.attempt for trial in trials]
-    rows = _arm_rows(EXPERIMENT, pooled, rounds, grader, label) + round_rows(EXPERIMENT, loops, max_tries, label)
+    rows = _arm_rows(EXPERIMENT, pooled, rounds, grader, label)
+    rows += round_rows(EXPERIMENT, loops, max_tries, grader, label)
     for loop in loops:
         where = f"{EXPERIMENT}/seed_{loop.seed}"
         alone = {arm: {0: attempts} for arm, attempts in fixed.items()}
         alone |= {arm: {loop.seed: pooled[arm][loop.seed]} for arm in loop.evaluated}
-        rows += _arm_rows(where, alone, rounds, grader, label) + round_rows(where, [loop], max_tries, label)
+        rows += _arm_rows(where, alone, rounds, grader, label)
+        rows += round_rows(where, [loop], max_tries, grader, label)
     for arm, attempts in pooled.items():
         rows += task_rows(arm, attempts, grader, label)
     rows += choice_rows(pooled, label)
@@ -134,16 +136,15 @@ def _arm_rows(experiment: str, arms: Mapping[str, ByLoop], rounds: int, grader: 
     return rows
 
 
-def round_rows(experiment: str, loops: Sequence[Loop], max_tries: int, label: dict) -> list[dict]:
-    """Of each round: for how many practice tasks the best reward is shared or 0, and how many texts a self-edit took
-    until it was JSON (1 unless they are written again)."""
+def round_rows(experiment: str, loops: Sequence[Loop], max_tries: int, grader: str, label: dict) -> list[dict]:
+    """Of each round: its rewards, how the kept self-edits do under a fresh seed, for how many practice tasks the best
+    reward is shared or 0; and how many texts a self-edit took until it was JSON (1 unless they are written again)."""
     rows = []
     for index in range(len(loops[0].rounds)):
         history = {loop.seed: loop.rounds[index] for loop in loops}
-        for metric in ("tied", "zero"):
-            flags = {seed: {t: float(f) for t, f in getattr(r, metric).items()} for seed, r in history.items()}
-            found = stats.mean_over_loops(flags, stats.SHARE, "task")
-            rows.append(found.row(experiment, f"seal_round_{index + 1}", f"{metric}_share", **label))
+        fresh = {loop.seed: fresh_rewards(loop.rounds[index], _once(loop.fresh[index])) for loop in loops}
+        arm = f"seal_round_{index + 1}"
+        rows += rewards.reward_rows(experiment, arm, history, fresh, unit="task", grader=grader, **label)
     for arm in loops[0].evaluated:
         tries: dict[object, dict[str, list[float]]] = {}
         for loop in loops:
@@ -152,6 +153,11 @@ def round_rows(experiment: str, loops: Sequence[Loop], max_tries: int, label: di
         found = stats.mean_over_loops(tries, stats.ANY, "task", constant=max_tries == 1)
         rows.append(found.row(experiment, arm, "texts_per_self_edit", **label))
     return rows
+
+
+def _once(trials: Iterable[Trial]) -> list[Trial]:
+    """One trial of each key: what equal self-edits of a task share."""
+    return list({trial.key: trial for trial in trials}.values())
 
 
 def task_rows(arm: str, attempts: ByLoop, grader: str, label: dict) -> list[dict]:

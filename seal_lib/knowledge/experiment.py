@@ -4,19 +4,17 @@ One loop = practice rounds, an evaluation after each, the reward's honesty check
 reward. Several loops with different seeds are crossed with the passages; each is also reported on its own.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seal_lib.knowledge.data import load_passages
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import difference_rows, edit_rows, result_rows
-from seal_lib.loops.outer import Loop, run_loop
+from seal_lib.loops.outer import Loop, fresh_rewards, run_loop
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.rewards import REWARDS
 from seal_lib.loops.settings import OuterLoop
-from seal_lib.records import Passage, Round, Trial
-from seal_lib.report import stats
+from seal_lib.records import Passage, Trial
+from seal_lib.report import rewards, stats
 from seal_lib.report.arms import arm_label
 
 EXPERIMENT = "knowledge/restem"
@@ -103,26 +101,10 @@ def reward_rows(loops: Sequence[Loop], *, protocol: str, model: str, grader: str
     """Per round, over all loops: mean reward, best of k, the selected self-edits under a fresh seed, and the shares of
     passages whose best reward is tied or 0.
     """
+    label = {"protocol": protocol, "model": model, "grader": grader}
     rows = []
     for index in range(len(loops[0].rounds)):
-        arm, records = f"seal_round_{index + 1}", {loop.seed: loop.rounds[index] for loop in loops}
+        records = {loop.seed: loop.rounds[index] for loop in loops}
         fresh = {loop.seed: fresh_rewards(loop.rounds[index], loop.fresh[index]) for loop in loops}
-        found = stats.best_of_k_bias({seed: record.grouped for seed, record in records.items()}, fresh)
-        for metric, of in {"tied_share": "tied", "zero_share": "zero"}.items():
-            shares = {seed: getattr(record, of) for seed, record in records.items()}
-            found[metric] = stats.mean_over_loops(shares, stats.SHARE)
-        rows += [e.row(EXPERIMENT, arm, metric, protocol, model, grader) for metric, e in found.items()]
+        rows += rewards.reward_rows(EXPERIMENT, f"seal_round_{index + 1}", records, fresh, unit="passage", **label)
     return rows
-
-
-def fresh_rewards(record: Round, trials: Sequence[Trial]) -> dict[str, float]:
-    """The reward by which the round selected, of its selected self-edits under a fresh seed: mean by passage.
-
-    Trials that cannot be scored are left out.
-    """
-    groups: dict[str, list[float]] = {}
-    for trial in trials:
-        reward = REWARDS[record.reward](trial, record.frozen.get(trial.unit_id, math.nan))
-        if not math.isnan(reward):
-            groups.setdefault(trial.unit_id, []).append(reward)
-    return {passage: sum(values) / len(values) for passage, values in groups.items()}

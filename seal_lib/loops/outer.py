@@ -180,6 +180,19 @@ class Loop:
     fresh: tuple[list[Trial], ...] = ()
 
 
+def fresh_rewards(record: Round, trials: Sequence[Trial]) -> dict[str, float]:
+    """The reward by which the round selected, of its selected self-edits under a fresh seed: mean by unit.
+
+    Trials that cannot be scored are left out.
+    """
+    groups: dict[str, list[float]] = {}
+    for trial in trials:
+        reward = REWARDS[record.reward](trial, record.frozen.get(trial.unit_id, math.nan))
+        if not math.isnan(reward):
+            groups.setdefault(trial.unit_id, []).append(reward)
+    return {unit: sum(values) / len(values) for unit, values in groups.items()}
+
+
 def evaluate(run: Any, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, arm: str, seed: int,
              group: str = "", samples: int = 1) -> list[Trial]:  # fmt: skip
     """Trials of the policy's own self-edits on ``units``, recorded as phase ``<group>evaluate/<arm>``."""

@@ -286,17 +286,19 @@ def holm(pvalues: Mapping[object, float]) -> dict[object, float]:
 
 
 def best_of_k_bias(
-    rewards_by_loop: Mapping[object, Mapping[str, Sequence[float]]], fresh_by_loop: Mapping[object, Mapping[str, float]]
+    rewards_by_loop: Mapping[object, Mapping[str, Sequence[float]]],
+    fresh_by_loop: Mapping[object, Mapping[str, float]],
+    unit: str = "passage",
 ) -> dict[str, Estimate]:
-    """What selection seems to gain and what it really gains, over the same passages.
+    """What selection seems to gain and what it really gains, over the same units.
 
     The maximum of k noisy rewards is high even if all self-edits are equally good (winner's curse; paper facts 3.2:
     54.3 against a mean of 40.2, but 43.9 with a held-out seed). So the selected self-edit is scored once more with
     inner-loop seeds that took no part in the selection.
 
     Args:
-        rewards_by_loop: loop -> passage -> reward of each self-edit, as used for selection; NaN is allowed.
-        fresh_by_loop: loop -> passage -> reward of the selected self-edit under fresh seeds.
+        rewards_by_loop: loop -> unit -> reward of each self-edit, as used for selection; NaN is allowed.
+        fresh_by_loop: loop -> unit -> reward of the selected self-edit under fresh seeds; none selected: dropped.
 
     Returns:
         The estimates `reward_mean`, `reward_best_of_k`, `reward_selected_fresh_seed`.
@@ -307,14 +309,14 @@ def best_of_k_bias(
     for loop, rewards in rewards_by_loop.items():
         for values in named.values():
             values[loop] = {}
-        for passage, several in rewards.items():
+        for name, several in rewards.items():
             finite = [reward for reward in several if math.isfinite(reward)]
-            again = fresh_by_loop.get(loop, {}).get(passage, math.nan)
-            there = bool(finite) and math.isfinite(again)  # all three numbers must speak about the same passages
+            again = fresh_by_loop.get(loop, {}).get(name, math.nan)
+            there = bool(finite) and math.isfinite(again)  # all three numbers must speak about the same units
             three = (sum(finite) / len(finite), max(finite), again) if there else (math.nan,) * 3
             for values, value in zip(named.values(), three, strict=True):
-                values[loop][passage] = value
-    return {name: mean_over_loops(values, SHARE) for name, values in named.items()}
+                values[loop][name] = value
+    return {name: mean_over_loops(values, SHARE, unit) for name, values in named.items()}
 
 
 def reliability(rewards_P_E_S: Sequence[Sequence[Sequence[float]]]) -> Reliability:

@@ -1,0 +1,26 @@
+"""The lines of ``results.csv`` that say how far the rewards of a round can be trusted. Knows records, and no loop."""
+
+from collections.abc import Mapping
+
+from seal_lib.records import Round
+from seal_lib.report import stats
+
+
+def reward_rows(experiment: str, arm: str, rounds: Mapping[object, Round],
+                fresh: Mapping[object, Mapping[str, float]], *, unit: str, grader: str, protocol: str,
+                model: str) -> list[dict]:  # fmt: skip
+    """Of one round, over all loops: mean reward, best of k, the selected self-edits under a fresh seed (all three over
+    the units of which one was selected), and the shares of units whose best reward is tied or 0.
+
+    Args:
+        rounds: loop → its record of the round.
+        fresh: loop → unit → reward of its selected self-edits under a seed that took no part in the selection.
+    """
+    found = stats.best_of_k_bias({loop: record.grouped for loop, record in rounds.items()}, fresh, unit)
+    for metric in ("tied", "zero"):
+        flags = {
+            loop: {name: float(flag) for name, flag in getattr(record, metric).items()}
+            for loop, record in rounds.items()
+        }
+        found[f"{metric}_share"] = stats.mean_over_loops(flags, stats.SHARE, unit)
+    return [estimate.row(experiment, arm, metric, protocol, model, grader) for metric, estimate in found.items()]
