@@ -321,7 +321,7 @@ def grids():
 def study(constrained: bool):
     from seal_lib.arc import data, experiment
     from seal_lib.arc import prompts as wordings
-    from seal_lib.arc.inner_loop import TestTimeTraining
+    from seal_lib.arc.domain import Puzzles, TestTimeTraining
 
     inner = TestTimeTraining(
         16, 16.0, "all-linear", batch=4, warmup=3, cap=8, example_tokens=120, max_steps=6, max_epochs=100,
@@ -332,17 +332,19 @@ def study(constrained: bool):
         sft_alpha=16.0, sft_lr=1e-3, sft_epochs=1, sft_batch=5,
     )  # fmt: skip
     found = [data.load_tasks(f"world:{which}:2", seed=0) for which in ("learning", "heldout")]
-    return experiment.FewShot(*found, wordings.load("seedling"), inner, outer, 2, constrained)
+    return experiment.FewShot(*found, Puzzles(inner, wordings.load("seedling"), constrained=constrained), outer, 2)
 
 
 def test_configurations_held_to_the_schema_are_configurations(tmp_path: Path) -> None:
     from seal_lib.arc.self_edits import read
+    from seal_lib.loops.outer import write_self_edits
 
     policy = Policy("untrained", *grids(), "vllm")
-    hot = study(True)
-    hot = replace(hot, outer=replace(hot.outer, temperature=2.0))  # so that a free text is mostly none
+    hot = replace(study(True).outer, temperature=2.0)  # so that a free text is mostly none
     written = {
-        held: replace(hot, constrained=held).write(MemoryRun(), policy, hot.practice, phase="w", seed=1, samples=12)[0]
+        held: write_self_edits(
+            MemoryRun(), policy, study(held).practice, study(held).domain, hot, phase="w", seed=1, samples=12
+        )
         for held in (True, False)
     }
     reasons = {held: [read(edit.text).reason for edit in edits] for held, edits in written.items()}
@@ -353,15 +355,17 @@ def test_configurations_held_to_the_schema_are_configurations(tmp_path: Path) ->
 
 
 def test_an_arc_round_on_vllm(tmp_path: Path) -> None:
-    from seal_lib.arc import experiment
+    from seal_lib.loops.inner import score_edits
 
     parts, base = study(False), Policy("untrained", *grids(), "vllm")
     run = MemoryRun(tmp_path)
-    loop = experiment.few_shot_loop(run, base, parts, rounds=1, seed=0, random_control=False)
+    loop = parts.loop(run, base, rounds=1, seed=0)
     assert len(loop.rounds[0].candidates) == 8 and set(loop.evaluated) == {"own_untrained", "seal_round_1"}
     edits = [trial.edit for trial in loop.rounds[0].candidates]
     ours, theirs = (
-        parts.score(MemoryRun(), replace(base, engine=engine), edits, [1] * len(edits), phase="s", seed=0)
+        score_edits(
+            MemoryRun(), replace(base, engine=engine), edits, parts.practice, parts.domain, arm="s", phase="s", seed=0
+        )
         for engine in ("vllm", "hf")
     )
     assert [t.attempt for t in ours] == [t.attempt for t in theirs]
