@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seal_lib.continual import arm, figures, metrics, plots, tables
+from seal_lib.continual import figures, metrics, plots, tables
+from seal_lib.continual.arm import stores_text
 from seal_lib.continual.rules import RULES
 from seal_lib.errors import DataError
 from seal_lib.report import arms
@@ -126,4 +127,4 @@ def test_targets_are_judged() -> None:
 def test_figures_know_every_rule_and_which_store_text() -> None:
     assert set(RULES) <= set(arms.ARMS)
     trained = {name for name, rule in RULES.items() if rule.trains}
-    assert {name for name in trained if arm.stores_text(name)} == {n for n in trained if "text" in RULES[n].stores}
+    assert {name for name in trained if stores_text(name)} == {n for n in trained if "text" in RULES[n].stores}
