@@ -1,0 +1,111 @@
+"""The layout: packages with arrows one way, few loose modules, loops that know no domain."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "seal_lib"
+#: arrows point down this list, never up
+FLOORS = [
+    "__main__", "bench", "plan", "seedling", "continual", "knowledge arc", "loops", "grading", "generation", "training",
+    "report", "runs", "models", "records", "seeds", "paths", "errors",
+]  # fmt: skip
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name → file of every module of the library."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(REPOSITORY).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name: str, path: Path, known: dict[str, Path]) -> set[tuple[str, str]]:
+    """(module of the library, name taken from it) of every import statement, those in functions too."""
+    taken = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            taken |= {(alias.name, "") for alias in node.names if alias.name in known}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name}: relative imports hide the arrows"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                if whole in known:
+                    taken.add((whole, ""))
+                elif node.module in known:
+                    taken.add((node.module, alias.name))
+    return {(module, what) for module, what in taken if module not in (name, "seal_lib")}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+KNOWN = modules()
+IMPORTS = {name: imports(name, path, KNOWN) for name, path in KNOWN.items()}
+
+
+def test_every_room_has_a_floor_and_few_modules_are_loose() -> None:
+    rooms = {room(name) for name in KNOWN} - {""}
+    assert rooms == set(FLOOR)
+    loose = [path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__"]
+    assert len(loose) <= 6, loose
+
+
+def test_no_arrow_points_up() -> None:
+    up = [
+        f"{name} takes {module}"
+        for name, taken in IMPORTS.items()
+        for module, _ in taken
+        if room(name) and room(module) != room(name) and FLOOR[room(module)] <= FLOOR[room(name)]
+    ]
+    assert not up, "\n".join(sorted(set(up)))
+
+
+def test_no_circle_of_modules() -> None:
+    graph = {name: {module for module, _ in taken} for name, taken in IMPORTS.items()}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " → ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_nobody_takes_a_private_name_of_another_room() -> None:
+    private = [
+        f"{name} takes {module}.{what}"
+        for name, taken in IMPORTS.items()
+        for module, what in taken
+        if what.startswith("_") and not what.startswith("__") and room(module) != room(name)
+    ]
+    assert not private, private
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if name.startswith("seal_lib.loops")])
+def test_loops_know_no_domain_and_no_tensors(name: str) -> None:
+    text = KNOWN[name].read_text(encoding="utf-8")
+    names = {
+        part.split(".")[0]
+        for node in ast.walk(ast.parse(text))
+        for part in (
+            [alias.name for alias in node.names] if isinstance(node, ast.Import)
+            else [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        )
+    }  # fmt: skip
+    assert not names & {"torch", "pandas", "matplotlib", "numpy", "transformers", "peft"}
+    assert not {room(module) for module, _ in IMPORTS[name]} & {"knowledge", "arc", "continual"}
+
+
+def test_the_loops_are_short() -> None:
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (PACKAGE / "loops").glob("*.py")}
+    assert sum(lines.values()) < 1500, lines
