@@ -13,7 +13,7 @@ from test_continual_plots import study
 from seal_lib import report, stats
 from seal_lib.continual import findings, tables
 
-LABEL = {"protocol": "clean", "model": "m", "grader": "exact"}
+LABEL = {"model": "m", "grader": "exact"}
 
 
 def lines(S: int) -> tuple[list[dict], list[dict]]:
