@@ -238,8 +238,9 @@ def arc_self_edits(p: Mapping) -> list[Work]:
         if p["reward"] == "improvement":
             loop += [answers(f"seal_round_{index}/frozen", practice, False)]
         loop += [learn, *evaluate(f"seal_round_{index}")]
-    if p.get("random_control", True):  # notebook 23 has another control of the same size
-        loop += [learn, *evaluate("random_config_sft")]
+    controls = ["random_config_sft"] * p["random_control"] + ["dealt_config_sft"] * ("documents" in p)  # notebook 23
+    for name in controls:
+        loop += [learn, *evaluate(name)]
     return fixed + [w.times(len(p["seeds"])) for w in loop]
 
 
