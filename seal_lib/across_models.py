@@ -1,23 +1,33 @@
 """The main comparisons on several models that differ in their seed alone: their lines in ``results.csv``, and in words.
 
-One ReST^EM loop per model (:func:`seal_lib.experiments.restem_loop`) on the same evaluation passages. A model is what a
-loop is elsewhere: the pooled intervals speak of other passages *and* of other models grown by the same recipe.
+One ReST^EM loop per model, on the same evaluation passages or tasks (:func:`seal_lib.experiments.restem_loop`,
+:func:`seal_lib.arc.experiment.few_shot_loop`). A model is what a loop is elsewhere: the pooled intervals speak of other
+passages or tasks *and* of other models grown by the same recipe. Knows neither domain: how a model's trials become
+lines is given (:func:`seal_lib.evaluate.table_rows`, :func:`seal_lib.arc.tables.table_rows`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from seal_lib import stats
 from seal_lib.arms import arm_label
-from seal_lib.evaluate import difference_rows, result_rows
-from seal_lib.experiments import Loop
-
-EXPERIMENT = "knowledge/models"
 
 
-def comparisons(rounds: int) -> list[tuple[str, str]]:
+class Loop(Protocol):
+    """One whole loop of either domain: its rounds, and the trials by arm (``own_untrained``, ``seal_round_1``, …)."""
+
+    @property
+    def rounds(self) -> Sequence: ...
+
+    @property
+    def evaluated(self) -> Mapping[str, Sequence]: ...
+
+
+def comparisons(loop: Loop) -> list[tuple[str, str]]:
     """SEAL − untrained, SEAL − random choice, random choice − untrained, after the last round."""
-    last = f"seal_round_{rounds}"
-    return [(last, "own_untrained"), (last, "random_edit_sft"), ("random_edit_sft", "own_untrained")]
+    last = f"seal_round_{len(loop.rounds)}"
+    (blind,) = (arm for arm in loop.evaluated if arm.startswith("random_"))
+    return [(last, "own_untrained"), (last, blind), (blind, "own_untrained")]
 
 
 def pooled_name(models: Sequence[str]) -> str:
@@ -25,23 +35,26 @@ def pooled_name(models: Sequence[str]) -> str:
     return f"{len(models)} models"
 
 
-def model_rows(loops: Mapping[str, Loop], *, protocol: str, grader: str) -> list[dict]:
-    """Lines of ``knowledge/models``: of each model by name, and over all of them where there are several.
+def model_rows(
+    experiment: str, loops: Mapping[str, Loop], table_rows: Callable[..., list[dict]], *, protocol: str, grader: str
+) -> list[dict]:
+    """Lines of ``experiment``: of each model by name, and over all of them where there are several.
 
     Args:
-        loops: model name -> its loop; all evaluated on the same passages.
+        loops: model name -> its loop; all evaluated on the same passages or tasks.
+        table_rows: the domain's lines of (experiment, trials by arm and loop, pairs).
     """
-    label, pairs = {"protocol": protocol, "grader": grader}, comparisons(len(next(iter(loops.values())).rounds))
+    first = next(iter(loops.values()))
     several: dict[str, Mapping] = {name: loop.evaluated for name, loop in loops.items()}
     if len(loops) > 1:
-        arms = next(iter(loops.values())).evaluated
-        several[pooled_name([*loops])] = {arm: {m: loop.evaluated[arm] for m, loop in loops.items()} for arm in arms}
-    rows = []
-    for model, trials in several.items():
-        for arm, own in trials.items():
-            rows += result_rows(EXPERIMENT, arm, own, model=model, **label)
-        rows += difference_rows(EXPERIMENT, trials, pairs, model=model, **label)
-    return rows
+        pooled = {arm: {name: loop.evaluated[arm] for name, loop in loops.items()} for arm in first.evaluated}
+        several[pooled_name([*loops])] = pooled
+    label = {"protocol": protocol, "grader": grader}
+    return [
+        row
+        for model, trials in several.items()
+        for row in table_rows(experiment, trials, comparisons(first), model=model, **label)
+    ]
 
 
 def in_words(rows: Sequence[Mapping]) -> str:
@@ -55,13 +68,13 @@ def in_words(rows: Sequence[Mapping]) -> str:
     alone = models[:-1] if len(models) > 1 else models
     lines = []
     for row in apart:
-        if row["model"] != models[-1] or not stats.separable(_estimate(row)):
+        if row["model"] != models[-1] or not _separable(row):
             continue
         own = [other for other in apart if other["arm"] == row["arm"] and other["model"] in alone]
-        held = [other for other in own if stats.separable(_estimate(other)) and other["value"] * row["value"] > 0]
+        held = [other for other in own if _separable(other) and other["value"] * row["value"] > 0]
         a, b = (arm_label(arm) for arm in row["arm"].split(" - "))
         value, low, high = (_points(row[key]) for key in ("value", "low", "high"))
-        told = f"* **{a} − {b}**: {value} points [{low}, {high}] over {row['n']} passages"
+        told = f"* **{a} − {b}**: {value} points [{low}, {high}] over {row['n']} {row['unit']}s"
         each = ", ".join(_points(other["value"]) for other in own)
         if len(alone) > 1:
             told += f" × {len(alone)} models; model by model {each}, separable alone on {len(held)} of {len(alone)}"
@@ -69,8 +82,8 @@ def in_words(rows: Sequence[Mapping]) -> str:
     return "\n".join(lines)
 
 
-def _estimate(row: Mapping) -> stats.Estimate:
-    return stats.Estimate(row["value"], row["low"], row["high"], row["n"], p=row["p"])
+def _separable(row: Mapping) -> bool:
+    return stats.separable(stats.Estimate.of_row(row))
 
 
 def _points(value: float) -> str:

@@ -244,6 +244,11 @@ def arc_self_edits(p: Mapping) -> list[Work]:
     return fixed + [w.times(len(p["seeds"])) for w in loop]
 
 
+def other_puzzle_models(p: Mapping) -> list[Work]:
+    loop = arc_self_edits({**p, "oracle": "", "seeds": [0], "random_control": True})
+    return [w for w in loop if w.phase != "evaluate/icl"] * (1 + len(p["other_models"]))
+
+
 def number(source: str, ids: list[str] | None) -> int:
     """How many tasks a source and a list of ids stand for; a folder of ARC-AGI-1 holds 400."""
     if ids is not None:
@@ -280,6 +285,7 @@ COUNTS: dict[str, Callable[[Mapping], list[Work]]] = {
     "21_arc_self_edits": arc_self_edits,
     "22_arc_results": nothing,
     "23_arc_reading_puzzles": arc_self_edits,
+    "24_other_puzzle_models": other_puzzle_models,
     "91_figures": nothing,
 }
 
