@@ -3,10 +3,13 @@
 import pytest
 from fixtures_seal import trial
 
-from seal_lib.knowledge import across_models
-from seal_lib.knowledge.experiment import Loop
+from seal_lib.arc import tables
+from seal_lib.arc.domain import Attempt, Trial
+from seal_lib.knowledge import evaluate
+from seal_lib.loops.outer import Loop
 from seal_lib.plan import counts
-from seal_lib.records import Round
+from seal_lib.records import Round, SelfEdit
+from seal_lib.report import across_models
 from seal_lib.runs import manifest, params
 
 PASSAGES = 9
@@ -28,7 +31,8 @@ def loop(untrained: float, seal: float, blind: float) -> Loop:
 
 def rows_of(*loops: Loop) -> list[dict]:
     named = {f"model-{i}": one for i, one in enumerate(loops)}
-    return across_models.model_rows(named, protocol="clean", grader="exact")
+    label = {"protocol": "clean", "grader": "exact"}
+    return across_models.model_rows("knowledge/models", named, evaluate.table_rows, **label)
 
 
 def value(rows: list[dict], model: str, arm: str, metric: str = "difference") -> dict:
@@ -72,6 +76,47 @@ def test_words_say_what_is_separable_over_all_models_and_are_silent_about_the_re
     assert across_models.in_words(rows_of(loop(0.5, 0.5, 0.5), loop(0.5, 0.5, 0.5))) == ""
 
 
+def puzzles(untrained: int, seal: int, blind: int) -> Loop:
+    """One round on nine tasks; so many of an arm's five self-edits are right, give or take one by task."""
+
+    def trials(right: int, more) -> list[Trial]:
+        return [
+            Trial(
+                SelfEdit(f"t{i}/{k}", f"t{i}", "", "p"),
+                Attempt(f"t{i}/{k}", f"t{i}", "ok", attempts=((((1,),),),), pass_2=k < right + more(i)),
+            )
+            for i in range(PASSAGES)
+            for k in range(5)
+        ]
+
+    arms = {
+        "own_untrained": trials(untrained, lambda i: i % 3 - 1),
+        "random_config_sft": trials(blind, lambda i: 0),
+        "seal_round_1": trials(seal, lambda i: i // 3 - 1),
+    }
+    return Loop(0, (None,), arms)
+
+
+def test_puzzles_are_told_as_passages_are() -> None:
+    loops = {f"grids-{i}": puzzles(1, seal, 1) for i, seal in enumerate((4, 4, 3))}
+    rows = across_models.model_rows("arc/models", loops, tables.table_rows, protocol="clean", grader="grid")
+    assert {r["experiment"] for r in rows} == {"arc/models"}
+    assert list(dict.fromkeys(r["model"] for r in rows)) == [*loops, "3 models"]
+    level = value(rows, "3 models", "seal_round_1", "success_rate")
+    assert (level["value"], level["n"], level["loops"], level["unit"], level["grader"]) == (
+        pytest.approx(11 / 15), PASSAGES, 3, "task", "grid",
+    )  # fmt: skip
+    assert value(rows, "grids-2", "seal_round_1 - own_untrained")["value"] == pytest.approx(0.4)
+    told = across_models.in_words(rows)
+    assert "**SEAL, round 1 − untrained self-edits**: +53.3 points" in told
+    assert "over 9 tasks × 3 models; model by model +60.0, +60.0, +40.0, separable alone on 3 of 3." in told
+    assert "**SEAL, round 1 − random self-edits kept**" in told and told.count("\n") == 1
+    alone = across_models.model_rows(
+        "arc/models", {"m": loops["grids-0"]}, tables.table_rows, protocol="c", grader="grid"
+    )
+    assert alone == [row | {"model": "m", "protocol": "c"} for row in rows if row["model"] == "grids-0"]
+
+
 def test_weights_of_every_model_named_are_part_of_what_a_run_is(tmp_path) -> None:
     folder = tmp_path / "other"
     folder.mkdir()
@@ -94,3 +139,22 @@ def test_the_plan_counts_one_loop_for_each_model() -> None:
         counts.totals(counts.of("17_other_models", p)),
     )
     assert all_of_them == {key: pytest.approx(3 * number) for key, number in one.items()}
+
+
+def test_the_plan_counts_one_loop_of_puzzles_for_each_model() -> None:
+    others = ["seedling-grids-1", "seedling-grids-2"]
+    p = {**params.resolve("24_other_puzzle_models", "seedling"), "other_models": others}
+    alone = {**p, "oracle": "", "seeds": [0], "random_control": True}
+    one, all_of_them = (counts.totals(counts.of(name, given)) for name, given in (
+        ("21_arc_self_edits", alone), ("24_other_puzzle_models", p)))  # fmt: skip
+    in_context = counts.totals([w for w in counts.of("21_arc_self_edits", alone) if w.phase == "evaluate/icl"])
+    assert in_context["answers"] > 0
+    assert all_of_them == {key: pytest.approx(3 * (number - in_context[key])) for key, number in one.items()}
+
+
+def test_both_notebooks_over_models_run_the_loops_of_their_own_domain() -> None:
+    """What is not a matter of how many models or loops is as in the notebook whose loop it is."""
+    for mine, theirs in (("17_other_models", "12_restem_rounds"), ("24_other_puzzle_models", "21_arc_self_edits")):
+        for scale in ("small", "paper"):
+            own, others = params.resolve(mine, scale), params.resolve(theirs, scale)
+            assert {key for key in own if key in others and own[key] != others[key]} == set(), (mine, scale)

@@ -14,7 +14,7 @@ from seal_lib.continual import findings, tables
 from seal_lib.report import stats
 from seal_lib.report import tables as report
 
-LABEL = {"protocol": "clean", "model": "m", "grader": "exact"}
+LABEL = {"model": "m", "grader": "exact"}
 
 
 def lines(S: int) -> tuple[list[dict], list[dict]]:

@@ -28,7 +28,8 @@ def study(K: int = 4, S: int = 6) -> dict[str, list[dict]]:
     for arm, keep in ARMS.items():
         by_arm[arm] = [
             {
-                "stream": f"s{s}", "k": k, "outcome": "ok", "prior": digits(0.9 * keep**k if keep else 0.9),
+                "stream": f"s{s}", "k": k, "protocol": "clean", "outcome": "ok",
+                "prior": digits(0.9 * keep**k if keep else 0.9),
                 "right": [digits(0.9 * keep ** (k - i - 1) if keep and i < k else 0.1) for i in range(K)],
                 "blank": ["0" * 10] * K, "tokens": 100 if k else 0, "stored": 10, "norm": 1.0, "drift": 0.1,
             }
@@ -40,7 +41,7 @@ def study(K: int = 4, S: int = 6) -> dict[str, list[dict]]:
 @pytest.fixture(scope="module")
 def results() -> pd.DataFrame:
     by_arm = study()
-    label = {"protocol": "clean", "model": "m", "grader": "exact"}
+    label = {"model": "m", "grader": "exact"}
     rows = tables.result_rows(by_arm, seconds=dict.fromkeys(by_arm, 0.5), **label)
     rows += tables.comparisons(by_arm, **label)[0] + tables.matrix_rows(by_arm, **label)
     rows += tables.matrix_rows(by_arm, experiment="continual/maps", **label)

@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fixtures_seal import WORDING, real, seedling
-from seal_lib.knowledge.domain import InnerLoop
 
 from seal_lib.continual import intervals, metrics, streams, study, tables, tuning
 from seal_lib.continual.arm import TUNED, Arm, arms_of, notes_by, tuned
@@ -23,6 +22,7 @@ from seal_lib.errors import DataError, ParameterError, RunError
 from seal_lib.generation.contract import Completion, Sampling
 from seal_lib.generation.hf import HFGenerator
 from seal_lib.knowledge import data
+from seal_lib.knowledge.domain import InnerLoop
 from seal_lib.knowledge.world import home, known_facts
 from seal_lib.records import Question
 from seal_lib.report.arms import arm_label, arm_rank
@@ -42,7 +42,7 @@ def made(count: int = 2, length: int = 2, skip: int = 0) -> list[streams.Stream]
 
 
 WRITING = Sampling(60, temperature=1.0, top_p=0.95)
-LABEL = {"protocol": "p", "model": "m", "grader": "exact"}
+LABEL = {"model": "m", "grader": "exact"}
 
 
 def run_arms(names: list[str], run=None, given=None, **options: object) -> dict[str, list[dict]]:
@@ -99,6 +99,68 @@ def test_the_authors_way_follows_their_protocol_whatever_the_other_arms_do() -> 
     (job,) = theirs.jobs(given, [State()], 0)
     assert all(example.visible and max(example.weights) > 1 for example in job.examples)
     assert len(ours.jobs(given, [State()], 0)[0].examples) == 1
+
+
+def test_rows_say_what_the_arm_did_and_not_what_the_study_is_set_to() -> None:
+    """The authors' arm trained as authors_v1 and its rows said clean."""
+    by_arm = run_arms(["frozen", "sequential", "sequential_authors"], given=made(2, 2))
+    theirs, ours = "authors_v1 (probe:16, answer_tokens=6)", "clean"
+    told = {"frozen": ours, "sequential": ours, "sequential_authors": theirs}
+    assert {arm: {row["protocol"] for row in rows} for arm, rows in by_arm.items()} == {a: {p} for a, p in told.items()}
+    lengths = tables.length_rows(by_arm, [1, 2], **LABEL)
+    for line in tables.result_rows(by_arm, **LABEL) + tables.matrix_rows(by_arm, **LABEL) + lengths:
+        assert line["protocol"] == told[line["arm"]], line
+    pairs = [("sequential_authors", "frozen"), ("sequential", "frozen"), ("sequential_authors", "sequential")]
+    lines, _ = tables.comparisons(by_arm, pairs, **LABEL)
+    assert [line["protocol"] for line in lines] == [theirs, ours, f"{theirs} − {ours}"]  # frozen follows none
+    tried = tuning.sweep(Scratch(), ["sequential_authors", "sequential"], lab(), made(), most=1)
+    found = {line["arm"].split()[0]: line["protocol"] for line in tuning.rows_of(tried, 2, **LABEL)}
+    assert found == {"sequential_authors": theirs, "sequential": ours}
+
+
+@pytest.mark.parametrize("add_passage", [False, True])
+def test_an_empty_self_edit_is_counted_and_its_stream_goes_on(add_passage: bool) -> None:
+    """Without the passage there was nothing to train on, and the study fell over."""
+    (one, other), bench = made(2, 3), lab(add_passage=add_passage)
+    given = [replace(one, edits=(one.edits[0], " \n", one.edits[2])), replace(other, edits=("", *other.edits[1:]))]
+    reason = "the self-edit is empty: the passage alone" if add_passage else "nothing to train on"
+    for name, rule in RULES.items():
+        rows = study.run_arm(Scratch(), study.Arm(name, name), bench, given)
+        R = tables.stack(rows)
+        assert R.shape == (2, 4, 3) and not np.isnan(R).any(), name
+        found = {(row["stream"], row["k"]): row for row in rows}
+        empty = {(one.id, 2), (other.id, 1)} if rule.trains else set()
+        assert {key for key, row in found.items() if row["outcome"] == "empty_edit"} == empty, name
+        whole = add_passage or name == "sequential_authors"  # the authors' way has the passage in any case
+        for key in empty:
+            assert found[key]["reason"] == (reason if not whole else "the self-edit is empty: the passage alone"), name
+            assert (found[key]["steps"] > 0) == (whole or name == "joint" and key == (one.id, 2)), name
+        measures = tables.arm_measures(rows, rule=name)
+        assert measures["empty_edits"].estimate.value == (pytest.approx(1 / 3) if rule.trains else 0), name
+        assert measures["diverged"].estimate.value == 0, name
+        if rule.trains and not whole and name != "joint":  # the model as it was, and later edits as if it had not been
+            assert np.array_equal(R[1, 1], R[1, 0]) and np.array_equal(R[0, 2], R[0, 1]), name
+        lines = {r["metric"]: r for r in tables.length_rows({name: rows}, [1, 3], **LABEL)}
+        assert lines["empty_edits"]["value"] == measures["empty_edits"].estimate.value, name
+        assert lines["empty_edits"]["grader"] == ""
+
+
+def test_a_live_arm_may_write_nothing(monkeypatch) -> None:
+    generate = HFGenerator.generate
+
+    def silent(self, requests, sampling):
+        return (
+            [[Completion("", 0, "eos")] for _ in requests]
+            if sampling == WRITING
+            else generate(self, requests, sampling)
+        )
+
+    monkeypatch.setattr(HFGenerator, "generate", silent)
+    plain = [replace(s, edits=(None, None)) for s in made()]
+    arm = study.Arm("sequential_live", "sequential", live=True)
+    rows = study.run_arm(Scratch(), arm, lab(add_passage=False), plain, writing=WRITING)
+    assert [row["outcome"] for row in rows] == ["ok"] * 2 + ["empty_edit"] * 4
+    assert tables.arm_measures(rows)["empty_edits"].estimate.value == 1
 
 
 def test_the_authors_sequences_are_theirs() -> None:
@@ -311,7 +373,16 @@ def hand() -> list[dict]:
     right = {0: ["100", "000"], 1: ["110", "000"], 2: ["010", "110"]}
     blank = {0: ["000", "000"], 1: ["000", "000"], 2: ["001", "001"]}
     return [
-        {"stream": "s", "k": k, "outcome": "ok", "right": right[k], "blank": blank[k], "prior": "11", "stored": 0}
+        {
+            "stream": "s",
+            "k": k,
+            "protocol": "p",
+            "outcome": "ok",
+            "right": right[k],
+            "blank": blank[k],
+            "prior": "11",
+            "stored": 0,
+        }
         for k in range(3)
     ]
 
@@ -332,7 +403,9 @@ def test_comparisons_are_paired_and_one_family() -> None:
             return "1" * right + "0" * (9 - right)
 
         return [
-            {"stream": f"s{n}", "k": k, "outcome": "ok", "right": [answers(n)] * 2} for k in range(3) for n in range(8)
+            {"stream": f"s{n}", "k": k, "protocol": "p", "outcome": "ok", "right": [answers(n)] * 2}
+            for k in range(3)
+            for n in range(8)
         ]
 
     lines, found = tables.comparisons({"a": rows(3), "b": rows(0)}, [("a", "b"), ("a", "missing")], **LABEL)

@@ -227,7 +227,7 @@ def test_the_loop_practises_on_new_passages_each_round_and_its_rows_are_complete
     for a, b in comparisons(2):
         assert ("knowledge/restem", f"{a} - {b}", "difference") in keys
         assert ("knowledge/restem/seed_0", f"{a} - {b}", "difference") in keys
-    assert ("knowledge/single_passage", "seal_round_2 - own_untrained", "difference") in keys
+    assert ("knowledge/single_passage", "seal_round_2", "accuracy") in keys
     mine = metric(rows, "accuracy", "seal_round_2", "knowledge/restem")
     assert mine["value"] == pytest.approx(mean(t.accuracy for t in loop.evaluated["seal_round_2"]))
 
@@ -309,9 +309,25 @@ def test_every_difference_of_the_single_passage_table_is_that_of_two_of_its_rows
                 if {a, b} <= set(value):
                     assert row["value"] == pytest.approx(value[a] - value[b], abs=1e-9), (name, row["arm"])
                     checked += 1
-    table = {row["arm"] for row in rows if row["experiment"] == "knowledge/single_passage"}
-    assert {"seal_round_1 - own_untrained", "random_edit_sft - own_untrained", "own_untrained - frozen"} <= table
+    for arm, where in (("seal_round_1 - own_untrained", "restem"), ("own_untrained - frozen", "single_passage")):
+        assert any((r["experiment"], r["arm"]) == (f"knowledge/{where}", arm) for r in rows)
     assert checked >= 15
+
+
+def test_the_p_values_of_an_experiment_are_one_family() -> None:
+    """Notebook 12 adjusted eight differences of notebook 11's table by themselves, so one table held two families."""
+    from fixtures_seal import plain_passage
+
+    passages, seeds = [plain_passage(name=f"p{i}") for i in range(8)], [0, 1]
+    arms = {"own_untrained": 0.4, "seal_round_1": 0.7, "random_edit_sft": 0.3}
+    loops = {s: Loop(s, (Round(1, (), (), ()),), {a: graded(passages, a, s, x) for a, x in arms.items()}, ([],))
+             for s in seeds}  # fmt: skip
+    controls = {"frozen": graded(passages, "frozen", 0, 0.1)}
+    rows = [row for row in restem_rows(controls, loops, passages, **LABEL) if row["metric"] == "difference"]
+    assert {r["experiment"] for r in rows} == {"knowledge/restem", "knowledge/restem/seed_0", "knowledge/restem/seed_1"}
+    levels = {r["arm"] for r in restem_rows(controls, loops, passages, **LABEL)
+              if r["experiment"] == "knowledge/single_passage"}  # fmt: skip
+    assert levels == {"seal_round_1", "random_edit_sft"}
 
 
 def test_a_loop_and_the_table_write_the_same_untrained_self_edits() -> None:

@@ -15,7 +15,7 @@ from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair
 from seal_lib.errors import DataError
 from seal_lib.loops.outer import Loop
-from seal_lib.records import SelfEdit
+from seal_lib.records import Round, SelfEdit
 
 PAINTS = [recolour(colour_permutation(range(10), random.Random(seed))) for seed in range(5)]
 NAMES = ("mixed-seen", "mixed-learning", "mixed-heldout")
@@ -128,6 +128,7 @@ def results() -> pd.DataFrame:
     """A policy that writes all ways for all puzzles, one that writes the best way for all, and one that reads."""
     arms = {
         "own_untrained": [attempt(task, way) for task in TASKS for way in kinds.WAYS],
+        "random_config_sft": [attempt(task, way) for task in TASKS for way in kinds.WAYS],
         "dealt_config_sft": [attempt(task, "recoloured") for task in TASKS for _ in range(3)],
         "seal_round_1": [attempt(task, BEST[mixed_world.kind_of(task)]) for task in TASKS for _ in range(3)],
     }
@@ -163,6 +164,41 @@ def test_one_for_all_and_one_for_each_kind_are_chosen_on_practice_tasks(results)
     assert value(results, "seal_round_1 - kind_known", "difference") == 0
     flat = {way: [attempt(task, way, way == "turned") for task in TASKS] for way in kinds.WAYS}
     assert kinds.best_ways(flat, "grid") == dict.fromkeys(("all", *mixed_world.KINDS), "turned")
+
+
+def test_both_controls_are_compared_with_the_loop_and_with_where_it_began(results) -> None:
+    told = {row.arm: row.value for row in results[results.metric == "difference"].itertuples()}
+    assert set(told) == {" - ".join(pair) for pair in kinds.comparisons(1)}
+    for control in ("random_config_sft", "dealt_config_sft"):
+        assert told[f"seal_round_1 - {control}"] == pytest.approx(2 / 3)
+        assert told[f"{control} - own_untrained"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("random_control", [True, False])
+def test_a_loop_leaves_its_controls(monkeypatch, random_control: bool) -> None:
+    """Each control is learned by the opening policy: blindly chosen self-edits, and the kept ones dealt anew."""
+    edits = [SelfEdit(str(i), f"task {i % 7}", f"text {i}", "w") for i in range(20)]
+    learned = []
+
+    class Study:
+        def learn(self, run, policy, kept, *, name, seed):
+            learned.append((policy, name, [e.text for e in kept], [e.passage_id for e in kept]))
+            return name, 0.0
+
+        def evaluate(self, run, policy, arm, *, seed):
+            return [policy]
+
+    def few_shot_loop(run, base, study, *, rounds, seed, random_control):
+        arms = {"own_untrained": [], **({"random_config_sft": []} if random_control else {}), "seal_round_1": []}
+        candidates = tuple(Trial(edit, None) for edit in edits)
+        return Loop(seed, (Round(1, candidates, (0.0,) * 20, tuple(str(i) for i in range(10))),), arms)
+
+    monkeypatch.setattr(kinds, "few_shot_loop", few_shot_loop)
+    done = kinds.loop(None, "opening", Study(), rounds=1, seed=3, random_control=random_control)
+    assert ("random_config_sft" in done.evaluated) == random_control
+    ((policy, name, texts, puzzles),) = learned
+    assert (policy, name, done.evaluated["dealt_config_sft"]) == ("opening", "seed_3/dealt_config_sft", [name])
+    assert texts == [f"text {i}" for i in range(10)] and puzzles != [e.passage_id for e in edits[:10]]
 
 
 def test_sentences_say_who_reads(results) -> None:

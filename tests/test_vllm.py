@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from fixtures_seal import INNER, NEEDS_VLLM, WORDING, MemoryRun, candidate, made, seedling, vllm_settings
+from seal_lib.loops.restem import OuterLoop, candidates_of, restem_round, score
 from test_child import gone
 from test_generate import adapters, prompts
 
@@ -24,7 +25,6 @@ from seal_lib.errors import DataError, SealError
 from seal_lib.generation.contract import Request, Sampling
 from seal_lib.generation.hf import HFGenerator
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.restem import OuterLoop, candidates_of, restem_round, score
 
 pytestmark = list(NEEDS_VLLM)
 SHORT = Sampling(24)

@@ -73,10 +73,10 @@ def opening_policy(run, base: Policy, study: FewShot, by_hand: Config, documents
     return policy
 
 
-def loop(run, opening: Policy, study: FewShot, *, rounds: int, seed: int) -> Loop:
-    """One whole loop, and a control: the untrained policy learns the kept self-edits of the last round dealt to other
-    puzzles, that is which configurations succeed but not where."""
-    done = study.loop(run, opening, rounds=rounds, seed=seed)
+def loop(run, opening: Policy, study: FewShot, *, rounds: int, seed: int, random_control: bool) -> Loop:
+    """One whole loop with its controls: as many self-edits of the first round chosen blindly, if asked for, and always
+    the kept ones of the last round dealt to other puzzles, that is which configurations succeed but not where."""
+    done = study.loop(run, opening, rounds=rounds, seed=seed, control="random_config_sft" if random_control else "")
     last = done.rounds[-1]
     kept = dealt([trial.edit for trial in last.candidates if trial.id in set(last.kept)], seed)
     name, group = "dealt_config_sft", f"seed_{seed}/"
@@ -179,8 +179,9 @@ def kind_rows(ways: Mapping[str, Mapping[str, Sequence[Attempt]]], icl: Sequence
 def comparisons(rounds: int) -> list[tuple[str, str]]:
     """The paired differences worth reporting."""
     last = f"seal_round_{rounds}"
-    pairs = [(last, "own_untrained"), (last, "one_for_all"), (last, "dealt_config_sft"), (last, "kind_known")]
-    return pairs + [("dealt_config_sft", "own_untrained"), ("kind_known", "one_for_all")]
+    pairs = [(last, "own_untrained"), (last, "one_for_all"), (last, "random_config_sft"), (last, "dealt_config_sft")]
+    pairs += [(last, "kind_known"), ("random_config_sft", "own_untrained"), ("dealt_config_sft", "own_untrained")]
+    return pairs + [("kind_known", "one_for_all")]
 
 
 def fits(attempts: ByLoop, best: Mapping[str, str]) -> tuple[dict, dict]:

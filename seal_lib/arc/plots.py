@@ -73,7 +73,7 @@ def success_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
 @draws("share:.*")
 def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarray:
     """What policies ask for (metrics ``share:<choice>=<value>``): one panel a choice, a group of bars a value, one bar
-    an arm with its interval over tasks. Rare values that stand together have no interval.
+    an arm with its interval over tasks and loops. Rare values that stand together have no interval.
 
     Raises:
         DataError: no such row, or fewer axes than choices; axes left over are blank and carry the legend.
@@ -165,7 +165,7 @@ def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
 @draws("success_rate:.*", lambda table: (1.1 + 1.05 * table["arm"].nunique(), 1.1 + 0.2 * table["metric"].nunique()))
 def success_by_task(table: pd.DataFrame, ax: Axes) -> Axes:
     """One line a task (metrics ``success_rate:<task>``), easiest for the untrained policy on top; one column an arm,
-    from 0 to 100 % within it, a dot with its interval over configurations. What did not run stays empty."""
+    from 0 to 100 % within it, a dot with its interval over configurations and loops. What did not run stays empty."""
     rows = _named(table, "success_rate:")
     arms = sorted(rows["arm"].unique(), key=arm_rank)
     reference = "own_untrained" if "own_untrained" in arms else arms[0]

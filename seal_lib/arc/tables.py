@@ -80,13 +80,14 @@ def few_shot_rows(fixed: Mapping[str, Sequence[Attempt]], loops: Sequence[Loop],
     for loop in loops:
         for arm, trials in loop.evaluated.items():
             pooled.setdefault(arm, {})[loop.seed] = [trial.attempt for trial in trials]
-    rows = _arm_rows(EXPERIMENT, pooled, rounds, grader, label)
+    pairs = comparisons(rounds)
+    rows = _arm_rows(EXPERIMENT, pooled, pairs, grader, label)
     rows += round_rows(EXPERIMENT, loops, max_tries, grader, label)
     for loop in loops:
         where = f"{EXPERIMENT}/seed_{loop.seed}"
         alone = {arm: {0: attempts} for arm, attempts in fixed.items()}
         alone |= {arm: {loop.seed: pooled[arm][loop.seed]} for arm in loop.evaluated}
-        rows += _arm_rows(where, alone, rounds, grader, label)
+        rows += _arm_rows(where, alone, pairs, grader, label)
         rows += round_rows(where, [loop], max_tries, grader, label)
     for arm, attempts in pooled.items():
         rows += task_rows(arm, attempts, grader, label)
@@ -103,7 +104,16 @@ def comparisons(rounds: int) -> list[tuple[str, str]]:
     return pairs + [("own_untrained", "icl"), *((name, "oracle") for name in names)]
 
 
-def _arm_rows(experiment: str, arms: Mapping[str, ByLoop], rounds: int, grader: str, label: dict) -> list[dict]:
+def table_rows(experiment: str, trials: Mapping[str, Sequence[Trial] | Mapping[object, Sequence[Trial]]],
+               pairs: Sequence[tuple[str, str]], *, protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
+    """Lines of several arms (of one loop, or loop -> trials) and of their differences."""
+    by_loop = {arm: own if isinstance(own, Mapping) else {0: own} for arm, own in trials.items()}
+    arms = {arm: {loop: [t.attempt for t in own] for loop, own in loops.items()} for arm, loops in by_loop.items()}
+    return _arm_rows(experiment, arms, pairs, grader, {"protocol": protocol, "model": model})
+
+
+def _arm_rows(experiment: str, arms: Mapping[str, ByLoop], pairs: Sequence[tuple[str, str]], grader: str,
+              label: dict) -> list[dict]:  # fmt: skip
     """Success by the loop's grader and by the others, failures, and paired differences between arms (one Holm family).
 
     Rates of failures are over all self-edits; what cannot happen in an arm is 0 by construction.
@@ -131,7 +141,7 @@ def _arm_rows(experiment: str, arms: Mapping[str, ByLoop], rounds: int, grader: 
         arm: {loop: by_task(several, lambda a: a.graded(grader)) for loop, several in attempts.items()}
         for arm, attempts in arms.items()
     }
-    for (a, b), found in stats.compare(values, comparisons(rounds), unit="task").items():
+    for (a, b), found in stats.compare(values, pairs, unit="task").items():
         rows.append(found.row(experiment, difference_arm(a, b), "difference", grader=grader, **label))
     return rows
 

@@ -21,6 +21,7 @@ from seal_lib.continual.trainer import EditJob, StreamBank
 from seal_lib.errors import DataError, RunError
 from seal_lib.generation.contract import Request, Sampling
 from seal_lib.grading.graders import grade
+from seal_lib.knowledge.domain import documents_of
 from seal_lib.models import SMALL
 from seal_lib.records import Passage
 from seal_lib.training.jobs import Result
@@ -41,10 +42,11 @@ def run_arm(
 ) -> list[dict]:  # fmt: skip
     """Rows of one arm in the order (edit, stream), recorded as phase ``<group><arm>``.
 
-    Row: ``stream``, ``k``, ``outcome`` (ok or diverged), ``right`` and ``blank`` (one text of 0 and 1 per passage, a
-    digit a question; None where not asked), ``prior`` and ``prior_blank`` (likewise), ``steps``, ``tokens``, ``loss``,
-    ``norm`` (of the update), ``drift`` (KL(theta_0 || theta_k) per token on texts the base wrote), ``stored`` (bytes
-    kept beside the base's weights).
+    Row: ``stream``, ``k``, ``protocol`` (what the arm did, as :attr:`InnerLoop.label` says it), ``outcome`` (ok,
+    diverged or empty_edit, the latter two with a ``reason``), ``right`` and ``blank`` (one text of 0 and 1 per passage,
+    a digit a question; None where not asked), ``prior`` and ``prior_blank`` (likewise), ``steps``, ``tokens``,
+    ``loss``, ``norm`` (of the update), ``drift`` (KL(theta_0 || theta_k) per token on texts the base wrote), ``stored``
+    (bytes kept beside the base's weights).
 
     Args:
         grader: what decides whether an answer is right (exact, contains); f1 is no verdict.
@@ -64,7 +66,11 @@ def run_arm(
     chunk = max(n for n in range(1, min(slots, len(streams)) + 1) if len(streams) % n == 0)
     rows = run.map(f"{group}{arm.name}", units, work, chunk=chunk)
     work.clear()
-    return [{"stream": unit.stream.id, "k": unit.k, **row} for unit, row in zip(units, rows, strict=True)]
+    protocol = work.lab.inner.label  # the rule's: the authors' way is another than the study's
+    return [
+        {"stream": unit.stream.id, "k": unit.k, "protocol": protocol, **row}
+        for unit, row in zip(units, rows, strict=True)
+    ]
 
 
 def frozen_edits(
@@ -131,7 +137,8 @@ class _Work:
         if self.rule.retrains and k and self.full_rows is not None and k not in self.full_rows:
             for unit in units:
                 self._remember(unit.stream, State(), k)
-            return [self._row({"right": [None] * len(unit.stream)}, {}) for unit in units]
+            nothing = [{"right": [None] * len(unit.stream)} for unit in units]
+            return [self._row(row, self._empty(u.stream, k - 1)) for row, u in zip(nothing, units, strict=True)]
         before = [self._recall(unit.stream, k - 1) if k else (State(), unit.stream.edits) for unit in units]
         streams = [replace(u.stream, edits=edits) for u, (_, edits) in zip(units, before, strict=True)]
         states = [state for state, _ in before]
@@ -152,25 +159,41 @@ class _Work:
     # training
 
     def _train(self, streams, states, alive, k):
-        """States after edit k (0-based), None where it diverged, and what the rows say about the training."""
+        """States after edit k (0-based), None where it diverged, and what the rows say about the training.
+
+        A stream with nothing to train on goes on with the weights it has.
+        """
         begun = time.process_time()
         rule, about, states = self.rule, [{} for _ in streams], list(states)
-        jobs = rule.jobs([streams[i] for i in alive], [states[i] for i in alive], k)
+        trained = [i for i in alive if not rule.nothing(streams[i], k)]
+        jobs = rule.jobs([streams[i] for i in trained], [states[i] for i in trained], k)
         results, elsewhere = self._results(jobs)
-        done = [(i, result) for i, result in zip(alive, results, strict=True) if result.outcome == "ok"]
+        done = [(i, result) for i, result in zip(trained, results, strict=True) if result.outcome == "ok"]
         kept = [i for i, _ in done]
         after = rule.update([streams[i] for i in kept], [states[i] for i in kept], k, [result for _, result in done])
         new = dict(zip(kept, after, strict=True))
-        for i, result in zip(alive, results, strict=True):
+        for i in set(alive) - set(trained):
+            new[i], about[i] = rule.unedited(streams[i], states[i], k), {"steps": 0, "tokens": 0}
+        for i, result in zip(trained, results, strict=True):
             about[i] = {"steps": result.steps, "tokens": result.tokens, "loss": result.losses[-1]}
             if result.outcome != "ok":
                 about[i]["reason"] = result.reason
+        for i in new:
+            about[i] |= self._empty(streams[i], k)
         self.run.count(
             edits=len(alive),
             train_seconds=time.process_time() - begun + elsewhere,
             trained=sum(r.tokens for r in results),
         )
         return [new.get(i) for i in range(len(streams))], about
+
+    def _empty(self, stream: Stream, k: int) -> dict[str, str]:
+        """What the row of edit k (0-based) says where the self-edit is empty; nothing otherwise."""
+        documents = documents_of(stream.passages[k], stream.edits[k], self.lab.prompts, self.lab.inner)
+        if documents and stream.edits[k].strip():
+            return {}
+        reason = "the self-edit is empty: the passage alone" if documents else "nothing to train on"
+        return {"outcome": "empty_edit", "reason": reason}
 
     def _results(self, jobs: Sequence[EditJob]) -> tuple[list[Result], float]:
         """Trained jobs, and the CPU seconds that another arm already spent on them.

@@ -38,10 +38,11 @@ CONTRASTS = (
 #: rule -> what cannot vary between streams, whatever the model does (see `intervals.summary`)
 CONSTANT = {
     "frozen": ("LA_gain", "net_gain", "BWT", "FWT", "loss_per_edit", "age", "F", "recovery_isolated", "recovery_joint",
-               "prior_kept", "prior_learned", "drift", "norm", "stored_bytes", "tokens_per_edit", "diverged"),
+               "prior_kept", "prior_learned", "drift", "norm", "stored_bytes", "tokens_per_edit", "diverged",
+               "empty_edits"),
     "passage_in_context": ("BWT", "FWT", "loss_per_edit", "F", "prior_kept", "prior_learned", "drift", "norm",
-                           "stored_bytes", "tokens_per_edit", "diverged"),
-    "rag": ("drift", "norm", "stored_bytes", "tokens_per_edit", "diverged"),
+                           "stored_bytes", "tokens_per_edit", "diverged", "empty_edits"),
+    "rag": ("drift", "norm", "stored_bytes", "tokens_per_edit", "diverged", "empty_edits"),
     "isolation_oracle": ("BWT", "FWT", "loss_per_edit", "F", "recovery_isolated", "intransigence_isolated",
                          "prior_kept", "prior_learned", "drift", "norm", "stored_bytes"),
     "isolation": ("drift", "norm", "stored_bytes"),
@@ -109,8 +110,23 @@ def arm_measures(rows: Rows, isolated: object = None, joint: object = None, rule
     per_stream = {s: [row.get("tokens") or 0 for row in rows if row["stream"] == s and row["k"]] for s in ids(rows)}
     tokens = [float(np.mean(v)) for v in per_stream.values()]
     found["tokens_per_edit"] = mean(tokens, ANY, "tokens_per_edit" in constant)
-    found["diverged"] = mean([float(row["outcome"] != "ok") for row in last], SHARE, "diverged" in constant)
-    return found
+    return found | failures(rows, rule)
+
+
+def failures(rows: Rows, rule: str = "") -> dict[str, Measure]:
+    """``diverged``: the share of streams that ended before their last edit; ``empty_edits``: of the edits that a stream
+    made, the share whose self-edit was empty (it stays in the stream, which learns the passage alone or nothing)."""
+    constant, K = CONSTANT.get(rule, ()), max(row["k"] for row in rows)
+    lost = [float(row["outcome"] == "diverged") for row in rows if row["k"] == K]
+    made: dict[str, list[float]] = {s: [] for s in ids(rows)}
+    for row in rows:
+        if row["k"] and row["outcome"] != "diverged":
+            made[row["stream"]].append(float(row["outcome"] == "empty_edit"))
+    empty = [float(np.mean(flags)) if flags else math.nan for flags in made.values()]
+    return {
+        "diverged": mean(lost, SHARE, "diverged" in constant),
+        "empty_edits": mean(empty, SHARE, "empty_edits" in constant),
+    }
 
 
 def mean(values: Sequence[float | None], bounds: tuple[float, float] = SHARE, constant: bool = False) -> Measure:
@@ -140,12 +156,12 @@ def references(by_arm: Mapping[str, Rows]) -> dict[str, np.ndarray]:
 
 
 #: metrics that no answer stands behind
-UNJUDGED = ("drift", "norm", "stored_bytes", "tokens_per_edit", "seconds_per_edit", "diverged", "blank_rate",
-            "tuning_settings", "tuning_trainings")  # fmt: skip
+UNJUDGED = ("drift", "norm", "stored_bytes", "tokens_per_edit", "seconds_per_edit", "diverged", "empty_edits",
+            "blank_rate", "tuning_settings", "tuning_trainings")  # fmt: skip
 
 
 def result_rows(
-    by_arm: Mapping[str, Rows], *, protocol: str, model: str, grader: str, experiment: str = EXPERIMENT,
+    by_arm: Mapping[str, Rows], *, model: str, grader: str, experiment: str = EXPERIMENT,
     seconds: Mapping[str, float] | None = None, price: Mapping[str, tuple[int, int]] | None = None,
 ) -> list[dict]:  # fmt: skip
     """Lines of results.csv for all arms, with the paper's names beside ours where it has the value.
@@ -168,13 +184,11 @@ def result_rows(
         found |= {name: Estimate(v, math.nan, math.nan, len(ids(given)), UNIT) for name, v in numbers.items()}
         for name, estimate in found.items():
             judge = "" if name in UNJUDGED else grader
-            rows.append(estimate.row(experiment, arm, name, protocol, model, judge))
+            rows.append(estimate.row(experiment, arm, name, _protocol(given), model, judge))
     return rows
 
 
-def matrix_rows(
-    by_arm: Mapping[str, Rows], *, protocol: str, model: str, grader: str, experiment: str = MATRIX
-) -> list[dict]:
+def matrix_rows(by_arm: Mapping[str, Rows], *, model: str, grader: str, experiment: str = MATRIX) -> list[dict]:
     """The mean matrix of each arm as one line a cell, named as the paper's: accuracy_after_<edits>:passage_<n>."""
     rows = []
     for arm, given in by_arm.items():
@@ -182,13 +196,13 @@ def matrix_rows(
         for r in range(R.shape[1]):
             for i in range(R.shape[2]):
                 name = f"accuracy_after_{r}:passage_{i + 1}"
-                rows.append(mean(R[:, r, i]).estimate.row(experiment, arm, name, protocol, model, grader))
+                rows.append(mean(R[:, r, i]).estimate.row(experiment, arm, name, _protocol(given), model, grader))
     return rows
 
 
 def comparisons(
-    by_arm: Mapping[str, Rows], pairs: Sequence[tuple[str, str]] = CONTRASTS, *, protocol: str, model: str,
-    grader: str, experiment: str = EXPERIMENT,
+    by_arm: Mapping[str, Rows], pairs: Sequence[tuple[str, str]] = CONTRASTS, *, model: str, grader: str,
+    experiment: str = EXPERIMENT,
 ) -> tuple[list[dict], list[intervals.Comparison]]:  # fmt: skip
     """Paired differences of AA_K over streams, one family for Holm: results.csv lines and the comparisons.
 
@@ -199,10 +213,20 @@ def comparisons(
     }
     values = {arm: units for arm, units in values.items() if any(map(math.isfinite, units.values()))}
     found = intervals.compare(values, [pair for pair in pairs if set(pair) <= set(values)])
-    rows = [
-        c.difference.row(experiment, difference_arm(c.a, c.b), "difference", protocol, model, grader) for c in found
-    ]
+    rows = []
+    for c in found:
+        label = {"protocol": _protocol(by_arm[c.a], by_arm[c.b]), "model": model, "grader": grader}
+        rows.append(c.difference.row(experiment, difference_arm(c.a, c.b), "difference", **label))
     return rows, found
+
+
+def _protocol(*arms: Rows) -> str:
+    """What the rows of one arm, or of the two sides of a difference, say of their protocol.
+
+    A side that trains nothing follows none; two that train by different ones are both named.
+    """
+    trained = [rows for rows in arms if any(row.get("steps") for row in rows)] or arms
+    return " − ".join(dict.fromkeys(str(rows[0]["protocol"]) for rows in trained))
 
 
 def fates(rows: Rows, rule: str = "") -> dict[str, Estimate]:
@@ -305,26 +329,25 @@ def tuning_price(lines: Sequence[Mapping[str, object]]) -> dict[str, tuple[int, 
     return found
 
 
-def length_rows(
-    by_arm: Mapping[str, Rows], lengths: Sequence[int], *, protocol: str, model: str, grader: str
-) -> list[dict]:
-    """Lines of experiment ``continual/stream_length``: AA_<K>, prior_<K>, LA of the edits since the last K, the share
-    of streams that diverged, and the paired ``change_<K>_to_<K>`` between the first and the last length, whose p-values
-    are one family over the arms."""
-    rows, label, where = [], {"protocol": protocol, "model": model, "grader": grader}, "continual/stream_length"
+def length_rows(by_arm: Mapping[str, Rows], lengths: Sequence[int], *, model: str, grader: str) -> list[dict]:
+    """Lines of experiment ``continual/stream_length``: AA_<K>, prior_<K>, LA of the edits since the last K, the shares
+    of streams that diverged and of self-edits that were empty, and the paired ``change_<K>_to_<K>`` between the first
+    and the last length, whose p-values are one family over the arms."""
+    rows, where = [], "continual/stream_length"
+    labels = {arm: {"protocol": _protocol(given), "model": model, "grader": grader} for arm, given in by_arm.items()}
     for arm, given in by_arm.items():
         R, P = stack(given), prior(given)
         for n, K in enumerate(lengths):
             first = 0 if n == 0 else lengths[n - 1]
             own = np.stack([R[:, i + 1, i] for i in range(first, K)], -1).mean(-1)
             found = {f"AA_{K}": metrics.average_accuracy(R, K), f"prior_{K}": P[:, K], f"LA_{first + 1}_to_{K}": own}
-            rows += [mean(v).estimate.row(where, arm, name, **label) for name, v in found.items()]
-        lost = [float(row["outcome"] != "ok") for row in given if row["k"] == lengths[-1]]
-        rows.append(mean(lost).estimate.row(where, arm, "diverged", protocol, model))
-    return rows + _changes(by_arm, lengths[0], lengths[-1], where, label)
+            rows += [mean(v).estimate.row(where, arm, name, **labels[arm]) for name, v in found.items()]
+        lost = failures(given, plain(arm))
+        rows += [m.estimate.row(where, arm, name, **labels[arm] | {"grader": ""}) for name, m in lost.items()]
+    return rows + _changes(by_arm, lengths[0], lengths[-1], where, labels)
 
 
-def _changes(by_arm: Mapping[str, Rows], first: int, last: int, where: str, label: Mapping[str, str]) -> list[dict]:
+def _changes(by_arm: Mapping[str, Rows], first: int, last: int, where: str, labels: Mapping[str, dict]) -> list[dict]:
     """AA after the last length minus AA after the first, over the same streams of each arm."""
     values = {}
     for arm, given in by_arm.items():
@@ -333,4 +356,4 @@ def _changes(by_arm: Mapping[str, Rows], first: int, last: int, where: str, labe
     survived = [arm for arm in by_arm if any(map(math.isfinite, values[f"{last} {arm}"][0].values()))]
     found = stats.compare(values, [(f"{last} {arm}", f"{first} {arm}") for arm in survived], DIFFERENCE, UNIT)
     name = f"change_{first}_to_{last}"
-    return [e.row(where, arm, name, **label) for arm, e in zip(survived, found.values(), strict=True)]
+    return [e.row(where, arm, name, **labels[arm]) for arm, e in zip(survived, found.values(), strict=True)]

@@ -84,8 +84,8 @@ def sweep(
     run, rules: Sequence[str], lab: Lab, streams: Sequence[Stream], *, grader: str = "exact", slots: int = 16,
     most: int = MOST,
 ) -> list[dict]:  # fmt: skip
-    """One line a setting in the order tried: rule, knobs (JSON), AA, LA, BWT, prior, blank, diverged, trainings, and
-    whether it is chosen; ``edge`` is what `climb` says of the chosen one.
+    """One line a setting in the order tried: rule, protocol, knobs (JSON), AA, LA, BWT, prior, blank, diverged,
+    trainings, and whether it is chosen; ``edge`` is what `climb` says of the chosen one.
 
     Only the cells that these need are measured. The means are over the streams that did not diverge, but a setting in
     which one did is never chosen.
@@ -99,7 +99,8 @@ def sweep(
         def score(knobs: Knobs, rule: str = rule, tried: list[dict] = tried) -> float:
             arm, K = Arm(f"{rule}.{len(tried)}", rule, knobs), len(streams[0])
             rows = run_arm(run, arm, lab, streams, grader=grader, slots=slots, group="tuning/", full_rows=[0, K])
-            tried.append({"rule": rule, "knobs": json.dumps(knobs, sort_keys=True), **measured(rows)})
+            about = {"rule": rule, "protocol": rows[0]["protocol"], "knobs": json.dumps(knobs, sort_keys=True)}
+            tried.append(about | measured(rows))
             return math.nan if tried[-1]["diverged"] else tried[-1]["AA"]
 
         best, edge = climb(RULES[rule].knobs, RULES[rule].ladders, score, most)
@@ -119,24 +120,23 @@ def measured(rows: tables.Rows) -> dict[str, float]:
     }  # fmt: skip
     found = {name: round(float(np.mean(v[~np.isnan(v)])), 6) if (~np.isnan(v)).any() else None
              for name, v in means.items()}  # fmt: skip
-    lost = sum(row["outcome"] != "ok" for row in rows if row["k"] == K)
+    lost = sum(row["outcome"] == "diverged" for row in rows if row["k"] == K)
     return found | {"diverged": lost, "trainings": sum(bool(row.get("steps")) for row in rows)}
 
 
-def rows_of(
-    lines: Sequence[Mapping[str, object]], streams: int, *, protocol: str, model: str, grader: str
-) -> list[dict]:
+def rows_of(lines: Sequence[Mapping[str, object]], streams: int, *, model: str, grader: str) -> list[dict]:
     """Lines of experiment ``continual/tuning``: what each setting scored, and the price of each rule."""
     rows = []
     for line in lines:
         arm = f"{line['rule']} {line['knobs']}"
         for metric in ("AA", "LA", "BWT", "prior"):
             e = Estimate(line[metric], math.nan, math.nan, streams - line["diverged"], tables.UNIT, line["diverged"])
-            rows.append(e.row("continual/tuning", arm, metric, protocol, model, grader))
+            rows.append(e.row("continual/tuning", arm, metric, line["protocol"], model, grader))
+    protocols = {line["rule"]: line["protocol"] for line in lines}
     for rule, price in tables.tuning_price(lines).items():
         for metric, value in zip(("tuning_settings", "tuning_trainings"), price, strict=True):
             e = Estimate(float(value), math.nan, math.nan, streams, tables.UNIT)
-            rows.append(e.row("continual/tuning", rule, metric, protocol, model))
+            rows.append(e.row("continual/tuning", rule, metric, protocols[rule], model))
     return rows
 
 

@@ -151,6 +151,13 @@ def difference_rows(experiment: str, trials: Mapping[str, Loops], pairs: Sequenc
     ]
 
 
+def table_rows(experiment: str, trials: Mapping[str, Loops], pairs: Sequence[tuple[str, str]],
+               **label: str) -> list[dict]:  # fmt: skip
+    """Lines of several arms and of their differences; ``label``: protocol, model and grader."""
+    rows = [row for arm, several in trials.items() for row in result_rows(experiment, arm, several, **label)]
+    return rows + difference_rows(experiment, trials, pairs, **label)
+
+
 def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit] | Mapping[int, Sequence[SelfEdit]],
               passages: Sequence[Passage], *, protocol: str, model: str) -> list[dict]:  # fmt: skip
     """What self-edits are like: tokens and pieces for any text; style and coverage for passages of the made world.

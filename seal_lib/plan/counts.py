@@ -111,9 +111,15 @@ def arc_self_edits(p: Mapping) -> list[Work]:
         if p["reward"] == "improvement":
             loop += [answers(f"seal_round_{index}/frozen", practice, False)]
         loop += [learn, *evaluate(f"seal_round_{index}")]
-    if p.get("random_control", True):  # notebook 23 has another control of the same size
-        loop += [learn, *evaluate("random_config_sft")]
+    controls = ["random_config_sft"] * p["random_control"] + ["dealt_config_sft"] * ("documents" in p)  # notebook 23
+    for name in controls:
+        loop += [learn, *evaluate(name)]
     return fixed + [w.times(len(p["seeds"])) for w in loop]
+
+
+def other_puzzle_models(p: Mapping) -> list[Work]:
+    loop = arc_self_edits({**p, "oracle": "", "seeds": [0], "random_control": True})
+    return [w for w in loop if w.phase != "evaluate/icl"] * (1 + len(p["other_models"]))
 
 
 def number(source: str, ids: list[str] | None) -> int:
@@ -143,6 +149,7 @@ COUNTS: dict[str, Callable[[Mapping], list[Work]]] = {
     "21_arc_self_edits": arc_self_edits,
     "22_arc_results": nothing,
     "23_arc_reading_puzzles": arc_self_edits,
+    "24_other_puzzle_models": other_puzzle_models,
     "91_figures": nothing,
 }
 

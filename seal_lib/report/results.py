@@ -35,7 +35,8 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
     Writes figures/<scale>/results.csv and manifest.json (which runs, from which code and parameters).
 
     Raises:
-        DataError: two runs disagree about one (experiment, arm, metric, protocol, model), or a file lacks a column.
+        DataError: two runs disagree about one (experiment, arm, metric, protocol, model), both give an experiment
+            p-values, or a file lacks a column.
     """
     import pandas as pd
 
@@ -52,6 +53,7 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
             frames.append(frame.assign(run=f"{notebook}/{scale}/{folder.name}"))
         used.append(_provenance(notebook, scale, folder) | {"rows": 0 if frame is None else len(frame)})
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=OWN_COLUMNS)
+    _one_family(table)
     table = joined(_without_duplicates(table))
     if write:
         folder = paths.figures() / scale
@@ -117,6 +119,16 @@ def joined(frame: pd.DataFrame) -> pd.DataFrame:
     )[COLUMNS]
     types = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, "Int64")
     return frame.astype(types).round(dict.fromkeys(NUMBERS, 6))
+
+
+def _one_family(frame: pd.DataFrame) -> None:
+    """Refuse p-values of one experiment from two runs: Holm's adjustment is over all differences of an experiment."""
+    for experiment, rows in frame[frame["p"].notna()].groupby("experiment"):
+        if rows["run"].nunique() > 1:
+            raise DataError(
+                f"{experiment} has p-values of {' and '.join(rows['run'].unique())}, each adjusted by itself; leave "
+                "its differences to one notebook, or run again the one that is out of date."
+            )
 
 
 def _without_duplicates(frame: pd.DataFrame) -> pd.DataFrame:

@@ -75,6 +75,14 @@ class Rule:
         more = {"history": state.history, "examples": fresh} | more
         return self._job(stream, k, **more)
 
+    def nothing(self, stream: Stream, k: int) -> bool:
+        """Whether edit k has nothing to train on: an empty self-edit, and the passage left out."""
+        return not self.lab.documents(stream, k)
+
+    def unedited(self, stream: Stream, state: State, k: int) -> State:
+        """The state after an edit k that had nothing to train on."""
+        return state
+
     def fresh(self, stream: Stream, k: int) -> list[Example]:
         return [self.lab.example(ids, stream.seed(k, "pads", n)) for n, ids in enumerate(self.lab.documents(stream, k))]
 

@@ -14,7 +14,7 @@ from seal_lib.continual import states as ops
 from seal_lib.continual.routing import route
 from seal_lib.continual.rules.base import RATES, Rule, State
 from seal_lib.continual.rules.plain import THRESHOLDS
-from seal_lib.training.adapters import Adapter
+from seal_lib.training.adapters import Adapter, target_linears, target_names
 
 
 class Independent(Rule):
@@ -28,6 +28,12 @@ class Independent(Rule):
 
     def after(self, stream, state, k, edit):
         return self.combined(replace(state, parts=(*state.parts, edit)))
+
+    def unedited(self, stream, state, k):
+        linears, job = target_linears(self.lab.model, self.lab.inner.targets), self._job(stream, k, examples=())
+        targets = tuple(target_names(self.lab.inner.targets))
+        nothing = Adapter(job.rank, job.alpha, targets, job.initial(linears))  # B is zero; parts keep their numbers
+        return self.after(stream, state, k, nothing)
 
     def combined(self, state: State) -> State:
         return state

@@ -92,6 +92,9 @@ class Joint(Rule):
     retrains = True
     stores = "text"
 
+    def nothing(self, stream, k):
+        return all(super(Joint, self).nothing(stream, j) for j in range(k + 1))
+
     def job(self, stream, state, k, **more):
         return super().job(stream, State(), k, examples=[e for j in range(k + 1) for e in self.fresh(stream, j)])
 

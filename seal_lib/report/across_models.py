@@ -1,0 +1,90 @@
+"""The main comparisons on several models that differ in their seed alone: their lines in ``results.csv``, and in words.
+
+One ReST^EM loop per model, on the same evaluation passages or tasks (:func:`seal_lib.loops.outer.run_loop`). A model is
+what a loop is elsewhere: the pooled intervals speak of other passages or tasks *and* of other models grown by the same
+recipe. Knows no domain: how a model's trials become lines is given (``table_rows`` of `seal_lib.knowledge.evaluate` or
+`seal_lib.arc.tables`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from seal_lib.report import stats
+from seal_lib.report.arms import arm_label
+
+
+class Loop(Protocol):
+    """One whole loop of either domain: its rounds, and the trials by arm (``own_untrained``, ``seal_round_1``, …)."""
+
+    @property
+    def rounds(self) -> Sequence: ...
+
+    @property
+    def evaluated(self) -> Mapping[str, Sequence]: ...
+
+
+def comparisons(loop: Loop) -> list[tuple[str, str]]:
+    """SEAL − untrained, SEAL − random choice, random choice − untrained, after the last round."""
+    last = f"seal_round_{len(loop.rounds)}"
+    (blind,) = (arm for arm in loop.evaluated if arm.startswith("random_"))
+    return [(last, "own_untrained"), (last, blind), (blind, "own_untrained")]
+
+
+def pooled_name(models: Sequence[str]) -> str:
+    """What stands in the column ``model`` of the lines over all of them."""
+    return f"{len(models)} models"
+
+
+def model_rows(
+    experiment: str, loops: Mapping[str, Loop], table_rows: Callable[..., list[dict]], *, protocol: str, grader: str
+) -> list[dict]:
+    """Lines of ``experiment``: of each model by name, and over all of them where there are several.
+
+    Args:
+        loops: model name -> its loop; all evaluated on the same passages or tasks.
+        table_rows: the domain's lines of (experiment, trials by arm and loop, pairs).
+    """
+    first = next(iter(loops.values()))
+    several: dict[str, Mapping] = {name: loop.evaluated for name, loop in loops.items()}
+    if len(loops) > 1:
+        pooled = {arm: {name: loop.evaluated[arm] for name, loop in loops.items()} for arm in first.evaluated}
+        several[pooled_name([*loops])] = pooled
+    label = {"protocol": protocol, "grader": grader}
+    return [
+        row
+        for model, trials in several.items()
+        for row in table_rows(experiment, trials, comparisons(first), model=model, **label)
+    ]
+
+
+def in_words(rows: Sequence[Mapping]) -> str:
+    """Markdown: one line a comparison that is separable over all models; silent about those that are not.
+
+    Args:
+        rows: as :func:`model_rows` gives them.
+    """
+    apart = [row for row in rows if row["metric"] == "difference"]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    alone = models[:-1] if len(models) > 1 else models
+    lines = []
+    for row in apart:
+        if row["model"] != models[-1] or not _separable(row):
+            continue
+        own = [other for other in apart if other["arm"] == row["arm"] and other["model"] in alone]
+        held = [other for other in own if _separable(other) and other["value"] * row["value"] > 0]
+        a, b = (arm_label(arm) for arm in row["arm"].split(" - "))
+        value, low, high = (_points(row[key]) for key in ("value", "low", "high"))
+        told = f"* **{a} − {b}**: {value} points [{low}, {high}] over {row['n']} {row['unit']}s"
+        each = ", ".join(_points(other["value"]) for other in own)
+        if len(alone) > 1:
+            told += f" × {len(alone)} models; model by model {each}, separable alone on {len(held)} of {len(alone)}"
+        lines.append(told + ".")
+    return "\n".join(lines)
+
+
+def _separable(row: Mapping) -> bool:
+    return stats.separable(stats.Estimate.of_row(row))
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "−")
