@@ -22,8 +22,9 @@ from seal_lib.errors import DataError, ParameterError, RunError
 from seal_lib.generation.contract import Completion, Sampling
 from seal_lib.generation.hf import HFGenerator
 from seal_lib.knowledge import data
-from seal_lib.knowledge.domain import InnerLoop
+from seal_lib.knowledge.domain import InnerLoop, Knowledge
 from seal_lib.knowledge.world import home, known_facts
+from seal_lib.loops.policy import Policy
 from seal_lib.records import Question
 from seal_lib.report.arms import arm_label, arm_rank
 from seal_lib.runs import lifecycle, params
@@ -33,7 +34,7 @@ INNER = InnerLoop(lr=4e-3, epochs=1, rank=4, alpha=8.0, targets="all-linear", an
 
 
 def lab(**changes: object) -> Lab:
-    return Lab(*seedling(), WORDING, replace(INNER, **changes), anchors=12, anchor_tokens=24)
+    return Lab(Policy("base", *seedling()), Knowledge(replace(INNER, **changes), WORDING), anchors=12, anchor_tokens=24)
 
 
 def made(count: int = 2, length: int = 2, skip: int = 0) -> list[streams.Stream]:
@@ -422,7 +423,12 @@ def test_a_bfloat16_model_keeps_its_edits_beside_the_weights() -> None:
     import torch
 
     model, tokenizer = seedling()
-    bench = Lab(deepcopy(model).to(torch.bfloat16), tokenizer, WORDING, INNER, anchors=8, anchor_tokens=24)
+    bench = Lab(
+        Policy("base", deepcopy(model).to(torch.bfloat16), tokenizer),
+        Knowledge(INNER, WORDING),
+        anchors=8,
+        anchor_tokens=24,
+    )
     with bench.serving(None) as plain, bench.serving(object()) as done:
         assert plain and not done
     for name in ("null_space_replay", "kl", "ewc", "isolation"):

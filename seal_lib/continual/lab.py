@@ -4,29 +4,34 @@ Measurements of a model base + adapter: log-probabilities, inputs of its layers,
 by itself. Nothing here sees a question of the evaluation. Knows no update rule.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from seal_lib.continual.streams import Stream
-from seal_lib.generation.contract import Completion, Request, Sampling
-from seal_lib.generation.hf import HFGenerator
-from seal_lib.knowledge.domain import InnerLoop, documents_of
-from seal_lib.knowledge.prompts import Prompts
+from seal_lib.generation.contract import Completion, Generator, Request, Sampling
+from seal_lib.knowledge.domain import InnerLoop, Knowledge
+from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import read_ids
 from seal_lib.seeds import derive_seed
 from seal_lib.training.adapters import Adapter, attached, check_fits, diverted, merge, sibling_groups, target_linears
 from seal_lib.training.jobs import Example, pad_examples
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 @dataclass
 class Lab:
-    """One model and one set of settings.
+    """The unedited policy and the knowledge domain, with what rules measure on them.
 
     Attributes:
         openings: beginnings from which the model writes anchor texts by itself; no fact, no passage, no question.
@@ -35,20 +40,34 @@ class Lab:
         authors_pads: how the pads of the authors' way enter the loss: ``full``, or ``probe:m`` for m weighted ones.
     """
 
-    model: object
-    tokenizer: object
-    prompts: Prompts
-    inner: InnerLoop
+    policy: Policy
+    domain: Knowledge
     openings: Sequence[str] = ("Annals of", "Topic: Annals of")
     anchors: int = 64
     anchor_tokens: int = 48
     seed: int = 0
     authors_pads: str = "probe:16"
     cache: dict = field(default_factory=dict)  # what arms share: the anchors, and independent edits
-    generator: HFGenerator = field(init=False)
+    generator: Generator = field(init=False)
 
     def __post_init__(self):
-        self.generator = HFGenerator(self.model, self.tokenizer)
+        self.generator = self.policy.generator()
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.policy.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.policy.tokenizer
+
+    @property
+    def inner(self) -> InnerLoop:
+        return self.domain.inner
+
+    def with_inner(self, **changes: object) -> Lab:
+        """The same with other settings of the inner loop."""
+        return replace(self, domain=replace(self.domain, inner=replace(self.inner, **changes)))
 
     # texts
 
@@ -58,7 +77,7 @@ class Lab:
 
     def documents(self, stream: Stream, k: int) -> list[list[int]]:
         """Token ids of the training documents of edit k (0-based), without end-of-text."""
-        documents = documents_of(stream.passages[k], stream.edits[k], self.prompts, self.inner)
+        documents = self.domain.documents(stream.passages[k], stream.edits[k])
         return [self.ids(document.text) for document in documents]
 
     def example(self, ids: Sequence[int], seed: int = 0, pad_loss: str | None = None) -> Example:
@@ -157,7 +176,10 @@ class Lab:
                 yield True
 
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One completion per request; an adapter that many requests use is summed into its layers meanwhile."""
+        """One completion per request; an adapter that many requests use is summed into its layers meanwhile (engine
+        hf, whose weights these are)."""
+        if self.policy.engine != "hf":
+            return [one for (one,) in self.generator.generate(requests, sampling)]
         groups: dict[int, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(id(request.adapter), []).append(i)

@@ -21,10 +21,12 @@ from seal_lib.continual.trainer import EditJob, StreamBank
 from seal_lib.errors import DataError, RunError
 from seal_lib.generation.contract import Request, Sampling
 from seal_lib.grading.graders import grade
-from seal_lib.knowledge.domain import documents_of
 from seal_lib.models import SMALL
 from seal_lib.records import Passage
 from seal_lib.training.jobs import Result
+
+#: graders that say right or wrong: a row holds a digit an answer
+VERDICTS = ("exact", "contains")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Unit:
 
 
 def run_arm(
-    run, arm: Arm, lab: Lab, streams: Sequence[Stream], *, grader: str = "exact", slots: int = 16,
+    run, arm: Arm, lab: Lab, streams: Sequence[Stream], *, slots: int = 16,
     writing: Sampling | None = None, group: str = "", full_rows: Sequence[int] | None = None,
 ) -> list[dict]:  # fmt: skip
     """Rows of one arm in the order (edit, stream), recorded as phase ``<group><arm>``.
@@ -49,7 +51,6 @@ def run_arm(
     (bytes kept beside the base's weights).
 
     Args:
-        grader: what decides whether an answer is right (exact, contains); f1 is no verdict.
         writing: how a live arm's model writes its self-edits (tokens, temperature, top_p).
         slots: streams trained side by side; the largest divisor of their number that is not above it is used.
         full_rows: edits after which everything is asked; after the others only the passage just edited. None: all.
@@ -59,7 +60,7 @@ def run_arm(
         raise DataError(f"The streams of a study have one length, not {sorted(lengths)}; cut them.")
     if arm.live and writing is None:
         raise DataError(f"arm {arm.name!r} writes its own self-edits; say how (`writing`).")
-    work = _Work(run, arm, lab, grader, writing, group, full_rows)
+    work = _Work(run, arm, lab, writing, group, full_rows)
     if work.trains and not arm.live and any(None in stream.edits for stream in streams):
         raise DataError(f"arm {arm.name!r}: streams without self-edits; give a writer or a live arm.")
     units = [Unit(f"{k}/{s.id}", k, s) for k in range(lengths.pop() + 1) for s in streams]
@@ -88,7 +89,11 @@ def frozen_edits(
         raise DataError(f"writer: {writer!r} is neither policy nor reference:<name>.")
 
     def write(part: Sequence[Stream]) -> list[dict]:
-        asked = [Request(lab.prompts.write(p), s.seed(k, "self-edit")) for s in part for k, p in enumerate(s.passages)]
+        asked = [
+            Request(lab.domain.prompt(p, lab.tokenizer), s.seed(k, "self-edit"))
+            for s in part
+            for k, p in enumerate(s.passages)
+        ]
         texts = [done.text.strip() for (done,) in lab.generator.generate(asked, writing)]
         ends = [sum(len(s) for s in part[: n + 1]) for n in range(len(part))]
         return [{"edits": texts[end - len(s) : end]} for s, end in zip(part, ends, strict=True)]
@@ -116,11 +121,14 @@ def run_arms(
 class _Work:
     """What ``run.map`` calls with the units of one edit of some streams."""
 
-    def __init__(self, run, arm: Arm, lab: Lab, grader: str, writing: Sampling | None, group: str,
+    def __init__(self, run, arm: Arm, lab: Lab, writing: Sampling | None, group: str,
                  full_rows: Sequence[int] | None):  # fmt: skip
-        self.run, self.arm, self.grader, self.writing = run, arm, grader, writing
+        self.run, self.arm, self.writing = run, arm, writing
         self.full_rows, self.rule = full_rows, arm.make(lab)
         self.lab = self.rule.lab
+        self.grader = self.lab.inner.grader
+        if self.grader not in VERDICTS:
+            raise DataError(f"grader: {self.grader!r} is no verdict on an answer; use one of {', '.join(VERDICTS)}.")
         self.trains = getattr(self.rule, "trains", True)
         folder = getattr(run, "folder", None)  # a Scratch run keeps nothing
         self.folder = Path(folder) / "states" / f"{group}{arm.name}" if folder else None
@@ -189,7 +197,7 @@ class _Work:
 
     def _empty(self, stream: Stream, k: int) -> dict[str, str]:
         """What the row of edit k (0-based) says where the self-edit is empty; nothing otherwise."""
-        documents = documents_of(stream.passages[k], stream.edits[k], self.lab.prompts, self.lab.inner)
+        documents = self.lab.domain.documents(stream.passages[k], stream.edits[k])
         if documents and stream.edits[k].strip():
             return {}
         reason = "the self-edit is empty: the passage alone" if documents else "nothing to train on"
@@ -215,7 +223,11 @@ class _Work:
     def _write(self, streams, states, alive, k) -> list[str]:
         """Self-edits for passage k, each by its stream's own current model."""
         requests = [
-            Request(self.lab.prompts.write(streams[i].passages[k]), streams[i].seed(k, "self-edit"), states[i].history)
+            Request(
+                self.lab.domain.prompt(streams[i].passages[k], self.lab.tokenizer),
+                streams[i].seed(k, "self-edit"),
+                states[i].history,
+            )
             for i in alive
         ]
         return [done.text.strip() for (done,) in self.lab.generator.generate(requests, self.writing)]
@@ -223,7 +235,7 @@ class _Work:
     # measuring
 
     def _ask(self, streams, states, asked, k) -> list[dict]:
-        prompts, requests, golds = self.lab.prompts, [], []
+        prompts, requests, golds = self.lab.domain.prompts, [], []
         full = self.full_rows is None or k in self.full_rows
         for i in asked:
             stream, state = streams[i], states[i]
@@ -235,8 +247,7 @@ class _Work:
                 passage = Passage("asked", title, shown.text if shown else "", (question,))
                 requests.append(Request(prompts.ask(passage, question, shown is not None), adapter=adapter))
                 golds.append((i, own, question))
-        stop = (prompts.stop,) if prompts.stop else ()
-        answered = self.lab.complete(requests, Sampling(self.lab.inner.answer_tokens, stop=stop))
+        answered = self.lab.complete(requests, self.lab.domain.answering)
         right: dict[tuple, str] = {}
         blank: dict[tuple, str] = {}
         for (i, own, question), completion in zip(golds, answered, strict=True):

@@ -81,7 +81,7 @@ class _UsedUp(Exception):
 
 
 def sweep(
-    run, rules: Sequence[str], lab: Lab, streams: Sequence[Stream], *, grader: str = "exact", slots: int = 16,
+    run, rules: Sequence[str], lab: Lab, streams: Sequence[Stream], *, slots: int = 16,
     most: int = MOST,
 ) -> list[dict]:  # fmt: skip
     """One line a setting in the order tried: rule, protocol, knobs (JSON), AA, LA, BWT, prior, blank, diverged,
@@ -98,7 +98,7 @@ def sweep(
 
         def score(knobs: Knobs, rule: str = rule, tried: list[dict] = tried) -> float:
             arm, K = Arm(f"{rule}.{len(tried)}", rule, knobs), len(streams[0])
-            rows = run_arm(run, arm, lab, streams, grader=grader, slots=slots, group="tuning/", full_rows=[0, K])
+            rows = run_arm(run, arm, lab, streams, slots=slots, group="tuning/", full_rows=[0, K])
             about = {"rule": rule, "protocol": rows[0]["protocol"], "knobs": json.dumps(knobs, sort_keys=True)}
             tried.append(about | measured(rows))
             return math.nan if tried[-1]["diverged"] else tried[-1]["AA"]

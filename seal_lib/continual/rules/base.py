@@ -61,7 +61,7 @@ class Rule:
             raise ParameterError(f"{type(self).__name__} has no knob {unknown[0]!r}; it has {sorted(self.knobs)}.")
         self.knobs = {**self.knobs, **knobs}
         scale = self.knobs.get("lr_scale", 1.0)
-        self.lab = lab if scale == 1.0 else replace(lab, inner=replace(lab.inner, lr=lab.inner.lr * scale))
+        self.lab = lab if scale == 1.0 else lab.with_inner(lr=lab.inner.lr * scale)
 
     # training
 

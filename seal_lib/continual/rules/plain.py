@@ -7,7 +7,6 @@ less and forgetting less that every remedy must leave, and training on everythin
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from seal_lib.continual import states as ops
 from seal_lib.continual.lab import Lab
@@ -73,7 +72,7 @@ class SequentialAuthors(Rule):
     def __init__(self, lab: Lab, **knobs: float):
         whole = {"split_newlines": True, "add_passage": True, "document_limit": None}
         theirs = {"protocol": "authors_v1", "pad_loss": lab.authors_pads, **AUTHORS, **whole}
-        super().__init__(replace(lab, inner=replace(lab.inner, **theirs)), **knobs)
+        super().__init__(lab.with_inner(**theirs), **knobs)
 
 
 class DeltaScaling(Rule):
