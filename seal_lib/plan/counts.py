@@ -110,7 +110,8 @@ def arc_self_edits(p: Mapping) -> list[Work]:
         loop += [w.times(p["reward_seeds"]) for w in scored]
         if p["reward"] == "improvement":
             loop += [answers(f"seal_round_{index}/frozen", practice, False)]
-        loop += [learn, *evaluate(f"seal_round_{index}")]
+        again = attempts(f"seal_round_{index}/fresh_seed", kept * puzzle.distinct)
+        loop += [learn, *again, *evaluate(f"seal_round_{index}")]
     controls = ["random_config_sft"] * p["random_control"] + ["dealt_config_sft"] * ("documents" in p)  # notebook 23
     for name in controls:
         loop += [learn, *evaluate(name)]
