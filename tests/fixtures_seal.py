@@ -99,6 +99,19 @@ def candidate(passage: Passage, text: str | None, arm: str = "arm", seed: int = 
     return Candidate(f"{passage.id}/{arm}", passage, edit, arm, seed)
 
 
+def untrained(passages: Sequence[Passage], arm: str = "frozen", shown: bool = False) -> list[Candidate]:
+    """The model as it is, asked about every passage; ``shown``: with the passage in view."""
+    return [Candidate(f"{arm}/{p.id}", p, None, arm, 0, trains=False, shown=shown) for p in passages]
+
+
+def trials_of(candidates: Sequence[Candidate], settings: InnerLoop = INNER, wording=WORDING) -> list[Trial]:
+    """The inner loop on the shipped model."""
+    from seal_lib.loops.inner import try_all
+    from seal_lib.loops.policy import Policy
+
+    return try_all(Policy("untrained", *seedling()), candidates, domain=Knowledge(settings, wording))
+
+
 def wrong_value(passage: Passage, name: str, attribute: str, value: str) -> str:
     """A value of the attribute that nothing in the passage has."""
     taken = {fact[2] for fact in passage.facts}

@@ -239,19 +239,21 @@ def test_a_large_model_takes_its_tokens_in_portions(monkeypatch):
 
 def test_the_run_is_told_of_a_shortage(monkeypatch):
     from fixtures_seal import WORDING, seedling
-    from seal_lib.knowledge.inner import Candidate, InnerLoop
 
-    from seal_lib.knowledge import inner
+    from seal_lib.knowledge.domain import InnerLoop, Knowledge
     from seal_lib.knowledge.world import passages
+    from seal_lib.loops import inner
+    from seal_lib.loops.domain import Candidate
+    from seal_lib.loops.policy import Policy
 
-    counted = []
+    counted, policy = [], Policy("untrained", *seedling())
     settings = InnerLoop(lr=1e-3, epochs=1, rank=8, alpha=16, targets="all-linear", slots=0)
     candidates = [Candidate(str(i), p, None, "passage_only", i) for i, p in enumerate(passages("heldout", 3))]
-    expected = inner.train(*seedling(), candidates, WORDING, settings, lambda **n: counted.append(n))
+    expected = inner.train(policy, candidates, Knowledge(settings, WORDING), lambda **n: counted.append(n))
     assert not counted
     step = Shortage(AdapterBank._hidden, [2])  # the first is the bank's own check
     monkeypatch.setattr(AdapterBank, "_hidden", lambda self, *args: step(self, *args))
-    results = inner.train(*seedling(), candidates, WORDING, settings, lambda **n: counted.append(n))
+    results = inner.train(policy, candidates, Knowledge(settings, WORDING), lambda **n: counted.append(n))
     assert counted == [{"out_of_memory": 1}]
     assert [(r.id, r.steps, r.tokens) for r in results] == [(r.id, r.steps, r.tokens) for r in expected]
 

@@ -4,14 +4,15 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from fixtures_seal import WORDING, MemoryRun, made, seedling
+from fixtures_seal import DOMAIN, MemoryRun, made, seedling
 
 from seal_lib.errors import DataError
 from seal_lib.generation import engines
 from seal_lib.generation.contract import Request, Sampling
 from seal_lib.generation.hf import HFGenerator
+from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.restem import OuterLoop, write_self_edits
+from seal_lib.loops.settings import OuterLoop
 
 SCHEMA = json.dumps({"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]})
 
@@ -45,7 +46,7 @@ def test_a_policy_says_which_engine_it_is_and_uses_it(monkeypatch) -> None:
     assert Policy("p", *seedling(), "auto").engine == "hf" and Policy("p", *seedling()).engine == "hf"
     policy = Policy("p", *seedling(), "vllm")
     edits = write_self_edits(
-        MemoryRun(), policy, made(1), WORDING, OuterLoop(samples=2, edit_tokens=5), phase="w", seed=1
+        MemoryRun(), policy, made(1), DOMAIN, OuterLoop(samples=2, edit_tokens=5), phase="w", seed=1
     )
     assert policy.engine == "vllm" and len(edits) == 2 and asked == [seedling()]
 

@@ -5,11 +5,12 @@ import time
 from dataclasses import replace
 
 import pytest
-from fixtures_seal import INNER, WORDING, candidate, digest, made, seedling
+from fixtures_seal import DOMAIN, INNER, WORDING, candidate, digest, made, seedling, trials_of
 
 from seal_lib.knowledge.documents import training_documents
-from seal_lib.knowledge.inner import run_trials
-from seal_lib.loops.restem import OuterLoop, filter_round
+from seal_lib.loops.outer import reward_of
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.loops.updates import Group, kept_of
 from seal_lib.records import SelfEdit, Trial, to_dict
 
 BINARY = bytes(range(256)) * 20
@@ -34,11 +35,11 @@ SETTINGS = replace(INNER, epochs=1, batch=1)
 
 @pytest.mark.parametrize("name", list(FAULTS))
 def test_a_strange_self_edit_is_a_clean_trial_or_a_counted_outcome(name: str) -> None:
-    model, tokenizer = seedling()
+    model, _ = seedling()
     before, text, begun = digest(model), FAULTS[name], time.monotonic()
     passage = made(1)[0]
     neighbour = candidate(passage, passage.references["gold"], "neighbour")
-    (strange, sane) = run_trials(model, tokenizer, [candidate(passage, text), neighbour], WORDING, SETTINGS)
+    (strange, sane) = trials_of([candidate(passage, text), neighbour], SETTINGS)
     assert time.monotonic() - begun < 60
     empty = not text.strip()
     assert strange.outcome in (("empty_edit",) if empty else ("ok", "diverged"))
@@ -57,23 +58,21 @@ def test_one_line_repeated_500_times_is_500_documents_and_ends() -> None:
     passage, begun = made(1)[0], time.monotonic()
     line = passage.references["gold"].split("\n")[0]
     repeated = candidate(passage, "\n".join([line] * 500))
-    (trial,) = run_trials(*seedling(), [repeated], WORDING, SETTINGS)
+    (trial,) = trials_of([repeated], SETTINGS)
     assert trial.steps == 501 and trial.outcome in ("ok", "diverged") and time.monotonic() - begun < 90
 
 
 def test_a_limit_bounds_what_a_runaway_self_edit_costs() -> None:
     passage = made(1)[0]
     runaway = candidate(passage, "\n".join(f"{i}. line" for i in range(20_000)))  # 230 kB
-    (trial,) = run_trials(*seedling(), [runaway], WORDING, replace(SETTINGS, document_limit=30))
+    (trial,) = trials_of([runaway], replace(SETTINGS, document_limit=30))
     assert trial.steps == 31 and len(trial.edit.text) > 200_000
 
 
 def test_special_tokens_in_a_text_are_text_not_tokens() -> None:
     """What a model or a file wrote must not end or pad a training document from within."""
-    from seal_lib.knowledge.inner import examples_of
-
     tokenizer, passage = seedling()[1], made(1)[0]
-    (example, _) = examples_of(candidate(passage, "a <eos> b <pad> c"), tokenizer, WORDING, INNER)
+    (example, _) = DOMAIN.examples(candidate(passage, "a <eos> b <pad> c"), tokenizer)
     assert list(example.ids).count(tokenizer.eos_token_id) == 1  # the one at the end
     assert tokenizer.pad_token_id not in example.ids
 
@@ -83,7 +82,8 @@ def test_a_round_of_strange_edits_keeps_the_one_that_can_be_learnt_from() -> Non
     texts = ["", FAULTS["binary"], passage.references["gold"], FAULTS["only punctuation"]]
     edits = [SelfEdit(f"{passage.id}/{k}", passage.id, text, "policy") for k, text in enumerate(texts)]
     group = [replace(candidate(passage, edit.text), id=edit.id, edit=edit) for edit in edits]
-    trials = run_trials(*seedling(), group, WORDING, INNER)
-    rewards, kept = filter_round([[t] for t in trials], edits, {}, OuterLoop(), seed=0)
+    trials, outer = trials_of(group, INNER), OuterLoop()
+    rewards = tuple(reward_of([t], math.nan, outer.reward) for t in trials)
+    kept = kept_of([Group(passage, tuple(edits), tuple((t,) for t in trials), rewards)], outer, seed=0)
     assert [e.text for e in kept] == [passage.references["gold"]] and len(rewards) == 4
     assert [t.outcome for t in trials][0] == "empty_edit"

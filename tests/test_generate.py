@@ -9,10 +9,10 @@ import textwrap
 from functools import lru_cache
 
 import pytest
-from fixtures_seal import INNER, NEEDS_VLLM, WORDING, candidate, made, seedling, vllm_settings
-from seal_lib.generation.contract import Completion, Request, Sampling
+from fixtures_seal import DOMAIN, NEEDS_VLLM, WORDING, candidate, made, seedling, vllm_settings
 
 from seal_lib.errors import DataError
+from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.generation.hf import HFGenerator, choose
 
 
@@ -45,11 +45,11 @@ def prompts(count: int = 6) -> list[str]:
 @lru_cache
 def adapters() -> tuple:
     """Three adapters that have each learnt another passage; untrained ones would prove nothing."""
-    from seal_lib.knowledge.inner import train
+    from seal_lib.loops.inner import train
+    from seal_lib.loops.policy import Policy
 
-    model, tokenizer = seedling()
     gold = [candidate(p, p.references["gold"], seed=i) for i, p in enumerate(made(3))]
-    return tuple(result.adapter for result in train(model, tokenizer, gold, WORDING, INNER))
+    return tuple(result.adapter for result in train(Policy("untrained", *seedling()), gold, DOMAIN))
 
 
 @engines
@@ -312,17 +312,15 @@ SUMS = """
     import json, sys
     import torch
     torch.set_num_threads(1)
-    from seal_lib import evaluate, models, restem
-    from seal_lib.knowledge.inner import InnerLoop
-    from seal_lib.knowledge import prompts
+    from seal_lib import InnerLoop, Knowledge, OuterLoop, Policy, models
+    from seal_lib.knowledge import evaluate, prompts, world
     from seal_lib.runs.lifecycle import Scratch
-    from seal_lib.seedling import world
 
-    policy = restem.Policy("untrained", *models.load("seedling-knowledge"))
+    policy = Policy("untrained", *models.load("seedling-knowledge"))
     inner = InnerLoop(lr=2e-3, epochs=6, rank=8, alpha=16, targets="all-linear", answer_tokens=8)
     trials = evaluate.evaluate_arm(
-        Scratch(), policy, world.passages("heldout", 4, seed=3), "own_untrained", prompts.load("seedling"), inner,
-        restem.OuterLoop(edit_tokens=60), seed=0,
+        Scratch(), policy, world.passages("heldout", 4, seed=3), "own_untrained",
+        Knowledge(inner, prompts.load("seedling")), OuterLoop(edit_tokens=60), seed=0,
     )
     print(json.dumps([[t.edit.text, [a.text for a in t.answers], t.last_loss] for t in trials]))
 """

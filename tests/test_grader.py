@@ -6,16 +6,18 @@ import warnings
 from dataclasses import replace
 
 import pytest
-from fixtures_seal import INNER, WORDING, MemoryRun, mean, plain_passage, real, trial
+from fixtures_seal import INNER, WORDING, MemoryRun, mean, real, trial
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion
 from seal_lib.grading.graders import GRADERS, contains, exact_match, grade
 from seal_lib.knowledge import evaluate, experiment
-from seal_lib.knowledge.inner import Candidate
-from seal_lib.loops import restem
+from seal_lib.knowledge.domain import Knowledge
+from seal_lib.loops import inner, outer, updates
+from seal_lib.loops.domain import Candidate
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.restem import REWARDS, OuterLoop
+from seal_lib.loops.rewards import REWARDS
+from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Passage, Question, Round, SelfEdit, Trial, to_dict
 
 PASSAGE = Passage("p", "France", "Paris is the capital.", (Question("What is the capital?", "Paris"),))
@@ -25,6 +27,8 @@ TEXTS = ["wrong notes", "right notes", "also wrong"]
 
 class RunsOn:
     """Engine of a model that answers in sentences and runs on: rightly only after training on the right notes."""
+
+    positions = 2048
 
     def __init__(self, before: str = WRONG):
         self.before = before
@@ -40,22 +44,22 @@ class RunsOn:
 def loop(monkeypatch):
     """A round of a policy whose engine is :class:`RunsOn`; an "adapter" is the text it was trained on."""
 
-    def play(grader: str, before: str = WRONG, **outer) -> Round:
-        def train(model, tokenizer, candidates, prompts, settings, count=None):
+    def play(grader: str, before: str = WRONG, **settings) -> Round:
+        def train(policy, candidates, domain, count):
             return [
                 type("R", (), dict(outcome="ok", reason="", steps=1, tokens=1, losses=[1.0], adapter=c.edit.text))
                 for c in candidates
             ]
 
-        monkeypatch.setattr(restem.Policy, "generator", lambda policy: RunsOn(before))
-        monkeypatch.setattr("seal_lib.knowledge.inner.train", train)
-        monkeypatch.setattr(restem, "sft_pairs", lambda policy, kept, *_: list(kept))
-        monkeypatch.setattr(restem, "finetune_policy", lambda run, policy, pairs, outer, **_: (policy, 0.0))
-        policy, inner = Policy("untrained", None, None), replace(INNER, grader=grader)
+        monkeypatch.setattr(Policy, "generator", lambda policy: RunsOn(before))
+        monkeypatch.setattr(inner, "train", train)
+        monkeypatch.setattr(Knowledge, "target", lambda domain, unit, text, policy: text)
+        monkeypatch.setattr(updates, "finetune", lambda run, policy, pairs, outer, **_: (policy, 0.0))
+        policy, domain = Policy("untrained", None, None), Knowledge(replace(INNER, grader=grader), WORDING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return restem.restem_round(
-                MemoryRun(), policy, [PASSAGE], WORDING, inner, OuterLoop(samples=3, **outer), index=1, name="r", seed=0
+            return outer.restem_round(
+                MemoryRun(), policy, [PASSAGE], domain, OuterLoop(samples=3, **settings), index=1, name="r", seed=0
             )[1]
 
     return play
@@ -89,9 +93,7 @@ def test_the_honesty_check_scores_the_selected_by_the_reward_that_selected_them(
     label = {"protocol": "clean", "model": "m"}
     for grader, value in (("contains", 1.0), ("exact", 0.0)):
         record = loop(grader)
-        rows = experiment.reward_rows(
-            [experiment.Loop(0, (record,), {}, again(record, grader))], **label, grader=grader
-        )
+        rows = experiment.reward_rows([outer.Loop(0, (record,), {}, again(record, grader))], **label, grader=grader)
         told = {row["metric"]: row["value"] for row in rows}
         assert told["reward_best_of_k"] == told["reward_selected_fresh_seed"] == value
         assert told["zero_share"] == 1 - value and told["tied_share"] == 1 - value
@@ -172,21 +174,21 @@ def test_a_round_reports_ties_of_the_best_and_zeros() -> None:
 def test_a_round_warns_where_the_reward_decides_little() -> None:
     blind, seeing = record([0.5, 0.5], [0.0, 0.0], [0.1, 0.2]), record([0.5, 0.4], [0.0, 0.0])
     with pytest.warns(UserWarning, match="Round 2: the best reward .* 67% of the passages.*grader than 'exact'"):
-        restem.warn_if_blind(blind, OuterLoop(), INNER)
+        outer.warn_if_blind(blind, OuterLoop(), "exact")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        restem.warn_if_blind(seeing, OuterLoop(), INNER)  # one half is not above one half
-        restem.warn_if_blind(blind, OuterLoop(filter="threshold"), INNER)  # which keeps all that tie
-        restem.warn_if_blind(Round(1, (), (), ()), OuterLoop(filter="random"), INNER)
+        outer.warn_if_blind(seeing, OuterLoop(), "exact")  # one half is not above one half
+        outer.warn_if_blind(blind, OuterLoop(filter="threshold"), "exact")  # which keeps all that tie
+        outer.warn_if_blind(Round(1, (), (), ()), OuterLoop(filter="random"), "exact")
     with pytest.warns(UserWarning, match="is 0 for 100%"):
-        restem.warn_if_blind(record([0.0, 0.0]), OuterLoop(filter="threshold"), INNER)
+        outer.warn_if_blind(record([0.0, 0.0]), OuterLoop(filter="threshold"), "exact")
 
 
 def test_the_warning_comes_from_the_round_itself(loop, monkeypatch) -> None:
-    seen = []
-    monkeypatch.setattr(restem, "warn_if_blind", lambda record, *_: seen.append(record))
+    seen, graders = [], []
+    monkeypatch.setattr(outer, "warn_if_blind", lambda record, _, grader: seen.append(record) or graders.append(grader))
     loop("exact")
-    assert [r.undecided_share for r in seen] == [1.0]
+    assert [r.undecided_share for r in seen] == [1.0] and graders == ["exact"]
 
 
 # ---------------------------------------------------------------------------------- released answers
@@ -214,8 +216,9 @@ def test_on_the_authors_answers_exact_match_sees_almost_nothing() -> None:
 
 def test_a_candidate_without_an_edit_is_graded_alike(loop) -> None:
     loop("contains")
-    from seal_lib.knowledge import inner
-
-    given = [Candidate("c", plain_passage(), SelfEdit("c", "p", "x", "m"), "arm", 0)]
-    (one,) = inner.run_trials(None, None, given, WORDING, replace(INNER, grader="f1"), RunsOn())
-    assert one.grader == "f1" and one.accuracy == one.mean("f1")
+    given = [
+        Candidate("c", PASSAGE, SelfEdit("c", "p", "right notes", "m"), "arm", 0),
+        Candidate("d", PASSAGE, None, "arm", 0, trains=False),
+    ]
+    for one in inner.try_all(Policy("p", None, None), given, domain=Knowledge(replace(INNER, grader="f1"), WORDING)):
+        assert one.grader == "f1" and one.accuracy == one.mean("f1") and (one.accuracy > 0) is (one.id == "c")

@@ -4,18 +4,30 @@ import math
 from dataclasses import replace
 
 import pytest
-from fixtures_seal import INNER, WORDING, candidate, digest, made, mean, seedling, trial, wrong_notes, wrong_value
+from fixtures_seal import (
+    INNER,
+    WORDING,
+    candidate,
+    digest,
+    made,
+    mean,
+    seedling,
+    trial,
+    trials_of,
+    untrained,
+    wrong_notes,
+    wrong_value,
+)
 
 from seal_lib.errors import DataError
-from seal_lib.generation.hf import HFGenerator
 from seal_lib.grading.graders import exact_match
-from seal_lib.knowledge.inner import InnerLoop, documents_of, examples_of, question_all, run_trials, untrained_trials
-from seal_lib.loops.restem import REWARDS
+from seal_lib.knowledge.domain import InnerLoop, Knowledge, documents_of
+from seal_lib.loops.rewards import REWARDS
 from seal_lib.records import to_dict
 
 
-def trials_of(candidates, settings=INNER):
-    return run_trials(*seedling(), candidates, WORDING, settings)
+def examples_of(passage, text, settings=INNER):
+    return Knowledge(settings, WORDING).examples(candidate(passage, text), seedling()[1])
 
 
 def test_the_right_edit_teaches_the_facts_a_wrong_one_the_wrong_facts_and_none_nothing() -> None:
@@ -90,22 +102,21 @@ def test_divergence_is_an_outcome_with_a_reason_not_an_accuracy_of_zero() -> Non
 
 
 def test_one_diverging_adapter_leaves_its_neighbours_as_they_are(monkeypatch) -> None:
-    from seal_lib.training import bank
+    from seal_lib.knowledge import domain
 
     group = [candidate(p, p.references["gold"], arm=f"a{i}") for i, p in enumerate(made(3))]
     alone = trials_of([group[0], group[2]])
-    job = bank.Job
+    job = domain.Job
     bad = group[1].id
-    monkeypatch.setattr(bank, "Job", lambda **given: job(**(given | ({"lr": 1e20} if given["id"] == bad else {}))))
+    monkeypatch.setattr(domain, "Job", lambda **given: job(**(given | ({"lr": 1e20} if given["id"] == bad else {}))))
     mixed = trials_of(group)
     assert [t.outcome for t in mixed] == ["ok", "diverged", "ok"]
     assert [t.answers for t in (mixed[0], mixed[2])] == [t.answers for t in alone]
 
 
 def test_untrained_rows_ask_the_frozen_model_with_or_without_the_passage() -> None:
-    generator, passages = HFGenerator(*seedling()), made(6)
-    frozen = untrained_trials(generator, passages, "frozen", WORDING, INNER, in_context=False)
-    ceiling = untrained_trials(generator, passages, "ceiling", WORDING, INNER, in_context=True)
+    passages = made(6)
+    frozen, ceiling = trials_of(untrained(passages)), trials_of(untrained(passages, "ceiling", shown=True))
     assert [t.id for t in frozen] == [f"frozen/{p.id}" for p in passages]
     assert all(t.steps == 0 and t.edit is None and len(t.answers) == len(p.questions)
                for t, p in zip(frozen, passages, strict=True))  # fmt: skip
@@ -114,10 +125,9 @@ def test_untrained_rows_ask_the_frozen_model_with_or_without_the_passage() -> No
 
 def test_answers_belong_to_their_question_and_stop_at_the_line() -> None:
     passages = made(3)
-    graded = question_all(HFGenerator(*seedling()), passages, [None] * 3, WORDING, INNER, in_context=True)
-    for passage, answers in zip(passages, graded, strict=True):
-        assert [(a.question, a.gold) for a in answers] == [(q.question, q.answer) for q in passage.questions]
-        assert all("\n" not in a.text and a.text == a.text.strip() for a in answers)
+    for passage, t in zip(passages, trials_of(untrained(passages, shown=True)), strict=True):
+        assert [(a.question, a.gold) for a in t.answers] == [(q.question, q.answer) for q in passage.questions]
+        assert all("\n" not in a.text and a.text == a.text.strip() for a in t.answers)
 
 
 # ------------------------------------------------------------------------------------------ examples
@@ -125,30 +135,30 @@ def test_answers_belong_to_their_question_and_stop_at_the_line() -> None:
 
 def test_examples_are_the_documents_with_one_end_of_text_each() -> None:
     tokenizer, passage = seedling()[1], made(1)[0]
-    examples = examples_of(candidate(passage, "one\ntwo"), tokenizer, WORDING, INNER)
+    examples = examples_of(passage, "one\ntwo")
     assert len(examples) == 3
     assert tokenizer.decode(examples[0].ids) == f"{passage.title}\none<eos>"
     assert tokenizer.decode(examples[2].ids) == f"{passage.title}\n{passage.text}<eos>"
-    bare = examples_of(candidate(passage, "one"), tokenizer, WORDING, replace(INNER, pad_loss="none"))
+    bare = examples_of(passage, "one", replace(INNER, pad_loss="none"))
     assert tokenizer.decode(bare[0].ids) == f"{passage.title}\none"
 
 
 def test_documents_are_cut_at_max_length() -> None:
-    tokenizer, passage = seedling()[1], made(1)[0]
+    passage = made(1)[0]
     settings = replace(INNER, pad_loss="none", max_length=5)
-    assert [len(e.ids) for e in examples_of(candidate(passage, "x" * 999), tokenizer, WORDING, settings)] == [5, 5]
+    assert [len(e.ids) for e in examples_of(passage, "x" * 999, settings)] == [5, 5]
 
 
 def test_the_authors_protocol_puts_pads_in_the_loss_and_a_probe_stands_for_them() -> None:
     tokenizer, passage = seedling()[1], made(1)[0]
     authors = replace(INNER, protocol="authors_v1", pad_loss="full", max_length=256, targets="qv")
-    full = examples_of(candidate(passage, "one"), tokenizer, WORDING, authors)[0]
-    probe = examples_of(candidate(passage, "one"), tokenizer, WORDING, replace(authors, pad_loss="probe:4"))[0]
+    full = examples_of(passage, "one", authors)[0]
+    probe = examples_of(passage, "one", replace(authors, pad_loss="probe:4"))[0]
     text = len(tokenizer(f"{passage.title}\none")["input_ids"])
     assert len(full.ids) == 256 and set(full.ids[text:]) == {tokenizer.eos_token_id}
     assert sum(full.weights[1:]) == pytest.approx(255) == pytest.approx(sum(probe.weights[1:]))
     assert len(probe.ids) < 32
-    again = examples_of(candidate(passage, "one"), tokenizer, WORDING, replace(authors, pad_loss="probe:4"))[0]
+    again = examples_of(passage, "one", replace(authors, pad_loss="probe:4"))[0]
     assert again.positions == probe.positions  # the probes come from the candidate's seed
     few = trials_of([candidate(passage, "one")], replace(authors, pad_loss="probe:4", epochs=2))
     assert few[0].outcome == "ok"
@@ -206,10 +216,10 @@ def test_the_label_says_what_departs_from_the_protocol() -> None:
 
 
 def test_the_settings_bring_the_rules_of_their_protocol() -> None:
-    tokenizer, passage = seedling()[1], made(1)[0]
+    passage = made(1)[0]
     text = "Thoughts.\nImplications:\n" + "\n".join(f"Line {i}." for i in range(50))
     counts = {
-        protocol: len(examples_of(candidate(passage, text), tokenizer, WORDING, replace(AUTHORS, protocol=protocol)))
+        protocol: len(examples_of(passage, text, replace(AUTHORS, protocol=protocol)))
         for protocol in ("authors_v1", "authors_v2")
     }
     assert counts == {"authors_v1": 53, "authors_v2": 31}  # with the passage

@@ -229,7 +229,7 @@ def test_every_value_of_the_larger_scales_names_its_source() -> None:
     ],
 )
 def test_the_protocol_is_a_word(monkeypatch: pytest.MonkeyPatch, word: str, notebook: str, protocol: str) -> None:
-    from seal_lib.knowledge.inner import InnerLoop
+    from seal_lib.knowledge.domain import InnerLoop
 
     monkeypatch.setenv("SET", word)
     found = params.resolve(notebook, "paper")
@@ -260,9 +260,9 @@ def test_a_setting_that_no_parameter_reaches_is_refused_unless_it_is_named() -> 
 
 def picks(notebook: str) -> list[tuple[type, set[str]]]:
     """(settings, fields fixed by name) of every ``pick`` in a notebook."""
-    from seal_lib.arc.inner_loop import TestTimeTraining
-    from seal_lib.knowledge.inner import InnerLoop
-    from seal_lib.loops.restem import OuterLoop
+    from seal_lib.arc.domain import TestTimeTraining
+    from seal_lib.knowledge.domain import InnerLoop
+    from seal_lib.loops.settings import OuterLoop
 
     known = {cls.__name__: cls for cls in (InnerLoop, OuterLoop, TestTimeTraining)}
     found = []

@@ -7,14 +7,13 @@ from dataclasses import replace
 from functools import lru_cache
 
 import pytest
-from fixtures_seal import INNER, candidate, real, seedling
+from fixtures_seal import INNER, candidate, real, seedling, trials_of, untrained
 from test_knowledge import by_hand
 
-from seal_lib.generation.hf import HFGenerator
 from seal_lib.grading.graders import contains, exact_match, is_blank, normalise
 from seal_lib.knowledge import data, prompts
 from seal_lib.knowledge.documents import split_edit, training_documents
-from seal_lib.knowledge.inner import examples_of, run_trials, untrained_trials
+from seal_lib.knowledge.domain import Knowledge
 
 IMPLICATIONS = prompts.load("implications")
 
@@ -88,29 +87,29 @@ def test_all_released_self_edits_become_documents_that_survive_the_tokenizer() -
 
 def test_examples_of_real_text_fit_the_model() -> None:
     tokenizer, settings = seedling()[1], replace(INNER, protocol="authors_v1", pad_loss="probe:8", targets="qv")
+    domain = Knowledge(settings, IMPLICATIONS)
     for passage in released()[:40]:
-        for example in examples_of(candidate(passage, passage.references["1"]), tokenizer, IMPLICATIONS, settings):
+        for example in domain.examples(candidate(passage, passage.references["1"]), tokenizer):
             assert example.visible <= 2048 and max(example.positions) <= 2048
             assert max(example.ids) < len(tokenizer)
 
 
 @pytest.mark.slow
 def test_real_passages_are_trained_on_and_questioned_end_to_end() -> None:
-    model, tokenizer = seedling()
     passages = released()[:6]
     group = [candidate(p, p.references["0"], seed=i) for i, p in enumerate(passages)]
     group.append(candidate(passages[0], None, "none"))
     settings = replace(INNER, epochs=2)
-    trials = run_trials(model, tokenizer, group, IMPLICATIONS, settings)
+    trials = trials_of(group, settings, IMPLICATIONS)
     for c, t in zip(group, trials, strict=True):
-        documents = training_documents(c.passage, c.edit.text if c.edit else None, IMPLICATIONS)
+        documents = training_documents(c.unit, c.edit.text if c.edit else None, IMPLICATIONS)
         assert t.outcome == "ok" and t.steps == 2 * len(documents)
-        assert [a.gold for a in t.answers] == [q.answer for q in c.passage.questions]
+        assert [a.gold for a in t.answers] == [q.answer for q in c.unit.questions]
         assert 0 <= t.accuracy <= 1 and t.last_loss < 10
     authors = replace(INNER, epochs=1, protocol="authors_v1", pad_loss="probe:8", targets="qv")
-    with_pads = run_trials(model, tokenizer, group[:2], IMPLICATIONS, authors)
+    with_pads = trials_of(group[:2], authors, IMPLICATIONS)
     assert [t.outcome for t in with_pads] == ["ok", "ok"]
-    shown = untrained_trials(HFGenerator(model, tokenizer), passages, "ceiling", IMPLICATIONS, INNER, in_context=True)
+    shown = trials_of(untrained(passages, "ceiling", shown=True), INNER, IMPLICATIONS)
     assert [len(t.answers) for t in shown] == [len(p.questions) for p in passages]
 
 

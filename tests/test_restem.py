@@ -10,13 +10,15 @@ from dataclasses import replace
 
 import pytest
 from conftest import Suite
-from fixtures_seal import INNER, WORDING, MemoryRun, digest, made, mean, plain_passage, seedling, trial
-from seal_lib.loops.restem import FILTERS, OuterLoop, filter_random, filter_round
+from fixtures_seal import DOMAIN, INNER, WORDING, MemoryRun, digest, made, mean, plain_passage, seedling, trial
 
 from seal_lib import paths
 from seal_lib.errors import DataError
-from seal_lib.loops import restem
+from seal_lib.knowledge.domain import Knowledge
+from seal_lib.loops import inner, outer, updates
 from seal_lib.loops.policy import Policy
+from seal_lib.loops.rewards import FILTERS
+from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import SelfEdit
 from seal_lib.runs import lifecycle, manifest, params
 from seal_lib.seeds import rng
@@ -62,38 +64,75 @@ def edits_of(*groups: tuple[str, int], text: str = "text") -> list[SelfEdit]:
     return [SelfEdit(f"{p}/{k}", p, text, "policy") for p, count in groups for k in range(count)]
 
 
-def test_rewards_are_means_over_seeds_and_each_passage_keeps_its_own_best() -> None:
+@pytest.fixture
+def practised(monkeypatch):
+    """The groups of an E-step whose self-edits and their trials (one per reward seed), and those of the frozen policy,
+    are given."""
+
+    def play(trials, edits: list[SelfEdit], settings: OuterLoop, frozen=(), seed: int = 0) -> list[updates.Group]:
+        repeats = iter(zip(*trials, strict=True))
+        monkeypatch.setattr(outer, "write_self_edits", lambda *_, **__: edits)
+        monkeypatch.setattr(outer, "score_edits", lambda *_, **__: list(next(repeats)))
+        monkeypatch.setattr(outer, "score", lambda *_, **__: list(frozen))
+        passages = [plain_passage(name=name) for name in dict.fromkeys(e.unit_id for e in edits)]
+        groups, _ = outer.practise(None, None, passages, DOMAIN, settings, phase="r", seed=seed)
+        assert [g.unit for g in groups] == passages and [e for g in groups for e in g.edits] == edits
+        assert next(repeats, None) is None  # every reward seed was used
+        return groups
+
+    return play
+
+
+def rewards_of(groups: list[updates.Group]) -> list[float]:
+    return [reward for group in groups for reward in group.rewards]
+
+
+def test_rewards_are_means_over_seeds_and_each_passage_keeps_its_own_best(practised) -> None:
     edits = edits_of(("a", 2), ("b", 3))
     grades = [[[1, 0], [0, 0]], [[1, 0], [1, 1]], [[0], [0]], [[1], [0]], [[1], [1]]]
     trials = [[trial(e.unit_id, right) for right in several] for e, several in zip(edits, grades, strict=True)]
-    rewards, kept = filter_round(trials, edits, {}, OuterLoop(reward_seeds=2), seed=0)
-    assert rewards == [0.25, 0.75, 0.0, 0.5, 1.0]
-    assert [e.id for e in kept] == ["a/1", "b/2"]
+    settings = OuterLoop(reward_seeds=2)
+    groups = practised(trials, edits, settings)
+    assert rewards_of(groups) == [0.25, 0.75, 0.0, 0.5, 1.0]
+    assert [[list(several) for several in g.trials] for g in groups] == [trials[:2], trials[2:]]
+    assert [e.id for e in updates.kept_of(groups, settings, seed=0)] == ["a/1", "b/2"]
 
 
-def test_improvement_compares_with_the_frozen_model_of_that_passage() -> None:
+def test_improvement_compares_with_the_frozen_model_of_that_passage(practised) -> None:
     edits = edits_of(("a", 2), ("b", 2))
     trials = [[trial(e.unit_id, right)] for e, right in zip(edits, [[1, 0], [1, 1], [1, 0], [0, 0]], strict=True)]
-    outer = OuterLoop(reward="improvement", filter="threshold")
-    rewards, kept = filter_round(trials, edits, {"a": 0.5, "b": 0.0}, outer, seed=0)
-    assert rewards == [0.0, 1.0, 1.0, 0.0] and [e.id for e in kept] == ["a/1", "b/0"]
+    settings, frozen = OuterLoop(reward="improvement", filter="threshold"), [trial("b", [0, 0]), trial("a", [0, 1])]
+    groups = practised(trials, edits, settings, frozen)
+    kept = updates.kept_of(groups, settings, seed=0)
+    assert rewards_of(groups) == [0.0, 1.0, 1.0, 0.0] and [e.id for e in kept] == ["a/1", "b/0"]
 
 
-def test_a_passage_whose_adapters_all_failed_and_an_empty_edit_contribute_nothing() -> None:
+def test_a_passage_whose_adapters_all_failed_and_an_empty_edit_contribute_nothing(practised) -> None:
     edits = edits_of(("a", 2)) + [SelfEdit("b/0", "b", " \n", "policy"), SelfEdit("b/1", "b", "text", "policy")]
     trials = [[trial("a", [], outcome="diverged")]] * 2 + [[trial("b", [1], outcome="empty_edit")], [trial("b", [0])]]
-    rewards, kept = filter_round(trials, edits, {}, OuterLoop(), seed=0)
+    groups = practised(trials, edits, OuterLoop())
+    rewards, kept = rewards_of(groups), updates.kept_of(groups, OuterLoop(), seed=0)
     assert math.isnan(rewards[0]) and math.isnan(rewards[1]) and rewards[2:] == [1.0, 0.0]
     assert kept == []  # an empty text is nothing to learn from, even when it scored best
 
 
-def test_the_control_picks_as_the_random_filter_does_and_drops_empty_edits() -> None:
-    edits = edits_of(("a", 5), ("b", 5), ("c", 5))
-    rewards, kept = filter_random(edits, OuterLoop(filter="random"), seed=4)
-    assert rewards == [] and [e.unit_id for e in kept] == ["a", "b", "c"]
-    blind = filter_round([[trial(e.unit_id, [1])] for e in edits], edits, {}, OuterLoop(filter="random"), seed=4)[1]
-    assert blind == kept
-    assert filter_random(edits_of(("a", 3), text=" "), OuterLoop(filter="random"), seed=4)[1] == []
+def test_a_self_edit_with_one_failed_trial_has_no_reward(practised) -> None:
+    failed = trial("a", [], outcome="diverged")
+    groups = practised(
+        [[trial("a", [1]), failed], [trial("a", [0])] * 2], edits_of(("a", 2)), OuterLoop(reward_seeds=2)
+    )
+    assert math.isnan(groups[0].rewards[0]) and groups[0].rewards[1] == 0.0
+    assert [e.id for e in updates.kept_of(groups, OuterLoop(), seed=0)] == ["a/1"]
+
+
+def test_the_control_picks_as_the_random_filter_does_and_drops_empty_edits(practised) -> None:
+    edits, settings = edits_of(("a", 5), ("b", 5), ("c", 5)), OuterLoop(filter="random")
+    groups = practised([], edits, settings, seed=4)
+    kept = updates.kept_of(groups, settings, seed=4)
+    assert rewards_of(groups) == [] and [e.unit_id for e in kept] == ["a", "b", "c"]
+    scored = practised([[trial(e.unit_id, [int(e.id[-1])])] for e in edits], edits, OuterLoop(), seed=4)
+    assert len(rewards_of(scored)) == 15 and updates.kept_of(scored, settings, seed=4) == kept  # blind
+    assert updates.kept_of(practised([], edits_of(("a", 3), text=" "), settings), settings, seed=4) == []
 
 
 def test_names_that_are_not_registered_are_refused() -> None:
@@ -103,48 +142,63 @@ def test_names_that_are_not_registered_are_refused() -> None:
         OuterLoop(filter="worst")
 
 
+def test_an_outer_algorithm_that_is_not_registered_is_refused_before_anything_is_written() -> None:
+    run, wrong = MemoryRun(), OuterLoop(update="luck")
+    with pytest.raises(DataError, match="update: 'luck' is not one of restem"):
+        outer.restem_round(run, None, made(1), DOMAIN, wrong, index=1, name="r", seed=0)
+    with pytest.raises(DataError, match="update: 'luck' is not one of restem"):
+        outer.run_loop(run, None, DOMAIN, wrong, practice=lambda _: made(1), held_out=made(1), rounds=1, seed=0)
+    assert run.phases == {}
+
+
 # ----------------------------------------------------------------------- a bandit: is it the reward?
 
 ARMS = ("good", "bad", "ugly")
 
 
-def bandit(monkeypatch, outer: OuterLoop, rounds: int = 3, seed: int = 0) -> list[float]:
+class Bandit(Knowledge):
+    """Where a policy learns texts, not tokens."""
+
+    def target(self, unit, text: str, policy: Policy) -> str:
+        return text
+
+
+def bandit(monkeypatch, settings: OuterLoop, rounds: int = 3, seed: int = 0) -> list[float]:
     """Share of the good arm by round, where a policy is a weight per text and a good text scores 1 of 2 times more."""
     scored = []
 
-    def write(run, policy, passages, wording, outer, *, phase, seed, **_):
+    def write(run, policy, passages, domain, outer, *, phase, seed, **_):
         return [
             SelfEdit(f"{p.id}/{k}", p.id, rng(seed, p.id, k).choices(ARMS, policy.model)[0], policy.name)
             for p in passages
             for k in range(outer.samples)
         ]
 
-    def score(run, policy, candidates, wording, inner, *, phase, chunk=None):
+    def score(run, policy, candidates, domain, *, phase, chunk=None):
         scored.extend(candidates)
         chance = {"good": 0.8, "bad": 0.4, "ugly": 0.4}
         return [
-            trial(c.passage.id, [float(rng(c.seed, q).random() < chance[c.edit.text]) for q in range(4)],
+            trial(c.unit.id, [float(rng(c.seed, q).random() < chance[c.edit.text]) for q in range(4)],
                   edit=c.edit, name=c.id)
             for c in candidates
         ]  # fmt: skip
 
-    def finetune(run, policy, kept, outer, *, name, seed):
-        texts = [edit.text for edit in kept]
+    def finetune(run, policy, texts, outer, *, name, seed):
         return replace(policy, name=name, model=[texts.count(arm) + 1 for arm in ARMS]), 0.0
 
-    monkeypatch.setattr(restem, "write_self_edits", write)
-    monkeypatch.setattr(restem, "score", score)
-    monkeypatch.setattr(restem, "sft_pairs", lambda policy, kept, passages, wording: kept)
-    monkeypatch.setattr(restem, "finetune_policy", finetune)
+    monkeypatch.setattr(outer, "write_self_edits", write)
+    monkeypatch.setattr(inner, "score", score)
+    monkeypatch.setattr(updates, "finetune", finetune)
     policy, shares = Policy("start", [1, 1, 1], None), [1 / 3]
     passages = [plain_passage(name=f"p{i}") for i in range(200)]
     for index in range(1, rounds + 1):
-        policy, record = restem.restem_round(
-            None, policy, passages, WORDING, INNER, outer, index=index, name=f"round_{index}", seed=seed + index
-        )
+        policy, record = outer.restem_round(
+            None, policy, passages, Bandit(INNER, WORDING), settings, index=index, name=f"round_{index}",
+            seed=seed + index,
+        )  # fmt: skip
         assert len(record.kept) == 200 and policy.name == f"round_{index}" and record.index == index
         shares.append(policy.model[0] / sum(policy.model))
-    assert bool(scored) is (outer.filter != "random")  # the control does not pay for a reward it ignores
+    assert bool(scored) is (settings.filter != "random")  # the control does not pay for a reward it ignores
     return shares
 
 
@@ -167,15 +221,14 @@ def test_more_reward_seeds_choose_better(monkeypatch) -> None:
 OUTER = OuterLoop(
     samples=3, edit_tokens=60, sft_rank=8, sft_alpha=16, sft_lr=2e-3, sft_epochs=2, sft_batch=4, temperature=1.0
 )
-SMALL = replace(INNER, epochs=4)
+SMALL = Knowledge(replace(INNER, epochs=4), WORDING)
 
 
-def real_round(folder, outer: OuterLoop = OUTER, seed: int = 5, passages=None):
+def real_round(folder, settings: OuterLoop = OUTER, seed: int = 5, passages=None):
     run = MemoryRun(folder)
     policy = Policy("untrained", *seedling())
-    return run, restem.restem_round(
-        run, policy, passages or made(4, population="learning"), WORDING, SMALL, outer, index=1, name="r/one", seed=seed
-    )
+    passages = passages or made(4, population="learning")
+    return run, outer.restem_round(run, policy, passages, SMALL, settings, index=1, name="r/one", seed=seed)
 
 
 def test_a_round_is_recorded_whole_and_is_a_function_of_its_seed(tmp_path) -> None:
@@ -208,7 +261,7 @@ def test_self_edits_of_a_passage_do_not_depend_on_its_company(tmp_path) -> None:
     policy, passages = Policy("untrained", *seedling()), made(5)
 
     def written(part, **options):
-        edits = restem.write_self_edits(MemoryRun(), policy, part, WORDING, OUTER, phase="w", seed=9, **options)
+        edits = outer.write_self_edits(MemoryRun(), policy, part, DOMAIN, OUTER, phase="w", seed=9, **options)
         return {e.id: e.text for e in edits}
 
     whole = written(passages)
@@ -225,13 +278,13 @@ def test_the_control_scores_nothing_and_finetunes_on_one_edit_each(tmp_path) -> 
 
 
 def test_the_improvement_reward_asks_the_frozen_policy_too(tmp_path) -> None:
-    outer = replace(OUTER, reward="improvement", samples=2)
-    run, (_, record) = real_round(tmp_path, outer, passages=made(2, population="learning"))
+    settings = replace(OUTER, reward="improvement", samples=2)
+    run, (_, record) = real_round(tmp_path, settings, passages=made(2, population="learning"))
     assert set(run.phases) == {"r/one/sample", "r/one/score", "r/one/frozen"}
     frozen = run.phases["r/one/frozen"]
     for t, reward in zip(record.candidates, record.rewards, strict=True):
-        before = mean(a["grades"]["exact"] for a in frozen[t.unit_id]["answers"])
-        assert reward == float(t.accuracy > before)
+        before = mean(a["grades"]["exact"] for a in frozen[f"{t.unit_id}/frozen"]["answers"])
+        assert record.frozen[t.unit_id] == before and reward == float(t.accuracy > before)
 
 
 def test_nothing_kept_is_one_clear_sentence(tmp_path) -> None:
@@ -245,17 +298,20 @@ ROUND = """
     import os, signal, sys, tempfile
     from pathlib import Path
     import torch
-    from seal_lib import adapters, finetune, generate, inner_loop, journal, manifest, models, restem, runs
-    from seal_lib.knowledge import prompts
-    from seal_lib.seedling import world
+    from seal_lib import InnerLoop, Knowledge, OuterLoop, Policy, models
+    from seal_lib.generation import hf
+    from seal_lib.knowledge import prompts, world
+    from seal_lib.loops import inner, outer
+    from seal_lib.runs import journal, lifecycle, manifest
+    from seal_lib.training import adapters, finetune
 
     torch.set_num_threads(1)
     manifest.library_hash = lambda: "fixed"  # the library may be edited while its tests run
     folders = [Path(line) for line in sys.argv[1:]]
     model, tokenizer = models.load("seedling-knowledge")
     passages = world.passages("learning", 5, seed=1, facts=4)
-    inner = inner_loop.InnerLoop(lr=2e-3, epochs=3, rank=4, alpha=8, targets="all-linear", answer_tokens=6, slots=2)
-    outer = restem.OuterLoop(samples=2, edit_tokens=40, sft_rank=4, sft_alpha=8, sft_lr=2e-3, sft_batch=2)
+    small = InnerLoop(lr=2e-3, epochs=3, rank=4, alpha=8, targets="all-linear", answer_tokens=6, slots=2)
+    settings = OuterLoop(samples=2, edit_tokens=40, sft_rank=4, sft_alpha=8, sft_lr=2e-3, sft_batch=2)
 
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -277,11 +333,20 @@ ROUND = """
         write(descriptor, bytes(block)[: len(block) // 2])
         die()
 
+    def tear():
+        real, seen = inner.try_all, [0]
+        def tried(*args, **options):
+            seen[0] += 1
+            if seen[0] == 2:
+                os.write = torn
+            return real(*args, **options)
+        inner.try_all = tried
+
     KILLS = {
-        "first chunk of sampling is computed": lambda: after(generate.HFGenerator, "generate", 1),
+        "first chunk of sampling is computed": lambda: after(hf.HFGenerator, "generate", 1),
         "first chunk of sampling is written": lambda: after(journal.Journal, "append", 3),
-        "in the second chunk of scoring": lambda: after(inner_loop, "question_all", 2, before=True),
-        "the row of a scored chunk is torn": lambda: after(restem, "run_trials", 2) or None,
+        "in the second chunk of scoring": lambda: after(Knowledge, "questions", 4, before=True),
+        "the row of a scored chunk is torn": tear,
         "half of the artifact is there": lambda: after(finetune, "sft", 1),
         "the artifact is there, the merge is not": lambda: after(adapters, "merge", 1, before=True),
     }
@@ -292,22 +357,14 @@ ROUND = """
             return os.waitpid(pid, 0)[1]
         os.environ["SEAL_RUN_DIR"] = str(folder)
         try:
-            if kill == "the row of a scored chunk is torn":
-                real, seen = restem.run_trials, [0]
-                def scored(*args, **options):
-                    seen[0] += 1
-                    if seen[0] == 2:
-                        os.write = torn
-                    return real(*args, **options)
-                restem.run_trials = scored
-            elif kill:
+            if kill:
                 KILLS[kill]()
-            run = runs.start("11_demo", {"seed": 3})
+            run = lifecycle.start("11_demo", {"seed": 3})
             whole = run.map
             run.map = lambda phase, units, fn, chunk=32: whole(phase, units, fn, chunk=min(chunk, 3))
-            policy = restem.Policy("untrained", model, tokenizer)
-            policy, record = restem.restem_round(
-                run, policy, passages, prompts.load("seedling"), inner, outer, index=1, name="round_1", seed=3)
+            policy, domain = Policy("untrained", model, tokenizer), Knowledge(small, prompts.load("seedling"))
+            policy, record = outer.restem_round(
+                run, policy, passages, domain, settings, index=1, name="round_1", seed=3)
             weights = sum(float(p.double().abs().sum()) for p in policy.model.parameters())
             run.finish([{"metric": "weights", "value": weights}], {"kept": list(record.kept), "loss": record.sft_loss})
         except BaseException:

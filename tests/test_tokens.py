@@ -1,18 +1,16 @@
 """Where a text goes on and where it ends: tokenizers that add BOS or EOS, chat models with ends of their own."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from fixtures_seal import WORDING, plain_passage, seedling
+from fixtures_seal import DOMAIN, INNER, WORDING, candidate, plain_passage, seedling
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Request, Sampling, read
 from seal_lib.generation.hf import HFGenerator, _decode_tokens
-from seal_lib.knowledge.inner import examples_of
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.restem import sft_pairs
 from seal_lib.models.tokens import ends, read_ids, turn_end, written_ids
-from seal_lib.records import SelfEdit
 
 PAD, EOS, BOS, START, TURN = range(5)  # Gemma's order: a chat turn ends in <end_of_turn>, which is not the EOS
 #: Gemma's template in our own words
@@ -60,9 +58,7 @@ def model(listed):
 
 
 def pair(tok, listed=EOS, text: str = "a b"):
-    passage = plain_passage()
-    (found,) = sft_pairs(Policy("p", model(listed), tok), [SelfEdit("p/0", "p", text, "p")], [passage], WORDING)
-    return found
+    return DOMAIN.target(plain_passage(), text, Policy("p", model(listed), tok))
 
 
 def test_the_target_of_the_m_step_goes_on_from_the_prompt_without_a_second_bos() -> None:
@@ -76,7 +72,7 @@ def test_the_target_of_the_m_step_goes_on_from_the_prompt_without_a_second_bos()
 def test_for_the_shipped_model_nothing_changes() -> None:
     weights, tok = seedling()
     passage = plain_passage()
-    (found,) = sft_pairs(Policy("p", weights, tok), [SelfEdit("p/0", "p", "- one", "p")], [passage], WORDING)
+    found = DOMAIN.target(passage, "- one", Policy("p", weights, tok))
     plain = tok(WORDING.write(passage))["input_ids"], tok("- one")["input_ids"] + [tok.eos_token_id]
     assert found == plain and ends(weights, tok) == (tok.eos_token_id,)
 
@@ -162,11 +158,8 @@ def test_a_prompt_does_not_end_in_end_of_text(added: str) -> None:
 
 
 def test_documents_of_such_a_tokenizer_have_the_end_that_the_settings_say() -> None:
-    from dataclasses import replace
-
-    from fixtures_seal import INNER, candidate
-
     tok = tokenizer("<bos> $A <eos>")
     for pad_loss, count in (("none", 0), ("eos", 1)):
-        example = examples_of(candidate(plain_passage(), "one"), tok, WORDING, replace(INNER, pad_loss=pad_loss))[0]
+        domain = replace(DOMAIN, inner=replace(INNER, pad_loss=pad_loss))
+        example = domain.examples(candidate(plain_passage(), "one"), tok)[0]
         assert list(example.ids).count(EOS) == count and example.ids[0] == BOS

@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from itertools import combinations
 
 import pytest
-from fixtures_seal import MemoryRun, made, mean, seedling, wrong_notes, wrong_value
+from fixtures_seal import DOMAIN, MemoryRun, made, mean, seedling, wrong_notes, wrong_value
 
 from seal_lib.errors import DataError
-from seal_lib.knowledge import prompts, world
+from seal_lib.knowledge import world
+from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.restem import OuterLoop, write_self_edits
+from seal_lib.loops.settings import OuterLoop
 from seal_lib.seedling import recipe
 from seal_lib.seeds import rng
 
@@ -154,8 +155,8 @@ def test_pretraining_asks_in_the_wordings_of_the_evaluation_and_in_no_other() ->
 
 def test_the_shipped_model_writes_no_question_of_the_evaluation_into_its_notes() -> None:
     policy, passages = Policy("untrained", *seedling()), made(12)
-    outer, wording = OuterLoop(edit_tokens=200), prompts.load("seedling")
-    edits = write_self_edits(MemoryRun(), policy, passages, wording, outer, phase="write", seed=0, samples=4)
+    outer = OuterLoop(edit_tokens=200)
+    edits = write_self_edits(MemoryRun(), policy, passages, DOMAIN, outer, phase="write", seed=0, samples=4)
     questions = {q.question for p in passages for q in p.questions}
     assert sum("?" in edit.text for edit in edits) > 4  # it does write questions
     assert [edit.id for edit in edits if any(question in edit.text for question in questions)] == []

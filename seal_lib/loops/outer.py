@@ -124,8 +124,9 @@ def restem_round(run: Any, policy: Policy, units: Sequence[Unit], domain: Domain
 
     With filter ``random`` nothing is scored: the reward plays no part, so it is not paid for.
     """
+    learn = update_of(outer)
     groups, frozen = practise(run, policy, units, domain, outer, phase=name, seed=seed)
-    update = update_of(outer)(run, policy, groups, domain, outer, name=name, seed=seed)
+    update = learn(run, policy, groups, domain, outer, name=name, seed=seed)
     record = round_of(index, groups, update, outer, frozen)
     warn_if_blind(record, outer, domain.grader)
     return update.policy, record
@@ -212,7 +213,7 @@ def run_loop(run: Any, base: Policy, domain: Domain, outer: OuterLoop, *, practi
         control: an arm of :data:`CONTROLS`; "": none.
         group: what the names of its phases begin with, where one run holds loops of several models.
     """
-    group = f"{group}seed_{seed}/"
+    group, learn = f"{group}seed_{seed}/", update_of(outer)
     tell = partial(evaluate, run, units=held_out, domain=domain, seed=seed, group=group, samples=samples, outer=outer)
     evaluated = {"own_untrained": tell(base, arm="own_untrained")}
     policy, history, fresh = base, [], []
@@ -220,7 +221,7 @@ def run_loop(run: Any, base: Policy, domain: Domain, outer: OuterLoop, *, practi
     for index in range(1, rounds + 1):
         name, draw, before, units = f"seal_round_{index}", derive_seed(seed, index), policy, practice(index)
         groups, frozen = practise(run, before, units, domain, outer, phase=group + name, seed=draw)
-        update = update_of(outer)(run, before, groups, domain, outer, name=group + name, seed=draw)
+        update = learn(run, before, groups, domain, outer, name=group + name, seed=draw)
         policy = update.policy
         history.append(round_of(index, groups, update, outer, frozen))
         warn_if_blind(history[-1], outer, domain.grader)
