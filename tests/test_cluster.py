@@ -17,13 +17,16 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, Suite
-from fixtures_seal import INNER, WORDING, digest, made, seedling
+from fixtures_seal import DOMAIN, INNER, digest, made, seedling
 
 from seal_lib import paths
 from seal_lib.errors import DataError, ParameterError, RunError
-from seal_lib.loops import restem
+from seal_lib.loops import inner
+from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy, Source
-from seal_lib.loops.restem import OuterLoop, candidates_of, write_self_edits
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.loops.updates import imitate
+from seal_lib.records import SelfEdit
 from seal_lib.runs import lifecycle, manifest, params, ray_workers, workers
 from seal_lib.runs.ray_workers import Worker
 from seal_lib.runs.work import Done, Work
@@ -292,7 +295,7 @@ def small_policy() -> Policy:
 
 
 OUTER = OuterLoop(samples=2, edit_tokens=40, sft_rank=4, sft_alpha=8, sft_lr=2e-3, sft_epochs=1, sft_batch=2)
-INNER_SMALL = replace(INNER, epochs=2, slots=1)
+SMALL = replace(DOMAIN, inner=replace(INNER, epochs=2, slots=1))
 
 
 def weights(policy: Policy, part: list[str], count) -> list[dict]:
@@ -303,9 +306,8 @@ def test_a_worker_makes_the_driver_s_weights_whatever_it_held_before(batch: Suit
     run, policy = start(batch), small_policy()
     chain = [policy]
     for name in ("one", "two"):
-        edits = write_self_edits(run, chain[-1], made(2), WORDING, OUTER, phase=name, seed=1)
-        pairs = restem.sft_pairs(chain[-1], edits, made(2), WORDING)
-        chain.append(restem.finetune_policy(run, chain[-1], pairs, OUTER, name=name, seed=2)[0])
+        edits = write_self_edits(run, chain[-1], made(2), DOMAIN, OUTER, phase=name, seed=1)
+        chain.append(imitate(run, chain[-1], edits, made(2), DOMAIN, OUTER, name=name, seed=2).policy)
     assert [len(p.source.adapters) for p in chain] == [0, 1, 2]
     assert len({digest(p.model) for p in chain}) == 3
     for order in ((0, 1, 2), (2, 1, 0), (2, 2, 0, 2)):
@@ -324,7 +326,7 @@ def test_a_folder_that_a_node_cannot_see_is_a_sentence(monkeypatch: pytest.Monke
 
 
 def test_importing_the_cluster_is_light() -> None:
-    code = "import sys; from seal_lib import cluster, ray_workers\n"
+    code = "import sys; from seal_lib.runs import ray_workers, workers\n"
     code += "heavy = {'torch', 'transformers', 'ray', 'pandas'} & set(sys.modules)\n"
     code += "sys.exit(str(heavy) if heavy else 0)"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
@@ -384,14 +386,16 @@ def dying(policy: Policy, part, count, *, unit, mark: str, times: int = 1) -> li
 
 
 def candidates():
-    edits = [restem.SelfEdit(f"{p.id}/{k}", p.id, p.references[w], w) for p in made(2) for k, w in
-             enumerate(("gold", "remark", "verbatim"))]  # fmt: skip
-    return candidates_of(edits, made(2), "arm", seed=1)
+    return [
+        SMALL.read(p, SelfEdit(f"{p.id}/{k}", p.id, p.references[writer], writer), "arm", 1)
+        for p in made(2)
+        for k, writer in enumerate(("gold", "remark", "verbatim"))
+    ]
 
 
 def scored(run: lifecycle.Run, **fate) -> bytes:
     """rows.jsonl after scoring six candidates, two a chunk."""
-    unit = partial(restem._score, prompts=WORDING, inner=INNER_SMALL)
+    unit = partial(inner._rows, domain=SMALL)
     unit = partial(dying, unit=unit, **fate) if fate else unit
     run.map("score", candidates(), Work(unit, small_policy(), run.count), chunk=2)
     return (run.folder / "rows.jsonl").read_bytes()
@@ -450,9 +454,9 @@ DRIVER = """
     import os, signal, sys
     sys.path.insert(0, sys.argv[1])
     import test_cluster as t
-    from seal_lib import journal, runs
+    from seal_lib.runs import lifecycle
 
-    run = runs.start("11_demo", {"seed": 3, "workers": 1})
+    run = lifecycle.start("11_demo", {"seed": 3, "workers": 1})
     run.hire(2, sys.argv[2], "cpu")
     write = run._rows.append
 

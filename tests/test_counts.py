@@ -1,23 +1,22 @@
 """What a plan counts is what a run does: against finished runs, against the loops themselves, and against the rules."""
 
 import csv
-from types import SimpleNamespace
 
 import pytest
 from conftest import REPOSITORY
 from fixtures_seal import MemoryRun, made
-from seal_lib.knowledge.inner import InnerLoop
 
 from seal_lib import paths
 from seal_lib.errors import ParameterError
 from seal_lib.generation.contract import Completion
-from seal_lib.grading.graders import ALWAYS
 from seal_lib.knowledge import evaluate, experiment, prompts
-from seal_lib.loops import restem
-from seal_lib.plan import continual as continual
-from seal_lib.plan import counts, lengths
-from seal_lib.records import Answer, Trial
+from seal_lib.knowledge.domain import InnerLoop, Knowledge
+from seal_lib.loops import inner, updates
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.plan import continual, counts, lengths, work
 from seal_lib.runs import params
+from seal_lib.training.jobs import Result
 
 #: tokens and questions in run.json of runs at scale seedling, made for this comparison at commit 2853997; those of 00,
 #: 10 and 11 are of 412fa47, after the knowledge seedling was grown again
@@ -62,37 +61,26 @@ def test_tokens_an_edit_are_those_of_the_committed_table() -> None:
 
 
 def _stub(monkeypatch) -> None:
-    """The loops with nothing in them: texts come from a list, trials from arithmetic."""
+    """The loops with nothing in them: every text is the same, every training one step."""
 
     class Fake:
-        def __init__(self, model, tokenizer): ...
+        positions = 2048
 
         def generate(self, requests, sampling):
             return [[Completion("Note.", 7, "eos")] * sampling.n for _ in requests]
 
-    def trial(candidate, steps: int):
-        answers = tuple(
-            Answer(q.question, q.answer, "", dict.fromkeys(ALWAYS, 0.0), True) for q in candidate.passage.questions
-        )
-        return Trial(
-            candidate.id, candidate.passage.id, candidate.arm, candidate.edit, 0, answers, "exact", steps=steps,
-            tokens=1, first_loss=1.0, last_loss=1.0,
-        )  # fmt: skip
+    def train(policy, candidates, domain, count):
+        return [Result(c.id, object(), [1.0], 1, 1) for c in candidates]
 
-    monkeypatch.setattr(restem.Policy, "generator", lambda policy: Fake(policy.model, policy.tokenizer))
-    monkeypatch.setattr(restem, "run_trials", lambda m, t, part, *_, **more: [trial(c, 1) for c in part])
-
-    def untrained(generator, part, arm, *_):
-        return [trial(SimpleNamespace(id=f"{arm}/{p.id}", passage=p, arm=arm, edit=None), 0) for p in part]
-
-    monkeypatch.setattr(restem, "untrained_trials", untrained)
-    monkeypatch.setattr(restem, "sft_pairs", lambda policy, kept, *_: list(kept))
+    monkeypatch.setattr(Policy, "generator", lambda policy: Fake())
+    monkeypatch.setattr(inner, "train", train)
+    monkeypatch.setattr(Knowledge, "target", lambda domain, unit, text, policy: text)
 
     def learn(run, policy, pairs, outer, *, name, seed):
         run.count(sft=len(pairs))
         return policy, 0.0
 
-    monkeypatch.setattr(restem, "finetune_policy", learn)
+    monkeypatch.setattr(updates, "finetune", learn)
 
 
 @pytest.mark.parametrize("changes", [{}, {"reward_seeds": 3, "random_control": False}, {"rounds": 1, "controls": []}])
@@ -100,14 +88,14 @@ def test_units_of_the_whole_loop_are_those_of_the_loop_itself(monkeypatch, chang
     _stub(monkeypatch)
     sizes = {"n_passages": 5, "n_practice": 3, "rounds": 2, "samples": 4, "seeds": [0, 1]}
     p = {**params.resolve("12_restem_rounds", "seedling"), **sizes, **changes}
-    wording, policy, run = prompts.load("seedling"), restem.Policy("base", None, None), MemoryRun()
-    inner, outer = params.pick(InnerLoop, p), params.pick(restem.OuterLoop, p)
+    policy, run = Policy("base", None, None), MemoryRun()
+    domain, outer = Knowledge(params.pick(InnerLoop, p), prompts.load("seedling")), params.pick(OuterLoop, p)
     data = list(made(p["n_passages"]))
     for arm in p["controls"]:
-        evaluate.evaluate_arm(run, policy, data, arm, wording, inner, outer, seed=0)
+        evaluate.evaluate_arm(run, policy, data, arm, domain, outer, seed=0)
     for seed in p["seeds"]:
         experiment.restem_loop(
-            run, policy, data, wording, inner, outer, practice=p["practice"], n_practice=p["n_practice"],
+            run, policy, data, domain, outer, practice=p["practice"], n_practice=p["n_practice"],
             practice_seed=0, rounds=p["rounds"], seed=seed, random_control=p["random_control"],
         )  # fmt: skip
     total = counts.totals(counts.of("12_restem_rounds", p))
@@ -216,4 +204,4 @@ def test_recorded_lengths_are_those_of_the_released_files() -> None:
 def test_pads_are_counted_as_they_are_made(rule: str) -> None:
     from seal_lib.training.jobs import pad_examples
 
-    assert len(pad_examples(list(range(2, 50)), rule, 2048, eos=1).ids) == counts.pad_tokens(rule, 48)
+    assert len(pad_examples(list(range(2, 50)), rule, 2048, eos=1).ids) == work.pad_tokens(rule, 48)

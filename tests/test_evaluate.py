@@ -4,14 +4,15 @@ import random
 from dataclasses import replace
 
 import pytest
-from fixtures_seal import INNER, WORDING, MemoryRun, made, mean, seedling, trial
-from seal_lib.loops.restem import OuterLoop
+from fixtures_seal import DOMAIN, MemoryRun, made, mean, seedling, trial
 
 from seal_lib.errors import DataError
 from seal_lib.knowledge import experiment
 from seal_lib.knowledge.evaluate import ARMS, difference_rows, edit_rows, evaluate_arm, result_rows
-from seal_lib.knowledge.experiment import Loop, comparisons, restem_loop, restem_rows, reward_rows
+from seal_lib.knowledge.experiment import comparisons, restem_loop, restem_rows, reward_rows
+from seal_lib.loops.outer import Loop, evaluate
 from seal_lib.loops.policy import Policy
+from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Round, SelfEdit
 from seal_lib.report import stats
 from seal_lib.runs import lifecycle
@@ -157,9 +158,8 @@ OUTER = OuterLoop(samples=2, edit_tokens=40, sft_rank=8, sft_alpha=16, sft_lr=2e
 @pytest.mark.parametrize("arm", list(ARMS))
 def test_every_arm_gives_one_trial_per_passage(arm: str) -> None:
     run, passages = MemoryRun(), made(2)
-    trials = evaluate_arm(
-        run, Policy("untrained", *seedling()), passages, arm, WORDING, INNER, OUTER, seed=0, group="seed_0/"
-    )
+    policy = Policy("untrained", *seedling())
+    trials = evaluate_arm(run, policy, passages, arm, DOMAIN, OUTER, seed=0, group="seed_0/")
     assert [t.unit_id for t in trials] == [p.id for p in passages] and {t.arm for t in trials} == {arm}
     expected = {f"seed_0/evaluate/{arm}"} | ({f"seed_0/evaluate/{arm}/write"} if arm == "own_untrained" else set())
     assert set(run.phases) == expected
@@ -179,7 +179,7 @@ def test_every_arm_gives_one_trial_per_passage(arm: str) -> None:
 def test_gold_notes_teach_far_more_than_the_passage_and_remarks_nothing() -> None:
     passages, policy = made(6), Policy("untrained", *seedling())
     score = {
-        arm: mean(t.accuracy for t in evaluate_arm(MemoryRun(), policy, passages, arm, WORDING, INNER, OUTER, seed=0))
+        arm: mean(t.accuracy for t in evaluate_arm(MemoryRun(), policy, passages, arm, DOMAIN, OUTER, seed=0))
         for arm in ("frozen", "passage_only", "gold_notes", "notes_remark", "external")
     }
     assert score["gold_notes"] > score["passage_only"] + 0.4
@@ -190,11 +190,11 @@ def test_gold_notes_teach_far_more_than_the_passage_and_remarks_nothing() -> Non
 def test_an_unknown_arm_or_absent_notes_are_named() -> None:
     policy = Policy("untrained", *seedling())
     with pytest.raises(DataError, match="arms: 'silver'.*gold_notes"):
-        evaluate_arm(MemoryRun(), policy, made(1), "silver", WORDING, INNER, OUTER, seed=0)
+        evaluate_arm(MemoryRun(), policy, made(1), "silver", DOMAIN, OUTER, seed=0)
     from fixtures_seal import plain_passage
 
     with pytest.raises(DataError, match="'external'.*has no notes by 'external' .it has none.; drop the arm"):
-        evaluate_arm(MemoryRun(), policy, [plain_passage()], "external", WORDING, INNER, OUTER, seed=0)
+        evaluate_arm(MemoryRun(), policy, [plain_passage()], "external", DOMAIN, OUTER, seed=0)
 
 
 # -------------------------------------------------------------------------------------- the whole loop
@@ -203,7 +203,7 @@ def test_an_unknown_arm_or_absent_notes_are_named() -> None:
 def test_the_loop_practises_on_new_passages_each_round_and_its_rows_are_complete(tmp_path) -> None:
     run, passages = MemoryRun(tmp_path), made(2, facts=4)
     loop = restem_loop(
-        run, Policy("untrained", *seedling()), passages, WORDING, INNER, OUTER, practice="world:learning",
+        run, Policy("untrained", *seedling()), passages, DOMAIN, OUTER, practice="world:learning",
         n_practice=2, practice_seed=1, rounds=2, seed=0, random_control=True,
     )  # fmt: skip
     assert list(loop.evaluated) == ["own_untrained", "seal_round_1", "seal_round_2", "random_edit_sft"]
@@ -279,13 +279,13 @@ def test_every_difference_of_the_single_passage_table_is_that_of_two_of_its_rows
     passages, seeds = [plain_passage(name=f"p{i}") for i in range(8)], [0, 1, 2]
     lean = {"frozen": 0.1, "own_untrained": 0.4, "seal_round_1": 0.7, "random_edit_sft": 0.3, "external": 0.6}
 
-    def arm(run, policy, passages, arm, *_, seed, name=None, group=""):
+    def arm(run, policy, passages, arm, *_, seed, group=""):
         assert group == f"seed_{seed}/"
-        return graded(passages, name or arm, seed if ARMS[arm].text == "policy" else 0, lean[name or arm])
+        return graded(passages, arm, seed if ARMS[arm].text == "policy" else 0, lean[arm])
 
     monkeypatch.setattr(evaluate, "evaluate_arm", arm)
     asked = ("frozen", "own_untrained", "external")
-    alone = evaluate.evaluate_arms(None, None, passages, asked, WORDING, INNER, OUTER, seeds=seeds)
+    alone = evaluate.evaluate_arms(None, None, passages, asked, DOMAIN, OUTER, seeds=seeds)
     assert [len(alone[name]) for name in asked] == [8, 3, 8]  # own_untrained: one set of trials a loop
     pairs = [("own_untrained", "frozen"), ("external", "own_untrained"), ("external", "frozen")]
     rows = [row for name in asked for row in result_rows("knowledge/single_passage", name, alone[name], **LABEL)]
@@ -334,12 +334,9 @@ def test_a_loop_and_the_table_write_the_same_untrained_self_edits() -> None:
     from seal_lib.knowledge.evaluate import evaluate_arms
 
     policy, passages = Policy("untrained", *seedling()), made(2, facts=4)
-    trials = evaluate_arms(
-        MemoryRun(), policy, passages, ["own_untrained"], WORDING, INNER, OUTER, seeds=[0, 3]
-    )["own_untrained"]  # fmt: skip
-    in_loop = evaluate_arm(
-        MemoryRun(), policy, passages, "own_untrained", WORDING, INNER, OUTER, seed=3, name="own_untrained", group="x/"
-    )
+    table = evaluate_arms(MemoryRun(), policy, passages, ["own_untrained"], DOMAIN, OUTER, seeds=[0, 3])
+    trials = table["own_untrained"]
+    in_loop = evaluate(MemoryRun(), policy, passages, DOMAIN, OUTER, arm="own_untrained", seed=3, group="x/")
     assert trials[3] == in_loop != trials[0]
 
 

@@ -33,11 +33,15 @@ def test_import_is_light_and_quick() -> None:
 
 
 def test_the_ground_modules_do_not_load_torch_either() -> None:
-    names = "records, seeds, runs, params, paths, grade, generate, engines, inner_loop, restem, models, show, budget"
-    more = "cluster, engines.child, knowledge.data, knowledge.documents, knowledge.prompts, seedling.world"
-    more += ", plan.costs, plan.counts, plan.lengths, plan.needs, plan.__main__, bench, bench_gpu, bench_gpu_table"
-    more += ", seedling.recipe, continual.counts"
-    lines = "; ".join(f"import seal_lib.{name}" for name in f"{names}, {more}".split(", "))
+    names = """
+        records seeds paths runs.lifecycle runs.params runs.workers grading.graders models models.budget report.show
+        generation.contract generation.hf generation.engines generation.child training.jobs
+        loops.domain loops.inner loops.rewards loops.settings loops.updates loops.outer loops.policy
+        knowledge.data knowledge.documents knowledge.prompts knowledge.domain knowledge.evaluate knowledge.experiment
+        knowledge.world arc.domain arc.experiment plan.costs plan.counts plan.continual plan.lengths plan.needs
+        plan.__main__ bench.inner_loop bench.gpu bench.gpu_table seedling.recipe
+    """.split()
+    lines = "; ".join(f"import seal_lib.{name}" for name in names)
     loaded = "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
     assert fresh(f"import sys; {lines}; {loaded}") == "[]\n"
 

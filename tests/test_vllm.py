@@ -16,15 +16,17 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from fixtures_seal import INNER, NEEDS_VLLM, WORDING, MemoryRun, candidate, made, seedling, vllm_settings
-from seal_lib.loops.restem import OuterLoop, candidates_of, restem_round, score
+from fixtures_seal import DOMAIN, INNER, NEEDS_VLLM, WORDING, MemoryRun, candidate, made, seedling, vllm_settings
 from test_child import gone
 from test_generate import adapters, prompts
 
 from seal_lib.errors import DataError, SealError
 from seal_lib.generation.contract import Request, Sampling
 from seal_lib.generation.hf import HFGenerator
+from seal_lib.loops.inner import score, score_edits
+from seal_lib.loops.outer import restem_round
 from seal_lib.loops.policy import Policy
+from seal_lib.loops.settings import OuterLoop
 
 pytestmark = list(NEEDS_VLLM)
 SHORT = Sampling(24)
@@ -281,21 +283,22 @@ OUTER = OuterLoop(
 
 
 def test_a_knowledge_round_on_vllm(tmp_path: Path) -> None:
-    inner, passages = replace(INNER, epochs=4), made(3, population="learning")
+    domain, passages = replace(DOMAIN, inner=replace(INNER, epochs=4)), made(3, population="learning")
     policy = Policy("untrained", *seedling(), "vllm")
     run = MemoryRun(tmp_path)
-    following, record = restem_round(run, policy, passages, WORDING, inner, OUTER, index=1, name="one", seed=5)
+    following, record = restem_round(run, policy, passages, domain, OUTER, index=1, name="one", seed=5)
     assert following.engine == "vllm" and len(record.candidates) == 6 and len(record.kept) == 3
     edits = [t.edit for t in record.candidates]
     # questions are answered greedily, so both engines grade the same self-edits alike
-    tried = candidates_of(edits, passages, "one", 7)
     ours, theirs = (
-        score(MemoryRun(), replace(policy, engine=engine), tried, WORDING, inner, phase="s")
+        score_edits(
+            MemoryRun(), replace(policy, engine=engine), edits, passages, domain, arm="one", phase="s", seed=7
+        )
         for engine in ("vllm", "hf")
-    )
+    )  # fmt: skip
     assert [t.answers for t in ours] == [t.answers for t in theirs] and sum(t.accuracy for t in ours) > 0
     trial = candidate(passages[0], passages[0].references["gold"])
-    learnt = score(MemoryRun(), following, [trial], WORDING, INNER, phase="s")
+    learnt = score(MemoryRun(), following, [trial], DOMAIN, phase="s")
     assert learnt[0].outcome == "ok" and learnt[0].accuracy > 0.5
 
 
