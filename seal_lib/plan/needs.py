@@ -15,7 +15,7 @@ from seal_lib.errors import SealError
 from seal_lib.models import budget
 from seal_lib.plan import counts, lengths
 from seal_lib.plan.costs import Device
-from seal_lib.plan.work import Work
+from seal_lib.plan.work import Work, pad_tokens
 from seal_lib.report.arms import plain
 
 GB = 1e9
@@ -108,7 +108,7 @@ def _longest(p: Mapping) -> float:
     if isinstance(text, lengths.Puzzles):
         return min(text.example_longest, p.get("example_tokens", 8192))
     document = max(text.passage, sorted(max(d) for d in text.documents)[len(text.documents) // 2])
-    return counts.pad_tokens(str(p.get("pad_loss", "eos")), document)
+    return pad_tokens(str(p.get("pad_loss", "eos")), document)
 
 
 def _continual(p: Mapping, shape: budget.Shape, trainings: list[Work]) -> dict[str, float]:

@@ -56,7 +56,7 @@ def knowledge(folder: Path, passages: int = 40) -> dict[str, float]:
 def grids(folder: Path, tasks: int = 24, edits: int = 5) -> dict[str, float]:
     """Success rates of the grid model: seen rules in context, and unseen rules of the ``learning`` population."""
     from seal_lib import models
-    from seal_lib.arc import experiment, prompts, self_edits, world
+    from seal_lib.arc import experiment, prompts, self_edits, tables, world
     from seal_lib.arc.domain import Puzzles, TestTimeTraining
     from seal_lib.loops.outer import evaluate
     from seal_lib.loops.policy import Policy
@@ -81,7 +81,7 @@ def grids(folder: Path, tasks: int = 24, edits: int = 5) -> dict[str, float]:
         "oracle": unseen.fixed(Scratch(), policy, "oracle", by_hand),
         "own_untrained": [trial.attempt for trial in trials],
     }
-    numbers = {arm: experiment.rate({0: several}, lambda a: a.success).value for arm, several in arms.items()}
+    numbers = {arm: tables.rate({0: several}, lambda a: a.success).value for arm, several in arms.items()}
     readable = [self_edits.read(trial.edit.text).config is not None for trial in trials]
     return {"readable_configurations": sum(readable) / len(readable), **numbers}
 
