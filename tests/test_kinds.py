@@ -15,6 +15,7 @@ from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair
 from seal_lib.errors import DataError
 from seal_lib.loops.outer import Loop
+from seal_lib.loops.updates import Update
 from seal_lib.records import Round, SelfEdit
 
 PAINTS = [recolour(colour_permutation(range(10), random.Random(seed))) for seed in range(5)]
@@ -181,24 +182,29 @@ def test_a_loop_leaves_its_controls(monkeypatch, random_control: bool) -> None:
     learned = []
 
     class Study:
-        def learn(self, run, policy, kept, *, name, seed):
-            learned.append((policy, name, [e.text for e in kept], [e.passage_id for e in kept]))
-            return name, 0.0
+        practice, held_out, domain, outer, edits = "practice", "held out", "domain", "outer", 5
 
-        def evaluate(self, run, policy, arm, *, seed):
-            return [policy]
+        def loop(self, run, base, *, rounds, seed, control):
+            arms = {"own_untrained": [], **({control: []} if control else {}), "seal_round_1": []}
+            candidates = tuple(Trial(edit, None) for edit in edits)
+            return Loop(seed, (Round(1, candidates, (0.0,) * 20, tuple(str(i) for i in range(10))),), arms)
 
-    def few_shot_loop(run, base, study, *, rounds, seed, random_control):
-        arms = {"own_untrained": [], **({"random_config_sft": []} if random_control else {}), "seal_round_1": []}
-        candidates = tuple(Trial(edit, None) for edit in edits)
-        return Loop(seed, (Round(1, candidates, (0.0,) * 20, tuple(str(i) for i in range(10))),), arms)
+    def imitate(run, policy, kept, units, domain, outer, *, name, seed):
+        learned.append((policy, name, [e.text for e in kept], [e.unit_id for e in kept], (units, domain, outer)))
+        return Update(name, tuple(kept), 0.0)
 
-    monkeypatch.setattr(kinds, "few_shot_loop", few_shot_loop)
+    def evaluate(run, policy, units, domain, outer, *, arm, seed, group, samples):
+        assert (units, domain, outer, group, samples) == ("held out", "domain", "outer", "seed_3/", 5)
+        return [policy]
+
+    monkeypatch.setattr(kinds, "imitate", imitate)
+    monkeypatch.setattr(kinds, "evaluate", evaluate)
     done = kinds.loop(None, "opening", Study(), rounds=1, seed=3, random_control=random_control)
     assert ("random_config_sft" in done.evaluated) == random_control
-    ((policy, name, texts, puzzles),) = learned
+    ((policy, name, texts, puzzles, rest),) = learned
+    assert rest == ("practice", "domain", "outer")
     assert (policy, name, done.evaluated["dealt_config_sft"]) == ("opening", "seed_3/dealt_config_sft", [name])
-    assert texts == [f"text {i}" for i in range(10)] and puzzles != [e.passage_id for e in edits[:10]]
+    assert texts == [f"text {i}" for i in range(10)] and puzzles != [e.unit_id for e in edits[:10]]
 
 
 def test_sentences_say_who_reads(results) -> None:
