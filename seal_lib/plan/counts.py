@@ -30,6 +30,13 @@ def one_edit(p: Mapping) -> list[Work]:
     return [writing("write", p, 1, 1, text), *twice, asking("before", p, text.questions, text, at_once=text.questions)]
 
 
+def by_hand(p: Mapping) -> list[Work]:
+    p = {**p, "targets": "all-linear", "slots": 1}
+    text = lengths.profile(p["passages"])
+    return [*arm("before", p, p["n_passages"], "own_untrained", text), *round_("practice", p, text),
+            *arm("after", p, p["n_passages"], "own_untrained", text)]  # fmt: skip
+
+
 def self_edits(p: Mapping) -> list[Work]:
     return [writing("sample", p, p["n_passages"], p["samples"], lengths.profile(p["passages"]))]
 
@@ -138,6 +145,7 @@ def nothing(p: Mapping) -> list[Work]:
 COUNTS: dict[str, Callable[[Mapping], list[Work]]] = {
     "00_tour": tour,
     "01_one_self_edit": one_edit,
+    "02_restem_by_hand": by_hand,
     "10_self_edits": self_edits,
     "11_single_passage": single_passage,
     "12_restem_rounds": restem,
