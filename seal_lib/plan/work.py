@@ -83,7 +83,7 @@ def asking(
 
 
 def trials(phase: str, p: Mapping, count: float, text: lengths.Text, kind: str = "policy") -> list[Work]:
-    """``count`` adapters on texts of a kind, and the questions of their passages (:func:`inner_loop.run_trials`)."""
+    """``count`` adapters on texts of a kind, and their questions (:func:`seal_lib.loops.inner.try_all`)."""
     documents, tokens = text.training(kind, p.get("document_limit") or CAPS.get(p.get("protocol", "")))
     if "edit_tokens" in p and kind == "policy":  # a limit that cuts self-edits cuts documents in proportion
         share = text.edit(p["edit_tokens"]) / text.edit(1 << 30)
@@ -124,7 +124,7 @@ def arm(phase: str, p: Mapping, passages: float, name: str, text: lengths.Text) 
 
 
 def round_(phase: str, p: Mapping, text: lengths.Text, blind: bool = False) -> list[Work]:
-    """One round of ReST^EM on ``n_practice`` passages (:func:`seal_lib.loops.restem.restem_round`)."""
+    """One round of ReST^EM on ``n_practice`` passages (:func:`seal_lib.loops.outer.restem_round`)."""
     n, samples = p["n_practice"], p["samples"]
     work = [writing(f"{phase}/sample", p, n, samples, text)]
     rule = p.get("filter", "best_of_k")
