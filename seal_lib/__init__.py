@@ -9,7 +9,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_HOME = {
+LAZY = {
     "start": "runs.lifecycle",
     "pick": "runs.params",
     "Policy": "loops.policy",
@@ -27,10 +27,10 @@ _HOME = {
     "load_tasks": "arc.data",
     "derive_seed": "seeds",
 }
-__all__ = sorted(_HOME)
+__all__ = sorted(LAZY)
 
 
 def __getattr__(name: str):
-    if name not in _HOME:
+    if name not in LAZY:
         raise AttributeError(f"seal_lib has no name {name!r}; it offers {', '.join(__all__)} and its modules.")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{LAZY[name]}"), name)

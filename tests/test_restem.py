@@ -306,7 +306,7 @@ ROUND = """
     from seal_lib.training import adapters, finetune
 
     torch.set_num_threads(1)
-    manifest.library_hash = lambda: "fixed"  # the library may be edited while its tests run
+    manifest.code_of = lambda notebook: {}  # the library may be edited while its tests run
     folders = [Path(line) for line in sys.argv[1:]]
     model, tokenizer = models.load("seedling-knowledge")
     passages = world.passages("learning", 5, seed=1, facts=4)

@@ -54,7 +54,7 @@ def test_a_run_is_done_once_and_its_record_is_whole(suite: Suite, capfd) -> None
     assert dict(os.environ) == before
     assert "work: 4/4" in capfd.readouterr().out  # progress in batch is lines, not a frozen widget
     assert sorted(p.name for p in folder.iterdir() if p.suffix != ".lock" and p.name != "lock") == [
-        "costs.jsonl", "library.txt", "metrics.json", "notebook.ipynb", "parameters.json", "results.csv", "rows.jsonl",
+        "costs.jsonl", "code.json", "metrics.json", "notebook.ipynb", "parameters.json", "results.csv", "rows.jsonl",
         "run.json",
     ]  # fmt: skip
     record = manifest.read(folder)
@@ -79,12 +79,13 @@ def test_only_force_or_a_change_runs_again(suite: Suite, capfd, monkeypatch: pyt
     assert run() == 0
     folder = only_folder()
     record = manifest.read(folder)
-    paths.write_json(folder / "run.json", {**record, "library": "older"})
+    other = {**record["code"], "seal_lib.paths": "older"}
+    paths.write_json(folder / "run.json", {**record, "code": other})
     capfd.readouterr()
-    assert run() == 0 and "seal_lib changed since" in capfd.readouterr().out  # told, not run again
-    assert runner.state("10_demo", "seedling")["state"] == "stale library"
+    assert run() == 0 and "seal_lib.paths changed since" in capfd.readouterr().out  # told, not run again
+    assert runner.state("10_demo", "seedling")["state"] == "code changed"
     assert run(force=True) == 0
-    assert manifest.read(folder)["library"] != "older"
+    assert manifest.read(folder)["code"] == record["code"]
     assert len(list((folder.parent / "superseded").iterdir())) == 1  # moved, not deleted
     assert run(overrides={"lr": "1e-4"}) == 0
     assert len(manifest.finished("10_demo", "seedling")) == 2

@@ -268,10 +268,10 @@ def test_rows_of_other_library_code_are_set_aside(batch: Suite, monkeypatch: pyt
     run.map("a", UNITS[:5], square)
     run.artifact("policy", lambda folder: (folder / "w").write_text("1"))
     run.close()
-    monkeypatch.setattr(manifest, "library_hash", lambda: "other")
+    monkeypatch.setattr(manifest, "code_of", lambda notebook: {"seal_lib.records": "other"})
     capsys.readouterr()
     run = start(batch)
-    assert "seal_lib changed" in capsys.readouterr().out and run.resumed == 0
+    assert "seal_lib.records" in capsys.readouterr().out and run.resumed == 0
     assert len((batch.folder / "superseded-1/rows.jsonl").read_text().splitlines()) == 5
     assert (batch.folder / "superseded-1/artifacts/policy/w").exists() and not (batch.folder / "artifacts").exists()
     assert run.map("a", UNITS[:5], lambda part: [{"value": 1} for _ in part]) == [{"value": 1}] * 5
@@ -309,7 +309,7 @@ def test_an_artifact_is_built_once_and_whole(batch: Suite) -> None:
 def finished(suite: Suite, notebook: str, key: str, value: float, end: str) -> Path:
     folder = paths.runs() / notebook / "seedling" / key
     paths.write_json(folder / "metrics.json", {"value": value})
-    paths.write_json(folder / "run.json", {"end": end, "library": "x", "seconds": {}})
+    paths.write_json(folder / "run.json", {"end": end, "code": {}, "seconds": {}})
     return folder
 
 
@@ -367,7 +367,7 @@ def test_results_and_record(batch: Suite, capsys) -> None:
     assert record["seeds"] == {"seed": 3} and record["tokens"]["scored"] == 7
     assert set(record["seconds"]) == {"a", "end"} and record["peak_memory"]["process_gb"] > 0.005
     assert record["determinism"].startswith(("CPU", "GPU")) and record["machine"]["cores"] >= 1
-    assert record["library"] == manifest.library_hash() and record["versions"]["numpy"]
+    assert record["code"] == manifest.code_of("11_demo") and record["versions"]["numpy"]
     assert not {value for name, value in os.environ.items() if "TOKEN" in name and len(value) > 8} & set(
         text.split('"')
     )

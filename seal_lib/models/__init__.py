@@ -124,13 +124,21 @@ def _pinned(name: str, revision: str | None) -> tuple[str, dict[str, str]]:
     return source, {"revision": revision or pinned}
 
 
+#: files of a model folder that say nothing to the model
+DOCUMENTS = (".md", ".png", ".jpg", ".pdf")
+
+
 def weight_hash(name: str) -> str:
-    """sha256 over the weight and tokenizer files of a local model, or ``hub:<id>@<revision>``."""
+    """sha256 over all that changes what a local model says, or ``hub:<id>@<revision>``.
+
+    Every file counts, in sub-folders too (weights, tokenizer, chat templates), but documents and hidden files.
+    """
     source, revision = resolve(name)
     if not Path(source).is_dir():
         return f"hub:{source}@{revision}"
-    digest = hashlib.sha256()
-    for path in sorted(Path(source).iterdir()):
-        if path.suffix in (".safetensors", ".json"):
-            digest.update(path.name.encode() + path.read_bytes())
+    root, digest = Path(source), hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        inside = path.relative_to(root)
+        if path.is_file() and not any(part.startswith(".") for part in inside.parts) and path.suffix not in DOCUMENTS:
+            digest.update(inside.as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from seal_lib.runs import manifest, progress, params
+from seal_lib.runs import code, manifest, params, progress
 from seal_lib import paths
 from seal_lib.runs.workers import Workers
 from seal_lib.errors import RunError
@@ -51,7 +51,7 @@ class Run:
         self._artifacts: set[str] = set()
         self._finished = False
         self.workers = Workers()
-        self.note = _set_aside(folder)
+        self.note = _set_aside(folder, identity["notebook"])
         for leftover in folder.glob("artifacts/**/.building-*"):
             shutil.rmtree(leftover)
         self._rows, self._costs = Journal(folder / "rows.jsonl"), Journal(folder / "costs.jsonl")
@@ -184,7 +184,7 @@ class Run:
         record = manifest.record(
             self.identity, self._described, self._costs.lines, self._inputs, aside, self._start, wall
         )
-        record["library"] = (self.folder / "library.txt").read_text().strip()  # as it was at the start
+        record["code"] = paths.read_json(self.folder / "code.json")  # as it was at the start
         # the runner renames the pending record once the last cell is done
         paths.write_json(self.folder / ("run.json" if self.interactive else "run.json.pending"), record)
         self._finished = True
@@ -335,18 +335,16 @@ def identity_of(notebook: str, scale: str, key: str, values: dict[str, object], 
     }
 
 
-def _set_aside(folder: Path) -> str:
-    """Move what other library code or other inputs made into ``superseded-<n>/``; one line saying so, or nothing."""
-    library, mark = manifest.library_hash(), folder / "library.txt"
-    old = mark.read_text().strip() if mark.exists() else library
-    reason = (
-        "seal_lib changed"
-        if old != library
-        else "a run that it reads changed"
-        if manifest.inputs_changed(folder)
-        else ""
-    )
-    names = ("rows.jsonl", "costs.jsonl", "artifacts", "inputs.json", "library.txt")
+def _set_aside(folder: Path, notebook: str) -> str:
+    """Move what other code or other inputs made into ``superseded-<n>/``; one line saying so, or nothing."""
+    now, mark = manifest.code_of(notebook), folder / "code.json"
+    other = code.changed(paths.read_json(mark), now) if mark.exists() else []
+    reason = ""
+    if other:
+        reason = f"{', '.join(other[:3])}{f' and {len(other) - 3} more' if len(other) > 3 else ''} changed"
+    elif manifest.inputs_changed(folder):
+        reason = "a run that it reads changed"
+    names = ("rows.jsonl", "costs.jsonl", "artifacts", "inputs.json", "code.json")
     present = [folder / name for name in names if (folder / name).exists()] if reason else []
     note = ""
     if present:
@@ -357,7 +355,7 @@ def _set_aside(folder: Path) -> str:
             os.replace(path, target / path.name)
         note = f"{reason} since this run began: earlier rows moved to {target.name}/, starting afresh"
         print(note, flush=True)
-    paths.write_text(mark, library + "\n")
+    paths.write_json(mark, now)
     return note
 
 

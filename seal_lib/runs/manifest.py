@@ -15,10 +15,11 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from seal_lib.runs import params
+from seal_lib.runs import code, params
 from seal_lib import paths
 from seal_lib.errors import RunError
 
@@ -64,10 +65,20 @@ def content_hash(path: Path) -> str:
 
 
 def library_hash() -> str:
-    """sha256 over the sources of ``seal_lib``: rows made by different library code are never mixed."""
+    """sha256 over all sources of ``seal_lib``: what several workers must have in common."""
     root = paths.PACKAGE
     files = sorted([*root.rglob("*.py"), *root.rglob("prompts.yaml")])
     return digest(*[part for p in files for part in (p.relative_to(root).as_posix(), p.read_bytes())])
+
+
+def code_of(notebook: str) -> dict[str, str]:
+    """Module or package data → hash, of all that the notebook's cells depend on (:mod:`seal_lib.runs.code`)."""
+    return code.used([cell["source"] for cell in params.cells(notebook)])
+
+
+def code_changed(record: Mapping[str, object]) -> list[str]:
+    """Modules and package data on which a finished run depends and that are other now."""
+    return code.changed(record["code"], code_of(str(record["notebook"])))
 
 
 def input_hashes(parameters: dict[str, object]) -> dict[str, str]:
@@ -256,7 +267,7 @@ def record(
         "seeds": seeds(identity["parameters"]),
         "runs_read": inputs,
         "described": described,
-        "library": library_hash(),
+        "code": code_of(identity["notebook"]),
         "git": git_state(),
         "python": platform.python_version(),
         "executable": Path(sys.executable).name,

@@ -64,10 +64,10 @@ def state(notebook: str, scale: str) -> dict[str, object]:
     if (folder / "run.json").exists():
         record = manifest.read(folder)
         changed = manifest.inputs_changed(folder)
-        stale = record["library"] != manifest.library_hash()
-        name = "inputs changed" if changed else "stale library" if stale else "done"
+        stale = manifest.code_changed(record)
+        name = "inputs changed" if changed else "code changed" if stale else "done"
         minutes = sum(record["seconds"].values()) / 60
-        return {**found, "state": name, "when": record["end"], "minutes": minutes, "why": ", ".join(changed)}
+        return {**found, "state": name, "when": record["end"], "minutes": minutes, "why": ", ".join(changed or stale)}
     if in_use(folder):
         return {**found, "state": "running"}
     if (folder / "failed.json").exists():
@@ -105,10 +105,14 @@ def run(
         changed = manifest.inputs_changed(folder)
         if not changed:
             record = manifest.read(folder)
-            old = "" if record["library"] == manifest.library_hash() else "; seal_lib changed since, FORCE=1 runs again"
-            print(f"up to date: {notebook} {scale} {key} ({record['end']}{old})", flush=True)
-            return 0
-        print(f"{notebook}: a newer run of {', '.join(changed)} exists", flush=True)
+            other = manifest.code_changed(record)
+            if not other or manifest.rows(folder):  # what took long is not thrown away for an edit
+                old = f"; {', '.join(other[:3])} changed since, FORCE=1 runs again" if other else ""
+                print(f"up to date: {notebook} {scale} {key} ({record['end']}{old})", flush=True)
+                return 0
+            print(f"{notebook}: {', '.join(other[:3])} changed", flush=True)
+        else:
+            print(f"{notebook}: a newer run of {', '.join(changed)} exists", flush=True)
         force = True
     if sentence := check(notebook, values):
         print(sentence, flush=True)

@@ -1,0 +1,90 @@
+"""The code that a run depends on: the modules its notebook imports, directly or not, and the package data they name.
+
+Found by reading sources, lazy imports too, so it is known before anything runs. Comments, docstrings and formatting do
+not count: they cannot change a row. Knows no runs.
+"""
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from seal_lib import LAZY, paths
+
+#: package data that a module may name in a text
+DATA = (".yaml", ".json", ".jsonl", ".mplstyle")
+
+
+@functools.cache
+def _modules() -> dict[str, Path]:
+    """Dotted name → file of every module of the library."""
+    found = {}
+    for path in sorted(paths.PACKAGE.rglob("*.py")):
+        parts = path.relative_to(paths.PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Modules of the library that a source imports; ``seal_lib.name`` counts as the module that has the name."""
+    known, taken = _modules(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            taken |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            taken |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            if node.module == "seal_lib":
+                taken |= {f"seal_lib.{LAZY[alias.name]}" for alias in node.names if alias.name in LAZY}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "seal_lib":
+            taken |= {f"seal_lib.{LAZY[node.attr]}"} if node.attr in LAZY else set()
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # a module that is started by its name
+            taken |= {node.value}
+    return taken & set(known)
+
+
+def _bare(tree: ast.AST) -> str:
+    """A source without docstrings, comments and formatting."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            if isinstance(body[0].value.value, str):
+                del body[0]
+    return ast.dump(tree)
+
+
+@functools.cache
+def _read(name: str, stamp: int) -> tuple[str, frozenset[str], frozenset[Path]]:
+    """(hash, modules imported, data files named) of a module; ``stamp``: of its file, so that an edit is seen."""
+    path = _modules()[name]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    data = {file for text in texts if text.endswith(DATA) and (file := path.parent / text).is_file()}
+    taken = imported(tree)
+    return hashlib.sha256(_bare(tree).encode()).hexdigest(), frozenset(taken), frozenset(data)
+
+
+def _tree(source: str) -> ast.AST | None:
+    try:
+        return ast.parse(source)
+    except SyntaxError:  # a cell with a magic; its imports cannot be told
+        return None
+
+
+def used(sources: Iterable[str]) -> dict[str, str]:
+    """Module or data file (relative to the library) → hash, for all that code cells depend on."""
+    waiting = set().union(*(imported(tree) for source in sources if (tree := _tree(source))))
+    found: dict[str, str] = {}
+    while waiting:
+        name = waiting.pop()
+        sha, taken, data = _read(name, _modules()[name].stat().st_mtime_ns)
+        found[name] = sha
+        for file in data:
+            found[file.relative_to(paths.PACKAGE).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
+        waiting |= taken - set(found)
+    return dict(sorted(found.items()))
+
+
+def changed(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Names of what is other, new or gone."""
+    return sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
