@@ -54,7 +54,7 @@ def test_a_run_is_done_once_and_its_record_is_whole(suite: Suite, capfd) -> None
     assert dict(os.environ) == before
     assert "work: 4/4" in capfd.readouterr().out  # progress in batch is lines, not a frozen widget
     assert sorted(p.name for p in folder.iterdir() if p.suffix != ".lock" and p.name != "lock") == [
-        "costs.jsonl", "code.json", "metrics.json", "notebook.ipynb", "parameters.json", "results.csv", "rows.jsonl",
+        "code.json", "costs.jsonl", "metrics.json", "notebook.ipynb", "parameters.json", "results.csv", "rows.jsonl",
         "run.json",
     ]  # fmt: skip
     record = manifest.read(folder)
@@ -314,6 +314,6 @@ def test_up_to_date_is_quick_and_needs_no_papermill(suite: Suite, monkeypatch: p
     demo(suite)
     monkeypatch.setattr(runner, "_papermill", fake(suite))
     assert run() == 0
-    code = "import sys; from seal_lib import runner; code = main(['run', '10_demo'])\n"
+    code = "import sys; from seal_lib.__main__ import main; code = main(['run', '10_demo'])\n"
     code += "sys.exit(code or int(bool({'papermill', 'torch', 'pandas'} & set(sys.modules))))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=suite.home)

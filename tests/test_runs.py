@@ -84,7 +84,7 @@ def test_finished_chunks_are_read_back_and_the_unfinished_one_is_computed_again(
 
 KILLED = """
     import os, signal, sys
-    from seal_lib import journal, runs
+    from seal_lib.runs import journal, lifecycle
     where, at = sys.argv[1], int(sys.argv[2])
     units = [f"u{i:02d}" for i in range(23)]
     calls = 0
@@ -125,7 +125,7 @@ KILLED = """
             die()
         (folder / "b.txt").write_text("whole")
 
-    run = runs.start("11_demo", {"seed": 3, "model": "tiny", "judge_key": "sk-123"})
+    run = lifecycle.start("11_demo", {"seed": 3, "model": "tiny", "judge_key": "sk-123"})
     run.map("a", units[:4], lambda part: [{"x": 1} for _ in part], chunk=3)
     run.artifact("policy/round_1", build)
     rows = run.map("b", units, fn, chunk=5)
@@ -415,7 +415,7 @@ def test_the_banner_says_where_and_what(batch: Suite) -> None:
 
 
 def test_importing_the_frame_is_light() -> None:
-    code = "import sys; from seal_lib import runner, runs, notebook\n"
+    code = "import sys; from seal_lib.runs import runner, lifecycle, progress\n"
     code += "heavy = {'torch', 'transformers', 'pandas', 'matplotlib', 'papermill', 'vllm'} & set(sys.modules)\n"
     code += "sys.exit(str(heavy) if heavy else 0)"
     subprocess.run([sys.executable, "-c", code], check=True)
