@@ -19,7 +19,7 @@ from seal_lib.runs import params
 from seal_lib.training.jobs import Result
 
 #: tokens and questions in run.json of runs at scale seedling, made for this comparison at commit 2853997; those of 00,
-#: 10 and 11 are of 412fa47, after the knowledge seedling was grown again
+#: 10 and 11 are of 412fa47, after the knowledge seedling was grown again; that of 21 is of 96d01a7, with fresh seeds
 FINISHED = {
     "00_tour": ({}, {"generated": 5840, "trained": 170170, "scored": 1908}),
     "10_self_edits": ({}, {"generated": 19794, "trained": 0, "scored": 0}),
@@ -28,7 +28,7 @@ FINISHED = {
         {"arms": ["frozen", "sequential_authors", "sequential"]},
         {"trained": 620640, "scored": 41472, "edits": 384},
     ),
-    "21_arc_self_edits": ({"seeds": [0], "rounds": 1}, {"generated": 23386, "trained": 3735025, "scored": 4774}),
+    "21_arc_self_edits": ({"seeds": [0], "rounds": 1}, {"generated": 23387, "trained": 3918685, "scored": 4972}),
 }
 
 
@@ -37,7 +37,7 @@ def test_the_plan_agrees_with_finished_runs(notebook: str) -> None:
     changes, run = FINISHED[notebook]
     total = counts.totals(counts.of(notebook, {**params.resolve(notebook, "seedling"), **changes}))
     exact = notebook != "21_arc_self_edits"  # there the policy decides how many self-edits are trained
-    assert total["answers"] == (run["scored"] if exact else pytest.approx(run["scored"], rel=0.01))
+    assert total["answers"] == (run["scored"] if exact else pytest.approx(run["scored"], rel=0.02))
     assert total["trainings"] == run.get("edits", total["trainings"])
     assert total["trained_tokens"] == pytest.approx(run["trained"], rel=0.1 if not exact else 0.03)
     if "generated" in run:
