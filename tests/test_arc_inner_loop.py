@@ -156,7 +156,7 @@ def study(tasks: list[Task], **changes) -> experiment.FewShot:
 @contextmanager
 def run_in(folder: Path):
     folder.mkdir(exist_ok=True)
-    identity = {"notebook": "demo", "scale": "seedling", "key": "demo", "parameters": {}, "inputs": {}}
+    identity = {"notebook": "21_arc_self_edits", "scale": "seedling", "key": "demo", "parameters": {}, "inputs": {}}
     run = Run(folder, identity, interactive=True)
     try:
         yield run
