@@ -107,22 +107,20 @@ def test_units_of_the_whole_loop_are_those_of_the_loop_itself(monkeypatch, chang
     assert kept == run.counts["sft"]
 
 
-def test_every_update_rule_is_counted_as_it_is() -> None:
-    from seal_lib.continual import rules
+STUDY = params.resolve("14_continual_mitigations", "seedling")
 
-    assert set(continual.RULES) == set(rules.RULES)
-    for name, real in rules.RULES.items():
-        mine = continual.RULES[name]
-        assert (mine.trains, mine.retrains) == (real.trains, real.retrains), name
-        texts = mine.texts if name != "gated_merge" else 0
-        assert (mine.m, texts) == (real.knobs.get("m", 0), real.knobs.get("texts", 0)), name
-        assert mine.tuned == len(real.ladders), name
-    assert continual.GATE_TEXTS == rules.RULES["gated_merge"].texts
-    needs_space = {n for n, r in rules.RULES.items() if issubclass(r, rules.RULES["null_space_calibration"])}
-    assert {n for n, r in continual.RULES.items() if r.factors} == needs_space
-    assert {n for n, r in continual.RULES.items() if r.factors == "edit"} == {
-        n for n, r in rules.RULES.items() if issubclass(r, rules.RULES["null_space"])
-    }
+
+def test_a_rule_declares_what_it_costs() -> None:
+    from seal_lib.continual.rules import RULES
+
+    families = {name: RULES[name] for name in ("replay", "kl", "null_space_calibration", "null_space")}
+    for name, rule in RULES.items():
+        assert bool(rule.knobs.get("m")) == bool(rule.cost.more), name  # further sequences are of some kind
+        assert bool(rule.cost.factors) == issubclass(rule, families["null_space_calibration"]), name
+        assert (rule.cost.factors == "edit") == issubclass(rule, families["null_space"]), name
+        assert ("anchors" in rule.cost.more or rule.cost.more == "both") == issubclass(rule, families["kl"]), name
+    plain, replay = (continual.run_arm(STUDY, name, 4) for name in ("sequential", "replay"))
+    assert sum(w.tokens for w in replay) > sum(w.tokens for w in plain)
     with pytest.raises(ParameterError, match="'seqential' is not one of frozen"):
         continual.run_arm({}, "seqential", 1)
 

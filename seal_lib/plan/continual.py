@@ -1,11 +1,10 @@
 """What the notebooks of the forgetting study will do, counted from their parameters (see :mod:`seal_lib.plan.counts`).
 
-The update rules' classes need torch, so what decides their cost is repeated here as data, :data:`RULES`; a test holds
-it against the classes.
+What a rule costs beside plain training is declared by the rule (:class:`seal_lib.continual.rules.base.Cost`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from seal_lib.errors import ParameterError
 from seal_lib.plan import lengths
@@ -13,69 +12,30 @@ from seal_lib.plan import work as pieces
 from seal_lib.plan.work import Work, asking, writing
 from seal_lib.report.arms import plain
 
-#: see :class:`seal_lib.continual.rules.GatedMerge`
-GATE_TEXTS, GATE_READINGS = 24, 7
+if TYPE_CHECKING:
+    from seal_lib.continual.rules.base import Rule
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What an update rule costs beside plain training.
+def rule_of(name: str) -> "type[Rule]":
+    """The update rule of an arm; imports torch."""
+    from seal_lib.continual.rules import RULES
 
-    ``m`` sequences more a step, and what they are (``more``: ``past``, ``own``, ``anchors``, ``both``); ``texts``
-    written before an edit; ``factors``: an eigendecomposition per group of layers and edit, or ``once``. ``tuned``: how
-    many knobs notebook 16 climbs.
-    """
-
-    m: int = 0
-    texts: int = 0
-    tuned: int = 2
-    trains: bool = True
-    retrains: bool = False
-    more: str = ""
-    factors: str = ""
-    reads: float = 0.0  # texts of its own read per edit
+    if plain(name) not in RULES:
+        raise ParameterError(f"arms: {name!r} is not one of {', '.join(RULES)}.")
+    return RULES[plain(name)]
 
 
-RULES: dict[str, Rule] = {
-    "frozen": Rule(tuned=0, trains=False),
-    "passage_in_context": Rule(tuned=0, trains=False),
-    "rag": Rule(tuned=1, trains=False),
-    "sequential_authors": Rule(tuned=1),
-    "sequential": Rule(tuned=1),
-    "delta_scaling": Rule(tuned=1),
-    "freeze_lower": Rule(),
-    "replay": Rule(m=4, more="past"),
-    "generative_replay": Rule(m=4, texts=192, more="own"),
-    "kl": Rule(m=4, more="anchors"),
-    "kl_replay": Rule(m=3, more="both"),
-    "l2": Rule(),
-    "ewc": Rule(reads=30.0),  # gradients of the edit's documents, dense: about three readings each
-    "o_lora": Rule(),
-    "null_space_calibration": Rule(factors="once"),
-    "null_space": Rule(tuned=3, factors="edit"),
-    "null_space_replay": Rule(m=2, tuned=3, more="past", factors="once"),
-    "inflora": Rule(factors="edit"),
-    "merge": Rule(),
-    "ties": Rule(tuned=3),
-    "gated_merge": Rule(texts=GATE_TEXTS, reads=float(GATE_TEXTS * GATE_READINGS)),
-    "isolation": Rule(),
-    "isolation_oracle": Rule(tuned=1),
-    "joint": Rule(tuned=1, retrains=True),
-}
-
-
-def settings(rule: Rule) -> int:
+def settings(rule: "type[Rule]") -> int:
     """How many settings notebook 16 will try about: the default, two neighbours a knob, and two steps upwards."""
-    return 1 + 2 * rule.tuned + 2 * (rule.tuned > 0)
+    knobs = len(rule.ladders)
+    return 1 + 2 * knobs + 2 * (knobs > 0)
 
 
 def run_arm(
     p: Mapping, name: str, streams: int, *, full_rows: Sequence[int] | None = None, phase: str = ""
 ) -> list[Work]:
     """One arm over ``streams`` streams (:func:`seal_lib.continual.study.run_arm`)."""
-    if plain(name) not in RULES:
-        raise ParameterError(f"arms: {name!r} is not one of {', '.join(RULES)}.")
-    rule, text, phase = RULES[plain(name)], lengths.profile(p["passages"]), phase or name
+    rule, text, phase = rule_of(name), lengths.profile(p["passages"]), phase or name
     length, slots = p["length"], p["slots"]
     chunk = max(n for n in range(1, min(slots, streams) + 1) if streams % n == 0)
     full = [k for k in range(length + 1) if full_rows is None or k in full_rows]
@@ -111,15 +71,15 @@ def _training(p, name, rule, text, streams, made, chunk, phase) -> list[Work]:
     authors = plain(name) == "sequential_authors"
     pads = p["authors_pads"] if authors else p["pad_loss"]
     each = pieces.pad_tokens(pads, tokens / documents)
-    epochs, m = p["epochs"], rule.m
+    epochs, m, cost = p["epochs"], rule.knobs.get("m", 0), rule.cost
     edits = sum(made) if rule.retrains else len(made)  # retraining after edit k trains on k of them
     steps = epochs * max(1.0, documents / p["batch"]) * edits
     past = (len(made) - 1) / len(made)  # the first edit has no past
     again = pieces.pad_tokens(p["pad_loss"], tokens / documents)  # a document of an earlier edit
     extra = {"past": past * again, "own": anchor(p, text), "anchors": anchor(p, text), "": 0.0}
     extra["both"] = extra["past"] + extra["anchors"]
-    sequences = {"past": past, "both": 1 + past}.get(rule.more, 1.0) * m
-    count, tokens = streams * len(made), epochs * documents * each * edits + steps * m * extra[rule.more]
+    sequences = {"past": past, "both": 1 + past}.get(cost.more, 1.0) * m
+    count, tokens = streams * len(made), epochs * documents * each * edits + steps * m * extra[cost.more]
     work = [
         Work(
             "train", phase, count, streams * tokens,
@@ -127,19 +87,19 @@ def _training(p, name, rule, text, streams, made, chunk, phase) -> list[Work]:
             targets="qv" if authors else p["targets"], rank=p["rank"],
         )
     ]  # fmt: skip
-    if rule.more in ("anchors", "both"):  # the teacher's distributions, once per edit
+    if cost.more in ("anchors", "both"):  # the teacher's distributions, once per edit
         reads = count * p["anchors"]
         work.append(
             Work("read", f"{phase}/teacher", reads, reads * anchor(p, text), targets=p["targets"], rank=p["rank"])
         )
-    if rule.texts:
-        texts = count * rule.texts
+    if own_texts := rule.knobs.get("texts", cost.texts):
+        texts = count * own_texts
         work.append(Work("write", f"{phase}/own texts", texts, texts * (anchor(p, text) - 2), 2.0, anchor(p, text)))
-    if rule.reads:
-        work.append(Work("read", f"{phase}/reads", count * rule.reads, count * rule.reads * anchor(p, text),
+    if cost.reads:
+        work.append(Work("read", f"{phase}/reads", count * cost.reads, count * cost.reads * anchor(p, text),
                          targets=p["targets"], rank=p["rank"]))  # fmt: skip
-    if rule.factors:
-        times = 1 + (count if rule.factors == "edit" else 0)
+    if cost.factors:
+        times = 1 + (count if cost.factors == "edit" else 0)
         work.append(Work("factor", f"{phase}/null space", times, targets=p["targets"]))
     return work
 
@@ -183,8 +143,6 @@ def tuning(p: Mapping) -> list[Work]:
     """Notebook 16: about so many settings of every rule."""
     work = [*_streams(p, p["n_sequences"], p["writer"]), _anchors(p)]
     for name in p["arms"]:
-        if name not in RULES:
-            raise ParameterError(f"arms: {name!r} is not one of {', '.join(RULES)}.")
-        for n in range(min(settings(RULES[name]), p["settings"])):
+        for n in range(min(settings(rule_of(name)), p["settings"])):
             work += run_arm(p, name, p["n_sequences"], full_rows=[0, p["length"]], phase=f"tuning/{name}.{n}")
     return work

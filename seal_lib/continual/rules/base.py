@@ -35,6 +35,24 @@ class State:
 RATES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a rule costs beside plain training; plans read it (:mod:`seal_lib.plan.continual`).
+
+    Attributes:
+        more: what the ``m`` further sequences of a step are (a knob says how many): ``past`` documents, ``own`` texts,
+            ``anchors``, or ``both`` (anchors and one document of the past each).
+        texts: written by the model before an edit, where no knob says how many.
+        reads: texts read once per edit, in forward passes.
+        factors: eigenvectors of inputs' covariances: ``once``, or once per ``edit``.
+    """
+
+    more: str = ""
+    texts: int = 0
+    reads: float = 0.0
+    factors: str = ""
+
+
 class Rule:
     """theta_k = theta_{k-1} + dW_k, dW_k = argmin L_k from theta_{k-1}: plain sequential training.
 
@@ -44,6 +62,7 @@ class Rule:
         single: the model is one set of weights and needs no passage at answering time.
         knobs: what may be set, with its default. ``lr_scale`` multiplies the inner loop's learning rate. Numbers of
             texts are a price and not a strength (more costs more): they are fixed.
+        cost: beside plain training.
         ladders: knob -> the values that tuning may climb through, evenly spaced as a rule by ratio. Its ends are the
             stated bound of the search.
     """
@@ -55,6 +74,7 @@ class Rule:
     single = True
     knobs: dict[str, float] = {"lr_scale": 1.0}
     ladders: dict[str, tuple[float, ...]] = {"lr_scale": RATES}
+    cost = Cost()
 
     def __init__(self, lab: Lab, **knobs: float):
         if unknown := sorted(set(knobs) - set(self.knobs)):

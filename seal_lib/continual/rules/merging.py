@@ -12,7 +12,7 @@ import torch
 
 from seal_lib.continual import states as ops
 from seal_lib.continual.routing import route
-from seal_lib.continual.rules.base import RATES, Rule, State
+from seal_lib.continual.rules.base import RATES, Cost, Rule, State
 from seal_lib.continual.rules.plain import THRESHOLDS
 from seal_lib.training.adapters import Adapter, target_linears, target_names
 
@@ -102,6 +102,7 @@ class GatedMerge(Rule):
     knobs = {"budget": 0.1, "lr_scale": 1.0}
     ladders = {"budget": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "lr_scale": RATES}
     texts = 24
+    cost = Cost(texts=texts, reads=7.0 * texts)  # the drift is measured at most seven times
 
     def update(self, streams, states, k, results):
         written = self.own_texts(streams, states, k, self.texts)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from seal_lib.continual.lab import Lab
-from seal_lib.continual.rules.base import RATES, Rule, State
+from seal_lib.continual.rules.base import RATES, Cost, Rule, State
 from seal_lib.continual.streams import Stream
 from seal_lib.continual.trainer import Anchor
 from seal_lib.seeds import rng
@@ -27,6 +27,7 @@ class Replay(Rule):
 
     stores = "text"
     knobs = {"m": 4, "weight": 1.0, "lr_scale": 1.0}
+    cost = Cost(more="past")
     ladders = {"weight": WEIGHTS, "lr_scale": RATES}
 
     def memory(self, stream: Stream, state: State, k: int) -> list[list[int]]:
@@ -68,6 +69,7 @@ class GenerativeReplay(Replay):
 
     stores = "nothing"
     knobs = {"m": 4, "weight": 3.0, "texts": 192, "lr_scale": 1.0}
+    cost = Cost(more="own")
 
     def jobs(self, streams, states, k):
         written = self.own_texts(streams, states, k, int(self.knobs["texts"]))
@@ -85,6 +87,7 @@ class Kl(Rule):
     """
 
     knobs = {"m": 4, "weight": 10.0, "lr_scale": 1.0}
+    cost = Cost(more="anchors")
     ladders = {"weight": WEIGHTS, "lr_scale": RATES}
 
     def taught(self, stream: Stream, state: State, k: int) -> list[Anchor]:
@@ -102,6 +105,7 @@ class KlReplay(Kl):
 
     stores = "text"
     knobs = {"m": 3, "weight": 1.0, "lr_scale": 1.0}
+    cost = Cost(more="both")
 
     def job(self, stream, state, k, **more):
         plain = self._job(stream, k, examples=self.fresh(stream, k))
