@@ -164,7 +164,7 @@ class Knowledge:
         """A diverged adapter is an outcome with its reason, not an accuracy of zero."""
         graded = tuple(
             graders.grade(question, answer.text.strip(), self.grader)
-            for question, answer in zip(candidate.unit.questions, answers, strict=False)
+            for question, answer in zip(candidate.unit.questions if answers else (), answers, strict=True)
         )
         about = {
             "id": candidate.id, "unit_id": candidate.unit.id, "arm": candidate.arm, "edit": candidate.edit,
