@@ -13,8 +13,8 @@ from fixtures_seal import real
 from seal_lib.arc import prompts
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.data import load_tasks
+from seal_lib.arc.examples import question, training_set
 from seal_lib.arc.grids import MAX_SIDE, answer_text, parse, size, to_text
-from seal_lib.arc.training import question, training_set
 from seal_lib.arc.vote import rates, score, score_submission, views, vote
 
 #: first 16 digits of the hash of the first pair of every training task, by augmenter

@@ -10,15 +10,15 @@ from functools import lru_cache
 import pytest
 from conftest import REPOSITORY
 from fixtures_seal import real
-from test_arc_training import made
+from test_arc_examples import made
 
 from seal_lib import models
 from seal_lib.arc import prompts, render
 from seal_lib.arc.data import load_tasks
+from seal_lib.arc.examples import Example, augmented, question
 from seal_lib.arc.grids import answer_text, parse, question_text, to_text
 from seal_lib.arc.self_edits import ORACLE, read
 from seal_lib.arc.tasks import Pair, Task
-from seal_lib.arc.training import Example, augmented, question
 from seal_lib.errors import DataError
 
 #: in the manner of Llama-3: headers, BOS written out, today's date by default, messages trimmed

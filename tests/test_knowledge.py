@@ -187,7 +187,7 @@ def test_the_rules_hold_for_texts_of_any_make() -> None:
 
 
 def test_a_question_self_edit_gets_back_the_prefix_its_prompt_ended_with() -> None:
-    # the self-qa prompt ends in "Question 1: ", so the completion starts inside the first question (facts, section 2.1)
+    # the self-qa prompt ends in "Question 1: ", so the completion starts inside the first question
     assert prompts.load("self-qa").write(plain_passage()).endswith("Question 1: ")
     assert split_edit("q?\nAnswer: a\nQuestion 2: r?\nAnswer: b")[0] == "Question 1: q?\nAnswer: a"
 

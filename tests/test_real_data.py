@@ -51,7 +51,7 @@ def test_the_released_self_edits_give_the_published_number_of_steps() -> None:
     assert (statistics.mean(steps), statistics.median(steps), max(steps)) == (pytest.approx(85.7), 70, 570)
     articles = json.loads(real("seal_released", "query_eval_iter2.json").read_text())["articles"]
     after = [10 * (len(split_edit(a["completions"][0]["text"])) + 1) for a in articles]
-    assert (len(after), statistics.mean(after)) == (200, 79.0)  # facts 2.1: 79 after two rounds
+    assert (len(after), statistics.mean(after)) == (200, 79.0)  # the paper's curve: 79 after two rounds
 
 
 def test_all_released_self_edits_follow_the_rules_of_both_codes() -> None:
@@ -60,7 +60,7 @@ def test_all_released_self_edits_follow_the_rules_of_both_codes() -> None:
         for split in (True, False):
             for text in texts:
                 assert split_edit(text, split, protocol) == by_hand(text, split, protocol == "authors_v2")
-    # continued pretraining (facts 2.2, quirk 7): 200 x 5 whole texts, the passage five times or once
+    # continued pretraining as the authors ran it: 200 x 5 whole texts, the passage five times or once
     assert sum(len(split_edit(text, False)) for text in texts) == 1000
     headed = sum("\nImplications:" in text for text in texts)
     shorter = sum(len(split_edit(t, protocol="authors_v2")) < min(30, len(split_edit(t))) for t in texts)
@@ -114,7 +114,7 @@ def test_real_passages_are_trained_on_and_questioned_end_to_end() -> None:
 
 
 def test_the_grader_agrees_with_the_authors_judge_as_the_facts_say() -> None:
-    """974 questions before and after training, judged by GPT-4.1 (facts 3.2: containment agrees on 84 to 88 %)."""
+    """974 questions before and after training, judged by GPT-4.1 (containment agrees on 84 to 88 %)."""
     articles = json.loads(real("seal_released", "query_eval_base.json").read_text())["articles"]
     questions = [q for a in articles for q in a["completions"][0]["questions"]]
     pairs = [
@@ -126,5 +126,5 @@ def test_the_grader_agrees_with_the_authors_judge_as_the_facts_say() -> None:
     assert len(pairs) == 2 * 974
     assert 0.84 <= sum(a == b for a, b in pairs) / len(pairs) <= 0.88
     assert 0.95 <= both / ours <= 0.98 and 0.65 <= both / theirs <= 0.76
-    assert sum(is_blank(q["adapter_answer"]) for q in questions) == 162  # facts 3.1
+    assert sum(is_blank(q["adapter_answer"]) for q in questions) == 162
     assert sum(is_blank(q["baseline_answer"]) for q in questions) == 0

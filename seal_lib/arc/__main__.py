@@ -1,6 +1,6 @@
 """``python -m seal_lib.arc facts CHALLENGES.json SOLUTIONS.json``: what is in an ARC file, as JSON on stdout.
 
-Counts, hashes and sizes as defined in the black-box facts (arc.md section 9), for checking this implementation
+Counts, hashes and sizes, for checking this implementation
 against another one. ``--samples`` adds the size of every task's training set before the cap (slower).
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from seal_lib.arc.augment import SWITCHES, Augmenter, augmenters
 from seal_lib.arc.data import load_tasks
+from seal_lib.arc.examples import LEAVE_OUT, augmented, leave_out, training_set
 from seal_lib.arc.grids import Grid, answer_text, parse, to_text
 from seal_lib.arc.tasks import Task
-from seal_lib.arc.training import LEAVE_OUT, augmented, leave_out, training_set
 from seal_lib.arc.vote import rates, score, subsets, views
 from seal_lib.errors import DataError, SealError
 

@@ -1,7 +1,7 @@
 """Augmenters: small objects that turn a grid, or a pair of grids, into another; with inverses where they exist.
 
 ``turn.then(grow)`` composes; ``augmenter.inverse`` is an augmenter or None (mirroring beside, enlarging and tiling
-have none that is defined on every grid). The four switches of a self-edit each stand for a family (facts arc.md 3.1).
+have none that is defined on every grid). The four switches of a self-edit each stand for a family.
 
 Two protocols. ``clean`` (default): the translation moves input and output by the same offset, drawn from the seed
 and the task. ``authors``: as released, offsets come from a generator copied per pair, so input and output move
@@ -166,7 +166,7 @@ def recolour(mapping: tuple[int, ...]) -> Augmenter:
 
 
 def colour_permutation(used: Iterable[int], random_: random.Random) -> tuple[int, ...]:
-    """A random permutation of the colours that moves those in ``used``; 0 stays 0 (facts arc.md 3.1).
+    """A random permutation of the colours that moves those in ``used``; 0 stays 0, as in the released code.
 
     Used colours go to unused ones while there are any; the others are swapped in pairs, and one left over takes a
     colour that became free. The identity on ``used`` is possible only if at most one colour is used and none is free.
@@ -202,7 +202,7 @@ _FAMILIES: dict[str, tuple[Augmenter, ...]] = {
 
 
 def family(switch: str, protocol: str = "clean", seed: int = 0, unit: str = "") -> tuple[Augmenter, ...]:
-    """The augmenters of one switch, in the order of facts arc.md 3.1; 11, 3, 6 and 3 of them.
+    """The augmenters of one switch, in the released code's order; 11, 3, 6 and 3 of them.
 
     ``seed`` and ``unit`` (the task's id) fix the clean protocol's translation; nothing else here is random.
     """

@@ -15,7 +15,7 @@ without such a column ids are ``<split>-00000``, … in row order. The split is 
 ``dataartist/arc-agi`` (the same splits, with ids), the commit is given as ``revision``.
 
 Knows nothing of prompts, augmentation or models. The authors cut lists of sub-tasks and so score other tasks than
-they train on (facts arc.md 1.4); here tasks are chosen by explicit ids.
+they train on; here tasks are chosen by explicit ids.
 """
 
 import json

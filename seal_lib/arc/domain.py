@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from seal_lib.arc import grids, render, training, vote
+from seal_lib.arc import grids, render, vote
 from seal_lib.arc.augment import PROTOCOLS
+from seal_lib.arc.examples import BATCH, CAP, MAX_STEPS, Example, question, training_set
 from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.self_edits import REASONS, SCHEMA, UNPARSED, Config, Limits, Reading, read, with_data
 from seal_lib.arc.tasks import Task
@@ -62,16 +63,16 @@ class TestTimeTraining:
     rank: int
     alpha: float
     targets: str
-    batch: int = training.BATCH
+    batch: int = BATCH
     warmup: int = 11
     schedule: str = "cosine"
     clip: float = 1.0
-    cap: int = training.CAP
+    cap: int = CAP
     copies: int = 1
     example_tokens: int = 8192
-    max_steps: int = training.MAX_STEPS
+    max_steps: int = MAX_STEPS
     max_rate: float = 1.0
-    max_epochs: int = training.MAX_STEPS
+    max_epochs: int = MAX_STEPS
     protocol: str = "clean"
     views: str = "all"
     answer_tokens: int = 1900  # a 30 × 30 grid takes about 1830
@@ -346,7 +347,7 @@ def training_examples(task: Task, config: Config, tokenizer, prompts: Prompts, s
     if key not in sets:
         limit = settings.example_tokens
         keep = (lambda e: render.tokens(e, tokenizer, prompts) <= limit) if _may_exceed(task, limit) else _always
-        sets[key] = training.training_set(
+        sets[key] = training_set(
             task, config.switches, seed, settings.protocol, cap=settings.cap, copies=settings.copies, keep=keep
         )
     both = (*key, config.loss_on)
@@ -364,14 +365,14 @@ def _may_exceed(task: Task, limit: int) -> bool:
     return 16 * cells + 400 > limit
 
 
-def _always(example: training.Example) -> bool:
+def _always(example: Example) -> bool:
     return True
 
 
 def views_of(task: Task, test: int, settings: TestTimeTraining, seed: int) -> list[vote.View]:
     """How one test input is asked."""
     if settings.views == "full":
-        return [vote.View(training.question(task, test))]
+        return [vote.View(question(task, test))]
     if settings.views == "leave_one_out":
         return [vote.View(example) for example in vote.subsets(task, test)]
     return vote.views(task, test, seed)

@@ -1,7 +1,7 @@
 """Grids and their text: one immutable value type, one way to print it, one strict way to read it back.
 
 A grid is a tuple of equally long tuples of ints 0–9, 1 to 30 on a side: hashable, comparable, JSON when listed. The
-text is what numpy prints for a 2-D array of digits (facts arc.md 2.1); a demonstration is ``IN -> OUT#``. Knows
+text is what numpy prints for a 2-D array of digits, as in the released code; a demonstration is ``IN -> OUT#``. Knows
 nothing of tasks, prompts or models.
 """
 
@@ -85,7 +85,7 @@ def parse(text: str) -> Parsed:
     """Read an answer. Never raises; what is not exactly one grid is rejected with a reason that is counted.
 
     As the authors do: ``#`` is dropped, text between the first two triple back-ticks is taken if there are any,
-    brackets are optional and each line is a row. Unlike them (arc.md 2.6): ragged rows, empty texts, values outside
+    brackets are optional and each line is a row. Unlike them: ragged rows, empty texts, values outside
     0–9 and sides above 30 are rejected instead of being reshaped, wrapped or counted as a vote.
     """
     text = text.replace(END, "")

@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 
 from seal_lib import paths
+from seal_lib.arc.examples import Example
 from seal_lib.arc.grids import Grid, question_text, to_text
 from seal_lib.arc.tasks import Task
-from seal_lib.arc.training import Example
 from seal_lib.errors import DataError
 from seal_lib.loops.wording import fill
 
@@ -51,7 +51,7 @@ class Prompts:
         return self.instruction + shown, question_text(example.target.input)
 
     def write(self, task: Task) -> tuple[str, str]:
-        """(persona, every demonstration and the request for a self-edit); never a test input (arc.md 2.4).
+        """(persona, every demonstration and the request for a self-edit); never a test input.
 
         Raises:
             DataError: the task has no demonstration.

@@ -8,7 +8,7 @@ What this module sees to:
   the chat template is taken off. A tokenizer that has none gets none.
 * No clock. Templates that print today's date get a fixed one instead (the authors' prompts change from day to day).
 * No pads, hence none in the loss: neither the bank nor :func:`seal_lib.training.finetune.train_alone` pads to a common
-  length with labels, as the authors do (facts arc.md 2.3).
+  length with labels, as the released code does.
 
 Protocol ``authors`` adds the two other quirks of the released training text, the second BOS and the trained assistant
 header after the answer. Needs a tokenizer, never a model; torch is imported only where an example is made.
@@ -17,9 +17,9 @@ header after the answer. Needs a tokenizer, never a model; torch is imported onl
 from datetime import datetime
 
 from seal_lib.arc.augment import PROTOCOLS
+from seal_lib.arc.examples import Example
 from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.tasks import Task
-from seal_lib.arc.training import Example
 from seal_lib.errors import DataError
 from seal_lib.models.tokens import read_ids
 from seal_lib.training import jobs

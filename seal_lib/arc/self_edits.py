@@ -1,9 +1,9 @@
 """The ARC self-edit: a JSON text that configures one training. Text → configuration, or a rejection with a reason.
 
-The schema is the paper's (facts arc.md 4.1), read strictly: the whole text is one JSON object, every key is there
+The schema is the released code's, read strictly: the whole text is one JSON object, every key is there
 once and no other, switches are true or false, the rate is a number and epochs an integer, both within limits. What
 does not comply is rejected and earns nothing; its text and reason are kept. The released code instead resamples
-without end, crashes, or evaluates an untrained adapter that may be rewarded (arc.md 4.2).
+without end, crashes, or evaluates an untrained adapter that may be rewarded.
 
 Nothing is executed, and nothing here raises on any text. Knows no model; how it is asked for is in ``prompts.yaml``.
 """
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from seal_lib.arc.augment import SWITCHES
-from seal_lib.arc.training import BATCH, MAX_STEPS, steps
+from seal_lib.arc.examples import BATCH, MAX_STEPS, steps
 
 #: which tokens are in the loss, by the word used in the JSON
 STRATEGIES = {"train_using_all_tokens": "all", "train_using_output_tokens": "output"}
@@ -35,7 +35,7 @@ REASONS = {
     "too_many_steps": "it would train for too many steps",
 }
 MAX_CHARACTERS = 4000
-#: reasons of texts that are no JSON at all: what the released code writes again until it is (facts arc.md 4.1)
+#: reasons of texts that are no JSON at all: what the released code writes again until it is
 UNPARSED = ("empty", "too_long", "not_json")
 
 _TRAINING = ("strategy", "learning_rate", "num_train_epochs")
@@ -90,7 +90,7 @@ class Config:
         return json.dumps({"data_generation": {s: s in self.switches for s in SWITCHES}, "training": training})
 
 
-#: the hand-made configuration of the released test-time training (facts arc.md 5.6)
+#: the hand-made configuration of the released test-time training
 ORACLE = Config(SWITCHES, "train_using_output_tokens", 1e-4, 2)
 
 

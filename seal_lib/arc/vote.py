@@ -1,7 +1,7 @@
 """From one question to many views of it, from many answers to two attempts, from attempts to a score.
 
 A view shows the demonstrations less one, in some order, perhaps turned; its answer is turned back. Views and vote
-follow facts arc.md 5.1 and 5.3; where the authors' result hangs on the order of a set, ours is fixed. Scores are of
+follow the released code; where the authors' result hangs on the order of a set, ours is fixed. Scores are of
 whole tasks: right only if every test output is.
 """
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from seal_lib.arc.augment import IDENTITY, Augmenter, flip, rotate, transpose
+from seal_lib.arc.examples import Example, leave_out, question
 from seal_lib.arc.grids import Grid, as_grid, size
 from seal_lib.arc.tasks import Task
-from seal_lib.arc.training import Example, leave_out, question
 from seal_lib.errors import DataError
 from seal_lib.seeds import rng
 

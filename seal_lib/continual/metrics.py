@@ -114,7 +114,7 @@ def forgetting(R: np.ndarray) -> float:
     """F_K = (1/(K−1)) Σ_{i<K−1} (max_{l=i+1..K−1} R[l, i] − R[K, i]) (Chaudhry et al. 2018) of the *mean* matrix.
 
     A stack is averaged first: a maximum over noisy cells is biased upwards, and F per sequence, then averaged, would
-    read 0.313 where the authors' mean matrix has 0.191 (forgetting facts, section 1).
+    read 0.313 where the authors' mean matrix has 0.191.
     """
     return float(mean_matrix_forgetting(R.reshape(-1, *R.shape[-2:]).mean(axis=0)))
 

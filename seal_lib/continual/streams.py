@@ -44,7 +44,7 @@ SQUAD_DEV = 2067
 def authors_sequences(kind: str = "authors", passages: int = SQUAD_DEV, length: int = 8) -> list[list[int]]:
     """The authors' 64 sequences as indices: per run r = 0 … 7 `random.seed(42 + r)`, then eight samples of eight.
 
-    Checked against what their released matrices imply (forgetting facts, section 0). ``authors_dev``: 16 for tuning,
+    Checked against what their released matrices imply. ``authors_dev``: 16 for tuning,
     drawn likewise from seeds 142 and 143 after the passages of the 64 are taken out.
     """
     draws = [random.Random(42 + run) for run in range(8)]

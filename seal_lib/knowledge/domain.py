@@ -29,7 +29,7 @@ _USUAL = {"max_length": 2048, "split_newlines": True, "add_passage": True}
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """Settings of one adapter's training and questioning (paper Table 3 and facts of the released code).
+    """Settings of one adapter's training and questioning (paper Table 3 and the released code).
 
     ``pad_loss``: ``none``; ``eos`` (one end-of-text target per document); ``full`` (the authors: padded to
     ``max_length``, pads in the loss); ``probe:m`` (m weighted pads standing for all of them).

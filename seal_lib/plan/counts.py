@@ -69,7 +69,7 @@ def other_models(p: Mapping) -> list[Work]:
 
 
 def arc_self_edits(p: Mapping) -> list[Work]:
-    from seal_lib.arc.training import CAP
+    from seal_lib.arc.examples import CAP
 
     puzzle = lengths.profile(p["tasks"])
     held, practice = number(p["tasks"], p.get("ids")), number(p["practice"], p.get("practice_ids"))

@@ -183,8 +183,9 @@ def of_passages(passages: Sequence["Passage"], prompts: "Prompts", source: str) 
 
 def of_puzzles(tasks: Sequence["Task"], source: str, cap: int = 250) -> dict[str, object]:
     """The profile of ARC tasks with all switches on, as ``lengths.yaml`` holds it; the configuration's is assumed."""
-    from seal_lib.arc import training, vote
+    from seal_lib.arc import vote
     from seal_lib.arc.augment import SWITCHES
+    from seal_lib.arc.examples import training_set
 
     def grid(g) -> int:
         return len(g) * (2 * len(g[0]) + 1)
@@ -194,7 +195,7 @@ def of_puzzles(tasks: Sequence["Task"], source: str, cap: int = 250) -> dict[str
         asked = sum(grid(p.input) + grid(p.output) for p in pairs) + AROUND
         return asked if answered else asked - grid(example.target.output)
 
-    sets = {c: [training.training_set(t, SWITCHES, cap=c) for t in tasks] for c in (60, cap)}
+    sets = {c: [training_set(t, SWITCHES, cap=c) for t in tasks] for c in (60, cap)}
     views = [[v for n in range(len(t.tests)) for v in vote.views(t, n)] for t in tasks]
     asked = [text(v.example, False) for several in views for v in several]
     answers = [grid(v.example.target.output) for several in views for v in several]

@@ -292,9 +292,9 @@ def best_of_k_bias(
 ) -> dict[str, Estimate]:
     """What selection seems to gain and what it really gains, over the same units.
 
-    The maximum of k noisy rewards is high even if all self-edits are equally good (winner's curse; paper facts 3.2:
-    54.3 against a mean of 40.2, but 43.9 with a held-out seed). So the selected self-edit is scored once more with
-    inner-loop seeds that took no part in the selection.
+    The maximum of k noisy rewards is high even if all self-edits are equally good (winner's curse: in the trials that
+    the authors released 54.3 against a mean of 40.2, but 43.9 with a held-out seed). So the selected self-edit is
+    scored once more with inner-loop seeds that took no part in the selection.
 
     Args:
         rewards_by_loop: loop -> unit -> reward of each self-edit, as used for selection; NaN is allowed.
@@ -324,7 +324,7 @@ def reliability(rewards_P_E_S: Sequence[Sequence[Sequence[float]]]) -> Reliabili
 
     One-way variance components pooled over passages: MS_edit from the means of E self-edits, MS_seed from S seeds of
     one self-edit; reliability of the S-seed mean = 1 − MS_seed / MS_edit, not below 0. The paper's main round 1 has
-    0.32 with three seeds (paper facts 3.2). Passages holding a NaN are left out and counted.
+    0.32 with three seeds. Passages holding a NaN are left out and counted.
 
     Args:
         rewards_P_E_S: [P, E, S], S >= 2 and E >= 2 (else every share is NaN).

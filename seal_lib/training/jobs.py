@@ -49,7 +49,7 @@ class Example:
 
 
 def pad_examples(ids: Sequence[int], pad_loss: str, length: int = 2048, eos: int = 0, seed: int = 0) -> Example:
-    """One document as an example, with the authors' pads in the loss or without (facts: bank, "Pads in the loss").
+    """One document as an example, with the authors' pads in the loss or without.
 
     The authors pad every document to ``length`` with EOS, hide the pads as attention keys but keep them as labels, and
     take the mean over ``length - 1`` targets, so that text weighs about 2 %.

@@ -1,6 +1,6 @@
 """What an adapter is trained on for one task: leave-one-out examples, augmented, permuted, capped.
 
-Only the demonstrations are used, never a test input (facts arc.md 3.2). For n in (1, 2): hold out one demonstration
+Only the demonstrations are used, never a test input. For n in (1, 2): hold out one demonstration
 as the target and drop n - 1 of the others; add every augmentation that stays within 30 on a side; add one copy of
 each with permuted colours and order; drop duplicates by content. Then n = 1 and n = 2 together are cut to a cap.
 
@@ -18,7 +18,7 @@ from seal_lib.arc.grids import MAX_SIDE, Grid, size
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.seeds import rng
 
-#: facts arc.md 3.2 and 4.2: at most so many examples, dropped demonstrations, and optimizer steps
+#: the released code's limits: examples, demonstrations held out or dropped, optimizer steps; and its batch
 CAP, LEAVE_OUT, MAX_STEPS, BATCH = 250, (1, 2), 375, 2
 
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import REPOSITORY
 
 from seal_lib.arc.augment import SWITCHES
+from seal_lib.arc.examples import Example, augmented, fits, leave_out, permuted, steps, training_set
 from seal_lib.arc.tasks import Pair, Task
-from seal_lib.arc.training import Example, augmented, fits, leave_out, permuted, steps, training_set
 
 
 def made(pairs: int, side: int = 3) -> Task:
@@ -83,7 +83,7 @@ def test_seeds_decide_and_hash_seeds_do_not() -> None:
     assert training_set(task, SWITCHES, seed=1) == training_set(task, SWITCHES, seed=1)
     assert training_set(task, SWITCHES, seed=1) != training_set(task, SWITCHES, seed=2)
     code = (
-        "from test_arc_training import made, training_set, SWITCHES; import hashlib;"
+        "from test_arc_examples import made, training_set, SWITCHES; import hashlib;"
         "both = [(on, p) for on in (SWITCHES, ()) for p in ('clean', 'authors')];"
         "sets = [training_set(made(n), on, 5, p) for n in (2, 4) for on, p in both];"
         "print(hashlib.sha256(repr(sets).encode()).hexdigest())"
