@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from seal_lib.errors import DataError
 
@@ -272,21 +271,6 @@ def _finite(value):
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """Rows of a JSONL file; a broken line is named."""
-    rows = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise DataError(
-                        f"{path}:{number} is not a JSON object ({error.msg}); mend or remove the line."
-                    ) from error
-    return rows
 
 
 def by_passage(trials: Iterable[Trial], what: str) -> dict[str, float]:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from seal_lib import models
 from seal_lib.arc import data, prompts, self_edits, world
 from seal_lib.arc.domain import TestTimeTraining, training_examples
-from seal_lib.runs import params
+from seal_lib.runs import manifest, params
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|end|>"
@@ -77,7 +77,7 @@ def test_the_papers_parameters_run_to_the_end(protocol, llama, tmp_path) -> None
     run = json.loads(record.read_text())
     assert run["parameters"]["views"] == "all" and run["parameters"]["dtype"] == "bfloat16"
     assert {"tasks", "practice", "model"} <= set(run["input_hashes"])  # other data or weights would be another run
-    rows = [json.loads(line) for line in (record.parent / "rows.jsonl").read_text().splitlines()]
+    rows = manifest.rows(record.parent)
     oracle = [row for row in rows if row["phase"] == "evaluate/oracle"]
     assert [row["outcome"] for row in oracle] == ["ok", "ok"]  # all four switches on, two epochs, trained and asked
     inner = params.pick(TestTimeTraining, run["parameters"])

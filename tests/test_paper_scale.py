@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from seal_lib import models
+from seal_lib.runs import manifest
 
 PASSAGES = [
     {
@@ -72,7 +73,7 @@ def test_the_papers_parameters_run_to_the_end(notebook, qwen, tmp_path) -> None:
     run = json.loads(record.read_text())
     assert run["parameters"]["protocol"] == "authors_v1" and run["parameters"]["dtype"] == "bfloat16"
     assert {"passages", "model"} <= set(run["input_hashes"])  # other data or weights would be another run
-    rows = [json.loads(line) for line in (record.parent / "rows.jsonl").read_text().splitlines()]
+    rows = manifest.rows(record.parent)
     trials = [row for row in rows if "answers" in row]
     if notebook != "10_self_edits":
         trained = [row for row in trials if row["steps"]]

@@ -6,13 +6,11 @@ import os
 import subprocess
 import sys
 
-import pytest
 from conftest import REPOSITORY
 from fixtures_seal import made, seedling, trial
 
 from seal_lib import seeds
-from seal_lib.errors import DataError
-from seal_lib.records import Answer, Passage, Round, SelfEdit, Trial, by_passage, read_jsonl, to_dict
+from seal_lib.records import Answer, Passage, Round, SelfEdit, Trial, by_passage, to_dict
 from seal_lib.report import show
 
 EVIL = "<script>alert(1)</script>\n& more"
@@ -88,15 +86,6 @@ def test_a_round_shows_the_kept_edits_and_the_worst_and_survives_having_none() -
 def test_a_failed_trial_does_not_hide_the_mean_reward_of_a_round() -> None:
     trials = (trial("p", [1.0], name="p/0", edit=EDIT), trial("p", [], outcome="diverged", name="p/1", edit=EDIT))
     assert "mean reward 1.00" in Round(1, trials, (1.0, math.nan), ("p/0",))._repr_html_()
-
-
-def test_a_broken_line_of_a_jsonl_file_is_named(tmp_path) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text('{"a": 1}\n\n{"a": 2}\n')
-    assert read_jsonl(file) == [{"a": 1}, {"a": 2}]
-    file.write_text('{"a": 1}\n{"a":\n')
-    with pytest.raises(DataError, match="rows.jsonl:2"):
-        read_jsonl(file)
 
 
 def test_the_loss_mask_colours_what_carries_loss() -> None:

@@ -5,6 +5,8 @@ import math
 
 import pytest
 
+from seal_lib.runs import manifest
+
 pytest.importorskip("pandas")
 from seal_lib import paths
 from seal_lib.errors import DataError
@@ -28,7 +30,9 @@ def make_run(notebook, lines, name="123456789012", finished=True, when=1000):
     folder.mkdir(parents=True)
     (folder / "results.csv").write_text("\n".join([HEADER, *lines]) + "\n")
     if finished:
-        (folder / "run.json").write_text(json.dumps({"git": {"sha": "abc"}, "wall_seconds": 90, "end": when}))
+        kept = {"results.csv": manifest.content_hash(folder / "results.csv")}
+        about = {"git": {"sha": "abc"}, "wall_seconds": 90, "end": when, "code": {}, "files": kept}
+        (folder / "run.json").write_text(json.dumps(about))
     return folder
 
 

@@ -196,7 +196,7 @@ def test_a_killed_runner_is_resumed_with_the_same_rows(suite: Suite) -> None:
     assert not (only_folder() / "run.json").exists()
     done = subprocess.run(command, capture_output=True, text=True)  # waits until the orphaned kernel is gone
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (only_folder() / "rows.jsonl").read_text().splitlines()]
+    rows = manifest.rows(only_folder())
     assert rows == [{"phase": "work", "unit": f"u{i}", "lr": 0.1, "s": None} for i in range(4)]
 
 

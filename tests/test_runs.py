@@ -18,6 +18,7 @@ from conftest import Suite
 from seal_lib import paths
 from seal_lib.errors import RunError
 from seal_lib.runs import journal, lifecycle, manifest, params
+from seal_lib.seeds import rng
 
 CELL = "seed: int = 3  # seed\nmodel: str = 'tiny'  # model\njudge_key: str = 'sk-123'  # never kept"
 UNITS = [f"u{i:02d}" for i in range(23)]
@@ -59,7 +60,7 @@ def test_rows_in_unit_order_and_as_json_gives_them_back(batch: Suite) -> None:
     assert [row["value"] for row in rows] == [i**2 for i in range(23)]
     assert [row["size"] for row in rows] == [5] * 20 + [3] * 3
     assert rows[0]["loss"] is None  # NaN is null on disk, so it is None in a fresh run too
-    lines = [json.loads(line) for line in (batch.folder / "rows.jsonl").read_text().splitlines()]
+    lines = journal.read(batch.folder / "rows.jsonl")
     assert [{"phase": "a", "unit": u, **r} for u, r in zip(UNITS, rows, strict=True)] == lines
 
 
@@ -157,7 +158,7 @@ def test_killed_anywhere_and_resumed_gives_the_bytes_of_an_undisturbed_run(batch
         assert go("never", 0) == 0
         assert {name: (batch.folder / name).read_bytes() for name in names} == undisturbed, (where, at)
         assert sorted(p.name for p in (artifacts / "policy/round_1").iterdir()) == ["a.txt", "b.txt"]
-        assert [p.name for p in (artifacts / "policy").iterdir()] == ["round_1"]
+        assert sorted(p.name for p in (artifacts / "policy").iterdir()) == [".round_1.sha256", "round_1"]
         record = json.loads((batch.folder / "run.json.pending").read_text())
         assert len(record["sessions"]) == 2 and record["mixed_environment"] is False
         # counters survive the kill; a chunk whose cost line was lost with the process is missing, never counted twice
@@ -203,14 +204,61 @@ def test_other_units_or_the_same_phase_twice_are_refused(batch: Suite) -> None:
         start(batch).map("a", UNITS[5:], square)
 
 
-def test_damage_in_the_middle_is_not_guessed_at(batch: Suite) -> None:
+def test_what_was_changed_on_disk_is_made_again(batch: Suite, capsys) -> None:
     run = start(batch)
-    run.map("a", UNITS[:5], square)
+    before = run.map("a", UNITS, square, chunk=5)
     run.close()
     path = batch.folder / "rows.jsonl"
-    path.write_bytes(path.read_bytes().replace(b'"value"', b'"value', 1))
-    with pytest.raises(RunError, match="damaged at byte 0"):
-        start(batch)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"value": 49', b'"value": 48'))  # row 7, by hand
+    seen: list[str] = []
+    run = start(batch)
+    assert "rows.jsonl is damaged at byte" in capsys.readouterr().out and "damaged" in repr(run)
+    assert run.map("a", UNITS, lambda part: (seen.extend(part), square(part))[1], chunk=5) == before
+    assert seen == UNITS[5:] and path.read_bytes() == whole
+    assert (batch.folder / "rows.jsonl.damaged-1").read_bytes().startswith(b'{"phase": "a", "unit": "u07"')
+
+
+def test_no_flipped_bit_is_read_as_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    journal.Journal(path).append([{"phase": "a", "unit": f"u{i}", "value": i / 7, "text": "é…"} for i in range(4)])
+    whole, lines, draw = path.read_bytes(), journal.read(path), rng("bits")
+    for _ in range(300):
+        at, flipped = draw.randrange(8 * len(whole)), bytearray(whole)
+        flipped[at // 8] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        with pytest.raises(RunError, match="is damaged"):
+            journal.read(path)
+        kept = journal.Journal(path).lines
+        assert kept == lines[: len(kept)] and len(kept) < 4
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match="is damaged"):
+        journal.read(path)
+
+
+def test_a_damaged_artifact_is_set_aside_and_made_again(batch: Suite, capsys) -> None:
+    run = start(batch)
+    path = run.artifact("policy/round_1", lambda folder: (folder / "w").write_text("whole"))
+    run.close()
+    (path / "w").write_text("who")
+    again = start(batch).artifact("policy/round_1", lambda folder: (folder / "w").write_text("whole"))
+    assert again == path and (path / "w").read_text() == "whole" and "made again" in capsys.readouterr().out
+    assert [p.name.startswith(".damaged-round_1") for p in path.parent.iterdir()].count(True) == 1
+
+
+def test_a_changed_file_of_a_finished_run_is_refused(batch: Suite) -> None:
+    run = start(batch)
+    run.map("a", UNITS[:5], square)
+    run.finish([{"metric": "mean", "value": 0.5}], {})
+    os.replace(batch.folder / "run.json.pending", batch.folder / "run.json")
+    assert manifest.written(batch.folder, "results.csv") == batch.folder / "results.csv"
+    for name in ("results.csv", "metrics.json"):
+        text = (batch.folder / name).read_text()
+        for other in (text[:-3], text.replace("0.5", "0.8"), None):
+            (batch.folder / name).unlink() if other is None else (batch.folder / name).write_text(other)
+            if other != text:
+                with pytest.raises(RunError, match="is not what the run wrote"):
+                    manifest.written(batch.folder, name)
 
 
 def test_a_full_disk_keeps_the_chunks_before_it(batch: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +276,7 @@ def test_a_full_disk_keeps_the_chunks_before_it(batch: Suite, monkeypatch: pytes
     with pytest.raises(RunError, match="No space left on device.*make room and run again"):
         run.map("a", UNITS, square, chunk=5)
     monkeypatch.undo()
-    kept = [json.loads(line) for line in (batch.folder / "rows.jsonl").read_bytes().splitlines()]
+    kept = journal.read(batch.folder / "rows.jsonl")
     assert len(kept) in (5, 10) and kept[-1]["unit"] == UNITS[len(kept) - 1]
 
 

@@ -23,6 +23,7 @@ from seal_lib.generation.contract import Request, Sampling
 from seal_lib.grading.graders import grade
 from seal_lib.models import SMALL
 from seal_lib.records import Passage
+from seal_lib.runs import journal
 from seal_lib.training.jobs import Result
 
 #: graders that say right or wrong: a row holds a digit an answer
@@ -330,15 +331,8 @@ def _fingerprint(job: EditJob, targets: object) -> tuple:
 
 def train_seconds(run, phase: str) -> float:
     """CPU seconds of training per edit and stream of a phase, over all sessions; NaN if the run keeps no costs."""
-    import json
-
-    file = Path(getattr(run, "folder", ".")) / "costs.jsonl"
-    if not file.is_file():
-        return math.nan
-    counts = [
-        line.get("counts") or {}
-        for line in map(json.loads, file.read_text().splitlines())
-        if line.get("phase") == phase
-    ]
+    folder = getattr(run, "folder", None)
+    lines = journal.read(Path(folder) / "costs.jsonl") if folder else []
+    counts = [line.get("counts") or {} for line in lines if line.get("phase") == phase]
     edits = sum(count.get("edits", 0) for count in counts)
     return sum(count.get("train_seconds", 0.0) for count in counts) / edits if edits else math.nan

@@ -48,10 +48,10 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
         if folder is None:
             missing.append(notebook)
             continue
-        frame = read_results(folder / "results.csv", OWN_COLUMNS) if (folder / "results.csv").exists() else None
-        if frame is not None and len(frame):
+        frame = read_results(manifest.written(folder, "results.csv"), OWN_COLUMNS)
+        if len(frame):
             frames.append(frame.assign(run=f"{notebook}/{scale}/{folder.name}"))
-        used.append(_provenance(notebook, scale, folder) | {"rows": 0 if frame is None else len(frame)})
+        used.append(_provenance(notebook, scale, folder) | {"rows": len(frame)})
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=OWN_COLUMNS)
     _one_family(table)
     table = joined(_without_duplicates(table))
@@ -82,7 +82,7 @@ def read_results(path: Path, columns: list[str] = COLUMNS) -> pd.DataFrame:
 
 def read_run(folder: Path) -> pd.DataFrame:
     """The results of one finished run with the paper's values beside them, as :func:`collect` joins them."""
-    return joined(read_results(folder / "results.csv", OWN_COLUMNS).assign(run=folder.name))
+    return joined(read_results(manifest.written(folder, "results.csv"), OWN_COLUMNS).assign(run=folder.name))
 
 
 def arm_rows(table: pd.DataFrame, metric: str, needed: bool = True) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Files that survive a kill: an append-only journal of JSON lines, and a lock that dies with its process.
+"""Files that survive a kill: an append-only journal of JSON lines with checksums, and a lock that dies with its process.
 
 Knows bytes, offsets and file locks. Does not know what a line means; that is the business of ``runs``.
 """
@@ -7,7 +7,9 @@ import fcntl
 import json
 import math
 import os
+import re
 import time
+import zlib
 from pathlib import Path
 
 from seal_lib import paths
@@ -29,29 +31,73 @@ def plain(value: object, where: str = "row") -> object:
     raise RunError(f"{where} is a {type(value).__name__}, which JSON cannot keep; turn it into numbers, text or lists.")
 
 
+_LINE = re.compile(rb'(\{.*), "crc": "([0-9a-f]{8})"\}\n', re.DOTALL)
+
+
+def _encoded(line: dict) -> bytes:
+    """A line with the checksum of the rest of it as its last key, so that no edit or flipped bit is believed."""
+    body = json.dumps(line, ensure_ascii=False, allow_nan=False).encode()
+    return body[:-1] + f', "crc": "{zlib.crc32(body):08x}"}}\n'.encode()
+
+
+def _decoded(raw: bytes) -> dict:
+    """The line; raises ValueError where it is torn or not what was written."""
+    match = _LINE.fullmatch(raw)
+    if match is None or zlib.crc32(match[1] + b"}") != int(match[2], 16):
+        raise ValueError("the checksum does not fit")
+    return json.loads(match[1] + b"}")
+
+
+def read(path: Path) -> list[dict]:
+    """The lines of a journal that nobody writes any more; none if there is no file.
+
+    Raises:
+        RunError: a line is not what was written.
+    """
+    lines = []
+    for number, raw in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else (), 1):
+        try:
+            lines.append(_decoded(raw))
+        except ValueError as error:
+            raise RunError(f"{paths.short(path)}:{number} is damaged ({error}); run again with FORCE=1.") from error
+    return lines
+
+
 class Journal:
-    """An append-only file of JSON lines; one :meth:`append` is one write, all of it or nothing of it."""
+    """An append-only file of JSON lines; one :meth:`append` is one write, all of it or nothing of it.
+
+    What was torn by a kill at the end is cut off. From a line on that is not what was written everything is set aside,
+    in a file of its own, to be computed again; ``note`` says so.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lines: list[dict] = []
         self.ends: list[int] = []  # offset after each line, bytes
+        self.note = ""
         data = path.read_bytes() if path.exists() else b""
         end = 0
         for raw in data.splitlines(keepends=True):
             try:
-                line = json.loads(raw)
-            except ValueError as error:
+                line = _decoded(raw)
+            except ValueError:
                 if end + len(raw) < len(data):
-                    raise RunError(f"{paths.short(path)} is damaged at byte {end}; run again with FORCE=1.") from error
-                break
-            if not raw.endswith(b"\n"):
+                    self._set_aside(data[end:], end)
                 break
             end += len(raw)
             self.lines.append(line)
             self.ends.append(end)
         if end < len(data):
             self.cut(len(self.lines))
+
+    def _set_aside(self, rest: bytes, end: int) -> None:
+        number = 1 + len(list(self.path.parent.glob(f"{self.path.name}.damaged-*")))
+        aside = self.path.with_name(f"{self.path.name}.damaged-{number}")
+        aside.write_bytes(rest)
+        self.note = (
+            f"{paths.short(self.path)} is damaged at byte {end}: what follows moved to {aside.name} and is made again"
+        )
+        print(self.note, flush=True)
 
     def cut(self, count: int) -> None:
         """Keep the first ``count`` lines."""
@@ -62,7 +108,7 @@ class Journal:
 
     def append(self, lines: list[dict]) -> None:
         """Write lines at once and make them durable; on an error the file ends where it ended before."""
-        encoded = [json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n" for line in lines]
+        encoded = [_encoded(line) for line in lines]
         before = self.ends[-1] if self.ends else 0
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -80,7 +126,7 @@ class Journal:
             raise RunError(f"{what}; make room and run again, finished chunks are kept.") from error
         for raw in encoded:
             before += len(raw)
-            self.lines.append(json.loads(raw))  # what a resumed run will read
+            self.lines.append(_decoded(raw))  # what a resumed run will read
             self.ends.append(before)
 
 

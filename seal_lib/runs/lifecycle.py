@@ -33,6 +33,7 @@ COLUMNS = (
     "experiment", "arm", "metric", "value", "low", "high", "n", "unit", "loops", "dropped", "interval", "p", "grader",
     "protocol", "model", "run",
 )  # fmt: skip
+KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # whose content the record of a run vouches for
 LOCK_WAIT = 20.0  # s; the kernel of a killed runner needs a moment to notice that its parent is gone
 
 
@@ -56,6 +57,7 @@ class Run:
             shutil.rmtree(leftover)
         self._rows, self._costs = Journal(folder / "rows.jsonl"), Journal(folder / "costs.jsonl")
         self._inputs: dict[str, dict | None] = {}
+        self.note = "; ".join(filter(None, [self.note, self._rows.note]))
         self.resumed = len(self._rows.lines)
         self._costs.append([{"session": {"start": self._start, **manifest.session()}}])
 
@@ -110,7 +112,7 @@ class Run:
         self.workers = Workers(count, address, device)
 
     def artifact(self, name: str, build: Callable[[Path], object]) -> Path:
-        """The folder ``artifacts/<name>``: as it is, or made by ``build(folder)`` and renamed when complete."""
+        """The folder ``artifacts/<name>``: as it was written, or made by ``build(folder)`` and renamed when complete."""
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or ".." in name:
             raise RunError(f"artifact name {name!r} is not a relative path of plain words; rename it.")
         near = [o for o in self._artifacts - {name} if f"{o}/".startswith(f"{name}/") or f"{name}/".startswith(f"{o}/")]
@@ -118,8 +120,13 @@ class Run:
             raise RunError(f"artifact {name!r} would lie inside or around {near[0]!r}; choose another name.")
         self._artifacts.add(name)
         target = self.folder / "artifacts" / name
+        seal = target.with_name(f".{target.name}.sha256")
         if target.exists():
-            return target
+            if seal.exists() and seal.read_text() == manifest.content_hash(target):
+                return target
+            aside = target.with_name(f".damaged-{target.name}-{os.getpid()}")
+            os.replace(target, aside)
+            print(f"artifact {name!r} is not what was written: moved to {aside.name}, made again", flush=True)
         building = target.with_name(f".building-{target.name}")
         building.mkdir(parents=True)
         begun = time.monotonic()
@@ -127,6 +134,7 @@ class Run:
             build(building)
             if not any(building.iterdir()):
                 raise RunError(f"artifact {name!r} is empty; `build` must write into the folder it is given.")
+            paths.write_text(seal, manifest.content_hash(building))
             os.replace(building, target)
         except OSError as error:
             raise RunError(f"artifact {name!r} could not be written ({error}); make room and run again.") from error
@@ -185,6 +193,8 @@ class Run:
             self.identity, self._described, self._costs.lines, self._inputs, aside, self._start, wall
         )
         record["code"] = paths.read_json(self.folder / "code.json")  # as it was at the start
+        kept = [path for name in KEPT if (path := self.folder / name).exists()]
+        record["files"] = {path.name: manifest.content_hash(path) for path in kept}
         # the runner renames the pending record once the last cell is done
         paths.write_json(self.folder / ("run.json" if self.interactive else "run.json.pending"), record)
         self._finished = True

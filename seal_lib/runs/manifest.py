@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from seal_lib.runs import code, params
+from seal_lib.runs import code, journal, params
 from seal_lib import paths
 from seal_lib.errors import RunError
 
@@ -317,14 +317,19 @@ def read(folder: Path) -> dict:
         return paths.read_json(folder / "run.json")
     except FileNotFoundError as error:
         raise RunError(f"{paths.short(folder)} has no run.json, so it is not finished; run it again.") from error
-    except json.JSONDecodeError as error:
-        raise RunError(f"{paths.short(folder)}/run.json is damaged; remove the folder and run again.") from error
+    except ValueError as error:
+        raise RunError(f"{paths.short(folder)}/run.json is damaged; run again with FORCE=1.") from error
 
 
 def finished(notebook: str, scale: str) -> list[Path]:
     """Finished run folders of a notebook at a scale, newest first, without interactive and superseded ones."""
-    folders = [path.parent for path in (paths.runs() / notebook / scale).glob("*/run.json")]
-    return sorted(folders, key=lambda f: (read(f)["end"], (f / "run.json").stat().st_mtime_ns), reverse=True)
+    found = []
+    for path in (paths.runs() / notebook / scale).glob("*/run.json"):
+        try:
+            found.append((read(path.parent)["end"], path.stat().st_mtime_ns, path.parent))
+        except RunError:  # one damaged record does not hide the others; `status` names it
+            continue
+    return [folder for *_, folder in sorted(found, reverse=True)]
 
 
 def newest(notebook: str, scale: str) -> Path | None:
@@ -333,10 +338,24 @@ def newest(notebook: str, scale: str) -> Path | None:
 
 
 def rows(folder: Path, phase: str | None = None) -> list[dict]:
-    """The rows of a run, with their ``phase`` and ``unit``; of one phase if it is named."""
-    path = folder / "rows.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    return [line for line in lines if phase is None or line["phase"] == phase]
+    """The rows of a run, with their ``phase`` and ``unit``; of one phase if it is named.
+
+    Raises:
+        RunError: a row is not what the run wrote.
+    """
+    return [line for line in journal.read(folder / "rows.jsonl") if phase is None or line["phase"] == phase]
+
+
+def written(folder: Path, name: str) -> Path:
+    """A file of a finished run, once it is sure that it is what the run wrote.
+
+    Raises:
+        RunError: it is missing, cut or changed.
+    """
+    path, wanted = folder / name, read(folder).get("files", {}).get(name)
+    if wanted is None or not path.exists() or content_hash(path) != wanted:
+        raise RunError(f"{paths.short(path)} is not what the run wrote; run the notebook again with FORCE=1.")
+    return path
 
 
 def fingerprint(folder: Path | None) -> dict[str, str] | None:

@@ -54,8 +54,8 @@ class Parameter:
 
 
 def names() -> list[str]:
-    """Every notebook by name, in file order."""
-    return sorted(path.stem for path in paths.notebooks().glob("*.ipynb"))
+    """Every notebook by name, in file order; copies that JupyterLab made (``…-Copy1``) and drafts are none."""
+    return sorted(path.stem for path in paths.notebooks().glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", path.stem))
 
 
 def scales(notebook: str) -> list[str]:

@@ -62,7 +62,10 @@ def state(notebook: str, scale: str) -> dict[str, object]:
     folder = folder_of(notebook, scale, key)
     found["folder"] = folder
     if (folder / "run.json").exists():
-        record = manifest.read(folder)
+        try:
+            record = manifest.read(folder)
+        except RunError as error:
+            return {**found, "state": "damaged", "why": str(error)}
         changed = manifest.inputs_changed(folder)
         stale = manifest.code_changed(record)
         name = "inputs changed" if changed else "code changed" if stale else "done"
@@ -71,7 +74,10 @@ def state(notebook: str, scale: str) -> dict[str, object]:
     if in_use(folder):
         return {**found, "state": "running"}
     if (folder / "failed.json").exists():
-        failed = paths.read_json(folder / "failed.json")
+        try:
+            failed = paths.read_json(folder / "failed.json")
+        except ValueError:
+            return {**found, "state": "failed", "why": "failed.json is damaged; run again"}
         return {
             **found,
             "state": "failed",
