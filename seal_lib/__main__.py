@@ -32,6 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
         commands.add_parser(name, help=text)
     commands.add_parser("clean", help="remove all runs").add_argument("--yes", action="store_true")
     given = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a terminal without UTF-8 must not end a run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    runner.end_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # so that the kernel is stopped too
     try:
         if given.command == "run":

@@ -74,7 +74,7 @@ def test_plain_make_lists_every_target_without_an_environment(checkout: Path) ->
         (
             ["reproduce", "SCALE=paper", "ONLY=11", "DRY_RUN=1", "DEVICE=h100", "STRICT=1", "SET=clean"],
             ["-m seal_lib.plan --scale paper", '--only "11"', '--device "h100"', "--strict", 'SET="clean"'],
-            ["seal_lib.runs.runner"],
+            ["-m seal_lib all"],
         ),
         (["reproduce", "DRY_RUN=0"], ["-m seal_lib all"], ["seal_lib.plan"]),
         (["bench-gpu", "ARGS=--minutes 5"], ["-m seal_lib.bench.gpu --minutes 5"], []),

@@ -165,7 +165,7 @@ def test_bad_parameters_start_nothing(suite: Suite, capsys) -> None:
     assert "write 1.0e-4" in capsys.readouterr().err
     assert main(["run", "10", "--set", "lr"]) == 2
     assert main(["check"]) == 1
-    assert not paths.runs().exists()
+    assert not list(paths.runs().glob("*"))
     assert runner.state("10_demo", "seedling")["state"] == "bad parameters"
 
 
@@ -307,7 +307,7 @@ def test_status_and_list_and_clean(suite: Suite, monkeypatch: pytest.MonkeyPatch
     assert main(["list"]) == 0 and capsys.readouterr().out.split() == ["10_demo", "11_next"]
     assert main(["clean"]) == 2 and "--yes" in capsys.readouterr().err  # nobody at the keyboard
     assert paths.runs().exists()
-    assert main(["clean", "--yes"]) == 0 and not paths.runs().exists()
+    assert main(["clean", "--yes"]) == 0 and not list(paths.runs().glob("*"))
 
 
 def test_up_to_date_is_quick_and_needs_no_papermill(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,3 +317,71 @@ def test_up_to_date_is_quick_and_needs_no_papermill(suite: Suite, monkeypatch: p
     code = "import sys; from seal_lib.__main__ import main; code = main(['run', '10_demo'])\n"
     code += "sys.exit(code or int(bool({'papermill', 'torch', 'pandas'} & set(sys.modules))))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=suite.home)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_children_end_when_their_runner_is_killed(suite: Suite) -> None:
+    slow = WORK.replace('{"lr": lr}', '{"lr": lr, "s": __import__("time").sleep(0.5)}')
+    demo(suite, work=slow)
+    whole = subprocess.Popen([sys.executable, "-m", "seal_lib", "all"], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not list(paths.runs().glob("*/*/*/rows.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    tree, waiting = [], [whole.pid]
+    while waiting:
+        pid = waiting.pop()
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            found = [int(child) for child in task.read_text().split()]
+            tree += found
+            waiting += found
+    assert len(tree) >= 2  # the notebook's process and its kernel
+    whole.kill()
+    whole.wait()
+    deadline = time.monotonic() + 20
+    while any(map(alive, tree)):
+        assert time.monotonic() < deadline, tree
+        time.sleep(0.1)
+
+
+def test_clean_removes_runs_and_nothing_else(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo(suite)
+    monkeypatch.setattr(runner, "_papermill", fake(suite))
+    assert run() == 0
+    kept = paths.runs() / "notes" / "mine.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    (suite.home / "elsewhere").mkdir(exist_ok=True)
+    (paths.runs() / "link").symlink_to(suite.home / "elsewhere")
+    assert main(["clean", "--yes"]) == 0
+    assert kept.read_text() == "mine" and (paths.runs() / "link").is_symlink()
+    assert not list(paths.runs().glob("10_demo"))
+
+
+def test_a_list_of_nothing_is_not_all(suite: Suite, capsys) -> None:
+    demo(suite)
+    assert main(["all", "--only", ","]) == 2 and "names no notebook" in capsys.readouterr().err
+
+
+def test_a_copy_that_jupyter_made_is_no_notebook(suite: Suite) -> None:
+    demo(suite)
+    original = suite.home / "notebooks" / "10_demo.ipynb"
+    for name in ("10_demo-Copy1", "Untitled", "10 demo"):
+        (original.parent / f"{name}.ipynb").write_text(original.read_text())
+    assert params.names() == ["10_demo"] and params.find("10") == "10_demo"
+
+
+def test_a_terminal_without_utf8_does_not_end_a_run(suite: Suite) -> None:
+    demo(suite, "10_demo", work=WORK)
+    code = "from seal_lib.__main__ import main; import sys; main(['list']); print('Δ …')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True
+    )
+    assert done.returncode == 0 and rb"\u0394" in done.stdout

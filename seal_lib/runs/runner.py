@@ -13,8 +13,10 @@ import os
 import re
 import shutil
 import signal
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -215,6 +217,8 @@ def _failed(folder: Path, notebook: str, kind: str, message: str, cell: int | No
 def chosen(scale: str, only: str) -> list[str]:
     """The notebooks that have the scale, in file order; those named in ``only`` (full name or unique start)."""
     wanted = [params.find(name.strip()) for name in only.split(",") if name.strip()]
+    if only.strip() and not wanted:
+        raise ParameterError(f"only: {only!r} names no notebook; leave it out for all.")
     needed = "seedling" if scale == "smoke" else scale
     having = [name for name in params.names() if needed in params.scales(name)]
     lacking = [name for name in wanted if name not in having]
@@ -285,12 +289,29 @@ def _call(command: list[str], labelled: bool, children: list[subprocess.Popen]) 
     """Exit code of a command; ``labelled``: its lines get the notebook's number in front."""
     python = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH", "")]))
     pipe = {"stdout": subprocess.PIPE, "text": True} if labelled else {}
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": python}, **pipe) as child:
+    environment = {**os.environ, "PYTHONPATH": python, "SEAL_PARENT": str(os.getpid())}
+    with subprocess.Popen(command, env=environment, **pipe) as child:
         children.append(child)
         for line in child.stdout or ():
             print(f"{command[4].partition('_')[0]} | {line}", end="", flush=True)
     children.remove(child)
     return child.returncode
+
+
+def end_with_parent() -> None:
+    """Stop this process, as by hand, within a second of the loss of the runner that started it.
+
+    A runner that is killed or whose terminal is closed cannot stop its children itself.
+    """
+    parent = int(os.environ.pop("SEAL_PARENT", 0))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    if parent:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def status() -> int:
@@ -319,22 +340,27 @@ def check_parameters() -> int:
 
 
 def clean(yes: bool) -> int:
-    """Remove every run folder, after asking."""
+    """Remove every run folder, after asking; what no run made stays."""
     home = paths.runs()
-    folders = sorted(path.parent for path in home.glob("**/parameters.json"))
+    folders = sorted({path.parent for path in home.glob("*/**/parameters.json")})
+    folders = [folder for folder in folders if not {*folder.parents} & {*folders}]  # not those set aside in another
     if not folders:
         print("there are no runs")
         return 0
     busy = [folder for folder in folders if in_use(folder)]
     if busy:
         raise RunError(f"{paths.short(busy[0])} is in use; stop that run before removing.")
-    size = sum(path.stat().st_size for path in home.rglob("*") if path.is_file()) / 1e6
+    size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()) / 1e6
     if not yes:
         if not sys.stdin.isatty():
             raise RunError(f"{len(folders)} run folders would be removed; say so with --yes where nobody can answer.")
         if input(f"Remove {len(folders)} run folders, {size:.0f} MB? [y/N] ").strip().lower() != "y":
             print("nothing removed")
             return 1
-    shutil.rmtree(home)
+    for folder in folders:
+        shutil.rmtree(folder)
+    for folder in sorted(home.glob("**/"), reverse=True):  # the deepest first
+        if folder != home and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
     print(f"removed {len(folders)} run folders, {size:.0f} MB")
     return 0
