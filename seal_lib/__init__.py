@@ -34,3 +34,7 @@ def __getattr__(name: str):
     if name not in LAZY:
         raise AttributeError(f"seal_lib has no name {name!r}; it offers {', '.join(__all__)} and its modules.")
     return getattr(import_module(f"{__name__}.{LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
