@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from seal_lib.errors import DataError
 
@@ -258,12 +259,12 @@ def _share(values: Iterable[bool]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def to_dict(record) -> dict:
+def to_dict(record: Any) -> dict:
     """A record as plain JSON values (NaN becomes None)."""
     return json.loads(json.dumps(_finite(asdict(record))))
 
 
-def _finite(value):
+def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

@@ -93,10 +93,15 @@ def test_nobody_takes_a_private_name_of_another_room() -> None:
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if name.startswith("seal_lib.loops")])
 def test_loops_know_no_domain_and_no_tensors(name: str) -> None:
-    text = KNOWN[name].read_text(encoding="utf-8")
+    tree = ast.parse(KNOWN[name].read_text(encoding="utf-8"))
+    for node in tree.body:  # a type named for readers and checkers is not imported
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [line for line in node.body if getattr(line, "module", "").startswith("seal_lib")] or [
+                ast.Pass()
+            ]
     names = {
         part.split(".")[0]
-        for node in ast.walk(ast.parse(text))
+        for node in ast.walk(tree)
         for part in (
             [alias.name for alias in node.names] if isinstance(node, ast.Import)
             else [node.module] if isinstance(node, ast.ImportFrom) and node.module else []

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seal_lib.arc import grids, render, vote
 from seal_lib.arc.augment import PROTOCOLS
@@ -29,6 +29,11 @@ from seal_lib.loops.policy import Policy
 from seal_lib.records import SelfEdit
 from seal_lib.seeds import derive_seed
 from seal_lib.training.jobs import Job, Result
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from seal_lib.training.adapters import Adapter
 
 #: how a test input is asked: the full prompt once; every leave-one-out subset; these and the turned ones
 VIEWS = ("full", "leave_one_out", "all")
@@ -228,7 +233,7 @@ class Puzzles:
     def schema(self) -> str | None:
         return json.dumps(SCHEMA) if self.constrained else None
 
-    def prompt(self, unit: Task, tokenizer: Any) -> str:
+    def prompt(self, unit: Task, tokenizer: "PreTrainedTokenizerBase") -> str:
         return render.self_edit_prompt(unit, tokenizer, self.prompts)
 
     def read(self, unit: Task, edit: SelfEdit, arm: str, seed: int) -> Candidate | Rejected:
@@ -241,13 +246,13 @@ class Puzzles:
         """A configuration to be tried on a task."""
         return Candidate(f"{task.id}/{_name(config)}", task, config, arm, seed)
 
-    def jobs(self, candidates: Sequence[Candidate], tokenizer: Any) -> list[Job | Rejected]:
+    def jobs(self, candidates: Sequence[Candidate], tokenizer: "PreTrainedTokenizerBase") -> list[Job | Rejected]:
         """Every configuration of a task starts from the same adapter and sees data in the same order: seed and task
         alone decide both, so the order of candidates and their neighbours do not matter."""
         sets: dict = {}
         return [self._job(candidate, tokenizer, sets) for candidate in candidates]
 
-    def _job(self, candidate: Candidate, tokenizer: Any, sets: dict) -> Job | Rejected:
+    def _job(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase", sets: dict) -> Job | Rejected:
         inner, task, config = self.inner, candidate.unit, candidate.edit
         examples = training_examples(task, config, tokenizer, self.prompts, inner, candidate.seed, sets)
         if not examples:  # of the task's length, whatever the configuration
@@ -261,7 +266,9 @@ class Puzzles:
             schedule=inner.schedule, warmup=inner.warmup, clip=inner.clip,
         )  # fmt: skip
 
-    def questions(self, candidate: Candidate, adapter: Any, tokenizer: Any, positions: int) -> list[Request | None]:
+    def questions(
+        self, candidate: Candidate, adapter: "Adapter | None", tokenizer: "PreTrainedTokenizerBase", positions: int
+    ) -> list[Request | None]:
         """The views of every test input; a view too long for the model is not asked."""
         room, asked = positions - self.inner.answer_tokens, []
         for _, view in self._views(candidate):
@@ -339,8 +346,8 @@ def _name(config: Config) -> str:
     return f"{switches},{config.loss_on},lr={config.learning_rate!r},epochs={config.epochs}"
 
 
-def training_examples(task: Task, config: Config, tokenizer, prompts: Prompts, settings: TestTimeTraining, seed: int,
-                      sets: dict | None = None) -> list:  # fmt: skip
+def training_examples(task: Task, config: Config, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts,
+                      settings: TestTimeTraining, seed: int, sets: dict | None = None) -> list:  # fmt: skip
     """What the bank trains on for one configuration. ``sets`` keeps what was built for the same task and switches."""
     sets = {} if sets is None else sets
     key = (task.id, config.switches)

@@ -5,7 +5,6 @@ The loop itself is :func:`seal_lib.loops.outer.run_loop`; what it leaves in ``re
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from seal_lib.arc.domain import Attempt, Puzzles
 from seal_lib.arc.self_edits import Config
@@ -16,6 +15,7 @@ from seal_lib.loops.inner import score
 from seal_lib.loops.outer import Loop, run_loop
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
+from seal_lib.runs.work import Recorder
 
 #: what protocol ``authors`` stands for in the outer loop; its inner loop checks itself
 AUTHORS = {"sft_schedule": "cosine", "sft_targets": "qv-mlp"}
@@ -54,14 +54,14 @@ class FewShot:
                     f"{key}: {getattr(self.outer, key)!r} is not the authors' way; use {theirs!r} or protocol: clean."
                 )
 
-    def loop(self, run: Any, base: Policy, *, rounds: int, seed: int, control: str = "") -> Loop:
+    def loop(self, run: Recorder, base: Policy, *, rounds: int, seed: int, control: str = "") -> Loop:
         """One whole loop; every round practises on the same tasks."""
         return run_loop(
             run, base, self.domain, self.outer, practice=lambda index: self.practice, held_out=self.held_out,
             rounds=rounds, seed=seed, control=control, samples=self.edits,
         )  # fmt: skip
 
-    def fixed(self, run: Any, policy: Policy, arm: str, config: Config | None, *, seed: int = 0) -> list[Attempt]:
+    def fixed(self, run: Recorder, policy: Policy, arm: str, config: Config | None, *, seed: int = 0) -> list[Attempt]:
         """The same configuration on every held-out task; None: no training, answers in context."""
         trains = config is not None
         candidates = [Candidate(f"{t.id}/{arm}", t, config, arm, seed, trains) for t in self.held_out]

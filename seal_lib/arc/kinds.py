@@ -9,6 +9,7 @@ to read.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
+from typing import TYPE_CHECKING
 
 from seal_lib.arc import mixed_world
 from seal_lib.arc.augment import SWITCHES
@@ -25,6 +26,9 @@ from seal_lib.records import SelfEdit
 from seal_lib.report import stats
 from seal_lib.report.arms import difference_arm
 from seal_lib.seeds import rng
+
+if TYPE_CHECKING:
+    from seal_lib.runs.work import Recorder
 
 EXPERIMENT = "arc/kinds"
 #: what a configuration's copies are → the simplest switches for it (the chain's own copies are too long at this size)
@@ -56,7 +60,7 @@ def _configurations(by_hand: Config) -> list[Config]:
     return [replace(by_hand, switches=tuple(switches)) for switches in on]
 
 
-def opening_policy(run, base: Policy, study: FewShot, by_hand: Config, documents: int, lr: float) -> Policy:
+def opening_policy(run: "Recorder", base: Policy, study: FewShot, by_hand: Config, documents: int, lr: float) -> Policy:
     """The untrained policy: ``base`` finetuned once on puzzles of seen rules, each with a configuration drawn blindly.
 
     All ways are equally frequent, so that none is too rare to be rewarded. The draw does not know the puzzle, so
@@ -73,7 +77,7 @@ def opening_policy(run, base: Policy, study: FewShot, by_hand: Config, documents
     return policy
 
 
-def loop(run, opening: Policy, study: FewShot, *, rounds: int, seed: int, random_control: bool) -> Loop:
+def loop(run: "Recorder", opening: Policy, study: FewShot, *, rounds: int, seed: int, random_control: bool) -> Loop:
     """One whole loop with its controls: as many self-edits of the first round chosen blindly, if asked for, and always
     the kept ones of the last round dealt to other puzzles, that is which configurations succeed but not where."""
     done = study.loop(run, opening, rounds=rounds, seed=seed, control="random_config_sft" if random_control else "")
@@ -95,7 +99,7 @@ def dealt(edits: Sequence[SelfEdit], seed: int) -> list[SelfEdit]:
     return [replace(edit, unit_id=puzzle) for edit, puzzle in zip(edits, puzzles, strict=True)]
 
 
-def try_ways(run, policy: Policy, study: FewShot, by_hand: Config) -> dict[str, dict[str, list[Attempt]]]:
+def try_ways(run: "Recorder", policy: Policy, study: FewShot, by_hand: Config) -> dict[str, dict[str, list[Attempt]]]:
     """``practice`` and ``held_out`` → way → one attempt on each task."""
     found = {}
     for name, tasks in (("practice", study.practice), ("held_out", study.held_out)):

@@ -219,7 +219,9 @@ def grid_picture(grid: Grid, ax: Axes, title: str = "", frame: str = "") -> Axes
     return ax
 
 
-def task_picture(task: Task, where: FigureBase | np.ndarray, attempts: Sequence[Sequence[Grid]] | None = None):
+def task_picture(
+    task: Task, where: FigureBase | np.ndarray, attempts: Sequence[Sequence[Grid]] | None = None
+) -> np.ndarray:
     """Demonstrations, input over output, then each test input over the truth, and beside it the attempts, right or
     wrong in words and colour.
 

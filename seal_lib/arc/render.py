@@ -15,6 +15,7 @@ header after the answer. Needs a tokenizer, never a model; torch is imported onl
 """
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from seal_lib.arc.augment import PROTOCOLS
 from seal_lib.arc.examples import Example
@@ -23,6 +24,9 @@ from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
 from seal_lib.models.tokens import read_ids
 from seal_lib.training import jobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 #: which tokens carry loss, as in a self-edit's strategy
 LOSS_ON = ("output", "all")
@@ -36,22 +40,22 @@ _VARIABLES = {"date_string": "26 Jul 2024", "strftime_now": _DAY.strftime, "enab
 _Parts = tuple[str, str]
 
 
-def question_prompt(example: Example, tokenizer, prompts: Prompts) -> str:
+def question_prompt(example: Example, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> str:
     """The text that an answer is generated from; the target's output is not in it."""
     return _prompt(prompts.question(example), tokenizer, prompts)
 
 
-def self_edit_prompt(task: Task, tokenizer, prompts: Prompts) -> str:
+def self_edit_prompt(task: Task, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> str:
     """The text that a self-edit is generated from: demonstrations only, never a test input."""
     return _prompt(prompts.write(task), tokenizer, prompts)
 
 
-def prompt_ids(prompt: str, tokenizer) -> list[int]:
+def prompt_ids(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Tokens of a prompt exactly as the engines make them."""
     return read_ids(prompt, tokenizer)
 
 
-def completion_ids(task: Task, text: str, tokenizer, prompts: Prompts) -> list[int]:
+def completion_ids(task: Task, text: str, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> list[int]:
     """A written self-edit as training target: its tokens and those that end the turn (plain sets: EOS).
 
     Follows :func:`prompt_ids` of :func:`self_edit_prompt`, as the pairs of :func:`seal_lib.training.finetune.sft` want
@@ -65,7 +69,11 @@ def completion_ids(task: Task, text: str, tokenizer, prompts: Prompts) -> list[i
 
 
 def training_example(
-    example: Example, tokenizer, prompts: Prompts, loss_on: str = "output", protocol: str = "clean"
+    example: Example,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Prompts,
+    loss_on: str = "output",
+    protocol: str = "clean",
 ) -> jobs.Example:
     """One training sequence: the prompt, then the answer up to its stop text (chat sets: and the end of the turn).
 
@@ -84,13 +92,15 @@ def training_example(
     return jobs.Example([*before, *answer], weights=[first] * len(before) + [1.0] * len(answer))
 
 
-def tokens(example: Example, tokenizer, prompts: Prompts) -> int:
+def tokens(example: Example, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> int:
     """Length of the clean training sequence in tokens, answer included; for limits on over-long tasks."""
     before, answer = _ids(example, tokenizer, prompts)
     return len(before) + len(answer)
 
 
-def _ids(example: Example, tokenizer, prompts: Prompts, authors: bool = False) -> tuple[list[int], list[int]]:
+def _ids(
+    example: Example, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts, authors: bool = False
+) -> tuple[list[int], list[int]]:
     """(tokens of the prompt, tokens of the answer)."""
     parts, answer = prompts.question(example), prompts.answer(example.target.output)
     if not prompts.chat:  # generation ends at the stop text, so no EOS is needed
@@ -102,7 +112,7 @@ def _ids(example: Example, tokenizer, prompts: Prompts, authors: bool = False) -
     return [*second, *prompt_ids(prompt, tokenizer)], _tokens(reply, tokenizer)
 
 
-def _tokens(text: str, tokenizer) -> list[int]:
+def _tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -111,20 +121,22 @@ def _messages(parts: _Parts, *reply: str) -> list[dict[str, str]]:
     return [{"role": role, "content": text} for role, text in said]
 
 
-def _prompt(parts: _Parts, tokenizer, prompts: Prompts) -> str:
+def _prompt(parts: _Parts, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> str:
     if not prompts.chat:
         return "".join(parts)
     return _without_bos(_render(_messages(parts), tokenizer, prompts), tokenizer)
 
 
-def _without_bos(text: str, tokenizer) -> str:
+def _without_bos(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     """``text`` without the BOS written at its start, if tokenising will put one there anyway."""
     if tokenizer.bos_token_id is None or tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
         return text
     return text.removeprefix(tokenizer.bos_token)
 
 
-def _reply(parts: _Parts, text: str, tokenizer, prompts: Prompts, header: bool = False) -> str:
+def _reply(
+    parts: _Parts, text: str, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts, header: bool = False
+) -> str:
     """What the conversation with ``text`` as the reply has beyond its prompt: the reply, then what ends the turn.
 
     White space after the end of the turn (ChatML has a newline) is left off, since generation has ended before it.
@@ -152,7 +164,9 @@ def _reply(parts: _Parts, text: str, tokenizer, prompts: Prompts, header: bool =
     return whole.removeprefix(prompt) if header else reply.rstrip()
 
 
-def _render(chat: list[dict[str, str]], tokenizer, prompts: Prompts, generation: bool = True) -> str:
+def _render(
+    chat: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", prompts: Prompts, generation: bool = True
+) -> str:
     """The tokenizer's own template, with the date fixed; BOS as the template has it."""
     from jinja2 import TemplateError
 

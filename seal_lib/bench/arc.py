@@ -37,6 +37,7 @@ from seal_lib.seeds import rng
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from seal_lib.training.jobs import Job
 
@@ -56,7 +57,9 @@ def draw(task: Task, count: int = SELF_EDITS) -> list[Config]:
     ]
 
 
-def jobs_of(task: Task, configs: Sequence[Config], tokenizer, settings: TestTimeTraining) -> list[Job]:
+def jobs_of(
+    task: Task, configs: Sequence[Config], tokenizer: PreTrainedTokenizerBase, settings: TestTimeTraining
+) -> list[Job]:
     """One job per self-edit, equal ones included."""
     from seal_lib.arc import prompts
     from seal_lib.training.jobs import Job
@@ -99,7 +102,8 @@ def tokens(jobs: Sequence[Job]) -> int:
     return sum(job.epochs * sum(len(example.ids) for example in job.examples) for job in jobs)
 
 
-def measure(model, tokenizer, task: Task, settings: TestTimeTraining = SETTINGS, repetitions: int = 5,
+def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task,
+            settings: TestTimeTraining = SETTINGS, repetitions: int = 5,
             count: int = SELF_EDITS) -> pd.DataFrame:  # fmt: skip
     """Median over interleaved repetitions, low and high the least and most; ``tokens``: mean of an example."""
     import pandas as pd

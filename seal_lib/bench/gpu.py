@@ -26,6 +26,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seal_lib import paths
 from seal_lib.bench import gpu_sizes, gpu_table, inner_loop
@@ -33,6 +35,10 @@ from seal_lib.bench.gpu_table import Row
 from seal_lib.errors import SealError
 from seal_lib.models import budget
 from seal_lib.plan import lengths
+from seal_lib.training.jobs import Job
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class OutOfTime(Exception):
@@ -44,7 +50,7 @@ def shape_of(name: str) -> budget.Shape:
     return gpu_sizes.TINY_SHAPE if name == "tiny" else budget.shape_of(name)
 
 
-def build(shape: budget.Shape, device: str):
+def build(shape: budget.Shape, device: str) -> "PreTrainedModel":
     """A causal LM of this shape with random weights, in eval mode, frozen; bfloat16 on a GPU, made there."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
@@ -105,7 +111,7 @@ def variants(plan: gpu_sizes.Plan) -> list[tuple[str, str, int]]:
 # ---------------------------------------------------------------------------------------------- measuring
 
 
-def clock(model) -> Callable[[], float]:
+def clock(model: "PreTrainedModel") -> Callable[[], float]:
     """Seconds, read once the device has done what it was told."""
     import torch
 
@@ -120,7 +126,7 @@ def clock(model) -> Callable[[], float]:
 
 
 def train(
-    model, plan: gpu_sizes.Plan, targets: str, variant: str, k: int, turn: int, limit: float
+    model: "PreTrainedModel", plan: gpu_sizes.Plan, targets: str, variant: str, k: int, turn: int, limit: float
 ) -> tuple[float, int, int, int]:
     """(seconds, adapter-steps, tokens of the documents in them, self-edits begun) of one measurement.
 
@@ -172,11 +178,11 @@ def train(
     return end - start - opening * (1 - min(1.0, steps / opened)), steps, seen["tokens"], len(jobs) - seen["waiting"]
 
 
-def _tokens(job) -> int:
+def _tokens(job: Job) -> int:
     return job.epochs * sum(len(example.ids) for example in job.examples)
 
 
-def answer(model, plan: gpu_sizes.Plan, targets: str, k: int) -> tuple[float, int]:
+def answer(model: "PreTrainedModel", plan: gpu_sizes.Plan, targets: str, k: int) -> tuple[float, int]:
     """(seconds, answers) for five questions to each of ``k`` adapters, decoded together; they come from the host."""
     import torch
 
@@ -207,7 +213,16 @@ def answer(model, plan: gpu_sizes.Plan, targets: str, k: int) -> tuple[float, in
     return seconds, len(asked)
 
 
-def measure(model, name: str, plan: gpu_sizes.Plan, targets: str, variant: str, k: int, turn: int, limit: float) -> Row:
+def measure(
+    model: "PreTrainedModel",
+    name: str,
+    plan: gpu_sizes.Plan,
+    targets: str,
+    variant: str,
+    k: int,
+    turn: int,
+    limit: float,
+) -> Row:
     """One row; memory that runs out, or a model that the bank refuses, is its outcome."""
     import torch
 
@@ -259,7 +274,7 @@ def measurements(plan: gpu_sizes.Plan, device: str, say: Callable[[str], None]) 
             torch.cuda.empty_cache()
 
 
-def _warm_up(model, plan: gpu_sizes.Plan) -> None:
+def _warm_up(model: "PreTrainedModel", plan: gpu_sizes.Plan) -> None:
     """Kernels are chosen and libraries loaded before anything is timed."""
     short = replace(plan, epochs=1, documents=2, answer_tokens=2, padded_steps=1)
     for variant, k in (("bank", 2), ("authors", 1)):
@@ -292,7 +307,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _run(plan: gpu_sizes.Plan, file) -> None:
+def _run(plan: gpu_sizes.Plan, file: Path) -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # HF Trainer would spread over several
     import torch
 

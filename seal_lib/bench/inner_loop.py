@@ -39,11 +39,13 @@ from typing import TYPE_CHECKING
 
 from seal_lib import paths
 from seal_lib.errors import SealError
+from seal_lib.training.jobs import Job
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from matplotlib.axes import Axes
+    from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 
 MODEL, RANK, ALPHA, LR, EPOCHS = "seedling-knowledge", 8, 16.0, 2e-3, 10
 COLUMNS = (
@@ -82,7 +84,7 @@ def variants(plan: Plan) -> list[tuple[str, int]]:
     return [("authors", 1), ("trainer_dynamic", 1), ("peft_loop", 1), *(("bank", k) for k in plan.slots)]
 
 
-def load(plan: Plan):
+def load(plan: Plan) -> PreTrainedModel:
     """The shipped seedling; for a tiny plan random weights. In eval mode, on one thread."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -149,7 +151,7 @@ def jobs_of(documents: list[list[list[int]]], plan: Plan) -> list:
 
 
 @cache
-def padding_collator():
+def padding_collator() -> DataCollatorForLanguageModeling:
     """transformers' own dynamic padding; made once, so that loading the tokenizer is nobody's cost."""
     from transformers import DataCollatorForLanguageModeling
 
@@ -172,7 +174,7 @@ class Timing:
 
 
 def with_trainer(
-    model, job, pad_to: int | None, max_steps: int, targets: str = "all-linear",
+    model: PreTrainedModel, job: Job, pad_to: int | None, max_steps: int, targets: str = "all-linear",
     clock: Callable[[], float] = time.process_time,
 ) -> Timing:  # fmt: skip
     """HF Trainer and PEFT on one job; ``pad_to`` as the authors pad. Of the first step, what a usual one takes less is
@@ -227,7 +229,7 @@ def with_trainer(
     return Timing(seconds - steps * step, step, steps)
 
 
-def measure(model, jobs: list, variant: str, k: int, plan: Plan, turn: int) -> float:
+def measure(model: PreTrainedModel, jobs: list, variant: str, k: int, plan: Plan, turn: int) -> float:
     """CPU milliseconds per adapter-step of one repetition; sequential ways train the same ``TOGETHER`` adapters as a
     bank of few slots, the authors' way the start of the one that ``turn`` says."""
     from seal_lib.training.bank import AdapterBank
@@ -246,7 +248,7 @@ def measure(model, jobs: list, variant: str, k: int, plan: Plan, turn: int) -> f
     return 1e3 * (time.process_time() - start) / steps
 
 
-def hand_over(model, jobs: list) -> dict[str, float]:
+def hand_over(model: PreTrainedModel, jobs: list) -> dict[str, float]:
     """CPU milliseconds per adapter from trained to ready to generate, all jobs in one batch.
 
     ``in place``: attached to the model that trained them. ``folder``: written as PEFT folders and read again, as an
@@ -269,7 +271,7 @@ def hand_over(model, jobs: list) -> dict[str, float]:
     return {way: 1e3 * seconds / len(adapters) for way, seconds in times.items()}
 
 
-def check_same(model, jobs: list) -> float:
+def check_same(model: PreTrainedModel, jobs: list) -> float:
     """Largest relative difference of a loss between the bank and the PEFT loop; they must train the same adapters."""
     from seal_lib.training.bank import AdapterBank
     from seal_lib.training.finetune import train_alone

@@ -6,7 +6,7 @@ by itself. Nothing here sees a question of the evaluation. Knows no update rule.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,6 +26,7 @@ from seal_lib.training.adapters import Adapter, attached, check_fits, diverted, 
 from seal_lib.training.jobs import Example, pad_examples
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -133,7 +134,7 @@ class Lab:
         found: dict[str, list[Tensor]] = {names[0]: [] for names in self.groups}
         mask: Tensor | None = None
 
-        def hook(name):
+        def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             return lambda module, given: found[name].append(given[0][mask].float())
 
         modules = dict(self.model.named_modules())
@@ -230,7 +231,7 @@ class Lab:
         return total
 
 
-def _linear(weight: Tensor, bias: Tensor | None):
+def _linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     return lambda x: F.linear(x, weight, bias)
 
 

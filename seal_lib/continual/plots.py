@@ -20,6 +20,7 @@ from seal_lib.report.paper_values import paper_values
 from seal_lib.report.results import wants
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from matplotlib.axes import Axes
 
@@ -33,7 +34,7 @@ BOUNDS = ("joint", "isolation_oracle")  # what could be had: dashed, or a star
 _CELL = re.compile(r"accuracy_after_(\d+):passage_(\d+)")
 
 
-def matrix_of(table: pd.DataFrame, arm: str):
+def matrix_of(table: pd.DataFrame, arm: str) -> np.ndarray:
     """The mean matrix [K+1, K] of an arm from its `accuracy_after_<r>:passage_<n>` rows; NaN where there is none."""
     import numpy as np
 
@@ -48,7 +49,7 @@ def matrix_of(table: pd.DataFrame, arm: str):
     return np.array([[cells.get((r, i), math.nan) for i in range(K)] for r in range(K + 1)], dtype=float)
 
 
-def released_matrix():
+def released_matrix() -> np.ndarray:
     """The authors' mean matrix (64 sequences; source in paper_values.yaml), [9, 8], NaN where they did not measure."""
     import pandas as pd
 
@@ -56,7 +57,7 @@ def released_matrix():
     return matrix_of(pd.DataFrame(rows), "sequential_authors_live")
 
 
-def heat_map(matrix, ax: Axes, difference: bool = False, limits: tuple[float, float] | None = None) -> Axes:
+def heat_map(matrix: np.ndarray, ax: Axes, difference: bool = False, limits: tuple[float, float] | None = None) -> Axes:
     """Edits made so far (down) by passage (across): accuracy, or its difference to row 0 on a diverging scale.
 
     Passages not edited yet are hatched; what was not measured is blank.

@@ -92,7 +92,9 @@ def bytes_of(*adapters: Adapter | None) -> int:
     return sum(part.numel() * part.element_size() for pair in pairs for part in pair)
 
 
-def save(path: Path, adapters: Mapping[str, Adapter | None], extra: Mapping[str, Tensor], about: Mapping[str, str]):
+def save(
+    path: Path, adapters: Mapping[str, Adapter | None], extra: Mapping[str, Tensor], about: Mapping[str, str]
+) -> None:
     """Adapters and other tensors as one safetensors file, written whole or not at all."""
     from safetensors.torch import save_file
 

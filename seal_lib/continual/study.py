@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seal_lib.continual import states as ops
 from seal_lib.continual.arm import Arm
@@ -26,6 +27,9 @@ from seal_lib.records import Passage
 from seal_lib.runs import journal
 from seal_lib.training.jobs import Result
 
+if TYPE_CHECKING:
+    from seal_lib.runs.work import Recorder
+
 #: graders that say right or wrong: a row holds a digit an answer
 VERDICTS = ("exact", "contains")
 
@@ -40,7 +44,7 @@ class Unit:
 
 
 def run_arm(
-    run, arm: Arm, lab: Lab, streams: Sequence[Stream], *, slots: int = 16,
+    run: "Recorder", arm: Arm, lab: Lab, streams: Sequence[Stream], *, slots: int = 16,
     writing: Sampling | None = None, group: str = "", full_rows: Sequence[int] | None = None,
 ) -> list[dict]:  # fmt: skip
     """Rows of one arm in the order (edit, stream), recorded as phase ``<group><arm>``.
@@ -76,7 +80,7 @@ def run_arm(
 
 
 def frozen_edits(
-    run, lab: Lab, streams: Sequence[Stream], writer: str, writing: Sampling, phase: str = "write"
+    run: "Recorder", lab: Lab, streams: Sequence[Stream], writer: str, writing: Sampling, phase: str = "write"
 ) -> list[Stream]:
     """The streams with one self-edit per passage, written once before any edit: the controlled comparison.
 
@@ -104,7 +108,7 @@ def frozen_edits(
 
 
 def run_arms(
-    run, arms: Sequence[Arm], lab: Lab, streams: Sequence[Stream], *, writing: Sampling, **options: object
+    run: "Recorder", arms: Sequence[Arm], lab: Lab, streams: Sequence[Stream], *, writing: Sampling, **options: object
 ) -> dict[str, list[dict]]:
     """Rows by arm (:func:`run_arm`): all on the same streams, each with its notes.
 
@@ -122,7 +126,7 @@ def run_arms(
 class _Work:
     """What ``run.map`` calls with the units of one edit of some streams."""
 
-    def __init__(self, run, arm: Arm, lab: Lab, writing: Sampling | None, group: str,
+    def __init__(self, run: "Recorder", arm: Arm, lab: Lab, writing: Sampling | None, group: str,
                  full_rows: Sequence[int] | None):  # fmt: skip
         self.run, self.arm, self.writing = run, arm, writing
         self.full_rows, self.rule = full_rows, arm.make(lab)
@@ -167,7 +171,9 @@ class _Work:
 
     # training
 
-    def _train(self, streams, states, alive, k):
+    def _train(
+        self, streams: list[Stream], states: list[State | None], alive: Sequence[int], k: int
+    ) -> tuple[list[State | None], list[dict]]:
         """States after edit k (0-based), None where it diverged, and what the rows say about the training.
 
         A stream with nothing to train on goes on with the weights it has.
@@ -221,7 +227,7 @@ class _Work:
             self.lab.cache |= {key: (result, spent) for key, result in zip(keys, results, strict=True)}
         return results, 0.0
 
-    def _write(self, streams, states, alive, k) -> list[str]:
+    def _write(self, streams: list[Stream], states: list[State | None], alive: Sequence[int], k: int) -> list[str]:
         """Self-edits for passage k, each by its stream's own current model."""
         requests = [
             Request(
@@ -235,7 +241,7 @@ class _Work:
 
     # measuring
 
-    def _ask(self, streams, states, asked, k) -> list[dict]:
+    def _ask(self, streams: list[Stream], states: list[State | None], asked: Sequence[int], k: int) -> list[dict]:
         prompts, requests, golds = self.lab.domain.prompts, [], []
         full = self.full_rows is None or k in self.full_rows
         for i in asked:
@@ -329,7 +335,7 @@ def _fingerprint(job: EditJob, targets: object) -> tuple:
     return (job.id, str(targets), settings, tuple((tuple(e.ids), e.denominator) for e in job.examples))
 
 
-def train_seconds(run, phase: str) -> float:
+def train_seconds(run: "Recorder", phase: str) -> float:
     """CPU seconds of training per edit and stream of a phase, over all sessions; NaN if the run keeps no costs."""
     folder = getattr(run, "folder", None)
     lines = journal.read(Path(folder) / "costs.jsonl") if folder else []

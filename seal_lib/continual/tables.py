@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from seal_lib.continual.intervals import Measure
 from seal_lib.report import stats
 from seal_lib.report.arms import difference_arm, plain
 from seal_lib.report.stats import ANY, DIFFERENCE, SHARE, Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EXPERIMENT = "continual/mitigations"
 MATRIX = "continual/matrix"  # of the paper's experiment
@@ -310,7 +314,7 @@ def targets(by_arm: Mapping[str, Rows]) -> list[dict]:
     ]  # fmt: skip
 
 
-def committed_sweep():
+def committed_sweep() -> "pd.DataFrame | None":
     """The committed tuning table (rule, knobs, AA, LA, BWT, prior, trainings, chosen), or None before there is one."""
     from pathlib import Path
 

@@ -6,8 +6,9 @@ an update rule may add to plain training is data on the job: soft targets, a pro
 an orthogonality penalty, frozen layers or a frozen A. Knows no rule by name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ from seal_lib.training.adapters import Adapter, LinearGroup
 from seal_lib.training.bank import AdapterBank, Slot
 from seal_lib.training.finetune import Minibatch
 from seal_lib.training.jobs import Example, Job, Result
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class _Own(torch.autograd.Function):
     """y_i = x V_i^T + bias_i + gain (x A_i^T) B_i^T with a dense V of its own per slot (base plus history)."""
 
     @staticmethod
-    def forward(ctx, anchor: Tensor, x: Tensor, group: "HistoryGroup"):
+    def forward(ctx: Any, anchor: Tensor, x: Tensor, group: "HistoryGroup") -> tuple[Tensor | None, ...]:
         packing, r, outs = group.packing, group.rank, []
         split = packing.split(x.view(-1, x.shape[-1]))
         h = packing.times(split, group.a.to(packing.dtype).mT) * packing.gain
@@ -72,7 +76,7 @@ class _Own(torch.autograd.Function):
         return tuple(outs)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         group, packing, r = ctx.group, ctx.packing, ctx.group.rank
         split, h = ctx.saved_tensors
         dx, dh = None, []
@@ -95,7 +99,7 @@ class HistoryGroup(LinearGroup):
 
     dense: list[Tensor] | None = None
 
-    def forward_of(self, i: int, anchor: Tensor):
+    def forward_of(self, i: int, anchor: Tensor) -> Callable[[Tensor], Tensor]:
         plain = super().forward_of(i, anchor)
 
         def forward(x: Tensor) -> Tensor:
@@ -122,7 +126,14 @@ class StreamBank(AdapterBank):
             float32 always keeps ranks.
     """
 
-    def __init__(self, model, slots: int = 16, targets="all-linear", history: str = "auto", **options: object):
+    def __init__(
+        self,
+        model: "nn.Module",
+        slots: int = 16,
+        targets: str | Sequence[str] = "all-linear",
+        history: str = "auto",
+        **options: object,
+    ):
         self._wish = history
         super().__init__(model, slots, targets, **options)
 
@@ -130,7 +141,7 @@ class StreamBank(AdapterBank):
         self.groups = [HistoryGroup(group.names, group.linears) for group in self.groups]
         super()._borrow(checkpointing)
 
-    def run(self, jobs: Sequence[EditJob], on_step=None) -> list[Result]:
+    def run(self, jobs: Sequence[EditJob], on_step: Callable[[int, Sequence[str]], None] | None = None) -> list[Result]:
         """Train all edits; results in job order, each adapter being the new edit alone."""
         if not jobs:
             return []

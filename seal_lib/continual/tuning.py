@@ -10,6 +10,7 @@ the made world is committed as ``tuned.yaml``, what was tried as ``sweep.jsonl``
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
@@ -22,6 +23,9 @@ from seal_lib.continual.streams import Stream
 from seal_lib.continual.study import run_arm
 from seal_lib.errors import DataError
 from seal_lib.report.stats import Estimate
+
+if TYPE_CHECKING:
+    from seal_lib.runs.work import Recorder
 
 #: settings of one rule that are tried at most
 MOST = 12
@@ -81,7 +85,7 @@ class _UsedUp(Exception):
 
 
 def sweep(
-    run, rules: Sequence[str], lab: Lab, streams: Sequence[Stream], *, slots: int = 16,
+    run: "Recorder", rules: Sequence[str], lab: Lab, streams: Sequence[Stream], *, slots: int = 16,
     most: int = MOST,
 ) -> list[dict]:  # fmt: skip
     """One line a setting in the order tried: rule, protocol, knobs (JSON), AA, LA, BWT, prior, blank, diverged,

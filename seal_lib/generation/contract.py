@@ -14,6 +14,8 @@ from seal_lib.models.tokens import read_ids
 from seal_lib.seeds import derive_seed
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from seal_lib.training.adapters import Adapter
 
 
@@ -74,7 +76,9 @@ class Generator(Protocol):
     def close(self) -> None: ...
 
 
-def read(requests: Sequence[Request], tokenizer, sampling: Sampling, room: int) -> list[list[int]]:
+def read(
+    requests: Sequence[Request], tokenizer: "PreTrainedTokenizerBase", sampling: Sampling, room: int
+) -> list[list[int]]:
     """Token ids of each prompt.
 
     Raises:
@@ -105,7 +109,9 @@ def sample_seed(request: Request, k: int) -> int:
     return derive_seed(request.seed, "sample", k)
 
 
-def finish(ids: list[int], tokenizer, sampling: Sampling, last: Collection[int]) -> Completion:
+def finish(
+    ids: list[int], tokenizer: "PreTrainedTokenizerBase", sampling: Sampling, last: Collection[int]
+) -> Completion:
     """The completion that generated ids are, up to and with the token that ended it, one of ``last``."""
     ended = bool(ids) and ids[-1] in last
     text = tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
@@ -122,7 +128,7 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def stopped(tokenizer, ids: list[int], stop: tuple[str, ...]) -> bool:
+def stopped(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stop: tuple[str, ...]) -> bool:
     """Whether a stop text stands in what the ids say."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
     return any(s in text for s in stop)

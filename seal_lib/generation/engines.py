@@ -2,13 +2,17 @@
 
 import importlib.util
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Generator
 from seal_lib.generation.hf import HFGenerator
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def _vllm(model, tokenizer) -> Generator:
+
+def _vllm(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Generator:
     from seal_lib.generation.vllm_engine import VLLMGenerator
 
     return VLLMGenerator(model, tokenizer)
@@ -22,7 +26,7 @@ def installed() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
-def resolve(engine: str, model) -> str:
+def resolve(engine: str, model: "PreTrainedModel") -> str:
     """What a name means for a model: ``auto`` is vllm where it is installed and a plain model is on a GPU, else hf.
 
     Raises:
@@ -44,6 +48,6 @@ def resolve(engine: str, model) -> str:
     return engine
 
 
-def generator(model, tokenizer, engine: str = "hf") -> Generator:
+def generator(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", engine: str = "hf") -> Generator:
     """The generator of a model's texts."""
     return ENGINES[resolve(engine, model)](model, tokenizer)

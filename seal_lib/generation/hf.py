@@ -10,10 +10,17 @@ equal rows are promised for one kind of CPU only.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion, Request, Sampling, finish, read, rows_of, sample_seed, stopped
 from seal_lib.models.tokens import ends
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from seal_lib.training.adapters import Adapter
 
 
 class HFGenerator:
@@ -25,7 +32,13 @@ class HFGenerator:
             7B model of Qwen2.5's shape takes 57 kB a token).
     """
 
-    def __init__(self, model, tokenizer, batch: int = 256, cache_tokens: int = 100_000):
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        batch: int = 256,
+        cache_tokens: int = 100_000,
+    ):
         self.model, self.tokenizer, self.batch, self.cache_tokens = model, tokenizer, batch, cache_tokens
 
     @property
@@ -48,7 +61,13 @@ class HFGenerator:
                 out[i][k] = completion
         return out
 
-    def _decode(self, prompts, seeds, adapters, sampling: Sampling) -> list[Completion]:
+    def _decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        adapters: "Sequence[Adapter | None]",
+        sampling: Sampling,
+    ) -> list[Completion]:
         """Decode one batch. prompts: token ids per row; seeds: one per row."""
         import contextlib
 
@@ -68,7 +87,13 @@ class HFGenerator:
         self.model = None
 
 
-def _decode_tokens(model, tokenizer, prompts, seeds, sampling: Sampling) -> list[list[int]]:
+def _decode_tokens(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    sampling: Sampling,
+) -> list[list[int]]:
     """Token ids generated per row, with the id that ended it (one of `models.tokens.ends`) if one did."""
     import numpy as np
     import torch
@@ -108,7 +133,7 @@ def _decode_tokens(model, tokenizer, prompts, seeds, sampling: Sampling) -> list
     return out
 
 
-def choose(logits, sampling: Sampling, draws):
+def choose(logits: "Tensor", sampling: Sampling, draws: "Tensor") -> "Tensor":
     """Next token per row. logits: (B, V); draws: (B,) in [0, 1). Greedy at temperature 0 (ties: the lowest id), else
     nucleus sampling.
     """

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seal_lib import paths
 from seal_lib.errors import DataError
@@ -24,6 +25,9 @@ from seal_lib.generation.child import Child, scratch
 from seal_lib.generation.contract import Completion, Request, Sampling, finish, read, rows_of, sample_seed, stopped
 from seal_lib.models.tokens import ends
 from seal_lib.training.adapters import Adapter, check_fits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the largest ranks that vLLM can be told
 BLOCK = 128  # tokens; a multiple of every block size of its cache
@@ -61,7 +65,13 @@ class VLLMGenerator:
         batch: rows under way at once, at most.
     """
 
-    def __init__(self, model, tokenizer, settings: Settings = Settings(), batch: int = 1024):  # noqa: B008  (frozen)
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        settings: Settings = Settings(),
+        batch: int = 1024,
+    ):  # noqa: B008  (frozen)
         self.model, self.tokenizer, self.settings, self.batch = model, tokenizer, settings, batch
         _check_plain(model)
 
@@ -100,14 +110,14 @@ class VLLMGenerator:
         shutdown()
 
 
-def _cut(ids: list[int], tokenizer, sampling: Sampling) -> list[int]:
+def _cut(ids: list[int], tokenizer: "PreTrainedTokenizerBase", sampling: Sampling) -> list[int]:
     """The ids up to the token with which the first stop text was complete."""
     while sampling.stop and stopped(tokenizer, ids[:-1], sampling.stop):
         ids = ids[:-1]
     return ids
 
 
-def _check_plain(model) -> None:
+def _check_plain(model: "PreTrainedModel") -> None:
     import torch
 
     if getattr(model.config, "quantization_config", None) is not None or model.dtype not in (
@@ -119,7 +129,7 @@ def _check_plain(model) -> None:
         )
 
 
-def _lengths(model, settings: Settings) -> tuple[int, int]:
+def _lengths(model: "PreTrainedModel", settings: Settings) -> tuple[int, int]:
     """(longest prompt with completion in tokens, bytes of the cache of keys and values)."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -179,14 +189,14 @@ def _bucket(rank: int) -> int:
     return next(bucket for bucket in RANKS if bucket >= rank)
 
 
-def _kind(model, tokenizer) -> str:
+def _kind(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> str:
     """What cannot be changed under a running engine: architecture, type, device, vocabulary."""
     config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
     about = [config, str(model.dtype), str(model.device), sorted(tokenizer.get_vocab().items())]
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _mark(model) -> tuple:
+def _mark(model: "PreTrainedModel") -> tuple:
     """Changes when a weight is replaced or written to (through torch)."""
     return tuple((tensor.data_ptr(), tensor._version) for tensor in model.parameters())
 
@@ -212,7 +222,7 @@ class Engine:
             file.unlink()  # they are in the engine now
         self._settle(model)
 
-    def load_base(self, model, limits: Settings) -> None:
+    def load_base(self, model: "PreTrainedModel", limits: Settings) -> None:
         """Put the weights of ``model`` under the engine, unless they are there."""
         if self._model() is model and self._marked == _mark(model):
             return
@@ -225,7 +235,7 @@ class Engine:
             shutil.rmtree(folder, ignore_errors=True)
         self._settle(model)
 
-    def _settle(self, model) -> None:
+    def _settle(self, model: "PreTrainedModel") -> None:
         self._model, self._marked = weakref.ref(model), _mark(model)
         self._names.clear()  # the engine has dropped its adapters
 
@@ -272,11 +282,11 @@ class Engine:
         return names, about
 
 
-def _bytes(model) -> int:
+def _bytes(model: "PreTrainedModel") -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-def _write(model, folder: Path) -> None:
+def _write(model: "PreTrainedModel", folder: Path) -> None:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -288,7 +298,7 @@ def _write(model, folder: Path) -> None:
             logging.enable_progress_bar()
 
 
-def _arguments(model, settings: Settings, folder: Path) -> dict:
+def _arguments(model: "PreTrainedModel", settings: Settings, folder: Path) -> dict:
     """Of ``vllm.LLM``. All that vLLM would guess is said: memory, length, type, adapters, compilation."""
     longest, room = _lengths(model, settings)
     on_cpu = model.device.type != "cuda"
@@ -312,7 +322,7 @@ def _arguments(model, settings: Settings, folder: Path) -> dict:
     }
 
 
-def _environment(model) -> dict[str, str]:
+def _environment(model: "PreTrainedModel") -> dict[str, str]:
     """Of the child: no network, no second process, our threads, our GPU."""
     import torch
 

@@ -5,7 +5,7 @@ here about vLLM was seen with version 0.32.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from seal_lib.generation.child import Refused, serve
@@ -17,14 +17,14 @@ class Worker:
     def __init__(self):
         self.llm = None
 
-    def start(self, tick, **arguments) -> dict:
+    def start(self, tick: Callable[[], None], **arguments) -> dict:
         """Build the engine from a model folder; ``arguments`` are those of ``vllm.LLM``."""
         from vllm import LLM
 
         self.llm = LLM(**arguments)
         return {}
 
-    def base(self, tick, folder: str) -> dict:
+    def base(self, tick: Callable[[], None], folder: str) -> dict:
         """Put other weights of the same shape under the running engine.
 
         vLLM then drops its adapters by itself, but would go on serving keys and values computed with the old weights.
@@ -34,7 +34,7 @@ class Worker:
             raise RuntimeError("the prefix cache could not be reset after a change of weights")
         return {}
 
-    def generate(self, tick, rows: list, adapters: dict, at_once: int, **sampling) -> dict:
+    def generate(self, tick: Callable[[], None], rows: list, adapters: dict, at_once: int, **sampling) -> dict:
         """Token ids per row.
 
         A row is [token ids, seed, name of its adapter or null]; ``adapters`` is name -> [id, folder]. At most

@@ -10,7 +10,9 @@ a path                      JSON list of ``{title, context, questions: [{questio
 
 import json
 import random
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from seal_lib import paths
 from seal_lib.errors import DataError
@@ -113,7 +115,7 @@ def from_hub(name: str) -> list[Passage]:
     return group_squad(rows)
 
 
-def group_squad(rows) -> list[Passage]:
+def group_squad(rows: Iterable[Mapping[str, Any]]) -> list[Passage]:
     """SQuAD rows (title, context, question, answers) → one passage per context, in order of first appearance."""
     grouped: dict[str, tuple[str, list[Question]]] = {}
     for row in rows:

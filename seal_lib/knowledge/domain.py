@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion, Request, Sampling
@@ -20,6 +20,11 @@ from seal_lib.models.tokens import read_ids, turn_end, written_ids
 from seal_lib.records import Passage, SelfEdit, Trial
 from seal_lib.seeds import derive_seed
 from seal_lib.training.jobs import Example, Job, Result, pad_examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from seal_lib.training.adapters import Adapter
 
 #: what the authors' code fixes; their other numbers are searched (Table 3) or told by the label
 AUTHORS = {"targets": "qv", "schedule": "linear", "clip": 1.0}
@@ -120,7 +125,7 @@ class Knowledge:
     def chunk(self) -> int:
         return 2 * (self.inner.slots or 32)
 
-    def prompt(self, unit: Passage, tokenizer: Any) -> str:
+    def prompt(self, unit: Passage, tokenizer: "PreTrainedTokenizerBase") -> str:
         return self.prompts.write(unit)
 
     def read(self, unit: Passage, edit: SelfEdit, arm: str, seed: int) -> Candidate | Rejected:
@@ -131,7 +136,7 @@ class Knowledge:
         """The texts that one adapter is trained on; ``edit=None``: the passage alone."""
         return documents_of(passage, edit, self.prompts, self.inner)
 
-    def examples(self, candidate: Candidate, tokenizer: Any) -> list[Example]:
+    def examples(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
         """The bank's training examples of one candidate; each document is cut at ``max_length`` tokens."""
         inner, out = self.inner, []
         text = candidate.edit.text if candidate.edit else None
@@ -142,7 +147,7 @@ class Knowledge:
             out.append(pad_examples(ids, inner.pad_loss, inner.max_length, tokenizer.eos_token_id, seed))
         return out
 
-    def jobs(self, candidates: Sequence[Candidate], tokenizer: Any) -> list[Job | Rejected]:
+    def jobs(self, candidates: Sequence[Candidate], tokenizer: "PreTrainedTokenizerBase") -> list[Job | Rejected]:
         """One job each; a candidate without any document (an empty self-edit, the passage left out) is rejected."""
         inner, jobs = self.inner, []
         for candidate in candidates:
@@ -155,7 +160,9 @@ class Knowledge:
             jobs.append(job)
         return jobs
 
-    def questions(self, candidate: Candidate, adapter: Any, tokenizer: Any, positions: int) -> list[Request | None]:
+    def questions(
+        self, candidate: Candidate, adapter: "Adapter | None", tokenizer: "PreTrainedTokenizerBase", positions: int
+    ) -> list[Request | None]:
         passage = candidate.unit
         return [Request(self.prompts.ask(passage, q, candidate.shown), adapter=adapter) for q in passage.questions]
 

@@ -7,7 +7,6 @@ where an arm has several.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from seal_lib.errors import DataError
 from seal_lib.knowledge.documents import split_edit
@@ -20,6 +19,7 @@ from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Passage, SelfEdit, Trial
 from seal_lib.report import stats
 from seal_lib.report.arms import difference_arm
+from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed
 
 #: the trials of an arm: of one loop, or loop -> trials
@@ -53,8 +53,8 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def evaluate_arm(run: Any, policy: Policy, passages: Sequence[Passage], arm: str, domain: Knowledge, outer: OuterLoop,
-                 *, seed: int, group: str = "") -> list[Trial]:  # fmt: skip
+def evaluate_arm(run: Recorder, policy: Policy, passages: Sequence[Passage], arm: str, domain: Knowledge,
+                 outer: OuterLoop, *, seed: int, group: str = "") -> list[Trial]:  # fmt: skip
     """Trials of one arm, one per passage, recorded as phase ``<group>evaluate/<arm>``."""
     if arm not in ARMS:
         raise DataError(f"arms: {arm!r} is not one of {', '.join(ARMS)}.")
@@ -74,7 +74,7 @@ def evaluate_arm(run: Any, policy: Policy, passages: Sequence[Passage], arm: str
     return score(run, policy, candidates, domain, phase=phase)
 
 
-def evaluate_arms(run: Any, policy: Policy, passages: Sequence[Passage], arms: Sequence[str], domain: Knowledge,
+def evaluate_arms(run: Recorder, policy: Policy, passages: Sequence[Passage], arms: Sequence[str], domain: Knowledge,
                   outer: OuterLoop, *, seeds: Sequence[int]) -> dict[str, Loops]:  # fmt: skip
     """Trials by arm: one whose text is sampled is run once per seed (seed -> trials), any other with the first only.
 

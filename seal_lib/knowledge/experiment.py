@@ -5,7 +5,6 @@ reward. Several loops with different seeds are crossed with the passages; each i
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from seal_lib.knowledge.data import load_passages
 from seal_lib.knowledge.domain import Knowledge
@@ -16,11 +15,12 @@ from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Passage, Trial
 from seal_lib.report import rewards, stats
 from seal_lib.report.arms import arm_label
+from seal_lib.runs.work import Recorder
 
 EXPERIMENT = "knowledge/restem"
 
 
-def restem_loop(run: Any, base: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, *,
+def restem_loop(run: Recorder, base: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, *,
                 practice: str, n_practice: int, practice_seed: int, rounds: int, seed: int, random_control: bool,
                 group: str = "") -> Loop:  # fmt: skip
     """Run the loop once. Round ``i`` practises on the ``i``-th batch of ``n_practice`` passages of ``practice``.

@@ -13,6 +13,8 @@ from seal_lib.records import SelfEdit
 from seal_lib.training.jobs import Job, Result
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from seal_lib.training.adapters import Adapter
 
 
@@ -102,17 +104,17 @@ class Domain(Protocol):
     @property
     def schema(self) -> str | None: ...
 
-    def prompt(self, unit: Unit, tokenizer: Any) -> str:
+    def prompt(self, unit: Unit, tokenizer: "PreTrainedTokenizerBase") -> str:
         """What the policy reads before it writes a self-edit about the unit."""
 
     def read(self, unit: Unit, edit: SelfEdit, arm: str, seed: int) -> Candidate | Rejected:
         """A written self-edit as something to try; a text that cannot be is rejected with its reason."""
 
-    def jobs(self, candidates: Sequence[Candidate], tokenizer: Any) -> list[Job | Rejected]:
+    def jobs(self, candidates: Sequence[Candidate], tokenizer: "PreTrainedTokenizerBase") -> list[Job | Rejected]:
         """Training data and settings of each candidate's adapter."""
 
     def questions(
-        self, candidate: Candidate, adapter: "Adapter | None", tokenizer: Any, positions: int
+        self, candidate: Candidate, adapter: "Adapter | None", tokenizer: "PreTrainedTokenizerBase", positions: int
     ) -> list[Request | None]:
         """What the adapted model is asked; None: a question longer than ``positions`` tokens allow."""
 

@@ -6,12 +6,11 @@ counted as right is the domain's (:class:`seal_lib.loops.domain.Domain`).
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from seal_lib.loops.domain import Candidate, Count, Domain, Rejected, Trial, Unit, uncounted
 from seal_lib.loops.policy import Policy
 from seal_lib.records import SelfEdit, to_dict
-from seal_lib.runs.work import Work
+from seal_lib.runs.work import Recorder, Work
 from seal_lib.training.jobs import Result
 
 
@@ -57,14 +56,14 @@ def _rows(policy: Policy, part: Sequence[Candidate], count: Count, *, domain: Do
     return [to_dict(trial) for trial in try_all(policy, part, count, domain=domain)]
 
 
-def score(run: Any, policy: Policy, candidates: Sequence[Candidate], domain: Domain, *, phase: str,
+def score(run: Recorder, policy: Policy, candidates: Sequence[Candidate], domain: Domain, *, phase: str,
           chunk: int | None = None) -> list[Trial]:  # fmt: skip
     """Trials of all candidates, recorded under ``phase``; work is shared among the run's workers."""
     work = Work(partial(_rows, domain=domain), policy, run.count)
     return [domain.load(row) for row in run.map(phase, candidates, work, chunk=chunk or domain.chunk)]
 
 
-def score_edits(run: Any, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain, *,
+def score_edits(run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain, *,
                 arm: str, phase: str, seed: int) -> list[Trial]:  # fmt: skip
     """One trial per self-edit; equal ones, as the domain sees them, are trained once."""
     known = {unit.id: unit for unit in units}

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from seal_lib.generation.contract import Request, Sampling
 from seal_lib.loops.domain import Candidate, Count, Domain, Rejected, Trial, Unit
@@ -19,7 +18,7 @@ from seal_lib.loops.rewards import BLIND, COMPARING, REWARDS
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.loops.updates import Group, Update, imitate, kept_of, update_of
 from seal_lib.records import Round, SelfEdit, to_dict
-from seal_lib.runs.work import Work
+from seal_lib.runs.work import Recorder, Work
 from seal_lib.seeds import derive_seed
 
 # ---------------------------------------------------------------------------------------------- writing
@@ -33,8 +32,8 @@ class Asked:
     prompt: str
 
 
-def write_self_edits(run: Any, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, phase: str,
-                     seed: int, samples: int | None = None, chunk: int = 32) -> list[SelfEdit]:  # fmt: skip
+def write_self_edits(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *,
+                     phase: str, seed: int, samples: int | None = None, chunk: int = 32) -> list[SelfEdit]:  # fmt: skip
     """``samples`` self-edits per unit (default ``outer.samples``), unit by unit."""
     asked = [Asked(unit.id, domain.prompt(unit, policy.tokenizer)) for unit in units]
     edits = _written(run, policy, asked, domain, outer, phase, seed, samples or outer.samples, chunk)
@@ -56,8 +55,8 @@ def _unread(domain: Domain, unit: Unit, edit: SelfEdit) -> bool:
     return isinstance(read, Rejected) and read.unread
 
 
-def _written(run, policy, asked, domain: Domain, outer: OuterLoop, phase: str, seed: int, samples: int,
-             chunk: int) -> list[SelfEdit]:  # fmt: skip
+def _written(run: Recorder, policy: Policy, asked: Sequence[Asked], domain: Domain, outer: OuterLoop, phase: str,
+             seed: int, samples: int, chunk: int) -> list[SelfEdit]:  # fmt: skip
     sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, samples, schema=domain.schema)
     work = Work(partial(_texts, sampling=sampling, seed=seed), policy, run.count)
     return [SelfEdit.from_dict(edit) for row in run.map(phase, asked, work, chunk=chunk) for edit in row["edits"]]
@@ -80,7 +79,7 @@ def _texts(policy: Policy, part: Sequence[Asked], count: Count, *, sampling: Sam
 # ---------------------------------------------------------------------------------------------- one round
 
 
-def practise(run: Any, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, phase: str,
+def practise(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, phase: str,
              seed: int) -> tuple[list[Group], dict[str, float]]:  # fmt: skip
     """E-step: the rewarded self-edits of each unit; and the accuracy of the policy without an adapter, by unit, where
     the reward compares with it."""
@@ -118,7 +117,7 @@ def round_of(index: int, groups: Sequence[Group], update: Update, outer: OuterLo
     return Round(index, trials, rewards, kept, update.loss, outer.reward, frozen)
 
 
-def restem_round(run: Any, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, index: int,
+def restem_round(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, index: int,
                  name: str, seed: int) -> tuple[Policy, Round]:  # fmt: skip
     """One round on ``units``: the next policy, called ``name``, and the full record.
 
@@ -194,17 +193,17 @@ def fresh_rewards(record: Round, trials: Sequence[Trial]) -> dict[str, float]:
     return {unit: sum(values) / len(values) for unit, values in groups.items()}
 
 
-def evaluate(run: Any, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, arm: str, seed: int,
-             group: str = "", samples: int = 1) -> list[Trial]:  # fmt: skip
+def evaluate(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, arm: str,
+             seed: int, group: str = "", samples: int = 1) -> list[Trial]:  # fmt: skip
     """Trials of the policy's own self-edits on ``units``, recorded as phase ``<group>evaluate/<arm>``."""
     phase = f"{group}evaluate/{arm}"
     edits = write_self_edits(run, policy, units, domain, outer, phase=f"{phase}/write", seed=seed, samples=samples)
     return score_edits(run, policy, edits, units, domain, arm=arm, phase=phase, seed=seed)
 
 
-def run_loop(run: Any, base: Policy, domain: Domain, outer: OuterLoop, *, practice: Callable[[int], Sequence[Unit]],
-             held_out: Sequence[Unit], rounds: int, seed: int, control: str = "", samples: int = 1,
-             group: str = "") -> Loop:  # fmt: skip
+def run_loop(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
+             practice: Callable[[int], Sequence[Unit]], held_out: Sequence[Unit], rounds: int, seed: int,
+             control: str = "", samples: int = 1, group: str = "") -> Loop:  # fmt: skip
     """The whole experiment for one seed: evaluate; then per round practise, update, evaluate; then the control.
 
     Args:

@@ -5,10 +5,14 @@ A policy is a base with the adapters of finished rounds merged in, so another pr
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seal_lib import models
 from seal_lib.generation import engines
 from seal_lib.generation.contract import Generator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,12 @@ class Source:
         first = len(other.adapters)
         return replace(self, adapters=self.adapters[:first]) == other
 
-    def load(self, device: str = "cpu"):
+    def load(self, device: str = "cpu") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """(model, tokenizer) with every adapter merged."""
         model, tokenizer = models.load(self.name, device, self.dtype, self.revision)
         return self.merge(model), tokenizer
 
-    def merge(self, model, first: int = 0):
+    def merge(self, model: "PreTrainedModel", first: int = 0) -> "PreTrainedModel":
         """Merge the adapters from number ``first`` on into ``model``, in place."""
         from seal_lib.training.adapters import Adapter, merge
 
@@ -55,8 +59,8 @@ class Policy:
     """
 
     name: str
-    model: object
-    tokenizer: object
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     engine: str = "hf"
     source: Source | None = None
 

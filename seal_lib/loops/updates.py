@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from seal_lib.errors import DataError
 from seal_lib.loops.domain import Domain, Trial, Unit
@@ -13,7 +13,11 @@ from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import FILTERS
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import SelfEdit
+from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,14 @@ def kept_of(groups: Sequence[Group], outer: OuterLoop, seed: int) -> list[SelfEd
     return kept
 
 
-def restem(run: Any, policy: Policy, groups: Sequence[Group], domain: Domain, outer: OuterLoop, *, name: str,
+def restem(run: Recorder, policy: Policy, groups: Sequence[Group], domain: Domain, outer: OuterLoop, *, name: str,
            seed: int) -> Update:  # fmt: skip
     """ReST^EM: keep self-edits by their reward, then finetune the policy on them."""
     kept = kept_of(groups, outer, seed)
     return imitate(run, policy, kept, [group.unit for group in groups], domain, outer, name=name, seed=seed)
 
 
-def imitate(run: Any, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain,
+def imitate(run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain,
             outer: OuterLoop, *, name: str, seed: int) -> Update:  # fmt: skip
     """Finetune the policy on self-edits: LoRA, merged into a copy. The adapter is an artifact of the run.
 
@@ -70,8 +74,8 @@ def imitate(run: Any, policy: Policy, edits: Sequence[SelfEdit], units: Sequence
     return Update(following, tuple(edits), loss)
 
 
-def finetune(run: Any, policy: Policy, pairs: Sequence[tuple[list[int], list[int]]], outer: OuterLoop, *, name: str,
-             seed: int) -> tuple[Policy, float]:  # fmt: skip
+def finetune(run: Recorder, policy: Policy, pairs: Sequence[tuple[list[int], list[int]]], outer: OuterLoop, *,
+             name: str, seed: int) -> tuple[Policy, float]:  # fmt: skip
     """The policy finetuned on (prompt ids, completion ids) and named ``name``, and its last loss."""
     from seal_lib.training.adapters import Adapter, merge
     from seal_lib.training.finetune import sft
@@ -94,7 +98,7 @@ def finetune(run: Any, policy: Policy, pairs: Sequence[tuple[list[int], list[int
     return replace(policy, name=name, model=merged, source=source), math.nan if loss is None else loss
 
 
-def pieces(model: Any, batch: int) -> tuple[int, int]:
+def pieces(model: "PreTrainedModel", batch: int) -> tuple[int, int]:
     """(pairs a forward pass, passes an optimiser step) of the M-step: the same mean over all targets either way.
 
     On a GPU one pair fills a pass, and ten of 2 000 tokens at once would not fit beside a 7B model (`seal_lib.plan`).

@@ -7,9 +7,13 @@ import hashlib
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seal_lib import paths
 from seal_lib.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SEEDLINGS = paths.PACKAGE / "seedling" / "models"
 
@@ -56,7 +60,9 @@ def resolve(name: str) -> tuple[str, str | None]:
     raise DataError(f"model {name!r} is neither a shipped seedling, a folder on this machine, nor a Hub id owner/name.")
 
 
-def load(name: str, device: str = "cpu", dtype: str = "float32", revision: str | None = None):
+def load(
+    name: str, device: str = "cpu", dtype: str = "float32", revision: str | None = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """(model in eval mode, frozen; tokenizer). Safetensors only, no remote code; ``auto`` takes a GPU if there is one.
 
     Args:
@@ -90,7 +96,7 @@ def load(name: str, device: str = "cpu", dtype: str = "float32", revision: str |
     return model, tokenizer
 
 
-def _four_bits():
+def _four_bits() -> "BitsAndBytesConfig":
     """NF4 in blocks of 64, its constants in 8 bits (Dettmers et al. 2023, QLoRA): what the memory budget counts."""
     import torch
     from transformers import BitsAndBytesConfig
@@ -103,7 +109,7 @@ def _four_bits():
     )  # fmt: skip
 
 
-def load_tokenizer(name: str, revision: str | None = None):
+def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
     """The tokenizer alone; its pad token is EOS where it has none."""
     from transformers import AutoTokenizer
 

@@ -4,10 +4,15 @@ Tokenizers differ in what they add by themselves: Llama, Mistral and Gemma put a
 models end a turn with an id of their own, which their ``generation_config`` lists beside (or instead of) EOS.
 """
 
+from typing import TYPE_CHECKING
+
 from seal_lib.errors import DataError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def read_ids(text: str, tokenizer, **options) -> list[int]:
+
+def read_ids(text: str, tokenizer: "PreTrainedTokenizerBase", **options) -> list[int]:
     """Tokens of a text that is read, BOS included where the tokenizer adds one, an EOS that it appends taken off.
 
     A prompt that ended in end-of-text would be over before the model has begun.
@@ -29,20 +34,20 @@ def _run(ids: list[int], end: int) -> int:
     return next((n for n, token in enumerate(reversed(ids)) if token != end), len(ids))
 
 
-def written_ids(text: str, end: int, tokenizer) -> list[int]:
+def written_ids(text: str, end: int, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Tokens of a text as a model writes it after a prompt: no BOS, control tokens spelt out, ``end`` last."""
     plain = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return [*plain, end]
 
 
-def ends(model, tokenizer) -> tuple[int, ...]:
+def ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """Every id that ends a text: the tokenizer's EOS and those that the model's ``generation_config`` lists."""
     listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = listed if isinstance(listed, list | tuple) else [listed]
     return tuple(dict.fromkeys(end for end in (tokenizer.eos_token_id, *listed) if end is not None))
 
 
-def turn_end(model, tokenizer) -> int:
+def turn_end(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
     """The id with which the model was taught to end what it writes, so that training does not teach it another.
 
     For a chat model the first of :func:`ends` that its chat template puts after a reply, else the tokenizer's EOS.

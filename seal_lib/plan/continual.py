@@ -65,7 +65,16 @@ def anchor(p: Mapping, text: lengths.Text) -> float:
     return min(text.anchor, p["anchor_tokens"] + 2)
 
 
-def _training(p, name, rule, text, streams, made, chunk, phase) -> list[Work]:
+def _training(
+    p: Mapping,
+    name: str,
+    rule: "type[Rule]",
+    text: lengths.Text,
+    streams: int,
+    made: Sequence[int],
+    chunk: int,
+    phase: str,
+) -> list[Work]:
     source = "policy" if p["writer"] == "policy" or name != plain(name) else p["writer"].partition(":")[2]
     documents, tokens = text.training(source)
     authors = plain(name) == "sequential_authors"

@@ -20,6 +20,7 @@ import yaml
 
 from seal_lib import models, paths
 from seal_lib.errors import ParameterError
+from seal_lib.models import budget
 
 #: share of the floor assumed where nothing is measured
 ASSUMED = 0.4
@@ -108,12 +109,12 @@ def efficiency(kind: str, key: str) -> tuple[float, bool]:
 # ---------------------------------------------------------------------------------------------- sizes
 
 
-def matmul_parameters(shape) -> int:
+def matmul_parameters(shape: budget.Shape) -> int:
     """Weights every predicted token goes through: all linears and the output layer, tied or not."""
     return shape.linear_parameters + shape.width * shape.vocabulary
 
 
-def attention_flops(shape, tokens: float) -> float:
+def attention_flops(shape: budget.Shape, tokens: float) -> float:
     """FLOPs of causal attention inside one sequence, forward: two products, half of the square."""
     return shape.layers * 2.0 * tokens**2 * shape.heads * shape.head_dim
 
@@ -149,10 +150,8 @@ class Cost:
 # ---------------------------------------------------------------------------------------------- floors
 
 
-def train_step(
-    shape, device: Device, lengths: list[float], *, adapters: int = 1, targets: str = "qv", rank: int = 32,
-    dtype: str = "bfloat16", weights_trained: bool = False,
-) -> Cost:  # fmt: skip
+def train_step(shape: budget.Shape, device: Device, lengths: list[float], *, adapters: int = 1, targets: str = "qv",
+               rank: int = 32, dtype: str = "bfloat16", weights_trained: bool = False) -> Cost:  # fmt: skip
     """One optimiser step over sequences of ``lengths`` tokens, of ``adapters`` adapters together.
 
     Moved: all weights twice (forward and gradient of the input), and the optimiser's 40 bytes a parameter of each
@@ -175,14 +174,14 @@ def _speed(device: Device, dtype: str) -> float:
     return device.flops / (4 if device.is_gpu and dtype == "float32" else 1)
 
 
-def balance(shape, device: Device, targets: str = "qv", rank: int = 32) -> float:
+def balance(shape: budget.Shape, device: Device, targets: str = "qv", rank: int = 32) -> float:
     """Tokens a step above which training is bound by arithmetic and not by the weights' way through memory."""
     per_token = 4.0 * matmul_parameters(shape) + 6.0 * shape.adapter_parameters(targets, rank)
     moved = 4 * matmul_parameters(shape) / device.bandwidth
     return moved * device.flops / per_token
 
 
-def read(shape, device: Device, lengths: list[float], dtype: str = "bfloat16", targets: str | None = None,
+def read(shape: budget.Shape, device: Device, lengths: list[float], dtype: str = "bfloat16", targets: str | None = None,
          rank: int = 0) -> Cost:  # fmt: skip
     """One forward pass over whole sequences: prompts, log-probabilities."""
     own = shape.adapter_parameters(targets, rank) if targets else 0
@@ -194,7 +193,7 @@ def read(shape, device: Device, lengths: list[float], dtype: str = "bfloat16", t
 
 
 def decode_step(
-    shape, device: Device, rows: int, context: float, *, dtype: str = "bfloat16", adapters: int = 0,
+    shape: budget.Shape, device: Device, rows: int, context: float, *, dtype: str = "bfloat16", adapters: int = 0,
     targets: str = "qv", rank: int = 32,
 ) -> Cost:  # fmt: skip
     """One token for each of ``rows`` texts that are ``context`` tokens long: weights, keys and values, adapters."""
@@ -215,10 +214,8 @@ def times(cost: Cost, count: float) -> Cost:
 # ---------------------------------------------------------------------------------------------- whole phases
 
 
-def training(
-    shape, device: Device, steps: float, length: float, *, batch: int = 1, slots: int = 1, targets: str = "qv",
-    rank: int = 32, dtype: str = "bfloat16",
-) -> Cost:  # fmt: skip
+def training(shape: budget.Shape, device: Device, steps: float, length: float, *, batch: int = 1, slots: int = 1,
+             targets: str = "qv", rank: int = 32, dtype: str = "bfloat16") -> Cost:  # fmt: skip
     """``steps`` adapter-steps of ``batch`` sequences of ``length`` tokens, ``slots`` adapters side by side."""
     step = train_step(
         shape, device, [length] * (batch * slots), adapters=slots, targets=targets, rank=rank, dtype=dtype
@@ -226,10 +223,9 @@ def training(
     return times(step, steps / slots)
 
 
-def generation(
-    shape, device: Device, texts: float, prompt: float, new: float, *, rows: int = 256, dtype: str = "bfloat16",
-    adapters: int = 0, targets: str = "qv", rank: int = 32,
-) -> tuple[Cost, Cost]:  # fmt: skip
+def generation(shape: budget.Shape, device: Device, texts: float, prompt: float, new: float, *, rows: int = 256,
+               dtype: str = "bfloat16", adapters: int = 0, targets: str = "qv",
+               rank: int = 32) -> tuple[Cost, Cost]:  # fmt: skip
     """(prompts read, tokens written) of ``texts`` texts in batches of ``rows``, each batch ``new`` steps long."""
     rows = max(1, min(rows, round(texts)))
     batches = texts / rows
@@ -241,7 +237,7 @@ def generation(
 
 
 def m_step(
-    shape, device: Device, pairs: float, length: float, *, epochs: int = 2, batch: int = 10,
+    shape: budget.Shape, device: Device, pairs: float, length: float, *, epochs: int = 2, batch: int = 10,
     targets: str = "all-linear", rank: int = 64, dtype: str = "bfloat16",
 ) -> Cost:  # fmt: skip
     """The finetuning of a ReST^EM round on ``pairs`` prompts with completions of ``length`` tokens together."""
@@ -249,7 +245,7 @@ def m_step(
     return times(step, max(1.0, pairs / batch) * epochs)
 
 
-def factoring(shape, device: Device, count: float, targets: str) -> Cost:
+def factoring(shape: budget.Shape, device: Device, count: float, targets: str) -> Cost:
     """``count`` times an eigendecomposition for every group of targets that read one tensor, in every layer."""
     names = set(models.target_names(targets))
     sides = [shape.width] * (bool(names & {"q_proj", "k_proj", "v_proj"}) + bool(names & {"gate_proj", "up_proj"}))

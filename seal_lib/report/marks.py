@@ -17,6 +17,7 @@ from seal_lib.report.arms import NOT_RUN, arm_label, colour
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 INK, GREY, LIGHT = "#222222", "#8a8a8a", "#d9d9d9"
 
@@ -94,7 +95,7 @@ def round_axis(ax: Axes, labels: list[str]) -> None:
     ax.grid(axis="y")
 
 
-def share_axis(axis, label: str, signed: bool = False) -> None:
+def share_axis(axis: Axis, label: str, signed: bool = False) -> None:
     """Fractions shown as per cent; unless signed, from zero, and never cutting an interval."""
     from matplotlib.ticker import MaxNLocator
 

@@ -2,8 +2,12 @@
 
 import html
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from seal_lib.records import LEFT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class View:
@@ -16,7 +20,7 @@ class View:
         return self.markup
 
 
-def loss_mask(examples: Sequence, tokenizer, limit: int = 80) -> View:
+def loss_mask(examples: Sequence, tokenizer: "PreTrainedTokenizerBase", limit: int = 80) -> View:
     """Tokens of training examples, one line each; green carries loss, grey is only read.
 
     ``examples`` are the bank's; at most ``limit`` tokens of each are shown.

@@ -11,6 +11,19 @@ from typing import Protocol
 from seal_lib.errors import RunError
 
 
+class Recorder(Protocol):
+    """What the loops need of a run (:class:`seal_lib.runs.lifecycle.Run`): rows, artifacts and counters that are kept."""
+
+    def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
+        """One row per unit from ``fn``, which is called with at most ``chunk`` units; finished chunks are kept."""
+
+    def artifact(self, name: str, build: Callable[[Path], object]) -> Path:
+        """The folder of that name, made by ``build(folder)`` unless it is there."""
+
+    def count(self, **counts: float) -> None:
+        """Add to counters: tokens trained, questions asked, …"""
+
+
 class WeightSource(Protocol):
     """Where weights come from: a base by name, and adapter folders merged into it (`seal_lib.loops.policy.Source`)."""
 

@@ -13,6 +13,7 @@ Three kinds of document:
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seal_lib.arc import prompts, world
 from seal_lib.arc.augment import SWITCHES, family
@@ -21,6 +22,9 @@ from seal_lib.arc.self_edits import STRATEGIES, Config
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.seedling import growth
 from seal_lib.seeds import rng as seeded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WORDING = prompts.load("seedling")  # the model is grown on the very prompts it is later asked with
 
@@ -48,10 +52,10 @@ class GridRecipe(growth.Recipe):
     config_documents: int = 4
     demonstrations: int = 5
 
-    def tokenizer(self):
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
         return build_tokenizer(self.vocabulary)
 
-    def documents(self, step: int, tokenizer) -> dict[str, list[growth.Document]]:
+    def documents(self, step: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[growth.Document]]:
         return documents_of(self, step, tokenizer)
 
     def weight(self, kind: str) -> float:
@@ -61,7 +65,7 @@ class GridRecipe(growth.Recipe):
         return [Path(__file__), Path(world.__file__)]
 
 
-def build_tokenizer(vocabulary: int):
+def build_tokenizer(vocabulary: int) -> "PreTrainedTokenizerBase":
     """Byte-level BPE in which a cell is one token wherever it stands, and each word of a configuration is one."""
     from tokenizers import Regex, pre_tokenizers
 
@@ -115,7 +119,9 @@ def config_document(draws: random.Random) -> list[Piece]:
     return [(WORDING.write(task)[1], False), (draw_config(draws).text(), True), ("<eos>", True)]
 
 
-def documents_of(recipe: GridRecipe, step: int, tokenizer) -> dict[str, list[growth.Document]]:
+def documents_of(
+    recipe: GridRecipe, step: int, tokenizer: "PreTrainedTokenizerBase"
+) -> dict[str, list[growth.Document]]:
     """Encoded documents of one step by kind; a function of the recipe and the step alone."""
     draws, count = seeded("grid seedling", recipe.seed, step), recipe.demonstrations
     kinds = {
@@ -127,7 +133,7 @@ def documents_of(recipe: GridRecipe, step: int, tokenizer) -> dict[str, list[gro
     return {kind: [encode(tokenizer, pieces) for pieces in documents] for kind, documents in kinds.items()}
 
 
-def encode(tokenizer, pieces: list[Piece]) -> growth.Document:
+def encode(tokenizer: "PreTrainedTokenizerBase", pieces: list[Piece]) -> growth.Document:
     """Each piece tokenised by itself, as prompts and answers are later."""
     tokens = tokenizer([text for text, _ in pieces])["input_ids"]
     ids = [token for several in tokens for token in several]

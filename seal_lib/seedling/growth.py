@@ -10,9 +10,16 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers.pre_tokenizers import PreTokenizer
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: token ids, and for each whether it is to be predicted (the first never is)
 Document = tuple[list[int], list[bool]]
@@ -40,10 +47,10 @@ class Recipe:
     threads: int = 1  # more would change the order of sums, so the weights
     checkpoint_every: int = 200
 
-    def tokenizer(self):
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
         raise NotImplementedError
 
-    def documents(self, step: int, tokenizer) -> dict[str, list[Document]]:
+    def documents(self, step: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[Document]]:
         """Encoded documents of one step by kind; a function of the recipe and the step alone."""
         raise NotImplementedError
 
@@ -56,7 +63,7 @@ class Recipe:
         raise NotImplementedError
 
 
-def train_tokenizer(corpus: list[str], vocabulary: int, pieces):
+def train_tokenizer(corpus: list[str], vocabulary: int, pieces: "PreTokenizer") -> "PreTrainedTokenizerBase":
     """Byte-level BPE on a recipe's corpus: any text can be encoded. ``pieces`` cuts a text before merging."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -76,7 +83,7 @@ def train_tokenizer(corpus: list[str], vocabulary: int, pieces):
     )
 
 
-def loss_of(model, documents):
+def loss_of(model: "PreTrainedModel", documents: Sequence[Document]) -> "Tensor":
     """Sum of cross-entropy over the tokens to be predicted. Right padding, so causality needs no mask."""
     import torch
 
@@ -91,7 +98,7 @@ def loss_of(model, documents):
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[kept]), ids[:, 1:][kept], reduction="sum")
 
 
-def new_model(recipe: Recipe, tokenizer):
+def new_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -116,7 +123,13 @@ def new_model(recipe: Recipe, tokenizer):
     return model
 
 
-def train_step(model, optimizer, recipe: Recipe, step: int, tokenizer) -> dict[str, float]:
+def train_step(
+    model: "PreTrainedModel",
+    optimizer: "torch.optim.Optimizer",
+    recipe: Recipe,
+    step: int,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> dict[str, float]:
     """One update; returns the mean loss of each kind of document. No randomness beside the step's documents."""
     import torch
 
@@ -138,7 +151,9 @@ def train_step(model, optimizer, recipe: Recipe, step: int, tokenizer) -> dict[s
     return losses
 
 
-def grow(recipe: Recipe, out: Path, watch: Callable[[int, dict], None] | None = None):
+def grow(
+    recipe: Recipe, out: Path, watch: Callable[[int, dict], None] | None = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Train from nothing and save model and tokenizer to ``out``, a standard Hugging Face folder.
 
     Every ``checkpoint_every`` steps the full training state goes to ``<out>/.partial``; a killed recipe goes on from
@@ -176,7 +191,9 @@ def fingerprint(recipe: Recipe) -> str:
     return hashlib.sha256("\0".join([json.dumps(asdict(recipe)), *sources]).encode()).hexdigest()
 
 
-def _checkpoint(partial: Path, recipe: Recipe, step: int, model, optimizer) -> None:
+def _checkpoint(
+    partial: Path, recipe: Recipe, step: int, model: "PreTrainedModel", optimizer: "torch.optim.Optimizer"
+) -> None:
     from safetensors.torch import save_file
 
     tensors = {}
@@ -189,7 +206,7 @@ def _checkpoint(partial: Path, recipe: Recipe, step: int, model, optimizer) -> N
     os.replace(partial / "state.new", partial / "state.safetensors")
 
 
-def _restore(partial: Path, recipe: Recipe, model, optimizer) -> int:
+def _restore(partial: Path, recipe: Recipe, model: "PreTrainedModel", optimizer: "torch.optim.Optimizer") -> int:
     """Load the last checkpoint of the same recipe and world; the step to go on with (0 if there is none)."""
     import torch
     from safetensors import safe_open

@@ -13,10 +13,14 @@ Passages grow from short to long over the first fifth of training. The training 
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seal_lib.knowledge import prompts, world
 from seal_lib.seedling import growth
 from seal_lib.seeds import rng as seeded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WORDING = prompts.load("seedling")  # the model is grown on the very prompts it is later asked with
 
@@ -29,17 +33,17 @@ class Recipe(growth.Recipe):
     question_documents: int = 22
     fact_documents: int = 64
 
-    def tokenizer(self):
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
         return build_tokenizer(self.vocabulary)
 
-    def documents(self, step: int, tokenizer) -> dict[str, list[growth.Document]]:
+    def documents(self, step: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[growth.Document]]:
         return documents_of(self, step, tokenizer)
 
     def sources(self) -> list[Path]:
         return [Path(__file__), Path(world.__file__)]
 
 
-def build_tokenizer(vocabulary: int):
+def build_tokenizer(vocabulary: int) -> "PreTrainedTokenizerBase":
     """Byte-level BPE trained on the world, so that each of its words is one token and any other text still encodes."""
     from tokenizers import pre_tokenizers
 
@@ -95,14 +99,14 @@ def question_document(rng: random.Random, progress: float = 1.0) -> tuple[str, i
     return prompt + "\n".join(pairs), len(prompt)
 
 
-def encode(tokenizer, text: str, silent: int) -> growth.Document:
+def encode(tokenizer: "PreTrainedTokenizerBase", text: str, silent: int) -> growth.Document:
     """Token ids with EOS, and which of them are to be predicted: those after the silent part."""
     head = tokenizer(text[:silent])["input_ids"] if silent else []
     tail = tokenizer(text[silent:])["input_ids"] + [tokenizer.eos_token_id]
     return head + tail, [False] * len(head) + [True] * len(tail)
 
 
-def documents_of(recipe: Recipe, step: int, tokenizer) -> dict[str, list[growth.Document]]:
+def documents_of(recipe: Recipe, step: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[growth.Document]]:
     """Encoded documents of one step by kind; a function of the recipe and the step alone."""
     rng, progress = seeded("seedling", recipe.seed, step), step / recipe.steps
     texts = {

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -373,7 +374,7 @@ class _Packed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, anchor: Tensor, x: Tensor, group: LinearGroup):
+    def forward(ctx: Any, anchor: Tensor, x: Tensor, group: LinearGroup) -> tuple[Tensor | None, ...]:
         packing, r = group.packing, group.rank
         flat = x.view(-1, x.shape[-1])
         outs = [linear(layer, flat).view(*x.shape[:-1], -1) for layer in group.linears]
@@ -385,7 +386,7 @@ class _Packed(torch.autograd.Function):
         return tuple(outs)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         group, packing, r = ctx.group, ctx.packing, ctx.group.rank
         x, h = ctx.saved_tensors
         dx, dh = None, []

@@ -75,7 +75,9 @@ def quiet(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def lora(model: nn.Module, start: dict[str, tuple[Tensor, Tensor]], rank: int, alpha: float, targets) -> Iterator[dict]:
+def lora(
+    model: nn.Module, start: dict[str, tuple[Tensor, Tensor]], rank: int, alpha: float, targets: Sequence[str]
+) -> Iterator[dict]:
     """PEFT adapters on the model for the length of the block; yields {module name: (A, B)} parameters, to be trained.
 
     Afterwards the model is plain again and every parameter requires gradients as before.

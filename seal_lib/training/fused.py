@@ -6,10 +6,21 @@ are known well enough to be replaced and leaves all others alone. Knows nothing 
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Rows(Protocol):
+    """How N tokens lie in R rows of at most T tokens (:class:`seal_lib.training.packing.Ragged`)."""
+
+    def spread(self, x: Tensor) -> Tensor: ...
+
+    def spread_back(self, grad: Tensor) -> Tensor: ...
+
+    def collect(self, x: Tensor) -> Tensor: ...
 
 
 def _onednn() -> Callable | None:
@@ -62,12 +73,12 @@ class _Linear(torch.autograd.Function):
     """A frozen Linear by :func:`product`, forwards and backwards."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, layer: nn.Linear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: nn.Linear) -> Tensor:
         ctx.layer = layer
         return product(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias).view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return product(grad.reshape(-1, grad.shape[-1]), ctx.layer.weight.mT).view(*grad.shape[:-1], -1), None
 
 
@@ -75,7 +86,7 @@ class _Norm(torch.autograd.Function):
     """RMSNorm as in Llama: x / rms(x) in at least float32, rounded to the type of x, times the weight."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -83,7 +94,7 @@ class _Norm(torch.autograd.Function):
         return (wide * scale).to(x.dtype).mul_(weight)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         wide, grad = x.to(scale.dtype), (grad * weight).to(scale.dtype)
         along = (grad * wide).sum(-1, keepdim=True).mul_(scale**3).div_(x.shape[-1])
@@ -97,7 +108,9 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows, scale: float):
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows: Rows, scale: float
+    ) -> tuple[Tensor | None, ...]:
         (r, _, t, d), s = cos.shape, mask.shape[-1]
 
         def heads(x: Tensor) -> Tensor:  # [N, H * D] -> [R, H, T, D]
@@ -117,7 +130,7 @@ class _Attention(torch.autograd.Function):
         return rows.collect(torch.bmm(share, values).view(r, -1, t, d).transpose(1, 2).reshape(r, t, -1))
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, share, cos, sin = ctx.saved_tensors
         (r, _, t, d), rows = cos.shape, ctx.rows
         grad = rows.spread_back(grad).view(r, t, -1, d).transpose(1, 2).reshape(q.shape)
@@ -144,14 +157,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool = False)
     return out
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows, scale: float) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows: Rows, scale: float
+) -> Tensor:
     """Rotary embedding and attention inside each of R rows of at most T tokens.
 
     Args:
         q, k, v: [N, heads * D] before rotation; a key head may serve several query heads.
         cos, sin: [R, 1, T, D].
         mask: [T * query heads per key head, S], or with [R * key heads] in front; added to scores. S >= T.
-        rows: :class:`seal_lib.training.packing.Ragged`, which knows how N tokens lie in R rows.
+        rows: how N tokens lie in R rows.
     """
     return _Attention.apply(q, k, v, cos, sin, mask, rows, scale)
 

@@ -4,6 +4,8 @@ Knows lengths, gathers, when to pad, the batched products of adapters over slots
 Knows nothing of what the adapters belong to, of jobs or of losses.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,12 +78,12 @@ class _Move(torch.autograd.Function):
     """``spread`` (or ``collect``) with its adjoint as a plain gather: pads carry no gradient."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, ragged: Ragged, out: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, ragged: Ragged, out: bool) -> Tensor:
         ctx.ragged, ctx.out = ragged, out
         return ragged.spread(x) if out else ragged.collect(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.out:
             return ctx.ragged.collect(grad), None, None
         return ctx.ragged.spread_back(grad), None, None
@@ -140,7 +142,7 @@ class Packing:
             update = self.times(x, w)
             total.add_(update if self.grouped else self.slots.collect(update))
 
-    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: None, **options):
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: None, **options) -> tuple[Tensor, None]:
         """Attention inside each example, with transformers' signature: q, k, v [1, H, N, D] -> [1, N, H, D]."""
         rows = self.examples
 

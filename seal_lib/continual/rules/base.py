@@ -126,7 +126,9 @@ class Rule:
             }
         )  # fmt: skip
 
-    def update(self, streams: Sequence[Stream], states: Sequence[State], k: int, results: Sequence[Result]):
+    def update(
+        self, streams: Sequence[Stream], states: Sequence[State], k: int, results: Sequence[Result]
+    ) -> list[State]:
         """The states after edit k."""
         return [
             self.after(stream, state, k, result.adapter)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,7 +15,13 @@ from seal_lib.continual import states as ops
 from seal_lib.continual.routing import route
 from seal_lib.continual.rules.base import RATES, Cost, Rule, State
 from seal_lib.continual.rules.plain import THRESHOLDS
+from seal_lib.continual.streams import Stream
+from seal_lib.records import Passage, Question
 from seal_lib.training.adapters import Adapter, target_linears, target_names
+from seal_lib.training.jobs import Result
+
+if TYPE_CHECKING:
+    from seal_lib.continual.trainer import EditJob
 
 
 class Independent(Rule):
@@ -23,13 +30,13 @@ class Independent(Rule):
     shared = True
     stores = "adapters"
 
-    def job(self, stream, state, k, **more):
+    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
         return super().job(stream, replace(state, history=None), k, **more)
 
-    def after(self, stream, state, k, edit):
+    def after(self, stream: Stream, state: State, k: int, edit: Adapter) -> State:
         return self.combined(replace(state, parts=(*state.parts, edit)))
 
-    def unedited(self, stream, state, k):
+    def unedited(self, stream: Stream, state: State, k: int) -> State:
         linears, job = target_linears(self.lab.model, self.lab.inner.targets), self._job(stream, k, examples=())
         targets = tuple(target_names(self.lab.inner.targets))
         nothing = Adapter(job.rank, job.alpha, targets, job.initial(linears))  # B is zero; parts keep their numbers
@@ -49,7 +56,7 @@ class Merge(Independent):
     knobs = {"scale": 0.5, "lr_scale": 1.0}
     ladders = {"scale": SCALES, "lr_scale": RATES}
 
-    def combined(self, state):
+    def combined(self, state: State) -> State:
         total = ops.concatenate([(part, self.knobs["scale"]) for part in state.parts])
         return replace(state, history=ops.compact(total))
 
@@ -60,7 +67,7 @@ class Ties(Independent):
     knobs = {"density": 0.5, "scale": 1.0, "lr_scale": 1.0}
     ladders = {"density": (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0), "scale": SCALES, "lr_scale": RATES}
 
-    def combined(self, state):
+    def combined(self, state: State) -> State:
         return replace(state, history=ops.ties(state.parts, self.knobs["density"], self.knobs["scale"]))
 
 
@@ -70,7 +77,9 @@ class IsolationOracle(Independent):
     stores = "adapters, oracle"
     single = False
 
-    def serve(self, stream, state, k, title, question, own):
+    def serve(
+        self, stream: Stream, state: State, k: int, title: str, question: Question, own: int | None
+    ) -> tuple[Passage | None, Adapter | None]:
         return None, (state.parts[own] if own is not None and own < k else None)
 
 
@@ -85,7 +94,9 @@ class Isolation(Independent):
     knobs = {"threshold": 0.5, "lr_scale": 1.0}
     ladders = {"threshold": THRESHOLDS, "lr_scale": RATES}
 
-    def serve(self, stream, state, k, title, question, own):
+    def serve(
+        self, stream: Stream, state: State, k: int, title: str, question: Question, own: int | None
+    ) -> tuple[Passage | None, Adapter | None]:
         found = route(stream, k, title, question, self.knobs["threshold"])
         return None, (None if found is None else state.parts[found])
 
@@ -104,7 +115,9 @@ class GatedMerge(Rule):
     texts = 24
     cost = Cost(texts=texts, reads=7.0 * texts)  # the drift is measured at most seven times
 
-    def update(self, streams, states, k, results):
+    def update(
+        self, streams: Sequence[Stream], states: Sequence[State], k: int, results: Sequence[Result]
+    ) -> list[State]:
         written = self.own_texts(streams, states, k, self.texts)
         return [
             self._gated(state, result.adapter, texts)

@@ -8,12 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from seal_lib.continual import states as ops
 from seal_lib.continual.rules.base import RATES, Cost, Rule, State
+from seal_lib.continual.streams import Stream
 from seal_lib.training.adapters import Adapter, target_linears
+
+if TYPE_CHECKING:
+    from seal_lib.continual.trainer import EditJob
 
 
 class FreezeLower(Rule):
@@ -25,7 +30,7 @@ class FreezeLower(Rule):
     knobs = {"share": 0.34, "lr_scale": 1.0}
     ladders = {"share": (0.34, 0.67), "lr_scale": RATES}
 
-    def job(self, stream, state, k, **more):
+    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
         names = list(target_linears(self.lab.model, self.lab.inner.targets))
         layers = self.lab.model.config.num_hidden_layers
         frozen = {n for n in names if _layer(n) < round(self.knobs["share"] * layers)}
@@ -46,7 +51,7 @@ class L2(Rule):
     knobs = {"strength": 0.03, "lr_scale": 1.0}
     ladders = {"strength": STRENGTHS, "lr_scale": RATES}
 
-    def job(self, stream, state, k, **more):
+    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
         return super().job(stream, state, k, strength=self.knobs["strength"], from_base=True, **more)
 
 
@@ -64,7 +69,7 @@ class Ewc(Rule):
     cost = Cost(reads=30.0)  # gradients of the edit's documents, dense: about three readings each
     ladders = {"strength": STRENGTHS, "lr_scale": RATES}
 
-    def job(self, stream, state, k, **more):
+    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
         return super().job(stream, state, k, penalty=self._fisher(state), strength=self.knobs["strength"], **more)
 
     def _measured(self, texts: Sequence[Sequence[int]], history: Adapter | None) -> dict[str, Tensor]:
@@ -82,7 +87,7 @@ class Ewc(Rule):
         base = self._base  # first of all: it fixes the unit
         return {name: f.to(self.lab.model.device) for name, f in state.extra.items()} or base
 
-    def after(self, stream, state, k, edit):
+    def after(self, stream: Stream, state: State, k: int, edit: Adapter) -> State:
         done, before = super().after(stream, state, k, edit), self._fisher(state)
         fresh = self._measured(self.texts_of(stream, k), done.history)
         return replace(done, extra={name: f + fresh[name] for name, f in before.items()})
@@ -98,8 +103,8 @@ class OLora(Rule):
     knobs = {"lam": 0.1, "lr_scale": 1.0}
     ladders = {"lam": STRENGTHS, "lr_scale": RATES}
 
-    def job(self, stream, state, k, **more):
+    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
         return super().job(stream, state, k, orthogonal=self.knobs["lam"], **more)
 
-    def after(self, stream, state, k, edit):
+    def after(self, stream: Stream, state: State, k: int, edit: Adapter) -> State:
         return replace(state, history=ops.concatenate([(state.history, 1.0), (edit, 1.0)]))

@@ -7,12 +7,19 @@ less and forgetting less that every remedy must leave, and training on everythin
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from seal_lib.continual import states as ops
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.routing import route
 from seal_lib.continual.rules.base import Rule, State
+from seal_lib.continual.streams import Stream
 from seal_lib.knowledge.domain import AUTHORS
+from seal_lib.records import Passage, Question
+
+if TYPE_CHECKING:
+    from seal_lib.continual.trainer import EditJob
+    from seal_lib.training.adapters import Adapter
 
 
 class Frozen(Rule):
@@ -29,7 +36,9 @@ class PassageInContext(Frozen):
     stores = "text, oracle"
     single = False
 
-    def serve(self, stream, state, k, title, question, own):
+    def serve(
+        self, stream: Stream, state: State, k: int, title: str, question: Question, own: int | None
+    ) -> tuple[Passage | None, Adapter | None]:
         return (stream.passages[own] if own is not None and own < k else None), None
 
 
@@ -48,7 +57,9 @@ class Rag(Frozen):
     knobs = {"threshold": 0.5}
     ladders = {"threshold": THRESHOLDS}
 
-    def serve(self, stream, state, k, title, question, own):
+    def serve(
+        self, stream: Stream, state: State, k: int, title: str, question: Question, own: int | None
+    ) -> tuple[Passage | None, Adapter | None]:
         found = route(stream, k, title, question, self.knobs["threshold"])
         return (None if found is None else stream.passages[found]), None
 
@@ -78,7 +89,7 @@ class SequentialAuthors(Rule):
 class DeltaScaling(Rule):
     """theta_k = theta_{k-1} + dW_k / sqrt(k) (the schedule of SLAO, arXiv 2512.23017, without its initialisation)."""
 
-    def weight(self, k):
+    def weight(self, k: int) -> float:
         return 1 / math.sqrt(k + 1)
 
 
@@ -91,11 +102,11 @@ class Joint(Rule):
     retrains = True
     stores = "text"
 
-    def nothing(self, stream, k):
+    def nothing(self, stream: Stream, k: int) -> bool:
         return all(super(Joint, self).nothing(stream, j) for j in range(k + 1))
 
-    def job(self, stream, state, k, **more):
+    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
         return super().job(stream, State(), k, examples=[e for j in range(k + 1) for e in self.fresh(stream, j)])
 
-    def after(self, stream, state, k, edit):
+    def after(self, stream: Stream, state: State, k: int, edit: Adapter) -> State:
         return State(ops.concatenate([(edit, 1.0)]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +15,11 @@ from torch import Tensor
 from seal_lib.continual.lab import basis
 from seal_lib.continual.rules.base import RATES, Cost, Rule, State
 from seal_lib.continual.rules.rehearsal import WEIGHTS, Replay
+from seal_lib.continual.streams import Stream
 from seal_lib.training.adapters import Adapter, target_linears
+
+if TYPE_CHECKING:
+    from seal_lib.continual.trainer import EditJob
 
 #: shares of the squared inputs that a protected space holds; 1 − energy halves from step to step
 ENERGIES = (0.2, 0.6, 0.8, 0.9, 0.95, 0.975, 0.9875, 0.99375)
@@ -44,7 +49,7 @@ class NullSpaceCalibration(Rule):
         spaces = self.spaces(state)
         return {name: spaces[names[0]] for names in self.lab.groups for name in names}
 
-    def job(self, stream, state, k, **more):
+    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
         return super().job(stream, state, k, protect=self.protect(state), **more)
 
 
@@ -56,7 +61,7 @@ class NullSpace(NullSpaceCalibration):
     cost = Cost(factors="edit")
     ladders = {"energy": ENERGIES, "past": ENERGIES, "lr_scale": RATES}
 
-    def after(self, stream, state, k, edit):
+    def after(self, stream: Stream, state: State, k: int, edit: Adapter) -> State:
         done = super().after(stream, state, k, edit)
         inputs = self.lab.inputs(self.texts_of(stream, k), done.history)
         spaces, past = self.spaces(state), self.knobs["past"]
@@ -84,13 +89,13 @@ class InfLora(NullSpace):
     knobs = {"past": 0.95, "lr_scale": 1.0}
     ladders = {"past": ENERGIES, "lr_scale": RATES}
 
-    def spaces(self, state):
+    def spaces(self, state: State) -> dict[str, Tensor]:
         return {name: u.to(self.lab.model.device) for name, u in state.extra.items()}
 
-    def protect(self, state):
+    def protect(self, state: State) -> dict[str, Tensor]:
         return {}  # A is fixed, and lies in the free space already
 
-    def job(self, stream, state, k, **more):
+    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
         inner, lab = self.lab.inner, self.lab
         inputs = lab.inputs(self.texts_of(stream, k), state.history)
         linears, spaces, weights = target_linears(lab.model, inner.targets), self.spaces(state), {}

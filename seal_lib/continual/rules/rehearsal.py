@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.rules.base import RATES, Cost, Rule, State
@@ -14,6 +15,9 @@ from seal_lib.continual.streams import Stream
 from seal_lib.continual.trainer import Anchor
 from seal_lib.seeds import rng
 from seal_lib.training.jobs import Example, Job
+
+if TYPE_CHECKING:
+    from seal_lib.continual.trainer import EditJob
 
 #: of rehearsal or distillation beside the new edit's loss
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -33,7 +37,7 @@ class Replay(Rule):
     def memory(self, stream: Stream, state: State, k: int) -> list[list[int]]:
         return past(self.lab, stream, k)
 
-    def job(self, stream, state, k, **more):
+    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
         plain = self._job(stream, k, examples=self.fresh(stream, k))
         memory = [self.lab.example(ids) for ids in self.memory(stream, state, k)]
         return super().job(stream, state, k, **mixed(plain, memory, **self.knobs), **more)
@@ -71,12 +75,12 @@ class GenerativeReplay(Replay):
     knobs = {"m": 4, "weight": 3.0, "texts": 192, "lr_scale": 1.0}
     cost = Cost(more="own")
 
-    def jobs(self, streams, states, k):
+    def jobs(self, streams: Sequence[Stream], states: Sequence[State], k: int) -> list[EditJob]:
         written = self.own_texts(streams, states, k, int(self.knobs["texts"]))
         self._written = {stream.id: texts for stream, texts in zip(streams, written, strict=True)}
         return super().jobs(streams, states, k)
 
-    def memory(self, stream, state, k):
+    def memory(self, stream: Stream, state: State, k: int) -> list[list[int]]:
         return self._written[stream.id]
 
 
@@ -95,7 +99,7 @@ class Kl(Rule):
         teachers = self.lab.logprobs(texts, state.history)
         return [Anchor(text, teacher=teacher) for text, teacher in zip(texts, teachers, strict=True)]
 
-    def job(self, stream, state, k, **more):
+    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
         plain = self._job(stream, k, examples=self.fresh(stream, k))
         return super().job(stream, state, k, **mixed(plain, self.taught(stream, state, k), **self.knobs), **more)
 
@@ -107,7 +111,7 @@ class KlReplay(Kl):
     knobs = {"m": 3, "weight": 1.0, "lr_scale": 1.0}
     cost = Cost(more="both")
 
-    def job(self, stream, state, k, **more):
+    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
         plain = self._job(stream, k, examples=self.fresh(stream, k))
         old = [self.lab.example(ids) for ids in past(self.lab, stream, k)]
         m, both = int(self.knobs["m"]), mixed(plain, self.taught(stream, state, k), **self.knobs)
