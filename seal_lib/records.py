@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from seal_lib.errors import DataError
 
@@ -101,8 +101,31 @@ class Answer:
         return cls(row["question"], row["gold"], row["text"], grades, row["blank"])
 
 
+class Trial(Protocol):
+    """What became of a candidate, or of a self-edit: the domain's record of it.
+
+    ``key``: equal for self-edits that ask for the same; ``accuracy``: by the loop's grader, in [0, 1], NaN where there
+    is nothing to grade.
+    """
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def unit_id(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def edit(self) -> SelfEdit | None: ...
+
+    @property
+    def accuracy(self) -> float: ...
+
+
 @dataclass(frozen=True)
-class Trial:
+class PassageTrial:
     """One pass of the inner loop: an adapter trained on one self-edit (or none), questioned without the passage.
 
     ``grader``: the loop's, a key of :data:`seal_lib.grading.graders.GRADERS`, by which :attr:`accuracy` is meant.
@@ -155,7 +178,7 @@ class Trial:
         return sum(scores) / len(scores) if scores else math.nan
 
     @classmethod
-    def from_dict(cls, row: dict) -> "Trial":
+    def from_dict(cls, row: dict) -> "PassageTrial":
         number = {key: math.nan if row[key] is None else row[key] for key in ("first_loss", "last_loss")}
         edit = SelfEdit.from_dict(row["edit"]) if row["edit"] else None
         answers = tuple(Answer.from_dict(answer) for answer in row["answers"])
@@ -274,7 +297,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def by_passage(trials: Iterable[Trial], what: str) -> dict[str, float]:
+def by_passage(trials: Iterable[PassageTrial], what: str) -> dict[str, float]:
     """Mean per passage of its trials' means by a grader, or of ``blank``: the unit every interval is computed over.
 
     A trial that cannot be scored is left out; a passage without any other is NaN.

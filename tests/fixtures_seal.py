@@ -14,7 +14,7 @@ from seal_lib.grading.graders import ALWAYS
 from seal_lib.knowledge import prompts, world
 from seal_lib.knowledge.domain import InnerLoop, Knowledge
 from seal_lib.loops.domain import Candidate
-from seal_lib.records import Answer, Passage, Question, SelfEdit, Trial
+from seal_lib.records import Answer, Passage, PassageTrial, Question, SelfEdit
 from seal_lib.runs.journal import plain
 
 WORDING = prompts.load("seedling")
@@ -104,7 +104,7 @@ def untrained(passages: Sequence[Passage], arm: str = "frozen", shown: bool = Fa
     return [Candidate(f"{arm}/{p.id}", p, None, arm, 0, trains=False, shown=shown) for p in passages]
 
 
-def trials_of(candidates: Sequence[Candidate], settings: InnerLoop = INNER, wording=WORDING) -> list[Trial]:
+def trials_of(candidates: Sequence[Candidate], settings: InnerLoop = INNER, wording=WORDING) -> list[PassageTrial]:
     """The inner loop on the shipped model."""
     from seal_lib.loops.inner import try_all
     from seal_lib.loops.policy import Policy
@@ -133,13 +133,13 @@ def mean(values) -> float:
 
 
 def trial(passage: str, right: list[float], arm: str = "arm", outcome: str = "ok", edit: SelfEdit | None = None,
-          name: str = "", blanks: int = 0) -> Trial:  # fmt: skip
+          name: str = "", blanks: int = 0) -> PassageTrial:  # fmt: skip
     """A hand-made trial with the given exact-match grades."""
     answers = tuple(
         Answer(f"q{i}", "gold", "" if i < blanks else "text", dict.fromkeys(ALWAYS, exact), i < blanks)
         for i, exact in enumerate(right)
     )
-    return Trial(name or f"{passage}/{arm}", passage, arm, edit, 0, answers, "exact", outcome)
+    return PassageTrial(name or f"{passage}/{arm}", passage, arm, edit, 0, answers, "exact", outcome)
 
 
 def plain_passage(text: str = "Some text.", title: str = "Title", name: str = "p") -> Passage:

@@ -4,7 +4,7 @@ import pytest
 from fixtures_seal import trial
 
 from seal_lib.arc import tables
-from seal_lib.arc.domain import Attempt, Trial
+from seal_lib.arc.domain import Attempt, PuzzleTrial
 from seal_lib.knowledge import evaluate
 from seal_lib.loops.outer import Loop
 from seal_lib.plan import counts
@@ -79,9 +79,9 @@ def test_words_say_what_is_separable_over_all_models_and_are_silent_about_the_re
 def puzzles(untrained: int, seal: int, blind: int) -> Loop:
     """One round on nine tasks; so many of an arm's five self-edits are right, give or take one by task."""
 
-    def trials(right: int, more) -> list[Trial]:
+    def trials(right: int, more) -> list[PuzzleTrial]:
         return [
-            Trial(
+            PuzzleTrial(
                 SelfEdit(f"t{i}/{k}", f"t{i}", "", "p"),
                 Attempt(f"t{i}/{k}", f"t{i}", "ok", attempts=((((1,),),),), pass_2=k < right + more(i)),
             )

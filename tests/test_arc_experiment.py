@@ -9,7 +9,7 @@ from fixtures_seal import MemoryRun
 
 from seal_lib.arc import experiment, prompts, reading, self_edits, tables, vote
 from seal_lib.arc import world as world
-from seal_lib.arc.domain import AUTHORS, GRADERS, Attempt, Puzzles, TestTimeTraining, Trial
+from seal_lib.arc.domain import AUTHORS, PUZZLE_GRADERS, Attempt, Puzzles, PuzzleTrial, TestTimeTraining
 from seal_lib.arc.self_edits import ORACLE, Config
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
@@ -39,18 +39,18 @@ def attempt(task: str, k: int = 0, right: bool = False, **more) -> Attempt:
     return Attempt(f"{task}/{k}", task, **about)
 
 
-def trial(task: str, k: int = 0, right: bool = False, number: int = 0, tries: int = 1, **more) -> Trial:
+def trial(task: str, k: int = 0, right: bool = False, number: int = 0, tries: int = 1, **more) -> PuzzleTrial:
     edit = SelfEdit(f"{task}/{number}", task, config(k).text(), "policy", tries=tries)
-    return Trial(edit, attempt(task, k, right, **more))
+    return PuzzleTrial(edit, attempt(task, k, right, **more))
 
 
-def loop(seed: int, evaluated: dict[str, list[Trial]], practised=(), kept=(), fresh=()) -> Loop:
+def loop(seed: int, evaluated: dict[str, list[PuzzleTrial]], practised=(), kept=(), fresh=()) -> Loop:
     practised = tuple(practised) or (trial("p", 0, True),)
     rewards = tuple(t.accuracy for t in practised)
     return Loop(seed, (Round(1, practised, rewards, tuple(kept), 1.0),), evaluated, (list(fresh),))
 
 
-def filtered(trials: list[Trial], settings: OuterLoop) -> tuple[list[float], list[SelfEdit]]:
+def filtered(trials: list[PuzzleTrial], settings: OuterLoop) -> tuple[list[float], list[SelfEdit]]:
     """(reward, kept) of one task's self-edits, each tried once."""
     rewards = tuple(reward_of([t], NAN, settings.reward) for t in trials)
     group = Group(replace(TASKS[0], id="t"), tuple(t.edit for t in trials), tuple((t,) for t in trials), rewards)
@@ -74,7 +74,7 @@ def test_the_graders_by_hand() -> None:
     near, right, other = ((1, 2), (3, 9)), ((1, 2), (3, 4)), ((7,),)
     score = vote.score(task, [(near, right), (((5, 0),), other)])
     made = Attempt("t/x", "t", "ok", pass_1=score.pass_1, pass_2=score.pass_2, cells=score.cells)
-    assert {name: made.graded(name) for name in GRADERS} == {"grid": 0.0, "pass_1": 0.0, "cells": (1 + 0.5) / 2}
+    assert {name: made.graded(name) for name in PUZZLE_GRADERS} == {"grid": 0.0, "pass_1": 0.0, "cells": (1 + 0.5) / 2}
     second = vote.score(replace(task, tests=task.tests[:1], solutions=task.solutions[:1]), [(near, right)])
     assert (second.pass_1, second.pass_2, second.cells) == (False, True, 1.0)
     assert vote.score(task, [(near,), ()]).cells == 0.75 / 2  # no answer has no right cell
@@ -97,10 +97,10 @@ def test_rows_name_their_grader_and_the_headline_follows_it() -> None:
         rows = rows_of(made, {"icl": [attempt(f"t{k}", outcome="untrained", config=None) for k in range(8)]}, grader)
         assert rows[MAIN, "own_untrained", "success_rate"]["value"] == pytest.approx(value)
         for (where, _, metric), row in rows.items():
-            judged = metric.startswith(("success", "difference", "reward")) or metric in GRADERS
+            judged = metric.startswith(("success", "difference", "reward")) or metric in PUZZLE_GRADERS
             judged = judged or metric in ("tied_share", "zero_share")
             told = row["grader"]
-            assert told == (metric if metric in GRADERS else grader if judged else ""), (where, metric)
+            assert told == (metric if metric in PUZZLE_GRADERS else grader if judged else ""), (where, metric)
     with pytest.raises(DataError, match="grader: 'luck' is not one of grid, pass_1, cells"):
         replace(SETTINGS, grader="luck")
 
@@ -419,7 +419,7 @@ def table(gain: float, oracle: float = 1.0, blind: float = 0.0):
     """Three loops in which the last round solves ``gain`` of the self-edits more than the untrained policy's none."""
     import pandas as pd
 
-    def trials(rate: float, k0: int) -> list[Trial]:
+    def trials(rate: float, k0: int) -> list[PuzzleTrial]:
         right = round(10 * rate)  # self-edits that ask for the configuration that works
         return [trial(f"t{k}", k0 + (j >= right), j < right, j) for k in range(12) for j in range(10)]
 

@@ -13,7 +13,7 @@ from seal_lib import models
 from seal_lib.arc import experiment, prompts, tables
 from seal_lib.arc import world as world
 from seal_lib.arc.augment import SWITCHES
-from seal_lib.arc.domain import GRADERS, Attempt, Puzzles, TestTimeTraining, Trial, views_of
+from seal_lib.arc.domain import PUZZLE_GRADERS, Attempt, Puzzles, PuzzleTrial, TestTimeTraining, views_of
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.errors import DataError
@@ -112,7 +112,7 @@ def test_a_diverged_adapter_is_an_outcome(policy, tasks) -> None:
     wild = candidate("x", tasks[0], replace(GOOD, learning_rate=1e20, epochs=3))
     (attempt,) = try_all(policy, [wild], domain=open_ended)
     assert attempt.outcome == "diverged" and "lower lr" in attempt.reason
-    assert all(math.isnan(attempt.graded(grader)) for grader in GRADERS)  # nothing to grade, not a wrong answer
+    assert all(math.isnan(attempt.graded(grader)) for grader in PUZZLE_GRADERS)  # nothing to grade, not a wrong answer
 
 
 def test_tasks_longer_than_the_model_are_counted_not_crashed(policy) -> None:
@@ -170,9 +170,9 @@ def test_a_task_is_never_practised_and_evaluated(tasks) -> None:
 
 
 def test_the_control_keeps_as_many_but_blindly(tasks) -> None:
-    def trial(task: Task, k: int, right: bool) -> Trial:
+    def trial(task: Task, k: int, right: bool) -> PuzzleTrial:
         edit = SelfEdit(f"{task.id}/{k}", task.id, f"text {k}", "policy")
-        return Trial(edit, Attempt(f"{task.id}/{k}", task.id, "ok", pass_2=right))
+        return PuzzleTrial(edit, Attempt(f"{task.id}/{k}", task.id, "ok", pass_2=right))
 
     outer = replace(OUTER, filter="threshold", threshold=0.5)
     groups, success = [], {}

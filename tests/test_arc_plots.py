@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex  # noqa: E402
 
 from seal_lib.arc import augment, grids, tables  # noqa: E402
 from seal_lib.arc import plots as arc  # noqa: E402
-from seal_lib.arc.domain import Attempt, Trial  # noqa: E402
+from seal_lib.arc.domain import Attempt, PuzzleTrial  # noqa: E402
 from seal_lib.arc.self_edits import ORACLE, Config  # noqa: E402
 from seal_lib.arc.tasks import Pair, Task  # noqa: E402
 from seal_lib.errors import DataError  # noqa: E402
@@ -36,11 +36,11 @@ def trial(draws, task, arm, skill, known):
     config = Config(switches, strategy, rate, draws.choice(EPOCHS))
     edit = SelfEdit(f"{task}/{arm}", task, "{}", arm)
     if draws.random() < 0.15 * (1 - skill):
-        return Trial(edit, Attempt(f"{task}/rejected", task, "not_json"))
+        return PuzzleTrial(edit, Attempt(f"{task}/rejected", task, "not_json"))
     right = draws.random() < (RATES.index(rate) / 3.5) * (1 - 0.02 * int(task[-2:]))
     name = f"{task}/{config.text()}"  # equal configurations of a task are one training
     made = Attempt(name, task, "ok", config=config, steps=1, pass_2=right, cells=1.0 if right else 0.5)
-    return Trial(edit, known.setdefault((arm, name), made))
+    return PuzzleTrial(edit, known.setdefault((arm, name), made))
 
 
 def loop(seed):

@@ -43,13 +43,13 @@ def test_documents_have_seals_lengths_and_the_passage_is_among_them():
     assert fmean(part[-1] for part in drawn) == pytest.approx(fmean(part[-1] for part in recorded), rel=0.03)
     assert {part[-1] for part in drawn} <= {part[-1] for part in recorded}
     for count in {
-        max(k, inner_loop.TOGETHER) for k in inner_loop.Plan().slots
+        max(k, inner_loop.TOGETHER) for k in inner_loop.CpuPlan().slots
     }:  # what a way trains is like what others train
         assert fmean(n for part in drawn[:count] for n in part) == pytest.approx(mean, rel=0.05)
-    made = inner_loop.documents("seal", inner_loop.Plan(slots=(4,)))
+    made = inner_loop.documents("seal", inner_loop.CpuPlan(slots=(4,)))
     assert [[len(ids) - 1 for ids in part] for part in made] == drawn[:4]  # and one end-of-text each
     assert len({ids[-1] for part in made for ids in part}) == 1
-    notes = inner_loop.documents("seedling", inner_loop.Plan(slots=(4,)))
+    notes = inner_loop.documents("seedling", inner_loop.CpuPlan(slots=(4,)))
     assert {len(part) for part in notes} == {7} and all(len(part[-1]) == max(map(len, part)) for part in notes)
 
 
@@ -97,7 +97,7 @@ def test_ratios_are_to_the_best_k_at_each_length_with_their_spread():
         for variant, _, ms in SEQUENTIAL:
             whole = (ms / 1.5, 0.9 * ms / (1.2 * 1.5), 1.2 * ms / (0.9 * 1.5))
             assert found[lengths, variant] == pytest.approx(whole)
-    first = inner_loop.told(table()).splitlines()[0]
+    first = inner_loop.ratios_text(table()).splitlines()[0]
     assert (
         first
         == "authors/bank: 333.3 [250.0, 444.4] (a model, rank 8, lengths of SEAL's self-edits, 47 tokens a document)"

@@ -92,7 +92,7 @@ def test_the_table_is_what_the_rows_say() -> None:
 
 def test_a_killed_run_keeps_its_rows(tmp_path) -> None:
     file = tmp_path / "bench_gpu_rows.csv"
-    gpu_table.begin(file, {"device_key": "h200"}, gpu_sizes.Plan(), {})
+    gpu_table.begin(file, {"device_key": "h200"}, gpu_sizes.GpuPlan(), {})
     assert gpu_table.read(file) == []
     for one in ROWS[:4]:
         gpu_table.append(file, one)
@@ -166,9 +166,9 @@ def test_the_models_have_the_true_shapes(monkeypatch) -> None:
 
 
 def test_documents_have_the_recorded_lengths() -> None:
-    edits = gpu_sizes.documents(gpu_sizes.Plan())
+    edits = gpu_sizes.documents(gpu_sizes.GpuPlan())
     assert edits == [list(d) for d in lengths.profiles()["squad"].documents]
-    jobs = gpu.jobs_of(gpu_sizes.Plan(), 128, 1000)
+    jobs = gpu.jobs_of(gpu_sizes.GpuPlan(), 128, 1000)
     assert [[len(e.ids) for e in job.examples] for job in jobs] == edits[:128]
     assert all(job.epochs == 10 and job.rank == 32 for job in jobs)
 
@@ -193,13 +193,13 @@ def test_the_picture_shows_every_number_and_what_failed() -> None:
 
 
 def test_the_goal_is_printed_beside_what_was_reached() -> None:
-    told = gpu_table.told(gpu_table.summary(ROWS, RECORD))
+    told = gpu_table.summary_text(gpu_table.summary(ROWS, RECORD))
     assert "Qwen2.5-7B, qv: 0.44 s a self-edit at K = 16, train 0.34, answer 0.10" in told
     assert "at most 1.5 s" in told and "out of memory" in told
 
 
 def test_a_stop_that_is_no_measurement_is_refused(tmp_path) -> None:
     file = tmp_path / "bench_gpu_rows.csv"
-    gpu_table.begin(file, RECORD, gpu_sizes.Plan(), {})
+    gpu_table.begin(file, RECORD, gpu_sizes.GpuPlan(), {})
     with pytest.raises(SealError, match="holds no measurement"):
         gpu_table.finish(tmp_path, "bench_gpu")

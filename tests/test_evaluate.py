@@ -8,7 +8,7 @@ from fixtures_seal import DOMAIN, MemoryRun, made, mean, seedling, trial
 
 from seal_lib.errors import DataError
 from seal_lib.knowledge import experiment
-from seal_lib.knowledge.evaluate import ARMS, difference_rows, edit_rows, evaluate_arm, result_rows
+from seal_lib.knowledge.evaluate import BASELINES, difference_rows, edit_rows, evaluate_arm, result_rows
 from seal_lib.knowledge.experiment import comparisons, restem_loop, restem_rows, reward_rows
 from seal_lib.loops.outer import Loop, evaluate
 from seal_lib.loops.policy import Policy
@@ -155,7 +155,7 @@ def test_edit_rows_say_what_notes_are_like() -> None:
 OUTER = OuterLoop(samples=2, edit_tokens=40, sft_rank=8, sft_alpha=16, sft_lr=2e-3, sft_epochs=1, sft_batch=4)
 
 
-@pytest.mark.parametrize("arm", list(ARMS))
+@pytest.mark.parametrize("arm", list(BASELINES))
 def test_every_arm_gives_one_trial_per_passage(arm: str) -> None:
     run, passages = MemoryRun(), made(2)
     policy = Policy("untrained", *seedling())
@@ -164,7 +164,7 @@ def test_every_arm_gives_one_trial_per_passage(arm: str) -> None:
     expected = {f"seed_0/evaluate/{arm}"} | ({f"seed_0/evaluate/{arm}/write"} if arm == "own_untrained" else set())
     assert set(run.phases) == expected
     assert run.counts["scored"] == sum(len(p.questions) for p in passages)
-    kind = ARMS[arm].text
+    kind = BASELINES[arm].text
     for passage, t in zip(passages, trials, strict=True):
         if kind in ("none", "passage"):
             assert t.edit is None and t.steps == (0 if kind == "none" else 10)
@@ -281,7 +281,7 @@ def test_every_difference_of_the_single_passage_table_is_that_of_two_of_its_rows
 
     def arm(run, policy, passages, arm, *_, seed, group=""):
         assert group == f"seed_{seed}/"
-        return graded(passages, arm, seed if ARMS[arm].text == "policy" else 0, lean[arm])
+        return graded(passages, arm, seed if BASELINES[arm].text == "policy" else 0, lean[arm])
 
     monkeypatch.setattr(evaluate, "evaluate_arm", arm)
     asked = ("frozen", "own_untrained", "external")

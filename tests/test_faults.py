@@ -11,7 +11,7 @@ from seal_lib.knowledge.documents import training_documents
 from seal_lib.loops.outer import reward_of
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.loops.updates import Group, kept_of
-from seal_lib.records import SelfEdit, Trial, to_dict
+from seal_lib.records import PassageTrial, SelfEdit, to_dict
 
 BINARY = bytes(range(256)) * 20
 FAULTS = {
@@ -48,7 +48,7 @@ def test_a_strange_self_edit_is_a_clean_trial_or_a_counted_outcome(name: str) ->
     assert strange.outcome == "diverged" or len(strange.answers) == len(passage.questions)
     assert sane.outcome == "ok" and digest(model) == before
     row = to_dict(strange)
-    assert Trial.from_dict(row).edit.text == text  # the record keeps it, whatever it is
+    assert PassageTrial.from_dict(row).edit.text == text  # the record keeps it, whatever it is
     assert math.isnan(strange.accuracy) or 0 <= strange.accuracy <= 1
     assert "<script>" not in strange._repr_html_()
 

@@ -18,7 +18,7 @@ from seal_lib.loops.domain import Candidate
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import REWARDS
 from seal_lib.loops.settings import OuterLoop
-from seal_lib.records import Passage, Question, Round, SelfEdit, Trial, to_dict
+from seal_lib.records import Passage, PassageTrial, Question, Round, SelfEdit, to_dict
 
 PASSAGE = Passage("p", "France", "Paris is the capital.", (Question("What is the capital?", "Paris"),))
 WRONG, RIGHT = "Lyon. The city of Lyon lies on the Rhone.", "Paris. The city of Paris is on the Seine."
@@ -87,7 +87,7 @@ def test_improvement_and_the_frozen_baseline_read_the_grader(loop) -> None:
 
 
 def test_the_honesty_check_scores_the_selected_by_the_reward_that_selected_them(loop) -> None:
-    def again(record: Round, grader: str) -> tuple[list[Trial], ...]:
+    def again(record: Round, grader: str) -> tuple[list[PassageTrial], ...]:
         return ([replace(t, grader=grader) for t in record.candidates if t.id in record.kept],)
 
     label = {"protocol": "clean", "model": "m"}
@@ -130,10 +130,10 @@ def test_a_grader_that_calls_somebody_is_one_more_row_asked_once_per_answer(monk
     question = Question("Q?", "gold")
     answers = tuple(grade(question, text, "judge") for text in ("yes", "no", "silence"))
     assert asked == ["yes", "no", "silence"]
-    judged = Trial("t", "p", "arm", None, 0, answers, "judge")
+    judged = PassageTrial("t", "p", "arm", None, 0, answers, "judge")
     assert judged.accuracy == 0.5 == REWARDS["accuracy"](judged, 0.0) and judged.mean("exact") == 0.0
     assert "#888888" in judged._repr_html_()
-    again = Trial.from_dict(json.loads(json.dumps(to_dict(judged), allow_nan=False)))
+    again = PassageTrial.from_dict(json.loads(json.dumps(to_dict(judged), allow_nan=False)))
     assert again.accuracy == 0.5 and math.isnan(again.answers[2].grades["judge"])
     silent = replace(judged, answers=answers[2:])
     assert math.isnan(silent.accuracy) and math.isnan(REWARDS["improvement"](silent, 0.0))
@@ -202,7 +202,7 @@ def test_on_the_authors_answers_exact_match_sees_almost_nothing() -> None:
         (completion,) = article["completions"]
         answers = completion["questions"]
         graded = tuple(grade(Question(a["question"], a["answer"]), a["adapter_answer"], "contains") for a in answers)
-        trials.append(Trial(str(number), str(number), "own_untrained", None, 0, graded, "contains"))
+        trials.append(PassageTrial(str(number), str(number), "own_untrained", None, 0, graded, "contains"))
         judged += [float(a["adapter_correct"]) for a in answers]
 
     def share(grader: str) -> float:

@@ -18,7 +18,7 @@ from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.runs import params
 from seal_lib.seedling import growth
-from seal_lib.seedling.acceptance import SEEDLINGS
+from seal_lib.seedling.acceptance import ACCEPTANCE
 from seal_lib.seedling.grid_recipe import EPOCHS, RATES, GridRecipe, documents_of, draw_config
 from seal_lib.seeds import rng
 
@@ -128,7 +128,7 @@ def test_the_shipped_model_has_the_recipes_shape_and_a_card_that_is_its_own(seed
 
     card = (folder / "README.md").read_text("utf-8")
     assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() in card
-    for key, (low, high) in SEEDLINGS["grids"].accepted.items():
+    for key, (low, high) in ACCEPTANCE["grids"].accepted.items():
         (line,) = [line for line in card.splitlines() if line.startswith(f"| {key} ")]
         assert low <= float(line.split("|")[2]) <= high
 

@@ -10,7 +10,7 @@ import scipy.stats
 from seal_lib.arc import kind_plots, kinds, mixed_world, reading, world
 from seal_lib.arc.augment import SWITCHES, colour_permutation, recolour
 from seal_lib.arc.data import load_tasks
-from seal_lib.arc.domain import Attempt, Trial
+from seal_lib.arc.domain import Attempt, PuzzleTrial
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair
 from seal_lib.errors import DataError
@@ -40,7 +40,7 @@ def follows(pairs: list[Pair], kind: str, name: str) -> bool:
         black = {i for i, cell in enumerate(mixed_world.cells(pair.input)) if cell == 0}
         back = [
             t
-            for t in mixed_world.TURNS
+            for t in mixed_world.SYMMETRIES
             if {i for i, c in enumerate(mixed_world.cells(t(pair.input))) if c == 0} == set(place)
         ]
         assert len(black) == len(place) and back
@@ -63,7 +63,7 @@ def test_which_copies_follow_the_rule_depends_on_its_kind(population: str) -> No
     for task in tasks:
         kind, pairs = mixed_world.kind_of(task), pairs_of(task)
         assert follows(pairs, kind, task.id)
-        copies = {"turned": mixed_world.TURNS[1:], "recoloured": PAINTS}
+        copies = {"turned": mixed_world.SYMMETRIES[1:], "recoloured": PAINTS}
         for way, augmenters in copies.items():
             fair[way][kind] += all(follows(list(map(a.pair, pairs)), kind, task.id) for a in augmenters)
     assert fair["recoloured"] == {"moves": 12, "around_black": 12, "key_colour": 0}
@@ -121,7 +121,7 @@ TASKS = [f"mixed-heldout-{kind}-{n}" for n in range(6) for kind in mixed_world.K
 
 def loop_of(arms: dict, seed: int) -> Loop:
     edit = SelfEdit("x", "y", "", "z")
-    return Loop(seed, (None,), {arm: [Trial(edit, a) for a in attempts] for arm, attempts in arms.items()})
+    return Loop(seed, (None,), {arm: [PuzzleTrial(edit, a) for a in attempts] for arm, attempts in arms.items()})
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_a_loop_leaves_its_controls(monkeypatch, random_control: bool) -> None:
 
         def loop(self, run, base, *, rounds, seed, control):
             arms = {"own_untrained": [], **({control: []} if control else {}), "seal_round_1": []}
-            candidates = tuple(Trial(edit, None) for edit in edits)
+            candidates = tuple(PuzzleTrial(edit, None) for edit in edits)
             return Loop(seed, (Round(1, candidates, (0.0,) * 20, tuple(str(i) for i in range(10))),), arms)
 
     def imitate(run, policy, kept, units, domain, outer, *, name, seed):

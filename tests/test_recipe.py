@@ -9,11 +9,11 @@ import torch
 from seal_lib import models
 from seal_lib.errors import DataError
 from seal_lib.seedling import __main__ as command
-from seal_lib.seedling.acceptance import SEEDLINGS
+from seal_lib.seedling.acceptance import ACCEPTANCE
 from seal_lib.seedling.growth import grow
-from seal_lib.seedling.recipe import Recipe
+from seal_lib.seedling.recipe import KnowledgeRecipe
 
-SMALL = Recipe(
+SMALL = KnowledgeRecipe(
     hidden=32, layers=1, heads=1, mlp=32, steps=5, note_documents=2, question_documents=2, fact_documents=2, warmup=2,
     checkpoint_every=2,
 )  # fmt: skip
@@ -60,14 +60,14 @@ def test_a_checkpoint_of_another_recipe_is_not_taken_up(tmp_path) -> None:
 def small(monkeypatch) -> dict[str, list[str]]:
     """Both worlds with a recipe of seconds and a measurement that only remembers what it was asked about."""
     measured: dict[str, list[str]] = {}
-    for world, seedling in list(SEEDLINGS.items()):
+    for world, seedling in list(ACCEPTANCE.items()):
 
         def measure(folder, world=world):
             measured.setdefault(world, []).append(folder.name)
             return {"right": 1.0}
 
         made = replace(seedling, recipe=replace(SMALL, steps=1), accepted={"right": (0.5, 1.0)}, measure=measure)
-        monkeypatch.setitem(SEEDLINGS, world, made)
+        monkeypatch.setitem(ACCEPTANCE, world, made)
     return measured
 
 

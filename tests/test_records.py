@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 from fixtures_seal import made, seedling, trial
 
 from seal_lib import seeds
-from seal_lib.records import Answer, Passage, Round, SelfEdit, Trial, by_passage, to_dict
+from seal_lib.records import Answer, Passage, PassageTrial, Round, SelfEdit, by_passage, to_dict
 from seal_lib.report import show
 
 EVIL = "<script>alert(1)</script>\n& more"
@@ -22,18 +22,18 @@ def test_json_there_and_back_keeps_everything() -> None:
     assert Passage.from_dict(json.loads(json.dumps(to_dict(passage)))) == passage
     assert SelfEdit.from_dict(json.loads(json.dumps(to_dict(EDIT)))) == EDIT  # 63-bit seeds too
     answer = Answer("q", "g", "t", {"exact": 1.0, "f1": 0.5}, False)
-    full = Trial("p/0", "p", "arm", EDIT, 5, (answer,), "f1", "ok", "", 70, 900, 3.5, 0.5)
-    assert Trial.from_dict(json.loads(json.dumps(to_dict(full)))) == full
-    bare = Trial.from_dict(to_dict(Trial("p", "p", "frozen", None, 0, (answer,), "exact")))
+    full = PassageTrial("p/0", "p", "arm", EDIT, 5, (answer,), "f1", "ok", "", 70, 900, 3.5, 0.5)
+    assert PassageTrial.from_dict(json.loads(json.dumps(to_dict(full)))) == full
+    bare = PassageTrial.from_dict(to_dict(PassageTrial("p", "p", "frozen", None, 0, (answer,), "exact")))
     assert bare.edit is None and math.isnan(bare.first_loss)
 
 
 def test_a_number_that_is_not_finite_is_null_on_disk_and_nan_again() -> None:
-    diverged = Trial("p", "p", "arm", EDIT, 0, (), "exact", "diverged", "loss is nan", 3, 10, 2.0, math.inf)
+    diverged = PassageTrial("p", "p", "arm", EDIT, 0, (), "exact", "diverged", "loss is nan", 3, 10, 2.0, math.inf)
     row = to_dict(diverged)
     text = json.dumps(row, allow_nan=False)
     assert row["last_loss"] is None
-    again = Trial.from_dict(json.loads(text))
+    again = PassageTrial.from_dict(json.loads(text))
     assert math.isnan(again.last_loss) and again.first_loss == 2.0 and again.edit.text == EVIL
 
 
@@ -55,8 +55,8 @@ def test_by_passage_is_the_mean_of_trials_and_a_failed_one_stays_visible() -> No
 
 
 def test_faces_in_jupyter_escape_what_a_model_wrote() -> None:
-    answered = Trial("p", "p", EVIL, EDIT, 0, (Answer(EVIL, EVIL, EVIL, {EVIL: 0.0}, False),), EVIL, "ok")
-    failed = Trial("q", "p", "arm", EDIT, 0, (), "exact", "diverged", EVIL)
+    answered = PassageTrial("p", "p", EVIL, EDIT, 0, (Answer(EVIL, EVIL, EVIL, {EVIL: 0.0}, False),), EVIL, "ok")
+    failed = PassageTrial("q", "p", "arm", EDIT, 0, (), "exact", "diverged", EVIL)
     passage = Passage(EVIL, EVIL, EVIL, made(1)[0].questions)
     whole = Round(1, (answered, failed), (0.0, math.nan), ("p/0",), 0.3)
     views = [show.side_by_side({EVIL: [EDIT], "after": [answered]})]
@@ -73,7 +73,7 @@ def test_a_long_text_is_cut_in_the_face_but_not_in_the_record() -> None:
 
 
 def test_a_round_shows_the_kept_edits_and_the_worst_and_survives_having_none() -> None:
-    def one(k: int, text: str) -> Trial:
+    def one(k: int, text: str) -> PassageTrial:
         return trial("p", [1.0], name=f"p/{k}", edit=SelfEdit(f"p/{k}", "p", text, "policy"))
 
     trials = (one(0, "bad"), one(1, "kept"), one(2, "worst"))

@@ -161,8 +161,8 @@ def test_a_grader_is_one_row(knowledge, monkeypatch) -> None:
 
 def test_an_arm_is_one_row(knowledge, monkeypatch) -> None:
     domain, passages = knowledge
-    row = evaluate.Arm("reference:remark", "remarks, asked with the passage in view")
-    monkeypatch.setitem(evaluate.ARMS, "mine", row)
+    row = evaluate.Baseline("reference:remark", "remarks, asked with the passage in view")
+    monkeypatch.setitem(evaluate.BASELINES, "mine", row)
     trials = evaluate.evaluate_arm(
         MemoryRun(), Policy("p", *seedling()), passages, "mine", domain, OuterLoop(**SMALL), seed=0
     )  # fmt: skip

@@ -18,7 +18,7 @@ from seal_lib.arc.tasks import Pair
 from seal_lib.errors import DataError
 from seal_lib.seeds import rng
 
-PROTOCOLS = ("clean", "authors")
+ARC_PROTOCOLS = ("clean", "authors")
 #: the JSON keys of a self-edit, in the order of its schema
 SWITCHES = (
     "use_basic_augmentations",
@@ -206,8 +206,8 @@ def family(switch: str, protocol: str = "clean", seed: int = 0, unit: str = "") 
 
     ``seed`` and ``unit`` (the task's id) fix the clean protocol's translation; nothing else here is random.
     """
-    if protocol not in PROTOCOLS:
-        raise DataError(f"protocol: {protocol!r} is not one of {', '.join(PROTOCOLS)}.")
+    if protocol not in ARC_PROTOCOLS:
+        raise DataError(f"protocol: {protocol!r} is not one of {', '.join(ARC_PROTOCOLS)}.")
     if switch in _FAMILIES:
         return _FAMILIES[switch]
     if switch != SWITCHES[0]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from seal_lib.arc import grids, render, vote
-from seal_lib.arc.augment import PROTOCOLS
+from seal_lib.arc.augment import ARC_PROTOCOLS
 from seal_lib.arc.examples import BATCH, CAP, MAX_STEPS, Example, question, training_set
 from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.self_edits import REASONS, SCHEMA, UNPARSED, Config, Limits, Reading, read, with_data
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 VIEWS = ("full", "leave_one_out", "all")
 #: grader → its number in [0, 1] for an attempt that was scored. ``grid``: every test output equals one of the two
 #: attempts (the paper's); ``pass_1``: the first attempt alone; ``cells``: share of right cells, best of the two
-GRADERS: dict[str, Callable[["Attempt"], float]] = {
+PUZZLE_GRADERS: dict[str, Callable[["Attempt"], float]] = {
     "grid": lambda attempt: float(attempt.pass_2),
     "pass_1": lambda attempt: float(attempt.pass_1),
     "cells": lambda attempt: attempt.cells,
@@ -57,7 +57,7 @@ class TestTimeTraining:
     ``cap``: most training examples; ``copies``: permuted copies of each; ``example_tokens``: longer ones are left out;
     ``max_steps``, ``max_rate``, ``max_epochs``: a self-edit asking for more is rejected; ``views``: see :data:`VIEWS`.
     ``slots``: adapters trained side by side; 0: as many as the device's memory takes. ``grader``: what reward, tables
-    and rows go by, see :data:`GRADERS`.
+    and rows go by, see :data:`PUZZLE_GRADERS`.
 
     Protocol ``authors`` is the released code's data (constant translate, second BOS, trained header) and method
     (adapters on q, v and the MLP, cosine, views of every kind); what contradicts it is refused.
@@ -86,7 +86,7 @@ class TestTimeTraining:
     grader: str = "grid"
 
     def __post_init__(self):
-        for key, allowed in (("protocol", PROTOCOLS), ("views", VIEWS), ("grader", GRADERS)):
+        for key, allowed in (("protocol", ARC_PROTOCOLS), ("views", VIEWS), ("grader", PUZZLE_GRADERS)):
             if getattr(self, key) not in allowed:
                 raise DataError(f"{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}.")
         if self.protocol == "authors":
@@ -129,7 +129,7 @@ class Attempt:
 
     def graded(self, grader: str) -> float:
         """What the grader says, in [0, 1]; 0 if the self-edit was rejected, NaN if there is nothing to grade."""
-        return math.nan if self.outcome in UNSCORED else GRADERS[grader](self)
+        return math.nan if self.outcome in UNSCORED else PUZZLE_GRADERS[grader](self)
 
     @property
     def key(self) -> str:
@@ -167,7 +167,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Trial:
+class PuzzleTrial:
     """A self-edit and what became of it."""
 
     edit: SelfEdit
@@ -320,12 +320,12 @@ class Puzzles:
             pass_2=score.pass_2, cells=score.cells, read=counts,
         )  # fmt: skip
 
-    def trial(self, edit: SelfEdit, tried: Attempt | Rejected) -> Trial:
+    def trial(self, edit: SelfEdit, tried: Attempt | Rejected) -> PuzzleTrial:
         """A rejected self-edit is an attempt of its own, with its reason; texts that are none count as one."""
         if isinstance(tried, Rejected):
             name = f"{edit.unit_id}/rejected"
             tried = Attempt(name, edit.unit_id, tried.reason, tried.detail, grader=self.grader)
-        return Trial(edit, tried)
+        return PuzzleTrial(edit, tried)
 
     def load(self, row: Mapping[str, Any]) -> Attempt:
         return Attempt.from_dict(row)

@@ -18,7 +18,7 @@ from seal_lib.loops.settings import OuterLoop
 from seal_lib.runs.work import Recorder
 
 #: what protocol ``authors`` stands for in the outer loop; its inner loop checks itself
-AUTHORS = {"sft_schedule": "cosine", "sft_targets": "qv-mlp"}
+AUTHORS_SFT = {"sft_schedule": "cosine", "sft_targets": "qv-mlp"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class FewShot:
             raise DataError(f"prompts: {prompts.name!r} is no chat set, as protocol authors needs; use chat.")
         if self.domain.max_tries == 1:
             raise DataError("resample: false is not the authors' way; use resample: true or protocol: clean.")
-        for key, theirs in AUTHORS.items():
+        for key, theirs in AUTHORS_SFT.items():
             if getattr(self.outer, key) != theirs:
                 raise DataError(
                     f"{key}: {getattr(self.outer, key)!r} is not the authors' way; use {theirs!r} or protocol: clean."

@@ -17,7 +17,7 @@ MAX_SIDE = 30
 #: between the two grids of a pair, and after the second
 ARROW, END = " -> ", "#"
 #: why a text or value is not a grid → what a person reads; the keys are what is counted
-REASONS = {
+UNREADABLE = {
     "empty": "it has no cell",
     "ragged": "its rows differ in length",
     "values": "a cell is not one of 0 to 9",
@@ -30,14 +30,14 @@ COLOURS = "#000000 #0074d9 #ff4136 #2ecc40 #ffdc00 #aaaaaa #f012be #ff851b #7fdb
 
 @dataclass(frozen=True)
 class Parsed:
-    """What became of a text: a grid, or None and a key of :data:`REASONS`."""
+    """What became of a text: a grid, or None and a key of :data:`UNREADABLE`."""
 
     grid: Grid | None
     reason: str = ""
 
 
 def problem(value: object) -> str:
-    """Why ``value`` (lists or tuples of rows) is not a grid: a key of :data:`REASONS`, ``""`` if it is one."""
+    """Why ``value`` (lists or tuples of rows) is not a grid: a key of :data:`UNREADABLE`, ``""`` if it is one."""
     if not isinstance(value, list | tuple) or not all(isinstance(row, list | tuple) for row in value):
         return "not_a_grid"
     if not value or not any(value):
@@ -59,7 +59,7 @@ def as_grid(value: object, where: str) -> Grid:
     """
     reason = problem(value)
     if reason:
-        raise DataError(f"{where} is not a grid: {REASONS[reason]}; expected rows of digits, at most 30 × 30.")
+        raise DataError(f"{where} is not a grid: {UNREADABLE[reason]}; expected rows of digits, at most 30 × 30.")
     return tuple(tuple(row) for row in value)
 
 
@@ -111,7 +111,7 @@ def _number(cell: str) -> bool:
 def count_reasons(parsed: Iterable[Parsed]) -> dict[str, int]:
     """How many texts were grids (``ok``) and how many were rejected, by reason; every key is present."""
     seen = Counter(item.reason or "ok" for item in parsed)
-    return {reason: seen[reason] for reason in ("ok", *REASONS)}
+    return {reason: seen[reason] for reason in ("ok", *UNREADABLE)}
 
 
 def to_html(grid: Grid, cell: int = 12) -> str:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 EXPERIMENT = "arc/kinds"
-KINDS = {"moves": "cells move", "around_black": "around black cells", "key_colour": "one colour changes"}
-WAYS = {  # what a configuration's copies are -> label, colour
+KIND_LABELS = {"moves": "cells move", "around_black": "around black cells", "key_colour": "one colour changes"}
+WAY_STYLES = {  # what a configuration's copies are -> label, colour
     "plain": ("as they are", "#999999"),
     "recoloured": ("recoloured", "#E69F00"),
     "turned": ("turned and recoloured", "#56B4E9"),
@@ -29,7 +29,7 @@ WAYS = {  # what a configuration's copies are -> label, colour
 
 def success_by_kind(table: pd.DataFrame, ax: Axes) -> Axes:
     """Success rate with its interval: a group a kind of rule and one for all tasks, a bar an arm."""
-    groups = {**{f"{EXPERIMENT}/{kind}": name for kind, name in KINDS.items()}, EXPERIMENT: "all tasks"}
+    groups = {**{f"{EXPERIMENT}/{kind}": name for kind, name in KIND_LABELS.items()}, EXPERIMENT: "all tasks"}
     rows = table[(table["metric"] == "success_rate") & table["experiment"].isin(groups)]
     if not len(rows):
         raise DataError(f"The table has no success_rate of {EXPERIMENT}; run the notebook that writes it.")
@@ -54,12 +54,12 @@ def ways_by_kind(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
     that does not read the puzzle has the same bar in every panel."""
     rows = table[table["metric"].str.startswith("share:")]
     arms = sorted(rows["arm"].unique(), key=arm_rank)
-    for ax, (kind, name) in zip(axes, KINDS.items(), strict=True):
+    for ax, (kind, name) in zip(axes, KIND_LABELS.items(), strict=True):
         for y, arm in enumerate(arms):
             left = 0.0
             own = rows[(rows["experiment"] == f"{EXPERIMENT}/{kind}") & (rows["arm"] == arm)]
             shares = dict(zip(own["metric"], own["value"], strict=True))
-            for way, (label, paint) in WAYS.items():
+            for way, (label, paint) in WAY_STYLES.items():
                 share = shares.get(f"share:{way}", 0.0)
                 ax.barh(y, share, 0.7, left=left, color=paint, label=label if y == 0 else None, gid=f"{arm}:{way}")
                 if share >= 0.12:

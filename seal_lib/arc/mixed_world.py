@@ -29,7 +29,16 @@ KINDS = ("moves", "around_black", "key_colour")
 #: where black cells are before a grid is turned; cells are numbered 0 1 / 2 3
 BLACK: dict[str, tuple[int, ...]] = {"corner": (0,), "side": (0, 1), "diagonal": (0, 3), "bend": (0, 1, 2)}
 #: the eight ways to turn or mirror a square
-TURNS = (IDENTITY, rotate(90), rotate(180), rotate(270), flip(0), flip(1), transpose(), rotate(180).then(transpose()))
+SYMMETRIES = (
+    IDENTITY,
+    rotate(90),
+    rotate(180),
+    rotate(270),
+    flip(0),
+    flip(1),
+    transpose(),
+    rotate(180).then(transpose()),
+)
 _NUMBERED: Grid = ((0, 1), (2, 3))
 
 
@@ -43,7 +52,7 @@ def grid_of(four: tuple[int, ...] | list[int]) -> Grid:
 
 
 @cache
-def around_black() -> tuple[tuple[str, world.Rule], ...]:
+def around_black() -> tuple[tuple[str, world.GridRule], ...]:
     """(place of the black cells, cell map) of every rule that turning and recolouring leave as it is.
 
     A cell map is one if it does the same before and after each turn that leaves the black cells in place. Maps that
@@ -52,9 +61,9 @@ def around_black() -> tuple[tuple[str, world.Rule], ...]:
     rules = []
     for place, black in BLACK.items():
         shown = [-1 if i in black else i for i in range(4)]  # black cells look alike
-        kept = [cells(turn(_NUMBERED)) for turn in TURNS]
+        kept = [cells(turn(_NUMBERED)) for turn in SYMMETRIES]
         kept = [turn for turn in kept if {i for i in range(4) if turn[i] in black} == set(black)]
-        found: dict[tuple[int, ...], world.Rule] = {}
+        found: dict[tuple[int, ...], world.GridRule] = {}
         for rule in product(range(4), repeat=4):
             if all(shown[rule[turn[i]]] == shown[turn[rule[i]]] for turn in kept for i in range(4)):
                 found.setdefault(tuple(shown[i] for i in rule), rule)
@@ -65,7 +74,7 @@ def around_black() -> tuple[tuple[str, world.Rule], ...]:
 @cache
 def populations() -> dict[str, dict[str, tuple]]:
     """Kind → rules, of each population; no rule is in two of them."""
-    around, keys = list(around_black()), list(permutations(range(1, world.COLOURS), 2))
+    around, keys = list(around_black()), list(permutations(range(1, world.N_COLOURS), 2))
     random.Random(0).shuffle(around)
     random.Random(0).shuffle(keys)
     names, moves = ("seen", "learning", "heldout"), world.populations()
@@ -107,23 +116,25 @@ def tasks(population: str, count: int, seed: int = 0, demonstrations: int = 4) -
     return [task for several in zip(*made.values(), strict=True) for task in several]
 
 
-def _moves(name: str, rule: world.Rule, seed: int, demonstrations: int) -> Task:
+def _moves(name: str, rule: world.GridRule, seed: int, demonstrations: int) -> Task:
     name = f"{name}-{''.join(map(str, rule))}"
     draws = seeded("mixed task", name, seed)
     return _task(name, [world.draw_pair(rule, draws) for _ in range(demonstrations + 1)])
 
 
-def _around_black(name: str, rule: tuple[str, world.Rule], seed: int, demonstrations: int) -> Task:
+def _around_black(name: str, rule: tuple[str, world.GridRule], seed: int, demonstrations: int) -> Task:
     """The black cells stand in one place in all demonstrations and in another one in the test."""
     place, moved = rule
     name, black = f"{name}-{place}-{''.join(map(str, moved))}", BLACK[place]
     draws = seeded("mixed task", name, seed)
-    places = {frozenset(i for i, cell in enumerate(cells(turn(_NUMBERED))) if cell in black): turn for turn in TURNS}
+    places = {
+        frozenset(i for i, cell in enumerate(cells(turn(_NUMBERED))) if cell in black): turn for turn in SYMMETRIES
+    }
     turns = [places[key] for key in sorted(places, key=sorted)]
     draws.shuffle(turns)
     pairs = []
     for turn in [turns[0]] * demonstrations + [turns[-1]]:
-        colours = draws.sample(range(1, world.COLOURS), 4)
+        colours = draws.sample(range(1, world.N_COLOURS), 4)
         grid = grid_of([0 if i in black else colours[i] for i in range(4)])
         pairs.append(turn.pair(Pair(grid, world.apply(moved, grid))))
     return _task(name, pairs)
@@ -135,7 +146,7 @@ def _key_colour(name: str, rule: tuple[int, int], seed: int, demonstrations: int
     draws = seeded("mixed task", name, seed)
     pairs = []
     for _ in range(demonstrations + 1):
-        four = [old, *draws.sample([c for c in range(world.COLOURS) if c not in rule], 3)]
+        four = [old, *draws.sample([c for c in range(world.N_COLOURS) if c not in rule], 3)]
         draws.shuffle(four)
         pairs.append(Pair(grid_of(four), grid_of([new if cell == old else cell for cell in four])))
     return _task(name, pairs)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
 
-CHOICES = {  # what a self-edit decides -> a person's words; the order of the panels
+CHOICE_LABELS = {  # what a self-edit decides -> a person's words; the order of the panels
     "use_basic_augmentations": "basic (turn, mirror)",
     "use_size_augmentations": "size (enlarge)",
     "use_chain_augmentations": "chain (turn, enlarge)",
@@ -44,7 +44,7 @@ CHOICES = {  # what a self-edit decides -> a person's words; the order of the pa
     "num_train_epochs": "epochs",
     "switches": "augmentations",
 }
-MAPS = {"rate_epochs": ("learning_rate", "num_train_epochs"), "switches_strategy": ("switches", "strategy")}
+MAP_AXES = {"rate_epochs": ("learning_rate", "num_train_epochs"), "switches_strategy": ("switches", "strategy")}
 MOST_VALUES = 6  # of one choice in a panel; rarer ones are drawn together
 RIGHT, WRONG = "#009E73", "#D55E00"
 VARIANTS = {  # of the benchmark -> label, colour
@@ -105,7 +105,7 @@ def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarra
                             gid=f"interval:{arm}")  # fmt: skip
         ax.set_xticks(range(len(options)), [label for label, _ in options], fontsize=8.5 if len(options) < 5 else 7)
         ax.set_xlim(-0.6, len(options) - 0.4)
-        ax.set_title(CHOICES.get(choice, choice.replace("_", " ")), fontsize=9, fontweight="normal")
+        ax.set_title(CHOICE_LABELS.get(choice, choice.replace("_", " ")), fontsize=9, fontweight="normal")
         place = ax.get_subplotspec()
         share_axis(ax.yaxis, "configurations" if place is None or place.is_first_col() else "")
         ax.set_ylim(0, 1.02)
@@ -149,7 +149,7 @@ def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
         ax.text(x, y + 0.13, told, color=ink, ha="center", va="top", fontsize=5.5, gid=f"n:{a}|{b}")
     ax.set_xticks(range(len(columns)), [_option(b) for b in columns])
     ax.set_yticks(range(len(rows)), [_option(a) for a in rows])
-    ax.set(xlabel=CHOICES.get(across, across), ylabel=CHOICES.get(down, down))
+    ax.set(xlabel=CHOICE_LABELS.get(across, across), ylabel=CHOICE_LABELS.get(down, down))
     ax.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
     ax.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=1.5)
@@ -324,7 +324,7 @@ def pictures(
         found.append((success_by_task, "success_by_task", tasks, {}))
     if chosen["metric"].str.startswith("share:").any():
         found.append((choices, "choices", chosen, {"panels": (2, 4), "size": (8.6, 4.0)}))
-    for kind, (down, across) in MAPS.items():
+    for kind, (down, across) in MAP_AXES.items():
         cells = chosen.loc[chosen["metric"].str.startswith(f"success:{down}="), "metric"]
         if len(cells):
             sides = cells.str.removeprefix("success:").str.split("|", regex=False)
@@ -348,7 +348,7 @@ def _named(table: pd.DataFrame, start: str, holding: str = "") -> pd.DataFrame:
 
 
 def _choice_rank(choice: str) -> tuple[int, str]:
-    return (list(CHOICES).index(choice) if choice in CHOICES else len(CHOICES)), choice
+    return (list(CHOICE_LABELS).index(choice) if choice in CHOICE_LABELS else len(CHOICE_LABELS)), choice
 
 
 def _joined_options(rows: pd.DataFrame) -> list[tuple[str, list[str]]]:

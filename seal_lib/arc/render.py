@@ -17,7 +17,7 @@ header after the answer. Needs a tokenizer, never a model; torch is imported onl
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from seal_lib.arc.augment import PROTOCOLS
+from seal_lib.arc.augment import ARC_PROTOCOLS
 from seal_lib.arc.examples import Example
 from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.tasks import Task
@@ -85,8 +85,8 @@ def training_example(
     """
     if loss_on not in LOSS_ON:
         raise DataError(f"loss_on: {loss_on!r} is not one of {', '.join(LOSS_ON)}.")
-    if protocol not in PROTOCOLS:
-        raise DataError(f"protocol: {protocol!r} is not one of {', '.join(PROTOCOLS)}.")
+    if protocol not in ARC_PROTOCOLS:
+        raise DataError(f"protocol: {protocol!r} is not one of {', '.join(ARC_PROTOCOLS)}.")
     before, answer = _ids(example, tokenizer, prompts, protocol == "authors")
     first = 1.0 if loss_on == "all" else 0.0
     return jobs.Example([*before, *answer], weights=[first] * len(before) + [1.0] * len(answer))

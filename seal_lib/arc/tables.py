@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from seal_lib.arc.augment import SWITCHES
-from seal_lib.arc.domain import GRADERS, Attempt, Trial
+from seal_lib.arc.domain import PUZZLE_GRADERS, Attempt, PuzzleTrial
 from seal_lib.arc.self_edits import Config
 from seal_lib.loops.outer import Loop, fresh_rewards
 from seal_lib.records import Round
@@ -28,7 +28,7 @@ CHOICES: dict[str, Callable[[Config], object]] = {
     "num_train_epochs": lambda config: config.epochs,
 }
 #: pairs of choices whose success is reported cell by cell: the heat maps
-MAPS = {
+PAIRS_OF_CHOICES = {
     ("learning_rate", "num_train_epochs"): lambda c: (c.learning_rate, c.epochs),
     ("switches", "strategy"): lambda c: ("+".join(s.split("_")[1] for s in c.switches) or "none", c.loss_on),
 }
@@ -104,7 +104,7 @@ def comparisons(rounds: int) -> list[tuple[str, str]]:
     return pairs + [("own_untrained", "icl"), *((name, "oracle") for name in names)]
 
 
-def table_rows(experiment: str, trials: Mapping[str, Sequence[Trial] | Mapping[object, Sequence[Trial]]],
+def table_rows(experiment: str, trials: Mapping[str, Sequence[PuzzleTrial] | Mapping[object, Sequence[PuzzleTrial]]],
                pairs: Sequence[tuple[str, str]], *, protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
     """Lines of several arms (of one loop, or loop -> trials) and of their differences."""
     by_loop = {arm: own if isinstance(own, Mapping) else {0: own} for arm, own in trials.items()}
@@ -120,7 +120,7 @@ def _arm_rows(experiment: str, arms: Mapping[str, ByLoop], pairs: Sequence[tuple
     """
     rows = []
     for arm, attempts in arms.items():
-        graded = {"success_rate": grader} | {name: name for name in GRADERS if name != grader}
+        graded = {"success_rate": grader} | {name: name for name in PUZZLE_GRADERS if name != grader}
         for metric, by in graded.items():
             found = rate(attempts, lambda a, by=by: a.graded(by))
             rows.append(found.row(experiment, arm, metric, grader=by, **label))
@@ -165,7 +165,7 @@ def round_rows(experiment: str, loops: Sequence[Loop], max_tries: int, grader: s
     return rows
 
 
-def _once(trials: Iterable[Trial]) -> list[Trial]:
+def _once(trials: Iterable[PuzzleTrial]) -> list[PuzzleTrial]:
     """One trial of each key: what equal self-edits of a task share."""
     return list({trial.key: trial for trial in trials}.values())
 
@@ -213,7 +213,7 @@ def map_rows(loops: Sequence[Loop], grader: str, label: dict) -> list[dict]:
         for loop in loops
     }
     rows = []
-    for (down, across), of in MAPS.items():
+    for (down, across), of in PAIRS_OF_CHOICES.items():
         cells: dict[tuple, dict[object, list[Attempt]]] = {}
         for loop, attempts in written.items():
             for attempt in distinct(attempts):

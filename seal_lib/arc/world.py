@@ -15,10 +15,10 @@ from seal_lib.arc.tasks import Pair, Task
 from seal_lib.errors import DataError
 from seal_lib.seeds import rng as seeded
 
-Rule = tuple[int, int, int, int]
+GridRule = tuple[int, int, int, int]
 
 #: the rules of pretraining; cells are numbered 0 1 / 2 3
-SEEN: dict[str, Rule] = {
+SEEN: dict[str, GridRule] = {
     "as it is": (0, 1, 2, 3),
     "left and right exchanged": (1, 0, 3, 2),
     "top and bottom exchanged": (2, 3, 0, 1),
@@ -28,12 +28,12 @@ SEEN: dict[str, Rule] = {
     "first cell everywhere": (0, 0, 0, 0),
     "last cell everywhere": (3, 3, 3, 3),
 }
-COLOURS = 10
+N_COLOURS = 10
 LEARNING_RULES = 100  # of the unseen ones
 
 
 @cache
-def populations() -> dict[str, tuple[Rule, ...]]:
+def populations() -> dict[str, tuple[GridRule, ...]]:
     """The rules of each population; disjoint."""
     unseen = [rule for rule in product(range(4), repeat=4) if rule not in SEEN.values()]
     random.Random(0).shuffle(unseen)
@@ -44,7 +44,7 @@ def populations() -> dict[str, tuple[Rule, ...]]:
     }
 
 
-def apply(rule: Rule, grid: Grid) -> Grid:
+def apply(rule: GridRule, grid: Grid) -> Grid:
     """Output cell i shows input cell ``rule[i]``."""
     cells = grid[0] + grid[1]
     a, b, c, d = (cells[i] for i in rule)
@@ -53,12 +53,12 @@ def apply(rule: Rule, grid: Grid) -> Grid:
 
 def draw_grid(draws: random.Random, distinct: bool = True) -> Grid:
     """A random grid; ``distinct``: four different colours, which leave no doubt where a cell came from."""
-    colours = range(COLOURS)
+    colours = range(N_COLOURS)
     a, b, c, d = draws.sample(colours, 4) if distinct else draws.choices(colours, k=4)
     return ((a, b), (c, d))
 
 
-def draw_pair(rule: Rule, draws: random.Random, distinct: bool = True) -> Pair:
+def draw_pair(rule: GridRule, draws: random.Random, distinct: bool = True) -> Pair:
     grid = draw_grid(draws, distinct)
     return Pair(grid, apply(rule, grid))
 
@@ -78,7 +78,7 @@ def tasks(population: str, count: int, seed: int = 0, demonstrations: int = 4) -
     return [_task(population, rule, seed, demonstrations) for rule in rules[:count]]
 
 
-def _task(population: str, rule: Rule, seed: int, demonstrations: int) -> Task:
+def _task(population: str, rule: GridRule, seed: int, demonstrations: int) -> Task:
     name = f"{population}-{''.join(map(str, rule))}"
     draws = seeded("grid task", name, seed)
     pairs = [draw_pair(rule, draws) for _ in range(demonstrations + 1)]

@@ -81,7 +81,7 @@ class Words:
         return " ".join(map(str, ids))
 
 
-def jobs_of(plan: gpu_sizes.Plan, count: int, vocabulary: int) -> list:
+def jobs_of(plan: gpu_sizes.GpuPlan, count: int, vocabulary: int) -> list:
     """``count`` self-edits of recorded lengths in random words; the same for every variant."""
     from seal_lib.training.jobs import Example, Job
 
@@ -102,7 +102,7 @@ def jobs_of(plan: gpu_sizes.Plan, count: int, vocabulary: int) -> list:
     return jobs
 
 
-def variants(plan: gpu_sizes.Plan) -> list[tuple[str, str, int]]:
+def variants(plan: gpu_sizes.GpuPlan) -> list[tuple[str, str, int]]:
     """(targets, variant, K) in the order of a repetition."""
     ways = [("bank", plan.slots[0]), ("authors", 1), ("sequential", 1), *(("bank", k) for k in plan.slots[1:])]
     return [(targets, *way) for targets in plan.targets for way in ways]
@@ -126,7 +126,7 @@ def clock(model: "PreTrainedModel") -> Callable[[], float]:
 
 
 def train(
-    model: "PreTrainedModel", plan: gpu_sizes.Plan, targets: str, variant: str, k: int, turn: int, limit: float
+    model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, variant: str, k: int, turn: int, limit: float
 ) -> tuple[float, int, int, int]:
     """(seconds, adapter-steps, tokens of the documents in them, self-edits begun) of one measurement.
 
@@ -182,7 +182,7 @@ def _tokens(job: Job) -> int:
     return job.epochs * sum(len(example.ids) for example in job.examples)
 
 
-def answer(model: "PreTrainedModel", plan: gpu_sizes.Plan, targets: str, k: int) -> tuple[float, int]:
+def answer(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, k: int) -> tuple[float, int]:
     """(seconds, answers) for five questions to each of ``k`` adapters, decoded together; they come from the host."""
     import torch
 
@@ -216,7 +216,7 @@ def answer(model: "PreTrainedModel", plan: gpu_sizes.Plan, targets: str, k: int)
 def measure(
     model: "PreTrainedModel",
     name: str,
-    plan: gpu_sizes.Plan,
+    plan: gpu_sizes.GpuPlan,
     targets: str,
     variant: str,
     k: int,
@@ -244,7 +244,7 @@ def measure(
     return replace(row, peak_gb=peak)
 
 
-def measurements(plan: gpu_sizes.Plan, device: str, say: Callable[[str], None]) -> Iterator[Row]:
+def measurements(plan: gpu_sizes.GpuPlan, device: str, say: Callable[[str], None]) -> Iterator[Row]:
     """Rows as they are made: model by model, variants interleaved, until each model's share of the time is used."""
     import torch
 
@@ -274,7 +274,7 @@ def measurements(plan: gpu_sizes.Plan, device: str, say: Callable[[str], None]) 
             torch.cuda.empty_cache()
 
 
-def _warm_up(model: "PreTrainedModel", plan: gpu_sizes.Plan) -> None:
+def _warm_up(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan) -> None:
     """Kernels are chosen and libraries loaded before anything is timed."""
     short = replace(plan, epochs=1, documents=2, answer_tokens=2, padded_steps=1)
     for variant, k in (("bank", 2), ("authors", 1)):
@@ -288,9 +288,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="a tiny shape on the CPU, seconds: for the tests")
     parser.add_argument("--minutes", type=float, help="time for all of it (default 9)")
     parser.add_argument("--draw", action="store_true", help="only make table and picture of the rows that are there")
-    parser.add_argument("--model", choices=[name for name, _ in gpu_sizes.Plan().models], help="only this one")
+    parser.add_argument("--model", choices=[name for name, _ in gpu_sizes.GpuPlan().models], help="only this one")
     given = parser.parse_args(arguments)
-    plan = gpu_sizes.TINY if given.tiny else gpu_sizes.Plan()
+    plan = gpu_sizes.TINY if given.tiny else gpu_sizes.GpuPlan()
     if given.minutes:
         plan = replace(plan, minutes=given.minutes)
     if given.model:
@@ -303,11 +303,11 @@ def main(arguments: list[str] | None = None) -> int:
     except SealError as error:
         print(error, file=sys.stderr)
         return 1
-    print(gpu_table.told(table))
+    print(gpu_table.summary_text(table))
     return 0
 
 
-def _run(plan: gpu_sizes.Plan, file: Path) -> None:
+def _run(plan: gpu_sizes.GpuPlan, file: Path) -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # HF Trainer would spread over several
     import torch
 

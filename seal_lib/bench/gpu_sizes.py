@@ -10,7 +10,7 @@ QUESTIONS = 5
 
 
 @dataclass(frozen=True)
-class Plan:
+class GpuPlan:
     """Sizes of a benchmark. ``models``: (name, share of the minutes)."""
 
     models: tuple[tuple[str, float], ...] = (("Qwen/Qwen2.5-7B", 0.75), ("meta-llama/Llama-3.2-1B-Instruct", 0.25))
@@ -27,14 +27,14 @@ class Plan:
     tiny: bool = False
 
 
-TINY = Plan(
+TINY = GpuPlan(
     (("tiny", 1.0),), ("qv", "all-linear"), (2, 1), epochs=1, padding=64, padded_steps=2, answer_tokens=3,
     minutes=600.0, repetitions=1, documents=3, longest=24, tiny=True,
 )  # fmt: skip
 TINY_SHAPE = budget.Shape("tiny", 2, 64, 4, 2, 16, 128, 512, False, True, 512)
 
 
-def documents(plan: Plan) -> list[list[int]]:
+def documents(plan: GpuPlan) -> list[list[int]]:
     """Tokens of each document of each recorded self-edit, the passage last."""
     edits = lengths.profiles()["squad"].documents
     return [[min(n, plan.longest) for n in d[-(plan.documents or len(d)) :]] for d in edits]

@@ -34,7 +34,7 @@ LABELS = {
     "authors": "authors' code: padded to 2 048", "sequential": "one at a time, nothing padded", "bank": "adapter bank",
 }  # fmt: skip
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
-TARGETS = {"qv": "q and v", "all-linear": "all linears"}
+TARGET_LABELS = {"qv": "q and v", "all-linear": "all linears"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def machine(device: str) -> dict[str, object]:
     }  # fmt: skip
 
 
-def begin(file: Path, record: dict, plan: gpu_sizes.Plan, shapes: dict[str, budget.Shape]) -> None:
+def begin(file: Path, record: dict, plan: gpu_sizes.GpuPlan, shapes: dict[str, budget.Shape]) -> None:
     """An empty table of rows and the record of machine and sizes, before the first measurement."""
     edits = gpu_sizes.documents(plan)
     sizes = {
@@ -219,7 +219,7 @@ def finish(folder: Path, stem: str) -> pd.DataFrame:
     return table
 
 
-def told(table: pd.DataFrame) -> str:
+def summary_text(table: pd.DataFrame) -> str:
     """The table, and the goal beside what was reached."""
     text = [table.to_string(index=False, float_format=lambda x: f"{x:.3g}")]
     for targets in dict.fromkeys(table["targets"]):
@@ -249,7 +249,7 @@ def cost_curve(table: pd.DataFrame, axes: Axes | np.ndarray) -> Axes | np.ndarra
                 rows = own[(own["variant"] == variant) & (own["targets"] == targets)]
                 for y in rows["seconds_per_edit"].dropna():
                     ax.axhline(y, color=paint, linewidth=0.9, linestyle=style, gid=f"value:{variant}:{targets}")
-                    words = f"{LABELS[variant]}, {TARGETS[targets]}: {y:.3g} s"
+                    words = f"{LABELS[variant]}, {TARGET_LABELS[targets]}: {y:.3g} s"
                     side = {"va": "top"} if targets == "qv" else {"va": "bottom"}  # the two often lie close together
                     ax.text(ks[0], y, words, color=paint, fontsize=7, **side)
         ax.set(xscale="log", yscale="log", xlabel="adapters trained side by side, K", title=model.rpartition("/")[2])
@@ -271,6 +271,6 @@ def _bank(rows: pd.DataFrame, ax: Axes, targets: str, paint: str) -> None:
     floors = good["floor_ms"] / good["ms_per_step"] * good["train_s"]
     ax.plot(good["K"], floors, color=paint, linewidth=1, linestyle=":", gid=f"floor:{targets}")
     least = good.loc[good["seconds_per_edit"].idxmin()]
-    words = f"bank, {TARGETS[targets]}: {least['seconds_per_edit']:.3g} s at K = {least['K']:.0f}"
+    words = f"bank, {TARGET_LABELS[targets]}: {least['seconds_per_edit']:.3g} s at K = {least['K']:.0f}"
     at, away = (least["K"], least["seconds_per_edit"]), -12 if targets == "qv" else 5
     ax.annotate(words, at, (4, away), textcoords="offset points", color=paint, fontsize=8, ha="right")

@@ -64,7 +64,7 @@ TOGETHER = 4  # adapters that a sequential way, or a bank of fewer slots, trains
 
 
 @dataclass(frozen=True)
-class Plan:
+class CpuPlan:
     """Sizes of a benchmark."""
 
     slots: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
@@ -76,15 +76,15 @@ class Plan:
     peaks: tuple[tuple[str, int], ...] | None = None  # what to measure memory of; None: all ways at SEAL's lengths
 
 
-TINY = Plan((1, 2), 1, 1, 64, 2, 32, (("bank", 2),))
+TINY = CpuPlan((1, 2), 1, 1, 64, 2, 32, (("bank", 2),))
 
 
-def variants(plan: Plan) -> list[tuple[str, int]]:
+def variants(plan: CpuPlan) -> list[tuple[str, int]]:
     """(variant, K) of every row of one length setting."""
     return [("authors", 1), ("trainer_dynamic", 1), ("peft_loop", 1), *(("bank", k) for k in plan.slots)]
 
 
-def load(plan: Plan) -> PreTrainedModel:
+def load(plan: CpuPlan) -> PreTrainedModel:
     """The shipped seedling; for a tiny plan random weights. In eval mode, on one thread."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -92,7 +92,7 @@ def load(plan: Plan) -> PreTrainedModel:
     from seal_lib import models
 
     torch.set_num_threads(1)
-    if plan.hidden == Plan.hidden:
+    if plan.hidden == CpuPlan.hidden:
         return models.load(MODEL)[0]
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -103,7 +103,7 @@ def load(plan: Plan) -> PreTrainedModel:
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
-def documents(lengths: str, plan: Plan) -> list[list[list[int]]]:
+def documents(lengths: str, plan: CpuPlan) -> list[list[list[int]]]:
     """Token ids of the documents of each adapter, the passage last and an end-of-text after each."""
     from seal_lib import models
     from seal_lib.knowledge.world import passages
@@ -140,7 +140,7 @@ def seal_lengths(adapters: int) -> list[list[int]]:
     return [[*(quantile(lines, i * LINES + j) for j in range(LINES)), quantile(whole, i)] for i in range(adapters)]
 
 
-def jobs_of(documents: list[list[list[int]]], plan: Plan) -> list:
+def jobs_of(documents: list[list[list[int]]], plan: CpuPlan) -> list:
     """The same jobs for every variant."""
     from seal_lib.training.jobs import Example, Job
 
@@ -229,7 +229,7 @@ def with_trainer(
     return Timing(seconds - steps * step, step, steps)
 
 
-def measure(model: PreTrainedModel, jobs: list, variant: str, k: int, plan: Plan, turn: int) -> float:
+def measure(model: PreTrainedModel, jobs: list, variant: str, k: int, plan: CpuPlan, turn: int) -> float:
     """CPU milliseconds per adapter-step of one repetition; sequential ways train the same ``TOGETHER`` adapters as a
     bank of few slots, the authors' way the start of the one that ``turn`` says."""
     from seal_lib.training.bank import AdapterBank
@@ -305,7 +305,7 @@ def peak_megabytes(variant: str, k: int, tiny: bool) -> float:
     return json.loads(done.stdout.splitlines()[-1])["peak_mb"]
 
 
-def child(variant: str, k: int, plan: Plan) -> None:
+def child(variant: str, k: int, plan: CpuPlan) -> None:
     """What :func:`peak_megabytes` runs: few steps are enough for the peak."""
     plan = replace(plan, padded_steps=2, epochs=1)
     measure(load(plan), jobs_of(documents("seal", plan), plan), variant, k, plan, 0)
@@ -320,7 +320,7 @@ def own_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def run(plan: Plan, say: Callable[[str], None] = print) -> pd.DataFrame:
+def run(plan: CpuPlan, say: Callable[[str], None] = print) -> pd.DataFrame:
     """The table of the benchmark, one row per length setting, variant and K: median, lowest and highest over the
     repetitions; ``tokens`` a document and ``steps`` an adapter are means."""
     import pandas as pd
@@ -345,7 +345,7 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> pd.DataFrame:
         wanted = lengths == "seal" and (plan.peaks is None or (variant, k) in plan.peaks)
         peak = peak_megabytes(variant, k, plan.peaks is not None) if wanted else float("nan")
         adapters = min(plan.repetitions, len(jobs[lengths])) if variant == "authors" else max(k, TOGETHER)
-        name = MODEL if plan.hidden == Plan.hidden else "random"
+        name = MODEL if plan.hidden == CpuPlan.hidden else "random"
         spread = statistics.median(values), min(values), max(values)
         rows.append((lengths, *about[lengths], name, RANK, variant, k, *spread, peak, adapters))
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -370,7 +370,7 @@ def ratios(table: pd.DataFrame) -> dict[tuple[str, str], tuple[float, float, flo
     return found
 
 
-def told(table: pd.DataFrame) -> str:
+def ratios_text(table: pd.DataFrame) -> str:
     """The ratios with what they are about, SEAL's lengths first."""
     lines = []
     for (lengths, variant), (middle, low, high) in ratios(table).items():
@@ -424,7 +424,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, help="of each measurement (default 5)")
     parser.add_argument("--child", nargs=2, metavar=("VARIANT", "K"), help="internal: measure memory of one variant")
     options = parser.parse_args(arguments)
-    plan = TINY if options.tiny else Plan()
+    plan = TINY if options.tiny else CpuPlan()
     if options.repetitions:
         plan = replace(plan, repetitions=options.repetitions)
     try:
@@ -442,7 +442,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     print(table.to_string(index=False, float_format=lambda x: f"{x:.2f}"))
-    print(told(table))
+    print(ratios_text(table))
     print(f"written: {paths.short(folder / 'bench_inner_loop.csv')} and .png, .pdf")
     return 0
 

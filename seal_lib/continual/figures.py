@@ -20,8 +20,7 @@ from seal_lib.continual.plots import (
     retention_by_age,
     stream_length,
 )
-from seal_lib.continual.tables import EXPERIMENT, MATRIX, committed_sweep
-from seal_lib.continual.tables import MAPS as MAPS_EXPERIMENT
+from seal_lib.continual.tables import EXPERIMENT, MAPS_EXPERIMENT, MATRIX, committed_sweep
 from seal_lib.report.arms import FAMILIES, arm_label, family
 from seal_lib.report.figures import save
 from seal_lib.report.plots import style
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAPS = ("sequential_authors_live", "sequential_authors", "sequential_live", "sequential", "ewc", "merge", "kl",
+MAPPED_ARMS = ("sequential_authors_live", "sequential_authors", "sequential_live", "sequential", "ewc", "merge", "kl",
         "generative_replay", "replay", "null_space", "inflora", "null_space_replay_live", "null_space_replay",
         "joint")  # fmt: skip
 AGED = (
@@ -94,7 +93,7 @@ def paper_figure(cells: pd.DataFrame, arms: Sequence[str] = PAPER) -> Figure:
     return figure
 
 
-def maps_figure(cells: pd.DataFrame, arms: Sequence[str] = MAPS) -> Figure:
+def maps_figure(cells: pd.DataFrame, arms: Sequence[str] = MAPPED_ARMS) -> Figure:
     """Difference to the unedited model, arm by arm, on one scale; the authors' first."""
     arms = [arm for arm in arms if arm in set(cells["arm"])]
     with style():

@@ -35,7 +35,7 @@ VERDICTS = ("exact", "contains")
 
 
 @dataclass(frozen=True)
-class Unit:
+class EditUnit:
     """Edit ``k`` of a stream; k = 0 is the unedited model."""
 
     id: str
@@ -68,7 +68,7 @@ def run_arm(
     work = _Work(run, arm, lab, writing, group, full_rows)
     if work.trains and not arm.live and any(None in stream.edits for stream in streams):
         raise DataError(f"arm {arm.name!r}: streams without self-edits; give a writer or a live arm.")
-    units = [Unit(f"{k}/{s.id}", k, s) for k in range(lengths.pop() + 1) for s in streams]
+    units = [EditUnit(f"{k}/{s.id}", k, s) for k in range(lengths.pop() + 1) for s in streams]
     chunk = max(n for n in range(1, min(slots, len(streams)) + 1) if len(streams) % n == 0)
     rows = run.map(f"{group}{arm.name}", units, work, chunk=chunk)
     work.clear()
@@ -145,7 +145,7 @@ class _Work:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def __call__(self, units: Sequence[Unit]) -> list[dict]:
+    def __call__(self, units: Sequence[EditUnit]) -> list[dict]:
         k = units[0].k
         if self.rule.retrains and k and self.full_rows is not None and k not in self.full_rows:
             for unit in units:

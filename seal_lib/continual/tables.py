@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "continual/mitigations"
 MATRIX = "continual/matrix"  # of the paper's experiment
-MAPS = "continual/maps"  # of every arm
+MAPS_EXPERIMENT = "continual/maps"  # of every arm
 UNIT = intervals.UNIT
 #: what becomes of a question about an edited passage; the order is the figure's
 FATES = ("kept_base", "kept_injected", "lost_base", "lost_injected", "never", "blank")

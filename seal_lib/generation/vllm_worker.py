@@ -11,7 +11,7 @@ from pathlib import Path
 from seal_lib.generation.child import Refused, serve
 
 
-class Worker:
+class EngineWorker:
     """One vLLM engine, in this process itself: its own multiprocessing is off."""
 
     def __init__(self):
@@ -102,5 +102,5 @@ def _weights(folder: Path) -> Iterator:
 
 
 if __name__ == "__main__":
-    worker = Worker()
+    worker = EngineWorker()
     serve(sys.argv[-2:], {"start": worker.start, "base": worker.base, "generate": worker.generate})

@@ -17,7 +17,7 @@ from seal_lib.knowledge.prompts import Prompts
 from seal_lib.loops.domain import Candidate, Rejected
 from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import read_ids, turn_end, written_ids
-from seal_lib.records import Passage, SelfEdit, Trial
+from seal_lib.records import Passage, PassageTrial, SelfEdit
 from seal_lib.seeds import derive_seed
 from seal_lib.training.jobs import Example, Job, Result, pad_examples
 
@@ -167,7 +167,7 @@ class Knowledge:
         return [Request(self.prompts.ask(passage, q, candidate.shown), adapter=adapter) for q in passage.questions]
 
     def grade(self, candidate: Candidate, result: Result | Rejected | None,
-              answers: Sequence[Completion | None]) -> Trial:  # fmt: skip
+              answers: Sequence[Completion | None]) -> PassageTrial:  # fmt: skip
         """A diverged adapter is an outcome with its reason, not an accuracy of zero."""
         graded = tuple(
             graders.grade(question, answer.text.strip(), self.grader)
@@ -178,11 +178,11 @@ class Knowledge:
             "seed": candidate.seed, "answers": graded, "grader": self.grader,
         }  # fmt: skip
         if result is None:
-            return Trial(**about)
+            return PassageTrial(**about)
         if isinstance(result, Rejected):
-            return Trial(**about, outcome=result.reason, reason=result.detail)
+            return PassageTrial(**about, outcome=result.reason, reason=result.detail)
         empty = candidate.edit is not None and not candidate.edit.text.strip()
-        return Trial(
+        return PassageTrial(
             **about,
             outcome="empty_edit" if empty and result.outcome == "ok" else result.outcome,
             reason=result.reason,
@@ -192,11 +192,11 @@ class Knowledge:
             last_loss=result.losses[-1] if result.losses else math.nan,
         )
 
-    def trial(self, edit: SelfEdit, tried: Trial | Rejected) -> Trial:
+    def trial(self, edit: SelfEdit, tried: PassageTrial | Rejected) -> PassageTrial:
         return tried
 
-    def load(self, row: Mapping[str, Any]) -> Trial:
-        return Trial.from_dict(row)
+    def load(self, row: Mapping[str, Any]) -> PassageTrial:
+        return PassageTrial.from_dict(row)
 
     def reward_seeds(self, seed: int, count: int) -> list[int]:
         return [derive_seed(seed, "reward", s) for s in range(count)]

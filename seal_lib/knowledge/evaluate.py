@@ -1,7 +1,7 @@
 """The rows of the paper's table as data: which text an arm trains on, its trials, and its lines in ``results.csv``.
 
-A baseline is a row of :data:`ARMS`; to add one, add a row. Every number gets an interval over passages, and over loops
-where an arm has several.
+A baseline is a row of :data:`BASELINES`; to add one, add a row. Every number gets an interval over passages, and over
+loops where an arm has several.
 """
 
 import math
@@ -16,18 +16,18 @@ from seal_lib.loops.inner import score
 from seal_lib.loops.outer import evaluate
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
-from seal_lib.records import Passage, SelfEdit, Trial
+from seal_lib.records import Passage, PassageTrial, SelfEdit
 from seal_lib.report import stats
 from seal_lib.report.arms import difference_arm
 from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed
 
 #: the trials of an arm: of one loop, or loop -> trials
-Loops = Sequence[Trial] | Mapping[int, Sequence[Trial]]
+Loops = Sequence[PassageTrial] | Mapping[int, Sequence[PassageTrial]]
 
 
 @dataclass(frozen=True)
-class Arm:
+class Baseline:
     """One row of the table.
 
     ``text``: ``none`` (no training), ``passage`` (train on it alone), ``policy`` (the policy's own self-edit), or
@@ -39,30 +39,30 @@ class Arm:
     in_context: bool = False
 
 
-ARMS: dict[str, Arm] = {
-    "frozen": Arm("none", "the model as it is, asked without the passage"),
-    "passage_in_context": Arm("none", "the model as it is, passage in view: the ceiling", in_context=True),
-    "passage_only": Arm("passage", "trained on the passage text alone"),
-    "own_untrained": Arm("policy", "passage and the untrained policy's self-edit"),
-    "external": Arm("reference:external", "passage and the notes of a stronger writer (the paper's GPT-4.1)"),
-    "gold_notes": Arm("reference:gold", "passage and hand-written notes: forward statements, every fact"),
-    "notes_half": Arm("reference:half", "hand-written forward statements on half of the facts"),
-    "notes_questions": Arm("reference:questions", "hand-written question-and-answer lines"),
-    "notes_verbatim": Arm("reference:verbatim", "hand-written notes that repeat the passage's sentences"),
-    "notes_remark": Arm("reference:remark", "hand-written remarks that state no fact"),
+BASELINES: dict[str, Baseline] = {
+    "frozen": Baseline("none", "the model as it is, asked without the passage"),
+    "passage_in_context": Baseline("none", "the model as it is, passage in view: the ceiling", in_context=True),
+    "passage_only": Baseline("passage", "trained on the passage text alone"),
+    "own_untrained": Baseline("policy", "passage and the untrained policy's self-edit"),
+    "external": Baseline("reference:external", "passage and the notes of a stronger writer (the paper's GPT-4.1)"),
+    "gold_notes": Baseline("reference:gold", "passage and hand-written notes: forward statements, every fact"),
+    "notes_half": Baseline("reference:half", "hand-written forward statements on half of the facts"),
+    "notes_questions": Baseline("reference:questions", "hand-written question-and-answer lines"),
+    "notes_verbatim": Baseline("reference:verbatim", "hand-written notes that repeat the passage's sentences"),
+    "notes_remark": Baseline("reference:remark", "hand-written remarks that state no fact"),
 }
 
 
 def evaluate_arm(run: Recorder, policy: Policy, passages: Sequence[Passage], arm: str, domain: Knowledge,
-                 outer: OuterLoop, *, seed: int, group: str = "") -> list[Trial]:  # fmt: skip
+                 outer: OuterLoop, *, seed: int, group: str = "") -> list[PassageTrial]:  # fmt: skip
     """Trials of one arm, one per passage, recorded as phase ``<group>evaluate/<arm>``."""
-    if arm not in ARMS:
-        raise DataError(f"arms: {arm!r} is not one of {', '.join(ARMS)}.")
-    kind, phase = ARMS[arm].text, f"{group}evaluate/{arm}"
+    if arm not in BASELINES:
+        raise DataError(f"arms: {arm!r} is not one of {', '.join(BASELINES)}.")
+    kind, phase = BASELINES[arm].text, f"{group}evaluate/{arm}"
     if kind == "policy":
         return evaluate(run, policy, passages, domain, outer, arm=arm, seed=seed, group=group)
     if kind == "none":
-        shown = ARMS[arm].in_context
+        shown = BASELINES[arm].in_context
         asked = [Candidate(f"{arm}/{p.id}", p, None, arm, 0, trains=False, shown=shown) for p in passages]
         return score(run, policy, asked, domain, phase=phase, chunk=64)
     writer = kind.removeprefix("reference:")
@@ -82,7 +82,7 @@ def evaluate_arms(run: Recorder, policy: Policy, passages: Sequence[Passage], ar
     """
     trials: dict[str, Loops] = {}
     for arm in arms:
-        sampled = arm in ARMS and ARMS[arm].text == "policy"
+        sampled = arm in BASELINES and BASELINES[arm].text == "policy"
         by_seed = {
             seed: evaluate_arm(run, policy, passages, arm, domain, outer, seed=seed, group=f"seed_{seed}/")
             for seed in (seeds if sampled else seeds[:1])
@@ -99,7 +99,7 @@ def reference_edit(passage: Passage, writer: str, arm: str) -> SelfEdit:
     return SelfEdit(f"{passage.id}/{writer}", passage.id, passage.references[writer], writer)
 
 
-def values_of(trials: Loops, of: Callable[[Trial], object]) -> dict[object, dict[str, list]]:
+def values_of(trials: Loops, of: Callable[[PassageTrial], object]) -> dict[object, dict[str, list]]:
     """loop -> passage -> that number of each of its trials (or self-edits), as `stats.mean_over_loops` takes it."""
     found: dict[object, dict[str, list]] = {}
     for loop, several in trials.items() if isinstance(trials, Mapping) else [(0, trials)]:

@@ -12,7 +12,7 @@ from seal_lib.knowledge.evaluate import difference_rows, edit_rows, result_rows
 from seal_lib.loops.outer import Loop, fresh_rewards, run_loop
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
-from seal_lib.records import Passage, Trial
+from seal_lib.records import Passage, PassageTrial
 from seal_lib.report import rewards, stats
 from seal_lib.report.arms import arm_label
 from seal_lib.runs.work import Recorder
@@ -65,8 +65,8 @@ def comparisons(rounds: int) -> list[tuple[str, str]]:
     return pairs + [(name, "frozen") for name in ("own_untrained", *names, "random_edit_sft", "external")]
 
 
-def restem_rows(controls: Mapping[str, Sequence[Trial]], loops: Mapping[int, Loop], passages: Sequence[Passage], *,
-                protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
+def restem_rows(controls: Mapping[str, Sequence[PassageTrial]], loops: Mapping[int, Loop], passages: Sequence[Passage],
+                *, protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
     """Lines for ``knowledge/restem`` (over all loops), ``knowledge/restem/seed_N``, and the SEAL rows of Table 2.
 
     Passages and loops are crossed: both are a sample. ``controls`` were run once and have no loops. Table 2's

@@ -285,12 +285,12 @@ def describe_notes(text: str, passage: Passage) -> dict:
     counts = dict.fromkeys(("verbatim", "remark", "forward", "questions", "false", "other"), 0)
     covered: set[Fact] = set()
     for line in filter(None, (line.strip().removeprefix("- ") for line in text.split("\n"))):
-        style, fact = table.get(line, (None, None))
-        if style is None:
+        style, stated = table.get(line, ("", None))
+        if not style:
             useful = "?" in line or any(line.startswith(f.name) for f in facts)
             style = "false" if useful else "other"
         elif style in ("forward", "questions"):
-            covered.add(fact)
+            covered.add(stated)
         counts[style] += 1
-    style = max(counts, key=counts.get) if any(counts.values()) else "empty"
+    style = max(counts, key=lambda style: counts[style]) if any(counts.values()) else "empty"
     return {"style": style, "coverage": len(covered) / len(facts), "lines": sum(counts.values()), **counts}

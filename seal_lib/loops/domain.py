@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.loops.policy import Policy
-from seal_lib.records import SelfEdit
+from seal_lib.records import SelfEdit, Trial
 from seal_lib.training.jobs import Job, Result
 
 if TYPE_CHECKING:
@@ -50,29 +50,6 @@ class Rejected:
     reason: str
     detail: str = ""
     unread: bool = False
-
-
-class Trial(Protocol):
-    """What became of a candidate, or of a self-edit: the domain's record of it.
-
-    ``key``: equal for self-edits that ask for the same; ``accuracy``: by the loop's grader, in [0, 1], NaN where there
-    is nothing to grade.
-    """
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def unit_id(self) -> str: ...
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def edit(self) -> SelfEdit | None: ...
-
-    @property
-    def accuracy(self) -> float: ...
 
 
 class Domain(Protocol):

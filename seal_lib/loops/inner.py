@@ -7,9 +7,9 @@ counted as right is the domain's (:class:`seal_lib.loops.domain.Domain`).
 from collections.abc import Sequence
 from functools import partial
 
-from seal_lib.loops.domain import Candidate, Count, Domain, Rejected, Trial, Unit, uncounted
+from seal_lib.loops.domain import Candidate, Count, Domain, Rejected, Unit, uncounted
 from seal_lib.loops.policy import Policy
-from seal_lib.records import SelfEdit, to_dict
+from seal_lib.records import SelfEdit, Trial, to_dict
 from seal_lib.runs.work import Recorder, Work
 from seal_lib.training.jobs import Result
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from seal_lib.loops.domain import Trial
+from seal_lib.records import Trial
 from seal_lib.seeds import rng
 
 #: reward → (trial, accuracy of the frozen policy on that unit) → number, NaN if there is nothing to grade. Accuracy is

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib.errors import DataError
-from seal_lib.loops.domain import Domain, Trial, Unit
+from seal_lib.loops.domain import Domain, Unit
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import FILTERS
 from seal_lib.loops.settings import OuterLoop
-from seal_lib.records import SelfEdit
+from seal_lib.records import SelfEdit, Trial
 from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed
 

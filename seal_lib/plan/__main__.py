@@ -16,7 +16,7 @@ from seal_lib.errors import SealError
 from seal_lib.models import budget
 from seal_lib.plan import costs, counts, needs
 from seal_lib.plan.costs import Device
-from seal_lib.plan.work import Work
+from seal_lib.plan.work import Phase
 from seal_lib.runs import params, runner
 
 
@@ -26,7 +26,7 @@ class Item:
 
     notebook: str
     parameters: Mapping[str, object] = field(default_factory=dict)
-    work: list[Work] = field(default_factory=list)
+    work: list[Phase] = field(default_factory=list)
     budgets: list[budget.Budget] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     downloads: dict[str, float] = field(default_factory=dict)  # what → bytes
@@ -44,12 +44,12 @@ class Item:
 # ---------------------------------------------------------------------------------------------- price
 
 
-def price(work: Work, shape: budget.Shape, device: Device, dtype: str) -> float:
+def price(work: Phase, shape: budget.Shape, device: Device, dtype: str) -> float:
     """Seconds that a phase is estimated to take."""
     return sum(cost.seconds for cost in cost_of(work, shape, device, dtype))
 
 
-def cost_of(work: Work, shape: budget.Shape, device: Device, dtype: str) -> list[costs.Cost]:
+def cost_of(work: Phase, shape: budget.Shape, device: Device, dtype: str) -> list[costs.Cost]:
     """A phase's costs one after the other."""
     if work.units <= 0:
         return []

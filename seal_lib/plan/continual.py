@@ -1,6 +1,6 @@
 """What the notebooks of the forgetting study will do, counted from their parameters (see :mod:`seal_lib.plan.counts`).
 
-What a rule costs beside plain training is declared by the rule (:class:`seal_lib.continual.rules.base.Cost`).
+What a rule costs beside plain training is declared by the rule (:class:`seal_lib.continual.rules.base.RuleCost`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from seal_lib.errors import ParameterError
 from seal_lib.plan import lengths
 from seal_lib.plan import work as pieces
-from seal_lib.plan.work import Work, asking, writing
+from seal_lib.plan.work import Phase, asking, writing
 from seal_lib.report.arms import plain
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def settings(rule: "type[Rule]") -> int:
 
 def run_arm(
     p: Mapping, name: str, streams: int, *, full_rows: Sequence[int] | None = None, phase: str = ""
-) -> list[Work]:
+) -> list[Phase]:
     """One arm over ``streams`` streams (:func:`seal_lib.continual.study.run_arm`)."""
     rule, text, phase = rule_of(name), lengths.profile(p["passages"]), phase or name
     length, slots = p["length"], p["slots"]
@@ -41,7 +41,7 @@ def run_arm(
     full = [k for k in range(length + 1) if full_rows is None or k in full_rows]
     made = [k for k in range(1, length + 1) if not rule.retrains or k in full]
     per_passage = min(p["questions"] or text.questions, text.questions)
-    work: list[Work] = []
+    work: list[Phase] = []
     if rule.trains:
         work += _training(p, name, rule, text, streams, made, chunk, phase)
     if name.endswith("_live"):
@@ -55,7 +55,7 @@ def run_arm(
     if rule.trains:  # drift: a quarter of the anchors under the current weights
         reads = streams * len([k for k in full if k]) * p["anchors"] / 4
         work.append(
-            Work("read", f"{phase}/drift", reads, reads * anchor(p, text), targets=p["targets"], rank=p["rank"])
+            Phase("read", f"{phase}/drift", reads, reads * anchor(p, text), targets=p["targets"], rank=p["rank"])
         )
     return work
 
@@ -74,7 +74,7 @@ def _training(
     made: Sequence[int],
     chunk: int,
     phase: str,
-) -> list[Work]:
+) -> list[Phase]:
     source = "policy" if p["writer"] == "policy" or name != plain(name) else p["writer"].partition(":")[2]
     documents, tokens = text.training(source)
     authors = plain(name) == "sequential_authors"
@@ -90,7 +90,7 @@ def _training(
     sequences = {"past": past, "both": 1 + past}.get(cost.more, 1.0) * m
     count, tokens = streams * len(made), epochs * documents * each * edits + steps * m * extra[cost.more]
     work = [
-        Work(
+        Phase(
             "train", phase, count, streams * tokens,
             steps=streams * steps, slots=chunk, batch=round(p["batch"] + sequences),
             targets="qv" if authors else p["targets"], rank=p["rank"],
@@ -99,56 +99,56 @@ def _training(
     if cost.more in ("anchors", "both"):  # the teacher's distributions, once per edit
         reads = count * p["anchors"]
         work.append(
-            Work("read", f"{phase}/teacher", reads, reads * anchor(p, text), targets=p["targets"], rank=p["rank"])
+            Phase("read", f"{phase}/teacher", reads, reads * anchor(p, text), targets=p["targets"], rank=p["rank"])
         )
     if own_texts := rule.knobs.get("texts", cost.texts):
         texts = count * own_texts
-        work.append(Work("write", f"{phase}/own texts", texts, texts * (anchor(p, text) - 2), 2.0, anchor(p, text)))
+        work.append(Phase("write", f"{phase}/own texts", texts, texts * (anchor(p, text) - 2), 2.0, anchor(p, text)))
     if cost.reads:
-        work.append(Work("read", f"{phase}/reads", count * cost.reads, count * cost.reads * anchor(p, text),
+        work.append(Phase("read", f"{phase}/reads", count * cost.reads, count * cost.reads * anchor(p, text),
                          targets=p["targets"], rank=p["rank"]))  # fmt: skip
     if cost.factors:
         times = 1 + (count if cost.factors == "edit" else 0)
-        work.append(Work("factor", f"{phase}/null space", times, targets=p["targets"]))
+        work.append(Phase("factor", f"{phase}/null space", times, targets=p["targets"]))
     return work
 
 
-def _streams(p: Mapping, streams: int, writer: str, phase: str = "write") -> list[Work]:
+def _streams(p: Mapping, streams: int, writer: str, phase: str = "write") -> list[Phase]:
     """Self-edits written once, and the anchors."""
     text = lengths.profile(p["passages"])
     return [writing(phase, p, streams * p["length"], 1, text)] if writer == "policy" else []
 
 
-def _anchors(p: Mapping) -> Work:
+def _anchors(p: Mapping) -> Phase:
     text, n = lengths.profile(p["passages"]), p["anchors"]
-    return Work("write", "anchors", n, n * (anchor(p, text) - 2), 2.0, anchor(p, text))
+    return Phase("write", "anchors", n, n * (anchor(p, text) - 2), 2.0, anchor(p, text))
 
 
-def _arms(p: Mapping, names: Sequence[str], streams: int, **options: object) -> list[Work]:
+def _arms(p: Mapping, names: Sequence[str], streams: int, **options: object) -> list[Phase]:
     """Some arms (:func:`seal_lib.continual.study.run_arms`), and the unedited model's own notes if an arm has them."""
     own = any(name.endswith("_own") for name in names)
     work = _streams(p, streams, "policy", "write_own") if own else []
     return work + [w for name in names for w in run_arm(p, name, streams, **options)]
 
 
-def edits(p: Mapping) -> list[Work]:
+def edits(p: Mapping) -> list[Phase]:
     """Notebook 13."""
     work = [*_streams(p, p["n_sequences"], p["writer"]), _anchors(p), *_arms(p, p["arms"], p["n_sequences"])]
     return work + (_arms(p, p["own_arms"], p["n_own"]) if p["n_own"] else [])
 
 
-def mitigations(p: Mapping) -> list[Work]:
+def mitigations(p: Mapping) -> list[Phase]:
     """Notebook 14."""
     return [*_streams(p, p["n_sequences"], p["writer"]), _anchors(p), *_arms(p, p["arms"], p["n_sequences"])]
 
 
-def retention(p: Mapping) -> list[Work]:
+def retention(p: Mapping) -> list[Phase]:
     """Notebook 15."""
     work = [*_streams(p, p["n_sequences"], p["writer"]), _anchors(p)]
     return work + _arms(p, p["arms"], p["n_sequences"], full_rows=[0, *p["lengths"]])
 
 
-def tuning(p: Mapping) -> list[Work]:
+def tuning(p: Mapping) -> list[Phase]:
     """Notebook 16: about so many settings of every rule."""
     work = [*_streams(p, p["n_sequences"], p["writer"]), _anchors(p)]
     for name in p["arms"]:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 
 from seal_lib.errors import ParameterError
 from seal_lib.plan import continual, lengths
-from seal_lib.plan.work import CACHE_TOKENS, ROWS, Work, arm, asking, finetuning, round_, trials, writing
+from seal_lib.plan.work import CACHE_TOKENS, ROWS, Phase, arm, asking, finetuning, round_, trials, writing
 
 # ---------------------------------------------------------------------------------------------- notebooks
 
 
-def tour(p: Mapping) -> list[Work]:
+def tour(p: Mapping) -> list[Phase]:
     text = lengths.profile(p["passages"])
     n, samples = p["n_passages"], p["samples"]
     work = [w for name in ("frozen", "passage_in_context", "passage_only") for w in arm(name, p, n, name, text)]
@@ -24,31 +24,31 @@ def tour(p: Mapping) -> list[Work]:
     return [*work, writing("edits_after", p, n, samples, text), *trials("after", p, n * samples, text)]
 
 
-def one_edit(p: Mapping) -> list[Work]:
+def one_edit(p: Mapping) -> list[Phase]:
     text = lengths.profile(p["passages"])
     twice = [w for _ in range(2) for w in trials("trial", p, 1, text)][:3]  # trained twice, asked once
     return [writing("write", p, 1, 1, text), *twice, asking("before", p, text.questions, text, at_once=text.questions)]
 
 
-def by_hand(p: Mapping) -> list[Work]:
+def by_hand(p: Mapping) -> list[Phase]:
     p = {**p, "targets": "all-linear", "slots": 1}
     text = lengths.profile(p["passages"])
     return [*arm("before", p, p["n_passages"], "own_untrained", text), *round_("practice", p, text),
             *arm("after", p, p["n_passages"], "own_untrained", text)]  # fmt: skip
 
 
-def self_edits(p: Mapping) -> list[Work]:
+def self_edits(p: Mapping) -> list[Phase]:
     return [writing("sample", p, p["n_passages"], p["samples"], lengths.profile(p["passages"]))]
 
 
-def single_passage(p: Mapping) -> list[Work]:
+def single_passage(p: Mapping) -> list[Phase]:
     text = lengths.profile(p["passages"])
     found = [(name, arm(f"evaluate/{name}", p, p["n_passages"], name, text)) for name in p["arms"]]
     loops = {name: len(p["seeds"]) if name == "own_untrained" else 1 for name in p["arms"]}  # sampled once per seed
     return [w.times(loops[name]) for name, several in found for w in several]
 
 
-def restem(p: Mapping) -> list[Work]:
+def restem(p: Mapping) -> list[Phase]:
     text, practice = lengths.profile(p["passages"]), lengths.profile(p["practice"])
     n, rounds = p["n_passages"], p["rounds"]
     loop = arm("evaluate/own_untrained", p, n, "own_untrained", text)
@@ -64,11 +64,11 @@ def restem(p: Mapping) -> list[Work]:
     return controls + [w.times(len(p["seeds"])) for w in loop]
 
 
-def other_models(p: Mapping) -> list[Work]:
+def other_models(p: Mapping) -> list[Phase]:
     return restem({**p, "controls": [], "seeds": [0], "random_control": True}) * (1 + len(p["other_models"]))
 
 
-def arc_self_edits(p: Mapping) -> list[Work]:
+def arc_self_edits(p: Mapping) -> list[Phase]:
     from seal_lib.arc.examples import CAP
 
     puzzle = lengths.profile(p["tasks"])
@@ -78,27 +78,27 @@ def arc_self_edits(p: Mapping) -> list[Work]:
     together = (p.get("tokens_per_step") or 1 << 30) / (p["batch"] * puzzle.example)  # slots that one step serves
     views = {"full": 1.0, "leave_one_out": puzzle.subsets, "all": puzzle.views}[p["views"]]
 
-    def answers(phase: str, tasks: float, adapters: bool) -> Work:
+    def answers(phase: str, tasks: float, adapters: bool) -> Phase:
         rows = max(1, min(ROWS, int(CACHE_TOKENS // (puzzle.ask_longest + p["answer_tokens"])), round(tasks * views)))
         long = p["answer_tokens"] if not adapters else min(puzzle.answer_longest, p["answer_tokens"])
         own = {"adapters": max(1, round(rows / views)), "targets": p["targets"], "rank": p["rank"]} if adapters else {}
         units, each = tasks * views, min(puzzle.answer, p["answer_tokens"])
-        return Work("answer", phase, units, units * each, puzzle.ask, long, rows=rows, **own)
+        return Phase("answer", phase, units, units * each, puzzle.ask, long, rows=rows, **own)
 
-    def attempts(phase: str, count: float) -> list[Work]:
-        train = Work(
+    def attempts(phase: str, count: float) -> list[Phase]:
+        train = Phase(
             "train", phase, count, count * steps * p["batch"] * puzzle.example, steps=count * steps,
             slots=max(1, min(p["slots"], int(together), round(count))), batch=p["batch"], targets=p["targets"],
             rank=p["rank"],
         )  # fmt: skip
         return [train, answers(phase, count, True)]
 
-    def write(phase: str, texts: float) -> Work:
+    def write(phase: str, texts: float) -> Phase:
         rows = max(1, min(ROWS, int(CACHE_TOKENS // (puzzle.write + p["edit_tokens"])), round(texts)))
         edit = min(puzzle.edit, p["edit_tokens"])
-        return Work("write", phase, texts, texts * edit, puzzle.write, p["edit_tokens"], rows=rows)
+        return Phase("write", phase, texts, texts * edit, puzzle.write, p["edit_tokens"], rows=rows)
 
-    def evaluate(name: str) -> list[Work]:
+    def evaluate(name: str) -> list[Phase]:
         texts = held * p["edits"]
         tried = attempts(f"evaluate/{name}", texts * puzzle.accepted * puzzle.distinct)
         return [write(f"evaluate/{name}/write", texts), *tried]
@@ -125,7 +125,7 @@ def arc_self_edits(p: Mapping) -> list[Work]:
     return fixed + [w.times(len(p["seeds"])) for w in loop]
 
 
-def other_puzzle_models(p: Mapping) -> list[Work]:
+def other_puzzle_models(p: Mapping) -> list[Phase]:
     loop = arc_self_edits({**p, "oracle": "", "seeds": [0], "random_control": True})
     return [w for w in loop if w.phase != "evaluate/icl"] * (1 + len(p["other_models"]))
 
@@ -137,12 +137,12 @@ def number(source: str, ids: list[str] | None) -> int:
     return int(source.rpartition(":")[2]) if source.startswith("world:") else 400
 
 
-def nothing(p: Mapping) -> list[Work]:
+def nothing(p: Mapping) -> list[Phase]:
     return []
 
 
 #: notebook → what it will do
-COUNTS: dict[str, Callable[[Mapping], list[Work]]] = {
+COUNTS: dict[str, Callable[[Mapping], list[Phase]]] = {
     "00_tour": tour,
     "01_one_self_edit": one_edit,
     "02_restem_by_hand": by_hand,
@@ -163,7 +163,7 @@ COUNTS: dict[str, Callable[[Mapping], list[Work]]] = {
 }
 
 
-def of(notebook: str, parameters: Mapping) -> list[Work]:
+def of(notebook: str, parameters: Mapping) -> list[Phase]:
     """The work of a notebook with these parameters.
 
     Raises:
@@ -174,7 +174,7 @@ def of(notebook: str, parameters: Mapping) -> list[Work]:
     return COUNTS[notebook](parameters)
 
 
-def totals(work: list[Work]) -> dict[str, float]:
+def totals(work: list[Phase]) -> dict[str, float]:
     """Units and tokens by what they are: ``written``, ``trainings``, ``steps``, ``answers``, and their tokens."""
 
     def total(kind: str, value: str) -> float:

@@ -81,7 +81,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Puzzles:
+class PuzzleLengths:
     """Lengths in tokens of puzzles, means over the recorded tasks.
 
     ``examples``: training examples of a self-edit by cap; ``example``: tokens of one, ``example_longest``: the mean of
@@ -115,10 +115,10 @@ class Puzzles:
 
 
 @cache
-def profiles() -> dict[str, Text | Puzzles]:
+def profiles() -> dict[str, Text | PuzzleLengths]:
     """The recorded profiles by name: ``squad``, ``world``, ``puzzles``, ``grids``."""
     table = yaml.safe_load((Path(__file__).parent / "lengths.yaml").read_text(encoding="utf-8"))
-    found: dict[str, Text | Puzzles] = {}
+    found: dict[str, Text | PuzzleLengths] = {}
     for name, row in table.items():
         if "edits" in row:
             documents = tuple(tuple(d) for d in row["documents"])
@@ -126,11 +126,11 @@ def profiles() -> dict[str, Text | Puzzles]:
             row = {**row, "edits": tuple(row["edits"]), "documents": documents, "trained": trained}
             found[name] = Text(**row)
         else:
-            found[name] = Puzzles(**row)
+            found[name] = PuzzleLengths(**row)
     return found
 
 
-def profile(source: str) -> Text | Puzzles:
+def profile(source: str) -> Text | PuzzleLengths:
     """The profile that stands for a source of passages or puzzles, as parameters name it."""
     known = profiles()
     if source.startswith("world:"):

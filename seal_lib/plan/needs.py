@@ -15,7 +15,7 @@ from seal_lib.errors import SealError
 from seal_lib.models import budget
 from seal_lib.plan import counts, lengths
 from seal_lib.plan.costs import Device
-from seal_lib.plan.work import Work, pad_tokens
+from seal_lib.plan.work import Phase, pad_tokens
 from seal_lib.report.arms import plain
 
 GB = 1e9
@@ -30,7 +30,7 @@ GATED = ("meta-llama/",)
 # ---------------------------------------------------------------------------------------------- memory
 
 
-def budgets(p: Mapping, work: list[Work], shape: budget.Shape, device: Device) -> list[budget.Budget]:
+def budgets(p: Mapping, work: list[Phase], shape: budget.Shape, device: Device) -> list[budget.Budget]:
     """What training with answering, and the M-step, hold in memory at once."""
     dtype, found = str(p["dtype"]), []
     weights = budget.weight_bytes(shape, dtype)
@@ -85,7 +85,7 @@ def check(notebook: str, p: Mapping, device: Device) -> str:
     return "\n".join(one.check().table() for one in budgets(p, work, shape, device)) if work else ""
 
 
-def _m_step(p: Mapping, one: Work, shape: budget.Shape, device: Device, weights: float) -> budget.Budget:
+def _m_step(p: Mapping, one: Phase, shape: budget.Shape, device: Device, weights: float) -> budget.Budget:
     """Finetuning on the longest pairs that are to be expected; a GPU takes them one by one (`restem.pieces`)."""
     text = lengths.profile(str(p.get("practice") or p["passages"]))
     long = text.longest(round(one.units), p["edit_tokens"]) if isinstance(text, lengths.Text) else text.edit
@@ -105,13 +105,13 @@ def _m_step(p: Mapping, one: Work, shape: budget.Shape, device: Device, weights:
 def _longest(p: Mapping) -> float:
     """Tokens of a long training document with its pads."""
     text = lengths.profile(str(p.get("passages") or p["tasks"]))
-    if isinstance(text, lengths.Puzzles):
+    if isinstance(text, lengths.PuzzleLengths):
         return min(text.example_longest, p.get("example_tokens", 8192))
     document = max(text.passage, sorted(max(d) for d in text.documents)[len(text.documents) // 2])
     return pad_tokens(str(p.get("pad_loss", "eos")), document)
 
 
-def _continual(p: Mapping, shape: budget.Shape, trainings: list[Work]) -> dict[str, float]:
+def _continual(p: Mapping, shape: budget.Shape, trainings: list[Phase]) -> dict[str, float]:
     """Teachers of the anchors and dense statistics, for the arms that have them."""
     if "anchors" not in p or not trainings:
         return {}
@@ -196,7 +196,7 @@ def hub_home() -> Path:
     return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
 
 
-def run_bytes(p: Mapping, work: list[Work], shape: budget.Shape | None) -> float:
+def run_bytes(p: Mapping, work: list[Phase], shape: budget.Shape | None) -> float:
     """Disk of the run folder: policies' adapters (float32) and the rows."""
     total = 2e3 * sum(w.units for w in work if w.kind in ("train", "answer")) + 5e6
     if shape is None:

@@ -1,4 +1,4 @@
-"""The pieces of a plan: one phase's :class:`Work`, and what writing, asking, trials and an M-step come to.
+"""The pieces of a plan: one phase's :class:`Phase`, and what writing, asking, trials and an M-step come to.
 
 Units follow from the parameters alone and are exact; tokens come from recorded lengths (``lengths``) and are as good as
 those. Knows no notebook, model, device or price.
@@ -16,7 +16,7 @@ ROWS, CACHE_TOKENS = 256, 100_000
 
 
 @dataclass(frozen=True)
-class Work:
+class Phase:
     """One phase.
 
     Attributes:
@@ -42,7 +42,7 @@ class Work:
     targets: str = "all-linear"
     rank: int = 0
 
-    def times(self, count: float) -> "Work":
+    def times(self, count: float) -> "Phase":
         """The same ``count`` times."""
         return replace(
             self, units=self.units * count, tokens=self.tokens * count, steps=self.steps * count
@@ -60,29 +60,29 @@ def pad_tokens(pad_loss: str, length: float, limit: int = 2048) -> float:
 # ---------------------------------------------------------------------------------------------- pieces
 
 
-def writing(phase: str, p: Mapping, passages: float, samples: int, text: lengths.Text) -> Work:
+def writing(phase: str, p: Mapping, passages: float, samples: int, text: lengths.Text) -> Phase:
     """Self-edits of ``passages`` passages."""
     limit = p["edit_tokens"]
     rows = max(1, min(ROWS, int(CACHE_TOKENS // (text.write + limit)), round(min(32, passages) * samples)))
     units = passages * samples
-    return Work("write", phase, units, units * text.edit(limit), text.write, text.longest(rows, limit), rows=rows)
+    return Phase("write", phase, units, units * text.edit(limit), text.write, text.longest(rows, limit), rows=rows)
 
 
 def asking(
     phase: str, p: Mapping, questions: float, text: lengths.Text, shown: bool = False, adapters: int = 0,
     at_once: float = ROWS,
-) -> Work:  # fmt: skip
+) -> Phase:  # fmt: skip
     """Greedy answers; ``adapters`` distinct ones in a batch."""
     prompt, limit = text.shown if shown else text.ask, p["answer_tokens"]
     rows = max(1, min(ROWS, int(CACHE_TOKENS // (prompt + limit)), round(at_once)))
     long = min(text.answer_longest, limit)
-    return Work(
+    return Phase(
         "answer", phase, questions, questions * min(text.answer, limit), prompt, long, rows=rows, adapters=adapters,
         targets=p.get("targets", "qv"), rank=p.get("rank", 8),
     )  # fmt: skip
 
 
-def trials(phase: str, p: Mapping, count: float, text: lengths.Text, kind: str = "policy") -> list[Work]:
+def trials(phase: str, p: Mapping, count: float, text: lengths.Text, kind: str = "policy") -> list[Phase]:
     """``count`` adapters on texts of a kind, and their questions (:func:`seal_lib.loops.inner.try_all`)."""
     documents, tokens = text.training(kind, p.get("document_limit") or CAPS.get(p.get("protocol", "")))
     if "edit_tokens" in p and kind == "policy":  # a limit that cuts self-edits cuts documents in proportion
@@ -91,7 +91,7 @@ def trials(phase: str, p: Mapping, count: float, text: lengths.Text, kind: str =
     rule, batch, slots = p.get("pad_loss", "eos"), p.get("batch", 1), p.get("slots", 32)
     padded = documents * pad_tokens(rule, tokens / documents)
     steps = p["epochs"] * max(1.0, documents / batch)
-    train = Work(
+    train = Phase(
         "train", phase, count, count * p["epochs"] * padded, steps=count * steps,
         slots=max(1, min(slots, round(count))), batch=batch, targets=p["targets"], rank=p["rank"],
     )  # fmt: skip
@@ -100,30 +100,32 @@ def trials(phase: str, p: Mapping, count: float, text: lengths.Text, kind: str =
     return [train, asking(phase, p, count * text.questions, text, adapters=rows_adapters, at_once=together)]
 
 
-def finetuning(phase: str, p: Mapping, kept: float, pair: float) -> Work:
+def finetuning(phase: str, p: Mapping, kept: float, pair: float) -> Phase:
     """The M-step on ``kept`` pairs of ``pair`` tokens."""
     steps = p["sft_epochs"] * -(-kept // p["sft_batch"])
-    return Work(
+    return Phase(
         "sft", phase, kept, p["sft_epochs"] * kept * pair, steps=steps, batch=p["sft_batch"],
         targets=p.get("sft_targets", "all-linear"), rank=p["sft_rank"],
     )  # fmt: skip
 
 
-def arm(phase: str, p: Mapping, passages: float, name: str, text: lengths.Text) -> list[Work]:
+def arm(phase: str, p: Mapping, passages: float, name: str, text: lengths.Text) -> list[Phase]:
     """One row of the table (:func:`seal_lib.knowledge.evaluate.evaluate_arm`)."""
-    from seal_lib.knowledge.evaluate import ARMS
+    from seal_lib.knowledge.evaluate import BASELINES
 
-    if name not in ARMS:
-        raise ParameterError(f"arms: {name!r} is not one of {', '.join(ARMS)}.")
-    kind = ARMS[name].text
+    if name not in BASELINES:
+        raise ParameterError(f"arms: {name!r} is not one of {', '.join(BASELINES)}.")
+    kind = BASELINES[name].text
     if kind == "none":
-        return [asking(phase, p, passages * text.questions, text, ARMS[name].in_context, at_once=64 * text.questions)]
+        return [
+            asking(phase, p, passages * text.questions, text, BASELINES[name].in_context, at_once=64 * text.questions)
+        ]
     if kind == "policy":
         return [writing(f"{phase}/write", p, passages, 1, text), *trials(phase, p, passages, text)]
     return trials(phase, p, passages, text, kind.removeprefix("reference:"))
 
 
-def round_(phase: str, p: Mapping, text: lengths.Text, blind: bool = False) -> list[Work]:
+def round_(phase: str, p: Mapping, text: lengths.Text, blind: bool = False) -> list[Phase]:
     """One round of ReST^EM on ``n_practice`` passages (:func:`seal_lib.loops.outer.restem_round`)."""
     n, samples = p["n_practice"], p["samples"]
     work = [writing(f"{phase}/sample", p, n, samples, text)]

@@ -13,7 +13,7 @@ from seal_lib.report import stats
 from seal_lib.report.arms import arm_label
 
 
-class Loop(Protocol):
+class EvaluatedLoop(Protocol):
     """One whole loop of either domain: its rounds, and the trials by arm (``own_untrained``, ``seal_round_1``, …)."""
 
     @property
@@ -23,7 +23,7 @@ class Loop(Protocol):
     def evaluated(self) -> Mapping[str, Sequence]: ...
 
 
-def comparisons(loop: Loop) -> list[tuple[str, str]]:
+def comparisons(loop: EvaluatedLoop) -> list[tuple[str, str]]:
     """SEAL − untrained, SEAL − random choice, random choice − untrained, after the last round."""
     last = f"seal_round_{len(loop.rounds)}"
     (blind,) = (arm for arm in loop.evaluated if arm.startswith("random_"))
@@ -36,7 +36,12 @@ def pooled_name(models: Sequence[str]) -> str:
 
 
 def model_rows(
-    experiment: str, loops: Mapping[str, Loop], table_rows: Callable[..., list[dict]], *, protocol: str, grader: str
+    experiment: str,
+    loops: Mapping[str, EvaluatedLoop],
+    table_rows: Callable[..., list[dict]],
+    *,
+    protocol: str,
+    grader: str,
 ) -> list[dict]:
     """Lines of ``experiment``: of each model by name, and over all of them where there are several.
 

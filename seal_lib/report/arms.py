@@ -28,7 +28,7 @@ class Family:
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmStyle:
     """What a person reads for an arm, and its colour where that is not the family's."""
 
     label: str
@@ -36,12 +36,12 @@ class Arm:
     colour: str = ""
 
 
-def _load() -> tuple[dict[str, Family], dict[str, Arm]]:
+def _load() -> tuple[dict[str, Family], dict[str, ArmStyle]]:
     table = yaml.safe_load(Path(__file__).with_name("arms.yaml").read_text(encoding="utf-8"))
     families = {
         name: Family(**{**row, "shades": tuple(row.get("shades", ()))}) for name, row in table["families"].items()
     }
-    return families, {name: Arm(**row) for name, row in table["arms"].items()}
+    return families, {name: ArmStyle(**row) for name, row in table["arms"].items()}
 
 
 FAMILIES, ARMS = _load()
@@ -112,10 +112,9 @@ def difference_arm(a: str, b: str) -> str:
 
 def by_round(rows: list[dict]) -> list[tuple[str, dict]]:
     """(tick label, row) of the arms that are rounds, SEAL's first; the external writer, if there, last."""
-    found = [(round_of(row["arm"]), row) for row in rows]
-    found = sorted(((r[0] != "seal", r, row) for r, row in found if r), key=lambda item: item[:2])
+    rounds = [(found[0] != "seal", found, row) for row in rows if (found := round_of(row["arm"]))]
     ticks = []
-    for other, (name, k), row in found:
+    for other, (name, k), row in sorted(rounds, key=lambda item: item[:2]):
         tick = "untrained" if row["arm"] == "own_untrained" else f"round {k}"
         ticks.append((name.split("_")[0] + "\n" + tick if other else tick, row))
     return ticks + [("stronger\nwriter", row) for row in rows if row["arm"] == "external"]

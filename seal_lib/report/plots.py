@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEVELS = ("icl", "frozen", "external", "oracle")  # level lines in a figure over rounds
-CONTROLS = {  # measured once: arm -> where on the axis of rounds, given the last
+CONTROL_PLACES = {  # measured once: arm -> where on the axis of rounds, given the last
     "random_edit_sft": lambda last: last, "random_config_sft": lambda last: 1.1,  # beside round 1, whose samples it has
 }  # fmt: skip
 STYLE_COLOURS = {
@@ -49,11 +49,11 @@ STYLE_COLOURS = {
     "other": "#bdbdbd", "false": "#D55E00", "empty": "#ececec",
 }  # fmt: skip
 DARK_STYLES = ("forward", "mixed", "false")  # take white numbers
-SHARES = {  # metric -> what its share is a share of
+SHARE_LABELS = {  # metric -> what its share is a share of
     "accuracy": "questions answered correctly", "success_rate": "self-edits that solve their task",
 }  # fmt: skip
 FAILURES = {"blank_rate": "blank answers", "rejected_rate": "rejected self-edits"}
-REWARDS = {
+REWARD_LINES = {
     "reward_best_of_k": ("best of k, as selected", "#D55E00", "^"),
     "reward_selected_fresh_seed": ("the selected one, fresh seeds", "#0072B2", "o"),
     "reward_mean": ("mean of k", "#8a8a8a", "s"),
@@ -73,15 +73,15 @@ def style() -> Iterator[None]:
 
 @draws("accuracy|blank_rate", by_arms)
 def accuracy_by_arm(table: pd.DataFrame, ax: Axes, metric: str = "accuracy", failures: str = "blank_rate") -> Axes:
-    """One line an arm: accuracy (or another metric of :data:`SHARES`) with its interval, the share of blank answers
-    (or other failures) as a pale bar, the paper's diamond."""
+    """One line an arm: accuracy (or another metric of :data:`SHARE_LABELS`) with its interval, the share of blank
+    answers (or other failures) as a pale bar, the paper's diamond."""
     rows = arm_rows(table, metric)
     failed = {row["arm"]: row["value"] for row in arm_rows(table, failures, needed=False)}
     for y, row in enumerate(rows):
         if not math.isnan(share := failed.get(row["arm"], math.nan)):
             ax.barh(y, share, height=0.62, color="#e9e9e9", zorder=0, label=once(ax, FAILURES[failures]))
     arm_lines(ax, rows, table)
-    share_axis(ax.xaxis, SHARES[metric])
+    share_axis(ax.xaxis, SHARE_LABELS[metric])
     return ax
 
 
@@ -141,11 +141,11 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
     for row in pooled:
         if row["arm"] in LEVELS:
             names += _level(ax, row)
-        elif row["arm"] in CONTROLS and not math.isnan(row["value"]):
-            mark(ax, row, CONTROLS[row["arm"]](last), colour(row["arm"]), upright=True)
+        elif row["arm"] in CONTROL_PLACES and not math.isnan(row["value"]):
+            mark(ax, row, CONTROL_PLACES[row["arm"]](last), colour(row["arm"]), upright=True)
             names.append((row["value"], arm_label(row["arm"]), colour(row["arm"])))
     round_axis(ax, ["untrained", *(f"round {k}" for k in range(1, last + 1))])
-    share_axis(ax.yaxis, SHARES[metric])
+    share_axis(ax.yaxis, SHARE_LABELS[metric])
     names_at_right(ax, names)
     legend(ax)
     return ax
@@ -216,14 +216,14 @@ def style_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-@draws("|".join(REWARDS))
+@draws("|".join(REWARD_LINES))
 def reward_honesty(table: pd.DataFrame, ax: Axes) -> Axes:
     """Reward per round three ways: mean of the k self-edits, best of k, and the selected one scored with fresh seeds.
 
     The distance between the upper two is the winner's curse; only the lower two say what selection gained.
     """
-    ticks = round_ticks(table.loc[table["metric"].isin(REWARDS), "arm"])
-    for k, (metric, (label, paint, marker)) in enumerate(REWARDS.items()):
+    ticks = round_ticks(table.loc[table["metric"].isin(REWARD_LINES), "arm"])
+    for k, (metric, (label, paint, marker)) in enumerate(REWARD_LINES.items()):
         rows = by_round(arm_rows(table, metric))
         xs = [ticks.index(tick) + 0.14 * (k - 1) for tick, _ in rows]
         ax.plot(xs, [row["value"] for _, row in rows], color=paint, linewidth=0.9, alpha=0.5, zorder=2)
@@ -302,6 +302,6 @@ def pictures(
         (blank_rate_by_arm, own, len(arms.get("blank_rate", ())) >= 2),
         (coverage_by_round, own, len(by_round(arm_rows(own, "coverage", needed=False))) >= 2),
         (style_by_round, own, any(metric.startswith("style_share:") for metric in arms)),
-        (reward_honesty, own, set(REWARDS) <= set(arms)),
+        (reward_honesty, own, set(REWARD_LINES) <= set(arms)),
     ]
     return [(function, function.__name__, table, {}) for function, table, there in wanted if there]

@@ -26,7 +26,7 @@ OWN_COLUMNS = [
 ]  # fmt: skip
 COLUMNS = [*OWN_COLUMNS[:-1], "paper_value", "paper_source", "run"]
 NUMBERS = ["value", "low", "high", "p", "paper_value"]
-COUNTS = ["n", "loops", "dropped"]
+COUNT_COLUMNS = ["n", "loops", "dropped"]
 
 
 def collect(scale: str, write: bool = True) -> pd.DataFrame:
@@ -70,13 +70,13 @@ def read_results(path: Path, columns: list[str] = COLUMNS) -> pd.DataFrame:
     if absent := [name for name in columns if name not in frame and name != "run"]:
         raise DataError(f"{paths.short(path)}: column {absent[0]!r} is missing; run the notebook again.")
     frame = frame.reindex(columns=columns, fill_value="")
-    for name in [*NUMBERS, *COUNTS]:
+    for name in [*NUMBERS, *COUNT_COLUMNS]:
         if name in frame:
             try:
                 frame[name] = pd.to_numeric(frame[name].replace("", None))
             except (ValueError, TypeError) as error:
                 raise DataError(f"{paths.short(path)}: column {name!r} holds text ({error}); write a number.") from None
-            frame[name] = frame[name].astype("Int64" if name in COUNTS else float)
+            frame[name] = frame[name].astype("Int64" if name in COUNT_COLUMNS else float)
     return frame
 
 
@@ -117,7 +117,7 @@ def joined(frame: pd.DataFrame) -> pd.DataFrame:
         paper_value=[float(entry["value"]) if entry else math.nan for entry in entries],
         paper_source=[paper_source(entry) if entry else "" for entry in entries],
     )[COLUMNS]
-    types = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, "Int64")
+    types = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNT_COLUMNS, "Int64")
     return frame.astype(types).round(dict.fromkeys(NUMBERS, 6))
 
 

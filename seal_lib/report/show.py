@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class View:
+class Html:
     """Something Jupyter shows as HTML."""
 
     def __init__(self, markup: str):
@@ -20,7 +20,7 @@ class View:
         return self.markup
 
 
-def loss_mask(examples: Sequence, tokenizer: "PreTrainedTokenizerBase", limit: int = 80) -> View:
+def loss_mask(examples: Sequence, tokenizer: "PreTrainedTokenizerBase", limit: int = 80) -> Html:
     """Tokens of training examples, one line each; green carries loss, grey is only read.
 
     ``examples`` are the bank's; at most ``limit`` tokens of each are shown.
@@ -35,14 +35,14 @@ def loss_mask(examples: Sequence, tokenizer: "PreTrainedTokenizerBase", limit: i
             cells.append(f"<span style='background:{colour};color:#111;margin-right:1px'>{text}</span>")
         more = f" … {len(example.ids) - limit} more" if len(example.ids) > limit else ""
         lines.append(f"<div style='font-family:monospace;margin:.3em 0'>{''.join(cells)}{more}</div>")
-    return View("".join(lines))
+    return Html("".join(lines))
 
 
-def side_by_side(columns: dict[str, Sequence]) -> View:
+def side_by_side(columns: dict[str, Sequence]) -> Html:
     """Records that show themselves (self-edits, trials) in columns, one row per position."""
     head = "".join(f"<th style='{LEFT}'>{html.escape(name)}</th>" for name in columns)
     rows = ""
     for row in zip(*columns.values(), strict=True):
         cells = "".join(f"<td style='{LEFT}'>{item._repr_html_()}</td>" for item in row)
         rows += f"<tr style='vertical-align:top'>{cells}</tr>"
-    return View(f"<table><tr>{head}</tr>{rows}</table>")
+    return Html(f"<table><tr>{head}</tr>{rows}</table>")

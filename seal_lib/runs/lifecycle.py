@@ -22,6 +22,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from seal_lib.runs import code, manifest, params, progress
 from seal_lib import paths
@@ -47,7 +48,7 @@ class Run:
         self._lock = Lock(folder / "lock", wait=0.0 if interactive else LOCK_WAIT)
         self._begun, self._start = time.monotonic(), manifest.now()
         self._counts: dict[str, float] = {}
-        self._described: dict[str, object] = {}
+        self._described: dict[str, Any] = {}
         self._phases: set[str] = set()
         self._artifacts: set[str] = set()
         self._finished = False
@@ -288,7 +289,7 @@ class Scratch:
         """Costs are not kept."""
 
 
-def start(notebook: str, namespace: dict[str, object]) -> Run:
+def start(notebook: str, namespace: dict[str, Any]) -> Run:
     """Open the run of a notebook: the folder the runner chose, or a new one when a person runs the cells.
 
     Args:
@@ -299,7 +300,7 @@ def start(notebook: str, namespace: dict[str, object]) -> Run:
         RunError: the folder is in use, or a parameter was changed after the runner checked it.
         ParameterError: a parameter is missing or has the wrong type.
     """
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     for parameter in params.declared(notebook):
         if parameter.name not in namespace:
             raise RunError(f"{notebook}: {parameter.name} is not defined; run the parameters cell first.")
@@ -327,7 +328,7 @@ def start(notebook: str, namespace: dict[str, object]) -> Run:
     return _reading(Run(folder, identity, interactive=True), values)
 
 
-def _reading(run: Run, values: dict[str, object]) -> Run:
+def _reading(run: Run, values: dict[str, Any]) -> Run:
     """A parameter ``reads: list[str]`` names notebooks whose runs are read; when one changes, so must this."""
     if isinstance(values.get("reads"), list):
         run.inputs([params.find(name) for name in values["reads"]], values.get("scale"))

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from seal_lib.runs import code, journal, params
 from seal_lib import paths
@@ -76,12 +77,12 @@ def code_of(notebook: str) -> dict[str, str]:
     return code.used([cell["source"] for cell in params.cells(notebook)])
 
 
-def code_changed(record: Mapping[str, object]) -> list[str]:
+def code_changed(record: Mapping[str, Any]) -> list[str]:
     """Modules and package data on which a finished run depends and that are other now."""
     return code.changed(record["code"], code_of(str(record["notebook"])))
 
 
-def input_hashes(parameters: dict[str, object]) -> dict[str, str]:
+def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
     """Content hashes of what the parameters point at: existing ``*_path``/``*_file``, data files, local models
     (``model``, ``*_model``, and each of a list ``*_models``).
     """
@@ -142,7 +143,7 @@ def _output(*command: str) -> str | None:
 
 
 @functools.cache
-def git_state() -> dict[str, object]:
+def git_state() -> dict[str, Any]:
     """Commit, whether the tree differs from it, and a hash of the difference (tracked and untracked text)."""
     git = ("git", "-C", str(paths.ROOT))
     top = (_output(*git, "rev-parse", "--show-toplevel") or "").strip()
@@ -176,7 +177,7 @@ def packages_hash() -> str:
 
 
 @functools.cache
-def machine() -> dict[str, object]:
+def machine() -> dict[str, Any]:
     """Platform, CPU model and cores usable by this process, and GPUs with driver, asked without importing torch."""
     model = platform.processor() or None
     cpuinfo = Path("/proc/cpuinfo")
@@ -206,8 +207,9 @@ def peak_memory() -> dict[str, float | None]:
     unit = 1 if sys.platform == "darwin" else 1024
     usage = [resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     torch = sys.modules.get("torch")
-    cuda = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
-    gpu = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) if cuda else None
+    gpu = None
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        gpu = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
     return {
         "process_gb": round(usage[0] / 1e9, 3),
         "largest_child_gb": round(usage[1] / 1e9, 3),
@@ -223,7 +225,7 @@ def session() -> dict[str, object]:
 # ---------------------------------------------------------------------------------------------- the record
 
 
-def costs(lines: list[dict]) -> dict[str, object]:
+def costs(lines: list[dict]) -> dict[str, Any]:
     """Seconds per phase (of all workers together), counters, sessions and deaths out of ``costs.jsonl``."""
     seconds: dict[str, float] = {}
     counters: dict[str, float] = {}

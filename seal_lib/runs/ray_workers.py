@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from seal_lib.runs import manifest
 from seal_lib import paths
@@ -43,7 +44,8 @@ class Worker:
 
     def work(self, unit: Callable, policy, part: Sequence) -> Done:
         """Rows, counters and seconds of one part."""
-        begun, counts = time.monotonic(), {}
+        begun = time.monotonic()
+        counts: dict[str, float] = {}
 
         def count(**more: float) -> None:
             for name, value in more.items():
@@ -102,7 +104,7 @@ class RayWorkers:
             self.close()
             raise RunError(f"workers: {count} were asked for, the cluster has {have} {kind}; lower it or add nodes.")
         self._numbers = itertools.count(1)
-        self._actors: dict[int, object] = {}
+        self._actors: dict[int, Any] = {}
         self._calls: dict[object, tuple[str, int]] = {}  # reference -> kind of event, worker
 
     def start(self) -> int:

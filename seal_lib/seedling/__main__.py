@@ -20,7 +20,7 @@ from tqdm import tqdm
 from seal_lib import models
 from seal_lib.errors import DataError
 from seal_lib.paths import write_text
-from seal_lib.seedling.acceptance import SEEDLINGS, Seedling
+from seal_lib.seedling.acceptance import ACCEPTANCE, Seedling
 from seal_lib.seedling.growth import Recipe, grow
 
 
@@ -69,13 +69,13 @@ def model_name(world: str, seed: int) -> str:
 
 def chosen(only: str | None, seeds: int) -> list[tuple[str, int]]:
     """(world, seed) of every model to grow; ``only`` names a world (all its seeds) or one model."""
-    worlds = [(world, seed) for world in SEEDLINGS for seed in range(seeds)]
+    worlds = [(world, seed) for world in ACCEPTANCE for seed in range(seeds)]
     if only is None:
         return worlds
     world, dash, seed = only.partition("-")
-    if world not in SEEDLINGS or (dash and not seed.isdecimal()):
+    if world not in ACCEPTANCE or (dash and not seed.isdecimal()):
         raise DataError(
-            f"--only: {only!r} is not one of {', '.join(SEEDLINGS)}, or one of them with a seed ({world}-1)."
+            f"--only: {only!r} is not one of {', '.join(ACCEPTANCE)}, or one of them with a seed ({world}-1)."
         )
     return [(world, int(seed))] if seed else [pair for pair in worlds if pair[0] == world]
 
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     good = True
     for world, seed in chosen(options.only, options.seeds):
-        seedling, name = SEEDLINGS[world], model_name(world, seed)
+        seedling, name = ACCEPTANCE[world], model_name(world, seed)
         recipe = replace(seedling.recipe, seed=seed, steps=options.steps or seedling.recipe.steps)
         os.environ.setdefault("OMP_NUM_THREADS", str(recipe.threads))
         home = options.out / name

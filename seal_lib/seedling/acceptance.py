@@ -10,7 +10,7 @@ from pathlib import Path
 
 from seal_lib.seedling import growth
 from seal_lib.seedling.grid_recipe import GridRecipe
-from seal_lib.seedling.recipe import Recipe
+from seal_lib.seedling.recipe import KnowledgeRecipe
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def knowledge(folder: Path, passages: int = 40) -> dict[str, float]:
     answers = HFGenerator(model, tokenizer).generate(requests, Sampling(8, stop=("\n",)))
     right = [exact_match(done.text, q.answer) for (done,), (_, q) in zip(answers, asked, strict=True)]
     numbers = {"known": sum(right) / len(right)}
-    for arm in list(SEEDLINGS["knowledge"].accepted)[1:]:
+    for arm in list(ACCEPTANCE["knowledge"].accepted)[1:]:
         trials = evaluate.evaluate_arm(Scratch(), policy, held_out, arm, Knowledge(inner, wording), outer, seed=0)
         numbers[arm] = sum(trial.accuracy for trial in trials) / len(trials)
     return numbers
@@ -145,9 +145,9 @@ about Llama or any other model, and solves no real ARC task.
 ```
 """
 
-SEEDLINGS = {
+ACCEPTANCE = {
     "knowledge": Seedling(
-        Recipe(),
+        KnowledgeRecipe(),
         {
             "known": (0.90, 1.0),
             "frozen": (0.0, 0.10),

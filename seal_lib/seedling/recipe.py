@@ -26,7 +26,7 @@ WORDING = prompts.load("seedling")  # the model is grown on the very prompts it 
 
 
 @dataclass(frozen=True)
-class Recipe(growth.Recipe):
+class KnowledgeRecipe(growth.Recipe):
     """Everything that decides the weights; written into the model card."""
 
     note_documents: int = 30
@@ -106,7 +106,9 @@ def encode(tokenizer: "PreTrainedTokenizerBase", text: str, silent: int) -> grow
     return head + tail, [False] * len(head) + [True] * len(tail)
 
 
-def documents_of(recipe: Recipe, step: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[growth.Document]]:
+def documents_of(
+    recipe: KnowledgeRecipe, step: int, tokenizer: "PreTrainedTokenizerBase"
+) -> dict[str, list[growth.Document]]:
     """Encoded documents of one step by kind; a function of the recipe and the step alone."""
     rng, progress = seeded("seedling", recipe.seed, step), step / recipe.steps
     texts = {

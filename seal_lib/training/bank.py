@@ -29,7 +29,9 @@ from seal_lib.training.jobs import Example, Job, Result, learning_rate
 from seal_lib.training.packing import Packing, Ragged, level, send, worth_levelling
 
 AUTO_SLOTS = 128  # most adapters that `slots=0` puts side by side: more no longer pay (LOG.md)
-WAYS = "Use gradient_checkpointing, dtype 4bit, shorter documents, fewer pads in the loss or a smaller model."
+OUT_OF_MEMORY_HINT = (
+    "Use gradient_checkpointing, dtype 4bit, shorter documents, fewer pads in the loss or a smaller model."
+)
 
 
 @dataclass(eq=False)
@@ -385,7 +387,7 @@ class AdapterBank:
         if not found:
             raise ParameterError(
                 f"Not one adapter of rank {rank} fits beside the model: minibatches have up to {tokens} tokens and "
-                f"{free / budget.GB:.1f} GB are free. {WAYS}"
+                f"{free / budget.GB:.1f} GB are free. {OUT_OF_MEMORY_HINT}"
             )
         return min(found, AUTO_SLOTS)
 
@@ -437,7 +439,9 @@ class AdapterBank:
         except torch.OutOfMemoryError as error:
             if now.size < 2:
                 said = str(error).partition("\n")[0]
-                raise SealError(f"Out of memory with one adapter, {now.width} tokens a step: {said} {WAYS}") from error
+                raise SealError(
+                    f"Out of memory with one adapter, {now.width} tokens a step: {said} {OUT_OF_MEMORY_HINT}"
+                ) from error
             return False
         return True
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from seal_lib.errors import SealError
 from seal_lib.training.fused import attention
 
-LEVEL = 4.0  # see `worth_levelling`; measured at widths 128, 256 and 512
+LEVELLING_COST = 4.0  # see `worth_levelling`; measured at widths 128, 256 and 512
 SHORT = 128  # tokens of an example up to which attention by plain products is the faster (CPU, measured)
 
 
@@ -61,7 +61,7 @@ def worth_levelling(slots: Tensor, width: int, most: int | None = None) -> bool:
     tokens, padded = int(slots.sum()), len(slots) * int(slots.max())
     if not slots.all() or not tokens < padded <= (most or padded):
         return False
-    return (padded - tokens) * width**0.5 <= LEVEL * tokens
+    return (padded - tokens) * width**0.5 <= LEVELLING_COST * tokens
 
 
 def level(lengths: Tensor, visible: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,7 +36,7 @@ RATES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
-class Cost:
+class RuleCost:
     """What a rule costs beside plain training; plans read it (:mod:`seal_lib.plan.continual`).
 
     Attributes:
@@ -74,7 +74,7 @@ class Rule:
     single = True
     knobs: dict[str, float] = {"lr_scale": 1.0}
     ladders: dict[str, tuple[float, ...]] = {"lr_scale": RATES}
-    cost = Cost()
+    cost = RuleCost()
 
     def __init__(self, lab: Lab, **knobs: float):
         if unknown := sorted(set(knobs) - set(self.knobs)):

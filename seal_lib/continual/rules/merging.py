@@ -13,7 +13,7 @@ import torch
 
 from seal_lib.continual import states as ops
 from seal_lib.continual.routing import route
-from seal_lib.continual.rules.base import RATES, Cost, Rule, State
+from seal_lib.continual.rules.base import RATES, Rule, RuleCost, State
 from seal_lib.continual.rules.plain import THRESHOLDS
 from seal_lib.continual.streams import Stream
 from seal_lib.records import Passage, Question
@@ -113,7 +113,7 @@ class GatedMerge(Rule):
     knobs = {"budget": 0.1, "lr_scale": 1.0}
     ladders = {"budget": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "lr_scale": RATES}
     texts = 24
-    cost = Cost(texts=texts, reads=7.0 * texts)  # the drift is measured at most seven times
+    cost = RuleCost(texts=texts, reads=7.0 * texts)  # the drift is measured at most seven times
 
     def update(
         self, streams: Sequence[Stream], states: Sequence[State], k: int, results: Sequence[Result]

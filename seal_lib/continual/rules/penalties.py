@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from seal_lib.continual import states as ops
-from seal_lib.continual.rules.base import RATES, Cost, Rule, State
+from seal_lib.continual.rules.base import RATES, Rule, RuleCost, State
 from seal_lib.continual.streams import Stream
 from seal_lib.training.adapters import Adapter, target_linears
 
@@ -66,7 +66,7 @@ class Ewc(Rule):
 
     stores = "statistics"
     knobs = {"strength": 0.1, "lr_scale": 1.0}
-    cost = Cost(reads=30.0)  # gradients of the edit's documents, dense: about three readings each
+    cost = RuleCost(reads=30.0)  # gradients of the edit's documents, dense: about three readings each
     ladders = {"strength": STRENGTHS, "lr_scale": RATES}
 
     def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seal_lib.continual.lab import basis
-from seal_lib.continual.rules.base import RATES, Cost, Rule, State
+from seal_lib.continual.rules.base import RATES, Rule, RuleCost, State
 from seal_lib.continual.rules.rehearsal import WEIGHTS, Replay
 from seal_lib.continual.streams import Stream
 from seal_lib.training.adapters import Adapter, target_linears
@@ -34,7 +34,7 @@ class NullSpaceCalibration(Rule):
 
     stores = "statistics"
     knobs = {"energy": 0.9, "lr_scale": 1.0}
-    cost = Cost(factors="once")
+    cost = RuleCost(factors="once")
     ladders = {"energy": ENERGIES, "lr_scale": RATES}
 
     def spaces(self, state: State) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ class NullSpace(NullSpaceCalibration):
     the energy of that edit's inputs (GPM, Saha et al. 2021). Stores directions, no text."""
 
     knobs = {"energy": 0.8, "past": 0.95, "lr_scale": 1.0}
-    cost = Cost(factors="edit")
+    cost = RuleCost(factors="edit")
     ladders = {"energy": ENERGIES, "past": ENERGIES, "lr_scale": RATES}
 
     def after(self, stream: Stream, state: State, k: int, edit: Adapter) -> State:
@@ -74,7 +74,7 @@ class NullSpaceReplay(NullSpaceCalibration, Replay):
 
     stores = "text, statistics"
     knobs = {"energy": 0.8, "m": 2, "weight": 1.0, "lr_scale": 1.0}
-    cost = Cost(more="past", factors="once")
+    cost = RuleCost(more="past", factors="once")
     ladders = {"energy": ENERGIES, "weight": WEIGHTS, "lr_scale": RATES}
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from seal_lib.continual.lab import Lab
-from seal_lib.continual.rules.base import RATES, Cost, Rule, State
+from seal_lib.continual.rules.base import RATES, Rule, RuleCost, State
 from seal_lib.continual.streams import Stream
 from seal_lib.continual.trainer import Anchor
 from seal_lib.seeds import rng
@@ -31,7 +31,7 @@ class Replay(Rule):
 
     stores = "text"
     knobs = {"m": 4, "weight": 1.0, "lr_scale": 1.0}
-    cost = Cost(more="past")
+    cost = RuleCost(more="past")
     ladders = {"weight": WEIGHTS, "lr_scale": RATES}
 
     def memory(self, stream: Stream, state: State, k: int) -> list[list[int]]:
@@ -73,7 +73,7 @@ class GenerativeReplay(Replay):
 
     stores = "nothing"
     knobs = {"m": 4, "weight": 3.0, "texts": 192, "lr_scale": 1.0}
-    cost = Cost(more="own")
+    cost = RuleCost(more="own")
 
     def jobs(self, streams: Sequence[Stream], states: Sequence[State], k: int) -> list[EditJob]:
         written = self.own_texts(streams, states, k, int(self.knobs["texts"]))
@@ -91,7 +91,7 @@ class Kl(Rule):
     """
 
     knobs = {"m": 4, "weight": 10.0, "lr_scale": 1.0}
-    cost = Cost(more="anchors")
+    cost = RuleCost(more="anchors")
     ladders = {"weight": WEIGHTS, "lr_scale": RATES}
 
     def taught(self, stream: Stream, state: State, k: int) -> list[Anchor]:
@@ -109,7 +109,7 @@ class KlReplay(Kl):
 
     stores = "text"
     knobs = {"m": 3, "weight": 1.0, "lr_scale": 1.0}
-    cost = Cost(more="both")
+    cost = RuleCost(more="both")
 
     def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
         plain = self._job(stream, k, examples=self.fresh(stream, k))
