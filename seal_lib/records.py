@@ -6,7 +6,7 @@ They know nothing of models, files or statistics. Accuracy and rates are fractio
 import html
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -178,13 +178,12 @@ class PassageTrial:
         return sum(scores) / len(scores) if scores else math.nan
 
     @classmethod
-    def from_dict(cls, row: dict) -> "PassageTrial":
-        number = {key: math.nan if row[key] is None else row[key] for key in ("first_loss", "last_loss")}
+    def from_dict(cls, row: Mapping[str, Any]) -> "PassageTrial":
+        losses = {key: math.nan if row[key] is None else row[key] for key in ("first_loss", "last_loss")}
         edit = SelfEdit.from_dict(row["edit"]) if row["edit"] else None
         answers = tuple(Answer.from_dict(answer) for answer in row["answers"])
         same = ("id", "unit_id", "arm", "seed", "grader", "outcome", "reason", "steps", "tokens")
-        plain = {key: row[key] for key in same}
-        return cls(edit=edit, answers=answers, **plain, **number)
+        return cls(**{"edit": edit, "answers": answers, **{key: row[key] for key in same}, **losses})
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -265,10 +264,8 @@ class Round:
         worth = [-math.inf if math.isnan(reward) else reward for reward in self.rewards]
         order = sorted(range(len(self.candidates)), key=lambda i: -worth[i])
         picks = [i for i in order if self.candidates[i].id in set(self.kept)][:2] + order[-1:]
-        shown = "".join(
-            f"<td style='text-align:left'>reward {self.rewards[i]:.2f}{self.candidates[i].edit._repr_html_()}</td>"
-            for i in picks
-        )
+        edits = {i: edit._repr_html_() if (edit := self.candidates[i].edit) else "" for i in picks}
+        shown = "".join(f"<td style='{LEFT}'>reward {self.rewards[i]:.2f}{html}</td>" for i, html in edits.items())
         mean = sum(finite) / len(finite) if finite else math.nan
         return (
             f"<h4>Round {self.index}: {len(self.candidates)} self-edits, mean reward {mean:.2f}, kept {len(self.kept)}"

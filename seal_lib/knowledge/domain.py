@@ -169,10 +169,9 @@ class Knowledge:
     def grade(self, candidate: Candidate, result: Result | Rejected | None,
               answers: Sequence[Completion | None]) -> PassageTrial:  # fmt: skip
         """A diverged adapter is an outcome with its reason, not an accuracy of zero."""
-        graded = tuple(
-            graders.grade(question, answer.text.strip(), self.grader)
-            for question, answer in zip(candidate.unit.questions if answers else (), answers, strict=True)
-        )
+        given = [answer.text.strip() for answer in answers if answer is not None]  # a lost one fails in zip
+        asked = candidate.unit.questions if answers else ()
+        graded = tuple(graders.grade(q, answer, self.grader) for q, answer in zip(asked, given, strict=True))
         about = {
             "id": candidate.id, "unit_id": candidate.unit.id, "arm": candidate.arm, "edit": candidate.edit,
             "seed": candidate.seed, "answers": graded, "grader": self.grader,
@@ -193,6 +192,7 @@ class Knowledge:
         )
 
     def trial(self, edit: SelfEdit, tried: PassageTrial | Rejected) -> PassageTrial:
+        assert isinstance(tried, PassageTrial)  # every text can be read
         return tried
 
     def load(self, row: Mapping[str, Any]) -> PassageTrial:

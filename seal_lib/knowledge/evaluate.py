@@ -7,6 +7,9 @@ loops where an arm has several.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import methodcaller
+from typing import Any
 
 from seal_lib.errors import DataError
 from seal_lib.knowledge.documents import split_edit
@@ -99,9 +102,11 @@ def reference_edit(passage: Passage, writer: str, arm: str) -> SelfEdit:
     return SelfEdit(f"{passage.id}/{writer}", passage.id, passage.references[writer], writer)
 
 
-def values_of(trials: Loops, of: Callable[[PassageTrial], object]) -> dict[object, dict[str, list]]:
+def values_of(
+    trials: Sequence[Any] | Mapping[int, Sequence[Any]], of: Callable[[Any], object]
+) -> dict[int, dict[str, list]]:
     """loop -> passage -> that number of each of its trials (or self-edits), as `stats.mean_over_loops` takes it."""
-    found: dict[object, dict[str, list]] = {}
+    found: dict[int, dict[str, list]] = {}
     for loop, several in trials.items() if isinstance(trials, Mapping) else [(0, trials)]:
         units = found.setdefault(loop, {})
         for trial in several:
@@ -120,12 +125,12 @@ def result_rows(experiment: str, arm: str, trials: Loops, *, protocol: str, mode
     flat = [t for several in trials.values() for t in several] if isinstance(trials, Mapping) else list(trials)
     rows = []
     for metric, of in {"accuracy": grader, "blank_rate": "blank", "f1": "f1", "contains": "contains"}.items():
-        estimate = stats.mean_over_loops(values_of(trials, lambda t, of=of: t.mean(of)), stats.SHARE)
+        estimate = stats.mean_over_loops(values_of(trials, methodcaller("mean", of)), stats.SHARE)
         rows.append(estimate.row(experiment, arm, metric, grader="" if of == "blank" else of, **label))
     counts = values_of(trials, lambda t: (sum(t.scores(grader)), len(t.scores(grader))))
     micro = stats.ratio_over_loops(
-        {loop: {p: tuple(map(sum, zip(*several, strict=True))) for p, several in units.items()}
-         for loop, units in counts.items()}
+        {loop: {p: (sum(right for right, _ in several), sum(asked for _, asked in several))
+                for p, several in units.items()} for loop, units in counts.items()}
     )  # fmt: skip
     rows.insert(1, micro.row(experiment, arm, "accuracy_micro", grader=grader, **label))
     untrained = all(t.edit is None and not t.steps and t.outcome == "ok" for t in flat)  # so that nothing can diverge
@@ -176,13 +181,15 @@ def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit] | Mapping[int
         "edit_documents": lambda e: float(len(split_edit(e.text, protocol=kind))),
     }
     if all(e.unit_id in known for several in by_loop.values() for e in several):
-        told = {
-            id(e): describe_notes(e.text, known[e.unit_id]) for several in by_loop.values() for e in several
-        }  # fmt: skip
-        measures["coverage"] = lambda e: told[id(e)]["coverage"]
-        measures["false_line_share"] = lambda e: told[id(e)]["false"] / max(1, told[id(e)]["lines"])
+        notes = {id(e): describe_notes(e.text, known[e.unit_id]) for several in by_loop.values() for e in several}
+        measures["coverage"] = lambda e: notes[id(e)]["coverage"]
+        measures["false_line_share"] = lambda e: notes[id(e)]["false"] / max(1, notes[id(e)]["lines"])
+
+        def has_style(style: str, edit: SelfEdit) -> float:
+            return float(notes[id(edit)]["style"] == style)
+
         for style in [s for s in NOTE_STYLES if s != "mixed"] + ["false", "other", "empty"]:
-            measures[f"style_share:{style}"] = lambda e, style=style: float(told[id(e)]["style"] == style)
+            measures[f"style_share:{style}"] = partial(has_style, style)
     rows = []
     for metric, of in measures.items():
         bounds = stats.ANY if metric.startswith("edit_") else stats.SHARE

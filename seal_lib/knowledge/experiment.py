@@ -5,10 +5,11 @@ reward. Several loops with different seeds are crossed with the passages; each i
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from seal_lib.knowledge.data import load_passages
 from seal_lib.knowledge.domain import Knowledge
-from seal_lib.knowledge.evaluate import difference_rows, edit_rows, result_rows
+from seal_lib.knowledge.evaluate import Loops, difference_rows, edit_rows, result_rows
 from seal_lib.loops.outer import Loop, fresh_rewards, run_loop
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
@@ -37,7 +38,7 @@ def restem_loop(run: Recorder, base: Policy, passages: Sequence[Passage], domain
     )  # fmt: skip
 
 
-def readings(rows: Sequence[Mapping[str, object]], experiment: str) -> str:
+def readings(rows: Sequence[Mapping[str, Any]], experiment: str) -> str:
     """Markdown: the differences of an experiment that are separable from zero, and nothing of the others."""
     lines: dict[str, list[str]] = {}
     for row in rows:
@@ -76,7 +77,10 @@ def restem_rows(controls: Mapping[str, Sequence[PassageTrial]], loops: Mapping[i
     several = list(loops.values())
     rounds = len(several[0].rounds)
     arms = dict.fromkeys(arm for loop in several for arm in loop.evaluated)
-    pooled = {**controls, **{arm: {loop.seed: loop.evaluated[arm] for loop in several} for arm in arms}}
+    pooled: dict[str, Loops] = {
+        **controls,
+        **{arm: {loop.seed: loop.evaluated[arm] for loop in several} for arm in arms},
+    }
     rows = []
     for arm, trials in pooled.items():
         rows += result_rows(EXPERIMENT, arm, trials, grader=grader, **label)

@@ -289,7 +289,7 @@ def describe_notes(text: str, passage: Passage) -> dict:
         if not style:
             useful = "?" in line or any(line.startswith(f.name) for f in facts)
             style = "false" if useful else "other"
-        elif style in ("forward", "questions"):
+        elif stated and style in ("forward", "questions"):
             covered.add(stated)
         counts[style] += 1
     style = max(counts, key=lambda style: counts[style]) if any(counts.values()) else "empty"

@@ -5,7 +5,7 @@ A *unit* is what one self-edit is about: a passage, a puzzle. The loops know its
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.loops.policy import Policy
@@ -52,7 +52,10 @@ class Rejected:
     unread: bool = False
 
 
-class Domain(Protocol):
+TrialT = TypeVar("TrialT", bound=Trial)
+
+
+class Domain(Protocol[TrialT]):
     """A task on which a model can adapt itself: how self-edits are asked for, read, trained on and graded.
 
     ``grader``: by which the trials' accuracy is meant. ``training``: settings of the adapter bank (slots, targets, …).
@@ -61,7 +64,8 @@ class Domain(Protocol):
     self-edits are held to while they are written, where the engine can.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def grader(self) -> str: ...
@@ -81,10 +85,10 @@ class Domain(Protocol):
     @property
     def schema(self) -> str | None: ...
 
-    def prompt(self, unit: Unit, tokenizer: "PreTrainedTokenizerBase") -> str:
+    def prompt(self, unit: Any, tokenizer: "PreTrainedTokenizerBase") -> str:
         """What the policy reads before it writes a self-edit about the unit."""
 
-    def read(self, unit: Unit, edit: SelfEdit, arm: str, seed: int) -> Candidate | Rejected:
+    def read(self, unit: Any, edit: SelfEdit, arm: str, seed: int) -> Candidate | Rejected:
         """A written self-edit as something to try; a text that cannot be is rejected with its reason."""
 
     def jobs(self, candidates: Sequence[Candidate], tokenizer: "PreTrainedTokenizerBase") -> list[Job | Rejected]:
@@ -97,19 +101,19 @@ class Domain(Protocol):
 
     def grade(
         self, candidate: Candidate, result: Result | Rejected | None, answers: Sequence[Completion | None]
-    ) -> Trial:
+    ) -> TrialT:
         """The record of a candidate: its training (None: not trained), its graded answers (none if it failed)."""
 
-    def trial(self, edit: SelfEdit, tried: Trial | Rejected) -> Trial:
+    def trial(self, edit: SelfEdit, tried: TrialT | Rejected) -> TrialT:
         """The record of a self-edit: what became of the candidate it asked for, or why there was none."""
 
-    def load(self, row: Mapping[str, Any]) -> Trial:
+    def load(self, row: Mapping[str, Any]) -> TrialT:
         """A record of :meth:`grade` from the plain values that a run kept of it."""
 
     def reward_seeds(self, seed: int, count: int) -> list[int]:
         """Seeds of the ``count`` trials whose mean is a reward, from the round's."""
 
-    def target(self, unit: Unit, text: str, policy: Policy) -> tuple[list[int], list[int]]:
+    def target(self, unit: Any, text: str, policy: Policy) -> tuple[list[int], list[int]]:
         """(prompt ids, completion ids) with which the policy learns to write ``text`` about the unit."""
 
 

@@ -7,9 +7,9 @@ counted as right is the domain's (:class:`seal_lib.loops.domain.Domain`).
 from collections.abc import Sequence
 from functools import partial
 
-from seal_lib.loops.domain import Candidate, Count, Domain, Rejected, Unit, uncounted
+from seal_lib.loops.domain import Candidate, Count, Domain, Rejected, TrialT, Unit, uncounted
 from seal_lib.loops.policy import Policy
-from seal_lib.records import SelfEdit, Trial, to_dict
+from seal_lib.records import SelfEdit, to_dict
 from seal_lib.runs.work import Recorder, Work
 from seal_lib.training.jobs import Result
 
@@ -23,7 +23,7 @@ def train(
     jobs = domain.jobs(candidates, policy.tokenizer)
     wanted = [job for job in jobs if not isinstance(job, Rejected)]
     if not wanted:
-        return list(jobs)
+        return [job for job in jobs if isinstance(job, Rejected)]
     with AdapterBank(policy.model, **domain.training) as bank:
         trained = {result.id: result for result in bank.run(wanted)}
         if bank.halvings:
@@ -32,8 +32,8 @@ def train(
 
 
 def try_all(
-    policy: Policy, candidates: Sequence[Candidate], count: Count = uncounted, *, domain: Domain
-) -> list[Trial]:
+    policy: Policy, candidates: Sequence[Candidate], count: Count = uncounted, *, domain: Domain[TrialT]
+) -> list[TrialT]:
     """Train, ask and grade every candidate."""
     to_train = [c for c in candidates if c.trains]
     results = dict(zip([c.id for c in to_train], train(policy, to_train, domain, count), strict=True))
@@ -56,15 +56,15 @@ def _rows(policy: Policy, part: Sequence[Candidate], count: Count, *, domain: Do
     return [to_dict(trial) for trial in try_all(policy, part, count, domain=domain)]
 
 
-def score(run: Recorder, policy: Policy, candidates: Sequence[Candidate], domain: Domain, *, phase: str,
-          chunk: int | None = None) -> list[Trial]:  # fmt: skip
+def score(run: Recorder, policy: Policy, candidates: Sequence[Candidate], domain: Domain[TrialT], *, phase: str,
+          chunk: int | None = None) -> list[TrialT]:  # fmt: skip
     """Trials of all candidates, recorded under ``phase``; work is shared among the run's workers."""
     work = Work(partial(_rows, domain=domain), policy, run.count)
     return [domain.load(row) for row in run.map(phase, candidates, work, chunk=chunk or domain.chunk)]
 
 
-def score_edits(run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain, *,
-                arm: str, phase: str, seed: int) -> list[Trial]:  # fmt: skip
+def score_edits(run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit],
+                domain: Domain[TrialT], *, arm: str, phase: str, seed: int) -> list[TrialT]:  # fmt: skip
     """One trial per self-edit; equal ones, as the domain sees them, are trained once."""
     known = {unit.id: unit for unit in units}
     read = [domain.read(known[edit.unit_id], edit, arm, seed) for edit in edits]

@@ -9,9 +9,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from seal_lib.generation.contract import Request, Sampling
-from seal_lib.loops.domain import Candidate, Count, Domain, Rejected, Unit
+from seal_lib.loops.domain import Candidate, Count, Domain, Rejected, TrialT, Unit
 from seal_lib.loops.inner import score, score_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import BLIND, COMPARING, REWARDS
@@ -168,16 +169,16 @@ CONTROLS = {
 
 @dataclass(frozen=True)
 class Loop:
-    """What one run of the whole loop left behind.
+    """The result of one run of the whole loop.
 
-    ``evaluated``: trials on the evaluation units by arm (``own_untrained``, ``seal_round_1``, …, the controls);
-    ``fresh``: per round, the selected self-edits trained again with an unused seed.
+    ``evaluated``: the domain's trials on the evaluation units by arm (``own_untrained``, ``seal_round_1``, …, the
+    controls); ``fresh``: per round, trials of the selected self-edits, trained again with an unused seed.
     """
 
     seed: int
     rounds: tuple[Round, ...]
-    evaluated: dict[str, list[Trial]]
-    fresh: tuple[list[Trial], ...] = ()
+    evaluated: dict[str, list[Any]]
+    fresh: tuple[list[Any], ...] = ()
 
 
 def fresh_rewards(record: Round, trials: Sequence[Trial]) -> dict[str, float]:
@@ -193,8 +194,8 @@ def fresh_rewards(record: Round, trials: Sequence[Trial]) -> dict[str, float]:
     return {unit: sum(values) / len(values) for unit, values in groups.items()}
 
 
-def evaluate(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, arm: str,
-             seed: int, group: str = "", samples: int = 1) -> list[Trial]:  # fmt: skip
+def evaluate(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain[TrialT], outer: OuterLoop, *,
+             arm: str, seed: int, group: str = "", samples: int = 1) -> list[TrialT]:  # fmt: skip
     """Trials of the policy's own self-edits on ``units``, recorded as phase ``<group>evaluate/<arm>``."""
     phase = f"{group}evaluate/{arm}"
     edits = write_self_edits(run, policy, units, domain, outer, phase=f"{phase}/write", seed=seed, samples=samples)

@@ -104,7 +104,8 @@ def share_axis(axis: Axis, label: str, signed: bool = False) -> None:
     axis.set_label_text(label)
     if not signed:
         high = min(1.03, max(0.05, axis.get_view_interval()[1]))
-        axis.axes.set(**{f"{axis.axis_name}lim": (-0.02 * high, high)})
+        limits = axis.axes.set_xlim if axis is axis.axes.xaxis else axis.axes.set_ylim
+        limits(-0.02 * high, high)
 
 
 def legend(ax: Axes) -> None:
@@ -128,7 +129,7 @@ def draws(metrics: str, size: Callable[[pd.DataFrame], tuple[float, float]] | No
     """
 
     def mark_function(function: Callable) -> Callable:
-        function.metrics, function.size = metrics, size
+        vars(function).update(metrics=metrics, size=size)
         return function
 
     return mark_function

@@ -117,8 +117,8 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
         if found := round_of(row["arm"]):
             families.setdefault(found[0], {})[found[1]] = row
     for _, rows in everything[child].groupby("experiment"):
-        one = [(round_of(row["arm"]), row["value"]) for row in arm_rows(rows, metric)]
-        one = sorted((found[1], value) for found, value in one if found and found[0] == "seal")
+        rounds_of_seal = [(round_of(row["arm"]), row["value"]) for row in arm_rows(rows, metric)]
+        one = sorted((found[1], value) for found, value in rounds_of_seal if found and found[0] == "seal")
         ax.plot([x for x, _ in one], [value for _, value in one], color=colour("seal"), linewidth=0.9,
                 alpha=0.55, zorder=2, label=once(ax, "single seeds of the loop"))  # fmt: skip
     start = {0: families["seal"][0]} if 0 in families.get("seal", {}) else {}

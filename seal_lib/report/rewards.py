@@ -1,13 +1,14 @@
 """The lines of ``results.csv`` that say how far the rewards of a round can be trusted. Knows records, and no loop."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from seal_lib.records import Round
 from seal_lib.report import stats
 
 
-def reward_rows(experiment: str, arm: str, rounds: Mapping[object, Round],
-                fresh: Mapping[object, Mapping[str, float]], *, unit: str, grader: str, protocol: str,
+def reward_rows(experiment: str, arm: str, rounds: Mapping[Any, Round],
+                fresh: Mapping[Any, Mapping[str, float]], *, unit: str, grader: str, protocol: str,
                 model: str) -> list[dict]:  # fmt: skip
     """Of one round, over all loops: mean reward, best of k, the selected self-edits under a fresh seed (all three over
     the units of which one was selected), and the shares of units whose best reward is tied or 0.

@@ -25,6 +25,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -60,13 +61,13 @@ class Estimate:
     p: float = math.nan
 
     @classmethod
-    def of_row(cls, row: Mapping[str, object]) -> Estimate:
+    def of_row(cls, row: Mapping[str, Any]) -> Estimate:
         """The estimate that a row of results.csv holds; what the row lacks is as if nothing were known of it."""
-        there = {name: row[name] for name in ("unit", "interval", "p") if name in row}
+        there: dict[str, Any] = {"n": 0} | {name: row[name] for name in ("unit", "interval", "p") if name in row}
         for name in ("n", "dropped", "loops"):
             if isinstance(count := row.get(name), Real) and math.isfinite(count):
-                there[name] = int(count)
-        return cls(**({"n": 0} | there), value=row["value"], low=row["low"], high=row["high"])
+                there[name] = int(float(count))
+        return cls(**there, value=row["value"], low=row["low"], high=row["high"])
 
     def row(
         self, experiment: str, arm: str, metric: str, protocol: str = "", model: str = "", grader: str = ""
@@ -117,7 +118,7 @@ def mean_over_units(
 
 
 def mean_over_loops(
-    values_by_loop: Mapping[object, Units], bounds: tuple[float, float], unit: str = "passage", *,
+    values_by_loop: Mapping[Any, Units], bounds: tuple[float, float], unit: str = "passage", *,
     constant: bool = False,
 ) -> Estimate:  # fmt: skip
     """Mean over units, each the mean of its loops, with an interval over other units and other loops.
@@ -150,9 +151,7 @@ def mean_over_loops(
     return _estimate(value, pull, bounds, Estimate(value, math.nan, math.nan, n, unit, dropped, "", loops))
 
 
-def ratio_over_loops(
-    pairs_by_loop: Mapping[object, Mapping[str, tuple[float, float]]], unit: str = "passage"
-) -> Estimate:
+def ratio_over_loops(pairs_by_loop: Mapping[Any, Mapping[str, tuple[float, float]]], unit: str = "passage") -> Estimate:
     """Ratio of sums (questions right / questions asked: micro), with its interval over the units that hold them.
 
     Args:
@@ -170,7 +169,7 @@ def ratio_over_loops(
 
 
 def compare(
-    values: Mapping[str, Mapping[object, Units]], pairs: Sequence[tuple[str, str]],
+    values: Mapping[str, Mapping[Any, Units]], pairs: Sequence[tuple[str, str]],
     bounds: tuple[float, float] = DIFFERENCE, unit: str = "passage", constant: Sequence[tuple[str, str]] = (),
 ) -> dict[tuple[str, str], Estimate]:  # fmt: skip
     """Paired differences a − b over the units (and loops) that both arms have; the pairs are one family for Holm.
@@ -202,7 +201,7 @@ def compare(
     return {pair: replace(estimate, p=adjusted[pair]) for pair, estimate in found.items()}
 
 
-def differences(a: Mapping[object, Units], b: Mapping[object, Units]) -> dict[object, dict[str, float]]:
+def differences(a: Mapping[Any, Units], b: Mapping[Any, Units]) -> dict[object, dict[str, float]]:
     """loop -> unit -> a − b. A side with one loop stands beside every loop of the other; what only one side has is NaN.
 
     Raises:
@@ -274,7 +273,7 @@ def sign_flip_test(differences: Sequence[float], seed: int = 0, draws: int = DRA
     return (hits + 1) / (draws + 1)
 
 
-def holm(pvalues: Mapping[object, float]) -> dict[object, float]:
+def holm(pvalues: Mapping[Any, float]) -> dict[object, float]:
     """Holm's step-down adjustment: p-values of one family -> adjusted p-values under the same names. NaN stays NaN."""
     ordered = sorted(((p, name) for name, p in pvalues.items() if not math.isnan(p)), key=lambda pair: pair[0])
     adjusted = {name: math.nan for name in pvalues}
@@ -286,8 +285,8 @@ def holm(pvalues: Mapping[object, float]) -> dict[object, float]:
 
 
 def best_of_k_bias(
-    rewards_by_loop: Mapping[object, Mapping[str, Sequence[float]]],
-    fresh_by_loop: Mapping[object, Mapping[str, float]],
+    rewards_by_loop: Mapping[Any, Mapping[str, Sequence[float]]],
+    fresh_by_loop: Mapping[Any, Mapping[str, float]],
     unit: str = "passage",
 ) -> dict[str, Estimate]:
     """What selection seems to gain and what it really gains, over the same units.
@@ -346,11 +345,11 @@ def reliability(rewards_P_E_S: Sequence[Sequence[Sequence[float]]]) -> Reliabili
     return Reliability(of_mean, of_one, math.sqrt(edit_variance), math.sqrt(ms_seed), passages, dropped)
 
 
-def _named(units: Units) -> Mapping[str, float | Sequence[float]]:
+def _named(units: Units) -> Mapping[Any, Any]:
     return units if isinstance(units, Mapping) else dict(enumerate(units))
 
 
-def _cells(values_by_loop: Mapping[object, Units]) -> tuple[dict[tuple[object, str], float], int]:
+def _cells(values_by_loop: Mapping[Any, Units]) -> tuple[dict[tuple[object, str], float], int]:
     """(loop, unit) -> the mean of its finite values, in one order whatever the order given; how many were dropped."""
     cells, dropped = {}, 0
     for loop, units in values_by_loop.items():

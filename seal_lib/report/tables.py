@@ -247,9 +247,9 @@ def _separable(frame: pd.DataFrame, arm: str, reference: str, metric: str) -> st
         row = back | {"value": -back["value"], "low": -back["high"], "high": -back["low"]}
     if row is None:
         return "" if arm == reference else "–"
-    sides = [_find(frame, one, metric) for one in (arm, reference)]
-    if all(sides) and not any(stats.Estimate.of_row(one).dropped for one in (row, *sides)):
-        apart = sides[0]["value"] - sides[1]["value"]
+    first, second = (_find(frame, one, metric) for one in (arm, reference))
+    if first and second and not any(stats.Estimate.of_row(one).dropped for one in (row, first, second)):
+        apart = first["value"] - second["value"]
         if abs(apart - row["value"]) > 5e-6:  # three numbers, each rounded to six digits
             return f"{OTHER_TRIALS} ({100 * row['value']:+.1f})"
     p = "" if math.isnan(row["p"]) else ", p < 0.001" if row["p"] < 0.001 else f", p = {row['p']:.3f}"

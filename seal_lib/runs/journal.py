@@ -11,12 +11,13 @@ import re
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 from seal_lib import paths
 from seal_lib.errors import RunError
 
 
-def plain(value: object, where: str = "row") -> object:
+def plain(value: Any, where: str = "row") -> Any:
     """The JSON form of a value: numpy scalars and tuples become plain, numbers that are not finite become None."""
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()

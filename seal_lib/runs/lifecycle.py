@@ -335,7 +335,7 @@ def _reading(run: Run, values: dict[str, Any]) -> Run:
     return run
 
 
-def identity_of(notebook: str, scale: str, key: str, values: dict[str, object], hashes: dict[str, str]) -> dict:
+def identity_of(notebook: str, scale: str, key: str, values: dict[str, Any], hashes: dict[str, str]) -> dict:
     """The content of ``parameters.json``."""
     return {
         "notebook": notebook,

@@ -33,7 +33,7 @@ class Worker:
         self.model = self.tokenizer = None
 
     def greet(self) -> dict[str, object]:
-        """Who this is; imports torch, so that a worker that is ready is ready."""
+        """What this worker is; imports torch here, so that the first part need not wait for it."""
         import torch
 
         gpu = torch.cuda.get_device_name(0) if self.device == "cuda" else None
@@ -42,7 +42,7 @@ class Worker:
             "pid": os.getpid(), "gpu": gpu,
         }  # fmt: skip
 
-    def work(self, unit: Callable, policy, part: Sequence) -> Done:
+    def work(self, unit: Callable, policy: Portable, part: Sequence) -> Done:
         """Rows, counters and seconds of one part."""
         begun = time.monotonic()
         counts: dict[str, float] = {}
@@ -54,15 +54,16 @@ class Worker:
         rows = unit(self._with_weights(policy), part, count)
         return Done(rows, counts, time.monotonic() - begun)
 
-    def _with_weights(self, policy):
-        """The policy with its weights: the last one's, merged further where it follows from it, else loaded anew."""
+    def _with_weights(self, policy: Any) -> Any:
+        """The policy with its weights: the loaded ones with further adapters merged in where that is enough, else new."""
         source = policy.source
         if self.source != source:
             for folder in source.adapters:
                 self._await(Path(folder))
-            follows = self.source is not None and source.follows(self.source)
-            done = len(self.source.adapters) if follows else 0
-            if not follows:
+            last, done = self.source, 0
+            if last is not None and source.follows(last):
+                done = len(last.adapters)
+            else:
                 self.model = self.source = None  # one set of weights at a time
                 self.model, self.tokenizer = replace(source, adapters=()).load(self.device)
             self.source = None  # half merged, should it stop here
@@ -121,7 +122,7 @@ class RayWorkers:
     def submit(self, worker: int, unit: Callable, policy: object, part: Sequence) -> None:
         self._calls[self._actors[worker].work.remote(unit, policy, part)] = ("done", worker)
 
-    def event(self, limit: float | None) -> tuple[str, int, object] | None:
+    def event(self, limit: float | None) -> tuple[str, int, Any] | None:
         over, _ = self.ray.wait(list(self._calls), num_returns=1, timeout=limit)
         if not over:
             return None

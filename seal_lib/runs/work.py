@@ -1,12 +1,12 @@
-"""What a part of a phase asks of whoever does it, and what comes back: :class:`Work`, :class:`Done`, :class:`Executor`.
+"""What the loops ask of a run (:class:`Recorder`) and what workers are given and return (:class:`Work`, :class:`Done`).
 
-Knows a policy only as :class:`Portable`: weights that can be left out, since their source says how to make them again.
+Knows a policy only as :class:`Portable`: its weights need not travel, since its source says how to load them again.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from seal_lib.errors import RunError
 
@@ -27,27 +27,33 @@ class Recorder(Protocol):
 class WeightSource(Protocol):
     """Where weights come from: a base by name, and adapter folders merged into it (`seal_lib.loops.policy.Source`)."""
 
-    adapters: tuple[str, ...]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def follows(self, other: "WeightSource") -> bool: ...
+    @property
+    def adapters(self) -> tuple[str, ...]: ...
 
-    def load(self, device: str) -> tuple[object, object]: ...
+    def follows(self, other: Any) -> bool: ...
 
-    def merge(self, model: object, first: int = 0) -> object: ...
+    def load(self, device: str) -> tuple[Any, Any]: ...
+
+    def merge(self, model: Any, first: int = 0) -> Any: ...
 
 
 class Portable(Protocol):
-    """A dataclass whose weights another process makes again from ``source`` (`seal_lib.loops.policy.Policy`)."""
+    """A dataclass whose weights another process loads again from ``source`` (`seal_lib.loops.policy.Policy`)."""
 
-    name: str
-    model: object
-    tokenizer: object
-    source: WeightSource | None
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def source(self) -> WeightSource | None: ...
 
 
 @dataclass(frozen=True)
 class Work:
-    """``unit(policy, part, count)`` gives one row per unit of ``part``; calling it does that in this process.
+    """``unit(policy, part, count)`` returns one row per unit of ``part``; a call does that in this process.
 
     ``unit``: a module's function, or ``functools.partial`` of one with plain settings, so that another process can
     import it. ``count``: takes counters, as :meth:`seal_lib.runs.lifecycle.Run.count` does.
@@ -61,7 +67,7 @@ class Work:
         return self.unit(self.policy, part, self.count)
 
     def portable(self) -> tuple[Callable, "Portable"]:
-        """What a worker needs: the function, and the policy without its weights, which the worker loads by itself."""
+        """The function and the policy without its weights, which the worker loads by itself."""
         if self.policy.source is None:
             way = "make it as Policy(name, model, tokenizer, source=Source(model_name, dtype))"
             raise RunError(f"policy {self.policy.name!r} does not say where its weights come from; {way}.")
@@ -70,7 +76,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Done:
-    """What a part gave: rows, counters, and the seconds of whoever did it."""
+    """The result of one part: its rows, its counters, and the seconds that the worker spent."""
 
     rows: object
     counts: dict[str, float] = field(default_factory=dict)
@@ -78,10 +84,10 @@ class Done:
 
 
 class Executor(Protocol):
-    """Workers by number; only ``event`` waits.
+    """Starts workers and gives them work; workers are known by number, and only ``event`` waits.
 
     Events are ``("ready", worker, facts)``, ``("done", worker, Done)``, ``("error", worker, exception)`` (the unit
-    itself failed, the worker lives) and ``("died", worker, why)``; None after ``limit`` seconds without any.
+    failed, the worker lives) and ``("died", worker, reason)``; None if ``limit`` seconds pass without an event.
     """
 
     def start(self) -> int: ...
@@ -90,6 +96,6 @@ class Executor(Protocol):
 
     def submit(self, worker: int, unit: Callable, policy: object, part: Sequence) -> None: ...
 
-    def event(self, limit: float | None) -> tuple[str, int, object] | None: ...
+    def event(self, limit: float | None) -> tuple[str, int, Any] | None: ...
 
     def close(self) -> None: ...
