@@ -10,7 +10,7 @@ from seal_lib.runs import params, runner
 
 
 def enough(notebook: str, values: dict[str, object]) -> str:
-    """What this machine's memory is for a notebook's work, before it starts; raises where it is too little."""
+    """This machine's memory against a notebook's need, as text, before it starts; raises where it is too little."""
     return needs.check(notebook, values, costs.found())
 
 

@@ -1,4 +1,4 @@
-"""The records everything exchanges: plain data, JSON in and out, and a face in Jupyter.
+"""The records that all packages exchange: plain data, to and from JSON, with an HTML view for Jupyter.
 
 They know nothing of models, files or statistics. Accuracy and rates are fractions in [0, 1].
 """
@@ -35,8 +35,8 @@ class Question:
 class Passage:
     """A text with questions on it.
 
-    ``references`` are notes somebody else wrote about it, by writer (``gold``, ``external``, …); ``facts`` the
-    (name, attribute, value) triples behind a passage of a made world, empty for real text.
+    ``references`` are notes by other writers, by name (``gold``, ``external``, …); ``facts`` the (name, attribute,
+    value) triples behind a passage of a made world, empty for real text.
     """
 
     id: str
@@ -102,7 +102,7 @@ class Answer:
 
 
 class Trial(Protocol):
-    """What became of a candidate, or of a self-edit: the domain's record of it.
+    """The domain's record of a candidate, or of a self-edit, after it was tried.
 
     ``key``: equal for self-edits that ask for the same; ``accuracy``: by the loop's grader, in [0, 1], NaN where there
     is nothing to grade.
@@ -128,7 +128,8 @@ class Trial(Protocol):
 class PassageTrial:
     """One pass of the inner loop: an adapter trained on one self-edit (or none), questioned without the passage.
 
-    ``grader``: the loop's, a key of :data:`seal_lib.grading.graders.GRADERS`, by which :attr:`accuracy` is meant.
+    ``grader``: the loop's grader, a key of :data:`seal_lib.grading.graders.GRADERS`; :attr:`accuracy` is its mean
+    grade.
     """
 
     id: str
@@ -160,7 +161,8 @@ class PassageTrial:
         return self.mean("blank")
 
     def scores(self, what: str) -> list[float]:
-        """Of each answer its grade by the grader ``what``, or 1 if blank for ``blank``; ungraded answers are left out.
+        """The grade of each answer by the grader ``what``, or for ``blank`` 1 if it is blank; ungraded answers are left
+        out.
 
         Empty if the trial failed.
         """

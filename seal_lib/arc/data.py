@@ -127,7 +127,7 @@ def _hub(source: str, revision: str | None) -> list[Task]:
 
 
 def _told(row: dict) -> dict:
-    """A table row without its nulls: in a table an unknown output is null, in a file it is left out."""
+    """A table row without its nulls: a table has null for an unknown output, a file leaves it out."""
     entry = {key: row[key] for key in ("train", "test") if row.get(key) is not None}
     for key, pairs in entry.items():
         if isinstance(pairs, list) and all(isinstance(pair, dict) for pair in pairs):

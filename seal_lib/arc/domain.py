@@ -103,7 +103,7 @@ class TestTimeTraining:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One adapter (or none) on one task: what became of a candidate.
+    """The trial of a candidate: one adapter (or none) on one task.
 
     ``outcome``: ``ok``, ``untrained`` (no adapter asked for), one of :data:`UNSCORED`, or a key of
     :data:`seal_lib.arc.self_edits.REASONS` (rejected); ``attempts``: per test input the grids submitted, at most two;
@@ -128,7 +128,7 @@ class Attempt:
     edit: None = None  # several self-edits may ask for it
 
     def graded(self, grader: str) -> float:
-        """What the grader says, in [0, 1]; 0 if the self-edit was rejected, NaN if there is nothing to grade."""
+        """The grade by ``grader``, in [0, 1]; 0 if the self-edit was rejected, NaN if there is nothing to grade."""
         return math.nan if self.outcome in UNSCORED else PUZZLE_GRADERS[grader](self)
 
     @property
@@ -138,7 +138,7 @@ class Attempt:
 
     @property
     def accuracy(self) -> float:
-        """What the loop's grader says."""
+        """The grade by the loop's grader."""
         return self.graded(self.grader)
 
     @property
@@ -168,7 +168,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class PuzzleTrial:
-    """A self-edit and what became of it."""
+    """A self-edit and the attempt that it led to."""
 
     edit: SelfEdit
     attempt: Attempt
@@ -187,7 +187,7 @@ class PuzzleTrial:
 
     @property
     def accuracy(self) -> float:
-        """What the loop's grader says, NaN if there was nothing to grade."""
+        """The grade by the loop's grader; NaN if there was nothing to grade."""
         return self.attempt.accuracy
 
     def _repr_html_(self) -> str:
@@ -198,8 +198,8 @@ class PuzzleTrial:
 class Puzzles:
     """The domain (:class:`seal_lib.loops.domain.Domain`): its settings and its wording. A unit is a task.
 
-    ``max_tries``: a text that is no JSON is written again until so many texts were written; the authors write on
-    without a bound. ``constrained``: self-edits are held to the schema while they are written, which needs engine vllm.
+    ``max_tries``: most texts written for one self-edit while they are no JSON; the authors have no bound.
+    ``constrained``: self-edits are held to the schema while they are written, which needs engine vllm.
     """
 
     inner: TestTimeTraining
@@ -348,7 +348,7 @@ def _name(config: Config) -> str:
 
 def training_examples(task: Task, config: Config, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts,
                       settings: TestTimeTraining, seed: int, sets: dict | None = None) -> list:  # fmt: skip
-    """What the bank trains on for one configuration. ``sets`` keeps what was built for the same task and switches."""
+    """The bank's examples for one configuration. ``sets``: cache of examples by task and switches."""
     sets = {} if sets is None else sets
     key = (task.id, config.switches)
     if key not in sets:
@@ -377,7 +377,7 @@ def _always(example: Example) -> bool:
 
 
 def views_of(task: Task, test: int, settings: TestTimeTraining, seed: int) -> list[vote.View]:
-    """How one test input is asked."""
+    """The views in which one test input is asked."""
     if settings.views == "full":
         return [vote.View(question(task, test))]
     if settings.views == "leave_one_out":

@@ -1,4 +1,4 @@
-"""What an adapter is trained on for one task: leave-one-out examples, augmented, permuted, capped.
+"""The training data of one adapter on one task: leave-one-out examples, augmented, permuted, capped.
 
 Only the demonstrations are used, never a test input. For n in (1, 2): hold out one demonstration
 as the target and drop n - 1 of the others; add every augmentation that stays within 30 on a side; add one copy of
@@ -45,7 +45,7 @@ def leave_out(pairs: Sequence[Pair], count: int) -> list[Example]:
 
 
 def fits(example: Example) -> bool:
-    """No side longer than 30."""
+    """Whether no side of a grid is longer than 30."""
     return all(max(size(pair.input) + size(pair.output)) <= MAX_SIDE for pair in example.pairs)
 
 

@@ -42,7 +42,7 @@ class FewShot:
             self._check_authors()
 
     def _check_authors(self) -> None:
-        """Refuse what is not the authors' way, so that no row carries their label without it."""
+        """Refuse settings that differ from the authors', so that no other row carries their label."""
         prompts = self.domain.prompts
         if not prompts.chat:
             raise DataError(f"prompts: {prompts.name!r} is no chat set, as protocol authors needs; use chat.")

@@ -30,7 +30,7 @@ COLOURS = "#000000 #0074d9 #ff4136 #2ecc40 #ffdc00 #aaaaaa #f012be #ff851b #7fdb
 
 @dataclass(frozen=True)
 class Parsed:
-    """What became of a text: a grid, or None and a key of :data:`UNREADABLE`."""
+    """The result of parsing a text: a grid, or None and a key of :data:`UNREADABLE`."""
 
     grid: Grid | None
     reason: str = ""

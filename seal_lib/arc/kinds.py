@@ -131,7 +131,7 @@ def fixed_arms(ways: Mapping[str, Mapping[str, Sequence[Attempt]]], grader: str)
 
 
 def of_kind(attempts: ByLoop, kind: str) -> dict[object, list[Attempt]]:
-    """The attempts on tasks of one kind, or of ``all``."""
+    """The attempts on tasks of one kind, or on ``all`` tasks."""
     return {
         loop: [a for a in several if kind in ("all", mixed_world.kind_of(a.unit_id))]
         for loop, several in attempts.items()

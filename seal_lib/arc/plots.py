@@ -307,7 +307,8 @@ def bench_arc(table: pd.DataFrame, ax: Axes) -> Axes:
 def pictures(
     own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
 ) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
-    """What an experiment with grid puzzles has rows for, as :func:`seal_lib.report.plots.pictures` gives it."""
+    """The figures that an experiment with grid puzzles has rows for, as :func:`seal_lib.report.plots.pictures` gives
+    it."""
     import pandas as pd
 
     solved = set(own.loc[own["metric"] == "success_rate", "arm"])
@@ -382,7 +383,7 @@ def _ordered(options: Sequence[str]) -> list[str]:
 
 
 def _option(text: str) -> str:
-    """How a value is written under an axis."""
+    """The text of a value under an axis."""
     if text in ("True", "False"):
         return "on" if text == "True" else "off"
     if not _is_number(text):

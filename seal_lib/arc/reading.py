@@ -1,5 +1,5 @@
-"""What the rows of ``arc/few_shot`` say, as Markdown: every number comes from the rows, and a claim that does not hold
-in them is not made.
+"""The results of ``arc/few_shot`` as Markdown, made from its rows: every number comes from the rows, and a claim that
+does not hold in them is not made.
 
 Knows the names of the rows that :mod:`seal_lib.arc.experiment` makes; draws nothing.
 """
@@ -169,7 +169,8 @@ def _cells(results: pd.DataFrame, last: str) -> str:
 
 
 def by_kind(results: pd.DataFrame) -> str:
-    """What the rows of ``arc/kinds`` say: levels, whether the policy writes by the puzzle, and what that is worth."""
+    """The results of ``arc/kinds`` as Markdown: levels, whether the policy writes by the puzzle, and what that is
+    worth."""
     from seal_lib.arc import kinds
 
     where = kinds.EXPERIMENT

@@ -1,6 +1,6 @@
 """Tasks → the exact tokens a model reads and is trained on, for chat and plain prompt sets alike.
 
-What this module sees to:
+This module ensures:
 
 * Inference and training share the prompt to the token: an answer is tokenised by itself and appended, so that the
   boundary lies where generation starts.
@@ -51,7 +51,7 @@ def self_edit_prompt(task: Task, tokenizer: "PreTrainedTokenizerBase", prompts: 
 
 
 def prompt_ids(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Tokens of a prompt exactly as the engines make them."""
+    """Token ids of a prompt, exactly as the engines tokenise it."""
     return read_ids(prompt, tokenizer)
 
 
@@ -137,7 +137,7 @@ def _without_bos(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
 def _reply(
     parts: _Parts, text: str, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts, header: bool = False
 ) -> str:
-    """What the conversation with ``text`` as the reply has beyond its prompt: the reply, then what ends the turn.
+    """The text that a reply adds to its prompt: the reply, then the end of the turn.
 
     White space after the end of the turn (ChatML has a newline) is left off, since generation has ended before it.
     With ``header`` it stays and the header of a further assistant turn follows.

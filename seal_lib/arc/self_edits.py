@@ -68,7 +68,7 @@ SCHEMA = {
 
 @dataclass(frozen=True)
 class Config:
-    """What a self-edit asks for; equal configurations are the same training, whatever their text."""
+    """The configuration that a self-edit asks for; equal ones are the same training, whatever their text."""
 
     switches: tuple[str, ...]  # those that are on, in the order of SWITCHES
     strategy: str  # one of STRATEGIES
@@ -96,7 +96,7 @@ ORACLE = Config(SWITCHES, "train_using_output_tokens", 1e-4, 2)
 
 @dataclass(frozen=True)
 class Limits:
-    """What is accepted; the rate lies in (0, ``max_rate``], the epochs in 1 to ``max_epochs``."""
+    """The accepted values: the rate lies in (0, ``max_rate``], the epochs in 1 to ``max_epochs``."""
 
     max_rate: float = 1.0
     max_epochs: int = MAX_STEPS
@@ -109,7 +109,7 @@ DEFAULT = Limits()
 
 @dataclass(frozen=True)
 class Reading:
-    """What became of a text: a configuration, or None, a key of :data:`REASONS` and a sentence."""
+    """The result of reading a text: a configuration, or None with a key of :data:`REASONS` and a sentence."""
 
     text: str
     config: Config | None

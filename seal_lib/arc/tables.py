@@ -1,4 +1,4 @@
-"""The lines of ``results.csv`` that whole loops over puzzles leave: success, differences, rounds, tasks, choices, maps.
+"""The lines of ``results.csv`` of whole loops over puzzles: success, differences, rounds, tasks, choices, maps.
 
 Knows attempts and intervals; runs nothing. A *task* with all its self-edits is the unit of every interval, crossed with
 whole loops (seeds) where there are several. Self-edits of a task that ask for the same configuration share one training
@@ -147,8 +147,8 @@ def _arm_rows(experiment: str, arms: Mapping[str, ByLoop], pairs: Sequence[tuple
 
 
 def round_rows(experiment: str, loops: Sequence[Loop], max_tries: int, grader: str, label: dict) -> list[dict]:
-    """Of each round: its rewards, how the kept self-edits do under a fresh seed, for how many practice tasks the best
-    reward is shared or 0; and how many texts a self-edit took until it was JSON (1 unless they are written again)."""
+    """Lines of each round: its rewards, the kept self-edits under a fresh seed, the shares of practice tasks whose best
+    reward is tied or 0, and the texts written per self-edit until one was JSON (1 unless they are written again)."""
     rows = []
     for index in range(len(loops[0].rounds)):
         history = {loop.seed: loop.rounds[index] for loop in loops}
@@ -166,7 +166,7 @@ def round_rows(experiment: str, loops: Sequence[Loop], max_tries: int, grader: s
 
 
 def _once(trials: Iterable[PuzzleTrial]) -> list[PuzzleTrial]:
-    """One trial of each key: what equal self-edits of a task share."""
+    """One trial of each key, as equal self-edits of a task share one training."""
     return list({trial.key: trial for trial in trials}.values())
 
 
@@ -189,7 +189,7 @@ def task_rows(arm: str, attempts: ByLoop, grader: str, label: dict) -> list[dict
 
 
 def choice_rows(arms: Mapping[str, ByLoop], label: dict) -> list[dict]:
-    """What each policy asks for: the share of its distinct configurations with each value of each choice.
+    """Lines on what each policy asks for: the share of its distinct configurations with each value of each choice.
 
     A value that some arm asked for and another did not is a measured 0 of the other.
     """

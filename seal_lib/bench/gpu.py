@@ -70,7 +70,7 @@ def build(shape: budget.Shape, device: str) -> "PreTrainedModel":
 
 
 class Words:
-    """Stands for a tokenizer: a text is a list of numbers. Its end-of-text is a word nobody samples."""
+    """A stand-in for a tokenizer: a text is a list of numbers. Its end-of-text is never sampled."""
 
     eos_token_id, pad_token_id = -1, 0
 
@@ -112,7 +112,7 @@ def variants(plan: gpu_sizes.GpuPlan) -> list[tuple[str, str, int]]:
 
 
 def clock(model: "PreTrainedModel") -> Callable[[], float]:
-    """Seconds, read once the device has done what it was told."""
+    """The time in seconds, read after the device has finished its work."""
     import torch
 
     if next(model.parameters()).device.type == "cpu":

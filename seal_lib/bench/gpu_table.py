@@ -220,7 +220,7 @@ def finish(folder: Path, stem: str) -> pd.DataFrame:
 
 
 def summary_text(table: pd.DataFrame) -> str:
-    """The table, and the goal beside what was reached."""
+    """The table as text, and the result beside the goal."""
     text = [table.to_string(index=False, float_format=lambda x: f"{x:.3g}")]
     for targets in dict.fromkeys(table["targets"]):
         found = best(table, targets=targets)

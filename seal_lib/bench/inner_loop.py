@@ -152,7 +152,7 @@ def jobs_of(documents: list[list[list[int]]], plan: CpuPlan) -> list:
 
 @cache
 def padding_collator() -> DataCollatorForLanguageModeling:
-    """transformers' own dynamic padding; made once, so that loading the tokenizer is nobody's cost."""
+    """transformers' own dynamic padding; made once, so that no measurement includes loading the tokenizer."""
     from transformers import DataCollatorForLanguageModeling
 
     from seal_lib import models
@@ -371,7 +371,7 @@ def ratios(table: pd.DataFrame) -> dict[tuple[str, str], tuple[float, float, flo
 
 
 def ratios_text(table: pd.DataFrame) -> str:
-    """The ratios with what they are about, SEAL's lengths first."""
+    """The ratios as text, with their settings, SEAL's lengths first."""
     lines = []
     for (lengths, variant), (middle, low, high) in ratios(table).items():
         row = table[table["lengths"] == lengths].iloc[0]

@@ -71,7 +71,7 @@ def _without_zeros(R: np.ndarray, path: Path) -> np.ndarray:
 
 
 def facts(path: Path, isolated: float | None = None, joint: float | None = None) -> dict[str, object]:
-    """What `intervals.summary` says about the file; NaN becomes null, and its outcome stands beside it."""
+    """The result of `intervals.summary` for a file, and the matrix's outcome; NaN becomes null."""
     given = read(path)
     R = given["accuracy"]
     references = {

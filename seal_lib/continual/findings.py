@@ -1,4 +1,4 @@
-"""What a run of the forgetting study shows, as Markdown made from its rows: the last cells of notebooks 13 to 16.
+"""The findings of the forgetting study as Markdown made from its rows: the last cells of notebooks 13 to 16.
 
 A sentence that compares is there only where `stats.separable` says so, with its adjusted p; a level stands with its
 interval. Nothing is said of what did not run. Knows the rows of `tables` and `tuning`; no models and no figures.
@@ -44,7 +44,7 @@ def edits(rows: Lines) -> str:
 
 
 def mitigations(rows: Lines) -> str:
-    """Notebook 14: the comparisons that can be told apart, and what the better arms keep of prior knowledge."""
+    """Notebook 14: the separable comparisons, and the prior knowledge that the better arms keep."""
     found = _found(rows)
     said = _differences(found)
     better = {arm.split(" - ")[0] for (arm, metric), e in found.items() if metric == "difference" and _above(e)}
@@ -57,7 +57,7 @@ def mitigations(rows: Lines) -> str:
 
 
 def retention(rows: Lines) -> str:
-    """Notebook 15: which arms lose or gain between two lengths, and what is left of prior knowledge at the last."""
+    """Notebook 15: the arms that lose or gain between two lengths, and the prior knowledge left at the last."""
     said, found = [], _found(rows)
     for (arm, metric), e in found.items():
         if (match := re.fullmatch(r"change_(\d+)_to_(\d+)", metric)) and stats.separable(e):

@@ -37,7 +37,7 @@ SHARES = ("base", "LA", "AA", "AIA")
 
 @dataclass(frozen=True)
 class Measure:
-    """An estimate, how it came about (module docstring), and one sentence more where it is needed."""
+    """An estimate, how it was made (module docstring), and a note where one is needed."""
 
     estimate: Estimate
     outcome: str = "ok"
@@ -250,7 +250,7 @@ class _Over:
         return Measure(Estimate(value, low, high, n, UNIT, int(lost.sum()), kind), how, " ".join(notes))
 
     def _missing(self, lost_S: np.ndarray) -> Measure | None:
-        """None if no sequence is lost; ``survivors`` with the reasons if some are; else what stands for the mean."""
+        """None if no sequence is lost; ``survivors`` with the reasons if some are; else the measure without a mean."""
         lost, n = int(lost_S.sum()), len(lost_S)
         if not lost:
             return None

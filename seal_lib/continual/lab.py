@@ -1,4 +1,4 @@
-"""What every update rule works with: the frozen base, its tokenizer, wording, inner-loop settings, and measurements.
+"""The tools of every update rule: the frozen base, its tokenizer, wording, inner-loop settings, and measurements.
 
 Measurements of a model base + adapter: log-probabilities, inputs of its layers, squared gradients, and texts it writes
 by itself. Nothing here sees a question of the evaluation. Knows no update rule.
@@ -37,7 +37,7 @@ class Lab:
     Attributes:
         openings: beginnings from which the model writes anchor texts by itself; no fact, no passage, no question.
         anchors: how many texts the *base* writes once, for calibration, KL and Fisher information.
-        anchor_tokens: longest of them. seed: of the anchors.
+        anchor_tokens: their largest length. seed: the seed of the anchors.
         authors_pads: how the pads of the authors' way enter the loss: ``full``, or ``probe:m`` for m weighted ones.
     """
 
@@ -67,7 +67,7 @@ class Lab:
         return self.domain.inner
 
     def with_inner(self, **changes: object) -> Lab:
-        """The same with other settings of the inner loop."""
+        """This lab with other settings of the inner loop."""
         return replace(self, domain=replace(self.domain, inner=replace(self.inner, **changes)))
 
     # texts

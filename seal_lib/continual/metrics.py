@@ -37,7 +37,7 @@ def check(R: object) -> np.ndarray:
 
 
 def outcome(R: np.ndarray) -> str:
-    """What one matrix [K+1, K] holds: complete, triangle, stopped_at_r or missing_cells.
+    """Which cells a matrix [K+1, K] has: complete, triangle, stopped_at_r or missing_cells.
 
     ``triangle``: all but the upper triangle, as the authors released it. ``stopped_at_r``: rows r..K are wholly
     missing, as a stream leaves them that diverged in edit r or was not finished (the matrix cannot tell which).

@@ -33,7 +33,8 @@ class Stream:
         return len(self.passages)
 
     def seed(self, *parts: object) -> int:
-        """Of a random draw for this stream: the same for every arm, so that arms differ by their rule alone."""
+        """The seed of a random draw for this stream; it is the same for every arm, so arms differ by their rule
+        alone."""
         return derive_seed("stream", self.id, *parts)
 
 
@@ -63,9 +64,10 @@ def load_streams(
     """``count`` streams of ``length`` passages.
 
     Args:
-        sequences: ``disjoint``: no passage occurs twice, ``skip`` leaves out the passages of so many streams.
+        sequences: ``disjoint``: no passage occurs twice, ``skip`` leaves out the passages of the first ``skip``
+            streams.
             ``authors`` or ``authors_dev``: :func:`authors_sequences` of the passages of ``source`` in file order.
-        questions: keep so many questions of each passage, spread evenly (all: None).
+        questions: number of questions kept per passage, spread evenly (None: all).
 
     Raises:
         DataError: too few passages, or an unknown kind of sequences.

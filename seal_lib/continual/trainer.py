@@ -41,7 +41,7 @@ class EditJob(Job):
     Attributes:
         protect: linear -> orthonormal U [in, u]; A is kept in the complement, A <- A (I - U U^T), after every step.
         penalty: linear -> weights F, broadcastable to [out, in]; adds strength/2 * sum F * dW^2 to the loss.
-        strength: of the penalty.
+        strength: the weight of the penalty.
         from_base: the penalised dW counts from the base (history included) instead of from theta_{k-1}.
         orthogonal: lambda of sum |A A_hist^T| (O-LoRA); the history's A are the earlier edits' A.
         frozen_layers: linears whose adapter stays zero.

@@ -27,7 +27,7 @@ _TICK = 1.0  # s between two signs of life
 
 
 class Refused(Exception):
-    """Raised by a child's handler when an input is wrong and the child is as sound as before."""
+    """Raised by a child's handler for a wrong input; the child goes on working."""
 
 
 def scratch(prefix: str, room: int = 0) -> Path:

@@ -61,7 +61,7 @@ class Completion:
 
 
 class Generator(Protocol):
-    """What every engine does.
+    """The interface of every engine.
 
     ``generate`` returns, in the order of ``requests``, ``sampling.n`` completions each. Same request, same seed → same
     completions, whatever the rest of the batch. Prompts with and without adapter may be mixed in one call.
@@ -82,7 +82,7 @@ def read(
     """Token ids of each prompt.
 
     Raises:
-        DataError: one is empty, or longer than ``room`` positions leave it.
+        DataError: a prompt is empty, or prompt and completion together need more than ``room`` positions.
     """
     tokens = [read_ids(request.prompt, tokenizer) for request in requests]
     for number, ids in enumerate(tokens):
@@ -105,14 +105,14 @@ def rows_of(requests: Sequence[Request], sampling: Sampling) -> list[tuple[int, 
 
 
 def sample_seed(request: Request, k: int) -> int:
-    """Of the k-th sample: nothing but the request's own seed decides it."""
+    """The seed of the k-th sample; it depends on the request's seed alone."""
     return derive_seed(request.seed, "sample", k)
 
 
 def finish(
     ids: list[int], tokenizer: "PreTrainedTokenizerBase", sampling: Sampling, last: Collection[int]
 ) -> Completion:
-    """The completion that generated ids are, up to and with the token that ended it, one of ``last``."""
+    """The completion of generated ids; a final id that is one of ``last`` ends it and is not part of the text."""
     ended = bool(ids) and ids[-1] in last
     text = tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
     cuts = [text.find(stop) for stop in sampling.stop if stop in text]
@@ -129,6 +129,6 @@ def _is_object(text: str) -> bool:
 
 
 def stopped(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stop: tuple[str, ...]) -> bool:
-    """Whether a stop text stands in what the ids say."""
+    """Whether the decoded ids contain a stop text."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
     return any(s in text for s in stop)

@@ -27,7 +27,8 @@ def installed() -> bool:
 
 
 def resolve(engine: str, model: "PreTrainedModel") -> str:
-    """What a name means for a model: ``auto`` is vllm where it is installed and a plain model is on a GPU, else hf.
+    """The engine that a name means for a model: ``auto`` is vllm where it is installed and the model is on a GPU and
+    not quantised, else hf.
 
     Raises:
         DataError: no such engine, or vllm is asked for and not installed.

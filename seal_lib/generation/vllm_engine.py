@@ -36,7 +36,7 @@ _NUMBERS = count(1)  # of adapters: never used twice in a process, so that nothi
 
 @dataclass(frozen=True)
 class Settings:
-    """What the engine is started with; a change starts it anew.
+    """Settings of the engine; a change restarts it.
 
     ``kv_bytes``: memory for keys and values; 0 is room for 100 000 tokens on a GPU, 20 000 on a CPU. ``max_model_len``:
     longest prompt with completion; 0 is what the model and ``kv_bytes`` allow. ``max_num_seqs``: rows decoded at once.
@@ -166,7 +166,7 @@ def child_pid() -> int | None:
 
 
 def _engine_for(generator: VLLMGenerator, rank: int) -> "Engine":
-    """The running engine with the generator's weights under it; started, or started anew, where it must be."""
+    """The running engine, loaded with the generator's weights; it is started or restarted if need be."""
     global _engine
     settings = generator.settings
     least = _bucket(max(rank, settings.max_lora_rank))
@@ -197,12 +197,12 @@ def _kind(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> str
 
 
 def _mark(model: "PreTrainedModel") -> tuple:
-    """Changes when a weight is replaced or written to (through torch)."""
+    """A value that changes when a weight is replaced or written to (through torch)."""
     return tuple((tensor.data_ptr(), tensor._version) for tensor in model.parameters())
 
 
 class Engine:
-    """The child, and what we know of its state: whose weights it holds and how adapters are called there."""
+    """The child process and what we know of its state: the weights it holds and its names of adapters."""
 
     def __init__(self, generator: VLLMGenerator, settings: Settings):
         model, self.settings, self.kind = generator.model, settings, generator.kind
@@ -223,7 +223,7 @@ class Engine:
         self._settle(model)
 
     def load_base(self, model: "PreTrainedModel", limits: Settings) -> None:
-        """Put the weights of ``model`` under the engine, unless they are there."""
+        """Load the weights of ``model`` into the engine, unless it has them."""
         if self._model() is model and self._marked == _mark(model):
             return
         folder = scratch("seal-base-", _bytes(model))
@@ -299,7 +299,8 @@ def _write(model: "PreTrainedModel", folder: Path) -> None:
 
 
 def _arguments(model: "PreTrainedModel", settings: Settings, folder: Path) -> dict:
-    """Of ``vllm.LLM``. All that vLLM would guess is said: memory, length, type, adapters, compilation."""
+    """The arguments of ``vllm.LLM``. Everything that vLLM would guess is set: memory, length, type, adapters,
+    compilation."""
     longest, room = _lengths(model, settings)
     on_cpu = model.device.type != "cuda"
     return {
@@ -323,7 +324,7 @@ def _arguments(model: "PreTrainedModel", settings: Settings, folder: Path) -> di
 
 
 def _environment(model: "PreTrainedModel") -> dict[str, str]:
-    """Of the child: no network, no second process, our threads, our GPU."""
+    """The environment of the child: no network, no second process, our threads, our GPU."""
     import torch
 
     # the variable would overrule the argument, and knows whole GiB only

@@ -1,7 +1,7 @@
-"""The process in which vLLM lives: started by :mod:`seal_lib.generation.vllm_engine`, never imported by it.
+"""The process that runs vLLM: started by :mod:`seal_lib.generation.vllm_engine`, never imported by it.
 
-Knows vLLM and nothing of adapters' contents, prompts or rewards: it is told token ids, seeds and folders. What is said
-here about vLLM was seen with version 0.32.
+Knows vLLM, and no prompts, rewards or contents of adapters: it receives token ids, seeds and folders. Statements about
+vLLM were checked with version 0.32.
 """
 
 import sys
@@ -12,7 +12,7 @@ from seal_lib.generation.child import Refused, serve
 
 
 class EngineWorker:
-    """One vLLM engine, in this process itself: its own multiprocessing is off."""
+    """One vLLM engine in this process; vLLM's own multiprocessing is off."""
 
     def __init__(self):
         self.llm = None
@@ -25,7 +25,7 @@ class EngineWorker:
         return {}
 
     def base(self, tick: Callable[[], None], folder: str) -> dict:
-        """Put other weights of the same shape under the running engine.
+        """Load other weights of the same shape into the running engine.
 
         vLLM then drops its adapters by itself, but would go on serving keys and values computed with the old weights.
         """

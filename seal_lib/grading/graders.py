@@ -39,7 +39,7 @@ def contains(answer: str, gold: str) -> float:
 
 
 def is_blank(answer: str) -> bool:
-    """Nothing but white space and punctuation."""
+    """Whether a text has only white space and punctuation."""
     return not any(character.isalnum() for character in answer)
 
 
@@ -61,6 +61,6 @@ def check(grader: str) -> None:
 
 
 def grade(question: Question, answer: str, grader: str) -> Answer:
-    """The answer with the grades of ``grader`` and of those that cost nothing."""
+    """The answer graded by ``grader`` and by the graders that cost nothing."""
     grades = {name: GRADERS[name](question, answer) for name in dict.fromkeys((*ALWAYS, grader))}
     return Answer(question.question, question.answer, answer, grades, is_blank(answer))

@@ -101,7 +101,7 @@ def training_documents(
 ) -> list[TrainingDocument]:
     """Documents to train on for one self-edit; ``edit=None`` is the passage-only arm.
 
-    ``limit`` keeps the first so many pieces of the edit.
+    ``limit`` keeps the first ``limit`` pieces of the edit.
     """
     pieces = [] if edit is None else split_edit(edit, split_newlines, protocol)[:limit]
     documents = [TrainingDocument(prompts.training_text(passage.title, piece), "edit") for piece in pieces]

@@ -80,7 +80,7 @@ class InnerLoop:
 
     @property
     def label(self) -> str:
-        """What rows of results call this protocol, with all that departs from it: ``authors_v1 (probe:64)``.
+        """The name of this protocol in results, with every setting that departs from it: ``authors_v1 (probe:64)``.
 
         Rows of different labels never share a line of a table.
         """
@@ -202,7 +202,7 @@ class Knowledge:
         return [derive_seed(seed, "reward", s) for s in range(count)]
 
     def target(self, unit: Passage, text: str, policy: Policy) -> tuple[list[int], list[int]]:
-        """The completion goes on from the prompt and ends the turn."""
+        """The completion continues the prompt and ends the turn."""
         end = turn_end(policy.model, policy.tokenizer)
         prompt = read_ids(self.prompts.write(unit), policy.tokenizer)
         return prompt, written_ids(text, end, policy.tokenizer)

@@ -95,7 +95,7 @@ def evaluate_arms(run: Recorder, policy: Policy, passages: Sequence[Passage], ar
 
 
 def reference_edit(passage: Passage, writer: str, arm: str) -> SelfEdit:
-    """Notes somebody else wrote about ``passage``, as a self-edit."""
+    """The notes of another writer about ``passage``, as a self-edit."""
     if writer not in passage.references:
         has = ", ".join(passage.references) or "none"
         raise DataError(f"arm {arm!r}: passage {passage.id} has no notes by {writer!r} (it has {has}); drop the arm.")
@@ -147,7 +147,7 @@ def difference_rows(experiment: str, trials: Mapping[str, Loops], pairs: Sequenc
                     protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
     """Paired differences over passages (and loops), arm ``"a - b"``, for each pair whose arms were both run.
 
-    All of them are one family: ``p`` is Holm's. An arm with one loop stands beside every loop of the other.
+    All differences are one family for Holm's ``p``. An arm with one loop is compared with every loop of the other.
     """
     values = {arm: values_of(several, lambda t: t.mean(grader)) for arm, several in trials.items()}
     return [
@@ -165,7 +165,8 @@ def table_rows(experiment: str, trials: Mapping[str, Loops], pairs: Sequence[tup
 
 def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit] | Mapping[int, Sequence[SelfEdit]],
               passages: Sequence[Passage], *, protocol: str, model: str) -> list[dict]:  # fmt: skip
-    """What self-edits are like: tokens and pieces for any text; style and coverage for passages of the made world.
+    """Lines that describe self-edits: tokens and pieces for any text; style and coverage for passages of the made
+    world.
 
     Coverage is the share of a passage's facts stated correctly from person to value. Intervals are over passages, and
     over loops where ``edits`` has several (loop -> self-edits).

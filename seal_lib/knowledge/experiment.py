@@ -39,7 +39,7 @@ def restem_loop(run: Recorder, base: Policy, passages: Sequence[Passage], domain
 
 
 def readings(rows: Sequence[Mapping[str, Any]], experiment: str) -> str:
-    """Markdown: the differences of an experiment that are separable from zero, and nothing of the others."""
+    """Markdown that lists the differences of an experiment that are separable from zero, and no others."""
     lines: dict[str, list[str]] = {}
     for row in rows:
         if row["experiment"] == experiment and row["metric"] == "difference":

@@ -267,7 +267,7 @@ def known_questions(count: int, seed: int = 0) -> list[tuple[str, Question]]:
 
 
 def describe_notes(text: str, passage: Passage) -> dict:
-    """What notes of this world consist of: lines per style, and ``coverage``.
+    """Counts for notes about this world: lines per style, and ``coverage``.
 
     ``coverage`` is the share of the passage's facts that some line states *correctly and usefully* (person before
     value, forward or as question with answer). ``false`` counts lines of a useful form that state no fact of the

@@ -1,4 +1,4 @@
-"""What the loops know of a task: the :class:`Domain` that they are run on, and the records that pass between them.
+"""The interface between the loops and a task: the :class:`Domain` and the records that they exchange.
 
 A *unit* is what one self-edit is about: a passage, a puzzle. The loops know its id and nothing else.
 """
@@ -27,7 +27,7 @@ class Unit(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the inner loop tries on a unit.
+    """One thing that the inner loop tries on a unit.
 
     ``edit``: what to train on, in the domain's own form; ``trains=False``: the model as it is. ``shown``: the unit's
     text is in view when the model is asked. ``seed``: of the training, and of whatever else is drawn.
@@ -45,7 +45,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Why nothing can be trained; a counted outcome. ``unread``: the text could not even be read."""
+    """Why a self-edit cannot be trained on; a counted outcome. ``unread``: its text could not be parsed."""
 
     reason: str
     detail: str = ""
@@ -105,7 +105,7 @@ class Domain(Protocol[TrialT]):
         """The record of a candidate: its training (None: not trained), its graded answers (none if it failed)."""
 
     def trial(self, edit: SelfEdit, tried: TrialT | Rejected) -> TrialT:
-        """The record of a self-edit: what became of the candidate it asked for, or why there was none."""
+        """The record of a self-edit, from the trial of the candidate it asked for or the reason why it was rejected."""
 
     def load(self, row: Mapping[str, Any]) -> TrialT:
         """A record of :meth:`grade` from the plain values that a run kept of it."""
@@ -122,4 +122,4 @@ Count = Callable[..., None]
 
 
 def uncounted(**counts: float) -> None:
-    """Where nobody keeps the counters."""
+    """Ignore the counters; the default where no run keeps them."""

@@ -27,7 +27,7 @@ from seal_lib.seeds import derive_seed
 
 @dataclass(frozen=True)
 class Asked:
-    """What the policy reads before it writes about the unit of that id."""
+    """The prompt for a self-edit about the unit ``id``."""
 
     id: str
     prompt: str

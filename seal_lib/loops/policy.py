@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Source:
     """Where a policy's weights come from: a model by name, and adapter folders merged into it one after the other.
 
-    So another process can make the same weights, bit for bit on a CPU, without their travelling.
+    Another process can load the same weights from it, bit for bit on a CPU, so weights need not be sent.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Source:
     adapters: tuple[str, ...] = ()
 
     def then(self, folder: Path) -> "Source":
-        """The same with one more adapter."""
+        """The source with one more adapter."""
         return replace(self, adapters=(*self.adapters, str(folder.resolve())))
 
     def follows(self, other: "Source") -> bool:
@@ -54,8 +54,8 @@ class Source:
 class Policy:
     """The model that writes self-edits and is trained on them; ``name`` says where it is in the loop.
 
-    ``engine``: what generates its texts, see :mod:`seal_lib.generation.engines`; ``auto`` becomes what it stands for.
-    ``source`` says where another process finds the same weights; without it everything is done in this one.
+    ``engine``: the generator of its texts (:mod:`seal_lib.generation.engines`); ``auto`` is resolved at once.
+    ``source`` says where another process finds the same weights; without it all work stays in this process.
     """
 
     name: str
@@ -68,5 +68,5 @@ class Policy:
         object.__setattr__(self, "engine", engines.resolve(self.engine, self.model))
 
     def generator(self) -> Generator:
-        """Of texts by this policy, with and without adapters."""
+        """The generator of this policy's texts, with and without adapters."""
         return engines.generator(self.model, self.tokenizer, self.engine)

@@ -1,4 +1,5 @@
-"""Rewards: trial → number; and what is kept of a unit's self-edits by them. A control is one more row of a registry."""
+"""Rewards (trial → number) and filters (rewards of a unit's self-edits → those that are kept). A control is one more
+filter."""
 
 import math
 from collections.abc import Callable, Sequence

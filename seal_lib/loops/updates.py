@@ -1,4 +1,5 @@
-"""Outer algorithms: what a policy becomes from the rewarded self-edits of a round. One row of :data:`UPDATES` each."""
+"""Outer algorithms: each makes the next policy from the rewarded self-edits of a round. One row of :data:`UPDATES`
+each."""
 
 import json
 import math
@@ -36,7 +37,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Update:
-    """What an outer algorithm leaves: the next policy, the self-edits it learned from, and its last loss."""
+    """The result of an outer algorithm: the next policy, the self-edits it learned from, and the last loss."""
 
     policy: Policy
     kept: tuple[SelfEdit, ...]

@@ -1,4 +1,4 @@
-"""Filling the slots of a prompt template."""
+"""Fills the slots of a prompt template."""
 
 
 def fill(template: str, **values: str) -> str:

@@ -135,9 +135,9 @@ DOCUMENTS = (".md", ".png", ".jpg", ".pdf")
 
 
 def weight_hash(name: str) -> str:
-    """sha256 over all that changes what a local model says, or ``hub:<id>@<revision>``.
+    """sha256 over every file that can change a local model's output, or ``hub:<id>@<revision>``.
 
-    Every file counts, in sub-folders too (weights, tokenizer, chat templates), but documents and hidden files.
+    All files count, in sub-folders too (weights, tokenizer, chat templates), except documents and hidden files.
     """
     source, revision = resolve(name)
     if not Path(source).is_dir():

@@ -1,4 +1,4 @@
-"""What a model, its adapters and one step take in memory: arithmetic on shapes, before anything is loaded.
+"""Memory that a model, its adapters and one step need: arithmetic on shapes, before anything is loaded.
 
 Knows layers and widths of the Hub models the parameter sets name, and how many bytes training and generation keep per
 parameter and token (measured counts in ``tests/test_budget.py``). Knows no tensors, devices or jobs; imports no torch.
@@ -46,7 +46,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Any, name: str = "") -> "Shape":
-        """From transformers' config object or the content of a ``config.json``.
+        """The shape in transformers' config object or the content of a ``config.json``.
 
         Raises:
             DataError: the config lacks a size: it is of no such decoder.
@@ -228,7 +228,7 @@ class Budget:
         return "\n".join([self.title, *(f"  {name:<{wide}}  {size / GB:8.2f} GB" for name, size in rows.items())])
 
     def check(self) -> "Budget":
-        """Itself.
+        """The budget itself.
 
         Raises:
             ParameterError: it does not fit; names the largest part and the ways out.

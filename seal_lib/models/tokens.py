@@ -1,4 +1,4 @@
-"""Texts → token ids where a text goes on: what a model reads, what it is taught to write, and the ids that end it.
+"""Texts → token ids: what a model reads, what it is taught to write, and the ids that end a text.
 
 Tokenizers differ in what they add by themselves: Llama, Mistral and Gemma put a BOS first, some an EOS last. Chat
 models end a turn with an id of their own, which their ``generation_config`` lists beside (or instead of) EOS.
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 def read_ids(text: str, tokenizer: "PreTrainedTokenizerBase", **options) -> list[int]:
     """Tokens of a text that is read, BOS included where the tokenizer adds one, an EOS that it appends taken off.
 
-    A prompt that ended in end-of-text would be over before the model has begun.
+    After a prompt that ends in end-of-text a model has nothing to continue.
 
     Args:
-        options: of the tokenizer.
+        options: passed to the tokenizer.
     """
     ids, end = list(tokenizer(text, **options)["input_ids"]), tokenizer.eos_token_id
     if end is None or ids[-1:] != [end]:
@@ -30,7 +30,7 @@ def read_ids(text: str, tokenizer: "PreTrainedTokenizerBase", **options) -> list
 
 
 def _run(ids: list[int], end: int) -> int:
-    """How often ``end`` stands at the end."""
+    """How many times ``end`` is repeated at the end."""
     return next((n for n, token in enumerate(reversed(ids)) if token != end), len(ids))
 
 

@@ -1,4 +1,4 @@
-"""Before anything runs or is downloaded: what each notebook of a scale needs, what is missing, and what it will cost.
+"""Plans a scale before anything runs or is downloaded: what each notebook needs, what is missing, and what it costs.
 
 ``make reproduce SCALE=paper DRY_RUN=1``, or ``python -m seal_lib.plan --scale paper``. Checks parameters, data, models,
 memory and disk (``needs``), counts the work (``counts``) and prices it (``costs``)
@@ -78,7 +78,7 @@ def cost_of(work: Phase, shape: budget.Shape, device: Device, dtype: str) -> lis
 
 
 def item(notebook: str, scale: str, device: Device, chosen: list[str]) -> Item:
-    """The plan of one notebook; what is wrong with it stands in ``missing``."""
+    """The plan of one notebook; its problems are in ``missing``."""
     made = Item(notebook)
     try:
         p = made.parameters = params.resolve(notebook, scale)
@@ -246,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def default_device(scale: str) -> Device:
-    """What is here; without a GPU the larger scales are planned for the card they are made for."""
+    """This machine's device; without a GPU the larger scales are planned for the card they are made for."""
     here = costs.found()
     if here.is_gpu or scale not in ("small", "paper"):
         return here

@@ -1,4 +1,4 @@
-"""What the notebooks of the forgetting study will do, counted from their parameters (see :mod:`seal_lib.plan.counts`).
+"""Counts the work of the forgetting study's notebooks from their parameters (see :mod:`seal_lib.plan.counts`).
 
 What a rule costs beside plain training is declared by the rule (:class:`seal_lib.continual.rules.base.RuleCost`).
 """
@@ -149,7 +149,7 @@ def retention(p: Mapping) -> list[Phase]:
 
 
 def tuning(p: Mapping) -> list[Phase]:
-    """Notebook 16: about so many settings of every rule."""
+    """Notebook 16: about :func:`settings` settings of every rule."""
     work = [*_streams(p, p["n_sequences"], p["writer"]), _anchors(p)]
     for name in p["arms"]:
         for n in range(min(settings(rule_of(name)), p["settings"])):

@@ -1,4 +1,4 @@
-"""What a step, a training, a token and an M-step must cost on a device: floors from bytes and FLOPs, then an estimate.
+"""The cost of a step, a training, a token and an M-step on a device: floors from bytes and FLOPs, then an estimate.
 
 A floor is the larger of two times: moving every weight through the device's memory, and doing the arithmetic. It
 cannot be beaten by a program that does the same work; how near a program comes is its *efficiency*. Until
@@ -137,7 +137,7 @@ class Cost:
 
     @property
     def bound(self) -> str:
-        """What decides the estimate: ``bandwidth``, ``compute`` or ``launch``."""
+        """The limit that decides the estimate: ``bandwidth``, ``compute`` or ``launch``."""
         if self.starting > self.floor / self.efficiency:
             return "launch"
         return "bandwidth" if self.moving > self.computing else "compute"
@@ -175,7 +175,7 @@ def _speed(device: Device, dtype: str) -> float:
 
 
 def balance(shape: budget.Shape, device: Device, targets: str = "qv", rank: int = 32) -> float:
-    """Tokens a step above which training is bound by arithmetic and not by the weights' way through memory."""
+    """Tokens a step above which training is bound by arithmetic and not by reading the weights."""
     per_token = 4.0 * matmul_parameters(shape) + 6.0 * shape.adapter_parameters(targets, rank)
     moved = 4 * matmul_parameters(shape) / device.bandwidth
     return moved * device.flops / per_token
@@ -207,7 +207,7 @@ def decode_step(
 
 
 def times(cost: Cost, count: float) -> Cost:
-    """The same ``count`` times."""
+    """The cost of ``count`` repetitions."""
     return Cost(cost.moving * count, cost.computing * count, cost.starting * count, cost.efficiency)
 
 

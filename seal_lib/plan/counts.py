@@ -1,4 +1,4 @@
-"""What a notebook will do, counted from its parameters: self-edits to write, adapters to train, questions to answer.
+"""Counts the work of a notebook from its parameters: self-edits to write, adapters to train, questions to answer.
 
 One function per notebook in :data:`COUNTS`, each the shadow of the loop it counts (``evaluate``, ``restem``,
 ``experiments``, ``arc.experiment``; the continual ones in :mod:`seal_lib.plan.continual`). Units follow from the
@@ -131,7 +131,7 @@ def other_puzzle_models(p: Mapping) -> list[Phase]:
 
 
 def number(source: str, ids: list[str] | None) -> int:
-    """How many tasks a source and a list of ids stand for; a folder of ARC-AGI-1 holds 400."""
+    """Number of tasks in a source or a list of ids; a folder of ARC-AGI-1 holds 400."""
     if ids is not None:
         return len(ids)
     return int(source.rpartition(":")[2]) if source.startswith("world:") else 400
@@ -167,7 +167,7 @@ def of(notebook: str, parameters: Mapping) -> list[Phase]:
     """The work of a notebook with these parameters.
 
     Raises:
-        ParameterError: nobody has counted this notebook.
+        ParameterError: the notebook has no row in :data:`COUNTS`.
     """
     if notebook not in COUNTS:
         raise ParameterError(f"{notebook} is not counted; add a row to COUNTS in seal_lib/plan/counts.py.")

@@ -1,4 +1,4 @@
-"""How long things are: recorded lengths of self-edits, documents, questions and puzzles, so that plans need no data.
+"""Recorded lengths of self-edits, documents, questions and puzzles, so that plans need no data.
 
 ``lengths.yaml`` holds one profile per kind of data. Real text is counted in characters / 4.6 a token (the study's rule
 for Qwen2.5, which is no tokenizer); puzzles by the rule of the Llama-3 tokenizer, h (2 w + 1) tokens a grid; the made
@@ -131,7 +131,7 @@ def profiles() -> dict[str, Text | PuzzleLengths]:
 
 
 def profile(source: str) -> Text | PuzzleLengths:
-    """The profile that stands for a source of passages or puzzles, as parameters name it."""
+    """The recorded profile of a source of passages or puzzles, named as in the parameters."""
     known = profiles()
     if source.startswith("world:"):
         return known["grids"] if source.count(":") == 2 else known["world"]

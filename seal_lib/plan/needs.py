@@ -1,4 +1,4 @@
-"""What a notebook must find before it can run: memory for its work, its model and data in this machine's caches, disk.
+"""What a notebook needs before it can run: memory for its work, its model and data in this machine's caches, disk.
 
 Looks at this machine's files and caches only, never at a network; what is missing is one sentence with the way out.
 Knows parameters and work (``counts``), no prices and no table (:mod:`seal_lib.plan`). Imports no torch.
@@ -31,7 +31,7 @@ GATED = ("meta-llama/",)
 
 
 def budgets(p: Mapping, work: list[Phase], shape: budget.Shape, device: Device) -> list[budget.Budget]:
-    """What training with answering, and the M-step, hold in memory at once."""
+    """Memory budgets of training with answering and of the M-step."""
     dtype, found = str(p["dtype"]), []
     weights = budget.weight_bytes(shape, dtype)
     kv = max((int(min(w.rows * (w.prompt + w.longest), counts.CACHE_TOKENS)) for w in work), default=0)
@@ -133,7 +133,7 @@ def _continual(p: Mapping, shape: budget.Shape, trainings: list[Phase]) -> dict[
 
 
 def hub_file(repository: str, name: str, revision: str | None, kind: str = "model") -> bool:
-    """Whether a file of the Hub lies in this machine's cache; looks at the disk only."""
+    """Whether a file of the Hub is in this machine's cache; looks at the disk only."""
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(repository, name, revision=revision, repo_type=kind), str)

@@ -1,4 +1,4 @@
-"""The pieces of a plan: one phase's :class:`Phase`, and what writing, asking, trials and an M-step come to.
+"""The pieces of a plan: a :class:`Phase`, and the counts of writing, asking, trials and an M-step.
 
 Units follow from the parameters alone and are exact; tokens come from recorded lengths (``lengths``) and are as good as
 those. Knows no notebook, model, device or price.
@@ -43,7 +43,7 @@ class Phase:
     rank: int = 0
 
     def times(self, count: float) -> "Phase":
-        """The same ``count`` times."""
+        """The phase repeated ``count`` times."""
         return replace(
             self, units=self.units * count, tokens=self.tokens * count, steps=self.steps * count
         )  # fmt: skip

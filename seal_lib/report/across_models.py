@@ -31,7 +31,7 @@ def comparisons(loop: EvaluatedLoop) -> list[tuple[str, str]]:
 
 
 def pooled_name(models: Sequence[str]) -> str:
-    """What stands in the column ``model`` of the lines over all of them."""
+    """The value of column ``model`` in the lines over all models."""
     return f"{len(models)} models"
 
 

@@ -29,7 +29,7 @@ class Family:
 
 @dataclass(frozen=True)
 class ArmStyle:
-    """What a person reads for an arm, and its colour where that is not the family's."""
+    """The label of an arm, its family, and its colour where that is not the family's."""
 
     label: str
     family: str
@@ -63,7 +63,7 @@ def plain(arm: str) -> str:
 
 
 def _listed(arm: str) -> str:
-    """The listed arm that an arm stands beside: itself, its rule, or the arm of its rounds; "" if there is none."""
+    """The listed arm that an arm belongs to: itself, its rule, or the arm of its rounds; "" if there is none."""
     found = _ROUND.match(arm)
     names = (arm, plain(arm), (found["family"] or "seal") if found else "")
     return next((name for name in names if name in ARMS), "")
@@ -75,7 +75,7 @@ def family(arm: str) -> str:
 
 
 def arm_label(arm: str) -> str:
-    """What a person reads for an arm; "a - b" becomes "a − b" in labels."""
+    """The label of an arm; "a - b" becomes "a − b" in labels."""
     if " - " in arm:
         return " − ".join(arm_label(part) for part in arm.split(" - ", 1))
     if found := _ROUND.match(arm):

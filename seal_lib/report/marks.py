@@ -1,4 +1,4 @@
-"""What figures are made of: colours of arms, a value with its interval, the paper's diamond, axes, names beside lines.
+"""The parts of figures: colours of arms, a value with its interval, the paper's diamond, axes, names beside lines.
 
 Knows colours and layout, on the axes it is given. Does not know tables beyond their rows, kinds of figures or files.
 Intervals are always drawn; a row without a value is an arm that did not run and is drawn as a gap. The paper's value is
@@ -109,7 +109,7 @@ def share_axis(axis: Axis, label: str, signed: bool = False) -> None:
 
 
 def legend(ax: Axes) -> None:
-    """Above the axes, where no data can be."""
+    """Put the legend above the axes, where there is no data."""
     handles, labels = ax.get_legend_handles_labels()
     if handles:
         ax.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2, columnspacing=1.4)
@@ -121,7 +121,7 @@ def once(ax: Axes, label: str) -> str | None:
 
 
 def draws(metrics: str, size: Callable[[pd.DataFrame], tuple[float, float]] | None = None) -> Callable:
-    """Marks a drawing function with what :func:`seal_lib.report.figures.draw` must know of it.
+    """Decorator that gives a drawing function what :func:`seal_lib.report.figures.draw` needs.
 
     Args:
         metrics: pattern of the metrics it draws, with the function's own options in braces.

@@ -46,7 +46,7 @@ def paper_index() -> dict[tuple[str, str, str], dict]:
 
 
 def paper_note(experiment: str, arm: str, metric: str) -> str:
-    """What has to be known of the paper value that stands beside ours; empty if there is none, or nothing to say."""
+    """The note on the paper value beside ours; empty if there is none."""
     return paper_index().get((experiment, arm, metric), {}).get("note", "")
 
 

@@ -62,7 +62,7 @@ REWARD_LINES = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of every figure, as a context that leaves nothing behind but a notebook's backend come alive."""
+    """Context with the style of every figure; outside it the style is as before."""
     import matplotlib.pyplot as plt
 
     with plt.style.context(Path(__file__).with_name("seal.mplstyle")):

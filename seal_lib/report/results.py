@@ -144,7 +144,7 @@ def _without_duplicates(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _provenance(notebook: str, scale: str, folder: Path) -> dict:
-    """What the manifest says of one run: code, parameters, when, minutes; a field run.json does not have is null."""
+    """The manifest's entry for one run: code, parameters, when, minutes; a field run.json does not have is null."""
     record = paths.read_json(folder / "run.json")
     kept = {name: record.get(name) for name in ("key", "git", "packages", "start", "end")}
     kept["code"] = manifest.digest(*[part for pair in record["code"].items() for part in pair])[:12]

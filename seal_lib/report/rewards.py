@@ -1,4 +1,4 @@
-"""The lines of ``results.csv`` that say how far the rewards of a round can be trusted. Knows records, and no loop."""
+"""The lines of ``results.csv`` that say how far the rewards of a round can be trusted. Knows records, not loops."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +10,8 @@ from seal_lib.report import stats
 def reward_rows(experiment: str, arm: str, rounds: Mapping[Any, Round],
                 fresh: Mapping[Any, Mapping[str, float]], *, unit: str, grader: str, protocol: str,
                 model: str) -> list[dict]:  # fmt: skip
-    """Of one round, over all loops: mean reward, best of k, the selected self-edits under a fresh seed (all three over
-    the units of which one was selected), and the shares of units whose best reward is tied or 0.
+    """Lines of one round over all loops: mean reward, best of k, the selected self-edits under a fresh seed (all three
+    over the units with a selected self-edit), and the shares of units whose best reward is tied or 0.
 
     Args:
         rounds: loop → its record of the round.

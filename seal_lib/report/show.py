@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Html:
-    """Something Jupyter shows as HTML."""
+    """Markup that Jupyter shows as HTML."""
 
     def __init__(self, markup: str):
         self.markup = markup

@@ -62,7 +62,7 @@ class Estimate:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Estimate:
-        """The estimate that a row of results.csv holds; what the row lacks is as if nothing were known of it."""
+        """The estimate in a row of results.csv; missing columns get the defaults."""
         there: dict[str, Any] = {"n": 0} | {name: row[name] for name in ("unit", "interval", "p") if name in row}
         for name in ("n", "dropped", "loops"):
             if isinstance(count := row.get(name), Real) and math.isfinite(count):
@@ -202,7 +202,8 @@ def compare(
 
 
 def differences(a: Mapping[Any, Units], b: Mapping[Any, Units]) -> dict[object, dict[str, float]]:
-    """loop -> unit -> a − b. A side with one loop stands beside every loop of the other; what only one side has is NaN.
+    """loop -> unit -> a − b. A side with one loop is compared with every loop of the other; units that only one side
+    has are NaN.
 
     Raises:
         DataError: both have several loops, and not the same; or they have no unit in common.
@@ -242,7 +243,7 @@ def proportion(successes: int, n: int, unit: str = "task") -> Estimate:
 
 
 def separable(difference: Estimate) -> bool:
-    """Is a paired difference told apart from zero? The one definition of tables, figures and texts.
+    """Whether a paired difference is separable from zero: the one definition for tables, figures and texts.
 
     At least :data:`SMALLEST_N` units, an interval that excludes zero, and an adjusted p below 0.05 where there is one.
     """

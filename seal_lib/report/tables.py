@@ -160,7 +160,7 @@ def _units(estimate: stats.Estimate) -> str:
 
 
 def _sentences(ran: pd.DataFrame, rows: pd.DataFrame, graders: set[str]) -> list[str]:
-    """What has to be said of a whole table: who judged, and what is known of the spread between loops."""
+    """Sentences about a whole table: the grader, and what is known of the spread between loops."""
     said = [f"Grader: {graders.copy().pop()}."] if len(graders) == 1 else []
     if graders and rows["paper_source"].str.contains("grader GPT-4.1", regex=False).any():
         said.append(grader_sentence())
@@ -173,7 +173,7 @@ def _sentences(ran: pd.DataFrame, rows: pd.DataFrame, graders: set[str]) -> list
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
-    """A GitHub table; a pipe inside a cell is escaped. What has to be said of it stands below."""
+    """A GitHub table; a pipe inside a cell is escaped. Sentences about the table follow it."""
     lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).values.tolist()]
     body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return "\n\n".join([body, *([" ".join(notes)] if (notes := frame.attrs.get("notes")) else [])])
@@ -199,7 +199,7 @@ def tabled(df: pd.DataFrame) -> list[str]:
 
 
 def readme_block(df: pd.DataFrame) -> str:
-    """The results of the README: one table for each headline experiment, and what is not run says so."""
+    """The results of the README: one table for each headline experiment; experiments that did not run are named."""
     parts = []
     for experiment, name in TITLES.items():
         title = f"**{name}** (`{experiment}`)"
@@ -216,7 +216,7 @@ def readme_block(df: pd.DataFrame) -> str:
 
 
 def write_readme(scale: str, path: Path | None = None) -> Path:
-    """Rewrite what stands between the markers of README.md from figures/<scale>/results.csv; the rest stays as is."""
+    """Rewrite the text between the markers of README.md from figures/<scale>/results.csv; the rest stays as is."""
     path = path or paths.ROOT / "README.md"
     results = paths.figures() / scale / "results.csv"
     if not results.exists():
@@ -241,7 +241,7 @@ def _percent(row: dict, sign: str = "") -> str:
 
 
 def _separable(frame: pd.DataFrame, arm: str, reference: str, metric: str) -> str:
-    """The paired difference and its verdict; never one that the two rows shown do not have (of other trials)."""
+    """The paired difference and its verdict; none if it comes from other trials than the two rows shown."""
     row = _find(frame, difference_arm(arm, reference), "difference")
     if row is None and (back := _find(frame, difference_arm(reference, arm), "difference")):
         row = back | {"value": -back["value"], "low": -back["high"], "high": -back["low"]}

@@ -1,6 +1,6 @@
 """Files that survive a kill: an append-only journal of JSON lines with checksums, and a lock that dies with its process.
 
-Knows bytes, offsets and file locks. Does not know what a line means; that is the business of ``runs``.
+Knows bytes, offsets and file locks. Does not know what a line means.
 """
 
 import fcntl
@@ -50,7 +50,7 @@ def _decoded(raw: bytes) -> dict:
 
 
 def read(path: Path) -> list[dict]:
-    """The lines of a journal that nobody writes any more; none if there is no file.
+    """The lines of a finished journal; none if there is no file.
 
     Raises:
         RunError: a line is not what was written.
@@ -132,7 +132,7 @@ class Journal:
 
 
 class Lock:
-    """An exclusive lock that a killed process gives back by itself; the file names its holder."""
+    """An exclusive lock that the system releases when its process is killed; the file names its holder."""
 
     def __init__(self, path: Path, wait: float = 0.0, shared: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Run folders: every finished unit is kept, a killed run goes on where it stopped, and only ``run.json`` means done.
+"""Run folders: every finished unit is kept, a killed run continues where it stopped, and only ``run.json`` means done.
 
     run = start("11_single_passage", globals())      # after the parameters cell
     rows = run.map("evaluate/frozen", passages, answer)
@@ -108,7 +108,7 @@ class Run:
         return [{key: value for key, value in line.items() if key not in ("phase", "unit")} for line in done]
 
     def hire(self, count: int = 1, address: str = "", device: str = "auto") -> None:
-        """From here on work is shared among so many workers, see :class:`seal_lib.runs.workers.Workers`."""
+        """Share the work among ``count`` workers from now on (:class:`seal_lib.runs.workers.Workers`)."""
         self.workers.close()
         self.workers = Workers(count, address, device)
 
@@ -174,7 +174,7 @@ class Run:
             self._counts[name] = self._counts.get(name, 0) + plain(value, name)
 
     def describe(self, model: str | None = None, **facts: object) -> None:
-        """Tell the manifest about a model (revision and weight hash are looked up) or anything else, e.g. data."""
+        """Add to the manifest a model (its revision and weight hash are looked up) or anything else, such as data."""
         if model is not None:
             self._described.setdefault("models", {})[model] = manifest.describe_model(model)
         self._described.update(plain(facts, "describe"))
@@ -203,7 +203,7 @@ class Run:
         return self
 
     def _lost(self, loss: dict) -> None:
-        """A worker died: kept at once, whatever becomes of the run."""
+        """Record the death of a worker at once, even if the run fails later."""
         self._costs.append([{"lost_worker": loss}])
 
     def _spent(self, phase: str, seconds: float, chunk: int, units: int) -> None:
@@ -236,12 +236,12 @@ class Run:
         return [self._rows.lines[index] for index in at[:keep]]
 
     def close(self) -> None:
-        """Give the folder back before the process ends, and send the workers home."""
+        """Release the folder before the process ends, and stop the workers."""
         self.workers.close()
         self._lock.release()
 
     def facts(self) -> dict[str, str]:
-        """What the banner says, in order."""
+        """The lines of the banner, in order."""
         git, machine = manifest.git_state(), manifest.machine()
         sha = git["sha"][:12] if git["sha"] else "not a git commit"
         shown = [f"{k} {v}" for k, v in manifest.versions().items() if k in ("torch", "transformers", "peft", "vllm")]
@@ -278,7 +278,7 @@ def _span(ids: Sequence[str]) -> str:
 
 
 class Scratch:
-    """A run that keeps nothing: :meth:`map` as in :class:`Run`, without a folder: a quick look outside notebooks."""
+    """A run without a folder, which keeps nothing: for a quick look outside notebooks."""
 
     def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
         units = list(units)
@@ -347,7 +347,7 @@ def identity_of(notebook: str, scale: str, key: str, values: dict[str, Any], has
 
 
 def _set_aside(folder: Path, notebook: str) -> str:
-    """Move what other code or other inputs made into ``superseded-<n>/``; one line saying so, or nothing."""
+    """Move results of other code or other inputs into ``superseded-<n>/``; returns a line that says so, or ""."""
     now, mark = manifest.code_of(notebook), folder / "code.json"
     other = code.changed(paths.read_json(mark), now) if mark.exists() else []
     reason = ""

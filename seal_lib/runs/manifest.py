@@ -1,4 +1,4 @@
-"""What a run was: its identity before it starts (hashes) and its record once it is done (``run.json``).
+"""The identity of a run before it starts (hashes) and its record when it is done (``run.json``).
 
 Knows git, package versions, the machine and how to hash files and notebooks. Does not know how runs are executed or
 resumed, never dumps the environment, and redacts parameters whose names say that they are secret.
@@ -66,7 +66,7 @@ def content_hash(path: Path) -> str:
 
 
 def library_hash() -> str:
-    """sha256 over all sources of ``seal_lib``: what several workers must have in common."""
+    """sha256 over all sources of ``seal_lib``: all workers of a run must have the same."""
     root = paths.PACKAGE
     files = sorted([*root.rglob("*.py"), *root.rglob("prompts.yaml")])
     return digest(*[part for p in files for part in (p.relative_to(root).as_posix(), p.read_bytes())])
@@ -78,7 +78,7 @@ def code_of(notebook: str) -> dict[str, str]:
 
 
 def code_changed(record: Mapping[str, Any]) -> list[str]:
-    """Modules and package data on which a finished run depends and that are other now."""
+    """Modules and package data of a finished run that have changed since."""
     return code.changed(record["code"], code_of(str(record["notebook"])))
 
 
@@ -113,7 +113,7 @@ def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
 def run_key(notebook: str, parameters: dict[str, object]) -> tuple[str, dict[str, str]]:
     """``(hash12, input hashes)``; the tagged cell itself does not count, since its resolved values do.
 
-    Who does the work changes no row, so :data:`WHERE` does not count: a run may go on with other workers.
+    Workers do not change rows, so :data:`WHERE` does not count: a run may continue with other workers.
     """
     parameters = {name: value for name, value in parameters.items() if name not in WHERE}
     code = [cell["source"] for cell in params.cells(notebook) if "parameters" not in cell["tags"]]

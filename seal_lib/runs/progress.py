@@ -61,7 +61,7 @@ class Progress:
             self.bar = _bar(phase, total, done)
 
     def update(self, count: int) -> None:
-        """``count`` more units are done and kept."""
+        """Add ``count`` finished units."""
         self.done += count
         if self.bar is not None:
             self.bar.update(count)

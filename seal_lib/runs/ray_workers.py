@@ -1,7 +1,7 @@
 """Workers on Ray: actors, each with one model in memory, on this machine or on every node of a cluster.
 
 An actor loads the base by name and merges the adapters of the run's folder into it, so weights never travel; on several
-nodes that folder must be visible everywhere. Ray restarts nothing by itself: a death is an event, and
+nodes that folder must be visible everywhere. Ray restarts nothing: a death is an event, and
 :class:`seal_lib.runs.workers.Workers` decides what follows. Importing this module imports neither Ray nor torch.
 """
 
@@ -155,7 +155,7 @@ def connect(ray, count: int, address: str) -> None:
     """Join the cluster at ``address``, or start one here that ends with this process.
 
     Raises:
-        RunError: nobody answers there, or Ray does not start.
+        RunError: no cluster answers there, or Ray does not start.
     """
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address in ("", "local"):
@@ -191,7 +191,7 @@ def _start(ray, options: dict) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What Ray says about a death, in a line."""
+    """Ray's reason for a death, in one line."""
     text = " ".join(str(error).split())
     detail = text.partition("Worker exit detail: ")[2] or text
     return f"{type(error).__name__}: {detail[:200]}"

@@ -1,8 +1,8 @@
 """Growing a seedling: a small Llama trained from nothing on the documents of a recipe, and resumable at any step.
 
-Knows neither worlds nor tasks: what is read, and which of its tokens are to be predicted, is the recipe's. Everything
-random depends on the recipe and the step alone, so two growths give the same weights bit by bit. Run as
-``python -m seal_lib.seedling``.
+Does not know worlds or tasks: the recipe decides the documents and which of their tokens are predicted. Everything
+random depends on the recipe and the step alone, so two growths give the same weights bit by bit. Run as ``python -m
+seal_lib.seedling``.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class Recipe:
         raise NotImplementedError
 
     def weight(self, kind: str) -> float:
-        """Of a kind's mean loss."""
+        """The weight of a kind's mean loss."""
         return 1.0
 
     def sources(self) -> list[Path]:
@@ -130,7 +130,7 @@ def train_step(
     step: int,
     tokenizer: "PreTrainedTokenizerBase",
 ) -> dict[str, float]:
-    """One update; returns the mean loss of each kind of document. No randomness beside the step's documents."""
+    """One update; returns the mean loss of each kind of document. Only the step's documents are random."""
     import torch
 
     rate = min(1, (step + 1) / recipe.warmup) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * step / recipe.steps))

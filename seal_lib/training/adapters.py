@@ -158,7 +158,7 @@ class Adapter:
 
 
 def check_fits(model: nn.Module, adapter: Adapter) -> dict[str, nn.Linear]:
-    """The Linears an adapter belongs to.
+    """The Linears that an adapter changes.
 
     Raises:
         DataError: it was made for another model.
@@ -205,7 +205,7 @@ def merge(model: nn.Module, adapter: Adapter, copy: bool = False) -> nn.Module:
 
 @contextmanager
 def diverted(modules: Mapping[nn.Module, Callable]) -> Iterator[None]:
-    """Send the forward of each module through a function, and give the plain modules back at the end, come what may.
+    """Replace the forward of each module by a function within the block; afterwards the modules are plain again.
 
     Only the instance's ``forward`` is set, so module names, types, parameters and ``state_dict`` stay as they are.
     """
@@ -310,7 +310,7 @@ def attached(model: nn.Module, adapters: Sequence[Adapter], slot_of_row: Tensor 
 
 
 class LinearGroup:
-    """Target Linears that read one tensor (q, k, v), with K adapters in views of the bank's flat storage.
+    """Target Linears that read the same tensor (q, k, v), with K adapters in views of the bank's flat storage.
 
     ``a`` [K, members * rank, in] holds the members' A one below the other; ``b[i]`` [K, rank, out] is member i's B
     transposed (wide rows make every product fast). ``grad_a`` and ``grad_b`` are written by backward, not accumulated
@@ -338,12 +338,12 @@ class LinearGroup:
         (self.a, *self.b), self.grads = views
 
     def release(self) -> None:
-        """Let go of storage and of tensors of an unfinished pass."""
+        """Drop the storage and the tensors of an unfinished pass."""
         self.a, self.b, self.grads, self.packing = None, [], [], None
         self.fresh, self._input, self._outputs = True, None, []
 
     def forward_of(self, i: int, anchor: Tensor) -> Callable[[Tensor], Tensor]:
-        """The forward of member i. All members are computed when the first asks, and handed out to the others."""
+        """The forward of member i. The first call computes all members; the others return their stored result."""
 
         def forward(x: Tensor) -> Tensor:
             if x is not self._input or self._outputs[i] is None:

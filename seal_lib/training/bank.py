@@ -36,7 +36,7 @@ OUT_OF_MEMORY_HINT = (
 
 @dataclass(eq=False)
 class Slot:
-    """A job in training, living in one row of the storage."""
+    """A job in training; it occupies one row of the storage."""
 
     number: int  # of the job in its run
     job: Job
@@ -192,7 +192,8 @@ class AdapterBank:
 
     @torch.no_grad()
     def _open(self, k: int, slot: Slot) -> None:
-        """Fresh adapter in row k. Beyond the job's rank A and B are 0, and then so are their gradients, for ever."""
+        """Fresh adapter in row k. Rows beyond the job's rank are 0 in A and B; their gradients are 0 too, so they stay
+        0."""
         flat, _, m, v = (x[k] for x in self._storage)
         for x in (flat, m, v):
             x.zero_()
@@ -202,7 +203,7 @@ class AdapterBank:
             b.copy_(start[name][1].mT)
 
     def _restore(self, k: int, slot: Slot) -> None:
-        """Row k as it was when memory ran out."""
+        """Put row k back to its state before memory ran out."""
         weights, _, *moments = (x[k] for x in self._storage)
         for x, kept in zip((weights, *moments), slot.parked, strict=True):
             x.copy_(kept)
@@ -238,13 +239,13 @@ class AdapterBank:
         return (*moved, weights)
 
     def _hidden(self, ids: Tensor, positions: Tensor, targets: Tensor, keep: Tensor, *_: Tensor) -> Tensor:
-        """The body's output where something is predicted, [M, width]."""
+        """Hidden states at the positions that predict a token, [M, width]."""
         body = self.model.base_model
         h = body(input_ids=ids[None], position_ids=positions[None], use_cache=False).last_hidden_state[0]
         return h if len(keep) == len(ids) else h.index_select(0, keep)
 
     def _head(self, h: Tensor) -> Tensor:
-        """Logits of [M, width], [M, vocabulary]."""
+        """Logits [M, vocabulary] of hidden states [M, width]."""
         logits = self.model.get_output_embeddings()(h)
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
@@ -305,10 +306,10 @@ class AdapterBank:
         return F.cross_entropy(logits, targets, reduction="none") * weights.to(logits.dtype)
 
     def _before_update(self, live: list[Slot]) -> None:
-        """For subclasses: gradients are there, nothing is clipped yet."""
+        """Hook for subclasses, called after the backward pass and before gradients are clipped."""
 
     def _after_update(self, live: list[Slot]) -> None:
-        """For subclasses: the weights have been stepped."""
+        """Hook for subclasses, called after the optimiser step."""
 
     def _serve(self, live: list[Slot], turn: int) -> list[int]:
         """Slots of the next step: all, or from ``turn`` on as many as the token budget takes (at least one).
@@ -346,7 +347,7 @@ class AdapterBank:
         return [results[number] for number in range(len(results))]
 
     def stream(self, jobs: Sequence[Job], on_step: Callable[[dict], None] | None = None) -> Iterator[Result]:
-        """Train all jobs, yielding each result as it is there."""
+        """Train all jobs and yield each result as soon as it is ready."""
         return (result for _, result in self._stream(list(jobs), on_step))
 
     def _stream(self, jobs: list[Job], on_step: Callable[[dict], None] | None) -> Iterator[tuple[int, Result]]:
@@ -367,7 +368,7 @@ class AdapterBank:
             self._busy = False
 
     def _fitting(self, waiting: list[Slot], rank: int) -> int:
-        """Slots for ``slots=0``: as many as the memory takes by the budget, and as pay.
+        """Slots for ``slots=0``: as many as fit in memory by the budget, up to the number that still saves time.
 
         Raises:
             ParameterError: not even one fits.
@@ -413,7 +414,7 @@ class AdapterBank:
         yield from ((slot.number, self._result(slot)) for slot in now.ended)
 
     def _advance(self, now: "_Run") -> bool:
-        """Fill the slots, take a step, keep what is finished; False if the device's memory did not suffice."""
+        """Fill the slots, take a step, collect finished jobs; False if the device ran out of memory."""
         try:
             if not self._storage:
                 self._allocate(now.size, now.rank)
@@ -493,7 +494,7 @@ class AdapterBank:
 
 
 class _Run:
-    """Where the training of a list of jobs is."""
+    """The state of one run: jobs waiting, in training and finished."""
 
     def __init__(self, waiting: list[Slot], size: int, rank: int):
         self.size, self.rank = size, rank  # slots of the storage
@@ -505,7 +506,7 @@ class _Run:
         self.changed, self.turn, self.done, self.tokens, self.width = True, 0, 0, 0, 0
 
     def counts(self) -> dict[str, int]:
-        """What ``on_step`` is told."""
+        """The counters that ``on_step`` receives."""
         here = {"live": len(self.live), "waiting": len(self.queue)}
         return {"steps": self.done, "of": self.goal, "tokens": self.tokens, **here}
 

@@ -1,5 +1,5 @@
 """Training with PEFT in a plain loop: :func:`train_alone`, the reference that the adapter bank is tested against, and
-:func:`sft`, the outer ReST^EM step and continued pretraining. Knows nothing of packing adapters or of what texts mean.
+:func:`sft`, the outer ReST^EM step and continued pretraining. Does not know how adapters are packed or what texts mean.
 """
 
 import math

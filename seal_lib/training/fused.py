@@ -218,7 +218,7 @@ def _is_rms_norm(module: nn.Module) -> bool:
 
 
 def _attend(module: nn.Module, packing: Callable, hidden_states: Tensor, **options):
-    """The forward of an attention module of transformers; its own where rows are long."""
+    """The forward of a transformers attention module; for long rows its own forward is used."""
     rotary, here = options.get("position_embeddings"), packing()
     narrow = hidden_states.dtype.itemsize < 4 or rotary is None or rotary[0].shape[-1] != module.head_dim
     if narrow or not here.short:

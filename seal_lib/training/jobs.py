@@ -1,6 +1,6 @@
-"""What a training is: examples, a job for one adapter, its result; schedules, and the authors' padding.
+"""Training jobs: examples, a job for one adapter, its result; schedules, and the authors' padding.
 
-Imports no torch. Knows nothing of packing adapters (`bank`) or of what texts mean.
+Imports no torch. Does not know how adapters are packed (`bank`) or what texts mean.
 """
 
 import math
@@ -87,8 +87,8 @@ def pad_examples(ids: Sequence[int], pad_loss: str, length: int = 2048, eos: int
 
 @dataclass(frozen=True)
 class Job:
-    """One adapter to train: what on, and how. ``init`` continues from an adapter; ``order`` lists the minibatches
-    (tuples of example numbers) of the whole run instead of ``epochs`` seeded shuffles."""
+    """One adapter to train: its data and its settings. ``init`` continues from an adapter; ``order`` lists the
+    minibatches (tuples of example numbers) of the whole run instead of ``epochs`` seeded shuffles."""
 
     id: str
     examples: Sequence[Example]
@@ -150,7 +150,7 @@ class Job:
 
 @dataclass
 class Result:
-    """What became of a job. ``adapter`` is None and ``reason`` a sentence if ``outcome`` is "diverged"."""
+    """The result of a job. ``adapter`` is None and ``reason`` a sentence if ``outcome`` is "diverged"."""
 
     id: str
     adapter: "Adapter | None"

@@ -18,7 +18,7 @@ SHORT = 128  # tokens of an example up to which attention by plain products is t
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on the device; a GPU need not be waited for."""
+    """Copy a CPU tensor to the device, without waiting for a GPU."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
@@ -65,9 +65,9 @@ def worth_levelling(slots: Tensor, width: int, most: int | None = None) -> bool:
 
 
 def level(lengths: Tensor, visible: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The arguments of :class:`Packing` once every slot repeats its last token until it is as long as the longest.
+    """The arguments of :class:`Packing` after each slot is padded to the longest one by repeating its last token.
 
-    Nothing but its own like looks at such a pad, and no loss is taken there, so results stay the same.
+    Only other pads of the same slot attend to a pad, and pads carry no loss, so the results do not change.
     """
     last, width = torch.searchsorted(lengths.cumsum(0), slots.cumsum(0)), slots.max()
     extra = torch.zeros_like(lengths).index_copy_(0, last, width - slots)

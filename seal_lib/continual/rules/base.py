@@ -1,4 +1,4 @@
-"""What every update rule is: the state of a stream, and a base class that trains one edit after the other.
+"""The base class of update rules, which trains one edit after the other, and the state of a stream.
 
 Knows the order of a study's step (jobs, update, serve) and the inner loop's settings. Does not know the other rules,
 how jobs are trained (`trainer`) or what is measured. Evaluation questions reach no rule; the draws of an edit come from
@@ -139,7 +139,7 @@ class Rule:
         return replace(state, history=ops.compact(ops.concatenate([(state.history, 1.0), (edit, self.weight(k))])))
 
     def weight(self, k: int) -> float:
-        """The factor of edit k."""
+        """The factor with which edit k is added."""
         return 1.0
 
     # answering
