@@ -11,7 +11,7 @@ from seal_lib.runs import params, runner
 
 def enough(notebook: str, values: dict[str, object]) -> str:
     """This machine's memory against a notebook's need, as text, before it starts; raises where it is too little."""
-    return needs.check(notebook, values, costs.found())
+    return needs.check(notebook, values, costs.this_device())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -72,11 +72,11 @@ def test_a_measured_efficiency_replaces_the_assumed_one_on_its_own_device_only(t
 
 
 def test_the_device_is_found_by_name_and_unknown_ones_keep_their_memory() -> None:
-    known = costs.found({"gpus": ["NVIDIA H200, 575.57, 143771 MiB"]})
+    known = costs.this_device({"gpus": ["NVIDIA H200, 575.57, 143771 MiB"]})
     assert (known.key, known.count, known.memory) == ("h200", 1, 143771 * 2**20)
-    odd = costs.found({"gpus": ["Wonder 9, 1.0, 49152 MiB"] * 2})
+    odd = costs.this_device({"gpus": ["Wonder 9, 1.0, 49152 MiB"] * 2})
     assert odd.memory == 49152 * 2**20 and odd.is_gpu and odd.bandwidth == costs.device("l4").bandwidth
-    assert costs.found({"gpus": []}).key == "cpu" and not costs.found({"gpus": []}).is_gpu
+    assert costs.this_device({"gpus": []}).key == "cpu" and not costs.this_device({"gpus": []}).is_gpu
     with pytest.raises(ParameterError, match="DEVICE=h300 is not known; write one of h200"):
         costs.device("h300")
     assert all(d.source and d.flops > d.bandwidth for d in costs.devices().values())

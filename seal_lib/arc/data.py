@@ -117,7 +117,9 @@ def _hub(source: str, revision: str | None) -> list[Task]:
     tasks: dict[str, Task] = {}
     for number, row in enumerate(load_dataset(name, split=split, revision=revision)):
         key = next((key for key in ("id", "task_id") if row.get(key) is not None), None)
-        task = _task(str(row[key]) if key else f"{split}-{number:05d}", _told(row), f"{source}, row {number}", None)
+        task = _task(
+            str(row[key]) if key else f"{split}-{number:05d}", _without_nulls(row), f"{source}, row {number}", None
+        )
         if task.id in tasks:
             raise DataError(f"{source}, row {number}: task {task.id!r} stands twice; ids are unique.")
         tasks[task.id] = task
@@ -126,7 +128,7 @@ def _hub(source: str, revision: str | None) -> list[Task]:
     return list(tasks.values())
 
 
-def _told(row: dict) -> dict:
+def _without_nulls(row: dict) -> dict:
     """A table row without its nulls: a table has null for an unknown output, a file leaves it out."""
     entry = {key: row[key] for key in ("train", "test") if row.get(key) is not None}
     for key, pairs in entry.items():
@@ -164,10 +166,10 @@ def _task(name: str, entry: object, where: str, answers: list | None) -> Task:
         for i, pair in enumerate(parts["train"])
     )
     tests = tuple(_grid(test, "input", f"{where}, test[{i}]") for i, test in enumerate(parts["test"]))
-    told = ["output" in test for test in parts["test"]]
-    if any(told) and not all(told):
-        raise DataError(f"{where}: test[{told.index(False)}] has no 'output' but others do; give all or none.")
-    own = tuple(_grid(test, "output", f"{where}, test[{i}]") for i, test in enumerate(parts["test"]) if told[i])
+    known = ["output" in test for test in parts["test"]]
+    if any(known) and not all(known):
+        raise DataError(f"{where}: test[{known.index(False)}] has no 'output' but others do; give all or none.")
+    own = tuple(_grid(test, "output", f"{where}, test[{i}]") for i, test in enumerate(parts["test"]) if known[i])
     if answers is None:
         return Task(name, train, tests, own)
     if len(answers) != len(tests):

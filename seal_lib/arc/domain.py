@@ -162,8 +162,8 @@ class Attempt:
             f"<td>{''.join(grids.to_html(grid) for grid in pair) or 'no answer'}</td>" for pair in self.attempts
         )
         verdict = "not scored" if self.outcome in UNSCORED else "right" if self.pass_2 else "wrong"
-        told = f": {self.reason}" if self.reason else ""
-        return f"<b>{self.id}</b> · {self.outcome}{told} · {verdict}<table><tr>{given}</tr></table>"
+        reason = f": {self.reason}" if self.reason else ""
+        return f"<b>{self.id}</b> · {self.outcome}{reason} · {verdict}<table><tr>{given}</tr></table>"
 
 
 @dataclass(frozen=True)

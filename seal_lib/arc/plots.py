@@ -143,10 +143,10 @@ def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
         y, x = rows.index(a), columns.index(b)
         ink = "white" if row["value"] > 0.6 else INK
         ax.text(x, y + 0.1, f"{100 * row['value']:.0f}", color=ink, ha="center", va="bottom", gid=f"value:{a}|{b}")
-        told = f"{int(row['n'])} task{'s' if row['n'] > 1 else ''}"
+        note = f"{int(row['n'])} task{'s' if row['n'] > 1 else ''}"
         if not math.isnan(row["low"]):
-            told = f"{100 * row['low']:.0f}–{100 * row['high']:.0f}, {told}"
-        ax.text(x, y + 0.13, told, color=ink, ha="center", va="top", fontsize=5.5, gid=f"n:{a}|{b}")
+            note = f"{100 * row['low']:.0f}–{100 * row['high']:.0f}, {note}"
+        ax.text(x, y + 0.13, note, color=ink, ha="center", va="top", fontsize=5.5, gid=f"n:{a}|{b}")
     ax.set_xticks(range(len(columns)), [_option(b) for b in columns])
     ax.set_yticks(range(len(rows)), [_option(a) for a in rows])
     ax.set(xlabel=CHOICE_LABELS.get(across, across), ylabel=CHOICE_LABELS.get(down, down))
@@ -291,11 +291,11 @@ def bench_arc(table: pd.DataFrame, ax: Axes) -> Axes:
         ax.barh(y, cost * useful, 0.62, color=paint, linewidth=0, gid=f"useful:{row['variant']}")
         if not math.isnan(low := row.get("low", math.nan)):
             ax.plot([low, row["high"]], [y, y], color=INK, linewidth=1.2, gid=f"interval:{row['variant']}")
-        told = [f"{cost:.3g} ms", f"{100 * useful:.0f} % useful", f"{row['seconds']:.3g} s"]
+        words = [f"{cost:.3g} ms", f"{100 * useful:.0f} % useful", f"{row['seconds']:.3g} s"]
         if y:
-            told.append(f"{cost / first:.2f} of the first")
+            words.append(f"{cost / first:.2f} of the first")
         end = cost if math.isnan(low) else row["high"]
-        ax.annotate(" · ".join(told), (end, y), (5, 0), textcoords="offset points", va="center", fontsize=8)
+        ax.annotate(" · ".join(words), (end, y), (5, 0), textcoords="offset points", va="center", fontsize=8)
     ax.set_yticks(range(len(rows)), [VARIANTS.get(row["variant"], (row["variant"],))[0] for row in rows])
     ax.set_ylim(len(rows) - 0.45, -0.55)
     ax.set_xlim(0, 1.02 * max(ax.get_xlim()[1] / 1.05, first))
@@ -343,8 +343,8 @@ def _named(table: pd.DataFrame, start: str, holding: str = "") -> pd.DataFrame:
         raise DataError(f"The table has no row whose metric starts with {start!r}; draw it from the experiment's rows.")
     if rows.duplicated(["arm", "metric"]).any():
         twice = rows.loc[rows.duplicated(["arm", "metric"])].iloc[0]
-        told = f"{twice['arm']!r} twice for {twice['metric']}"
-        raise DataError(f"The table has {told}; narrow it to one experiment, protocol and model.")
+        double = f"{twice['arm']!r} twice for {twice['metric']}"
+        raise DataError(f"The table has {double}; narrow it to one experiment, protocol and model.")
     return rows.assign(what=rows["metric"].str.removeprefix(start))
 
 

@@ -66,10 +66,10 @@ def _difference(results: pd.DataFrame, a: str, b: str, experiment: str = EXPERIM
 
 def _percent(estimate: stats.Estimate, sign: str = "") -> str:
     """The number with its interval, in per cent; with a sign it is a difference, in points."""
-    told = f"{100 * estimate.value:{sign}.1f}"
+    text = f"{100 * estimate.value:{sign}.1f}"
     if not math.isnan(estimate.low):
-        told += f" [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
-    return f"{told} {'points' if sign else '%'}".replace("-", "−")
+        text += f" [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
+    return f"{text} {'points' if sign else '%'}".replace("-", "−")
 
 
 def _levels(results: pd.DataFrame) -> str:
@@ -79,8 +79,8 @@ def _levels(results: pd.DataFrame) -> str:
         return ""
     loops = max(estimate.loops for _, estimate in found)
     tasks = max(estimate.n for _, estimate in found)
-    told = "; ".join(f"{arm_label(arm)} {_percent(estimate)}" for arm, estimate in found)
-    return f"Success over {tasks} tasks × {loops} loop{'s' if loops > 1 else ''}: {told}."
+    text = "; ".join(f"{arm_label(arm)} {_percent(estimate)}" for arm, estimate in found)
+    return f"Success over {tasks} tasks × {loops} loop{'s' if loops > 1 else ''}: {text}."
 
 
 def _differences(results: pd.DataFrame, last: str) -> str:
@@ -89,12 +89,12 @@ def _differences(results: pd.DataFrame, last: str) -> str:
     for arm in rows["arm"].unique():
         found = _find(results, arm, "difference")
         if found is not None:
-            told = f"{arm_label(arm)} ({_percent(found, '+')}{_singly(results, arm)})"
-            (apart if stats.separable(found) else level).append(told)
+            text = f"{arm_label(arm)} ({_percent(found, '+')}{_singly(results, arm)})"
+            (apart if stats.separable(found) else level).append(text)
     parts = [f"Separable from zero: {'; '.join(apart)}"] if apart else []
     parts += [f"not separable: {'; '.join(level)}"] if level else []
-    told = "; ".join(parts)
-    return told and f"{told[0].upper()}{told[1:]}."
+    text = "; ".join(parts)
+    return text and f"{text[0].upper()}{text[1:]}."
 
 
 def _singly(results: pd.DataFrame, arm: str) -> str:
@@ -111,11 +111,11 @@ def _reward(results: pd.DataFrame, last: str) -> str:
     blind = _difference(results, "random_config_sft", "own_untrained")
     if ours is None or blind is None or not (stats.separable(ours) and ours.value > 0):
         return ""
-    told = f"It is the reward: the control learned from as many configurations chosen blindly, and {arm_label(last)}"
-    told += f" is ahead of it by {_percent(ours, '+')}"
+    text = f"It is the reward: the control learned from as many configurations chosen blindly, and {arm_label(last)}"
+    text += f" is ahead of it by {_percent(ours, '+')}"
     if stats.separable(blind):
-        return f"{told}; the control moved too, by {_percent(blind, '+')}."
-    return f"{told}, while the control itself did not separably move."
+        return f"{text}; the control moved too, by {_percent(blind, '+')}."
+    return f"{text}, while the control itself did not separably move."
 
 
 def _choices(results: pd.DataFrame, last: str) -> str:
@@ -132,8 +132,8 @@ def _choices(results: pd.DataFrame, last: str) -> str:
             name = GAIN_WORDS.get(choice, choice.removeprefix("use_").replace("_", " "))
             what = name if value == "True" else f"{name} {value}"
             moved.append((after.value - before.value, f"{what} ({100 * before.value:.0f} → {100 * after.value:.0f} %)"))
-    up = [told for gain, told in sorted(moved, reverse=True) if gain > 0]
-    down = [told for gain, told in sorted(moved) if gain < 0]
+    up = [text for gain, text in sorted(moved, reverse=True) if gain > 0]
+    down = [text for gain, text in sorted(moved) if gain < 0]
     parts = [f"asks more often for {', '.join(up)}"] if up else []
     parts += [f"less often for {', '.join(down)}"] if down else []
     if not parts:
@@ -178,9 +178,9 @@ def by_kind(results: pd.DataFrame) -> str:
     levels = [(arm, found) for arm in rows["arm"] if (found := _find(results, arm, "success_rate", where))]
     lines = []
     if levels:
-        told = "; ".join(f"{arm_label(arm)} {_percent(found)}" for arm, found in levels)
+        text = "; ".join(f"{arm_label(arm)} {_percent(found)}" for arm, found in levels)
         most = max((found for _, found in levels), key=lambda found: found.loops)
-        lines.append(f"Success over {most.n} tasks, policies in {most.loops} loops: {told}.")
+        lines.append(f"Success over {most.n} tasks, policies in {most.loops} loops: {text}.")
     for arm in rows["arm"]:
         read, suits = _find(results, arm, "reading", where), _find(results, arm, "suits", where)
         if read is None or suits is None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LOSS_ON = ("output", "all")
 #: the day every prompt is written on; the one Llama-3's template falls back to
 _DAY = datetime(2024, 7, 26)
-#: what templates are told: a date instead of the clock's (a variable hides the function of the same name that
+#: variables for templates: a date instead of the clock's (a variable hides the function of the same name that
 #: transformers offers), and, where they know the word, not to open a block of thoughts
 _VARIABLES = {"date_string": "26 Jul 2024", "strftime_now": _DAY.strftime, "enable_thinking": False}
 

@@ -141,8 +141,8 @@ def with_data(reading: Reading, examples: int, limits: Limits = DEFAULT) -> Read
     asked = steps(epochs, examples, limits.batch)
     if asked <= limits.max_steps:
         return reading
-    told = f"{epochs} epochs of {examples} examples are {asked} steps, allowed are 1 to {limits.max_steps}"
-    return Reading(reading.text, None, "too_many_steps", f"{REASONS['too_many_steps']}: {told}.")
+    detail = f"{epochs} epochs of {examples} examples are {asked} steps, allowed are 1 to {limits.max_steps}"
+    return Reading(reading.text, None, "too_many_steps", f"{REASONS['too_many_steps']}: {detail}.")
 
 
 def count_reasons(readings: Iterable[Reading]) -> dict[str, int]:

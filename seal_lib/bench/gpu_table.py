@@ -67,7 +67,7 @@ def machine(device: str) -> dict[str, object]:
     from seal_lib.runs import manifest
 
     here = manifest.machine()
-    found = costs.found(here) if device == "cuda" else costs.devices()["cpu"]
+    found = costs.this_device(here) if device == "cuda" else costs.devices()["cpu"]
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else here["cpu"],
         "device_key": found.key,

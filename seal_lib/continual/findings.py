@@ -111,19 +111,19 @@ def _found(rows: Lines) -> dict[tuple[str, str], Estimate]:
     }  # fmt: skip
 
 
-def _differences(found: Mapping[tuple[str, str], Estimate]) -> list[str]:
+def _differences(estimates: Mapping[tuple[str, str], Estimate]) -> list[str]:
     """One sentence per separable difference, and how many of all there were."""
-    family = [(arm, e) for (arm, metric), e in found.items() if metric == "difference"]
-    said = []
+    family = [(arm, e) for (arm, metric), e in estimates.items() if metric == "difference"]
+    sentences = []
     for arm, e in family:
         if stats.separable(e):
             a, b = (arm_label(name) for name in arm.split(" - "))
             where = "above" if e.value > 0 else "below"
             lost = f", {e.dropped} dropped" if e.dropped else ""
-            said.append(f"**{a}** ends {where} **{b}** by {_points(e)} ({e.n} streams{lost}{_p(e)}).")
+            sentences.append(f"**{a}** ends {where} **{b}** by {_points(e)} ({e.n} streams{lost}{_p(e)}).")
     if family:
-        said.append(f"{len(said)} of {len(family)} comparisons can be told apart.")
-    return said
+        sentences.append(f"{len(sentences)} of {len(family)} comparisons can be told apart.")
+    return sentences
 
 
 def _away(e: Estimate) -> bool:
@@ -158,5 +158,5 @@ def _p(e: Estimate) -> str:
     return ", p < 0.001" if e.p < 0.001 else f", p = {e.p:.3f}"
 
 
-def _list(said: Sequence[str]) -> str:
-    return "\n".join(f"- {text}" for text in said) if said else NOTHING
+def _list(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {text}" for text in sentences) if sentences else NOTHING

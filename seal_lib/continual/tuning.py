@@ -50,7 +50,7 @@ def climb(
     known: dict[tuple, float] = {}
     here = {knob: list(ladder).index(defaults[knob]) for knob, ladder in ladders.items()}
 
-    def of(at: Mapping[str, int]) -> float:
+    def score_at(at: Mapping[str, int]) -> float:
         key = tuple(at.values())
         if key not in known:
             if len(known) >= most:
@@ -61,11 +61,11 @@ def climb(
 
     def better(at: Mapping[str, int], knob: str, step: int) -> dict[str, int] | None:
         there = {**at, knob: at[knob] + step}
-        return there if 0 <= there[knob] < len(ladders[knob]) and of(there) > of(at) else None
+        return there if 0 <= there[knob] < len(ladders[knob]) and score_at(there) > score_at(at) else None
 
     note = ""
     try:
-        of(here)
+        score_at(here)
         moved = True
         while moved:
             moved = False

@@ -29,7 +29,7 @@ from seal_lib.training.adapters import Adapter, check_fits
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the largest ranks that vLLM can be told
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of max_lora_rank that vLLM takes
 BLOCK = 128  # tokens; a multiple of every block size of its cache
 _NUMBERS = count(1)  # of adapters: never used twice in a process, so that nothing kept under one can be another's
 

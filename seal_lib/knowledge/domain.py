@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from seal_lib.training.adapters import Adapter
 
-#: what the authors' code fixes; their other numbers are searched (Table 3) or told by the label
+#: settings that the authors' code fixes; their other numbers are searched (Table 3) or part of the label
 AUTHORS = {"targets": "qv", "schedule": "linear", "clip": 1.0}
 #: what a protocol has unless its label says otherwise (the authors' answers end after 64 tokens at the latest)
 _USUAL = {"max_length": 2048, "split_newlines": True, "add_passage": True}

@@ -51,10 +51,10 @@ def readings(rows: Sequence[Mapping[str, Any]], experiment: str) -> str:
                 several.append(f"{arm_label(a)} {100 * estimate.value:+.1f} [{interval}]")
     if not lines:
         return "No two arms were compared."
-    told = [f"- against **{arm_label(b)}**: {'; '.join(several)}" for b, several in lines.items() if several]
+    shown = [f"- against **{arm_label(b)}**: {'; '.join(several)}" for b, several in lines.items() if several]
     over = "paired by passage; 95 % intervals over passages, and over loops where there are several"
     head = f"Separable from zero, in points of accuracy ({over})"
-    return f"{head}:\n\n" + "\n".join(told) if told else "No difference of this run is separable from zero."
+    return f"{head}:\n\n" + "\n".join(shown) if shown else "No difference of this run is separable from zero."
 
 
 def comparisons(rounds: int) -> list[tuple[str, str]]:

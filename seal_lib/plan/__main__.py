@@ -86,8 +86,8 @@ def item(notebook: str, scale: str, device: Device, chosen: list[str]) -> Item:
         shape = _model(made, p)
         for key in ("passages", "practice", "prior", "tasks"):
             if isinstance(p.get(key), str):
-                told, size = needs.need_data(str(p[key]))
-                made.missing += [told] * bool(told)
+                lack, size = needs.need_data(str(p[key]))
+                made.missing += [lack] * bool(lack)
                 if size:
                     made.downloads[str(p[key])] = size
         if shape is not None and made.work:
@@ -108,15 +108,15 @@ def item(notebook: str, scale: str, device: Device, chosen: list[str]) -> Item:
     return made
 
 
-def _model(made: Item, p: Mapping) -> budget.Shape | None:
+def _model(item: Item, p: Mapping) -> budget.Shape | None:
     if "model" not in p:
         return None
     name, dtype = str(p["model"]), str(p.get("dtype", "float32"))
     for one in (name, *p.get("other_models", [])):
-        told, size = needs.need_model(one, dtype, tokenizer_only="dtype" not in p)
-        made.missing += [told] * bool(told)
+        lack, size = needs.need_model(one, dtype, tokenizer_only="dtype" not in p)
+        item.missing += [lack] * bool(lack)
         if size:
-            made.downloads[f"{one} (tokenizer)" if "dtype" not in p else one] = size
+            item.downloads[f"{one} (tokenizer)" if "dtype" not in p else one] = size
     return budget.shape_of(name) if "dtype" in p else None
 
 
@@ -150,7 +150,7 @@ def make(scale: str, only: str, device: Device) -> tuple[list[Item], list[str]]:
         if size > 0.95 * free:
             sizes = f"{needs.size_text(size)} are needed and {needs.size_text(free)} are free"
             lacking.append(f"disk: {sizes}; make room or set HF_HOME and SEAL_HOME.")
-    here = costs.found()
+    here = costs.this_device()
     if device.is_gpu and not here.is_gpu and waiting and scale in ("small", "paper"):
         lacking.append(f"no GPU is found here; the plan is for {device.name}.")
     return items, lacking
@@ -169,14 +169,14 @@ def lines(items: list[Item]) -> list[str]:
     for one in items:
         t = counts.totals(one.work)
         name = str(one.parameters.get("model", "")).rpartition("/")[2]
-        told = "done already" if one.done else f"{len(one.missing)} missing" if one.missing else "ready"
+        state = "done already" if one.done else f"{len(one.missing)} missing" if one.missing else "ready"
         rows.append(
             [
                 one.notebook, name, *(_count(t[key]) for key in ("written", "trainings", "steps", "answers")),
                 f"{(t['trained_tokens'] + t['sft_tokens']) / 1e6:.2f}",
                 f"{(t['written_tokens'] + t['answered_tokens']) / 1e6:.2f}",
                 f"{one.needed / needs.GB:.1f}", f"{(one.disk + one.scratch) / needs.GB:.2f}",
-                _hours(sum(one.hours.values())), told,
+                _hours(sum(one.hours.values())), state,
             ]
         )  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -208,8 +208,8 @@ def report(scale: str, items: list[Item], lacking: list[str], device: Device) ->
             kinds[kind] = kinds.get(kind, 0.0) + spent
     total, word = sum(kinds.values()), "GPU-hours" if device.is_gpu else "hours of one core"
     parts = ", ".join(f"{kind} {_hours(spent)}" for kind, spent in sorted(kinds.items(), key=lambda pair: -pair[1]))
-    told = f"total: {total:.1f} {word} for {len(todo)} of {len(items)} notebooks"
-    out.append(told + (f" ({parts})" if parts else ""))
+    line = f"total: {total:.1f} {word} for {len(todo)} of {len(items)} notebooks"
+    out.append(line + (f" ({parts})" if parts else ""))
     known = {kind: costs.efficiency(kind, device.key) for kind in ("train", "answer")}
     shares = ", ".join(f"{kind} {share:.0%}{'' if real else ' (assumed)'}" for kind, (share, real) in known.items())
     out.append(f"priced at a share of the device's floor: {shares}; `make bench-gpu` measures it")
@@ -247,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def default_device(scale: str) -> Device:
     """This machine's device; without a GPU the larger scales are planned for the card they are made for."""
-    here = costs.found()
+    here = costs.this_device()
     if here.is_gpu or scale not in ("small", "paper"):
         return here
     return costs.device("h200" if scale == "paper" else "rtx4090")

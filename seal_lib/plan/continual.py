@@ -71,7 +71,7 @@ def _training(
     rule: "type[Rule]",
     text: lengths.Text,
     streams: int,
-    made: Sequence[int],
+    trained: Sequence[int],
     chunk: int,
     phase: str,
 ) -> list[Phase]:
@@ -81,14 +81,14 @@ def _training(
     pads = p["authors_pads"] if authors else p["pad_loss"]
     each = pieces.pad_tokens(pads, tokens / documents)
     epochs, m, cost = p["epochs"], rule.knobs.get("m", 0), rule.cost
-    edits = sum(made) if rule.retrains else len(made)  # retraining after edit k trains on k of them
+    edits = sum(trained) if rule.retrains else len(trained)  # retraining after edit k trains on k of them
     steps = epochs * max(1.0, documents / p["batch"]) * edits
-    past = (len(made) - 1) / len(made)  # the first edit has no past
+    past = (len(trained) - 1) / len(trained)  # the first edit has no past
     again = pieces.pad_tokens(p["pad_loss"], tokens / documents)  # a document of an earlier edit
     extra = {"past": past * again, "own": anchor(p, text), "anchors": anchor(p, text), "": 0.0}
     extra["both"] = extra["past"] + extra["anchors"]
     sequences = {"past": past, "both": 1 + past}.get(cost.more, 1.0) * m
-    count, tokens = streams * len(made), epochs * documents * each * edits + steps * m * extra[cost.more]
+    count, tokens = streams * len(trained), epochs * documents * each * edits + steps * m * extra[cost.more]
     work = [
         Phase(
             "train", phase, count, streams * tokens,

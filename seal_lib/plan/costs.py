@@ -68,7 +68,7 @@ def device(key: str) -> Device:
     return known[key.lower()]
 
 
-def found(machine: dict | None = None) -> Device:
+def this_device(machine: dict | None = None) -> Device:
     """The device of this machine: its NVIDIA GPU if ``nvidia-smi`` lists one, else a CPU core with this much memory.
 
     Args:

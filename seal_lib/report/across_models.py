@@ -79,11 +79,11 @@ def in_words(rows: Sequence[Mapping]) -> str:
         held = [other for other in own if _separable(other) and other["value"] * row["value"] > 0]
         a, b = (arm_label(arm) for arm in row["arm"].split(" - "))
         value, low, high = (_points(row[key]) for key in ("value", "low", "high"))
-        told = f"* **{a} − {b}**: {value} points [{low}, {high}] over {row['n']} {row['unit']}s"
+        line = f"* **{a} − {b}**: {value} points [{low}, {high}] over {row['n']} {row['unit']}s"
         each = ", ".join(_points(other["value"]) for other in own)
         if len(alone) > 1:
-            told += f" × {len(alone)} models; model by model {each}, separable alone on {len(held)} of {len(alone)}"
-        lines.append(told + ".")
+            line += f" × {len(alone)} models; model by model {each}, separable alone on {len(held)} of {len(alone)}"
+        lines.append(line + ".")
     return "\n".join(lines)
 
 

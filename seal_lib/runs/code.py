@@ -67,7 +67,7 @@ def _read(name: str, stamp: int) -> tuple[str, frozenset[str], frozenset[Path]]:
 def _tree(source: str) -> ast.AST | None:
     try:
         return ast.parse(source)
-    except SyntaxError:  # a cell with a magic; its imports cannot be told
+    except SyntaxError:  # a cell with a magic; its imports are unknown
         return None
 
 

@@ -258,7 +258,7 @@ def record(
 
     Args:
         identity: parameters.json of the run (notebook, scale, key, parameters, input hashes).
-        described: what the notebook told about models and data.
+        described: models and data as the notebook described them.
         lines: costs.jsonl.
         inputs: results of other runs that were read, ``{notebook: {"run", "content"} or None}``.
         started, wall: start of this session and its seconds; the seconds of all sessions are in ``seconds``.
