@@ -105,7 +105,7 @@ def reference_edit(passage: Passage, writer: str, arm: str) -> SelfEdit:
 def values_of(
     trials: Sequence[Any] | Mapping[int, Sequence[Any]], value: Callable[[Any], object]
 ) -> dict[int, dict[str, list]]:
-    """loop -> passage -> that number value each value its trials (or self-edits), as `stats.mean_over_loops` takes it."""
+    """loop -> passage -> that number of each of its trials (or self-edits), as `stats.mean_over_loops` takes it."""
     found: dict[int, dict[str, list]] = {}
     for loop, several in trials.items() if isinstance(trials, Mapping) else [(0, trials)]:
         units = found.setdefault(loop, {})
