@@ -71,8 +71,9 @@ test-vllm: $(VLLM_STAMP)  ## run the tests of the vLLM engine on the CPU, in an 
 test-ray: $(RAY)/.stamp  ## run the tests of several workers, in an environment that has Ray
 	@$(RAY)/bin/python -m pytest tests/test_cluster.py $(ARGS)
 
-lint: $(STAMP)  ## check style, notebooks included, and every parameter file
+lint: $(STAMP)  ## check style, notebooks included, types, and every parameter file
 	@$(PY) -m ruff check .
+	@$(PY) -m mypy
 	@$(PY) -m seal_lib check
 
 status: $(STAMP)  ## what is done, failed, running, stale or missing

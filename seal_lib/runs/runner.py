@@ -19,8 +19,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 from seal_lib.runs import journal, manifest, params
 from seal_lib.runs.lifecycle import identity_of
@@ -54,9 +55,9 @@ def in_use(folder: Path) -> bool:
     return False
 
 
-def state(notebook: str, scale: str) -> dict[str, object]:
+def state(notebook: str, scale: str) -> dict[str, Any]:
     """Where the run of a notebook at a scale stands: ``state``, ``when``, ``minutes``, ``folder`` and ``why``."""
-    found = {"notebook": notebook, "scale": scale, "when": "", "minutes": None, "folder": None, "why": ""}
+    found: dict[str, Any] = dict(notebook=notebook, scale=scale, when="", minutes=None, folder=None, why="")
     try:
         key, _ = manifest.run_key(notebook, params.resolve(notebook, scale))
     except SealError as error:
@@ -253,7 +254,8 @@ def run_all(scale: str, only: str, keep_going: bool, force: bool, jobs: int = 1)
         wanted, earlier = reads(name), set(notebooks[:number])
         needs[name] = earlier if wanted is None else wanted & earlier
     minutes = _minutes(scale) if jobs > 1 else {}
-    waiting, running = sorted(notebooks, key=lambda name: -minutes.get(name, 0)), {}  # stable: equal ones stay in order
+    waiting = sorted(notebooks, key=lambda name: -minutes.get(name, 0))  # stable: equal ones stay in order
+    running: dict[Future, str] = {}
     children: list[subprocess.Popen] = []
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -288,9 +290,9 @@ def _minutes(scale: str) -> dict[str, float]:
 def _call(command: list[str], labelled: bool, children: list[subprocess.Popen]) -> int:
     """Exit code of a command; ``labelled``: its lines get the notebook's number in front."""
     python = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH", "")]))
-    pipe = {"stdout": subprocess.PIPE, "text": True} if labelled else {}
+    pipe = subprocess.PIPE if labelled else None
     environment = {**os.environ, "PYTHONPATH": python, "SEAL_PARENT": str(os.getpid())}
-    with subprocess.Popen(command, env=environment, **pipe) as child:
+    with subprocess.Popen(command, env=environment, stdout=pipe, text=True) as child:
         children.append(child)
         for line in child.stdout or ():
             print(f"{command[4].partition('_')[0]} | {line}", end="", flush=True)
