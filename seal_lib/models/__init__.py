@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from seal_lib import paths
 from seal_lib.errors import DataError
+from seal_lib.models import checks
 
 if TYPE_CHECKING:
+    import torch
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SEEDLINGS = paths.PACKAGE / "seedling" / "models"
@@ -66,55 +68,75 @@ def load(
     """(model in eval mode, frozen; tokenizer). Safetensors only, no remote code; ``auto`` takes a GPU if there is one.
 
     Args:
-        dtype: a torch type, or "4bit": the decoder's Linears in 4 bits (NF4, bitsandbytes), all else bfloat16.
+        dtype: a torch type, or "4bit": the decoder's Linears in 4 bits (NF4, bitsandbytes), all else bfloat16 (float16
+            on a card that has none).
 
     Raises:
-        DataError: the name cannot be resolved, or is a Hub id without a pinned revision; bitsandbytes is missing.
+        DataError: the name cannot be resolved, or is a Hub id without a pinned revision; bitsandbytes is missing; the
+            model is not whole, is no causal language model, or its tokenizer does not fit.
+        ParameterError: the device or the type does not exist here.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = load_tokenizer(name, revision)
+    device = checks.check_place(device, dtype)
     source, at = _pinned(name, revision)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = {**at, "trust_remote_code": False}
+    if Path(source).is_dir():
+        checks.check_folder(Path(source))
+    narrow = torch.bfloat16 if checks.has_bfloat16(device) else torch.float16
+    loading = {**options, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if dtype == "4bit":
-        at |= {"quantization_config": _four_bits(), "device_map": {"": device}}
-    model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=torch.bfloat16 if dtype == "4bit" else getattr(torch, dtype), use_safetensors=True,
-        trust_remote_code=False, **at,
-    )  # fmt: skip
-    if dtype == "4bit":
-        for module in model.modules():  # else bitsandbytes lays weights out anew on some CPUs, for inference only
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
-    else:
-        model.to(device)
-    model.eval().requires_grad_(False)
-    if device == "cpu" and model.num_parameters() < SMALL:
-        torch.set_num_threads(1)
+        loading |= {"quantization_config": _four_bits(narrow), "device_map": {"": device}}
+    with checks.opening(name, source, at.get("revision")):
+        config = AutoConfig.from_pretrained(source, **options)
+        checks.check_config(config, name)
+        tokenizer = load_tokenizer(name, revision)
+        checks.check_vocabulary(tokenizer, config, name)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=narrow if dtype == "4bit" else getattr(torch, dtype), **loading
+        )
+        checks.check_weights(model, info, name)
+        if dtype == "4bit":
+            for module in model.modules():  # else bitsandbytes lays weights out anew on some CPUs, for inference only
+                if hasattr(module, "support_avx512bf16_for_cpu"):
+                    module.support_avx512bf16_for_cpu = False
+        else:
+            model.to(device)
+        model.eval().requires_grad_(False)
+        if device == "cpu" and model.num_parameters() < SMALL:
+            torch.set_num_threads(1)
+        checks.check_values(model, name)
     return model, tokenizer
 
 
-def _four_bits() -> "BitsAndBytesConfig":
-    """NF4 in blocks of 64, its constants in 8 bits (Dettmers et al. 2023, QLoRA): what the memory budget counts."""
-    import torch
+def _four_bits(narrow: "torch.dtype") -> "BitsAndBytesConfig":
+    """NF4 in blocks of 64, its constants in 8 bits (Dettmers et al. 2023, QLoRA): what the memory budget counts.
+
+    Args:
+        narrow: the torch type of products and of all that is not packed.
+    """
     from transformers import BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
         raise DataError('dtype: "4bit" needs the package bitsandbytes; install it with `pip install -e ".[4bit]"`.')
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=narrow
+    )
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
-    """The tokenizer alone; its pad token is EOS where it has none."""
+    """The tokenizer alone; its pad token is EOS where it has none.
+
+    Raises:
+        DataError: it cannot be opened, or has no EOS token.
+    """
     from transformers import AutoTokenizer
 
     source, at = _pinned(name, revision)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **at)
+    with checks.opening(name, source, at.get("revision"), "the tokenizer of model"):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **at)
+        checks.check_tokenizer(tokenizer, name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -5,7 +5,6 @@ parameter and token (measured counts in ``tests/test_budget.py``). Knows no tens
 GB are 10^9 bytes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from seal_lib import models
 from seal_lib.errors import DataError, ParameterError
+from seal_lib.models import checks
 
 #: Bytes of one number. ``4bit``: NF4 in blocks of 64 with float32 constants, themselves quantised to 8 bit by 256.
 WIDTHS = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
@@ -26,6 +26,9 @@ LOGITS = 1 << 26  # most logits that the bank lets exist at once
 # (arithmetic, not measured on one), and more only take memory.
 STEP_TOKENS, LARGE = 1024, 200_000_000
 DEFAULT_MEMORY = 4 * GB  # for training on a CPU, where nobody says what is free
+#: keys of a config.json that a shape is made of
+_SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size",
+          "max_position_embeddings")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ class Shape:
         given = config if isinstance(config, Mapping) else config.to_dict()
         given = given.get("text_config") or given
         name = name or given.get("_name_or_path") or str(given.get("model_type"))
+        for key in _SIZES:
+            size = given.get(key, 1)
+            if not isinstance(size, int) or size < 1:
+                raise DataError(
+                    f"The config of model {name!r}: {key} is {size!r}, not a whole number from 1 on; mend it."
+                )
         try:
             heads, width = given["num_attention_heads"], given["hidden_size"]
             bias = given.get("attention_bias", given["model_type"] == "qwen2")
@@ -136,10 +145,7 @@ def shape_of(name: str) -> Shape:
         raise DataError(
             f"The shape of model {name!r} is not known here; download it and give its folder, or use: {known}."
         )
-    file = Path(source) / "config.json"
-    if not file.is_file():
-        raise DataError(f"{file} is missing; give a folder that holds a whole model.")
-    return Shape.of(json.loads(file.read_text()), name)
+    return Shape.of(checks.json_object(Path(source) / "config.json"), name)
 
 
 def width_of(dtype: str) -> float:

@@ -13,25 +13,21 @@ if TYPE_CHECKING:
 
 
 def read_ids(text: str, tokenizer: "PreTrainedTokenizerBase", **options) -> list[int]:
-    """Tokens of a text that is read, BOS included where the tokenizer adds one, an EOS that it appends taken off.
+    """Tokens of a text that is read and goes on, BOS included where the tokenizer adds one, without what it appends.
 
-    After a prompt that ends in end-of-text a model has nothing to continue.
+    After a prompt that ends in end-of-text (or a separator) a model has nothing to continue.
 
     Args:
         options: passed to the tokenizer.
     """
-    ids, end = list(tokenizer(text, **options)["input_ids"]), tokenizer.eos_token_id
-    if end is None or ids[-1:] != [end]:
+    ids = list(tokenizer(text, **options)["input_ids"])
+    if not ids or ids[-1] not in tokenizer.all_special_ids:
         return ids
     written = list(tokenizer(text, add_special_tokens=False, **options)["input_ids"])
-    while ids[-1:] == [end] and _run(ids, end) > _run(written, end):
-        ids.pop()
-    return ids
-
-
-def _run(ids: list[int], end: int) -> int:
-    """How many times ``end`` is repeated at the end."""
-    return next((n for n, token in enumerate(reversed(ids)) if token != end), len(ids))
+    if not written:
+        return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
+    ends = (stop for stop in range(len(written), len(ids) + 1) if ids[stop - len(written) : stop] == written)
+    return ids[: next(ends, None)]
 
 
 def written_ids(text: str, end: int, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
