@@ -12,9 +12,6 @@ from typing import Any, Protocol
 
 from seal_lib.errors import DataError
 
-#: What can become of a trial. Only the first two carry an accuracy.
-OUTCOMES = ("ok", "empty_edit", "diverged")
-
 LEFT = "text-align:left"  # Jupyter's own tables align right, which is for numbers
 
 
@@ -129,7 +126,7 @@ class PassageTrial:
     """One pass of the inner loop: an adapter trained on one self-edit (or none), questioned without the passage.
 
     ``grader``: the loop's grader, a key of :data:`seal_lib.grading.graders.GRADERS`; :attr:`accuracy` is its mean
-    grade.
+    grade. ``outcome``: ``ok``, ``empty_edit`` or ``diverged``; a diverged trial has no accuracy.
     """
 
     id: str
@@ -155,10 +152,6 @@ class PassageTrial:
     def accuracy(self) -> float:
         """Mean grade of the trial's own grader; NaN when the trial has no grades to count."""
         return self.mean(self.grader)
-
-    @property
-    def blank_rate(self) -> float:
-        return self.mean("blank")
 
     def scores(self, what: str) -> list[float]:
         """The grade of each answer by the grader ``what``, or for ``blank`` 1 if it is blank; ungraded answers are left
@@ -216,7 +209,8 @@ class Round:
     """One ReST^EM round: every candidate with its reward, and which were kept for the M-step.
 
     ``reward`` names what the rewards are (a key of `loops.rewards.REWARDS`); ``frozen``: accuracy of the policy without
-    an adapter by passage, where the reward compares with it.
+    an adapter by passage, where the reward compares with it. ``by_seed``: the rewards of each candidate under every
+    reward seed, of which ``rewards`` are the means.
     """
 
     index: int
@@ -226,6 +220,15 @@ class Round:
     sft_loss: float = math.nan
     reward: str = "accuracy"
     frozen: dict[str, float] = field(default_factory=dict)
+    by_seed: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def repeats(self) -> dict[str, list[tuple[float, ...]]]:
+        """Rewards under every seed of each unit's distinct self-edits: unit → [E, S]."""
+        groups: dict[str, dict[str, tuple[float, ...]]] = {trial.unit_id: {} for trial in self.candidates}
+        for trial, rewards in zip(self.candidates, self.by_seed, strict=False):
+            groups[trial.unit_id][trial.key] = rewards
+        return {unit: list(rewards.values()) for unit, rewards in groups.items() if rewards}
 
     @property
     def grouped(self) -> dict[str, list[float]]:

@@ -7,7 +7,7 @@ from test_arc_examples import made
 
 from seal_lib.arc import prompts
 from seal_lib.arc.tasks import Task
-from seal_lib.arc.vote import TURNS, majority, proposals, rates, score, score_submission, subsets, views, vote
+from seal_lib.arc.vote import TURNS, majority, proposals, rates, score, subsets, views, vote
 from seal_lib.errors import DataError
 
 A, B, C = ((1, 1), (1, 1)), ((2, 2), (2, 2)), ((3,),)
@@ -96,21 +96,9 @@ def test_a_task_is_right_only_if_every_output_is() -> None:
     assert unanswered.answered == (False, True) and not unanswered.pass_2
 
 
-def test_a_submission_is_scored_and_its_mistakes_named() -> None:
-    lists = {grid: [list(row) for row in grid] for grid in (A, B, C)}
-    entry = [{"attempt_1": lists[C], "attempt_2": lists[B]}, {"attempt_1": lists[A]}]
-    assert [s.pass_2 for s in score_submission([TWO], {"two": entry})] == [True]
-    assert [s.pass_2 for s in score_submission([TWO], {})] == [False]
-    for wrong, words in (
-        ({"one": entry}, "'one' is not among"),
-        ({"two": entry + entry}, "4 answers for 2"),
-        ({"two": entry[0]}, "expected a list"),
-        ({"two": [{"attempt_3": lists[A]}]}, "attempt_1 and attempt_2"),
-        ({"two": [{"attempt_2": lists[A]}]}, "attempt_2 without"),
-        ({"two": [{"attempt_1": [[99]]}]}, "not a grid"),
-    ):
-        with pytest.raises(DataError, match=words):
-            score_submission([TWO], wrong)
+def test_what_cannot_be_scored_is_named() -> None:
+    with pytest.raises(DataError, match="4 answers for 2"):
+        score(TWO, [(A,)] * 4)
     with pytest.raises(DataError, match="no solutions"):
         score(Task("t", TWO.train, TWO.tests), [])
     with pytest.raises(DataError, match="more than two"):

@@ -31,7 +31,6 @@ def test_the_numbers_behind_the_floors() -> None:
     assert costs.matmul_parameters(QWEN) / 1e9 == pytest.approx(7.07, abs=5e-3)
     moved = 4 * costs.matmul_parameters(QWEN) / H200.bandwidth  # twice, two bytes each
     assert 1e3 * moved == pytest.approx(6.58, abs=5e-3)
-    assert costs.balance(QWEN, H200) == pytest.approx(183, abs=1)
     assert 90 * ms([47]) / 1e3 == pytest.approx(0.60, abs=5e-3)  # a self-edit one after the other
     assert 90 * ms([47] * 8, adapters=8) / 1e3 == pytest.approx(0.16, abs=5e-3)  # and in the bank
 
@@ -54,7 +53,6 @@ def test_an_estimate_is_the_floor_over_the_efficiency_and_more_work_costs_more()
     assert written.seconds == pytest.approx(128 * costs.decode_step(QWEN, H200, 256, 232).seconds)
     assert read.bound == "compute"  # 51 200 prompt tokens a batch; one token a row is written at a time
     assert read.seconds == pytest.approx(2 * 256 * 200 * 2 * 7.07e9 / 790e12 / costs.ASSUMED, rel=0.02)
-    assert costs.m_step(QWEN, H200, 50, 400).seconds > costs.m_step(QWEN, H200, 50, 400, epochs=1).seconds
     assert costs.train_step(QWEN, H200, [512], weights_trained=True).floor > costs.train_step(QWEN, H200, [512]).floor
 
 

@@ -1,5 +1,6 @@
 """The table: columns, macro and micro by hand, paired differences, and every arm once on the shipped model."""
 
+import math
 import random
 from dataclasses import replace
 
@@ -255,6 +256,10 @@ def test_the_honest_reward_of_the_selected_is_the_fresh_one() -> None:
     # c has no fresh answer, so a and b alone: mean of 0 and 1, best 1, again (1 + 0) / 2
     rewards = {"reward_mean": 0.5, "reward_best_of_k": 1.0, "reward_selected_fresh_seed": 0.5}
     assert values == rewards | {"tied_share": 0.0, "zero_share": 0.0}
+    twice = replace(record, by_seed=((0.0, 0.5), (1.0, 0.5), (0.0, 0.0), (1.0, 1.0), (0.0, math.nan), (1.0, 1.0)))
+    (row,) = [r for r in reward_rows([Loop(0, (twice,), {}, (again,))], **LABEL) if r["metric"] == "reward_reliability"]
+    # a: MS_seed 1/8, MS_edit 2 x 1/8; b: 0 and 2 x 1/2; c has a NaN
+    assert row["value"] == pytest.approx(1 - (1 / 16) / (5 / 8)) and (row["n"], row["dropped"]) == (2, 1)
 
 
 # ------------------------------------------------------------------------- one table, one untrained arm

@@ -207,7 +207,7 @@ def test_an_arm_that_is_there_twice_is_refused():
         plots.coverage_by_round(pooled().query("metric == 'accuracy'"), axes())
 
 
-def test_loss_curves_and_score_distribution():
+def test_loss_curves():
     losses = pd.DataFrame(
         [{"arm": "own_untrained", "adapter": a, "step": t, "loss": 3.0 - t + a} for a in range(3) for t in range(3)]
     )
@@ -215,10 +215,6 @@ def test_loss_curves_and_score_distribution():
     bold = max(ax.lines, key=lambda line: line.get_linewidth())
     assert list(bold.get_ydata()) == [4.0, 3.0, 2.0]  # the median adapter
     assert "median of 3" in ax.get_legend().get_texts()[0].get_text()
-    scores = pd.DataFrame({"arm": ["frozen"] * 4 + ["external"], "accuracy": [0.0, 0.1, 0.0, 0.5, math.nan]})
-    ax = plots.score_distribution(scores, axes())
-    assert float(marks(ax, "value")["value:frozen"][0][0]) == pytest.approx(0.15)
-    assert "not run" in [text.get_text() for text in ax.texts]
 
 
 def test_colours_are_fixed_and_rounds_get_darker():

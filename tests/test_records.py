@@ -39,11 +39,11 @@ def test_a_number_that_is_not_finite_is_null_on_disk_and_nan_again() -> None:
 
 def test_accuracy_is_a_share_and_missing_where_nothing_was_answered() -> None:
     assert trial("p", [1, 0, 0, 1]).accuracy == 0.5
-    assert trial("p", [1, 0, 0, 0], blanks=2).blank_rate == 0.5
+    assert trial("p", [1, 0, 0, 0], blanks=2).mean("blank") == 0.5
     assert trial("p", [1, 0], outcome="empty_edit").accuracy == 0.5
     assert math.isnan(trial("p", [], outcome="ok").accuracy)
     assert math.isnan(trial("p", [1, 1], outcome="diverged").accuracy)  # never 0, never 1
-    assert math.isnan(trial("p", [1, 1], outcome="diverged").blank_rate)
+    assert math.isnan(trial("p", [1, 1], outcome="diverged").mean("blank"))
 
 
 def test_by_passage_is_the_mean_of_trials_and_a_failed_one_stays_visible() -> None:

@@ -96,6 +96,8 @@ def test_rewards_are_means_over_seeds_and_each_passage_keeps_its_own_best(practi
     assert rewards_of(groups) == [0.25, 0.75, 0.0, 0.5, 1.0]
     assert [[list(several) for several in g.trials] for g in groups] == [trials[:2], trials[2:]]
     assert [e.id for e in updates.kept_of(groups, settings, seed=0)] == ["a/1", "b/2"]
+    record = outer.round_of(1, groups, updates.Update(None, (), 0.0), settings, {})
+    assert record.by_seed == ((0.5, 0.0), (0.5, 1.0), (0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
 
 
 def test_improvement_compares_with_the_frozen_model_of_that_passage(practised) -> None:

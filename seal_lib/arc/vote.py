@@ -6,13 +6,13 @@ whole tasks: right only if every test output is.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from seal_lib.arc.augment import IDENTITY, Augmenter, flip, rotate, transpose
 from seal_lib.arc.examples import Example, leave_out, question
-from seal_lib.arc.grids import Grid, as_grid, size
+from seal_lib.arc.grids import Grid, size
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
 from seal_lib.seeds import rng
@@ -161,34 +161,6 @@ def cells_right(grid: Grid, truth: Grid) -> float:
     if size(grid) != size(truth):
         return 0.0
     return fmean(a == b for row, true in zip(grid, truth, strict=True) for a, b in zip(row, true, strict=True))
-
-
-def score_submission(tasks: Sequence[Task], submission: Mapping[str, object]) -> list[TaskScore]:
-    """Score a Kaggle submission, ``{id: [{attempt_1, attempt_2}, …]}``; a task not submitted is wrong.
-
-    Raises:
-        DataError: an unknown task, or an attempt that is not a grid.
-    """
-    unknown = set(submission) - {task.id for task in tasks}
-    if unknown:
-        raise DataError(f"submission: task {sorted(unknown)[0]!r} is not among the {len(tasks)} tasks scored.")
-    return [
-        score(task, [_attempts(e, task.id) for e in _entries(submission.get(task.id, []), task.id)]) for task in tasks
-    ]
-
-
-def _entries(value: object, name: str) -> list:
-    if not isinstance(value, list):
-        raise DataError(f"submission, task {name}: expected a list with one entry per test input.")
-    return value
-
-
-def _attempts(entry: object, name: str) -> list[Grid]:
-    if not isinstance(entry, dict) or not set(entry) <= {"attempt_1", "attempt_2"}:
-        raise DataError(f"submission, task {name}: expected an object with attempt_1 and attempt_2.")
-    if "attempt_2" in entry and "attempt_1" not in entry:
-        raise DataError(f"submission, task {name}: attempt_2 without attempt_1; give attempt_1 first.")
-    return [as_grid(entry[key], f"submission, task {name}, {key}") for key in sorted(entry)]
 
 
 def rates(scores: Sequence[TaskScore]) -> dict[str, float]:

@@ -81,7 +81,7 @@ def summary(
         (f"AA_{K}" if name == "AA" else name): mean(metric(stack), name, name in SHARES)
         for name, metric in metrics.LINEAR.items()
     }
-    result[f"F_{K}"] = run.ratio(metrics.mean_matrix_forgetting, stack, centred=True, constant="F" in constant)
+    result[f"F_{K}"] = run.ratio(metrics.forgetting, stack, centred=True, constant="F" in constant)
     for name, metric in {"half_life": metrics.half_life, "break_even": metrics.break_even}.items():
         result[name] = run.ratio(metric, stack)
     for name, reference in {"isolated": isolated, "joint": joint}.items():

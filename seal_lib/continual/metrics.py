@@ -110,15 +110,6 @@ def loss_per_edit(R: np.ndarray) -> np.ndarray:
     return (R[..., later + 2, column] - R[..., later + 1, column]).mean(axis=-1)
 
 
-def forgetting(R: np.ndarray) -> float:
-    """F_K = (1/(K−1)) Σ_{i<K−1} (max_{l=i+1..K−1} R[l, i] − R[K, i]) (Chaudhry et al. 2018) of the *mean* matrix.
-
-    A stack is averaged first: a maximum over noisy cells is biased upwards, and F per sequence, then averaged, would
-    read 0.313 where the authors' mean matrix has 0.191.
-    """
-    return float(mean_matrix_forgetting(R.reshape(-1, *R.shape[-2:]).mean(axis=0)))
-
-
 def intransigence(R: np.ndarray, reference: object, k: int | None = None) -> np.ndarray:
     """I_k = reference_k − R[k, k−1], inability to learn passage k (Chaudhry et al. 2018); without k their mean.
 
@@ -206,8 +197,12 @@ LINEAR: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
-def mean_matrix_forgetting(R: np.ndarray) -> np.ndarray:
-    """Chaudhry's F_K of matrices that are means over sequences already; see `forgetting`."""
+def forgetting(R: np.ndarray) -> np.ndarray:
+    """F_K = (1/(K−1)) Σ_{i<K−1} (max_{l=i+1..K−1} R[l, i] − R[K, i]) (Chaudhry et al. 2018) of a *mean* matrix.
+
+    A maximum over noisy cells is biased upwards, so sequences are averaged first: F per sequence, then averaged, would
+    read 0.313 where the authors' mean matrix has 0.191.
+    """
     K = R.shape[-1]
     drops = [R[..., i + 1 : K, i].max(axis=-1) - R[..., K, i] for i in range(K - 1)]
     return np.mean(drops, axis=0)

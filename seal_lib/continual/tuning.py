@@ -153,8 +153,3 @@ def as_yaml(knobs: Mapping[str, Mapping[str, object]]) -> str:
     """The content of ``tuned.yaml``."""
     head = "# Chosen by notebook 16_continual_tuning with SET=full, on development streams of the made world.\n"
     return head + yaml.safe_dump({rule: dict(value) for rule, value in knobs.items()}, sort_keys=True)
-
-
-def as_jsonl(lines: Sequence[Mapping[str, object]]) -> str:
-    """The content of ``sweep.jsonl``."""
-    return "".join(json.dumps(line) + "\n" for line in lines)

@@ -115,7 +115,12 @@ def round_of(index: int, groups: Sequence[Group], update: Update, outer: OuterLo
     trials = tuple(several[0] for group in groups for several in group.trials)
     rewards = tuple(reward for group in groups for reward in group.rewards)
     kept = tuple(edit.id for edit in update.kept)
-    return Round(index, trials, rewards, kept, update.loss, outer.reward, frozen)
+    by_seed = tuple(
+        tuple(REWARDS[outer.reward](trial, frozen.get(trial.unit_id, math.nan)) for trial in several)
+        for group in groups
+        for several in group.trials
+    )
+    return Round(index, trials, rewards, kept, update.loss, outer.reward, frozen, by_seed)
 
 
 def restem_round(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, index: int,

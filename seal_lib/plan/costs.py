@@ -174,13 +174,6 @@ def _speed(device: Device, dtype: str) -> float:
     return device.flops / (4 if device.is_gpu and dtype == "float32" else 1)
 
 
-def balance(shape: budget.Shape, device: Device, targets: str = "qv", rank: int = 32) -> float:
-    """Tokens a step above which training is bound by arithmetic and not by reading the weights."""
-    per_token = 4.0 * matmul_parameters(shape) + 6.0 * shape.adapter_parameters(targets, rank)
-    moved = 4 * matmul_parameters(shape) / device.bandwidth
-    return moved * device.flops / per_token
-
-
 def read(shape: budget.Shape, device: Device, lengths: list[float], dtype: str = "bfloat16", targets: str | None = None,
          rank: int = 0) -> Cost:  # fmt: skip
     """One forward pass over whole sequences: prompts, log-probabilities."""
@@ -234,15 +227,6 @@ def generation(shape: budget.Shape, device: Device, texts: float, prompt: float,
         shape, device, rows, prompt + new / 2, dtype=dtype, adapters=adapters, targets=targets, rank=rank
     )  # fmt: skip
     return reading, times(step, batches * new)
-
-
-def m_step(
-    shape: budget.Shape, device: Device, pairs: float, length: float, *, epochs: int = 2, batch: int = 10,
-    targets: str = "all-linear", rank: int = 64, dtype: str = "bfloat16",
-) -> Cost:  # fmt: skip
-    """The finetuning of a ReST^EM round on ``pairs`` prompts with completions of ``length`` tokens together."""
-    step = train_step(shape, device, [length] * batch, targets=targets, rank=rank, dtype=dtype)
-    return times(step, max(1.0, pairs / batch) * epochs)
 
 
 def factoring(shape: budget.Shape, device: Device, count: float, targets: str) -> Cost:

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib.errors import DataError
-from seal_lib.report import stats
-from seal_lib.report.arms import NOT_RUN, OTHER, arm_label, arm_rank, by_round, colour, round_of, round_ticks
+from seal_lib.report.arms import OTHER, arm_label, arm_rank, by_round, colour, round_of, round_ticks
 from seal_lib.report.marks import (
     GREY,
     INK,
     LIGHT,
-    arm_axis,
     arm_lines,
     by_arms,
     draws,
@@ -253,32 +251,6 @@ def loss_curves(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.set(xlabel="optimizer step", ylabel="training loss", ylim=(0, None))
     ax.grid(axis="y")
     legend(ax)
-    return ax
-
-
-@draws(".*", lambda table: (5.6, 0.9 + 0.55 * table["arm"].nunique()))
-def score_distribution(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Histogram of the accuracy per passage (columns arm, accuracy; NaN is left out), one ridge an arm; the dot is
-    the mean with its interval."""
-    import numpy as np
-
-    wants(table, ["arm", "accuracy"])
-    arms = sorted(table["arm"].unique(), key=arm_rank)
-    edges = np.linspace(-0.05, 1.05, 12)  # bars centred on 0, 0.1 … 1
-    for y, arm in enumerate(arms):
-        values = table.loc[table["arm"] == arm, "accuracy"].dropna().to_numpy(dtype=float)
-        if len(values) == 0:
-            ax.text(0, y, NOT_RUN, color=GREY, style="italic", va="center")
-            continue
-        counts, _ = np.histogram(values, bins=edges)
-        heights = 0.74 * counts / counts.max()
-        ax.bar(edges[:-1] + 0.05, -heights, bottom=y + 0.3, width=0.086, color=colour(arm), alpha=0.45, zorder=1)
-        ax.axhline(y + 0.3, color=LIGHT, linewidth=0.8, zorder=0)
-        mark(ax, stats.mean_over_units(list(values), stats.SHARE).row("", arm, "accuracy"), y + 0.3, colour(arm))
-    arm_axis(ax, [arm_label(arm) for arm in arms])
-    share_axis(ax.xaxis, "accuracy of a passage (ridges: share of passages)")
-    ax.set_xlim(-0.06, 1.06)
-    ax.grid(visible=False)
     return ax
 
 

@@ -11,7 +11,8 @@ def reward_rows(experiment: str, arm: str, rounds: Mapping[Any, Round],
                 fresh: Mapping[Any, Mapping[str, float]], *, unit: str, grader: str, protocol: str,
                 model: str) -> list[dict]:  # fmt: skip
     """Lines of one round over all loops: mean reward, best of k, the selected self-edits under a fresh seed (all three
-    over the units with a selected self-edit), and the shares of units whose best reward is tied or 0.
+    over the units with a selected self-edit), the shares of units whose best reward is tied or 0, and
+    where a reward is the mean over several seeds, its reliability (:func:`seal_lib.report.stats.reliability`).
 
     Args:
         rounds: loop → its record of the round.
@@ -24,4 +25,7 @@ def reward_rows(experiment: str, arm: str, rounds: Mapping[Any, Round],
             for loop, record in rounds.items()
         }
         found[f"{metric}_share"] = stats.mean_over_loops(flags, stats.SHARE, unit)
+    repeats = [rewards for record in rounds.values() for rewards in record.repeats.values()]
+    if any(len(of_one) > 1 for rewards in repeats for of_one in rewards):
+        found["reward_reliability"] = stats.reliability(repeats, unit)
     return [estimate.row(experiment, arm, metric, protocol, model, grader) for metric, estimate in found.items()]

@@ -22,7 +22,7 @@ are a sample, and the interval speaks of other units *and* other loops. How an i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -84,21 +84,6 @@ class Estimate:
         if math.isnan(self.low):
             return f"{self.value:.3f} (no interval, {units})"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] ({units})"
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """How much of the spread of rewards between self-edits of one passage would repeat with new inner-loop seeds.
-
-    `of_mean` is for the mean over the S seeds that were run, `of_one` for a single inner run; both lie in [0, 1].
-    """
-
-    of_mean: float
-    of_one: float
-    edit_sd: float
-    seed_sd: float
-    passages: int
-    dropped: int
 
 
 def mean_over_units(
@@ -230,18 +215,6 @@ def differences(a: Mapping[Any, Units], b: Mapping[Any, Units]) -> dict[object, 
     return result
 
 
-def proportion(successes: int, n: int, unit: str = "task") -> Estimate:
-    """Share of independent successes with Wilson's interval, which keeps a width at 0 of n and n of n."""
-    if not 0 <= successes <= n:
-        raise DataError(f"A proportion needs 0 <= successes <= n, got {successes} of {n}.")
-    if n == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0, unit)
-    from scipy.stats import binomtest
-
-    ends = binomtest(successes, n).proportion_ci(LEVEL, method="wilson")
-    return Estimate(successes / n, float(ends.low), float(ends.high), n, unit, interval="Wilson")
-
-
 def separable(difference: Estimate) -> bool:
     """Whether a paired difference is separable from zero: the one definition for tables, figures and texts.
 
@@ -319,31 +292,26 @@ def best_of_k_bias(
     return {name: mean_over_loops(values, SHARE, unit) for name, values in named.items()}
 
 
-def reliability(rewards_P_E_S: Sequence[Sequence[Sequence[float]]]) -> Reliability:
-    """Split the spread of rewards within a passage into self-edits (signal) and inner-loop seeds (noise).
+def reliability(rewards: Iterable[Sequence[Sequence[float]]], unit: str = "passage") -> Estimate:
+    """Share of the spread of rewards between a unit's self-edits that would repeat with other inner-loop seeds, in
+    [0, 1], for the mean over the S seeds that were run. No interval.
 
-    One-way variance components pooled over passages: MS_edit from the means of E self-edits, MS_seed from S seeds of
-    one self-edit; reliability of the S-seed mean = 1 − MS_seed / MS_edit, not below 0. The paper's main round 1 has
-    0.32 with three seeds. Passages holding a NaN are left out and counted.
+    One-way variance components pooled over units: 1 − MS_seed / MS_edit, not below 0, with MS_edit from the means of a
+    unit's self-edits and MS_seed from the S seeds of one self-edit. Units that hold a NaN are dropped.
 
     Args:
-        rewards_P_E_S: [P, E, S], S >= 2 and E >= 2 (else every share is NaN).
+        rewards: of each unit [E, S]: E self-edits (E may differ), S seeds (E and S >= 2, else the value is NaN).
     """
-    cube = np.asarray(rewards_P_E_S, dtype=float)
-    if cube.ndim != 3:
-        raise DataError(f"reliability wants passages × self-edits × seeds, got an array of shape {cube.shape}.")
-    keep = np.isfinite(cube).all(axis=(1, 2))
-    cube, dropped = cube[keep], int((~keep).sum())
-    passages, edits, seeds = cube.shape
-    if passages == 0 or edits < 2 or seeds < 2:
-        return Reliability(math.nan, math.nan, math.nan, math.nan, passages, dropped)
-    ms_seed = float(cube.var(axis=2, ddof=1).mean())
-    ms_edit = float(seeds * cube.mean(axis=2).var(axis=1, ddof=1).mean())
-    edit_variance = max(0.0, (ms_edit - ms_seed) / seeds)
-    of_mean = max(0.0, 1 - ms_seed / ms_edit) if ms_edit > 0 else math.nan
-    total = edit_variance + ms_seed
-    of_one = edit_variance / total if total > 0 else math.nan
-    return Reliability(of_mean, of_one, math.sqrt(edit_variance), math.sqrt(ms_seed), passages, dropped)
+    given = [np.asarray(one, dtype=float) for one in rewards]
+    units = [one for one in given if np.isfinite(one).all()]
+    several = [one for one in units if one.shape[0] > 1 and one.shape[1] > 1]
+    value = math.nan
+    if several:
+        freedom = [len(one) - 1 for one in several]
+        ms_seed = float(np.concatenate([one.var(axis=1, ddof=1) for one in several]).mean())
+        ms_edit = float(np.average([one.shape[1] * one.mean(axis=1).var(ddof=1) for one in several], weights=freedom))
+        value = max(0.0, 1 - ms_seed / ms_edit) if ms_edit > 0 else math.nan
+    return Estimate(value, math.nan, math.nan, len(several), unit, len(given) - len(units))
 
 
 def _named(units: Units) -> Mapping[Any, Any]:

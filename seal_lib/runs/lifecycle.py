@@ -51,7 +51,6 @@ class Run:
         self._described: dict[str, Any] = {}
         self._phases: set[str] = set()
         self._artifacts: set[str] = set()
-        self._finished = False
         self.workers = Workers()
         self.note = _set_aside(folder, identity["notebook"])
         for leftover in folder.glob("artifacts/**/.building-*"):
@@ -198,7 +197,6 @@ class Run:
         record["files"] = {path.name: manifest.content_hash(path) for path in kept}
         # the runner renames the pending record once the last cell is done
         paths.write_json(self.folder / ("run.json" if self.interactive else "run.json.pending"), record)
-        self._finished = True
         print(f"{self.notebook}: finished, {len(self._rows.lines)} rows -> {paths.short(self.folder)}", flush=True)
         return self
 
