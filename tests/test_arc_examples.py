@@ -9,7 +9,7 @@ import pytest
 from conftest import REPOSITORY
 
 from seal_lib.arc.augment import SWITCHES
-from seal_lib.arc.examples import Example, augmented, fits, leave_out, permuted, steps, training_set
+from seal_lib.arc.examples import PuzzleExample, augmented, fits, leave_out, permuted, steps, training_set
 from seal_lib.arc.tasks import Pair, Task
 
 
@@ -66,7 +66,7 @@ def flat(pairs: tuple) -> list[int]:
 
 
 def test_a_permuted_copy_is_the_same_task_in_other_colours_and_order() -> None:
-    example = Example(made(4).train[:3], made(4).train[3])
+    example = PuzzleExample(made(4).train[:3], made(4).train[3])
     copies = {permuted(example, seed) for seed in range(30)}
     assert len(copies) > 20
     cells = flat(example.pairs)

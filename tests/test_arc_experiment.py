@@ -9,7 +9,7 @@ from fixtures_seal import MemoryRun
 
 from seal_lib.arc import experiment, prompts, reading, self_edits, tables, vote
 from seal_lib.arc import world as world
-from seal_lib.arc.domain import AUTHORS, PUZZLE_GRADERS, Attempt, Puzzles, PuzzleTrial, TestTimeTraining
+from seal_lib.arc.domain import AUTHORS_TTT, PUZZLE_GRADERS, Attempt, Puzzles, PuzzleTrial, TestTimeTraining
 from seal_lib.arc.self_edits import ORACLE, Config
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
@@ -368,7 +368,7 @@ def test_how_often_texts_were_written_again_is_reported() -> None:
 
 # --------------------------------------------------------------------------------------------------- protocols
 
-THEIRS = replace(SETTINGS, protocol="clean", **AUTHORS)
+THEIRS = replace(SETTINGS, protocol="clean", **AUTHORS_TTT)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from test_arc_examples import made
 from seal_lib import models
 from seal_lib.arc import prompts, render
 from seal_lib.arc.data import load_tasks
-from seal_lib.arc.examples import Example, augmented, question
+from seal_lib.arc.examples import PuzzleExample, augmented, question
 from seal_lib.arc.grids import answer_text, parse, question_text, to_text
 from seal_lib.arc.self_edits import ORACLE, read
 from seal_lib.arc.tasks import Pair, Task
@@ -95,11 +95,11 @@ def labelled(example) -> list[int]:
     return [token for token, weight in zip(example.ids, example.weights, strict=True) if weight]
 
 
-def leave_one_out() -> list[Example]:
+def leave_one_out() -> list[PuzzleExample]:
     return [e for n in (2, 3, 5) for e in augmented(made(n).train, 1, ())]
 
 
-def asked(kind: str, example: Example) -> list[int]:
+def asked(kind: str, example: PuzzleExample) -> list[int]:
     """Tokens of the inference prompt, as the engine makes them."""
     return tokenizer(kind)(render.question_prompt(example, tokenizer(kind), wording(kind)))["input_ids"]
 
@@ -213,10 +213,10 @@ def test_the_seedling_texts() -> None:
     chosen, own = prompts.load("seedling"), tokenizer("plain")
     task = Task("t", (Pair(((1, 2),), ((2, 1),)), Pair(((3,), (4,)), ((5,),))), (((6,),),), (((7,),),))
     first = "[[1 2]] -> [[2 1]]#\n"
-    asked_ = Example(task.train[:1], task.train[1])
+    asked_ = PuzzleExample(task.train[:1], task.train[1])
     assert render.question_prompt(asked_, own, chosen) == first + "[[3]\n [4]] -> "
     assert render.self_edit_prompt(task, own, chosen) == first + "[[3]\n [4]] -> [[5]]#\nconfiguration:\n"
-    assert render.question_prompt(Example((), task.train[0]), own, chosen) == "[[1 2]] -> "
+    assert render.question_prompt(PuzzleExample((), task.train[0]), own, chosen) == "[[1 2]] -> "
 
 
 @pytest.mark.parametrize("template", [LLAMA, LLAMA.replace("date_string +", "strftime_now('%d %b %Y') +")])

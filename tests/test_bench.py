@@ -22,7 +22,7 @@ def table() -> pd.DataFrame:
         for lengths, tokens, steps, by in (("seal", 47.0, 90.0, 1), ("seedling", 19.0, 70.0, 2))
         for v, k, ms in VALUES
     ]
-    return pd.DataFrame(rows, columns=inner_loop.COLUMNS)
+    return pd.DataFrame(rows, columns=inner_loop.BENCH_COLUMNS)
 
 
 def test_adapters_stay_in_place_for_less_than_a_folder_costs():
@@ -77,7 +77,7 @@ def test_a_tiny_run_writes_table_and_pictures(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "figures" / "seedling"
     assert sorted(p.name for p in folder.iterdir()) == [f"bench_inner_loop.{kind}" for kind in ("csv", "pdf", "png")]
     written = pd.read_csv(folder / "bench_inner_loop.csv")
-    assert tuple(written.columns) == inner_loop.COLUMNS
+    assert tuple(written.columns) == inner_loop.BENCH_COLUMNS
     expected = [(lengths, *way) for lengths in inner_loop.LENGTHS for way in inner_loop.variants(inner_loop.TINY)]
     assert list(zip(written["lengths"], written["variant"], written["K"], strict=True)) == expected
     assert (written["low"] <= written["ms_per_adapter_step"]).all() and (written["low"] > 0).all()

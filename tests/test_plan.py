@@ -62,7 +62,7 @@ def test_the_shipped_models_need_nothing(empty, capsys) -> None:
 
 def test_what_is_in_the_cache_is_found_there(empty, monkeypatch) -> None:
     name, size = "Qwen/Qwen2.5-7B", 15.2e9
-    told, missing = needs.need_model(name, "bfloat16")
+    told, missing = needs.need_model(name)
     assert told and missing == pytest.approx(size, rel=0.01)
     home = empty / "hf" / "hub" / "models--Qwen--Qwen2.5-7B"
     commit = home / "snapshots" / models.REVISIONS[name]
@@ -73,9 +73,9 @@ def test_what_is_in_the_cache_is_found_there(empty, monkeypatch) -> None:
         (commit / file).write_text("{}")
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (commit / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert needs.need_model(name, "bfloat16")[0]  # half a download is none
+    assert needs.need_model(name)[0]  # half a download is none
     (commit / "model-2.safetensors").write_text("")
-    assert needs.need_model(name, "bfloat16") == ("", 0.0)
+    assert needs.need_model(name) == ("", 0.0)
     assert needs.need_model("seedling-knowledge", "float32") == ("", 0.0)
     assert "no pinned revision" in needs.need_model("nobody/model", "float32")[0]
     assert needs.need_data("world:heldout") == ("", 0.0)

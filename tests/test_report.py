@@ -110,7 +110,7 @@ def test_text_where_a_number_belongs_is_refused():
 
 def test_nothing_run_gives_an_empty_table_with_its_columns():
     frame = results.collect("seedling")
-    assert len(frame) == 0 and list(frame.columns) == results.COLUMNS
+    assert len(frame) == 0 and list(frame.columns) == results.TABLE_COLUMNS
     assert "not run" in tables.readme_block(frame)
 
 

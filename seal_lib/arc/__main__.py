@@ -21,8 +21,8 @@ from seal_lib.arc.vote import rates, score, subsets, views
 from seal_lib.errors import DataError, SealError
 
 #: name of a row → switches that are on; the authors' translation throughout, as the facts have it
-SETTINGS = {"none": (), "basic": SWITCHES[:1], "size": SWITCHES[1:2], "chain": SWITCHES[2:3], "repeat": SWITCHES[3:]}
-SETTINGS["all"] = SWITCHES
+SWITCH_SETS = {"none": (), "basic": SWITCHES[:1], "size": SWITCHES[1:2], "chain": SWITCHES[2:3], "repeat": SWITCHES[3:]}
+SWITCH_SETS["all"] = SWITCHES
 
 
 def facts(tasks: Sequence[Task], samples: bool = False) -> dict:
@@ -54,7 +54,7 @@ def facts(tasks: Sequence[Task], samples: bool = False) -> dict:
         | {"all": sum(map(len, left.values())), "distinct": _distinct(tasks)},
         "distinct_leave_1": {
             name: sum(len(augmented(task.train, 1, augmenters(on, "authors"))) for task in tasks)
-            for name, on in SETTINGS.items()
+            for name, on in SWITCH_SETS.items()
         },
         "augmenters": {a.name: _first_pairs(tasks, a)[:16] for a in augmenters(SWITCHES, "authors")},
         "inverses": _inverses(tasks),

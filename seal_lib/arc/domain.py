@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from seal_lib.arc import grids, render, vote
 from seal_lib.arc.augment import ARC_PROTOCOLS
-from seal_lib.arc.examples import BATCH, CAP, MAX_STEPS, Example, question, training_set
+from seal_lib.arc.examples import BATCH, CAP, MAX_STEPS, PuzzleExample, question, training_set
 from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.self_edits import REASONS, SCHEMA, UNPARSED, Config, Limits, Reading, read, with_data
 from seal_lib.arc.tasks import Task
@@ -45,7 +45,7 @@ PUZZLE_GRADERS: dict[str, Callable[["Attempt"], float]] = {
     "cells": lambda attempt: attempt.cells,
 }
 #: what protocol ``authors`` stands for besides its data
-AUTHORS = {"targets": "qv-mlp", "schedule": "cosine", "warmup": 11, "views": "all"}
+AUTHORS_TTT = {"targets": "qv-mlp", "schedule": "cosine", "warmup": 11, "views": "all"}
 #: outcomes that leave nothing to grade
 UNSCORED = ("diverged", "task_too_long")
 
@@ -90,7 +90,7 @@ class TestTimeTraining:
             if getattr(self, key) not in allowed:
                 raise DataError(f"{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}.")
         if self.protocol == "authors":
-            for key, theirs in AUTHORS.items():
+            for key, theirs in AUTHORS_TTT.items():
                 if getattr(self, key) != theirs:
                     raise DataError(
                         f"{key}: {getattr(self, key)!r} is not the authors' way; use {theirs!r} or protocol: clean."
@@ -372,7 +372,7 @@ def _may_exceed(task: Task, limit: int) -> bool:
     return 16 * cells + 400 > limit
 
 
-def _always(example: Example) -> bool:
+def _always(example: PuzzleExample) -> bool:
     return True
 
 

@@ -23,7 +23,7 @@ CAP, LEAVE_OUT, MAX_STEPS, BATCH = 250, (1, 2), 375, 2
 
 
 @dataclass(frozen=True)
-class Example:
+class PuzzleExample:
     """Demonstrations and the pair to be answered from them."""
 
     demonstrations: tuple[Pair, ...]
@@ -34,35 +34,35 @@ class Example:
         return (*self.demonstrations, self.target)
 
 
-def leave_out(pairs: Sequence[Pair], count: int) -> list[Example]:
+def leave_out(pairs: Sequence[Pair], count: int) -> list[PuzzleExample]:
     """Each pair as the target once for every way to drop ``count - 1`` of the others; order kept."""
     examples = []
     for held, target in enumerate(pairs):
         rest = [pair for index, pair in enumerate(pairs) if index != held]
         if len(rest) >= count - 1:
-            examples += [Example(kept, target) for kept in combinations(rest, len(rest) - count + 1)]
+            examples += [PuzzleExample(kept, target) for kept in combinations(rest, len(rest) - count + 1)]
     return examples
 
 
-def fits(example: Example) -> bool:
+def fits(example: PuzzleExample) -> bool:
     """Whether no side of a grid is longer than 30."""
     return all(max(size(pair.input) + size(pair.output)) <= MAX_SIDE for pair in example.pairs)
 
 
-def augmented(pairs: Sequence[Pair], count: int, with_: Iterable[Augmenter]) -> list[Example]:
+def augmented(pairs: Sequence[Pair], count: int, with_: Iterable[Augmenter]) -> list[PuzzleExample]:
     """Distinct leave-out examples and their augmentations that fit; the originals come first."""
     base = leave_out(pairs, count)
     seen = dict.fromkeys(base)
     for augmenter in with_:
         turn = cache(augmenter.pair)  # a pair stands in many examples; the task's few pairs are kept only here
         for example in base:
-            turned = Example(tuple(map(turn, example.demonstrations)), turn(example.target))
+            turned = PuzzleExample(tuple(map(turn, example.demonstrations)), turn(example.target))
             if fits(turned):
                 seen[turned] = None
     return list(seen)
 
 
-def permuted(example: Example, *seed: object, colours: bool = True) -> Example:
+def permuted(example: PuzzleExample, *seed: object, colours: bool = True) -> PuzzleExample:
     """The example with its demonstrations in random order and, if ``colours``, one colour permutation throughout."""
     draws = rng(*seed)
     demonstrations, target = list(example.demonstrations), example.target
@@ -71,7 +71,7 @@ def permuted(example: Example, *seed: object, colours: bool = True) -> Example:
         paint = recolour(colour_permutation(used, draws)).pair
         demonstrations, target = [paint(pair) for pair in demonstrations], paint(target)
     draws.shuffle(demonstrations)
-    return Example(tuple(demonstrations), target)
+    return PuzzleExample(tuple(demonstrations), target)
 
 
 def training_set(
@@ -82,8 +82,8 @@ def training_set(
     drop: Sequence[int] = LEAVE_OUT,
     cap: int | None = CAP,
     copies: int = 1,
-    keep: Callable[[Example], bool] = lambda example: True,
-) -> list[Example]:
+    keep: Callable[[PuzzleExample], bool] = lambda example: True,
+) -> list[PuzzleExample]:
     """The examples one self-edit trains on; ``switches`` are those that are on.
 
     ``copies``: permuted copies of each (1, as released); colours are permuted only if some switch is on, as released.
@@ -92,7 +92,7 @@ def training_set(
     """
     on = tuple(switches)
     with_ = augmenters(on, protocol, seed, task.id)
-    chosen: list[Example] = []
+    chosen: list[PuzzleExample] = []
     for count in drop:
         base = augmented(task.train, count, with_)
         base = [example for example in base if keep(example)]  # a copy is as long as its original
@@ -113,7 +113,7 @@ def steps(epochs: int, examples: int, batch: int = BATCH) -> int:
     return epochs * examples // batch
 
 
-def question(task: Task, test: int) -> Example:
+def question(task: Task, test: int) -> PuzzleExample:
     """All demonstrations and one test input: the full prompt. An unknown answer is the input's own grid, unread."""
     known: Grid = task.solutions[test] if task.solutions else task.tests[test]
-    return Example(task.train, Pair(task.tests[test], known))
+    return PuzzleExample(task.train, Pair(task.tests[test], known))

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from seal_lib import paths
-from seal_lib.arc.examples import Example
+from seal_lib.arc.examples import PuzzleExample
 from seal_lib.arc.grids import Grid, question_text, to_text
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
@@ -45,7 +45,7 @@ class Prompts:
         """The text of an answer, its end included."""
         return to_text(grid) + self.stop
 
-    def question(self, example: Example) -> tuple[str, str]:
+    def question(self, example: PuzzleExample) -> tuple[str, str]:
         """(instruction and every demonstration, what is asked); the answer is not in it."""
         shown = "".join(f"{question_text(p.input)}{self.answer(p.output)}\n" for p in example.demonstrations)
         return self.instruction + shown, question_text(example.target.input)

@@ -25,7 +25,7 @@ def outcome(results: pd.DataFrame) -> str:
     last = _last(results)
     lines = [
         _levels(results),
-        _differences(results, last),
+        _differences(results),
         _reward(results, last),
         _choices(results, last),
     ]
@@ -83,7 +83,7 @@ def _levels(results: pd.DataFrame) -> str:
     return f"Success over {tasks} tasks × {loops} loop{'s' if loops > 1 else ''}: {text}."
 
 
-def _differences(results: pd.DataFrame, last: str) -> str:
+def _differences(results: pd.DataFrame) -> str:
     rows = results[(results["experiment"] == EXPERIMENT) & (results["metric"] == "difference")]
     apart, level = [], []
     for arm in rows["arm"].unique():

@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from seal_lib.arc.augment import ARC_PROTOCOLS
-from seal_lib.arc.examples import Example
+from seal_lib.arc.examples import PuzzleExample
 from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
@@ -40,7 +40,7 @@ _VARIABLES = {"date_string": "26 Jul 2024", "strftime_now": _DAY.strftime, "enab
 _Parts = tuple[str, str]
 
 
-def question_prompt(example: Example, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> str:
+def question_prompt(example: PuzzleExample, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> str:
     """The text that an answer is generated from; the target's output is not in it."""
     return _prompt(prompts.question(example), tokenizer, prompts)
 
@@ -69,7 +69,7 @@ def completion_ids(task: Task, text: str, tokenizer: "PreTrainedTokenizerBase", 
 
 
 def training_example(
-    example: Example,
+    example: PuzzleExample,
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Prompts,
     loss_on: str = "output",
@@ -92,14 +92,14 @@ def training_example(
     return jobs.Example([*before, *answer], weights=[first] * len(before) + [1.0] * len(answer))
 
 
-def tokens(example: Example, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> int:
+def tokens(example: PuzzleExample, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> int:
     """Length of the clean training sequence in tokens, answer included; for limits on over-long tasks."""
     before, answer = _ids(example, tokenizer, prompts)
     return len(before) + len(answer)
 
 
 def _ids(
-    example: Example, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts, authors: bool = False
+    example: PuzzleExample, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts, authors: bool = False
 ) -> tuple[list[int], list[int]]:
     """(tokens of the prompt, tokens of the answer)."""
     parts, answer = prompts.question(example), prompts.answer(example.target.output)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from seal_lib.arc.augment import IDENTITY, Augmenter, flip, rotate, transpose
-from seal_lib.arc.examples import Example, leave_out, question
+from seal_lib.arc.examples import PuzzleExample, leave_out, question
 from seal_lib.arc.grids import Grid, size
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
@@ -26,14 +26,14 @@ ORDERS = 2  # random orders per leave-one-out subset
 class View:
     """One way to ask; ``turn`` names the augmenter whose inverse brings the answer back."""
 
-    example: Example
+    example: PuzzleExample
     turn: str = "identity"
 
     def back(self, answer: Grid) -> Grid:
         return TURNS[self.turn].inverse(answer)
 
 
-def subsets(task: Task, test: int) -> list[Example]:
+def subsets(task: Task, test: int) -> list[PuzzleExample]:
     """Distinct leave-one-out questions: each subset in its own order and in two random ones.
 
     The orders come from numpy's frozen legacy generator at seed 0, which gives the published numbers of questions
@@ -43,13 +43,13 @@ def subsets(task: Task, test: int) -> list[Example]:
 
     draws = np.random.RandomState(0)
     target = question(task, test).target
-    found: dict[Example, None] = {}
-    orders: list[Example] = []
+    found: dict[PuzzleExample, None] = {}
+    orders: list[PuzzleExample] = []
     for left in leave_out(task.train, 1):
         shown = left.demonstrations
-        found[Example(shown, target)] = None
+        found[PuzzleExample(shown, target)] = None
         for _ in range(ORDERS):
-            orders.append(Example(tuple(shown[i] for i in draws.permutation(len(shown))), target))
+            orders.append(PuzzleExample(tuple(shown[i] for i in draws.permutation(len(shown))), target))
     return list(dict.fromkeys([*found, *orders]))
 
 
@@ -61,7 +61,7 @@ def views(task: Task, test: int, seed: int = 0) -> list[View]:
     for name, augmenter in TURNS.items():
         if name != "identity":
             chosen = draws.choice(plain)
-            example = Example(tuple(map(augmenter.pair, chosen.demonstrations)), augmenter.pair(chosen.target))
+            example = PuzzleExample(tuple(map(augmenter.pair, chosen.demonstrations)), augmenter.pair(chosen.target))
             turned.append(View(example, name))
     return list(dict.fromkeys([*(View(example) for example in plain), *turned]))
 

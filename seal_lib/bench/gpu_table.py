@@ -33,7 +33,7 @@ GOAL = 1.5
 LABELS = {
     "authors": "authors' code: padded to 2 048", "sequential": "one at a time, nothing padded", "bank": "adapter bank",
 }  # fmt: skip
-PACKAGES = ("torch", "transformers", "peft", "accelerate")
+BENCH_PACKAGES = ("torch", "transformers", "peft", "accelerate")
 TARGET_LABELS = {"qv": "q and v", "all-linear": "all linears"}
 
 
@@ -73,7 +73,7 @@ def machine(device: str) -> dict[str, object]:
         "device_key": found.key,
         "gpus": here["gpus"],  # name, driver, memory
         "cuda": torch.version.cuda if device == "cuda" else None,
-        "versions": {k: v for k, v in manifest.versions().items() if k in PACKAGES},
+        "versions": {k: v for k, v in manifest.versions().items() if k in BENCH_PACKAGES},
         "dtype": "bfloat16" if device == "cuda" else "float32",
         "git": manifest.git_state(),
         "date": manifest.now(),

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 
 MODEL, RANK, ALPHA, LR, EPOCHS = "seedling-knowledge", 8, 16.0, 2e-3, 10
-COLUMNS = (
+BENCH_COLUMNS = (
     "lengths", "tokens", "steps", "model", "rank", "variant", "K", "ms_per_adapter_step", "low", "high", "peak_mb",
     "adapters",
 )  # fmt: skip
@@ -348,7 +348,7 @@ def run(plan: CpuPlan, say: Callable[[str], None] = print) -> pd.DataFrame:
         name = MODEL if plan.hidden == CpuPlan.hidden else "random"
         spread = statistics.median(values), min(values), max(values)
         rows.append((lengths, *about[lengths], name, RANK, variant, k, *spread, peak, adapters))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=BENCH_COLUMNS)
 
 
 def _about(jobs: list) -> tuple[float, float]:

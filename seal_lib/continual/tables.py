@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 EXPERIMENT = "continual/mitigations"
 MATRIX = "continual/matrix"  # of the paper's experiment
 MAPS_EXPERIMENT = "continual/maps"  # of every arm
-UNIT = intervals.UNIT
 #: what becomes of a question about an edited passage; the order is the figure's
 FATES = ("kept_base", "kept_injected", "lost_base", "lost_injected", "never", "blank")
 #: paper_values.yaml names the same metrics by words
@@ -137,7 +136,7 @@ def mean(values: Sequence[float | None], bounds: tuple[float, float] = SHARE, co
     """Mean over the streams that have the number; the others (None or NaN: diverged) are dropped and counted."""
     numbers = [math.nan if v is None else float(v) for v in values]
     constant = constant and len({x for x in numbers if not math.isnan(x)}) == 1  # rounding may flip an answer
-    estimate = stats.mean_over_units(numbers, bounds, UNIT, constant=constant)
+    estimate = stats.mean_over_units(numbers, bounds, intervals.UNIT, constant=constant)
     outcome = "ok" if not estimate.dropped else "survivors" if estimate.n else "incomplete"
     return Measure(estimate, outcome)
 
@@ -185,7 +184,7 @@ def result_rows(
         numbers = {"seconds_per_edit": seconds[arm]} if seconds and arm in seconds else {}
         if price and rule in price:
             numbers |= dict(zip(("tuning_settings", "tuning_trainings"), map(float, price[rule]), strict=True))
-        found |= {name: Estimate(v, math.nan, math.nan, len(ids(given)), UNIT) for name, v in numbers.items()}
+        found |= {name: Estimate(v, math.nan, math.nan, len(ids(given)), intervals.UNIT) for name, v in numbers.items()}
         for name, estimate in found.items():
             judge = "" if name in UNJUDGED else grader
             rows.append(estimate.row(experiment, arm, name, _protocol(given), model, judge))
@@ -358,6 +357,6 @@ def _changes(by_arm: Mapping[str, Rows], first: int, last: int, where: str, labe
         for K in (first, last):
             values[f"{K} {arm}"] = {0: dict(zip(ids(given), metrics.average_accuracy(stack(given), K), strict=True))}
     survived = [arm for arm in by_arm if any(map(math.isfinite, values[f"{last} {arm}"][0].values()))]
-    found = stats.compare(values, [(f"{last} {arm}", f"{first} {arm}") for arm in survived], DIFFERENCE, UNIT)
+    found = stats.compare(values, [(f"{last} {arm}", f"{first} {arm}") for arm in survived], DIFFERENCE, intervals.UNIT)
     name = f"change_{first}_to_{last}"
     return [e.row(where, arm, name, **labels[arm]) for arm, e in zip(survived, found.values(), strict=True)]

@@ -174,7 +174,7 @@ class StreamBank(AdapterBank):
     def _prepare(self, number: int, job: EditJob) -> Slot:
         slot = super()._prepare(number, job)
         for chosen, batch in slot.batches.items():
-            batch.soft = _soft_rows(batch, [job.examples[i] for i in chosen])
+            batch.soft = _soft_rows([job.examples[i] for i in chosen])
         return slot
 
     @torch.no_grad()
@@ -294,7 +294,7 @@ class StreamBank(AdapterBank):
         return self._stacked[key]
 
 
-def _soft_rows(batch: Minibatch, examples: Sequence[Example]) -> tuple[Tensor, Tensor] | None:
+def _soft_rows(examples: Sequence[Example]) -> tuple[Tensor, Tensor] | None:
     """Rows of the minibatch's predictions that have a teacher, and its log-probabilities there."""
     rows, teachers, start = [], [], 0
     for example in examples:

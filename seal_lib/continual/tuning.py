@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import yaml
 
-from seal_lib.continual import metrics, tables
+from seal_lib.continual import intervals, metrics, tables
 from seal_lib.continual.arm import Arm
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.rules import RULES
@@ -134,12 +134,12 @@ def rows_of(lines: Sequence[Mapping[str, object]], streams: int, *, model: str, 
     for line in lines:
         arm = f"{line['rule']} {line['knobs']}"
         for metric in ("AA", "LA", "BWT", "prior"):
-            e = Estimate(line[metric], math.nan, math.nan, streams - line["diverged"], tables.UNIT, line["diverged"])
+            e = Estimate(line[metric], math.nan, math.nan, streams - line["diverged"], intervals.UNIT, line["diverged"])
             rows.append(e.row("continual/tuning", arm, metric, line["protocol"], model, grader))
     protocols = {line["rule"]: line["protocol"] for line in lines}
     for rule, price in tables.tuning_price(lines).items():
         for metric, value in zip(("tuning_settings", "tuning_trainings"), price, strict=True):
-            e = Estimate(float(value), math.nan, math.nan, streams, tables.UNIT)
+            e = Estimate(float(value), math.nan, math.nan, streams, intervals.UNIT)
             rows.append(e.row("continual/tuning", rule, metric, protocols[rule], model))
     return rows
 

@@ -111,9 +111,9 @@ def item(notebook: str, scale: str, device: Device, chosen: list[str]) -> Item:
 def _model(item: Item, p: Mapping) -> budget.Shape | None:
     if "model" not in p:
         return None
-    name, dtype = str(p["model"]), str(p.get("dtype", "float32"))
+    name = str(p["model"])
     for one in (name, *p.get("other_models", [])):
-        lack, size = needs.need_model(one, dtype, tokenizer_only="dtype" not in p)
+        lack, size = needs.need_model(one, tokenizer_only="dtype" not in p)
         item.missing += [lack] * bool(lack)
         if size:
             item.downloads[f"{one} (tokenizer)" if "dtype" not in p else one] = size

@@ -18,7 +18,7 @@ import yaml
 from seal_lib.errors import DataError
 
 if TYPE_CHECKING:
-    from seal_lib.arc.examples import Example
+    from seal_lib.arc.examples import PuzzleExample
     from seal_lib.arc.grids import Grid
     from seal_lib.arc.tasks import Task
     from seal_lib.knowledge.prompts import Prompts
@@ -192,7 +192,7 @@ def of_puzzles(tasks: Sequence["Task"], source: str, cap: int = 250) -> dict[str
     def grid(g: "Grid") -> int:
         return len(g) * (2 * len(g[0]) + 1)
 
-    def text(example: "Example", answered: bool = True) -> int:
+    def text(example: "PuzzleExample", answered: bool = True) -> int:
         pairs = [*example.demonstrations, example.target]
         asked = sum(grid(p.input) + grid(p.output) for p in pairs) + AROUND
         return asked if answered else asked - grid(example.target.output)

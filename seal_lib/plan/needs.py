@@ -139,13 +139,13 @@ def hub_file(repository: str, name: str, revision: str | None, kind: str = "mode
     return isinstance(try_to_load_from_cache(repository, name, revision=revision, repo_type=kind), str)
 
 
-def need_model(name: str, dtype: str, tokenizer_only: bool = False) -> tuple[str, float]:
+def need_model(name: str, tokenizer_only: bool = False) -> tuple[str, float]:
     """("" or what is missing, bytes to download) of a model."""
     source, revision = models.resolve(name)
     if Path(source).is_dir():
         return "", 0.0
     if not revision:
-        return f"model {name} has no pinned revision; add it to REVISIONS in seal_lib/models.py.", 0.0
+        return f"model {name} has no pinned revision; add it to REVISIONS in seal_lib/models/__init__.py.", 0.0
     wanted = "tokenizer.json" if tokenizer_only else "config.json"
     weights = tokenizer_only or any(
         hub_file(source, file, revision) for file in ("model.safetensors", "model.safetensors.index.json")

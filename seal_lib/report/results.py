@@ -24,7 +24,7 @@ OWN_COLUMNS = [
     "experiment", "arm", "metric", "value", "low", "high", "n", "unit", "loops", "dropped", "interval", "p", "grader",
     "protocol", "model", "run",
 ]  # fmt: skip
-COLUMNS = [*OWN_COLUMNS[:-1], "paper_value", "paper_source", "run"]
+TABLE_COLUMNS = [*OWN_COLUMNS[:-1], "paper_value", "paper_source", "run"]
 NUMBERS = ["value", "low", "high", "p", "paper_value"]
 COUNT_COLUMNS = ["n", "loops", "dropped"]
 
@@ -62,7 +62,7 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
     return table
 
 
-def read_results(path: Path, columns: list[str] = COLUMNS) -> pd.DataFrame:
+def read_results(path: Path, columns: list[str] = TABLE_COLUMNS) -> pd.DataFrame:
     """A results.csv with its types: text stays text (a run hash is not a number), an empty number is NaN."""
     import pandas as pd
 
@@ -116,7 +116,7 @@ def joined(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.assign(
         paper_value=[float(entry["value"]) if entry else math.nan for entry in entries],
         paper_source=[paper_source(entry) if entry else "" for entry in entries],
-    )[COLUMNS]
+    )[TABLE_COLUMNS]
     types = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNT_COLUMNS, "Int64")
     return frame.astype(types).round(dict.fromkeys(NUMBERS, 6))
 

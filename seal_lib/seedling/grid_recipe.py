@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WORDING = prompts.load("seedling")  # the model is grown on the very prompts it is later asked with
 
 #: what the untrained policy draws from
-RATES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+CONFIG_RATES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 EPOCHS = (1, 2, 3, 4, 6, 8)
 #: a text, and whether its tokens are predicted
 Piece = tuple[str, bool]
@@ -91,7 +91,7 @@ def rule_text(pairs: list[Pair]) -> str:
 
 def draw_config(draws: random.Random) -> Config:
     switches = tuple(switch for switch in SWITCHES if draws.random() < 0.5)
-    return Config(switches, draws.choice(list(STRATEGIES)), draws.choice(RATES), draws.choice(EPOCHS))
+    return Config(switches, draws.choice(list(STRATEGIES)), draws.choice(CONFIG_RATES), draws.choice(EPOCHS))
 
 
 def rule_document(draws: random.Random, count: int, large: bool = False, whole: bool = False) -> list[Piece]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Rows(Protocol):
+class RowLayout(Protocol):
     """How N tokens lie in R rows of at most T tokens (:class:`seal_lib.training.packing.Ragged`)."""
 
     def spread(self, x: Tensor) -> Tensor: ...
@@ -109,7 +109,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows: Rows, scale: float
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows: RowLayout, scale: float
     ) -> tuple[Tensor | None, ...]:
         (r, _, t, d), s = cos.shape, mask.shape[-1]
 
@@ -158,7 +158,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool = False)
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows: Rows, scale: float
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows: RowLayout, scale: float
 ) -> Tensor:
     """Rotary embedding and attention inside each of R rows of at most T tokens.
 
