@@ -5,12 +5,17 @@ import signal
 import sys
 
 from seal_lib.errors import ParameterError, SealError
-from seal_lib.plan import costs, needs
+from seal_lib.plan import checks, costs, needs
 from seal_lib.runs import params, runner
 
 
 def enough(notebook: str, values: dict[str, object]) -> str:
-    """This machine's memory against a notebook's need, as text, before it starts; raises where it is too little."""
+    """This machine's memory against a notebook's need, as text, before it starts.
+
+    Raises:
+        SealError: it is too little, or the parameters do not go together.
+    """
+    checks.check(values)
     return needs.check(notebook, values, costs.this_device())
 
 
@@ -46,13 +51,15 @@ def main(arguments: list[str] | None = None) -> int:
             values = {key: value for key, _, value in pairs}
             return runner.run(params.find(given.notebook), given.scale, values, given.force, enough)
         if given.command == "all":
-            return runner.run_all(given.scale, given.only, given.keep_going, given.force, max(1, given.jobs))
+            return runner.run_all(
+                given.scale, given.only, given.keep_going, given.force, max(1, given.jobs), checks.check
+            )
         if given.command == "clean":
             return runner.clean(given.yes)
         if given.command == "list":
             print("\n".join(params.names()))
             return 0
-        return runner.status() if given.command == "status" else runner.check_parameters()
+        return runner.status() if given.command == "status" else runner.check_parameters(checks.check)
     except SealError as error:
         print(error, file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ from seal_lib.arc.examples import PuzzleExample, augmented, question
 from seal_lib.arc.grids import answer_text, parse, question_text, to_text
 from seal_lib.arc.self_edits import ORACLE, read
 from seal_lib.arc.tasks import Pair, Task
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, ParameterError, SealError
 
 #: in the manner of Llama-3: headers, BOS written out, today's date by default, messages trimmed
 LLAMA = (
@@ -321,9 +321,9 @@ def test_a_file_that_is_no_prompt_file_is_named(tmp_path) -> None:
     file = tmp_path / "mine.yaml"
     for content, words in (("mine: {chat: 'x", "not YAML"), ("- a", "expected `name:"), ("mine: 3", "expected `name:")):
         file.write_text(content)
-        with pytest.raises(DataError, match=f"mine.yaml.*{words}"):
+        with pytest.raises(SealError, match=f"mine.yaml.*{words}"):
             prompts.load("mine", str(file))
-    with pytest.raises(DataError, match="absent.yaml does not exist"):
+    with pytest.raises(ParameterError, match="absent.yaml does not exist"):
         prompts.load("mine", str(tmp_path / "absent.yaml"))
     with pytest.raises(DataError, match="'yours' is not one of base, chat, seedling"):
         prompts.load("yours")

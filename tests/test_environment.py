@@ -5,10 +5,11 @@ import re
 import tomllib
 
 import pytest
-import yaml
 from conftest import REPOSITORY
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from seal_lib.runs import yaml_files
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
@@ -84,7 +85,7 @@ def test_what_is_installed_is_what_pyproject_allows() -> None:
     ("name", "extras"), [("environment.yml", {"vllm", "test", "dev"}), ("environment-cpu.yml", {"test", "dev"})]
 )
 def test_conda_files_take_everything_from_pyproject(name: str, extras: set[str]) -> None:
-    content = yaml.safe_load((REPOSITORY / name).read_text())
+    content = yaml_files.read(REPOSITORY / name)
     plain = [item for item in content["dependencies"] if isinstance(item, str)]
     (python,) = [item.split("=")[1] for item in plain if item.startswith("python=")]
     assert Requirement(f"python{PROJECT['project']['requires-python']}").specifier.contains(f"{python}.0")

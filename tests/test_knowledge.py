@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from fixtures_seal import WORDING, plain_passage
 
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, ParameterError
 from seal_lib.knowledge import data, prompts
 from seal_lib.knowledge.documents import PROTOCOLS, split_edit, training_documents
 from seal_lib.records import Question
@@ -268,14 +268,14 @@ def test_a_broken_prompt_file_is_named_in_one_sentence(tmp_path) -> None:
     assert "stop" in message({"mine": {key: good[key] for key in good if key != "stop"}})
     assert "mine.yaml" in message([good])
     assert "'yours'" in message({"mine": good}, "yours")
-    with pytest.raises(DataError, match="absent.yaml"):
+    with pytest.raises(ParameterError, match="absent.yaml"):
         prompts.load("mine", str(tmp_path / "absent.yaml"))
 
 
 def test_a_prompt_file_that_is_no_yaml_is_named(tmp_path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("mine: {self_edit: 'x")
-    with pytest.raises(DataError, match="mine.yaml"):
+    with pytest.raises(ParameterError, match="mine.yaml"):
         prompts.load("mine", str(file))
 
 

@@ -160,9 +160,9 @@ def test_a_missing_kernel_leaves_no_record(suite: Suite, monkeypatch: pytest.Mon
 
 def test_bad_parameters_start_nothing(suite: Suite, capsys) -> None:
     demo(suite)
-    suite.params("10_demo", "lr: 1e-4\n")
+    suite.params("10_demo", "lr: fast\n")
     assert main(["run", "10", "--scale", "seedling"]) == 2
-    assert "write 1.0e-4" in capsys.readouterr().err
+    assert "write a number of type float" in capsys.readouterr().err
     assert main(["run", "10", "--set", "lr"]) == 2
     assert main(["check"]) == 1
     assert not list(paths.runs().glob("*"))
@@ -271,9 +271,9 @@ def test_all_in_order_and_going_on(suite: Suite, capfd, monkeypatch: pytest.Monk
     calls.clear()
     assert main(["all", "--only", "12_b,10"]) == 0 and calls == ["10_a", "12_b"]
     calls.clear()
-    suite.params("12_b", "lr: 1e-4\n")
+    suite.params("12_b", "lr: fast\n")
     assert main(["all"]) == 2 and calls == []  # seen before the first hour, not after it
-    assert "write 1.0e-4" in capfd.readouterr().err
+    assert "write a number of type float" in capfd.readouterr().err
     assert main(["all", "--only", "12_c"]) == 2 and "did you mean '12_b'" in capfd.readouterr().err
     assert main(["all", "--scale", "papr"]) == 2 and "the scales are paper, seedling" in capfd.readouterr().err
     assert main(["all", "--only", "10", "--scale", "paper"]) == 2

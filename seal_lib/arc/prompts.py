@@ -7,14 +7,13 @@ user message of a chat set, one text of any other. Knows no tokenizer and no cha
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import yaml
-
 from seal_lib import paths
 from seal_lib.arc.examples import PuzzleExample
 from seal_lib.arc.grids import Grid, question_text, to_text
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
 from seal_lib.loops.wording import fill
+from seal_lib.runs import yaml_files
 
 _SLOTS = {"self_edit": ("demonstrations",), "demonstration": ("input", "output")}
 _TEXTS = ("instruction", "self_edit", "demonstration", "stop")
@@ -72,7 +71,7 @@ def load(name: str, file: str | None = None) -> Prompts:
         DataError: no such set, an unknown or missing key, a value of the wrong kind, or a slot missing from a template.
     """
     shipped = Path(__file__).with_name("prompts.yaml")
-    sets, own = yaml.safe_load(shipped.read_text("utf-8")), _own(file) if file else {}
+    sets, own = yaml_files.read(shipped), _own(file) if file else {}
     if name not in sets | own:
         raise DataError(f"prompts: {name!r} is not one of {', '.join(sorted(map(str, sets | own)))}.")
     chosen, where = (own[name], file) if name in own else (sets[name], shipped.name)
@@ -81,13 +80,7 @@ def load(name: str, file: str | None = None) -> Prompts:
 
 
 def _own(file: str) -> dict[str, dict]:
-    path = paths.given(file)
-    if not path.is_file():
-        raise DataError(f"prompts_file: {file} does not exist; give a YAML file of prompt sets or null.")
-    try:
-        sets = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not YAML ({' '.join(str(error).split())}); mend the file.") from error
+    sets = yaml_files.read(paths.given(file))
     if not isinstance(sets, dict) or not all(isinstance(value, dict) for value in sets.values()):
         raise DataError(f"{file}: expected `name: {{chat: …, self_edit: …}}` entries, one per prompt set.")
     return sets

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from seal_lib import paths
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.rules import RULES
 from seal_lib.continual.rules.base import Rule
 from seal_lib.errors import DataError
 from seal_lib.report.arms import family, plain
+from seal_lib.runs import yaml_files
 
 TUNED = Path(__file__).with_name("tuned.yaml")
 
@@ -44,9 +43,7 @@ def arms_of(names: Sequence[str], knobs_file: str | None = None) -> list[Arm]:
 
 def tuned(file: Path = TUNED) -> dict[str, dict]:
     """The committed knobs; a rule that is missing keeps its default."""
-    if not Path(file).is_file():
-        raise DataError(f"knobs_file: {file} does not exist; give a YAML file of knobs, or null for the defaults.")
-    found = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    found = yaml_files.read(Path(file)) or {}
     unknown = sorted(set(found) - set(RULES))
     if unknown:
         raise DataError(f"{Path(file).name}: {unknown[0]!r} is no update rule; choose from {', '.join(RULES)}.")

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import yaml
 
 from seal_lib.continual import intervals, metrics, tables
 from seal_lib.continual.arm import Arm
@@ -23,6 +22,7 @@ from seal_lib.continual.streams import Stream
 from seal_lib.continual.study import run_arm
 from seal_lib.errors import DataError
 from seal_lib.report.stats import Estimate
+from seal_lib.runs import yaml_files
 
 if TYPE_CHECKING:
     from seal_lib.runs.work import Recorder
@@ -152,4 +152,4 @@ def chosen(lines: Sequence[Mapping[str, object]]) -> dict[str, dict]:
 def as_yaml(knobs: Mapping[str, Mapping[str, object]]) -> str:
     """The content of ``tuned.yaml``."""
     head = "# Chosen by notebook 16_continual_tuning with SET=full, on development streams of the made world.\n"
-    return head + yaml.safe_dump({rule: dict(value) for rule, value in knobs.items()}, sort_keys=True)
+    return head + yaml_files.text({rule: dict(value) for rule, value in knobs.items()})

@@ -3,12 +3,11 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import yaml
-
 from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.loops.wording import fill
 from seal_lib.records import Passage, Question
+from seal_lib.runs import yaml_files
 
 _SLOTS = {
     "self_edit": {"title", "passage"},
@@ -48,15 +47,9 @@ def load(name: str, file: str | None = None) -> Prompts:
         DataError: no such set, an unknown or missing key, or a slot missing from a template.
     """
     shipped = Path(__file__).with_name("prompts.yaml")
-    sets, origin = yaml.safe_load(shipped.read_text("utf-8")), {}
+    sets, origin = yaml_files.read(shipped), {}
     if file:
-        path = paths.given(file)
-        if not path.is_file():
-            raise DataError(f"prompts_file: {file} does not exist; give a YAML file of prompt sets or null.")
-        try:
-            own = yaml.safe_load(path.read_text("utf-8"))
-        except yaml.YAMLError as error:
-            raise DataError(f"{file} is not YAML ({' '.join(str(error).split())}); mend the file.") from error
+        own = yaml_files.read(paths.given(file))
         if not isinstance(own, dict) or not all(isinstance(value, dict) for value in own.values()):
             raise DataError(f"{file}: expected `name: {{self_edit: …, answer: …}}` entries, one per prompt set.")
         sets, origin = sets | own, dict.fromkeys(own, file)

@@ -11,6 +11,7 @@ from seal_lib.plan import lengths
 from seal_lib.plan import work as pieces
 from seal_lib.plan.work import Phase, asking, writing
 from seal_lib.report.arms import plain
+from seal_lib.runs.values import did_you_mean
 
 if TYPE_CHECKING:
     from seal_lib.continual.rules.base import Rule
@@ -21,7 +22,8 @@ def rule_of(name: str) -> "type[Rule]":
     from seal_lib.continual.rules import RULES
 
     if plain(name) not in RULES:
-        raise ParameterError(f"arms: {name!r} is not one of {', '.join(RULES)}.")
+        hint = did_you_mean(plain(name), list(RULES)) or "choose from these."
+        raise ParameterError(f"arms: {name!r} is not one of {', '.join(RULES)}; {hint}")
     return RULES[plain(name)]
 
 

@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-import yaml
-
 from seal_lib import models, paths
 from seal_lib.errors import ParameterError
 from seal_lib.models import budget
+from seal_lib.runs import yaml_files
 
 #: share of the floor assumed where nothing is measured
 ASSUMED = 0.4
@@ -56,7 +55,7 @@ class Device:
 @cache
 def devices() -> dict[str, Device]:
     """The machines of ``devices.yaml`` by key."""
-    table = yaml.safe_load((Path(__file__).parent / "devices.yaml").read_text(encoding="utf-8"))
+    table = yaml_files.read(Path(__file__).parent / "devices.yaml")
     return {key: Device(key, **row) for key, row in table.items()}
 
 

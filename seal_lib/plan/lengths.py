@@ -13,9 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-import yaml
-
 from seal_lib.errors import DataError
+from seal_lib.runs import yaml_files
 
 if TYPE_CHECKING:
     from seal_lib.arc.examples import PuzzleExample
@@ -117,7 +116,7 @@ class PuzzleLengths:
 @cache
 def profiles() -> dict[str, Text | PuzzleLengths]:
     """The recorded profiles by name: ``squad``, ``world``, ``puzzles``, ``grids``."""
-    table = yaml.safe_load((Path(__file__).parent / "lengths.yaml").read_text(encoding="utf-8"))
+    table = yaml_files.read(Path(__file__).parent / "lengths.yaml")
     found: dict[str, Text | PuzzleLengths] = {}
     for name, row in table.items():
         if "edits" in row:

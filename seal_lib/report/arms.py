@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from seal_lib.runs import yaml_files
 
 NOT_RUN = "not run"
 OTHER = "#7A6A4F"  # colour of an arm that is not listed
@@ -37,7 +37,7 @@ class ArmStyle:
 
 
 def _load() -> tuple[dict[str, Family], dict[str, ArmStyle]]:
-    table = yaml.safe_load(Path(__file__).with_name("arms.yaml").read_text(encoding="utf-8"))
+    table = yaml_files.read(Path(__file__).with_name("arms.yaml"))
     families = {
         name: Family(**{**row, "shades": tuple(row.get("shades", ()))}) for name, row in table["families"].items()
     }

@@ -8,16 +8,15 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-import yaml
-
 from seal_lib.errors import DataError
+from seal_lib.runs import yaml_files
 
 
 @cache
 def paper_values() -> list[dict]:
     """Every value of paper_values.yaml with its group's fields filled in; the continual matrix as one row a cell."""
     values = []
-    for group in yaml.safe_load(Path(__file__).with_name("paper_values.yaml").read_text(encoding="utf-8")):
+    for group in yaml_files.read(Path(__file__).with_name("paper_values.yaml")):
         shared = {"low": None, "high": None, "note": "", "headline": True, "grader": ""}
         shared |= {key: value for key, value in group.items() if key not in ("rows", "matrix")}
         values += [shared | row for row in group.get("rows", [])]

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_lib.runs import code, manifest, params, progress
+from seal_lib.runs.values import did_you_mean
 from seal_lib import paths
 from seal_lib.runs.workers import Workers
 from seal_lib.errors import RunError
@@ -302,9 +303,9 @@ def start(notebook: str, namespace: dict[str, Any]) -> Run:
     for parameter in params.declared(notebook):
         if parameter.name not in namespace:
             raise RunError(f"{notebook}: {parameter.name} is not defined; run the parameters cell first.")
-        problem, values[parameter.name] = params.fit(namespace[parameter.name], parameter.type)
+        problem, values[parameter.name] = parameter.fit(namespace[parameter.name])
         if problem:
-            raise RunError(f"{notebook}: {parameter.name} {problem}.")
+            raise RunError(f"{notebook}: {problem}.")
     chosen = os.environ.get("SEAL_RUN_DIR", "")
     if chosen:
         identity = paths.read_json(Path(chosen) / "parameters.json")
@@ -377,7 +378,7 @@ def _write_results(path: Path, results: Sequence[dict], defaults: dict[str, str]
     for row in results:
         unknown = [name for name in row if name not in COLUMNS]
         if unknown:
-            hint = params.did_you_mean(unknown[0], list(COLUMNS)) or f"the columns are {', '.join(COLUMNS)}."
+            hint = did_you_mean(unknown[0], list(COLUMNS)) or f"the columns are {', '.join(COLUMNS)}."
             raise RunError(f"results.csv has no column {unknown[0]!r}; {hint}")
         absent = [name for name in ("metric", "value") if name not in row]
         if absent:

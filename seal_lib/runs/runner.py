@@ -239,7 +239,10 @@ def reads(notebook: str) -> set[str] | None:
     return None if "run.inputs(" in code else set(re.findall(r"run\.input\([\"'](\w+)", code))
 
 
-def run_all(scale: str, only: str, keep_going: bool, force: bool, jobs: int = 1) -> int:
+def run_all(
+    scale: str, only: str, keep_going: bool, force: bool, jobs: int = 1,
+    check: Callable[[dict], None] = lambda values: None,
+) -> int:  # fmt: skip
     """Run each chosen notebook in its own process, so that memory goes with it; 1 if any failed.
 
     ``jobs`` of them run at once, the longest first (by the committed runs' minutes; one alone: file order); one that
@@ -247,7 +250,7 @@ def run_all(scale: str, only: str, keep_going: bool, force: bool, jobs: int = 1)
     """
     notebooks = chosen(scale, only)
     for notebook in notebooks:
-        params.resolve(notebook, scale)  # a typing error in the last file must show before the first hour
+        check(params.resolve(notebook, scale))  # a typing error in the last file must show before the first hour
     begun, failures = time.monotonic(), []
     needs: dict[str, set[str]] = {}
     for number, name in enumerate(notebooks):
@@ -331,9 +334,9 @@ def status() -> int:
     return 0
 
 
-def check_parameters() -> int:
-    """Check every parameter file against its notebook, without running anything."""
-    problems = params.check_all()
+def check_parameters(check: Callable[[dict], None] = lambda values: None) -> int:
+    """Check every parameter file against its notebook, without running anything; ``check``: what values must be."""
+    problems = params.check_all(check)
     for problem in problems:
         print(problem, file=sys.stderr)
     if not problems:

@@ -1,0 +1,49 @@
+"""What values must be together, and names that only the domains know: checked before a notebook starts.
+
+Types and ranges of single values are :mod:`seal_lib.runs.values`. Imports torch for the forgetting study only.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from seal_lib import paths
+from seal_lib.arc import prompts as arc_prompts
+from seal_lib.arc.domain import TestTimeTraining
+from seal_lib.errors import ParameterError
+from seal_lib.knowledge import prompts as knowledge_prompts
+from seal_lib.knowledge.domain import InnerLoop
+from seal_lib.knowledge.evaluate import BASELINES
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.plan.continual import rule_of
+from seal_lib.report.arms import plain
+from seal_lib.runs import yaml_files
+from seal_lib.runs.values import did_you_mean
+
+
+def check(values: Mapping[str, object]) -> None:
+    """Raises SealError, with one sentence, where the parameters of a notebook cannot be run as they are."""
+    _arms(values)
+    puzzles = "tasks" in values
+    for settings in (TestTimeTraining if puzzles else InnerLoop, OuterLoop):  # these know what may go together
+        fields = dataclasses.fields(settings)
+        if all(field.name in values or field.default is not dataclasses.MISSING for field in fields):
+            settings(**{field.name: values[field.name] for field in fields if field.name in values})
+    if "prompts" in values:
+        (arc_prompts if puzzles else knowledge_prompts).load(values["prompts"], values.get("prompts_file"))
+    if values.get("knobs_file"):
+        yaml_files.read(paths.given(values["knobs_file"]))
+    lengths = values.get("lengths", [])
+    if lengths and (lengths != sorted(lengths) or lengths[-1] > values["length"]):
+        raise ParameterError(f"lengths={lengths} do not rise to {values['length']} at most; that many edits are made.")
+
+
+def _arms(values: Mapping[str, object]) -> None:
+    for key in ("arms", "own_arms", "controls"):
+        for name in values.get(key, ()):
+            if "sequences" in values:
+                rule_of(name)
+            elif name not in BASELINES:
+                hint = did_you_mean(name, list(BASELINES)) or "choose from these."
+                raise ParameterError(f"{key}: {name!r} is not one of {', '.join(BASELINES)}; {hint}")
+            if "settings" in values and name != plain(name):
+                raise ParameterError(f"{key}: {name!r} has no knobs of its own; write {plain(name)!r}.")

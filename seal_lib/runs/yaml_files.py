@@ -1,0 +1,98 @@
+"""YAML that a person writes: small plain files by YAML 1.2, or one sentence that says what is wrong with them.
+
+By YAML 1.2 `1e-4` is a number, `012` is 12, and `on`, `yes`, `1:30` are words; dates are words here, too. A key that
+stands twice, an unknown tag and more than a few aliases (fifty can stand for gigabytes) are refused.
+"""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, ComposerError
+from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
+
+from seal_lib import paths
+from seal_lib.errors import ParameterError
+
+LARGEST = 2**18  # bytes of a file; the largest that ships has 19 000
+ALIASES = 20  # of a file; they can multiply, 20 of them to about 1500 copies
+
+
+class _Composer(Composer):
+    aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.aliases += self.parser.check_event(AliasEvent)
+        if self.aliases > ALIASES:
+            mark = self.parser.peek_event().start_mark
+            raise ComposerError(None, None, f"more than {ALIASES} aliases, write the values out", mark)
+        return super().compose_node(parent, index)
+
+
+class _Constructor(SafeConstructor):
+    pass
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
+def parse(text: str) -> Any:
+    """What one YAML document says; None if it is empty.
+
+    Raises:
+        ValueError: with what is wrong and, where that is known, the line, as ``line 3: …``.
+    """
+    reader = YAML(typ="safe", pure=True)
+    reader.Composer, reader.Constructor = _Composer, _Constructor
+    try:
+        return reader.load(text)
+    except DuplicateKeyError as error:
+        key = re.search(r'key "(.*?)" with', str(error.problem))
+        problem = f"the key {key[1]!r} stands twice; keep one" if key else "a key stands twice; keep one"
+        raise ValueError(f"line {error.problem_mark.line + 1}: {problem}") from error
+    except YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        said = str(problem or getattr(error, "reason", "") or "not YAML").splitlines()[0]
+        raise ValueError(f"{line}not YAML ({said}); mend it") from error
+    except ValueError as error:  # Python's bound on digits
+        raise ValueError("a number has thousands of digits; write a smaller one") from error
+    except RecursionError as error:
+        raise ValueError("lists in lists, too deep to be read; write it flat") from error
+
+
+def read(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        ParameterError: no regular file, too large, not UTF-8 or not YAML.
+    """
+    name = paths.short(path)
+    if not path.is_file():  # a device or a pipe may never end
+        raise ParameterError(f"{name} {'is not a file' if path.exists() else 'does not exist'}; give a YAML file.")
+    try:
+        with open(path, "rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise ParameterError(f"{name} has more than {LARGEST} bytes; that is no file of settings.")
+        return parse(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ParameterError(f"{name} is not UTF-8 text (byte {error.start + 1}); save it as UTF-8.") from error
+    except ValueError as error:
+        if isinstance(error, ParameterError):
+            raise
+        raise ParameterError(f"{name}: {error}.") from error
+    except OSError as error:
+        raise ParameterError(f"{name} cannot be read ({error.strerror}).") from error
+
+
+def text(content: dict) -> str:
+    """A mapping as YAML in block style, keys in order."""
+    writer, file = YAML(typ="safe", pure=True), io.StringIO()
+    writer.default_flow_style = False
+    writer.dump(content, file)
+    return file.getvalue()

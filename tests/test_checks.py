@@ -1,0 +1,47 @@
+"""What a notebook refuses before anything starts: names that only a domain knows, values that do not agree."""
+
+import pytest
+
+from seal_lib import paths
+from seal_lib.__main__ import main
+
+
+@pytest.mark.parametrize(
+    ("notebook", "setting", "says"),
+    [
+        ("11", "arms=[frozen, passage-only]", "'passage-only' is not one of frozen"),
+        ("11", "arms=[frozen, passage-only]", "did you mean 'passage_only'?"),
+        ("11", "arms=[]", "is an empty list"),
+        ("11", "arms=[frozen, frozen]", "stands twice"),
+        ("12", "controls=[forzen]", "did you mean 'frozen'?"),
+        ("12", "rounds=0", "give a number from 1"),
+        ("12", "seeds=[-1]", "give a number from 0"),
+        ("12", "filter=random_one", "did you mean 'random'?"),
+        ("13", "arms=[sequentail_own]", "did you mean 'sequential'?"),
+        ("13", "own_arms=[sequential_life]", "is not one of frozen"),
+        ("13", "knobs_file=/dev/zero", "neither a file nor a folder"),
+        ("13", "grader=f1", "is not one of exact, contains"),
+        ("15", "lengths=[4, 2]", "do not rise to 4"),
+        ("15", "lengths=[2, 8]", "do not rise to 4"),
+        ("16", "arms=[sequential_live]", "write 'sequential'"),
+        ("21", "protocol=authors", "is not the authors' way"),
+        ("21", "cap=0", "give a number from 1"),
+        ("21", "copies=-1", "give a number from 0"),
+        ("21", "prompts=chatty", "'chatty' is not one of base, chat, seedling"),
+        ("01", "pad_loss=full", "does not belong to protocol 'clean'"),
+        ("01", "alpha=0", "give a number above 0"),
+        ("10", "prompts_file=/dev/zero", "neither a file nor a folder"),
+        ("10", "prompts_file=nowhere.yaml", "nowhere.yaml does not exist"),
+        ("10", "prompts=best", "'best' is not one of"),
+    ],
+)
+def test_refused_before_anything_starts(tmp_path, monkeypatch, capsys, notebook: str, setting: str, says: str) -> None:
+    monkeypatch.setenv("SEAL_HOME", str(tmp_path))
+    monkeypatch.delenv("SET", raising=False)
+    assert main(["run", notebook, "--scale", "smoke", "--set", setting]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1 and not paths.runs().exists()
+
+
+def test_the_committed_values_agree(capsys) -> None:
+    assert main(["check"]) == 0, capsys.readouterr().err
