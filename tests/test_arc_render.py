@@ -305,8 +305,8 @@ def test_a_file_of_the_user_adds_to_the_sets_and_wins(tmp_path) -> None:
         ({"grid": "table"}, "grid: 'table' is not one of array, rows"),
         ({"persona": "You"}, "persona: a chat set needs a text here and any other set null"),
         ({"chat": True}, "persona: a chat set needs a text here"),
-        ({"stop": ""}, "stop: '' can stand in a grid"),
-        ({"stop": "]]"}, "stop: ']]' can stand in a grid"),
+        ({"stop": ""}, "stop: '' can occur in a grid"),
+        ({"stop": "]]"}, "stop: ']]' can occur in a grid"),
     ],
 )
 def test_a_broken_set_is_named_in_one_sentence(tmp_path, change, words) -> None:

@@ -161,7 +161,7 @@ def test_the_pinned_hub_dataset_needs_no_revision_and_any_other_does(monkeypatch
         ([{"id": "a", "train": [PAIR]}], "row 0: the key 'test'"),
         ([{"id": "a", "train": [PAIR], "test": None}], "row 0: the key 'test'"),
         ([{"id": "a", "question": "x"}], "row 0: the key 'train'"),
-        ([{"id": "a", "train": [PAIR], "test": [PAIR]}] * 2, "row 1: task 'a' stands twice"),
+        ([{"id": "a", "train": [PAIR], "test": [PAIR]}] * 2, "row 1: task 'a' occurs twice"),
         ([{"id": "a", "train": PAIR, "test": [PAIR]}], "row 0, train is a dict"),
         ([{"id": "a", "train": [PAIR], "test": [{"input": [[1, 10]]}]}], r"row 0, test\[0\], input.*0 to 9"),
         ([{"id": "a", "train": [{"input": "[[1]]", "output": "[[1]]"}], "test": [PAIR]}], "not rows of numbers"),

@@ -121,7 +121,7 @@ def _hub(source: str, revision: str | None) -> list[Task]:
             str(row[key]) if key else f"{split}-{number:05d}", _without_nulls(row), f"{source}, row {number}", None
         )
         if task.id in tasks:
-            raise DataError(f"{source}, row {number}: task {task.id!r} stands twice; ids are unique.")
+            raise DataError(f"{source}, row {number}: task {task.id!r} occurs twice; ids are unique.")
         tasks[task.id] = task
     if not tasks:
         raise DataError(f"{source} holds no task; choose another split.")
@@ -196,12 +196,12 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
     table = dict(pairs)
     if len(table) < len(pairs):
         seen = [key for key, _ in pairs]
-        raise DataError(f"the key {next(key for key in seen if seen.count(key) > 1)!r} stands twice; remove one.")
+        raise DataError(f"the key {next(key for key in seen if seen.count(key) > 1)!r} occurs twice; remove one.")
     return table
 
 
 def _read(path: Path) -> dict:
-    """A JSON object from a file; a key that stands twice is an error, not a silent loss."""
+    """A JSON object from a file; a key that occurs twice is an error, not a silent loss."""
     if not path.is_file():
         raise DataError(f"tasks: no file {path}; give a challenges file, a task file or a folder of task files.")
     try:

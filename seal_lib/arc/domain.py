@@ -3,7 +3,7 @@
 Self-edit text → configuration → one adapter on the augmented data → two attempts per test input → graded. Equal
 configurations of a task are one candidate (the released code trains and scores each copy).
 
-Whatever becomes of a self-edit is an outcome with a reason. Two kinds are told apart, as for knowledge:
+Every self-edit has an outcome with a reason. There are two kinds of failure, as for knowledge:
 
 * *Wrong*: a text that is no configuration, or asks for more than is allowed, is graded 0, since the policy wrote it.
 * *Not scored* (:data:`UNSCORED`): an adapter that diverged, and a task longer than the model takes, have no answer to

@@ -34,7 +34,7 @@ class FewShot:
     def __post_init__(self):
         for tasks in (self.practice, self.held_out):
             if len({t.id for t in tasks}) < len(tasks):
-                raise DataError(f"a task stands twice among {len(tasks)}; list each id once.")
+                raise DataError(f"a task occurs twice among {len(tasks)}; list each id once.")
         double = {t.id for t in self.practice} & {t.id for t in self.held_out}
         if double:
             raise DataError(f"task {sorted(double)[0]!r} is both practised and evaluated; take it out of one list.")

@@ -3,7 +3,7 @@
 From results.csv: :func:`success_by_arm`, :func:`success_by_round`, :func:`choices`, :func:`success_map`,
 :func:`success_by_task`. From tasks: :func:`grid_picture`, :func:`task_picture`, :func:`augmentation_strip`. From a
 benchmark's table: :func:`bench_arc`. Knows the names of the rows that ``seal_lib.arc.experiment`` makes; does not know
-models, runs or how a success was measured. An empty cell is a configuration that nobody wrote, not a zero.
+models, runs or how a success was measured. An empty cell is a configuration that no policy wrote, not a zero.
 
     figures.draw(success_map, table, down="learning_rate", across="num_train_epochs")
     with plots.style():

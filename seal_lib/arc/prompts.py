@@ -101,7 +101,7 @@ def _check(chosen: dict, where: str) -> None:
     if chosen["grid"] not in GRIDS:
         raise DataError(f"{where}, grid: {chosen['grid']!r} is not one of {', '.join(GRIDS)}.")
     if set(chosen["stop"]) <= set(to_text(((0,), (1,)))) | set("23456789"):
-        raise DataError(f"{where}, stop: {chosen['stop']!r} can stand in a grid; use a sign that cannot, such as '#'.")
+        raise DataError(f"{where}, stop: {chosen['stop']!r} can occur in a grid; use a sign that cannot, such as '#'.")
     for key, slots in _SLOTS.items():
         for slot in slots:
             if "{" + slot + "}" not in chosen[key]:

@@ -26,7 +26,7 @@ REASONS = {
     "too_long": "the text is longer than a configuration can be",
     "not_json": "the text is not one JSON value",
     "not_object": "a JSON object is expected here",
-    "duplicate_key": "a key stands twice",
+    "duplicate_key": "a key occurs twice",
     "missing_key": "a key is missing",
     "unknown_key": "a key is not in the schema",
     "wrong_type": "a value has the wrong type",

@@ -125,7 +125,7 @@ def _arm_rows(experiment: str, arms: Mapping[str, ByLoop], pairs: Sequence[tuple
             found = rate(attempts, lambda a, by=by: a.graded(by))
             rows.append(found.row(experiment, arm, metric, grader=by, **label))
         everything = [attempt for several in attempts.values() for attempt in several]
-        asked = all(attempt.outcome == "untrained" for attempt in everything)  # nobody wrote or trained anything
+        asked = all(attempt.outcome == "untrained" for attempt in everything)  # nothing was written or trained
         failures: dict[str, tuple[Callable[[Attempt], float], bool]] = {
             "rejected_rate": (lambda a: float(a.rejected), asked),
             "diverged_rate": (lambda a: float(a.outcome == "diverged"), asked),

@@ -22,7 +22,7 @@ class GpuPlan:
     answer_tokens: int = 64
     minutes: float = 9.0
     repetitions: int = 3
-    documents: int | None = None  # at most so many a self-edit, of at most `longest` tokens
+    documents: int | None = None  # most documents per self-edit, of at most `longest` tokens
     longest: int = 2048
     tiny: bool = False
 

@@ -59,7 +59,7 @@ LABELS = {
     "bank": "adapter bank",
 }
 LENGTHS = {"seal": "lengths of SEAL's self-edits", "seedling": "the made world's notes"}
-LINES = 8  # of a self-edit beside the passage: the recorded mean is 7.6
+LINES = 8  # documents of a self-edit besides the passage; the recorded mean is 7.6
 TOGETHER = 4  # adapters that a sequential way, or a bank of fewer slots, trains in one repetition
 
 

@@ -1,7 +1,7 @@
 """The findings of the forgetting study as Markdown made from its rows: the last cells of notebooks 13 to 16.
 
-A sentence that compares is there only where `stats.separable` says so, with its adjusted p; a level stands with its
-interval. Nothing is said of what did not run. Knows the rows of `tables` and `tuning`; no models and no figures.
+A comparison is written only if `stats.separable` holds, with its adjusted p; a level has its interval. Arms that did
+not run are not mentioned. Knows the rows of `tables` and `tuning`; no models and no figures.
 """
 
 from __future__ import annotations

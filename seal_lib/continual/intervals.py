@@ -64,7 +64,7 @@ def summary(
     Args:
         R: a stack [S, K+1, K] gives 95 % intervals over sequences; one matrix [K+1, K] gives values only.
         isolated, joint: reference accuracies, a number (its own uncertainty is then left out), [K] or [S, K].
-        sequences: how many sequences one mean matrix stands for.
+        sequences: number of sequences behind one mean matrix.
         constant: the metrics that cannot vary between sequences (frozen's gains; those of an age by the word "age").
     """
     stack = metrics.check(R)

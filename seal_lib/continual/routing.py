@@ -1,7 +1,7 @@
 """Which stored passage is a question about? BM25 over a stream's passages, and when to say "none".
 
-Knows words, counts and passages' titles and texts only. Whoever can find the right adapter so could also have fetched
-the passage: results that route must stand beside retrieval.
+Knows words, counts and passages' titles and texts only. A system that finds the right adapter this way could also
+retrieve the passage: compare routing with retrieval.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Runs arms over streams: all streams of an arm side by side, the dense matrix after every edit, resume per edit.
 
-A unit of work is (edit k, stream). Its row holds what was right, question by question; metrics are made from rows only
-(`tables`). The weights after the last two edits lie in the run folder until the arm is done, so a killed run goes on
+A unit of work is (edit k, stream). Its row says which questions were answered right; metrics are made from rows only
+(`tables`). The run folder keeps the weights after the last two edits until the arm is done, so a killed run continues
 at the last finished edit. A stream whose edit diverges ends there: later rows say so and hold no answers.
 """
 
@@ -176,7 +176,7 @@ class _Work:
     ) -> tuple[list[State | None], list[dict]]:
         """States after edit k (0-based), None where it diverged, and what the rows say about the training.
 
-        A stream with nothing to train on goes on with the weights it has.
+        A stream with nothing to train on keeps its weights.
         """
         begun = time.process_time()
         rule, about, states = self.rule, [{} for _ in streams], list(states)

@@ -158,7 +158,7 @@ def references(by_arm: Mapping[str, Rows]) -> dict[str, np.ndarray]:
     return {name: stack(by_arm[arm])[:, -1] for name, arm in arms.items() if arm in by_arm}
 
 
-#: metrics that no answer stands behind
+#: metrics that no graded answer enters
 UNJUDGED = ("drift", "norm", "stored_bytes", "tokens_per_edit", "seconds_per_edit", "diverged", "empty_edits",
             "blank_rate", "tuning_settings", "tuning_trainings")  # fmt: skip
 

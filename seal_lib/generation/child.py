@@ -1,8 +1,8 @@
-"""A Python child process that answers JSON messages, is never waited for without a limit, and ends with its parent.
+"""A Python child process that answers JSON messages within a time limit and ends with its parent.
 
-For libraries that patch the process they live in, hang, or keep memory: here they do so in one that can be killed.
-Both ends are here: :class:`Child` in the parent, :func:`serve` in the child. Nothing is pickled; large data goes
-through files. Knows nothing of models. POSIX only.
+For libraries that patch their process, hang, or keep memory: a child process can be killed. Both ends are here:
+:class:`Child` in the parent, :func:`serve` in the child. Nothing is pickled; large data goes through files. Knows
+nothing of models. POSIX only.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""vLLM behind the :class:`seal_lib.generation.hf.Generator` contract, in a child process of ours.
+"""vLLM behind the :class:`seal_lib.generation.contract.Generator` contract, in a child process.
 
-One child serves every policy of a process in turn: asking for another policy's texts puts its weights under the running
-engine, from memory. So vLLM does not patch our process (threads, NUMA), a hang is an error within a time limit, and
-``close`` gives all memory back. Knows models, adapters and memory; the child's side is :mod:`.vllm_worker`.
+One child serves all policies of a process: a request for another policy's texts loads its weights into the running
+engine. So vLLM does not patch our process (threads, NUMA), a hang becomes an error within a time limit, and ``close``
+frees all memory. Knows models, adapters and memory; the child's side is :mod:`.vllm_worker`.
 """
 
 import atexit

@@ -71,7 +71,7 @@ def restem_rows(controls: Mapping[str, Sequence[PassageTrial]], loops: Mapping[i
     """Lines for ``knowledge/restem`` (over all loops), ``knowledge/restem/seed_N``, and the SEAL rows of Table 2.
 
     Passages and loops are crossed: both are a sample. ``controls`` were run once and have no loops. Table 2's
-    differences are those of notebook 11, one family; those of SEAL stand in ``knowledge/restem``.
+    differences are those of notebook 11, one family; those of SEAL are in ``knowledge/restem``.
     """
     label = {"protocol": protocol, "model": model}
     several = list(loops.values())

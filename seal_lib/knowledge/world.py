@@ -2,9 +2,9 @@
 
 A *passage* puts the value before the person ("The halls of Sokumi trained Kale Teboran."); a *question* asks from the
 person to the value. Models of this size do not answer in the direction they were not trained in (the "reversal curse"),
-so what a self-edit says decides whether training on it helps. Notes that ask have question wordings of their own: what
-evaluation and practice ask stands in no note, so finetuning on notes never rehearses a test question. Nothing here
-knows about models or training.
+so what a self-edit says decides whether training on it helps. Notes that ask have question wordings of their own: no
+note has the wording of an evaluation or practice question, so finetuning on notes never rehearses a test question. Does
+not know models or training.
 
 People are split once into four disjoint populations, by full name:
 

@@ -58,10 +58,10 @@ TrialT = TypeVar("TrialT", bound=Trial)
 class Domain(Protocol[TrialT]):
     """A task on which a model can adapt itself: how self-edits are asked for, read, trained on and graded.
 
-    ``grader``: by which the trials' accuracy is meant. ``training``: settings of the adapter bank (slots, targets, …).
-    ``answering``: how answers are decoded. ``chunk``: candidates between two saves. ``max_tries``: a text that cannot
-    even be read is written again until so many texts were written (1: never). ``schema``: a JSON schema, as text, that
-    self-edits are held to while they are written, where the engine can.
+    ``grader``: the grader behind the trials' accuracy. ``training``: settings of the adapter bank (slots, targets, …).
+    ``answering``: how answers are decoded. ``chunk``: candidates between two saves. ``max_tries``: most texts written
+    for one self-edit while they cannot be parsed (1: never again). ``schema``: a JSON schema, as text, to which the
+    engine constrains self-edits, where it can.
     """
 
     @property

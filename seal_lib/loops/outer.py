@@ -1,7 +1,7 @@
 """The outer loop: sample self-edits, try each in the inner loop, reward, update the policy; round after round.
 
-Everything is recorded per trial in the run, and a killed round resumes at its next chunk. A control is data: a filter
-that does not look at the reward (:data:`CONTROLS`).
+The run records every trial, and a killed round resumes at its next chunk. A control is a filter that ignores the reward
+(:data:`CONTROLS`).
 """
 
 import math
@@ -127,7 +127,7 @@ def restem_round(run: Recorder, policy: Policy, units: Sequence[Unit], domain: D
                  name: str, seed: int) -> tuple[Policy, Round]:  # fmt: skip
     """One round on ``units``: the next policy, called ``name``, and the full record.
 
-    With filter ``random`` nothing is scored: the reward plays no part, so it is not paid for.
+    With filter ``random`` no self-edit is scored, as the reward is not used.
     """
     learn = update_of(outer)
     groups, frozen = practise(run, policy, units, domain, outer, phase=name, seed=seed)
@@ -155,10 +155,10 @@ def warn_if_blind(record: Round, outer: OuterLoop, grader: str) -> None:
 
 @dataclass(frozen=True)
 class Control:
-    """A policy that learns from as many self-edits without their reward.
+    """A policy that learns from the same number of self-edits without their reward.
 
-    ``filter``: blind to which self-edit is good. ``own``: it goes through the rounds by itself, on what it writes;
-    else it learns once, from the first round's self-edits.
+    ``filter``: a filter that ignores the reward. ``own``: the policy does all rounds on its own self-edits; otherwise
+    it learns once, from the self-edits of SEAL's first round.
     """
 
     filter: str

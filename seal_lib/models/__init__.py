@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 SEEDLINGS = paths.PACKAGE / "seedling" / "models"
 
-#: Below so many parameters a second CPU thread costs more than it brings, and waits for each other spin on busy
-#: machines; one thread also makes sums, so results, independent of the number of cores.
+#: Models with fewer parameters run on one CPU thread: a second one costs more than it gains, above all on a busy
+#: machine. One thread also makes sums, and so results, independent of the number of cores.
 SMALL = 20_000_000
 
 #: Hub models the parameter sets name, with the commit they were written for (``revision:`` overrides).

@@ -25,7 +25,7 @@ LOGITS = 1 << 26  # most logits that the bank lets exist at once
 # Tokens to which the bank bounds a step of a model of more than LARGE parameters: a GPU is busy from some hundred on
 # (arithmetic, not measured on one), and more only take memory.
 STEP_TOKENS, LARGE = 1024, 200_000_000
-DEFAULT_MEMORY = 4 * GB  # for training on a CPU, where nobody says what is free
+DEFAULT_MEMORY = 4 * GB  # assumed for training on a CPU, where the free memory is not known
 #: keys of a config.json that a shape is made of
 _SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size",
           "max_position_embeddings")  # fmt: skip

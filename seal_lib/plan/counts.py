@@ -1,9 +1,9 @@
 """Counts the work of a notebook from its parameters: self-edits to write, adapters to train, questions to answer.
 
-One function per notebook in :data:`COUNTS`, each the shadow of the loop it counts (``evaluate``, ``restem``,
-``experiments``, ``arc.experiment``; the continual ones in :mod:`seal_lib.plan.continual`). Units follow from the
-parameters alone and are exact; tokens come from recorded lengths (``lengths``) and are as good as those.
-Knows no model, no device and no price (:mod:`seal_lib.plan.costs`); loads neither data nor torch.
+One function per notebook in :data:`COUNTS`, which follows the loop that the notebook runs (:mod:`seal_lib.loops`; the
+continual ones are in :mod:`seal_lib.plan.continual`). Units follow from the parameters alone and are exact; tokens come
+from recorded lengths (``lengths``) and are as good as those. Knows no model, no device and no price
+(:mod:`seal_lib.plan.costs`); loads neither data nor torch.
 """
 
 from collections.abc import Callable, Mapping

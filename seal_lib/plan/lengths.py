@@ -69,7 +69,7 @@ class Text:
     def training(self, text: str = "policy", limit: int | None = None) -> tuple[float, float]:
         """(documents, tokens of all of them) of one training on a text: ``policy``, ``passage`` or a name recorded.
 
-        ``limit``: at most so many documents of a self-edit beside the passage.
+        ``limit``: most documents of a self-edit, besides the passage.
         """
         if text == "passage":
             return 1.0, self.passage
@@ -171,7 +171,7 @@ def of_passages(passages: Sequence["Passage"], prompts: "Prompts", source: str) 
         "shown": mean([tokens(prompts.ask(p, q, True)) for p in passages for q in p.questions]),
         "write": mean([tokens(prompts.write(p)) for p in passages]),
         "passage": mean([tokens(prompts.training_text(p.title, p.text)) for p in passages]),
-        "answer": 64.0,  # a base model goes on until the limit of 64
+        "answer": 64.0,  # a base model writes until the limit of 64
         "answer_longest": 64.0,
         "anchor": 50.0,  # likewise
         "edits": sorted(tokens(text) for p in passages for text in p.references.values()),

@@ -86,7 +86,7 @@ def check(notebook: str, p: Mapping, device: Device) -> str:
 
 
 def _m_step(p: Mapping, one: Phase, shape: budget.Shape, device: Device, weights: float) -> budget.Budget:
-    """Finetuning on the longest pairs that are to be expected; a GPU takes them one by one (`restem.pieces`)."""
+    """Finetuning on the longest expected pairs; a GPU takes them one by one (`seal_lib.loops.updates.pieces`)."""
     text = lengths.profile(str(p.get("practice") or p["passages"]))
     long = text.longest(round(one.units), p["edit_tokens"]) if isinstance(text, lengths.Text) else text.edit
     rows = 1 if device.is_gpu else one.batch

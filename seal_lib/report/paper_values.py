@@ -1,6 +1,6 @@
-"""The paper's numbers: reads paper_values.yaml, and says which one stands beside which of ours and where it is printed.
+"""The paper's numbers: reads paper_values.yaml, which pairs each of them with one of ours and says where it is printed.
 
-Knows the form of that file; does not know our results.
+Does not know our results.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def mean_over_units(
     """Mean over units (macro) with the interval that fits them; NaN and None are left out and counted as dropped.
 
     Args:
-        values: one number per unit, or several whose mean it is; a dictionary gives the units their ids.
+        values: one number per unit, or several that are averaged; a dictionary gives the units their ids.
         bounds: where the value of one unit can lie: :data:`SHARE`, :data:`DIFFERENCE` or :data:`ANY`.
         constant: the number cannot vary between samples (a setting, frozen's gain): "by construction".
 

@@ -1,4 +1,4 @@
-"""Puts our numbers beside the paper's in tables for people: Markdown for the README, HTML for notebooks.
+"""Tables of our numbers beside the paper's: Markdown for the README, HTML for notebooks.
 
 Knows which experiments are headlines and what a table shows of each. Does not know how the table of results is made
 (`results`) and draws nothing. An arm that only the paper has is shown as a gap ("not run"), never as a zero.
@@ -53,7 +53,7 @@ class Shown:
     note: str = ""  # what a reader must know of the columns, under the table
 
 
-SHOWN = {  # experiments of which more is to be said, or whose headline is not accuracy
+SHOWN = {  # experiments with a note, or whose headline is not accuracy
     "knowledge/single_passage": Shown(
         note="SEAL and the loop that keeps a random self-edit are compared with the other arms in the next table; the "
         "p-values of each table are one family.",
@@ -72,7 +72,7 @@ SHOWN = {  # experiments of which more is to be said, or whose headline is not a
         {"BWT": "BWT, %", "recovery_joint": "of joint's gain, %", "prior_kept": "prior knowledge kept, %"},
         "Joint retraining fits one adapter of the same rank to all self-edits at once: a reference and not a bound, so "
         "more than 100 % of its gain is possible; arms on their own notes have no such share. Routing is easy in the "
-        "made world: names are unique and the passage's title stands in the question, so read isolation beside "
+        "made world: names are unique and the passage's title is in the question, so read isolation beside "
         "retrieval.",
     ),
 }
@@ -101,8 +101,8 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
     """One line an arm, for people: ours [interval], n, blank answers, the paper's value and source, and whether the
     paired difference to the frozen model and to untrained self-edits is separable from zero ("–" = not computed).
 
-    What stands in for these where an experiment has another headline is in :data:`SHOWN`. Sentences that belong under
-    the table, and the notes of the paper's values, are in `attrs["notes"]`; `to_markdown` and `to_html` print them.
+    Experiments with another headline are in :data:`SHOWN`. The sentences below the table and the notes of the paper's
+    values are in `attrs["notes"]`; `to_markdown` and `to_html` print them.
     """
     import pandas as pd
 
@@ -225,7 +225,7 @@ def write_readme(scale: str, path: Path | None = None) -> Path:
         )
     text = path.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise DataError(f"{path.name}: the lines {BEGIN} and {END} must each stand there once, in this order.")
+        raise DataError(f"{path.name}: the lines {BEGIN} and {END} must each occur once, in this order.")
     before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     return paths.write_text(path, f"{before}\n\n{readme_block(read_results(results))}\n\n{after}")
 

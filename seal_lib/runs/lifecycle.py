@@ -36,7 +36,7 @@ COLUMNS = (
     "protocol", "model", "run",
 )  # fmt: skip
 KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # whose content the record of a run vouches for
-LOCK_WAIT = 20.0  # s; the kernel of a killed runner needs a moment to notice that its parent is gone
+LOCK_WAIT = 20.0  # s; the kernel of a killed runner ends a moment after it
 
 
 class Run:
@@ -214,7 +214,7 @@ class Run:
         if phase in self._phases:
             if not self.interactive:
                 raise RunError(f"phase {phase!r} is mapped twice in {self.notebook}; give each its own name.")
-            # a cell run again by hand: its code may have changed, so its rows count no more
+            # a cell run again by hand: its code may have changed, so its rows are dropped
             kept = [line for line in self._rows.lines if line["phase"] != phase]
             self._rows.cut(0)
             if kept:

@@ -30,7 +30,7 @@ PACKAGES = (
 ).split()
 SECRET = re.compile(r"(key|token|secret|password)", re.IGNORECASE)
 REDACTED = "(redacted)"
-WHERE = ("workers", "ray_address")  # parameters that say where work is done, see `cluster`
+WHERE = ("workers", "ray_address")  # parameters that say where work is done, see :mod:`seal_lib.runs.workers`
 DETERMINISM = {
     "cpu": "CPU: the same parameters, library and package versions give the same rows, however often the run was "
     "interrupted, because chunks of units are fixed and every draw is seeded by run seed, unit and purpose.",

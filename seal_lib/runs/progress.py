@@ -1,4 +1,4 @@
-"""Progress that a person sees while a notebook runs, in three surroundings.
+"""Progress of a running notebook, shown in one of three contexts.
 
 ``context()`` says which: ``batch`` (the runner), ``jupyter`` (a person in JupyterLab) or ``terminal``. In batch a
 widget would show nothing but its first state, so progress is printed as one readable line now and then.

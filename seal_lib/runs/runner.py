@@ -1,9 +1,9 @@
-"""Runs notebooks without a person: one, or all that are not up to date, each in a process of its own.
+"""Runs notebooks unattended: one, or all that are not up to date, each in a process of its own.
 
 Checks the parameters first, says "up to date" without starting anything when a finished run has the same code cells,
 parameters and inputs, and otherwise executes the notebook through papermill with the kernel of this very Python. A run
 is done only if its last cell called ``run.finish``; whatever else happens leaves ``failed.json`` and exit code 1, and
-the next call goes on where it stopped. Knows nothing of what a notebook computes.
+the next call continues where it stopped. Does not know what a notebook computes.
 """
 
 import argparse

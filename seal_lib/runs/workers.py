@@ -84,7 +84,7 @@ class Workers:
     ) -> Iterator[Done]:
         unit, policy = work.portable()
         executor = self._fill_up()
-        waiting = list(range(len(parts)))  # parts that nobody has started
+        waiting = list(range(len(parts)))  # parts that are not started yet
         at: dict[int, int] = {}  # worker -> its part
         finished: dict[int, Done | BaseException] = {}
         deaths: Counter = Counter()

@@ -1,7 +1,7 @@
-"""What each shipped model must be able to do, how that is measured, and what its model card says.
+"""Acceptance of the shipped models: the required numbers, how they are measured, and the model card.
 
-Measured on passages and tasks that the notebooks do not evaluate first; the grid model with the very settings of its
-notebook. A recipe that misses one number is not shipped.
+Measured on passages and tasks that the notebooks do not evaluate first; the grid model with the settings of its
+notebook. A model that misses one number is not shipped.
 """
 
 from collections.abc import Callable

@@ -156,8 +156,8 @@ def grow(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Train from nothing and save model and tokenizer to ``out``, a standard Hugging Face folder.
 
-    Every ``checkpoint_every`` steps the full training state goes to ``<out>/.partial``; a killed recipe goes on from
-    there and ends with the same weights, because the documents of a step depend on the recipe and the step alone.
+    Every ``checkpoint_every`` steps the full training state goes to ``<out>/.partial``; a killed training continues
+    from there and ends with the same weights, because the documents of a step depend on the recipe and the step alone.
     ``watch(step, losses)`` is called after each step. Returns (model, tokenizer).
     """
     import torch

@@ -4,8 +4,8 @@ A SEAL round trains hundreds of small adapters for a hundred tiny steps each. He
 each of K adapters end to end into one forward pass (padding the model only where that is the cheaper), sums the K
 losses, so that gradients stay independent, and updates each adapter by its own AdamW, learning rate, clip and schedule;
 a finished slot takes the next job. The result equals training each alone
-(:func:`seal_lib.training.finetune.train_alone`). Where memory runs out, fewer adapters go on side by side from where
-they are. Knows nothing of self-edits.
+(:func:`seal_lib.training.finetune.train_alone`). If memory runs out, fewer adapters continue side by side from their
+current state. Does not know self-edits.
 """
 
 import gc
@@ -447,9 +447,9 @@ class AdapterBank:
         return True
 
     def _halve(self, now: "_Run") -> None:
-        """Out of memory: go on with half the slots and half the tokens a step, from where each adapter is.
+        """Out of memory: continue with half the slots and half the tokens a step, from each adapter's current state.
 
-        Only those caught half-way through an update begin anew, so that results are those of an undisturbed run.
+        Only adapters that were interrupted during an update start again, so results are those of an undisturbed run.
         """
         for group in self.groups:  # tensors of the pass that failed
             group.release()

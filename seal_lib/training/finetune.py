@@ -128,7 +128,7 @@ def example_loss(model: nn.Module, examples: Sequence[Example], device: torch.de
 
 
 def train_alone(model: nn.Module, job: Job, targets: str | Sequence[str] = "all-linear", fused: bool = True) -> Result:
-    """One job by itself: PEFT, torch's AdamW and ``clip_grad_norm_`` in a plain loop. Same result as the bank's."""
+    """Train one job with PEFT, torch's AdamW and ``clip_grad_norm_`` in a plain loop. The result equals the bank's."""
     plan, names, device = job.plan(), target_names(targets), next(model.parameters()).device
     start = job.initial(target_linears(model, names))
     losses, tokens, reason = [], 0, ""

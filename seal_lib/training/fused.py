@@ -185,7 +185,7 @@ def forwards(model: nn.Module, packing: Callable) -> dict[nn.Module, Callable]:
     found: dict[nn.Module, Callable] = {}
     for module in model.modules():
         kind = type(module)
-        if "forward" in module.__dict__:  # somebody else's
+        if "forward" in module.__dict__:  # already replaced by other code
             continue
         if kind is nn.Linear and _fast(module.weight):
             found[module] = partial(_linear, module)

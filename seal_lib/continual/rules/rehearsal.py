@@ -19,7 +19,7 @@ from seal_lib.training.jobs import Example, Job
 if TYPE_CHECKING:
     from seal_lib.continual.trainer import EditJob
 
-#: of rehearsal or distillation beside the new edit's loss
+#: weights of rehearsal or distillation relative to the new edit's loss
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
