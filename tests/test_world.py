@@ -52,7 +52,7 @@ def test_pretraining_never_names_a_heldout_or_learning_person() -> None:
 
 
 def test_the_encoded_documents_of_training_steps_hold_no_heldout_name() -> None:
-    tokenizer, settings = seedling()[1], recipe.Recipe()
+    tokenizer, settings = seedling()[1], recipe.KnowledgeRecipe()
     forbidden, first, last = set(world.populations()["heldout"]), set(world.FIRST), set(world.LAST)
     documents = 0
     for step in range(0, settings.steps, settings.steps // 25):
@@ -68,7 +68,7 @@ def test_the_encoded_documents_of_training_steps_hold_no_heldout_name() -> None:
 
 
 def test_the_documents_of_a_step_depend_on_recipe_and_step_alone() -> None:
-    tokenizer, settings = seedling()[1], recipe.Recipe()
+    tokenizer, settings = seedling()[1], recipe.KnowledgeRecipe()
     assert recipe.documents_of(settings, 7, tokenizer) == recipe.documents_of(settings, 7, tokenizer)
     assert recipe.documents_of(settings, 7, tokenizer) != recipe.documents_of(settings, 8, tokenizer)
 
@@ -255,16 +255,16 @@ def test_every_word_of_the_world_is_one_token_of_the_shipped_tokenizer() -> None
 
 
 def test_the_recipe_gives_every_word_one_token_and_any_text_some() -> None:
-    tokenizer = recipe.build_tokenizer(recipe.Recipe().vocabulary)
+    tokenizer = recipe.build_tokenizer(recipe.KnowledgeRecipe().vocabulary)
     words = [*world.FIRST, *world.LAST, *world.PLACES, *(v for values in world.VALUES.values() for v in values)]
     assert [word for word in words if len(tokenizer(" " + word)["input_ids"]) != 1] == []
     assert tokenizer.decode(tokenizer("北京 \0 é")["input_ids"]) == "北京 \0 é"
-    assert len(tokenizer) <= recipe.Recipe().vocabulary
+    assert len(tokenizer) <= recipe.KnowledgeRecipe().vocabulary
 
 
 def test_the_shipped_model_has_the_shape_of_the_recipe() -> None:
     model, tokenizer = seedling()
-    settings, config = recipe.Recipe(), model.config
+    settings, config = recipe.KnowledgeRecipe(), model.config
     assert len(tokenizer) == config.vocab_size <= settings.vocabulary
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size) == (
         settings.hidden, settings.layers, settings.heads, settings.mlp,
