@@ -50,7 +50,7 @@ class HFGenerator:
             raise DataError("engine hf cannot hold a text to a JSON schema; use engine vllm or leave the schema out.")
         tokens = read(requests, self.tokenizer, sampling, self.positions)
         rows = rows_of(requests, sampling)
-        out: list[list[Completion | None]] = [[None] * sampling.n for _ in requests]
+        out: dict[tuple[int, int], Completion] = {}
         longest = max(map(len, tokens), default=0) + sampling.max_tokens
         at_once = max(1, min(self.batch, self.cache_tokens // longest))
         for first in range(0, len(rows), at_once):
@@ -58,8 +58,8 @@ class HFGenerator:
             seeds = [sample_seed(request, k) for _, request, k in part]
             done = self._decode([tokens[i] for i, _, _ in part], seeds, [r.adapter for _, r, _ in part], sampling)
             for (i, _, k), completion in zip(part, done, strict=True):
-                out[i][k] = completion
-        return out
+                out[i, k] = completion
+        return [[out[i, k] for k in range(sampling.n)] for i in range(len(requests))]
 
     def _decode(
         self,

@@ -94,15 +94,15 @@ class VLLMGenerator:
             check_fits(self.model, adapter)
         rows = rows_of(requests, sampling)
         engine = _engine_for(self, max((adapter.rank for adapter in distinct.values()), default=0))
-        out: list[list[Completion | None]] = [[None] * sampling.n for _ in requests]
+        out: dict[tuple[int, int], Completion] = {}
         last = ends(self.model, self.tokenizer)
         # Base rows never share a batch with adapters: on a CPU vLLM 0.32 gives them the adapter of its last slot.
         for part in ([row for row in rows if row[1].adapter is None], [row for row in rows if row[1].adapter]):
             asked = [(tokens[i], sample_seed(request, k), request.adapter) for i, request, k in part]
             done = engine.sample(asked, sampling, last, self.batch, self.settings)
             for (i, _, k), ids in zip(part, done, strict=True):
-                out[i][k] = finish(_cut(ids, self.tokenizer, sampling), self.tokenizer, sampling, last)
-        return out
+                out[i, k] = finish(_cut(ids, self.tokenizer, sampling), self.tokenizer, sampling, last)
+        return [[out[i, k] for k in range(sampling.n)] for i in range(len(requests))]
 
     def close(self) -> None:
         """End the child process, and with it all its memory. Another generator of ours would start it again."""
@@ -170,17 +170,18 @@ def _engine_for(generator: VLLMGenerator, rank: int) -> "Engine":
     global _engine
     settings = generator.settings
     least = _bucket(max(rank, settings.max_lora_rank))
-    running = _engine is not None and _engine.child.alive and _engine.kind == generator.kind
-    if running:  # one made for larger adapters serves smaller ones too; limits of time are no part of it
-        have = _engine.settings
-        limits = {"start_seconds": have.start_seconds, "stall_seconds": have.stall_seconds}
-        running = least <= have.max_lora_rank
-        running = running and have == replace(settings, max_lora_rank=have.max_lora_rank, **limits)
-    if not running:
+    engine = _engine if _engine is not None and _engine.child.alive and _engine.kind == generator.kind else None
+    if engine is None or not _serves(engine.settings, settings, least):
         shutdown()
-        _engine = Engine(generator, replace(settings, max_lora_rank=least))
-    _engine.load_base(generator.model, settings)
-    return _engine
+        engine = _engine = Engine(generator, replace(settings, max_lora_rank=least))
+    engine.load_base(generator.model, settings)
+    return engine
+
+
+def _serves(have: Settings, settings: Settings, rank: int) -> bool:
+    """Whether an engine started with ``have`` will do: it may allow larger ranks and have other time limits."""
+    like = replace(settings, start_seconds=have.start_seconds, stall_seconds=have.stall_seconds)
+    return rank <= have.max_lora_rank and have == replace(like, max_lora_rank=have.max_lora_rank)
 
 
 def _bucket(rank: int) -> int:
@@ -267,9 +268,10 @@ class Engine:
 
     def _save(self, adapters: Sequence[Adapter | None], home: Path) -> tuple[dict, dict]:
         """Write the adapters as PEFT folders: id of the object -> its name, name -> (number, folder)."""
-        names, about = {id(None): None}, {}
+        names: dict[int, str | None] = {id(None): None}
+        about: dict[str, tuple[int, str]] = {}
         for adapter in adapters:
-            if id(adapter) in names:
+            if adapter is None or id(adapter) in names:
                 continue
             digest = adapter.digest()  # the same weights are the same adapter, other weights never are
             if digest not in self._names:

@@ -150,9 +150,10 @@ def _pinned(name: str, revision: str | None) -> tuple[str, dict[str, str]]:
     source, pinned = resolve(name)
     if Path(source).is_dir():
         return source, {}
-    if not (revision or pinned):
+    commit = revision or pinned
+    if not commit:
         raise DataError(f"model {name!r} has no pinned revision; give the commit as parameter `revision`.")
-    return source, {"revision": revision or pinned}
+    return source, {"revision": commit}
 
 
 #: files of a model folder that say nothing to the model

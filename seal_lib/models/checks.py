@@ -174,13 +174,13 @@ def check_folder(folder: Path) -> None:
         weights = sorted({folder / str(part) for part in parts.values()})
     else:
         weights = [folder / "model.safetensors"]
-    for file in weights:
-        if not file.is_file():
+    for path in weights:
+        if not path.is_file():
             raise DataError(
-                f"{file} is missing; give a folder that holds a whole model, its weights as safetensors (older .bin "
+                f"{path} is missing; give a folder that holds a whole model, its weights as safetensors (older .bin "
                 "files: load them with transformers and save_pretrained)."
             )
-        check_safetensors(file)
+        check_safetensors(path)
 
 
 def check_config(config: Any, name: str) -> None:

@@ -163,7 +163,7 @@ def _typed(value: object, kind: Type) -> tuple[str, object]:
         return ("", None) if kind.optional else (f"is null; give a value of type {kind}", None)
     if isinstance(value, dict):
         return "is a nested mapping, and parameters are flat; give each value its own key", None
-    if kind.kind == "list":
+    if kind.item is not None:  # a list
         if not isinstance(value, list):
             return f"={_shown(value)} is not a list; write [{value}]", None
         fitted = [_typed(item, kind.item) for item in value]
@@ -175,7 +175,7 @@ def _typed(value: object, kind: Type) -> tuple[str, object]:
         if isinstance(value, float) and not math.isfinite(value):
             return f"={value} is not a finite number; give one", None
         if kind.choices and value not in kind.choices:
-            hint = did_you_mean(value, list(kind.choices))
+            hint = did_you_mean(str(value), list(kind.choices))
             return f"={_shown(value)} is not one of {', '.join(kind.choices)}; {hint or 'choose one of them'}", None
         return "", value
     if kind.kind == "float" and type(value) is int and abs(value) <= MOST:

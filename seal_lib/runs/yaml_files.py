@@ -55,9 +55,9 @@ def parse(text: str) -> Any:
         problem = f"the key {key[1]!r} stands twice; keep one" if key else "a key stands twice; keep one"
         raise ValueError(f"line {error.problem_mark.line + 1}: {problem}") from error
     except YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        mark, what = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f"line {mark.line + 1}: " if mark else ""
-        said = str(problem or getattr(error, "reason", "") or "not YAML").splitlines()[0]
+        said = str(what or getattr(error, "reason", "") or "not YAML").splitlines()[0]
         raise ValueError(f"{line}not YAML ({said}); mend it") from error
     except ValueError as error:  # Python's bound on digits
         raise ValueError("a number has thousands of digits; write a smaller one") from error
