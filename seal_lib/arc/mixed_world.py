@@ -123,7 +123,7 @@ def _moves(name: str, rule: world.GridRule, seed: int, demonstrations: int) -> T
 
 
 def _around_black(name: str, rule: tuple[str, world.GridRule], seed: int, demonstrations: int) -> Task:
-    """The black cells stand in one place in all demonstrations and in another one in the test."""
+    """The black cells have one place in all demonstrations and another one in the test."""
     place, moved = rule
     name, black = f"{name}-{place}-{''.join(map(str, moved))}", BLACK[place]
     draws = seeded("mixed task", name, seed)

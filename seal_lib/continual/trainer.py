@@ -1,9 +1,9 @@
 """Trains the next edit of many streams side by side, each on its own history, through the adapter bank.
 
-A stream's past lies in the bank beside the new adapter: as frozen ranks or, where memory allows, summed once per edit
-in float32 as that slot's own dense weights (a third of the arithmetic). Nothing is merged on disk or in the model. What
-an update rule may add to plain training is data on the job: soft targets, a projection of A, a quadratic penalty on dW,
-an orthogonality penalty, frozen layers or a frozen A. Knows no rule by name.
+The bank holds a stream's past beside the new adapter: as frozen ranks or, where memory allows, summed once per edit in
+float32 into dense weights of that slot (a third of the arithmetic). Nothing is merged on disk or in the model. What an
+update rule may add to plain training is data on the job: soft targets, a projection of A, a quadratic penalty on dW, an
+orthogonality penalty, frozen layers or a frozen A. Knows no rule by name.
 """
 
 from collections.abc import Callable, Sequence

@@ -27,7 +27,7 @@ _TICK = 1.0  # s between two signs of life
 
 
 class Refused(Exception):
-    """Raised by a child's handler for a wrong input; the child goes on working."""
+    """Raised by a child's handler for a wrong input; the child keeps running."""
 
 
 def scratch(prefix: str, room: int = 0) -> Path:

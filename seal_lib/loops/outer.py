@@ -26,7 +26,7 @@ from seal_lib.seeds import derive_seed
 
 
 @dataclass(frozen=True)
-class Asked:
+class EditPrompt:
     """The prompt for a self-edit about the unit ``id``."""
 
     id: str
@@ -36,14 +36,14 @@ class Asked:
 def write_self_edits(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *,
                      phase: str, seed: int, samples: int | None = None, chunk: int = 32) -> list[SelfEdit]:  # fmt: skip
     """``samples`` self-edits per unit (default ``outer.samples``), unit by unit."""
-    asked = [Asked(unit.id, domain.prompt(unit, policy.tokenizer)) for unit in units]
+    asked = [EditPrompt(unit.id, domain.prompt(unit, policy.tokenizer)) for unit in units]
     edits = _written(run, policy, asked, domain, outer, phase, seed, samples or outer.samples, chunk)
     known = {unit.id: unit for unit in units}
     for attempt in range(2, domain.max_tries + 1):
         again = [i for i, edit in enumerate(edits) if _unread(domain, known[edit.unit_id], edit)]
         if not again:
             break
-        asked = [Asked(edits[i].id, domain.prompt(known[edits[i].unit_id], policy.tokenizer)) for i in again]
+        asked = [EditPrompt(edits[i].id, domain.prompt(known[edits[i].unit_id], policy.tokenizer)) for i in again]
         other = derive_seed(seed, "again", attempt)
         redrawn = _written(run, policy, asked, domain, outer, f"{phase}/again_{attempt}", other, 1, chunk)
         for i, new in zip(again, redrawn, strict=True):
@@ -56,14 +56,14 @@ def _unread(domain: Domain, unit: Unit, edit: SelfEdit) -> bool:
     return isinstance(read, Rejected) and read.unread
 
 
-def _written(run: Recorder, policy: Policy, asked: Sequence[Asked], domain: Domain, outer: OuterLoop, phase: str,
+def _written(run: Recorder, policy: Policy, asked: Sequence[EditPrompt], domain: Domain, outer: OuterLoop, phase: str,
              seed: int, samples: int, chunk: int) -> list[SelfEdit]:  # fmt: skip
     sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, samples, schema=domain.schema)
     work = Work(partial(_texts, sampling=sampling, seed=seed), policy, run.count)
     return [SelfEdit.from_dict(edit) for row in run.map(phase, asked, work, chunk=chunk) for edit in row["edits"]]
 
 
-def _texts(policy: Policy, part: Sequence[Asked], count: Count, *, sampling: Sampling, seed: int) -> list[dict]:
+def _texts(policy: Policy, part: Sequence[EditPrompt], count: Count, *, sampling: Sampling, seed: int) -> list[dict]:
     requests = [Request(asked.prompt, derive_seed(seed, asked.id, "self-edit")) for asked in part]
     texts = policy.generator().generate(requests, sampling)
     rows = []
@@ -219,8 +219,10 @@ def run_loop(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
         group: what the names of its phases begin with, where one run holds loops of several models.
     """
     group, learn = f"{group}seed_{seed}/", update_of(outer)
-    tell = partial(evaluate, run, units=held_out, domain=domain, seed=seed, group=group, samples=samples, outer=outer)
-    evaluated = {"own_untrained": tell(base, arm="own_untrained")}
+    measure = partial(
+        evaluate, run, units=held_out, domain=domain, seed=seed, group=group, samples=samples, outer=outer
+    )
+    evaluated = {"own_untrained": measure(base, arm="own_untrained")}
     policy, history, fresh = base, [], []
     blind = CONTROLS[control] if control else None
     for index in range(1, rounds + 1):
@@ -236,11 +238,11 @@ def run_loop(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
                 seed=derive_seed(seed, index, "fresh seed"),
             )
         )  # fmt: skip
-        evaluated[name] = tell(policy, arm=name)
+        evaluated[name] = measure(policy, arm=name)
         if index == 1 and blind and not blind.own:
             kept = kept_of(groups, replace(outer, filter=blind.filter), draw)
             learned = imitate(run, base, kept, units, domain, outer, name=group + control, seed=draw)
-            evaluated[control] = tell(learned.policy, arm=control)
+            evaluated[control] = measure(learned.policy, arm=control)
     if blind and blind.own:
         policy, blindly = base, replace(outer, filter=blind.filter)
         for index in range(1, rounds + 1):
@@ -248,5 +250,5 @@ def run_loop(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
                 run, policy, practice(index), domain, blindly, index=index, name=f"{group}random_round_{index}",
                 seed=derive_seed(seed, index),
             )  # fmt: skip
-        evaluated[control] = tell(policy, arm=control)
+        evaluated[control] = measure(policy, arm=control)
     return Loop(seed, tuple(history), evaluated, tuple(fresh))

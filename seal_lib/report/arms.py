@@ -88,7 +88,7 @@ def arm_label(arm: str) -> str:
 
 
 def arm_rank(arm: str) -> tuple[float, int, str]:
-    """Sort key: the order of ``arms.yaml``, rounds one after the other; what is not listed stands in the middle."""
+    """Sort key: the order of ``arms.yaml``, rounds one after the other; arms that are not listed come in the middle."""
     arm = arm.split(" - ", 1)[0]
     found, order = _ROUND.match(arm), list(ARMS)
     at = order.index(_listed(arm)) if _listed(arm) else len(order) / 2 + 0.5

@@ -43,7 +43,7 @@ Units = Mapping[str, float | Sequence[float]] | Sequence[float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, its 95 % interval, and how many units (passages, tasks, sequences, seeds) stand behind it.
+    """A number, its 95 % interval, and the number of units (passages, tasks, sequences, seeds) that it comes from.
 
     `dropped` counts the values that were given but could not be used (NaN: diverged, not scorable; or a unit without a
     partner). `interval` names how low and high were made (module docstring), `loops` how many whole loops (seeds) the

@@ -61,7 +61,7 @@ class Ewc(Rule):
 
     F starts as the base's on texts it wrote by itself (true Fisher) and adds after each edit that edit's documents
     (empirical), so precision accumulates. The unit of F is the base's mean over all weights, fixed once. One penalty
-    around the latest weights stands for the one per edit of the original. One dense number per weight is stored.
+    around the latest weights replaces the original's one per edit. One dense number per weight is stored.
     """
 
     stores = "statistics"
