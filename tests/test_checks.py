@@ -18,6 +18,7 @@ from seal_lib.__main__ import main
         ("12", "seeds=[-1]", "give a number from 0"),
         ("12", "filter=random_one", "did you mean 'random'?"),
         ("13", "arms=[sequentail_own]", "did you mean 'sequential'?"),
+        ("14", "arms=[frozen, rag]", "none of these edits the weights"),
         ("13", "own_arms=[sequential_life]", "is not one of frozen"),
         ("13", "knobs_file=/dev/zero", "neither a file nor a folder"),
         ("13", "grader=f1", "is not one of exact, contains"),

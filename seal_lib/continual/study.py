@@ -57,7 +57,7 @@ def run_arm(
 
     Args:
         writing: how a live arm's model writes its self-edits (tokens, temperature, top_p).
-        slots: streams trained side by side; the largest divisor of their number that is not above it is used.
+        slots: streams trained side by side; the largest divisor of their number that is not above it is used. 0: all.
         full_rows: edits after which everything is asked; after the others only the passage just edited. None: all.
     """
     lengths = {len(stream) for stream in streams}
@@ -69,7 +69,7 @@ def run_arm(
     if work.trains and not arm.live and any(None in stream.edits for stream in streams):
         raise DataError(f"arm {arm.name!r}: streams without self-edits; give a writer or a live arm.")
     units = [EditUnit(f"{k}/{s.id}", k, s) for k in range(lengths.pop() + 1) for s in streams]
-    chunk = max(n for n in range(1, min(slots, len(streams)) + 1) if len(streams) % n == 0)
+    chunk = max(n for n in range(1, min(slots or len(streams), len(streams)) + 1) if len(streams) % n == 0)
     rows = run.map(f"{group}{arm.name}", units, work, chunk=chunk)
     work.clear()
     protocol = work.lab.inner.label  # the rule's: the authors' way is another than the study's

@@ -38,12 +38,15 @@ def check(values: Mapping[str, object]) -> None:
 
 
 def _arms(values: Mapping[str, object]) -> None:
+    study, tuning = "sequences" in values, "settings" in values
     for key in ("arms", "own_arms", "controls"):
         for name in values.get(key, ()):
-            if "sequences" in values:
+            if study:
                 rule_of(name)
             elif name not in BASELINES:
                 hint = did_you_mean(name, list(BASELINES)) or "choose from these."
                 raise ParameterError(f"{key}: {name!r} is not one of {', '.join(BASELINES)}; {hint}")
-            if "settings" in values and name != plain(name):
+            if tuning and name != plain(name):
                 raise ParameterError(f"{key}: {name!r} has no knobs of its own; write {plain(name)!r}.")
+    if study and not tuning and not any(rule_of(name).trains for name in values["arms"]):
+        raise ParameterError("arms: none of these edits the weights, so nothing is forgotten; add one, as sequential.")

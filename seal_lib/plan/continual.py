@@ -39,7 +39,7 @@ def run_arm(
     """One arm over ``streams`` streams (:func:`seal_lib.continual.study.run_arm`)."""
     rule, text, phase = rule_of(name), lengths.profile(p["passages"]), phase or name
     length, slots = p["length"], p["slots"]
-    chunk = max(n for n in range(1, min(slots, streams) + 1) if streams % n == 0)
+    chunk = max(n for n in range(1, min(slots or streams, streams) + 1) if streams % n == 0)
     full = [k for k in range(length + 1) if full_rows is None or k in full_rows]
     made = [k for k in range(1, length + 1) if not rule.retrains or k in full]
     per_passage = min(p["questions"] or text.questions, text.questions)

@@ -94,8 +94,13 @@ def blank_rate_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
 @draws("difference", by_arms)
 def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     """Paired differences with their intervals around a zero line; a filled mark is separable from zero."""
+    rows = arm_rows(table, "difference", needed=False)
+    if not rows:  # a run of one arm
+        ax.text(0.5, 0.5, "no two arms were compared", transform=ax.transAxes, ha="center", va="center")
+        ax.set_axis_off()
+        return ax
     ax.axvline(0, color=INK, linewidth=0.9, zorder=1)
-    arm_lines(ax, arm_rows(table, "difference"), table, "+")
+    arm_lines(ax, rows, table, "+")
     share_axis(ax.xaxis, "paired difference (filled: separable)", signed=True)
     return ax
 

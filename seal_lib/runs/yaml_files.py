@@ -52,8 +52,8 @@ def parse(text: str) -> Any:
         return reader.load(text)
     except DuplicateKeyError as error:
         key = re.search(r'key "(.*?)" with', str(error.problem))
-        problem = f"the key {key[1]!r} stands twice; keep one" if key else "a key stands twice; keep one"
-        raise ValueError(f"line {error.problem_mark.line + 1}: {problem}") from error
+        which = f"the key {key[1]!r}" if key else "a key"
+        raise ValueError(f"line {error.problem_mark.line + 1}: {which} stands twice; keep one") from error
     except YAMLError as error:
         mark, what = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f"line {mark.line + 1}: " if mark else ""
