@@ -64,7 +64,7 @@ def test_levelled_or_not_the_adapters_are_the_same(monkeypatch):
     monkeypatch.setattr(bank, "level", lambda *args: calls.append(args) or level(*args))
     results = []
     for most in (1e9, 0.0):
-        monkeypatch.setattr(packing, "LEVEL", most)
+        monkeypatch.setattr(packing, "LEVELLING_COST", most)
         with AdapterBank(model, slots=6, dtype=torch.float64) as b:
             results.append(b.run(jobs))
     assert len(calls) >= 6  # all of the first bank, none of the second

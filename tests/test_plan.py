@@ -98,11 +98,11 @@ def test_what_does_not_fit_is_refused_with_a_sentence(empty, capsys) -> None:
 
 
 def test_memory_is_told_or_refused_before_a_notebook_starts(empty, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(costs, "found", lambda: L4)
+    monkeypatch.setattr(costs, "this_device", lambda: L4)
     monkeypatch.setattr(runner, "_execute", lambda *_: 0)
     with pytest.raises(ParameterError, match=r"24\.0 GB; the largest part is .*Use fewer slots"):
         runner.run("11_single_passage", "paper", check=enough)
-    monkeypatch.setattr(costs, "found", lambda: H200)
+    monkeypatch.setattr(costs, "this_device", lambda: H200)
     assert runner.run("11_single_passage", "paper", check=enough) == 0
     told = capsys.readouterr().out
     assert "weights (bfloat16)" in told and "vLLM's own copy of the weights" in told

@@ -72,7 +72,7 @@ def build(shape: budget.Shape, device: str) -> "PreTrainedModel":
 class Words:
     """A stand-in for a tokenizer: a text is a list of numbers. Its end-of-text is never sampled."""
 
-    eos_token_id, pad_token_id = -1, 0
+    eos_token_id, pad_token_id, all_special_ids = -1, 0, (-1,)
 
     def __call__(self, text: str) -> dict[str, list[int]]:
         return {"input_ids": [int(word) for word in text.split()]}

@@ -175,7 +175,7 @@ def lines(items: list[Item]) -> list[str]:
                 one.notebook, name, *(_count(t[key]) for key in ("written", "trainings", "steps", "answers")),
                 f"{(t['trained_tokens'] + t['sft_tokens']) / 1e6:.2f}",
                 f"{(t['written_tokens'] + t['answered_tokens']) / 1e6:.2f}",
-                f"{one.needed / needs.GB:.1f}", f"{(one.disk + one.scratch) / needs.GB:.2f}",
+                f"{one.needed / budget.GB:.1f}", f"{(one.disk + one.scratch) / budget.GB:.2f}",
                 _hours(sum(one.hours.values())), state,
             ]
         )  # fmt: skip

@@ -18,7 +18,6 @@ from seal_lib.plan.costs import Device
 from seal_lib.plan.work import Phase, pad_tokens
 from seal_lib.report.arms import plain
 
-GB = 1e9
 #: files of SQuAD at its pinned revision, and their sizes in bytes
 SQUAD_FILES = {
     "validation": ("plain_text/validation-00000-of-00001.parquet", 1.82e6),
@@ -221,4 +220,4 @@ def free_disk(folder: Path) -> float:
 
 
 def size_text(count: float) -> str:
-    return f"{count / GB:.1f} GB" if count >= 0.1 * GB else f"{count / 1e6:.0f} MB"
+    return f"{count / budget.GB:.1f} GB" if count >= 0.1 * budget.GB else f"{count / 1e6:.0f} MB"
