@@ -60,7 +60,7 @@ class SelfEdit:
     """Text a writer produced about a passage or puzzle, to be trained on. Data only: never executed.
 
     ``source`` names the writer (a policy or a reference); ``tokens`` is the number generated, 0 if not by a model;
-    ``tries``: texts that were written until one could be read.
+    ``tries``: texts that were written until one could be read; ``unwritten``: why there is no text, "" if there is.
     """
 
     id: str
@@ -70,10 +70,12 @@ class SelfEdit:
     seed: int = 0
     tokens: int = 0
     tries: int = 1
+    unwritten: str = ""
 
     @classmethod
     def from_dict(cls, row: dict) -> "SelfEdit":
-        return cls(**{key: row[key] for key in ("id", "unit_id", "text", "source", "seed", "tokens", "tries")})
+        same = ("id", "unit_id", "text", "source", "seed", "tokens", "tries", "unwritten")
+        return cls(**{key: row[key] for key in same})
 
     def _repr_html_(self) -> str:
         return (
@@ -126,7 +128,9 @@ class PassageTrial:
     """One pass of the inner loop: an adapter trained on one self-edit (or none), questioned without the passage.
 
     ``grader``: the loop's grader, a key of :data:`seal_lib.grading.graders.GRADERS`; :attr:`accuracy` is its mean
-    grade. ``outcome``: ``ok``, ``empty_edit`` or ``diverged``; a diverged trial has no accuracy.
+    grade. ``outcome``: ``ok``, ``empty_edit``, ``diverged`` or ``too_long``; the last two have no accuracy.
+    ``left_out``: what of its texts was not trained on or asked, by kind: lines and thoughts that protocol ``clean``
+    drops, tokens beyond ``max_length`` (``cut_tokens``), questions that the model cannot take (``questions``).
     """
 
     id: str
@@ -142,6 +146,7 @@ class PassageTrial:
     tokens: int = 0
     first_loss: float = math.nan
     last_loss: float = math.nan
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -177,7 +182,7 @@ class PassageTrial:
         losses = {key: math.nan if row[key] is None else row[key] for key in ("first_loss", "last_loss")}
         edit = SelfEdit.from_dict(row["edit"]) if row["edit"] else None
         answers = tuple(Answer.from_dict(answer) for answer in row["answers"])
-        same = ("id", "unit_id", "arm", "seed", "grader", "outcome", "reason", "steps", "tokens")
+        same = ("id", "unit_id", "arm", "seed", "grader", "outcome", "reason", "steps", "tokens", "left_out")
         return cls(**{"edit": edit, "answers": answers, **{key: row[key] for key in same}, **losses})
 
     def _repr_html_(self) -> str:

@@ -6,12 +6,20 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# property-based tests: the same examples every time, each within a second; `PROPERTIES=10000` looks further
+settings.register_profile(
+    "suite", max_examples=int(os.environ.get("PROPERTIES", 100)), deadline=1000, database=None,
+    derandomize="PROPERTIES" not in os.environ, suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+settings.load_profile("suite")
 
 
 class Suite:

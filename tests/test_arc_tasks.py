@@ -2,9 +2,12 @@
 
 import json
 import random
+import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from seal_lib.arc import grids
 from seal_lib.arc.data import choose, load_tasks
@@ -189,12 +192,40 @@ def test_the_text_is_what_numpy_prints_and_reads_back() -> None:
         ("[[1 2]\n [3 4]]", ((1, 2), (3, 4))),
         ("[[1 2]\n [3 4]]#", ((1, 2), (3, 4))),
         ("1 2 3 4", ((1, 2, 3, 4),)),
-        ("[[1 2]  [3 4]]", ((1, 2, 3, 4),)),
+        # rows on one line, which the released code makes 1 × 4; commas; fences; thoughts
+        ("[[1 2]  [3 4]]", ((1, 2), (3, 4))),
+        ("[[1 2] [3 4]]#", ((1, 2), (3, 4))),
+        ("[[1 2][3 4]]", ((1, 2), (3, 4))),
+        ("[[1, 2]]", ((1, 2),)),
+        ("[[1, 2], [3, 4]]", ((1, 2), (3, 4))),
+        ("[[1,2],[3,4]]", ((1, 2), (3, 4))),
+        ("[[1, 2],\n [3, 4]]", ((1, 2), (3, 4))),
+        ("[1, 2],\n[3, 4],", ((1, 2), (3, 4))),
+        ("1, 2\n3, 4", ((1, 2), (3, 4))),
+        ("1 2\n3 4", ((1, 2), (3, 4))),
+        ("```\n[[1 2] [3 4]]\n```", ((1, 2), (3, 4))),
+        ("```json\n[[1, 2], [3, 4]]\n```", ((1, 2), (3, 4))),
+        ("so:\n```python\n[[7]]#", ((7,),)),  # the stop text came before the fence closed
+        ("[[7]]\n```", ((7,),)),
+        ("```[[7]]```", ((7,),)),
+        ("<think>[[1]] or [[2]]</think>\n[[3]]", ((3,),)),
+        ("[[3]] <think>or [[4]]", ((3,),)),
+        # more than one grid, or brackets that say nothing clear
+        ("[[1 2]] [[3 4]]", "not_a_grid"),
+        ("[[1 2]]\n\n[[3 4]]", "not_a_grid"),
+        ("[[1 2] 3 4]", "not_a_grid"),
+        ("[1 2 [3 4]]", "not_a_grid"),
+        ("[[1 2] -> [3 4]]", "not_a_grid"),
+        ("1,,2", "not_a_grid"),
+        (",1", "not_a_grid"),
+        ("[[1 2], [3]]", "ragged"),
+        ("1,000", "values"),
+        ("```json\n```", "empty"),
+        ("<think>[[1]]", "empty"),
         ("so:\n```\n[[7]]\n``` done", ((7,),)),
         ("[[1 2 3]\n [4]]", "ragged"),  # the released code makes this 2 × 2
         ("[[1 2]\n [3]]", "ragged"),
         ("[[1 2]\n\n [3 4]]", "ragged"),
-        ("[[1, 2]]", "not_a_grid"),
         ("abc", "not_a_grid"),
         ("[[1 2]\n [3 4]] -> [[1]]", "not_a_grid"),
         ("[[1.0 2]]", "not_a_grid"),
@@ -213,6 +244,51 @@ def test_the_text_is_what_numpy_prints_and_reads_back() -> None:
 def test_parsing_is_strict_and_says_why(text, expected) -> None:
     parsed = grids.parse(text)
     assert (parsed.grid, parsed.reason) == ((None, expected) if isinstance(expected, str) else (expected, ""))
+
+
+CELLS = st.integers(0, 9)
+SIDES = st.tuples(st.integers(1, 30), st.integers(1, 30))
+ANY_GRID = SIDES.flatmap(
+    lambda side: st.lists(st.lists(CELLS, min_size=side[1], max_size=side[1]), min_size=side[0], max_size=side[0])
+).map(lambda rows: tuple(map(tuple, rows)))
+#: ways in which models write a grid
+WAYS = {
+    "numpy": grids.to_text,
+    "one line": lambda grid: grids.to_text(grid).replace("\n", ""),
+    "json": lambda grid: json.dumps(grid),
+    "json, indented": lambda grid: "[\n  " + ",\n  ".join(map(json.dumps, grid)) + "\n]",
+    "plain": lambda grid: "\n".join(" ".join(map(str, row)) for row in grid),
+    "csv": lambda grid: "\n".join(",".join(map(str, row)) for row in grid),
+    "fence": lambda grid: f"```\n{grids.to_text(grid)}\n```",
+    "json in a fence": lambda grid: f"Output:\n```json\n{json.dumps(grid)}\n```\nDone.",
+    "thoughts": lambda grid: f"<think>{json.dumps(grid)}?</think>\n{grids.to_text(grid)}",
+}
+
+
+@given(ANY_GRID, st.sampled_from(list(WAYS)))
+def test_every_way_to_write_a_grid_reads_back(grid, way) -> None:
+    assert grids.parse(WAYS[way](grid) + "#") == grids.Parsed(grid)
+
+
+@given(ANY_GRID, st.integers(0, 2_000))
+def test_a_grid_that_is_cut_is_never_another_grid_of_its_shape(grid, at) -> None:
+    found = grids.parse(grids.to_text(grid)[:at]).grid
+    assert found is None or found == grid or len(found) < len(grid) or len(found[0]) < len(grid[0])
+
+
+@given(st.text(st.sampled_from("[]0123 ,\n#`-+xé") | st.characters(), max_size=80))
+def test_parsing_never_raises_and_gives_a_grid_or_a_reason(text: str) -> None:
+    parsed = grids.parse(text)
+    assert (parsed.grid is None) == (parsed.reason in grids.REASONS)
+    assert parsed.grid is None or grids.problem(parsed.grid) == ""
+
+
+@pytest.mark.parametrize("filler", [*" ,]`[\n\t1-", "] ", ", ", "],", "[ "])
+def test_no_answer_takes_long_to_read(filler: str) -> None:
+    begun = time.monotonic()
+    for text in (f"[[1]{filler * 100_000}x", filler * 100_000):
+        grids.parse(text)
+    assert time.monotonic() - begun < 5
 
 
 def test_reasons_are_counted_with_every_key() -> None:

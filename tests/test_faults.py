@@ -5,9 +5,8 @@ import time
 from dataclasses import replace
 
 import pytest
-from fixtures_seal import DOMAIN, INNER, WORDING, candidate, digest, made, seedling, trials_of
+from fixtures_seal import DOMAIN, INNER, candidate, digest, made, seedling, trials_of
 
-from seal_lib.knowledge.documents import training_documents
 from seal_lib.loops.outer import reward_of
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.loops.updates import Group, kept_of
@@ -18,6 +17,9 @@ FAULTS = {
     "empty": "",
     "white space": " \n\t\r\n\u3000\u00a0\n",
     "rules only": "---\n---\n----",
+    "thoughts only": "<think>Hm. What could I write?</think>",
+    "thoughts cut off": "<think>Hm. " * 50,
+    "fences and tables": "```\n|---|---|\n```\n<notes>\n</notes>",
     "100 kB in one line": "All work and no play. " * 4700,
     "one huge word": "x" * 100_000,
     "binary": BINARY.decode("utf-8", errors="replace"),
@@ -41,10 +43,11 @@ def test_a_strange_self_edit_is_a_clean_trial_or_a_counted_outcome(name: str) ->
     neighbour = candidate(passage, passage.references["gold"], "neighbour")
     (strange, sane) = trials_of([candidate(passage, text), neighbour], SETTINGS)
     assert time.monotonic() - begun < 60
-    empty = not text.strip()
+    documents = DOMAIN.documents(passage, text)
+    empty = len(documents) == 1  # the passage
     assert strange.outcome in (("empty_edit",) if empty else ("ok", "diverged"))
     assert strange.edit.text == text
-    assert strange.steps == len(training_documents(passage, text, WORDING)) or strange.outcome == "diverged"
+    assert strange.steps == len(documents) or strange.outcome == "diverged"
     assert strange.outcome == "diverged" or len(strange.answers) == len(passage.questions)
     assert sane.outcome == "ok" and digest(model) == before
     row = to_dict(strange)

@@ -3,14 +3,18 @@
 import json
 import random
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 from fixtures_seal import WORDING, plain_passage
+from hypothesis import given
+from hypothesis import strategies as st
 
 from seal_lib.errors import DataError, ParameterError
+from seal_lib.generation.thoughts import without_thoughts
 from seal_lib.knowledge import data, prompts
-from seal_lib.knowledge.documents import PROTOCOLS, split_edit, training_documents
+from seal_lib.knowledge.documents import PROTOCOLS, read_edit, split_edit, training_documents
 from seal_lib.records import Question
 
 # ------------------------------------------------------------------------------------------- documents
@@ -40,7 +44,7 @@ LONG = "\n".join(f"line {i}" for i in range(50))
         ("Only\n10. ten", ["Only", "10. ten"]),
         # --- separates parts, wherever it stands
         ("a\n---\nb", ["a", "b"]),
-        ("a --- b\n----c", ["a", "b", "-c"]),
+        ("a --- b\n---c", ["a", "b", "c"]),
         # question blocks stay together over lines
         ("Question 1: q?\nAnswer: a\nQuestion 2: r?\nAnswer: b",
          ["Question 1: q?\nAnswer: a", "Question 2: r?\nAnswer: b"]),
@@ -49,8 +53,7 @@ LONG = "\n".join(f"line {i}" for i in range(50))
         ("q?\nAnswer: a\nQuestion 2: r?\nAnswer: b", ["Question 1: q?\nAnswer: a", "Question 2: r?\nAnswer: b"]),
         # both marks are needed for blocks
         ("Question 1: q?\nQuestion 2: r?", ["Question 1: q?", "Question 2: r?"]),
-        ("Question: q?\nAnswer: a", ["Question: q?", "Answer: a"]),
-        ("Q1: q?\nA: a", ["Q1: q?", "A: a"]),
+        ("Q1 2023: up\nA: a", ["Q1 2023: up", "A: a"]),
     ],
 )  # fmt: skip
 def test_pieces_of_a_self_edit_that_all_protocols_agree_on(text: str, pieces: list[str], protocol: str) -> None:
@@ -78,8 +81,12 @@ def test_pieces_of_a_self_edit_that_all_protocols_agree_on(text: str, pieces: li
         ("Question 1: q?\nAnswer: a Question 2: r?\n  Question 3: s?",
          ["Question 1: q?\nAnswer: a", "Question 2: r?", "Question 3: s?"],
          ["Question 1: q?\nAnswer: a Question 2: r?\n  Question 3: s?"]),
-        ("Questions:\nQuestion 1: q?\nAnswer: a", ["Question 1: Questions:", "Question 1: q?\nAnswer: a"],
+        ("Questions:\nQuestion 1: q?\nAnswer: a", ["Questions:", "Question 1: q?\nAnswer: a"],
          ["Questions:", "Question 1: q?\nAnswer: a"]),
+        # the authors know three dashes, and one way to mark a question
+        ("a\n-----\n----c", ["a", "c"], ["a", "--", "-c"]),
+        ("Question: q?\nAnswer: a", ["Question: q?\nAnswer: a"], ["Question: q?", "Answer: a"]),
+        ("Q1: q?\nA: a", ["Q1: q?\nA: a"], ["Q1: q?", "A: a"]),
     ],
 )  # fmt: skip
 def test_pieces_where_the_authors_look_at_the_whole_text(text: str, clean: list[str], authors: list[str]) -> None:
@@ -167,6 +174,94 @@ def by_hand(text: str, split_newlines: bool, later: bool) -> list[str]:
             if [line[:2] for line in pieces[1:2]] == ["1."]:
                 del pieces[0]
     return [piece for piece in pieces[:30] if piece.strip()] if later else pieces
+
+
+FENCED = "Here you are:\n```markdown\n- a\n- b\n```\n"
+TABLE = "| Name | Born |\n|---|:--:|\n| Ada | 1815 |\n+------+------+"
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces", "dropped"),
+    [
+        # thoughts
+        ("<think>\nHm.\n- x\n</think>\n\n- a\n- b", ["- a", "- b"], {"thoughts": 1}),
+        ("Hm.\n</think>\n- a", ["- a"], {"thoughts": 1}),
+        ("- a\n<think>Hm. And then", ["- a"], {"thoughts": 1}),
+        ("<think>Hm.</think>", [], {"thoughts": 1}),
+        # lines of layout alone
+        (FENCED, ["Here you are:", "- a", "- b"], {"marks": 2}),
+        ("~~~\na\n~~~", ["a"], {"marks": 2}),
+        (TABLE, ["| Name | Born |", "| Ada | 1815 |"], {"marks": 2}),
+        ("a\n-----\nb\n***\nc\n* * *\nd\n___\n===\n##\n—\n•\ne", list("abcde"), {"marks": 8}),
+        ("<notes>\na\n</notes>\n<|im_end|>", ["a"], {"marks": 3}),
+        ("a < b\n<b>bold</b> c\n`x`\n...\n-.", ["a < b", "<b>bold</b> c", "`x`", "...", "-."], {}),
+        ("北京\n∞\n1", ["北京", "1"], {"marks": 1}),
+        ("Implications:\n1. a", ["1. a"], {"headings": 1}),
+        # questions, however they are marked
+        ("**Question 1:** q?\n**Answer:** a\n\n**Question 2:** r?\n**Answer:** b",
+         ["**Question 1:** q?\n**Answer:** a", "**Question 2:** r?\n**Answer:** b"], {}),
+        ("**Question 1**: q?\n\n**Answer**: a", ["**Question 1**: q?\n\n**Answer**: a"], {}),
+        ("**Question 1:** q? **Answer:** a **Question 2:** r? **Answer:** b",
+         ["**Question 1:** q? **Answer:** a", "**Question 2:** r? **Answer:** b"], {}),
+        ("Q1: q?\nA1: a\nQ2: r?\nA2: b", ["Q1: q?\nA1: a", "Q2: r?\nA2: b"], {}),
+        ("Q1: q? A1: a Q2: r? A2: b", ["Q1: q? A1: a", "Q2: r? A2: b"], {}),
+        ("**Q:** q?\n**A:** a\n\n---\n\n**Q:** r?\n**A:** b", ["**Q:** q?\n**A:** a", "**Q:** r?\n**A:** b"], {}),
+        ("1. **Q:** q?\n   **A:** a\n2. **Q:** r?\n   **A:** b",
+         ["1. **Q:** q?\n   **A:** a", "2. **Q:** r?\n   **A:** b"], {}),
+        ("### Question 1\nq?\n### Answer\na\nmore\n### Question 2\nr?\n### Answer\nb",
+         ["### Question 1\nq?\n### Answer\na\nmore", "### Question 2\nr?\n### Answer\nb"], {}),
+        ("> Notes\n- Question: q?\n  - Answer: a", ["> Notes", "- Question: q?\n  - Answer: a"], {}),
+        ("Q1. q?\nA1. a", ["Q1. q?\nA1. a"], {}),
+        ("QUESTION 1: q?\nANSWER: a", ["QUESTION 1: q?\nANSWER: a"], {}),
+        ("Q1：是什么？\nA1：北京", ["Q1：是什么？\nA1：北京"], {}),
+        ("Facts.\nQ: q? A: a\nA fact.\nQ: r? A: b", ["Facts.", "Q: q? A: a", "A fact.", "Q: r? A: b"], {}),
+        ("<think>Hm.</think>\n```\nQ1: q?\nA1: a\n```", ["Q1: q?\nA1: a"], {"thoughts": 1, "marks": 2}),
+        ("Q. Fabius was consul.\nA. Lincoln was not.", ["Q. Fabius was consul.", "A. Lincoln was not."], {}),
+    ],
+)  # fmt: skip
+def test_protocol_clean_reads_what_models_write_and_counts_what_it_drops(text, pieces, dropped) -> None:
+    assert read_edit(text, protocol="clean") == (pieces, dropped)
+    for protocol in AUTHORS:  # theirs stays theirs
+        for split in (True, False):
+            whole = by_hand(text, split, protocol == "authors_v2")
+            assert read_edit(text, split, protocol) == (whole, {})
+
+
+def test_without_line_splitting_the_same_is_dropped() -> None:
+    assert read_edit(f"<think>Hm.</think>{FENCED}---\n-----\nc", False, "clean") == (
+        ["Here you are:\n- a\n- b", "c"], {"thoughts": 1, "marks": 3}
+    )  # fmt: skip
+
+
+MODERN = [
+    *FRAGMENTS, "<think>", "</think>", "```", "```json", "-----", "|---|", "**Question 1:**", "**Answer:**", "Q1:",
+    "A1:", "Q:", "### Question", "a b", "c.", "…",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(MODERN) | st.text(max_size=5), max_size=40), st.sampled_from(("", " ", "\n")))
+def test_clean_invents_nothing_and_loses_no_word(parts: list[str], between: str) -> None:
+    text = between.join(parts)
+    pieces, dropped = read_edit(text, protocol="clean")
+    assert all(piece == piece.strip() != "" for piece in pieces) and all(n > 0 for n in dropped.values())
+    said = without_thoughts(text)[0]
+    left = iter(said)
+    for piece in pieces:  # in order, and nothing that was not there, but the number that the prompt ended in
+        own = piece.removeprefix("Question 1: ") if pieces.index(piece) == 0 else piece
+        assert all(character in left for character in "".join(own.split())), (text, pieces)
+    if not dropped.get("headings"):
+        words = ["".join(c for c in t if c.isalnum()).replace("json", "") for t in (said, "".join(pieces))]
+        assert len(words[1]) >= len(words[0])
+
+
+@pytest.mark.parametrize(
+    "filler", [" ", "*", "-", "\t", "#", "Q", "A:", "Q1:", "<a", "<think>", "Question 1", "| ", "`"]
+)
+def test_no_text_takes_long_to_read(filler: str) -> None:
+    text = f"Q1: q?{filler * 60_000}x\nA1: a"
+    begun = time.monotonic()
+    read_edit(text, protocol="clean")
+    assert time.monotonic() - begun < 5
 
 
 def test_the_rules_hold_for_texts_of_any_make() -> None:

@@ -24,7 +24,7 @@ from seal_lib.arc.self_edits import REASONS, SCHEMA, UNPARSED, Config, Limits, R
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion, Request, Sampling
-from seal_lib.loops.domain import Candidate, Rejected
+from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected
 from seal_lib.loops.policy import Policy
 from seal_lib.records import SelfEdit
 from seal_lib.seeds import derive_seed
@@ -223,7 +223,7 @@ class Puzzles:
 
     @property
     def answering(self) -> Sampling:
-        return Sampling(self.inner.answer_tokens, stop=(self.prompts.stop,))
+        return Sampling(self.inner.answer_tokens, stop=(self.prompts.stop,), skip_long=True)
 
     @property
     def chunk(self) -> int:
@@ -237,6 +237,8 @@ class Puzzles:
         return render.self_edit_prompt(unit, tokenizer, self.prompts)
 
     def read(self, unit: Task, edit: SelfEdit, arm: str, seed: int) -> Candidate | Rejected:
+        if edit.unwritten:  # the task's fault, not the policy's
+            return Rejected("task_too_long", edit.unwritten)
         reading = read(edit.text, self.inner.limits)
         if reading.config is None:
             return Rejected(reading.reason, reading.detail, reading.reason in UNPARSED)
@@ -289,7 +291,8 @@ class Puzzles:
             "id": candidate.id, "unit_id": candidate.unit.id, "config": candidate.edit, "grader": self.grader
         }  # fmt: skip
         if isinstance(result, Rejected):
-            return Attempt(**about, outcome=result.reason, reason=result.detail)
+            outcome = "task_too_long" if result.reason == TOO_LONG else result.reason
+            return Attempt(**about, outcome=outcome, reason=result.detail)
         if result is not None:
             about |= {
                 "steps": result.steps,
@@ -300,15 +303,19 @@ class Puzzles:
             if result.adapter is None:
                 return Attempt(**about, outcome=result.outcome, reason=result.reason)
         tried: list[list] = [[] for _ in candidate.unit.tests]
-        could, parsed = set(), []
+        could, parsed, unasked, cut = set(), [], 0, 0
         for (test, view), answer in zip(self._views(candidate), answers, strict=True):
-            if answer is None:
+            if answer is None or answer.finish == "too_long":
+                unasked += 1
                 continue
             could.add(test)
+            if answer.finish == "length":  # cut by the limit of tokens: no answer, whatever it looks like
+                cut += 1
+                continue
             parsed.append(grids.parse(answer.text))
             if parsed[-1].grid:
                 tried[test].append((view.turn, view.back(parsed[-1].grid)))
-        counts = {**grids.count_reasons(parsed), "too_long": len(answers) - len(parsed)}
+        counts = {**grids.count_reasons(parsed), "too_long": unasked, "truncated": cut}
         counts = {reason: n for reason, n in counts.items() if n}
         if len(could) < len(tried):
             reason = "every view of a test input is longer than the model takes"

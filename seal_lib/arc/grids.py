@@ -5,11 +5,13 @@ text is what numpy prints for a 2-D array of digits, as in the released code; a 
 nothing of tasks, prompts or models.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from seal_lib.errors import DataError
+from seal_lib.generation.thoughts import without_thoughts
 
 Grid = tuple[tuple[int, ...], ...]
 
@@ -24,6 +26,10 @@ UNREADABLE = {
     "too_large": f"a side is longer than {MAX_SIDE}",
     "not_a_grid": "it is not rows of numbers",
 }
+#: where one row's bracket closes and the next opens; brackets of several grids or among cells; the language of a fence
+_NEXT_ROW = re.compile(r"\][ \t]*(?:,[ \t]*)?(?:\n[ \t]*)?\[")
+_UNCLEAR = re.compile(r"\]\s*\][\s,]*\[|\][ \t,]*[\d+-]|\d[ \t,]*\[")
+_LANGUAGE = re.compile(r"^[A-Za-z][\w+-]*[ \t]*(?=\n)")
 #: the usual colours of the digits 0 to 9
 COLOURS = "#000000 #0074d9 #ff4136 #2ecc40 #ffdc00 #aaaaaa #f012be #ff851b #7fdbff #870c25".split()
 
@@ -84,14 +90,16 @@ def answer_text(grid: Grid) -> str:
 def parse(text: str) -> Parsed:
     """Read an answer. Never raises; what is not exactly one grid is rejected with a reason that is counted.
 
-    As the authors do: ``#`` is dropped, text between the first two triple back-ticks is taken if there are any,
-    brackets are optional and each line is a row. Unlike them: ragged rows, empty texts, values outside
-    0–9 and sides above 30 are rejected instead of being reshaped, wrapped or counted as a vote.
+    As the authors do: ``#`` is dropped, brackets are optional and each line is a row. Unlike them: a row
+    also ends where one bracket closes and the next opens, so ``[[1 2] [3 4]]`` has two; commas may stand between cells
+    and rows; thoughts are left out, and so is all but the first code fence, closed or not. Ragged rows, empty texts,
+    values outside 0–9 and sides above 30 are rejected instead of being reshaped, wrapped or counted as a vote.
     """
-    text = text.replace(END, "")
-    fenced = text.split("```")
-    text = (fenced[1] if len(fenced) > 2 else text).strip()
-    rows = [line.split() for line in text.replace("[", "").replace("]", "").split("\n")]
+    text = _fenced(without_thoughts(text)[0].replace(END, ""))
+    if _UNCLEAR.search(text):
+        return Parsed(None, "not_a_grid")
+    text = _NEXT_ROW.sub("\n", text)
+    rows = [_cells(line) for line in text.replace("[", "").replace("]", "").strip().split("\n")]
     cells = [cell for row in rows for cell in row]
     if not cells:
         return Parsed(None, "empty")
@@ -101,6 +109,23 @@ def parse(text: str) -> Parsed:
     found = [[int(cell) if len(cell) == 1 else cell for cell in row] for row in rows]
     reason = problem(found)
     return Parsed(None, reason) if reason else Parsed(tuple(map(tuple, found)))
+
+
+def _fenced(text: str) -> str:
+    """What stands between the first two fences, or after the only one (before it, if nothing follows)."""
+    parts = text.split("```")
+    if len(parts) == 1:
+        return text.strip()
+    inside = _LANGUAGE.sub("", parts[1])
+    return (inside if len(parts) > 2 or inside.strip() else parts[0]).strip()
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a row. A comma between two, or after the last, is no cell; any other is one, and no number."""
+    words = line.replace(",", " , ").split()
+    if words[-1:] == [","]:
+        words.pop()
+    return [w for i, w in enumerate(words) if w != "," or i == 0 or words[i - 1] == ","]
 
 
 def _number(cell: str) -> bool:

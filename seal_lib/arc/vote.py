@@ -34,7 +34,8 @@ class View:
 
 
 def subsets(task: Task, test: int) -> list[PuzzleExample]:
-    """Distinct leave-one-out questions: each subset in its own order and in two random ones.
+    """Distinct leave-one-out questions: each subset in its own order and in two random ones. A single demonstration is
+    shown.
 
     The orders come from numpy's frozen legacy generator at seed 0, which gives the published numbers of questions
     (2, 5, 11, 15, 18 for 2 to 6 demonstrations).
@@ -45,6 +46,8 @@ def subsets(task: Task, test: int) -> list[PuzzleExample]:
     target = question(task, test).target
     found: dict[PuzzleExample, None] = {}
     orders: list[PuzzleExample] = []
+    if len(task.train) == 1:  # without it nothing would be shown
+        return [question(task, test)]
     for left in leave_out(task.train, 1):
         shown = left.demonstrations
         found[PuzzleExample(shown, target)] = None

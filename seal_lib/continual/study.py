@@ -254,7 +254,7 @@ class _Work:
                 passage = Passage("asked", title, shown.text if shown else "", (question,))
                 requests.append(Request(prompts.ask(passage, question, shown is not None), adapter=adapter))
                 golds.append((i, own, question))
-        answered = self.lab.complete(requests, self.lab.domain.answering)
+        answered = self.lab.complete(requests, replace(self.lab.domain.answering, skip_long=False))
         right: dict[tuple, str] = {}
         blank: dict[tuple, str] = {}
         for (i, own, question), completion in zip(golds, answered, strict=True):

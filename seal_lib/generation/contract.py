@@ -24,6 +24,8 @@ class Sampling:
     """How to decode. ``temperature=0`` is greedy (then ``n`` must be 1); ``stop`` ends a text and is not part of it.
 
     ``schema``: a JSON schema, as JSON text, that every text ended by the model fits; not every engine can do it.
+    ``skip_long``: a prompt that leaves no room for ``max_tokens`` has completions of finish ``too_long``, which its
+    caller counts, and the others go on; else it is an error.
     """
 
     max_tokens: int
@@ -32,6 +34,7 @@ class Sampling:
     n: int = 1
     stop: tuple[str, ...] = ()
     schema: str | None = None
+    skip_long: bool = False
 
     def __post_init__(self):
         if self.temperature == 0 and self.n > 1:
@@ -53,7 +56,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """A generated text, its number of tokens, and why it ended: ``eos``, ``stop`` or ``length``."""
+    """A generated text, its number of tokens, and why it ended: ``eos``, ``stop`` or ``length`` (by ``max_tokens``).
+
+    ``too_long``: nothing was generated, since the prompt left no room for it (:class:`Sampling`, ``skip_long``).
+    """
 
     text: str
     tokens: int
@@ -76,29 +82,39 @@ class Generator(Protocol):
     def close(self) -> None: ...
 
 
+#: of a prompt that was not read
+TOO_LONG = Completion("", 0, "too_long")
+
+
 def read(
     requests: Sequence[Request], tokenizer: "PreTrainedTokenizerBase", sampling: Sampling, room: int
-) -> list[list[int]]:
-    """Token ids of each prompt.
+) -> list[list[int] | None]:
+    """Token ids of each prompt; None: longer than ``room`` positions leave it, where ``sampling`` skips those.
 
     Raises:
-        DataError: a prompt is empty, or prompt and completion together need more than ``room`` positions.
+        DataError: a prompt is empty, or too long and not to be skipped; its first words are in the message.
     """
-    tokens = [read_ids(request.prompt, tokenizer) for request in requests]
-    for number, ids in enumerate(tokens):
+    tokens: list[list[int] | None] = [read_ids(request.prompt, tokenizer) for request in requests]
+    for number, (ids, request) in enumerate(zip(tokens, requests, strict=True)):
         if not ids:
             raise DataError(f"prompt {number} is empty; a prompt needs at least one token.")
-        if len(ids) + sampling.max_tokens > room:
+        if len(ids) + sampling.max_tokens <= room:
+            continue
+        if not sampling.skip_long:
             raise DataError(
                 f"prompt {number} has {len(ids)} tokens and max_tokens is {sampling.max_tokens}, together more "
-                f"than the model's {room} positions; shorten the prompt or lower max_tokens."
+                f"than the model's {room} positions; shorten the prompt or lower max_tokens (it begins "
+                f"{' '.join(request.prompt[:400].split())[:120]!r})."
             )
+        tokens[number] = None
     return tokens
 
 
-def rows_of(requests: Sequence[Request], sampling: Sampling) -> list[tuple[int, Request, int]]:
+def rows_of(
+    requests: Sequence[Request], tokens: Sequence[list[int] | None], sampling: Sampling
+) -> list[tuple[int, Request, int]]:
     """(number of the request, request, number of the sample) of everything to decode, rows of one adapter together."""
-    rows = [(i, request, k) for i, request in enumerate(requests) for k in range(sampling.n)]
+    rows = [(i, request, k) for i, request in enumerate(requests) if tokens[i] for k in range(sampling.n)]
     # equal prompts together cost the least padding
     group = {id(request.adapter): n for n, request in reversed(list(enumerate(requests)))}
     return sorted(rows, key=lambda row: (group[id(row[1].adapter)], row[0], row[2]))

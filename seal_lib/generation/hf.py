@@ -13,7 +13,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from seal_lib.errors import DataError
-from seal_lib.generation.contract import Completion, Request, Sampling, finish, read, rows_of, sample_seed, stopped
+from seal_lib.generation.contract import (
+    TOO_LONG,
+    Completion,
+    Request,
+    Sampling,
+    finish,
+    read,
+    rows_of,
+    sample_seed,
+    stopped,
+)
 from seal_lib.models.tokens import ends
 
 if TYPE_CHECKING:
@@ -49,17 +59,17 @@ class HFGenerator:
         if sampling.schema is not None:
             raise DataError("engine hf cannot hold a text to a JSON schema; use engine vllm or leave the schema out.")
         tokens = read(requests, self.tokenizer, sampling, self.positions)
-        rows = rows_of(requests, sampling)
+        rows = rows_of(requests, tokens, sampling)
         out: dict[tuple[int, int], Completion] = {}
-        longest = max(map(len, tokens), default=0) + sampling.max_tokens
+        longest = max((len(ids) for ids in tokens if ids), default=0) + sampling.max_tokens
         at_once = max(1, min(self.batch, self.cache_tokens // longest))
         for first in range(0, len(rows), at_once):
             part = rows[first : first + at_once]
             seeds = [sample_seed(request, k) for _, request, k in part]
-            done = self._decode([tokens[i] for i, _, _ in part], seeds, [r.adapter for _, r, _ in part], sampling)
+            done = self._decode([tokens[i] or [] for i, _, _ in part], seeds, [r.adapter for _, r, _ in part], sampling)
             for (i, _, k), completion in zip(part, done, strict=True):
                 out[i, k] = completion
-        return [[out[i, k] for k in range(sampling.n)] for i in range(len(requests))]
+        return [[out.get((i, k), TOO_LONG) for k in range(sampling.n)] for i in range(len(requests))]
 
     def _decode(
         self,

@@ -22,7 +22,17 @@ from typing import TYPE_CHECKING
 from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.generation.child import Child, scratch
-from seal_lib.generation.contract import Completion, Request, Sampling, finish, read, rows_of, sample_seed, stopped
+from seal_lib.generation.contract import (
+    TOO_LONG,
+    Completion,
+    Request,
+    Sampling,
+    finish,
+    read,
+    rows_of,
+    sample_seed,
+    stopped,
+)
 from seal_lib.models.tokens import ends
 from seal_lib.training.adapters import Adapter, check_fits
 
@@ -87,22 +97,22 @@ class VLLMGenerator:
         if sampling.temperature > 2:
             raise DataError(f"engine vllm takes temperatures up to 2, not {sampling.temperature}; use engine hf.")
         tokens = read(requests, self.tokenizer, sampling, self.positions)
-        if not requests:
-            return []
+        if not any(tokens):
+            return [[TOO_LONG] * sampling.n for _ in requests]
         distinct = {id(r.adapter): r.adapter for r in requests if r.adapter is not None}
         for adapter in distinct.values():
             check_fits(self.model, adapter)
-        rows = rows_of(requests, sampling)
+        rows = rows_of(requests, tokens, sampling)
         engine = _engine_for(self, max((adapter.rank for adapter in distinct.values()), default=0))
         out: dict[tuple[int, int], Completion] = {}
         last = ends(self.model, self.tokenizer)
         # Base rows never share a batch with adapters: on a CPU vLLM 0.32 gives them the adapter of its last slot.
         for part in ([row for row in rows if row[1].adapter is None], [row for row in rows if row[1].adapter]):
-            asked = [(tokens[i], sample_seed(request, k), request.adapter) for i, request, k in part]
+            asked = [(tokens[i] or [], sample_seed(request, k), request.adapter) for i, request, k in part]
             done = engine.sample(asked, sampling, last, self.batch, self.settings)
             for (i, _, k), ids in zip(part, done, strict=True):
                 out[i, k] = finish(_cut(ids, self.tokenizer, sampling), self.tokenizer, sampling, last)
-        return [[out[i, k] for k in range(sampling.n)] for i in range(len(requests))]
+        return [[out.get((i, k), TOO_LONG) for k in range(sampling.n)] for i in range(len(requests))]
 
     def close(self) -> None:
         """End the child process, and with it all its memory. Another generator of ours would start it again."""

@@ -3,39 +3,131 @@
 The grader of a loop is one word, a key of :data:`GRADERS`: reward, frozen baseline, honesty check and tables read it.
 """
 
+import math
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 
 from seal_lib.errors import DataError
+from seal_lib.generation.thoughts import without_thoughts
 from seal_lib.records import Answer, Question
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ARTICLES = ("a", "an", "the")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_APART = str.maketrans({mark: f" {mark} " for mark in string.punctuation})
+#: what stands within a word or a number and vanishes there, as SQuAD's rule lets ``'`` and ``-`` vanish
+_JOINERS = set("’‘ʼ‛′‐‑‒–−·・٫٬\u00ad")
+#: compatibility forms that mean something else than what they look like: 10² is not 102
+_OTHER = ("<super>", "<sub>", "<fraction>", "<circle>")
+#: scripts that are written without spaces (Thai to Myanmar, Khmer, Javanese and their like, kana, Han): every letter of
+#: theirs is a word
+_UNSPACED = re.compile(
+    "[\u0e00-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aad\u1b00-\u1b7f\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029"
+    "\u3041-\u30ff\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua980-\ua9df\uaa60-\uaa7f"
+    "\uf900-\ufaff\U00016ff0-\U0003ffff]"
+)
+
+
+@lru_cache(maxsize=4096)
+def _plain(character: str) -> str:
+    """A character outside ASCII as its plain form: another width or font, any script's digit, no invisible mark."""
+    category = unicodedata.category(character)
+    if character in _JOINERS or category in ("Cf", "Sk"):  # formats and accents that stand alone
+        return ""
+    if category == "Nd":
+        return str(unicodedata.decimal(character))
+    if category[0] == "P":
+        return " "
+    kind = unicodedata.decomposition(character).partition(" ")[0]
+    if not kind.startswith("<") or kind in _OTHER:
+        return character
+    return unicodedata.normalize("NFKC", character)
+
+
+def _spelt(text: str) -> str:
+    """``text`` in one spelling, lower case or not; ASCII is left as it is."""
+    if text.isascii():
+        return text
+    text = re.sub(r"(?<=\d)[，．](?=\d)", "", unicodedata.normalize("NFC", text))  # within a number, as , and .
+    return unicodedata.normalize("NFC", "".join(c if c.isascii() else _plain(c) for c in text))
+
+
+def _words(text: str, articles: bool = False, punctuation: bool = False, case: bool = False) -> list[str]:
+    """The words that grades compare; what is dropped unless it is kept: articles, punctuation, case."""
+    if punctuation:
+        text = re.sub(r"([^\w\s])", r" \1 ", unicodedata.normalize("NFC", text)).translate(_APART)
+    else:
+        text = _spelt(text).translate(_PUNCTUATION)
+    if not case:
+        text = text.lower() if text.isascii() else unicodedata.normalize("NFC", text.casefold())
+    words: list[str] = []
+    for run in text.split():
+        words += [run] if run.isascii() or not _UNSPACED.search(run) else _letters(run)
+    return words if articles else [word for word in words if word not in _ARTICLES]
+
+
+def _letters(run: str) -> list[str]:
+    """A run of text cut at every letter of a script without spaces; a letter keeps the marks on it."""
+    words: list[str] = []
+    alone = True  # whether what comes next begins a word
+    for character in run:
+        unspaced = bool(_UNSPACED.match(character))
+        if words and (unicodedata.category(character)[0] == "M" or not (unspaced or alone)):
+            words[-1] += character
+        else:
+            words.append(character)
+            alone = unspaced
+    return words
 
 
 def normalise(text: str) -> str:
-    """SQuAD v1.1 normalisation: lower case, no ASCII punctuation, no articles, single spaces."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """SQuAD v1.1 normalisation: lower case, no punctuation, no articles, single spaces.
+
+    On ASCII it is SQuAD's to the letter. Beyond, what is only written otherwise is the same: composed and decomposed
+    letters, other widths and fonts, other scripts' digits, other punctuation. A letter of a script without spaces is a
+    word, as in the graders of multilingual SQuAD.
+    """
+    return " ".join(_words(text))
+
+
+def _compared(answer: str, gold: str) -> tuple[list[str], list[str], bool]:
+    """Words of both, and whether the articles had to be kept.
+
+    A gold answer that normalises to nothing (``A``, ``The``, ``+``) is compared with articles, or else punctuation.
+    """
+    if theirs := _words(gold):
+        return _words(answer), theirs, False
+    if theirs := _words(gold, articles=True):
+        return _words(answer, articles=True), theirs, True
+    return _words(answer, True, True), _words(gold, True, True), False
 
 
 def exact_match(answer: str, gold: str) -> float:
-    """1.0 if both normalise to the same non-empty text, else 0.0."""
-    return float(normalise(answer) == normalise(gold) != "")
+    """1.0 if both have the same words, at least one, else 0.0."""
+    ours, theirs, _ = _compared(answer, gold)
+    return float(ours == theirs != [])
 
 
 def f1(answer: str, gold: str) -> float:
-    """Token F1 after normalisation, in [0, 1]."""
-    ours, theirs = normalise(answer).split(), normalise(gold).split()
+    """F1 over words, in [0, 1]."""
+    ours, theirs, _ = _compared(answer, gold)
     shared = sum((Counter(ours) & Counter(theirs)).values())
     return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
 
 
 def contains(answer: str, gold: str) -> float:
-    """1.0 if the gold words occur, in a row and as whole words, in the answer."""
-    wanted = normalise(gold)
-    return float(bool(wanted) and f" {wanted} " in f" {normalise(answer)} ")
+    """1.0 if the gold words occur, in a row and as whole words, in the answer.
+
+    A gold answer that is an article must stand in its own case where the answer says more: nearly every sentence has
+    an "a".
+    """
+    ours, theirs, article = _compared(answer, gold)
+    if article and ours != theirs:
+        ours, theirs = _words(answer, articles=True, case=True), _words(gold, articles=True, case=True)
+    return float(bool(theirs) and f" {' '.join(theirs)} " in f" {' '.join(ours)} ")
 
 
 def is_blank(answer: str) -> bool:
@@ -60,7 +152,13 @@ def check(grader: str) -> None:
         raise DataError(f"grader: {grader!r} is not one of {', '.join(GRADERS)}.")
 
 
+def ungraded(question: Question, grader: str) -> Answer:
+    """The place of a question that was not asked: no grade, and not blank."""
+    return Answer(question.question, question.answer, "", dict.fromkeys((*ALWAYS, grader), math.nan), False)
+
+
 def grade(question: Question, answer: str, grader: str) -> Answer:
-    """The answer graded by ``grader`` and by the graders that cost nothing."""
-    grades = {name: GRADERS[name](question, answer) for name in dict.fromkeys((*ALWAYS, grader))}
-    return Answer(question.question, question.answer, answer, grades, is_blank(answer))
+    """The answer with the grades of ``grader`` and of those that cost nothing; what it thought aloud is not graded."""
+    said = without_thoughts(answer)[0].strip()
+    grades = {name: GRADERS[name](question, said) for name in dict.fromkeys((*ALWAYS, grader))}
+    return Answer(question.question, question.answer, answer, grades, is_blank(said))

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.grading import graders
-from seal_lib.knowledge.documents import CAPS, PROTOCOLS, TrainingDocument, training_documents
+from seal_lib.knowledge.documents import CAPS, PROTOCOLS, TrainingDocument, read_edit, training_documents
 from seal_lib.knowledge.prompts import Prompts
-from seal_lib.loops.domain import Candidate, Rejected
+from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected
 from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import read_ids, turn_end, written_ids
 from seal_lib.records import Passage, PassageTrial, SelfEdit
@@ -119,7 +119,7 @@ class Knowledge:
     @property
     def answering(self) -> Sampling:
         stop = (self.prompts.stop,) if self.prompts.stop else ()
-        return Sampling(max_tokens=self.inner.answer_tokens, stop=stop)
+        return Sampling(max_tokens=self.inner.answer_tokens, stop=stop, skip_long=True)
 
     @property
     def chunk(self) -> int:
@@ -130,6 +130,8 @@ class Knowledge:
 
     def read(self, unit: Passage, edit: SelfEdit, arm: str, seed: int) -> Candidate | Rejected:
         """Every text is notes; the training seed comes from the given one and the self-edit's id."""
+        if edit.unwritten:
+            return Rejected(TOO_LONG, edit.unwritten)
         return Candidate(edit.id, unit, edit, arm, derive_seed(seed, edit.id, "trial"))
 
     def documents(self, passage: Passage, edit: str | None) -> list[TrainingDocument]:
@@ -138,24 +140,35 @@ class Knowledge:
 
     def examples(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
         """The bank's training examples of one candidate; each document is cut at ``max_length`` tokens."""
+        return self._padded(candidate, self._document_ids(candidate, tokenizer), tokenizer)
+
+    def _padded(
+        self, candidate: Candidate, documents: Sequence[list[int]], tokenizer: "PreTrainedTokenizerBase"
+    ) -> list[Example]:
         inner, out = self.inner, []
-        text = candidate.edit.text if candidate.edit else None
-        for number, document in enumerate(self.documents(candidate.unit, text)):
-            # a control token written out in a text stays text
-            ids = read_ids(document.text, tokenizer, split_special_tokens=True)[: inner.max_length]
+        for number, ids in enumerate(documents):
             seed = derive_seed(candidate.seed, "pads", number)
-            out.append(pad_examples(ids, inner.pad_loss, inner.max_length, tokenizer.eos_token_id, seed))
+            cut = ids[: inner.max_length]
+            out.append(pad_examples(cut, inner.pad_loss, inner.max_length, tokenizer.eos_token_id, seed))
         return out
+
+    def _document_ids(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+        """Token ids of every document, whole; a control token written out in a text stays text."""
+        text = candidate.edit.text if candidate.edit else None
+        documents = self.documents(candidate.unit, text)
+        return [read_ids(document.text, tokenizer, split_special_tokens=True) for document in documents]
 
     def jobs(self, candidates: Sequence[Candidate], tokenizer: "PreTrainedTokenizerBase") -> list[Job | Rejected]:
         """One job each; a candidate without any document (an empty self-edit, the passage left out) is rejected."""
         inner, jobs = self.inner, []
         for candidate in candidates:
-            examples = self.examples(candidate, tokenizer)
+            documents = self._document_ids(candidate, tokenizer)
+            examples = self._padded(candidate, documents, tokenizer)
+            beyond = sum(max(0, len(ids) - inner.max_length) for ids in documents)
             job = Job(
                 id=candidate.id, examples=examples, lr=inner.lr, epochs=inner.epochs, rank=inner.rank,
                 alpha=inner.alpha, batch=inner.batch, seed=derive_seed(candidate.seed, "inner loop"),
-                schedule=inner.schedule, clip=inner.clip,
+                schedule=inner.schedule, clip=inner.clip, cut_tokens=beyond,
             ) if examples else Rejected("empty_edit", "nothing to train on")  # fmt: skip
             jobs.append(job)
         return jobs
@@ -168,31 +181,46 @@ class Knowledge:
 
     def grade(self, candidate: Candidate, result: Result | Rejected | None,
               answers: Sequence[Completion | None]) -> PassageTrial:  # fmt: skip
-        """A diverged adapter is an outcome with its reason, not an accuracy of zero."""
-        given = [answer.text.strip() for answer in answers if answer is not None]  # a lost one fails in zip
-        asked = candidate.unit.questions if answers else ()
-        graded = tuple(graders.grade(q, answer, self.grader) for q, answer in zip(asked, given, strict=True))
+        """A diverged adapter, or a passage whose every question is longer than the model takes, is an outcome with its
+        reason, not an accuracy of zero; a single such question has no grade."""
+        edit = candidate.edit
+        given = [answer for answer in answers if answer is not None]  # a lost one fails in zip
+        unasked = sum(answer.finish == "too_long" for answer in given)
+        text = edit.text if edit else ""
+        pieces, dropped = read_edit(text, self.inner.split_newlines, self.inner.protocol)
+        left_out = dropped | {"cut_tokens": getattr(result, "cut_tokens", 0), "questions": unasked}
+        graded = tuple(
+            graders.ungraded(question, self.grader) if answer.finish == "too_long"
+            else graders.grade(question, answer.text.strip(), self.grader)
+            for question, answer in zip(candidate.unit.questions if answers else (), given, strict=True)
+        )  # fmt: skip
         about = {
-            "id": candidate.id, "unit_id": candidate.unit.id, "arm": candidate.arm, "edit": candidate.edit,
+            "id": candidate.id, "unit_id": candidate.unit.id, "arm": candidate.arm, "edit": edit,
             "seed": candidate.seed, "answers": graded, "grader": self.grader,
+            "left_out": {kind: n for kind, n in left_out.items() if n},
         }  # fmt: skip
-        if result is None:
-            return PassageTrial(**about)
         if isinstance(result, Rejected):
             return PassageTrial(**about, outcome=result.reason, reason=result.detail)
-        empty = candidate.edit is not None and not candidate.edit.text.strip()
-        return PassageTrial(
-            **about,
-            outcome="empty_edit" if empty and result.outcome == "ok" else result.outcome,
-            reason=result.reason,
-            steps=result.steps,
-            tokens=result.tokens,
-            first_loss=result.losses[0] if result.losses else math.nan,
-            last_loss=result.losses[-1] if result.losses else math.nan,
-        )
+        if result is not None:
+            about |= {
+                "steps": result.steps,
+                "tokens": result.tokens,
+                "first_loss": result.losses[0] if result.losses else math.nan,
+                "last_loss": result.losses[-1] if result.losses else math.nan,
+            }
+            if result.outcome != "ok":
+                return PassageTrial(**about, outcome=result.outcome, reason=result.reason)
+        if answers and unasked == len(answers):
+            return PassageTrial(**about, outcome=TOO_LONG, reason="every question is longer than the model takes")
+        empty = edit is not None and not (text.strip() and pieces)
+        return PassageTrial(**about, outcome="empty_edit" if empty and result is not None else "ok")
 
     def trial(self, edit: SelfEdit, tried: PassageTrial | Rejected) -> PassageTrial:
-        assert isinstance(tried, PassageTrial)  # every text can be read
+        """A self-edit that could not be written is a trial without answers."""
+        if isinstance(tried, Rejected):
+            return PassageTrial(
+                edit.id, edit.unit_id, edit.source, edit, 0, (), self.grader, tried.reason, tried.detail
+            )
         return tried
 
     def load(self, row: Mapping[str, Any]) -> PassageTrial:

@@ -12,7 +12,7 @@ from operator import methodcaller
 from typing import Any
 
 from seal_lib.errors import DataError
-from seal_lib.knowledge.documents import split_edit
+from seal_lib.knowledge.documents import read_edit, split_edit
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops.domain import Candidate
 from seal_lib.loops.inner import score
@@ -119,7 +119,7 @@ def result_rows(experiment: str, arm: str, trials: Loops, *, protocol: str, mode
     """Lines of ``results.csv`` for one arm: accuracy (mean of passages), micro, F1, containment, blanks, failures.
 
     The passage is the unit of every line. A trial that failed has no accuracy: it is dropped from the means, counted in
-    ``dropped`` and in ``failed_rate``.
+    ``dropped`` and in ``failed_rate``. What was left out of texts and questions has lines ``left_out:<kind>``, a trial.
     """
     label = {"protocol": protocol, "model": model}
     flat = [t for several in trials.values() for t in several] if isinstance(trials, Mapping) else list(trials)
@@ -137,10 +137,21 @@ def result_rows(experiment: str, arm: str, trials: Loops, *, protocol: str, mode
     failed = values_of(trials, lambda t: float(t.outcome not in ("ok", "empty_edit")))
     failures = stats.mean_over_loops(failed, stats.SHARE, constant=untrained)
     rows.append(failures.row(experiment, arm, "failed_rate", **label))
+    for kind in sorted({kind for t in flat for kind in t.left_out}):
+        lost = values_of(trials, partial(_left_out, kind))
+        rows.append(stats.mean_over_loops(lost, stats.ANY).row(experiment, arm, f"left_out:{kind}", **label))
     if any(t.edit for t in flat):
-        empty = values_of(trials, lambda t: float(t.edit is not None and not t.edit.text.strip()))
+        empty = values_of(trials, lambda t: float(t.outcome == "empty_edit" or _blank(t.edit)))
         rows.append(stats.mean_over_loops(empty, stats.SHARE).row(experiment, arm, "empty_edit_rate", **label))
     return rows
+
+
+def _left_out(kind: str, trial: PassageTrial) -> float:
+    return float(trial.left_out.get(kind, 0))
+
+
+def _blank(edit: SelfEdit | None) -> bool:
+    return edit is not None and not edit.unwritten and not edit.text.strip()
 
 
 def difference_rows(experiment: str, trials: Mapping[str, Loops], pairs: Sequence[tuple[str, str]], *,
@@ -191,6 +202,13 @@ def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit] | Mapping[int
 
         for style in [s for s in NOTE_STYLES if s != "mixed"] + ["false", "other", "empty"]:
             measures[f"style_share:{style}"] = partial(has_style, style)
+    left_out = {id(e): read_edit(e.text, protocol=kind)[1] for several in by_loop.values() for e in several}
+
+    def lost(what: str, edit: SelfEdit) -> float:
+        return float(left_out[id(edit)].get(what, 0))
+
+    for what in sorted({what for counts in left_out.values() for what in counts}):
+        measures[f"edit_left_out:{what}"] = partial(lost, what)
     rows = []
     for metric, of in measures.items():
         bounds = stats.ANY if metric.startswith("edit_") else stats.SHARE

@@ -43,6 +43,10 @@ class Candidate:
     shown: bool = False
 
 
+#: why a job is rejected whose examples the model has too few positions for
+TOO_LONG = "too_long"
+
+
 @dataclass(frozen=True)
 class Rejected:
     """Why a self-edit cannot be trained on; a counted outcome. ``unread``: its text could not be parsed."""

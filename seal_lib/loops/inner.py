@@ -7,11 +7,11 @@ the questions and the grades (:class:`seal_lib.loops.domain.Domain`).
 from collections.abc import Sequence
 from functools import partial
 
-from seal_lib.loops.domain import Candidate, Count, Domain, Rejected, TrialT, Unit, uncounted
+from seal_lib.loops.domain import TOO_LONG, Candidate, Count, Domain, Rejected, TrialT, Unit, uncounted
 from seal_lib.loops.policy import Policy
 from seal_lib.records import SelfEdit, to_dict
 from seal_lib.runs.work import Recorder, Work
-from seal_lib.training.jobs import Result
+from seal_lib.training.jobs import Job, Result
 
 
 def train(
@@ -20,7 +20,7 @@ def train(
     """One adapter per candidate, trained side by side, in the order of ``candidates``."""
     from seal_lib.training.bank import AdapterBank
 
-    jobs = domain.jobs(candidates, policy.tokenizer)
+    jobs = [_fitting(job, policy) for job in domain.jobs(candidates, policy.tokenizer)]
     wanted = [job for job in jobs if not isinstance(job, Rejected)]
     if not wanted:
         return [job for job in jobs if isinstance(job, Rejected)]
@@ -29,6 +29,17 @@ def train(
         if bank.halvings:
             count(out_of_memory=bank.halvings)
     return [job if isinstance(job, Rejected) else trained[job.id] for job in jobs]
+
+
+def _fitting(job: Job | Rejected, policy: Policy) -> Job | Rejected:
+    """The job, or its rejection if an example is longer than the model: the others go on."""
+    positions = getattr(getattr(policy.model, "config", None), "max_position_embeddings", None)
+    if isinstance(job, Rejected) or positions is None:
+        return job
+    longest = max(example.reach for example in job.examples)
+    if longest <= positions:
+        return job
+    return Rejected(TOO_LONG, f"an example takes {longest} positions, the model has {positions}")
 
 
 def try_all(

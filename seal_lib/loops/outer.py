@@ -25,6 +25,10 @@ from seal_lib.seeds import derive_seed
 # ---------------------------------------------------------------------------------------------- writing
 
 
+#: why a self-edit was not written
+LONG = "the prompt is longer than the model takes"
+
+
 @dataclass(frozen=True)
 class EditPrompt:
     """The prompt for a self-edit about the unit ``id``."""
@@ -58,7 +62,9 @@ def _unread(domain: Domain, unit: Unit, edit: SelfEdit) -> bool:
 
 def _written(run: Recorder, policy: Policy, asked: Sequence[EditPrompt], domain: Domain, outer: OuterLoop, phase: str,
              seed: int, samples: int, chunk: int) -> list[SelfEdit]:  # fmt: skip
-    sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, samples, schema=domain.schema)
+    sampling = Sampling(
+        outer.edit_tokens, outer.temperature, outer.top_p, samples, schema=domain.schema, skip_long=True
+    )
     work = Work(partial(_texts, sampling=sampling, seed=seed), policy, run.count)
     return [SelfEdit.from_dict(edit) for row in run.map(phase, asked, work, chunk=chunk) for edit in row["edits"]]
 
@@ -69,9 +75,12 @@ def _texts(policy: Policy, part: Sequence[EditPrompt], count: Count, *, sampling
     rows = []
     for asked, completions in zip(part, texts, strict=True):
         edits = [
-            SelfEdit(f"{asked.id}/{k}", asked.id, done.text.strip(), policy.name, seed, done.tokens)
+            SelfEdit(
+                f"{asked.id}/{k}", asked.id, done.text.strip(), policy.name, seed, done.tokens,
+                unwritten=LONG if done.finish == "too_long" else "",
+            )
             for k, done in enumerate(completions)
-        ]
+        ]  # fmt: skip
         rows.append({"edits": [to_dict(edit) for edit in edits]})
     count(generated=sum(edit["tokens"] for row in rows for edit in row["edits"]))
     return rows

@@ -490,7 +490,7 @@ class AdapterBank:
             weights = {n: (a.clone(), b.mT.contiguous()) for n, a, b in self._parts(row, job.rank)}
             adapter = Adapter(job.rank, job.alpha, self.targets, weights)
         outcome = "diverged" if slot.reason else "ok"
-        return Result(job.id, adapter, slot.losses, len(slot.losses), slot.tokens, outcome, slot.reason)
+        return Result(job.id, adapter, slot.losses, len(slot.losses), slot.tokens, outcome, slot.reason, job.cut_tokens)
 
 
 class _Run:

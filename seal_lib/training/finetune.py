@@ -153,7 +153,7 @@ def train_alone(model: nn.Module, job: Job, targets: str | Sequence[str] = "all-
                 break
         kept = {name: tuple(p.detach().cpu().clone() for p in pair) for name, pair in weights.items()}
     adapter = None if reason else Adapter(job.rank, job.alpha, names, kept)
-    return Result(job.id, adapter, losses, len(losses), tokens, "diverged" if reason else "ok", reason)
+    return Result(job.id, adapter, losses, len(losses), tokens, "diverged" if reason else "ok", reason, job.cut_tokens)
 
 
 def sft(

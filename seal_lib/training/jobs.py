@@ -47,6 +47,14 @@ class Example:
     visible: int | None = None
     denominator: float | None = None
 
+    @property
+    def reach(self) -> int:
+        """Positions that a model needs for it; a last token is only predicted."""
+        last = len(self.ids) - 1
+        if self.weights is not None:
+            last = max((t for t in range(1, len(self.weights)) if self.weights[t]), default=0)
+        return last if self.positions is None else max(self.positions[:last], default=-1) + 1
+
 
 def pad_examples(ids: Sequence[int], pad_loss: str, length: int = 2048, eos: int = 0, seed: int = 0) -> Example:
     """One document as an example, with the authors' pads in the loss or without.
@@ -88,7 +96,8 @@ def pad_examples(ids: Sequence[int], pad_loss: str, length: int = 2048, eos: int
 @dataclass(frozen=True)
 class Job:
     """One adapter to train: its data and its settings. ``init`` continues from an adapter; ``order`` lists the
-    minibatches (tuples of example numbers) of the whole run instead of ``epochs`` seeded shuffles."""
+    minibatches (tuples of example numbers) of the whole run instead of ``epochs`` seeded shuffles; ``cut_tokens``:
+    how many tokens of its texts the examples leave out."""
 
     id: str
     examples: Sequence[Example]
@@ -106,6 +115,7 @@ class Job:
     eps: float = 1e-8
     init: "Adapter | None" = None
     order: Sequence[Sequence[int]] | None = None
+    cut_tokens: int = 0
 
     def plan(self) -> list[tuple[int, ...]]:
         """Minibatches of all steps; depends on the job alone.
@@ -159,3 +169,4 @@ class Result:
     tokens: int  # trained on, all epochs
     outcome: str = "ok"
     reason: str = ""
+    cut_tokens: int = 0  # of the job
