@@ -217,6 +217,9 @@ def test_a_wrong_shared_file_is_named(nb: Suite) -> None:
     nb.params("10_demo", "include: [models/large]\n")
     nb.params("_models", "include: [models/other]\n", "large")
     assert "includes none itself" in refused()
+    nb.params("_models", "lr: [", "large")
+    assert len(params.check_all()) == 1 and "params/_models/large.yaml: line 1" in params.check_all()[0]
+    nb.params("_models", "lr: 1", "large")
     nb.params("10_demo")
     assert params.check_all() == ["params/_models/large.yaml is included by no file; remove it."]
 

@@ -328,6 +328,8 @@ def test_rows_of_other_library_code_are_set_aside(batch: Suite, monkeypatch: pyt
 def test_a_changed_parameter_is_noticed(batch: Suite) -> None:
     with pytest.raises(RunError, match="seed was changed after the parameters cell"):
         start(batch, seed=4)
+    with pytest.raises(RunError, match="seed=-1 is out of range"):
+        start(batch, seed=-1)
     with pytest.raises(RunError, match="run the parameters cell first"):
         lifecycle.start("11_demo", {})
     batch.notebook("12_other", "n: int = 1  # n")

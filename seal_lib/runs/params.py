@@ -238,7 +238,12 @@ def check_all(check: Callable[[dict], None] = lambda values: None) -> list[str]:
     """
     problems: list[str] = []
     known = names()
-    unused = {paths.short(path): {INCLUDE, *_load(path)} for path in shared().values()}
+    unused: dict[str, set[str]] = {}
+    for path in shared().values():
+        try:
+            unused[paths.short(path)] = {INCLUDE, *_load(path)}
+        except ParameterError as error:
+            problems.append(str(error))
     for notebook in known:
         have = scales(notebook) or ["seedling"]
         for scale in dict.fromkeys([*have, "smoke"] if "seedling" in have else have):
