@@ -14,6 +14,7 @@ from seal_lib.__main__ import main
         ("11", "arms=[]", "is an empty list"),
         ("11", "arms=[frozen, frozen]", "stands twice"),
         ("12", "controls=[forzen]", "did you mean 'frozen'?"),
+        ("12", "temperature=0", "set temperature > 0 or n=1"),
         ("12", "rounds=0", "give a number from 1"),
         ("12", "seeds=[-1]", "give a number from 0"),
         ("12", "filter=random_one", "did you mean 'random'?"),

@@ -5,11 +5,13 @@ Types and ranges of single values are :mod:`seal_lib.runs.values`. Imports torch
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from seal_lib import paths
 from seal_lib.arc import prompts as arc_prompts
 from seal_lib.arc.domain import TestTimeTraining
 from seal_lib.errors import ParameterError
+from seal_lib.generation.contract import Sampling
 from seal_lib.knowledge import prompts as knowledge_prompts
 from seal_lib.knowledge.domain import InnerLoop
 from seal_lib.knowledge.evaluate import BASELINES
@@ -20,7 +22,7 @@ from seal_lib.runs import yaml_files
 from seal_lib.runs.values import did_you_mean
 
 
-def check(values: Mapping[str, object]) -> None:
+def check(values: Mapping[str, Any]) -> None:
     """Raises SealError, with one sentence, where the parameters of a notebook cannot be run as they are."""
     _arms(values)
     puzzles = "tasks" in values
@@ -28,6 +30,9 @@ def check(values: Mapping[str, object]) -> None:
         fields = dataclasses.fields(settings)
         if all(field.name in values or field.default is not dataclasses.MISSING for field in fields):
             settings(**{field.name: values[field.name] for field in fields if field.name in values})
+    if "temperature" in values:
+        several = max(values.get(key, 1) for key in ("samples", "edits"))
+        Sampling(values["edit_tokens"], values["temperature"], values["top_p"], several)
     if "prompts" in values:
         (arc_prompts if puzzles else knowledge_prompts).load(values["prompts"], values.get("prompts_file"))
     if values.get("knobs_file"):
@@ -37,7 +42,7 @@ def check(values: Mapping[str, object]) -> None:
         raise ParameterError(f"lengths={lengths} do not rise to {values['length']} at most; that many edits are made.")
 
 
-def _arms(values: Mapping[str, object]) -> None:
+def _arms(values: Mapping[str, Any]) -> None:
     study, tuning = "sequences" in values, "settings" in values
     for key in ("arms", "own_arms", "controls"):
         for name in values.get(key, ()):
