@@ -8,9 +8,15 @@ never looks at the current directory: papermill, JupyterLab, make and pytest eac
 * ``SEAL_DATA``: optional folder with real data for tests; unset means none.
 """
 
+import gzip
 import json
 import os
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from seal_lib.errors import DataError
 
 PACKAGE: Path = Path(__file__).resolve().parent
 ROOT: Path = PACKAGE.parent
@@ -91,3 +97,37 @@ def write_json(path: Path, value: object) -> Path:
 def read_json(path: Path) -> dict:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_data(path: Path, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The JSON value of a file that somebody gives: UTF-8 or -16, with a byte order mark or not, gzipped or not. JSON
+    lines are the list of their values.
+
+    Args:
+        hook: makes each JSON object from its (key, value) pairs, as :func:`json.loads` takes it.
+
+    Raises:
+        DataError: one sentence naming the file.
+    """
+    try:
+        raw = path.read_bytes()
+        if raw[:2] == b"\x1f\x8b":
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}); mend the file or fetch it again.") from error
+    if raw.startswith(b"PK\x03\x04"):
+        raise DataError(f"{path} is a zip archive; unpack it and give the file inside.")
+    if raw.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path} is a pointer of Git LFS, not the file; run `git lfs pull`.")
+    try:
+        text = raw.decode(json.detect_encoding(raw))
+        try:
+            return json.loads(text, object_pairs_hook=hook)
+        except json.JSONDecodeError as error:
+            if error.msg != "Extra data":
+                raise
+        return [json.loads(line, object_pairs_hook=hook) for line in text.split("\n") if line.strip()]
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:  # not JSON, another encoding, a number too long, nested too deep
+        raise DataError(f"{path} is not JSON text ({' '.join(str(error).split())[:120]}); mend the file.") from error

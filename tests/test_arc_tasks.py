@@ -1,5 +1,6 @@
 """ARC files and grids: what is read, what is refused and how it is said; text out and strictly back in."""
 
+import gzip
 import json
 import random
 import time
@@ -44,6 +45,53 @@ def test_original_files_are_read_one_by_one_and_by_folder(tmp_path) -> None:
     assert [t.id for t in load_tasks(tmp_path)] == ["aa", "zz"]
     (alone,) = load_tasks(tmp_path / "zz.json")
     assert alone.id == "zz" and alone.solutions == (((6,),),)
+
+
+def test_a_folder_is_read_as_people_have_it(tmp_path) -> None:
+    task = {"train": [PAIR], "test": [{"input": [[3]], "output": None}]}
+    write(tmp_path, "aa.JSON", task)
+    (tmp_path / "bb.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(task).encode())
+    (tmp_path / "cc.json.gz").write_bytes(gzip.compress(json.dumps(task).encode()))
+    (tmp_path / "._aa.json").write_bytes(b"\x00\x05\x16\x07")  # macOS
+    write(tmp_path, "README.md", "tasks")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    write(tmp_path / ".ipynb_checkpoints", "aa.json", task)
+    assert [(t.id, t.solutions) for t in load_tasks(tmp_path)] == [("aa", ()), ("bb", ()), ("cc", ())]
+    write(tmp_path, "aa.json", task)
+    with pytest.raises(DataError, match="'aa' occurs twice"):
+        load_tasks(tmp_path)
+
+
+def test_folders_in_a_folder_are_named_not_passed_over(tmp_path) -> None:
+    for name in ("evaluation", "training"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, "aa.json", {"train": [PAIR], "test": [PAIR]})
+    with pytest.raises(DataError, match=r"folders of tasks \(evaluation, training\); give one of them"):
+        load_tasks(tmp_path)
+    write(tmp_path, "bb.json", {"train": [PAIR], "test": [PAIR]})
+    with pytest.raises(DataError, match="tasks and folders of tasks"):
+        load_tasks(tmp_path)
+    assert [t.id for t in load_tasks(tmp_path / "training")] == ["aa"]
+
+
+def test_a_list_of_tasks_is_read_and_a_list_of_pairs_is_refused_with_the_way_out(tmp_path) -> None:
+    rows = [{"id": name, **task} for name, task in CHALLENGES.items()]
+    whole = load_tasks(write(tmp_path, "c.json", CHALLENGES))
+    assert load_tasks(write(tmp_path, "rows.json", rows)) == whole
+    assert load_tasks(write(tmp_path, "rows.jsonl", "\n".join(map(json.dumps, rows)) + "\n")) == whole
+    unnamed = load_tasks(write(tmp_path, "plain.json", list(CHALLENGES.values())))
+    assert [t.id for t in unnamed] == ["plain-00000", "plain-00001"]
+    hidden = {"aa": {"train": [PAIR], "test": [{"input": [[1]], "output": None}]}}
+    assert load_tasks(write(tmp_path, "hidden.json", hidden))[0].solutions == ()
+    for content in ([PAIR] * 5, {"aa": [PAIR] * 5}):  # RE-ARC
+        with pytest.raises(DataError, match="a list of pairs, as RE-ARC has them.*'train': the first few"):
+            load_tasks(write(tmp_path, "re.json", content))
+    (tmp_path / "re").mkdir()
+    write(tmp_path / "re", "aa.json", [PAIR] * 5)
+    with pytest.raises(DataError, match="aa.json is not one task.*RE-ARC"):
+        load_tasks(tmp_path / "re")
+    with pytest.raises(DataError, match="s.json goes with a challenges file"):
+        load_tasks(tmp_path / "rows.json", "s.json")
 
 
 def broken(change) -> dict:
@@ -279,7 +327,7 @@ def test_a_grid_that_is_cut_is_never_another_grid_of_its_shape(grid, at) -> None
 @given(st.text(st.sampled_from("[]0123 ,\n#`-+xé") | st.characters(), max_size=80))
 def test_parsing_never_raises_and_gives_a_grid_or_a_reason(text: str) -> None:
     parsed = grids.parse(text)
-    assert (parsed.grid is None) == (parsed.reason in grids.REASONS)
+    assert (parsed.grid is None) == (parsed.reason in grids.UNREADABLE)
     assert parsed.grid is None or grids.problem(parsed.grid) == ""
 
 

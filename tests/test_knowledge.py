@@ -1,9 +1,13 @@
 """Passages, prompts and the document rules, on hand-made cases."""
 
+import gzip
 import json
 import random
 import sys
+import tempfile
 import time
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -433,6 +437,160 @@ def test_a_file_that_is_no_list_of_passages_is_named(tmp_path) -> None:
         data.load_passages(str(tmp_path / "set.json"), None)
     with pytest.raises(DataError, match="nowhere.json"):
         data.load_passages(str(tmp_path / "nowhere.json"), 1)
+
+
+#: the same two passages in every layout that people have
+OURS = [
+    {
+        "title": "Super Bowl",
+        "context": "One.",
+        "questions": [{"question": "a?", "answer": "x"}, {"question": "b?", "answer": "y"}],
+    },
+    {"title": "Other", "context": "Two.", "questions": [{"question": "c?", "answer": "z"}]},
+]
+SPANS = {
+    "x": [{"text": "x", "answer_start": 0}, {"text": "xx", "answer_start": 3}],
+    "y": [{"text": "y"}],
+    "z": [{"text": "z"}],
+}
+
+
+def squad_raw(v2: bool = False) -> dict:
+    articles = []
+    for passage in OURS:
+        qas = [
+            {"id": q["answer"], "question": q["question"], "answers": SPANS[q["answer"]]} for q in passage["questions"]
+        ]
+        if v2:
+            qas = [qa | {"is_impossible": False} for qa in qas] + [
+                {"question": "?", "answers": [], "is_impossible": True}
+            ]
+        paragraphs = [{"context": passage["context"], "qas": qas}]
+        articles.append({"title": passage["title"].replace(" ", "_"), "paragraphs": paragraphs})
+    return {"version": "2.0", "data": articles}
+
+
+def squad_rows(golds) -> list[dict]:
+    return [
+        {"title": p["title"], "context": p["context"], "question": q["question"], **golds(q["answer"])}
+        for p in OURS
+        for q in p["questions"]
+    ]
+
+
+def each(golds) -> list[dict]:
+    return [
+        p | {"questions": [{"question": q["question"], **golds(q["answer"])} for q in p["questions"]]} for p in OURS
+    ]
+
+
+def lines(entries: list[dict]) -> str:
+    return "\n".join(map(json.dumps, entries)) + "\n\n"
+
+
+LAYOUTS = {
+    "ours": json.dumps(OURS),
+    "a list of answers": json.dumps(each(lambda gold: {"answer": [gold, "other"]})),
+    "answers": json.dumps(each(lambda gold: {"answers": [gold, "other"]})),
+    "answers: {text}": json.dumps(each(lambda gold: {"answers": {"text": [gold, "other"], "answer_start": [0, 1]}})),
+    "answers: {text} of one": json.dumps(each(lambda gold: {"answers": {"text": gold}})),
+    "spans": json.dumps(each(lambda gold: {"answers": SPANS[gold]})),
+    "under data": json.dumps({"data": OURS}),
+    "raw SQuAD": json.dumps(squad_raw()),
+    "articles alone": json.dumps(squad_raw()["data"]),
+    "rows": json.dumps(squad_rows(lambda gold: {"answers": {"text": [gold], "answer_start": [0]}})),
+    "rows of JSON lines": lines(squad_rows(lambda gold: {"answers": {"text": [gold], "answer_start": [0]}})),
+    "rows with one answer": lines(squad_rows(lambda gold: {"answer": gold})),
+    "JSON lines": lines(OURS),
+    "JSON lines of articles": lines(squad_raw()["data"]),
+    "byte order mark": "\ufeff" + json.dumps(OURS),
+}
+
+
+@pytest.mark.parametrize(
+    "pack", [str.encode, lambda text: text.encode("utf-16"), lambda text: gzip.compress(text.encode())]
+)
+@pytest.mark.parametrize("name", list(LAYOUTS))
+def test_passages_are_read_in_every_layout_that_people_have(tmp_path, name: str, pack) -> None:
+    if name == "byte order mark" and pack is not str.encode:
+        pytest.skip("has its own")
+    file = tmp_path / "set.jsonl"
+    file.write_bytes(pack(LAYOUTS[name]))
+    (tmp_path / "ours.json").write_text(json.dumps(OURS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        passages = data.from_json(file)
+    assert [(p.title, p.text, p.questions) for p in passages] == [
+        (p.title, p.text, p.questions) for p in data.from_json(tmp_path / "ours.json")
+    ]
+    assert [p.id for p in passages] == ["set-00000", "set-00001"]
+
+
+def test_questions_without_an_answer_are_left_out_and_counted(tmp_path) -> None:
+    file = tmp_path / "v2.json"
+    file.write_text(json.dumps(squad_raw(v2=True)))
+    with pytest.warns(UserWarning, match="v2.json: 2 questions without an answer are left out, and 0 passages"):
+        passages = data.load_passages(str(file), None)
+    assert sorted(len(p.questions) for p in passages) == [1, 2]
+    empty = {"title": "T", "context": "Three.", "question": "d?", "answers": {"text": [], "answer_start": []}}
+    rows = [*squad_rows(lambda gold: {"answers": {"text": [gold]}}), empty]
+    with pytest.warns(UserWarning, match="1 questions without an answer are left out, and 1 passages"):
+        assert len(data.group_squad(rows)) == 2
+    with pytest.raises(DataError, match="no question has an answer"):
+        data.group_squad([empty])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x1f\x8b broken", "set.json cannot be read"),
+        (gzip.compress(b"[1]" * 50)[:20], "set.json cannot be read"),
+        (b"PK\x03\x04", "zip archive; unpack"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[" + b"1" * 5_000 + b"]", "not JSON"),
+        ("[\"Müller\"]".encode("latin-1"), "not JSON"),
+        (lines(OURS).encode() + b"{", "not JSON"),
+        (b'{"data": [{"title": "T", "paragraphs": [{"context": "c"}]}]}', "article 0, paragraph 0: the key 'qas'"),
+        (b'{"data": [{"title": "T", "paragraphs": [{"qas": []}]}]}', "entry 0: the key 'context'"),
+        (b'[{"title": "T", "paragraphs": []}, {"title": "U"}]', "article 1: the key 'paragraphs'"),
+        (b'[{"question": "q?", "context": "c"}]', "row 0: a row has title"),
+        (b'[{"title": "T", "context": "c", "question": "q?", "answer": {"text": [" "]}}]', "the answer is empty"),
+        (b'[{"title": "T", "context": "c", "question": "q?", "answer": {"text": [3]}}]', "answer is 3, not text"),
+        (b'{"title": "T"}', "holds a dict; expected a list of passages, or SQuAD's"),
+        (b"null", "holds a NoneType"),
+    ],
+)  # fmt: skip
+def test_another_layout_is_refused_in_one_sentence(tmp_path, content: bytes, words: str) -> None:
+    (tmp_path / "set.json").write_bytes(content)
+    with pytest.raises(DataError, match=words) as caught:
+        data.from_json(tmp_path / "set.json")
+    assert "set.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["data", "title", "context", "question", "questions", "answer", "answers", "text", "paragraphs",
+                         "qas", "is_impossible", "completions"]), inner, max_size=4,
+    ), max_leaves=12,
+)  # fmt: skip
+
+
+@given(JSON)
+def test_any_json_is_passages_or_one_sentence(value) -> None:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        file = Path(folder) / "set.json"
+        file.write_text(json.dumps(value))
+        try:
+            passages = data.from_json(file)
+        except DataError as error:
+            assert "set.json" in str(error) and "\n" not in str(error)
+        else:
+            assert all(
+                p.text.strip() and p.questions and all(q.question and q.answer for q in p.questions) for p in passages
+            )
 
 
 def test_a_source_is_shuffled_by_its_seed_and_cut_after_that(tmp_path) -> None:

@@ -18,9 +18,10 @@ Knows nothing of prompts, augmentation or models. The authors cut lists of sub-t
 they train on; here tasks are chosen by explicit ids.
 """
 
-import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from seal_lib import paths
 from seal_lib.arc.grids import Grid, as_grid
@@ -29,6 +30,8 @@ from seal_lib.errors import DataError
 
 #: Hub dataset → the commit it is read at
 HUB_REVISIONS = {"lordspline/arc-agi": "f323416db0d359989e3e88630ca0c21911f31754"}
+#: of a file with one task
+_ENDING = re.compile(r"\.json(?:\.gz)?$", re.IGNORECASE)
 
 
 def load_tasks(
@@ -63,15 +66,16 @@ def load_tasks(
         raise DataError(f"revision: {revision!r} goes with a source hub:owner/name, but {challenges} is a path.")
     source = paths.given(challenges)
     if source.is_dir():
-        files = sorted(source.glob("*.json"))
-        if not files:
-            raise DataError(f"{source} holds no .json file; give a folder with one task per file or a challenges file.")
-        tasks = [_original(file) for file in files]
+        tasks = _folder(source)
         if solutions is not None:
             raise DataError(f"solutions: {solutions} goes with one challenges file, but {source} is a folder.")
     else:
         table = _read(source)
-        if "train" in table and "test" in table:
+        if isinstance(table, list):
+            if solutions is not None:
+                raise DataError(f"solutions: {solutions} goes with a challenges file; {source} is a list of tasks.")
+            tasks = _rows(table, source.name.split(".")[0], str(source), "row")
+        elif "train" in table and "test" in table:
             if solutions is not None:
                 raise DataError(f"solutions: {solutions} goes with a challenges file; {source} is one task by itself.")
             tasks = [_original(source)]
@@ -92,13 +96,44 @@ def choose(tasks: Iterable[Task], ids: Sequence[str], where: str = "the tasks gi
     return [table[name] for name in ids]
 
 
+def _folder(source: Path) -> list[Task]:
+    """Tasks of a folder, one a file; hidden files (macOS puts a ``._x.json`` beside ``x.json``) are none."""
+    seen = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
+    files = [path for path in seen if path.is_file() and _ENDING.search(path.name)]
+    deeper = [path.name for path in seen if path.is_dir() and any(_ENDING.search(f.name) for f in path.rglob("*"))]
+    if deeper:
+        also = "tasks and folders" if files else "folders"
+        names = ", ".join(deeper[:4])
+        raise DataError(f"{source} holds {also} of tasks ({names}); give one of them, without others in it.")
+    if not files:
+        raise DataError(f"{source} holds no .json file; give a folder with one task per file or a challenges file.")
+    tasks = [_original(path) for path in files]
+    names = [task.id for task in tasks]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{source}: task {twice!r} occurs twice; ids are unique, so remove a file.")
+    return tasks
+
+
 def _original(path: Path) -> Task:
     entry = _read(path)
-    if not {"train", "test"} <= set(entry):
+    if not isinstance(entry, dict) or not {"train", "test"} <= set(entry):
         raise DataError(
             f"{path} is not one task (keys 'train' and 'test'); a challenges file is given by name, not in a folder."
+            + _of_pairs(entry)
         )
-    return _task(path.stem, entry, str(path), None)
+    return _task(_ENDING.sub("", path.name), entry, str(path), None)
+
+
+def _of_pairs(entry: object) -> str:
+    """What helps where a list of pairs stands for a task."""
+    pairs = entry if isinstance(entry, list) else []
+    if not pairs or not all(isinstance(pair, dict) and {"input", "output"} <= set(pair) for pair in pairs):
+        return ""
+    return (
+        " It is a list of pairs, as RE-ARC has them, which does not say what is shown and what is asked: write "
+        "{'train': the first few, 'test': others}."
+    )
 
 
 def _hub(source: str, revision: str | None) -> list[Task]:
@@ -114,22 +149,29 @@ def _hub(source: str, revision: str | None) -> list[Task]:
         raise DataError(f"revision: {revision!r} is not a commit; give its 40 hexadecimal digits, as names may move.")
     from datasets import load_dataset
 
+    return _rows(load_dataset(name, split=split, revision=revision), split, source, "split")
+
+
+def _rows(rows: Iterable[Any], name: str, where: str, other: str) -> list[Task]:
+    """Tasks of a table, one a row."""
     tasks: dict[str, Task] = {}
-    for number, row in enumerate(load_dataset(name, split=split, revision=revision)):
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError(f"{where} is a list of {type(row).__name__}; expected tasks, each with 'train' and 'test'.")
         key = next((key for key in ("id", "task_id") if row.get(key) is not None), None)
-        task = _task(
-            str(row[key]) if key else f"{split}-{number:05d}", _without_nulls(row), f"{source}, row {number}", None
-        )
+        if {"input", "output"} <= set(row):
+            raise DataError(f"{where} holds no task.{_of_pairs([row])}")
+        task = _task(str(row[key]) if key else f"{name}-{number:05d}", row, f"{where}, row {number}", None)
         if task.id in tasks:
-            raise DataError(f"{source}, row {number}: task {task.id!r} occurs twice; ids are unique.")
+            raise DataError(f"{where}, row {number}: task {task.id!r} occurs twice; ids are unique.")
         tasks[task.id] = task
     if not tasks:
-        raise DataError(f"{source} holds no task; choose another split.")
+        raise DataError(f"{where} holds no task; choose another {other}.")
     return list(tasks.values())
 
 
 def _without_nulls(row: dict) -> dict:
-    """A table row without its nulls: a table has null for an unknown output, a file leaves it out."""
+    """A task without its nulls: some write null for an unknown output, some leave it out."""
     entry = {key: row[key] for key in ("train", "test") if row.get(key) is not None}
     for key, pairs in entry.items():
         if isinstance(pairs, list) and all(isinstance(pair, dict) for pair in pairs):
@@ -141,6 +183,8 @@ def _kaggle(path: Path, table: dict, answers: Path | None) -> list[Task]:
     if not table:
         raise DataError(f"{path} holds no task; expected an object of tasks by id.")
     known = None if answers is None else _read(answers)
+    if isinstance(known, list):
+        raise DataError(f"{answers} holds a list; expected an object of solutions by task.")
     if known is not None and set(known) != set(table):
         name = sorted(set(known) ^ set(table))[0]
         raise DataError(f"task {name!r} is in only one of {path} and {answers}; the two files do not belong together.")
@@ -153,8 +197,9 @@ def _kaggle(path: Path, table: dict, answers: Path | None) -> list[Task]:
 
 def _task(name: str, entry: object, where: str, answers: list | None) -> Task:
     if not isinstance(entry, dict):
-        raise DataError(f"{where} is a {type(entry).__name__}; expected an object with 'train' and 'test'.")
-    parts = {}
+        kind = type(entry).__name__
+        raise DataError(f"{where} is a {kind}; expected an object with 'train' and 'test'.{_of_pairs(entry)}")
+    entry, parts = _without_nulls(entry), {}
     for key in ("train", "test"):
         if key not in entry:
             raise DataError(f"{where}: the key {key!r} is missing; a task has 'train' and 'test'.")
@@ -200,16 +245,11 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
     return table
 
 
-def _read(path: Path) -> dict:
-    """A JSON object from a file; a key that occurs twice is an error, not a silent loss."""
+def _read(path: Path) -> Any:
+    """The JSON object or list of a file; a key that occurs twice is an error, not a silent loss."""
     if not path.is_file():
         raise DataError(f"tasks: no file {path}; give a challenges file, a task file or a folder of task files.")
-    try:
-        table = json.loads(path.read_text("utf-8"), object_pairs_hook=_unique)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number too long, nested too deep
-        raise DataError(f"{path} is not JSON text ({' '.join(str(error).split())[:120]}); mend the file.") from error
-    if not isinstance(table, dict):
-        raise DataError(f"{path} holds a {type(table).__name__}; expected a JSON object of tasks, or of one task.")
-    return table
+    value = paths.read_data(path, _unique)
+    if not isinstance(value, dict | list):
+        raise DataError(f"{path} holds a {type(value).__name__}; expected a JSON object of tasks, or of one task.")
+    return value

@@ -4,13 +4,18 @@
 ``world:heldout``           the shipped made world (populations ``heldout`` for evaluation, ``learning`` for ReST^EM)
 ``hub:rajpurkar/squad``     SQuAD v1.1 through ``datasets``; ``hub:rajpurkar/squad:train`` for the other split
 a path                      JSON list of ``{title, context, questions: [{question, answer}]}``; optional
-                            ``completions`` (self-edits) become references
+                            ``completions`` (self-edits) become references; or SQuAD as its authors publish it (``{data:
+                            [{title, paragraphs: [{context, qas}]}]}``), or a row per question (``{title, context,
+                            question, answers}``); JSON lines and gzip too
 ==========================  =====================================================================================
+
+A gold answer is a text, a list (the first counts) or SQuAD's ``{text: [...]}``. A question that its file marks as
+without an answer, as SQuAD v2 does, is left out; one warning says how many were.
 """
 
-import json
 import random
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +57,81 @@ def from_json(path: Path) -> list[Passage]:
     """
     if not path.is_file():
         raise DataError(f"passages: no file {path}; give a JSON file, world:heldout or hub:rajpurkar/squad.")
-    try:
-        entries = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not JSON text ({error}); expected a list of passages.") from error
+    stem = path.name.split(".json")[0]
+    return _passages(_entries(paths.read_data(path), str(path)), stem, str(path))
+
+
+def _entries(value: object, where: str) -> list:
+    """The passages of a file, whatever its layout, as entries of ours."""
+    entries = value
+    if isinstance(value, dict):
+        if isinstance(value.get("data"), list) and value["data"]:
+            entries = value["data"]
+        elif {"context", "paragraphs"} & set(value):  # one line of JSON lines
+            entries = [value]
     if not isinstance(entries, list):
-        raise DataError(f"{path} holds a {type(entries).__name__}; expected a list of passages.")
-    return [_passage(entry, f"{path.stem}-{i:05d}", f"{path}, entry {i}") for i, entry in enumerate(entries)]
+        raise DataError(
+            f"{where} holds a {type(value).__name__}; expected a list of passages, or SQuAD's object with `data`."
+        )
+    if any(isinstance(entry, dict) and "paragraphs" in entry for entry in entries):
+        return [found for i, article in enumerate(entries) for found in _article(article, f"{where}, article {i}")]
+    if any(isinstance(entry, dict) and "question" in entry and "questions" not in entry for entry in entries):
+        return _grouped(entries, where)
+    return entries
 
 
-def _passage(entry: object, name: str, where: str) -> Passage:
+def _article(article: object, where: str) -> list[dict]:
+    """Entries of an article of raw SQuAD, one a paragraph."""
+    if not isinstance(article, dict) or "paragraphs" not in article:
+        raise DataError(f"{where}: the key 'paragraphs' is missing; an article of SQuAD has title and paragraphs.")
+    found = []
+    for i, paragraph in enumerate(_list(article["paragraphs"], "paragraphs", where)):
+        if not isinstance(paragraph, dict) or "qas" not in paragraph:
+            raise DataError(f"{where}, paragraph {i}: the key 'qas' is missing; a paragraph has context and qas.")
+        title = {"title": _spaced(article["title"])} if "title" in article else {}
+        context = {"context": paragraph["context"]} if "context" in paragraph else {}
+        found.append(title | context | {"questions": paragraph["qas"]})
+    return found
+
+
+def _grouped(rows: Iterable[Any], where: str) -> list[dict]:
+    """Entries of rows with one question each, one entry a context, in order of first appearance."""
+    grouped: dict[str, dict] = {}
+    for i, row in enumerate(rows):
+        if not isinstance(row, Mapping) or not {"title", "context", "question"} <= set(row):
+            raise DataError(f"{where}, row {i}: a row has title, context, question and answers; one is missing.")
+        key = _text(row["context"], "context", f"{where}, row {i}")
+        grouped.setdefault(key, {"title": _spaced(row["title"]), "context": key, "questions": []})
+        grouped[key]["questions"].append(row)
+    return list(grouped.values())
+
+
+def _spaced(title: object) -> object:
+    return title.replace("_", " ") if isinstance(title, str) else title
+
+
+def _passages(entries: Sequence[object], stem: str, where: str) -> list[Passage]:
+    """Passages with the questions that have an answer; the others are counted in one warning."""
+    passages, left_out, empty = [], 0, 0
+    for i, entry in enumerate(entries):
+        passage, unanswered = _passage(entry, f"{stem}-{i:05d}", f"{where}, entry {i}")
+        left_out += unanswered
+        if passage.questions:
+            passages.append(passage)
+        else:
+            empty += 1
+    if entries and not passages:
+        raise DataError(f"{where}: no question has an answer, so nothing can be scored; give a file with answers.")
+    if left_out:
+        warnings.warn(
+            f"{where}: {left_out} questions without an answer are left out, and {empty} passages that have no other.",
+            stacklevel=4,
+        )
+    return passages
+
+
+def _passage(entry: object, name: str, where: str) -> tuple[Passage, int]:
+    """(the passage with the questions that have an answer, how many have none)."""
     if not isinstance(entry, dict):
         raise DataError(f"{where}: expected an object with title, context and questions.")
     for key in ("title", "context", "questions"):
@@ -70,21 +140,36 @@ def _passage(entry: object, name: str, where: str) -> Passage:
     title, context = _text(entry["title"], "title", where), _text(entry["context"], "context", where)
     if not context.strip():
         raise DataError(f"{where}: the passage (key 'context') is empty; remove the entry or give it a text.")
-    questions = []
+    questions, unanswered = [], 0
     for number, item in enumerate(_list(entry["questions"], "questions", where)):
         place = f"{where}, question {number}"
-        if not isinstance(item, dict):
+        if not isinstance(item, Mapping):
             raise DataError(f"{place}: expected an object with question and answer.")
-        texts = {key: _text(item.get(key, ""), key, place).strip() for key in ("question", "answer")}
-        for key, text in texts.items():
-            if not text:
-                raise DataError(f"{place}: the {key} is empty; remove the question or fill it in.")
-        questions.append(Question(**texts))
-    if not questions:
+        question = _text(item.get("question", ""), "question", place).strip()
+        gold = "" if item.get("is_impossible") is True else _gold(item.get("answer", item.get("answers", "")), place)
+        if not question:
+            raise DataError(f"{place}: the question is empty; remove it or fill it in.")
+        if gold:
+            questions.append(Question(question, gold))
+        else:
+            unanswered += 1
+    if not questions and not unanswered:
         raise DataError(f"{where}: no question; a passage without questions cannot be scored, so remove it.")
     completions = _list(entry.get("completions", []), "completions", where)
     references = {str(k): _text(text, f"completions[{k}]", where) for k, text in enumerate(completions)}
-    return Passage(name, title, context, tuple(questions), references)
+    return Passage(name, title, context, tuple(questions), references), unanswered
+
+
+def _gold(value: object, place: str) -> str:
+    """The gold answer: a text, the first of a list, or of SQuAD's ``{text: [...]}``; "" if the list is empty."""
+    if isinstance(value, Mapping):
+        value = value.get("text", "")
+    if isinstance(value, list | tuple):
+        return _gold(value[0], place) if value else ""
+    gold = _text(value, "answer", place).strip()
+    if not gold:
+        raise DataError(f"{place}: the answer is empty; remove the question or fill it in.")
+    return gold
 
 
 def _text(value: object, key: str, where: str) -> str:
@@ -117,11 +202,4 @@ def from_hub(name: str) -> list[Passage]:
 
 def group_squad(rows: Iterable[Mapping[str, Any]]) -> list[Passage]:
     """SQuAD rows (title, context, question, answers) → one passage per context, in order of first appearance."""
-    grouped: dict[str, tuple[str, list[Question]]] = {}
-    for row in rows:
-        title, questions = grouped.setdefault(row["context"], (row["title"], []))
-        questions.append(Question(row["question"].strip(), row["answers"]["text"][0]))
-    return [
-        Passage(f"squad-{i:05d}", title.replace("_", " "), context, tuple(questions))
-        for i, (context, (title, questions)) in enumerate(grouped.items())
-    ]
+    return _passages(_grouped(rows, "squad"), "squad", "squad")
