@@ -272,7 +272,7 @@ def test_pad_loss_full_is_the_padded_computation():
     assert result.losses[0] == pytest.approx(padded_loss(model, documents[order[0]], 40).item(), rel=1e-5)
     # and the same gradients: train with that loss through PEFT
     start = job.initial(target_linears(model, "all-linear"))
-    with lora(model, start, 4, 8, result.adapter.targets) as w:
+    with lora(model, start, 4, 8) as w:
         parameters = [p for pair in w.values() for p in pair]
         optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
         for step, i in enumerate(order):

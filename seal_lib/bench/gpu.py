@@ -191,7 +191,7 @@ def answer(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, k: i
     from seal_lib.training.adapters import Adapter, target_linears, target_names
     from seal_lib.training.jobs import Job
 
-    names = target_names(targets)
+    names = target_names(model, targets)
     start = Job("answer", (), rank=gpu_sizes.RANK, seed=0).initial(target_linears(model, names))
     draw = torch.Generator().manual_seed(1)
     weights = {n: (a, 1e-3 * torch.randn(b.shape, generator=draw)) for n, (a, b) in start.items()}

@@ -185,7 +185,7 @@ def with_trainer(
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    from seal_lib.training.adapters import target_linears, target_names
+    from seal_lib.training.adapters import target_linears
     from seal_lib.training.finetune import lora
 
     def row(ids: list[int]) -> dict:
@@ -205,11 +205,11 @@ def with_trainer(
                 ends.append(clock())
 
     ends: list[float] = []
-    names, cpu = target_names(targets), next(model.parameters()).device.type == "cpu"
+    cpu = next(model.parameters()).device.type == "cpu"
     begun = clock()
     with (
         tempfile.TemporaryDirectory() as folder,
-        lora(model, job.initial(target_linears(model, names)), job.rank, job.alpha, names),
+        lora(model, job.initial(target_linears(model, targets)), job.rank, job.alpha),
     ):
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=1, num_train_epochs=job.epochs, max_steps=max_steps,

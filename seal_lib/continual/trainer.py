@@ -126,6 +126,8 @@ class StreamBank(AdapterBank):
             float32 always keeps ranks.
     """
 
+    can_train_alone = False
+
     def __init__(
         self,
         model: "nn.Module",

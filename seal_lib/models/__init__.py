@@ -39,12 +39,13 @@ DTYPES = ("float32", "bfloat16", "float16", "4bit")
 TARGETS = {
     "qv": ("q_proj", "v_proj"),
     "qv-mlp": ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"),  # the authors' ARC adapters
-    "all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 }
+#: Every linear layer but the output layer, whatever the model calls them: what PEFT means by this word.
+ALL_LINEAR = "all-linear"
 
 
 def target_names(targets: str | Sequence[str]) -> tuple[str, ...]:
-    """``"qv"``, ``"all-linear"`` or module suffixes -> module suffixes."""
+    """``"qv"`` or module suffixes -> module suffixes; ``"all-linear"`` stays, as only a model can say what that is."""
     if isinstance(targets, str):
         return TARGETS.get(targets, (targets,))
     return tuple(targets)

@@ -30,6 +30,14 @@ DEFAULT_MEMORY = 4 * GB  # assumed for training on a CPU, where the free memory 
 _SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size",
           "max_position_embeddings")  # fmt: skip
 
+#: linear layers of a decoder layer of the Llama family: what "all-linear" is there
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def target_names(targets: str | Sequence[str]) -> tuple[str, ...]:
+    """Module suffixes of ``targets`` in a decoder of the Llama family."""
+    return LINEARS if targets == models.ALL_LINEAR else models.target_names(targets)
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -91,7 +99,7 @@ class Shape:
     @property
     def linear_parameters(self) -> int:
         """Weights of the Linears of all decoder layers, without biases."""
-        return self.layers * sum(i * o for i, o in map(self.sides, models.TARGETS["all-linear"]))
+        return self.layers * sum(i * o for i, o in map(self.sides, LINEARS))
 
     @property
     def embedding_parameters(self) -> int:
@@ -105,7 +113,7 @@ class Shape:
 
     def adapter_parameters(self, targets: str | Sequence[str], rank: int) -> int:
         """Numbers in one LoRA adapter."""
-        return self.layers * rank * sum(sum(self.sides(target)) for target in models.target_names(targets))
+        return self.layers * rank * sum(sum(self.sides(target)) for target in target_names(targets))
 
 
 def _qwen(size: str, layers: int, width: int, heads: int, kv: int, mlp: int, words: int, tied: bool, positions: int):
@@ -177,7 +185,7 @@ def activation_bytes(
     one residual a layer and all of this for one layer only. Attention scores are not counted: kernels for GPUs and
     long rows keep none.
     """
-    names, width = models.target_names(targets), 2.0 if dtype == "4bit" else width_of(dtype)
+    names, width = target_names(targets), 2.0 if dtype == "4bit" else width_of(dtype)
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     kept = 2 * shape.width + 2 * q + 2 * kv + 3 * shape.mlp
     kept += shape.width * bool({"q_proj", "k_proj", "v_proj"} & {*names})

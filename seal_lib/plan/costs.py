@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from seal_lib import models, paths
+from seal_lib import paths
 from seal_lib.errors import ParameterError
 from seal_lib.models import budget
 from seal_lib.runs import yaml_files
@@ -230,7 +230,7 @@ def generation(shape: budget.Shape, device: Device, texts: float, prompt: float,
 
 def factoring(shape: budget.Shape, device: Device, count: float, targets: str) -> Cost:
     """``count`` times an eigendecomposition for every group of targets that read one tensor, in every layer."""
-    names = set(models.target_names(targets))
+    names = set(budget.target_names(targets))
     sides = [shape.width] * (bool(names & {"q_proj", "k_proj", "v_proj"}) + bool(names & {"gate_proj", "up_proj"}))
     sides += [shape.heads * shape.head_dim] * ("o_proj" in names) + [shape.mlp] * ("down_proj" in names)
     flops = shape.layers * sum(9.0 * side**3 for side in sides)

@@ -121,7 +121,7 @@ def _continual(p: Mapping, shape: budget.Shape, trainings: list[Phase]) -> dict[
         parts[f"teachers of {slots} streams"] = 4.0 * slots * tokens * shape.vocabulary
     if "ewc" in arms:
         dense = 4.0 * shape.layers * sum(
-            shape.sides(t)[0] * shape.sides(t)[1] for t in models.target_names(str(p["targets"]))
+            shape.sides(t)[0] * shape.sides(t)[1] for t in budget.target_names(str(p["targets"]))
         )  # fmt: skip
         merged = budget.weight_bytes(shape, str(p["dtype"]))
         parts[f"EWC: dense weights of {slots} streams, a merged model"] = dense * (2 * slots + 2) + merged

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seal_lib import models
 from seal_lib.errors import DataError, ParameterError, SealError
-from seal_lib.models import TARGETS, target_names
+from seal_lib.models import ALL_LINEAR
+from seal_lib.training import peft_folder
 from seal_lib.training.fused import linear, linear_back, quantised
 from seal_lib.training.packing import Ragged, send
 
 #: Linears that read the same tensor in every decoder we meet; grouping them is a saving, never an assumption.
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-_CONFIG, _WEIGHTS, _PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
 
 def target_linears(model: nn.Module, targets: str | Sequence[str]) -> dict[str, nn.Linear]:
@@ -35,16 +37,33 @@ def target_linears(model: nn.Module, targets: str | Sequence[str]) -> dict[str, 
     Raises:
         ParameterError: a target occurs nowhere in the model.
     """
-    names, head = target_names(targets), model.get_output_embeddings()
+    head = model.get_output_embeddings()
     linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    for target in names:
-        if not any(_ends_in(name, target) for name in linears):
-            known = sorted({name.rpartition(".")[2] for name in linears})
-            raise ParameterError(
-                f"Target {target!r} names no Linear layer of {type(model).__name__}; choose 'qv', 'all-linear' or "
-                f"a list from: {', '.join(known)}."
-            )
-    return {name: m for name, m in linears.items() if any(_ends_in(name, target) for target in names)}
+    if targets == ALL_LINEAR and linears:
+        return linears
+    names = models.target_names(targets)
+    absent = next((target for target in names if not any(_ends_in(name, target) for name in linears)), None)
+    if absent is None and names:
+        return {name: m for name, m in linears.items() if any(_ends_in(name, target) for target in names)}
+    kind, known = type(model).__name__, sorted({name.rpartition(".")[2] for name in linears})
+    if not known:
+        raise ParameterError(f"targets: {kind} has no Linear layer but its output layer; choose another model.")
+    words = [word for word, parts in models.TARGETS.items() if {*parts} <= {*known}]
+    ways = ", ".join(f"'{word}'" for word in (ALL_LINEAR, *words))
+    raise ParameterError(
+        f"targets: {absent!r} names no Linear layer of {kind} that can be adapted; choose {ways} or a list from: "
+        f"{', '.join(known)}."
+    )
+
+
+def target_names(model: nn.Module, targets: str | Sequence[str]) -> tuple[str, ...]:
+    """Module suffixes that name the targets in PEFT's way: a word is spelt out, "all-linear" by what the model has."""
+    if targets != ALL_LINEAR:
+        return models.target_names(targets)
+    linears = target_linears(model, targets)
+    leaves = tuple(dict.fromkeys(name.rpartition(".")[2] for name in linears))
+    alike = sum(isinstance(m, nn.Linear) and name.rpartition(".")[2] in leaves for name, m in model.named_modules())
+    return leaves if alike == len(linears) else tuple(linears)  # the output layer may be called as others are
 
 
 def _ends_in(name: str, suffix: str) -> bool:
@@ -94,9 +113,9 @@ class Adapter:
         try:
             state = {}
             for name, (a, b) in self.weights.items():
-                state[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().cpu().contiguous()
-                state[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().cpu().contiguous()
-            save_file(state, str(fresh / _WEIGHTS), metadata={"format": "pt"})
+                state[f"{peft_folder.PREFIX}{name}.lora_A.weight"] = a.detach().cpu().contiguous()
+                state[f"{peft_folder.PREFIX}{name}.lora_B.weight"] = b.detach().cpu().contiguous()
+            save_file(state, str(fresh / peft_folder.WEIGHTS), metadata={"format": "pt"})
             config = {
                 "peft_type": "LORA",
                 "task_type": "CAUSAL_LM",
@@ -112,7 +131,7 @@ class Adapter:
                 "modules_to_save": None,
                 "inference_mode": True,
             }
-            (fresh / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+            (fresh / peft_folder.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
             for path in fresh.iterdir():
                 with path.open("rb") as handle:
                     os.fsync(handle.fileno())
@@ -129,39 +148,16 @@ class Adapter:
         """Read a PEFT LoRA folder written by :meth:`save` or by PEFT.
 
         Raises:
-            DataError: the folder is not a plain LoRA adapter (missing files, DoRA, rsLoRA, rank patterns …).
+            DataError: it is no plain LoRA adapter (see :mod:`seal_lib.training.peft_folder`), or is not whole.
         """
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        for name in (_CONFIG, _WEIGHTS):
-            if not (folder / name).is_file():
-                raise DataError(f"{folder} is no adapter folder: {name} is missing; save the adapter again.")
-        config = json.loads((folder / _CONFIG).read_text())
-        extras = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
-        odd = [key for key in extras if config.get(key)]
-        if config.get("peft_type") != "LORA" or odd:
-            why = ", ".join(odd) or f"peft_type {config.get('peft_type')}"
-            raise DataError(f"{folder / _CONFIG} is not a plain LoRA adapter ({why}); load it with PEFT and merge it.")
-        state, weights = load_file(str(folder / _WEIGHTS)), {}
-        for key in sorted(key for key in state if key.endswith(".lora_A.weight")):
-            name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-            weights[name] = (state.pop(key), state.pop(key.replace(".lora_A.", ".lora_B.")))
-        if state or not weights:
-            raise DataError(f"{folder / _WEIGHTS} holds tensors that are no LoRA pair: {sorted(state)[:3]}; use PEFT.")
-        targets = config["target_modules"]
-        if isinstance(targets, str):  # PEFT also takes a regular expression
-            targets = {name.rpartition(".")[2] for name in weights}
-        known = TARGETS["all-linear"]  # PEFT writes a set, in any order
-        ordered = sorted(targets, key=lambda t: (known.index(t) if t in known else len(known), t))
-        return cls(config["r"], config["lora_alpha"], tuple(ordered), weights)
+        return cls(*peft_folder.read(Path(folder)))
 
 
 def check_fits(model: nn.Module, adapter: Adapter) -> dict[str, nn.Linear]:
     """The Linears that an adapter changes.
 
     Raises:
-        DataError: it was made for another model.
+        DataError: it was made for another model, or lacks weights for a layer that it targets.
     """
     modules = dict(model.named_modules())
     found = {name: modules.get(name) for name in adapter.weights}
@@ -171,6 +167,13 @@ def check_fits(model: nn.Module, adapter: Adapter) -> dict[str, nn.Linear]:
             raise DataError(
                 f"The adapter has a [{b.shape[0]}, {a.shape[1]}] update for {name!r}, which {type(model).__name__} "
                 "does not have in that shape; use the adapter with the model it was trained on."
+            )
+    for name, layer in modules.items():
+        bare = name not in found and isinstance(layer, nn.Linear)
+        if bare and any(_ends_in(name, target) for target in adapter.targets):
+            raise DataError(
+                f"The adapter targets {name!r} but has no weights for it; its file is cut or of another model, so save "
+                "the adapter again."
             )
     return found
 
@@ -186,20 +189,34 @@ def merge(model: nn.Module, adapter: Adapter, copy: bool = False) -> nn.Module:
         A plain model, no parameter of which requires a gradient.
 
     Raises:
-        DataError: the weights are packed into 4 bits.
+        DataError: the weights are packed into 4 bits, are shared with another layer, or would overflow.
     """
-    if any(quantised(layer) for layer in check_fits(model, adapter).values()):
-        raise DataError(
-            "An adapter cannot be added into weights of 4 bits; load the model with dtype bfloat16 to merge."
-        )
+    layers = check_fits(model, adapter)
+    owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    for name, layer in layers.items():
+        if quantised(layer):
+            raise DataError(
+                "An adapter cannot be added into weights of 4 bits; load the model with dtype bfloat16 to merge."
+            )
+        if owners[id(layer.weight)] > 1:
+            raise DataError(
+                f"The adapter changes {name!r}, whose weight another layer shares (tied embeddings), so it cannot be "
+                "added into one of them; train it without that target, or untie the model."
+            )
     if copy:
         from copy import deepcopy
 
         model = deepcopy(model)
-    for name, layer in check_fits(model, adapter).items():
+    for name in layers:
+        layer = model.get_submodule(name)
         wide = torch.promote_types(layer.weight.dtype, torch.float32)
         a, b = (part.to(layer.weight.device, wide) for part in adapter.weights[name])
-        layer.weight.copy_(layer.weight.to(wide) + adapter.scale * (b @ a))
+        merged = (layer.weight.to(wide) + adapter.scale * (b @ a)).to(layer.weight.dtype)
+        if not merged.isfinite().all():
+            raise DataError(
+                f"The adapter takes {name!r} past what {merged.dtype} holds; load the model in a wider dtype."
+            )
+        layer.weight.copy_(merged)
     return model.requires_grad_(False)
 
 
@@ -298,6 +315,8 @@ def attached(model: nn.Module, adapters: Sequence[Adapter], slot_of_row: Tensor 
             if name in adapter.weights:
                 a[k, : adapter.rank] = adapter.weights[name][0]
                 b[k, : adapter.rank] = adapter.weights[name][1].mT * adapter.scale
+        if dtype == torch.float16 and not (a.isfinite().all() and b.isfinite().all()):
+            raise DataError(f"An adapter's weights for {name!r} are past what {dtype} holds; choose a wider dtype.")
         a, b = send(a, device), send(b, device)  # one transfer a layer, not one an adapter
         if packed:
             return lambda x: routing.add(x, type(layer).forward(layer, x), a, b)

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from seal_lib.errors import ParameterError, SealError
 from seal_lib.models import budget
+from seal_lib.models.checks import said
 from seal_lib.training.adapters import Adapter, diverted, sibling_groups, target_linears, target_names
-from seal_lib.training.finetune import Minibatch, quiet
+from seal_lib.training.finetune import Minibatch, quiet, train_alone
 from seal_lib.training.fused import forwards
 from seal_lib.training.jobs import Example, Job, Result, learning_rate
 from seal_lib.training.packing import Packing, Ragged, level, send, worth_levelling
@@ -55,15 +56,22 @@ class Slot:
         return self.batches[self.plan[self.step]]
 
 
+class Unpackable(SealError):
+    """Examples of this model cannot be packed into one forward pass."""
+
+
 class AdapterBank:
     """Trains jobs through ``slots`` adapters at once on a frozen Hugging Face causal LM, which it borrows until closed.
 
     The model itself sees no pads on a GPU: padded are only the adapters' products (a hundredth of the arithmetic;
     grouped where that would double them) and attention, to the step's longest example. ``bucketing`` keeps that short.
 
+    Not every architecture can be packed (linear attention runs on from one example into the next). With one slot such a
+    model trains all the same, example by example; with more it is refused.
+
     Args:
         model: stays in its dtype and on its device; its weights are never written.
-        slots: adapters side by side; 0 or "auto": as many as fit. targets: see
+        slots: adapters side by side; 0 or "auto": as many as fit; 1: one at a time. targets: see
             :func:`seal_lib.training.adapters.target_linears`.
         rank_max: rank of the storage; default: the largest of the jobs of a run.
         tokens_per_step: bound on the tokens of one forward pass (memory); slots then take turns. Default: none, and
@@ -75,8 +83,11 @@ class AdapterBank:
         memory: bytes that ``slots=0`` may fill. Default: what the device has free; on a CPU 4 GB.
 
     Attributes:
+        alone: whether adapters train one at a time, as examples of this model cannot be packed.
         halvings: how often memory ran out, and the slots and the tokens of a step were halved.
     """
+
+    can_train_alone = True  # False where more than a plain job's loss is trained on
 
     def __init__(
         self, model: nn.Module, slots: int | str = 16, targets: str | Sequence[str] = "all-linear",
@@ -87,7 +98,7 @@ class AdapterBank:
         slots = 0 if slots == "auto" else slots
         if not isinstance(slots, int) or slots < 0:
             raise ParameterError(f"slots: a bank needs at least 1, or 0 for as many as fit, not {slots!r}.")
-        self.model, self.slots, self.targets = model, slots, target_names(targets)
+        self.model, self.slots, self.targets = model, slots, target_names(model, targets)
         self.memory, self.halvings, self.checkpointing = memory, 0, gradient_checkpointing
         self.bucketing = bucketing
         if tokens_per_step is None and sum(p.numel() for p in model.parameters()) > budget.LARGE:
@@ -102,9 +113,14 @@ class AdapterBank:
         self.layout = "padded" if odd or dtype == torch.float64 else layout  # what grouped_mm does not take
         self._busy, self._storage = False, []
         self._updating: list[Slot] = []  # slots of an update under way
-        self._stack = ExitStack()
+        self._stack, self.alone = ExitStack(), False
         try:
             self._borrow(gradient_checkpointing)
+        except Unpackable:
+            self._stack.close()
+            self.alone = self.slots == 1 and self.can_train_alone
+            if not self.alone:
+                raise
         except BaseException:
             self._stack.close()
             raise
@@ -131,13 +147,23 @@ class AdapterBank:
         faster.enter_context(diverted(forwards(model, lambda: self._packing)))
         self._stack.enter_context(quiet(model, checkpointing))
         for _ in range(2):
-            error = self._error(probes, expected)
-            if error < (5e-2 if expected.dtype.itemsize < 4 else 1e-3):
-                return
+            try:
+                error = self._error(probes, expected)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as problem:  # what an architecture says that takes no such rows is its own
+                why = said(problem)
+            else:
+                if error < (5e-2 if expected.dtype.itemsize < 4 else 1e-3):
+                    return
+                why = f"off by {error:.1e}"
+            finally:
+                self._release()
             faster.close()  # once more with the model's own pieces
-        raise SealError(
-            f"{type(model).__name__} does not give its own logits when examples are packed (off by {error:.1e}); train "
-            "its adapters with train_alone instead."
+        way = "set slots to 1 to train one at a time" if self.can_train_alone else "choose another model here"
+        raise Unpackable(
+            f"{type(model).__name__} does not give its own logits when examples are packed ({why}), so its adapters "
+            f"cannot train side by side; {way}."
         )
 
     @torch.no_grad()
@@ -146,7 +172,6 @@ class AdapterBank:
         self._allocate(1, 8)
         batch = Minibatch([Example([*probe[0].tolist(), 0]) for probe in probes], "check", None, 1 << 31)
         logits = self._head(self._hidden(*self._pack([batch])))
-        self._release()
         return float((logits - expected).abs().max() / expected.abs().max())
 
     def close(self) -> None:
@@ -362,7 +387,7 @@ class AdapterBank:
             raise ParameterError(f"Job {wrong.id!r} has rank {wrong.rank}, the bank was made for up to {rank}.")
         self._busy = True
         try:
-            yield from self._loop(waiting, rank, on_step)
+            yield from (self._one_by_one if self.alone else self._loop)(waiting, rank, on_step)
         finally:
             self._release()
             self._busy = False
@@ -380,17 +405,45 @@ class AdapterBank:
         free = budget.DEFAULT_MEMORY if free is None else free
         batches = [batch for slot in waiting for batch in slot.batches.values()]
         tokens, predicted = max(len(batch.ids) for batch in batches), max(len(batch.keep) for batch in batches)
-        shape, dtype = budget.Shape.of(self.model.config), str(self.model.dtype).removeprefix("torch.")
-        targets = sorted({name.rpartition(".")[2] for name in self.linears})
-        found = budget.slots_that_fit(
-            shape, free, targets, rank, tokens, self.tokens_per_step, predicted, self.checkpointing, dtype
-        )
+        dtype, targets = str(self.model.dtype).removeprefix("torch."), {n.rpartition(".")[2] for n in self.linears}
+        try:
+            found = budget.slots_that_fit(
+                budget.Shape.of(self.model.config), free, sorted(targets), rank, tokens, self.tokens_per_step,
+                predicted, self.checkpointing, dtype,
+            )  # fmt: skip
+        except SealError as error:
+            raise ParameterError(f"slots: how many fit cannot be planned here, so give a number: {error}") from error
         if not found:
             raise ParameterError(
                 f"Not one adapter of rank {rank} fits beside the model: minibatches have up to {tokens} tokens and "
                 f"{free / budget.GB:.1f} GB are free. {OUT_OF_MEMORY_HINT}"
             )
         return min(found, AUTO_SLOTS)
+
+    def _one_by_one(
+        self, waiting: list[Slot], rank: int, on_step: Callable[[dict], None] | None
+    ) -> Iterator[tuple[int, Result]]:
+        """Every job by itself, example by example: what any architecture can do."""
+        if any(
+            e.positions is not None or (e.visible or len(e.ids)) < len(e.ids) for s in waiting for e in s.job.examples
+        ):
+            raise ParameterError(
+                f"pad_loss: pads in the loss need attention that can pass them over, which {type(self.model).__name__} "
+                "has not in every layer; set pad_loss to none or eos."
+            )
+        done, tokens, goal = 0, 0, sum(len(slot.plan) for slot in waiting)
+        for slot in waiting:
+            try:
+                result = train_alone(self.model, slot.job, self.targets, checkpointing=self.checkpointing)
+            except torch.OutOfMemoryError as error:
+                raise SealError(
+                    f"Out of memory with one adapter, one example a step: {said(error)}. {OUT_OF_MEMORY_HINT}"
+                ) from error
+            yield slot.number, result
+            done, tokens = done + len(slot.plan), tokens + result.tokens
+            if on_step is not None:
+                waits = len(waiting) - slot.number - 1
+                on_step({"steps": done, "of": goal, "tokens": tokens, "live": 1, "waiting": waits, "halvings": 0})
 
     def _loop(self, waiting: list[Slot], rank: int, on_step: Callable | None) -> Iterator[tuple[int, Result]]:
         now = _Run(waiting, min(self.slots or self._fitting(waiting, rank), len(waiting)), rank)

@@ -75,9 +75,7 @@ def quiet(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def lora(
-    model: nn.Module, start: dict[str, tuple[Tensor, Tensor]], rank: int, alpha: float, targets: Sequence[str]
-) -> Iterator[dict]:
+def lora(model: nn.Module, start: dict[str, tuple[Tensor, Tensor]], rank: int, alpha: float) -> Iterator[dict]:
     """PEFT adapters on the model for the length of the block; yields {module name: (A, B)} parameters, to be trained.
 
     Afterwards the model is plain again and every parameter requires gradients as before.
@@ -85,7 +83,7 @@ def lora(
     from peft import LoraConfig, get_peft_model
 
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0, task_type="CAUSAL_LM")
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(start), lora_dropout=0.0, task_type="CAUSAL_LM")
     peft_model = get_peft_model(model, config)
     try:
         weights = {}
@@ -127,12 +125,21 @@ def example_loss(model: nn.Module, examples: Sequence[Example], device: torch.de
     return total / divisor
 
 
+<<<<<<< HEAD
 def train_alone(model: nn.Module, job: Job, targets: str | Sequence[str] = "all-linear", fused: bool = True) -> Result:
     """Train one job with PEFT, torch's AdamW and ``clip_grad_norm_`` in a plain loop. The result equals the bank's."""
     plan, names, device = job.plan(), target_names(targets), next(model.parameters()).device
+=======
+def train_alone(
+    model: nn.Module, job: Job, targets: str | Sequence[str] = "all-linear", fused: bool = True,
+    checkpointing: bool = False,
+) -> Result:  # fmt: skip
+    """One job by itself: PEFT, torch's AdamW and ``clip_grad_norm_`` in a plain loop. Same result as the bank's."""
+    plan, names, device = job.plan(), target_names(model, targets), next(model.parameters()).device
+>>>>>>> 0879364 (Adapters of others: an allow list of settings, PEFT's logits or one sentence; all-linear is every linear layer but the head; one slot trains what cannot be packed)
     start = job.initial(target_linears(model, names))
     losses, tokens, reason = [], 0, ""
-    with quiet(model), lora(model, start, job.rank, job.alpha, names) as weights:
+    with quiet(model, checkpointing), lora(model, start, job.rank, job.alpha) as weights:
         parameters = [p for pair in weights.values() for p in pair]
         optimizer = torch.optim.AdamW(
             parameters, lr=job.lr, betas=job.betas, eps=job.eps, weight_decay=job.weight_decay, fused=fused
@@ -195,9 +202,9 @@ def sft(
     with ExitStack() as stack:
         stack.enter_context(quiet(model, gradient_checkpointing))
         if method == "lora":
-            names = target_names(targets)
+            names = target_names(model, targets)
             start = Job("sft", (), rank=rank, seed=seed).initial(target_linears(model, names))
-            weights = stack.enter_context(lora(model, start, rank, alpha, names))
+            weights = stack.enter_context(lora(model, start, rank, alpha))
             parameters = [p for pair in weights.values() for p in pair]
         else:
             parameters = list(model.requires_grad_(True).parameters())

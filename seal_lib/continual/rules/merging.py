@@ -38,7 +38,7 @@ class Independent(Rule):
 
     def unedited(self, stream: Stream, state: State, k: int) -> State:
         linears, job = target_linears(self.lab.model, self.lab.inner.targets), self._job(stream, k, examples=())
-        targets = tuple(target_names(self.lab.inner.targets))
+        targets = target_names(self.lab.model, self.lab.inner.targets)
         nothing = Adapter(job.rank, job.alpha, targets, job.initial(linears))  # B is zero; parts keep their numbers
         return self.after(stream, state, k, nothing)
 
