@@ -125,19 +125,17 @@ def opening(name: str, source: str, revision: str | None = None, what: str = "mo
     Args:
         name: as the user gave it. source: folder or Hub id. what: "model", or which part of it.
     """
-    import torch
-
     try:
         yield
     except SealError:
         raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise DataError(
-            f"{what} {name!r} does not fit into memory ({said(error)}); choose dtype 4bit or a smaller model."
-        ) from error
     except ImportError as error:
         raise DataError(f"{what} {name!r} needs a package that is not installed: {said(error)}.") from error
     except Exception as error:
+        if {"MemoryError", "OutOfMemoryError"} & {*_kinds(error)}:  # torch's, which the planner does not import
+            raise DataError(
+                f"{what} {name!r} does not fit into memory ({said(error)}); choose dtype 4bit or a smaller model."
+            ) from error
         if Path(source).is_dir():
             raise DataError(
                 f"{what} {name!r} cannot be opened from {source}: {said(error)}; copy or download it again."

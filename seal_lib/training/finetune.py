@@ -125,18 +125,12 @@ def example_loss(model: nn.Module, examples: Sequence[Example], device: torch.de
     return total / divisor
 
 
-<<<<<<< HEAD
-def train_alone(model: nn.Module, job: Job, targets: str | Sequence[str] = "all-linear", fused: bool = True) -> Result:
-    """Train one job with PEFT, torch's AdamW and ``clip_grad_norm_`` in a plain loop. The result equals the bank's."""
-    plan, names, device = job.plan(), target_names(targets), next(model.parameters()).device
-=======
 def train_alone(
     model: nn.Module, job: Job, targets: str | Sequence[str] = "all-linear", fused: bool = True,
     checkpointing: bool = False,
 ) -> Result:  # fmt: skip
-    """One job by itself: PEFT, torch's AdamW and ``clip_grad_norm_`` in a plain loop. Same result as the bank's."""
+    """Train one job with PEFT, torch's AdamW and ``clip_grad_norm_`` in a plain loop. The result equals the bank's."""
     plan, names, device = job.plan(), target_names(model, targets), next(model.parameters()).device
->>>>>>> 0879364 (Adapters of others: an allow list of settings, PEFT's logits or one sentence; all-linear is every linear layer but the head; one slot trains what cannot be packed)
     start = job.initial(target_linears(model, names))
     losses, tokens, reason = [], 0, ""
     with quiet(model, checkpointing), lora(model, start, job.rank, job.alpha) as weights:
