@@ -80,8 +80,8 @@ def test_vllm_refuses_what_it_cannot_hold_before_it_starts() -> None:
         small.generate([Request("Topic")], Sampling(4))
     name = "model.layers.0.self_attn.q_proj"
     out, into = dict(weights.named_modules())[name].weight.shape
-    vast = Adapter(513, 1.0, ("q_proj",), {name: (torch.zeros(513, into), torch.zeros(out, 513))})
-    foreign = Adapter(2, 1.0, ("q_proj",), {name: (torch.zeros(2, into + 1), torch.zeros(out, 2))})
+    vast = Adapter(513, 1.0, (name,), {name: (torch.zeros(513, into), torch.zeros(out, 513))})
+    foreign = Adapter(2, 1.0, (name,), {name: (torch.zeros(2, into + 1), torch.zeros(out, 2))})
     plain = vllm_engine.VLLMGenerator(weights, tokenizer)
     for adapter, says in ((vast, "rank 512 at most, not 513; use engine hf"), (foreign, "does not have in that shape")):
         with pytest.raises(DataError, match=says):
