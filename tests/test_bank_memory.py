@@ -12,6 +12,7 @@ from seal_lib.continual.trainer import Anchor, EditJob, StreamBank
 from seal_lib.errors import ParameterError, SealError
 from seal_lib.models import budget
 from seal_lib.training import bank as bank_module
+from seal_lib.training import slots
 from seal_lib.training.adapters import target_linears
 from seal_lib.training.bank import AdapterBank
 from seal_lib.training.jobs import Example, Job
@@ -285,8 +286,8 @@ def test_a_step_reads_nothing_back_from_the_device(layout, chunk, checkpointing)
 
 
 def test_losses_are_read_seldom_and_in_one_piece(monkeypatch):
-    now = bank_module._Run([], 1, 1)
-    slot = bank_module.Slot(0, Job("j", [Example([1, 2])]), [(0,)] * 3, {}, torch.zeros(()))
+    now = slots.SlotQueue([], 1, 1)
+    slot = slots.Slot(0, Job("j", [Example([1, 2])]), [(0,)] * 3, {}, torch.zeros(()))
     now.pending = [([slot, slot], [1], torch.tensor([5.0, 1.0])), ([slot], [0], torch.tensor([2.0]))]
     reads, cat = [], torch.cat
     monkeypatch.setattr(bank_module.torch, "cat", lambda parts: reads.append(1) or cat(parts))

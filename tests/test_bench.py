@@ -7,7 +7,7 @@ import matplotlib
 import pandas as pd
 import pytest
 
-from seal_lib.bench import inner_loop
+from seal_lib.bench import inner_loop, inner_loop_table
 from seal_lib.plan.lengths import profiles
 
 matplotlib.use("Agg")
@@ -22,7 +22,7 @@ def table() -> pd.DataFrame:
         for lengths, tokens, steps, by in (("seal", 47.0, 90.0, 1), ("seedling", 19.0, 70.0, 2))
         for v, k, ms in VALUES
     ]
-    return pd.DataFrame(rows, columns=inner_loop.BENCH_COLUMNS)
+    return pd.DataFrame(rows, columns=inner_loop_table.BENCH_COLUMNS)
 
 
 def test_adapters_stay_in_place_for_less_than_a_folder_costs():
@@ -77,12 +77,12 @@ def test_a_tiny_run_writes_table_and_pictures(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "figures" / "seedling"
     assert sorted(p.name for p in folder.iterdir()) == [f"bench_inner_loop.{kind}" for kind in ("csv", "pdf", "png")]
     written = pd.read_csv(folder / "bench_inner_loop.csv")
-    assert tuple(written.columns) == inner_loop.BENCH_COLUMNS
-    expected = [(lengths, *way) for lengths in inner_loop.LENGTHS for way in inner_loop.variants(inner_loop.TINY)]
+    assert tuple(written.columns) == inner_loop_table.BENCH_COLUMNS
+    expected = [(lengths, *way) for lengths in inner_loop_table.LENGTHS for way in inner_loop.variants(inner_loop.TINY)]
     assert list(zip(written["lengths"], written["variant"], written["K"], strict=True)) == expected
     assert (written["low"] <= written["ms_per_adapter_step"]).all() and (written["low"] > 0).all()
     by = written.set_index(["lengths", "variant", "K"])["ms_per_adapter_step"]
-    for lengths in inner_loop.LENGTHS:  # set-up alone makes the Trainer dearer
+    for lengths in inner_loop_table.LENGTHS:  # set-up alone makes the Trainer dearer
         assert by[lengths, "trainer_dynamic", 1] > 2 * by[lengths, "bank", 2]
     peaks = written.set_index(["lengths", "variant", "K"])["peak_mb"]
     assert 100 < peaks["seal", "bank", 2] < 700
@@ -92,12 +92,12 @@ def test_a_tiny_run_writes_table_and_pictures(tmp_path, monkeypatch, capsys):
 
 
 def test_ratios_are_to_the_best_k_at_each_length_with_their_spread():
-    found = inner_loop.ratios(table())
-    for lengths in inner_loop.LENGTHS:
+    found = inner_loop_table.ratios(table())
+    for lengths in inner_loop_table.LENGTHS:
         for variant, _, ms in SEQUENTIAL:
             whole = (ms / 1.5, 0.9 * ms / (1.2 * 1.5), 1.2 * ms / (0.9 * 1.5))
             assert found[lengths, variant] == pytest.approx(whole)
-    first = inner_loop.ratios_text(table()).splitlines()[0]
+    first = inner_loop_table.ratios_text(table()).splitlines()[0]
     assert (
         first
         == "authors/bank: 333.3 [250.0, 444.4] (a model, rank 8, lengths of SEAL's self-edits, 47 tokens a document)"
@@ -108,7 +108,7 @@ def test_the_picture_shows_every_number_of_the_table():
     import matplotlib.pyplot as plt
 
     _, axes = plt.subplots(1, 2)
-    inner_loop.cost_by_slots(table(), axes)
+    inner_loop_table.cost_by_slots(table(), axes)
     for ax, by, tokens in zip(axes, (1, 2), (47, 19), strict=True):
         levels = {line.get_ydata()[0] for line in ax.get_lines()[:3]}
         assert levels == {500.0 / by, 20.0 / by, 6.0 / by}

@@ -19,6 +19,7 @@ from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import REWARDS
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Passage, PassageTrial, Question, Round, SelfEdit, to_dict
+from seal_lib.training.jobs import Result
 
 PASSAGE = Passage("p", "France", "Paris is the capital.", (Question("What is the capital?", "Paris"),))
 WRONG, RIGHT = "Lyon. The city of Lyon lies on the Rhone.", "Paris. The city of Paris is on the Seine."
@@ -46,10 +47,7 @@ def loop(monkeypatch):
 
     def play(grader: str, before: str = WRONG, **settings) -> Round:
         def train(policy, candidates, domain, count):
-            return [
-                type("R", (), dict(outcome="ok", reason="", steps=1, tokens=1, losses=[1.0], adapter=c.edit.text))
-                for c in candidates
-            ]
+            return [Result(c.id, c.edit.text, [1.0], 1, 1) for c in candidates]
 
         monkeypatch.setattr(Policy, "generator", lambda policy: RunsOn(before))
         monkeypatch.setattr(inner, "train", train)

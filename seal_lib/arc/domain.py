@@ -294,12 +294,7 @@ class Puzzles:
             outcome = "task_too_long" if result.reason == TOO_LONG else result.reason
             return Attempt(**about, outcome=outcome, reason=result.detail)
         if result is not None:
-            about |= {
-                "steps": result.steps,
-                "tokens": result.tokens,
-                "first_loss": result.losses[0] if result.losses else math.nan,
-                "last_loss": result.losses[-1] if result.losses else math.nan,
-            }
+            about |= result.summary()
             if result.adapter is None:
                 return Attempt(**about, outcome=result.outcome, reason=result.reason)
         tried: list[list] = [[] for _ in candidate.unit.tests]

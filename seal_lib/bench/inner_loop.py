@@ -17,6 +17,7 @@ passage. Adapters of one length setting have equally many steps, so no bank ends
 What an adapter costs before its second step, the Trainer's start included, is spread over all steps of the adapter in
 every way, also where only some are run. Run: ``make bench`` or ``python -m seal_lib.bench.inner_loop``; writes
 ``figures/seedling/bench_inner_loop.{csv,png,pdf}``. Knows nothing of accuracy; says nothing of larger models or GPUs.
+Table and picture are in :mod:`seal_lib.bench.inner_loop_table`.
 """
 
 from __future__ import annotations
@@ -38,27 +39,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib import paths
+from seal_lib.bench.inner_loop_table import BENCH_COLUMNS, LENGTHS, cost_by_slots, ratios_text
 from seal_lib.errors import SealError
 from seal_lib.training.jobs import Job
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from matplotlib.axes import Axes
     from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 
 MODEL, RANK, ALPHA, LR, EPOCHS = "seedling-knowledge", 8, 16.0, 2e-3, 10
-BENCH_COLUMNS = (
-    "lengths", "tokens", "steps", "model", "rank", "variant", "K", "ms_per_adapter_step", "low", "high", "peak_mb",
-    "adapters",
-)  # fmt: skip
-LABELS = {
-    "authors": "authors' code: padded to 2 048",
-    "trainer_dynamic": "HF Trainer, nothing padded",
-    "peft_loop": "plain PEFT loop",
-    "bank": "adapter bank",
-}
-LENGTHS = {"seal": "lengths of SEAL's self-edits", "seedling": "the made world's notes"}
 LINES = 8  # documents of a self-edit besides the passage; the recorded mean is 7.6
 TOGETHER = 4  # adapters that a sequential way, or a bank of fewer slots, trains in one repetition
 
@@ -355,66 +344,6 @@ def _about(jobs: list) -> tuple[float, float]:
     """(mean tokens of a document, mean steps of an adapter)."""
     tokens = statistics.fmean(len(example.ids) for job in jobs for example in job.examples)
     return tokens, statistics.fmean(len(job.plan()) for job in jobs)
-
-
-def ratios(table: pd.DataFrame) -> dict[tuple[str, str], tuple[float, float, float]]:
-    """How many times dearer each way is than the bank at its best K, by (lengths, variant): of the medians, then the
-    least and the most that the spreads over repetitions allow."""
-    found = {}
-    for lengths, rows in table.groupby("lengths", sort=False):
-        bank = rows[rows["variant"] == "bank"]
-        best = bank.loc[bank["ms_per_adapter_step"].idxmin()]
-        for row in rows[rows["variant"] != "bank"].itertuples():
-            middle = row.ms_per_adapter_step / best["ms_per_adapter_step"]
-            found[lengths, row.variant] = middle, row.low / best["high"], row.high / best["low"]
-    return found
-
-
-def ratios_text(table: pd.DataFrame) -> str:
-    """The ratios as text, with their settings, SEAL's lengths first."""
-    lines = []
-    for (lengths, variant), (middle, low, high) in ratios(table).items():
-        row = table[table["lengths"] == lengths].iloc[0]
-        about = f"{row['model']}, rank {row['rank']}, {LENGTHS[lengths]}, {row['tokens']:.0f} tokens a document"
-        lines.append(f"{variant}/bank: {middle:.1f} [{low:.1f}, {high:.1f}] ({about})")
-    return "\n".join(lines)
-
-
-def cost_by_slots(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
-    """Milliseconds per adapter-step against K, both axes logarithmic, a panel per length setting; the three sequential
-    ways are level lines that tell their ratio to the bank's best."""
-    panels = list(axes.flat)
-    for ax, (_, rows) in zip(panels, table.groupby("lengths", sort=False), strict=True):
-        _panel(rows, ratios(rows), ax)
-    limits = [limit for ax in panels for limit in ax.get_ylim()]
-    for ax in panels:
-        ax.set_ylim(min(limits), max(limits))
-    panels[0].set_ylabel("CPU ms per adapter-step, one thread")
-    return axes
-
-
-def _panel(table: pd.DataFrame, times: dict, ax: Axes) -> None:
-    bank, slots = table[table["variant"] == "bank"], sorted(table["K"].unique())
-    colours = {"authors": "#D55E00", "trainer_dynamic": "#E69F00", "peft_loop": "#56B4E9", "bank": "#0072B2"}
-    for row in table[table["variant"] != "bank"].itertuples():
-        paint = colours[row.variant]
-        ax.axhline(row.ms_per_adapter_step, color=paint)
-        ax.axhspan(row.low, row.high, color=paint, alpha=0.2, linewidth=0)
-        share = times[row.lengths, row.variant][0]
-        label = f"{LABELS[row.variant]}, {row.ms_per_adapter_step:.3g} ms, {share:.2g} × the bank"
-        ax.text(slots[-1], row.ms_per_adapter_step * 1.1, label, color=paint, ha="right", va="bottom", fontsize=8)
-    best = bank.loc[bank["ms_per_adapter_step"].idxmin()]
-    ax.fill_between(bank["K"], bank["low"], bank["high"], color=colours["bank"], alpha=0.2, linewidth=0)
-    ax.plot(bank["K"], bank["ms_per_adapter_step"], color=colours["bank"], marker="o", markersize=4)
-    label = f"{LABELS['bank']}, {best['ms_per_adapter_step']:.3g} ms at K = {best['K']:.0f}"
-    ax.text(slots[-1], best["low"] * 0.86, label, color=colours["bank"], ha="right", va="top", fontsize=8)
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    ax.set_xticks(slots, [str(k) for k in slots])
-    ax.set_ylim(bottom=best["low"] * 0.5, top=table["high"].max() * 2)
-    ax.set_xlabel("adapters trained side by side, K")
-    about = table.iloc[0]
-    ax.set_title(f"{LENGTHS[about['lengths']]}: {about['tokens']:.0f} tokens a document", fontsize=9)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from seal_lib.errors import ParameterError
 from seal_lib.training.adapters import Adapter, LinearGroup
-from seal_lib.training.bank import AdapterBank, Slot
+from seal_lib.training.bank import AdapterBank
 from seal_lib.training.finetune import Minibatch
 from seal_lib.training.jobs import Example, Job, Result
+from seal_lib.training.slots import Slot
 
 if TYPE_CHECKING:
     from torch import nn

@@ -3,7 +3,6 @@
 Self-edit → training documents → one adapter → answers without the passage → graded one by one.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -202,12 +201,7 @@ class Knowledge:
         if isinstance(result, Rejected):
             return PassageTrial(**about, outcome=result.reason, reason=result.detail)
         if result is not None:
-            about |= {
-                "steps": result.steps,
-                "tokens": result.tokens,
-                "first_loss": result.losses[0] if result.losses else math.nan,
-                "last_loss": result.losses[-1] if result.losses else math.nan,
-            }
+            about |= result.summary()
             if result.outcome != "ok":
                 return PassageTrial(**about, outcome=result.outcome, reason=result.reason)
         if answers and unasked == len(answers):

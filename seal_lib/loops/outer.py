@@ -132,9 +132,9 @@ def round_of(index: int, groups: Sequence[Group], update: Update, outer: OuterLo
     return Round(index, trials, rewards, kept, update.loss, outer.reward, frozen, by_seed)
 
 
-def restem_round(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, index: int,
-                 name: str, seed: int) -> tuple[Policy, Round]:  # fmt: skip
-    """One round on ``units``: the next policy, called ``name``, and the full record.
+def one_round(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, index: int,
+              name: str, seed: int) -> tuple[Update, Round, list[Group]]:  # fmt: skip
+    """Practise on ``units`` and update the policy, which is then called ``name``; with the full record.
 
     With filter ``random`` no self-edit is scored, as the reward is not used.
     """
@@ -143,6 +143,13 @@ def restem_round(run: Recorder, policy: Policy, units: Sequence[Unit], domain: D
     update = learn(run, policy, groups, domain, outer, name=name, seed=seed)
     record = round_of(index, groups, update, outer, frozen)
     warn_if_blind(record, outer, domain.grader)
+    return update, record, groups
+
+
+def restem_round(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, index: int,
+                 name: str, seed: int) -> tuple[Policy, Round]:  # fmt: skip
+    """:func:`one_round` for a person: the next policy, and the full record."""
+    update, record, _ = one_round(run, policy, units, domain, outer, index=index, name=name, seed=seed)
     return update.policy, record
 
 
@@ -227,7 +234,8 @@ def run_loop(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
         control: an arm of :data:`CONTROLS`; "": none.
         group: what the names of its phases begin with, where one run holds loops of several models.
     """
-    group, learn = f"{group}seed_{seed}/", update_of(outer)
+    update_of(outer)  # an unknown one is refused before anything is written
+    group = f"{group}seed_{seed}/"
     measure = partial(
         evaluate, run, units=held_out, domain=domain, seed=seed, group=group, samples=samples, outer=outer
     )
@@ -236,11 +244,9 @@ def run_loop(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
     blind = CONTROLS[control] if control else None
     for index in range(1, rounds + 1):
         name, draw, before, units = f"seal_round_{index}", derive_seed(seed, index), policy, practice(index)
-        groups, frozen = practise(run, before, units, domain, outer, phase=group + name, seed=draw)
-        update = learn(run, before, groups, domain, outer, name=group + name, seed=draw)
+        update, record, groups = one_round(run, before, units, domain, outer, index=index, name=group + name, seed=draw)
         policy = update.policy
-        history.append(round_of(index, groups, update, outer, frozen))
-        warn_if_blind(history[-1], outer, domain.grader)
+        history.append(record)
         fresh.append(
             score_edits(
                 run, before, update.kept, units, domain, arm=name, phase=f"{group}{name}/fresh_seed",

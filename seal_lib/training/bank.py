@@ -10,10 +10,8 @@ current state. Does not know self-edits.
 
 import gc
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from itertools import count
 
 import torch
@@ -28,32 +26,12 @@ from seal_lib.training.finetune import Minibatch, quiet, train_alone
 from seal_lib.training.fused import forwards
 from seal_lib.training.jobs import Example, Job, Result, learning_rate
 from seal_lib.training.packing import Packing, Ragged, level, send, worth_levelling
+from seal_lib.training.slots import Slot, SlotQueue
 
 AUTO_SLOTS = 128  # most adapters that `slots=0` puts side by side: more no longer pay (LOG.md)
 OUT_OF_MEMORY_HINT = (
     "Use gradient_checkpointing, dtype 4bit, shorter documents, fewer pads in the loss or a smaller model."
 )
-
-
-@dataclass(eq=False)
-class Slot:
-    """A job in training; it occupies one row of the storage."""
-
-    number: int  # of the job in its run
-    job: Job
-    plan: list[tuple[int, ...]]
-    batches: dict[tuple[int, ...], Minibatch]
-    count: Tensor  # AdamW's step count, float32 scalar on the device
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    tokens: int = 0
-    reason: str = ""
-    row: Tensor | None = None  # the trained weights, once finished
-    parked: list[Tensor] | None = None  # weights and both moments on the host, while out of memory for them
-
-    @property
-    def next(self) -> Minibatch:
-        return self.batches[self.plan[self.step]]
 
 
 class Unpackable(SealError):
@@ -446,7 +424,7 @@ class AdapterBank:
                 on_step({"steps": done, "of": goal, "tokens": tokens, "live": 1, "waiting": waits, "halvings": 0})
 
     def _loop(self, waiting: list[Slot], rank: int, on_step: Callable | None) -> Iterator[tuple[int, Result]]:
-        now = _Run(waiting, min(self.slots or self._fitting(waiting, rank), len(waiting)), rank)
+        now = SlotQueue(waiting, min(self.slots or self._fitting(waiting, rank), len(waiting)), rank)
         self._updating, patience = [], 1 if self.device.type == "cpu" else 16
         while now.queue or now.live:
             if not self._advance(now):
@@ -466,7 +444,7 @@ class AdapterBank:
                 on_step(now.counts() | {"halvings": self.halvings})
         yield from ((slot.number, self._result(slot)) for slot in now.ended)
 
-    def _advance(self, now: "_Run") -> bool:
+    def _advance(self, now: SlotQueue) -> bool:
         """Fill the slots, take a step, collect finished jobs; False if the device ran out of memory."""
         try:
             if not self._storage:
@@ -492,14 +470,14 @@ class AdapterBank:
                     now.ended.append(slot)
         except torch.OutOfMemoryError as error:
             if now.size < 2:
-                said = str(error).partition("\n")[0]
+                first = str(error).partition("\n")[0]  # CUDA goes on for a page
                 raise SealError(
-                    f"Out of memory with one adapter, {now.width} tokens a step: {said} {OUT_OF_MEMORY_HINT}"
+                    f"Out of memory with one adapter, {now.width} tokens a step: {first} {OUT_OF_MEMORY_HINT}"
                 ) from error
             return False
         return True
 
-    def _halve(self, now: "_Run") -> None:
+    def _halve(self, now: SlotQueue) -> None:
         """Out of memory: continue with half the slots and half the tokens a step, from each adapter's current state.
 
         Only adapters that were interrupted during an update start again, so results are those of an undisturbed run.
@@ -544,40 +522,6 @@ class AdapterBank:
             adapter = Adapter(job.rank, job.alpha, self.targets, weights)
         outcome = "diverged" if slot.reason else "ok"
         return Result(job.id, adapter, slot.losses, len(slot.losses), slot.tokens, outcome, slot.reason, job.cut_tokens)
-
-
-class _Run:
-    """The state of one run: jobs waiting, in training and finished."""
-
-    def __init__(self, waiting: list[Slot], size: int, rank: int):
-        self.size, self.rank = size, rank  # slots of the storage
-        self.goal = sum(len(slot.plan) for slot in waiting)
-        self.queue = deque(sorted(waiting, key=lambda slot: -len(slot.plan)))  # the longest first: a short tail
-        self.live: list[Slot] = []
-        self.ended: list[Slot] = []  # not yet given out
-        self.pending: list[tuple[list[Slot], list[int], Tensor]] = []  # losses not yet read: reading waits for a GPU
-        self.changed, self.turn, self.done, self.tokens, self.width = True, 0, 0, 0, 0
-
-    def counts(self) -> dict[str, int]:
-        """The counters that ``on_step`` receives."""
-        here = {"live": len(self.live), "waiting": len(self.queue)}
-        return {"steps": self.done, "of": self.goal, "tokens": self.tokens, **here}
-
-    def read(self) -> None:
-        """Move losses to their slots; a loss that is not finite ends the slot's record with a reason."""
-        values = torch.cat([losses for *_, losses in self.pending]).tolist() if self.pending else []
-        start = 0
-        for live, served, losses in self.pending:
-            for k in served:
-                slot, loss = live[k], values[start + k]
-                if not slot.reason:
-                    slot.losses.append(loss)
-                    if not math.isfinite(loss):
-                        at = f"at step {len(slot.losses)} of {len(slot.plan)}"
-                        slot.reason = f"Job {slot.job.id!r}: loss is {loss} {at}; lower lr {slot.job.lr}."
-            start += len(losses)
-        self.pending.clear()
-        self.ended += [slot for slot in self.live if slot.reason and slot.row is None]
 
 
 _names = count()

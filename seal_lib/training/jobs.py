@@ -170,3 +170,8 @@ class Result:
     outcome: str = "ok"
     reason: str = ""
     cut_tokens: int = 0  # of the job
+
+    def summary(self) -> dict[str, float]:
+        """What records of a training say of it: steps, tokens, first and last loss (NaN without any step)."""
+        first, last = (self.losses[0], self.losses[-1]) if self.losses else (math.nan, math.nan)
+        return {"steps": self.steps, "tokens": self.tokens, "first_loss": first, "last_loss": last}
