@@ -1,9 +1,11 @@
 """The cost model gives the study's floors, says what binds, and never mistakes an assumption for a measurement."""
 
 import json
+import shutil
 
 import pytest
 
+from seal_lib import paths
 from seal_lib.errors import ParameterError
 from seal_lib.models import budget
 from seal_lib.plan import costs
@@ -38,7 +40,7 @@ def test_the_numbers_behind_the_floors() -> None:
 def test_what_binds_changes_with_the_batch() -> None:
     few, many = (costs.train_step(QWEN, H200, [60] * k, adapters=k) for k in (1, 16))
     assert few.moving > few.computing and many.computing > many.moving
-    assert many.bound == "compute" and few.bound == "launch"  # starting operations takes longest
+    assert many.bound == "compute" and few.bound == "bandwidth"
     one, lots = (costs.decode_step(QWEN, H200, rows, 100) for rows in (1, 1024))
     assert one.moving > one.computing and lots.floor > one.floor
     tiny = costs.train_step(budget.shape_of("seedling-knowledge"), H200, [14], targets="all-linear", rank=8)
@@ -47,26 +49,39 @@ def test_what_binds_changes_with_the_batch() -> None:
 
 def test_an_estimate_is_the_floor_over_the_efficiency_and_more_work_costs_more() -> None:
     step = costs.train_step(QWEN, H200, [60] * 16, adapters=16)
-    assert step.seconds == pytest.approx(step.floor / costs.ASSUMED)
+    assert step.seconds == pytest.approx(step.floor / costs.efficiency("train", "h200")[0])
     assert costs.training(QWEN, H200, 160, 60, slots=16).seconds == pytest.approx(10 * step.seconds)
     read, written = costs.generation(QWEN, H200, 512, 200, 64, rows=256)
     assert written.seconds == pytest.approx(128 * costs.decode_step(QWEN, H200, 256, 232).seconds)
     assert read.bound == "compute"  # 51 200 prompt tokens a batch; one token a row is written at a time
-    assert read.seconds == pytest.approx(2 * 256 * 200 * 2 * 7.07e9 / 790e12 / costs.ASSUMED, rel=0.02)
+    share, _ = costs.efficiency("answer", "h200")
+    assert read.seconds == pytest.approx(2 * 256 * 200 * 2 * 7.07e9 / 790e12 / share, rel=0.02)
     assert costs.train_step(QWEN, H200, [512], weights_trained=True).floor > costs.train_step(QWEN, H200, [512]).floor
 
 
 def test_a_measured_efficiency_replaces_the_assumed_one_on_its_own_device_only(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("SEAL_HOME", str(tmp_path))
-    costs.efficiency.cache_clear()
-    assert costs.efficiency("train", "h200") == (costs.ASSUMED, False)
+    monkeypatch.setenv("SEAL_HOME", str(tmp_path / "nothing"))
+    assert costs.efficiency("train", "h200") == (0.12, "assumed") and costs.efficiency("train", "cpu")[0] == 0.4
     (tmp_path / "figures" / "gpu").mkdir(parents=True)
-    record = {"device_key": "h200", "efficiency": {"train": 0.55}}
-    (tmp_path / "figures" / "gpu" / "bench_gpu.json").write_text(json.dumps(record))
-    costs.efficiency.cache_clear()
-    assert costs.efficiency("train", "h200") == (0.55, True)
-    assert costs.efficiency("answer", "h200") == costs.efficiency("train", "l4") == (costs.ASSUMED, False)
-    costs.efficiency.cache_clear()
+    monkeypatch.setenv("SEAL_HOME", str(tmp_path))
+    record = {"device_key": "h200", "device": "NVIDIA H200", "gpus": ["NVIDIA H200, 580, 143771 MiB"]}
+    for name, date, share in (("bench_gpu", "2027-01-02T03", 0.55), ("bench_gpu_old", "2026-01-02T03", 0.2)):
+        text = json.dumps({**record, "date": date, "efficiency": {"train": share}})
+        (tmp_path / "figures" / "gpu" / f"{name}.json").write_text(text)
+    assert costs.efficiency("train", "h200") == (0.55, "measured 2027-01-02 on 1 NVIDIA H200")  # the newest
+    assert costs.efficiency("answer", "h200") == costs.efficiency("answer", "l4") == (0.07, "assumed")
+
+
+def test_the_first_measurement_is_read_as_it_was_written(tmp_path, monkeypatch) -> None:
+    folder = paths.test_data()
+    if folder is None:
+        pytest.skip("SEAL_DATA is not set")
+    (tmp_path / "figures").mkdir()
+    shutil.copytree(folder / "gpu", tmp_path / "figures" / "gpu")
+    monkeypatch.setenv("SEAL_HOME", str(tmp_path))
+    for kind, share in costs.ASSUMED["gpu"].items():
+        measured, source = costs.efficiency(kind, "h200")
+        assert measured == pytest.approx(share, abs=5e-3) and source == "measured 2026-11-26 on 1 NVIDIA H200"
 
 
 def test_the_device_is_found_by_name_and_unknown_ones_keep_their_memory() -> None:

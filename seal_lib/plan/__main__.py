@@ -211,7 +211,7 @@ def report(scale: str, items: list[Item], lacking: list[str], device: Device) ->
     line = f"total: {total:.1f} {word} for {len(todo)} of {len(items)} notebooks"
     out.append(line + (f" ({parts})" if parts else ""))
     known = {kind: costs.efficiency(kind, device.key) for kind in ("train", "answer")}
-    shares = ", ".join(f"{kind} {share:.0%}{'' if real else ' (assumed)'}" for kind, (share, real) in known.items())
+    shares = ", ".join(f"{kind} {share:.0%} ({source})" for kind, (share, source) in known.items())
     out.append(f"priced at a share of the device's floor: {shares}; `make bench-gpu` measures it")
     downloads = {name: size for one in todo for name, size in one.downloads.items()}
     if downloads:

@@ -1,8 +1,8 @@
 """The cost of a step, a training, a token and an M-step on a device: floors from bytes and FLOPs, then an estimate.
 
 A floor is the larger of two times: moving every weight through the device's memory, and doing the arithmetic. It
-cannot be beaten by a program that does the same work; how near a program comes is its *efficiency*. Until
-``make bench-gpu`` has been run on the device that is an assumption, :data:`ASSUMED`, and every estimate says so. Eager
+cannot be beaten by a program that does the same work; how near a program comes is its *efficiency*, which
+``make bench-gpu`` measures (:func:`efficiency`); elsewhere it is :data:`ASSUMED`, and every plan says so. Eager
 PyTorch also starts thousands of operations a step, each of which takes the host some microseconds; where that is longer
 than the device's own time it is the cost. The formulas are those of the study's floors: a frozen linear costs 4 FLOPs a
 parameter and token when it is trained through (forward, and the gradient of its input), 2 when it only answers.
@@ -11,7 +11,6 @@ Knows sizes, not programs: no torch, nothing of notebooks (:mod:`seal_lib.plan.c
 (:mod:`seal_lib.models.budget`).
 """
 
-import json
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,8 +20,9 @@ from seal_lib.errors import ParameterError
 from seal_lib.models import budget
 from seal_lib.runs import yaml_files
 
-#: share of the floor assumed where nothing is measured
-ASSUMED = 0.4
+#: shares of the floor where the device was not measured. A GPU's are those of this library on one NVIDIA H200 on
+#: 2026-11-26 (`make bench-gpu`, Qwen2.5-7B's shape in bfloat16); a CPU's fit the minutes of scale seedling in README.md
+ASSUMED = {"gpu": {"train": 0.12, "answer": 0.07}, "cpu": {"train": 0.4, "answer": 0.4}}
 #: eager operations a decoder layer starts per optimiser step (counted for 28 layers, authors' targets and all) and, a
 #: third of it, per forward pass; the bank's are for all its adapters together
 OPERATIONS = {"qv": 135, "qv-mlp": 190, "all-linear": 225, "forward": 45}
@@ -93,16 +93,20 @@ def this_device(machine: dict | None = None) -> Device:
     return row
 
 
+def efficiency(kind: str, key: str) -> tuple[float, str]:
+    """(share of the floor, where it comes from) of ``train`` or ``answer`` on a device: of the newest measurement on
+    such a device under ``figures/gpu``, else :data:`ASSUMED`."""
+    for record in _measurements(paths.figures() / "gpu"):
+        if record["device_key"] == key and record["efficiency"].get(kind):
+            cards = len(record["gpus"]) or 1
+            return record["efficiency"][kind], f"measured {record['date'][:10]} on {cards} {record['device']}"
+    return ASSUMED["cpu" if key == "cpu" else "gpu"][kind], "assumed"
+
+
 @cache
-def efficiency(kind: str, key: str) -> tuple[float, bool]:
-    """(share of the floor, whether it was measured) of ``train`` or ``answer`` on a device, from the GPU bench."""
-    file = paths.figures() / "gpu" / "bench_gpu.json"
-    if file.is_file():
-        record = json.loads(file.read_text(encoding="utf-8"))
-        share = record.get("efficiency", {}).get(kind)
-        if share and record.get("device_key") == key:
-            return share, True
-    return ASSUMED, False
+def _measurements(folder: Path) -> list[dict]:
+    """The records of the GPU benchmark, the newest first."""
+    return sorted(map(paths.read_json, folder.rglob("bench_gpu*.json")), key=lambda r: r["date"], reverse=True)
 
 
 # ---------------------------------------------------------------------------------------------- sizes
@@ -128,7 +132,7 @@ class Cost:
     moving: float
     computing: float
     starting: float = 0.0
-    efficiency: float = ASSUMED
+    efficiency: float = 1.0
 
     @property
     def floor(self) -> float:
