@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy import stats
 from transformers import (
     GemmaConfig,
     GemmaForCausalLM,
@@ -18,10 +19,11 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from seal_lib.errors import DataError, ParameterError, SealError
+from seal_lib.seeds import derive_seed
 from seal_lib.training.adapters import target_linears
 from seal_lib.training.bank import AdapterBank
 from seal_lib.training.finetune import lora, train_alone
-from seal_lib.training.jobs import Example, Job, pad_examples
+from seal_lib.training.jobs import Example, Job, pad_examples, uniform
 
 torch.set_num_threads(1)
 SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -221,6 +223,28 @@ def test_initial_weights_depend_on_the_job_alone():
     a, b = narrow.adapter.weights["model.layers.0.mlp.down_proj"]
     assert not b.any() and 0.8 * 48**-0.5 < float(a.abs().max()) <= 48**-0.5  # PEFT's kaiming_uniform, a = sqrt 5
     assert again.losses[0] == pytest.approx(narrow.losses[0]) and again.losses[1] < again.losses[0]
+
+
+def hashed(number: int) -> int:
+    """One 32-bit integer through lowbias32, in Python's own integers."""
+    number ^= number >> 16
+    number = number * 0x21F0AAAD % 2**32
+    number ^= number >> 15
+    number = number * 0x735A2D97 % 2**32
+    return number ^ number >> 15
+
+
+def test_draws_follow_the_arithmetic_of_whole_numbers_and_are_uniform():
+    key = derive_seed("uniform", 7)
+    wanted = [hashed(hashed(i ^ key % 2**32) ^ key >> 32) // 256 / 2**23 - 1 for i in range(2**32 - 100, 2**32)]
+    assert uniform(7, 2**32 - 100, 100, "cpu").tolist() == wanted
+    one, other = uniform(0, 0, 50_000, "cpu"), uniform(1, 0, 50_000, "cpu")
+    assert torch.equal(uniform(0, 20_000, 9, "cpu"), one[20_000:20_009])  # a stream, wherever it is entered
+    for draws in (one, other):
+        assert stats.kstest(draws.double().numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
+        assert abs(float(torch.corrcoef(torch.stack([draws[1:], draws[:-1]]))[0, 1])) < 0.02
+    assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.02
+    assert len(set(one.tolist()) & set(other.tolist())) < 0.02 * len(one)  # neighbours' seeds are no permutations
 
 
 def test_the_plain_model_comes_back_bitwise():

@@ -200,10 +200,11 @@ class AdapterBank:
         flat, _, m, v = (x[k] for x in self._storage)
         for x in (flat, m, v):
             x.zero_()
-        start = slot.job.initial(self.linears)
+        start = slot.job.initial(self.linears, self.device)
         for name, a, b in self._parts(flat, slot.job.rank):
             a.copy_(start[name][0])
-            b.copy_(start[name][1].mT)
+            if slot.job.init is not None:
+                b.copy_(start[name][1].mT)
 
     def _restore(self, k: int, slot: Slot) -> None:
         """Put row k back to its state before memory ran out."""

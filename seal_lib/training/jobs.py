@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from seal_lib.errors import DataError, ParameterError
+from seal_lib.seeds import derive_seed
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from seal_lib.training.adapters import Adapter
@@ -139,10 +141,12 @@ class Job:
             steps += [tuple(shuffled[i : i + self.batch]) for i in range(0, n, self.batch)]
         return steps
 
-    def initial(self, linears: dict[str, "nn.Linear"]) -> dict[str, "tuple[Tensor, Tensor]"]:
+    def initial(
+        self, linears: dict[str, "nn.Linear"], device: "torch.device | str" = "cpu"
+    ) -> "dict[str, tuple[Tensor, Tensor]]":
         """Starting weights by module: ``init``, or PEFT's (A kaiming-uniform with a = sqrt 5, B zero) from ``seed``.
 
-        Drawn in float32 in model order, so that slot, neighbours, order and dtype do not matter.
+        Drawn in float32 in model order, so that slot, neighbours, order, dtype and device do not matter.
         """
         import torch
 
@@ -150,12 +154,31 @@ class Job:
             if set(self.init.weights) != set(linears) or self.init.rank != self.rank:
                 raise ParameterError(f"Job {self.id!r}: init has other targets or another rank than the job.")
             return self.init.weights
-        draw = torch.Generator().manual_seed(self.seed)
-        start = {}
+        start, drawn = {}, 0
         for name, layer in linears.items():
-            a = (torch.rand(self.rank, layer.in_features, generator=draw) * 2 - 1) / math.sqrt(layer.in_features)
-            start[name] = (a, torch.zeros(layer.out_features, self.rank))
+            a = uniform(self.seed, drawn, self.rank * layer.in_features, device).mul_(layer.in_features**-0.5)
+            start[name] = (a.view(self.rank, -1), torch.zeros(layer.out_features, self.rank, device=device))
+            drawn += a.numel()
         return start
+
+
+def uniform(seed: int, first: int, count: int, device: "torch.device | str") -> "Tensor":
+    """Numbers ``first`` … ``first + count - 1`` of the seed's stream, float32 in [-1, 1): the same on every device.
+
+    A counter goes through an integer hash (C. Wellons' lowbias32) twice, keyed by the seed; products of two 32-bit
+    numbers of which one has 31 bits cannot overflow int64, and 24 bits are exact in float32.
+    """
+    import torch
+
+    key = derive_seed("uniform", seed)
+    x = torch.arange(first, first + count, dtype=torch.int64, device=device)
+    for part in (key & 0xFFFFFFFF, key >> 32):
+        x ^= part
+        for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+            x ^= x >> shift
+            x.mul_(factor).bitwise_and_(0xFFFFFFFF)
+        x ^= x >> 15
+    return (x >> 8).to(torch.float32).mul_(2.0**-23).sub_(1.0)
 
 
 @dataclass
