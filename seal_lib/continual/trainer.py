@@ -100,14 +100,14 @@ class HistoryGroup(LinearGroup):
 
     dense: list[Tensor] | None = None
 
-    def forward_of(self, i: int, anchor: Tensor) -> Callable[[Tensor], Tensor]:
-        plain = super().forward_of(i, anchor)
+    def forward_of(self, i: int) -> Callable[[Tensor], Tensor]:
+        plain = super().forward_of(i)
 
         def forward(x: Tensor) -> Tensor:
             if self.dense is None:
                 return plain(x)
             if x is not self._input or self._outputs[i] is None:
-                self._input, self._outputs = x, list(_Own.apply(anchor, x, self))
+                self._input, self._outputs = x, list(_Own.apply(self.anchor, x, self))
             y, self._outputs[i] = self._outputs[i], None
             if all(out is None for out in self._outputs):
                 self._input = None

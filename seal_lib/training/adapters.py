@@ -358,15 +358,15 @@ class LinearGroup:
 
     def release(self) -> None:
         """Drop the storage and the tensors of an unfinished pass."""
-        self.a, self.b, self.grads, self.packing = None, [], [], None
+        self.a, self.b, self.grads, self.packing, self.anchor = None, [], [], None, None
         self.fresh, self._input, self._outputs = True, None, []
 
-    def forward_of(self, i: int, anchor: Tensor) -> Callable[[Tensor], Tensor]:
+    def forward_of(self, i: int) -> Callable[[Tensor], Tensor]:
         """The forward of member i. The first call computes all members; the others return their stored result."""
 
         def forward(x: Tensor) -> Tensor:
             if x is not self._input or self._outputs[i] is None:
-                self._input, self._outputs = x, list(_Packed.apply(anchor, x, self))
+                self._input, self._outputs = x, list(_Packed.apply(self.anchor, x, self))
             y, self._outputs[i] = self._outputs[i], None
             if all(out is None for out in self._outputs):
                 self._input = None

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from seal_lib.errors import ParameterError, SealError
 from seal_lib.models import budget
 from seal_lib.models.checks import said
+from seal_lib.training import adamw, captured
 from seal_lib.training.adapters import Adapter, diverted, sibling_groups, target_linears, target_names
 from seal_lib.training.finetune import Minibatch, quiet, train_alone
-from seal_lib.training.fused import forwards
+from seal_lib.training.captured import FixedStep
+from seal_lib.training.fused import forwards, quantised
 from seal_lib.training.jobs import Example, Job, Result, learning_rate
 from seal_lib.training.packing import Packing, Ragged, level, send, worth_levelling
 from seal_lib.training.slots import Slot, SlotQueue
@@ -59,6 +61,8 @@ class AdapterBank:
         gradient_checkpointing: recompute each decoder layer in the backward pass (memory).
         layout: "auto", "padded" or "grouped", see :class:`seal_lib.training.packing.Packing`.
         memory: bytes that ``slots=0`` may fill. Default: what the device has free; on a CPU 4 GB.
+        fixed: steps of fixed sizes, which a GPU replays as CUDA graphs (:mod:`seal_lib.training.captured`). Default: on
+            a GPU, for a model in bfloat16 that is not recomputed. Pads in the loss and rare sizes take the plain step.
 
     Attributes:
         alone: whether adapters train one at a time, as examples of this model cannot be packed.
@@ -71,7 +75,7 @@ class AdapterBank:
         self, model: nn.Module, slots: int | str = 16, targets: str | Sequence[str] = "all-linear",
         rank_max: int | None = None, tokens_per_step: int | None = None, dtype: torch.dtype = torch.float32,
         gradient_checkpointing: bool = False, layout: str = "auto", memory: float | None = None,
-        bucketing: bool = False,
+        bucketing: bool = False, fixed: bool | None = None,
     ):  # fmt: skip
         slots = 0 if slots == "auto" else slots
         if not isinstance(slots, int) or slots < 0:
@@ -89,8 +93,14 @@ class AdapterBank:
         self.groups = sibling_groups(self.linears)
         odd = any(side % 8 for layer in self.linears.values() for side in (layer.in_features, layer.out_features))
         self.layout = "padded" if odd or dtype == torch.float64 else layout  # what grouped_mm does not take
+        if fixed is None:
+            fixed = self.device.type == "cuda" and model.dtype == torch.bfloat16
+        packed = any(quantised(layer) for layer in self.linears.values())
+        self.fixed = fixed and not (odd or packed or gradient_checkpointing) and self.can_train_alone
+        self._steps: dict[tuple[int, int], FixedStep] = {}
         self._busy, self._storage = False, []
         self._updating: list[Slot] = []  # slots of an update under way
+        self._bound = False  # whether the groups hold the rows of the live slots
         self._stack, self.alone = ExitStack(), False
         try:
             self._borrow(gradient_checkpointing)
@@ -104,7 +114,7 @@ class AdapterBank:
             raise
 
     def _borrow(self, checkpointing: bool) -> None:
-        model, anchor = self.model, torch.zeros((), device=self.device, requires_grad=True)
+        model = self.model
         for p in model.parameters():
             self._stack.callback(p.requires_grad_, p.requires_grad)
             p.requires_grad_(False)
@@ -119,7 +129,7 @@ class AdapterBank:
         self._stack.callback(AttentionInterface._global_mapping.pop, name)
         self._stack.callback(setattr, model.config, "_attn_implementation", model.config._attn_implementation)
         model.config._attn_implementation = name
-        adapted = {x: group.forward_of(i, anchor) for group in self.groups for i, x in enumerate(group.linears)}
+        adapted = {x: group.forward_of(i) for group in self.groups for i, x in enumerate(group.linears)}
         self._stack.enter_context(diverted(adapted))
         faster = self._stack.enter_context(ExitStack())
         faster.enter_context(diverted(forwards(model, lambda: self._packing)))
@@ -133,6 +143,8 @@ class AdapterBank:
                 why = said(problem)
             else:
                 if error < (5e-2 if expected.dtype.itemsize < 4 else 1e-3):
+                    if self.fixed:
+                        self._check_fixed(probes, expected, 2 * error + 1e-4)
                     return
                 why = f"off by {error:.1e}"
             finally:
@@ -152,6 +164,22 @@ class AdapterBank:
         logits = self._head(self._hidden(*self._pack([batch])))
         return float((logits - expected).abs().max() / expected.abs().max())
 
+    @torch.no_grad()
+    def _check_fixed(self, probes: list[Tensor], expected: Tensor, most: float) -> None:
+        """Leave fixed sizes to the plain step where they do not give its logits."""
+        self._allocate(1, 8)
+        try:
+            step = FixedStep(captured.size_of(len(expected)), 1, len(probes) + 1, self._product_dtype, self.device)
+            batch = Minibatch([Example([*probe[0].tolist(), 0]) for probe in probes], "check", None, 1 << 31)
+            step.fill([batch], [1.0], adamw.settings([], [], 1))
+            self._enter(step)
+            logits = self._head(self._hidden(*step.packed))[: len(expected)]
+            self.fixed = float((logits - expected).abs().max() / expected.abs().max()) <= most
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # attention or products that this device or architecture has not
+            self.fixed = False
+
     def close(self) -> None:
         """Give the model back exactly as it was. The bank cannot be used afterwards."""
         self._busy = True
@@ -169,21 +197,25 @@ class AdapterBank:
         size = sum(group.resize(-(-rank // 8) * 8) for group in self.groups)  # grouped_mm wants rows of 16 bytes
         self._storage = [torch.zeros(slots, size, dtype=self.dtype, device=self.device) for _ in range(4)]
         self._bind([1.0] * slots, [math.inf] * slots)
+        self._pool = torch.cuda.graph_pool_handle() if self.fixed and self.device.type == "cuda" else None
 
     def _release(self) -> None:
-        self._storage, self._packing, self._grad, self._rows = [], None, None, []
+        self._storage, self._packing, self._grad, self._rows, self._steps = [], None, None, [], {}
         for group in self.groups:
             group.release()
 
     def _bind(self, scales: Sequence[float], clips: Sequence[float]) -> None:
         """Use the first ``len(scales)`` rows."""
         rows = [x[: len(scales)] for x in self._storage]
-        sizes = [group.size for group in self.groups]
-        for group, flat, grad in zip(self.groups, rows[0].split(sizes, 1), rows[1].split(sizes, 1), strict=True):
-            group.bind(flat, grad)
+        self._bind_groups(rows[0], rows[1])
         self._grad, self._rows = rows[1], list(zip(*(x.unbind(0) for x in rows), strict=True))
         self._scale = torch.tensor(scales, dtype=self.dtype, device=self.device)
         self._clip = torch.tensor(clips, dtype=self.dtype, device=self.device)[:, None]
+
+    def _bind_groups(self, values: Tensor, grad: Tensor) -> None:
+        sizes = [group.size for group in self.groups]
+        for group, flat, own in zip(self.groups, values.split(sizes, 1), grad.split(sizes, 1), strict=True):
+            group.bind(flat, own)
 
     def _parts(self, row: Tensor, rank: int) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(module name, A [rank, in], B transposed [rank, out]) as views of one row of the storage."""
@@ -224,10 +256,7 @@ class AdapterBank:
         if not packed and worth_levelling(slots, self._width, self.tokens_per_step):
             rows = Ragged(slots, slots.device)
             lengths, visible, slots = level(lengths, visible, slots)
-        dtype = self.dtype
-        if self.device.type == "cuda" and self.model.dtype in (torch.bfloat16, torch.float16):
-            dtype = self.model.dtype  # tensor cores, and grouped_mm wants bfloat16 there
-        self._packing = Packing(lengths, visible, slots, self._scale, dtype, self.layout)
+        self._packing = Packing(lengths, visible, slots, self._scale, self._product_dtype, self.layout)
         names = ("ids", "positions", "targets", "keep")
         ids, positions, targets, keep = (torch.cat([getattr(batch, name) for _, batch in here]) for name in names)
         counts = torch.tensor([len(batch.keep) for _, batch in here])
@@ -238,9 +267,26 @@ class AdapterBank:
         columns = (ids, positions, targets, keep, slot)
         moved = send(torch.cat(columns), self.device).split([len(column) for column in columns])
         weights = send(torch.cat([batch.weights for _, batch in here]), self.device)
-        for group in self.groups:
-            group.packing, group.fresh = self._packing, True
+        self._begin()
         return (*moved, weights)
+
+    @property
+    def _product_dtype(self) -> torch.dtype:
+        """Of the adapters' products: on a GPU that of the model, for tensor cores; grouped_mm wants bfloat16 there."""
+        narrow = self.device.type == "cuda" and self.model.dtype in (torch.bfloat16, torch.float16)
+        return self.model.dtype if narrow else self.dtype
+
+    def _begin(self) -> None:
+        """Every group starts a pass over the packing. The anchor is new: a graph cannot take one that is older."""
+        anchor = torch.zeros((), device=self.device, requires_grad=True)
+        for group in self.groups:
+            group.packing, group.fresh, group.anchor = self._packing, True, anchor
+
+    def _enter(self, step: FixedStep) -> None:
+        """Every group takes the packing of a fixed step, all rows of the storage, and their weights as one cast."""
+        self._packing, self._bound = step.packing(), False
+        self._bind_groups(self._storage[0].to(step.dtype), self._storage[1])
+        self._begin()
 
     def _hidden(self, ids: Tensor, positions: Tensor, targets: Tensor, keep: Tensor, *_: Tensor) -> Tensor:
         """Hidden states at the positions that predict a token, [M, width]."""
@@ -278,6 +324,17 @@ class AdapterBank:
     def _train_step(self, live: list[Slot], served: Sequence[int]) -> Tensor:
         """One optimiser step of the served slots; returns the losses before it, [K], without waiting for them."""
         batches = [slot.next if k in served else None for k, slot in enumerate(live)]
+        step = self._fixed_step if self.fixed and captured.fits(batches) else self._plain_step
+        losses = step(live, served, batches)
+        for k in served:
+            live[k].tokens += live[k].next.tokens
+            live[k].step += 1
+        return losses
+
+    def _plain_step(self, live: list[Slot], served: Sequence[int], batches: Sequence[Minibatch | None]) -> Tensor:
+        if not self._bound:
+            self._bind([s.job.alpha / s.job.rank for s in live], [s.job.clip or math.inf for s in live])
+            self._bound = True
         packed = self._pack(batches)
         nll = self._backward(packed, batches)
         self._updating = [live[k] for k in served]
@@ -285,22 +342,47 @@ class AdapterBank:
             for group in self.groups:
                 group.finish()
             self._before_update(live)
-            norm = torch.linalg.vector_norm(self._grad, dim=1, keepdim=True)
-            self._grad.mul_((self._clip / (norm + 1e-6)).clamp_max_(1.0))  # the rule of clip_grad_norm_
-            torch._foreach_add_([live[k].count for k in served], 1)
-            for k in served:
-                slot, job = live[k], live[k].job
-                p, g, m, v = self._rows[k]
-                torch._fused_adamw_(
-                    [p], [g], [m], [v], [], [slot.count],
-                    lr=job.lr * learning_rate(job.schedule, slot.step, len(slot.plan), job.warmup),
-                    beta1=job.betas[0], beta2=job.betas[1], weight_decay=job.weight_decay, eps=job.eps,
-                    amsgrad=False, maximize=False,
-                )  # fmt: skip
-                slot.tokens += slot.next.tokens
-                slot.step += 1
+            if self.device.type == "cuda":
+                rows = (x[: len(live)] for x in self._storage)
+                adamw.update(*rows, send(adamw.settings(live, served, len(live)), self.device))
+            else:
+                norm = torch.linalg.vector_norm(self._grad, dim=1, keepdim=True)
+                self._grad.mul_((self._clip / (norm + 1e-6)).clamp_max_(1.0))  # the rule of clip_grad_norm_
+                for k in served:
+                    self._update_alone(k, live[k])
             self._after_update(live)
             return torch.zeros(len(live), dtype=nll.dtype, device=self.device).index_add_(0, packed[4], nll)
+
+    def _update_alone(self, k: int, slot: Slot) -> None:
+        p, g, m, v = self._rows[k]
+        job, count = slot.job, torch.tensor(float(slot.step + 1))
+        torch._fused_adamw_(
+            [p], [g], [m], [v], [], [count],
+            lr=job.lr * learning_rate(job.schedule, slot.step, len(slot.plan), job.warmup),
+            beta1=job.betas[0], beta2=job.betas[1], weight_decay=job.weight_decay, eps=job.eps,
+            amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+    def _fixed_step(self, live: list[Slot], served: Sequence[int], batches: Sequence[Minibatch | None]) -> Tensor:
+        rows = len(self._storage[0])
+        tokens, examples = captured.key(batches, rows)
+        if (tokens, examples) not in self._steps:
+            self._steps[tokens, examples] = FixedStep(tokens, rows, examples, self._product_dtype, self.device)
+        step = self._steps[tokens, examples]
+        step.fill(batches, [s.job.alpha / s.job.rank for s in live], adamw.settings(live, served, rows))
+        self._updating = [] if step.graph is not None else [live[k] for k in served]
+        return step.run(self._whole_step, self._pool, self.device.type == "cuda")
+
+    def _whole_step(self, step: FixedStep) -> Tensor:
+        """Losses of one step of all rows; reads nothing on the host and has no shape that depends on a number."""
+        self._enter(step)
+        nll = self._backward(step.packed, ())
+        with torch.no_grad():
+            for group in self.groups:
+                group.finish()
+            adamw.update(*self._storage, step.rows)
+            losses = torch.zeros(len(step.rows), dtype=nll.dtype, device=self.device)
+            return losses.index_add_(0, step.slot, nll)
 
     def _nll(
         self, logits: Tensor, packed: tuple[Tensor, ...], batches: Sequence[Minibatch | None], start: int = 0
@@ -343,7 +425,7 @@ class AdapterBank:
         for batch in plan:
             if batch not in made:
                 made[batch] = Minibatch([job.examples[i] for i in batch], job.id, limit, vocabulary)
-        return Slot(number, job, plan, made, torch.zeros((), dtype=torch.float32, device=self.device))
+        return Slot(number, job, plan, made)
 
     def run(self, jobs: Sequence[Job], on_step: Callable[[dict], None] | None = None) -> list[Result]:
         """Train all jobs; results in job order. ``on_step`` gets a dict of counts after each step of the bank."""
@@ -455,9 +537,7 @@ class AdapterBank:
                 now.live.append(now.queue.popleft())
                 now.changed = True
             live = now.live
-            if now.changed:
-                self._bind([s.job.alpha / s.job.rank for s in live], [s.job.clip or math.inf for s in live])
-                now.changed = False
+            self._bound, now.changed = self._bound and not now.changed, False
             served = self._serve(live, now.turn)
             now.width = sum(len(live[k].next.ids) for k in served)
             useful = sum(live[k].next.tokens for k in served)
@@ -493,7 +573,6 @@ class AdapterBank:
             if any(slot is x for x in self._updating):
                 now.done -= len(slot.losses)
                 slot.step, slot.tokens, slot.losses = 0, 0, []
-                slot.count.zero_()
             elif slot.step == len(slot.plan):
                 slot.row = self._storage[0][k].cpu()
                 now.ended.append(slot)

@@ -22,7 +22,6 @@ class Slot:
     job: Job
     plan: list[tuple[int, ...]]
     batches: dict[tuple[int, ...], Minibatch]
-    count: Tensor  # AdamW's step count, float32 scalar on the device
     step: int = 0
     losses: list[float] = field(default_factory=list)
     tokens: int = 0

@@ -1,0 +1,136 @@
+"""A step of the bank at fixed sizes, so that a GPU can replay it as a CUDA graph.
+
+Launched one by one from Python, the some thousand kernels of a step leave a GPU idle for half of its time (measured,
+LOG.md). So the tokens of a step are laid end to end in a buffer of one of few sizes, what differs from step to step are
+numbers in device tensors, and the same graph is replayed. The first steps of a size run as they are, which warms up
+what a capture needs; rare sizes are never captured.
+Knows sizes, buffers and graphs. What a step computes is said by the bank.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import varlen
+
+from seal_lib.training.finetune import Minibatch
+from seal_lib.training.packing import Packing, send
+
+PATIENCE = 2  # steps of a size that run as they are before it is captured
+#: torch < 2.13 groups heads without being told
+_GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
+
+
+def size_of(count: int, least: int = 64) -> int:
+    """The smallest of 64, 96, 128, 192, 256 … that holds ``count``."""
+    power = max(least, 1 << max(0, count - 1).bit_length())
+    return power * 3 // 4 if count <= power * 3 // 4 and power > least else power
+
+
+class FixedPacking(Packing):
+    """Where the tokens of one step lie, told by device tensors alone: adapters by grouped products, nothing padded.
+
+    Args:
+        ends: end of each slot, [K] int32; the last one ends with the buffer. starts: of each example, and the end of
+            the last, [R + 1] int32. gain: alpha/rank of each token's slot, [N, 1]; 0 where there is no token.
+    """
+
+    def __init__(self, ends: Tensor, starts: Tensor, gain: Tensor):
+        self.ends, self.starts, self.gain, self.dtype = ends, starts, gain, gain.dtype
+        self.grouped, self.short = True, False
+
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: None, **options) -> tuple[Tensor, None]:
+        """Attention inside each example, with transformers' signature: q, k, v [1, H, N, D] -> [1, N, H, D]."""
+        window, scale, count = options.get("sliding_window"), options.get("scaling"), q.shape[2]
+        if q.device.type == "cuda":
+            left = -1 if window is None else window - 1
+            out = varlen.varlen_attn(
+                *(x[0].transpose(0, 1) for x in (q, k, v)), self.starts, self.starts, count, count, scale=scale,
+                window_size=(left, 0), **_GROUPED,
+            )  # fmt: skip
+            return out[None], None
+        t = torch.arange(count, device=q.device)
+        example = torch.searchsorted(self.starts, t, right=True)
+        seen = (example == example[:, None]) & (t <= t[:, None])
+        seen = seen if window is None else seen & (t > t[:, None] - window)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        return out.transpose(1, 2), None
+
+
+class FixedStep:
+    """Buffers of one size, and the graph that reads them.
+
+    Args:
+        tokens, slots, examples: sizes N, K, R. dtype: of the adapters' products.
+    """
+
+    def __init__(self, tokens: int, slots: int, examples: int, dtype: torch.dtype, device: torch.device):
+        self.sizes, self.dtype, self.device = (tokens, slots, examples), dtype, device
+        self._whole = torch.zeros(4 * tokens, dtype=torch.int64, device=device)
+        self._bounds = torch.zeros(slots + examples + 1, dtype=torch.int32, device=device)
+        self._real = torch.zeros(2 * tokens + 8 * slots, device=device)
+        self.ids, self.positions, self.targets, self.slot = self._whole.split(tokens)
+        self.ends, self.starts = self._bounds.split([slots, examples + 1])
+        self.weights, self._gain, rows = self._real.split([tokens, tokens, 8 * slots])
+        self.rows = rows.view(slots, 8)
+        self.uses, self.graph, self.losses = 0, None, None
+
+    def packing(self) -> FixedPacking:
+        """The packing of what the buffers hold."""
+        return FixedPacking(self.ends, self.starts, self._gain.to(self.dtype)[:, None])
+
+    @property
+    def packed(self) -> tuple[Tensor, ...]:
+        """ids, positions, targets, keep, slot, weights, as :meth:`seal_lib.training.bank.AdapterBank._pack` gives."""
+        return self.ids, self.positions, self.targets, self.ids, self.slot, self.weights
+
+    def fill(self, batches: Sequence[Minibatch | None], scales: Sequence[float], rows: Tensor) -> None:
+        """Write a step into the buffers: one minibatch, or none, for each of the first slots."""
+        tokens, slots, examples = self.sizes
+        whole, real = torch.zeros(4, tokens, dtype=torch.int64), torch.zeros(2, tokens)
+        counts = [0 if batch is None else len(batch.ids) for batch in batches]
+        here = [(k, batch) for k, batch in enumerate(batches) if batch is not None]
+        used = sum(counts)
+        for row, name in enumerate(("ids", "positions")):
+            torch.cat([getattr(batch, name) for _, batch in here], out=whole[row, :used])
+        whole[3] = slots - 1  # what lies after the last token belongs to the last slot, with gain and weight 0
+        start = 0
+        for k, batch in here:
+            end = start + counts[k]
+            whole[2, start + batch.keep], real[0, start + batch.keep] = batch.targets, batch.weights.to(real.dtype)
+            whole[3, start:end], real[1, start:end] = k, scales[k]
+            start = end
+        ends = torch.tensor(counts + [0] * (slots - len(counts))).cumsum(0)
+        ends[-1] = tokens
+        lengths = [length for _, batch in here for length, _ in batch.lengths]
+        starts = torch.tensor([0, *lengths, tokens - used] + [0] * (examples - len(lengths) - 1)).cumsum(0)
+        self._whole.copy_(send(whole.view(-1), self.device), non_blocking=True)
+        self._bounds.copy_(send(torch.cat([ends, starts]).to(torch.int32), self.device), non_blocking=True)
+        self._real.copy_(send(torch.cat([real.view(-1), rows.view(-1)]), self.device), non_blocking=True)
+
+    def run(self, step: Callable[["FixedStep"], Tensor], pool: object, capture: bool) -> Tensor:
+        """The losses [K] of one step on what the buffers hold, replayed if this size was captured."""
+        self.uses += 1
+        if not capture or self.uses <= PATIENCE:
+            return step(self)
+        if self.graph is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                self.losses = step(self)
+            self.graph = graph
+        self.graph.replay()
+        return self.losses.clone()
+
+
+def fits(batches: Sequence[Minibatch | None]) -> bool:
+    """Whether a step of fixed sizes can serve these: nothing in an example may be hidden from what comes after it."""
+    return all(seen == length for batch in batches if batch is not None for length, seen in batch.lengths)
+
+
+def key(batches: Sequence[Minibatch | None], slots: int) -> tuple[int, int]:
+    """(tokens, examples) of the smallest buffers that hold these minibatches and an example of what is left over."""
+    tokens = sum(len(batch.ids) for batch in batches if batch is not None)
+    examples = sum(len(batch.lengths) for batch in batches if batch is not None)
+    return size_of(tokens), max(slots + 1, size_of(examples + 1))
