@@ -149,7 +149,8 @@ def test_one_call_updates_every_row_as_adamw_and_its_clip_would():
     for k in range(5):
         job = Job(str(k), examples(k), lr=draw.uniform(1e-3, 1e-1), epochs=9, weight_decay=draw.choice([0.0, 0.3]),
                   betas=(draw.uniform(0.5, 0.95), draw.uniform(0.9, 0.999)), eps=10 ** draw.uniform(-9, -3),
-                  clip=draw.choice([None, 0.1, 1.0]), schedule=draw.choice(["linear", "cosine", "constant"]))  # fmt: skip
+                  clip=draw.choice([None, 0.1, 1.0]),
+                  schedule=draw.choice(["linear", "cosine", "constant"]))  # fmt: skip
         live.append(Slot(k, job, job.plan(), {}))
     torch.manual_seed(0)
     p, m, v = torch.randn(5, 40), torch.zeros(5, 40), torch.zeros(5, 40)

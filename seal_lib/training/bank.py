@@ -23,8 +23,8 @@ from seal_lib.models import budget
 from seal_lib.models.checks import said
 from seal_lib.training import adamw, captured
 from seal_lib.training.adapters import Adapter, diverted, sibling_groups, target_linears, target_names
-from seal_lib.training.finetune import Minibatch, quiet, train_alone
 from seal_lib.training.captured import FixedStep
+from seal_lib.training.finetune import Minibatch, quiet, train_alone
 from seal_lib.training.fused import forwards, quantised
 from seal_lib.training.jobs import Example, Job, Result, learning_rate
 from seal_lib.training.packing import Packing, Ragged, level, send, worth_levelling
