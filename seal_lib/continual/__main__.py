@@ -18,8 +18,6 @@ import math
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from seal_lib.continual import intervals, metrics
 from seal_lib.errors import DataError, SealError
 
@@ -50,24 +48,13 @@ def read(path: Path) -> dict[str, object]:
         found = {"accuracy": matrix, "isolated": None, "joint": None, "sequences": content.get("n_sequences")}
         kind = "authors"
     try:
-        found["accuracy"] = metrics.check(found["accuracy"])
+        found["accuracy"] = (metrics.released if kind == "authors" else metrics.check)(found["accuracy"])
     except DataError as error:
         raise DataError(f"{path.name}: {error}") from None
     count = found["sequences"]
     if count is not None and (type(count) is not int or count < 1):
         raise DataError(f"{path.name}: the number of sequences must be a whole number from 1, got {count!r}.")
-    if kind == "authors":
-        found["accuracy"] = _without_zeros(found["accuracy"], path)
     return found | {"kind": kind}
-
-
-def _without_zeros(R: np.ndarray, path: Path) -> np.ndarray:
-    """The authors' mean matrix with NaN for the cells that they did not measure and wrote as 0."""
-    if R.ndim != 2:
-        raise DataError(f"{path.name}: mean_over_sequences must be one matrix, but its shape is {R.shape}.")
-    r, i = np.indices(R.shape)
-    above = (r > 0) & (i >= r)
-    return np.where(above, np.nan, R) if (R[above] == 0).all() else R
 
 
 def facts(path: Path, isolated: float | None = None, joint: float | None = None) -> dict[str, object]:

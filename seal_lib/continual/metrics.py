@@ -23,7 +23,7 @@ def check(R: object) -> np.ndarray:
     """
     try:
         array = np.array(R, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError("The accuracy matrix must be numbers in rows of equal length; write null where none.") from None
     if array.ndim < 2 or array.shape[-1] < 2 or array.shape[-2] != array.shape[-1] + 1 or array.size == 0:
         raise DataError(
@@ -34,6 +34,21 @@ def check(R: object) -> np.ndarray:
     if bad.size:
         raise DataError(f"Accuracies are fractions from 0 to 1, but there is a {bad[0]:g}; divide percent by 100.")
     return array
+
+
+def released(R: object) -> np.ndarray:
+    """The authors' mean matrix [K+1, K] as :func:`check` gives it, with NaN above the diagonal, which they did not
+    measure and wrote as 0.
+
+    Raises:
+        DataError: as :func:`check`, or it is not one matrix.
+    """
+    matrix = check(R)
+    if matrix.ndim != 2:
+        raise DataError(f"The released accuracies must be one matrix, but their shape is {matrix.shape}.")
+    r, i = np.indices(matrix.shape)
+    above = (r > 0) & (i >= r)
+    return np.where(above, np.nan, matrix) if (matrix[above] == 0).all() else matrix
 
 
 def outcome(R: np.ndarray) -> str:

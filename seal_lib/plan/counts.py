@@ -159,6 +159,7 @@ COUNTS: dict[str, Callable[[Mapping], list[Phase]]] = {
     "22_arc_results": nothing,
     "23_arc_reading_puzzles": arc_self_edits,
     "24_other_puzzle_models": other_puzzle_models,
+    "80_audit_released": nothing,
     "91_figures": nothing,
 }
 

@@ -85,8 +85,8 @@ def code_changed(record: Mapping[str, Any]) -> list[str]:
 
 
 def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
-    """Content hashes of what the parameters point at: existing ``*_path``/``*_file``, data files, local models
-    (``model``, ``*_model``, and each of a list ``*_models``).
+    """Content hashes of what the parameters point at: existing ``*_path``/``*_file``, each of a list ``files``, data
+    files, local models (``model``, ``*_model``, and each of a list ``*_models``).
     """
     found: dict[str, str] = {}
     models_by_key = {name: value for name, value in parameters.items() if name == "model" or name.endswith("_model")}
@@ -98,7 +98,8 @@ def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
             from seal_lib import models
 
             found[name] = models.weight_hash(value)
-    for name, value in parameters.items():
+    listed = {f"files[{i}]_path": value for i, value in enumerate(parameters.get("files") or [])}
+    for name, value in (parameters | listed).items():
         if not isinstance(value, str) or not value or name in models_by_key:
             continue
         if name.endswith(("_path", "_file")):

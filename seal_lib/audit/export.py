@@ -1,0 +1,113 @@
+"""Our own finished runs in the layouts of the authors' files, so that whatever reads those reads ours too.
+
+Knows run folders of `11_single_passage` and `13_continual_edits`, and the keys of the layouts; no numbers but the
+accuracies that such a file gives of itself.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seal_lib import paths
+from seal_lib.audit.files import PREFIX
+from seal_lib.knowledge.data import load_passages
+from seal_lib.records import Answer, Passage, PassageTrial, by_passage
+from seal_lib.report.results import read_run
+from seal_lib.runs import manifest
+
+MATRIX = "continual/matrix"
+_CELL = re.compile(r"accuracy_after_(\d+):passage_(\d+)")
+
+
+def own_runs(folder: Path, singles: Path, edits: Path, arms: Sequence[str]) -> list[Path]:
+    """Files of both runs, in a folder for each kind."""
+    return [
+        *single_passages(singles, folder / "single_passage", arms),
+        *continual_edits(edits, folder / "continual"),
+    ]
+
+
+def single_passages(run: Path, folder: Path, arms: Sequence[str]) -> list[Path]:
+    """One file an arm of a finished run of `11_single_passage`, its loops as completions; arms that it lacks are left
+    out."""
+    used = paths.read_json(run / "parameters.json")["parameters"]
+    passages = load_passages(used["passages"], used["n_passages"], used["passages_seed"])
+    by_arm: dict[str, list[PassageTrial]] = {}
+    for row in manifest.rows(run):
+        if found := re.fullmatch(r"seed_\d+/evaluate/(\w+)", row["phase"]):
+            by_arm.setdefault(found[1], []).append(PassageTrial.from_dict(row))
+    frozen = {trial.unit_id: trial for trial in by_arm.get("frozen", [])}
+    return [
+        paths.write_json(folder / f"{arm}.json", as_released(passages, by_arm[arm], frozen, used["grader"]))
+        for arm in arms
+        if arm in by_arm
+    ]
+
+
+def as_released(
+    passages: Sequence[Passage], trials: Sequence[PassageTrial], frozen: Mapping[str, PassageTrial], grader: str
+) -> dict:
+    """The trials of an arm in the layout of query_server: one completion a trial, each trained once.
+
+    Args:
+        frozen: passage → the trial of the model without training; a passage without one has no base row.
+    """
+    grouped: dict[str, list[PassageTrial]] = {}
+    for trial in trials:
+        grouped.setdefault(trial.unit_id, []).append(trial)
+    articles = [
+        {"title": passage.title, "context": passage.text, "prompt": "",
+         "completions": [_completion(trial, frozen.get(passage.id), grader) for trial in grouped[passage.id]]}
+        for passage in passages if passage.id in grouped
+    ]  # fmt: skip
+    sides = {"adapter": trials, "base": [frozen[name] for name in grouped if name in frozen]}
+    overall = {f"{PREFIX[side]}_mean_accuracy": _mean(by_passage(of, grader).values()) for side, of in sides.items()}
+    return {"overall": overall, "grader": grader, "n_articles": len(articles), "eval_times": 1, "articles": articles}
+
+
+def _completion(trial: PassageTrial, base: PassageTrial | None, grader: str) -> dict:
+    """A trial that could not be scored has no questions, and so no accuracy."""
+    scored = trial.outcome in ("ok", "empty_edit")
+    before = base.answers if base and base.outcome == "ok" else ()
+    questions = []
+    for number, answer in enumerate(trial.answers if scored else ()):
+        item: dict[str, Any] = {"rep": 0, "question": answer.question, "answer": answer.gold}
+        item |= {"adapter_answer": answer.text, "adapter_correct": _verdict(answer, grader)}
+        if number < len(before) and before[number].question == answer.question:
+            item |= {"baseline_answer": before[number].text, "baseline_correct": _verdict(before[number], grader)}
+        questions.append(item)
+    return {"text": trial.edit.text if trial.edit else "", "questions": questions}
+
+
+def _verdict(answer: Answer, grader: str) -> bool | float | None:
+    grade = answer.grades[grader]
+    return None if math.isnan(grade) else bool(grade) if grade in (0, 1) else grade
+
+
+def _mean(values: Any) -> float | None:
+    finite = [value for value in values if not math.isnan(value)]
+    return sum(finite) / len(finite) if finite else None
+
+
+def continual_edits(run: Path, folder: Path) -> list[Path]:
+    """One file an update rule of a finished run of `13_continual_edits`: its mean matrix, 0 where nothing was edited
+    yet, as the authors write it."""
+    rows = read_run(run)
+    rows = rows[rows["experiment"] == MATRIX]
+    written = []
+    for arm, cells in rows.groupby("arm", sort=False):
+        places = {name: (int(found[1]), int(found[2])) for name in cells["metric"] if (found := _CELL.fullmatch(name))}
+        size = max(edits for edits, _ in places.values())
+        matrix: list[list[float | None]] = [[0.0] * size for _ in range(size + 1)]
+        for cell in cells.itertuples():
+            edits, passage = places[cell.metric]
+            if edits == 0 or passage <= edits:
+                matrix[edits][passage - 1] = None if math.isnan(cell.value) else float(cell.value)
+        content = {"mean_over_sequences": matrix, "n_sequences": int(cells["n"].max()), "n_datapoints": size}
+        content |= {"grader": cells["grader"].iloc[0], "base_model": cells["model"].iloc[0]}
+        written.append(paths.write_json(folder / f"{arm}.json", content))
+    return written

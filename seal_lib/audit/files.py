@@ -1,0 +1,318 @@
+"""Reads released result files, whatever their layout (``layouts.yaml``), as answers with verdicts.
+
+Knows layouts and refuses in one sentence what has none of them; knows no number that is made of the answers.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fastjsonschema
+import numpy as np
+
+from seal_lib import paths
+from seal_lib.continual import metrics
+from seal_lib.errors import DataError
+from seal_lib.runs import yaml_files
+
+SUFFIXES = (".json", ".json.gz")
+STATES = ("adapter", "base")  # the model after training, and without it
+PREFIX = {"adapter": "adapter", "base": "baseline"}  # how the authors' keys begin
+
+
+@dataclass(frozen=True)
+class Said:
+    """One answer: its text, None where the file has none, and the verdict on it in [0, 1], NaN where there is none."""
+
+    text: str | None = None
+    verdict: float = math.nan
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, its gold answer where the file has it, and what the model said to it in each of :data:`STATES`."""
+
+    question: str
+    gold: str | None
+    said: dict[str, Said]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One self-edit: the questions asked after each training on it, one list a training.
+
+    ``accuracy``: by state, where the file has an accuracy but no questions; ``proxy``: its score by a rubric, or NaN.
+    """
+
+    runs: tuple[tuple[Asked, ...], ...] = ()
+    accuracy: dict[str, float] = field(default_factory=dict)
+    proxy: float = math.nan
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is independent in a file: a passage, or a question where the file does not say which share a passage."""
+
+    id: str
+    title: str
+    context: str
+    completions: tuple[Completion, ...]
+
+    def asked(self) -> list[Asked]:
+        """Every question of every training."""
+        return [asked for completion in self.completions for run in completion.runs for asked in run]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A file of answers. ``stored``: the accuracies that it gives itself, by state; ``remarks``: what a reader must
+    know of it; ``grader``: who gave the verdicts, "" where the file does not say."""
+
+    name: str
+    path: Path
+    kind: str
+    unit: str
+    units: tuple[Unit, ...]
+    stored: dict[str, float]
+    grader: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A file of continual edits: mean accuracy [K+1, K], NaN where not measured, over so many sequences (None: the file
+    does not say)."""
+
+    name: str
+    path: Path
+    mean: np.ndarray
+    sequences: int | None
+    kind: str = "continual"
+    grader: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+def find(given: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
+    """The files that were named, and of a folder every JSON file in it, at any depth, each once; and one sentence for
+    each path that leads to none."""
+    found: dict[Path, None] = {}
+    refused: list[str] = []
+    for path in map(Path, given):
+        try:
+            folder = path.is_dir()
+            inside = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file()) if folder else []
+        except (OSError, ValueError) as error:
+            refused.append(f"{path} cannot be looked at ({error}); give another path.")
+            continue
+        if folder and not inside:
+            refused.append(f"{path}: no file in this folder ends in {' or '.join(SUFFIXES)}; give another folder.")
+        found |= dict.fromkeys(inside if folder else [path])
+    return list(found), refused
+
+
+def read_all(given: Sequence[Path]) -> tuple[list[Results | Matrix], list[str]]:
+    """The files that can be read, named by what tells them apart, and one sentence for each of the others."""
+    read_ones: list[Results | Matrix] = []
+    refused: list[str] = []
+    for path, name in zip(given, names(given), strict=True):
+        try:
+            read_ones.append(read(path, name))
+        except DataError as error:
+            refused.append(" ".join(str(error).split()))
+    return read_ones, refused
+
+
+def names(given: Sequence[Path]) -> list[str]:
+    """A short name for each path: without its ending and without the folder that all share."""
+    whole = [path.absolute() for path in given]
+    base = Path(os.path.commonpath([path.parent for path in whole])) if whole else Path()
+    plain = [path.relative_to(base).with_name(stem(path)).as_posix() for path in whole]
+    return [short if plain.count(short) == 1 else path.name for short, path in zip(plain, whole, strict=True)]
+
+
+def stem(path: Path) -> str:
+    """The file's name without .json or .json.gz."""
+    return next((path.name.removesuffix(end) for end in reversed(SUFFIXES) if path.name.endswith(end)), path.name)
+
+
+def read(path: Path, name: str = "") -> Results | Matrix:
+    """What is in one file.
+
+    Raises:
+        DataError: it cannot be read, or has none of the layouts; one sentence with file, key and way out.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give a result file, or a folder of them.")
+    content = paths.read_data(path)
+    layouts = _layouts()
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds {_some(content)}, not results; give {_ways()}.")
+    key = next((key for key in layouts if key in content), "")
+    if not key:
+        has = f"has the keys {', '.join(map(repr, list(content)[:4]))}" if content else "is empty"
+        raise DataError(f"{path} {has}, and none of a result file; give {_ways()}.")
+    kind, check = layouts[key]
+    try:
+        check(content)
+    except fastjsonschema.JsonSchemaValueException as error:
+        what = error.message.removeprefix("data.").removeprefix("data ")
+        raise DataError(f"{path}: {what}, but is {_some(error.value)}; mend the file or fetch it again.") from error
+    readers: dict[str, Callable[..., Results | Matrix]] = {
+        "single_passage": _single_passage, "pretraining": _pretraining, "continual": _continual,
+    }  # fmt: skip
+    try:
+        return readers[kind](content, name or stem(path), path, kind, key)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+@functools.cache
+def _layouts() -> dict[str, tuple[str, Callable[[Any], Any]]]:
+    """Telling key → (kind, check of the content)."""
+    file = yaml_files.read(Path(__file__).with_name("layouts.yaml"))
+    return {
+        key: (about["kind"], fastjsonschema.compile(about["schema"] | {"definitions": file["definitions"]}))
+        for key, about in file["kinds"].items()
+    }
+
+
+def _ways() -> str:
+    keys = list(_layouts())
+    return f"a file with the key {', '.join(map(repr, keys[:-1]))} or {keys[-1]!r}"
+
+
+def _some(value: object) -> str:
+    """A value for a message, in a few words."""
+    if isinstance(value, dict | list):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+# ---------------------------------------------------------------------------------------------- single passages
+
+
+def _single_passage(content: dict, name: str, path: Path, kind: str, key: str) -> Results:
+    rubric_only = content.get("reward_mode") == "proxy"
+    units, remarks = [], []
+    for number, article in enumerate(content["articles"]):
+        completions = tuple(_completion(entry, rubric_only) for entry in article["completions"])
+        title, context = article.get("title") or "", article.get("context") or ""
+        units.append(Unit(f"{number:05d}", title, context, completions))
+    has = {
+        "questions": any(unit.asked() for unit in units),
+        "accuracies": any(c.accuracy for unit in units for c in unit.completions),
+        "scores": any(not math.isnan(c.proxy) for unit in units for c in unit.completions),
+    }
+    if not any(has.values()):
+        raise DataError("no completion has questions, an accuracy or a score by a rubric; give a file with results.")
+    if not has["questions"] and has["accuracies"]:
+        remarks.append("no questions: accuracies of whole self-edits are taken as the file gives them")
+    if not has["questions"] and not has["accuracies"]:
+        remarks.append("scores by a rubric only, nothing was trained: no accuracy (the zeros in the file are none)")
+    declared = content.get("n_articles")
+    if declared is not None and declared != len(units):
+        remarks.append(f"n_articles says {declared}, but there are {len(units)} passages")
+    keys = {"adapter": "adapter_mean_accuracy", "base": "baseline_mean_accuracy"}
+    stored = _stored(content.get("overall"), keys) if has["questions"] or has["accuracies"] else {}
+    return Results(name, path, kind, "passage", tuple(units), stored, content.get("grader") or "", tuple(remarks))
+
+
+def _completion(entry: dict, rubric_only: bool) -> Completion:
+    stats = entry.get("stats") or {}
+    by_rep: dict[int, list[Asked]] = {}
+    for item in entry.get("questions") or []:
+        said = {s: Said(item.get(f"{PREFIX[s]}_answer"), _number(item.get(f"{PREFIX[s]}_correct"))) for s in STATES}
+        by_rep.setdefault(item.get("rep") or 0, []).append(Asked(item["question"], item.get("answer"), said))
+    scores = [score for score in _scores(entry.get("proxy_scores")) if not math.isnan(score)]
+    proxy = sum(scores) / len(scores) if scores else math.nan
+    # a file whose reward is a rubric has 0.0 where it measured nothing, and says so only here
+    unmeasured = rubric_only or (bool(scores) and not by_rep)
+    given = {} if unmeasured or by_rep else {s: _number(stats.get(f"{PREFIX[s]}_mean")) for s in STATES}
+    return Completion(
+        tuple(tuple(by_rep[rep]) for rep in sorted(by_rep)),
+        {state: value for state, value in given.items() if not math.isnan(value)},
+        proxy,
+    )
+
+
+def _scores(value: object) -> list[float]:
+    """The final scores in ``proxy_scores``: one object, or a list of them."""
+    if isinstance(value, list):
+        return [score for item in value for score in _scores(item)]
+    return [_number(value.get("final"))] if isinstance(value, dict) else []
+
+
+# ---------------------------------------------------------------------------------------------- continued pretraining
+
+
+def _pretraining(content: dict, name: str, path: Path, kind: str, key: str) -> Results:
+    reply, remarks = content[key], []
+    n = len(reply["adapter_correct"])
+    columns: dict[str, list[Said]] = {}
+    for state in STATES:
+        verdicts, texts = reply.get(f"{PREFIX[state]}_correct"), reply.get(f"{PREFIX[state]}_texts")
+        if not verdicts:
+            remarks.append("the base model was not asked")
+            continue
+        for what, values in (("correct", verdicts), ("texts", texts)):
+            if values and len(values) != n:
+                whole = f"{key}.{PREFIX[state]}_{what}"
+                raise DataError(
+                    f"{whole} has {len(values)} entries for {n} questions; mend the file or fetch it again."
+                )
+        if not texts:
+            remarks.append(f"no texts of the {state} model's answers: blank ones cannot be counted")
+        columns[state] = [Said(texts[i] if texts else None, _number(verdict)) for i, verdict in enumerate(verdicts)]
+    declared = content.get("eval_questions")
+    if isinstance(declared, int) and not isinstance(declared, bool) and declared != n:
+        remarks.append(f"eval_questions says {declared}, but {n} were answered")
+    units = []
+    for i in range(n):
+        asked = Asked("", None, {state: said[i] for state, said in columns.items()})
+        units.append(Unit(f"{i:05d}", "", "", (Completion(((asked,),)),)))
+    keys = {"adapter": "adapter_accuracy", "base": "baseline_accuracy"}
+    stored = _stored(content.get("overall") or content.get("metrics") or reply, keys)
+    if "base" not in columns:
+        stored.pop("base", None)
+    return Results(name, path, kind, "question", tuple(units), stored, _grader(content), tuple(remarks))
+
+
+# ---------------------------------------------------------------------------------------------- continual edits
+
+
+def _continual(content: dict, name: str, path: Path, kind: str, key: str) -> Matrix:
+    sequences = content.get("n_sequences")
+    try:
+        mean = metrics.released(content[key])
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from error
+    return Matrix(name, path, mean, sequences, grader=_grader(content))
+
+
+def _grader(content: dict) -> str:
+    return content["grader"] if isinstance(content.get("grader"), str) else ""
+
+
+def _stored(given: object, keys: dict[str, str]) -> dict[str, float]:
+    if not isinstance(given, dict):
+        return {}
+    found = {state: _number(given.get(key)) for state, key in keys.items()}
+    return {state: value for state, value in found.items() if math.isfinite(value)}
+
+
+def _number(value: object) -> float:
+    """A number of the file as a float; NaN for what is null, no number, or not finite."""
+    if not isinstance(value, bool | int | float):
+        return math.nan
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan

@@ -1,0 +1,429 @@
+"""What the verdicts of a released file amount to: accuracies, blanks, gains, containment, reliability, comparisons.
+
+Every interval is one of :mod:`seal_lib.report.stats`. Knows the records of ``files``; no tables, no figures.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from seal_lib.audit.files import STATES, Asked, Matrix, Results, Said, Unit, stem
+from seal_lib.continual import intervals
+from seal_lib.grading.graders import grade, is_blank
+from seal_lib.records import Answer, Question
+from seal_lib.report import stats
+from seal_lib.report.paper_values import paper_values
+from seal_lib.report.stats import Estimate
+
+#: with more files of a kind, each is compared with the first only: one family of p-values should stay readable
+ALL_PAIRS = 6
+#: two files that hold no question texts are paired by position if the verdicts on their base models agree this well
+#: beyond chance (Cohen's kappa); the same model asked twice agrees better, another order of questions not at all
+SAME_ORDER = 0.5
+CONTAINS = "contains"
+
+
+@dataclass(frozen=True)
+class State:
+    """The numbers of a file for the model after training ("adapter") or without it ("base").
+
+    ``macro``: mean over passages; ``micro``: questions right of those asked, over all trainings (NaN where the file
+    lacks what it needs). ``right`` of ``questions``: the sum of verdicts; ``ungraded`` have none and are left out.
+    ``blank``: answers that say nothing, NaN without texts; ``spoken``: micro accuracy of the others.
+    ``contains``: containment beside the file's grader, where there are gold answers.
+    """
+
+    file: str
+    state: str
+    macro: Estimate
+    micro: Estimate
+    right: float
+    questions: int
+    ungraded: int
+    blank: float
+    blank_rate: Estimate
+    spoken: Estimate
+    stored: float
+    contains: Agreement | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Containment against the verdicts of the file's grader, over the answers that have both.
+
+    ``precision``: of the answers that contain the gold answer, those the grader calls right; ``recall``: of those it
+    calls right, the ones that contain it. ``judged`` and ``contained``: means over passages.
+    """
+
+    judged: Estimate
+    contained: Estimate
+    agree: float
+    precision: float
+    recall: float
+    answers: int
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What the rewards of a file with several self-edits a passage are worth; the reward is the accuracy.
+
+    ``fresh``: the best self-edit by all trainings but one, scored by that one, over every choice of it.
+    """
+
+    file: str
+    edits: int
+    runs: int
+    mean: Estimate
+    best: Estimate
+    fresh: Estimate
+    reliability: Estimate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """a − b after training, paired by what both files asked; p adjusted by Holm over all comparisons of the kind.
+
+    ``spoken``: the same over the ``spoken_questions`` that both answered with something, of which each had
+    ``spoken_right``; n is 0 where the files have no texts.
+    """
+
+    a: str
+    b: str
+    by: str
+    difference: Estimate
+    spoken: Estimate
+    spoken_right: tuple[float, float]
+    spoken_questions: int
+    note: str = ""
+
+
+# ---------------------------------------------------------------------------------------------- one file
+
+
+def states(results: Results) -> list[State]:
+    """Both states of a file, those that it has."""
+    found = [_state(results, state) for state in STATES]
+    return [one for one in found if one.macro.n or one.questions]
+
+
+def _state(results: Results, state: str) -> State:
+    def verdicts(asked: Iterable[Asked]) -> list[float]:
+        given = (one.said[state].verdict for one in asked if state in one.said)
+        return [verdict for verdict in given if not math.isnan(verdict)]
+
+    counts = {u.id: (math.fsum(v := verdicts(u.asked())), float(len(v))) for u in results.units}
+    said = [(u.id, one.said[state]) for u in results.units for one in u.asked() if state in one.said]
+    graded = [(unit, one) for unit, one in said if not math.isnan(one.verdict)]
+    texts = [(unit, one) for unit, one in graded if one.text is not None]
+    blanks: dict[str, list[float]] = {}
+    spoken: dict[str, tuple[float, float]] = {}
+    for unit, one in texts:
+        empty = is_blank(one.text or "")
+        blanks.setdefault(unit, []).append(float(empty))
+        right, asked = spoken.get(unit, (0.0, 0.0))
+        spoken[unit] = (right + (not empty) * one.verdict, asked + (not empty))
+    return State(
+        results.name, state,
+        stats.mean_over_units({u.id: accuracy(u, state) for u in results.units}, stats.SHARE, results.unit),
+        stats.ratio_over_loops({0: counts}, results.unit),
+        math.fsum(right for right, _ in counts.values()), len(graded), len(said) - len(graded),
+        math.fsum(math.fsum(several) for several in blanks.values()) if texts else math.nan,
+        stats.mean_over_units(blanks, stats.SHARE, results.unit),
+        stats.ratio_over_loops({0: spoken}, results.unit),
+        results.stored.get(state, math.nan),
+        _agreement(results, state),
+    )  # fmt: skip
+
+
+def accuracy(unit: Unit, state: str) -> float:
+    """Mean over a unit's self-edits of the mean over their trainings; NaN without a verdict."""
+    return _mean(_mean(rewards) for rewards in runs(unit, state))
+
+
+def runs(unit: Unit, state: str) -> list[list[float]]:
+    """Accuracy of each self-edit after each of its trainings, NaN where nothing was graded."""
+    found = []
+    for completion in unit.completions:
+        by_run = [_mean(a.said[state].verdict for a in run if state in a.said) for run in completion.runs]
+        found.append(by_run or [completion.accuracy.get(state, math.nan)])
+    return found
+
+
+def gain(results: Results) -> Estimate:
+    """After training minus without it, paired over units."""
+    each = {u.id: accuracy(u, "adapter") - accuracy(u, "base") for u in results.units}
+    found = stats.mean_over_units(each, stats.DIFFERENCE, results.unit)
+    return replace(found, p=stats.sign_flip_test(list(each.values())))
+
+
+def _agreement(results: Results, state: str) -> Agreement | None:
+    judged: dict[str, list[float]] = {}
+    contained: dict[str, list[float]] = {}
+    both: list[tuple[bool, bool]] = []
+    for unit in results.units:
+        for asked in unit.asked():
+            one = asked.said.get(state, Said())
+            if not asked.gold or one.text is None or math.isnan(one.verdict):
+                continue
+            held = _graded(asked.question, asked.gold, one.text).grades[CONTAINS]
+            judged.setdefault(unit.id, []).append(one.verdict)
+            contained.setdefault(unit.id, []).append(held)
+            both.append((held == 1, one.verdict > 0.5))
+    if not both:
+        return None
+    ours, theirs = sum(held for held, _ in both), sum(right for _, right in both)
+    hits = sum(held and right for held, right in both)
+    return Agreement(
+        stats.mean_over_units(judged, stats.SHARE, results.unit),
+        stats.mean_over_units(contained, stats.SHARE, results.unit),
+        sum(held == right for held, right in both) / len(both),
+        hits / ours if ours else math.nan, hits / theirs if theirs else math.nan, len(both),
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=65536)
+def _graded(question: str, gold: str, text: str) -> Answer:
+    return grade(Question(question, gold), text, CONTAINS)
+
+
+def reward(results: Results) -> Reward | None:
+    """The rewards of a file with several self-edits a passage; None where each has one."""
+    rewards = {unit.id: runs(unit, "adapter") for unit in results.units}
+    edits, seeds = max(map(len, rewards.values())), max(len(r) for several in rewards.values() for r in several)
+    if edits < 2:
+        return None
+    best, fresh = {}, {}
+    for name, several in rewards.items():
+        best[name] = max(finite) if (finite := _finite(map(_mean, several))) else math.nan
+        fresh[name] = _mean(_fresh(several, held_out) for held_out in range(seeds)) if seeds > 1 else math.nan
+    means = {name: _mean(map(_mean, several)) for name, several in rewards.items()}
+    mean, top, again = (stats.mean_over_units(v, stats.SHARE, results.unit) for v in (means, best, fresh))
+    equal = [several for several in rewards.values() if {len(r) for r in several} == {seeds}]
+    return Reward(results.name, edits, seeds, mean, top, again, stats.reliability(equal, results.unit))
+
+
+def _fresh(several: Sequence[Sequence[float]], held_out: int) -> float:
+    """The held-out reward of the self-edit that is best by the other trainings, the first of equal ones."""
+    scored = [(_mean(r[:held_out] + r[held_out + 1 :]), r[held_out]) for r in map(list, several) if len(r) > held_out]
+    known = [(others, own) for others, own in scored if not math.isnan(others + own)]
+    return max(known, key=lambda pair: pair[0])[1] if known else math.nan
+
+
+def proxy(results: Results) -> Estimate:
+    """Mean score by a rubric over units, as the file has it (the authors' rubric goes to 20); n is 0 without one."""
+    return stats.mean_over_units(
+        {u.id: _mean(c.proxy for c in u.completions) for u in results.units}, stats.ANY, results.unit
+    )
+
+
+# ---------------------------------------------------------------------------------------------- two files
+
+
+def compare(results: Sequence[Results]) -> tuple[list[Comparison], list[str]]:
+    """All pairs of files of each kind (over :data:`ALL_PAIRS` files: each with the first), one family of p-values a
+    kind; and a sentence for each pair that shares nothing, or whose questions cannot be matched."""
+    found: list[Comparison] = []
+    remarks: list[str] = []
+    for _, group in itertools.groupby(sorted(results, key=lambda r: r.kind), key=lambda r: r.kind):
+        files = list(group)
+        pairs = (
+            list(itertools.combinations(files, 2)) if len(files) <= ALL_PAIRS else [(files[0], f) for f in files[1:]]
+        )
+        if len(files) > ALL_PAIRS:
+            remarks.append(f"{len(files)} files of one kind: each is compared with {files[0].name} only")
+        family = []
+        for b, a in pairs:
+            made = _pair(a, b)
+            if isinstance(made, str):
+                remarks.append(f"{a.name} and {b.name} are not compared: {made}")
+            else:
+                family.append(made)
+        adjusted = stats.holm({i: one.difference.p for i, one in enumerate(family)})
+        found += [replace(one, difference=replace(one.difference, p=adjusted[i])) for i, one in enumerate(family)]
+    return found, remarks
+
+
+Matched = dict[str, list[tuple[Said, Said]]]  # unit -> answers of a and b to the same questions
+
+
+def _pair(a: Results, b: Results) -> Comparison | str:
+    """The comparison of two files of one kind, or why there is none."""
+    matched: Matched = {}
+    note = ""
+    if a.kind == "pretraining":
+        found = _by_position(a, b)
+        if isinstance(found, str):
+            return found
+        matched, note = found
+        by = "position"
+    else:
+        matched, by = _by_question(a, b), "question"
+    sides = _sides(matched)
+    if not matched:
+        by, sides = "passage", _by_passage(a, b)
+    if not sides[0]:
+        return "they share no question and no passage"
+    both = {unit: [pair for pair in pairs if all(map(_speaks, pair))] for unit, pairs in matched.items()}
+    spoken = {unit: pairs for unit, pairs in both.items() if pairs}
+    right = [math.fsum(pair[side].verdict for pairs in spoken.values() for pair in pairs) for side in (0, 1)]
+    return Comparison(
+        a.name, b.name, by, _difference(sides, a.unit), _difference(_sides(spoken), a.unit), (right[0], right[1]),
+        sum(map(len, spoken.values())), note,
+    )  # fmt: skip
+
+
+def _speaks(said: Said) -> bool:
+    return said.text is not None and not is_blank(said.text)
+
+
+def _sides(matched: Matched) -> list[dict[str, float]]:
+    """The accuracy of a, and of b, in each unit."""
+    return [{unit: _mean(pair[side].verdict for pair in pairs) for unit, pairs in matched.items()} for side in (0, 1)]
+
+
+def _difference(sides: Sequence[dict[str, float]], unit: str) -> Estimate:
+    """a − b with its own p; n is 0 where there is nothing to pair."""
+    if not sides[0]:
+        return Estimate(math.nan, math.nan, math.nan, 0, unit)
+    return stats.compare({"a": {0: sides[0]}, "b": {0: sides[1]}}, [("a", "b")], unit=unit)["a", "b"]
+
+
+def _by_question(a: Results, b: Results) -> Matched:
+    """Passages of a with the questions that b has too, by title and question; several answers become their mean."""
+    ours, theirs = _answers(a), _answers(b)
+    found: Matched = {}
+    for key, (unit, said) in ours.items():
+        if key in theirs:
+            found.setdefault(unit, []).append((said, theirs[key][1]))
+    return found
+
+
+def _answers(results: Results) -> dict[tuple[str, str, int], tuple[str, Said]]:
+    """(title, question, how many times it came before) -> (unit, answer after training); of several trainings the mean
+    verdict, and a blank text if one is. SQuAD asks a few questions twice, of one passage or of two."""
+    found: dict[tuple[str, str, int], tuple[str, Said]] = {}
+    before: Counter[tuple[str, str]] = Counter()
+    for unit in results.units:
+        several: dict[tuple[str, int], list[Said]] = {}
+        for run in (run for completion in unit.completions for run in completion.runs):
+            within: Counter[str] = Counter()
+            for asked in run:
+                several.setdefault((asked.question, within[asked.question]), []).append(
+                    asked.said.get("adapter", Said())
+                )
+                within[asked.question] += 1
+        for (question, _), said in several.items():
+            key = unit.title, question
+            texts = [one.text for one in said]
+            text = None if None in texts else next((t for t in texts if is_blank(t or "")), texts[0])
+            verdict = _mean(one.verdict for one in said)
+            if not math.isnan(verdict):
+                found[*key, before[key]] = unit.id, Said(text, verdict)
+            before[key] += 1
+    return found
+
+
+def _by_passage(a: Results, b: Results) -> list[dict[str, float]]:
+    """Accuracies of the passages that both files have, by title and text; of files without questions."""
+    sides = [
+        {f"{u.title}\n{u.context}": value for u in r.units if not math.isnan(value := accuracy(u, "adapter"))}
+        for r in (a, b)
+    ]
+    for side in sides:
+        side.pop("\n", None)  # passages without title and text
+    return [{key: value for key, value in side.items() if key in sides[0] and key in sides[1]} for side in sides]
+
+
+def _by_position(a: Results, b: Results) -> tuple[Matched, str] | str:
+    """Questions at the same place, if both files seem to hold the same ones; or why not."""
+    if len(a.units) != len(b.units):
+        return f"they hold {len(a.units)} and {len(b.units)} questions, and no text by which to match them"
+    sides = [[r.units[i].asked()[0].said for i in range(len(r.units))] for r in (a, b)]
+    base = [[said.get("base", Said()).verdict for said in side] for side in sides]
+    known = [(x, y) for x, y in zip(*base, strict=True) if not math.isnan(x + y)]
+    if not known:
+        return "they hold no question texts, and no verdicts on a base model by which to check the order"
+    kappa = _kappa(known)
+    if not kappa >= SAME_ORDER:
+        return (
+            f"they hold no question texts, and the verdicts on their base models agree too little (kappa {kappa:.2f}) "
+            "for the same questions in the same order"
+        )
+    pairs = {
+        a.units[i].id: [(sides[0][i].get("adapter", Said()), sides[1][i].get("adapter", Said()))]
+        for i in range(len(a.units))
+    }
+    graded = {k: v for k, v in pairs.items() if not math.isnan(v[0][0].verdict + v[0][1].verdict)}
+    return graded, f"base models agree, kappa {kappa:.2f}"
+
+
+def _kappa(pairs: Sequence[tuple[float, float]]) -> float:
+    """Cohen's kappa of two lists of verdicts; NaN where one of them never varies."""
+    x, y = np.array(pairs).T > 0.5
+    chance = x.mean() * y.mean() + (1 - x.mean()) * (1 - y.mean())
+    return float(((x == y).mean() - chance) / (1 - chance)) if 0 < x.mean() < 1 or 0 < y.mean() < 1 else math.nan
+
+
+# ---------------------------------------------------------------------------------------------- continual edits
+
+
+def continual(matrices: Sequence[Matrix]) -> dict[str, dict[str, Estimate]]:
+    """File → metric → estimate. One mean matrix has no interval; several files of the authors' runs (their script calls
+    each ``summary_<time>``) make one more line, "N runs", with intervals over runs."""
+    found = {m.name: _summary(m.mean, m.sequences) for m in matrices}
+    groups: dict[tuple[int, ...], list[Matrix]] = {}
+    for matrix in matrices:
+        if matrix.path.name.startswith("summary"):
+            groups.setdefault(matrix.mean.shape, []).append(matrix)
+    for several in groups.values():
+        if len(several) > 1:
+            made = _summary(np.stack([m.mean for m in several]), None)
+            found[f"{len(several)} runs of {several[0].mean.shape[1]} edits"] = {
+                name: replace(one, unit="run") for name, one in made.items()
+            }
+    return found
+
+
+def _summary(R: np.ndarray, sequences: int | None) -> dict[str, Estimate]:
+    made = intervals.summary(R, sequences=sequences)
+    return {name: measure.estimate for name, measure in made.items() if math.isfinite(measure.estimate.value)}
+
+
+# ---------------------------------------------------------------------------------------------- the paper's values
+
+
+def printed(path: Path, state: str = "adapter") -> dict | None:
+    """The paper's value for a file of this name, or for the base model in it: a row of paper_values.yaml whose ``file``
+    the path ends in, punctuation aside; None where there is none."""
+    whole = f"_{_words(str(path.with_name(stem(path))))}"
+    base = state == "base"
+    fits = [
+        entry for entry in paper_values()
+        if entry.get("file") and (entry["arm"] == "frozen") is base and whole.endswith(f"_{_words(entry['file'])}")
+    ]  # fmt: skip
+    return max(fits, key=lambda entry: len(entry["file"]), default=None)
+
+
+def _words(text: str) -> str:
+    return re.sub(r"[\W_]+", "_", text).strip("_").lower()
+
+
+# ---------------------------------------------------------------------------------------------- small
+
+
+def _finite(values: Iterable[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+def _mean(values: Iterable[float]) -> float:
+    finite = _finite(values)
+    return math.fsum(finite) / len(finite) if finite else math.nan

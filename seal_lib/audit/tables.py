@@ -1,0 +1,260 @@
+"""The audit of several files as tables for people, and as JSON. Knows ``numbers``; computes nothing itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seal_lib.audit import numbers
+from seal_lib.audit.files import Matrix, Results, find, read_all
+from seal_lib.records import to_dict
+from seal_lib.report import stats
+from seal_lib.report.stats import Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KINDS = {
+    "single_passage": "One passage at a time (query_server)",
+    "pretraining": "Continued pretraining",
+    "continual": "Continual edits",
+}
+MODELS = {"adapter": "after training", "base": "without training"}
+ROUNDED = 1e-4  # how exactly the files give their own accuracies
+#: metrics of continual edits and their columns
+METRICS = {
+    "base": "before any edit, %", "LA": "right after its edit, %", "AA": "after all edits, %",
+    "AIA": "mean over edits, %", "BWT": "BWT, points", "net_gain": "against no edit, points",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Everything that was found in some files; ``refused``: one sentence for each file that could not be used."""
+
+    files: tuple[Results | Matrix, ...]
+    refused: tuple[str, ...]
+    states: tuple[numbers.State, ...]
+    gains: dict[str, Estimate]
+    rewards: tuple[numbers.Reward, ...]
+    proxies: dict[str, Estimate]
+    comparisons: tuple[numbers.Comparison, ...]
+    continual: dict[str, dict[str, Estimate]]
+    remarks: tuple[str, ...]
+
+    def of(self, kind: str) -> list[Results | Matrix]:
+        """The files of a kind."""
+        return [file for file in self.files if file.kind == kind]
+
+
+def audit(given: Iterable[str | Path]) -> Audit:
+    """Read files, and those in folders, and compute all their numbers; what cannot be used is in ``refused``."""
+    there, missing = find(given)
+    files, refused = read_all(there)
+    results = [file for file in files if isinstance(file, Results)]
+    comparisons, unmatched = numbers.compare(results)
+    return Audit(
+        tuple(files), tuple(missing + refused),
+        tuple(state for file in results for state in numbers.states(file)),
+        {file.name: gain for file in results if (gain := numbers.gain(file)).n},
+        tuple(reward for file in results if (reward := numbers.reward(file))),
+        {file.name: score for file in results if (score := numbers.proxy(file)).n},
+        tuple(comparisons),
+        numbers.continual([file for file in files if isinstance(file, Matrix)]),
+        tuple([f"{file.name}: {remark}" for file in files for remark in file.remarks] + unmatched),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def accuracies(found: Audit, kind: str) -> pd.DataFrame:
+    """Two lines a file, after training and without: accuracies with intervals beside what file and paper say."""
+    import pandas as pd
+
+    lines: list[dict[str, str]] = []
+    notes: list[str] = []
+    files = {file.name: file for file in found.of(kind)}
+    for one in found.states:
+        if one.file not in files:
+            continue
+        passages = kind == "single_passage"
+        entry = numbers.printed(files[one.file].path, one.state)
+        gained = found.gains.get(one.file) if one.state == "adapter" else None
+        asked = "" if not one.questions else f"{one.right:g} / {one.questions}"
+        if entry and entry["note"]:
+            notes.append(f"{entry['table']}, {entry['cell']}: {entry['note']}.")
+        lines.append(
+            {"file": one.file, "model": MODELS[one.state]}
+            | ({"accuracy (macro), %": percent(one.macro)} if passages else {})
+            | {"accuracy (micro), %": percent(one.micro), "right / asked": asked}
+            | ({"passages": str(one.macro.n)} if passages else {})
+            | {
+                "blank": "–" if math.isnan(one.blank) else f"{one.blank:g} ({100 * one.blank / one.questions:.1f} %)",
+                "of the rest, %": percent(one.spoken) if not math.isnan(one.blank) else "–",
+                "gain, points": percent(gained, "+") if gained else "",
+                "the file says, %": _stored(one.stored, one.macro if passages else one.micro),
+                "paper, %": f"{100 * entry['value']:.1f} ({entry['table']})" if entry else "",
+            }
+        )
+    table = pd.DataFrame(lines)
+    if kind == "pretraining" and lines:
+        notes.append("The files do not say which questions share a passage, so each counts as independent.")
+    table.attrs["notes"] = list(dict.fromkeys(notes))
+    return table
+
+
+def containment(found: Audit) -> pd.DataFrame:
+    """Containment beside the verdicts in the file, for each file that has gold answers."""
+    import pandas as pd
+
+    graders = {file.name: file.grader or "not named" for file in found.files}
+    return pd.DataFrame(
+        [
+            {
+                "file": one.file,
+                "model": MODELS[one.state],
+                "grader of the file": graders[one.file],
+                "by it, %": percent(beside.judged),
+                "by containment, %": percent(beside.contained),
+                "agree, %": _share(beside.agree),
+                "precision, %": _share(beside.precision),
+                "recall, %": _share(beside.recall),
+                "answers": str(beside.answers),
+            }
+            for one in found.states
+            if (beside := one.contains)
+        ]
+    )
+
+
+def comparisons(found: Audit, kind: str) -> pd.DataFrame:
+    """The paired differences between files of a kind, after training."""
+    import pandas as pd
+
+    names = {file.name for file in found.of(kind)}
+    return pd.DataFrame(
+        [
+            {
+                "a − b": f"{one.a} − {one.b}",
+                "points": percent(one.difference, "+"),
+                "p (Holm)": _p(one.difference.p),
+                "separable?": "yes" if stats.separable(one.difference) else "no",
+                "shared": f"{one.difference.n} {one.difference.unit}s",
+                "where both answer, points": percent(one.spoken, "+"),
+                "right there, a and b": f"{one.spoken_right[0]:g}, {one.spoken_right[1]:g} of {one.spoken_questions}"
+                if one.spoken_questions
+                else "–",
+                "matched by": f"{one.by} ({one.note})" if one.note else one.by,
+            }
+            for one in found.comparisons
+            if one.a in names
+        ]
+    )
+
+
+def rewards(found: Audit) -> pd.DataFrame:
+    """What the rewards of files with several self-edits a passage are worth."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                "file": one.file,
+                "self-edits": str(one.edits),
+                "trainings of each": str(one.runs),
+                "mean reward, %": percent(one.mean),
+                "best of them, %": percent(one.best),
+                "best, by another training, %": percent(one.fresh),
+                "reliability": "–" if math.isnan(one.reliability.value) else f"{one.reliability.value:.2f}",
+                "passages": str(one.mean.n),
+            }
+            for one in found.rewards
+        ]
+    )
+
+
+def continual(found: Audit) -> pd.DataFrame:
+    """One line a file of continual edits, and one for several runs together."""
+    import pandas as pd
+
+    lines = []
+    for name, metrics in found.continual.items():
+        edits = max((int(key[3:]) for key in metrics if key.startswith("AA_")), default=0)
+        shown = {"AA" if key == f"AA_{edits}" else key: value for key, value in metrics.items()}
+        first = metrics.get("base")
+        lines.append(
+            {"file": name, "edits": str(edits or "–"), "over": f"{first.n} {first.unit}s" if first else "–"}
+            | {
+                column: percent(shown[key], "+" if "points" in column else "") if key in shown else "–"
+                for key, column in METRICS.items()
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def shown(found: Audit) -> dict[str, pd.DataFrame]:
+    """Title → table, of all that have a line, in the order of a report."""
+    tables = {}
+    for kind in ("single_passage", "pretraining"):
+        tables[KINDS[kind]] = accuracies(found, kind)
+        tables[f"{KINDS[kind]}: paired comparisons after training"] = comparisons(found, kind)
+    tables |= {"Containment beside the file's grader": containment(found)}
+    tables |= {"Rewards": rewards(found), KINDS["continual"]: continual(found)}
+    return {title: table for title, table in tables.items() if len(table)}
+
+
+def as_json(found: Audit) -> dict:
+    """All numbers as plain JSON values; what there is not is null."""
+    return {
+        "files": [
+            {"name": f.name, "path": str(f.path), "kind": f.kind, "grader": f.grader, "remarks": list(f.remarks)}
+            for f in found.files
+        ],
+        "states": [to_dict(one) | {"printed": _printed(found, one)} for one in found.states],
+        "gains": {name: to_dict(one) for name, one in found.gains.items()},
+        "rewards": [to_dict(one) for one in found.rewards],
+        "proxy_scores": {name: to_dict(one) for name, one in found.proxies.items()},
+        "comparisons": [to_dict(one) for one in found.comparisons],
+        "continual": {name: {k: to_dict(v) for k, v in of.items()} for name, of in found.continual.items()},
+        "remarks": list(found.remarks),
+        "refused": list(found.refused),
+    }
+
+
+def _printed(found: Audit, one: numbers.State) -> float | None:
+    path = next(file.path for file in found.files if file.name == one.file)
+    entry = numbers.printed(path, one.state)
+    return entry["value"] if entry else None
+
+
+# ---------------------------------------------------------------------------------------------- small
+
+
+def percent(estimate: Estimate, sign: str = "") -> str:
+    """ "39.68 [35.8, 43.7]": two digits of the value, as in the files, one of the interval."""
+    if math.isnan(estimate.value):
+        return "–"
+    value = f"{100 * estimate.value:{sign}.2f}"
+    if math.isnan(estimate.low):
+        return value
+    return f"{value} [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _p(value: float) -> str:
+    return "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _stored(given: float, ours: Estimate) -> str:
+    """What the file gives as its accuracy, and whether its own verdicts say so."""
+    if math.isnan(given):
+        return "–"
+    same = math.isnan(ours.value) or abs(given - ours.value) <= ROUNDED
+    return f"{100 * given:.2f}" if same else f"{100 * given:.2f} (differs)"
