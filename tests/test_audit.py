@@ -5,6 +5,8 @@ import gzip
 import json
 import math
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -541,7 +543,16 @@ def test_figures_show_every_file_and_the_papers_value(tmp_path) -> None:
     assert sorted(float(line.get_xdata()[0]) for line in axes[0].lines if line.get_gid() == "paper") == [0.327, 0.397]
     labels = [text.get_text() for text in axes[1].get_yticklabels()]
     assert labels == ["eval/base, after training", "eval/base, without training"]  # the other has no gold answers
-    plt.close(figure)
+    nothing = tables.audit([write(tmp_path, "m", matrix())])
+    for draw, axis in zip((plots.accuracy_by_file, plots.judge_and_containment), plt.subplots(1, 2)[1], strict=True):
+        assert draw(nothing, axis).texts[0].get_text().startswith("no file has")
+    plt.close("all")
+
+
+def test_the_command_line_loads_no_torch() -> None:
+    code = "import sys, seal_lib.audit.__main__; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.stdout == "False False\n", done.stderr
 
 
 def test_other_content_of_a_given_file_is_another_run(tmp_path) -> None:

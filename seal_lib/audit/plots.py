@@ -37,6 +37,8 @@ def accuracy_by_file(found: Audit, ax: Axes) -> Axes:
         marks.paper_mark(ax, entry["value"] if entry else math.nan, y, everything)
         text = f"{100 * one.macro.value:.1f}"
         ax.text(1.015, y, text, transform=ax.get_yaxis_transform(), va="center_baseline", fontsize=8.5)
+    if not ran:
+        return _nothing(ax, "no file has an accuracy")
     marks.arm_axis(ax, [f"{one.file}, {MODELS[one.state]}" for one in ran])
     marks.share_axis(ax.xaxis, plots.SHARE_LABELS["accuracy"])
     marks.legend(ax)
@@ -57,9 +59,17 @@ def judge_and_containment(found: Audit, ax: Axes) -> Axes:
             marks.mark(ax, row, y + shift, paint, marker=marker, label=marks.once(ax, label))
         ax.text(1.015, y, f"{100 * beside.agree:.0f} % agree", transform=ax.get_yaxis_transform(), va="center",
                 fontsize=8.5)  # fmt: skip
+    if not both:
+        return _nothing(ax, "no file has answers and gold answers")
     marks.arm_axis(ax, [f"{one.file}, {MODELS[one.state]}" for one, _ in both])
     marks.share_axis(ax.xaxis, plots.SHARE_LABELS["accuracy"])
     marks.legend(ax)
+    return ax
+
+
+def _nothing(ax: Axes, why: str) -> Axes:
+    ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center")
+    ax.set_axis_off()
     return ax
 
 
