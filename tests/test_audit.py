@@ -229,6 +229,8 @@ def test_scores_by_a_rubric_are_no_accuracy_of_zero(tmp_path) -> None:
             completion["stats"] = dict.fromkeys(("baseline_mean", "adapter_mean"), 0.0) | {"proxy_mean": 16.0}
     path = write(tmp_path, "proxy", content)
     assert numbers.states(files.read(path)) == [] and numbers.proxy(files.read(path)).value == 16
+    shown = tables.shown(tables.audit([path]))
+    assert list(shown) == ["Scores by a rubric"] and shown["Scores by a rubric"]["score"][0].startswith("16.00 [")
     del content["reward_mode"]
     assert numbers.states(files.read(write(tmp_path, "unsaid", content))) == []
 

@@ -196,10 +196,10 @@ def _graded(question: str, gold: str, text: str) -> Answer:
 
 
 def reward(results: Results) -> Reward | None:
-    """The rewards of a file with several self-edits a passage; None where each has one."""
+    """The rewards of a file with several self-edits a passage; None where each has one, or nothing was graded."""
     rewards = {unit.id: runs(unit, "adapter") for unit in results.units}
     edits, seeds = max(map(len, rewards.values())), max(len(r) for several in rewards.values() for r in several)
-    if edits < 2:
+    if edits < 2 or not any(_finite(r) for several in rewards.values() for r in several):
         return None
     best, fresh = {}, {}
     for name, several in rewards.items():

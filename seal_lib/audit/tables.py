@@ -177,6 +177,17 @@ def rewards(found: Audit) -> pd.DataFrame:
     )
 
 
+def scores(found: Audit) -> pd.DataFrame:
+    """Scores by a rubric, where a file has them; the authors' goes from 4 to 20."""
+    import pandas as pd
+
+    lines = [
+        {"file": name, "score": f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]", "passages": str(one.n)}
+        for name, one in found.proxies.items()
+    ]
+    return pd.DataFrame(lines)
+
+
 def continual(found: Audit) -> pd.DataFrame:
     """One line a file of continual edits, and one for several runs together."""
     import pandas as pd
@@ -203,7 +214,8 @@ def shown(found: Audit) -> dict[str, pd.DataFrame]:
         tables[KINDS[kind]] = accuracies(found, kind)
         tables[f"{KINDS[kind]}: paired comparisons after training"] = comparisons(found, kind)
     tables |= {"Containment beside the file's grader": containment(found)}
-    tables |= {"Rewards": rewards(found), KINDS["continual"]: continual(found)}
+    tables |= {"Rewards": rewards(found), "Scores by a rubric": scores(found)}
+    tables |= {KINDS["continual"]: continual(found)}
     return {title: table for title, table in tables.items() if len(table)}
 
 
