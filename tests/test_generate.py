@@ -20,6 +20,11 @@ def _hf(batch: int = 256):
     return HFGenerator(*seedling(), batch=batch)
 
 
+def _fixed(batch: int = 256):
+    """As on a GPU, but that nothing is captured."""
+    return HFGenerator(*seedling(), batch=batch, fixed=True)
+
+
 def _vllm(batch: int = 256):
     from seal_lib.generation.vllm_engine import VLLMGenerator
 
@@ -27,9 +32,9 @@ def _vllm(batch: int = 256):
 
 
 #: name → constructor taking the number of rows decoded at once
-ENGINES = {"hf": _hf, "vllm": _vllm}
+ENGINES = {"hf": _hf, "hf, fixed sizes": _fixed, "vllm": _vllm}
 
-engines = pytest.mark.parametrize("engine", ["hf", pytest.param("vllm", marks=NEEDS_VLLM)])
+engines = pytest.mark.parametrize("engine", ["hf", "hf, fixed sizes", pytest.param("vllm", marks=NEEDS_VLLM)])
 SAMPLED = Sampling(40, temperature=1.0, top_p=0.95, n=3)
 
 
@@ -50,6 +55,12 @@ def adapters() -> tuple:
 
     gold = [candidate(p, p.references["gold"], seed=i) for i, p in enumerate(made(3))]
     return tuple(result.adapter for result in train(Policy("untrained", *seedling()), gold, DOMAIN))
+
+
+def test_fixed_sizes_write_the_same_texts() -> None:
+    plain, fixed, asked = _hf(), _fixed(), [Request(p, adapter=a) for p, a in zip(prompts(), (*adapters(), None) * 2)]
+    for sampling in (Sampling(21), SAMPLED, Sampling(1), Sampling(30, stop=("\n",))):
+        assert fixed.generate(asked, sampling) == plain.generate(asked, sampling)
 
 
 @engines

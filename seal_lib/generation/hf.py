@@ -9,7 +9,7 @@ two samplers differ at least as often as their distributions do, and a grid make
 equal rows are promised for one kind of CPU only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from seal_lib.errors import DataError
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from seal_lib.training.adapters import Adapter
 
 
+TOGETHER = 8  # tokens that a GPU writes before it is asked whether every row has ended
+
+
 class HFGenerator:
     """Batched decoding with a Hugging Face causal LM: left padding, KV cache, adapters applied per row.
 
@@ -40,6 +43,8 @@ class HFGenerator:
         batch: rows decoded at once, at most.
         cache_tokens: room for keys and values, in tokens over all rows; long generations get fewer rows at once (a
             7B model of Qwen2.5's shape takes 57 kB a token).
+        fixed: decode from a cache of fixed size, which a GPU replays as a CUDA graph. Default: on a GPU, for a model
+            whose every layer sees all that came before.
     """
 
     def __init__(
@@ -48,8 +53,12 @@ class HFGenerator:
         tokenizer: "PreTrainedTokenizerBase",
         batch: int = 256,
         cache_tokens: int = 100_000,
+        fixed: bool | None = None,
     ):
         self.model, self.tokenizer, self.batch, self.cache_tokens = model, tokenizer, batch, cache_tokens
+        if fixed is None:
+            fixed = next(model.parameters()).device.type == "cuda" and _sees_all(model)
+        self.fixed = fixed
 
     @property
     def positions(self) -> int:
@@ -90,11 +99,20 @@ class HFGenerator:
         slots = torch.tensor([index[id(a)] for a in adapters])
         scope = attached(self.model, distinct, slots) if distinct else contextlib.nullcontext()
         with scope, torch.no_grad():
-            sampled = _decode_tokens(self.model, self.tokenizer, prompts, seeds, sampling)
+            sampled = _decode_tokens(self.model, self.tokenizer, prompts, seeds, sampling, self.fixed)
         return [finish(ids, self.tokenizer, sampling, ends(self.model, self.tokenizer)) for ids in sampled]
 
     def close(self) -> None:
         self.model = None
+
+
+def _sees_all(model: "PreTrainedModel") -> bool:
+    """Whether the cache is plain keys and values of every token: no window, no recurrent state."""
+    if not model._can_compile_fullgraph:  # transformers' word for: it takes a static cache
+        return False
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    return {*kinds} == {"full_attention"} and not (getattr(config, "sliding_window", None) and len(kinds) == 1)
 
 
 def _decode_tokens(
@@ -103,6 +121,7 @@ def _decode_tokens(
     prompts: Sequence[Sequence[int]],
     seeds: Sequence[int],
     sampling: Sampling,
+    fixed: bool = False,
 ) -> list[list[int]]:
     """Token ids generated per row, with the id that ended it (one of `models.tokens.ends`) if one did."""
     import numpy as np
@@ -119,28 +138,97 @@ def _decode_tokens(
     # inverse-CDF sampling from pre-drawn numbers: a row's choices depend on its own seed only
     draws = np.stack([np.random.default_rng(seed).random(sampling.max_tokens) for seed in seeds])  # (B, max_tokens)
     draws = torch.from_numpy(draws).to(device)
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
     out: list[list[int]] = [[] for _ in prompts]
     open_rows, last = set(range(rows)), ends(model, tokenizer)
-    cache = None
+    for chosen in (_fixed_steps if fixed else _steps)(model, ids, mask, draws, sampling):
+        for row, tokens in enumerate(chosen.tolist()):
+            for token in tokens:
+                if row not in open_rows:
+                    break
+                out[row].append(token)
+                if token in last or (sampling.stop and stopped(tokenizer, out[row], sampling.stop)):
+                    open_rows.discard(row)
+        if not open_rows:
+            break
+    return out
+
+
+def _steps(
+    model: "PreTrainedModel", ids: "Tensor", mask: "Tensor", draws: "Tensor", sampling: Sampling
+) -> "Iterator[Tensor]":
+    """The next token of every row, [B, 1], step by step, with a cache that grows."""
+    import torch
+
+    positions, cache = (mask.cumsum(1) - 1).clamp_min(0), None
     for step in range(sampling.max_tokens):
         result = model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
             logits_to_keep=1,
         )  # fmt: skip
         cache = result.past_key_values
-        chosen = choose(result.logits[:, -1], sampling, draws[:, step])  # (B,)
-        for row, token in enumerate(chosen.tolist()):
-            if row in open_rows:
-                out[row].append(token)
-                if token in last or (sampling.stop and stopped(tokenizer, out[row], sampling.stop)):
-                    open_rows.discard(row)
-        if not open_rows:
-            break
-        ids = chosen[:, None]
-        mask = torch.cat([mask, mask.new_ones(rows, 1)], 1)
+        ids = choose(result.logits[:, -1], sampling, draws[:, step])[:, None]
+        yield ids
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         positions = positions[:, -1:] + 1
-    return out
+
+
+def _fixed_steps(
+    model: "PreTrainedModel", ids: "Tensor", mask: "Tensor", draws: "Tensor", sampling: Sampling
+) -> "Iterator[Tensor]":
+    """The same tokens, some columns at a time, from a cache of fixed size: a GPU replays the step as a CUDA graph.
+
+    Launched from Python, the kernels of one token take many times what they compute, and so does asking after each
+    token whether a row has ended.
+    """
+    import torch
+    from transformers import StaticCache
+
+    (rows, width), total = ids.shape, sampling.max_tokens
+    cache = StaticCache(config=model.config, max_cache_len=width + total)
+    seen = torch.zeros(rows, 1, 1, width + total, dtype=torch.bool, device=ids.device)
+    seen[:, 0, 0, :width] = mask.bool()
+    position = (mask.cumsum(1) - 1).clamp_min(0)
+    out = torch.zeros(rows, total, dtype=torch.long, device=ids.device)
+    at = torch.zeros(1, dtype=torch.long, device=ids.device)
+
+    def write(logits: "Tensor") -> None:
+        chosen = choose(logits[:, -1], sampling, draws.index_select(1, at)[:, 0])[:, None]
+        out.index_copy_(1, at, chosen)
+        token.copy_(chosen)
+
+    def step() -> None:
+        seen.index_fill_(3, at + width, True)
+        at.add_(1)
+        position.add_(1)
+        result = model(
+            input_ids=token, attention_mask=seen, position_ids=position, past_key_values=cache, use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        write(result.logits)
+
+    token = ids[:, -1:].clone()
+    first = model(
+        input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True,
+        logits_to_keep=1,
+    )  # fmt: skip
+    write(first.logits)
+    position = position[:, -1:].clone()
+    graph, told = None, 0
+    for done in range(1, total + 1):  # tokens of each row that are written
+        if done - told == TOGETHER or done == total:
+            yield out[:, told:done]
+            told = done
+        if done == total:
+            return
+        if graph is not None:
+            graph.replay()
+        elif ids.device.type != "cuda" or done == 1:  # the first step warms up
+            step()
+        else:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step()
+            graph.replay()
 
 
 def choose(logits: "Tensor", sampling: Sampling, draws: "Tensor") -> "Tensor":

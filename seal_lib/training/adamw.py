@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from seal_lib.training.fused import compiled
 from seal_lib.training.jobs import learning_rate
 from seal_lib.training.slots import Slot
 
@@ -33,6 +34,7 @@ def settings(live: Sequence[Slot], served: Sequence[int], rows: int) -> Tensor:
 
 
 @torch.no_grad()
+@compiled
 def update(p: Tensor, g: Tensor, m: Tensor, v: Tensor, rows: Tensor) -> None:
     """Clip the gradients g as ``clip_grad_norm_`` does, then update weights and moments in place, all [K, P].
 

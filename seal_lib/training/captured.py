@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import varlen
 
 from seal_lib.training.finetune import Minibatch
+from seal_lib.training.fused import turn
 from seal_lib.training.packing import Packing, send
 
 PATIENCE = 2  # steps of a size that run as they are before it is captured
@@ -39,9 +40,22 @@ class FixedPacking(Packing):
 
     def __init__(self, ends: Tensor, starts: Tensor, gain: Tensor):
         self.ends, self.starts, self.gain, self.dtype = ends, starts, gain, gain.dtype
-        self.grouped, self.short = True, False
+        self.grouped = True
 
-    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: None, **options) -> tuple[Tensor, None]:
+    def rotates(self, x: Tensor) -> bool:
+        return True
+
+    def attend_rotated(
+        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        """Rotary embedding and attention: q, k, v [N, H * D], cos, sin [1, N, D] -> [N, H * D]."""
+        q, k = turn(q, cos[0], sin[0]), turn(k, cos[0], sin[0])
+        heads = (x.view(len(x), -1, cos.shape[-1]).transpose(0, 1)[None] for x in (q, k, v))
+        return self.attend(None, *heads, None, scaling=scale, sliding_window=window)[0][0].flatten(1)
+
+    def attend(
+        self, module: nn.Module | None, q: Tensor, k: Tensor, v: Tensor, mask: None, **options
+    ) -> tuple[Tensor, None]:
         """Attention inside each example, with transformers' signature: q, k, v [1, H, N, D] -> [1, N, H, D]."""
         window, scale, count = options.get("sliding_window"), options.get("scaling"), q.shape[2]
         if q.device.type == "cuda":

@@ -4,8 +4,9 @@ Every piece gives what transformers' own code gives, up to rounding; :func:`forw
 are known well enough to be replaced and leaves all others alone. Knows nothing of adapters, jobs or losses.
 """
 
+import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Protocol
 
 import torch
@@ -69,6 +70,30 @@ def linear_back(layer: nn.Linear, grad: Tensor) -> Tensor:
     return grad @ dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(grad.dtype)
 
 
+def compiled(function: Callable) -> Callable:
+    """``torch.compile`` on a GPU, where several small operations in a row cost more than what they compute.
+
+    Elsewhere, and where nothing can be compiled, the function as it is.
+    """
+    quick: Callable | None = None
+
+    @wraps(function)
+    def call(*given: Any) -> Any:
+        nonlocal quick
+        if given[0].device.type != "cuda":
+            return function(*given)
+        if quick is None:
+            quick = torch.compile(function, dynamic=True)
+        try:
+            return quick(*given)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            warnings.warn(f"{function.__name__} is not compiled and so takes longer: {error}", stacklevel=2)
+            quick = function
+            return function(*given)
+
+    return call
+
+
 class _Linear(torch.autograd.Function):
     """A frozen Linear by :func:`product`, forwards and backwards."""
 
@@ -87,18 +112,81 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y, scale = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).to(x.dtype).mul_(weight)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        wide, grad = x.to(scale.dtype), (grad * weight).to(scale.dtype)
-        along = (grad * wide).sum(-1, keepdim=True).mul_(scale**3).div_(x.shape[-1])
-        return grad.mul_(scale).addcmul_(wide, along, value=-1).to(x.dtype), None, None
+        return _norm_back(grad, *ctx.saved_tensors), None, None
+
+
+@compiled
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * scale).to(x.dtype).mul_(weight), scale
+
+
+@compiled
+def _norm_back(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    wide, grad = x.to(scale.dtype), (grad * weight).to(scale.dtype)
+    along = (grad * wide).sum(-1, keepdim=True).mul_(scale**3).div_(x.shape[-1])
+    return grad.mul_(scale).addcmul_(wide, along, value=-1).to(x.dtype)
+
+
+class _Gated(torch.autograd.Function):
+    """silu(gate) * up of a Llama MLP, in one pass each way on a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return _gated(gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return _gated_back(grad, *ctx.saved_tensors)
+
+
+@compiled
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    wide = gate.float()
+    return (wide * wide.sigmoid() * up.float()).to(up.dtype)
+
+
+@compiled
+def _gated_back(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    grad, gate, wide = grad.float(), gate.float(), up.float()
+    share = gate.sigmoid()
+    return (grad * wide * share * (1 + gate * (1 - share))).to(up.dtype), (grad * gate * share).to(up.dtype)
+
+
+class _Turn(torch.autograd.Function):
+    """Rotary embedding of packed heads [N, H * D] by cos and sin [N, D], in one pass each way on a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _turned(grad, *ctx.saved_tensors, -1.0), None, None
+
+
+@compiled
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, way: float) -> Tensor:
+    """x cos + way (-x2, x1) sin; the halves of sin are equal, so that its adjoint is a turn the other way."""
+    heads = x.view(len(x), -1, cos.shape[-1])
+    first, second = heads.chunk(2, -1)
+    turned = heads * cos[:, None] + torch.cat([-second, first], -1) * (sin[:, None] * way)
+    return turned.to(x.dtype).view(x.shape)
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of packed heads, x [N, H * D], cos and sin [N, D]."""
+    return _Turn.apply(x, cos, sin)
 
 
 class _Attention(torch.autograd.Function):
@@ -171,9 +259,10 @@ def attention(
     return _Attention.apply(q, k, v, cos, sin, mask, rows, scale)
 
 
-_ATTENTION = {
-    f"transformers.models.{x.lower()}.modeling_{x.lower()}.{x}Attention" for x in ("Llama", "Mistral", "Qwen2")
-}
+_ATTENTION, _MLP = (
+    {f"transformers.models.{x.lower()}.modeling_{x.lower()}.{x}{part}" for x in ("Llama", "Mistral", "Qwen2")}
+    for part in ("Attention", "MLP")
+)
 
 
 def forwards(model: nn.Module, packing: Callable) -> dict[nn.Module, Callable]:
@@ -191,8 +280,11 @@ def forwards(model: nn.Module, packing: Callable) -> dict[nn.Module, Callable]:
             found[module] = partial(_linear, module)
         elif kind.__name__.endswith("RMSNorm") and _is_rms_norm(module):
             found[module] = partial(_rms_norm, module)
-        elif f"{kind.__module__}.{kind.__qualname__}" in _ATTENTION and module.q_proj.weight.device.type == "cpu":
+        elif f"{kind.__module__}.{kind.__qualname__}" in _ATTENTION:
             found[module] = partial(_attend, module, packing)
+        elif f"{kind.__module__}.{kind.__qualname__}" in _MLP and module.gate_proj.weight.device.type == "cuda":
+            if module.config.hidden_act == "silu":
+                found[module] = partial(_mlp, module)
     return found
 
 
@@ -217,11 +309,14 @@ def _is_rms_norm(module: nn.Module) -> bool:
     return bool((got - wanted).abs().max() <= 8 * torch.finfo(weight.dtype).eps * wanted.abs().max())
 
 
+def _mlp(module: nn.Module, x: Tensor) -> Tensor:
+    return module.down_proj(_Gated.apply(module.gate_proj(x), module.up_proj(x)))
+
+
 def _attend(module: nn.Module, packing: Callable, hidden_states: Tensor, **options):
-    """The forward of a transformers attention module; for long rows its own forward is used."""
+    """The forward of a transformers attention module; its own where the packing has no faster one."""
     rotary, here = options.get("position_embeddings"), packing()
-    narrow = hidden_states.dtype.itemsize < 4 or rotary is None or rotary[0].shape[-1] != module.head_dim
-    if narrow or not here.short:
+    if rotary is None or rotary[0].shape[-1] != module.head_dim or not here.rotates(hidden_states):
         return type(module).forward(module, hidden_states, **options)
     q, k, v = (layer(hidden_states)[0] for layer in (module.q_proj, module.k_proj, module.v_proj))
     window = getattr(module, "sliding_window", getattr(module.config, "sliding_window", None))

@@ -163,6 +163,10 @@ class Packing:
         out = _Move.apply(out.transpose(1, 2).flatten(2), rows, False)
         return out.view(1, out.shape[0], heads, -1), None
 
+    def rotates(self, x: Tensor) -> bool:
+        """Whether :meth:`attend_rotated` is the faster way for hidden states like x."""
+        return self.short and x.device.type == "cpu" and x.dtype.itemsize >= 4
+
     def attend_rotated(
         self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, scale: float, window: int | None
     ) -> Tensor:
