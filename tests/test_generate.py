@@ -58,7 +58,8 @@ def adapters() -> tuple:
 
 
 def test_fixed_sizes_write_the_same_texts() -> None:
-    plain, fixed, asked = _hf(), _fixed(), [Request(p, adapter=a) for p, a in zip(prompts(), (*adapters(), None) * 2)]
+    plain, fixed, several = _hf(), _fixed(), [*adapters(), None, None, None]
+    asked = [Request(p, adapter=a) for p, a in zip(prompts(), several, strict=True)]
     for sampling in (Sampling(21), SAMPLED, Sampling(1), Sampling(30, stop=("\n",))):
         assert fixed.generate(asked, sampling) == plain.generate(asked, sampling)
 

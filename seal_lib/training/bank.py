@@ -67,6 +67,7 @@ class AdapterBank:
     Attributes:
         alone: whether adapters train one at a time, as examples of this model cannot be packed.
         halvings: how often memory ran out, and the slots and the tokens of a step were halved.
+        capturing: seconds that capturing steps took so far.
     """
 
     can_train_alone = True  # False where more than a plain job's loss is trained on
@@ -82,6 +83,7 @@ class AdapterBank:
             raise ParameterError(f"slots: a bank needs at least 1, or 0 for as many as fit, not {slots!r}.")
         self.model, self.slots, self.targets = model, slots, target_names(model, targets)
         self.memory, self.halvings, self.checkpointing = memory, 0, gradient_checkpointing
+        self.capturing = 0.0
         self.bucketing = bucketing
         if tokens_per_step is None and sum(p.numel() for p in model.parameters()) > budget.LARGE:
             tokens_per_step = budget.STEP_TOKENS
@@ -371,7 +373,10 @@ class AdapterBank:
         step = self._steps[tokens, examples]
         step.fill(batches, [s.job.alpha / s.job.rank for s in live], adamw.settings(live, served, rows))
         self._updating = [] if step.graph is not None else [live[k] for k in served]
-        return step.run(self._whole_step, self._pool, self.device.type == "cuda")
+        first = step.graph is None
+        losses = step.run(self._whole_step, self._pool, self.device.type == "cuda")
+        self.capturing += step.seconds if first else 0.0
+        return losses
 
     def _whole_step(self, step: FixedStep) -> Tensor:
         """Losses of one step of all rows; reads nothing on the host and has no shape that depends on a number."""

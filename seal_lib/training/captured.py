@@ -8,6 +8,7 @@ Knows sizes, buffers and graphs. What a step computes is said by the bank.
 """
 
 import inspect
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -90,6 +91,7 @@ class FixedStep:
         self.weights, self._gain, rows = self._real.split([tokens, tokens, 8 * slots])
         self.rows = rows.view(slots, 8)
         self.uses, self.graph, self.losses = 0, None, None
+        self.seconds = 0.0  # that the capture took
 
     def packing(self) -> FixedPacking:
         """The packing of what the buffers hold."""
@@ -130,10 +132,10 @@ class FixedStep:
         if not capture or self.uses <= PATIENCE:
             return step(self)
         if self.graph is None:
-            graph = torch.cuda.CUDAGraph()
+            begun, graph = time.perf_counter(), torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
                 self.losses = step(self)
-            self.graph = graph
+            self.graph, self.seconds = graph, time.perf_counter() - begun
         self.graph.replay()
         return self.losses.clone()
 
