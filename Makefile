@@ -40,7 +40,7 @@ comma := ,
 
 .DEFAULT_GOAL := help
 PLAN_FLAGS = --scale $(SCALE) --only "$(ONLY)" --device "$(DEVICE)" $(if $(call ON,$(STRICT)),--strict)
-.PHONY: help env reproduce figures lab test test-vllm test-ray lint status seedling bench bench-gpu clean-runs lock
+.PHONY: help env reproduce figures lab test test-vllm test-gpu test-ray lint status seedling bench bench-gpu clean-runs lock
 # other EXTRAS than those installed: install again
 ifeq ($(filter auto $(shell cat $(STAMP) 2>/dev/null),$(EXTRAS)),)
 .PHONY: $(STAMP)
@@ -67,6 +67,9 @@ test: $(STAMP)  ## run the tests (ARGS="-k params")
 
 test-vllm: $(VLLM_STAMP)  ## run the tests of the vLLM engine on the CPU, in an environment of their own (.venv-vllm)
 	@$(VLLM_VENV)/bin/python -m pytest -m vllm $(ARGS)
+
+test-gpu: $(STAMP)  ## run the checks that need an NVIDIA GPU, under 5 minutes, no downloads
+	@$(PY) -m pytest -m "gpu or notebook" tests/test_gpu.py tests/test_notebooks.py $(ARGS)
 
 test-ray: $(RAY)/.stamp  ## run the tests of several workers, in an environment that has Ray
 	@$(RAY)/bin/python -m pytest tests/test_cluster.py $(ARGS)

@@ -118,7 +118,7 @@ def test_a_size_runs_as_it_is_first_and_is_then_captured_once_and_replayed(monke
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", Capture)
-    step = captured.FixedStep(64, 2, 3, torch.float32, torch.device("cpu"))
+    step = captured.FixedStep(captured.Size(64, 3, 64), 2, torch.float32, torch.device("cpu"))
     for _ in range(captured.PATIENCE + 3):
         step.run(lambda step: log.append("run") or torch.ones(2), "pool", capture=True)
     assert log == ["run"] * captured.PATIENCE + ["capture in pool", "run"] + ["replay"] * 3
@@ -133,8 +133,10 @@ def test_sizes_are_few_and_waste_at_most_half():
 def test_buffers_hold_what_the_minibatches_say_and_what_is_left_over_has_no_weight():
     batches = [Minibatch([Example([5, 6, 7]), Example([8, 9])], "a", None, 97), None, Minibatch([Example([1, 2, 3, 4])],
                "b", None, 97)]  # fmt: skip
-    assert captured.key(batches, 4) == (64, 64)
-    step = captured.FixedStep(64, 4, 6, torch.float32, torch.device("cpu"))
+    assert captured.Size.of(batches, 4) == (64, 64, 256) and captured.Size.of(batches, 70).examples == 71
+    long = Minibatch([Example([1] * 258)], "c", None, 97)
+    assert captured.Size.of([long], 4) == (384, 64, 384) and captured.Size.of([long, long], 4).tokens == 768
+    step = captured.FixedStep(captured.Size(64, 6, 64), 4, torch.float32, torch.device("cpu"))
     step.fill(batches, [2.0, 3.0, 0.5], adamw.settings([], [], 4))
     assert step.ids[:7].tolist() == [5, 6, 8, 1, 2, 3, 0] and step.targets[:6].tolist() == [6, 7, 9, 2, 3, 4]
     assert step.ends.tolist() == [3, 3, 6, 64] and step.starts.tolist() == [0, 2, 3, 6, 64, 64, 64]
@@ -177,6 +179,17 @@ def test_one_call_updates_every_row_as_adamw_and_its_clip_would():
             optimizers[k].step()
             slot.step += 1
             assert torch.allclose(p[k], own[k], rtol=1e-5, atol=1e-6), (turn, k)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rounding_alone_does_not_refuse_fixed_sizes(family):
+    for seed in range(3):
+        model = make(family, torch.bfloat16)
+        torch.manual_seed(seed)
+        for p in model.parameters():
+            p.data.add_(0.02 * torch.randn(p.shape).to(p))
+        with AdapterBank(model, slots=2, fixed=True) as bank:
+            assert bank.fixed
 
 
 def test_what_cannot_be_fixed_is_left_to_the_plain_step():

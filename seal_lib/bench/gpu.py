@@ -10,7 +10,9 @@ and no accuracy is measured. Documents have the lengths of SEAL's released self-
 ==============  =====================================================================================================
 
 What an adapter, or a bank full of them, costs before its second step is spread over all steps of the self-edits in
-every way, also where a measurement stops before that (:class:`seal_lib.bench.inner_loop.Timing`).
+every way, also where a measurement stops before that (:class:`seal_lib.bench.inner_loop.Timing`). What a bank spends
+once on capturing steps, whatever the number of self-edits, stands beside the rest (``start_s``). In the first
+repetition, some steps in the steady state are profiled: how long the device works in one, and what is launched.
 
 For each, on q/v and on all linears: seconds per self-edit, answers included; tokens per second; the share of the
 device's floors in bytes and FLOPs (:mod:`seal_lib.plan.costs`); peak memory. Repetitions are interleaved until time is
@@ -20,6 +22,7 @@ up. Every measurement is written as soon as it is there (``bench_gpu_rows.csv``)
 """
 
 import argparse
+import itertools
 import os
 import random
 import sys
@@ -39,6 +42,9 @@ from seal_lib.training.jobs import Job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+BLOCK = 8  # steps of a bank between two readings of the time: to read it, a GPU must come to rest
 
 
 class OutOfTime(Exception):
@@ -127,16 +133,18 @@ def clock(model: "PreTrainedModel") -> Callable[[], float]:
 
 def train(
     model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, variant: str, k: int, turn: int, limit: float
-) -> tuple[float, int, int, int]:
-    """(seconds, adapter-steps, tokens of the documents in them, self-edits begun) of one measurement.
+) -> tuple[float, int, int, int, float]:
+    """(seconds, adapter-steps, tokens of the documents in them, self-edits begun, rest) of one measurement.
 
-    The bank is stopped after ``limit`` seconds, a sequential way after the self-edit during which they passed. The
-    seconds hold as much of the start as the steps are of the self-edits started.
+    The bank is stopped ``limit`` seconds after its first step, a sequential way after the self-edit during which they
+    passed. The seconds hold as much of the opening of adapters as the steps are of the self-edits opened. Where steps
+    are captured, replayed ones count; the others, and the captures, are spent once a bank and are the rest.
     """
     from seal_lib.training.bank import AdapterBank
     from seal_lib.training.finetune import train_alone
 
     now, begun = clock(model), time.perf_counter()
+    every = BLOCK if model.device.type == "cuda" else 1  # steps between two readings of the time
     jobs = jobs_of(plan, max(2 * k, 8), model.config.vocab_size)
     own = jobs[turn % len(jobs)]
     if variant == "authors":
@@ -144,7 +152,7 @@ def train(
             inner_loop.with_trainer(model, own, plan.padding, plan.padded_steps, targets, now),
             len(own.plan()),
         )
-        return timing.steps * timing.per_step(whole), timing.steps, round(timing.steps * _tokens(own) / whole), 1
+        return timing.steps * timing.per_step(whole), timing.steps, round(timing.steps * _tokens(own) / whole), 1, 0.0
     if variant == "sequential":
         seconds, steps, tokens, edits = 0.0, 0, 0, 0
         while not edits or edits < 3 and time.perf_counter() - begun < limit / 2:
@@ -152,16 +160,17 @@ def train(
             result = train_alone(model, job, targets)
             seconds, steps, edits = seconds + now() - start, steps + result.steps, edits + 1
             tokens += result.tokens
-        return seconds, steps, tokens, edits
-    seen = {"steps": 0, "tokens": 0, "waiting": len(jobs)}
-    first: list[tuple[float, int]] = []  # when the bank's first step ended, and the adapter-steps in it
+        return seconds, steps, tokens, edits, 0.0
+    marks: list[tuple[float, int, int, int]] = []  # time, adapter-steps, tokens and replays of the bank so far
+    waiting, number = len(jobs), 0
 
     def watch(counts: dict) -> None:
-        seen.update(counts)
-        if not first:
-            first.append((now(), counts["steps"]))
-        elif time.perf_counter() - begun > limit:
-            raise OutOfTime
+        nonlocal waiting, number
+        number, waiting = number + 1, counts["waiting"]
+        if number == 1 or number % every == 0:
+            marks.append((now(), counts["steps"], counts["tokens"], bank.replays))
+            if marks[-1][0] - marks[0][0] > limit:
+                raise OutOfTime
 
     with AdapterBank(model, slots=k, targets=targets) as bank:
         start = now()
@@ -170,12 +179,54 @@ def train(
                 pass
         except OutOfTime:
             pass
-        end = now()
+        whole = now() - start
+        captured = bank.captures
+    parts = [tuple(b - a for a, b in zip(*pair, strict=True)) for pair in itertools.pairwise(marks)]
+    if captured:  # the usual step is a replayed one
+        parts = [part for part in parts if part[3] == every] or parts
+    seconds, steps, tokens, _ = (sum(column) for column in zip(*parts, strict=True)) if parts else (0.0, 0, 0, 0)
+    ended, served, first_tokens, _ = marks[0]
+    opening = max(0.0, ended - start - served * (seconds / steps if steps else 0.0))
     opened = sum(sorted((len(job.plan()) for job in jobs), reverse=True)[:k])  # steps of those that the start opened
-    (ended, served), steps = first[0], seen["steps"]
-    usual = (end - ended) / max(1, steps - served)
-    opening = max(0.0, ended - start - usual * served)
-    return end - start - opening * (1 - min(1.0, steps / opened)), steps, seen["tokens"], len(jobs) - seen["waiting"]
+    if not captured or not steps:  # the first step counts, too
+        seconds, steps, tokens = seconds + ended - start - opening, steps + served, tokens + first_tokens
+    return seconds + opening * min(1.0, steps / opened), steps, tokens, len(jobs) - waiting, max(0.0, whole - seconds)
+
+
+def steady(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, k: int, after: int = 30) -> dict:
+    """``busy`` and ``launches`` of a bank's step: four steps under torch's profiler, after so many others."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    from seal_lib.training.bank import AdapterBank
+
+    now, steps, begun = clock(model), 0, 0.0
+    record = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+
+    def watch(_: dict) -> None:
+        nonlocal steps, begun
+        steps += 1
+        if steps == after:
+            now()
+            record.start()
+            begun = now()
+        if steps == after + 4:
+            begun = now() - begun
+            record.stop()
+            raise OutOfTime
+
+    with AdapterBank(model, slots=k, targets=targets) as bank:
+        try:
+            for _ in bank.stream(jobs_of(plan, max(2 * k, 8), model.config.vocab_size), watch):
+                pass
+        except OutOfTime:
+            pass
+    if steps < after + 4:  # nothing so short has a steady state
+        return {}
+    events = record.events()
+    working = sum(e.device_time_total for e in events if e.device_type == DeviceType.CUDA) / 1e6
+    launched = sum(e.name.startswith(("cudaLaunch", "cuLaunch", "cudaGraphLaunch")) for e in events)
+    return {"busy": working / begun, "launches": launched / 4}
 
 
 def _tokens(job: Job) -> int:
@@ -232,8 +283,10 @@ def measure(
         torch.cuda.reset_peak_memory_stats()
     row = Row(name, targets, variant, k, turn, "ok")
     try:
-        seconds, steps, tokens, edits = train(model, plan, targets, variant, k, turn, limit)
-        row = replace(row, train_seconds=seconds, steps=steps, tokens=tokens, edits=edits)
+        seconds, steps, tokens, edits, start = train(model, plan, targets, variant, k, turn, limit)
+        row = replace(row, train_seconds=seconds, steps=steps, tokens=tokens, edits=edits, start_seconds=start)
+        if gpu and not turn and variant == "bank":
+            row = replace(row, **steady(model, plan, targets, k))
         seconds, answers = answer(model, plan, targets, k)
         row = replace(row, answer_seconds=seconds, answers=answers)
     except torch.OutOfMemoryError as error:
@@ -256,7 +309,8 @@ def measurements(plan: gpu_sizes.GpuPlan, device: str, say: Callable[[str], None
         say(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B random weights on {device}")
         _warm_up(model, plan)
         ways = variants(plan)
-        limit = max(0.5, (until - time.monotonic()) / len(ways) / 2.5)  # training; answering and set-up take the rest
+        # training; answering and set-up take the rest
+        limit = max(0.5, (until - time.monotonic()) / len(ways) / plan.repetitions / 1.8)
         spent: dict[tuple, float] = {}
         dropped: set[tuple] = set()
         for turn in range(plan.repetitions):
@@ -289,12 +343,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="time for all of it (default 9)")
     parser.add_argument("--draw", action="store_true", help="only make table and picture of the rows that are there")
     parser.add_argument("--model", choices=[name for name, _ in gpu_sizes.GpuPlan().models], help="only this one")
+    parser.add_argument("--slots", help="adapters side by side, e.g. 32,16")
     given = parser.parse_args(arguments)
     plan = gpu_sizes.TINY if given.tiny else gpu_sizes.GpuPlan()
     if given.minutes:
         plan = replace(plan, minutes=given.minutes)
     if given.model:
         plan = replace(plan, models=((given.model, 1.0),))
+    if given.slots:
+        plan = replace(plan, slots=tuple(int(k) for k in given.slots.split(",")))
     folder, stem = paths.figures() / "gpu", "bench_gpu_tiny" if given.tiny else "bench_gpu"
     try:
         if not given.draw:

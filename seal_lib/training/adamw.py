@@ -14,6 +14,7 @@ from seal_lib.training.fused import compiled
 from seal_lib.training.jobs import learning_rate
 from seal_lib.training.slots import Slot
 
+MOST = 1 << 30  # numbers of one compiled call: beyond what 32 bits can count, compiling took a minute
 IDLE = [0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, math.inf]  # a row that does not take part
 
 
@@ -34,14 +35,20 @@ def settings(live: Sequence[Slot], served: Sequence[int], rows: int) -> Tensor:
 
 
 @torch.no_grad()
-@compiled
 def update(p: Tensor, g: Tensor, m: Tensor, v: Tensor, rows: Tensor) -> None:
     """Clip the gradients g as ``clip_grad_norm_`` does, then update weights and moments in place, all [K, P].
 
     Rows that are not active keep their numbers, whatever their gradient.
     """
-    active, decay, size, correction, beta1, beta2, eps, clip = rows.split(1, dim=1)
     norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
+    at_once = max(1, MOST // g.shape[1])
+    for part in zip(*(x.split(at_once) for x in (p, g, m, v, rows, norm)), strict=True):
+        _update(*part)
+
+
+@compiled
+def _update(p: Tensor, g: Tensor, m: Tensor, v: Tensor, rows: Tensor, norm: Tensor) -> None:
+    active, decay, size, correction, beta1, beta2, eps, clip = rows.split(1, dim=1)
     g = g * (clip / (norm + 1e-6)).clamp_max(1.0)
     first, second = m + (g - m) * (1 - beta1), v * beta2 + g * g * (1 - beta2)
     new = p * decay - size * (first / (second.sqrt() / correction + eps))

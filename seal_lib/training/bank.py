@@ -23,7 +23,7 @@ from seal_lib.models import budget
 from seal_lib.models.checks import said
 from seal_lib.training import adamw, captured
 from seal_lib.training.adapters import Adapter, diverted, sibling_groups, target_linears, target_names
-from seal_lib.training.captured import FixedStep
+from seal_lib.training.captured import FixedStep, Size
 from seal_lib.training.finetune import Minibatch, quiet, train_alone
 from seal_lib.training.fused import forwards, quantised
 from seal_lib.training.jobs import Example, Job, Result, learning_rate
@@ -67,7 +67,7 @@ class AdapterBank:
     Attributes:
         alone: whether adapters train one at a time, as examples of this model cannot be packed.
         halvings: how often memory ran out, and the slots and the tokens of a step were halved.
-        capturing: seconds that capturing steps took so far.
+        captures, replays, capturing: steps captured and replayed so far, and the seconds that capturing took.
     """
 
     can_train_alone = True  # False where more than a plain job's loss is trained on
@@ -83,7 +83,7 @@ class AdapterBank:
             raise ParameterError(f"slots: a bank needs at least 1, or 0 for as many as fit, not {slots!r}.")
         self.model, self.slots, self.targets = model, slots, target_names(model, targets)
         self.memory, self.halvings, self.checkpointing = memory, 0, gradient_checkpointing
-        self.capturing = 0.0
+        self.captures, self.replays, self.capturing = 0, 0, 0.0
         self.bucketing = bucketing
         if tokens_per_step is None and sum(p.numel() for p in model.parameters()) > budget.LARGE:
             tokens_per_step = budget.STEP_TOKENS
@@ -99,7 +99,7 @@ class AdapterBank:
             fixed = self.device.type == "cuda" and model.dtype == torch.bfloat16
         packed = any(quantised(layer) for layer in self.linears.values())
         self.fixed = fixed and not (odd or packed or gradient_checkpointing) and self.can_train_alone
-        self._steps: dict[tuple[int, int], FixedStep] = {}
+        self._steps: dict[Size, FixedStep] = {}
         self._busy, self._storage = False, []
         self._updating: list[Slot] = []  # slots of an update under way
         self._bound = False  # whether the groups hold the rows of the live slots
@@ -144,9 +144,10 @@ class AdapterBank:
             except Exception as problem:  # what an architecture says that takes no such rows is its own
                 why = said(problem)
             else:
-                if error < (5e-2 if expected.dtype.itemsize < 4 else 1e-3):
+                most = 5e-2 if expected.dtype.itemsize < 4 else 1e-3
+                if error < most:
                     if self.fixed:
-                        self._check_fixed(probes, expected, 2 * error + 1e-4)
+                        self._check_fixed(probes, expected, most)
                     return
                 why = f"off by {error:.1e}"
             finally:
@@ -171,12 +172,12 @@ class AdapterBank:
         """Leave fixed sizes to the plain step where they do not give its logits."""
         self._allocate(1, 8)
         try:
-            step = FixedStep(captured.size_of(len(expected)), 1, len(probes) + 1, self._product_dtype, self.device)
             batch = Minibatch([Example([*probe[0].tolist(), 0]) for probe in probes], "check", None, 1 << 31)
+            step = FixedStep(Size.of([batch], 1), 1, self._product_dtype, self.device)
             step.fill([batch], [1.0], adamw.settings([], [], 1))
             self._enter(step)
             logits = self._head(self._hidden(*step.packed))[: len(expected)]
-            self.fixed = float((logits - expected).abs().max() / expected.abs().max()) <= most
+            self.fixed = float((logits - expected).abs().max() / expected.abs().max()) < most
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # attention or products that this device or architecture has not
@@ -237,7 +238,7 @@ class AdapterBank:
         start = slot.job.initial(self.linears, self.device)
         for name, a, b in self._parts(flat, slot.job.rank):
             a.copy_(start[name][0])
-            if slot.job.init is not None:
+            if slot.job.init is not None:  # else 0
                 b.copy_(start[name][1].mT)
 
     def _restore(self, k: int, slot: Slot) -> None:
@@ -367,15 +368,18 @@ class AdapterBank:
 
     def _fixed_step(self, live: list[Slot], served: Sequence[int], batches: Sequence[Minibatch | None]) -> Tensor:
         rows = len(self._storage[0])
-        tokens, examples = captured.key(batches, rows)
-        if (tokens, examples) not in self._steps:
-            self._steps[tokens, examples] = FixedStep(tokens, rows, examples, self._product_dtype, self.device)
-        step = self._steps[tokens, examples]
+        size = Size.of(batches, rows)
+        if size not in self._steps:
+            self._steps[size] = FixedStep(size, rows, self._product_dtype, self.device)
+        step = self._steps[size]
         step.fill(batches, [s.job.alpha / s.job.rank for s in live], adamw.settings(live, served, rows))
         self._updating = [] if step.graph is not None else [live[k] for k in served]
         first = step.graph is None
         losses = step.run(self._whole_step, self._pool, self.device.type == "cuda")
-        self.capturing += step.seconds if first else 0.0
+        if first and step.graph is not None:
+            self.captures, self.capturing = self.captures + 1, self.capturing + step.seconds
+        else:
+            self.replays += not first
         return losses
 
     def _whole_step(self, step: FixedStep) -> Tensor:
@@ -602,8 +606,8 @@ class AdapterBank:
         if not slot.reason and not bool(torch.isfinite(slot.row).all()):
             slot.reason = f"Job {job.id!r}: weights are not finite after step {slot.step}; lower lr {job.lr}."
         if not slot.reason:
-            row = slot.row.cpu()  # one transfer, not two for each layer
-            weights = {n: (a.clone(), b.mT.contiguous()) for n, a, b in self._parts(row, job.rank)}
+            parts = self._parts(slot.row, job.rank)  # turned where they were trained, so that the host only receives
+            weights = {n: (a.clone().cpu(), b.mT.contiguous().cpu()) for n, a, b in parts}
             adapter = Adapter(job.rank, job.alpha, self.targets, weights)
         outcome = "diverged" if slot.reason else "ok"
         return Result(job.id, adapter, slot.losses, len(slot.losses), slot.tokens, outcome, slot.reason, job.cut_tokens)

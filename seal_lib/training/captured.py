@@ -10,6 +10,7 @@ Knows sizes, buffers and graphs. What a step computes is said by the bank.
 import inspect
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from seal_lib.training.finetune import Minibatch
 from seal_lib.training.fused import turn
 from seal_lib.training.packing import Packing, send
 
+SHORT = 256  # tokens of an example: attention over longer ones takes a bound of its own
 PATIENCE = 2  # steps of a size that run as they are before it is captured
 #: torch < 2.13 groups heads without being told
 _GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
@@ -31,16 +33,33 @@ def size_of(count: int, least: int = 64) -> int:
     return power * 3 // 4 if count <= power * 3 // 4 and power > least else power
 
 
+class Size(NamedTuple):
+    """Sizes of the buffers of a step: tokens N, examples R, and the bound on the tokens of an example."""
+
+    tokens: int
+    examples: int
+    longest: int
+
+    @classmethod
+    def of(cls, batches: Sequence[Minibatch | None], slots: int) -> "Size":
+        """The smallest that holds these minibatches and one example of what is left over."""
+        lengths = [length for batch in batches if batch is not None for length, _ in batch.lengths]
+        tokens, short = size_of(sum(lengths)), max(lengths) <= SHORT
+        left_over = tokens - sum(lengths)
+        return cls(tokens, max(slots + 1, size_of(len(lengths) + 1)), SHORT if short and left_over <= SHORT else tokens)
+
+
 class FixedPacking(Packing):
     """Where the tokens of one step lie, told by device tensors alone: adapters by grouped products, nothing padded.
 
     Args:
         ends: end of each slot, [K] int32; the last one ends with the buffer. starts: of each example, and the end of
             the last, [R + 1] int32. gain: alpha/rank of each token's slot, [N, 1]; 0 where there is no token.
+        longest: bound on the tokens of an example.
     """
 
-    def __init__(self, ends: Tensor, starts: Tensor, gain: Tensor):
-        self.ends, self.starts, self.gain, self.dtype = ends, starts, gain, gain.dtype
+    def __init__(self, ends: Tensor, starts: Tensor, gain: Tensor, longest: int):
+        self.ends, self.starts, self.gain, self.dtype, self.longest = ends, starts, gain, gain.dtype, longest
         self.grouped = True
 
     def rotates(self, x: Tensor) -> bool:
@@ -62,8 +81,8 @@ class FixedPacking(Packing):
         if q.device.type == "cuda":
             left = -1 if window is None else window - 1
             out = varlen.varlen_attn(
-                *(x[0].transpose(0, 1) for x in (q, k, v)), self.starts, self.starts, count, count, scale=scale,
-                window_size=(left, 0), **_GROUPED,
+                *(x[0].transpose(0, 1) for x in (q, k, v)), self.starts, self.starts, self.longest, self.longest,
+                scale=scale, window_size=(left, 0), **_GROUPED,
             )  # fmt: skip
             return out[None], None
         t = torch.arange(count, device=q.device)
@@ -78,11 +97,12 @@ class FixedStep:
     """Buffers of one size, and the graph that reads them.
 
     Args:
-        tokens, slots, examples: sizes N, K, R. dtype: of the adapters' products.
+        size: of the buffers. slots: K, rows of the storage. dtype: of the adapters' products.
     """
 
-    def __init__(self, tokens: int, slots: int, examples: int, dtype: torch.dtype, device: torch.device):
-        self.sizes, self.dtype, self.device = (tokens, slots, examples), dtype, device
+    def __init__(self, size: Size, slots: int, dtype: torch.dtype, device: torch.device):
+        self.size, self.slots, self.dtype, self.device = size, slots, dtype, device
+        tokens, examples = size.tokens, size.examples
         self._whole = torch.zeros(4 * tokens, dtype=torch.int64, device=device)
         self._bounds = torch.zeros(slots + examples + 1, dtype=torch.int32, device=device)
         self._real = torch.zeros(2 * tokens + 8 * slots, device=device)
@@ -95,7 +115,7 @@ class FixedStep:
 
     def packing(self) -> FixedPacking:
         """The packing of what the buffers hold."""
-        return FixedPacking(self.ends, self.starts, self._gain.to(self.dtype)[:, None])
+        return FixedPacking(self.ends, self.starts, self._gain.to(self.dtype)[:, None], self.size.longest)
 
     @property
     def packed(self) -> tuple[Tensor, ...]:
@@ -104,7 +124,7 @@ class FixedStep:
 
     def fill(self, batches: Sequence[Minibatch | None], scales: Sequence[float], rows: Tensor) -> None:
         """Write a step into the buffers: one minibatch, or none, for each of the first slots."""
-        tokens, slots, examples = self.sizes
+        tokens, slots, examples = self.size.tokens, self.slots, self.size.examples
         whole, real = torch.zeros(4, tokens, dtype=torch.int64), torch.zeros(2, tokens)
         counts = [0 if batch is None else len(batch.ids) for batch in batches]
         here = [(k, batch) for k, batch in enumerate(batches) if batch is not None]
@@ -143,10 +163,3 @@ class FixedStep:
 def fits(batches: Sequence[Minibatch | None]) -> bool:
     """Whether a step of fixed sizes can serve these: nothing in an example may be hidden from what comes after it."""
     return all(seen == length for batch in batches if batch is not None for length, seen in batch.lengths)
-
-
-def key(batches: Sequence[Minibatch | None], slots: int) -> tuple[int, int]:
-    """(tokens, examples) of the smallest buffers that hold these minibatches and an example of what is left over."""
-    tokens = sum(len(batch.ids) for batch in batches if batch is not None)
-    examples = sum(len(batch.lengths) for batch in batches if batch is not None)
-    return size_of(tokens), max(slots + 1, size_of(examples + 1))

@@ -83,7 +83,8 @@ def compiled(function: Callable) -> Callable:
         if given[0].device.type != "cuda":
             return function(*given)
         if quick is None:
-            quick = torch.compile(function, dynamic=True)
+            quick = torch.compile(function)
+        given = tuple(x.detach() if isinstance(x, Tensor) else x for x in given)  # one compilation, grad or not
         try:
             return quick(*given)
         except torch._dynamo.exc.TorchDynamoException as error:

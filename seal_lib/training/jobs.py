@@ -154,11 +154,13 @@ class Job:
             if set(self.init.weights) != set(linears) or self.init.rank != self.rank:
                 raise ParameterError(f"Job {self.id!r}: init has other targets or another rank than the job.")
             return self.init.weights
-        start, drawn = {}, 0
-        for name, layer in linears.items():
-            a = uniform(self.seed, drawn, self.rank * layer.in_features, device).mul_(layer.in_features**-0.5)
-            start[name] = (a.view(self.rank, -1), torch.zeros(layer.out_features, self.rank, device=device))
-            drawn += a.numel()
+        sizes = [self.rank * layer.in_features for layer in linears.values()]
+        start = {}
+        for (name, layer), a in zip(
+            linears.items(), uniform(self.seed, 0, sum(sizes), device).split(sizes), strict=True
+        ):
+            a = a.mul_(layer.in_features**-0.5).view(self.rank, -1)
+            start[name] = (a, torch.zeros(layer.out_features, self.rank, device=device))
         return start
 
 
