@@ -376,5 +376,5 @@ def test_the_reports_table_shows_success_beside_the_paper(results):
     }  # fmt: skip
     assert shown.loc["SEAL, round 2", "separable from random?"].startswith("yes")
     assert float(shown.loc["untrained self-edits", "rejected, %"]) > 0
-    block = report.readme_block(results)
+    block = report.results_block(results)
     assert f"| SEAL, round 1 | {told} | 24 tasks × 2 loops |" in block and "few_shot`): llama, protocol clean" in block

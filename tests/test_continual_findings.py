@@ -114,5 +114,5 @@ def test_the_readme_explains_shares_above_one_and_easy_routing() -> None:
     rows, compared = lines(8)
     table = pd.DataFrame([row | {"run": "r"} for row in rows + compared])
     table = table.assign(metric=table.metric.replace({"AA_4": "AA_8"}))
-    block = report.readme_block(joined(table))
+    block = report.results_block(joined(table))
     assert "more than 100 % of its gain is possible" in block and "Routing is easy" in block

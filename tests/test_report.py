@@ -111,7 +111,7 @@ def test_text_where_a_number_belongs_is_refused():
 def test_nothing_run_gives_an_empty_table_with_its_columns():
     frame = results.collect("seedling")
     assert len(frame) == 0 and list(frame.columns) == results.TABLE_COLUMNS
-    assert "not run" in tables.readme_block(frame)
+    assert "not run" in tables.results_block(frame)
 
 
 def example():
@@ -227,20 +227,23 @@ def test_readme_is_rewritten_only_between_the_markers(home):
     example()
     readme = home / "README.md"
     readme.write_text(f"# Title\n\n{tables.BEGIN}\nold\n{tables.END}\n\ntail\n")
-    tables.write_readme("seedling", readme)
-    once = readme.read_text()
+    tables.publish("seedling", readme)
+    once, whole = readme.read_text(), (home / "RESULTS.md").read_text()
     assert once.startswith("# Title\n") and once.endswith("tail\n") and "old" not in once
-    assert "| SEAL, round 2 | 70.0 [60.0, 80.0] |" in once
-    assert "`arc/few_shot`): not run." in once
-    tables.write_readme("seedling", readme)
+    for text in (once, whole):
+        assert "| SEAL, round 2 | 70.0 [60.0, 80.0] |" in text
+        assert "`arc/few_shot`): not run." in text
+    assert "paper source" in whole and "paper source" not in once and "passage only" not in once
+    assert "| `11_single_passage` |" in whole
+    tables.publish("seedling", readme)
     assert readme.read_text() == once
     readme.write_text("no markers")
     with pytest.raises(DataError, match="results:begin"):
-        tables.write_readme("seedling", readme)
+        tables.publish("seedling", readme)
 
 
 def test_command_line_says_what_is_missing(capsys):
-    assert tables.main(["readme", "--scale", "seedling"]) == 2
+    assert tables.main(["publish", "--scale", "seedling"]) == 2
     assert "collect --scale seedling" in capsys.readouterr().err
 
 

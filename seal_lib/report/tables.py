@@ -1,10 +1,10 @@
-"""Tables of our numbers beside the paper's: Markdown for the README, HTML for notebooks.
+"""Tables of our numbers beside the paper's: Markdown for RESULTS.md and the README, HTML for notebooks.
 
 Knows which experiments are headlines and what a table shows of each. Does not know how the table of results is made
 (`results`) and draws nothing. An arm that only the paper has is shown as a gap ("not run"), never as a zero.
 
     python -m seal_lib.report.tables collect --scale seedling     # figures/seedling/results.csv and manifest.json
-    python -m seal_lib.report.tables readme --scale seedling      # rewrites the block between the markers in README.md
+    python -m seal_lib.report.tables publish --scale seedling     # RESULTS.md, and the block between README's markers
 """
 
 from __future__ import annotations
@@ -51,18 +51,21 @@ class Shown:
     references: Mapping[str, str] = field(default_factory=lambda: {"frozen": "frozen", "own_untrained": "untrained"})
     also: Mapping[str, str] = field(default_factory=dict)  # further metrics -> their columns
     note: str = ""  # what a reader must know of the columns, under the table
+    few: tuple[str, ...] = ()  # the rows of the README; none: no table there
 
 
 SHOWN = {  # experiments with a note, or whose headline is not accuracy
     "knowledge/single_passage": Shown(
         note="SEAL and the loop that keeps a random self-edit are compared with the other arms in the next table; the "
         "p-values of each table are one family.",
+        few=("frozen", "own_untrained", "seal_round_2", "external"),
     ),
     "arc/few_shot": Shown(
         "success_rate",
         ("rejected_rate", "rejected, %"),
         "diverged_rate",
         {"own_untrained": "untrained", "random_config_sft": "random"},
+        few=("icl", "own_untrained", "random_config_sft", "seal_round_2"),
     ),
     "continual/mitigations": Shown(
         "AA_8",
@@ -74,6 +77,7 @@ SHOWN = {  # experiments with a note, or whose headline is not accuracy
         "more than 100 % of its gain is possible; arms on their own notes have no such share. Routing is easy in the "
         "made world: names are unique and the passage's title is in the question, so read isolation beside "
         "retrieval.",
+        ("sequential", "replay", "null_space_replay", "joint"),
     ),
 }
 
@@ -198,36 +202,73 @@ def tabled(df: pd.DataFrame) -> list[str]:
     return [name for name in TITLES if (df["experiment"] == name).any()]
 
 
-def readme_block(df: pd.DataFrame) -> str:
-    """The results of the README: one table for each headline experiment; experiments that did not run are named."""
+def results_block(df: pd.DataFrame, few: bool = False) -> str:
+    """One table for each headline experiment; experiments that did not run are named.
+
+    Args:
+        few: the rows of :attr:`Shown.few` and the columns that a first look needs.
+    """
     parts = []
     for experiment, name in TITLES.items():
-        title = f"**{name}** (`{experiment}`)"
+        about, title = shown(experiment), f"**{name}** (`{experiment}`)"
         rows = df[df["experiment"] == experiment]
-        if not (rows["metric"] == shown(experiment).metric).any():
+        if few and not about.few:
+            continue
+        if not (rows["metric"] == about.metric).any():
             parts.append(f"{title}: {NOT_RUN}.")
             continue
         which = sorted({f"{row['model']}, protocol {row['protocol']}" for row in rows.to_dict("records")})
         frame = table(df, experiment)
+        if few:
+            verdict = next(c for c in frame if c.startswith("separable"))
+            verdict = next((c for c in frame if c == "separable from untrained?"), verdict)
+            kept = [c for c in frame if c in ("arm", "n", "paper, %", verdict) or c.startswith(about.metric[:2])]
+            frame = frame.loc[frame["arm"].isin([arm_label(arm) for arm in about.few]), kept]
+            frame["paper, %"] = frame["paper, %"].str.partition(" (")[0]  # the notes are in RESULTS.md
+            frame.attrs["notes"] = []
         frame = frame.drop(columns=[name for name in frame if (frame[name].isin(["", "–"])).all()])
-        part = [f"{title}: {'; '.join(which)}", to_markdown(frame), shown(experiment).note]
+        part = [f"{title}: {'; '.join(which)}", to_markdown(frame), "" if few else about.note]
         parts.append("\n\n".join(filter(None, part)))
     return "\n\n".join(parts)
 
 
-def write_readme(scale: str, path: Path | None = None) -> Path:
-    """Rewrite the text between the markers of README.md from figures/<scale>/results.csv; the rest stays as is."""
-    path = path or paths.ROOT / "README.md"
-    results = paths.figures() / scale / "results.csv"
-    if not results.exists():
-        raise DataError(
-            f"{paths.short(results)} is missing; run `python -m seal_lib.report.tables collect --scale {scale}`."
-        )
-    text = path.read_text(encoding="utf-8")
+def minutes_block(runs: list[dict]) -> str:
+    """How long each notebook of the results ran, from their manifest."""
+    import pandas as pd
+
+    lines = [
+        {"notebook": f"`{r['notebook']}`", "minutes": f"{r['minutes'] or math.nan:.1f}", "on": str(r["end"])[:10]}
+        for r in runs
+    ]
+    return to_markdown(pd.DataFrame(lines))
+
+
+def publish(scale: str, readme: Path | None = None) -> list[Path]:
+    """RESULTS.md from figures/<scale>, beside the README, and the text between the README's markers, from the same.
+
+    Raises:
+        DataError: results were never collected, or the README has not the markers.
+    """
+    readme = readme or paths.ROOT / "README.md"
+    folder = paths.figures() / scale
+    if not (folder / "results.csv").exists():
+        where = paths.short(folder / "results.csv")
+        raise DataError(f"{where} is missing; run `python -m seal_lib.report.tables collect --scale {scale}`.")
+    text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise DataError(f"{path.name}: the lines {BEGIN} and {END} must each occur once, in this order.")
+        raise DataError(f"{readme.name}: the lines {BEGIN} and {END} must each occur once, in this order.")
     before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    return paths.write_text(path, f"{before}\n\n{readme_block(read_results(results))}\n\n{after}")
+    df, runs = read_results(folder / "results.csv"), paths.read_json(folder / "manifest.json")["runs"]
+    whole = (
+        f"# Results at scale {scale}\n\nWritten by `python -m seal_lib.report.tables publish` from "
+        f"`figures/{scale}/results.csv`, which says more; `docs/reading.md` says how to read them.\n\n"
+        f"{results_block(df)}\n\n## Minutes\n\nTwo notebooks at once; other work on the same cores is in them.\n\n"
+        f"{minutes_block(runs)}\n"
+    )
+    return [
+        paths.write_text(readme.with_name("RESULTS.md"), whole),
+        paths.write_text(readme, f"{before}\n\n{results_block(df, few=True)}\n\n{after}"),
+    ]
 
 
 def _find(frame: pd.DataFrame, arm: str, metric: str) -> dict | None:
@@ -259,12 +300,12 @@ def _separable(frame: pd.DataFrame, arm: str, reference: str, metric: str) -> st
 def main(arguments: list[str] | None = None) -> int:
     """Command line; a SealError becomes its one sentence and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.report.tables", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["collect", "readme"])
+    parser.add_argument("what", choices=["collect", "publish"])
     parser.add_argument("--scale", default="seedling")
     chosen = parser.parse_args(arguments)
     try:
-        if chosen.what == "readme":
-            print(f"wrote {paths.short(write_readme(chosen.scale))}")
+        if chosen.what == "publish":
+            print("wrote", ", ".join(paths.short(path) for path in publish(chosen.scale)))
         else:
             rows = collect(chosen.scale)
             print(f"{len(rows)} results in {paths.short(paths.figures() / chosen.scale / 'results.csv')}")
