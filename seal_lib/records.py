@@ -130,7 +130,8 @@ class PassageTrial:
     ``grader``: the loop's grader, a key of :data:`seal_lib.grading.graders.GRADERS`; :attr:`accuracy` is its mean
     grade. ``outcome``: ``ok``, ``empty_edit``, ``diverged`` or ``too_long``; the last two have no accuracy.
     ``left_out``: what of its texts was not trained on or asked, by kind: lines and thoughts that protocol ``clean``
-    drops, tokens beyond ``max_length`` (``cut_tokens``), questions that the model cannot take (``questions``).
+    drops, tokens beyond ``max_length`` (``cut_tokens``), questions that the model cannot take (``questions``), answers
+    that the grader said nothing about (``verdicts``).
     """
 
     id: str

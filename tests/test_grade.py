@@ -109,7 +109,7 @@ def test_grades_keep_their_order() -> None:
 def test_normalise_is_idempotent_and_a_graded_answer_keeps_the_text_as_given() -> None:
     for answer, *_ in TABLE:
         assert normalise(normalise(answer)) == normalise(answer)
-    told = grade(Question("Where?", "Paris"), "In Paris!", "contains")
+    (told,) = grade([(Question("Where?", "Paris"), "In Paris!")], "contains")
     assert (told.question, told.gold, told.text) == ("Where?", "Paris", "In Paris!")
     assert told.grades == {"exact": 0.0, "contains": 1.0, "f1": pytest.approx(2 / 3)} and not told.blank
 
@@ -174,7 +174,8 @@ def test_what_a_model_thinks_aloud_is_taken_out_and_counted(text: str, said: str
 
 
 def test_an_answer_is_graded_without_its_thoughts_and_kept_with_them() -> None:
-    told = grade(Question("Where?", "Paris"), "<think>London?</think> Paris", "exact")
+    paris, london = Question("Where?", "Paris"), Question("Where?", "London")
+    (told,) = grade([(paris, "<think>London?</think> Paris")], "exact")
     assert told.grades == {"exact": 1.0, "contains": 1.0, "f1": 1.0} and told.text.startswith("<think>")
-    assert grade(Question("Where?", "London"), told.text, "contains").grades["contains"] == 0.0
-    assert grade(Question("Where?", "Paris"), "<think>Paris", "exact").blank
+    assert grade([(london, told.text)], "contains")[0].grades["contains"] == 0.0
+    assert grade([(paris, "<think>Paris")], "exact")[0].blank

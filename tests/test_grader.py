@@ -10,7 +10,7 @@ from fixtures_seal import INNER, WORDING, MemoryRun, mean, real, trial
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion
-from seal_lib.grading.graders import GRADERS, contains, exact_match, grade
+from seal_lib.grading.graders import GRADERS, contains, each, exact_match, grade
 from seal_lib.knowledge import evaluate, experiment
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops import inner, outer, updates
@@ -120,13 +120,13 @@ def test_a_grader_that_calls_somebody_is_one_more_row_asked_once_per_answer(monk
     """And where it does not answer (NaN) the answer is left out, never counted as wrong."""
     asked = []
 
-    def judge(question: Question, answer: str) -> float:
+    def opinion(answer: str, gold: str) -> float:
         asked.append(answer)
         return {"yes": 1.0, "no": 0.0}.get(answer, math.nan)
 
-    monkeypatch.setitem(GRADERS, "judge", judge)
+    monkeypatch.setitem(GRADERS, "judge", each(opinion))
     question = Question("Q?", "gold")
-    answers = tuple(grade(question, text, "judge") for text in ("yes", "no", "silence"))
+    answers = tuple(grade([(question, text) for text in ("yes", "no", "silence")], "judge"))
     assert asked == ["yes", "no", "silence"]
     judged = PassageTrial("t", "p", "arm", None, 0, answers, "judge")
     assert judged.accuracy == 0.5 == REWARDS["accuracy"](judged, 0.0) and judged.mean("exact") == 0.0
@@ -135,10 +135,10 @@ def test_a_grader_that_calls_somebody_is_one_more_row_asked_once_per_answer(monk
     assert again.accuracy == 0.5 and math.isnan(again.answers[2].grades["judge"])
     silent = replace(judged, answers=answers[2:])
     assert math.isnan(silent.accuracy) and math.isnan(REWARDS["improvement"](silent, 0.0))
-    grade(question, "yes", "exact")
+    by_match = grade([(question, "yes")], "exact")
     assert len(asked) == 3  # not asked where it is not the loop's grader
     with pytest.raises(DataError, match="grader: .* not graded by 'judge'"):
-        replace(judged, answers=(grade(question, "yes", "exact"),)).mean("judge")
+        replace(judged, answers=tuple(by_match)).mean("judge")
 
 
 def test_an_unknown_grader_is_refused_before_anything_is_trained() -> None:
@@ -199,7 +199,9 @@ def test_on_the_authors_answers_exact_match_sees_almost_nothing() -> None:
     for number, article in enumerate(articles):
         (completion,) = article["completions"]
         answers = completion["questions"]
-        graded = tuple(grade(Question(a["question"], a["answer"]), a["adapter_answer"], "contains") for a in answers)
+        graded = tuple(
+            grade([(Question(a["question"], a["answer"]), a["adapter_answer"]) for a in answers], "contains")
+        )
         trials.append(PassageTrial(str(number), str(number), "own_untrained", None, 0, graded, "contains"))
         judged += [float(a["adapter_correct"]) for a in answers]
 

@@ -84,9 +84,12 @@ class Talkative:
     def questions(self, candidate, adapter, tokenizer, positions):
         return [Request(candidate.unit.begin, adapter=adapter)]
 
-    def grade(self, candidate, result, answers):
-        text = answers[0].text if answers else ""
-        return Said(candidate.id, candidate.unit.id, text, min(1.0, len(text) / 20) if answers else math.nan)
+    def grade(self, candidates, results, answers, count):
+        texts = [given[0].text if given else None for given in answers]
+        return [
+            Said(c.id, c.unit.id, text or "", math.nan if text is None else min(1.0, len(text) / 20))
+            for c, text in zip(candidates, texts, strict=True)
+        ]
 
     def trial(self, edit, tried):
         return Said(edit.id, edit.unit_id, "", 0.0, edit) if isinstance(tried, Rejected) else tried
@@ -152,7 +155,7 @@ def test_a_reward_a_filter_and_an_outer_algorithm_are_one_row_each(knowledge, tm
 
 def test_a_grader_is_one_row(knowledge, monkeypatch) -> None:
     domain, passages = knowledge
-    monkeypatch.setitem(graders.GRADERS, "long", lambda question, answer: float(len(answer) > 3))
+    monkeypatch.setitem(graders.GRADERS, "long", graders.each(lambda answer, gold: float(len(answer) > 3)))
     kind = Knowledge(InnerLoop(2e-3, 1, 2, 4.0, "all-linear", answer_tokens=4, grader="long"), domain.prompts)
     asked = [Candidate("frozen", passages[0], None, "frozen", 0, trains=False)]
     (trial,) = inner.try_all(Policy("p", *seedling()), asked, domain=kind)

@@ -24,7 +24,7 @@ from seal_lib.arc.self_edits import REASONS, SCHEMA, UNPARSED, Config, Limits, R
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion, Request, Sampling
-from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected
+from seal_lib.loops.domain import TOO_LONG, Candidate, Count, Rejected
 from seal_lib.loops.policy import Policy
 from seal_lib.records import SelfEdit
 from seal_lib.seeds import derive_seed
@@ -283,8 +283,12 @@ class Puzzles:
         task = candidate.unit
         return [(t, v) for t in range(len(task.tests)) for v in views_of(task, t, self.inner, candidate.seed)]
 
-    def grade(self, candidate: Candidate, result: Result | Rejected | None,
-              answers: Sequence[Completion | None]) -> Attempt:  # fmt: skip
+    def grade(self, candidates: Sequence[Candidate], results: Sequence[Result | Rejected | None],
+              answers: Sequence[Sequence[Completion | None]], count: Count) -> list[Attempt]:  # fmt: skip
+        return [self._attempt(*each) for each in zip(candidates, results, answers, strict=True)]
+
+    def _attempt(self, candidate: Candidate, result: Result | Rejected | None,
+                 answers: Sequence[Completion | None]) -> Attempt:  # fmt: skip
         """What was submitted for each test input after the vote; a test input of which no view could be asked leaves
         nothing to grade."""
         about: dict[str, Any] = {

@@ -258,7 +258,7 @@ class _Work:
         right: dict[tuple, str] = {}
         blank: dict[tuple, str] = {}
         for (i, own, question), completion in zip(golds, answered, strict=True):
-            answer = grade(question, completion.text.strip(), self.grader)
+            (answer,) = grade([(question, completion.text.strip())], self.grader)
             right[i, own] = right.get((i, own), "") + str(int(answer.grades[self.grader]))
             blank[i, own] = blank.get((i, own), "") + str(int(answer.blank))
         self.run.count(scored=len(requests))

@@ -59,11 +59,13 @@ class Completion:
     """A generated text, its number of tokens, and why it ended: ``eos``, ``stop`` or ``length`` (by ``max_tokens``).
 
     ``too_long``: nothing was generated, since the prompt left no room for it (:class:`Sampling`, ``skip_long``).
+    ``failed``: nothing came from a model elsewhere (:mod:`seal_lib.generation.endpoint`), for the given ``reason``.
     """
 
     text: str
     tokens: int
     finish: str
+    reason: str = ""
 
 
 class Generator(Protocol):

@@ -1,4 +1,4 @@
-"""Graders of an answer against one gold text: SQuAD exact match, containment and F1. No model is called.
+"""Graders of an answer against one gold text: SQuAD exact match, containment, F1, and a judge that is a model.
 
 The grader of a loop is one word, a key of :data:`GRADERS`: reward, frozen baseline, honesty check and tables read it.
 """
@@ -8,11 +8,12 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from seal_lib.errors import DataError
 from seal_lib.generation.thoughts import without_thoughts
+from seal_lib.grading.judge import Judge
 from seal_lib.records import Answer, Question
 
 _ARTICLES = ("a", "an", "the")
@@ -135,12 +136,35 @@ def is_blank(answer: str) -> bool:
     return not any(character.isalnum() for character in answer)
 
 
-#: grader → (question with its gold answer, answer) → grade in [0, 1]; NaN: the grader did not answer. Called once per
-#: answer, and a grader that is not in :data:`ALWAYS` only where it is the loop's.
-GRADERS: dict[str, Callable[[Question, str], float]] = {
-    "exact": lambda question, answer: exact_match(answer, question.answer),
-    "contains": lambda question, answer: contains(answer, question.answer),
-    "f1": lambda question, answer: f1(answer, question.answer),
+#: questions with their gold answers, and what was answered; who judges → one grade each
+Grader = Callable[[Sequence[tuple[Question, str]], Judge | None], list[float]]
+
+
+def each(score: Callable[[str, str], float]) -> Grader:
+    """The grader that looks at one answer and its gold at a time."""
+
+    def grades(pairs: Sequence[tuple[Question, str]], judge: Judge | None) -> list[float]:
+        return [score(answer, question.answer) for question, answer in pairs]
+
+    return grades
+
+
+def judged(pairs: Sequence[tuple[Question, str]], judge: Judge | None) -> list[float]:
+    """Verdicts of the judge; a blank answer is wrong without asking, as in the paper."""
+    if judge is None:
+        raise DataError("grader: judge needs somebody who judges; name a model, or MODEL@URL, in the parameter judge.")
+    asked = [(question, answer) for question, answer in pairs if not is_blank(answer)]
+    verdicts = iter(judge.verdicts(asked))
+    return [0.0 if is_blank(answer) else next(verdicts) for _, answer in pairs]
+
+
+#: grader → grades in [0, 1]; NaN: the grader did not answer. Called once for many answers, and a grader that is not in
+#: :data:`ALWAYS` only where it is the loop's.
+GRADERS: dict[str, Grader] = {
+    "exact": each(exact_match),
+    "contains": each(contains),
+    "f1": each(f1),
+    "judge": judged,
 }
 #: graders that cost nothing: their grades stand beside those of the loop's grader
 ALWAYS = ("exact", "contains", "f1")
@@ -157,8 +181,13 @@ def ungraded(question: Question, grader: str) -> Answer:
     return Answer(question.question, question.answer, "", dict.fromkeys((*ALWAYS, grader), math.nan), False)
 
 
-def grade(question: Question, answer: str, grader: str) -> Answer:
-    """The answer with the grades of ``grader`` and of those that cost nothing; what it thought aloud is not graded."""
-    said = without_thoughts(answer)[0].strip()
-    grades = {name: GRADERS[name](question, said) for name in dict.fromkeys((*ALWAYS, grader))}
-    return Answer(question.question, question.answer, answer, grades, is_blank(said))
+def grade(pairs: Sequence[tuple[Question, str]], grader: str, judge: Judge | None = None) -> list[Answer]:
+    """Answers with the grades of ``grader`` and of those that cost nothing; what one thought aloud is not graded."""
+    said = [(question, without_thoughts(answer)[0].strip()) for question, answer in pairs]
+    grades = {name: GRADERS[name](said, judge) for name in dict.fromkeys((*ALWAYS, grader))}
+    return [
+        Answer(
+            question.question, question.answer, answer, {name: grades[name][i] for name in grades}, is_blank(said[i][1])
+        )
+        for i, (question, answer) in enumerate(pairs)
+    ]

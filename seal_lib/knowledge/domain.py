@@ -3,20 +3,22 @@
 Self-edit → training documents → one adapter → answers without the passage → graded one by one.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.grading import graders
+from seal_lib.grading.judge import Judge
 from seal_lib.knowledge.documents import CAPS, PROTOCOLS, TrainingDocument, read_edit, training_documents
 from seal_lib.knowledge.prompts import Prompts
-from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected
+from seal_lib.loops.domain import TOO_LONG, Candidate, Count, Rejected
 from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import read_ids, turn_end, written_ids
-from seal_lib.records import Passage, PassageTrial, SelfEdit
+from seal_lib.records import Answer, Passage, PassageTrial, Question, SelfEdit
 from seal_lib.seeds import derive_seed
 from seal_lib.training.jobs import Example, Job, Result, pad_examples
 
@@ -97,12 +99,22 @@ def documents_of(passage: Passage, edit: str | None, prompts: Prompts, settings:
     )  # fmt: skip
 
 
+def _asked(candidate: Candidate, answers: Sequence[Completion | None]) -> list[tuple[Question, Completion]]:
+    """The questions of a candidate that was asked, with their answers; a lost one fails."""
+    given = [answer for answer in answers if answer is not None]
+    return list(zip(candidate.unit.questions if answers else (), given, strict=True))
+
+
 @dataclass(frozen=True)
 class Knowledge:
-    """The domain (:class:`seal_lib.loops.domain.Domain`): its settings and its wording. A unit is a passage."""
+    """The domain (:class:`seal_lib.loops.domain.Domain`): its settings and its wording. A unit is a passage.
+
+    ``judge``: who judges, where the grader is ``judge``.
+    """
 
     inner: InnerLoop
     prompts: Prompts
+    judge: Judge | None = None
     name: str = "knowledge"
     max_tries: int = 1
     schema: str | None = None
@@ -178,24 +190,39 @@ class Knowledge:
         passage = candidate.unit
         return [Request(self.prompts.ask(passage, q, candidate.shown), adapter=adapter) for q in passage.questions]
 
-    def grade(self, candidate: Candidate, result: Result | Rejected | None,
-              answers: Sequence[Completion | None]) -> PassageTrial:  # fmt: skip
-        """A diverged adapter, or a passage whose every question is longer than the model takes, is an outcome with its
-        reason, not an accuracy of zero; a single such question has no grade."""
+    def grade(self, candidates: Sequence[Candidate], results: Sequence[Result | Rejected | None],
+              answers: Sequence[Sequence[Completion | None]], count: Count) -> list[PassageTrial]:  # fmt: skip
+        """Every answer that was given, graded together; then the trials.
+
+        A diverged adapter, or a passage whose every question is longer than the model takes, is an outcome with its
+        reason, not an accuracy of zero; a single such question, or one that the grader said nothing about, has none.
+        """
+        asked = [_asked(*pair) for pair in zip(candidates, answers, strict=True)]
+        pairs = [(q, given.text.strip()) for own in asked for q, given in own if given.finish != "too_long"]
+        graded = iter(graders.grade(pairs, self.grader, self.judge and replace(self.judge, count=count)))
+        trials = []
+        for candidate, result, own in zip(candidates, results, asked, strict=True):
+            long = [given.finish == "too_long" for _, given in own]
+            kept = tuple(
+                graders.ungraded(q, self.grader) if too_long else next(graded)
+                for (q, _), too_long in zip(own, long, strict=True)
+            )
+            trials.append(self._trial(candidate, result, kept, sum(long)))
+        return trials
+
+    def _trial(self, candidate: Candidate, result: Result | Rejected | None, answers: tuple[Answer, ...],
+               unasked: int) -> PassageTrial:  # fmt: skip
+        """The record of a candidate with its graded answers, ``unasked`` of which were too long to ask."""
         edit = candidate.edit
-        given = [answer for answer in answers if answer is not None]  # a lost one fails in zip
-        unasked = sum(answer.finish == "too_long" for answer in given)
         text = edit.text if edit else ""
         pieces, dropped = read_edit(text, self.inner.split_newlines, self.inner.protocol)
-        left_out = dropped | {"cut_tokens": getattr(result, "cut_tokens", 0), "questions": unasked}
-        graded = tuple(
-            graders.ungraded(question, self.grader) if answer.finish == "too_long"
-            else graders.grade(question, answer.text.strip(), self.grader)
-            for question, answer in zip(candidate.unit.questions if answers else (), given, strict=True)
-        )  # fmt: skip
+        silent = sum(math.isnan(answer.grades[self.grader]) for answer in answers) - unasked
+        left_out = dropped | {
+            "cut_tokens": getattr(result, "cut_tokens", 0), "questions": unasked, "verdicts": silent
+        }  # fmt: skip
         about = {
             "id": candidate.id, "unit_id": candidate.unit.id, "arm": candidate.arm, "edit": edit,
-            "seed": candidate.seed, "answers": graded, "grader": self.grader,
+            "seed": candidate.seed, "answers": answers, "grader": self.grader,
             "left_out": {kind: n for kind, n in left_out.items() if n},
         }  # fmt: skip
         if isinstance(result, Rejected):

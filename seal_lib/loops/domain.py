@@ -104,9 +104,11 @@ class Domain(Protocol[TrialT]):
         """What the adapted model is asked; None: a question longer than ``positions`` tokens allow."""
 
     def grade(
-        self, candidate: Candidate, result: Result | Rejected | None, answers: Sequence[Completion | None]
-    ) -> TrialT:
-        """The record of a candidate: its training (None: not trained), its graded answers (none if it failed)."""
+        self, candidates: Sequence[Candidate], results: Sequence[Result | Rejected | None],
+        answers: Sequence[Sequence[Completion | None]], count: "Count",
+    ) -> list[TrialT]:  # fmt: skip
+        """The record of each candidate: its training (None: not trained), its graded answers (none if it failed). All
+        at once, since a grader may be somebody who is asked many things at a time."""
 
     def trial(self, edit: SelfEdit, tried: TrialT | Rejected) -> TrialT:
         """The record of a self-edit, from the trial of the candidate it asked for or the reason why it was rejected."""

@@ -57,10 +57,7 @@ def try_all(
     texts = iter(generator.generate(requests, domain.answering) if requests else ())
     answers = [[None if request is None else next(texts)[0] for request in several] for several in asked]
     count(trained=sum(getattr(r, "tokens", 0) for r in results.values()), scored=len(requests))
-    return [
-        domain.grade(candidate, results.get(candidate.id), given)
-        for candidate, given in zip(candidates, answers, strict=True)
-    ]
+    return domain.grade(candidates, [results.get(candidate.id) for candidate in candidates], answers, count)
 
 
 def _rows(policy: Policy, part: Sequence[Candidate], count: Count, *, domain: Domain) -> list[dict]:

@@ -1,0 +1,85 @@
+"""Completions kept on disk by content, so that nothing is asked, or paid for, twice; a kill loses what was under way.
+
+One SQLite file for all runs, safe for several processes on one machine. A line's checksum is compared when it is read:
+what is not as it was written counts as not there.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+
+from seal_lib import paths
+from seal_lib.errors import DataError
+from seal_lib.generation.contract import Completion, Request, Sampling
+
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS completions (key TEXT PRIMARY KEY, text TEXT NOT NULL, tokens INTEGER NOT NULL, "
+    "finish TEXT NOT NULL, digest TEXT NOT NULL)"
+)
+
+
+def key_of(model: str, request: Request, sampling: Sampling) -> str:
+    """The name of a completion: sha256 of the model's identity and all that it was asked."""
+    asked = [
+        model, request.prompt, request.seed, sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.stop
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()
+
+
+def _digest(key: str, completion: Completion) -> str:
+    parts = json.dumps([key, completion.text, completion.tokens, completion.finish])
+    return hashlib.sha256(parts.encode()).hexdigest()
+
+
+class Kept:
+    """The completions of ``data/completions.sqlite3``."""
+
+    def __init__(self, path: Path | None = None):
+        self.path = path or paths.data() / "completions.sqlite3"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=60)
+        try:
+            connection.execute(_TABLE)
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def read(self, keys: Iterable[str]) -> dict[str, Completion]:
+        """Those completions that are there.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        found = {}
+        try:
+            with closing(self._open()) as connection:
+                for key in keys:
+                    row = connection.execute(
+                        "SELECT text, tokens, finish, digest FROM completions WHERE key = ?", (key,)
+                    ).fetchone()
+                    if row and row[3] == _digest(key, completion := Completion(*row[:3])):
+                        found[key] = completion
+        except sqlite3.Error as error:
+            raise self._broken(error) from error
+        return found
+
+    def write(self, key: str, completion: Completion) -> None:
+        """Keep one; it is on the disk when this returns."""
+        row = (key, completion.text, completion.tokens, completion.finish, _digest(key, completion))
+        try:
+            with closing(self._open()) as connection, connection:
+                connection.execute("INSERT OR REPLACE INTO completions VALUES (?, ?, ?, ?, ?)", row)
+        except sqlite3.Error as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: sqlite3.Error) -> DataError:
+        return DataError(
+            f"{paths.short(self.path)} cannot be used ({error}); make room, or move it away: what it held is asked "
+            "again."
+        )
