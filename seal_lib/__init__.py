@@ -22,6 +22,7 @@ LAZY = {
     "Knowledge": "knowledge.domain",
     "InnerLoop": "knowledge.domain",
     "load_passages": "knowledge.data",
+    "judge_of": "grading.judge",
     "Puzzles": "arc.domain",
     "TestTimeTraining": "arc.domain",
     "load_tasks": "arc.data",

@@ -33,7 +33,8 @@ class Passage:
     """A text with questions on it.
 
     ``references`` are notes by other writers, by name (``gold``, ``external``, …); ``facts`` the (name, attribute,
-    value) triples behind a passage of a made world, empty for real text.
+    value) triples behind a passage of a made world, empty for real text; ``unwritten``: writers who were asked for
+    notes and gave none, and why.
     """
 
     id: str
@@ -42,12 +43,14 @@ class Passage:
     questions: tuple[Question, ...]
     references: dict[str, str] = field(default_factory=dict)
     facts: tuple[tuple[str, str, str], ...] = ()
+    unwritten: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, row: dict) -> "Passage":
         questions = tuple(Question(q["question"], q["answer"]) for q in row["questions"])
         facts = tuple(tuple(fact) for fact in row.get("facts", ()))
-        return cls(row["id"], row["title"], row["text"], questions, dict(row.get("references", {})), facts)
+        named = [dict(row.get(key, {})) for key in ("references", "unwritten")]
+        return cls(row["id"], row["title"], row["text"], questions, named[0], facts, named[1])
 
     def _repr_html_(self) -> str:
         asked = "".join(f"<li>{_escape(q.question)} — <b>{_escape(q.answer)}</b></li>" for q in self.questions)
@@ -128,7 +131,8 @@ class PassageTrial:
     """One pass of the inner loop: an adapter trained on one self-edit (or none), questioned without the passage.
 
     ``grader``: the loop's grader, a key of :data:`seal_lib.grading.graders.GRADERS`; :attr:`accuracy` is its mean
-    grade. ``outcome``: ``ok``, ``empty_edit``, ``diverged`` or ``too_long``; the last two have no accuracy.
+    grade. ``outcome``: ``ok``, ``empty_edit``, ``diverged``, ``too_long`` or ``unwritten``; the last three have no
+    accuracy.
     ``left_out``: what of its texts was not trained on or asked, by kind: lines and thoughts that protocol ``clean``
     drops, tokens beyond ``max_length`` (``cut_tokens``), questions that the model cannot take (``questions``), answers
     that the grader said nothing about (``verdicts``).

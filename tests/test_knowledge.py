@@ -603,7 +603,7 @@ def test_a_source_is_shuffled_by_its_seed_and_cut_after_that(tmp_path) -> None:
     assert load(str(file), 5, seed=42, start=3) == everything[3:8]
     assert load(str(file), 5, seed=43) != everything[:5]
     assert {p.id: p.title for p in everything} == {f"set-{i:05d}": f"T{i}" for i in range(20)}  # ids: place in the file
-    assert everything[0].references == {"0": "a", "1": "b"}
+    assert everything[0].references == {"external": "a", "external_1": "b"}
     with pytest.raises(DataError, match=r"set.json.* 20 passages"):
         load(str(file), 3, start=18)
 

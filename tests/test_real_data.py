@@ -46,7 +46,7 @@ def test_seed_42_gives_the_authors_evaluation_set() -> None:
 
 
 def test_the_released_self_edits_give_the_published_number_of_steps() -> None:
-    steps = [10 * len(training_documents(p, p.references["0"], IMPLICATIONS)) for p in released()]
+    steps = [10 * len(training_documents(p, p.references["external"], IMPLICATIONS)) for p in released()]
     assert len(steps) == 200
     assert (statistics.mean(steps), statistics.median(steps), max(steps)) == (pytest.approx(85.7), 70, 570)
     articles = json.loads(real("seal_released", "query_eval_iter2.json").read_text())["articles"]
@@ -89,7 +89,7 @@ def test_examples_of_real_text_fit_the_model() -> None:
     tokenizer, settings = seedling()[1], replace(INNER, protocol="authors_v1", pad_loss="probe:8", targets="qv")
     domain = Knowledge(settings, IMPLICATIONS)
     for passage in released()[:40]:
-        for example in domain.examples(candidate(passage, passage.references["1"]), tokenizer):
+        for example in domain.examples(candidate(passage, passage.references["external_1"]), tokenizer):
             assert example.visible <= 2048 and max(example.positions) <= 2048
             assert max(example.ids) < len(tokenizer)
 
@@ -97,7 +97,7 @@ def test_examples_of_real_text_fit_the_model() -> None:
 @pytest.mark.slow
 def test_real_passages_are_trained_on_and_questioned_end_to_end() -> None:
     passages = released()[:6]
-    group = [candidate(p, p.references["0"], seed=i) for i, p in enumerate(passages)]
+    group = [candidate(p, p.references["external"], seed=i) for i, p in enumerate(passages)]
     group.append(candidate(passages[0], None, "none"))
     settings = replace(INNER, epochs=2)
     trials = trials_of(group, settings, IMPLICATIONS)

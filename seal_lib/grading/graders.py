@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from seal_lib.errors import DataError
 from seal_lib.generation.thoughts import without_thoughts
-from seal_lib.grading.judge import Judge
+from seal_lib.grading.judge import NOBODY, Judge
 from seal_lib.records import Answer, Question
 
 _ARTICLES = ("a", "an", "the")
@@ -152,7 +152,7 @@ def each(score: Callable[[str, str], float]) -> Grader:
 def judged(pairs: Sequence[tuple[Question, str]], judge: Judge | None) -> list[float]:
     """Verdicts of the judge; a blank answer is wrong without asking, as in the paper."""
     if judge is None:
-        raise DataError("grader: judge needs somebody who judges; name a model, or MODEL@URL, in the parameter judge.")
+        raise DataError(NOBODY)
     asked = [(question, answer) for question, answer in pairs if not is_blank(answer)]
     verdicts = iter(judge.verdicts(asked))
     return [0.0 if is_blank(answer) else next(verdicts) for _, answer in pairs]

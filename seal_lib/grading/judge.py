@@ -24,6 +24,9 @@ _WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 REPLY = Sampling(max_tokens=1024, skip_long=True)
 
 
+NOBODY = "grader: judge needs somebody who judges; name a model, or MODEL@URL, in the parameter judge."
+
+
 @lru_cache
 def rubrics() -> dict[str, str]:
     """Rubric → its text, with slots for question, gold and answer."""
@@ -72,19 +75,19 @@ class Judge:
         ]
 
 
-def judge_of(grader: str, name: str, **settings: object) -> Judge | None:
+def judge_of(grader: str, who: str, key_env: str, calls: int, seconds: float, device: str, dtype: str) -> Judge | None:
     """The judge that the parameters of a notebook name; None unless ``grader`` is ``judge``.
 
     Args:
-        name: a model, or MODEL@URL. settings: of :class:`~seal_lib.generation.others.Other`.
+        who, …: of :class:`~seal_lib.generation.others.Other`.
 
     Raises:
-        DataError: none is named, or its key is not in the environment.
+        DataError: nobody is named, that is no address, or its key is not in the environment.
     """
     if grader != "judge":
         return None
-    if not name:
-        raise DataError("grader: judge needs somebody who judges; name a model, or MODEL@URL, in the parameter judge.")
-    judge = Judge(Other(name, **settings))
+    if not who:
+        raise DataError(NOBODY)
+    judge = Judge(Other(who, key_env, calls, seconds, device, dtype))
     judge.who.check()
     return judge

@@ -4,9 +4,9 @@
 ``world:heldout``           the shipped made world (populations ``heldout`` for evaluation, ``learning`` for ReST^EM)
 ``hub:rajpurkar/squad``     SQuAD v1.1 through ``datasets``; ``hub:rajpurkar/squad:train`` for the other split
 a path                      JSON list of ``{title, context, questions: [{question, answer}]}``; optional
-                            ``completions`` (self-edits) become references; or SQuAD as its authors publish it (``{data:
-                            [{title, paragraphs: [{context, qas}]}]}``), or a row per question (``{title, context,
-                            question, answers}``); JSON lines and gzip too
+                            ``completions`` (self-edits) become the references ``external``, ``external_1``, …; or
+                            SQuAD as its authors publish it (``{data: [{title, paragraphs: [{context, qas}]}]}``), or a
+                            row per question (``{title, context, question, answers}``); JSON lines and gzip too
 ==========================  =====================================================================================
 
 A gold answer is a text, a list (the first counts) or SQuAD's ``{text: [...]}``. A question that its file marks as
@@ -156,7 +156,11 @@ def _passage(entry: object, name: str, where: str) -> tuple[Passage, int]:
     if not questions and not unanswered:
         raise DataError(f"{where}: no question; a passage without questions cannot be scored, so remove it.")
     completions = _list(entry.get("completions", []), "completions", where)
-    references = {str(k): _text(text, f"completions[{k}]", where) for k, text in enumerate(completions)}
+    names = ["external", *(f"external_{k}" for k in range(1, len(completions)))]
+    references = {
+        name: _text(text, f"completions[{k}]", where)
+        for k, (name, text) in enumerate(zip(names, completions, strict=False))
+    }
     return Passage(name, title, context, tuple(questions), references), unanswered
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from seal_lib.errors import DataError
 from seal_lib.knowledge.documents import read_edit, split_edit
 from seal_lib.knowledge.domain import Knowledge
-from seal_lib.loops.domain import Candidate
+from seal_lib.loops.domain import Candidate, Rejected
 from seal_lib.loops.inner import score
 from seal_lib.loops.outer import evaluate
 from seal_lib.loops.policy import Policy
@@ -73,8 +73,13 @@ def evaluate_arm(run: Recorder, policy: Policy, passages: Sequence[Passage], arm
     candidates = [
         Candidate(f"{p.id}/{writer}", p, edit, arm, derive_seed(seed, p.id, writer))
         for p, edit in zip(passages, edits, strict=True)
+        if not (edit and edit.unwritten)
     ]
-    return score(run, policy, candidates, domain, phase=phase)
+    tried = iter(score(run, policy, candidates, domain, phase=phase))
+    return [
+        domain.trial(edit, Rejected("unwritten", edit.unwritten)) if edit and edit.unwritten else next(tried)
+        for edit in edits
+    ]
 
 
 def evaluate_arms(run: Recorder, policy: Policy, passages: Sequence[Passage], arms: Sequence[str], domain: Knowledge,
@@ -95,10 +100,15 @@ def evaluate_arms(run: Recorder, policy: Policy, passages: Sequence[Passage], ar
 
 
 def reference_edit(passage: Passage, writer: str, arm: str) -> SelfEdit:
-    """The notes of another writer about ``passage``, as a self-edit."""
+    """The notes of another writer about ``passage``, as a self-edit; without a text if the writer gave none."""
+    if writer in passage.unwritten:
+        return SelfEdit(f"{passage.id}/{writer}", passage.id, "", writer, unwritten=passage.unwritten[writer])
     if writer not in passage.references:
         has = ", ".join(passage.references) or "none"
-        raise DataError(f"arm {arm!r}: passage {passage.id} has no notes by {writer!r} (it has {has}); drop the arm.")
+        raise DataError(
+            f"arm {arm!r}: passage {passage.id} has no notes by {writer!r} (it has {has}); drop the arm, or say who "
+            "writes for the arm external: external=FILE of completions, or external=MODEL@URL."
+        )
     return SelfEdit(f"{passage.id}/{writer}", passage.id, passage.references[writer], writer)
 
 

@@ -12,9 +12,12 @@ from seal_lib.arc import prompts as arc_prompts
 from seal_lib.arc.domain import TestTimeTraining
 from seal_lib.errors import ParameterError
 from seal_lib.generation.contract import Sampling
+from seal_lib.generation.others import Other
+from seal_lib.grading.judge import NOBODY
 from seal_lib.knowledge import prompts as knowledge_prompts
 from seal_lib.knowledge.domain import InnerLoop
 from seal_lib.knowledge.evaluate import BASELINES
+from seal_lib.knowledge.notes import FILES
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.plan.continual import rule_of
 from seal_lib.report.arms import plain
@@ -25,6 +28,7 @@ from seal_lib.runs.values import did_you_mean
 def check(values: Mapping[str, Any]) -> None:
     """Raises SealError, with one sentence, where the parameters of a notebook cannot be run as they are."""
     _arms(values)
+    _elsewhere(values)
     puzzles = "tasks" in values
     for settings in (TestTimeTraining if puzzles else InnerLoop, OuterLoop):  # these know what may go together
         fields = dataclasses.fields(settings)
@@ -40,6 +44,24 @@ def check(values: Mapping[str, Any]) -> None:
     lengths = values.get("lengths", [])
     if lengths and (lengths != sorted(lengths) or lengths[-1] > values["length"]):
         raise ParameterError(f"lengths={lengths} do not rise to {values['length']} at most; that many edits are made.")
+
+
+def _elsewhere(values: Mapping[str, Any]) -> None:
+    """A judge, and who writes for the arm external, are named where they are used, and only there."""
+    judge, external = values.get("judge", ""), values.get("external", "")
+    if "judge" in values and (values["grader"] == "judge") != bool(judge):
+        raise ParameterError(
+            NOBODY
+            if not judge
+            else f"judge: {judge!r} is named, but grader is {values['grader']!r}; set grader to judge."
+        )
+    if external and "external" not in (*values.get("arms", ()), *values.get("controls", ())):
+        raise ParameterError(f"external: {external!r} writes for an arm that is not run; add external to the arms.")
+    for name in filter(None, (judge, external)):
+        if not name.endswith(FILES):
+            Other(name)
+        elif not paths.given(name).is_file():
+            raise ParameterError(f"external: there is no file {name}; give its path, or MODEL@URL.")
 
 
 def _arms(values: Mapping[str, Any]) -> None:

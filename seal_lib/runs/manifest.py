@@ -30,7 +30,8 @@ PACKAGES = (
 ).split()
 SECRET = re.compile(r"(key|token|secret|password)", re.IGNORECASE)
 REDACTED = "(redacted)"
-WHERE = ("workers", "ray_address")  # parameters that say where work is done, see :mod:`seal_lib.runs.workers`
+#: parameters that change no row: where work is done (:mod:`seal_lib.runs.workers`), and what may be spent elsewhere
+WHERE = ("workers", "ray_address", "judge_env", "external_env", "endpoint_calls", "endpoint_seconds")
 DETERMINISM = {
     "cpu": "CPU: the same parameters, library and package versions give the same rows, however often the run was "
     "interrupted, because chunks of units are fixed and every draw is seeded by run seed, unit and purpose.",
@@ -106,7 +107,7 @@ def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
             path = paths.given(value)
             if path.exists():
                 found[name] = content_hash(path)
-        elif value.endswith((".json", ".jsonl", ".yaml")) and paths.given(value).is_file():  # passages, practice, …
+        elif value.endswith((".json", ".jsonl", ".yaml", ".gz")) and paths.given(value).is_file():  # passages, practice, …
             found[name] = content_hash(paths.given(value))
         elif "/" in value and (files := sorted(paths.given(value).glob("*.json"))):  # a folder of tasks
             found[name] = digest(*[part for file in files for part in (file.name, content_hash(file))])
@@ -116,7 +117,7 @@ def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
 def run_key(notebook: str, parameters: dict[str, object]) -> tuple[str, dict[str, str]]:
     """``(hash12, input hashes)``; the tagged cell itself does not count, since its resolved values do.
 
-    Workers do not change rows, so :data:`WHERE` does not count: a run may continue with other workers.
+    :data:`WHERE` does not count: a run may continue with other workers, or a larger budget.
     """
     parameters = {name: value for name, value in parameters.items() if name not in WHERE}
     code = [cell["source"] for cell in params.cells(notebook) if "parameters" not in cell["tags"]]

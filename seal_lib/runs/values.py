@@ -44,16 +44,17 @@ RANGES = {
     r"\w+_ratio": Range(0, 1),
     r"temperature|\w+_weight_decay|(\w+_)?clip": POSITIVE_OR_ZERO,
     r"threshold": Range(),
+    r"endpoint_seconds": POSITIVE,
     r"slots|tokens_per_step|warmup|copies|passage_number|prior_skip|n_own": COUNT_OR_NONE,
     r"(\w+_)?(epochs|batch|rank|tokens|steps|tries)|n_\w+|max_length|show_\w+|lengths?": COUNT,
-    r"samples|rounds|edits|cap|workers|documents|document_limit|questions|anchors|settings": COUNT,
+    r"samples|rounds|edits|cap|workers|documents|document_limit|questions|anchors|settings|endpoint_calls": COUNT,
 }
 #: name of a parameter → its form as a regular expression, and in words
 FORMS = {
     "pad_loss": (r"none|eos|full|probe:[1-9]\d*", "none, eos, full or probe:m, as in probe:64"),
     "authors_pads": (r"full|probe:[1-9]\d*", "full or probe:m, as in probe:64"),
     "writer": (r"policy|reference:\w+", "policy or reference:<name>"),
-}
+} | dict.fromkeys(("judge_env", "external_env"), (r"|[A-Z][A-Z0-9_]{0,63}", "its NAME, in capitals; never a key itself"))
 
 
 def range_of(name: str) -> Range | None:
@@ -147,7 +148,8 @@ class Parameter:
             if isinstance(item, str):
                 form, words = FORMS.get(self.name, (None, ""))
                 if form and not re.fullmatch(form, item):
-                    return f"={_shown(item)} is not one of its forms; write {words}"
+                    shown = "" if self.name.endswith("_env") else f"={_shown(item)}"  # it may be the secret itself
+                    return f"{shown} is not one of its forms; write {words}".lstrip()
                 if not item.strip() and self.default != "":
                     return f"={_shown(item)} is an empty text; write one"
             elif isinstance(item, int | float) and not isinstance(item, bool):
