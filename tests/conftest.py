@@ -69,3 +69,23 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     return made
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Starts endpoints (``fake_endpoint``); pauses between tries are short, and all is kept in a folder of the test."""
+    from fake_endpoint import FakeEndpoint
+
+    from seal_lib.generation import endpoint
+
+    monkeypatch.setenv("SEAL_HOME", str(tmp_path))
+    monkeypatch.setattr(endpoint, "PAUSE", 0.01)
+    servers = []
+
+    def start(behave):
+        servers.append(FakeEndpoint(behave if callable(behave) else lambda prompt, nth: behave))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
