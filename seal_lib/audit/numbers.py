@@ -192,7 +192,7 @@ def _agreement(results: Results, state: str) -> Agreement | None:
 
 @functools.lru_cache(maxsize=65536)
 def _graded(question: str, gold: str, text: str) -> Answer:
-    return grade(Question(question, gold), text, CONTAINS)
+    return grade([(Question(question, gold), text)], CONTAINS)[0]
 
 
 def reward(results: Results) -> Reward | None:
