@@ -5,10 +5,12 @@ loops where an arm has several.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
+from pathlib import Path
 from typing import Any
 
 from seal_lib.errors import DataError
@@ -22,6 +24,7 @@ from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Passage, PassageTrial, SelfEdit
 from seal_lib.report import stats
 from seal_lib.report.arms import difference_arm
+from seal_lib.runs import manifest
 from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed
 
@@ -97,6 +100,17 @@ def evaluate_arms(run: Recorder, policy: Policy, passages: Sequence[Passage], ar
         }
         trials[arm] = by_seed if sampled else by_seed[seeds[0]]
     return trials
+
+
+def recorded_trials(folder: Path, arms: Sequence[str]) -> dict[str, dict[int, list[PassageTrial]]]:
+    """What :func:`evaluate_arms` recorded in a run's folder: arm -> seed -> trials; arms that are not there are left
+    out."""
+    found: dict[str, dict[int, list[PassageTrial]]] = {}
+    for row in manifest.rows(folder):
+        named = re.fullmatch(r"seed_(\d+)/evaluate/(\w+)", row["phase"])
+        if named and named[2] in arms:
+            found.setdefault(named[2], {}).setdefault(int(named[1]), []).append(PassageTrial.from_dict(row))
+    return {arm: found[arm] for arm in arms if arm in found}
 
 
 def reference_edit(passage: Passage, writer: str, arm: str) -> SelfEdit:

@@ -49,7 +49,7 @@ def check(values: Mapping[str, Any]) -> None:
 def _elsewhere(values: Mapping[str, Any]) -> None:
     """A judge, and who writes for the arm external, are named where they are used, and only there."""
     judge, external = values.get("judge", ""), values.get("external", "")
-    if "judge" in values and (values["grader"] == "judge") != bool(judge):
+    if "judge" in values and "grader" in values and (values["grader"] == "judge") != bool(judge):
         raise ParameterError(
             NOBODY
             if not judge

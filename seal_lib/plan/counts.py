@@ -154,6 +154,7 @@ COUNTS: dict[str, Callable[[Mapping], list[Phase]]] = {
     "15_retention_over_time": continual.retention,
     "16_continual_tuning": continual.tuning,
     "17_other_models": other_models,
+    "18_graders": nothing,  # answers of a run that is there; a judge elsewhere is asked twice about each
     "20_arc_tasks": nothing,
     "21_arc_self_edits": arc_self_edits,
     "22_arc_results": nothing,

@@ -21,6 +21,7 @@ from seal_lib.report.marks import (
     GREY,
     INK,
     LIGHT,
+    arm_axis,
     arm_lines,
     by_arms,
     draws,
@@ -46,6 +47,7 @@ STYLE_COLOURS = {
     "forward": "#0072B2", "questions": "#56B4E9", "mixed": "#009E73", "verbatim": "#E69F00", "remark": "#CC79A7",
     "other": "#bdbdbd", "false": "#D55E00", "empty": "#ececec",
 }  # fmt: skip
+GRADER_COLOURS = ("#222222", "#0072B2", "#56B4E9", "#D55E00", "#E69F00")
 DARK_STYLES = ("forward", "mixed", "false")  # take white numbers
 SHARE_LABELS = {  # metric -> what its share is a share of
     "accuracy": "questions answered correctly", "success_rate": "self-edits that solve their task",
@@ -88,6 +90,23 @@ def blank_rate_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
     """One line an arm: share of empty answers with its interval (an empty answer counts as wrong)."""
     arm_lines(ax, arm_rows(table, "blank_rate"), table)
     share_axis(ax.xaxis, "blank answers")
+    return ax
+
+
+@draws("accuracy", by_arms)
+def accuracy_by_grader(table: pd.DataFrame, ax: Axes) -> Axes:
+    """One line an arm, one mark a grader: accuracy with its interval, of the same answers."""
+    rows = table[table["metric"] == "accuracy"]
+    arms, graders = sorted(rows["arm"].unique(), key=arm_rank), list(rows["grader"].unique())
+    for y, arm in enumerate(arms):
+        for row in rows[rows["arm"] == arm].to_dict("records"):
+            number, shift = graders.index(row["grader"]), 0.6 / len(graders)
+            at = y + (number - (len(graders) - 1) / 2) * shift
+            paint = GRADER_COLOURS[number % len(GRADER_COLOURS)]
+            mark(ax, row, at, paint, marker="osD^v"[number % 5], label=once(ax, row["grader"]))
+    arm_axis(ax, [arm_label(arm) for arm in arms])
+    share_axis(ax.xaxis, SHARE_LABELS["accuracy"])
+    legend(ax)
     return ax
 
 

@@ -1,0 +1,130 @@
+"""How much the grader decides: the same answers by several graders, their levels by arm and how often they agree.
+
+An answer counts as right where its grade is at least one half, which only F1 can miss by a fraction. Intervals are over
+passages (and loops): answers about one passage are not independent, under whatever arm.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import permutations
+
+from seal_lib.generation.thoughts import without_thoughts
+from seal_lib.grading.graders import ALWAYS, judged
+from seal_lib.grading.judge import Judge
+from seal_lib.records import PassageTrial, Question
+from seal_lib.report import stats
+from seal_lib.runs.work import Recorder
+
+#: the judge, and the judge asked once more about the same answers
+JUDGES = ("judge", "judge again")
+ALL = "all answers"
+
+#: the trials of an arm by loop
+Loops = Mapping[int, Sequence[PassageTrial]]
+
+
+def judge_all(run: Recorder, loops: Loops, judge: Judge, *, phase: str) -> dict[int, list[PassageTrial]]:
+    """The trials of an arm with grades by both :data:`JUDGES`, recorded under ``phase``."""
+    trials = [trial for several in loops.values() for trial in several]
+    names = [f"{loop}/{trial.id}" for loop, several in loops.items() for trial in several]
+    by_name = dict(zip(names, trials, strict=True))
+
+    def verdicts(part: Sequence[str]) -> list[dict]:
+        answers = [answer for name in part for answer in by_name[name].answers]
+        pairs = [(Question(a.question, a.gold), without_thoughts(a.text)[0].strip()) for a in answers]
+        asked = replace(judge, count=run.count)
+        found = [iter(judged(pairs, who)) for who in (asked, asked.again())]
+        return [
+            {name: [next(several) for _ in by_name[one].answers] for name, several in zip(JUDGES, found, strict=True)}
+            for one in part
+        ]
+
+    rows = iter(run.map(phase, names, verdicts, chunk=64))
+    return {loop: [_regraded(trial, next(rows)) for trial in several] for loop, several in loops.items()}
+
+
+def _regraded(trial: PassageTrial, row: Mapping[str, Sequence[float | None]]) -> PassageTrial:
+    answers = tuple(
+        replace(answer, grades=answer.grades | {name: _number(row[name][i]) for name in JUDGES})
+        for i, answer in enumerate(trial.answers)
+    )
+    return replace(trial, answers=answers)
+
+
+def _number(grade: float | None) -> float:
+    return float("nan") if grade is None else grade
+
+
+def graders_of(arms: Mapping[str, Loops]) -> list[str]:
+    """The graders that graded every answer, those that cost nothing first."""
+    graded = [
+        set(a.grades) for loops in arms.values() for several in loops.values() for t in several for a in t.answers
+    ]
+    common = set.intersection(*graded) if graded else set()
+    return sorted(common, key=lambda name: ([*ALWAYS, *JUDGES].index(name) if name in (*ALWAYS, *JUDGES) else 99, name))
+
+
+def level_rows(experiment: str, arms: Mapping[str, Loops], graders: Sequence[str], *, protocol: str,
+               model: str) -> list[dict]:  # fmt: skip
+    """Lines ``accuracy`` of every arm by every grader: means of passages. A trial that cannot be scored is dropped."""
+    rows = []
+    for arm, loops in arms.items():
+        for grader in graders:
+            values = {loop: _by_passage(several, grader) for loop, several in loops.items()}
+            estimate = stats.mean_over_loops(values, stats.SHARE)
+            rows.append(estimate.row(experiment, arm, "accuracy", protocol, model, grader))
+    return rows
+
+
+def _by_passage(trials: Sequence[PassageTrial], grader: str) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for trial in trials:
+        found.setdefault(trial.unit_id, []).append(trial.mean(grader))
+    return found
+
+
+def agreement_rows(experiment: str, arms: Mapping[str, Loops], graders: Sequence[str], *, protocol: str,
+                   model: str) -> list[dict]:  # fmt: skip
+    """Lines over the answers of all arms that both graders graded, for every ordered pair of graders a and b.
+
+    ``agree:a:b``: both say right, or both wrong; ``only:a:b``: a says right and b wrong, a share of all. With the judge
+    asked twice, ``agree`` is its test–retest agreement.
+    """
+    rows = []
+    for a, b in permutations(graders, 2):
+        measures: dict[str, Callable[[bool, bool], bool]] = {f"only:{a}:{b}": lambda x, y: x and not y}
+        if list(graders).index(a) < list(graders).index(b):
+            measures[f"agree:{a}:{b}"] = lambda x, y: x == y
+        for metric, of in measures.items():
+            estimate = stats.ratio_over_loops({0: _counts(arms, a, b, of)})
+            rows.append(estimate.row(experiment, ALL, metric, protocol, model, f"{a}, {b}"))
+    return rows
+
+
+def _counts(
+    arms: Mapping[str, Loops], a: str, b: str, of: Callable[[bool, bool], bool]
+) -> dict[str, tuple[float, float]]:
+    """passage → (answers of which it holds, answers that both graded)."""
+    found: dict[str, tuple[float, float]] = {}
+    for trial in (t for loops in arms.values() for several in loops.values() for t in several):
+        for answer in trial.answers:
+            grades = answer.grades[a], answer.grades[b]
+            if any(grade != grade for grade in grades):
+                continue
+            holds, both = found.get(trial.unit_id, (0.0, 0.0))
+            found[trial.unit_id] = (holds + of(*(grade >= 0.5 for grade in grades)), both + 1)
+    return found
+
+
+def disagreements(arms: Mapping[str, Loops], graders: Sequence[str], limit: int) -> list[dict]:
+    """The first ``limit`` different answers that some graders call right and some wrong, with their grades."""
+    found: dict[tuple[str, str], dict] = {}
+    for arm, loops in arms.items():
+        for trial in (t for several in loops.values() for t in several):
+            for answer in trial.answers:
+                grades = {name: answer.grades[name] for name in graders}
+                said = {grade >= 0.5 for grade in grades.values() if grade == grade}
+                if len(said) == 2:
+                    about = {"arm": arm, "question": answer.question, "answer": answer.text, "gold": answer.gold}
+                    found.setdefault((answer.question, answer.text), about | grades)
+    return list(found.values())[:limit]
