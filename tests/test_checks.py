@@ -47,3 +47,25 @@ def test_refused_before_anything_starts(tmp_path, monkeypatch, capsys, notebook:
 
 def test_the_committed_values_agree(capsys) -> None:
     assert main(["check"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("notebook", "settings", "says"),
+    [
+        ("11", ["grader=judge"], "name a model, or MODEL@URL, in the parameter judge"),
+        ("11", ["judge=m@http://host/v1"], "set grader to judge"),
+        ("12", ["grader=judge", "judge=m@http://"], "write MODEL@https://HOST/v1"),
+        ("12", ["grader=judge", "judge=m@http://host/v1", "judge_env=sk-s3cr3t"], "never a key itself"),
+        ("11", ["external=m@http://host/v1", "arms=[frozen]"], "add external to the arms"),
+        ("11", ["external=nowhere.json"], "there is no file nowhere.json"),
+        ("11", ["endpoint_calls=0"], "give a number from 1"),
+        ("18", ["judge=m@ftp://host@http://"], "write MODEL@https://HOST/v1"),
+    ],
+)
+def test_a_judge_and_a_writer_elsewhere_are_looked_at_first(tmp_path, monkeypatch, capsys, notebook, settings, says):
+    monkeypatch.setenv("SEAL_HOME", str(tmp_path))
+    monkeypatch.delenv("SET", raising=False)
+    given = [word for setting in settings for word in ("--set", setting)]
+    assert main(["run", notebook, "--scale", "smoke", *given]) == 2
+    said = capsys.readouterr().err
+    assert says in said and "s3cr3t" not in said and said.count("\n") == 1 and not paths.runs().exists()

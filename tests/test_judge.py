@@ -166,3 +166,30 @@ def test_verdicts_that_did_not_come_are_counted_and_left_out_of_the_means(serve)
     told = {r["metric"]: r for r in rows}
     assert (told["accuracy"]["n"], told["accuracy"]["dropped"]) == (0, 1) and math.isnan(told["accuracy"]["value"])
     assert json.loads(json.dumps(run.phases, allow_nan=False))
+
+
+# ------------------------------------------------------------------------------------------------ in a notebook
+
+
+@pytest.mark.notebook
+def test_notebooks_with_a_judge_and_another_writer_behind_a_url(serve, tmp_path, monkeypatch, capfd) -> None:
+    """11 with everything elsewhere, and 18 on its answers; the key is in no file of theirs."""
+    from seal_lib import paths
+    from seal_lib.runs import manifest, runner
+
+    for name in ("SEAL_SOURCE", "SEAL_RUN_DIR", "SEAL_BATCH", "SET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MY_KEY", "s3cr3t-word")
+    server = serve(lambda prompt, nth: strict(prompt, nth) if _ASKED.search(prompt) else "- A note.")
+    settings = {"judge": server.name, "judge_env": "MY_KEY"}
+    elsewhere = settings | {"grader": "judge", "external": server.name, "external_env": "MY_KEY"}
+    assert runner.run("11_single_passage", "smoke", elsewhere) == 0, capfd.readouterr().err
+    record = paths.read_json(manifest.newest("11_single_passage", "smoke") / "run.json")
+    judged = server.calls
+    assert 0 < record["counters"]["other_calls"] == judged and record["parameters"]["judge"] == server.name
+    assert runner.run("18_graders", "smoke", settings) == 0, capfd.readouterr().err
+    metrics = paths.read_json(manifest.newest("18_graders", "smoke") / "metrics.json")
+    assert metrics["agree:exact:judge"] == metrics["agree:judge:judge again"] == 1.0
+    assert judged < server.calls <= 2 * judged  # the second time only: the first is kept
+    assert {h.get("Authorization") for h in server.headers} == {"Bearer s3cr3t-word"}
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"s3cr3t" in p.read_bytes()]

@@ -66,13 +66,13 @@ def graders_of(arms: Mapping[str, Loops]) -> list[str]:
 
 def level_rows(experiment: str, arms: Mapping[str, Loops], graders: Sequence[str], *, protocol: str,
                model: str) -> list[dict]:  # fmt: skip
-    """Lines ``accuracy`` of every arm by every grader: means of passages. A trial that cannot be scored is dropped."""
+    """Lines ``accuracy:grader`` of every arm: means of passages. A trial that cannot be scored is dropped."""
     rows = []
     for arm, loops in arms.items():
         for grader in graders:
             values = {loop: _by_passage(several, grader) for loop, several in loops.items()}
             estimate = stats.mean_over_loops(values, stats.SHARE)
-            rows.append(estimate.row(experiment, arm, "accuracy", protocol, model, grader))
+            rows.append(estimate.row(experiment, arm, f"accuracy:{grader}", protocol, model, grader))
     return rows
 
 

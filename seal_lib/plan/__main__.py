@@ -90,6 +90,7 @@ def item(notebook: str, scale: str, device: Device, chosen: list[str]) -> Item:
                 made.missing += [lack] * bool(lack)
                 if size:
                     made.downloads[str(p[key])] = size
+        made.missing += needs.need_others(p)
         if shape is not None and made.work:
             made.budgets = needs.budgets(p, made.work, shape, device)
             for one in made.budgets:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from seal_lib import models, paths
 from seal_lib.errors import SealError
+from seal_lib.generation.others import Other
+from seal_lib.knowledge.notes import FILES
 from seal_lib.models import budget
 from seal_lib.plan import counts, lengths
 from seal_lib.plan.costs import Device
@@ -166,6 +168,21 @@ def _shards(source: str, revision: str) -> bool:
         return True
     files = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
     return all(hub_file(source, file, revision) for file in files)
+
+
+def need_others(p: Mapping) -> list[str]:
+    """What is missing to ask a judge or another writer: a key in the environment, a model in the cache."""
+    lacking = []
+    for name, key_env in ((p.get(key), p.get(f"{key}_env", "")) for key in ("judge", "external")):
+        if not name or name.endswith(FILES):  # a file is looked at with the parameters
+            continue
+        try:
+            other = Other(name, key_env)
+            lacking.append("" if other.address else need_model(name)[0])
+            other.check()
+        except SealError as error:
+            lacking.append(str(error))
+    return list(dict.fromkeys(filter(None, lacking)))
 
 
 def need_data(source: str) -> tuple[str, float]:

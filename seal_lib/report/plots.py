@@ -93,10 +93,10 @@ def blank_rate_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-@draws("accuracy", by_arms)
+@draws("accuracy:.+", by_arms)
 def accuracy_by_grader(table: pd.DataFrame, ax: Axes) -> Axes:
     """One line an arm, one mark a grader: accuracy with its interval, of the same answers."""
-    rows = table[table["metric"] == "accuracy"]
+    rows = table[table["metric"].str.startswith("accuracy:")]
     arms, graders = sorted(rows["arm"].unique(), key=arm_rank), list(rows["grader"].unique())
     for y, arm in enumerate(arms):
         for row in rows[rows["arm"] == arm].to_dict("records"):
