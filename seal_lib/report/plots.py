@@ -294,6 +294,7 @@ def pictures(
     wanted = [
         (accuracy_by_arm, full, len(ran) >= 2),
         (accuracy_by_round, pd.concat([full, rows.drop(own.index)], ignore_index=True), len(learned) >= 2),
+        (accuracy_by_grader, own, any(metric.startswith("accuracy:") for metric in arms)),
         (differences, own, "difference" in arms),
         (blank_rate_by_arm, own, len(arms.get("blank_rate", ())) >= 2),
         (coverage_by_round, own, len(by_round(arm_rows(own, "coverage", needed=False))) >= 2),
