@@ -40,7 +40,7 @@ comma := ,
 
 .DEFAULT_GOAL := help
 PLAN_FLAGS = --scale $(SCALE) --only "$(ONLY)" --device "$(DEVICE)" $(if $(call ON,$(STRICT)),--strict)
-.PHONY: help env reproduce figures lab test test-vllm test-gpu test-ray lint status seedling bench bench-gpu clean-runs lock
+.PHONY: help env reproduce figures publish lab test test-vllm test-gpu test-ray lint status seedling bench bench-gpu clean-runs lock
 # other EXTRAS than those installed: install again
 ifeq ($(filter auto $(shell cat $(STAMP) 2>/dev/null),$(EXTRAS)),)
 .PHONY: $(STAMP)
@@ -58,6 +58,9 @@ reproduce: $(STAMP)  ## run every notebook that is not up to date (SCALE, ONLY, 
 
 figures: $(STAMP)  ## draw every figure from the finished runs
 	@SET="$(SET)" $(PY) -m seal_lib all $(RUN_FLAGS) --only 91_figures
+
+publish: $(STAMP)  ## make tables and figures of the finished runs the committed ones; refused if a notebook has not run
+	@SET="$(SET)" $(PY) -m seal_lib.report.tables publish --scale $(SCALE) $(ARGS)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks

@@ -43,8 +43,13 @@ def runs() -> Path:
 
 
 def figures() -> Path:
-    """Folder of the drawn figures; may not exist yet."""
+    """Folder of the published figures and tables; may not exist yet."""
     return _from_env("SEAL_HOME") / "figures"
+
+
+def gallery(scale: str) -> Path:
+    """Folder of tables and figures as the runs of a scale give them, before anyone publishes them."""
+    return runs() / f"gallery-{scale}"
 
 
 def data() -> Path:

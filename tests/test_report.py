@@ -31,7 +31,7 @@ def make_run(notebook, lines, name="123456789012", finished=True, when=1000):
     (folder / "results.csv").write_text("\n".join([HEADER, *lines]) + "\n")
     if finished:
         kept = {"results.csv": manifest.content_hash(folder / "results.csv")}
-        about = {"git": {"sha": "abc"}, "wall_seconds": 90, "end": when, "code": {}, "files": kept}
+        about = {"git": {"sha": "abc"}, "wall_seconds": 90, "end": when, "code": {}, "files": kept, "key": name}
         (folder / "run.json").write_text(json.dumps(about))
     return folder
 
@@ -49,12 +49,12 @@ def test_joins_the_paper_and_keeps_the_numbers():
     assert "Table 2" in frame.loc["frozen", "paper_source"] and "Qwen2.5-7B" in frame.loc["frozen", "paper_source"]
     assert frame.loc["frozen", "value"] == 0.041235
     assert math.isnan(frame.loc["my_arm", "paper_value"]) and math.isnan(frame.loc["my_arm", "low"])
-    written = (paths.figures() / "seedling" / "results.csv").read_text()
+    written = (paths.gallery("seedling") / "results.csv").read_text()
     assert written.splitlines()[0] == (
         "experiment,arm,metric,value,low,high,n,unit,loops,dropped,interval,p,grader,protocol,model,"
         "paper_value,paper_source,run"
     )
-    again = results.read_results(paths.figures() / "seedling" / "results.csv").set_index("arm")
+    again = results.read_results(paths.gallery("seedling") / "results.csv").set_index("arm")
     assert again.loc["my_arm", "run"] == "11_single_passage/seedling/123456789012"
     assert again["value"].tolist() == frame["value"].tolist()
 
@@ -70,7 +70,7 @@ def test_manifest_names_runs_used_and_notebooks_not_run(home):
     (home / "notebooks" / "12_restem_rounds.ipynb").write_text("{}")
     make_run("11_single_passage", [line("frozen", 0.1)])
     results.collect("seedling")
-    manifest = json.loads((paths.figures() / "seedling" / "manifest.json").read_text())
+    manifest = json.loads((paths.gallery("seedling") / "manifest.json").read_text())
     assert manifest["not_run"] == ["12_restem_rounds"]
     assert manifest["runs"][0]["git"]["sha"] == "abc"
     assert (manifest["runs"][0]["minutes"], manifest["runs"][0]["rows"]) == (1.5, 1)
@@ -223,8 +223,39 @@ def test_markdown_and_html_escape_what_they_show():
     assert "&lt;b&gt;" in page and "cap &amp; tion" in page and "<b>" not in page
 
 
-def test_readme_is_rewritten_only_between_the_markers(home):
+def test_only_whole_sets_of_reference_runs_are_published(home, monkeypatch):
+    (home / "README.md").write_text(f"{tables.BEGIN}\n{tables.END}\n")
+    make_run("11_single_passage", [line("frozen", 0.1)])
+    results.collect("seedling")
+    assert not paths.figures().exists()  # a finished notebook alone changes nothing that is published
+    monkeypatch.setattr(manifest, "reference", lambda notebook, scale: paths.runs() / notebook / scale / "other")
+    with pytest.raises(DataError, match="has not the parameters of scale seedling; run `make reproduce ONLY=11_"):
+        tables.publish("seedling", home / "README.md")
+    monkeypatch.setattr(manifest, "reference", lambda notebook, scale: paths.runs() / notebook / scale / "123456789012")
+    (home / "notebooks" / "12_restem_rounds.ipynb").write_text("{}")
+    monkeypatch.setattr(tables.params, "scales", lambda notebook: ["seedling"])
+    results.collect("seedling")
+    with pytest.raises(DataError, match="12_restem_rounds has not run at scale seedling"):
+        tables.publish("seedling", home / "README.md")
+    assert not paths.figures().exists()
+    stays = paths.figures() / "seedling" / "bench_arc.csv"
+    for file in (stays, stays.with_name("gone.png")):
+        paths.write_text(file, "x")
+    tables.publish("seedling", home / "README.md", incomplete=True)
+    here = sorted(path.name for path in stays.parent.iterdir())
+    assert here == ["bench_arc.csv", "manifest.json", "results.csv"]
+
+
+def test_an_experiment_does_not_take_the_place_of_the_reference_run(monkeypatch):
+    reference = make_run("11_single_passage", [line("frozen", 0.1)], name="reference", when=1000)
+    make_run("11_single_passage", [line("frozen", 0.9)], name="changed", when=2000)
+    monkeypatch.setattr(manifest, "reference", lambda notebook, scale: reference)
+    assert results.collect("seedling")["value"].tolist() == [0.1]
+
+
+def test_readme_is_rewritten_only_between_the_markers(home, monkeypatch):
     example()
+    monkeypatch.setattr(manifest, "reference", lambda notebook, scale: paths.runs() / notebook / scale / "123456789012")
     readme = home / "README.md"
     readme.write_text(f"# Title\n\n{tables.BEGIN}\nold\n{tables.END}\n\ntail\n")
     tables.publish("seedling", readme)
@@ -244,7 +275,7 @@ def test_readme_is_rewritten_only_between_the_markers(home):
 
 def test_command_line_says_what_is_missing(capsys):
     assert tables.main(["publish", "--scale", "seedling"]) == 2
-    assert "collect --scale seedling" in capsys.readouterr().err
+    assert "make figures SCALE=seedling" in capsys.readouterr().err
 
 
 def test_paper_values_are_fractions_with_a_source_and_one_headline_each():

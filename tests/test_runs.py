@@ -298,17 +298,52 @@ def test_two_processes_never_share_a_folder(batch: Suite) -> None:
     start(batch).close()  # the killed process gave the folder back
 
 
-def test_two_people_running_by_hand_get_two_folders(batch: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_by_hand_goes_on_where_it_was_and_is_that_of_the_runner(batch, monkeypatch, capsys) -> None:
     monkeypatch.delenv("SEAL_RUN_DIR")
-    one, two = start(batch), start(batch)
-    assert one.folder != two.folder and one.folder.name.startswith("interactive-")
-    one.map("a", UNITS[:5], square)
+    calls: list[int] = []
+
+    def counted(part: list) -> list[dict]:
+        calls.append(len(part))
+        return square(part)
+
+    one = start(batch)
+    first = one.map("a", UNITS[:5], counted, chunk=5)
+    two = start(batch)  # Run All again, or after the kernel was restarted
+    assert two.folder == one.folder and two.resumed == 5 and "resuming" in two.facts()
+    assert two.map("a", UNITS[:5], counted, chunk=5) == first and calls == [5]
     # a cell run again after an edit counts, its earlier rows do not
-    assert one.map("a", UNITS[:5], lambda part: [{"value": 0} for _ in part]) == [{"value": 0}] * 5
-    assert len((one.folder / "rows.jsonl").read_text().splitlines()) == 5
-    one.finish([], {})
-    assert (one.folder / "run.json").exists()
-    assert manifest.finished("11_demo", "seedling") == []  # a run by hand is nobody's input
+    assert two.map("a", UNITS[:5], lambda part: [{"value": 0} for _ in part]) == [{"value": 0}] * 5
+    assert len((two.folder / "rows.jsonl").read_text().splitlines()) == 5
+    two.finish([], {})
+    assert manifest.finished("11_demo", "seedling") == [two.folder]
+    journal.Lock(two.folder / "lock").release()  # a finished run is free although the kernel lives
+    three = start(batch)
+    three.map("a", UNITS[:5], square)
+    three.map("a", UNITS[:5], square)
+    assert manifest.finished("11_demo", "seedling") == []  # not done while a cell has been run anew
+    three.close()
+
+
+def test_a_finished_run_by_hand_whose_code_changed_is_set_aside(batch, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("SEAL_RUN_DIR")
+    run = start(batch)
+    run.map("a", UNITS[:5], square)
+    run.finish([], {})
+    monkeypatch.setattr(manifest, "code_changed", lambda record: ["seal_lib.records"])
+    again = start(batch)
+    assert again.resumed == 0 and "moved to" in capsys.readouterr().out
+    assert len(list((again.folder.parent / "superseded").glob("*/run.json"))) == 1
+    again.close()
+
+
+def test_a_scale_can_be_had_by_hand(batch, monkeypatch) -> None:
+    monkeypatch.delenv("SEAL_RUN_DIR")
+    wanted = {**params.resolve("11_demo", "seedling"), "seed": 7}
+    monkeypatch.setattr(lifecycle.params, "resolve", lambda notebook, scale: wanted)
+    namespace = dict(wanted, seed=1)
+    run = lifecycle.start("11_demo", namespace, scale="big")
+    assert namespace["seed"] == 7 and run.folder == paths.runs() / "11_demo" / "big" / run.key
+    run.close()
 
 
 def test_rows_of_other_library_code_are_set_aside(batch: Suite, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

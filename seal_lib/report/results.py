@@ -30,9 +30,9 @@ COUNT_COLUMNS = ["n", "loops", "dropped"]
 
 
 def collect(scale: str, write: bool = True) -> pd.DataFrame:
-    """Join results.csv of the newest finished run of each notebook with the paper's values.
+    """Join results.csv of the finished run of each notebook (:func:`manifest.newest`) with the paper's values.
 
-    Writes figures/<scale>/results.csv and manifest.json (which runs, from which code and parameters).
+    Writes results.csv and manifest.json (which runs, from which code and parameters) into :func:`paths.gallery`.
 
     Raises:
         DataError: two runs disagree about one (experiment, arm, metric, protocol, model), both give an experiment
@@ -56,7 +56,7 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
     _one_family(table)
     table = joined(_without_duplicates(table))
     if write:
-        folder = paths.figures() / scale
+        folder = paths.gallery(scale)
         paths.write_text(folder / "results.csv", table.to_csv(index=False, lineterminator="\n"))
         paths.write_json(folder / "manifest.json", {"scale": scale, "runs": used, NOT_RUN.replace(" ", "_"): missing})
     return table

