@@ -289,6 +289,8 @@ def test_a_run_whose_input_changed_runs_again(suite: Suite, monkeypatch: pytest.
     assert run() == 0 and run("11_next") == 0
     assert run("11_next") == 0 and "up to date: 11_next" in capfd.readouterr().out
     assert run(overrides={"lr": "0.5"}) == 0
+    assert runner.state("11_next", "seedling")["state"] == "done"  # an experiment is not what the scale runs
+    suite.params("10_demo", "lr: 0.5\n")
     assert runner.state("11_next", "seedling")["state"] == "inputs changed"
     assert run("11_next") == 0 and "a newer run of 10_demo@seedling exists" in capfd.readouterr().out
     assert manifest.read(only_folder("11_next"))["runs_read"]["10_demo@seedling"]["run"] != ""
