@@ -4,10 +4,9 @@ They know nothing of models, files or statistics. Accuracy and rates are fractio
 """
 
 import html
-import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
 from seal_lib.errors import DataError
@@ -294,19 +293,17 @@ def _share(values: Iterable[bool]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def to_dict(record: Any) -> dict:
+def to_dict(record: Any) -> Any:
     """A record as plain JSON values (NaN becomes None)."""
-    return json.loads(json.dumps(_finite(asdict(record))))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    if isinstance(record, float):
+        return record if math.isfinite(record) else None
+    if is_dataclass(record):
+        return {item.name: to_dict(getattr(record, item.name)) for item in fields(record)}
+    if isinstance(record, dict):
+        return {str(key): to_dict(item) for key, item in record.items()}
+    if isinstance(record, list | tuple):
+        return [to_dict(item) for item in record]
+    return record
 
 
 def by_passage(trials: Iterable[PassageTrial], what: str) -> dict[str, float]:

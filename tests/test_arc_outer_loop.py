@@ -11,7 +11,6 @@ from transformers.optimization import get_cosine_schedule_with_warmup, get_linea
 from seal_lib import models
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
-from seal_lib.loops.updates import finetune
 from seal_lib.runs import params
 from seal_lib.training import finetune as training
 
@@ -27,7 +26,7 @@ def policy() -> Policy:
 def rates(policy: Policy, folder, outer: OuterLoop) -> list[float]:
     """The learning rate of each step of an M-step, as its artifact records them."""
     run = MemoryRun(folder)
-    finetune(run, policy, PAIRS, outer, name="p", seed=0)
+    policy.finetuned(run, PAIRS, outer, name="p", seed=0)
     return json.loads((folder / "policies" / "p" / "report.json").read_text())["learning_rates"]
 
 
@@ -70,7 +69,7 @@ def test_every_setting_of_the_m_step_reaches_it(policy, tmp_path, monkeypatch) -
     assert set(names) == set(other)
     for k, changes in enumerate(({}, *({name: other[name]} for name in names))):
         with pytest.raises(Enough):
-            finetune(MemoryRun(tmp_path / str(k)), policy, PAIRS, replace(OUTER, **changes), name="p", seed=0)
+            policy.finetuned(MemoryRun(tmp_path / str(k)), PAIRS, replace(OUTER, **changes), name="p", seed=0)
     first, *rest = seen
     for name, options in zip(names, rest, strict=True):
         assert {key for key in first if first[key] != options[key]}, f"{name} does not reach sft"

@@ -9,9 +9,10 @@ from fixtures_seal import DOMAIN, MemoryRun, made, mean, seedling, trial
 
 from seal_lib.errors import DataError
 from seal_lib.knowledge import experiment
+from seal_lib.knowledge.data import batches
 from seal_lib.knowledge.evaluate import BASELINES, difference_rows, edit_rows, evaluate_arm, result_rows
-from seal_lib.knowledge.experiment import comparisons, restem_loop, restem_rows, reward_rows
-from seal_lib.loops.outer import Loop, evaluate
+from seal_lib.knowledge.experiment import comparisons, restem_rows, reward_rows
+from seal_lib.loops.outer import Loop, evaluate, run_loop
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Round, SelfEdit
@@ -203,9 +204,9 @@ def test_an_unknown_arm_or_absent_notes_are_named() -> None:
 
 def test_the_loop_practises_on_new_passages_each_round_and_its_rows_are_complete(tmp_path) -> None:
     run, passages = MemoryRun(tmp_path), made(2, facts=4)
-    loop = restem_loop(
-        run, Policy("untrained", *seedling()), passages, DOMAIN, OUTER, practice="world:learning",
-        n_practice=2, practice_seed=1, rounds=2, seed=0, random_control=True,
+    loop = run_loop(
+        run, Policy("untrained", *seedling()), DOMAIN, OUTER, practice=batches("world:learning", 2, 1),
+        held_out=passages, rounds=2, seed=0, control="random_edit_sft",
     )  # fmt: skip
     assert list(loop.evaluated) == ["own_untrained", "seal_round_1", "seal_round_2", "random_edit_sft"]
     practised = [{t.unit_id for t in r.candidates} for r in loop.rounds]

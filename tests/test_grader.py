@@ -13,7 +13,7 @@ from seal_lib.generation.contract import Completion
 from seal_lib.grading.graders import GRADERS, contains, each, exact_match, grade
 from seal_lib.knowledge import evaluate, experiment
 from seal_lib.knowledge.domain import Knowledge
-from seal_lib.loops import inner, outer, updates
+from seal_lib.loops import inner, outer
 from seal_lib.loops.domain import Candidate
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import REWARDS
@@ -52,7 +52,7 @@ def loop(monkeypatch):
         monkeypatch.setattr(Policy, "generator", lambda policy: RunsOn(before))
         monkeypatch.setattr(inner, "train", train)
         monkeypatch.setattr(Knowledge, "target", lambda domain, unit, text, policy: text)
-        monkeypatch.setattr(updates, "finetune", lambda run, policy, pairs, outer, **_: (policy, 0.0))
+        monkeypatch.setattr(Policy, "finetuned", lambda policy, run, pairs, outer, **_: (policy, 0.0))
         policy, domain = Policy("untrained", None, None), Knowledge(replace(INNER, grader=grader), WORDING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

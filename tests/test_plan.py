@@ -13,7 +13,7 @@ from seal_lib.errors import ParameterError
 from seal_lib.knowledge import data
 from seal_lib.models import budget
 from seal_lib.plan import __main__ as plan
-from seal_lib.plan import costs, counts, needs
+from seal_lib.plan import cells, costs, needs
 from seal_lib.runs import params, runner
 
 H200, L4 = costs.device("h200"), costs.device("l4")
@@ -89,11 +89,11 @@ def test_what_does_not_fit_is_refused_with_a_sentence(empty, capsys) -> None:
     told = capsys.readouterr().out
     assert "11: Qwen/Qwen2.5-7B, bank and vllm on one device:" in told and "there are 24.0 GB" in told
     p = params.resolve("12_restem_rounds", "paper")
-    work, shape = counts.of("12_restem_rounds", p), budget.shape_of(p["model"])
+    work, shape = cells.of("12_restem_rounds", p), budget.shape_of(p["model"])
     training, learning = needs.budgets(p, work, shape, H200)
     assert training.parts["earlier policies of the loop (2)"] == pytest.approx(2 * 15.2e9, rel=0.01)
     assert "M-step" in learning.title and training.fits and learning.fits
-    more = needs.budgets({**p, "slots": 64}, counts.of("12_restem_rounds", {**p, "slots": 64}), shape, H200)
+    more = needs.budgets({**p, "slots": 64}, cells.of("12_restem_rounds", {**p, "slots": 64}), shape, H200)
     assert more[0].needed > training.needed
 
 
@@ -118,7 +118,7 @@ def test_prices_follow_device_and_work() -> None:
     shape = budget.shape_of(p["model"])
 
     def hours(device, **changes) -> float:
-        work = counts.of("11_single_passage", {**p, **changes})
+        work = cells.of("11_single_passage", {**p, **changes})
         return sum(plan.price(w, shape, device, "bfloat16") for w in work) / 3600
 
     assert hours(L4) > 3 * hours(H200) and hours(H200, pad_loss="full") > 5 * hours(H200)

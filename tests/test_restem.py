@@ -185,12 +185,12 @@ def bandit(monkeypatch, settings: OuterLoop, rounds: int = 3, seed: int = 0) -> 
             for c in candidates
         ]  # fmt: skip
 
-    def finetune(run, policy, texts, outer, *, name, seed):
+    def finetuned(policy, run, texts, outer, *, name, seed):
         return replace(policy, name=name, model=[texts.count(arm) + 1 for arm in ARMS]), 0.0
 
     monkeypatch.setattr(outer, "write_self_edits", write)
     monkeypatch.setattr(inner, "score", score)
-    monkeypatch.setattr(updates, "finetune", finetune)
+    monkeypatch.setattr(Policy, "finetuned", finetuned)
     policy, shares = Policy("start", [1, 1, 1], None), [1 / 3]
     passages = [plain_passage(name=f"p{i}") for i in range(200)]
     for index in range(1, rounds + 1):

@@ -28,7 +28,7 @@ from seal_lib.loops.domain import TOO_LONG, Candidate, Count, Rejected
 from seal_lib.loops.policy import Policy
 from seal_lib.records import SelfEdit
 from seal_lib.seeds import derive_seed
-from seal_lib.training.jobs import Job, Result
+from seal_lib.training.jobs import Example, Job, Result
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -252,11 +252,15 @@ class Puzzles:
         """Every configuration of a task starts from the same adapter and sees data in the same order: seed and task
         alone decide both, so the order of candidates and their neighbours do not matter."""
         sets: dict = {}
-        return [self._job(candidate, tokenizer, sets) for candidate in candidates]
+        return [self._job(candidate, self.examples(candidate, tokenizer, sets)) for candidate in candidates]
 
-    def _job(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase", sets: dict) -> Job | Rejected:
+    def examples(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase", sets: dict) -> list[Example]:
+        """The bank's training examples of one candidate; ``sets``: see :func:`training_examples`."""
+        settings, task, config = self.inner, candidate.unit, candidate.edit
+        return training_examples(task, config, tokenizer, self.prompts, settings, candidate.seed, sets)
+
+    def _job(self, candidate: Candidate, examples: Sequence[Example]) -> Job | Rejected:
         inner, task, config = self.inner, candidate.unit, candidate.edit
-        examples = training_examples(task, config, tokenizer, self.prompts, inner, candidate.seed, sets)
         if not examples:  # of the task's length, whatever the configuration
             return Rejected("task_too_long", "every training example is too long")
         reading = with_data(Reading(config.text(), config), len(examples), inner.limits)

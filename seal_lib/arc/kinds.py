@@ -21,7 +21,7 @@ from seal_lib.loops.domain import Candidate
 from seal_lib.loops.inner import score
 from seal_lib.loops.outer import Loop, evaluate
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.updates import finetune, imitate
+from seal_lib.loops.updates import imitate
 from seal_lib.records import SelfEdit
 from seal_lib.report import stats
 from seal_lib.report.arms import difference_arm
@@ -73,7 +73,7 @@ def opening_policy(run: "Recorder", base: Policy, study: FewShot, by_hand: Confi
     for number, task in enumerate(seen):
         text = blind_configuration(by_hand, "opening policy", number).text()
         pairs.append(study.domain.target(task, text, base))
-    policy, _ = finetune(run, base, pairs, replace(study.outer, sft_epochs=1, sft_lr=lr), name="opening", seed=0)
+    policy, _ = base.finetuned(run, pairs, replace(study.outer, sft_epochs=1, sft_lr=lr), name="opening", seed=0)
     return policy
 
 

@@ -27,7 +27,7 @@ class Arm:
     def make(self, lab: Lab) -> Rule:
         if self.rule not in RULES:
             raise DataError(f"arms: {self.rule!r} is not one of {', '.join(RULES)}.")
-        return RULES[self.rule](lab, **(self.knobs or {}))
+        return lab.rule(RULES[self.rule], **(self.knobs or {}))
 
 
 def arms_of(names: Sequence[str], knobs_file: str | None = None) -> list[Arm]:

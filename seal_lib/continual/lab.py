@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from seal_lib.continual.streams import Stream
+from seal_lib.continual.trainer import StreamBank
 from seal_lib.generation.contract import Completion, Generator, Request, Sampling
 from seal_lib.knowledge.domain import InnerLoop, Knowledge
 from seal_lib.loops.policy import Policy
@@ -28,6 +29,8 @@ from seal_lib.training.jobs import Example, pad_examples
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RuleT = TypeVar("RuleT")
 
 
 @dataclass
@@ -69,6 +72,14 @@ class Lab:
     def with_inner(self, **changes: object) -> Lab:
         """This lab with other settings of the inner loop."""
         return replace(self, domain=replace(self.domain, inner=replace(self.inner, **changes)))
+
+    def bank(self, **settings: Any) -> StreamBank:
+        """The bank that trains the edits of several streams side by side."""
+        return StreamBank(self.model, **settings)
+
+    def rule(self, kind: Callable[..., RuleT], **knobs: float) -> RuleT:
+        """An update rule that works with this lab."""
+        return kind(self, **knobs)
 
     # texts
 

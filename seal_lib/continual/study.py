@@ -18,7 +18,7 @@ from seal_lib.continual.arm import Arm
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.rules.base import State
 from seal_lib.continual.streams import Stream, with_edits
-from seal_lib.continual.trainer import EditJob, StreamBank
+from seal_lib.continual.trainer import EditJob
 from seal_lib.errors import DataError, RunError
 from seal_lib.generation.contract import Request, Sampling
 from seal_lib.grading.graders import grade
@@ -215,12 +215,12 @@ class _Work:
 
         Independent edits are the same jobs in several arms; while the models are small they are trained once.
         """
-        keys = [_fingerprint(job, self.lab.inner.targets) for job in jobs]
+        keys = [_fingerprint(job, self.lab.inner.targets) for job in jobs] if self.rule.shared else []
         if self.rule.shared and all(key in self.lab.cache for key in keys):
             found = [self.lab.cache[key] for key in keys]
             return [result for result, _ in found], sum(seconds for _, seconds in found)
         begun = time.process_time()
-        with StreamBank(self.lab.model, slots=max(1, len(jobs)), targets=self.lab.inner.targets) as bank:
+        with self.lab.bank(slots=max(1, len(jobs)), targets=self.lab.inner.targets) as bank:
             results = bank.run(jobs)
         spent = (time.process_time() - begun) / max(1, len(jobs))
         if self.rule.shared and sum(p.numel() for p in self.lab.model.parameters()) < SMALL:

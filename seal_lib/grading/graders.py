@@ -56,6 +56,7 @@ def _spelt(text: str) -> str:
     return unicodedata.normalize("NFC", "".join(c if c.isascii() else _plain(c) for c in text))
 
 
+@lru_cache(maxsize=4096)
 def _words(text: str, articles: bool = False, punctuation: bool = False, case: bool = False) -> list[str]:
     """The words that grades compare; what is dropped unless it is kept: articles, punctuation, case."""
     if punctuation:

@@ -15,7 +15,7 @@ without an answer, as SQuAD v2 does, is left out; one warning says how many were
 
 import random
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,11 @@ def load_passages(source: str, count: int | None, seed: int = 0, start: int = 0,
     if count is not None and len(chosen) < count:
         raise DataError(f"passages: {source} has {len(passages)} passages, fewer than the {start} + {count} asked for.")
     return chosen
+
+
+def batches(source: str, count: int, seed: int) -> Callable[[int], list[Passage]]:
+    """Round (from 1) → its own ``count`` passages of ``source``: the ``i``-th batch for round ``i``."""
+    return lambda index: load_passages(source, count, seed, start=(index - 1) * count)
 
 
 def from_json(path: Path) -> list[Passage]:

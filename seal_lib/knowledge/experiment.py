@@ -1,41 +1,20 @@
-"""The whole ReST^EM experiment for one seed, and its lines in ``results.csv``.
+"""The ReST^EM experiment's lines in ``results.csv``.
 
-One loop = practice rounds, an evaluation after each, the reward's honesty check, and the control that ignores the
-reward. Several loops with different seeds are crossed with the passages; each is also reported on its own.
+One loop (:func:`seal_lib.loops.outer.run_loop`) = practice rounds, an evaluation after each, the reward's honesty
+check, and the control that ignores the reward. Several loops with different seeds are crossed with the passages; each
+is also reported on its own.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seal_lib.knowledge.data import load_passages
-from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import Loops, difference_rows, edit_rows, result_rows
-from seal_lib.loops.outer import Loop, fresh_rewards, run_loop
-from seal_lib.loops.policy import Policy
-from seal_lib.loops.settings import OuterLoop
+from seal_lib.loops.outer import Loop, fresh_rewards
 from seal_lib.records import Passage, PassageTrial
 from seal_lib.report import rewards, stats
 from seal_lib.report.arms import arm_label
-from seal_lib.runs.work import Recorder
 
 EXPERIMENT = "knowledge/restem"
-
-
-def restem_loop(run: Recorder, base: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, *,
-                practice: str, n_practice: int, practice_seed: int, rounds: int, seed: int, random_control: bool,
-                group: str = "") -> Loop:  # fmt: skip
-    """Run the loop once. Round ``i`` practises on the ``i``-th batch of ``n_practice`` passages of ``practice``.
-
-    ``group``: what the names of its phases begin with, where one run holds loops of several models.
-    """
-
-    def batch(index: int) -> list[Passage]:
-        return load_passages(practice, n_practice, practice_seed + seed, start=(index - 1) * n_practice)
-
-    return run_loop(
-        run, base, domain, outer, practice=batch, held_out=passages, rounds=rounds, seed=seed,
-        control="random_edit_sft" if random_control else "", group=group,
-    )  # fmt: skip
 
 
 def readings(rows: Sequence[Mapping[str, Any]], experiment: str) -> str:

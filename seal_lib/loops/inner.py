@@ -18,13 +18,11 @@ def train(
     policy: Policy, candidates: Sequence[Candidate], domain: Domain, count: Count = uncounted
 ) -> list[Result | Rejected]:
     """One adapter per candidate, trained side by side, in the order of ``candidates``."""
-    from seal_lib.training.bank import AdapterBank
-
     jobs = [_fitting(job, policy) for job in domain.jobs(candidates, policy.tokenizer)]
     wanted = [job for job in jobs if not isinstance(job, Rejected)]
     if not wanted:
         return [job for job in jobs if isinstance(job, Rejected)]
-    with AdapterBank(policy.model, **domain.training) as bank:
+    with policy.bank(**domain.training) as bank:
         trained = {result.id: result for result in bank.run(wanted)}
         if bank.halvings:
             count(out_of_memory=bank.halvings)

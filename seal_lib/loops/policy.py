@@ -3,16 +3,24 @@
 A policy is a base with the adapters of finished rounds merged in, so another process makes the same weights from names.
 """
 
+import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seal_lib import models
 from seal_lib.generation import engines
 from seal_lib.generation.contract import Generator
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.runs.work import Recorder
+from seal_lib.seeds import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from seal_lib.training.bank import AdapterBank
 
 
 @dataclass(frozen=True)
@@ -70,3 +78,43 @@ class Policy:
     def generator(self) -> Generator:
         """The generator of this policy's texts, with and without adapters."""
         return engines.generator(self.model, self.tokenizer, self.engine)
+
+    def bank(self, **settings: Any) -> "AdapterBank":
+        """The bank that trains adapters on this policy side by side."""
+        from seal_lib.training.bank import AdapterBank
+
+        return AdapterBank(self.model, **settings)
+
+    def finetuned(self, run: Recorder, pairs: Sequence[tuple[list[int], list[int]]], outer: OuterLoop, *, name: str,
+                  seed: int) -> "tuple[Policy, float]":  # fmt: skip
+        """The policy finetuned on (prompt ids, completion ids) and named ``name``, and its last loss.
+
+        A LoRA adapter, which is an artifact of the run, merged into a copy.
+        """
+        from seal_lib.training.adapters import Adapter, merge
+        from seal_lib.training.finetune import sft
+
+        def build(folder: Path) -> None:
+            batch, accumulate = pieces(self.model, outer.sft_batch)
+            adapter, report = sft(
+                self.model, pairs, rank=outer.sft_rank, alpha=outer.sft_alpha, lr=outer.sft_lr,
+                epochs=outer.sft_epochs, batch=batch, accumulate=accumulate, targets=outer.sft_targets,
+                schedule=outer.sft_schedule, warmup_ratio=outer.sft_warmup_ratio,
+                weight_decay=outer.sft_weight_decay, clip=outer.sft_clip, seed=derive_seed(seed, name, "sft"),
+            )  # fmt: skip
+            adapter.save(folder / "adapter", self.name)
+            (folder / "report.json").write_text(json.dumps(report))
+
+        folder = run.artifact(f"policies/{name}", build)
+        merged = merge(self.model, Adapter.load(folder / "adapter"), copy=True)
+        loss = json.loads((folder / "report.json").read_text())["last_loss"]
+        source = self.source and self.source.then(folder / "adapter")
+        return replace(self, name=name, model=merged, source=source), math.nan if loss is None else loss
+
+
+def pieces(model: "PreTrainedModel", batch: int) -> tuple[int, int]:
+    """(pairs a forward pass, passes an optimiser step) of the M-step: the same mean over all targets either way.
+
+    On a GPU one pair fills a pass, and ten of 2 000 tokens at once would not fit beside a 7B model (`seal_lib.plan`).
+    """
+    return (batch, 1) if next(model.parameters()).device.type == "cpu" else (1, batch)

@@ -1,12 +1,8 @@
 """Outer algorithms: each makes the next policy from the rewarded self-edits of a round. One row of :data:`UPDATES`
 each."""
 
-import json
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from seal_lib.errors import DataError
 from seal_lib.loops.domain import Domain, Unit
@@ -16,9 +12,6 @@ from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import SelfEdit, Trial
 from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -71,40 +64,8 @@ def imitate(run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Seq
     pairs = [domain.target(known[edit.unit_id], edit.text, policy) for edit in edits]
     if not pairs:
         raise DataError(f"{name}: no self-edit passed the filter {outer.filter!r}; lower its threshold or sample more.")
-    following, loss = finetune(run, policy, pairs, outer, name=name, seed=seed)
+    following, loss = policy.finetuned(run, pairs, outer, name=name, seed=seed)
     return Update(following, tuple(edits), loss)
-
-
-def finetune(run: Recorder, policy: Policy, pairs: Sequence[tuple[list[int], list[int]]], outer: OuterLoop, *,
-             name: str, seed: int) -> tuple[Policy, float]:  # fmt: skip
-    """The policy finetuned on (prompt ids, completion ids) and named ``name``, and its last loss."""
-    from seal_lib.training.adapters import Adapter, merge
-    from seal_lib.training.finetune import sft
-
-    def build(folder: Path) -> None:
-        batch, accumulate = pieces(policy.model, outer.sft_batch)
-        adapter, report = sft(
-            policy.model, pairs, rank=outer.sft_rank, alpha=outer.sft_alpha, lr=outer.sft_lr, epochs=outer.sft_epochs,
-            batch=batch, accumulate=accumulate, targets=outer.sft_targets, schedule=outer.sft_schedule,
-            warmup_ratio=outer.sft_warmup_ratio, weight_decay=outer.sft_weight_decay, clip=outer.sft_clip,
-            seed=derive_seed(seed, name, "sft"),
-        )  # fmt: skip
-        adapter.save(folder / "adapter", policy.name)
-        (folder / "report.json").write_text(json.dumps(report))
-
-    folder = run.artifact(f"policies/{name}", build)
-    merged = merge(policy.model, Adapter.load(folder / "adapter"), copy=True)
-    loss = json.loads((folder / "report.json").read_text())["last_loss"]
-    source = policy.source and policy.source.then(folder / "adapter")
-    return replace(policy, name=name, model=merged, source=source), math.nan if loss is None else loss
-
-
-def pieces(model: "PreTrainedModel", batch: int) -> tuple[int, int]:
-    """(pairs a forward pass, passes an optimiser step) of the M-step: the same mean over all targets either way.
-
-    On a GPU one pair fills a pass, and ten of 2 000 tokens at once would not fit beside a 7B model (`seal_lib.plan`).
-    """
-    return (batch, 1) if next(model.parameters()).device.type == "cpu" else (1, batch)
 
 
 #: outer algorithm → (run, policy, groups, domain, settings, name, seed) → what it leaves

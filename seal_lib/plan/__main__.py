@@ -1,7 +1,7 @@
 """Plans a scale before anything runs or is downloaded: what each notebook needs, what is missing, and what it costs.
 
 ``make reproduce SCALE=paper DRY_RUN=1``, or ``python -m seal_lib.plan --scale paper``. Checks parameters, data, models,
-memory and disk (``needs``), counts the work (``counts``) and prices it (``costs``)
+memory and disk (``needs``), counts the work (``cells``) and prices it (``costs``)
 on this machine's GPU or on ``DEVICE=h200``. Looks only at this machine's files and caches, never at a network; imports
 no torch. Planning is a success whatever it finds; with ``--strict`` something missing is exit status 1.
 """
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from seal_lib import paths
 from seal_lib.errors import SealError
 from seal_lib.models import budget
-from seal_lib.plan import costs, counts, needs
+from seal_lib.plan import cells, costs, needs
 from seal_lib.plan.costs import Device
-from seal_lib.plan.work import Phase
+from seal_lib.plan.work import Phase, totals
 from seal_lib.runs import params, runner
 
 
@@ -82,7 +82,7 @@ def item(notebook: str, scale: str, device: Device, chosen: list[str]) -> Item:
     made = Item(notebook)
     try:
         p = made.parameters = params.resolve(notebook, scale)
-        made.work = counts.of(notebook, p)
+        made.work = cells.of(notebook, p)
         shape = _model(made, p)
         for key in ("passages", "practice", "prior", "tasks"):
             if isinstance(p.get(key), str):
@@ -168,7 +168,7 @@ def lines(items: list[Item]) -> list[str]:
             "M tokens written", "memory GB", "disk GB", "hours", ""]  # fmt: skip
     rows = [head]
     for one in items:
-        t = counts.totals(one.work)
+        t = totals(one.work)
         name = str(one.parameters.get("model", "")).rpartition("/")[2]
         state = "done already" if one.done else f"{len(one.missing)} missing" if one.missing else "ready"
         rows.append(

@@ -5,7 +5,7 @@ Types and ranges of single values are :mod:`seal_lib.runs.values`. Imports torch
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seal_lib import paths
 from seal_lib.arc import prompts as arc_prompts
@@ -19,10 +19,12 @@ from seal_lib.knowledge.domain import InnerLoop
 from seal_lib.knowledge.evaluate import BASELINES
 from seal_lib.knowledge.notes import FILES
 from seal_lib.loops.settings import OuterLoop
-from seal_lib.plan.continual import rule_of
 from seal_lib.report.arms import plain
 from seal_lib.runs import yaml_files
 from seal_lib.runs.values import did_you_mean
+
+if TYPE_CHECKING:
+    from seal_lib.continual.rules.base import Rule
 
 
 def check(values: Mapping[str, Any]) -> None:
@@ -62,6 +64,16 @@ def _elsewhere(values: Mapping[str, Any]) -> None:
             Other(name)
         elif not paths.given(name).is_file():
             raise ParameterError(f"external: there is no file {name}; give its path, or MODEL@URL.")
+
+
+def rule_of(name: str) -> "type[Rule]":
+    """The update rule of an arm; imports torch."""
+    from seal_lib.continual.rules import RULES
+
+    if plain(name) not in RULES:
+        hint = did_you_mean(plain(name), list(RULES)) or "choose from these."
+        raise ParameterError(f"arms: {name!r} is not one of {', '.join(RULES)}; {hint}")
+    return RULES[plain(name)]
 
 
 def _arms(values: Mapping[str, Any]) -> None:

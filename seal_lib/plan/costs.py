@@ -7,7 +7,7 @@ PyTorch also starts thousands of operations a step, each of which takes the host
 than the device's own time it is the cost. The formulas are those of the study's floors: a frozen linear costs 4 FLOPs a
 parameter and token when it is trained through (forward, and the gradient of its input), 2 when it only answers.
 
-Knows sizes, not programs: no torch, nothing of notebooks (:mod:`seal_lib.plan.counts`) or of memory
+Knows sizes, not programs: no torch, nothing of notebooks (:mod:`seal_lib.plan.cells`) or of memory
 (:mod:`seal_lib.models.budget`).
 """
 

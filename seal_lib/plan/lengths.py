@@ -66,18 +66,6 @@ class Text:
         shares = ((k / n) ** rows - ((k - 1) / n) ** rows for k in range(1, n + 1))
         return sum(share * min(x, limit) for share, x in zip(shares, self.edits, strict=True))
 
-    def training(self, text: str = "policy", limit: int | None = None) -> tuple[float, float]:
-        """(documents, tokens of all of them) of one training on a text: ``policy``, ``passage`` or a name recorded.
-
-        ``limit``: most documents of a self-edit, besides the passage.
-        """
-        if text == "passage":
-            return 1.0, self.passage
-        if text in self.trained:
-            return self.trained[text]
-        kept = [(*d[:-1][:limit], d[-1]) for d in self.documents]
-        return fmean(map(len, kept)), fmean(map(sum, kept))
-
 
 @dataclass(frozen=True)
 class PuzzleLengths:
@@ -135,12 +123,6 @@ def profile(source: str) -> Text | PuzzleLengths:
     if source.startswith("world:"):
         return known["grids"] if source.count(":") == 2 else known["world"]
     return known["puzzles"] if "arc" in source.lower() else known["squad"]
-
-
-def edits(count: int) -> list[list[int]]:
-    """Tokens of each training document of ``count`` recorded real self-edits, repeated if there are fewer."""
-    recorded = profiles()["squad"].documents
-    return [list(recorded[i % len(recorded)]) for i in range(count)]
 
 
 # ---------------------------------------------------------------------------------------------- making them

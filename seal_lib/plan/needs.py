@@ -1,7 +1,7 @@
 """What a notebook needs before it can run: memory for its work, its model and data in this machine's caches, disk.
 
 Looks at this machine's files and caches only, never at a network; what is missing is one sentence with the way out.
-Knows parameters and work (``counts``), no prices and no table (:mod:`seal_lib.plan`). Imports no torch.
+Knows parameters and work (``cells``), no prices and no table (:mod:`seal_lib.plan`). Imports no torch.
 """
 
 import json
@@ -15,10 +15,11 @@ from seal_lib.errors import SealError
 from seal_lib.generation.others import Other
 from seal_lib.knowledge.notes import FILES
 from seal_lib.models import budget
-from seal_lib.plan import counts, lengths
+from seal_lib.plan import cells, lengths
 from seal_lib.plan.costs import Device
-from seal_lib.plan.work import Phase, pad_tokens
+from seal_lib.plan.work import CACHE_TOKENS, Phase
 from seal_lib.report.arms import plain
+from seal_lib.training.jobs import pad_examples
 
 #: files of SQuAD at its pinned revision, and their sizes in bytes
 SQUAD_FILES = {
@@ -35,7 +36,7 @@ def budgets(p: Mapping, work: list[Phase], shape: budget.Shape, device: Device) 
     """Memory budgets of training with answering and of the M-step."""
     dtype, found = str(p["dtype"]), []
     weights = budget.weight_bytes(shape, dtype)
-    kv = max((int(min(w.rows * (w.prompt + w.longest), counts.CACHE_TOKENS)) for w in work), default=0)
+    kv = max((int(min(w.rows * (w.prompt + w.longest), CACHE_TOKENS)) for w in work), default=0)
     trainings = [w for w in work if w.kind == "train"]
     finetunings = [w for w in work if w.kind == "sft"]
     longest = _longest(p)
@@ -80,14 +81,14 @@ def check(notebook: str, p: Mapping, device: Device) -> str:
     if "dtype" not in p or not device.is_gpu or p.get("device") == "cpu":
         return ""
     try:
-        work, shape = counts.of(notebook, p), budget.shape_of(str(p["model"]))
+        work, shape = cells.of(notebook, p), budget.shape_of(str(p["model"]))
     except SealError as error:
         return f"memory is not planned: {error}"
     return "\n".join(one.check().table() for one in budgets(p, work, shape, device)) if work else ""
 
 
 def _m_step(p: Mapping, one: Phase, shape: budget.Shape, device: Device, weights: float) -> budget.Budget:
-    """Finetuning on the longest expected pairs; a GPU takes them one by one (`seal_lib.loops.updates.pieces`)."""
+    """Finetuning on the longest expected pairs; a GPU takes them one by one (`seal_lib.loops.policy.pieces`)."""
     text = lengths.profile(str(p.get("practice") or p["passages"]))
     long = text.longest(round(one.units), p["edit_tokens"]) if isinstance(text, lengths.Text) else text.edit
     rows = 1 if device.is_gpu else one.batch
@@ -109,7 +110,7 @@ def _longest(p: Mapping) -> float:
     if isinstance(text, lengths.PuzzleLengths):
         return min(text.example_longest, p.get("example_tokens", 8192))
     document = max(text.passage, sorted(max(d) for d in text.documents)[len(text.documents) // 2])
-    return pad_tokens(str(p.get("pad_loss", "eos")), document)
+    return len(pad_examples([1] * round(document), str(p.get("pad_loss", "eos"))).ids)
 
 
 def _continual(p: Mapping, shape: budget.Shape, trainings: list[Phase]) -> dict[str, float]:

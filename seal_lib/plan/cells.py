@@ -1,0 +1,155 @@
+"""The work of a notebook: its own cells are run with stand-ins that count (``dry``), drawing and tables left out.
+
+A statement is work if it hands the run on (``f(run, …)``) or uses a model that the notebook loaded; what such a
+statement reads is run too. A new notebook, domain or arm is planned without another word about it.
+"""
+
+import ast
+import builtins
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from seal_lib import LAZY
+from seal_lib.errors import ParameterError, SealError
+from seal_lib.grading import graders
+from seal_lib.knowledge import prompts
+from seal_lib.plan import dry
+from seal_lib.plan.work import Phase
+from seal_lib.runs import params
+
+DOES = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.For, ast.If, ast.With, ast.Try)
+
+
+def of(notebook: str, parameters: Mapping[str, Any]) -> list[Phase]:
+    """The work of a notebook with these parameters; empty if it only reads, draws or tabulates.
+
+    Raises:
+        SealError: a cell cannot be run with these parameters, or not with stand-ins.
+    """
+    values = dict(parameters)
+    if values.get("grader") in graders.GRADERS:
+        values["grader"] = graders.ALWAYS[0]  # no judge is asked
+    meter = dry.Meter(values)
+    names = {**values, "__builtins__": {**vars(builtins), "__import__": _importer(stand_ins(meter))}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the stand-ins' rewards do not differ
+        for node in statements(notebook):
+            try:
+                exec(compile(ast.Module([node], []), notebook, "exec"), names)
+            except SealError:
+                raise
+            except Exception as error:
+                line = ast.unparse(node).partition("\n")[0]
+                raise ParameterError(f"{notebook} cannot be planned: `{line}` ended in {error!r}.") from error
+    return list(meter.found.values())
+
+
+def statements(notebook: str) -> list[ast.stmt]:
+    """The statements that do work, and those that bind what they read, in order."""
+    cells = [cell["source"] for cell in params.cells(notebook) if "parameters" not in cell["tags"]]
+    code = [node for cell in cells for node in ast.parse(cell).body]
+    given = [part for node in code for part in ast.walk(node) if isinstance(part, ast.Assign)]
+    runs, loaded = (
+        {name for part in given if _calls(part, what) for name in _bound(part)}
+        for what in ("seal_lib.start", "models.load")
+    )
+    kept: list[ast.stmt] = []
+    needed: set[str] = set()
+    for node in reversed(code):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            node.names = [alias for alias in node.names if _bound(alias) & needed]
+        if (isinstance(node, DOES) and _works(node, runs, loaded)) or _bound(node) & needed:
+            kept.insert(0, node)
+            needed |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+    return kept
+
+
+def _works(node: ast.stmt, runs: set[str], loaded: set[str]) -> bool:
+    """Whether it hands a run on, or uses a model; ``run.describe(…)`` and the like are neither."""
+    calls = [part for part in ast.walk(node) if isinstance(part, ast.Call)]
+    handed = {arg.id for call in calls for arg in call.args if isinstance(arg, ast.Name)}
+    used = {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Load)}
+    return bool(handed & runs or used & loaded)
+
+
+def _calls(node: ast.stmt, what: str) -> bool:
+    return any(isinstance(part, ast.Call) and ast.unparse(part.func) == what for part in ast.walk(node))
+
+
+def _bound(node: ast.AST) -> set[str]:
+    """Names that a statement gives a value, in its blocks too."""
+    parts = list(ast.walk(node))
+    names = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+    return names | {part.asname or part.name.partition(".")[0] for part in parts if isinstance(part, ast.alias)}
+
+
+# ---------------------------------------------------------------------------------------------- stand-ins
+
+
+def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
+    """Full name → what a notebook gets instead; whatever else it imports is the real thing."""
+    tokenizer = dry.Tokenizer()
+
+    class Source:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def load(self, device: str) -> tuple[dry.Meter, dry.Tokenizer]:
+            return meter, tokenizer
+
+    def puzzles(*given: Any, **named: Any) -> dry.DryPuzzles:
+        return dry.DryPuzzles(*given, **named, lengths=dry.lengths.profile(meter.parameters["tasks"]))
+
+    return {
+        "seal_lib.runs.lifecycle.start": lambda notebook, names: meter,
+        "seal_lib.models.load": lambda *_: (meter, tokenizer),
+        "seal_lib.loops.policy.Source": Source,
+        "seal_lib.loops.policy.Policy": dry.DryPolicy,
+        "seal_lib.knowledge.data.load_passages": partial(dry.load_passages, meter),
+        "seal_lib.knowledge.data.batches": partial(dry.batches, meter),
+        "seal_lib.knowledge.prompts.load": lambda *names: dry.Wording(**vars(prompts.load(*names)), meter=meter),
+        "seal_lib.arc.data.load_tasks": dry.load_tasks,
+        "seal_lib.arc.domain.Puzzles": puzzles,
+        "seal_lib.continual.streams.load_streams": _lazy("load_streams", meter),
+        "seal_lib.continual.streams.with_prior": _lazy("with_prior"),
+        "seal_lib.continual.lab.Lab": _lazy("DryLab"),
+        # notebook 02 in plain code
+        "seal_lib.generation.hf.HFGenerator": lambda model, _: dry.Engine(model),
+        "seal_lib.training.finetune.train_alone": lambda model, job: dry.train_alone(model, job),
+        "seal_lib.training.finetune.sft": dry.sft,
+        "seal_lib.training.adapters.merge": lambda model, *_, **__: model,
+    }
+
+
+def _lazy(name: str, *first: object) -> Callable:
+    """A stand-in of the study, which imports torch."""
+    return lambda *given, **named: getattr(import_module("seal_lib.plan.dry_study"), name)(*first, *given, **named)
+
+
+class _Module:
+    """A module of the library as a notebook sees it."""
+
+    def __init__(self, name: str, stand_ins: Mapping[str, Callable]) -> None:
+        self._name, self._stand_ins = name, stand_ins
+
+    def __getattr__(self, name: str) -> Any:
+        where = f"{self._name}.{LAZY[name]}" if self._name == "seal_lib" and name in LAZY else self._name
+        if f"{where}.{name}" in self._stand_ins:
+            return self._stand_ins[f"{where}.{name}"]
+        module = import_module(where)
+        found = getattr(module, name) if hasattr(module, name) else import_module(f"{where}.{name}")
+        return _Module(found.__name__, self._stand_ins) if isinstance(found, ModuleType) else found
+
+
+def _importer(stand_ins: Mapping[str, Callable]) -> Callable[..., ModuleType | _Module]:
+    """What an ``import`` in a notebook's cell does."""
+
+    def imported(name: str, scope: Any = None, local: Any = None, wanted: Any = (), level: int = 0) -> Any:
+        if name.partition(".")[0] != "seal_lib":
+            return builtins.__import__(name, scope, local, wanted, level)
+        return _Module(name if wanted else "seal_lib", stand_ins)
+
+    return imported

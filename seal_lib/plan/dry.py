@@ -1,0 +1,399 @@
+"""A dry run of the loops: policy, engine and bank that write and train nothing and count what they are asked for.
+
+Texts, passages and puzzles are stand-ins of recorded length (``lengths``); one word is one token. Whatever a domain
+makes of a text (documents, caps, pads, questions, what is kept), it makes of these. Of every trained self-edit a
+recorded share is answered right, so that filters keep what they are recorded to keep. Nothing is read or written.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from statistics import fmean
+from typing import Any
+
+from seal_lib.arc.domain import Puzzles
+from seal_lib.arc.examples import CAP, PuzzleExample
+from seal_lib.arc.self_edits import Config
+from seal_lib.arc.tasks import Pair, Task
+from seal_lib.arc.vote import View
+from seal_lib.generation.contract import Completion, Request, Sampling
+from seal_lib.knowledge.evaluate import BASELINES
+from seal_lib.knowledge.prompts import Prompts
+from seal_lib.loops.domain import Candidate
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.plan import lengths
+from seal_lib.plan.lengths import PuzzleLengths
+from seal_lib.plan.work import CACHE_TOKENS, ROWS, Phase
+from seal_lib.records import Passage, Question
+from seal_lib.runs.lifecycle import Scratch
+from seal_lib.training.jobs import Example, Job, Result
+
+#: share of the self-edits about passages that a filter with a threshold keeps (assumed)
+KEPT = 0.5
+SEVERAL = 1 << 62  # positions of a model without end
+
+
+def spread(mean: float, number: int) -> int:
+    """A whole number near ``mean``; over consecutive ``number`` their mean is ``mean``."""
+    return math.floor((number + 1) * mean) - math.floor(number * mean)
+
+
+def words(count: float, first: str = "w") -> str:
+    return " ".join([first, *["w"] * (round(count) - 1)])
+
+
+class Meter(Scratch):
+    """The run: counts phases. ``times``: how often the chunk at hand stands for others that are like it."""
+
+    def __init__(self, parameters: dict[str, Any]) -> None:
+        self.parameters, self.phase, self.times = parameters, "", 1
+        self.found: dict[tuple, Phase] = {}
+        self.texts = itertools.count()
+        self._right: dict[str, bool] = {}
+        self.recorded = lru_cache(Recorded)
+
+    def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
+        """Rows of every unit. Of a study's chunks of streams after the same edit, which are alike, one is done."""
+        parts = [units[first : first + chunk] for first in range(0, len(units), chunk)]
+        kinds = [getattr(part[0], "k", number) for number, part in enumerate(parts)]
+        self.phase, done = phase, {}
+        for kind, part in zip(kinds, parts, strict=True):
+            if kind not in done:
+                self.times = kinds.count(kind)
+                done[kind] = fn(list(part))
+        self.times = 1
+        return [row for kind in kinds for row in done[kind]]
+
+    def hire(self, *_: object) -> None: ...
+
+    def describe(self, **_: object) -> None: ...
+
+    def add(self, kind: str, units: float, limit: int = 0, **about: Any) -> None:
+        """Count work of the phase at hand; ``about``: the values of :class:`Phase` for these ``units``."""
+        new = Phase(kind, self.phase, units, **about).times(self.times)
+        key = (kind, self.phase, limit, new.adapters > 0)
+        self.found[key] = self.found[key].joined(new) if key in self.found else new
+
+    @contextmanager
+    def once(self) -> Iterator[None]:
+        """Within the block work is counted once, however many chunks are alike."""
+        times, self.times = self.times, 1
+        yield
+        self.times = times
+
+    def right(self, job: str, share: float) -> bool:
+        """Whether the adapter of a job answers right: a ``share`` of all does, always the same ones."""
+        return self._right.setdefault(job, bool(spread(share, len(self._right))))
+
+
+# ---------------------------------------------------------------------------------------------- policy
+
+
+class Tokenizer:
+    """One word, one token."""
+
+    eos_token_id, all_special_ids, chat_template = 0, (), None
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}
+        self._ids = lru_cache(self._read)
+
+    def _read(self, text: str) -> list[int]:
+        return [self._known.setdefault(word, len(self._known) + 1) for word in text.split()]
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        if isinstance(text, Prompt):
+            return {"input_ids": [1] * round(text.tokens)}
+        return {"input_ids": self._ids(text)}
+
+
+class Prompt(str):
+    """A prompt that stands for ``times`` prompts of ``tokens`` tokens.
+
+    Args:
+        answer: (limit, whether it is to be right) → a text after it, with its tokens.
+        longest: (rows, limit, whether an adapter answers) → tokens until the last of some such texts is written.
+        room: tokens of the longest prompt of its kind.
+    """
+
+    def __new__(cls, *_: object, **__: object) -> "Prompt":
+        return super().__new__(cls, "prompt")
+
+    def __init__(self, tokens: float, answer: Callable[[int, bool], Completion],
+                 longest: Callable[[int, int, bool], float], room: float = 0.0, times: float = 1.0):  # fmt: skip
+        self.tokens, self.answer, self.longest, self.room, self.times = tokens, answer, longest, room or tokens, times
+
+
+@dataclass(eq=False)
+class Trained:
+    """An adapter; ``right``: it answers right."""
+
+    right: bool = False
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Counts what it is asked to write (:class:`seal_lib.generation.contract.Generator`)."""
+
+    meter: Meter
+    positions = SEVERAL
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        limit, meter = sampling.max_tokens, self.meter
+        asked = [request.prompt if isinstance(request.prompt, Prompt) else self._opening() for request in requests]
+        texts = [
+            [one.answer(limit, getattr(request.adapter, "right", False)) for _ in range(sampling.n)]
+            for one, request in zip(asked, requests, strict=True)
+        ]
+        n = sampling.n * sum(one.times for one in asked)
+        adapters = len({id(request.adapter) for request in requests if request.adapter is not None})
+        rows = max(1, min(ROWS, int(CACHE_TOKENS // (max(one.room for one in asked) + limit)), round(n)))
+        about = {"targets": meter.parameters.get("targets", "all-linear"), "rank": meter.parameters.get("rank", 8)}
+        meter.add(
+            "write" if sampling.temperature else "answer", n, limit, rows=rows,
+            prompt=sum(one.times * one.tokens for one in asked) * sampling.n / n,
+            tokens=sum(one.times * text.tokens for one, several in zip(asked, texts, strict=True) for text in several),
+            longest=asked[0].longest(rows, limit, adapters > 0),
+            adapters=max(1, round(adapters * rows / n)) if adapters else 0, **(about if adapters else {}),
+        )  # fmt: skip
+        return texts
+
+    def _opening(self) -> Prompt:
+        """A plain beginning from which a model writes by itself; no two texts are equal."""
+        text, number = lengths.profile(self.meter.parameters["passages"]), next(self.meter.texts)
+
+        def tokens(limit: int) -> float:
+            return min(text.anchor - 2, limit)
+
+        return Prompt(
+            2.0, lambda limit, right: Completion(" " + words(tokens(limit), f"n{number}"), tokens(limit), "length"),
+            lambda rows, limit, adapted: tokens(limit) + 2,
+        )  # fmt: skip
+
+
+class Bank:
+    """Counts what it is given to train (:class:`seal_lib.training.bank.AdapterBank`)."""
+
+    halvings = 0
+
+    def __init__(self, meter: Meter, share: float, *, slots: int, targets: str, tokens_per_step: int | None = None):
+        self.meter, self.share, self.slots, self.targets, self.bound = meter, share, slots, targets, tokens_per_step
+
+    def __enter__(self) -> "Bank":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def run(self, jobs: Sequence[Job]) -> list[Result]:
+        done = []
+        for job in jobs:
+            sizes = [len(example.ids) for example in job.examples]
+            if job.order is None:
+                steps, tokens = job.epochs * -(-len(sizes) // job.batch), job.epochs * sum(sizes)
+            else:
+                steps, tokens = len(job.order), sum(sizes[i] for batch in job.order for i in batch)
+            adapter = Trained(self.meter.right(job.id, self.share))
+            done.append(Result(job.id, adapter, [0.0], steps, tokens))
+        steps, tokens = sum(r.steps for r in done), sum(r.tokens for r in done)
+        batch = jobs[0].batch if jobs[0].order is None else max(map(len, jobs[0].order))
+        served = int((self.bound or SEVERAL) // (tokens / steps))
+        self.meter.add(
+            "train", len(jobs), tokens=tokens, steps=steps, batch=batch, rank=jobs[0].rank, targets=self.targets,
+            slots=max(1, min(self.slots, served, len(jobs))),
+        )  # fmt: skip
+        return done
+
+
+@dataclass(frozen=True)
+class DryPolicy(Policy):
+    """A policy without weights; its ``model`` is the run that counts."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "engine", "dry")
+
+    def generator(self) -> Engine:
+        return Engine(self.model)
+
+    def bank(self, **settings: Any) -> Bank:
+        puzzles = self.model.parameters.get("tasks")
+        about = lengths.profile(puzzles) if puzzles else None
+        return Bank(self.model, about.kept / about.accepted if about else KEPT, **settings)
+
+    def finetuned(self, run: Any, pairs: Sequence[tuple[list[int], list[int]]], outer: OuterLoop, *, name: str,
+                  seed: int) -> tuple[Policy, float]:  # fmt: skip
+        tokens, steps = sum(len(asked) + len(text) for asked, text in pairs), -(-len(pairs) // outer.sft_batch)
+        self.model.phase = name
+        self.model.add(
+            "sft", len(pairs), tokens=outer.sft_epochs * tokens, steps=outer.sft_epochs * steps,
+            batch=outer.sft_batch, targets=outer.sft_targets, rank=outer.sft_rank,
+        )  # fmt: skip
+        return replace(self, name=name), math.nan
+
+
+# ---------------------------------------------------------------------------------------------- passages
+
+
+@dataclass(frozen=True)
+class Several(Question):
+    """A question that stands for ``times`` on passages of a source."""
+
+    times: float = 1.0
+
+
+class Recorded:
+    """The texts of a source: each has the length of a recorded one, short and long ones evenly in turn."""
+
+    def __init__(self, source: str) -> None:
+        self.text = lengths.profile(source)
+        self.mean, self.ask = lru_cache(self.text.edit), lru_cache(self._ask)
+        found, n = sorted(self.text.documents, key=sum), len(self.text.documents)
+        stride = next(step for step in range(round(0.618 * n), 0, -1) if math.gcd(step, n) == 1)
+        self.order = [found[(n // 2 + number * stride) % n] for number in range(n)]
+        added = fmean(sum(d[:-1]) for d in found) - self.mean(SEVERAL)
+        self.title = round(added / fmean(len(d) - 1 for d in found))  # tokens that every document repeats
+        self.written = itertools.count()
+
+    def body(self, number: int) -> str:
+        return words(self.order[number % len(self.order)][-1] - self.title)
+
+    def notes(self, number: int, share: float = 1.0) -> str:
+        """A self-edit, cut at the first ``share`` of its words."""
+        sizes = [max(1, size - self.title) for size in self.order[number % len(self.order)][:-1]]
+        before = [sum(sizes[:n]) for n in range(len(sizes))]
+        left = round(share * sum(sizes))
+        return "\n".join(words(min(size, left - n)) for size, n in zip(sizes, before, strict=True) if n < left)
+
+    def notes_by(self, writer: str, number: int) -> str:
+        """Another writer's notes; such as a self-edit if none are recorded."""
+        if writer not in self.text.trained:
+            return self.notes(number)
+        documents, tokens = self.text.trained[writer]
+        each = (tokens - self.text.passage) / (documents - 1) - self.title
+        return "\n".join(words(spread(each, line)) for line in range(spread(documents - 1, number)))
+
+    def write(self) -> Prompt:
+        """The prompt for a self-edit; every text written is the next."""
+
+        def answer(limit: int, right: bool) -> Completion:
+            share = self.mean(limit) / self.mean(SEVERAL)
+            return Completion(self.notes(next(self.written), share), self.mean(limit), "eos")
+
+        return Prompt(self.text.write, answer, lambda rows, limit, adapted: self.text.longest(rows, limit))
+
+    def _ask(self, times: float, gold: str, shown: bool) -> Prompt:
+        def answer(limit: int, right: bool) -> Completion:
+            return Completion(gold if right else "", min(self.text.answer, limit), "eos")
+
+        def longest(rows: int, limit: int, adapted: bool) -> float:
+            return min(self.text.answer_longest, limit)
+
+        return Prompt(self.text.shown if shown else self.text.ask, answer, longest, times=times)
+
+
+@dataclass(frozen=True)
+class Wording(Prompts):
+    """A prompt set whose prompts have recorded lengths; a passage and a question are named after their source."""
+
+    meter: Meter
+
+    def write(self, passage: Passage) -> Prompt:
+        return self.meter.recorded(passage.id.rpartition("-")[0]).write()
+
+    def ask(self, passage: Passage, question: Question, in_context: bool = False) -> Prompt:
+        return self.meter.recorded(question.question).ask(question.times, question.answer, in_context)
+
+    def training_text(self, title: str, text: str) -> str:
+        return f"{title}\n{text}"
+
+
+def load_passages(meter: Meter, source: str, count: int, seed: int = 0, start: int = 0) -> list[Passage]:
+    """Stand-ins of recorded length; the one question of each stands for all of them."""
+    of, found = meter.recorded(source), []
+    writers = {row.text.partition(":")[2] for row in BASELINES.values() if row.text.startswith("reference:")}
+    for number in range(start, start + count):
+        notes = {writer: of.notes_by(writer, number) for writer in writers}
+        asked = Several(source, "right", of.text.questions)
+        found.append(Passage(f"{source}-{number}", words(of.title), of.body(number), (asked,), notes))
+    return found
+
+
+def batches(meter: Meter, source: str, count: int, seed: int) -> Callable[[int], list[Passage]]:
+    return lambda index: load_passages(meter, source, count, start=(index - 1) * count)
+
+
+# ---------------------------------------------------------------------------------------------- puzzles
+
+
+def load_tasks(source: str, solutions: str | None = None, ids: Sequence[str] | None = None, **_: object) -> list[Task]:
+    """Stand-ins: as many as the source names, or the ids; a folder of ARC-AGI-1 holds 400."""
+    count = int(source.rpartition(":")[2]) if source.startswith("world:") else 400
+    cell = ((0,),)
+    return [
+        Task(name, (Pair(cell, cell),), (cell,), (cell,)) for name in ids or [f"{source}-{n}" for n in range(count)]
+    ]
+
+
+@dataclass(frozen=True)
+class DryPuzzles(Puzzles):
+    """The domain on puzzles of recorded lengths."""
+
+    lengths: PuzzleLengths | None = None
+    written: itertools.count = field(default_factory=itertools.count)
+
+    def prompt(self, unit: Task, tokenizer: Tokenizer) -> Prompt:
+        return Prompt(self.lengths.write, self._configuration, lambda rows, limit, adapted: limit)
+
+    def _configuration(self, limit: int, right: bool) -> Completion:
+        """The next self-edit: some repeat the one before, some ask for too much."""
+        about, inner, number = self.lengths, self.inner, next(self.written)
+        number -= not spread(about.distinct, number)
+        epochs = min(spread(about.epochs, number), inner.max_steps * inner.batch // self._count(), inner.max_epochs)
+        if not spread(about.accepted, number):
+            epochs = inner.max_epochs + 1
+        config = Config((), "train_using_output_tokens", inner.max_rate / (3 + number), max(1, epochs))
+        return Completion(config.text(), min(about.edit, limit), "eos")
+
+    def _count(self) -> int:
+        return round(self.lengths.of(min(self.inner.cap, CAP)))
+
+    def examples(self, candidate: Candidate, tokenizer: Tokenizer, sets: dict) -> list[Example]:
+        return [Example(range(round(self.lengths.example)))] * self._count()
+
+    def questions(self, candidate: Candidate, adapter: Any, tokenizer: Tokenizer, positions: int) -> list[Request]:
+        views = {"full": 1.0, "leave_one_out": self.lengths.subsets, "all": self.lengths.views}[self.inner.views]
+        asked = Prompt(self.lengths.ask, self._grid, self._longest, self.lengths.ask_longest, views)
+        return [Request(asked, adapter=adapter)]
+
+    def _views(self, candidate: Candidate) -> list[tuple[int, View]]:
+        return [(0, View(PuzzleExample((), candidate.unit.train[0])))]
+
+    def _grid(self, limit: int, right: bool) -> Completion:
+        return Completion("[[0]]" if right else "", min(self.lengths.answer, limit), "stop" if right else "length")
+
+    def _longest(self, rows: int, limit: int, adapted: bool) -> float:
+        return min(self.lengths.answer_longest, limit) if adapted else limit
+
+    def target(self, unit: Task, text: str, policy: Policy) -> tuple[list[int], list[int]]:
+        written = min(self.lengths.edit, policy.model.parameters["edit_tokens"])
+        return [0] * round(self.lengths.write), [0] * round(written)
+
+
+# ---------------------------------------------------------------------------------------------- plain code
+
+
+def train_alone(meter: Meter, job: Job) -> Result:
+    """One adapter by itself (:func:`seal_lib.training.finetune.train_alone`)."""
+    (result,) = DryPolicy("policy", meter, None).bank(slots=1, targets="all-linear").run([job])
+    return result
+
+
+def sft(meter: Meter, pairs: Sequence[tuple[list[int], list[int]]], *, rank: int, epochs: int, batch: int,
+        **_: object) -> tuple[None, None]:  # fmt: skip
+    """An M-step by itself (:func:`seal_lib.training.finetune.sft`)."""
+    outer = OuterLoop(sft_rank=rank, sft_epochs=epochs, sft_batch=batch)
+    DryPolicy("policy", meter, None).finetuned(meter, pairs, outer, name="sft", seed=0)
+    return None, None
