@@ -27,6 +27,7 @@ completion, line splitting on).
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 from seal_lib.errors import DataError
 from seal_lib.generation.thoughts import without_thoughts
@@ -75,6 +76,7 @@ def split_edit(text: str, split_newlines: bool = True, protocol: str = "authors_
     return read_edit(text, split_newlines, protocol)[0]
 
 
+@lru_cache(maxsize=512)  # once to train on it, once to grade it
 def read_edit(text: str, split_newlines: bool = True, protocol: str = "authors_v1") -> tuple[list[str], dict[str, int]]:
     """(:func:`split_edit`'s pieces, how much protocol ``clean`` dropped by kind): ``thoughts`` (blocks), ``marks``
     (lines of layout alone: rules, fences, table lines, tags) and ``headings``. ``---`` alone separates, uncounted."""

@@ -10,14 +10,15 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from seal_lib import LAZY
 from seal_lib.errors import ParameterError, SealError
 from seal_lib.grading import graders
 from seal_lib.knowledge import prompts
-from seal_lib.plan import dry
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.plan import dry, lengths
 from seal_lib.plan.work import Phase
 from seal_lib.runs import params
 
@@ -92,21 +93,21 @@ def _bound(node: ast.AST) -> set[str]:
 
 def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
     """Full name → what a notebook gets instead; whatever else it imports is the real thing."""
-    tokenizer = dry.Tokenizer()
+    loaded = meter, dry.Tokenizer()
+    policy = dry.DryPolicy("policy", *loaded)
+    alone = policy.bank(slots=1, targets="all-linear")
 
-    class Source:
-        def __init__(self, *_: object, **__: object) -> None: ...
-
-        def load(self, device: str) -> tuple[dry.Meter, dry.Tokenizer]:
-            return meter, tokenizer
+    def sft(model: object, pairs: list, *, rank: int, epochs: int, batch: int, **_: object) -> tuple:
+        outer = OuterLoop(sft_rank=rank, sft_epochs=epochs, sft_batch=batch)
+        return policy.finetuned(meter, pairs, outer, name="sft", seed=0)
 
     def puzzles(*given: Any, **named: Any) -> dry.DryPuzzles:
-        return dry.DryPuzzles(*given, **named, lengths=dry.lengths.profile(meter.parameters["tasks"]))
+        return dry.DryPuzzles(*given, **named, lengths=lengths.profile(meter.parameters["tasks"]))
 
     return {
         "seal_lib.runs.lifecycle.start": lambda notebook, names: meter,
-        "seal_lib.models.load": lambda *_: (meter, tokenizer),
-        "seal_lib.loops.policy.Source": Source,
+        "seal_lib.models.load": lambda *_: loaded,
+        "seal_lib.loops.policy.Source": lambda *_, **__: SimpleNamespace(load=lambda device: loaded),
         "seal_lib.loops.policy.Policy": dry.DryPolicy,
         "seal_lib.knowledge.data.load_passages": partial(dry.load_passages, meter),
         "seal_lib.knowledge.data.batches": partial(dry.batches, meter),
@@ -117,9 +118,9 @@ def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
         "seal_lib.continual.streams.with_prior": _lazy("with_prior"),
         "seal_lib.continual.lab.Lab": _lazy("DryLab"),
         # notebook 02 in plain code
-        "seal_lib.generation.hf.HFGenerator": lambda model, _: dry.Engine(model),
-        "seal_lib.training.finetune.train_alone": lambda model, job: dry.train_alone(model, job),
-        "seal_lib.training.finetune.sft": dry.sft,
+        "seal_lib.generation.hf.HFGenerator": lambda *_: policy.generator(),
+        "seal_lib.training.finetune.train_alone": lambda model, job: alone.run([job])[0],
+        "seal_lib.training.finetune.sft": sft,
         "seal_lib.training.adapters.merge": lambda model, *_, **__: model,
     }
 

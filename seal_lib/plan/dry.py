@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 from seal_lib.arc.domain import Puzzles
@@ -68,8 +69,6 @@ class Meter(Scratch):
         self.times = 1
         return [row for kind in kinds for row in done[kind]]
 
-    def hire(self, *_: object) -> None: ...
-
     def describe(self, **_: object) -> None: ...
 
     def add(self, kind: str, units: float, limit: int = 0, **about: Any) -> None:
@@ -86,8 +85,8 @@ class Meter(Scratch):
         self.times = times
 
     def right(self, job: str, share: float) -> bool:
-        """Whether the adapter of a job answers right: a ``share`` of all does, always the same ones."""
-        return self._right.setdefault(job, bool(spread(share, len(self._right))))
+        """Whether the adapter of a job answers right: a ``share`` of all does, the first among them."""
+        return self._right.setdefault(job, spread(share, len(self._right) - 1) > 0)
 
 
 # ---------------------------------------------------------------------------------------------- policy
@@ -99,16 +98,11 @@ class Tokenizer:
     eos_token_id, all_special_ids, chat_template = 0, (), None
 
     def __init__(self) -> None:
-        self._known: dict[str, int] = {}
-        self._ids = lru_cache(self._read)
-
-    def _read(self, text: str) -> list[int]:
-        return [self._known.setdefault(word, len(self._known) + 1) for word in text.split()]
+        known: dict[str, int] = {}
+        self._ids = lru_cache(lambda text: [known.setdefault(word, len(known) + 1) for word in text.split()])
 
     def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-        if isinstance(text, Prompt):
-            return {"input_ids": [1] * round(text.tokens)}
-        return {"input_ids": self._ids(text)}
+        return {"input_ids": [1] * round(text.tokens) if isinstance(text, Prompt) else self._ids(text)}
 
 
 class Prompt(str):
@@ -126,13 +120,6 @@ class Prompt(str):
     def __init__(self, tokens: float, answer: Callable[[int, bool], Completion],
                  longest: Callable[[int, int, bool], float], room: float = 0.0, times: float = 1.0):  # fmt: skip
         self.tokens, self.answer, self.longest, self.room, self.times = tokens, answer, longest, room or tokens, times
-
-
-@dataclass(eq=False)
-class Trained:
-    """An adapter; ``right``: it answers right."""
-
-    right: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,7 +183,7 @@ class Bank:
                 steps, tokens = job.epochs * -(-len(sizes) // job.batch), job.epochs * sum(sizes)
             else:
                 steps, tokens = len(job.order), sum(sizes[i] for batch in job.order for i in batch)
-            adapter = Trained(self.meter.right(job.id, self.share))
+            adapter = SimpleNamespace(right=self.meter.right(job.id, self.share))
             done.append(Result(job.id, adapter, [0.0], steps, tokens))
         steps, tokens = sum(r.steps for r in done), sum(r.tokens for r in done)
         batch = jobs[0].batch if jobs[0].order is None else max(map(len, jobs[0].order))
@@ -330,11 +317,9 @@ def batches(meter: Meter, source: str, count: int, seed: int) -> Callable[[int],
 
 def load_tasks(source: str, solutions: str | None = None, ids: Sequence[str] | None = None, **_: object) -> list[Task]:
     """Stand-ins: as many as the source names, or the ids; a folder of ARC-AGI-1 holds 400."""
-    count = int(source.rpartition(":")[2]) if source.startswith("world:") else 400
-    cell = ((0,),)
-    return [
-        Task(name, (Pair(cell, cell),), (cell,), (cell,)) for name in ids or [f"{source}-{n}" for n in range(count)]
-    ]
+    count, cell = int(source.rpartition(":")[2]) if source.startswith("world:") else 400, ((0,),)
+    names = ids or [f"{source}-{number}" for number in range(count)]
+    return [Task(name, (Pair(cell, cell),), (cell,), (cell,)) for name in names]
 
 
 @dataclass(frozen=True)
@@ -343,19 +328,23 @@ class DryPuzzles(Puzzles):
 
     lengths: PuzzleLengths | None = None
     written: itertools.count = field(default_factory=itertools.count)
+    accepted: itertools.count = field(default_factory=itertools.count)
 
     def prompt(self, unit: Task, tokenizer: Tokenizer) -> Prompt:
-        return Prompt(self.lengths.write, self._configuration, lambda rows, limit, adapted: limit)
+        texts: list[str] = []
 
-    def _configuration(self, limit: int, right: bool) -> Completion:
-        """The next self-edit: some repeat the one before, some ask for too much."""
-        about, inner, number = self.lengths, self.inner, next(self.written)
-        number -= not spread(about.distinct, number)
-        epochs = min(spread(about.epochs, number), inner.max_steps * inner.batch // self._count(), inner.max_epochs)
-        if not spread(about.accepted, number):
-            epochs = inner.max_epochs + 1
-        config = Config((), "train_using_output_tokens", inner.max_rate / (3 + number), max(1, epochs))
-        return Completion(config.text(), min(about.edit, limit), "eos")
+        def answer(limit: int, right: bool) -> Completion:
+            """The next self-edit of the task: some ask for too much, some repeat another."""
+            about, inner, number = self.lengths, self.inner, next(self.written)
+            epochs = min(spread(about.epochs, number), inner.max_steps * inner.batch // self._count(), inner.max_epochs)
+            if not spread(about.accepted, number):
+                config = Config((), "train_using_output_tokens", inner.max_rate, inner.max_epochs + 1)
+                return Completion(config.text(), min(about.edit, limit), "eos")
+            config = Config((), "train_using_output_tokens", inner.max_rate / (2 + number), max(1, epochs))
+            texts.append(config.text() if spread(about.distinct, next(self.accepted)) or not texts else texts[-1])
+            return Completion(texts[-1], min(about.edit, limit), "eos")
+
+        return Prompt(self.lengths.write, answer, lambda rows, limit, adapted: limit)
 
     def _count(self) -> int:
         return round(self.lengths.of(min(self.inner.cap, CAP)))
@@ -380,20 +369,3 @@ class DryPuzzles(Puzzles):
     def target(self, unit: Task, text: str, policy: Policy) -> tuple[list[int], list[int]]:
         written = min(self.lengths.edit, policy.model.parameters["edit_tokens"])
         return [0] * round(self.lengths.write), [0] * round(written)
-
-
-# ---------------------------------------------------------------------------------------------- plain code
-
-
-def train_alone(meter: Meter, job: Job) -> Result:
-    """One adapter by itself (:func:`seal_lib.training.finetune.train_alone`)."""
-    (result,) = DryPolicy("policy", meter, None).bank(slots=1, targets="all-linear").run([job])
-    return result
-
-
-def sft(meter: Meter, pairs: Sequence[tuple[list[int], list[int]]], *, rank: int, epochs: int, batch: int,
-        **_: object) -> tuple[None, None]:  # fmt: skip
-    """An M-step by itself (:func:`seal_lib.training.finetune.sft`)."""
-    outer = OuterLoop(sft_rank=rank, sft_epochs=epochs, sft_batch=batch)
-    DryPolicy("policy", meter, None).finetuned(meter, pairs, outer, name="sft", seed=0)
-    return None, None
