@@ -99,7 +99,7 @@ class Tokenizer:
 
     def __init__(self) -> None:
         known: dict[str, int] = {}
-        self._ids = lru_cache(lambda text: [known.setdefault(word, len(known) + 1) for word in text.split()])
+        self._ids = lru_cache(None)(lambda text: [known.setdefault(word, len(known) + 1) for word in text.split()])
 
     def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
         return {"input_ids": [1] * round(text.tokens) if isinstance(text, Prompt) else self._ids(text)}
@@ -150,8 +150,8 @@ class Engine:
         return texts
 
     def _opening(self) -> Prompt:
-        """A plain beginning from which a model writes by itself; no two texts are equal."""
-        text, number = lengths.profile(self.meter.parameters["passages"]), next(self.meter.texts)
+        """A plain beginning from which a model writes by itself; of some hundred texts no two are equal."""
+        text, number = lengths.profile(self.meter.parameters["passages"]), next(self.meter.texts) % 512
 
         def tokens(limit: int) -> float:
             return min(text.anchor - 2, limit)

@@ -99,6 +99,8 @@ class DryRule(Rule):
         for kind in {"both": ("past", "anchors"), "": ()}.get(self.cost.more, (self.cost.more,)):
             past = [self.lab.example(ids) for j in range(k) for ids in self.lab.documents(stream, j)]
             extra.append(past if kind == "past" else [Example(text) for text in self.lab.base_texts])
+        if not any(extra):
+            return plain
         examples, order = list(fresh), plain.plan()
         for several in filter(None, extra):
             first, n = len(examples), len(several)
