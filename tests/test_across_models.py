@@ -145,7 +145,8 @@ def test_the_plan_counts_one_loop_for_each_model() -> None:
 def test_the_plan_counts_one_loop_of_puzzles_for_each_model() -> None:
     others = ["seedling-grids-1", "seedling-grids-2"]
     p = {**params.resolve("24_other_puzzle_models", "seedling"), "other_models": others}
-    alone = {**p, "oracle": "", "seeds": [0], "random_control": True}
+    theirs = params.resolve("21_arc_self_edits", "seedling")
+    alone = {**theirs, **p, "oracle": "", "seeds": [0], "random_control": True}
     one, all_of_them = (totals(cells.of(name, given)) for name, given in (
         ("21_arc_self_edits", alone), ("24_other_puzzle_models", p)))  # fmt: skip
     in_context = totals([w for w in cells.of("21_arc_self_edits", alone) if w.phase == "evaluate/icl"])

@@ -26,14 +26,14 @@ DOES = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.For, ast.If, ast.With, ast
 
 
 def of(notebook: str, parameters: Mapping[str, Any]) -> list[Phase]:
-    """The work of a notebook with these parameters; empty if it only reads, draws or tabulates.
+    """The work of a notebook with these parameters, up to where it reads another run.
 
     Raises:
         SealError: a cell cannot be run with these parameters, or not with stand-ins.
     """
     values = dict(parameters)
     if values.get("grader") in graders.GRADERS:
-        values["grader"] = graders.ALWAYS[0]  # no judge is asked
+        values["grader"] = graders.ALWAYS[0]  # no judge is asked, and no other writer
     meter = dry.Meter(values)
     names = {**values, "__builtins__": {**vars(builtins), "__import__": _importer(stand_ins(meter))}}
     with warnings.catch_warnings():
@@ -41,6 +41,8 @@ def of(notebook: str, parameters: Mapping[str, Any]) -> list[Phase]:
         for node in statements(notebook):
             try:
                 exec(compile(ast.Module([node], []), notebook, "exec"), names)
+            except dry.OfAnotherRun:
+                break
             except SealError:
                 raise
             except Exception as error:
@@ -112,6 +114,8 @@ def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
         "seal_lib.knowledge.data.load_passages": partial(dry.load_passages, meter),
         "seal_lib.knowledge.data.batches": partial(dry.batches, meter),
         "seal_lib.knowledge.prompts.load": lambda *names: dry.Wording(**vars(prompts.load(*names)), meter=meter),
+        "seal_lib.knowledge.notes.with_external": lambda run, passages, *_, **__: passages,
+        "seal_lib.grading.judge.judge_of": lambda *_: None,
         "seal_lib.arc.data.load_tasks": dry.load_tasks,
         "seal_lib.arc.domain.Puzzles": puzzles,
         "seal_lib.continual.streams.load_streams": _lazy("load_streams", meter),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from statistics import fmean
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 from seal_lib.arc.domain import Puzzles
 from seal_lib.arc.examples import CAP, PuzzleExample
@@ -47,6 +47,10 @@ def words(count: float, first: str = "w") -> str:
     return " ".join([first, *["w"] * (round(count) - 1)])
 
 
+class OfAnotherRun(Exception):
+    """What follows is about a run that is there already."""
+
+
 class Meter(Scratch):
     """The run: counts phases. ``times``: how often the chunk at hand stands for others that are like it."""
 
@@ -70,6 +74,9 @@ class Meter(Scratch):
         return [row for kind in kinds for row in done[kind]]
 
     def describe(self, **_: object) -> None: ...
+
+    def input(self, *_: str) -> NoReturn:
+        raise OfAnotherRun
 
     def add(self, kind: str, units: float, limit: int = 0, **about: Any) -> None:
         """Count work of the phase at hand; ``about``: the values of :class:`Phase` for these ``units``."""
