@@ -151,7 +151,10 @@ def test_the_plan_counts_one_loop_of_puzzles_for_each_model() -> None:
         ("21_arc_self_edits", alone), ("24_other_puzzle_models", p)))  # fmt: skip
     in_context = totals([w for w in cells.of("21_arc_self_edits", alone) if w.phase == "evaluate/icl"])
     assert in_context["answers"] > 0
-    assert all_of_them == {key: pytest.approx(3 * (number - in_context[key]), rel=0.02) for key, number in one.items()}
+    assert all_of_them == {
+        key: pytest.approx(3 * (number - in_context[key]), rel=0.1 if "sft" in key else 0.02)
+        for key, number in one.items()
+    }
 
 
 def test_both_notebooks_over_models_run_the_loops_of_their_own_domain() -> None:
