@@ -107,7 +107,7 @@ def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
         return dry.DryPuzzles(*given, **named, lengths=lengths.profile(meter.parameters["tasks"]))
 
     return {
-        "seal_lib.runs.lifecycle.start": lambda notebook, names: meter,
+        "seal_lib.runs.lifecycle.start": lambda *_, **__: meter,
         "seal_lib.models.load": lambda *_: loaded,
         "seal_lib.loops.policy.Source": lambda *_, **__: SimpleNamespace(load=lambda device: loaded),
         "seal_lib.loops.policy.Policy": dry.DryPolicy,
