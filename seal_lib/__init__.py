@@ -1,7 +1,7 @@
 """SEAL (Self-Adapting Language Models) as a notebook suite: the thin library under the notebooks.
 
-The loops themselves are in :mod:`seal_lib.loops`, readable from top to bottom; a task they are run on is a domain
-(:mod:`seal_lib.knowledge`, :mod:`seal_lib.arc`). Importing this package imports no torch; a name below loads its module
+The loops themselves are in `seal_lib.loops`, readable from top to bottom; a task they are run on is a domain
+(`seal_lib.knowledge`, `seal_lib.arc`). Importing this package imports no torch; a name below loads its module
 when first used.
 """
 

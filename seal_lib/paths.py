@@ -95,7 +95,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_json(path: Path, value: object) -> Path:
-    """Write ``value`` as indented JSON through :func:`write_text`; NaN is refused."""
+    """Write ``value`` as indented JSON through `write_text`; NaN is refused."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -109,7 +109,7 @@ def read_data(path: Path, hook: Callable[[list[tuple[str, Any]]], Any] | None = 
     lines are the list of their values.
 
     Args:
-        hook: makes each JSON object from its (key, value) pairs, as :func:`json.loads` takes it.
+        hook: makes each JSON object from its (key, value) pairs, as `json.loads` takes it.
 
     Raises:
         DataError: one sentence naming the file.

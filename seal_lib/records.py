@@ -129,7 +129,7 @@ class Trial(Protocol):
 class PassageTrial:
     """One pass of the inner loop: an adapter trained on one self-edit (or none), questioned without the passage.
 
-    ``grader``: the loop's grader, a key of :data:`seal_lib.grading.graders.GRADERS`; :attr:`accuracy` is its mean
+    ``grader``: the loop's grader, a key of `seal_lib.grading.graders.GRADERS`; `accuracy` is its mean
     grade. ``outcome``: ``ok``, ``empty_edit``, ``diverged``, ``too_long`` or ``unwritten``; the last three have no
     accuracy.
     ``left_out``: what of its texts was not trained on or asked, by kind: lines and thoughts that protocol ``clean``
@@ -177,7 +177,7 @@ class PassageTrial:
         return [grade for answer in self.answers if not math.isnan(grade := answer.grades[what])]
 
     def mean(self, what: str) -> float:
-        """Mean of :meth:`scores`; NaN if there are none."""
+        """Mean of `scores`; NaN if there are none."""
         scores = self.scores(what)
         return sum(scores) / len(scores) if scores else math.nan
 

@@ -18,5 +18,5 @@ def derive_seed(*parts: object) -> int:
 
 
 def rng(*parts: object) -> random.Random:
-    """A ``random.Random`` seeded by :func:`derive_seed`."""
+    """A ``random.Random`` seeded by `derive_seed`."""
     return random.Random(derive_seed(*parts))

@@ -221,7 +221,7 @@ def family(switch: str, protocol: str = "clean", seed: int = 0, unit: str = "") 
 def augmenters(
     switches: Iterable[str], protocol: str = "clean", seed: int = 0, unit: str = ""
 ) -> tuple[Augmenter, ...]:
-    """The augmenters of the switches that are on, in the order of :data:`SWITCHES` whatever the order given."""
+    """The augmenters of the switches that are on, in the order of `SWITCHES` whatever the order given."""
     on = set(switches)
     for switch in on - set(SWITCHES):
         raise DataError(f"switch: {switch!r} is not one of {', '.join(SWITCHES)}.")

@@ -6,7 +6,7 @@ configurations of a task are one candidate (the released code trains and scores 
 Every self-edit has an outcome with a reason. There are two kinds of failure, as for knowledge:
 
 * *Wrong*: a text that is no configuration, or asks for more than is allowed, is graded 0, since the policy wrote it.
-* *Not scored* (:data:`UNSCORED`): an adapter that diverged, and a task longer than the model takes, have no answer to
+* *Not scored* (`UNSCORED`): an adapter that diverged, and a task longer than the model takes, have no answer to
   grade. They are NaN: never kept, left out of every mean, and counted (``dropped``, and a rate of their own).
 """
 
@@ -55,9 +55,9 @@ class TestTimeTraining:
     """Settings of one adapter's training and scoring; rate, epochs, loss and data come from the self-edit.
 
     ``cap``: most training examples; ``copies``: permuted copies of each; ``example_tokens``: longer ones are left out;
-    ``max_steps``, ``max_rate``, ``max_epochs``: a self-edit asking for more is rejected; ``views``: see :data:`VIEWS`.
+    ``max_steps``, ``max_rate``, ``max_epochs``: a self-edit asking for more is rejected; ``views``: see `VIEWS`.
     ``slots``: adapters trained side by side; 0: as many as the device's memory takes. ``grader``: what reward, tables
-    and rows go by, see :data:`PUZZLE_GRADERS`.
+    and rows go by, see `PUZZLE_GRADERS`.
 
     Protocol ``authors`` is the released code's data (constant translate, second BOS, trained header) and method
     (adapters on q, v and the MLP, cosine, views of every kind); what contradicts it is refused.
@@ -105,8 +105,8 @@ class TestTimeTraining:
 class Attempt:
     """The trial of a candidate: one adapter (or none) on one task.
 
-    ``outcome``: ``ok``, ``untrained`` (no adapter asked for), one of :data:`UNSCORED`, or a key of
-    :data:`seal_lib.arc.self_edits.REASONS` (rejected); ``attempts``: per test input the grids submitted, at most two;
+    ``outcome``: ``ok``, ``untrained`` (no adapter asked for), one of `UNSCORED`, or a key of
+    `seal_lib.arc.self_edits.REASONS` (rejected); ``attempts``: per test input the grids submitted, at most two;
     ``cells``: share of right cells; ``read``: how many answers were grids, and why the others were not.
     """
 
@@ -196,7 +196,7 @@ class PuzzleTrial:
 
 @dataclass(frozen=True)
 class Puzzles:
-    """The domain (:class:`seal_lib.loops.domain.Domain`): its settings and its wording. A unit is a task.
+    """The domain (`seal_lib.loops.domain.Domain`): its settings and its wording. A unit is a task.
 
     ``max_tries``: most texts written for one self-edit while they are no JSON; the authors have no bound.
     ``constrained``: self-edits are held to the schema while they are written, which needs engine vllm.
@@ -255,7 +255,7 @@ class Puzzles:
         return [self._job(candidate, self.examples(candidate, tokenizer, sets)) for candidate in candidates]
 
     def examples(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase", sets: dict) -> list[Example]:
-        """The bank's training examples of one candidate; ``sets``: see :func:`training_examples`."""
+        """The bank's training examples of one candidate; ``sets``: see `training_examples`."""
         settings, task, config = self.inner, candidate.unit, candidate.edit
         return training_examples(task, config, tokenizer, self.prompts, settings, candidate.seed, sets)
 

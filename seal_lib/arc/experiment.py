@@ -1,6 +1,6 @@
 """The few-shot experiment: which tasks are practised and which evaluated, and arms with a given configuration.
 
-The loop itself is :func:`seal_lib.loops.outer.run_loop`; what it leaves in ``results.csv`` is in `tables`.
+The loop itself is `seal_lib.loops.outer.run_loop`; what it leaves in ``results.csv`` is in `tables`.
 """
 
 from collections.abc import Sequence

@@ -36,14 +36,14 @@ COLOURS = "#000000 #0074d9 #ff4136 #2ecc40 #ffdc00 #aaaaaa #f012be #ff851b #7fdb
 
 @dataclass(frozen=True)
 class Parsed:
-    """The result of parsing a text: a grid, or None and a key of :data:`UNREADABLE`."""
+    """The result of parsing a text: a grid, or None and a key of `UNREADABLE`."""
 
     grid: Grid | None
     reason: str = ""
 
 
 def problem(value: object) -> str:
-    """Why ``value`` (lists or tuples of rows) is not a grid: a key of :data:`UNREADABLE`, ``""`` if it is one."""
+    """Why ``value`` (lists or tuples of rows) is not a grid: a key of `UNREADABLE`, ``""`` if it is one."""
     if not isinstance(value, list | tuple) or not all(isinstance(row, list | tuple) for row in value):
         return "not_a_grid"
     if not value or not any(value):

@@ -1,4 +1,4 @@
-"""Figures of ``arc/kinds`` (see :mod:`seal_lib.arc.kinds`): table in, marks on the given axes out.
+"""Figures of ``arc/kinds`` (see `seal_lib.arc.kinds`): table in, marks on the given axes out.
 
 figures.draw(success_by_kind, table)
 ways_by_kind(table, axes)   # one axis a kind

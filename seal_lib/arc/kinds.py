@@ -1,7 +1,7 @@
 """Does a policy read the puzzle before it configures? ReST^EM on puzzles of three kinds that want different training
-data (:mod:`seal_lib.arc.mixed_world`), beside one configuration for all of them, and their lines in ``results.csv``.
+data (`seal_lib.arc.mixed_world`), beside one configuration for all of them, and their lines in ``results.csv``.
 
-A configuration is one of three :data:`WAYS` by what its copies are; rate, epochs and loss are the same for all. A
+A configuration is one of three `WAYS` by what its copies are; rate, epochs and loss are the same for all. A
 policy that only knows which way succeeds most often can do no better than that way for every puzzle; for more it has
 to read.
 """
@@ -40,7 +40,7 @@ WAYS: dict[str, tuple[str, ...]] = {
 
 
 def way(config: Config) -> str:
-    """Which of :data:`WAYS` a configuration is: the turning switch turns (and recolours), any other recolours."""
+    """Which of `WAYS` a configuration is: the turning switch turns (and recolours), any other recolours."""
     if "use_basic_augmentations" in config.switches:
         return "turned"
     return "recoloured" if config.switches else "plain"

@@ -3,7 +3,7 @@
 ====================  ===============================================  ==================  ==================
 kind                  rule                                             turned copies are   recoloured ones are
 ====================  ===============================================  ==================  ==================
-``moves``             cells move (:mod:`seal_lib.arc.world`)      of another rule     fair
+``moves``             cells move (`seal_lib.arc.world`)      of another rule     fair
 ``around_black``      cells move *relative to the black ones*; the     fair, and needed    fair
                       test has them where no demonstration has them
 ``key_colour``        one colour becomes another one everywhere        fair                of another rule

@@ -1,8 +1,8 @@
 """Figures of the grid puzzles: table or grids in, marks on the given axes out, in the look of `seal_lib.report.plots`.
 
-From results.csv: :func:`success_by_arm`, :func:`success_by_round`, :func:`choices`, :func:`success_map`,
-:func:`success_by_task`. From tasks: :func:`grid_picture`, :func:`task_picture`, :func:`augmentation_strip`. From a
-benchmark's table: :func:`bench_arc`. Knows the names of the rows that ``seal_lib.arc.experiment`` makes; does not know
+From results.csv: `success_by_arm`, `success_by_round`, `choices`, `success_map`,
+`success_by_task`. From tasks: `grid_picture`, `task_picture`, `augmentation_strip`. From a
+benchmark's table: `bench_arc`. Knows the names of the rows that ``seal_lib.arc.experiment`` makes; does not know
 models, runs or how a success was measured. An empty cell is a configuration that no policy wrote, not a zero.
 
     figures.draw(success_map, table, down="learning_rate", across="num_train_epochs")
@@ -226,7 +226,7 @@ def task_picture(
     wrong in words and colour.
 
     Args:
-        where: a figure, on which 2 × :func:`task_columns` axes are made, or such an array of axes.
+        where: a figure, on which 2 × `task_columns` axes are made, or such an array of axes.
         attempts: per test input the grids submitted (as in ``Attempt.attempts``); None: not asked.
 
     Returns:
@@ -257,12 +257,12 @@ def task_picture(
 
 
 def task_columns(task: Task, attempts: Sequence[Sequence[Grid]] | None = None) -> int:
-    """How many columns :func:`task_picture` fills: demonstrations, tests, and attempts if there are any."""
+    """How many columns `task_picture` fills: demonstrations, tests, and attempts if there are any."""
     return len(task.train) + len(task.tests) * (1 if attempts is None else 2)
 
 
 def task_size(task: Task, attempts: Sequence[Sequence[Grid]] | None = None) -> tuple[float, float]:
-    """Inches that suit :func:`task_picture`."""
+    """Inches that suit `task_picture`."""
     return 1.35 * task_columns(task, attempts), 3.2
 
 
@@ -307,7 +307,7 @@ def bench_arc(table: pd.DataFrame, ax: Axes) -> Axes:
 def pictures(
     own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
 ) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
-    """The figures that an experiment with grid puzzles has rows for, as :func:`seal_lib.report.plots.pictures` gives
+    """The figures that an experiment with grid puzzles has rows for, as `seal_lib.report.plots.pictures` gives
     it."""
     import pandas as pd
 

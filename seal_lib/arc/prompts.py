@@ -1,7 +1,7 @@
 """Prompt sets of the ARC domain: wordings are data (``prompts.yaml``, or a file of the user's); here slots are filled.
 
 A question or a request for a self-edit has two parts, the context and the request itself: system and user message of a
-chat set, one text of any other. Knows no tokenizer and no chat template; that is :mod:`render`.
+chat set, one text of any other. Knows no tokenizer and no chat template; that is `render`.
 """
 
 from dataclasses import dataclass, fields

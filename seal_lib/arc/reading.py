@@ -1,7 +1,7 @@
 """The results of ``arc/few_shot`` as Markdown, made from its rows: every number comes from the rows, and a claim that
 does not hold in them is not made.
 
-Knows the names of the rows that :mod:`seal_lib.arc.experiment` makes; draws nothing.
+Knows the names of the rows that `seal_lib.arc.experiment` makes; draws nothing.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ This module ensures:
 * One BOS. Prompts are texts that an engine tokenises (``tokenizer(prompt)``); where that adds a BOS, the one written by
   the chat template is taken off. A tokenizer that has none gets none.
 * No clock. Templates that print today's date get a fixed one instead (the authors' prompts change from day to day).
-* No pads, hence none in the loss: neither the bank nor :func:`seal_lib.training.finetune.train_alone` pads to a common
+* No pads, hence none in the loss: neither the bank nor `seal_lib.training.finetune.train_alone` pads to a common
   length with labels, as the released code does.
 
 Protocol ``authors`` adds the two other quirks of the released training text, the second BOS and the trained assistant
@@ -36,7 +36,7 @@ _DAY = datetime(2024, 7, 26)
 #: transformers offers), and, where they know the word, not to open a block of thoughts
 _VARIABLES = {"date_string": "26 Jul 2024", "strftime_now": _DAY.strftime, "enable_thinking": False}
 
-#: (what is said before, what is asked), from :class:`Prompts`
+#: (what is said before, what is asked), from `Prompts`
 _Parts = tuple[str, str]
 
 
@@ -58,7 +58,7 @@ def prompt_ids(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 def completion_ids(task: Task, text: str, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> list[int]:
     """A written self-edit as training target: its tokens and those that end the turn (plain sets: EOS).
 
-    Follows :func:`prompt_ids` of :func:`self_edit_prompt`, as the pairs of :func:`seal_lib.training.finetune.sft` want
+    Follows `prompt_ids` of `self_edit_prompt`, as the pairs of `seal_lib.training.finetune.sft` want
     it. White space around ``text`` is the template's to keep or trim.
     """
     if prompts.chat:

@@ -81,7 +81,7 @@ class Config:
         return STRATEGIES[self.strategy]
 
     def text(self) -> str:
-        """The configuration as compact JSON that :func:`read` reads back to an equal one."""
+        """The configuration as compact JSON that `read` reads back to an equal one."""
         training = {
             "strategy": self.strategy,
             "learning_rate": self.learning_rate,
@@ -109,7 +109,7 @@ DEFAULT = Limits()
 
 @dataclass(frozen=True)
 class Reading:
-    """The result of reading a text: a configuration, or None with a key of :data:`REASONS` and a sentence."""
+    """The result of reading a text: a configuration, or None with a key of `REASONS` and a sentence."""
 
     text: str
     config: Config | None

@@ -4,7 +4,7 @@ Knows attempts and intervals; runs nothing. A *task* with all its self-edits is 
 whole loops (seeds) where there are several. Self-edits of a task that ask for the same configuration share one training
 and are one observation, so whatever counts configurations counts them once; only success is, as in the paper, a mean
 over the self-edits that the policy writes. What could not be scored is NaN, as in the knowledge domain
-(:mod:`seal_lib.arc.domain` says what that is): left out, and counted as dropped and in a rate of its own.
+(`seal_lib.arc.domain` says what that is): left out, and counted as dropped and in a rate of its own.
 """
 
 import math

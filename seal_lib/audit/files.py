@@ -36,7 +36,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its gold answer where the file has it, and what the model said to it in each of :data:`STATES`."""
+    """A question, its gold answer where the file has it, and what the model said to it in each of `STATES`."""
 
     question: str
     gold: str | None

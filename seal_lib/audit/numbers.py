@@ -1,6 +1,6 @@
 """What the verdicts of a released file amount to: accuracies, blanks, gains, containment, reliability, comparisons.
 
-Every interval is one of :mod:`seal_lib.report.stats`. Knows the records of ``files``; no tables, no figures.
+Every interval is one of `seal_lib.report.stats`. Knows the records of ``files``; no tables, no figures.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def proxy(results: Results) -> Estimate:
 
 
 def compare(results: Sequence[Results]) -> tuple[list[Comparison], list[str]]:
-    """All pairs of files of each kind (over :data:`ALL_PAIRS` files: each with the first), one family of p-values a
+    """All pairs of files of each kind (over `ALL_PAIRS` files: each with the first), one family of p-values a
     kind; and a sentence for each pair that shares nothing, or whose questions cannot be matched."""
     found: list[Comparison] = []
     remarks: list[str] = []

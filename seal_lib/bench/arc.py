@@ -14,7 +14,7 @@ bank_unique           as ``bank_bounded``, equal configurations trained once
 The self-edits are drawn from 18 configurations, which is how concentrated a policy is after a round, so some repeat.
 A useful token is one that is not padding, counted for all 15 self-edits; sampling and scoring are left out. Every way
 trains whole self-edits, what it costs to begin one included. The puzzles are of the made world, far shorter than
-ARC's (:mod:`seal_lib.plan.lengths`): the ratios are this model's at these lengths. Run
+ARC's (`seal_lib.plan.lengths`): the ratios are this model's at these lengths. Run
 ``make bench`` or ``python -m seal_lib.bench.arc``; writes ``figures/seedling/bench_arc.{csv,png,pdf}``.
 """
 

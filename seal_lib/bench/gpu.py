@@ -1,24 +1,24 @@
 """What one 7B self-edit costs on this GPU: training its adapter in three ways, and answering five questions with it.
 
 Random weights of the true shapes of Qwen2.5-7B and Llama-3.2-1B in bfloat16, made on the device: nothing is downloaded,
-and no accuracy is measured. Documents have the lengths of SEAL's released self-edits (:mod:`seal_lib.plan.lengths`).
+and no accuracy is measured. Documents have the lengths of SEAL's released self-edits (`seal_lib.plan.lengths`).
 
 ==============  =====================================================================================================
 ``authors``     HF Trainer + PEFT, batch 1, every document padded to 2 048, pads in the loss; some steps
-``sequential``  nothing padded, one adapter after the other (:func:`seal_lib.training.finetune.train_alone`)
+``sequential``  nothing padded, one adapter after the other (`seal_lib.training.finetune.train_alone`)
 ``bank``        the adapter bank, K = 1 … 64 adapters side by side, from a queue of self-edits twice as long
 ==============  =====================================================================================================
 
 What an adapter, or a bank full of them, costs before its second step is spread over all steps of the self-edits in
-every way, also where a measurement stops before that (:class:`seal_lib.bench.inner_loop.Timing`). What a bank spends
+every way, also where a measurement stops before that (`seal_lib.bench.inner_loop.Timing`). What a bank spends
 once on capturing steps, whatever the number of self-edits, stands beside the rest (``start_s``). In the first
 repetition, some steps in the steady state are profiled: how long the device works in one, and what is launched.
 
 For each, on q/v and on all linears: seconds per self-edit, answers included; tokens per second; the share of the
-device's floors in bytes and FLOPs (:mod:`seal_lib.plan.costs`); peak memory. Repetitions are interleaved until time is
+device's floors in bytes and FLOPs (`seal_lib.plan.costs`); peak memory. Repetitions are interleaved until time is
 up. Every measurement is written as soon as it is there (``bench_gpu_rows.csv``), so a killed run keeps its rows and
 ``--draw`` makes table and picture of them; memory that runs out is an outcome, not an end. ``make bench-gpu``;
-``--tiny`` runs the same code on a CPU in seconds. Arithmetic and picture are in :mod:`seal_lib.bench.gpu_table`.
+``--tiny`` runs the same code on a CPU in seconds. Arithmetic and picture are in `seal_lib.bench.gpu_table`.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Rows, table and picture of the GPU benchmark: what was measured, beside what the device's floors allow.
 
-A row is one measurement, kept in a CSV file line by line; :func:`summary` makes one line per way of them,
-:func:`cost_curve` draws it, :func:`finish` writes all of it. Measures nothing (:mod:`seal_lib.bench.gpu` does).
+A row is one measurement, kept in a CSV file line by line; `summary` makes one line per way of them,
+`cost_curve` draws it, `finish` writes all of it. Measures nothing (`seal_lib.bench.gpu` does).
 """
 
 from __future__ import annotations

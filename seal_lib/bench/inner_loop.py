@@ -6,18 +6,18 @@ thread, repetitions interleaved so that a busy machine disturbs all alike:
 ===================  ================================================================================================
 ``authors``          HF Trainer + PEFT, every document padded to 2 048 tokens, pads in the loss (the released code)
 ``trainer_dynamic``  HF Trainer + PEFT, transformers' collator pads to the longest of the batch (of one: nothing)
-``peft_loop``        PEFT in a plain loop (:func:`seal_lib.training.finetune.train_alone`)
+``peft_loop``        PEFT in a plain loop (`seal_lib.training.finetune.train_alone`)
 ``bank``             the adapter bank, K adapters at once
 ===================  ================================================================================================
 
 At two lengths. ``seal``: eight lines and the passage, as long as those recorded of SEAL's released self-edits
-(:mod:`seal_lib.plan.lengths`), in random words of the seedling. ``seedling``: gold notes of the made world and the
+(`seal_lib.plan.lengths`), in random words of the seedling. ``seedling``: gold notes of the made world and the
 passage. Adapters of one length setting have equally many steps, so no bank ends with half its slots empty.
 
 What an adapter costs before its second step, the Trainer's start included, is spread over all steps of the adapter in
 every way, also where only some are run. Run: ``make bench`` or ``python -m seal_lib.bench.inner_loop``; writes
 ``figures/seedling/bench_inner_loop.{csv,png,pdf}``. Knows nothing of accuracy; says nothing of larger models or GPUs.
-Table and picture are in :mod:`seal_lib.bench.inner_loop_table`.
+Table and picture are in `seal_lib.bench.inner_loop_table`.
 """
 
 from __future__ import annotations
@@ -295,7 +295,7 @@ def peak_megabytes(variant: str, k: int, tiny: bool) -> float:
 
 
 def child(variant: str, k: int, plan: CpuPlan) -> None:
-    """What :func:`peak_megabytes` runs: few steps are enough for the peak."""
+    """What `peak_megabytes` runs: few steps are enough for the peak."""
     plan = replace(plan, padded_steps=2, epochs=1)
     measure(load(plan), jobs_of(documents("seal", plan), plan), variant, k, plan, 0)
     print(json.dumps({"peak_mb": own_peak()}))

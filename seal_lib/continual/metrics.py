@@ -37,11 +37,11 @@ def check(R: object) -> np.ndarray:
 
 
 def released(R: object) -> np.ndarray:
-    """The authors' mean matrix [K+1, K] as :func:`check` gives it, with NaN above the diagonal, which they did not
+    """The authors' mean matrix [K+1, K] as `check` gives it, with NaN above the diagonal, which they did not
     measure and wrote as 0.
 
     Raises:
-        DataError: as :func:`check`, or it is not one matrix.
+        DataError: as `check`, or it is not one matrix.
     """
     matrix = check(R)
     if matrix.ndim != 2:

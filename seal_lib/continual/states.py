@@ -1,7 +1,7 @@
 """The weights of a stream as adapters: theta_k = base + one concatenated LoRA history, never merged.
 
 Knows sums, scaling, means and TIES of adapters, all exact up to rounding, and keeps them as tensors on disk. Every
-state is an :class:`~seal_lib.training.adapters.Adapter` with alpha = rank (scale 1), so the bank trains beside it and
+state is an `seal_lib.training.adapters.Adapter` with alpha = rank (scale 1), so the bank trains beside it and
 the generator answers with it. Does not know passages, arms or losses.
 """
 
@@ -113,7 +113,7 @@ def save(
 
 
 def load(path: Path) -> tuple[dict[str, Adapter], dict[str, Tensor], dict[str, str]]:
-    """What :func:`save` wrote: adapters, other tensors, notes."""
+    """What `save` wrote: adapters, other tensors, notes."""
     from safetensors import safe_open
 
     adapters: dict[str, Adapter] = {}

@@ -66,7 +66,7 @@ def load_streams(
     Args:
         sequences: ``disjoint``: no passage occurs twice, ``skip`` leaves out the passages of the first ``skip``
             streams.
-            ``authors`` or ``authors_dev``: :func:`authors_sequences` of the passages of ``source`` in file order.
+            ``authors`` or ``authors_dev``: `authors_sequences` of the passages of ``source`` in file order.
         questions: number of questions kept per passage, spread evenly (None: all).
 
     Raises:

@@ -49,7 +49,7 @@ def run_arm(
 ) -> list[dict]:  # fmt: skip
     """Rows of one arm in the order (edit, stream), recorded as phase ``<group><arm>``.
 
-    Row: ``stream``, ``k``, ``protocol`` (what the arm did, as :attr:`InnerLoop.label` says it), ``outcome`` (ok,
+    Row: ``stream``, ``k``, ``protocol`` (what the arm did, as `InnerLoop.label` says it), ``outcome`` (ok,
     diverged or empty_edit, the latter two with a ``reason``), ``right`` and ``blank`` (one text of 0 and 1 per passage,
     a digit a question; None where not asked), ``prior`` and ``prior_blank`` (likewise), ``steps``, ``tokens``,
     ``loss``, ``norm`` (of the update), ``drift`` (KL(theta_0 || theta_k) per token on texts the base wrote), ``stored``
@@ -110,7 +110,7 @@ def frozen_edits(
 def run_arms(
     run: "Recorder", arms: Sequence[Arm], lab: Lab, streams: Sequence[Stream], *, writing: Sampling, **options: object
 ) -> dict[str, list[dict]]:
-    """Rows by arm (:func:`run_arm`): all on the same streams, each with its notes.
+    """Rows by arm (`run_arm`): all on the same streams, each with its notes.
 
     The streams' own notes; for ``…_own`` what the unedited model writes once (phase ``write_own``); for ``…_live`` what
     the edited model writes.

@@ -94,7 +94,7 @@ def arm_measures(rows: Rows, isolated: object = None, joint: object = None, rule
 
     Args:
         isolated, joint: reference accuracies [S, K], each passage edited alone and all trained jointly.
-        rule: of the arm; what cannot vary under it (:data:`CONSTANT`) is marked so.
+        rule: of the arm; what cannot vary under it (`CONSTANT`) is marked so.
     """
     constant, R = CONSTANT.get(rule, ()), stack(rows)
     found = intervals.summary(R, isolated=isolated, joint=joint, constant=constant)
@@ -172,7 +172,7 @@ def result_rows(
     An arm with notes of its own has no share of joint's or isolated's gain: those trained on other notes.
 
     Args:
-        price: rule -> (settings tried, trainings) of its tuning (:func:`tuning_price`).
+        price: rule -> (settings tried, trainings) of its tuning (`tuning_price`).
     """
     rows, refs = [], references(by_arm)
     for arm, given in by_arm.items():

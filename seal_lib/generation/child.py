@@ -1,7 +1,7 @@
 """A Python child process that answers JSON messages within a time limit and ends with its parent.
 
 For libraries that patch their process, hang, or keep memory: a child process can be killed. Both ends are here:
-:class:`Child` in the parent, :func:`serve` in the child. Nothing is pickled; large data goes through files. Knows
+`Child` in the parent, `serve` in the child. Nothing is pickled; large data goes through files. Knows
 nothing of models. POSIX only.
 """
 
@@ -88,7 +88,7 @@ class Child:
         """Send a message and wait for its answer.
 
         Args:
-            limit: longest silence, in seconds; :func:`serve` says what breaks it.
+            limit: longest silence, in seconds; `serve` says what breaks it.
             longer: how a person raises the limit.
 
         Raises:
@@ -173,7 +173,7 @@ def serve(arguments: Sequence[str], handlers: Mapping[str, Callable]) -> NoRetur
     Args:
         arguments: the last two of the command line.
         handlers: value of a message's ``do`` -> function of the other keys and ``tick`` that returns a dict. It calls
-            ``tick()`` whenever it got ahead; going round in circles is no progress. A :class:`Refused` it raises says
+            ``tick()`` whenever it got ahead; going round in circles is no progress. A `Refused` it raises says
             that the input was wrong; any other exception is a failure and the end of the child.
     """
     (number, parent), folder = map(int, arguments), Path.cwd()

@@ -1,7 +1,7 @@
 """Prompts → texts: the contract of every engine, and what engines share: reading prompts, order, seeds, endings.
 
 Knows prompts, sampling, seeds, stop texts and one adapter per prompt; nothing of passages or rewards. An engine is a
-row of :data:`seal_lib.generation.engines.ENGINES`.
+row of `seal_lib.generation.engines.ENGINES`.
 """
 
 import json
@@ -58,8 +58,8 @@ class Request:
 class Completion:
     """A generated text, its number of tokens, and why it ended: ``eos``, ``stop`` or ``length`` (by ``max_tokens``).
 
-    ``too_long``: nothing was generated, since the prompt left no room for it (:class:`Sampling`, ``skip_long``).
-    ``failed``: nothing came from a model elsewhere (:mod:`seal_lib.generation.endpoint`), for the given ``reason``.
+    ``too_long``: nothing was generated, since the prompt left no room for it (`Sampling`, ``skip_long``).
+    ``failed``: nothing came from a model elsewhere (`seal_lib.generation.endpoint`), for the given ``reason``.
     """
 
     text: str

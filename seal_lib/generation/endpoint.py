@@ -3,7 +3,7 @@
 Requests are sent side by side, tried again after an error that may pass (with growing, random pauses, or as long as
 the server asks for), and bounded by a budget. A request that could not be answered is a completion of finish ``failed``
 with its reason, never a text. An address that refuses the key or knows no such model is an error at once, and so is one
-that has stopped answering: what was answered before is kept by whoever asked (:mod:`seal_lib.generation.kept`).
+that has stopped answering: what was answered before is kept by whoever asked (`seal_lib.generation.kept`).
 
 The key is read from the environment when a request is sent, goes into the request's header, and nowhere else.
 """
@@ -103,7 +103,7 @@ class Refused(Exception):
 
 
 class Endpoint:
-    """The generator of an :class:`Address` (:class:`seal_lib.generation.contract.Generator`). Knows no adapters.
+    """The generator of an `Address` (`seal_lib.generation.contract.Generator`). Knows no adapters.
 
     ``counts``: requests sent (``calls``), tokens by the server's word (``prompt_tokens``, ``completion_tokens``), and
     ``failed``; ``reasons``: why; ``served``: the models that the server says it has used.
@@ -133,7 +133,7 @@ class Endpoint:
         """(number of the request, its one completion) as they come; a request's own seed is sent.
 
         Raises:
-            DataError: the address refuses all requests, or :data:`LOST` in a row were not answered.
+            DataError: the address refuses all requests, or `LOST` in a row were not answered.
         """
         if sampling.schema is not None or any(request.adapter is not None for request in requests):
             raise DataError(f"{self.address.model}: an endpoint takes neither adapters nor a JSON schema.")

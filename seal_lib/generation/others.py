@@ -1,7 +1,7 @@
 """Models that are not the policy: a judge, a stronger writer. A name → texts, each asked once and kept on disk.
 
-``MODEL@URL`` is an OpenAI-compatible endpoint (:mod:`seal_lib.generation.endpoint`); any other name is a model as the
-policy's (:mod:`seal_lib.models`), which the engines of this package run.
+``MODEL@URL`` is an OpenAI-compatible endpoint (`seal_lib.generation.endpoint`); any other name is a model as the
+policy's (`seal_lib.models`), which the engines of this package run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ class Other:
     """A model by name. Plain settings, so that it can be sent to a worker, which opens it by itself.
 
     ``key_env``: environment variable with an endpoint's key. ``calls``, ``seconds``: budget of an endpoint in each
-    process (:class:`~seal_lib.generation.endpoint.Address`). ``device``, ``dtype``: of a model that runs here.
+    process (`seal_lib.generation.endpoint.Address`). ``device``, ``dtype``: of a model that runs here.
     """
 
     name: str

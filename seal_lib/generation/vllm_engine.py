@@ -1,8 +1,8 @@
-"""vLLM behind the :class:`seal_lib.generation.contract.Generator` contract, in a child process.
+"""vLLM behind the `seal_lib.generation.contract.Generator` contract, in a child process.
 
 One child serves all policies of a process: a request for another policy's texts loads its weights into the running
 engine. So vLLM does not patch our process (threads, NUMA), a hang becomes an error within a time limit, and ``close``
-frees all memory. Knows models, adapters and memory; the child's side is :mod:`.vllm_worker`.
+frees all memory. Knows models, adapters and memory; the child's side is `.vllm_worker`.
 """
 
 import atexit

@@ -1,4 +1,4 @@
-"""The process that runs vLLM: started by :mod:`seal_lib.generation.vllm_engine`, never imported by it.
+"""The process that runs vLLM: started by `seal_lib.generation.vllm_engine`, never imported by it.
 
 Knows vLLM, and no prompts, rewards or contents of adapters: it receives token ids, seeds and folders. Statements about
 vLLM were checked with version 0.32.

@@ -24,7 +24,7 @@ Loops = Mapping[int, Sequence[PassageTrial]]
 
 
 def judge_all(run: Recorder, loops: Loops, judge: Judge, *, phase: str) -> dict[int, list[PassageTrial]]:
-    """The trials of an arm with grades by both :data:`JUDGES`, recorded under ``phase``."""
+    """The trials of an arm with grades by both `JUDGES`, recorded under ``phase``."""
     trials = [trial for several in loops.values() for trial in several]
     names = [f"{loop}/{trial.id}" for loop, several in loops.items() for trial in several]
     by_name = dict(zip(names, trials, strict=True))

@@ -1,6 +1,6 @@
 """Graders of an answer against one gold text: SQuAD exact match, containment, F1, and a judge that is a model.
 
-The grader of a loop is one word, a key of :data:`GRADERS`: reward, frozen baseline, honesty check and tables read it.
+The grader of a loop is one word, a key of `GRADERS`: reward, frozen baseline, honesty check and tables read it.
 """
 
 import math
@@ -160,7 +160,7 @@ def judged(pairs: Sequence[tuple[Question, str]], judge: Judge | None) -> list[f
 
 
 #: grader → grades in [0, 1]; NaN: the grader did not answer. Called once for many answers, and a grader that is not in
-#: :data:`ALWAYS` only where it is the loop's.
+#: `ALWAYS` only where it is the loop's.
 GRADERS: dict[str, Grader] = {
     "exact": each(exact_match),
     "contains": each(contains),

@@ -1,6 +1,6 @@
 """A model as grader: does an answer say the same as the gold answer? By a rubric of ours, yes or no.
 
-The judge is any model of :mod:`seal_lib.generation.others`, here or behind an HTTP address. What it says is kept on
+The judge is any model of `seal_lib.generation.others`, here or behind an HTTP address. What it says is kept on
 disk by content: rubric, question, gold, answer and the judge's identity. A call that failed, and a reply that is no
 verdict, is no grade (NaN); it is never taken for a wrong answer.
 """
@@ -43,7 +43,7 @@ def verdict(reply: str) -> float:
 class Judge:
     """Who judges, and by which rubric. ``repeat``: asks anew, so that a judge can be compared with itself.
 
-    ``count``: takes the counters of :meth:`~seal_lib.generation.others.Other.texts`.
+    ``count``: takes the counters of `seal_lib.generation.others.Other.texts`.
     """
 
     who: Other
@@ -79,7 +79,7 @@ def judge_of(grader: str, who: str, key_env: str, calls: int, seconds: float, de
     """The judge that the parameters of a notebook name; None unless ``grader`` is ``judge``.
 
     Args:
-        who, …: of :class:`~seal_lib.generation.others.Other`.
+        who, …: of `seal_lib.generation.others.Other`.
 
     Raises:
         DataError: nobody is named, that is no address, or its key is not in the environment.

@@ -1,4 +1,4 @@
-"""Passages with questions, from three kinds of source, one call: :func:`load_passages`.
+"""Passages with questions, from three kinds of source, one call: `load_passages`.
 
 ==========================  =====================================================================================
 ``world:heldout``           the shipped made world (populations ``heldout`` for evaluation, ``learning`` for ReST^EM)

@@ -17,7 +17,7 @@ and what models write today is read. What a model thinks aloud is taken out, and
 code fences, the line under a table's head, lone tags. A question begins a document however it is marked (``Question
 1:``, ``**Question 1:**``, ``Q1:``, ``### Question 1``, ``- Q:``), if the part has answers, and its answer stays with
 it; text before the first question is its own, or the first question's end if it has an answer. What was dropped is
-counted (:func:`read_edit`).
+counted (`read_edit`).
 
 Every document is the title, a newline and the text; the passage itself is one more, last document. Checked against the
 released self-edits: 10 × documents has mean 85.7, median 70, maximum 570 over the 200 evaluation passages (first
@@ -78,7 +78,7 @@ def split_edit(text: str, split_newlines: bool = True, protocol: str = "authors_
 
 @lru_cache(maxsize=512)  # once to train on it, once to grade it
 def read_edit(text: str, split_newlines: bool = True, protocol: str = "authors_v1") -> tuple[list[str], dict[str, int]]:
-    """(:func:`split_edit`'s pieces, how much protocol ``clean`` dropped by kind): ``thoughts`` (blocks), ``marks``
+    """(`split_edit`'s pieces, how much protocol ``clean`` dropped by kind): ``thoughts`` (blocks), ``marks``
     (lines of layout alone: rules, fences, table lines, tags) and ``headings``. ``---`` alone separates, uncounted."""
     if protocol not in PROTOCOLS:
         raise DataError(f"protocol: {protocol!r} is not one of {', '.join(PROTOCOLS)}.")

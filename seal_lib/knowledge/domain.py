@@ -39,10 +39,10 @@ class InnerLoop:
 
     ``pad_loss``: ``none``; ``eos`` (one end-of-text target per document); ``full`` (the authors: padded to
     ``max_length``, pads in the loss); ``probe:m`` (m weighted pads standing for all of them).
-    ``protocol``: rules from text to documents (:mod:`seal_lib.knowledge.documents`) and which settings may go with
+    ``protocol``: rules from text to documents (`seal_lib.knowledge.documents`) and which settings may go with
     them; ``document_limit`` is for ``clean``, the authors' cap comes with their protocol.
     ``slots``: adapters trained side by side; 0: as many as the device's memory takes.
-    ``grader``: what judges the answers, a key of :data:`~seal_lib.grading.graders.GRADERS`; reward and tables read it.
+    ``grader``: what judges the answers, a key of `seal_lib.grading.graders.GRADERS`; reward and tables read it.
     """
 
     lr: float
@@ -107,7 +107,7 @@ def _asked(candidate: Candidate, answers: Sequence[Completion | None]) -> list[t
 
 @dataclass(frozen=True)
 class Knowledge:
-    """The domain (:class:`seal_lib.loops.domain.Domain`): its settings and its wording. A unit is a passage.
+    """The domain (`seal_lib.loops.domain.Domain`): its settings and its wording. A unit is a passage.
 
     ``judge``: who judges, where the grader is ``judge``.
     """

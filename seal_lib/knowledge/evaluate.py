@@ -1,6 +1,6 @@
 """The rows of the paper's table as data: which text an arm trains on, its trials, and its lines in ``results.csv``.
 
-A baseline is a row of :data:`BASELINES`; to add one, add a row. Every number gets an interval over passages, and over
+A baseline is a row of `BASELINES`; to add one, add a row. Every number gets an interval over passages, and over
 loops where an arm has several.
 """
 
@@ -103,7 +103,7 @@ def evaluate_arms(run: Recorder, policy: Policy, passages: Sequence[Passage], ar
 
 
 def recorded_trials(folder: Path, arms: Sequence[str]) -> dict[str, dict[int, list[PassageTrial]]]:
-    """What :func:`evaluate_arms` recorded in a run's folder: arm -> seed -> trials; arms that are not there are left
+    """What `evaluate_arms` recorded in a run's folder: arm -> seed -> trials; arms that are not there are left
     out."""
     found: dict[str, dict[int, list[PassageTrial]]] = {}
     for row in manifest.rows(folder):

@@ -1,6 +1,6 @@
 """The ReST^EM experiment's lines in ``results.csv``.
 
-One loop (:func:`seal_lib.loops.outer.run_loop`) = practice rounds, an evaluation after each, the reward's honesty
+One loop (`seal_lib.loops.outer.run_loop`) = practice rounds, an evaluation after each, the reward's honesty
 check, and the control that ignores the reward. Several loops with different seeds are crossed with the passages; each
 is also reported on its own.
 """

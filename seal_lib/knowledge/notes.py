@@ -33,7 +33,7 @@ def with_external(run: Recorder, passages: Sequence[Passage], prompts: Prompts, 
 
     Args:
         source: a file of completions; MODEL@URL, or a model; "": the passages stay as they are.
-        key_env, …: of a model, see :class:`~seal_lib.generation.others.Other`.
+        key_env, …: of a model, see `seal_lib.generation.others.Other`.
 
     Raises:
         DataError: the file has no notes about a passage, or the model cannot be asked at all.

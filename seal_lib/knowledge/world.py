@@ -186,7 +186,7 @@ def unalike_facts(rng: random.Random, people: Sequence[str], count: int) -> list
 
 
 def say(fact: Fact, form: str, rng: random.Random) -> str:
-    """One sentence: ``form`` is a field of :class:`Wording`."""
+    """One sentence: ``form`` is a field of `Wording`."""
     return rng.choice(getattr(WORDINGS[fact.attribute], form)).format(n=fact.name, v=fact.value)
 
 
@@ -220,7 +220,7 @@ def external_notes(facts: list[Fact], rng: random.Random) -> str:
 def passages(population: str, count: int, seed: int = 0, facts: int = 6, people: int = 3) -> list[Passage]:
     """``count`` passages, each stating ``facts`` facts about ``people`` people of ``population``; no person twice.
 
-    Within a passage no attribute occurs twice (:func:`unalike_facts`).
+    Within a passage no attribute occurs twice (`unalike_facts`).
 
     Each fact is asked in both its ``asked`` wordings, which no note has. ``references`` holds hand-written notes by
     style, ``half`` of the facts, ``gold`` (full coverage, forward statements) and ``external``. Deterministic in all

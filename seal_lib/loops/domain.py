@@ -1,4 +1,4 @@
-"""The interface between the loops and a task: the :class:`Domain` and the records that they exchange.
+"""The interface between the loops and a task: the `Domain` and the records that they exchange.
 
 A *unit* is what one self-edit is about: a passage, a puzzle. The loops know its id and nothing else.
 """
@@ -114,7 +114,7 @@ class Domain(Protocol[TrialT]):
         """The record of a self-edit, from the trial of the candidate it asked for or the reason why it was rejected."""
 
     def load(self, row: Mapping[str, Any]) -> TrialT:
-        """A record of :meth:`grade` from the plain values that a run kept of it."""
+        """A record of `grade` from the plain values that a run kept of it."""
 
     def reward_seeds(self, seed: int, count: int) -> list[int]:
         """Seeds of the ``count`` trials whose mean is a reward, from the round's."""

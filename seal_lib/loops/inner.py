@@ -1,7 +1,7 @@
 """The inner loop: self-edit → one fresh adapter → answers → a graded trial.
 
 Many candidates are trained and asked side by side, independently of each other. The domain decides the training data,
-the questions and the grades (:class:`seal_lib.loops.domain.Domain`).
+the questions and the grades (`seal_lib.loops.domain.Domain`).
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The outer loop: sample self-edits, try each in the inner loop, reward, update the policy; round after round.
 
 The run records every trial, and a killed round resumes at its next chunk. A control is a filter that ignores the reward
-(:data:`CONTROLS`).
+(`CONTROLS`).
 """
 
 import math
@@ -148,7 +148,7 @@ def one_round(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Doma
 
 def restem_round(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, index: int,
                  name: str, seed: int) -> tuple[Policy, Round]:  # fmt: skip
-    """:func:`one_round` for a person: the next policy, and the full record."""
+    """`one_round` for a person: the next policy, and the full record."""
     update, record, _ = one_round(run, policy, units, domain, outer, index=index, name=name, seed=seed)
     return update.policy, record
 
@@ -231,7 +231,7 @@ def run_loop(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
     Args:
         practice: round (from 1) → the units that it practises on.
         samples: self-edits per evaluation unit.
-        control: an arm of :data:`CONTROLS`; "": none.
+        control: an arm of `CONTROLS`; "": none.
         group: what the names of its phases begin with, where one run holds loops of several models.
     """
     update_of(outer)  # an unknown one is refused before anything is written

@@ -62,7 +62,7 @@ class Source:
 class Policy:
     """The model that writes self-edits and is trained on them; ``name`` says where it is in the loop.
 
-    ``engine``: the generator of its texts (:mod:`seal_lib.generation.engines`); ``auto`` is resolved at once.
+    ``engine``: the generator of its texts (`seal_lib.generation.engines`); ``auto`` is resolved at once.
     ``source`` says where another process finds the same weights; without it all work stays in this process.
     """
 

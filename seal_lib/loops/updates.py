@@ -1,4 +1,4 @@
-"""Outer algorithms: each makes the next policy from the rewarded self-edits of a round. One row of :data:`UPDATES`
+"""Outer algorithms: each makes the next policy from the rewarded self-edits of a round. One row of `UPDATES`
 each."""
 
 from collections.abc import Callable, Sequence

@@ -32,7 +32,7 @@ REVISIONS = {
     "meta-llama/Llama-3.2-1B-Instruct": "9213176726f574b556790deb65791e0c5aa438b6",
 }
 
-#: what weights may be, as parameters name it (see :func:`load`)
+#: what weights may be, as parameters name it (see `load`)
 DTYPES = ("float32", "bfloat16", "float16", "4bit")
 
 #: Names for usual sets of targets; ``qv`` is what PEFT (and so the authors) train on Llama and Qwen2.

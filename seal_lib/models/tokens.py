@@ -46,7 +46,7 @@ def ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> tupl
 def turn_end(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
     """The id with which the model was taught to end what it writes, so that training does not teach it another.
 
-    For a chat model the first of :func:`ends` that its chat template puts after a reply, else the tokenizer's EOS.
+    For a chat model the first of `ends` that its chat template puts after a reply, else the tokenizer's EOS.
 
     Raises:
         DataError: there is none.

@@ -1,6 +1,6 @@
 """What values must be together, and names that only the domains know: checked before a notebook starts.
 
-Types and ranges of single values are :mod:`seal_lib.runs.values`. Imports torch for the forgetting study only.
+Types and ranges of single values are `seal_lib.runs.values`. Imports torch for the forgetting study only.
 """
 
 import dataclasses

@@ -2,13 +2,13 @@
 
 A floor is the larger of two times: moving every weight through the device's memory, and doing the arithmetic. It
 cannot be beaten by a program that does the same work; how near a program comes is its *efficiency*, which
-``make bench-gpu`` measures (:func:`efficiency`); elsewhere it is :data:`ASSUMED`, and every plan says so. Eager
+``make bench-gpu`` measures (`efficiency`); elsewhere it is `ASSUMED`, and every plan says so. Eager
 PyTorch also starts thousands of operations a step, each of which takes the host some microseconds; where that is longer
 than the device's own time it is the cost. The formulas are those of the study's floors: a frozen linear costs 4 FLOPs a
 parameter and token when it is trained through (forward, and the gradient of its input), 2 when it only answers.
 
-Knows sizes, not programs: no torch, nothing of notebooks (:mod:`seal_lib.plan.cells`) or of memory
-(:mod:`seal_lib.models.budget`).
+Knows sizes, not programs: no torch, nothing of notebooks (`seal_lib.plan.cells`) or of memory
+(`seal_lib.models.budget`).
 """
 
 from dataclasses import dataclass, replace
@@ -71,7 +71,7 @@ def this_device(machine: dict | None = None) -> Device:
     """The device of this machine: its NVIDIA GPU if ``nvidia-smi`` lists one, else a CPU core with this much memory.
 
     Args:
-        machine: as :func:`seal_lib.runs.manifest.machine` gives it (default: this machine).
+        machine: as `seal_lib.runs.manifest.machine` gives it (default: this machine).
     """
     if machine is None:
         from seal_lib.runs import manifest
@@ -95,7 +95,7 @@ def this_device(machine: dict | None = None) -> Device:
 
 def efficiency(kind: str, key: str) -> tuple[float, str]:
     """(share of the floor, where it comes from) of ``train`` or ``answer`` on a device: of the newest measurement on
-    such a device under ``figures/gpu``, else :data:`ASSUMED`."""
+    such a device under ``figures/gpu``, else `ASSUMED`."""
     for record in _measurements(paths.figures() / "gpu"):
         if record["device_key"] == key and record["efficiency"].get(kind):
             cards = len(record["gpus"]) or 1

@@ -79,7 +79,7 @@ class Meter(Scratch):
         raise OfAnotherRun
 
     def add(self, kind: str, units: float, limit: int = 0, **about: Any) -> None:
-        """Count work of the phase at hand; ``about``: the values of :class:`Phase` for these ``units``."""
+        """Count work of the phase at hand; ``about``: the values of `Phase` for these ``units``."""
         new = Phase(kind, self.phase, units, **about).times(self.times)
         key = (kind, self.phase, limit, new.adapters > 0)
         self.found[key] = self.found[key].joined(new) if key in self.found else new
@@ -131,7 +131,7 @@ class Prompt(str):
 
 @dataclass(frozen=True)
 class Engine:
-    """Counts what it is asked to write (:class:`seal_lib.generation.contract.Generator`)."""
+    """Counts what it is asked to write (`seal_lib.generation.contract.Generator`)."""
 
     meter: Meter
     positions = SEVERAL
@@ -170,7 +170,7 @@ class Engine:
 
 
 class Bank:
-    """Counts what it is given to train (:class:`seal_lib.training.bank.AdapterBank`)."""
+    """Counts what it is given to train (`seal_lib.training.bank.AdapterBank`)."""
 
     halvings = 0
 

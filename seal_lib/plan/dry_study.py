@@ -1,6 +1,6 @@
 """The dry run of the forgetting study: streams of stand-ins, and a lab whose rules train and measure nothing.
 
-What a rule costs beside plain training is declared by the rule (:class:`seal_lib.continual.rules.base.RuleCost`).
+What a rule costs beside plain training is declared by the rule (`seal_lib.continual.rules.base.RuleCost`).
 Imports torch, as the rules do.
 """
 
@@ -41,7 +41,7 @@ def with_prior(streams: Sequence[Stream], source: str, count: int, *_: int) -> l
 
 @dataclass
 class DryLab(Lab):
-    """The lab of a :class:`seal_lib.plan.dry.DryPolicy`."""
+    """The lab of a `seal_lib.plan.dry.DryPolicy`."""
 
     @property
     def meter(self) -> dry.Meter:

@@ -2,7 +2,7 @@
 
 ``lengths.yaml`` holds one profile per kind of data. Real text is counted in characters / 4.6 a token (the study's rule
 for Qwen2.5, which is no tokenizer); puzzles by the rule of the Llama-3 tokenizer, h (2 w + 1) tokens a grid; the made
-worlds by their own tokenizer. :func:`of_passages` and :func:`of_puzzles` make a profile from data again. Knows nothing
+worlds by their own tokenizer. `of_passages` and `of_puzzles` make a profile from data again. Knows nothing
 of models, costs or notebooks.
 """
 

@@ -1,7 +1,7 @@
 """What a notebook needs before it can run: memory for its work, its model and data in this machine's caches, disk.
 
 Looks at this machine's files and caches only, never at a network; what is missing is one sentence with the way out.
-Knows parameters and work (``cells``), no prices and no table (:mod:`seal_lib.plan`). Imports no torch.
+Knows parameters and work (``cells``), no prices and no table (`seal_lib.plan`). Imports no torch.
 """
 
 import json

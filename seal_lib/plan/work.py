@@ -1,9 +1,9 @@
-"""The unit of a plan: a :class:`Phase` of work. Knows no notebook, model, device or price."""
+"""The unit of a plan: a `Phase` of work. Knows no notebook, model, device or price."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-#: rows and tokens that the Hugging Face engine decodes at once (:class:`seal_lib.generation.hf.HFGenerator`)
+#: rows and tokens that the Hugging Face engine decodes at once (`seal_lib.generation.hf.HFGenerator`)
 ROWS, CACHE_TOKENS = 256, 100_000
 
 

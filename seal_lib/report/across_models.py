@@ -1,6 +1,6 @@
 """The main comparisons on several models that differ in their seed alone: their lines in ``results.csv``, and in words.
 
-One ReST^EM loop per model, on the same evaluation passages or tasks (:func:`seal_lib.loops.outer.run_loop`). A model is
+One ReST^EM loop per model, on the same evaluation passages or tasks (`seal_lib.loops.outer.run_loop`). A model is
 what a loop is elsewhere: the pooled intervals speak of other passages or tasks *and* of other models grown by the same
 recipe. Knows no domain: how a model's trials become lines is given (``table_rows`` of `seal_lib.knowledge.evaluate` or
 `seal_lib.arc.tables`).
@@ -66,7 +66,7 @@ def in_words(rows: Sequence[Mapping]) -> str:
     """Markdown: one line a comparison that is separable over all models; silent about those that are not.
 
     Args:
-        rows: as :func:`model_rows` gives them.
+        rows: as `model_rows` gives them.
     """
     apart = [row for row in rows if row["metric"] == "difference"]
     models = list(dict.fromkeys(row["model"] for row in rows))

@@ -78,7 +78,7 @@ def gallery(df: pd.DataFrame, folder: Path, pictures: Sequence[Callable]) -> lis
     An experiment with several protocols or models gives one figure each, so that they never share an axis.
 
     Args:
-        pictures: what there is to draw of an experiment, as :func:`seal_lib.report.plots.pictures`; one of each domain.
+        pictures: what there is to draw of an experiment, as `seal_lib.report.plots.pictures`; one of each domain.
     """
     names = []
     parent = df["experiment"].str.replace(r"/(seed_\w+|tasks|choices)$", "", regex=True)

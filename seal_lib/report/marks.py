@@ -121,7 +121,7 @@ def once(ax: Axes, label: str) -> str | None:
 
 
 def draws(metrics: str, size: Callable[[pd.DataFrame], tuple[float, float]] | None = None) -> Callable:
-    """Decorator that gives a drawing function what :func:`seal_lib.report.figures.draw` needs.
+    """Decorator that gives a drawing function what `seal_lib.report.figures.draw` needs.
 
     Args:
         metrics: pattern of the metrics it draws, with the function's own options in braces.

@@ -73,7 +73,7 @@ def style() -> Iterator[None]:
 
 @draws("accuracy|blank_rate", by_arms)
 def accuracy_by_arm(table: pd.DataFrame, ax: Axes, metric: str = "accuracy", failures: str = "blank_rate") -> Axes:
-    """One line an arm: accuracy (or another metric of :data:`SHARE_LABELS`) with its interval, the share of blank
+    """One line an arm: accuracy (or another metric of `SHARE_LABELS`) with its interval, the share of blank
     answers (or other failures) as a pale bar, the paper's diamond."""
     rows = arm_rows(table, metric)
     failed = {row["arm"]: row["value"] for row in arm_rows(table, failures, needed=False)}
@@ -129,7 +129,7 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
     """The paper's Figure 4: accuracy by round, thin lines for single seeds of the whole loop, bands for intervals.
 
     The table holds the pooled experiment and, optionally, its `<experiment>/seed_<k>` children. Round 0 is the
-    untrained policy; arms without rounds (:data:`LEVELS`) are level lines; the paper's rounds are diamonds.
+    untrained policy; arms without rounds (`LEVELS`) are level lines; the paper's rounds are diamonds.
     """
     everything = table[table["metric"] == metric]
     child = everything["experiment"].str.contains(r"/seed_\w+$")
@@ -281,7 +281,7 @@ def loss_curves(table: pd.DataFrame, ax: Axes) -> Axes:
 def pictures(
     own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
 ) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
-    """(function, kind, table, options of :func:`seal_lib.report.figures.draw`) of what an experiment has rows for.
+    """(function, kind, table, options of `seal_lib.report.figures.draw`) of what an experiment has rows for.
 
     Args:
         own: rows of the experiment. full: with gaps for arms that did not run. rows: with its seeds, tasks and choices.

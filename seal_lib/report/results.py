@@ -30,9 +30,9 @@ COUNT_COLUMNS = ["n", "loops", "dropped"]
 
 
 def collect(scale: str, write: bool = True) -> pd.DataFrame:
-    """Join results.csv of the finished run of each notebook (:func:`manifest.newest`) with the paper's values.
+    """Join results.csv of the finished run of each notebook (`manifest.newest`) with the paper's values.
 
-    Writes results.csv and manifest.json (which runs, from which code and parameters) into :func:`paths.gallery`.
+    Writes results.csv and manifest.json (which runs, from which code and parameters) into `paths.gallery`.
 
     Raises:
         DataError: two runs disagree about one (experiment, arm, metric, protocol, model), both give an experiment
@@ -81,7 +81,7 @@ def read_results(path: Path, columns: list[str] = TABLE_COLUMNS) -> pd.DataFrame
 
 
 def read_run(folder: Path) -> pd.DataFrame:
-    """The results of one finished run with the paper's values beside them, as :func:`collect` joins them."""
+    """The results of one finished run with the paper's values beside them, as `collect` joins them."""
     return joined(read_results(manifest.written(folder, "results.csv"), OWN_COLUMNS).assign(run=folder.name))
 
 

@@ -12,7 +12,7 @@ def reward_rows(experiment: str, arm: str, rounds: Mapping[Any, Round],
                 model: str) -> list[dict]:  # fmt: skip
     """Lines of one round over all loops: mean reward, best of k, the selected self-edits under a fresh seed (all three
     over the units with a selected self-edit), the shares of units whose best reward is tied or 0, and
-    where a reward is the mean over several seeds, its reliability (:func:`seal_lib.report.stats.reliability`).
+    where a reward is the mean over several seeds, its reliability (`seal_lib.report.stats.reliability`).
 
     Args:
         rounds: loop → its record of the round.

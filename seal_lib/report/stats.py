@@ -93,7 +93,7 @@ def mean_over_units(
 
     Args:
         values: one number per unit, or several that are averaged; a dictionary gives the units their ids.
-        bounds: where the value of one unit can lie: :data:`SHARE`, :data:`DIFFERENCE` or :data:`ANY`.
+        bounds: where the value of one unit can lie: `SHARE`, `DIFFERENCE` or `ANY`.
         constant: the number cannot vary between samples (a setting, frozen's gain): "by construction".
 
     Raises:
@@ -218,7 +218,7 @@ def differences(a: Mapping[Any, Units], b: Mapping[Any, Units]) -> dict[object, 
 def separable(difference: Estimate) -> bool:
     """Whether a paired difference is separable from zero: the one definition for tables, figures and texts.
 
-    At least :data:`SMALLEST_N` units, an interval that excludes zero, and an adjusted p below 0.05 where there is one.
+    At least `SMALLEST_N` units, an interval that excludes zero, and an adjusted p below 0.05 where there is one.
     """
     if difference.n < SMALLEST_N or math.isnan(difference.low) or math.isnan(difference.high):
         return False

@@ -85,7 +85,7 @@ SHOWN = {  # experiments with a note, or whose headline is not accuracy
 
 
 def shown(experiment: str) -> Shown:
-    """What a table shows of an experiment, or of one seed of it; accuracy and blank answers unless :data:`SHOWN` says
+    """What a table shows of an experiment, or of one seed of it; accuracy and blank answers unless `SHOWN` says
     otherwise."""
     return SHOWN.get(re.sub(r"/seed_\w+$", "", experiment), Shown())
 
@@ -107,7 +107,7 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
     """One line an arm, for people: ours [interval], n, blank answers, the paper's value and source, and whether the
     paired difference to the frozen model and to untrained self-edits is separable from zero ("–" = not computed).
 
-    Experiments with another headline are in :data:`SHOWN`. The sentences below the table and the notes of the paper's
+    Experiments with another headline are in `SHOWN`. The sentences below the table and the notes of the paper's
     values are in `attrs["notes"]`; `to_markdown` and `to_html` print them.
     """
     import pandas as pd
@@ -208,7 +208,7 @@ def results_block(df: pd.DataFrame, few: bool = False) -> str:
     """One table for each headline experiment; experiments that did not run are named.
 
     Args:
-        few: the rows of :attr:`Shown.few` and the columns that a first look needs.
+        few: the rows of `Shown.few` and the columns that a first look needs.
     """
     parts = []
     for experiment, name in TITLES.items():

@@ -65,7 +65,7 @@ def read(path: Path) -> list[dict]:
 
 
 class Journal:
-    """An append-only file of JSON lines; one :meth:`append` is one write, all of it or nothing of it.
+    """An append-only file of JSON lines; one `append` is one write, all of it or nothing of it.
 
     What was torn by a kill at the end is cut off. From a line on that is not what was written everything is set aside,
     in a file of its own, to be computed again; ``note`` says so.

@@ -8,7 +8,7 @@
 A folder holds ``parameters.json``, ``rows.jsonl`` (results, never wall times), ``costs.jsonl`` (seconds, tokens,
 sessions), ``artifacts/``, and at the end ``results.csv``, ``metrics.json`` and, last of all, ``run.json``. Knows
 nothing of models, papermill or what a row means. On a full disk or a kill the files end at the last complete chunk.
-Chunks of a :class:`seal_lib.runs.work.Work` may be done by several workers; this process alone writes.
+Chunks of a `seal_lib.runs.work.Work` may be done by several workers; this process alone writes.
 """
 
 import csv
@@ -40,7 +40,7 @@ LOCK_WAIT = 20.0  # s; the kernel of a killed runner ends a moment after it
 
 
 class Run:
-    """One run of one notebook in its own folder; made by :func:`start`."""
+    """One run of one notebook in its own folder; made by `start`."""
 
     def __init__(self, folder: Path, identity: dict, interactive: bool) -> None:
         self.folder, self.identity, self.interactive = folder, identity, interactive
@@ -72,7 +72,7 @@ class Run:
             units: objects with an ``id``, or strings; ids unique in the phase.
             fn: list of units -> list of rows (dicts) in the same order. It always sees the same consecutive slices
                 of ``units``, so a resumed run computes what an undisturbed one computes. If it is a
-                :class:`seal_lib.runs.work.Work`, slices go to the workers that were hired; rows are kept in order.
+                `seal_lib.runs.work.Work`, slices go to the workers that were hired; rows are kept in order.
             chunk: units per slice; what is lost at most when the run is killed (with workers: a few a worker).
         """
         units = list(units)
@@ -108,7 +108,7 @@ class Run:
         return [{key: value for key, value in line.items() if key not in ("phase", "unit")} for line in done]
 
     def hire(self, count: int = 1, address: str = "", device: str = "auto") -> None:
-        """Share the work among ``count`` workers from now on (:class:`seal_lib.runs.workers.Workers`)."""
+        """Share the work among ``count`` workers from now on (`seal_lib.runs.workers.Workers`)."""
         self.workers.close()
         self.workers = Workers(count, address, device)
 

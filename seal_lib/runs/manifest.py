@@ -30,7 +30,7 @@ PACKAGES = (
 ).split()
 SECRET = re.compile(r"(key|token|secret|password)", re.IGNORECASE)
 REDACTED = "(redacted)"
-#: parameters that change no row: where work is done (:mod:`seal_lib.runs.workers`), and what may be spent elsewhere
+#: parameters that change no row: where work is done (`seal_lib.runs.workers`), and what may be spent elsewhere
 WHERE = ("workers", "ray_address", "judge_env", "external_env", "endpoint_calls", "endpoint_seconds")
 DETERMINISM = {
     "cpu": "CPU: the same parameters, library and package versions give the same rows, however often the run was "
@@ -76,7 +76,7 @@ def library_hash() -> str:
 
 
 def code_of(notebook: str) -> dict[str, str]:
-    """Module or package data → hash, of all that the notebook's cells depend on (:mod:`seal_lib.runs.code`)."""
+    """Module or package data → hash, of all that the notebook's cells depend on (`seal_lib.runs.code`)."""
     return code.used([cell["source"] for cell in params.cells(notebook)])
 
 
@@ -117,7 +117,7 @@ def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
 def run_key(notebook: str, parameters: dict[str, object]) -> tuple[str, dict[str, str]]:
     """``(hash12, input hashes)``; the tagged cell itself does not count, since its resolved values do.
 
-    :data:`WHERE` does not count: a run may continue with other workers, or a larger budget.
+    `WHERE` does not count: a run may continue with other workers, or a larger budget.
     """
     parameters = {name: value for name, value in parameters.items() if name not in WHERE}
     code = [cell["source"] for cell in params.cells(notebook) if "parameters" not in cell["tags"]]

@@ -2,7 +2,7 @@
 
 An actor loads the base by name and merges the adapters of the run's folder into it, so weights never travel; on several
 nodes that folder must be visible everywhere. Ray restarts nothing: a death is an event, and
-:class:`seal_lib.runs.workers.Workers` decides what follows. Importing this module imports neither Ray nor torch.
+`seal_lib.runs.workers.Workers` decides what follows. Importing this module imports neither Ray nor torch.
 """
 
 import itertools
@@ -83,7 +83,7 @@ class Worker:
 
 
 class RayWorkers:
-    """The :class:`~seal_lib.runs.work.Executor` of Ray.
+    """The `seal_lib.runs.work.Executor` of Ray.
 
     Raises:
         RunError: no cluster answers at the address, or it has fewer GPUs (CPUs without any) than workers.
@@ -143,7 +143,7 @@ class RayWorkers:
 
 
 class _Actor(Worker):
-    """A :class:`Worker` that asks Ray where it is."""
+    """A `Worker` that asks Ray where it is."""
 
     def __init__(self, device: str) -> None:
         import ray

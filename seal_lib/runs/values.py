@@ -1,7 +1,7 @@
 """What a parameter may be: its type, its choices, its range, and one sentence for each way a value can be wrong.
 
 The type and the words to choose from stand in the notebook's cell (``int``, ``list[str]``, ``Literal["a", "b"]``,
-``X | None``). The range of a number goes by the parameter's name, see :data:`RANGES`, and so does the form of a few
+``X | None``). The range of a number goes by the parameter's name, see `RANGES`, and so does the form of a few
 texts. Knows nothing of notebooks and files.
 """
 

@@ -1,6 +1,6 @@
-"""What the loops ask of a run (:class:`Recorder`) and what workers are given and return (:class:`Work`, :class:`Done`).
+"""What the loops ask of a run (`Recorder`) and what workers are given and return (`Work`, `Done`).
 
-Knows a policy only as :class:`Portable`: its weights need not travel, since its source says how to load them again.
+Knows a policy only as `Portable`: its weights need not travel, since its source says how to load them again.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from seal_lib.errors import RunError
 
 
 class Recorder(Protocol):
-    """What the loops need of a run (:class:`seal_lib.runs.lifecycle.Run`): rows, artifacts and counters that are kept."""
+    """What the loops need of a run (`seal_lib.runs.lifecycle.Run`): rows, artifacts and counters that are kept."""
 
     def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
         """One row per unit from ``fn``, which is called with at most ``chunk`` units; finished chunks are kept."""
@@ -56,7 +56,7 @@ class Work:
     """``unit(policy, part, count)`` returns one row per unit of ``part``; a call does that in this process.
 
     ``unit``: a module's function, or ``functools.partial`` of one with plain settings, so that another process can
-    import it. ``count``: takes counters, as :meth:`seal_lib.runs.lifecycle.Run.count` does.
+    import it. ``count``: takes counters, as `seal_lib.runs.lifecycle.Run.count` does.
     """
 
     unit: Callable[["Portable", Sequence, Callable], list[dict]]

@@ -3,10 +3,10 @@
     run.hire(workers, ray_address, device)      # after the run's start; 1 and "" mean this process
     rows = run.map("score", candidates, Work(partial(trials, prompts=prompts, inner=inner), policy, run.count))
 
-A :class:`Work` says *what* is done with which policy; :class:`Workers` decides *where*, returns results in order, and
-gives the part of a worker that died to another one. Parts are the chunks of :meth:`seal_lib.runs.lifecycle.Run.map`, the same
-however many workers there are, so rows are too. Knows workers by number, through an :class:`Executor`; Ray itself is in
-:mod:`seal_lib.runs.ray_workers`. Knows nothing of the run folder.
+A `Work` says *what* is done with which policy; `Workers` decides *where*, returns results in order, and
+gives the part of a worker that died to another one. Parts are the chunks of `seal_lib.runs.lifecycle.Run.map`, the same
+however many workers there are, so rows are too. Knows workers by number, through an `Executor`; Ray itself is in
+`seal_lib.runs.ray_workers`. Knows nothing of the run folder.
 """
 
 import importlib.util
@@ -61,14 +61,14 @@ class Workers:
 
     def map(self, fn: Callable[[list], list[dict]], parts: Sequence[list], names: Sequence[str],
             lost: Callable[[dict], None] = lambda loss: None) -> Iterator[Done]:  # fmt: skip
-        """The result of ``fn`` for each part, in the order of ``parts``; only a :class:`Work` leaves this process.
+        """The result of ``fn`` for each part, in the order of ``parts``; only a `Work` leaves this process.
 
         Args:
             names: names of the parts, for messages.
             lost: called at once for every worker that dies, with the record of it.
 
         Raises:
-            RunError: no worker becomes ready, or a part killed its worker :data:`ATTEMPTS` times.
+            RunError: no worker becomes ready, or a part killed its worker `ATTEMPTS` times.
             Exception: whatever ``fn`` raised, when it is its part's turn; the parts before it are yielded first.
         """
         if self.shared and isinstance(fn, Work) and parts:

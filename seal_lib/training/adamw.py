@@ -1,7 +1,7 @@
 """AdamW for K adapters at once: rows of one storage, each with its own learning rate, betas, clip and step count.
 
 One call over [K, P] in place of one per adapter: on a GPU a launch costs more than a small row's arithmetic. On a CPU
-torch's own fused kernel, row by row, is the faster (:mod:`seal_lib.training.bank`).
+torch's own fused kernel, row by row, is the faster (`seal_lib.training.bank`).
 """
 
 import math
@@ -28,7 +28,7 @@ def scalars(slot: Slot) -> list[float]:
 
 
 def settings(live: Sequence[Slot], served: Sequence[int], rows: int) -> Tensor:
-    """:func:`scalars` of ``rows`` rows, [rows, 8], those that are not served being idle."""
+    """`scalars` of ``rows`` rows, [rows, 8], those that are not served being idle."""
     here = {*served}
     found = [scalars(slot) if k in here else IDLE for k, slot in enumerate(live)]
     return torch.tensor(found + [IDLE] * (rows - len(found)), dtype=torch.float64).to(torch.float32)

@@ -1,7 +1,7 @@
 """LoRA adapters: as values on disk and in memory, and as slots on a frozen model whose weights are never touched.
 
 Knows PEFT's folder format, which Linears a target name means, and how several adapters share one forward pass: by batch
-row for generation (:func:`attached`) and by slot of packed tokens for training (:class:`LinearGroup`).
+row for generation (`attached`) and by slot of packed tokens for training (`LinearGroup`).
 Knows nothing of losses, optimisers, prompts or scores (Hu et al. 2021, LoRA: W + alpha/r B A).
 """
 
@@ -145,10 +145,10 @@ class Adapter:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Adapter":
-        """Read a PEFT LoRA folder written by :meth:`save` or by PEFT.
+        """Read a PEFT LoRA folder written by `save` or by PEFT.
 
         Raises:
-            DataError: it is no plain LoRA adapter (see :mod:`seal_lib.training.peft_folder`), or is not whole.
+            DataError: it is no plain LoRA adapter (see `seal_lib.training.peft_folder`), or is not whole.
         """
         return cls(*peft_folder.read(Path(folder)))
 
@@ -242,7 +242,7 @@ def diverted(modules: Mapping[nn.Module, Callable]) -> Iterator[None]:
 
 
 class Routing:
-    """Which adapter each batch row uses; changed with :meth:`route` while the adapters stay attached."""
+    """Which adapter each batch row uses; changed with `route` while the adapters stay attached."""
 
     def __init__(self, slots: int, slot_of_row: Tensor, device: torch.device):
         self.slots, self.device = slots, device
@@ -298,7 +298,7 @@ def attached(model: nn.Module, adapters: Sequence[Adapter], slot_of_row: Tensor 
     Rows of one adapter that lie together in equal numbers run as one batched product; any other order is gathered.
 
     Yields:
-        A :class:`Routing`, whose ``route`` re-assigns rows (a batch that shrinks, the next batch).
+        A `Routing`, whose ``route`` re-assigns rows (a batch that shrinks, the next batch).
     """
     device = next(model.parameters()).device
     routing = Routing(len(adapters), torch.as_tensor(slot_of_row), device)

@@ -4,7 +4,7 @@ A SEAL round trains hundreds of small adapters for a hundred tiny steps each. He
 each of K adapters end to end into one forward pass (padding the model only where that is the cheaper), sums the K
 losses, so that gradients stay independent, and updates each adapter by its own AdamW, learning rate, clip and schedule;
 a finished slot takes the next job. The result equals training each alone
-(:func:`seal_lib.training.finetune.train_alone`). If memory runs out, fewer adapters continue side by side from their
+(`seal_lib.training.finetune.train_alone`). If memory runs out, fewer adapters continue side by side from their
 current state. Does not know self-edits.
 """
 
@@ -52,16 +52,16 @@ class AdapterBank:
     Args:
         model: stays in its dtype and on its device; its weights are never written.
         slots: adapters side by side; 0 or "auto": as many as fit; 1: one at a time. targets: see
-            :func:`seal_lib.training.adapters.target_linears`.
+            `seal_lib.training.adapters.target_linears`.
         rank_max: rank of the storage; default: the largest of the jobs of a run.
         tokens_per_step: bound on the tokens of one forward pass (memory); slots then take turns. Default: none, and
             ``budget.STEP_TOKENS`` for a model of more than ``budget.LARGE`` parameters.
         bucketing: where slots take turns, a step serves those whose next minibatches are alike in length; the order
             within an adapter stays. dtype: of adapters and optimiser state.
         gradient_checkpointing: recompute each decoder layer in the backward pass (memory).
-        layout: "auto", "padded" or "grouped", see :class:`seal_lib.training.packing.Packing`.
+        layout: "auto", "padded" or "grouped", see `seal_lib.training.packing.Packing`.
         memory: bytes that ``slots=0`` may fill. Default: what the device has free; on a CPU 4 GB.
-        fixed: steps of fixed sizes, which a GPU replays as CUDA graphs (:mod:`seal_lib.training.captured`). Default: on
+        fixed: steps of fixed sizes, which a GPU replays as CUDA graphs (`seal_lib.training.captured`). Default: on
             a GPU, for a model in bfloat16 that is not recomputed. Pads in the loss and rare sizes take the plain step.
 
     Attributes:

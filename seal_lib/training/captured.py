@@ -119,7 +119,7 @@ class FixedStep:
 
     @property
     def packed(self) -> tuple[Tensor, ...]:
-        """ids, positions, targets, keep, slot, weights, as :meth:`seal_lib.training.bank.AdapterBank._pack` gives."""
+        """ids, positions, targets, keep, slot, weights, as `seal_lib.training.bank.AdapterBank._pack` gives."""
         return self.ids, self.positions, self.targets, self.ids, self.slot, self.weights
 
     def fill(self, batches: Sequence[Minibatch | None], scales: Sequence[float], rows: Tensor) -> None:

@@ -1,5 +1,5 @@
-"""Training with PEFT in a plain loop: :func:`train_alone`, the reference that the adapter bank is tested against, and
-:func:`sft`, the outer ReST^EM step and continued pretraining. Does not know how adapters are packed or what texts mean.
+"""Training with PEFT in a plain loop: `train_alone`, the reference that the adapter bank is tested against, and
+`sft`, the outer ReST^EM step and continued pretraining. Does not know how adapters are packed or what texts mean.
 """
 
 import math
@@ -171,7 +171,7 @@ def sft(
 
     Args:
         loss_on: "completion", or "all" tokens but the first (continued pretraining: empty prompts). method: "lora":
-            train an :class:`Adapter`, leave the model as it was (:func:`seal_lib.training.adapters.merge` adds it).
+            train an `Adapter`, leave the model as it was (`seal_lib.training.adapters.merge` adds it).
             "full": train every weight of a copy, or of ``model`` itself if ``in_place``.
 
     Returns:

@@ -1,6 +1,6 @@
 """Pieces of a frozen decoder in fewer and faster operations, with gradients for activations only.
 
-Every piece gives what transformers' own code gives, up to rounding; :func:`forwards` finds the modules of a model that
+Every piece gives what transformers' own code gives, up to rounding; `forwards` finds the modules of a model that
 are known well enough to be replaced and leaves all others alone. Knows nothing of adapters, jobs or losses.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class RowLayout(Protocol):
-    """How N tokens lie in R rows of at most T tokens (:class:`seal_lib.training.packing.Ragged`)."""
+    """How N tokens lie in R rows of at most T tokens (`seal_lib.training.packing.Ragged`)."""
 
     def spread(self, x: Tensor) -> Tensor: ...
 
@@ -62,7 +62,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def linear_back(layer: nn.Linear, grad: Tensor) -> Tensor:
-    """The adjoint of :func:`linear`, [N, out] -> [N, in]."""
+    """The adjoint of `linear`, [N, out] -> [N, in]."""
     if not quantised(layer):
         return product(grad, layer.weight.mT)
     from bitsandbytes.functional import dequantize_4bit
@@ -96,7 +96,7 @@ def compiled(function: Callable) -> Callable:
 
 
 class _Linear(torch.autograd.Function):
-    """A frozen Linear by :func:`product`, forwards and backwards."""
+    """A frozen Linear by `product`, forwards and backwards."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: nn.Linear) -> Tensor:
@@ -270,7 +270,7 @@ def forwards(model: nn.Module, packing: Callable) -> dict[nn.Module, Callable]:
     """Module -> faster forward, for the modules of a frozen model that are known here.
 
     Args:
-        packing: gives the :class:`seal_lib.training.packing.Packing` of the pass under way.
+        packing: gives the `seal_lib.training.packing.Packing` of the pass under way.
     """
     found: dict[nn.Module, Callable] = {}
     for module in model.modules():
@@ -301,7 +301,7 @@ def _rms_norm(module: nn.Module, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _is_rms_norm(module: nn.Module) -> bool:
-    """Whether a module computes what :class:`_Norm` does: its own answer on a probe decides."""
+    """Whether a module computes what `_Norm` does: its own answer on a probe decides."""
     weight = getattr(module, "weight", None)
     if weight is None or not hasattr(module, "variance_epsilon"):
         return False

@@ -53,7 +53,7 @@ class Ragged:
 
 
 def worth_levelling(slots: Tensor, width: int, most: int | None = None) -> bool:
-    """Whether :func:`level` saves time on a CPU, for a model of this width and without exceeding ``most`` tokens.
+    """Whether `level` saves time on a CPU, for a model of this width and without exceeding ``most`` tokens.
 
     Some pads in the model cost less than gathering around them in every layer: up to a third of the tokens at width
     128, a sixth at 512.
@@ -65,7 +65,7 @@ def worth_levelling(slots: Tensor, width: int, most: int | None = None) -> bool:
 
 
 def level(lengths: Tensor, visible: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The arguments of :class:`Packing` after each slot is padded to the longest one by repeating its last token.
+    """The arguments of `Packing` after each slot is padded to the longest one by repeating its last token.
 
     Only other pads of the same slot attend to a pad, and pads carry no loss, so the results do not change.
     """
@@ -164,7 +164,7 @@ class Packing:
         return out.view(1, out.shape[0], heads, -1), None
 
     def rotates(self, x: Tensor) -> bool:
-        """Whether :meth:`attend_rotated` is the faster way for hidden states like x."""
+        """Whether `attend_rotated` is the faster way for hidden states like x."""
         return self.short and x.device.type == "cpu" and x.dtype.itemsize >= 4
 
     def attend_rotated(
@@ -182,7 +182,7 @@ class Packing:
         return attention(q, k, v, *self._rotary[1:], self._added[key], rows, scale)
 
     def _added_mask(self, window: int | None, heads: int, shared: int, dtype: torch.dtype) -> Tensor:
-        """What :func:`seal_lib.training.fused.attention` adds to scores, with keys up to a multiple of 16."""
+        """What `seal_lib.training.fused.attention` adds to scores, with keys up to a multiple of 16."""
         mask = self._mask(window)
         if mask is None:
             mask = torch.ones(self.examples.width, self.examples.width, dtype=torch.bool).tril_()

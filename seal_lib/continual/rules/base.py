@@ -37,7 +37,7 @@ RATES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
 
 @dataclass(frozen=True)
 class RuleCost:
-    """What a rule costs beside plain training; plans read it (:mod:`seal_lib.plan.dry_study`).
+    """What a rule costs beside plain training; plans read it (`seal_lib.plan.dry_study`).
 
     Attributes:
         more: what the ``m`` further sequences of a step are (a knob says how many): ``past`` documents, ``own`` texts,
