@@ -72,7 +72,18 @@ def test_samples_differ_by_their_seed_and_a_plain_address_gets_the_plain_prompt(
 
 @pytest.mark.parametrize(
     "fault",
-    ["cut", "drop", "garbage", "shape", "empty", (500, {}, "down"), (503, {}, ""), (429, {}, "{}"), (408, {}, "")],
+    [
+        "cut",
+        "drop",
+        "garbage",
+        "shape",
+        "empty",
+        "half a character \ud83d",
+        (500, {}, "down"),
+        (503, {}, ""),
+        (429, {}, "{}"),
+        (408, {}, ""),
+    ],
     ids=str,
 )
 def test_what_may_pass_is_tried_again(serve, fault) -> None:
@@ -93,7 +104,10 @@ def test_a_server_that_asks_for_a_pause_gets_it(serve) -> None:
     begun = time.monotonic()
     assert [c.text for c in ask(server, ["a"])] == ["yes"] and time.monotonic() - begun >= 1.0
     server = serve((429, {"Retry-After": "3600"}, ""))  # longer than there is time: not waited for
-    assert [c.finish for c in ask(server, ["a"], seconds=600)] == ["failed"] and server.calls == 1
+    for seconds in (600, 86_400):
+        (late,) = ask(server, ["a"], seconds=seconds)
+        assert late.finish == "failed" and "a pause of 3600 s" in late.reason
+    assert server.calls == 2
 
 
 def test_a_slow_reply_is_waited_for_so_long_and_no_longer(serve) -> None:

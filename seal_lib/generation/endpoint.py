@@ -30,6 +30,7 @@ from seal_lib.generation.contract import Completion, Request, Sampling, sample_s
 LOST = 20
 LARGEST = 2**24  # bytes of a reply
 PAUSE = 0.5  # s; a try is followed by a random pause of up to twice as long as the one before
+LONGEST = 600.0  # s; a server that asks for a longer pause is not waited for
 AGAIN = (408, 409, 425, 429)  # statuses that may pass, beside those from 500 on
 REFUSED = {401: "does not take the key", 403: "does not take the key", 404: "does not know the path or the model"}
 
@@ -183,7 +184,7 @@ class Endpoint:
 
     def _enough(self, state: RetryCallState) -> bool:
         """Whether another try is too much: of tries, or since the pause that is asked for outlasts the budget."""
-        late = time.monotonic() + _after(state) >= self._until
+        late = _after(state) > LONGEST or time.monotonic() + _after(state) >= self._until
         return state.attempt_number >= self.address.tries or late or self._stop.is_set()
 
     def _once(self, request: Request, sampling: Sampling, key: str) -> Completion:
@@ -203,7 +204,8 @@ class Endpoint:
             )
             raise self._refusal
         if status in AGAIN or status >= 500:
-            raise Again(f"status {status}", _seconds(headers.get("retry-after", "")))
+            after = _seconds(headers.get("retry-after", ""))
+            raise Again(f"status {status}" + (f", asks for a pause of {after:.0f} s" if after else ""), after)
         if status != 200:
             if status == 400 and self._learn(raw, body):
                 raise Again("a parameter was refused")
@@ -258,6 +260,8 @@ class Endpoint:
             reply = json.loads(raw)
             choice = reply["choices"][0]
             text = choice["message"]["content"] if "message" in choice else choice["text"]
+            if isinstance(text, str):
+                text.encode()  # half a character is no text
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise Again("a reply that is none") from error
         ended = choice.get("finish_reason")

@@ -47,9 +47,7 @@ class Other:
         """What is asked, by content where that can be known: a name that a server gives may change its meaning."""
         if self.address:
             return f"{self.address.model}@{self.address.target}"
-        from seal_lib import models
-
-        return f"{self.name} {models.weight_hash(self.name)} {self.dtype}"
+        return f"{self.name} {_weights(self.name)} {self.dtype}"
 
     def check(self) -> None:
         """Raises DataError where it cannot be asked, before there is anything to ask."""
@@ -100,6 +98,13 @@ def _each(engine: Generator, requests: Sequence[Request], sampling: Sampling) ->
     else:
         for number, (completion,) in enumerate(engine.generate(requests, sampling)):
             yield number, completion
+
+
+@lru_cache
+def _weights(name: str) -> str:
+    from seal_lib import models
+
+    return models.weight_hash(name)
 
 
 @lru_cache(maxsize=4)
