@@ -174,13 +174,16 @@ class Endpoint:
         """One request, tried again while that may help."""
         pause = wait_random_exponential(multiplier=PAUSE, max=30)
         retrying = Retrying(
-            retry=retry_if_exception_type(Again), reraise=True, sleep=self._stop.wait,
+            retry=retry_if_exception_type(Again), reraise=True, sleep=self._pause,
             wait=lambda state: max(_after(state), pause(state)), stop=self._enough,
         )  # fmt: skip
         try:
             return retrying(self._once, request, sampling, key)
         except (Again, Refused) as error:
             return Completion("", 0, "failed", str(error))
+
+    def _pause(self, seconds: float) -> None:
+        self._stop.wait(seconds)
 
     def _enough(self, state: RetryCallState) -> bool:
         """Whether another try is too much: of tries, or since the pause that is asked for outlasts the budget."""
