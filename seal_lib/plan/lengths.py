@@ -134,13 +134,13 @@ def tokens(text: str) -> int:
 
 
 def of_passages(passages: Sequence["Passage"], prompts: "Prompts", source: str) -> dict[str, object]:
-    """The profile of passages with released self-edits (references ``"0"``, ``"1"`` …), as ``lengths.yaml`` holds it.
+    """The profile of passages with released self-edits (references ``external``, ``external_1`` …), as ``lengths.yaml`` holds it.
 
     ``documents`` are those of each passage's first self-edit, which the paper evaluates.
     """
     from seal_lib.knowledge.documents import training_documents
 
-    if any("0" not in p.references for p in passages):
+    if any("external" not in p.references for p in passages):
         raise DataError("Lengths are made from passages with self-edits; give a file whose entries have `completions`.")
 
     def mean(values: Sequence[float]) -> float:
@@ -158,7 +158,7 @@ def of_passages(passages: Sequence["Passage"], prompts: "Prompts", source: str) 
         "anchor": 50.0,  # likewise
         "edits": sorted(tokens(text) for p in passages for text in p.references.values()),
         "documents": [
-            [tokens(d.text) for d in training_documents(p, p.references["0"], prompts)] for p in passages
+            [tokens(d.text) for d in training_documents(p, p.references["external"], prompts)] for p in passages
         ],
         "trained": {},
     }  # fmt: skip
