@@ -134,7 +134,7 @@ def tokens(text: str) -> int:
 
 
 def of_passages(passages: Sequence["Passage"], prompts: "Prompts", source: str) -> dict[str, object]:
-    """The profile of passages with released self-edits (references ``external``, ``external_1`` …), as ``lengths.yaml`` holds it.
+    """The profile of passages with released self-edits (``external``, ``external_1`` …), as ``lengths.yaml`` holds it.
 
     ``documents`` are those of each passage's first self-edit, which the paper evaluates.
     """
