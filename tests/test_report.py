@@ -255,6 +255,8 @@ def test_an_experiment_does_not_take_the_place_of_the_reference_run(monkeypatch)
 
 def test_readme_is_rewritten_only_between_the_markers(home, monkeypatch):
     example()
+    make_run("12_restem_rounds", [line("seal_round_2", 0.7, low=0.6, high=0.8, experiment="knowledge/restem")])
+    results.collect("seedling")
     monkeypatch.setattr(manifest, "reference", lambda notebook, scale: paths.runs() / notebook / scale / "123456789012")
     readme = home / "README.md"
     readme.write_text(f"# Title\n\n{tables.BEGIN}\nold\n{tables.END}\n\ntail\n")

@@ -60,8 +60,8 @@ SHOWN = {  # experiments with a note, or whose headline is not accuracy
     "knowledge/single_passage": Shown(
         note="SEAL and the loop that keeps a random self-edit are compared with the other arms in the next table; the "
         "p-values of each table are one family.",
-        few=("frozen", "own_untrained", "seal_round_2", "external"),
     ),
+    "knowledge/restem": Shown(few=("frozen", "own_untrained", "random_edit_sft", "seal_round_2")),
     "arc/few_shot": Shown(
         "success_rate",
         ("rejected_rate", "rejected, %"),
