@@ -18,8 +18,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from seal_lib.errors import SealError
-from seal_lib.training import bank as bank_module
-from seal_lib.training import fused
+from seal_lib.training import fused, steps
 from seal_lib.training.bank import AdapterBank
 from seal_lib.training.finetune import train_alone
 from seal_lib.training.jobs import Example, Job
@@ -222,7 +221,7 @@ def test_long_examples_go_the_models_own_way(monkeypatch):
 def test_a_model_that_only_looks_known_keeps_its_own_pieces(monkeypatch):
     model = make()
     wrong = {layer.input_layernorm: (lambda x: 2 * x) for layer in model.model.layers}
-    monkeypatch.setattr(bank_module, "forwards", lambda *args: wrong)
+    monkeypatch.setattr(steps, "forwards", lambda *args: wrong)
     with AdapterBank(model, slots=2) as bank:
         assert not any("forward" in module.__dict__ for module in wrong)
         results = bank.run(jobs(2))

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from seal_lib.training import bank, packing
+from seal_lib.training import packing, steps
 from seal_lib.training.bank import AdapterBank
 from seal_lib.training.jobs import Example, Job, pad_examples
 from seal_lib.training.packing import Ragged, level, worth_levelling
@@ -61,7 +61,7 @@ def test_levelled_or_not_the_adapters_are_the_same(monkeypatch):
     jobs.append(Job("pads", [pad_examples(ids(6), "probe:4", 40)], lr=1e-2, epochs=6, rank=3, alpha=6))
     jobs.append(replace(jobs[0], id="pairs", batch=2, examples=[Example(ids(5 + j % 2)) for j in range(4)], epochs=3))
     calls = []
-    monkeypatch.setattr(bank, "level", lambda *args: calls.append(args) or level(*args))
+    monkeypatch.setattr(steps, "level", lambda *args: calls.append(args) or level(*args))
     results = []
     for most in (1e9, 0.0):
         monkeypatch.setattr(packing, "LEVELLING_COST", most)

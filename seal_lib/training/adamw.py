@@ -1,7 +1,7 @@
 """AdamW for K adapters at once: rows of one storage, each with its own learning rate, betas, clip and step count.
 
 One call over [K, P] in place of one per adapter: on a GPU a launch costs more than a small row's arithmetic. On a CPU
-torch's own fused kernel, row by row, is the faster (`seal_lib.training.bank`).
+torch's own fused kernel, row by row, is the faster (`seal_lib.training.steps`).
 """
 
 import math

@@ -4,7 +4,7 @@ Launched one by one from Python, the some thousand kernels of a step leave a GPU
 LOG.md). So the tokens of a step are laid end to end in a buffer of one of few sizes, what differs from step to step are
 numbers in device tensors, and the same graph is replayed. The first steps of a size run as they are, which warms up
 what a capture needs; rare sizes are never captured.
-Knows sizes, buffers and graphs. What a step computes is said by the bank.
+Knows sizes, buffers and graphs. What a step computes is said in `seal_lib.training.steps`.
 """
 
 import inspect
@@ -119,7 +119,7 @@ class FixedStep:
 
     @property
     def packed(self) -> tuple[Tensor, ...]:
-        """ids, positions, targets, keep, slot, weights, as `seal_lib.training.bank.AdapterBank._pack` gives."""
+        """ids, positions, targets, keep, slot, weights, as `seal_lib.training.steps.PackedModel._pack` gives."""
         return self.ids, self.positions, self.targets, self.ids, self.slot, self.weights
 
     def fill(self, batches: Sequence[Minibatch | None], scales: Sequence[float], rows: Tensor) -> None:
