@@ -28,7 +28,7 @@ from seal_lib.models.tokens import ends
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
     from seal_lib.training.adapters import Adapter
 
@@ -161,15 +161,22 @@ def _steps(
 
     positions, cache = (mask.cumsum(1) - 1).clamp_min(0), None
     for step in range(sampling.max_tokens):
-        result = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
-        )  # fmt: skip
-        cache = result.past_key_values
-        ids = choose(result.logits[:, -1], sampling, draws[:, step])[:, None]
+        logits, cache = _next(model, ids, mask, positions, cache)
+        ids = choose(logits, sampling, draws[:, step])[:, None]
         yield ids
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         positions = positions[:, -1:] + 1
+
+
+def _next(
+    model: "PreTrainedModel", ids: "Tensor", mask: "Tensor", positions: "Tensor", cache: "Cache | None"
+) -> "tuple[Tensor, Cache]":
+    """Logits [B, V] of the token after the last column of ids, and the cache with these columns in it."""
+    result = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+        logits_to_keep=1,
+    )  # fmt: skip
+    return result.logits[:, -1], result.past_key_values
 
 
 def _fixed_steps(
@@ -191,8 +198,9 @@ def _fixed_steps(
     out = torch.zeros(rows, total, dtype=torch.long, device=ids.device)
     at = torch.zeros(1, dtype=torch.long, device=ids.device)
 
-    def write(logits: "Tensor") -> None:
-        chosen = choose(logits[:, -1], sampling, draws.index_select(1, at)[:, 0])[:, None]
+    def write(ids: "Tensor", mask: "Tensor", positions: "Tensor") -> None:
+        logits, _ = _next(model, ids, mask, positions, cache)
+        chosen = choose(logits, sampling, draws.index_select(1, at)[:, 0])[:, None]
         out.index_copy_(1, at, chosen)
         token.copy_(chosen)
 
@@ -200,18 +208,10 @@ def _fixed_steps(
         seen.index_fill_(3, at + width, True)
         at.add_(1)
         position.add_(1)
-        result = model(
-            input_ids=token, attention_mask=seen, position_ids=position, past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
-        )  # fmt: skip
-        write(result.logits)
+        write(token, seen, position)
 
     token = ids[:, -1:].clone()
-    first = model(
-        input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True,
-        logits_to_keep=1,
-    )  # fmt: skip
-    write(first.logits)
+    write(ids, mask, position)
     position = position[:, -1:].clone()
     graph, told = None, 0
     for done in range(1, total + 1):  # tokens of each row that are written

@@ -40,6 +40,8 @@ def of(notebook: str, parameters: Mapping[str, Any]) -> list[Phase]:
         warnings.simplefilter("ignore")  # that the stand-ins' rewards do not differ
         for node in statements(notebook):
             try:
+                # the committed notebook's own statements, which a run executes too; never a text of a model, a
+                # parameter or a file of data (`docs/security.md`)
                 exec(compile(ast.Module([node], []), notebook, "exec"), names)
             except dry.OfAnotherRun:
                 break
