@@ -328,7 +328,7 @@ def start(notebook: str, namespace: dict[str, Any], scale: str = "") -> Run:
         return _reading(Run(Path(chosen), identity, interactive=False), values)
     key, hashes = manifest.run_key(notebook, values)
     scale = scale or str(namespace.get("scale", "seedling"))
-    folder = paths.runs() / notebook / scale / key
+    folder = manifest.folder_of(notebook, scale, key)
     if earlier := _by_hand.pop(notebook, None):  # the cell is run again
         earlier.close()
     if (folder / "run.json").exists() and (manifest.inputs_changed(folder) or _outdated(folder)):

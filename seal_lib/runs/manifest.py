@@ -348,13 +348,18 @@ def newest(notebook: str, scale: str) -> Path | None:
     return own if own in found else next(iter(found), None)
 
 
+def folder_of(notebook: str, scale: str, key: str) -> Path:
+    """``runs/<notebook>/<scale>/<hash12>``."""
+    return paths.runs() / notebook / scale / key
+
+
 def reference(notebook: str, scale: str) -> Path | None:
     """Where the run with the scale's own parameters is, or would be; None where these cannot be read."""
     try:
         key, _ = run_key(notebook, params.resolve(notebook, scale))
     except SealError:
         return None
-    return paths.runs() / notebook / scale / key
+    return folder_of(notebook, scale, key)
 
 
 def rows(folder: Path, phase: str | None = None) -> list[dict]:

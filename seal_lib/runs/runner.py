@@ -39,11 +39,6 @@ ADVICE = {
 }
 
 
-def folder_of(notebook: str, scale: str, key: str) -> Path:
-    """``runs/<notebook>/<scale>/<hash12>``."""
-    return paths.runs() / notebook / scale / key
-
-
 def in_use(folder: Path) -> bool:
     """Whether a living process holds the folder."""
     for name in ("runner.lock", "lock"):
@@ -62,7 +57,7 @@ def state(notebook: str, scale: str) -> dict[str, Any]:
         key, _ = manifest.run_key(notebook, params.resolve(notebook, scale))
     except SealError as error:
         return {**found, "state": "bad parameters", "why": str(error)}
-    folder = folder_of(notebook, scale, key)
+    folder = manifest.folder_of(notebook, scale, key)
     found["folder"] = folder
     if (folder / "run.json").exists():
         try:
@@ -109,7 +104,7 @@ def run(
     """
     values = params.resolve(notebook, scale, overrides)
     key, hashes = manifest.run_key(notebook, values)
-    folder = folder_of(notebook, scale, key)
+    folder = manifest.folder_of(notebook, scale, key)
     if (folder / "run.json").exists() and not force:
         changed = manifest.inputs_changed(folder)
         if not changed:
