@@ -172,7 +172,7 @@ def test_bad_parameters_start_nothing(suite: Suite, capsys) -> None:
 def test_a_folder_in_use_is_left_alone(suite: Suite) -> None:
     demo(suite)
     key, _ = manifest.run_key("10_demo", params.resolve("10_demo", "seedling"))
-    folder = runner.folder_of("10_demo", "seedling", key)
+    folder = manifest.folder_of("10_demo", "seedling", key)
     lock = runner.journal.Lock(folder / "runner.lock")
     assert runner.state("10_demo", "seedling")["state"] == "running"
     for force in (False, True):
