@@ -126,9 +126,9 @@ def test_bank_and_loop_that_disagree_stop_the_benchmark(monkeypatch):
 
     model = inner_loop.load(inner_loop.TINY)
     jobs = inner_loop.jobs_of(inner_loop.documents("seal", inner_loop.TINY), inner_loop.TINY)
-    assert inner_loop.check_same(model, jobs) < 1e-4
+    assert inner_loop.check_same(model, jobs) < 1e-5
     alone = finetune.train_alone
-    monkeypatch.setattr(finetune, "train_alone", lambda model, job: alone(model, replace(job, lr=0.1)))
+    monkeypatch.setattr(finetune, "train_alone", lambda model, job: alone(model, replace(job, lr=2 * job.lr)))
     with pytest.raises(inner_loop.SealError, match="disagree"):
         inner_loop.check_same(model, jobs)
 

@@ -261,7 +261,10 @@ def hand_over(model: PreTrainedModel, jobs: list) -> dict[str, float]:
 
 
 def check_same(model: PreTrainedModel, jobs: list) -> float:
-    """Largest relative difference of a loss between the bank and the PEFT loop; they must train the same adapters."""
+    """Largest relative difference of a loss between the bank and the PEFT loop; they must train the same adapters.
+
+    In float32 they agree to 1e-6; twice the learning rate shows as 1e-3 even on a tiny random model.
+    """
     from seal_lib.training.bank import AdapterBank
     from seal_lib.training.finetune import train_alone
 
@@ -272,7 +275,7 @@ def check_same(model: PreTrainedModel, jobs: list) -> float:
         for job, result in zip(jobs, together, strict=False)
         for a, b in zip(result.losses, train_alone(model, job).losses, strict=True)
     )
-    if not error < 1e-2:
+    if not error < 1e-4:
         raise SealError(f"Bank and PEFT loop disagree by {error:.1e} in a loss; run the tests in tests/test_bank.py.")
     return error
 
