@@ -41,7 +41,7 @@ comma := ,
 
 .DEFAULT_GOAL := help
 PLAN_FLAGS = --scale $(SCALE) --only "$(ONLY)" --device "$(DEVICE)" $(if $(call ON,$(STRICT)),--strict)
-.PHONY: help env reproduce figures docs publish lab test test-vllm test-gpu test-ray lint status seedling bench bench-gpu clean-runs lock
+.PHONY: help env reproduce figures docs publish paper lab test test-vllm test-gpu test-ray lint status seedling bench bench-gpu clean-runs lock
 # other EXTRAS than those installed: install again
 ifeq ($(filter auto $(shell cat $(STAMP) 2>/dev/null),$(EXTRAS)),)
 .PHONY: $(STAMP)
@@ -64,7 +64,11 @@ docs: $(DOCS)/.stamp  ## build the site from what is published, without running 
 	@$(DOCS)/bin/python docs/site.py
 
 publish: $(STAMP)  ## make tables and figures of the finished runs the committed ones; refused if a notebook has not run
-	@SET="$(SET)" $(PY) -m seal_lib.report.tables publish --scale $(SCALE) $(ARGS)
+	@SET="$(SET)" $(PY) -m seal_lib.report.publish publish --scale $(SCALE) $(ARGS)
+
+paper: $(STAMP)  ## the figures and tables of the paper with ours beside them: runs/gallery-SCALE/paper.html
+	@SET="$(SET)" $(PY) -m seal_lib all $(RUN_FLAGS) --only 90_tables,91_figures
+	@$(PY) -m seal_lib.report.paper --scale $(SCALE)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks

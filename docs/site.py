@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("RESULTS.md", "CONTRIBUTING.md", "LOG.md", "CHANGELOG.md")
+PAGES = ("RESULTS.md", "REPRODUCTION.md", "CONTRIBUTING.md", "LOG.md", "CHANGELOG.md")
 
 
 def notebooks() -> list[Path]:

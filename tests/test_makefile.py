@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, Suite
 
-TARGETS = "env reproduce figures docs publish lab test test-vllm test-gpu test-ray lint status seedling".split()
+TARGETS = "env reproduce figures docs publish paper lab test test-vllm test-gpu test-ray lint status seedling".split()
 TARGETS += "bench bench-gpu clean-runs lock".split()
 VARIABLES = {"SCALE", "ONLY", "FORCE", "SET", "EXTRAS", "PYTHON", "ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
 VARIABLES |= {"DRY_RUN", "DEVICE", "STRICT"}

@@ -10,6 +10,7 @@ from seal_lib.runs import manifest
 pytest.importorskip("pandas")
 from seal_lib import paths
 from seal_lib.errors import DataError
+from seal_lib.report import publish as publishing
 from seal_lib.report import results, tables
 from seal_lib.report.arms import arm_label, arm_rank, round_of
 from seal_lib.report.paper_values import paper_index, paper_values
@@ -111,7 +112,7 @@ def test_text_where_a_number_belongs_is_refused():
 def test_nothing_run_gives_an_empty_table_with_its_columns():
     frame = results.collect("seedling")
     assert len(frame) == 0 and list(frame.columns) == results.TABLE_COLUMNS
-    assert "not run" in tables.results_block(frame)
+    assert "not run" in publishing.results_block(frame)
 
 
 def example():
@@ -224,24 +225,24 @@ def test_markdown_and_html_escape_what_they_show():
 
 
 def test_only_whole_sets_of_reference_runs_are_published(home, monkeypatch):
-    (home / "README.md").write_text(f"{tables.BEGIN}\n{tables.END}\n")
+    (home / "README.md").write_text(f"{publishing.BEGIN}\n{publishing.END}\n")
     make_run("11_single_passage", [line("frozen", 0.1)])
     results.collect("seedling")
     assert not paths.figures().exists()  # a finished notebook alone changes nothing that is published
     monkeypatch.setattr(manifest, "reference", lambda notebook, scale: paths.runs() / notebook / scale / "other")
     with pytest.raises(DataError, match="has not the parameters of scale seedling; run `make reproduce ONLY=11_"):
-        tables.publish("seedling", home / "README.md")
+        publishing.publish("seedling", home / "README.md")
     monkeypatch.setattr(manifest, "reference", lambda notebook, scale: paths.runs() / notebook / scale / "123456789012")
     (home / "notebooks" / "12_restem_rounds.ipynb").write_text("{}")
-    monkeypatch.setattr(tables.params, "scales", lambda notebook: ["seedling"])
+    monkeypatch.setattr(publishing.params, "scales", lambda notebook: ["seedling"])
     results.collect("seedling")
     with pytest.raises(DataError, match="12_restem_rounds has not run at scale seedling"):
-        tables.publish("seedling", home / "README.md")
+        publishing.publish("seedling", home / "README.md")
     assert not paths.figures().exists()
     stays = paths.figures() / "seedling" / "bench_arc.csv"
     for file in (stays, stays.with_name("gone.png")):
         paths.write_text(file, "x")
-    tables.publish("seedling", home / "README.md", incomplete=True)
+    publishing.publish("seedling", home / "README.md", incomplete=True)
     here = sorted(path.name for path in stays.parent.iterdir())
     assert here == ["bench_arc.csv", "manifest.json", "results.csv"]
 
@@ -259,8 +260,8 @@ def test_readme_is_rewritten_only_between_the_markers(home, monkeypatch):
     results.collect("seedling")
     monkeypatch.setattr(manifest, "reference", lambda notebook, scale: paths.runs() / notebook / scale / "123456789012")
     readme = home / "README.md"
-    readme.write_text(f"# Title\n\n{tables.BEGIN}\nold\n{tables.END}\n\ntail\n")
-    tables.publish("seedling", readme)
+    readme.write_text(f"# Title\n\n{publishing.BEGIN}\nold\n{publishing.END}\n\ntail\n")
+    publishing.publish("seedling", readme)
     once, whole = readme.read_text(), (home / "RESULTS.md").read_text()
     assert once.startswith("# Title\n") and once.endswith("tail\n") and "old" not in once
     for text in (once, whole):
@@ -268,15 +269,15 @@ def test_readme_is_rewritten_only_between_the_markers(home, monkeypatch):
         assert "`arc/few_shot`): not run." in text
     assert "paper source" in whole and "paper source" not in once and "passage only" not in once
     assert "| `11_single_passage` |" in whole
-    tables.publish("seedling", readme)
+    publishing.publish("seedling", readme)
     assert readme.read_text() == once
     readme.write_text("no markers")
     with pytest.raises(DataError, match="results:begin"):
-        tables.publish("seedling", readme)
+        publishing.publish("seedling", readme)
 
 
 def test_command_line_says_what_is_missing(capsys):
-    assert tables.main(["publish", "--scale", "seedling"]) == 2
+    assert publishing.main(["publish", "--scale", "seedling"]) == 2
     assert "make figures SCALE=seedling" in capsys.readouterr().err
 
 

@@ -18,15 +18,14 @@ def paper_values() -> list[dict]:
     values = []
     for group in yaml_files.read(Path(__file__).with_name("paper_values.yaml")):
         shared = {"low": None, "high": None, "note": "", "headline": True, "grader": ""}
-        shared |= {key: value for key, value in group.items() if key not in ("rows", "matrix")}
+        shared |= {key: value for key, value in group.items() if key not in ("rows", "matrix", "standard_errors")}
         values += [shared | row for row in group.get("rows", [])]
-        for edits, line in enumerate(group.get("matrix", [])):
-            cells = enumerate(line, start=1)
-            values += [
-                shared | {"metric": f"accuracy_after_{edits}:passage_{k}", "value": v, "cell": f"row {edits}, d{k}"}
-                for k, v in cells
-                if v is not None
-            ]
+        for edits, pairs in enumerate(zip(group.get("matrix", []), group.get("standard_errors", []), strict=True)):
+            for k, (value, error) in enumerate(zip(*pairs, strict=True), start=1):
+                if value is not None:
+                    interval = {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error}
+                    cell = {"metric": f"accuracy_after_{edits}:passage_{k}", "cell": f"row {edits}, d{k}"}
+                    values.append(shared | cell | interval)
     return values
 
 

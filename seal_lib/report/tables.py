@@ -1,38 +1,28 @@
 """Tables of our numbers beside the paper's: Markdown for RESULTS.md and the README, HTML for notebooks.
 
 Knows which experiments are headlines and what a table shows of each. Does not know how the table of results is made
-(`results`) and draws nothing. An arm that only the paper has is shown as a gap ("not run"), never as a zero.
-
-    python -m seal_lib.report.tables collect --scale seedling     # results.csv and manifest.json of the gallery
-    python -m seal_lib.report.tables publish --scale seedling     # the gallery to figures/, RESULTS.md and README.md
+(`results`), draws nothing and writes no file. An arm that only the paper has is shown as a gap ("not run"), never as a
+zero.
 """
 
 from __future__ import annotations
 
-import argparse
 import html
 import math
 import re
-import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seal_lib import paths
-from seal_lib.errors import DataError, SealError
 from seal_lib.report import stats
 from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank, difference_arm
 from seal_lib.report.paper_values import grader_sentence, paper_index, paper_note
-from seal_lib.report.results import KEYS, OWN_COLUMNS, collect, joined, read_results
-from seal_lib.runs import manifest, params
+from seal_lib.report.results import KEYS, OWN_COLUMNS, joined
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OTHER_TRIALS = "compared on other trials than the rows shown"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 TITLES = {
     "knowledge/single_passage": "One passage at a time",
     "knowledge/restem": "Rounds of ReST-EM",
@@ -131,10 +121,10 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
             line["grader"] = row["grader"] if ran else ""
         nothing = f"none: {estimate.dropped} dropped" if estimate.dropped else NOT_RUN
         line |= {
-            f"{metric.replace('_', ' ')}, %": _percent(row) if ran else nothing,
-            "n": _units(estimate) if ran else "",
+            f"{metric.replace('_', ' ')}, %": percent(row) if ran else nothing,
+            "n": units(estimate) if ran else "",
             **{
-                column: _percent(found) if (found := _find(beside, row["arm"], name)) else "–" if ran else ""
+                column: percent(found) if (found := _find(beside, row["arm"], name)) else "–" if ran else ""
                 for name, column in about.also.items()
             },
             failed: f"{100 * blank['value']:.1f}" if blank else "–" if ran else "",
@@ -142,7 +132,7 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
         if lost:
             line["failed, %"] = f"{100 * broken['value']:.1f}" if broken else ""
         line |= {
-            f"separable from {word}?": _separable(beside, row["arm"], arm, metric) if ran else ""
+            f"separable from {word}?": verdict(beside, row["arm"], arm, metric) if ran else ""
             for arm, word in about.references.items()
         }
         paper, note = "", paper_note(experiment, row["arm"], metric)
@@ -158,7 +148,7 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
     return frame
 
 
-def _units(estimate: stats.Estimate) -> str:
+def units(estimate: stats.Estimate) -> str:
     """ "100 passages × 3 loops (2 dropped)"."""
     text = f"{estimate.n} {estimate.unit}{'s' if estimate.n != 1 and estimate.unit else ''}"
     text += f" × {estimate.loops} loops" if estimate.loops > 1 else ""
@@ -204,128 +194,17 @@ def tabled(df: pd.DataFrame) -> list[str]:
     return [name for name in TITLES if (df["experiment"] == name).any()]
 
 
-def results_block(df: pd.DataFrame, few: bool = False) -> str:
-    """One table for each headline experiment; experiments that did not run are named.
-
-    Args:
-        few: the rows of `Shown.few` and the columns that a first look needs.
-    """
-    parts = []
-    for experiment, name in TITLES.items():
-        about, title = shown(experiment), f"**{name}** (`{experiment}`)"
-        rows = df[df["experiment"] == experiment]
-        if few and not about.few:
-            continue
-        if not (rows["metric"] == about.metric).any():
-            parts.append(f"{title}: {NOT_RUN}.")
-            continue
-        which = sorted({f"{row['model']}, protocol {row['protocol']}" for row in rows.to_dict("records")})
-        frame = table(df, experiment)
-        if few:
-            verdict = next(c for c in frame if c.startswith("separable"))
-            verdict = next((c for c in frame if c == "separable from untrained?"), verdict)
-            kept = [c for c in frame if c in ("arm", "n", "paper, %", verdict) or c.startswith(about.metric[:2])]
-            frame = frame.loc[frame["arm"].isin([arm_label(arm) for arm in about.few]), kept]
-            frame["paper, %"] = frame["paper, %"].str.partition(" (")[0]  # the notes are in RESULTS.md
-            frame.attrs["notes"] = []
-        frame = frame.drop(columns=[name for name in frame if (frame[name].isin(["", "–"])).all()])
-        part = [f"{title}: {'; '.join(which)}", to_markdown(frame), "" if few else about.note]
-        parts.append("\n\n".join(filter(None, part)))
-    return "\n\n".join(parts)
-
-
-def minutes_block(runs: list[dict]) -> str:
-    """How long each notebook of the results ran, from their manifest."""
-    import pandas as pd
-
-    lines = [
-        {"notebook": f"`{r['notebook']}`", "minutes": f"{r['minutes'] or math.nan:.1f}", "on": str(r["end"])[:10]}
-        for r in runs
-    ]
-    return to_markdown(pd.DataFrame(lines))
-
-
-def readable(notebook: dict) -> dict:
-    """An executed notebook without what papermill notes of this machine, and without progress lines."""
-    for part in (notebook, *notebook["cells"]):
-        part["metadata"].pop("papermill", None)
-        part["metadata"].pop("execution", None)
-    for cell in notebook["cells"]:
-        if "outputs" in cell:
-            cell["outputs"] = [output for output in cell["outputs"] if output.get("output_type") != "stream"]
-    return notebook
-
-
-def publish(scale: str, readme: Path | None = None, incomplete: bool = False) -> list[Path]:
-    """Make the gallery of a scale the published one: figures/<scale>, RESULTS.md, and the README between its markers.
-
-    Nothing else writes there, so that one finished notebook or an experiment of one's own changes nothing published.
-
-    Args:
-        incomplete: also where notebooks of the scale have not run; tables then say so.
-
-    Raises:
-        DataError: nothing was collected, something has not run, is out of date or is no run of the scale's own
-            parameters, or the README has not the markers.
-    """
-    readme = readme or paths.ROOT / "README.md"
-    source, folder = paths.gallery(scale), paths.figures() / scale
-    if not (source / "results.csv").exists():
-        where = paths.short(source / "results.csv")
-        raise DataError(f"{where} is missing; run `make figures SCALE={scale}`.")
-    record = paths.read_json(source / "manifest.json")
-    for run in record["runs"]:
-        own = manifest.reference(run["notebook"], scale)
-        if own is None or own.name != run["key"]:
-            raise DataError(
-                f"{run['run']} has not the parameters of scale {scale}; run `make reproduce ONLY={run['notebook']} "
-                f"SCALE={scale}` and `make figures SCALE={scale}` first."
-            )
-    absent = [name for name in record[NOT_RUN.replace(" ", "_")] if scale in params.scales(name)]
-    if absent and not incomplete:
-        raise DataError(
-            f"{', '.join(absent)} has not run at scale {scale}; run it, or publish with --incomplete, which says so."
-        )
-    text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise DataError(f"{readme.name}: the lines {BEGIN} and {END} must each occur once, in this order.")
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        if old.is_dir():
-            shutil.rmtree(old)
-        elif not old.name.startswith("bench_"):  # measured by `make bench`
-            old.unlink()
-    for path in source.iterdir():
-        shutil.copyfile(path, folder / path.name)
-    for run in record["runs"]:
-        executed = paths.runs() / run["run"] / "notebook.ipynb"
-        if executed.exists():  # not of a run by hand
-            paths.write_json(folder / "notebooks" / f"{run['notebook']}.ipynb", readable(paths.read_json(executed)))
-    df, runs = read_results(folder / "results.csv"), record["runs"]
-    whole = (
-        f"# Results at scale {scale}\n\nWritten by `python -m seal_lib.report.tables publish` from "
-        f"`figures/{scale}/results.csv`, which says more; `docs/reading.md` says how to read them.\n\n"
-        f"{results_block(df)}\n\n## Minutes\n\nTwo notebooks at once; other work on the same cores is in them.\n\n"
-        f"{minutes_block(runs)}\n"
-    )
-    return [
-        paths.write_text(readme.with_name("RESULTS.md"), whole),
-        paths.write_text(readme, f"{before}\n\n{results_block(df, few=True)}\n\n{after}"),
-    ]
-
-
 def _find(frame: pd.DataFrame, arm: str, metric: str) -> dict | None:
     rows = frame[(frame["arm"] == arm) & (frame["metric"] == metric) & frame["value"].notna()].to_dict("records")
     return rows[0] if rows else None
 
 
-def _percent(row: dict, sign: str = "") -> str:
+def percent(row: dict, sign: str = "") -> str:
     value = f"{100 * row['value']:{sign}.1f}"
     return value if math.isnan(row["low"]) else f"{value} [{100 * row['low']:{sign}.1f}, {100 * row['high']:{sign}.1f}]"
 
 
-def _separable(frame: pd.DataFrame, arm: str, reference: str, metric: str) -> str:
+def verdict(frame: pd.DataFrame, arm: str, reference: str, metric: str) -> str:
     """The paired difference and its verdict; none if it comes from other trials than the two rows shown."""
     row = _find(frame, difference_arm(arm, reference), "difference")
     if row is None and (back := _find(frame, difference_arm(reference, arm), "difference")):
@@ -338,28 +217,4 @@ def _separable(frame: pd.DataFrame, arm: str, reference: str, metric: str) -> st
         if abs(apart - row["value"]) > 5e-6:  # three numbers, each rounded to six digits
             return f"{OTHER_TRIALS} ({100 * row['value']:+.1f})"
     p = "" if math.isnan(row["p"]) else ", p < 0.001" if row["p"] < 0.001 else f", p = {row['p']:.3f}"
-    return f"{'yes' if stats.separable(stats.Estimate.of_row(row)) else 'no'}, {_percent(row, '+')}{p}"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; a SealError becomes its one sentence and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m seal_lib.report.tables", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["collect", "publish"])
-    parser.add_argument("--scale", default="seedling")
-    parser.add_argument("--incomplete", action="store_true", help="publish although notebooks have not run")
-    chosen = parser.parse_args(arguments)
-    try:
-        if chosen.what == "publish":
-            wrote = publish(chosen.scale, incomplete=chosen.incomplete)
-            print("wrote", ", ".join(paths.short(path) for path in wrote))
-        else:
-            rows = collect(chosen.scale)
-            print(f"{len(rows)} results in {paths.short(paths.gallery(chosen.scale) / 'results.csv')}")
-    except SealError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return f"{'yes' if stats.separable(stats.Estimate.of_row(row)) else 'no'}, {percent(row, '+')}{p}"

@@ -1,0 +1,152 @@
+"""Two finished runs beside each other: which parameters differ, and who wins on which passage (or task).
+
+Knows run folders and the rows that evaluations write (phase ``evaluate/<arm>``, within ``seed_<n>/`` where there are
+loops). Judges by `seal_lib.report.stats` like every table. Trains nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seal_lib import paths
+from seal_lib.errors import DataError, RunError
+from seal_lib.records import PassageTrial
+from seal_lib.report import stats, tables
+from seal_lib.report.arms import arm_label, arm_rank
+from seal_lib.runs import manifest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNSCORED = ("diverged", "task_too_long")  # outcomes of puzzles that no grader sees (`seal_lib.arc.domain.UNSCORED`)
+_PHASE = re.compile(r"(?:(?P<loop>seed_\w+)/)?evaluate/(?P<arm>\w+)")
+Values = dict[
+    str, dict[str, dict[str, float]]
+]  # arm -> loop -> unit -> accuracy, or share of configurations that solve
+
+
+def run_folder(name: str, scale: str) -> Path:
+    """A finished run by name.
+
+    Args:
+        name: a notebook, whose newest finished run at ``scale`` is meant; ``notebook/scale/key`` under runs/; or a
+            folder, of other runs too.
+
+    Raises:
+        RunError: there is no such finished run.
+    """
+    for folder in (paths.runs() / name, Path(name)):
+        if (folder / "parameters.json").exists():
+            manifest.read(folder)
+            return folder
+    found = manifest.newest(name, scale) if re.fullmatch(r"\w+", name) else None
+    if found is None:
+        raise RunError(
+            f"{name!r} is no finished run: give a notebook that has run at scale {scale}, a folder such as "
+            "12_restem_rounds/seedling/0123456789ab, or its path; `make status` lists them."
+        )
+    return found
+
+
+def parameters(first: Path, second: Path) -> pd.DataFrame:
+    """The parameters in which two runs differ, one line each; "–" where a run has no such parameter."""
+    import pandas as pd
+
+    a, b = (paths.read_json(folder / "parameters.json")["parameters"] for folder in (first, second))
+    names = [name for name in (*a, *(b.keys() - a.keys())) if a.get(name, "–") != b.get(name, "–")]
+    return pd.DataFrame(
+        {
+            "parameter": names,
+            "first": [str(a.get(n, "–")) for n in names],
+            "second": [str(b.get(n, "–")) for n in names],
+        }
+    )
+
+
+def values(folder: Path) -> Values:
+    """What each evaluated arm reached on each unit in each loop, by the run's own grader; NaN where nothing was graded.
+
+    Of a task it is the share of its distinct configurations that solve it.
+    """
+    gathered: dict[tuple[str, str, str], list[float]] = {}
+    for row in manifest.rows(folder):
+        found = _PHASE.fullmatch(row["phase"])
+        if found and ("answers" in row or "pass_2" in row):
+            gathered.setdefault((found["arm"], found["loop"] or "", row["unit_id"]), []).append(_graded(row))
+    known: Values = {}
+    for (arm, loop, unit), several in gathered.items():
+        kept = [value for value in several if not math.isnan(value)]
+        known.setdefault(arm, {}).setdefault(loop, {})[unit] = sum(kept) / len(kept) if kept else math.nan
+    return known
+
+
+def _graded(row: dict) -> float:
+    if "answers" in row:
+        return PassageTrial.from_dict(row).accuracy
+    return math.nan if row["outcome"] in UNSCORED else float(row["pass_2"])
+
+
+def differences(first: Path, second: Path) -> pd.DataFrame:
+    """One line for each arm that both runs evaluated on the same units: means, first − second with its verdict, wins.
+
+    A win is a passage (or task) whose mean over the loops is higher; the p-values of all lines are one family. Arms
+    whose loops cannot be paired are left out.
+
+    Raises:
+        DataError: the runs have no arm in common that was evaluated on common units.
+    """
+    import pandas as pd
+
+    ours, theirs = values(first), values(second)
+    apart = {}
+    for arm in sorted(ours.keys() & theirs.keys(), key=arm_rank):
+        try:
+            apart[arm] = stats.differences(ours[arm], theirs[arm])
+        except DataError:
+            continue
+    if not apart:
+        raise DataError(
+            f"{paths.short(first)} and {paths.short(second)} evaluated no arm on common units; give runs that did."
+        )
+    sides = {f"{arm} {side}": of[arm] for arm in apart for side, of in (("first", ours), ("second", theirs))}
+    pairs = {arm: (f"{arm} first", f"{arm} second") for arm in apart}
+    found = stats.compare(sides, list(pairs.values()), unit="unit")
+    lines = []
+    for arm, loops in apart.items():
+        estimate = found[pairs[arm]]
+        units = {u: [of[u] for of in loops.values() if not math.isnan(of[u])] for u in next(iter(loops.values()))}
+        means = [sum(v) / len(v) for v in units.values() if v]
+        first_mean, second_mean = (stats.mean_over_loops(side[arm], stats.SHARE) for side in (ours, theirs))
+        lines.append({
+            "arm": arm_label(arm),
+            "first, %": tables.percent(first_mean.row("", "", "")),
+            "second, %": tables.percent(second_mean.row("", "", "")),
+            "difference": tables.percent(estimate.row("", "", ""), "+"),
+            "separable?": "yes" if stats.separable(estimate) else "no",
+            "n": tables.units(estimate),
+            "wins": sum(m > 0 for m in means), "ties": sum(m == 0 for m in means), "losses": sum(m < 0 for m in means),
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def by_unit(first: Path, second: Path, arm: str) -> pd.DataFrame:
+    """One line a unit that both runs evaluated under one arm: first, second and their difference, largest losses first.
+
+    Raises:
+        DataError: a run has not evaluated this arm.
+    """
+    import pandas as pd
+
+    sides = []
+    for folder in (first, second):
+        known = values(folder)
+        if arm not in known:
+            raise DataError(
+                f"{paths.short(folder)} has not evaluated arm {arm!r}; it has {', '.join(known) or 'none'}."
+            )
+        sides.append(pd.DataFrame(known[arm]).mean(axis=1))
+    frame = pd.concat(sides, axis=1, join="inner", keys=["first", "second"])
+    return frame.assign(difference=frame["first"] - frame["second"]).sort_values("difference", kind="stable")

@@ -1,0 +1,284 @@
+"""The paper's numbered figures and tables, each with ours beside it: for notebooks, LaTeX, CSV, one HTML page, and the
+list of what was reproduced (REPRODUCTION.md).
+
+Knows which experiments a number of the paper stands for (``paper_items.yaml``). Makes no result and draws no picture.
+What did not run is a gap.
+
+    python -m seal_lib.report.paper --scale seedling     # runs/gallery-<scale>/paper.html, from what was collected
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import fnmatch
+import html
+import math
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seal_lib import paths
+from seal_lib.errors import DataError, SealError
+from seal_lib.report import tables
+from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank
+from seal_lib.report.paper_values import grader_sentence, paper_values
+from seal_lib.report.results import read_results
+from seal_lib.report.stats import Estimate
+from seal_lib.runs import params, yaml_files
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+VERSIONS = ("v1", "v2")
+#: what LaTeX writes otherwise
+COMMANDS = {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "×": r"$\times$", "<": "$<$", ">": "$>$",
+            "–": "--"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """Values of one experiment in a numbered item; ``metric`` is a pattern."""
+
+    experiment: str
+    metric: str
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A numbered figure or table; fields as at the head of ``paper_items.yaml``."""
+
+    title: str
+    v1: str = ""
+    v2: str = ""
+    parts: tuple[Part, ...] = ()
+    pictures: tuple[str, ...] = ()
+    space: dict[str, list[float]] = field(default_factory=dict)
+    notebook: str = ""
+    lacks: str = ""
+
+    @property
+    def number(self) -> str:
+        """ "Table 2", "Table 6 (v1), Table 10 (v2)", "Table 7 (v2)"."""
+        if self.v1 == self.v2:
+            return self.v1
+        return ", ".join(f"{name} ({version})" for version in VERSIONS if (name := getattr(self, version)))
+
+    @property
+    def slug(self) -> str:
+        """The name of its files: ``table_2``, ``table_10``; v2's number where there are two."""
+        return (self.v2 or self.v1).lower().replace(" ", "_")
+
+
+@cache
+def items() -> tuple[Item, ...]:
+    """Every numbered item, in the paper's order."""
+    found = []
+    for row in yaml_files.read(Path(__file__).with_name("paper_items.yaml")):
+        parts = tuple(Part(**part) for part in row.get("parts", ()))
+        found.append(Item(**{**row, "parts": parts, "pictures": tuple(row.get("pictures", ()))}))
+    return tuple(found)
+
+
+def printed(part: Part) -> dict[tuple[str, str], dict[str, dict]]:
+    """(arm, metric) -> version (v1, v2, json) -> the paper's entry; ``v1=v2`` stands under both."""
+    found: dict[tuple[str, str], dict[str, dict]] = {}
+    for entry in paper_values():
+        if entry["experiment"] == part.experiment and re.fullmatch(part.metric, entry["metric"]):
+            for version in entry["version"].split("="):
+                found.setdefault((entry["arm"], entry["metric"]), {}).setdefault(version, entry)
+    return found
+
+
+def beside(df: pd.DataFrame, item: Item, scale: str = "") -> pd.DataFrame:
+    """One numbered item for people: ours [interval], n and verdict, then v1, v2 and what the authors' files give.
+
+    Arms that only the paper has are there as "not run", and so are arms that only we have, if the paper has others.
+
+    Args:
+        df: results.csv.
+        scale: whose parameters stand beside the settings that the paper searched.
+    """
+    import pandas as pd
+
+    if item.space:
+        return pd.DataFrame(list(_settings(item, scale)))
+    frame = pd.DataFrame([line for part in item.parts for line in _lines(df, part, len(item.parts) > 1)])
+    frame = frame.drop(columns=[name for name in frame if (frame[name] == "").all()])
+    entries = [entry for part in item.parts for versions in printed(part).values() for entry in versions.values()]
+    notes = dict.fromkeys(f"{e['cell']} ({e['version']}): {e['note']}." for e in entries if e["note"])
+    judged = any(entry["grader"] == "GPT-4.1" for entry in entries)
+    frame.attrs["notes"] = [*([grader_sentence()] if judged else []), *notes]
+    return frame
+
+
+def _lines(df: pd.DataFrame, part: Part, labelled: bool) -> Iterator[dict]:
+    about, known = tables.shown(part.experiment), printed(part)
+    rows = df[df["experiment"] == part.experiment]
+    ours = rows[rows["metric"].str.fullmatch(part.metric)]
+    reference = "own_untrained" if "own_untrained" in about.references else next(iter(about.references))
+    verdict_column = f"separable from {about.references[reference]}?"
+    several = len({metric for _, metric in known}) > 1  # of several metrics, only what the paper has
+    keys = {*known, *(() if several or not known else ours[["arm", "metric"]].itertuples(index=False, name=None))}
+    for arm, metric in sorted(keys, key=lambda key: (arm_rank(key[0]), key[1])):
+        versions = known.get((arm, metric), {})
+        files = versions.get("json") or next((e for e in versions.values() if e["low"] is not None), None)
+        for row in ours[(ours["arm"] == arm) & (ours["metric"] == metric)].to_dict("records") or [None]:
+            line = {"setting": part.label} if labelled else {}
+            line |= {"arm": arm_label(arm)} | ({"value": _value(metric)} if several else {})
+            if row is None:
+                line |= {"ours, %": NOT_RUN, "n": "", "protocol": "", verdict_column: ""}
+            else:
+                same = rows[(rows["protocol"] == row["protocol"]) & (rows["model"] == row["model"])]
+                verdict = tables.verdict(same, arm, reference, metric) if metric == about.metric else ""
+                line |= {"ours, %": tables.percent(row), "n": tables.units(Estimate.of_row(row))}
+                line |= {"protocol": row["protocol"], verdict_column: verdict}
+            line |= {v: f"{100 * versions[v]['value']:.1f}" if v in versions else "" for v in VERSIONS}
+            yield line | {"authors' files, 95 %": tables.percent(_bounds(files)) if files else ""}
+
+
+def _value(metric: str) -> str:
+    """ "BWT", or the cell of a matrix: "after edit 3, passage 2"."""
+    cell = re.fullmatch(r"accuracy_after_(\d+):passage_(\d+)", metric)
+    if cell is None:
+        return metric.replace("_", " ")
+    return f"{'before any edit' if cell[1] == '0' else f'after edit {cell[1]}'}, passage {cell[2]}"
+
+
+def _bounds(entry: dict) -> dict[str, float]:
+    return {name: math.nan if entry[name] is None else entry[name] for name in ("value", "low", "high")}
+
+
+def _settings(item: Item, scale: str) -> Iterator[dict]:
+    there = [s for s in dict.fromkeys((scale, "paper")) if item.notebook and s in params.scales(item.notebook)]
+    ours = {s: params.resolve(item.notebook, s) for s in there}
+    for name, values in item.space.items():
+        line = {"setting": name, "searched by the authors": ", ".join(f"{value:g}" for value in values)}
+        yield line | {f"ours, scale {s}": f"{ours[s][name]:g}" for s in there}
+
+
+def reproduced(df: pd.DataFrame, item: Item) -> tuple[int, int]:
+    """(values of ours beside the paper's, values of the paper) of one item."""
+    have = set(df.loc[df["value"].notna(), ["experiment", "arm", "metric"]].itertuples(index=False, name=None))
+    wanted = [(part.experiment, *key) for part in item.parts for key in printed(part)]
+    return sum(key in have for key in wanted), len(wanted)
+
+
+def pictures(item: Item, folder: Path) -> list[Path]:
+    """The item's pictures that exist: of a gallery's folder, or of the repository."""
+    drawn = sorted(folder.glob("*.png"))
+    found = [path for pattern in item.pictures for path in drawn if fnmatch.fnmatch(path.stem, pattern)]
+    return found + [path for name in item.pictures if "/" in name and (path := paths.ROOT / name).exists()]
+
+
+def to_latex(frame: pd.DataFrame, caption: str, label: str) -> str:
+    """A booktabs table; what LaTeX reads as a command is escaped."""
+    shown = frame.map(_escaped).rename(columns=_escaped)
+    return shown.style.hide(axis="index").to_latex(
+        hrules=True, column_format="l" * len(frame.columns), caption=_escaped(caption), label=label, position="t"
+    )
+
+
+def _escaped(text: object) -> str:
+    plain = str(text).replace("\\", "/")
+    for sign in "&%$#_{}":
+        plain = plain.replace(sign, f"\\{sign}")
+    for sign, command in COMMANDS.items():
+        plain = plain.replace(sign, command)
+    return plain
+
+
+def write(df: pd.DataFrame, folder: Path, scale: str) -> list[str]:
+    """Each item that is a table as CSV, Markdown and LaTeX, ``table_2.csv`` and so on; the names written."""
+    written = []
+    for item in items():
+        frame, title = beside(df, item, scale), f"{item.number}. {item.title}"
+        if item.slug.startswith("table") and len(frame):
+            notes = " ".join([f"{title}.", *frame.attrs.get("notes", [])])
+            latex = to_latex(frame, f"The paper's {notes}", f"tab:{item.slug}")
+            texts = {"csv": frame.to_csv(index=False, lineterminator="\n"), "tex": latex}
+            texts["md"] = f"**{title}**\n\n{tables.to_markdown(frame)}\n"
+            for kind, text in texts.items():
+                paths.write_text(folder / f"{item.slug}.{kind}", text)
+            written.append(item.slug)
+    return written
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>body{{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}} img{{max-width:100%}}
+td,th{{font-size:13px}} section{{overflow-x:auto}}</style></head>
+<body><h1>{title}</h1>
+{body}
+</body></html>
+"""
+
+
+def page(df: pd.DataFrame, folder: Path, scale: str) -> str:
+    """Every item in the paper's order, as one HTML page that holds its pictures (of ``folder``) and loads nothing."""
+    return PAGE.format(
+        title=f"The paper's figures and tables, ours at scale {html.escape(scale)} beside them",
+        body="\n".join(_section(df, item, folder, scale) for item in items()),
+    )
+
+
+def _section(df: pd.DataFrame, item: Item, folder: Path, scale: str) -> str:
+    title, frame = html.escape(item.title), beside(df, item, scale)
+    parts = [tables.to_html(frame)] if len(frame) else []
+    for path in pictures(item, folder):
+        kind, data = "svg+xml" if path.suffix == ".svg" else "png", base64.b64encode(path.read_bytes()).decode()
+        parts.append(f"<img alt='{title}' src='data:image/{kind};base64,{data}'>")
+    if item.lacks:
+        parts.append(f"<p><i>Not here: {html.escape(item.lacks)}.</i></p>")
+    return f"<section><h2>{item.number}. {title}</h2>{''.join(parts or [NOT_RUN])}</section>"
+
+
+def reproduction(published: dict[str, pd.DataFrame]) -> str:
+    """REPRODUCTION.md: which numbers of the paper have ours beside them, at which scale, and what is missing.
+
+    Args:
+        published: scale -> results.csv of figures/<scale>.
+    """
+    import pandas as pd
+
+    lines = []
+    for item in items():
+        line = {"paper": item.number, "what": item.title}
+        for scale, df in published.items():
+            have, wanted = reproduced(df, item)
+            line[f"scale {scale}"] = f"{have} of {wanted} values" if wanted else "–"
+        line |= {"notebook": f"`{item.notebook}`" if item.notebook else "", "not here": item.lacks}
+        lines.append(line)
+    return (
+        "# What of the paper is reproduced\n\n"
+        "Written by `make publish` from `figures/*/results.csv`. A value counts when ours stands beside it, whatever "
+        "it says; scale `seedling` is another model in a made world, so no level is "
+        "comparable. Scales that are not named have not been run.\n\n"
+        f"{tables.to_markdown(pd.DataFrame(lines))}\n"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: write paper.html of a scale's gallery; a SealError becomes its one sentence and exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m seal_lib.report.paper", description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", default="seedling")
+    scale, folder = (chosen := parser.parse_args(arguments).scale), paths.gallery(chosen)
+    try:
+        if not (folder / "results.csv").exists():
+            raise DataError(f"{paths.short(folder)} has no results.csv; run `make figures SCALE={scale}` first.")
+        df = read_results(folder / "results.csv")
+        write(df, folder, scale)
+        print("wrote", paths.short(paths.write_text(folder / "paper.html", page(df, folder, scale))))
+    except SealError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

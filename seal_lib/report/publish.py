@@ -1,0 +1,167 @@
+"""What is committed of a scale's results: figures/<scale>, RESULTS.md, REPRODUCTION.md and the README's tables.
+
+Knows which runs may be published. Makes no number: tables are of `tables` and `paper`, pictures of the gallery.
+
+    python -m seal_lib.report.publish collect --scale seedling     # results.csv and manifest.json of the gallery
+    python -m seal_lib.report.publish publish --scale seedling     # the gallery to figures/, and the texts
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seal_lib import paths
+from seal_lib.errors import DataError, SealError
+from seal_lib.report import paper
+from seal_lib.report.arms import NOT_RUN, arm_label
+from seal_lib.report.results import collect, read_results
+from seal_lib.report.tables import TITLES, shown, table, to_markdown
+from seal_lib.runs import manifest, params
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+def results_block(df: pd.DataFrame, few: bool = False) -> str:
+    """One table for each headline experiment; experiments that did not run are named.
+
+    Args:
+        few: the rows of `Shown.few` and the columns that a first look needs.
+    """
+    parts = []
+    for experiment, name in TITLES.items():
+        about, title = shown(experiment), f"**{name}** (`{experiment}`)"
+        rows = df[df["experiment"] == experiment]
+        if few and not about.few:
+            continue
+        if not (rows["metric"] == about.metric).any():
+            parts.append(f"{title}: {NOT_RUN}.")
+            continue
+        which = sorted({f"{row['model']}, protocol {row['protocol']}" for row in rows.to_dict("records")})
+        frame = table(df, experiment)
+        if few:
+            judged = next(c for c in frame if c.startswith("separable"))
+            judged = next((c for c in frame if c == "separable from untrained?"), judged)
+            kept = [c for c in frame if c in ("arm", "n", "paper, %", judged) or c.startswith(about.metric[:2])]
+            frame = frame.loc[frame["arm"].isin([arm_label(arm) for arm in about.few]), kept]
+            frame["paper, %"] = frame["paper, %"].str.partition(" (")[0]  # the notes are in RESULTS.md
+            frame.attrs["notes"] = []
+        frame = frame.drop(columns=[name for name in frame if (frame[name].isin(["", "–"])).all()])
+        part = [f"{title}: {'; '.join(which)}", to_markdown(frame), "" if few else about.note]
+        parts.append("\n\n".join(filter(None, part)))
+    return "\n\n".join(parts)
+
+
+def minutes_block(runs: list[dict]) -> str:
+    """How long each notebook of the results ran, from their manifest."""
+    import pandas as pd
+
+    lines = [
+        {"notebook": f"`{r['notebook']}`", "minutes": f"{r['minutes'] or math.nan:.1f}", "on": str(r["end"])[:10]}
+        for r in runs
+    ]
+    return to_markdown(pd.DataFrame(lines))
+
+
+def readable(notebook: dict) -> dict:
+    """An executed notebook without what papermill notes of this machine, and without progress lines."""
+    for part in (notebook, *notebook["cells"]):
+        part["metadata"].pop("papermill", None)
+        part["metadata"].pop("execution", None)
+    for cell in notebook["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if output.get("output_type") != "stream"]
+    return notebook
+
+
+def publish(scale: str, readme: Path | None = None, incomplete: bool = False) -> list[Path]:
+    """Make the gallery of a scale the published one: figures/<scale>, RESULTS.md, REPRODUCTION.md, README.md's part.
+
+    Nothing else writes there (in README.md between its markers), so that one finished notebook or an experiment of
+    one's own changes nothing published.
+
+    Args:
+        incomplete: also where notebooks of the scale have not run; tables then say so.
+
+    Raises:
+        DataError: nothing was collected, something has not run, is out of date or is no run of the scale's own
+            parameters, or the README has not the markers.
+    """
+    readme = readme or paths.ROOT / "README.md"
+    source, folder = paths.gallery(scale), paths.figures() / scale
+    if not (source / "results.csv").exists():
+        where = paths.short(source / "results.csv")
+        raise DataError(f"{where} is missing; run `make figures SCALE={scale}`.")
+    record = paths.read_json(source / "manifest.json")
+    for run in record["runs"]:
+        own = manifest.reference(run["notebook"], scale)
+        if own is None or own.name != run["key"]:
+            raise DataError(
+                f"{run['run']} has not the parameters of scale {scale}; run `make reproduce ONLY={run['notebook']} "
+                f"SCALE={scale}` and `make figures SCALE={scale}` first."
+            )
+    absent = [name for name in record[NOT_RUN.replace(" ", "_")] if scale in params.scales(name)]
+    if absent and not incomplete:
+        raise DataError(
+            f"{', '.join(absent)} has not run at scale {scale}; run it, or publish with --incomplete, which says so."
+        )
+    text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise DataError(f"{readme.name}: the lines {BEGIN} and {END} must each occur once, in this order.")
+    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        if old.is_dir():
+            shutil.rmtree(old)
+        elif not old.name.startswith("bench_"):  # measured by `make bench`
+            old.unlink()
+    for path in source.iterdir():
+        shutil.copyfile(path, folder / path.name)
+    for run in record["runs"]:
+        executed = paths.runs() / run["run"] / "notebook.ipynb"
+        if executed.exists():  # not of a run by hand
+            paths.write_json(folder / "notebooks" / f"{run['notebook']}.ipynb", readable(paths.read_json(executed)))
+    df, runs = read_results(folder / "results.csv"), record["runs"]
+    whole = (
+        f"# Results at scale {scale}\n\nWritten by `python -m seal_lib.report.publish publish` from "
+        f"`figures/{scale}/results.csv`, which says more; `docs/reading.md` says how to read them.\n\n"
+        f"{results_block(df)}\n\n## Minutes\n\nTwo notebooks at once; other work on the same cores is in them.\n\n"
+        f"{minutes_block(runs)}\n"
+    )
+    published = {path.parent.name: read_results(path) for path in sorted(paths.figures().glob("*/results.csv"))}
+    return [
+        paths.write_text(readme.with_name("RESULTS.md"), whole),
+        paths.write_text(readme.with_name("REPRODUCTION.md"), paper.reproduction(published)),
+        paths.write_text(readme, f"{before}\n\n{results_block(df, few=True)}\n\n{after}"),
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; a SealError becomes its one sentence and exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m seal_lib.report.publish", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["collect", "publish"])
+    parser.add_argument("--scale", default="seedling")
+    parser.add_argument("--incomplete", action="store_true", help="publish although notebooks have not run")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.what == "publish":
+            wrote = publish(chosen.scale, incomplete=chosen.incomplete)
+            print("wrote", ", ".join(paths.short(path) for path in wrote))
+        else:
+            rows = collect(chosen.scale)
+            print(f"{len(rows)} results in {paths.short(paths.gallery(chosen.scale) / 'results.csv')}")
+    except SealError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
