@@ -68,7 +68,7 @@ publish: $(STAMP)  ## make tables and figures of the finished runs the committed
 
 paper: $(STAMP)  ## the figures and tables of the paper with ours beside them: runs/gallery-SCALE/paper.html
 	@SET="$(SET)" $(PY) -m seal_lib all $(RUN_FLAGS) --only 90_tables,91_figures
-	@$(PY) -m seal_lib.report.paper --scale $(SCALE)
+	@$(PY) -m seal_lib.report.publish page --scale $(SCALE)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks

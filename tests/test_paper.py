@@ -151,10 +151,10 @@ def test_the_list_of_what_is_reproduced_counts_each_scale() -> None:
 
 def test_command_line_writes_the_page_or_says_what_is_missing(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("SEAL_HOME", str(tmp_path))
-    assert paper.main(["--scale", "seedling"]) == 2 and "make figures" in capsys.readouterr().err
+    assert publish.main(["page", "--scale", "seedling"]) == 2 and "make figures" in capsys.readouterr().err
     folder = paths.gallery("seedling")
     paths.write_text(folder / "results.csv", results(("arc/few_shot", "icl", "success_rate", 0.1)).to_csv(index=False))
-    assert paper.main(["--scale", "seedling"]) == 0
+    assert publish.main(["page", "--scale", "seedling"]) == 0
     assert "10.0 [0.0, 20.0]" in (folder / "paper.html").read_text(encoding="utf-8")
 
 

@@ -3,19 +3,15 @@ list of what was reproduced (REPRODUCTION.md).
 
 Knows which experiments a number of the paper stands for (``paper_items.yaml``). Makes no result and draws no picture.
 What did not run is a gap.
-
-    python -m seal_lib.report.paper --scale seedling     # runs/gallery-<scale>/paper.html, from what was collected
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import fnmatch
 import html
 import math
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,11 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib import paths
-from seal_lib.errors import DataError, SealError
 from seal_lib.report import tables
 from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank
 from seal_lib.report.paper_values import grader_sentence, paper_values
-from seal_lib.report.results import read_results
 from seal_lib.report.stats import Estimate
 from seal_lib.runs import params, yaml_files
 
@@ -261,24 +255,3 @@ def reproduction(published: dict[str, pd.DataFrame]) -> str:
         "comparable. Scales that are not named have not been run.\n\n"
         f"{tables.to_markdown(pd.DataFrame(lines))}\n"
     )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line: write paper.html of a scale's gallery; a SealError becomes its one sentence and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m seal_lib.report.paper", description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", default="seedling")
-    scale, folder = (chosen := parser.parse_args(arguments).scale), paths.gallery(chosen)
-    try:
-        if not (folder / "results.csv").exists():
-            raise DataError(f"{paths.short(folder)} has no results.csv; run `make figures SCALE={scale}` first.")
-        df = read_results(folder / "results.csv")
-        write(df, folder, scale)
-        print("wrote", paths.short(paths.write_text(folder / "paper.html", page(df, folder, scale))))
-    except SealError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,6 +3,7 @@
 Knows which runs may be published. Makes no number: tables are of `tables` and `paper`, pictures of the gallery.
 
     python -m seal_lib.report.publish collect --scale seedling     # results.csv and manifest.json of the gallery
+    python -m seal_lib.report.publish page --scale seedling        # paper.html there: the paper's tables and figures
     python -m seal_lib.report.publish publish --scale seedling     # the gallery to figures/, and the texts
 """
 
@@ -96,9 +97,7 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
     """
     readme = readme or paths.ROOT / "README.md"
     source, folder = paths.gallery(scale), paths.figures() / scale
-    if not (source / "results.csv").exists():
-        where = paths.short(source / "results.csv")
-        raise DataError(f"{where} is missing; run `make figures SCALE={scale}`.")
+    _collected(scale)
     record = paths.read_json(source / "manifest.json")
     for run in record["runs"]:
         own = manifest.reference(run["notebook"], scale)
@@ -143,20 +142,40 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
     ]
 
 
+def write_page(scale: str) -> Path:
+    """The paper's tables as files and all of it as one page, from what was collected: runs/gallery-<scale>/paper.html.
+
+    Raises:
+        DataError: nothing was collected.
+    """
+    folder = paths.gallery(scale)
+    df = read_results(_collected(scale))
+    paper.write(df, folder, scale)
+    return paths.write_text(folder / "paper.html", paper.page(df, folder, scale))
+
+
+def _collected(scale: str) -> Path:
+    path = paths.gallery(scale) / "results.csv"
+    if not path.exists():
+        raise DataError(f"{paths.short(path)} is missing; run `make figures SCALE={scale}`.")
+    return path
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; a SealError becomes its one sentence and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.report.publish", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["collect", "publish"])
+    parser.add_argument("what", choices=["collect", "page", "publish"])
     parser.add_argument("--scale", default="seedling")
     parser.add_argument("--incomplete", action="store_true", help="publish although notebooks have not run")
     chosen = parser.parse_args(arguments)
     try:
-        if chosen.what == "publish":
-            wrote = publish(chosen.scale, incomplete=chosen.incomplete)
-            print("wrote", ", ".join(paths.short(path) for path in wrote))
-        else:
+        if chosen.what == "collect":
             rows = collect(chosen.scale)
             print(f"{len(rows)} results in {paths.short(paths.gallery(chosen.scale) / 'results.csv')}")
+        else:
+            page = chosen.what == "page"
+            wrote = [write_page(chosen.scale)] if page else publish(chosen.scale, incomplete=chosen.incomplete)
+            print("wrote", ", ".join(paths.short(path) for path in wrote))
     except SealError as error:
         print(error, file=sys.stderr)
         return 2
