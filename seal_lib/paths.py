@@ -47,9 +47,19 @@ def figures() -> Path:
     return _from_env("SEAL_HOME") / "figures"
 
 
+def labelled(scale: str) -> str:
+    """The name of a scale's tables and figures: ``seedling``, ``seedling-full`` where the environment says SET=full."""
+    return "-".join(filter(None, (scale, os.environ.get("SET", ""))))
+
+
+def published(scale: str) -> Path:
+    """Folder of the tables and figures of a scale (and ``SET``) that are committed; may not exist yet."""
+    return figures() / labelled(scale)
+
+
 def gallery(scale: str) -> Path:
-    """Folder of tables and figures as the runs of a scale give them, before anyone publishes them."""
-    return runs() / f"gallery-{scale}"
+    """Folder of tables and figures as the runs of a scale (and ``SET``) give them, before anyone publishes them."""
+    return runs() / f"gallery-{labelled(scale)}"
 
 
 def data() -> Path:

@@ -151,5 +151,5 @@ def chosen(lines: Sequence[Mapping[str, object]]) -> dict[str, dict]:
 
 def as_yaml(knobs: Mapping[str, Mapping[str, object]]) -> str:
     """The content of ``tuned.yaml``."""
-    head = "# Chosen by notebook 16_continual_tuning with SET=full, on development streams of the made world.\n"
+    head = "# Chosen by notebook 16_continual_tuning with SET=large, on development streams of the made world.\n"
     return head + yaml_files.text({rule: dict(value) for rule, value in knobs.items()})

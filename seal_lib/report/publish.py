@@ -13,6 +13,7 @@ import argparse
 import math
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from seal_lib.runs import manifest, params
 if TYPE_CHECKING:
     import pandas as pd
 
+README_SHOWS = "seedling"  # the scale and set whose tables stand in the README
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -96,7 +98,7 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
             parameters, or the README has not the markers.
     """
     readme = readme or paths.ROOT / "README.md"
-    source, folder = paths.gallery(scale), paths.figures() / scale
+    source, folder = paths.gallery(scale), paths.published(scale)
     _collected(scale)
     record = paths.read_json(source / "manifest.json")
     for run in record["runs"]:
@@ -106,7 +108,7 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
                 f"{run['run']} has not the parameters of scale {scale}; run `make reproduce ONLY={run['notebook']} "
                 f"SCALE={scale}` and `make figures SCALE={scale}` first."
             )
-    absent = [name for name in record[NOT_RUN.replace(" ", "_")] if scale in params.scales(name)]
+    absent = [name for name in record[NOT_RUN.replace(" ", "_")] if params.at(name, scale)]
     if absent and not incomplete:
         raise DataError(
             f"{', '.join(absent)} has not run at scale {scale}; run it, or publish with --incomplete, which says so."
@@ -127,19 +129,29 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
         executed = paths.runs() / run["run"] / "notebook.ipynb"
         if executed.exists():  # not of a run by hand
             paths.write_json(folder / "notebooks" / f"{run['notebook']}.ipynb", readable(paths.read_json(executed)))
-    df, runs = read_results(folder / "results.csv"), record["runs"]
-    whole = (
-        f"# Results at scale {scale}\n\nWritten by `python -m seal_lib.report.publish publish` from "
-        f"`figures/{scale}/results.csv`, which says more; `docs/reading.md` says how to read them.\n\n"
-        f"{results_block(df)}\n\n## Minutes\n\nTwo notebooks at once; other work on the same cores is in them.\n\n"
-        f"{minutes_block(runs)}\n"
-    )
-    published = {path.parent.name: read_results(path) for path in sorted(paths.figures().glob("*/results.csv"))}
-    return [
-        paths.write_text(readme.with_name("RESULTS.md"), whole),
-        paths.write_text(readme.with_name("REPRODUCTION.md"), paper.reproduction(published)),
-        paths.write_text(readme, f"{before}\n\n{results_block(df, few=True)}\n\n{after}"),
+    found = sorted(paths.figures().glob("*/results.csv"))
+    every = {path.parent.name: read_results(path) for path in found}
+    wrote = [
+        paths.write_text(readme.with_name("RESULTS.md"), whole(every)),
+        paths.write_text(readme.with_name("REPRODUCTION.md"), paper.reproduction(every)),
     ]
+    if folder.name == README_SHOWS:
+        few = results_block(every[README_SHOWS], few=True)
+        wrote.append(paths.write_text(readme, f"{before}\n\n{few}\n\n{after}"))
+    return wrote
+
+
+def whole(published: Mapping[str, pd.DataFrame]) -> str:
+    """RESULTS.md: the tables of every published scale and set, and how long their notebooks took."""
+    parts = [
+        "# Results\n\nWritten by `make publish` from `figures/*/results.csv`, which say more; `docs/reading.md` says how "
+        "to read them. `seedling` is what `make reproduce` gives, `seedling-full` what `make reproduce SET=full` gives."
+    ]
+    for name, df in published.items():
+        runs = paths.read_json(paths.figures() / name / "manifest.json")["runs"]
+        parts += [f"# {name}", results_block(df), "## Minutes", "Other work on the same cores is in them."]
+        parts.append(minutes_block(runs))
+    return "\n\n".join(parts) + "\n"
 
 
 def write_page(scale: str) -> Path:

@@ -14,7 +14,7 @@ from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.report.arms import NOT_RUN, arm_rank
 from seal_lib.report.paper_values import paper_index, paper_source
-from seal_lib.runs import manifest
+from seal_lib.runs import manifest, params
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +42,7 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
 
     found = {path.stem for path in paths.notebooks().glob("*.ipynb")}
     found |= {path.parent.name for path in paths.runs().glob(f"*/{scale}")}
+    found -= {name for name in params.names() if params.sets(name) and not params.at(name, scale)}  # of another set
     frames, used, missing = [], [], []
     for notebook in sorted(found):
         folder = manifest.newest(notebook, scale)

@@ -57,7 +57,7 @@ SHOWN = {  # experiments with a note, or whose headline is not accuracy
         ("rejected_rate", "rejected, %"),
         "diverged_rate",
         {"own_untrained": "untrained", "random_config_sft": "random"},
-        few=("icl", "own_untrained", "random_config_sft", "seal_round_2"),
+        few=("icl", "own_untrained", "random_config_sft", "seal_round_1"),
     ),
     "continual/mitigations": Shown(
         "AA_8",

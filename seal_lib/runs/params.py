@@ -49,9 +49,17 @@ def names() -> list[str]:
 
 
 def scales(notebook: str) -> list[str]:
-    """The scales a notebook has a file for (overlays such as ``seedling-full`` are not scales)."""
-    found = (path.stem for path in (paths.params() / notebook).glob("*.yaml"))
-    return sorted(stem for stem in found if "-" not in stem)
+    """The scales at which a notebook runs: it has a file for them, or an overlay of the wanted ``SET``.
+
+    So a notebook that has only ``seedling-full.yaml`` belongs to ``SET=full`` and not to the core set.
+    """
+    parts = [path.stem.partition("-") for path in (paths.params() / notebook).glob("*.yaml")]
+    return sorted({scale for scale, _, word in parts if word in ("", os.environ.get("SET", ""))})
+
+
+def at(notebook: str, scale: str) -> bool:
+    """Whether a notebook runs at a scale, in the wanted ``SET``; at ``smoke`` all do that have a seedling."""
+    return bool(_files(notebook, scale, os.environ.get("SET", "")))
 
 
 def sets(notebook: str = "[!_]*") -> list[str]:
@@ -168,7 +176,7 @@ def resolve(notebook: str, scale: str, overrides: dict[str, object] | None = Non
 
 
 def smoke(notebook: str) -> dict[str, object]:
-    """The set of seconds that tests run: ``seedling.yaml`` with ``smoke.yaml`` on top if it exists."""
+    """The set of seconds that tests run: the smallest set of the seedlings with ``smoke.yaml`` on top if it exists."""
     return resolve(notebook, "smoke")
 
 
@@ -191,13 +199,22 @@ def _overlay(notebook: str, layers: list[Layer]) -> dict[str, object]:
 
 
 def _layers(notebook: str, scale: str, overlay: str) -> list[Layer]:
-    folder = paths.params() / notebook
-    stems = ["seedling", "smoke"] if scale == "smoke" else [scale, f"{scale}-{overlay}"] if overlay else [scale]
-    if not (folder / f"{stems[0]}.yaml").exists():
-        have = ", ".join(scales(notebook)) or "none"
-        raise ParameterError(f"{paths.short(folder)}/{stems[0]}.yaml does not exist; {notebook} has scales: {have}.")
-    present = [folder / f"{stem}.yaml" for stem in stems if (folder / f"{stem}.yaml").exists()]
+    if not (present := _files(notebook, scale, overlay)):
+        have, words = ", ".join(scales(notebook)) or "none", " or ".join(f"SET={word}" for word in sets(notebook))
+        more = f"; write {words}" if not overlay and words else ""
+        where = f"{paths.short(paths.params() / notebook)}/{scale}.yaml"
+        raise ParameterError(f"{where} does not exist; {notebook} has scales: {have}{more}.")
     return [layer for path in present for layer in layers_of(path)]
+
+
+def _files(notebook: str, scale: str, overlay: str) -> list[Path]:
+    """The files of a scale that exist, weakest first; those of ``smoke`` lie on the smallest set of the seedlings."""
+    folder = paths.params() / notebook
+    if scale == "smoke":
+        base = _files(notebook, "seedling", "") or _files(notebook, "seedling", "full")
+        return [*base, *([path] if (path := folder / "smoke.yaml").exists() else [])]
+    stems = [scale, f"{scale}-{overlay}"] if overlay else [scale]
+    return [path for stem in stems if (path := folder / f"{stem}.yaml").exists()]
 
 
 def layers_of(path: Path) -> list[Layer]:
@@ -245,9 +262,11 @@ def check_all(check: Callable[[dict], None] = lambda values: None) -> list[str]:
         except ParameterError as error:
             problems.append(str(error))
     for notebook in known:
-        have = scales(notebook) or ["seedling"]
-        for scale in dict.fromkeys([*have, "smoke"] if "seedling" in have else have):
+        stems = [path.stem.partition("-")[0] for path in (paths.params() / notebook).glob("*.yaml")] or ["seedling"]
+        for scale in sorted({*stems, *(["smoke"] if "seedling" in stems else [])}):
             for overlay in ("", *sets(notebook)):
+                if not overlay and sets(notebook) and not _files(notebook, scale, ""):
+                    continue  # it belongs to a set only
                 try:
                     layers = _layers(notebook, scale, overlay)
                     values = _overlay(notebook, layers)

@@ -212,8 +212,7 @@ def chosen(scale: str, only: str) -> list[str]:
     wanted = [params.find(name.strip()) for name in only.split(",") if name.strip()]
     if only.strip() and not wanted:
         raise ParameterError(f"only: {only!r} names no notebook; leave it out for all.")
-    needed = "seedling" if scale == "smoke" else scale
-    having = [name for name in params.names() if needed in params.scales(name)]
+    having = [name for name in params.names() if params.at(name, scale)]
     lacking = [name for name in wanted if name not in having]
     if lacking or not having:
         known = sorted({s for name in lacking or params.names() for s in params.scales(name)})
@@ -277,7 +276,7 @@ def run_all(
 
 def _minutes(scale: str) -> dict[str, float]:
     """What each notebook took when the committed tables were made."""
-    file = paths.figures() / scale / "manifest.json"
+    file = paths.published(scale) / "manifest.json"
     made = json.loads(file.read_text()) if file.is_file() else {"runs": []}
     return {entry["notebook"]: entry["minutes"] for entry in made["runs"]}
 
