@@ -234,7 +234,7 @@ def test_only_whole_sets_of_reference_runs_are_published(home, monkeypatch):
         publishing.publish("seedling", home / "README.md")
     monkeypatch.setattr(manifest, "reference", lambda notebook, scale: paths.runs() / notebook / scale / "123456789012")
     (home / "notebooks" / "12_restem_rounds.ipynb").write_text("{}")
-    monkeypatch.setattr(publishing.params, "scales", lambda notebook: ["seedling"])
+    monkeypatch.setattr(publishing.params, "at", lambda notebook, scale: True)
     results.collect("seedling")
     with pytest.raises(DataError, match="12_restem_rounds has not run at scale seedling"):
         publishing.publish("seedling", home / "README.md")

@@ -144,8 +144,8 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
 def whole(published: Mapping[str, pd.DataFrame]) -> str:
     """RESULTS.md: the tables of every published scale and set, and how long their notebooks took."""
     parts = [
-        "# Results\n\nWritten by `make publish` from `figures/*/results.csv`, which say more; `docs/reading.md` says how "
-        "to read them. `seedling` is what `make reproduce` gives, `seedling-full` what `make reproduce SET=full` gives."
+        "# Results\n\nWritten by `make publish` from `figures/*/results.csv`, which say more; `docs/reading.md` says "
+        "how to read them. `seedling` is what `make reproduce` gives, `seedling-full` what it gives with `SET=full`."
     ]
     for name, df in published.items():
         runs = paths.read_json(paths.figures() / name / "manifest.json")["runs"]
