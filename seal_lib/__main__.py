@@ -19,6 +19,11 @@ def enough(notebook: str, values: dict[str, object]) -> str:
     return needs.check(notebook, values, costs.this_device())
 
 
+def interrupt(*_: object) -> None:
+    """End as by Ctrl-C, so that the kernel is stopped too; also where the shell has SIGINT ignored (``nohup … &``)."""
+    raise KeyboardInterrupt
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 refused before anything ran, 130 stopped by hand."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib", description="Run the notebooks.")
@@ -41,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     runner.end_with_parent()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # so that the kernel is stopped too
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         if given.command == "run":
             pairs = [pair.partition("=") for pair in given.set]

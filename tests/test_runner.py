@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -329,10 +330,14 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_children_end_when_their_runner_is_killed(suite: Suite) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_children_end_when_their_runner_does(suite: Suite, sent: signal.Signals) -> None:
+    """Also where the shell has SIGINT ignored, as in ``nohup make reproduce &``."""
     slow = WORK.replace('{"lr": lr}', '{"lr": lr, "s": __import__("time").sleep(0.5)}')
     demo(suite, work=slow)
-    whole = subprocess.Popen([sys.executable, "-m", "seal_lib", "all"], stdout=subprocess.DEVNULL)
+    ignored = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    command = [sys.executable, "-m", "seal_lib", "all"]
+    whole = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=ignored)
     deadline = time.monotonic() + 90
     while not list(paths.runs().glob("*/*/*/rows.jsonl")):
         assert time.monotonic() < deadline
@@ -345,8 +350,8 @@ def test_children_end_when_their_runner_is_killed(suite: Suite) -> None:
             tree += found
             waiting += found
     assert len(tree) >= 2  # the notebook's process and its kernel
-    whole.kill()
-    whole.wait()
+    whole.send_signal(sent)
+    whole.wait(20)
     deadline = time.monotonic() + 20
     while any(map(alive, tree)):
         assert time.monotonic() < deadline, tree
