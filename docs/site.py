@@ -15,10 +15,11 @@ PAGES = ("RESULTS.md", "REPRODUCTION.md", "CONTRIBUTING.md", "LOG.md", "CHANGELO
 
 
 def notebooks() -> list[Path]:
-    """The published copy of each notebook, or else the committed one."""
-    published = ROOT / "figures" / "seedling" / "notebooks"
+    """The published copy of each notebook, the core set's first, or else the committed one."""
+    published = [ROOT / "figures" / name / "notebooks" for name in ("seedling", "seedling-full")]
     return [
-        copy if (copy := published / path.name).exists() else path for path in sorted(ROOT.glob("notebooks/*.ipynb"))
+        next((copy for folder in published if (copy := folder / path.name).exists()), path)
+        for path in sorted(ROOT.glob("notebooks/*.ipynb"))
     ]
 
 
