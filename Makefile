@@ -41,7 +41,7 @@ comma := ,
 
 .DEFAULT_GOAL := help
 PLAN_FLAGS = --scale $(SCALE) --only "$(ONLY)" --device "$(DEVICE)" $(if $(call ON,$(STRICT)),--strict)
-.PHONY: help env reproduce figures docs publish paper lab test test-vllm test-gpu test-ray lint status seedling bench bench-gpu clean-runs lock
+.PHONY: help env reproduce figures docs publish paper lab test test-vllm test-gpu test-ray mutate lint status seedling bench bench-gpu clean-runs lock
 # other EXTRAS than those installed: install again
 ifeq ($(filter auto $(shell cat $(STAMP) 2>/dev/null),$(EXTRAS)),)
 .PHONY: $(STAMP)
@@ -84,6 +84,9 @@ test-gpu: $(STAMP)  ## run the checks that need an NVIDIA GPU, under 5 minutes, 
 
 test-ray: $(RAY)/.stamp  ## run the tests of several workers, in an environment that has Ray
 	@$(RAY)/bin/python -m pytest tests/test_cluster.py $(ARGS)
+
+mutate: $(STAMP)  ## change one token at a time: do the tests notice? (ARGS="--count 80 --seed 0 --only loops")
+	@$(PY) tests/mutate.py $(ARGS)
 
 lint: $(STAMP)  ## check style, notebooks included, types, and every parameter file
 	@$(PY) -m ruff check .

@@ -177,6 +177,7 @@ FAULTS = {
     "no targets": (config(target_modules=None), "target_modules is None"),
     "empty targets": (config(target_modules=[]), r"target_modules is \[\]"),
     "targets of numbers": (config(target_modules=[1]), r"target_modules is \[1\]"),
+    "targets of a mapping": (config(target_modules={"q_proj": 1}), r"target_modules is \{'q_proj': 1\}"),
     "targets that are no expression": (config(target_modules="(q_proj"), "target_modules cannot be read"),
     "fewer targets than weights": (config(target_modules=["q_proj"]), "down_proj, which its config does not target"),
     "more targets than weights": (config(target_modules=["q_proj", "down_proj", "o_proj"]), "no weights for o_proj"),

@@ -7,7 +7,7 @@ import torch
 from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from seal_lib.errors import DataError, ParameterError, SealError
-from seal_lib.training.adapters import Adapter, attached, merge, target_linears
+from seal_lib.training.adapters import Adapter, attached, merge, target_linears, target_names
 
 torch.set_num_threads(1)
 SIZES = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -162,6 +162,12 @@ def test_merge_into_bfloat16_rounds_once(model):
 
 
 def test_targets(model):
+    leaves = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert target_names(model, "all-linear") == leaves and target_names(model, "qv") == ("q_proj", "v_proj")
+    model.model.down_proj = torch.nn.Linear(2, 2)
+    model.get_output_embeddings = lambda: model.model.down_proj  # a head that is called as others are: every name whole
+    assert target_names(model, "all-linear") == tuple(target_linears(model, "all-linear"))
+    del model.get_output_embeddings, model.model.down_proj
     assert len(target_linears(model, "all-linear")) == 14
     assert {name.rpartition(".")[2] for name in target_linears(model, "qv")} == {"q_proj", "v_proj"}
     assert list(target_linears(model, ["layers.1.mlp.up_proj"])) == ["model.layers.1.mlp.up_proj"]

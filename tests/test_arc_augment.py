@@ -1,6 +1,7 @@
 """Augmenters: the toy vectors, inverses, the four switches, the two translations, colour permutations."""
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -125,5 +126,11 @@ def test_colour_permutations_move_every_used_colour_and_have_an_inverse() -> Non
         assert sum(mapping[colour] not in colours for colour in colours) == min(free, len(colours))
         paint = recolour(mapping)
         assert paint.inverse(paint(TOY)) == TOY
+    for used in ({1}, {1, 2, 3}):  # each colour goes to every colour not in use, equally often
+        drawn = [colour_permutation(used, random_) for _ in range(900)]
+        free = set(range(1, 10)) - used
+        for colour in used:
+            counts = Counter(mapping[colour] for mapping in drawn)
+            assert set(counts) == free and min(counts.values()) > 0.7 * 900 / len(free), (used, colour, counts)
     with pytest.raises(DataError, match="not a permutation"):
         recolour((0,) * 10)

@@ -78,6 +78,15 @@ def test_a_permuted_copy_is_the_same_task_in_other_colours_and_order() -> None:
     assert {permuted(example, s, colours=False).target for s in range(9)} == {example.target}
 
 
+def test_further_copies_are_other_permutations_and_leave_the_first_as_it_was() -> None:
+    task = made(3)
+    plain, once, thrice = (training_set(task, SWITCHES, seed=4, cap=None, copies=n) for n in (0, 1, 3))
+    assert (len(plain), len(once), len(thrice)) == (216, 432, 864)  # 9 examples, 24 ways: no two permutations agree
+    assert set(plain) < set(once) < set(thrice)
+    by_hand = {permuted(e, 4, task.id, "permute", 1, i) for i, e in enumerate(augmented(task.train, 1, ()))}
+    assert len(by_hand) == 3 and by_hand <= set(once)
+
+
 def test_seeds_decide_and_hash_seeds_do_not() -> None:
     task = made(4)
     assert training_set(task, SWITCHES, seed=1) == training_set(task, SWITCHES, seed=1)

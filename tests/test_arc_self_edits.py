@@ -147,8 +147,10 @@ def test_good_self_edits_are_read_and_equal_ones_are_equal() -> None:
             on = tuple(s for i, s in enumerate(SWITCHES) if bits >> i & 1)
             config = Config(on, strategy, 3e-3, 375)
             assert read(config.text()).config == config
-    assert read(edit(TRAIN, "num_train_epochs", value=9), Limits(max_epochs=8)).reason == "out_of_range"
-    assert read(edit(TRAIN, "learning_rate", value=0.2), Limits(max_rate=0.1)).reason == "out_of_range"
+    for epochs, reason in ((0, "out_of_range"), (1, ""), (8, ""), (9, "out_of_range")):
+        assert read(edit(TRAIN, "num_train_epochs", value=epochs), Limits(max_epochs=8)).reason == reason
+    for rate, reason in ((0, "out_of_range"), (1e-12, ""), (0.1, ""), (0.2, "out_of_range")):
+        assert read(edit(TRAIN, "learning_rate", value=rate), Limits(max_rate=0.1)).reason == reason
 
 
 def test_too_many_steps_is_a_rejection_once_the_data_is_known() -> None:

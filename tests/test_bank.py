@@ -1,5 +1,6 @@
 """The adapter bank trains each job exactly as if it were alone. Run: pytest tests/test_bank.py"""
 
+import math
 import random
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from seal_lib.seeds import derive_seed
 from seal_lib.training.adapters import target_linears
 from seal_lib.training.bank import AdapterBank
 from seal_lib.training.finetune import lora, train_alone
-from seal_lib.training.jobs import Example, Job, pad_examples, uniform
+from seal_lib.training.jobs import Example, Job, Result, pad_examples, uniform
 
 torch.set_num_threads(1)
 SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -322,6 +323,41 @@ def test_as_many_probes_as_pads_are_the_full_loss_and_few_estimate_it():
     with AdapterBank(model, slots=3) as bank:
         full, probe, plain = (r.losses[0] for r in bank.run(jobs))
     assert abs(probe - full) < 0.5 * abs(plain - full)
+
+
+@pytest.mark.parametrize(
+    ("example", "reach"),
+    [
+        (Example([5, 6, 7]), 2),  # the last token is only predicted
+        (Example([5, 6, 7, 8], weights=[0, 0, 1.0, 0]), 2),  # nothing is asked of what comes later
+        (Example([5, 6, 7], weights=[1.0, 0, 0]), 0),  # the first is never predicted
+        (Example([5, 6, 7], positions=[0, 4, 9]), 5),
+        (pad_examples([5] * 3, "full", 8), 7),
+        (pad_examples([5] * 3, "none", 8), 2),
+    ],
+)
+def test_an_example_reaches_as_many_positions_as_its_inputs_take(example, reach):
+    assert example.reach == reach
+
+
+def test_a_padded_example_by_hand():
+    full = pad_examples([5, 6, 7], "full", 9, eos=2)
+    assert (full.ids, full.positions) == ([5, 6, 7] + [2] * 6, list(range(9)))
+    assert (full.weights, full.visible, full.denominator) == ([1.0] * 9, 3, 8)
+    few = pad_examples([5, 6, 7], "probe:2", 9, eos=2)
+    assert few.ids == [5, 6, 7, 2, 2, 2] and few.weights == [1.0] * 4 + [2.5] * 2 and few.denominator == 8
+    assert few.positions[3] in (3, 4) and few.positions[4] in (5, 6, 7) and few.positions[5] == few.positions[4] + 1
+    assert pad_examples([5], "full", 4, eos=2).ids == [5, 2, 2, 2]
+    for n, pads, positions in ((7, 2, [*range(9)]), (8, 1, None), (9, 0, None)):  # too short for one pad after another
+        short = pad_examples([5] * n, "full", 9, eos=2)
+        assert (short.ids, short.positions, short.denominator) == ([5] * n + [2] * pads, positions, 8)
+
+
+def test_a_result_sums_up_its_first_and_last_loss():
+    assert Result("j", None, [3.0, 2.0, 1.0], 3, 7).summary() == {
+        "steps": 3, "tokens": 7, "first_loss": 3.0, "last_loss": 1.0,
+    }  # fmt: skip
+    assert math.isnan(Result("j", None, [], 0, 0).summary()["last_loss"])
 
 
 def test_pad_examples_eos_and_errors():

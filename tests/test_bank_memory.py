@@ -90,6 +90,15 @@ def test_out_of_memory_changes_no_result(exact, undisturbed, monkeypatch, where,
     same(results, undisturbed)
 
 
+def test_a_shortage_halves_the_tokens_of_the_step_that_failed_if_there_was_one(monkeypatch):
+    jobs = [Job(str(i), [Example([5] * 9)] * 2, epochs=1, rank=4, alpha=8, seed=i) for i in range(4)]
+    for where, left in (("_hidden", 4 * 8 // 2), ("_allocate", None)):
+        with AdapterBank(make(), slots=4) as bank:
+            monkeypatch.setattr(bank, where, Shortage(getattr(bank, where), [1]))
+            bank.run(jobs)
+            assert (bank.slots, bank.tokens_per_step) == (2, left), where
+
+
 def test_what_is_learnt_is_kept_unless_an_update_was_under_way(exact, monkeypatch):  # noqa: F811
     jobs = [Job(str(i), examples(i), lr=1e-2, epochs=4, rank=4, alpha=8, seed=i) for i in range(4)]
     for where, again in (("_hidden", 4), ("_after_update", 4 + 4 * 6)):  # the failed step; and six before it

@@ -86,7 +86,8 @@ def test_chaudhry_is_taken_on_the_mean_matrix() -> None:
 
 def test_a_stack_gives_the_same_numbers_one_by_one() -> None:
     stack = np.random.default_rng(0).uniform(size=(5, 9, 8))
-    for metric in [*metrics.LINEAR.values(), metrics.half_life, metrics.break_even, metrics.chained_age_curve]:
+    curves = [metrics.half_life, metrics.break_even, metrics.chained_age_curve, metrics.age_curve, metrics.forgetting]
+    for metric in [*metrics.LINEAR.values(), *curves]:
         assert metric(stack) == pytest.approx(np.stack([metric(matrix) for matrix in stack]), nan_ok=True)
 
 
@@ -94,6 +95,10 @@ def test_what_a_matrix_holds_has_a_name() -> None:
     stopped, hole = HAND.copy(), HAND.copy()
     stopped[2:] = NAN
     hole[3, 1] = NAN
+    zeros, partly = np.nan_to_num(triangle(HAND)), HAND.copy()
+    partly[1, 2] = 0.0
+    assert np.array_equal(metrics.released(zeros), triangle(HAND), equal_nan=True)
+    assert np.array_equal(metrics.released(partly), partly)  # a zero among measured cells is one
     some = triangle(HAND)
     some[1, 1] = 0.2
     held = [metrics.outcome(R) for R in (HAND, triangle(HAND), stopped, hole, some)]
@@ -184,6 +189,19 @@ def test_the_order_of_sequences_changes_nothing() -> None:
         assert (a.value, a.low, a.high) == pytest.approx((b.value, b.low, b.high), abs=1e-12, nan_ok=True), name
 
 
+def test_few_sequences_pay_for_their_degrees_of_freedom() -> None:
+    """The jackknife of a mean is Student's t, and the expanded percentiles are wider by the same; n = 4: t = 3.182."""
+    stack = np.array([0.1, 0.4, 0.35, 0.8]).reshape(4, 1, 1)
+    reach = intervals._jackknife(lambda m: m.mean(axis=(-2, -1)), stack)
+    assert reach == pytest.approx(3.1824 * stack.std(ddof=1) / 2, rel=1e-4)
+    assert intervals.expanded_tail(4) == pytest.approx(0.5 * math.erfc(3.1824 * math.sqrt(4 / 3) / math.sqrt(2)), 1e-3)
+    drawn = list(intervals._mean_matrices(stack, 0, 2300))
+    assert sum(map(len, drawn)) == 2300 and max(map(len, drawn)) <= 1000
+    means = np.concatenate(drawn)
+    assert means.mean() == pytest.approx(stack.mean(), abs=0.02)
+    assert means.std() == pytest.approx(stack.std() / 2, rel=0.1)  # of four drawn with replacement
+
+
 def test_a_reference_that_hardly_gains_has_no_interval() -> None:
     R, joint = simulated(8, 2)
     hardly = joint - joint.mean() + R[:, 0].mean() + 0.002
@@ -226,6 +244,11 @@ def test_kept_and_learned() -> None:
         (-0.09, -0.04, 16, "lower"),
         (0.04, 0.09, 16, "higher"),
         (-0.02, 0.02, 5, "undecided"),
+        (-0.02, 0.02, 6, "equivalent"),
+        (-0.03, 0.02, 16, "undecided"),  # what touches the margin is neither within nor beyond it
+        (-0.02, 0.03, 16, "not_worse"),
+        (-0.09, -0.03, 16, "undecided"),
+        (0.03, 0.09, 16, "not_worse"),
         (NAN, NAN, 16, "undecided"),
     ],
 )
@@ -295,6 +318,9 @@ def test_zeros_above_the_diagonal_are_read_as_not_measured_only_in_the_authors_f
         ('{"accuracy": null}', "K.1 rows"),
         ('{"accuracy": [[30, 20], [0, 0], [0, 0]]}', "divide percent"),
         ('{"accuracy": [[0, Infinity], [0, 0], [0, 0]]}', "from 0 to 1"),
+        ('{"accuracy": [[0, 1.01], [0, 0], [0, 0]]}', "from 0 to 1"),
+        ('{"accuracy": [[0, -0.01], [0, 0], [0, 0]]}', "from 0 to 1"),
+        ('{"accuracy": [[0, 1], [0, 0], [0, 0]], "joint": 1.01}', "from 0 to 1"),
         ('{"accuracy": [[0, 0], [0, 0], [0, 0]], "sequences": "64"}', "whole number"),
         ('{"accuracy": [[0, 0], [0, 0], [0, 0]], "joint": [1, 1, 1]}', "reference"),
         ('{"mean_over_sequences": [[[0, 0], [0, 0], [0, 0]]]}', "one matrix"),

@@ -19,7 +19,7 @@ from seal_lib.continual.rules import RULES
 from seal_lib.continual.rules.base import RATES, State
 from seal_lib.continual.trainer import StreamBank
 from seal_lib.errors import DataError, ParameterError, RunError
-from seal_lib.generation.contract import Completion, Sampling
+from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.generation.hf import HFGenerator
 from seal_lib.knowledge import data
 from seal_lib.knowledge.domain import InnerLoop, Knowledge
@@ -538,6 +538,150 @@ def test_precision_accumulates() -> None:
         assert all((after.extra[name] >= f - 1e-6).all() for name, f in job.penalty.items())
         state = after
     assert means[0] == pytest.approx(1.0, rel=1e-5) and means[0] < means[1] < means[2]
+
+
+def test_measurements_are_those_of_the_merged_model_text_by_text() -> None:
+    """Log-probabilities, inputs and Fisher information of base + edit, against one plain pass of each text alone."""
+    import torch
+
+    from seal_lib.training.adapters import merge
+
+    bench, given = lab(), made(1, 1)
+    (edit,) = trained(RULES["sequential"](bench), given, State())
+    texts = bench.documents(given[0], 0)[:3]
+    texts = [texts[0], texts[1][:4], texts[2][:7]]  # of different lengths
+    for adapter in (None, edit.history):
+        plain = bench.model if adapter is None else merge(bench.model, adapter, copy=True)
+        linears = {name: plain.get_submodule(name) for names in bench.groups for name in names}
+        assert len(linears) == 7 * bench.model.config.num_hidden_layers
+        read: dict[str, list] = {name: [] for name in linears}
+        hooks = [x.register_forward_pre_hook(lambda m, given, to=read[n]: to.append(given[0][0].detach()))
+                 for n, x in linears.items()]  # fmt: skip
+        rows, squares = [], dict.fromkeys(linears, 0.0)
+        for x in linears.values():
+            x.weight.requires_grad_(True)
+        for text in texts:
+            logs = plain(input_ids=torch.tensor([text])).logits[0, :-1].log_softmax(-1)
+            rows.append(logs.detach())
+            mean = sum(logs[t, token] for t, token in enumerate(text[1:])) / (len(text) - 1)
+            grads = torch.autograd.grad(mean, [x.weight for x in linears.values()])
+            squares = {n: squares[n] + g**2 / 3 for n, g in zip(linears, grads, strict=True)}
+        for x in linears.values():
+            x.weight.requires_grad_(False)
+        for hook in hooks:
+            hook.remove()
+        for at_once in (64, 2):
+            for got, wanted in zip(bench.logprobs(texts, adapter, at_once), rows, strict=True):
+                assert torch.allclose(got, wanted, atol=1e-4)
+            found = bench.inputs(texts, adapter, at_once)
+            assert set(found) == {names[0] for names in bench.groups}
+            for names in bench.groups:  # what a group reads, every member of it reads
+                for name in names:
+                    assert torch.allclose(found[names[0]], torch.cat(read[name]), atol=1e-4), name
+        for name, fisher in bench.fisher(texts, adapter).items():
+            assert torch.allclose(fisher, squares[name], rtol=1e-2, atol=1e-4 * float(squares[name].max())), name
+        assert not any(p.requires_grad for p in bench.model.parameters())
+
+
+def trained(rule, given: list, state: State, k: int = 0) -> list[State]:
+    """The states of streams after edit k."""
+    jobs = rule.jobs(given, [state] * len(given), k)
+    with StreamBank(rule.lab.model, slots=len(jobs), targets=rule.lab.inner.targets) as bank:
+        results = bank.run(jobs)
+    return rule.update(given, [state] * len(given), k, results)
+
+
+def test_the_fisher_information_starts_as_the_bases_and_an_edit_adds_its_own() -> None:
+    rule, given = RULES["ewc"](lab()), made(1, 1)
+    base = rule.lab.fisher(rule.lab.base_texts, None)
+    unit = sum(f.sum() for f in base.values()) / sum(f.numel() for f in base.values())
+    (job,) = rule.jobs(given, [State()], 0)
+    assert set(job.penalty) == set(base) and job.strength == 0.1 and not job.from_base
+    (state,) = trained(rule, given, State())
+    more = rule.lab.fisher(rule.texts_of(given[0], 0), state.history)  # of the model that has learnt it
+    for name, f in base.items():
+        assert np.allclose(job.penalty[name], f / unit, rtol=1e-4, atol=1e-6), name
+        assert np.allclose(state.extra[name], (f + more[name]) / unit, rtol=1e-3, atol=1e-5), name
+
+
+def test_a_step_of_kl_and_replay_takes_new_text_anchors_and_the_past() -> None:
+    rule, (stream,) = RULES["kl_replay"](lab(), m=3, weight=2.0), made(1, 2)
+    (job,) = rule.jobs([stream], [State()], 1)
+    fresh, anchors, old = (len(texts) for texts in (rule.fresh(stream, 1), rule.lab.base_texts, rule.fresh(stream, 0)))
+    assert len(job.examples) == fresh + anchors + old and len(job.order) == fresh
+    assert sorted(step[0] for step in job.order) == list(range(fresh))
+    for step in job.order:
+        assert len(step) == 1 + 3 + 3 and all(fresh <= i < fresh + anchors for i in step[1:4])
+        assert all(fresh + anchors <= i < fresh + anchors + old for i in step[4:])
+    shares = [sum(example.weights[1:]) for example in job.examples]
+    assert shares == pytest.approx([1.0] * fresh + [2 / 3] * anchors + [1 / 3] * old)
+    divisors = [example.denominator for example in job.examples]
+    assert divisors == [1.0] * fresh + [0.0] * (anchors + old)
+    for example, log in zip(job.examples[fresh : fresh + anchors], rule.lab.logprobs(rule.lab.base_texts, None),
+                            strict=True):  # fmt: skip
+        assert np.allclose(example.teacher, log, atol=1e-5)
+    assert [list(e.ids) for e in job.examples[-old:]] == rule.texts_of(stream, 0)
+
+
+def test_an_adapter_that_many_requests_use_is_summed_into_the_layers_and_the_texts_are_the_same() -> None:
+    bench, given = lab(), made(1, 1)
+    (state,) = trained(RULES["sequential"](bench), given, State())
+    asked = [Request(f"Topic: {n}", n, state.history if n % 2 else None) for n in range(32)]
+    few = asked[:5]
+    seen: list[list[bool]] = []
+    generate = bench.generator.generate
+
+    def spy(requests, sampling):
+        seen.append([request.adapter is None for request in requests])
+        return generate(requests, sampling)
+
+    bench.generator.generate = spy
+    many = bench.complete(asked, Sampling(4))
+    assert seen == [[True] * 16, [True] * 16]  # those of the adapter; and those without one
+    assert bench.complete(few, Sampling(4)) == many[:5] and seen[2:] == [[True] * 3 + [False] * 2]
+    assert many == [one for (one,) in generate(asked, Sampling(4))]
+
+
+def energy(u, x) -> float:
+    """Share of the squared norm of x [tokens, in] in the span of the orthonormal u [in, n]."""
+    return float((x @ u).square().sum() / x.square().sum())
+
+
+def test_a_null_space_holds_what_each_layer_reads_and_grows_by_the_edit() -> None:
+    rule, given = RULES["null_space"](lab(), energy=0.8, past=0.95), made(1, 1)
+    (job,) = rule.jobs(given, [State()], 0)
+    base = rule.lab.inputs(rule.lab.base_texts, None)
+    (state,) = trained(rule, given, State())
+    edit = rule.lab.inputs(rule.texts_of(given[0], 0), state.history)
+    assert {name for names in rule.lab.groups for name in names} == set(job.protect)
+    for names in rule.lab.groups:
+        first, grown = job.protect[names[0]], state.extra[names[0]]
+        assert energy(first, base[names[0]]) >= 0.8 - 1e-5 > energy(first[:, :-1], base[names[0]])
+        assert all(job.protect[name] is first for name in names)
+        assert np.allclose(grown[:, : first.shape[1]], first) and grown.shape[1] > first.shape[1]
+        assert energy(grown, edit[names[0]]) >= 0.95 - 1e-5 > energy(grown[:, :-1], edit[names[0]])
+    (after,) = rule.jobs(given, [state], 0)
+    assert all(np.allclose(after.protect[name], state.extra[names[0]]) for names in rule.lab.groups for name in names)
+
+
+def test_inflora_trains_outside_what_earlier_edits_read() -> None:
+    import torch
+
+    rule, given = RULES["inflora"](lab(), past=0.6), made(1, 2)
+    (state,) = trained(rule, given, State())
+    read = rule.lab.inputs(rule.texts_of(given[0], 0), state.history)
+    (job,) = rule.jobs(given, [state], 1)
+    inputs = rule.lab.inputs(rule.texts_of(given[0], 1), state.history)
+    for names in rule.lab.groups:
+        u = state.extra[names[0]]
+        assert energy(u, read[names[0]]) >= 0.6 - 1e-5
+        free = inputs[names[0]].double() @ (torch.eye(len(u)) - u @ u.mT).double()
+        values, vectors = torch.linalg.eigh(free.mT @ free)
+        for name in names:
+            a = job.init.weights[name][0].double() * math.sqrt(3)  # the rows of PEFT's A have this norm on average
+            assert (a @ u.double()).norm() < 1e-3 and torch.allclose(a @ a.mT, torch.eye(4).double(), atol=1e-3), name
+            assert (a @ free.mT).square().sum() == pytest.approx(float(values[-4:].sum()), rel=1e-3), name
+            assert not job.init.weights[name][1].any()
 
 
 def test_inflora_starts_without_a_null_space() -> None:

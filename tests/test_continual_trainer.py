@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_bank import exact, examples, make, tokens  # noqa: F401 - exact is a fixture
 
-from seal_lib.continual import states
+from seal_lib.continual import states, trainer
 from seal_lib.continual.lab import basis
 from seal_lib.continual.rules.rehearsal import mixed
 from seal_lib.continual.trainer import Anchor, EditJob, StreamBank
@@ -56,6 +56,22 @@ def test_a_stream_equals_literal_merging_in_float64(exact, history: str) -> None
             for state in (past[s], states.from_dense({n: past[s].delta(n) for n in past[s].weights}, past[s].targets)):
                 with attached(exact, [state], [0]):
                     assert (exact(input_ids=probe).logits - expected).abs().max() < 1e-9
+
+
+def test_histories_are_summed_where_that_takes_little_memory(monkeypatch) -> None:
+    model = make()
+    (first,) = train(model, [EditJob("a", examples(1), seed=1, **STEPS)])
+    job = EditJob("b", examples(2), seed=2, history=states.concatenate([(first.adapter, 1.0)]), **STEPS)
+    all_slots = 4 * 3 * sum(layer.weight.numel() for layer in target_linears(model, "all-linear").values())
+    for bound, history, change, dense in (
+        (all_slots + 1, "auto", {}, True), (all_slots, "auto", {}, False), (0, "dense", {}, True),
+        (all_slots + 1, "ranks", {}, False), (all_slots + 1, "auto", {"orthogonal": 0.1}, False),
+        (all_slots + 1, "auto", {"from_base": True}, False), (all_slots + 1, "auto", {"history": None}, False),
+    ):  # fmt: skip
+        monkeypatch.setattr(trainer, "DENSE_BYTES", bound)
+        with StreamBank(model, slots=3, history=history) as bank:
+            assert bank.run([replace(job, **change)])[0].outcome == "ok"
+            assert (bank._dense, bank._past) == (dense, 4 if not dense and "history" not in change else 0), change
 
 
 def test_the_model_and_the_history_are_not_written() -> None:
@@ -131,6 +147,26 @@ def gradient(job: EditJob, model) -> dict[str, tuple[torch.Tensor, torch.Tensor]
     with Reader(model, slots=1, dtype=model.dtype) as bank:
         bank.run([replace(job, clip=None, order=[(0,)])])
     return seen
+
+
+def test_a_protected_space_is_left_before_the_first_step_too() -> None:
+    """The first gradient is that of an A that lies in the complement already."""
+    model = make(dtype=torch.float64)
+    init = start(model, 1)
+    groups = {n: n.replace("k_proj", "q_proj").replace("v_proj", "q_proj").replace("up_proj", "gate_proj")
+              for n in init.weights}  # fmt: skip
+    draw = torch.Generator().manual_seed(2)
+    read = {n: torch.linalg.qr(torch.randn(init.weights[n][0].shape[1], 3, generator=draw).double())[0]
+            for n in dict.fromkeys(groups.values())}  # fmt: skip
+    space = {n: read[first] for n, first in groups.items()}
+    out = {n: (a - a @ space[n] @ space[n].mT, b) for n, (a, b) in init.weights.items()}
+    job = EditJob("e", examples(1, 1), rank=4, alpha=8.0, init=init)
+    got = gradient(replace(job, protect=space), model)
+    wanted, other = (gradient(replace(job, init=replace(init, weights=w)), model) for w in (out, init.weights))
+    for name in init.weights:
+        for one, two in zip(got[name], wanted[name], strict=True):
+            assert torch.allclose(one, two, rtol=1e-9, atol=1e-12), name
+    assert not torch.allclose(got[name][1], other[name][1], rtol=1e-2)
 
 
 def start(model, seed: int) -> Adapter:

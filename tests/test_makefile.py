@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, Suite
 
-TARGETS = "env reproduce figures docs publish paper lab test test-vllm test-gpu test-ray lint status seedling".split()
-TARGETS += "bench bench-gpu clean-runs lock".split()
+TARGETS = "env reproduce figures docs publish paper lab test test-vllm test-gpu test-ray mutate lint status".split()
+TARGETS += "seedling bench bench-gpu clean-runs lock".split()
 VARIABLES = {"SCALE", "ONLY", "FORCE", "SET", "EXTRAS", "PYTHON", "ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
 VARIABLES |= {"DRY_RUN", "DEVICE", "STRICT"}
 CELLS = (
@@ -81,6 +81,7 @@ def test_plain_make_lists_every_target_without_an_environment(checkout: Path) ->
         (["figures"], ["--only 91_figures"], []),
         (["test", "ARGS=-k params"], ["-m pytest -k params"], []),
         (["test-ray", "ARGS=-k kill"], [".venv-ray/bin/python -m pytest tests/test_cluster.py -k kill"], []),
+        (["mutate", "ARGS=--count 9 --only loops"], ["tests/mutate.py --count 9 --only loops"], []),
         (["seedling"], ["-m seal_lib.seedling"], []),
         (["bench"], ["-m seal_lib.bench.inner_loop"], []),
     ],

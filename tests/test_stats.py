@@ -114,10 +114,11 @@ def test_pairing_is_narrower_when_passages_differ_in_difficulty():
 
 
 def test_pairing_goes_by_id_and_counts_what_fell_out():
-    sides = {"a": {0: {"x": 1.0, "y": 0.5, "z": math.nan}}, "b": {0: {"y": 0.25, "x": 0.0, "w": 1.0, "z": 0.0}}}
+    ours, theirs = {"x": 1.0, "y": 0.5, "z": math.nan, "v": 0.0}, {"y": 0.25, "x": 0.0, "w": 1.0, "z": 0.0}
+    sides = {"a": {0: ours}, "b": {0: theirs}}
     estimate = stats.compare(sides, [("a", "b"), ("a", "absent")])["a", "b"]
     assert estimate.value == pytest.approx((1.0 + 0.25) / 2)
-    assert (estimate.n, estimate.dropped) == (2, 2)  # w has no partner, z is NaN
+    assert (estimate.n, estimate.dropped) == (2, 3)  # v and w have no partner, z is NaN
     with pytest.raises(DataError, match="same ones"):
         stats.compare({"a": {0: {"x": 1.0}}, "b": {0: {"y": 1.0}}}, [("a", "b")])
     lost = stats.compare({"a": {0: {"x": 1.0}}, "b": {0: {"x": math.nan}}}, [("a", "b")])["a", "b"]
@@ -196,12 +197,17 @@ def test_crossed_loops_and_passages():
 
 def test_sign_flip_exact_by_hand_and_monte_carlo_agrees():
     assert stats.sign_flip_test([1, 1, 1, 1, 1, 1]) == pytest.approx(2 / 64)
-    assert stats.sign_flip_test([1, -1, 1, -1]) == 1.0
+    assert stats.sign_flip_test([1, -1, 1, -1]) == stats.sign_flip_test([0.3]) == 1.0
+    assert math.isnan(stats.sign_flip_test([])) and math.isnan(stats.sign_flip_test([math.nan]))
     rng = np.random.default_rng(7)
     draws = rng.normal(0.4, 1, size=14)
     exact = stats.sign_flip_test(draws)
     with_padding = stats.sign_flip_test([*draws, 0.0, 0.0])  # zeros flip to themselves, but force Monte Carlo
     assert with_padding == pytest.approx(exact, abs=0.015)
+    assert stats.sign_flip_test([1] * 14) == 2 / 2**14  # the last that is exact
+    drawn = stats.sign_flip_test([1] * 15) * 10_001  # of 10 000 patterns, and the one observed
+    assert drawn == pytest.approx(round(drawn), abs=1e-9) and 1 <= round(drawn) <= 5
+    assert stats.sign_flip_test([1] * 40) == 1 / 10_001  # never 0
 
 
 def test_sign_flip_rejects_at_its_level_under_the_null():
@@ -214,6 +220,11 @@ def test_separable_has_one_definition():
     assert not stats.separable(stats.mean_over_units([0.5, 0.6, 0.5], stats.DIFFERENCE))
     assert stats.separable(stats.mean_over_units([0.5, 0.6, 0.5, 0.4, 0.5, 0.7], stats.DIFFERENCE))
     assert not stats.separable(stats.Estimate(0.1, -0.01, 0.2, 50))
+    assert not stats.separable(stats.Estimate(0.1, 0.0, 0.2, 50))  # an end at zero does not exclude it
+    assert not stats.separable(stats.Estimate(-0.1, -0.2, 0.0, 50))
+    assert not stats.separable(stats.Estimate(0.1, 0.05, 0.2, 5)) and stats.separable(stats.Estimate(0.1, 0.05, 0.2, 6))
+    # why six: of five pairs that all agree two of 2^5 patterns are as far, of six two of 2^6
+    assert stats.sign_flip_test([1] * 5) > 0.05 > stats.sign_flip_test([1] * 6)
     assert stats.separable(stats.Estimate(-0.1, -0.2, -0.01, 50, p=0.049))
     assert not stats.separable(stats.Estimate(-0.1, -0.2, -0.01, 50, p=0.05))  # the interval alone is not enough
 
@@ -272,6 +283,16 @@ def test_reliability_recovers_the_planted_variance():
     ragged = [one[: 3 + k % 3] for k, one in enumerate(cube)]
     assert stats.reliability(ragged).value == pytest.approx(found.value, abs=0.06)
     assert math.isnan(stats.reliability(cube[:, :, :1]).value)  # one seed cannot tell signal from noise
+    assert math.isnan(stats.reliability(np.full((4, 3, 2), 0.5)).value)  # nothing differs: no share of nothing
+    assert stats.reliability([[[0.0, 1.0], [1.0, 0.2]]] * 3).value == 0  # less than the seeds would make is none
+    # by hand: means 0 and 3, so MS_edit = 2 × 4.5; within 0.5 and 2, mean 1.25
+    assert stats.reliability([[[-0.5, 0.5], [2.0, 4.0]]]).value == pytest.approx(1 - 1.25 / 9)
+
+
+def test_an_estimate_in_words():
+    assert str(stats.Estimate(0.5, 0.25, 0.75, 9)) == "0.500 [0.250, 0.750] (n = 9 passage)"
+    assert str(stats.Estimate(0.5, 0.25, 0.75, 9, "task", loops=2)) == "0.500 [0.250, 0.750] (n = 9 task × 2 loops)"
+    assert str(stats.Estimate(0.5, math.nan, math.nan, 1)) == "0.500 (no interval, n = 1 passage)"
 
 
 def test_row_has_the_columns_of_results():

@@ -26,7 +26,7 @@ from scipy import stats as scipy_stats
 from seal_lib.continual import metrics
 from seal_lib.errors import DataError
 from seal_lib.report import stats
-from seal_lib.report.stats import DIFFERENCE, DRAWS, LEVEL, SHARE, Estimate
+from seal_lib.report.stats import DIFFERENCE, DRAWS, LEVEL, SHARE, SMALLEST_N, Estimate
 
 MARGIN = 0.03  # accuracy within 3 points counts as "as good as" (study plan: equivalence against joint retraining)
 UNIT = "sequence"
@@ -147,14 +147,15 @@ def kept_learned(before_S: Sequence[Sequence[float]], after_S: Sequence[Sequence
 # --- two arms -----------------------------------------------------------------------------------------------------
 
 
-def equivalence(difference: Estimate, margin: float = MARGIN, smallest_n: int = 6) -> str:
+def equivalence(difference: Estimate, margin: float = MARGIN) -> str:
     """Where the 95 % interval of a difference lies: equivalent, not_worse, higher, lower or undecided.
 
     ``equivalent``: wholly within ±margin, i.e. two one-sided tests at 2.5 % each (TOST by interval). ``not_worse``:
-    above −margin only. ``higher``/``lower``: wholly beyond the margin. Fewer than six pairs decide nothing.
+    above −margin only. ``higher``/``lower``: wholly beyond the margin. Fewer pairs than `stats.SMALLEST_N` decide
+    nothing.
     """
     low, high = difference.low, difference.high
-    if difference.n < smallest_n or math.isnan(low) or math.isnan(high):
+    if difference.n < SMALLEST_N or math.isnan(low) or math.isnan(high):
         return "undecided"
     if low > -margin and high < margin:
         return "equivalent"

@@ -340,14 +340,14 @@ def _estimate(value: float, pull: Mapping[tuple[object, str], float], bounds: tu
     shared = plain.n < len(pull)  # some unit was seen by two loops
     if plain.loops > 1:
         parts = [_spread(pull, axis=0), *(parts if shared else [])]
-    groups, variance = [n for n, _ in parts], math.fsum(part for _, part in parts)
+    variance = math.fsum(part for _, part in parts)
     if plain.n < 2:
         return plain
     if variance <= 1e-18:
         low, high = _bound(value, plain.n, bounds)
         return replace(plain, low=low, high=high, interval="bound" if math.isfinite(low) else "")
     df = variance**2 / math.fsum(part**2 / (n - 1) for n, part in parts)
-    name = "crossed" if len(groups) > 1 or plain.loops > 1 else "t"
+    name = "crossed" if plain.loops > 1 else "t"
     t = float(stdtrit(df, 1 - _TAIL))
     if bounds != SHARE or not 0 < value < 1:
         half = t * math.sqrt(variance)
