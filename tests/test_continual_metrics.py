@@ -28,6 +28,16 @@ def triangle(R: np.ndarray) -> np.ndarray:
     return holed
 
 
+@pytest.mark.parametrize("sequences", range(3, 20))
+def test_a_mean_of_ones_is_a_fraction_however_many_sequences(sequences: int) -> None:
+    """The jackknife's mean of ten ones is one and a last bit."""
+    rng = np.random.default_rng(sequences)
+    stack = np.clip(HAND + rng.normal(0, 0.02, (sequences, 1, 1)), 0, 1)
+    found = intervals.summary(stack, joint=np.ones((sequences, 3)), isolated=np.ones((sequences, 3)))
+    assert found["recovery_joint"].estimate.value == pytest.approx(float(metrics.recovery(stack.mean(0), 1.0)))
+    assert found["recovery_joint"].estimate.value == found["recovery_isolated"].estimate.value
+
+
 def test_hand_computed_values() -> None:
     expected = {
         "base": 0.2,  # (.2+.1+.3)/3

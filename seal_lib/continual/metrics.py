@@ -14,6 +14,8 @@ import numpy as np
 
 from seal_lib.errors import DataError
 
+ROUNDING = 1e-9  # a mean of ones over sequences can be one and a last bit
+
 
 def check(R: object) -> np.ndarray:
     """`R` as float64 [..., K+1, K] with None as NaN.
@@ -30,7 +32,7 @@ def check(R: object) -> np.ndarray:
             f"The accuracy matrix must have K+1 rows (row 0 is the unedited model) for K >= 2 passages, but its shape "
             f"is {array.shape}; give one matrix [K+1, K] or a stack [S, K+1, K]."
         )
-    bad = array[~np.isnan(array) & ~((array >= 0) & (array <= 1))]
+    bad = array[~np.isnan(array) & ~((array >= -ROUNDING) & (array <= 1 + ROUNDING))]
     if bad.size:
         raise DataError(f"Accuracies are fractions from 0 to 1, but there is a {bad[0]:g}; divide percent by 100.")
     return array
@@ -247,7 +249,7 @@ def as_reference(reference: object, R: np.ndarray) -> np.ndarray:
         wide = np.broadcast_to(np.array(reference, dtype=float), shape)
     except (TypeError, ValueError):
         raise DataError(f"A reference must be one accuracy, K of them, or one per cell of shape {shape}.") from None
-    if ((wide < 0) | (wide > 1)).any():
+    if ((wide < -ROUNDING) | (wide > 1 + ROUNDING)).any():
         raise DataError("Reference accuracies are fractions from 0 to 1; divide percent by 100.")
     return wide
 
