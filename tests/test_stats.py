@@ -75,6 +75,8 @@ def test_one_unit_has_a_value_but_no_interval():
         assert estimate.value == 0.25 and estimate.n == 1
         assert math.isnan(estimate.low) and math.isnan(estimate.high) and estimate.interval == ""
         assert not stats.separable(estimate)
+    two = stats.mean_over_units([0.2, 0.4], stats.ANY)  # the fewest that have one: t with one degree of freedom
+    assert (two.interval, two.high - 0.3) == ("t", pytest.approx(12.706 * 0.1, rel=1e-4))
     nothing = stats.mean_over_units([], stats.SHARE)
     assert math.isnan(nothing.value) and nothing.n == 0
     lost = stats.mean_over_units([math.nan, math.nan], stats.SHARE)
