@@ -99,8 +99,10 @@ def test_units_that_all_agree_get_a_bound_and_only_what_cannot_vary_has_no_width
     assert (fixed.low, fixed.high, fixed.interval) == (0, 0, "by construction")
     with pytest.raises(DataError, match="cannot vary"):
         stats.mean_over_units([0.0, 0.1], stats.DIFFERENCE, constant=True)
-    with pytest.raises(DataError, match="outside"):
-        stats.mean_over_units([0.0, 40.0], stats.SHARE)
+    for wrong in (40.0, 1.01, -0.01):
+        with pytest.raises(DataError, match="outside"):
+            stats.mean_over_units([0.0, wrong], stats.SHARE)
+    assert stats.mean_over_units([1.0, 1 + 1e-12], stats.SHARE).n == 2  # a mean of ones may be off in the last bit
 
 
 def test_pairing_is_narrower_when_passages_differ_in_difficulty():
