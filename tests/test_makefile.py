@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, Suite
 
-TARGETS = "env reproduce figures docs publish paper lab test test-vllm test-gpu test-ray mutate lint status".split()
+TARGETS = "env reproduce learn figures docs publish paper lab test test-vllm test-gpu test-ray mutate lint status".split()
 TARGETS += "seedling bench bench-gpu clean-runs lock".split()
 VARIABLES = {"SCALE", "ONLY", "FORCE", "SET", "EXTRAS", "PYTHON", "ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
-VARIABLES |= {"DRY_RUN", "DEVICE", "STRICT"}
+VARIABLES |= {"DRY_RUN", "DEVICE", "STRICT", "DOC", "QUESTION", "MODEL"}
 CELLS = (
     "n: int = 2  # units",
     "import os\nfrom seal_lib.runs.lifecycle import start\nrun = start('10_demo', globals())",
@@ -91,6 +91,16 @@ def test_variables_reach_the_runner(ready: Path, arguments: list, there: list, a
     assert done.returncode == 0, done.stderr
     assert all(text in done.stdout for text in there), done.stdout
     assert not any(text in done.stdout for text in absent), done.stdout
+
+
+def test_a_document_and_a_question_reach_the_learner_as_they_were_written(ready: Path) -> None:
+    executable(ready / ".venv/bin/python", 'for word; do echo "[$word]"; done')
+    asked = 'Who\'s "it" & why; `date`?'
+    done = make(ready, "-s", "learn", "DOC=my notes.md", f"QUESTION={asked}", "SCALE=small")
+    assert done.stdout.splitlines() == [
+        "[-m]", "[seal_lib]", "[learn]", "[my notes.md]", "[--question]", f"[{asked}]", "[--scale]", "[small]",
+    ], done.stderr  # fmt: skip
+    assert make(ready, "-s", "learn").stdout.splitlines() == ["[-m]", "[seal_lib]", "[learn]"]
 
 
 def test_a_failed_run_is_not_done_and_a_finished_one_is(suite: Suite, ready: Path) -> None:

@@ -38,7 +38,8 @@ def test_the_ground_modules_do_not_load_torch_either() -> None:
         generation.contract generation.hf generation.engines generation.child training.jobs
         loops.domain loops.inner loops.rewards loops.settings loops.updates loops.outer loops.policy
         knowledge.data knowledge.documents knowledge.prompts knowledge.domain knowledge.evaluate knowledge.experiment
-        knowledge.world arc.domain arc.experiment plan.costs plan.cells plan.dry plan.lengths plan.needs
+        knowledge.world store.texts store.retrieval store.database store.learning store.asking store.commands
+        arc.domain arc.experiment plan.costs plan.cells plan.dry plan.lengths plan.needs
         plan.__main__ bench.inner_loop bench.gpu bench.gpu_table seedling.recipe
     """.split()
     lines = "; ".join(f"import seal_lib.{name}" for name in names)

@@ -307,7 +307,7 @@ def test_status_and_list_and_clean(suite: Suite, monkeypatch: pytest.MonkeyPatch
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["notebook", "scale", "state"]
     assert [line.split()[:3] for line in lines] == [["10_demo", "seedling", "done"], ["11_next", "seedling", "missing"]]
-    assert main(["list"]) == 0 and capsys.readouterr().out.split() == ["10_demo", "11_next"]
+    assert main(["notebooks"]) == 0 and capsys.readouterr().out.split() == ["10_demo", "11_next"]
     assert main(["clean"]) == 2 and "--yes" in capsys.readouterr().err  # nobody at the keyboard
     assert paths.runs().exists()
     assert main(["clean", "--yes"]) == 0 and not list(paths.runs().glob("*"))

@@ -62,8 +62,20 @@ def from_json(path: Path) -> list[Passage]:
     """
     if not path.is_file():
         raise DataError(f"passages: no file {path}; give a JSON file, world:heldout or hub:rajpurkar/squad.")
-    stem = path.name.split(".json")[0]
-    return _passages(_entries(paths.read_data(path), str(path)), stem, str(path))
+    return passages_of(paths.read_data(path), path.name.split(".json")[0], str(path))
+
+
+def passages_of(value: object, stem: str, where: str, unasked: bool = False) -> list[Passage]:
+    """Passages of a value in any of the layouts of a file; ids are ``<stem>-<index>``.
+
+    Args:
+        where: names the source in messages.
+        unasked: a passage may have no questions; else it is refused, since it cannot be scored.
+
+    Raises:
+        DataError: names the entry that is empty or malformed.
+    """
+    return _passages(_entries(value, where), stem, where, unasked)
 
 
 def _entries(value: object, where: str) -> list:
@@ -115,13 +127,13 @@ def _spaced(title: object) -> object:
     return title.replace("_", " ") if isinstance(title, str) else title
 
 
-def _passages(entries: Sequence[object], stem: str, where: str) -> list[Passage]:
+def _passages(entries: Sequence[object], stem: str, where: str, unasked: bool = False) -> list[Passage]:
     """Passages with the questions that have an answer; the others are counted in one warning."""
     passages, left_out, empty = [], 0, 0
     for i, entry in enumerate(entries):
-        passage, unanswered = _passage(entry, f"{stem}-{i:05d}", f"{where}, entry {i}")
+        passage, unanswered = _passage(entry, f"{stem}-{i:05d}", f"{where}, entry {i}", unasked)
         left_out += unanswered
-        if passage.questions:
+        if passage.questions or unasked:
             passages.append(passage)
         else:
             empty += 1
@@ -130,15 +142,17 @@ def _passages(entries: Sequence[object], stem: str, where: str) -> list[Passage]
     if left_out:
         warnings.warn(
             f"{where}: {left_out} questions without an answer are left out, and {empty} passages that have no other.",
-            stacklevel=4,
+            stacklevel=5,
         )
     return passages
 
 
-def _passage(entry: object, name: str, where: str) -> tuple[Passage, int]:
+def _passage(entry: object, name: str, where: str, unasked: bool) -> tuple[Passage, int]:
     """(the passage with the questions that have an answer, how many have none)."""
     if not isinstance(entry, dict):
         raise DataError(f"{where}: expected an object with title, context and questions.")
+    if unasked:
+        entry = {"questions": [], **entry}
     for key in ("title", "context", "questions"):
         if key not in entry:
             raise DataError(f"{where}: the key {key!r} is missing; a passage has title, context and questions.")
@@ -158,7 +172,7 @@ def _passage(entry: object, name: str, where: str) -> tuple[Passage, int]:
             questions.append(Question(question, gold))
         else:
             unanswered += 1
-    if not questions and not unanswered:
+    if not questions and not unanswered and not unasked:
         raise DataError(f"{where}: no question; a passage without questions cannot be scored, so remove it.")
     completions = _list(entry.get("completions", []), "completions", where)
     names = ["external", *(f"external_{k}" for k in range(1, len(completions)))]

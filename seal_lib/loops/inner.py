@@ -4,7 +4,7 @@ Many candidates are trained and asked side by side, independently of each other.
 the questions and the grades (`seal_lib.loops.domain.Domain`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from seal_lib.loops.domain import TOO_LONG, Candidate, Count, Domain, Rejected, TrialT, Unit, uncounted
@@ -46,6 +46,12 @@ def try_all(
     """Train, ask and grade every candidate."""
     to_train = [c for c in candidates if c.trains]
     results = dict(zip([c.id for c in to_train], train(policy, to_train, domain, count), strict=True))
+    return ask(policy, candidates, results, count, domain=domain)
+
+
+def ask(policy: Policy, candidates: Sequence[Candidate], results: Mapping[str, Result | Rejected],
+        count: Count = uncounted, *, domain: Domain[TrialT]) -> list[TrialT]:  # fmt: skip
+    """Ask and grade every candidate; ``results``: the training of each that trains, by its id."""
     generator, asked = policy.generator(), []
     for candidate in candidates:
         adapter = getattr(results.get(candidate.id), "adapter", None)

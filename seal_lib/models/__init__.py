@@ -161,14 +161,14 @@ def _pinned(name: str, revision: str | None) -> tuple[str, dict[str, str]]:
 DOCUMENTS = (".md", ".png", ".jpg", ".pdf")
 
 
-def weight_hash(name: str) -> str:
+def weight_hash(name: str, revision: str | None = None) -> str:
     """sha256 over every file that can change a local model's output, or ``hub:<id>@<revision>``.
 
     All files count, in sub-folders too (weights, tokenizer, chat templates), except documents and hidden files.
     """
-    source, revision = resolve(name)
+    source, pinned = resolve(name)
     if not Path(source).is_dir():
-        return f"hub:{source}@{revision}"
+        return f"hub:{source}@{revision or pinned}"
     root, digest = Path(source), hashlib.sha256()
     for path in sorted(root.rglob("*")):
         inside = path.relative_to(root)

@@ -111,13 +111,17 @@ def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
     return {
         "seal_lib.runs.lifecycle.start": lambda *_, **__: meter,
         "seal_lib.models.load": lambda *_: loaded,
-        "seal_lib.loops.policy.Source": lambda *_, **__: SimpleNamespace(load=lambda device: loaded),
+        "seal_lib.loops.policy.Source": partial(_source, loaded),
         "seal_lib.loops.policy.Policy": dry.DryPolicy,
         "seal_lib.knowledge.data.load_passages": partial(dry.load_passages, meter),
         "seal_lib.knowledge.data.batches": partial(dry.batches, meter),
         "seal_lib.knowledge.prompts.load": lambda *names: dry.Wording(**vars(prompts.load(*names)), meter=meter),
         "seal_lib.knowledge.notes.with_external": lambda run, passages, *_, **__: passages,
         "seal_lib.grading.judge.judge_of": lambda *_: None,
+        "seal_lib.store.texts.read": partial(dry.read_document, meter),
+        "seal_lib.store.texts.with_questions": lambda document, questions: document,
+        "seal_lib.store.database.opened": lambda *_: dry.DryStore(),
+        "seal_lib.store.asking.ask": lambda *_, **__: [],  # a few questions, not counted
         "seal_lib.arc.data.load_tasks": dry.load_tasks,
         "seal_lib.arc.domain.Puzzles": puzzles,
         "seal_lib.continual.streams.load_streams": _lazy("load_streams", meter),
@@ -129,6 +133,10 @@ def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
         "seal_lib.training.finetune.sft": sft,
         "seal_lib.training.adapters.merge": lambda model, *_, **__: model,
     }
+
+
+def _source(loaded: tuple, name: str, dtype: str = "", revision: str | None = None, *_: object) -> SimpleNamespace:
+    return SimpleNamespace(name=name, dtype=dtype, revision=revision, load=lambda device: loaded)
 
 
 def _lazy(name: str, *first: object) -> Callable:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -31,6 +32,9 @@ from seal_lib.plan.lengths import PuzzleLengths
 from seal_lib.plan.work import CACHE_TOKENS, ROWS, Phase
 from seal_lib.records import Passage, Question
 from seal_lib.runs.lifecycle import Scratch
+from seal_lib.store import texts
+from seal_lib.store.database import Edit
+from seal_lib.store.texts import Document
 from seal_lib.training.jobs import Example, Job, Result
 
 #: share of the self-edits about passages that a filter with a threshold keeps (assumed)
@@ -317,6 +321,31 @@ def load_passages(meter: Meter, source: str, count: int, seed: int = 0, start: i
 
 def batches(meter: Meter, source: str, count: int, seed: int) -> Callable[[int], list[Passage]]:
     return lambda index: load_passages(meter, source, count, start=(index - 1) * count)
+
+
+def read_document(meter: Meter, path: Path, words: int) -> list[Document]:
+    """A document of as many passages as the real one, which have the lengths of those of its kind."""
+    found = texts.read(path, words)[0]
+    return [replace(found, passages=tuple(load_passages(meter, lengths.kind_of(path), len(found.passages))))]
+
+
+class DryStore:
+    """Keeps what is learned in memory, and no adapter."""
+
+    def __init__(self) -> None:
+        self.kept: list[Edit] = []
+
+    def add(self, document: Document) -> None: ...
+
+    def edits(self, *states: str, passage: str = "") -> list[Edit]:
+        return []
+
+    def edit(self, number: int) -> Edit:
+        return self.kept[number - 1]
+
+    def keep(self, edit: Edit, adapter: object) -> Edit:
+        self.kept.append(replace(edit, id=len(self.kept) + 1))
+        return self.kept[-1]
 
 
 # ---------------------------------------------------------------------------------------------- puzzles

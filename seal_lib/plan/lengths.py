@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.runs import yaml_files
 
@@ -115,6 +116,11 @@ def profiles() -> dict[str, Text | PuzzleLengths]:
         else:
             found[name] = PuzzleLengths(**row)
     return found
+
+
+def kind_of(document: str | Path) -> str:
+    """The source of passages whose lengths stand for those of a person's document."""
+    return "world:heldout" if paths.given(document).is_relative_to(paths.PACKAGE) else "hub:rajpurkar/squad"
 
 
 def profile(source: str) -> Text | PuzzleLengths:

@@ -106,7 +106,8 @@ def _m_step(p: Mapping, one: Phase, shape: budget.Shape, device: Device, weights
 
 def _longest(p: Mapping) -> float:
     """Tokens of a long training document with its pads."""
-    text = lengths.profile(str(p.get("passages") or p["tasks"]))
+    document = p.get("document_path")
+    text = lengths.profile(lengths.kind_of(document) if document else str(p.get("passages") or p["tasks"]))
     if isinstance(text, lengths.PuzzleLengths):
         return min(text.example_longest, p.get("example_tokens", 8192))
     document = max(text.passage, sorted(max(d) for d in text.documents)[len(text.documents) // 2])

@@ -45,8 +45,8 @@ RANGES = {
     r"temperature|\w+_weight_decay|(\w+_)?clip": POSITIVE_OR_ZERO,
     r"threshold": Range(),
     r"endpoint_seconds": POSITIVE,
-    r"slots|tokens_per_step|warmup|copies|passage_number|prior_skip|n_own": COUNT_OR_NONE,
-    r"(\w+_)?(epochs|batch|rank|tokens|steps|tries)|n_\w+|max_length|show_\w+|lengths?": COUNT,
+    r"slots|tokens_per_step|warmup|copies|passage_number|prior_skip|n_own|question_samples": COUNT_OR_NONE,
+    r"(\w+_)?(epochs|batch|rank|tokens|steps|tries)|n_\w+|max_length|passage_words|show_\w+|lengths?": COUNT,
     r"samples|rounds|edits|cap|workers|documents|document_limit|questions|anchors|settings|endpoint_calls": COUNT,
 }
 #: name of a parameter → its form as a regular expression, and in words

@@ -1,0 +1,258 @@
+"""A document → what the model learned from it, passage by passage, kept in a store.
+
+Each passage: questions (given, or the model's own), answers before and with the passage in view, several self-edits by
+the policy, an adapter of each through the inner loop, answers after, and the best one kept. Everything is trained,
+asked and graded by the loops (`seal_lib.loops.inner`).
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from seal_lib import models
+from seal_lib.errors import DataError
+from seal_lib.generation.contract import Sampling
+from seal_lib.grading import graders
+from seal_lib.knowledge.domain import Knowledge
+from seal_lib.knowledge.prompts import Prompts
+from seal_lib.loops.domain import Candidate, Rejected
+from seal_lib.loops.inner import ask, train, try_all
+from seal_lib.loops.outer import write_self_edits
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.rewards import FILTERS
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.records import Answer, Passage, PassageTrial, Question, SelfEdit, to_dict
+from seal_lib.runs.lifecycle import Scratch
+from seal_lib.runs.work import Recorder
+from seal_lib.seeds import derive_seed
+from seal_lib.store.database import ARMS, Asked, Edit, Store
+from seal_lib.store.questions import write
+from seal_lib.store.texts import Document
+from seal_lib.training.jobs import Result
+
+if TYPE_CHECKING:
+    from seal_lib.training.adapters import Adapter
+
+
+@dataclass(frozen=True)
+class OwnQuestions:
+    """How the model writes questions of its own: ``samples`` texts a passage with this prompt set; 0: none."""
+
+    prompts: Prompts
+    samples: int
+
+
+def learn(run: Recorder, store: Store, policy: Policy, document: Document, domain: Knowledge, outer: OuterLoop,
+          own: OwnQuestions, *, seed: int = 0) -> list[Edit]:  # fmt: skip
+    """One edit a passage, in the order of the document, each kept in the store as soon as it is made.
+
+    A passage that was learned on the same base with the same settings and questions is not learned again, so a killed
+    call goes on where it was. ``run`` records the numbers of the edits.
+
+    Raises:
+        DataError: the policy does not say where its weights come from; the store cannot be written.
+    """
+    if policy.source is None:
+        raise DataError(f"policy {policy.name!r} does not say which model it is; make it with source=Source(…).")
+    store.add(document)
+    unit = partial(_learned, store=store, policy=policy, document=document, domain=domain, outer=outer, own=own,
+                   seed=seed, count=run.count)  # fmt: skip
+    together = max(1, (domain.inner.slots or 32) // outer.samples)
+    rows = run.map(f"learn/{document.digest[:12]}", document.passages, unit, chunk=together)
+    return [store.edit(row["edit"]) for row in rows]
+
+
+def _learned(part: Sequence[Passage], *, store: Store, policy: Policy, document: Document, domain: Knowledge,
+             outer: OuterLoop, own: OwnQuestions, seed: int, count: Any) -> list[dict]:  # fmt: skip
+    """The number of each passage's edit: of one that is there, or a new one."""
+    weights = models.weight_hash(policy.source.name, policy.source.revision)
+    recipes = {passage.id: _recipe(passage, domain, outer, own, seed) for passage in part}
+    known = {
+        edit.passage.id: edit.id
+        for passage in part
+        for edit in store.edits("active", "merged", "quarantined", passage=passage.id)
+        if edit.weights == weights and edit.recipe == recipes[passage.id]
+    }
+    todo = [passage for passage in part if passage.id not in known]
+    if todo:
+        begun, costs = time.perf_counter(), _Counting()
+        drafts = _try(policy, todo, domain, outer, own, seed, costs)
+        count(**costs.counts)
+        shared = {key: round(n / len(todo)) for key, n in costs.counts.items()}
+        shared["seconds"] = round((time.perf_counter() - begun) / len(todo), 3)
+        places = {p.id: place for p, place in zip(document.passages, document.places, strict=True)}
+        for passage, draft in zip(todo, drafts, strict=True):
+            edit = Edit(
+                passage, document.name, places[passage.id], draft.edit, policy.source.name, weights,
+                policy.source.dtype, recipes[passage.id], {**draft.counts, "cost": shared}, draft.questions,
+                draft.state, draft.reason,
+            )  # fmt: skip
+            known[passage.id] = store.keep(edit, draft.adapter).id
+    return [{"edit": known[passage.id]} for passage in part]
+
+
+def _recipe(passage: Passage, domain: Knowledge, outer: OuterLoop, own: OwnQuestions, seed: int) -> dict[str, Any]:
+    """All that decides what is learned from a passage on a given base, as JSON holds it."""
+    settings = {
+        "inner": domain.inner, "prompts": domain.prompts, "grader": domain.grader, "seed": seed,
+        "outer": {key: getattr(outer, key) for key in ("samples", "temperature", "top_p", "edit_tokens", "filter")},
+        "questions": passage.questions, "own": own,
+    }  # fmt: skip
+    return to_dict(settings)
+
+
+# ---------------------------------------------------------------------------------------------- one passage
+
+
+class _Counting(Scratch):
+    """Keeps no rows; counts tokens generated and trained, and questions asked."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def count(self, **more: float) -> None:
+        self.counts.update(more)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What was found for a passage: the chosen self-edit and adapter, and how it did."""
+
+    edit: SelfEdit | None
+    adapter: Any
+    questions: tuple[Asked, ...]
+    counts: dict[str, Any]
+    state: str
+    reason: str
+
+
+def _try(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, own: OwnQuestions, seed: int,
+         run: "_Counting") -> list[_Draft]:  # fmt: skip
+    """Learn passages side by side."""
+    asked = _asked(policy, passages, domain, outer, own, seed, run.count)
+    units = [_answered(passage, asked[passage.id]) for passage in passages]
+    plain = [Candidate(f"{unit.id}/before", unit, None, ARMS["before"], 0, trains=False) for unit in units]
+    before = try_all(policy, plain, run.count, domain=domain)
+    edits = write_self_edits(run, policy, units, domain, outer, phase="write", seed=seed)
+    known = {unit.id: unit for unit in units}
+    read = [domain.read(known[edit.unit_id], edit, "own_untrained", seed) for edit in edits]
+    candidates = [c for c in read if isinstance(c, Candidate)]
+    results = dict(zip([c.id for c in candidates], train(policy, candidates, domain, run.count), strict=True))
+    trials = {t.id: t for t in ask(policy, candidates, results, run.count, domain=domain)}
+    drafts = []
+    for unit, frozen in zip(units, before, strict=True):
+        mine = [trials[c.id] for c in candidates if c.unit.id == unit.id]
+        questions = _with(asked[unit.id], "before", frozen.answers)
+        drafts.append(_chosen(questions, mine, results, outer, derive_seed(seed, unit.id)))
+    return drafts
+
+
+def _answered(passage: Passage, asked: Sequence[Asked]) -> Passage:
+    """The passage with its questions and the gold answers that they have now."""
+    given = {question.question: question for question in passage.questions}
+    questions = [replace(given.get(q.question, Question(q.question, "")), answer=q.gold) for q in asked]
+    return replace(passage, questions=tuple(questions))
+
+
+def _asked(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
+           seed: int, count: Any) -> dict[str, list[Asked]]:  # fmt: skip
+    """Passage id → its questions, each with a gold answer and the answer with the passage in view.
+
+    Own questions are those whose answer was given again.
+    """
+    written: dict[str, list[Question]] = {}
+    if own.samples:
+        sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, own.samples, skip_long=True)
+        written = write(policy, passages, own.prompts, sampling, seed, count)
+    units = []
+    for p in passages:
+        known = {graders.normalise(q.question) for q in p.questions}
+        new = [q for q in written.get(p.id, ()) if graders.normalise(q.question) not in known]
+        units.append(replace(p, questions=(*p.questions, *new)))
+    shown = [Candidate(f"{u.id}/in_view", u, None, ARMS["in_view"], 0, trains=False, shown=True) for u in units]
+    found = {}
+    for passage, trial in zip(passages, try_all(policy, shown, count, domain=domain), strict=True):
+        given, again = trial.answers[: len(passage.questions)], trial.answers[len(passage.questions) :]
+        kept = [Asked(a.question, a.gold, "own", a, a) for a in again if a.grades[domain.grader] == 1.0]
+        found[passage.id] = [*map(_of_person, given), *kept]
+    return found
+
+
+def _of_person(answer: Answer) -> Asked:
+    """A given question; what the model says with the passage in view is its gold answer if nobody gave one."""
+    if answer.gold:
+        return Asked(answer.question, answer.gold, "given", answer, answer)
+    ungraded = replace(answer, gold=answer.text, grades=dict.fromkeys(answer.grades, math.nan))
+    return Asked(answer.question, answer.text, "in_view", ungraded, ungraded)
+
+
+def _with(questions: Sequence[Asked], stage: str, answers: Sequence[Answer]) -> list[Asked]:
+    """The questions with their answers at a stage; none where they were not asked. What has no gold has no grade."""
+    told: list[Answer | None] = [*answers] if answers else [None] * len(questions)
+    for i, (question, answer) in enumerate(zip(questions, told, strict=True)):
+        if answer is not None and graders.is_blank(question.gold):
+            told[i] = replace(answer, grades=dict.fromkeys(answer.grades, math.nan))
+    return [replace(q, **{stage: answer}) for q, answer in zip(questions, told, strict=True)]
+
+
+def accuracy(questions: Sequence[Asked], stage: str, grader: str) -> float:
+    """Mean grade at a stage over the questions that have one; NaN without any."""
+    answers = [answer for question in questions if (answer := question.at(stage)) is not None]
+    grades = [grade for answer in answers if not math.isnan(grade := answer.grades[grader])]
+    return fmean(grades) if grades else math.nan
+
+
+def _verdict(questions: Sequence[Asked], grader: str) -> tuple[str, str]:
+    """(state of an edit by its questions, and why): used only if more are right after than before."""
+    was, now = (accuracy(questions, stage, grader) for stage in ("before", "after"))
+    if math.isnan(now) or math.isnan(was):
+        return "quarantined", "there is no question to measure it by; give one with --question"
+    if now > was:
+        return "active", ""
+    return "quarantined", f"{now:.0%} of its questions right after it, {was:.0%} before it"
+
+
+def measure(policy: Policy, passage: Passage, adapter: "Adapter", texts: Sequence[str], domain: Knowledge,
+            document: str, place: str, weights: str) -> Edit:  # fmt: skip
+    """The edit of an adapter that was trained elsewhere on ``texts``, by what the passage's questions say of it."""
+    run, begun = _Counting(), time.perf_counter()
+    stages = [
+        Candidate("before", passage, None, ARMS["before"], 0, trains=False),
+        Candidate("in_view", passage, None, ARMS["in_view"], 0, trains=False, shown=True),
+        Candidate("after", passage, None, ARMS["after"], 0),
+    ]
+    trials = ask(policy, stages, {"after": Result("after", adapter, [], 0, 0)}, run.count, domain=domain)
+    told = [{"question": a.question, "gold": a.gold, "origin": "given"} for a in trials[0].answers]
+    asked = [
+        Asked(**about, **{c.id: t.answers[i] for c, t in zip(stages, trials, strict=True)})
+        for i, about in enumerate(told)
+    ]
+    written = SelfEdit(f"{passage.id}/imported", passage.id, "\n".join(texts), "imported") if texts else None
+    counts = {"tried": 1, "steps": 0, "tokens": 0, "first_loss": None, "last_loss": None}
+    counts["cost"] = {**run.counts, "seconds": round(time.perf_counter() - begun, 3)}
+    recipe = {"imported": True, "grader": domain.grader}
+    return Edit(
+        passage, document, place, written, policy.source.name, weights, policy.source.dtype, recipe, counts,
+        tuple(asked), *_verdict(asked, domain.grader),
+    )  # fmt: skip
+
+
+def _chosen(questions: Sequence[Asked], trials: Sequence[PassageTrial], results: dict[str, Result | Rejected],
+            outer: OuterLoop, seed: int) -> _Draft:  # fmt: skip
+    """The self-edit after which most questions are right. It is used only if they are more than before."""
+    counts: dict[str, Any] = {"tried": len(trials), "outcomes": dict(Counter(trial.outcome for trial in trials))}
+    trained = [t for t in trials if isinstance(result := results[t.id], Result) and result.adapter is not None]
+    if not trained:
+        return _Draft(None, None, tuple(questions), counts, "quarantined", "no self-edit could be trained on")
+    answered = [_with(questions, "after", trial.answers) for trial in trained]
+    grader = trained[0].grader
+    rewards = [accuracy(several, "after", grader) for several in answered]
+    best = (FILTERS[outer.filter](rewards, seed, outer.threshold) or [0])[0]
+    trial, result, after = trained[best], results[trained[best].id], answered[best]
+    counts |= {"rewards": rewards, **result.summary()}
+    return _Draft(trial.edit, result.adapter, tuple(after), counts, *_verdict(after, grader))

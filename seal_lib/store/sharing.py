@@ -1,0 +1,123 @@
+"""Adapters out of a store and into another: plain PEFT folders, and ``corpus.jsonl``, which says what each was taught.
+
+The corpus is one JSON object a line: the passage (title, context, questions) and the self-edit (completions), as
+`seal_lib.knowledge.data` reads passages; the adapter's folder; the base, by name and hash of its weights.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seal_lib import models, paths
+from seal_lib.errors import DataError
+from seal_lib.knowledge.domain import Knowledge
+from seal_lib.loops.policy import Policy
+from seal_lib.records import Question
+from seal_lib.runs.manifest import content_hash
+from seal_lib.store.database import Edit, Store
+from seal_lib.store.learning import measure
+from seal_lib.store.texts import Document, passage_of
+
+CORPUS = "corpus.jsonl"
+_TEXTS = ("adapter", "document", "place", "title", "context", "model", "weights")
+
+
+def export(store: Store, folder: str | Path, numbers: Sequence[int] = ()) -> list[Path]:
+    """Copy adapters to PEFT folders beside a corpus.
+
+    Args:
+        folder: must not be there yet; it appears when all is in it.
+        numbers: of edits. Default: all that are in use.
+
+    Raises:
+        DataError: there is nothing to export, a file is not what was kept, or the folder is there.
+    """
+    folder = Path(folder)
+    chosen = [store.edit(number) for number in numbers] or store.edits("active")
+    if not chosen:
+        raise DataError(f"{store.folder} has no edit in use, so there is nothing to export; see `seal list`.")
+    if folder.exists():
+        raise DataError(f"{folder} is there already; name a folder that is not.")
+    fresh = folder.with_name(f".{folder.name}.new-{os.getpid()}")
+    names = [f"{re.sub('[^A-Za-z0-9]+', '-', Path(edit.document).stem).strip('-')}-{edit.id}" for edit in chosen]
+    with store.told():
+        try:
+            fresh.mkdir(parents=True)
+            lines = []
+            for name, edit in zip(names, chosen, strict=True):
+                shutil.copytree(store.folder_of(edit), fresh / name)
+                if content_hash(fresh / name) != edit.digest:
+                    raise DataError(f"edit {edit.id} changed while it was copied; export it again.")
+                lines.append(json.dumps({"adapter": name, **_line(edit)}, ensure_ascii=False))
+            (fresh / CORPUS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            os.replace(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    return [folder / name for name in names]
+
+
+def _line(edit: Edit) -> dict[str, Any]:
+    asked = [{"question": q.question, "answer": q.gold} for q in edit.questions if q.gold.strip()]
+    return {
+        "document": edit.document, "place": edit.place, "title": edit.passage.title, "context": edit.passage.text,
+        "questions": asked, "completions": [edit.self_edit.text] if edit.self_edit else [], "model": edit.model,
+        "weights": edit.weights,
+    }  # fmt: skip
+
+
+def take_in(store: Store, policy: Policy, folder: str | Path, domain: Knowledge) -> list[Edit]:
+    """Edits that somebody exported. Each is asked its own questions here, before and after, and is used only if more
+    are right after it, as one that was learned.
+
+    Raises:
+        DataError: there is no corpus, a line of it is not whole, an adapter is of another base or no plain LoRA
+            (`seal_lib.training.peft_folder`). Nothing is kept then.
+    """
+    from seal_lib.training.adapters import Adapter, check_fits
+
+    folder = Path(folder)
+    if not (folder / CORPUS).is_file():
+        raise DataError(f"{folder} has no {CORPUS}, so nobody knows what its adapters were taught; give an export.")
+    value = paths.read_data(folder / CORPUS)
+    lines = value if isinstance(value, list) else [value]
+    weights = models.weight_hash(policy.source.name, policy.source.revision)
+    ready = []
+    for number, line in enumerate(lines, 1):
+        where = f"{folder / CORPUS}, line {number}"
+        _check(line, where, weights, policy.source.name)
+        adapter = Adapter.load(folder / line["adapter"])
+        check_fits(policy.model, adapter)
+        questions = tuple(Question(row["question"], row["answer"]) for row in line["questions"])
+        ready.append((line, passage_of(line["title"], line["context"], questions), adapter))
+    kept = []
+    for line, passage, adapter in ready:
+        origin = f"{folder.resolve()}#{passage.id}"
+        store.add(Document(line["document"], origin, passage.id, (passage,), (line["place"],)))
+        edit = measure(policy, passage, adapter, line["completions"], domain, line["document"], line["place"], weights)
+        kept.append(store.keep(edit, adapter))
+    return kept
+
+
+def _check(line: object, where: str, weights: str, model: str) -> None:
+    if not isinstance(line, Mapping) or any(not isinstance(line.get(key), str) for key in _TEXTS):
+        raise DataError(f"{where} is not whole: it has the texts {', '.join(_TEXTS)}; export it again.")
+    rows, written = line.get("questions"), line.get("completions")
+    whole = isinstance(rows, list) and isinstance(written, list) and all(isinstance(text, str) for text in written)
+    if not whole or not all(
+        isinstance(row, Mapping) and all(isinstance(row.get(key), str) for key in ("question", "answer"))
+        for row in rows
+    ):
+        raise DataError(
+            f"{where} is not whole: questions are [{{question, answer}}], completions texts; export it again."
+        )
+    if not re.fullmatch(r"\w[\w.-]*", line["adapter"]):
+        raise DataError(f"{where}: adapter {line['adapter'][:60]!r} is no name of a folder beside it; export it again.")
+    if line["weights"] != weights:
+        raise DataError(
+            f"{where} was learned on {line['model']} ({line['weights'][:12]}), and this is {model} ({weights[:12]}); "
+            f"an adapter fits its own base only: use model {line['model']}."
+        )
