@@ -246,7 +246,7 @@ def test_the_commands_do_it_all(home: Path, capsys) -> None:
     assert [e["document"] for e in edits] == ["mine.md"] * 4 and (home / "data" / "store" / "store.sqlite3").is_file()
     assert json.loads(seal("show", "1", "--json")) == edits[0]
     card = seal("show", "1")
-    assert "The house of Mera hired Beza Dekobo." in card and "learned on" not in card and "seedling-knowledge" in card
+    assert "The house of Mera hired Beza Dekobo." in card and "on seedling-knowledge (float32, " in card
     reply = json.loads(seal("ask", ASKED[0], "--scale", "smoke", "--json"))
     assert reply["place"] == "line 3" and set(reply["answers"]) <= set(STAGES) and reply["answers"]["in_view"] == "Mera"
     used = [e["id"] for e in edits if e["state"] == "active"]
@@ -268,7 +268,7 @@ def test_the_commands_do_it_all(home: Path, capsys) -> None:
         (["learn", "a.md", "--scale", "huge"], "has scales: seedling, small, smoke"),
         (["ask", "Who?", "--model", "seedling-none"], "does not ship"),
         (["show", "3"], "has no edit 3"),
-        (["list", "--store", "a.md"], "a.md cannot be used"),
+        (["list", "--store", "a.md"], "a.md/adapters cannot be used"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(home: Path, capsys, arguments: list[str], says: str) -> None:
