@@ -140,8 +140,8 @@ def test_an_adapter_of_another_base_and_changed_files_are_refused_by_name(store:
     with pytest.raises(DataError, match="is not what was kept for edit 1"):
         store.adapter(ours, Source("seedling-knowledge"))
     bare = store.keep(edit(1, "quarantined", reason="no self-edit could be trained on"), None)
-    with pytest.raises(DataError, match="has no adapter"):
-        store.adapter(bare, Source("seedling-knowledge"))
+    with pytest.raises(DataError, match=r"edit 2 has no adapter \(no self-edit could be trained on\)"):
+        store.folder_of(bare)
 
 
 def test_export_gives_peft_folders_and_a_corpus_all_or_nothing(store: Store, tmp_path: Path) -> None:
@@ -359,11 +359,12 @@ def test_kills_at_random_moments_lose_nothing_that_was_reported(tmp_path: Path) 
         before = check(folder)
         pid = child(work)
         os.close(writer)
-        time.sleep(draw.uniform(0.01, 0.15))
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
         with open(reader, "rb") as pipe:
-            told = [line for line in pipe.read().split(b"\n")[:-1] if line]
+            told = [pipe.readline() for _ in range(draw.randrange(4))]  # however slow the machine is
+            time.sleep(draw.uniform(0, 0.03))
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            told += [line for line in pipe.read().split(b"\n")[:-1] if line]
         reported = [tuple(row) for row in json.loads(told[-1])] if told else before
         after = check(folder)
         assert follows(reported, after), f"round {round_}: reported {reported[-2:]}, found {after[-2:]}"
