@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, Suite
 
-TARGETS = "env reproduce learn figures docs publish paper lab test test-vllm test-gpu test-ray mutate lint status".split()
-TARGETS += "seedling bench bench-gpu clean-runs lock".split()
+TARGETS = "env reproduce learn figures docs publish paper lab test test-vllm test-gpu test-ray mutate lint".split()
+TARGETS += "status seedling bench bench-gpu clean-runs lock".split()
 VARIABLES = {"SCALE", "ONLY", "FORCE", "SET", "EXTRAS", "PYTHON", "ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
 VARIABLES |= {"DRY_RUN", "DEVICE", "STRICT", "DOC", "QUESTION", "MODEL"}
 CELLS = (
