@@ -135,7 +135,7 @@ def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
     }
 
 
-def _source(loaded: tuple, name: str, dtype: str = "", revision: str | None = None, *_: object) -> SimpleNamespace:
+def _source(loaded: tuple, name: str, dtype: str = "", revision: str | None = None, adapters: tuple = ()) -> Any:
     return SimpleNamespace(name=name, dtype=dtype, revision=revision, load=lambda device: loaded)
 
 
