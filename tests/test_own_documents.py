@@ -265,7 +265,7 @@ def test_the_commands_do_it_all(home: Path, capsys) -> None:
             ["learn", "a.md", "--set", "epoch=2"],
             "'epoch' is not a parameter of 03_your_document; did you mean 'epochs'",
         ),
-        (["learn", "a.md", "--scale", "huge"], "has scales: seedling, small, smoke"),
+        (["learn", "a.md", "--scale", "huge"], "has scales: paper, seedling, small, smoke"),
         (["ask", "Who?", "--model", "seedling-none"], "does not ship"),
         (["show", "3"], "has no edit 3"),
         (["list", "--store", "a.md"], "a.md/adapters cannot be used"),

@@ -459,7 +459,7 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
     from seal_lib.arc import domain as arc
     from seal_lib.continual.study import VERDICTS
     from seal_lib.generation.engines import ENGINES
-    from seal_lib.grading.graders import GRADERS
+    from seal_lib.grading.graders import ALWAYS, GRADERS
     from seal_lib.knowledge.documents import PROTOCOLS
     from seal_lib.loops.rewards import FILTERS, REWARDS
     from seal_lib.loops.updates import UPDATES
@@ -473,9 +473,10 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
     }  # fmt: skip
     puzzles = {"grader": arc.PUZZLE_GRADERS, "protocol": augment.ARC_PROTOCOLS}
     study = {"grader": VERDICTS, "protocol": ("clean",), "engine": ENGINES}
+    special = dict.fromkeys(("13", "14", "15", "16"), study) | {"03": {"grader": ALWAYS}}
     chosen = set()
     for notebook, parameter in of_all("str"):
-        own = puzzles if notebook[0] == "2" else study if notebook[:2] in ("13", "14", "15", "16") else {}
+        own = puzzles if notebook[0] == "2" else special.get(notebook[:2], {})
         if parameter.name in rows:
             chosen.add(parameter.name)
             wanted = set(own.get(parameter.name, rows[parameter.name]))
