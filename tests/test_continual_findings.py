@@ -11,7 +11,7 @@ import pytest
 from test_continual_plots import study
 
 from seal_lib.continual import findings, tables
-from seal_lib.report import stats
+from seal_lib.report import stats, words
 from seal_lib.report import tables as report
 from seal_lib.report.results import joined
 
@@ -36,7 +36,7 @@ def test_a_comparison_is_told_with_its_own_numbers_if_it_is_separable() -> None:
     assert text.count(" ends ") == len(separable)
     assert f"{len(separable)} of {len(compared)} comparisons can be told apart." in text
     kept = next(r for r in rows if (r["arm"], r["metric"]) == ("replay", "prior_kept"))
-    assert f"replay {100 * kept['value']:.0f} %" in text
+    assert f"replay {100 * kept['value']:.1f} %" in text
 
 
 def test_an_adjusted_p_above_one_in_twenty_silences_an_interval_without_zero() -> None:
@@ -54,8 +54,8 @@ def test_an_adjusted_p_above_one_in_twenty_silences_an_interval_without_zero() -
 def test_few_streams_say_nothing() -> None:
     rows, compared = lines(3)
     assert findings.mitigations(rows + compared) == f"- 0 of {len(compared)} comparisons can be told apart."
-    assert findings.edits(rows) == findings.NOTHING
-    assert findings.retention([]) == findings.mitigations([]) == findings.NOTHING
+    assert findings.edits(rows) == words.NOTHING
+    assert findings.retention([]) == findings.mitigations([]) == words.NOTHING
 
 
 def test_overwriting_is_told_of_arms_whose_backward_transfer_is_away_from_zero() -> None:

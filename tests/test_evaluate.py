@@ -16,7 +16,7 @@ from seal_lib.loops.outer import Loop, evaluate, run_loop
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Round, SelfEdit
-from seal_lib.report import stats
+from seal_lib.report import stats, words
 from seal_lib.runs import lifecycle
 
 LABEL = {"protocol": "clean", "model": "tiny", "grader": "exact"}
@@ -346,7 +346,7 @@ def test_a_loop_and_the_table_write_the_same_untrained_self_edits() -> None:
     assert trials[3] == in_loop != trials[0]
 
 
-def test_readings_name_what_is_separable_and_are_silent_about_the_rest() -> None:
+def test_words_name_what_is_separable_and_are_silent_about_the_rest() -> None:
     def row(arm: str, value: float, low: float, high: float, n: int = 50, p: float = 0.01, **other) -> dict:
         from seal_lib.report import stats
 
@@ -357,9 +357,12 @@ def test_readings_name_what_is_separable_and_are_silent_about_the_rest() -> None
         row("random_edit_sft - own_untrained", -0.05, -0.08, -0.02),
         row("gold_notes - frozen", 0.5, 0.4, 0.6, n=4), row("elsewhere - frozen", 0.5, 0.4, 0.6, experiment="y"),
     ]  # fmt: skip
-    told = experiment.readings(rows, "x")
-    assert "against **untrained self-edits**: SEAL, round 2 +22.1 [+18.0, +26.0]; random" in told
-    assert "-5.0 [-8.0, -2.0]" in told
+    told = words.told(words.differences(rows, "x"))
+    assert "against **untrained self-edits**: SEAL, round 2 +22.1 points [+18.0, +26.0]; random" in told
+    assert "−5.0 points [−8.0, −2.0]" in told and "2 of 4 differences can be told apart" in told
     for silent in ("stronger writer", "gold", "frozen", "elsewhere"):
         assert silent not in told
-    assert experiment.readings(rows[1:2], "x") == "No difference of this run is separable from zero."
+    none = words.told(words.differences(rows[1:2], "x"))
+    assert none.startswith("- 0 of 1 differences can be told apart from none (paired over 50 passages")
+    assert words.told(words.differences(rows[3:4], "x")) == "4 passages can tell nothing apart; 6 are the fewest."
+    assert words.told({}) == "No two arms were compared."

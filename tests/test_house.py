@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "seal_lib"
 #: arrows point down this list, never up
 FLOORS = [
-    "__main__", "bench", "plan", "seedling audit", "store", "continual", "knowledge arc", "loops", "grading",
+    "__main__", "bench", "plan", "touch", "seedling audit", "store", "continual", "knowledge arc", "loops", "grading",
     "generation", "training", "report", "runs", "models", "records", "seeds", "paths", "errors",
 ]  # fmt: skip
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}

@@ -102,6 +102,49 @@ def test_form(path: Path, committed: None) -> None:
     assert params.scales(path.stem), f"params/{path.stem} has no file"
 
 
+#: a number that looks like a result: a share, points, a time, an estimate, a step from one to another
+RESULT = re.compile(r"\d[\d.]*\s*(?:%|points?\b|minutes?\b|seconds?\b)|\b\d+\.\d+\b|\d\s*→\s*\d")
+CONSTANTS = re.compile(r"95 %|100 %|\b0\.05\b|±3 points|arXiv \d+\.\d+|0\.8-million")  # definitions, not results
+SOURCED = re.compile(r"[Pp]aper|authors|released|Table \d|Qwen|Llama|GPT|reversal curse")  # of somebody's, who is named
+
+
+def typed(markdown: str) -> list[str]:
+    """Sentences that state a result without a source: they would stand under whatever the run produced."""
+    text = re.sub(r"`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\]\([^)]*\)|^\|.*$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    sentences = re.split(r"(?<=[.!?:;])\s+", text.replace("\n", " "))
+    return [s for s in sentences if RESULT.search(CONSTANTS.sub("", s)) and not SOURCED.search(s)]
+
+
+def test_a_typed_result_is_seen() -> None:
+    assert typed("Intervals are 95 %. SEAL ends at 80.9 %.") == ["SEAL ends at 80.9 %."]
+    assert typed("The deviation between streams is 4 to 8 points.") and typed("It takes 10 minutes.")
+    assert typed("The curve goes 41 → 61.") and typed("p was 0.012.")
+    assert not typed("The paper has 39.7 → 43.7 (Table 2).") and not typed("p below 0.05, $n = 5$, 100 % is the most.")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_readings_belong_to_their_numbers(path: Path) -> None:
+    """No result of one run is typed into text, and what a run shows is made from its rows, under its own heading."""
+    cells = [(c["cell_type"], "".join(c["source"])) for c in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    found = [sentence for kind, text in cells if kind == "markdown" for sentence in typed(text)]
+    assert not found
+    shows = [at for at, (kind, text) in enumerate(cells) if kind == "markdown" and "## What this run shows" in text]
+    if path.stem[:2] in ("20", "80", "91"):  # they show tokens, files, and everybody else's rows
+        return
+    assert len(shows) == 1 and any("How to read this" in text for kind, text in cells if kind == "markdown")
+    kind, after = cells[shows[0] + 1]
+    assert kind == "code" and re.search(r"Markdown\(\w+\.\w+\(", after), after
+
+
+def test_arms_have_labels_in_texts_and_no_keys() -> None:
+    keys = re.compile(r"(?<![\w`/])(own_untrained|random_\w+_sft|seal_round_\d|passage_in_context|sequential_\w+)\b")
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "markdown":
+                text = "".join(cell["source"]).replace("\\_", "_")
+                assert not keys.search(text), (path.stem, keys.search(text))
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One home for all notebooks, since later ones read the runs of earlier ones."""
@@ -130,7 +173,7 @@ def test_smoke(path: Path, home: Path, committed: None, monkeypatch: pytest.Monk
     json.loads((folder / "metrics.json").read_text())
     executed = json.loads((folder / "notebook.ipynb").read_text())
     for cell in executed["cells"]:
-        if cell["cell_type"] == "code" and "plt.subplots(" in "".join(cell["source"]):
+        if cell["cell_type"] == "code" and re.search(r"plt\.subplots\(|^\w*figures\.", "".join(cell["source"]), re.M):
             assert any("image/png" in output.get("data", {}) for output in cell["outputs"]), "a figure was not shown"
     capfd.readouterr()
     assert runner.run(path.stem, "smoke") == 0

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 from seal_lib.errors import DataError  # noqa: E402
 from seal_lib.report import figures, plots, tables  # noqa: E402
+from seal_lib.report import marks as marks_module  # noqa: E402
 from seal_lib.report.marks import colour  # noqa: E402
 from seal_lib.report.results import read_results  # noqa: E402
 
@@ -186,17 +187,60 @@ def test_a_difference_is_filled_only_when_separable():
     assert faces["value:seal_round_2 - own_untrained"] == "white"
 
 
-def test_styles_stack_to_the_whole_even_if_one_is_absent_in_a_round():
+def test_styles_have_a_line_each_and_a_mark_an_arm():
     table = pooled()
     ax = plots.style_by_round(table, axes())
-    tops = {}
-    for bar in ax.patches:
-        middle = round(bar.get_x() + bar.get_width() / 2)
-        tops[middle] = max(tops.get(middle, 0), bar.get_y() + bar.get_height())
-    assert tops == pytest.approx({0: 1.0, 1: 1.0})
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["person to value", "vague remarks"]
+    places = [(line.get_gid(), round(float(line.get_ydata()[0])), float(line.get_xdata()[0]))
+              for line in ax.lines if str(line.get_gid()).startswith("value:")]  # fmt: skip
+    assert places == [
+        ("value:own_untrained", 0, 0.2), ("value:seal_round_1", 0, 0.7),
+        ("value:own_untrained", 1, 0.8), ("value:seal_round_1", 1, pytest.approx(0.3)),
+    ]  # fmt: skip
     gone = (table["arm"] == "own_untrained") & (table["metric"] == "style_share:forward")
     ax = plots.style_by_round(table[~gone], axes())
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["untrained", "round 1"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["SEAL, round 1", "untrained self-edits"]
+
+
+def test_differences_are_points_and_those_to_the_frozen_model_stay_in_the_table():
+    frozen = pd.DataFrame([row("seal_round_2 - frozen", 0.7, "difference")])
+    ax = plots.differences(pooled(), axes())
+    ticks = [ax.xaxis.get_major_formatter()(v, 0) for v in (-0.2, 0.0, 0.2)]
+    assert ticks == ["−20", "0", "+20"] and ax.get_xlabel().endswith(", points")
+    drawn = {function: table for function, _, table, _ in plots.pictures(
+        pd.concat([pooled(), frozen]), pooled(), pooled())}  # fmt: skip
+    assert "seal_round_2 - own_untrained" in set(drawn[plots.differences]["arm"])
+    assert not drawn[plots.differences]["arm"].str.endswith(" - frozen").any()
+
+
+def test_rates_of_failure_below_one_in_a_hundred_are_no_figure():
+    some = pooled()
+    few = some.assign(value=some["value"].where(some["metric"] != "blank_rate", 0.004))
+    there = [[function for function, *_ in plots.pictures(table, table, table)] for table in (some, few)]
+    assert plots.blank_rate_by_arm in there[0] and plots.blank_rate_by_arm not in there[1]
+
+
+def test_a_figure_says_n_model_protocol_grader_and_95_percent():
+    figure = figures.draw(plots.accuracy_by_arm, pooled())
+    told = " ".join(figure.get_supxlabel().split())
+    assert told == "means with 95 % intervals; n = 40 passages; model small-7b; protocol clean; grader exact"
+    both = pd.concat([pooled(), pooled().assign(n=8, loops=3, protocol="authors_v1")])
+    assert "n = 8–40 passages; up to 3 loops" in figures.caption(both)
+    assert "protocol clean / authors_v1" in figures.caption(both)
+    assert figures.caption(pd.DataFrame({"step": [1]})) == ""
+    two = figures.panels((plots.accuracy_by_arm, pooled()), (plots.differences, pooled()))
+    assert len(two.axes) == 2 and "95 %" in two.get_supxlabel() and plt.get_fignums() == []
+
+
+def test_names_stand_near_their_marks_and_hide_none():
+    ax = axes()
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    at = [(0.5 + 0.01 * k, 0.5 + 0.01 * (k % 3), f"arm number {k}", "#0072B2") for k in range(8)]
+    marks_module.names_near(ax, at)
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    hidden = [(a, b) for k, a in enumerate(boxes) for b in boxes[:k] if a.overlaps(b)]
+    assert len(boxes) == 8 and not hidden
 
 
 def test_an_arm_that_is_there_twice_is_refused():

@@ -504,3 +504,31 @@ def test_importing_the_frame_is_light() -> None:
     code += "heavy = {'torch', 'transformers', 'pandas', 'matplotlib', 'papermill', 'vllm'} & set(sys.modules)\n"
     code += "sys.exit(str(heavy) if heavy else 0)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_cell_has_one_bar_of_plain_html_for_all_its_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A widget would be "model not found" in the saved notebook."""
+    import IPython.display
+
+    from seal_lib.runs import progress
+
+    shown, updated = [], []
+
+    class Handle:
+        def update(self, picture) -> None:
+            updated.append(picture.data)
+
+    def display(picture, display_id: bool) -> Handle:
+        shown.append(picture.data)
+        return Handle()
+
+    monkeypatch.setattr(progress, "context", lambda: "jupyter")
+    monkeypatch.setattr(IPython.display, "display", display)
+    monkeypatch.setattr(progress._CellBar, "_bars", {})
+    for phase in ("first", "second"):
+        bar = progress.Progress(phase, total=4, done=1)
+        bar.update(3)
+        bar.close()
+    assert len(shown) == 1 and "first: 1/4" in shown[0] and "width:25%" in shown[0]
+    assert "first: 4/4" in updated[0] and "width:100%" in updated[0]
+    assert "second: 4/4" in updated[-1] and "1 steps before" in updated[-1]

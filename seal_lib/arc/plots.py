@@ -25,7 +25,7 @@ from seal_lib.arc.tasks import Pair, Task
 from seal_lib.errors import DataError
 from seal_lib.report import plots
 from seal_lib.report.arms import OTHER, arm_label, arm_rank, colour, round_of
-from seal_lib.report.marks import GREY, INK, LIGHT, by_arms, draws, share_axis
+from seal_lib.report.marks import GREY, INK, LIGHT, by_arms, dots, draws, share_axis
 from seal_lib.report.results import wants
 
 if TYPE_CHECKING:
@@ -58,22 +58,22 @@ VARIANTS = {  # of the benchmark -> label, colour
 }
 
 
-@draws("success_rate|rejected_rate", by_arms)
+@draws("success_rate|rejected_rate", by_arms, "puzzles solved by each arm")
 def success_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
     """One line an arm: success rate with its interval, rejected self-edits as a pale bar, the paper's diamond."""
     return plots.accuracy_by_arm(table, ax, "success_rate", "rejected_rate")
 
 
-@draws("success_rate")
+@draws("success_rate", title="puzzles solved over the rounds")
 def success_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
     """Success rate by round: thin lines for single seeds, a band for the pooled interval; the control is a mark."""
     return plots.accuracy_by_round(table, ax, "success_rate")
 
 
-@draws("share:.*")
+@draws("share:.*", title="what the policies ask for")
 def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarray:
-    """What policies ask for (metrics ``share:<choice>=<value>``): one panel a choice, a group of bars a value, one bar
-    an arm with its interval over tasks and loops. Rare values that stand together have no interval.
+    """What policies ask for (metrics ``share:<choice>=<value>``): one panel a choice, one line a value, one mark an arm
+    with its interval over tasks and loops. Rare values that stand together have no interval.
 
     Raises:
         DataError: no such row, or fewer axes than choices; axes left over are blank and carry the legend.
@@ -89,27 +89,17 @@ def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarra
     for ax, choice in zip(axes.flat, panels, strict=False):
         rows = shares[shares["what"].str.startswith(f"{choice}=")]
         rows = rows.assign(option=rows["what"].str.split("=", n=1).str[1])
-        options = _joined_options(rows)
-        width = 0.8 / len(arms)
-        for k, arm in enumerate(arms):
-            own = rows[rows["arm"] == arm]
-            if len(own) == 0:
-                continue  # a gap: this arm says nothing about the choice
-            for x, (_, members) in enumerate(options):
-                at = x + width * (k - (len(arms) - 1) / 2)
-                there = own[own["option"].isin(members)]
-                label = arm_label(arm) if x == 0 else None
-                ax.bar(at, there["value"].sum(), 0.9 * width, color=colour(arm), label=label, gid=f"value:{arm}")
-                if len(there) == len(members) == 1:
-                    ax.plot([at, at], [there["low"].iloc[0], there["high"].iloc[0]], color=INK, linewidth=1, alpha=0.8,
-                            gid=f"interval:{arm}")  # fmt: skip
-        ax.set_xticks(range(len(options)), [label for label, _ in options], fontsize=8.5 if len(options) < 5 else 7)
-        ax.set_xlim(-0.6, len(options) - 0.4)
+        dots(ax, {
+            label: [
+                (arm_label(arm), colour(arm), _together(rows[(rows["arm"] == arm) & rows["option"].isin(members)]))
+                for arm in arms
+                if (rows["arm"] == arm).any()  # a gap: this arm says nothing about the choice
+            ]
+            for label, members in _joined_options(rows)
+        })  # fmt: skip
         ax.set_title(CHOICE_LABELS.get(choice, choice.replace("_", " ")), fontsize=9, fontweight="normal")
-        place = ax.get_subplotspec()
-        share_axis(ax.yaxis, "configurations" if place is None or place.is_first_col() else "")
-        ax.set_ylim(0, 1.02)
-        ax.grid(axis="y")
+        share_axis(ax.xaxis, "configurations")
+        ax.set_xlim(-0.02, 1.02)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     for ax in axes.flat[len(panels) :]:
         ax.axis("off")
@@ -118,7 +108,7 @@ def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarra
     return axes
 
 
-@draws(r"success:{down}=.*\|{across}=.*")
+@draws(r"success:{down}=.*\|{across}=.*", title="which configurations work")
 def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
     """Success by configuration (metrics ``success:<down>=<a>|<across>=<b>``): the share in per cent, and small its
     interval and how many tasks it was tried on; a configuration that was never written is hatched."""
@@ -162,11 +152,17 @@ def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
     return ax
 
 
-@draws("success_rate:.*", lambda table: (1.1 + 1.05 * table["arm"].nunique(), 1.1 + 0.2 * table["metric"].nunique()))
+@draws(
+    "success_rate:.*",
+    lambda table: (1.1 + 1.05 * table["arm"].nunique(), 1.1 + 0.2 * table["metric"].nunique()),
+    "task by task",
+)
 def success_by_task(table: pd.DataFrame, ax: Axes) -> Axes:
     """One line a task (metrics ``success_rate:<task>``), easiest for the untrained policy on top; one column an arm,
     from 0 to 100 % within it, a dot with its interval over configurations and loops. What did not run stays empty."""
     rows = _named(table, "success_rate:")
+    several = rows.groupby("arm")["n"].max() > 1  # one attempt a task is right or wrong and has no interval
+    rows = rows[rows["arm"].map(several)] if several.any() else rows
     arms = sorted(rows["arm"].unique(), key=arm_rank)
     reference = "own_untrained" if "own_untrained" in arms else arms[0]
     known = rows[rows["arm"] == reference].set_index("what")["value"].to_dict()
@@ -324,7 +320,7 @@ def pictures(
     if tasks["metric"].str.startswith("success_rate:").any():
         found.append((success_by_task, "success_by_task", tasks, {}))
     if chosen["metric"].str.startswith("share:").any():
-        found.append((choices, "choices", chosen, {"panels": (2, 4), "size": (8.6, 4.0)}))
+        found.append((choices, "choices", chosen, {"panels": (2, 4), "size": (11.0, 5.4)}))
     for kind, (down, across) in MAP_AXES.items():
         cells = chosen.loc[chosen["metric"].str.startswith(f"success:{down}="), "metric"]
         if len(cells):
@@ -352,6 +348,14 @@ def _choice_rank(choice: str) -> tuple[int, str]:
     return (list(CHOICE_LABELS).index(choice) if choice in CHOICE_LABELS else len(CHOICE_LABELS)), choice
 
 
+def _together(rows: pd.DataFrame) -> dict:
+    """One row for a value, or for rare values together, which have no interval."""
+    if len(rows) == 1:
+        return rows.iloc[0].to_dict()
+    arm = rows["arm"].iloc[0] if len(rows) else ""
+    return {"arm": arm, "value": rows["value"].sum(), "low": math.nan, "high": math.nan}
+
+
 def _joined_options(rows: pd.DataFrame) -> list[tuple[str, list[str]]]:
     """(label, values) of a panel in order; beyond MOST_VALUES the rarest stand together as "other"."""
     shares = rows.groupby("option")["value"].sum()
@@ -362,7 +366,7 @@ def _joined_options(rows: pd.DataFrame) -> list[tuple[str, list[str]]]:
         return [(_option(name), [name]) for name in names]
     kept = sorted(names, key=lambda name: -shares[name])[: MOST_VALUES - 1]
     rest = [name for name in names if name not in kept]
-    return [(_option(name), [name]) for name in names if name in kept] + [(f"{len(rest)}\nother", rest)]
+    return [(_option(name), [name]) for name in names if name in kept] + [(f"{len(rest)} others", rest)]
 
 
 def _is_number(text: str) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from seal_lib.arc.tables import EXPERIMENT
 from seal_lib.report import stats
 from seal_lib.report.arms import arm_label, difference_arm, round_of
+from seal_lib.report.words import bullets, percent, points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,7 @@ def outcome(results: pd.DataFrame) -> str:
         _reward(results, last),
         _choices(results, last),
     ]
-    return "\n".join(f"* {line}" for line in lines if line)
+    return bullets([line for line in lines if line])
 
 
 def by_task(results: pd.DataFrame) -> str:
@@ -37,7 +38,7 @@ def by_task(results: pd.DataFrame) -> str:
     and how near its answers are."""
     last = _last(results)
     lines = [_between(results, last), _spread(results, last), _cells(results, last)]
-    return "\n".join(f"* {line}" for line in lines if line)
+    return bullets([line for line in lines if line])
 
 
 def _last(results: pd.DataFrame) -> str:
@@ -53,23 +54,11 @@ def _find(results: pd.DataFrame, arm: str, metric: str, experiment: str = EXPERI
     ].to_dict("records")
     if not rows or math.isnan(rows[0]["value"]):
         return None
-    row = rows[0]
-    return stats.Estimate(
-        row["value"], row["low"], row["high"], int(row["n"]), row["unit"], int(row["dropped"]), row["interval"],
-        int(row["loops"]), row["p"],
-    )  # fmt: skip
+    return stats.Estimate.of_row(rows[0])
 
 
 def _difference(results: pd.DataFrame, a: str, b: str, experiment: str = EXPERIMENT) -> stats.Estimate | None:
     return _find(results, difference_arm(a, b), "difference", experiment)
-
-
-def _percent(estimate: stats.Estimate, sign: str = "") -> str:
-    """The number with its interval, in per cent; with a sign it is a difference, in points."""
-    text = f"{100 * estimate.value:{sign}.1f}"
-    if not math.isnan(estimate.low):
-        text += f" [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
-    return f"{text} {'points' if sign else '%'}".replace("-", "−")
 
 
 def _levels(results: pd.DataFrame) -> str:
@@ -79,7 +68,7 @@ def _levels(results: pd.DataFrame) -> str:
         return ""
     loops = max(estimate.loops for _, estimate in found)
     tasks = max(estimate.n for _, estimate in found)
-    text = "; ".join(f"{arm_label(arm)} {_percent(estimate)}" for arm, estimate in found)
+    text = "; ".join(f"{arm_label(arm)} {percent(estimate)}" for arm, estimate in found)
     return f"Success over {tasks} tasks × {loops} loop{'s' if loops > 1 else ''}: {text}."
 
 
@@ -89,7 +78,7 @@ def _differences(results: pd.DataFrame) -> str:
     for arm in rows["arm"].unique():
         found = _find(results, arm, "difference")
         if found is not None:
-            text = f"{arm_label(arm)} ({_percent(found, '+')}{_singly(results, arm)})"
+            text = f"{arm_label(arm)} ({points(found)}{_singly(results, arm)})"
             (apart if stats.separable(found) else level).append(text)
     parts = [f"Separable from zero: {'; '.join(apart)}"] if apart else []
     parts += [f"not separable: {'; '.join(level)}"] if level else []
@@ -112,9 +101,9 @@ def _reward(results: pd.DataFrame, last: str) -> str:
     if ours is None or blind is None or not (stats.separable(ours) and ours.value > 0):
         return ""
     text = f"It is the reward: the control learned from as many configurations chosen blindly, and {arm_label(last)}"
-    text += f" is ahead of it by {_percent(ours, '+')}"
+    text += f" is ahead of it by {points(ours)}"
     if stats.separable(blind):
-        return f"{text}; the control moved too, by {_percent(blind, '+')}."
+        return f"{text}; the control moved too, by {points(blind)}."
     return f"{text}, while the control itself did not separably move."
 
 
@@ -135,7 +124,7 @@ def _choices(results: pd.DataFrame, last: str) -> str:
     up = [text for gain, text in sorted(moved, reverse=True) if gain > 0]
     down = [text for gain, text in sorted(moved) if gain < 0]
     parts = [f"asks more often for {', '.join(up)}"] if up else []
-    parts += [f"less often for {', '.join(down)}"] if down else []
+    parts += [f"asks less often for {', '.join(down)}"] if down else []
     if not parts:
         return ""
     return f"After the last round the policy {' and '.join(parts)}; shares whose intervals overlap are left out."
@@ -145,9 +134,9 @@ def _between(results: pd.DataFrame, last: str) -> str:
     gain, left = _difference(results, last, "own_untrained"), _difference(results, last, "oracle")
     parts = []
     if gain is not None and stats.separable(gain):
-        parts.append(f"{'above' if gain.value > 0 else 'below'} the untrained policy by {_percent(gain, '+')}")
+        parts.append(f"{'above' if gain.value > 0 else 'below'} the untrained policy by {points(gain)}")
     if left is not None and stats.separable(left):
-        parts.append(f"{'above' if left.value > 0 else 'below'} the hand-made configuration by {_percent(left, '+')}")
+        parts.append(f"{'above' if left.value > 0 else 'below'} the hand-made configuration by {points(left)}")
     return f"{arm_label(last)} is separably {' and '.join(parts)}." if parts else ""
 
 
@@ -178,7 +167,7 @@ def by_kind(results: pd.DataFrame) -> str:
     levels = [(arm, found) for arm in rows["arm"] if (found := _find(results, arm, "success_rate", where))]
     lines = []
     if levels:
-        text = "; ".join(f"{arm_label(arm)} {_percent(found)}" for arm, found in levels)
+        text = "; ".join(f"{arm_label(arm)} {percent(found)}" for arm, found in levels)
         most = max((found for _, found in levels), key=lambda found: found.loops)
         lines.append(f"Success over {most.n} tasks, policies in {most.loops} loops: {text}.")
     for arm in rows["arm"]:
@@ -187,13 +176,13 @@ def by_kind(results: pd.DataFrame) -> str:
             continue
         verdict = "reads" if stats.separable(read) and read.value > 0 else "is not seen to read"
         lines.append(
-            f"{arm_label(arm)} {verdict} the puzzle: {_percent(suits)} of its self-edits are of the way that suits the "
-            f"kind of their puzzle, {_percent(read, '+')} more than if they were dealt to the puzzles at random."
+            f"{arm_label(arm)} {verdict} the puzzle: {percent(suits)} of its self-edits are of the way that suits the "
+            f"kind of their puzzle, {points(read)} more than if they were dealt to the puzzles at random."
         )
     differences = results[(results["experiment"] == where) & (results["metric"] == "difference")]
     for arm in differences["arm"]:
         found = _find(results, arm, "difference", where)
         if found is not None:
             verdict = "separable from zero" if stats.separable(found) else "not separable from zero"
-            lines.append(f"{arm_label(arm)}: {_percent(found, '+')}, {verdict}.")
-    return "\n".join(f"* {line}" for line in lines)
+            lines.append(f"{arm_label(arm)}: {points(found)}, {verdict}.")
+    return bullets(lines)

@@ -5,9 +5,11 @@ Knows which arms and sizes a figure has; how a panel is drawn is in `plots`. Sty
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seal_lib.continual.plots import (
     cost_quality,
@@ -20,9 +22,9 @@ from seal_lib.continual.plots import (
     retention_by_age,
     stream_length,
 )
-from seal_lib.continual.tables import EXPERIMENT, MAPS_EXPERIMENT, MATRIX, committed_sweep
+from seal_lib.continual.tables import EXPERIMENT, FATES, MAPS_EXPERIMENT, MATRIX, committed_sweep
 from seal_lib.report.arms import FAMILIES, arm_label, family
-from seal_lib.report.figures import save
+from seal_lib.report.figures import narrowed, save, say
 from seal_lib.report.plots import style
 
 if TYPE_CHECKING:
@@ -30,9 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAPPED_ARMS = ("sequential_authors_live", "sequential_authors", "sequential_live", "sequential", "ewc", "merge", "kl",
-        "generative_replay", "replay", "null_space", "inflora", "null_space_replay_live", "null_space_replay",
-        "joint")  # fmt: skip
+MAPPED_ARMS = ("sequential_authors_live", "sequential", "null_space_replay")  # and the authors' before them
 AGED = (
     "sequential_authors",
     "sequential",
@@ -48,134 +48,153 @@ PAPER = ("sequential_authors_live", "sequential_authors", "sequential")
 FATED = ("sequential_authors", "sequential", "sequential_live", "replay", "null_space", "null_space_replay", "joint")
 
 
+def shows(experiment: str, metrics: str, of: Sequence[str] = ()) -> Callable:
+    """Decorator of a figure: it is given the rows of these metrics and arms alone, drawn in the style, and has a
+    caption.
+
+    Args:
+        experiment: whose rows the gallery draws it from. metrics: pattern of the metrics it shows.
+        of: the arms it shows, in their order, unless its caller names others; none: all.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        @wraps(function)
+        def figure_of(rows: pd.DataFrame, arms: Sequence[str] = of, **named: object) -> Figure | None:
+            rows = only(rows, arms)
+            there = [arm for arm in arms if arm in set(rows["arm"])]
+            if not len(rows):
+                return None
+            with style():
+                figure = function(rows, *([there] if of else []), **named)
+                if figure is not None:
+                    say(figure, rows)
+            return figure
+
+        def only(rows: pd.DataFrame, arms: Sequence[str] = of) -> pd.DataFrame:
+            rows = narrowed(rows, metrics)
+            return rows[rows["arm"].isin(list(arms))] if arms else rows
+
+        vars(figure_of).update(experiment=experiment, only=only)
+        return figure_of
+
+    return decorate
+
+
 def gallery(df: pd.DataFrame, folder: Path) -> list[str]:
     """Draw and save (PDF, PNG, CSV) every figure of the study for which `df` (results.csv) has data; their names."""
     names = []
-    rows, cells = df[df["experiment"] == EXPERIMENT], df[df["experiment"] == MATRIX]
-    maps = df[df["experiment"] == MAPS_EXPERIMENT]
-    made = rows["model"].astype(str).str.startswith("seedling").any()  # whose tuning is committed
+    made = df["model"].astype(str).str.startswith("seedling").any()  # whose tuning is committed
     more = {scatter_figure: {"sweep": committed_sweep() if made else None}}
-    for kind in (overview_figure, age_figure, scatter_figure, fates_figure, cost_figure):
-        if len(rows) and (figure := kind(rows, **more.get(kind, {}))) is not None:
+    kinds = (overview_figure, age_figure, scatter_figure, fates_figure, cost_figure, paper_figure, maps_figure,
+             length_figure)  # fmt: skip
+    for kind in kinds:
+        rows = kind.only(df[df["experiment"] == kind.experiment])
+        if (figure := kind(rows, **more.get(kind, {}))) is not None:
             names.append(f"continual_{kind.__name__.removesuffix('_figure')}")
             save(figure, names[-1], rows, folder)
-    for name, kind, table in (("continual_paper", paper_figure, cells), ("continual_maps", maps_figure, maps)):
-        if len(table):
-            names.append(name)
-            save(kind(table), name, table, folder)
-    lengths = df[df["experiment"] == "continual/stream_length"]
-    if len(lengths):
-        names.append("continual_length")
-        save(length_figure(lengths), names[-1], lengths, folder)
     return names
 
 
-def _axes(rows: int, columns: int, size: tuple[float, float], **options):
-    """A closed figure and its axes [rows, columns], in the style that the caller entered."""
+def _axes(rows: int, columns: int, size: tuple[float, float], title: str = "", **options: Any) -> tuple:
+    """A closed figure and its axes [rows, columns]."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)
     plt.close(figure)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure, axes
 
 
-def paper_figure(cells: pd.DataFrame, arms: Sequence[str] = PAPER) -> Figure:
+def _matrices(cells: pd.DataFrame, arms: Sequence[str], difference: bool, title: str) -> Figure:
+    """The authors' released matrix and those of the arms, on one scale."""
+    figure, axes = _axes(1, 1 + len(arms), (2.9 * (1 + len(arms)), 3.5), title)
+    heat_map(released_matrix(), axes[0, 0], difference)
+    axes[0, 0].set_title("the authors' release,\nQwen2.5-7B", fontsize=8.5)
+    for ax, arm in zip(axes[0, 1:], arms, strict=True):
+        heat_map(matrix_of(cells, arm), ax, difference)
+        ax.set_title("ours: " + textwrap.fill(arm_label(arm), 26), fontsize=8.5)
+        ax.label_outer()
+    label = "accuracy − unedited, points" if difference else "right, %"
+    bar = figure.colorbar(axes[0, 0].seal_image, ax=axes, shrink=0.8, label=label)
+    bar.ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:{'+' if difference and v else ''}.0f}".replace("-", "−"))
+    return figure
+
+
+@shows(MATRIX, "accuracy_after_.*", PAPER)
+def paper_figure(cells: pd.DataFrame, arms: Sequence[str]) -> Figure:
     """The paper's heat map: the authors' released matrix beside ours, their protocol first; one colour scale."""
-    arms = [arm for arm in arms if arm in set(cells["arm"])]
-    with style():
-        figure, axes = _axes(1, 1 + len(arms), (3.3 * (1 + len(arms)), 3.1))
-        heat_map(released_matrix(), axes[0, 0])
-        axes[0, 0].set_title("authors, Qwen2.5-7B (released)")
-        for ax, arm in zip(axes[0, 1:], arms, strict=True):
-            heat_map(matrix_of(cells, arm), ax)
-            ax.set_title(f"ours: {arm_label(arm)}")
-        figure.colorbar(axes[0, 0].seal_image, ax=axes, shrink=0.8, label="accuracy")
-    return figure
+    return _matrices(cells, arms, False, "What is right after each edit (the paper's Figure 6)")
 
 
-def maps_figure(cells: pd.DataFrame, arms: Sequence[str] = MAPPED_ARMS) -> Figure:
+@shows(MAPS_EXPERIMENT, "accuracy_after_.*", MAPPED_ARMS)
+def maps_figure(cells: pd.DataFrame, arms: Sequence[str]) -> Figure:
     """Difference to the unedited model, arm by arm, on one scale; the authors' first."""
-    arms = [arm for arm in arms if arm in set(cells["arm"])]
-    with style():
-        columns = min(4, 1 + len(arms))
-        lines = -(-(1 + len(arms)) // columns)
-        figure, axes = _axes(lines, columns, (2.75 * columns, 2.55 * lines))
-        flat = axes.flatten()
-        heat_map(released_matrix(), flat[0], difference=True)
-        flat[0].label_outer()
-        flat[0].set_title("authors, Qwen2.5-7B")
-        for ax, arm in zip(flat[1:], arms, strict=False):
-            heat_map(matrix_of(cells, arm), ax, difference=True)
-            ax.set_title(arm_label(arm))
-            ax.label_outer()
-        for ax in flat[1 + len(arms) :]:
-            ax.set_visible(False)
-        figure.colorbar(flat[0].seal_image, ax=axes, shrink=0.6, label="accuracy − unedited")
-    return figure
+    return _matrices(cells, arms, True, "What each edit changes")
 
 
-def age_figure(rows: pd.DataFrame, arms: Sequence[str] = AGED) -> Figure:
+@shows(EXPERIMENT, r"age_\d+", AGED)
+def age_figure(rows: pd.DataFrame, arms: Sequence[str]) -> Figure:
     """Retention against edit age."""
-    with style():
-        figure, axes = _axes(1, 1, (6.6, 3.8))
-        retention_by_age(rows, axes[0, 0], arms)
+    figure, axes = _axes(1, 1, (6.6, 4.0), "What is left after later edits")
+    retention_by_age(rows, axes[0, 0], arms)
     return figure
 
 
+@shows(EXPERIMENT, r"LA_gain|BWT|base|AA_\d+")
 def scatter_figure(rows: pd.DataFrame, sweep: pd.DataFrame | None = None) -> Figure:
-    """Plasticity against stability, with a legend of families."""
-    with style():
-        figure, axes = _axes(1, 1, (7.8, 5.2))
-        plasticity_stability(rows, axes[0, 0], sweep)
-        _family_legend(axes[0, 0], rows)
+    """Plasticity against stability, the crowded corner once more beside it."""
+    figure, axes = _axes(1, 2, (12.0, 5.2), "Learning against forgetting")
+    plasticity_stability(rows, axes[0, 0], sweep, axes[0, 1])
+    axes[0, 1].set_visible(axes[0, 1].has_data())
+    _family_legend(axes[0, 0], rows)
     return figure
 
 
-def fates_figure(rows: pd.DataFrame, arms: Sequence[str] = FATED) -> Figure | None:
+@shows(EXPERIMENT, rf"({'|'.join(FATES)}):age_\d+", FATED)
+def fates_figure(rows: pd.DataFrame, arms: Sequence[str]) -> Figure:
     """Where the accuracy goes, by age, for a few arms."""
-    arms = [a for a in arms if len(rows[(rows["arm"] == a) & rows["metric"].str.startswith("never:")])]
-    if not arms:
-        return None
-    with style():
-        columns = min(3, len(arms))
-        lines = -(-len(arms) // columns)
-        figure, axes = _axes(lines, columns, (2.9 * columns, 2.5 * lines), sharey=True)
-        for ax, arm in zip(axes.flatten(), arms, strict=False):
-            fates_by_age(rows, ax, arm)
-            ax.label_outer()
-        for ax in axes.flatten()[len(arms) :]:
-            ax.set_visible(False)
-        handles, names = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles[::-1], names[::-1], loc="outside right center")
+    columns = min(3, len(arms))
+    lines = -(-len(arms) // columns)
+    figure, axes = _axes(
+        lines, columns, (2.9 * columns, 0.4 + 2.5 * lines), "What became of each question", sharey=True
+    )
+    for ax, arm in zip(axes.flatten(), arms, strict=False):
+        fates_by_age(rows, ax, arm)
+        ax.label_outer()
+    for ax in axes.flatten()[len(arms) :]:
+        ax.set_visible(False)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles[::-1], names[::-1], loc="outside right center")
     return figure
 
 
+@shows(EXPERIMENT, "seconds_per_edit|accuracy")
 def cost_figure(rows: pd.DataFrame) -> Figure | None:
     """Accuracy against cost."""
     if not (rows.loc[rows["metric"] == "seconds_per_edit", "value"] > 0).any():
         return None
-    with style():
-        figure, axes = _axes(1, 1, (7.6, 4.8))
-        cost_quality(rows, axes[0, 0])
-        _family_legend(axes[0, 0], rows)
+    figure, axes = _axes(1, 1, (8.4, 5.2), "What an edit costs, and what is right at the end")
+    cost_quality(rows, axes[0, 0])
+    _family_legend(axes[0, 0], rows)
     return figure
 
 
+@shows(EXPERIMENT, "accuracy|BWT|prior_kept")
 def overview_figure(rows: pd.DataFrame) -> Figure:
     """All arms: accuracy, forgetting, prior knowledge."""
-    with style():
-        arms = rows.loc[rows["metric"] == "accuracy", "arm"].nunique()
-        figure, axes = _axes(1, 3, (9.5, 1.0 + 0.21 * arms))
-        overview(rows, list(axes[0]))
+    arms = rows.loc[rows["metric"] == "accuracy", "arm"].nunique()
+    figure, axes = _axes(1, 3, (9.5, 1.3 + 0.21 * arms), "All update rules")
+    overview(rows, list(axes[0]))
     return figure
 
 
+@shows("continual/stream_length", r"(AA|prior)_\d+")
 def length_figure(rows: pd.DataFrame) -> Figure:
     """Accuracy and prior knowledge against the number of edits."""
-    with style():
-        figure, axes = _axes(1, 2, (11, 3.8))
-        stream_length(rows, axes[0, 0])
-        stream_length(rows, axes[0, 1], "prior")
+    figure, axes = _axes(1, 2, (11, 4.0), "Longer streams of edits")
+    stream_length(rows, axes[0, 0])
+    stream_length(rows, axes[0, 1], "prior")
     return figure
 
 

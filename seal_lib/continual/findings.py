@@ -15,9 +15,9 @@ from seal_lib.continual import tables
 from seal_lib.report import stats
 from seal_lib.report.arms import arm_label, arm_rank
 from seal_lib.report.stats import Estimate
+from seal_lib.report.words import bullets, chance, number, percent, points
 
 Lines = Sequence[Mapping[str, object]]
-NOTHING = "Nothing in this run can be told apart: too few streams, or too small differences."
 
 
 def edits(rows: Lines) -> str:
@@ -31,16 +31,16 @@ def edits(rows: Lines) -> str:
             continue
         last = max((name for name in one if re.fullmatch(r"AA_\d+", name)), key=lambda name: int(name[3:]))
         what = "overwrite what was taught" if lost.value < 0 else "add to what was taught"
-        text = f"**{arm_label(arm)}**: later edits {what}. {_percent(one['LA'])} are right after their own edit, "
-        text += f"{_percent(one[last])} at the end (backward transfer {_points(lost)})."
+        text = f"**{arm_label(arm)}**: later edits {what}. {percent(one['LA'])} are right after their own edit, "
+        text += f"{percent(one[last])} at the end (backward transfer {points(lost)})."
         if "half_life" in one and not math.isnan(one["half_life"].value):
-            text += f" Half of the injected gain is gone after {_number(one['half_life'])} later edits."
+            text += f" Half of the injected gain is gone after {number(one['half_life'])} later edits."
         if "prior_kept" in one and one["prior_kept"].high < 1:
-            text += f" Of what the model knew before any edit {_percent(one['prior_kept'])} is left."
+            text += f" Of what the model knew before any edit {percent(one['prior_kept'])} is left."
         if moved is not None and _away(moved):
-            text += f" Passages not edited yet move by {_points(moved)}."
+            text += f" Passages not edited yet move by {points(moved)}."
         said.append(text)
-    return _list(said + _differences(found))
+    return bullets(said + _differences(found))
 
 
 def mitigations(rows: Lines) -> str:
@@ -51,9 +51,9 @@ def mitigations(rows: Lines) -> str:
     kept = [(arm, found[arm, "prior_kept"]) for arm in sorted(better, key=arm_rank) if (arm, "prior_kept") in found]
     kept = [(arm, e) for arm, e in kept if e.high < 1]
     if kept:
-        price = ", ".join(f"{arm_label(arm)} {_percent(e)}" for arm, e in kept)
+        price = ", ".join(f"{arm_label(arm)} {percent(e)}" for arm, e in kept)
         said.append(f"What the better arms keep of prior knowledge: {price}.")
-    return _list(said)
+    return bullets(said)
 
 
 def retention(rows: Lines) -> str:
@@ -62,14 +62,12 @@ def retention(rows: Lines) -> str:
     for (arm, metric), e in found.items():
         if (match := re.fullmatch(r"change_(\d+)_to_(\d+)", metric)) and stats.separable(e):
             first, last = match.groups()
-            text = (
-                f"**{arm_label(arm)}** {'loses' if e.value < 0 else 'gains'} {_points(e)} between {first} and {last} "
-            )
-            text += f"edits ({_percent(found[arm, f'AA_{first}'])} to {_percent(found[arm, f'AA_{last}'])}{_p(e)})."
+            text = f"**{arm_label(arm)}** {'loses' if e.value < 0 else 'gains'} {points(e)} between {first} and {last} "
+            text += f"edits ({percent(found[arm, f'AA_{first}'])} to {percent(found[arm, f'AA_{last}'])}{_p(e)})."
             if (arm, f"prior_{last}") in found:
-                text += f" Of the prior questions it answers {_percent(found[arm, f'prior_{last}'])} at the end."
+                text += f" Of the prior questions it answers {percent(found[arm, f'prior_{last}'])} at the end."
             said.append(text)
-    return _list(said)
+    return bullets(said)
 
 
 def tuning(lines: Lines) -> str:
@@ -94,7 +92,7 @@ def tuning(lines: Lines) -> str:
             said.append(f"**{arm_label(rule)}** ({at}): {', and '.join(why)}. A better setting may lie beyond.")
     if lost := sum(line["diverged"] > 0 for line in lines):
         said.append(f"{lost} settings made a stream diverge and were not chosen.")
-    return _list(said)
+    return bullets(said)
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
@@ -102,13 +100,7 @@ def tuning(lines: Lines) -> str:
 
 def _found(rows: Lines) -> dict[tuple[str, str], Estimate]:
     """(arm, metric) -> its estimate, for the rows that have a number."""
-    return {
-        (row["arm"], row["metric"]): Estimate(
-            row["value"], row["low"], row["high"], row["n"], row["unit"], row["dropped"], row["interval"], p=row["p"]
-        )
-        for row in rows
-        if not math.isnan(row["value"])
-    }  # fmt: skip
+    return {(row["arm"], row["metric"]): Estimate.of_row(row) for row in rows if not math.isnan(row["value"])}
 
 
 def _differences(estimates: Mapping[tuple[str, str], Estimate]) -> list[str]:
@@ -120,7 +112,7 @@ def _differences(estimates: Mapping[tuple[str, str], Estimate]) -> list[str]:
             a, b = (arm_label(name) for name in arm.split(" - "))
             where = "above" if e.value > 0 else "below"
             lost = f", {e.dropped} dropped" if e.dropped else ""
-            sentences.append(f"**{a}** ends {where} **{b}** by {_points(e)} ({e.n} streams{lost}{_p(e)}).")
+            sentences.append(f"**{a}** ends {where} **{b}** by {points(e)} ({e.n} streams{lost}{_p(e)}).")
     if family:
         sentences.append(f"{len(sentences)} of {len(family)} comparisons can be told apart.")
     return sentences
@@ -134,29 +126,5 @@ def _above(e: Estimate) -> bool:
     return e.value > 0 and stats.separable(e)
 
 
-def _percent(e: Estimate) -> str:
-    return f"{100 * e.value:.0f} %" + _interval(e, 100, ".0f")
-
-
-def _points(e: Estimate) -> str:
-    return f"{100 * e.value:+.1f} points".replace("-", "−") + _interval(e, 100, "+.1f").replace("-", "−")
-
-
-def _number(e: Estimate) -> str:
-    return f"{e.value:.1f}" + _interval(e, 1, ".1f")
-
-
-def _interval(e: Estimate, scale: float, form: str) -> str:
-    if math.isnan(e.low) or math.isnan(e.high):
-        return ""
-    return f" [{scale * e.low:{form}}, {scale * e.high:{form}}]"
-
-
 def _p(e: Estimate) -> str:
-    if math.isnan(e.p):
-        return ""
-    return ", p < 0.001" if e.p < 0.001 else f", p = {e.p:.3f}"
-
-
-def _list(sentences: Sequence[str]) -> str:
-    return "\n".join(f"- {text}" for text in sentences) if sentences else NOTHING
+    return f", {chance(e)}" if chance(e) else ""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from seal_lib.continual.arm import stores_text
 from seal_lib.continual.tables import FATES, MATRIX
 from seal_lib.errors import DataError
 from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank, colour
-from seal_lib.report.marks import GREY, INK, LIGHT, darker, names_at_right, share_axis
+from seal_lib.report.marks import GREY, INK, LIGHT, names_at_right, names_near, share_axis
 from seal_lib.report.paper_values import paper_values
 from seal_lib.report.results import wants
 
@@ -29,7 +29,6 @@ FATE_STYLE = {
     "lost_base": ("known before, lost", "#8a8a8a"), "lost_injected": ("taught, lost", "#D55E00"),
     "never": ("never learned", "#e9e0d0"), "blank": ("no answer", "#56B4E9"),
 }  # fmt: skip
-_LEADER = {"arrowstyle": "-", "linewidth": 0.4, "alpha": 0.6, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
 BOUNDS = ("joint", "isolation_oracle")  # what could be had: dashed, or a star
 _CELL = re.compile(r"accuracy_after_(\d+):passage_(\d+)")
 
@@ -121,70 +120,90 @@ def _banded(ax: Axes, rows: pd.DataFrame, x: str, arm: str, alpha: float, **mark
     return float(rows["value"].iloc[-1]), arm_label(arm), paint
 
 
-def plasticity_stability(table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | None = None) -> Axes:
+def plasticity_stability(
+    table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | None = None, zoom: Axes | None = None
+) -> Axes:  # fmt: skip
     """Learned gain (LA − base) against backward transfer, single-weight arms and references; grey lines join points of
     equal AA_K, for AA_K = LA + BWT (K−1)/K exactly.
 
     Args:
         sweep: tuning lines (rule, LA, AA, BWT); the settings of plain editing are joined as a strength frontier.
+        zoom: axes for the corner where most arms are good (`good_corner`).
     """
-    import numpy as np
-
-    points = {arm: {} for arm in table["arm"].unique()}
+    points: dict[str, dict] = {arm: {} for arm in table["arm"].unique()}
     for row in table[table["metric"].isin(["LA_gain", "BWT", "base"])].to_dict("records"):
         points[row["arm"]][row["metric"]] = row
-    K = int(max(m[3:] for m in table["metric"] if re.fullmatch(r"AA_\d", m))) if len(table) else 8
+    K = max(int(m[3:]) for m in table["metric"] if re.fullmatch(r"AA_\d+", m))
     base = next(p["base"]["value"] for p in points.values() if "base" in p)
-    x = np.linspace(-0.05, 1.0, 50)
-    for level in np.arange(0.2, 1.01, 0.2):
-        ax.plot(x, (level - base - x) * K / (K - 1), color=LIGHT, linewidth=0.8, zorder=0)
-        at = level - base - 0.085 * K / (K - 1)
-        if at < 0.95:
-            ax.text(at, 0.085, f" AA {100 * level:.0f} %", color=GREY, fontsize=7, va="top")
-    for rule, one in () if sweep is None else sweep.groupby("rule"):
-        if rule in ("sequential", "delta_scaling"):
-            one = one.assign(at=one["knobs"].str.extract(r": ([\d.]+)")[0].astype(float)).sort_values("at")
-            ax.plot(one["LA"] - base, one["BWT"], color=colour(rule), linewidth=0.8, alpha=0.5, zorder=1)
-    drawn = [(a, p) for a, p in points.items() if {"LA_gain", "BWT"} <= set(p) and not math.isnan(p["BWT"]["value"])]
     skip = ("frozen", "rag", "passage_in_context")
-    for arm, p in sorted(drawn, key=lambda item: arm_rank(item[0])):
-        if arm in skip:
-            continue
-        gain, kept, paint = p["LA_gain"], p["BWT"], colour(arm)
-        ax.plot([gain["low"], gain["high"]], [kept["value"]] * 2, color=paint, linewidth=0.9, alpha=0.6)
-        ax.plot([gain["value"]] * 2, [kept["low"], kept["high"]], color=paint, linewidth=0.9, alpha=0.6)
-        star = {"marker": "*", "markersize": 12} if arm in BOUNDS else {"marker": "o"}
-        ax.plot([gain["value"]], [kept["value"]], color=paint, linestyle="", zorder=4, gid=f"value:{arm}", **star)
-    ax.axhline(0, color=INK, linewidth=0.9, zorder=1)
-    share_axis(ax.xaxis, "learned right after the edit (LA − base)", signed=True)
-    share_axis(ax.yaxis, "backward transfer (0 = nothing forgotten)", signed=True)
-    ax.set_ylim(-0.62, 0.09)
-    ax.set_xlim(-0.02, 1.0)
-    _column(ax, [(p["LA_gain"]["value"], p["BWT"]["value"], arm) for arm, p in drawn if arm not in skip])
+    drawn = {
+        arm: (p["LA_gain"], p["BWT"])
+        for arm, p in sorted(points.items(), key=lambda item: arm_rank(item[0]))
+        if arm not in skip and {"LA_gain", "BWT"} <= set(p) and not math.isnan(p["BWT"]["value"])
+    }
+    corner = good_corner(drawn) if zoom is not None else None
+    lines = [] if sweep is None else list(sweep.groupby("rule"))
+    for one in (ax, zoom) if corner else (ax,):
+        close = one is zoom
+        if close:
+            one.set(xlim=corner[:2], ylim=corner[2:])
+        else:
+            ends = [kept[end] for _, kept in drawn.values() for end in ("low", "high") if not math.isnan(kept[end])]
+            kept = [*ends, *(kept["value"] for _, kept in drawn.values()), 0.0]
+            one.set_xlim(-0.02, 1.0)
+            one.set_ylim(min(kept) - 0.05, max(kept) + 0.05)
+        _equal_accuracy(one, base, K, 0.05 if close else 0.2)
+        names = []
+        for rule, settings in lines:
+            if rule in ("sequential", "delta_scaling"):
+                at = settings["knobs"].str.extract(r": ([\d.]+)")[0].astype(float)
+                settings = settings.assign(at=at, gain=settings["LA"] - base).sort_values("at")
+                one.plot(settings["gain"], settings["BWT"], color=colour(rule), linewidth=0.8, alpha=0.5, zorder=1)
+                end = settings.loc[settings["gain"].idxmin()]
+                names += (
+                    [] if close else [(end["gain"], end["BWT"], f"{arm_label(rule)}: other strengths", colour(rule))]
+                )
+        for arm, (gain, kept) in drawn.items():
+            paint, x, y = colour(arm), gain["value"], kept["value"]
+            one.plot([gain["low"], gain["high"]], [y, y], color=paint, linewidth=0.9, alpha=0.6)
+            one.plot([x, x], [kept["low"], kept["high"]], color=paint, linewidth=0.9, alpha=0.6)
+            star = {"marker": "*", "markersize": 12} if arm in BOUNDS else {"marker": "o"}
+            one.plot([x], [y], color=paint, linestyle="", zorder=4, gid=f"value:{arm}", **star)
+            inside = corner is not None and corner[0] <= x <= corner[1] and corner[2] <= y <= corner[3]
+            if inside == close:
+                names.append((x, y, arm_label(arm), paint))
+        one.axhline(0, color=INK, linewidth=0.9, zorder=1)
+        share_axis(one.xaxis, "learned right after the edit (LA − base)", signed=True)
+        share_axis(one.yaxis, "" if close else "backward transfer (0: nothing forgotten)", signed=True)
+        if close:
+            one.set_ylabel("")
+            ax.indicate_inset_zoom(one, edgecolor=GREY, alpha=0.8)
+        names_near(one, names)
     return ax
 
 
-def _column(ax: Axes, marks: Sequence[tuple[float, float, str]]) -> None:
-    """Arm names in a column right of the axes, in the order of their marks' heights, each with a thin leader."""
-    from matplotlib.transforms import blended_transform_factory
+def good_corner(drawn: Mapping[str, tuple[dict, dict]]) -> tuple[float, float, float, float] | None:
+    """(left, right, bottom, top) around the arms that end within 20 points of the best; None where they are few."""
+    ended = {arm: gain["value"] + kept["value"] for arm, (gain, kept) in drawn.items()}
+    best = [drawn[arm] for arm, value in ended.items() if value > max(ended.values()) - 0.2]
+    if not 4 <= len(best) < len(drawn):
+        return None
+    xs, ys = ([row[side]["value"] for row in best] for side in (0, 1))
+    return min(xs) - 0.02, max(xs) + 0.03, min(ys) - 0.025, max(ys) + 0.025
 
-    low, high = ax.get_ylim()
-    place = blended_transform_factory(ax.transAxes, ax.transData)
-    step = min(0.042, 1 / max(1, len(marks))) * (high - low)
-    ordered = sorted(marks, key=lambda m: (m[1], -m[0]))
-    heights: list[float] = []
-    for _, y, _ in ordered:
-        heights.append(max(y, heights[-1] + step if heights else low))
-    over = heights[-1] - (high - step / 2)
-    for n in reversed(range(len(heights))):  # the top ones give way downwards
-        if over > 0:
-            top = heights[n + 1] - step if n + 1 < len(heights) else high - step / 2
-            heights[n] = min(heights[n], top)
-    for (x, y, arm), at in zip(ordered, heights, strict=True):
-        ax.annotate(
-            arm_label(arm), (x, y), (1.04, at), textcoords=place, fontsize=7.5, color=darker(colour(arm)),
-            va="center", arrowprops=dict(_LEADER, color=colour(arm)), annotation_clip=False,
-        )  # fmt: skip
+
+def _equal_accuracy(ax: Axes, base: float, K: int, step: float) -> None:
+    """Grey lines of equal accuracy after all edits, with their value where they enter at the top."""
+    import numpy as np
+
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    x = np.array([left, right])
+    for level in np.arange(step, 1.001, step):
+        at = level - base - high * (K - 1) / K
+        if left < at < right - 0.05 * (right - left):
+            ax.plot(x, (level - base - x) * K / (K - 1), color=LIGHT, linewidth=0.8, zorder=0)
+            ax.text(at, high, f" AA {100 * level:.0f} %", color=GREY, fontsize=7, va="top")
+    ax.set(xlim=(left, right), ylim=(low, high))
 
 
 def fates_by_age(table: pd.DataFrame, ax: Axes, arm: str) -> Axes:
@@ -229,8 +248,9 @@ def cost_quality(table: pd.DataFrame, ax: Axes, cost: str = "seconds_per_edit", 
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
     ax.set_xlabel("CPU seconds of training per edit (log scale; ring: stores text)")
     share_axis(ax.yaxis, "questions on all edited passages, at the end")
+    ax.set_xlim(ax.get_xlim()[0], 1.6 * ax.get_xlim()[1])
     ax.grid(axis="y")
-    _column(ax, marks)
+    names_near(ax, [(x, y, arm_label(arm), colour(arm)) for x, y, arm in marks])
     return ax
 
 

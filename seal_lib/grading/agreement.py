@@ -6,13 +6,15 @@ passages (and loops): answers about one passage are not independent, under whate
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import permutations
+from itertools import combinations, permutations
 
 from seal_lib.generation.thoughts import without_thoughts
 from seal_lib.grading.graders import ALWAYS, judged
 from seal_lib.grading.judge import Judge
 from seal_lib.records import PassageTrial, Question
 from seal_lib.report import stats
+from seal_lib.report.arms import arm_label
+from seal_lib.report.words import Rows, bullets, percent
 from seal_lib.runs.work import Recorder
 
 #: the judge, and the judge asked once more about the same answers
@@ -128,3 +130,28 @@ def disagreements(arms: Mapping[str, Loops], graders: Sequence[str], limit: int)
                     about = {"arm": arm, "question": answer.question, "answer": answer.text, "gold": answer.gold}
                     found.setdefault((answer.question, answer.text), about | grades)
     return list(found.values())[:limit]
+
+
+def in_words(rows: Rows) -> str:
+    """Markdown: how often every two graders agree, and the arms that they put in another order."""
+    levels: dict[str, dict[str, float]] = {}
+    said = []
+    for row in rows:
+        kind, _, rest = row["metric"].partition(":")
+        if kind == "accuracy":
+            levels.setdefault(rest, {})[row["arm"]] = row["value"]
+        elif kind == "agree":
+            first, second = rest.split(":")
+            said.append(f"**{first}** and **{second}** agree on {percent(stats.Estimate.of_row(row))} of the answers.")
+    turned = [
+        f"**{arm_label(a)}** and **{arm_label(b)}** ({first}: {100 * one[a]:.1f} and {100 * one[b]:.1f} %, "
+        f"{second}: {100 * two[a]:.1f} and {100 * two[b]:.1f} %)"
+        for (first, one), (second, two) in combinations(levels.items(), 2)
+        for a, b in combinations(one, 2)
+        if (one[a] - one[b]) * (two[a] - two[b]) < 0
+    ]
+    if turned:
+        said.append(f"Graders put these arms in another order: {'; '.join(turned)}.")
+    elif len(levels) > 1:
+        said.append("Every grader puts the arms in the same order.")
+    return bullets(said)

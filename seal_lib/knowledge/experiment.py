@@ -5,35 +5,18 @@ check, and the control that ignores the reward. Several loops with different see
 is also reported on its own.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from seal_lib.knowledge.evaluate import Loops, difference_rows, edit_rows, result_rows
 from seal_lib.loops.outer import Loop, fresh_rewards
 from seal_lib.records import Passage, PassageTrial
-from seal_lib.report import rewards, stats
+from seal_lib.report import rewards
 from seal_lib.report.arms import arm_label
+from seal_lib.report.stats import Estimate
+from seal_lib.report.words import Rows, bullets, number, percent
 
 EXPERIMENT = "knowledge/restem"
-
-
-def readings(rows: Sequence[Mapping[str, Any]], experiment: str) -> str:
-    """Markdown that lists the differences of an experiment that are separable from zero, and no others."""
-    lines: dict[str, list[str]] = {}
-    for row in rows:
-        if row["experiment"] == experiment and row["metric"] == "difference":
-            a, b = row["arm"].split(" - ", 1)
-            several = lines.setdefault(b, [])
-            estimate = stats.Estimate.of_row(row)
-            if stats.separable(estimate):
-                interval = f"{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}"
-                several.append(f"{arm_label(a)} {100 * estimate.value:+.1f} [{interval}]")
-    if not lines:
-        return "No two arms were compared."
-    shown = [f"- against **{arm_label(b)}**: {'; '.join(several)}" for b, several in lines.items() if several]
-    over = "paired by passage; 95 % intervals over passages, and over loops where there are several"
-    head = f"Separable from zero, in points of accuracy ({over})"
-    return f"{head}:\n\n" + "\n".join(shown) if shown else "No difference of this run is separable from zero."
 
 
 def comparisons(rounds: int) -> list[tuple[str, str]]:
@@ -91,3 +74,37 @@ def reward_rows(loops: Sequence[Loop], *, protocol: str, model: str, grader: str
         fresh = {loop.seed: fresh_rewards(loop.rounds[index], loop.fresh[index]) for loop in loops}
         rows += rewards.reward_rows(EXPERIMENT, f"seal_round_{index + 1}", records, fresh, unit="passage", **label)
     return rows
+
+
+def one_passage(before: PassageTrial, trials: Sequence[PassageTrial]) -> str:
+    """Markdown: how many questions are right before, and after training on each of several self-edits."""
+    right = [trial.accuracy for trial in trials if not math.isnan(trial.accuracy)]
+    said = [f"Before: {percent(_one(before.accuracy))} of the {len(before.answers)} questions right."]
+    if right:
+        mean = _one(sum(right) / len(right))
+        said.append(f"After: {percent(_one(min(right)))} to {percent(_one(max(right)))}, over {len(right)} self-edits.")
+        said.append(f"A typical self-edit is worth {percent(mean)}: the mean, not the best of {len(right)}.")
+    if len(set(right)) == 1:
+        said.append("All self-edits are worth the same here: a choice among them would be blind.")
+    return bullets(said)
+
+
+def _one(value: float) -> Estimate:
+    return Estimate(value, math.nan, math.nan, 1)
+
+
+def writing(rows: Rows) -> str:
+    """Markdown: how long self-edits are, and of passages of the made world their styles and what they cover."""
+    found: dict[str, dict[str, Estimate]] = {}
+    for row in rows:
+        found.setdefault(row["arm"], {})[row["metric"]] = Estimate.of_row(row)
+    said = []
+    for arm, one in found.items():
+        said += [f"**{arm_label(arm)}** are {number(one['edit_tokens'])} tokens long."] if "edit_tokens" in one else []
+        styles = {name.partition(":")[2]: e for name, e in one.items() if name.startswith("style_share:") and e.value}
+        if styles:
+            first = sorted(styles, key=lambda name: -styles[name].value)
+            said.append("By style: " + ", ".join(f"*{name}* {percent(styles[name])}" for name in first) + ".")
+        if "coverage" in one:
+            said.append(f"From person to value they state {percent(one['coverage'])} of their passage's facts.")
+    return bullets(said)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from seal_lib.report import stats
 from seal_lib.report.arms import arm_label
+from seal_lib.report.words import bullets, points, units
 
 
 class EvaluatedLoop(Protocol):
@@ -78,18 +79,14 @@ def in_words(rows: Sequence[Mapping]) -> str:
         own = [other for other in apart if other["arm"] == row["arm"] and other["model"] in alone]
         held = [other for other in own if _separable(other) and other["value"] * row["value"] > 0]
         a, b = (arm_label(arm) for arm in row["arm"].split(" - "))
-        value, low, high = (_points(row[key]) for key in ("value", "low", "high"))
-        line = f"* **{a} − {b}**: {value} points [{low}, {high}] over {row['n']} {row['unit']}s"
-        each = ", ".join(_points(other["value"]) for other in own)
+        whole = stats.Estimate.of_row(row)
+        line = f"**{a} − {b}**: {points(whole)} over {units(whole, 'models')}"
         if len(alone) > 1:
-            line += f" × {len(alone)} models; model by model {each}, separable alone on {len(held)} of {len(alone)}"
+            each = ", ".join(f"{100 * other['value']:+.1f}".replace("-", "−") for other in own)
+            line += f"; model by model {each}, separable alone on {len(held)} of {len(alone)}"
         lines.append(line + ".")
-    return "\n".join(lines)
+    return bullets(lines, "No comparison of this run can be told apart from none over all models.")
 
 
 def _separable(row: Mapping) -> bool:
     return stats.separable(stats.Estimate.of_row(row))
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")

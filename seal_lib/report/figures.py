@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib import paths
 from seal_lib.report import tables
+from seal_lib.report.marks import GREY
 from seal_lib.report.plots import style
 
 if TYPE_CHECKING:
@@ -36,17 +38,66 @@ def draw(
     """
     import matplotlib.pyplot as plt
 
-    if pattern := getattr(function, "metrics", ""):
-        table = table[table["metric"].str.fullmatch(pattern.format(**options))]
+    table = narrowed(table, getattr(function, "metrics", "").format(**options))
     with style():
         figure, axes = plt.subplots(*panels, figsize=size or _size(function, table), layout="constrained")
         function(table, axes, **options)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        say(figure, table)
         plt.close(figure)
         if folder is not None:
             save(figure, name or function.__name__, table, folder)
     return figure
+
+
+def panels(*drawn: tuple, size: tuple[float, float] | None = None) -> Figure:
+    """Several drawing functions side by side with one caption, for notebooks: (function, table) each, or with a
+    dictionary of options as a third."""
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    parts = [(function, table, *(options or [{}])) for function, table, *options in drawn]
+    shown = [narrowed(table, getattr(f, "metrics", "").format(**options)) for f, table, options in parts]
+    sizes = [_size(function, table) for (function, *_), table in zip(parts, shown, strict=True)]
+    size = size or (min(12.0, sum(wide for wide, _ in sizes)), max(high for _, high in sizes))
+    with style():
+        figure, axes = plt.subplots(1, len(parts), figsize=size, layout="constrained", squeeze=False)
+        for ax, (function, _, options), table in zip(axes[0], parts, shown, strict=True):
+            function(table, ax, **options)
+        say(figure, pd.concat(shown))
+        plt.close(figure)
+    return figure
+
+
+def narrowed(table: pd.DataFrame, pattern: str) -> pd.DataFrame:
+    """The rows whose metric fits the pattern, all without one: what a figure shows, and its CSV."""
+    return table[table["metric"].str.fullmatch(pattern)] if pattern else table
+
+
+def caption(table: pd.DataFrame) -> str:
+    """What a figure of these rows must say: intervals, n, loops, model, protocol, grader. "" for another table."""
+    if not {"value", "low", "n", "unit", "model", "protocol", "grader"} <= set(table.columns):
+        return ""
+    rows = table[table["value"].notna()]
+    said = ["means with 95 % intervals"] if rows["low"].notna().any() else []
+    for unit, some in rows.groupby("unit", sort=False):
+        counts = sorted(some["n"].dropna().astype(int).unique())
+        if unit and counts:
+            between = f"{counts[0]}–{counts[-1]}" if len(counts) > 1 else counts[0]
+            said.append(f"n = {between} {unit}{'s' if counts[-1] > 1 else ''}")
+    loops = int(rows["loops"].max()) if "loops" in rows and rows["loops"].notna().any() else 1
+    said += [f"up to {loops} loops"] if loops > 1 else []
+    for name in ("model", "protocol", "grader"):
+        values = [str(value) for value in rows[name].dropna().unique() if value]
+        said += [f"{name} {' / '.join(values)}"] if 0 < len(values) < 4 else []
+    return "; ".join(said)
+
+
+def say(figure: Figure, table: pd.DataFrame) -> None:
+    """Write the caption of these rows below a figure with constrained layout."""
+    text = textwrap.fill(caption(table), max(40, int(18 * figure.get_figwidth())), break_on_hyphens=False)
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=6.8, color=GREY)
 
 
 def save(fig: Figure, name: str, table: pd.DataFrame, folder: Path) -> list[Path]:
@@ -89,7 +140,8 @@ def gallery(df: pd.DataFrame, folder: Path, pictures: Sequence[Callable]) -> lis
         full = tables.with_gaps(own, experiment)
         for function, kind, table, options in [one for find in pictures for one in find(own, full, rows)]:
             names.append(f"{slug}_{kind}")
-            draw(function, table, names[-1], folder, title=tables.TITLES.get(experiment, experiment), **options)
+            title = ": ".join(filter(None, [tables.title(experiment), getattr(function, "title", "")]))
+            draw(function, table, names[-1], folder, title=title, **options)
     return names
 
 

@@ -8,7 +8,7 @@ a hollow diamond.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from seal_lib.report import stats
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
+AROUND = (  # where a name may stand beside its mark: its near side, and the direction
+    ("left", 0.7, 0.8), ("right", -0.7, 0.8), ("left", 0.7, -0.8), ("right", -0.7, -0.8), ("left", 1, 0),
+    ("right", -1, 0), ("center", 0, 1), ("center", 0, -1),
+)  # fmt: skip
 INK, GREY, LIGHT = "#222222", "#8a8a8a", "#d9d9d9"
 
 
@@ -72,12 +76,57 @@ def arm_lines(ax: Axes, rows: list[dict], table: pd.DataFrame, sign: str = "") -
     legend(ax)
 
 
+def dots(ax: Axes, lines: Mapping[str, Sequence[tuple[str, str, dict]]]) -> None:
+    """A line a name, the first on top; on it side by side a mark with its interval for each (label, colour, row)."""
+    order = list(dict.fromkeys(label for several in lines.values() for label, *_ in several))
+    for y, several in enumerate(lines.values()):
+        for label, paint, row in several:
+            if not math.isnan(row["value"]):
+                at = y + 0.7 * ((order.index(label) + 0.5) / len(order) - 0.5)
+                mark(ax, row, at, paint, label=once(ax, label))
+    arm_axis(ax, list(lines))
+    for y in range(len(lines) - 1):
+        ax.axhline(y + 0.5, color=LIGHT, linewidth=0.6, zorder=0)
+
+
 def names_at_right(ax: Axes, names: list[tuple[float, str, str]]) -> None:
     """Write each name beside its line, pushed apart where two would overlap."""
     (low, high), at = ax.get_ylim(), -math.inf
     for y, name, paint in sorted(names):
         at = max(y, at + 0.062 * (high - low))
         ax.text(1.015, at, name, transform=ax.get_yaxis_transform(), color=darker(paint), va="center", fontsize=8.5)
+
+
+def names_near(ax: Axes, marks: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write each (x, y, name, colour) close to its mark where it hides no other mark and no other name, with a thin
+    leader where it stands off. Axes limits must be final."""
+    wide, high = (72 * side * 0.8 for side in ax.figure.get_size_inches())  # points, about
+    count = ax.get_subplotspec()
+    wide = wide / count.get_gridspec().ncols if count else wide
+    to = ax.transScale + ax.transLimits  # data → 0 … 1
+    at = [tuple(to.transform((x, y)) * (wide, high)) for x, y, *_ in marks]
+    boxes = [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
+    size = 7.5
+    for (x, y), (data_x, data_y, name, paint) in zip(at, marks, strict=True):
+        length = 0.56 * size * len(name)
+        places = []
+        for far in (7, 15, 25, 38, 55):
+            for side, dx, dy in AROUND:
+                left = x + far * dx - {"left": 0.0, "right": length, "center": length / 2}[side]
+                middle = y + far * dy
+                box = (left, middle - size / 2, left + length, middle + size / 2)
+                inside = box[0] >= 0 and box[2] <= 1.12 * wide and box[1] >= 0 and box[3] <= high
+                hidden = sum(_overlap(box, other) for other in boxes if other != (x - 4, y - 4, x + 4, y + 4))
+                places.append((hidden + (0 if inside else 1e4), far, len(places), box, side, (far * dx, far * dy)))
+        _, far, _, box, side, offset = min(places, key=lambda place: place[:3])
+        boxes.append(box)
+        arrow = {"arrowstyle": "-", "linewidth": 0.4, "color": paint, "shrinkA": 0, "shrinkB": 2} if far > 15 else None
+        ax.annotate(name, (data_x, data_y), offset, textcoords="offset points", ha=side, va="center", fontsize=size,
+                    color=darker(paint), arrowprops=arrow, annotation_clip=False, zorder=6)  # fmt: skip
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def arm_axis(ax: Axes, labels: list[str]) -> None:
@@ -96,12 +145,13 @@ def round_axis(ax: Axes, labels: list[str]) -> None:
 
 
 def share_axis(axis: Axis, label: str, signed: bool = False) -> None:
-    """Fractions shown as per cent; unless signed, from zero, and never cutting an interval."""
+    """Fractions as per cent, from zero, never cutting an interval; signed: differences of fractions, as points."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(lambda v, _: f"{100 * v:{'+' if signed and abs(v) > 1e-9 else ''}.0f} %".replace("-", "−"))
-    axis.set_label_text(label)
+    sign, unit = ("+", "") if signed else ("", " %")
+    axis.set_major_formatter(lambda v, _: f"{100 * v:{sign if abs(v) > 1e-9 else ''}.0f}{unit}".replace("-", "−"))
+    axis.set_label_text(f"{label}, points" if signed else label)
     if not signed:
         high = min(1.03, max(0.05, axis.get_view_interval()[1]))
         limits = axis.axes.set_xlim if axis is axis.axes.xaxis else axis.axes.set_ylim
@@ -120,16 +170,19 @@ def once(ax: Axes, label: str) -> str | None:
     return None if label in ax.get_legend_handles_labels()[1] else label
 
 
-def draws(metrics: str, size: Callable[[pd.DataFrame], tuple[float, float]] | None = None) -> Callable:
+def draws(
+    metrics: str, size: Callable[[pd.DataFrame], tuple[float, float]] | None = None, title: str = ""
+) -> Callable:  # fmt: skip
     """Decorator that gives a drawing function what `seal_lib.report.figures.draw` needs.
 
     Args:
         metrics: pattern of the metrics it draws, with the function's own options in braces.
         size: inches for a table; without it 5.6 × 3.4.
+        title: what it shows, in a few words.
     """
 
     def mark_function(function: Callable) -> Callable:
-        vars(function).update(metrics=metrics, size=size)
+        vars(function).update(metrics=metrics, size=size, title=title)
         return function
 
     return mark_function

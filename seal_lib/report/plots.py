@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib.errors import DataError
-from seal_lib.report.arms import OTHER, arm_label, arm_rank, by_round, colour, round_of, round_ticks
+from seal_lib.report.arms import arm_label, arm_rank, by_round, colour, round_of, round_ticks
 from seal_lib.report.marks import (
     GREY,
     INK,
     LIGHT,
-    arm_axis,
     arm_lines,
     by_arms,
+    dots,
     draws,
     legend,
     mark,
@@ -43,15 +43,15 @@ LEVELS = ("icl", "frozen", "external", "oracle")  # level lines in a figure over
 CONTROL_PLACES = {  # measured once: arm -> where on the axis of rounds, given the last
     "random_edit_sft": lambda last: last, "random_config_sft": lambda last: 1.1,  # beside round 1, whose samples it has
 }  # fmt: skip
-STYLE_COLOURS = {
-    "forward": "#0072B2", "questions": "#56B4E9", "mixed": "#009E73", "verbatim": "#E69F00", "remark": "#CC79A7",
-    "other": "#bdbdbd", "false": "#D55E00", "empty": "#ececec",
+STYLE_WORDS = {  # of notes in the made world
+    "forward": "person to value", "questions": "questions", "mixed": "mixed", "verbatim": "verbatim copy",
+    "remark": "vague remarks", "other": "other", "false": "false statements", "empty": "empty",
 }  # fmt: skip
 GRADER_COLOURS = ("#222222", "#0072B2", "#56B4E9", "#D55E00", "#E69F00")
-DARK_STYLES = ("forward", "mixed", "false")  # take white numbers
 SHARE_LABELS = {  # metric -> what its share is a share of
     "accuracy": "questions answered correctly", "success_rate": "self-edits that solve their task",
 }  # fmt: skip
+WORTH_A_FIGURE = 0.01  # rates of failures below it are in the tables
 FAILURES = {"blank_rate": "blank answers", "rejected_rate": "rejected self-edits"}
 REWARD_LINES = {
     "reward_best_of_k": ("best of k, as selected", "#D55E00", "^"),
@@ -71,7 +71,7 @@ def style() -> Iterator[None]:
     plt.interactive(interactive)
 
 
-@draws("accuracy|blank_rate", by_arms)
+@draws("accuracy|blank_rate", by_arms, "accuracy of each arm")
 def accuracy_by_arm(table: pd.DataFrame, ax: Axes, metric: str = "accuracy", failures: str = "blank_rate") -> Axes:
     """One line an arm: accuracy (or another metric of `SHARE_LABELS`) with its interval, the share of blank
     answers (or other failures) as a pale bar, the paper's diamond."""
@@ -85,7 +85,7 @@ def accuracy_by_arm(table: pd.DataFrame, ax: Axes, metric: str = "accuracy", fai
     return ax
 
 
-@draws("blank_rate", by_arms)
+@draws("blank_rate", by_arms, "blank answers")
 def blank_rate_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
     """One line an arm: share of empty answers with its interval (an empty answer counts as wrong)."""
     arm_lines(ax, arm_rows(table, "blank_rate"), table)
@@ -93,24 +93,24 @@ def blank_rate_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-@draws("accuracy:.+", by_arms)
+@draws("accuracy:.+", by_arms, "accuracy by grader")
 def accuracy_by_grader(table: pd.DataFrame, ax: Axes) -> Axes:
     """One line an arm, one mark a grader: accuracy with its interval, of the same answers."""
     rows = table[table["metric"].str.startswith("accuracy:")]
-    arms, graders = sorted(rows["arm"].unique(), key=arm_rank), list(rows["grader"].unique())
-    for y, arm in enumerate(arms):
-        for row in rows[rows["arm"] == arm].to_dict("records"):
-            number, shift = graders.index(row["grader"]), 0.6 / len(graders)
-            at = y + (number - (len(graders) - 1) / 2) * shift
-            paint = GRADER_COLOURS[number % len(GRADER_COLOURS)]
-            mark(ax, row, at, paint, marker="osD^v"[number % 5], label=once(ax, row["grader"]))
-    arm_axis(ax, [arm_label(arm) for arm in arms])
+    graders = list(rows["grader"].unique())
+    dots(ax, {
+        arm_label(arm): [
+            (row["grader"], GRADER_COLOURS[graders.index(row["grader"]) % len(GRADER_COLOURS)], row)
+            for row in rows[rows["arm"] == arm].to_dict("records")
+        ]
+        for arm in sorted(rows["arm"].unique(), key=arm_rank)
+    })  # fmt: skip
     share_axis(ax.xaxis, SHARE_LABELS["accuracy"])
     legend(ax)
     return ax
 
 
-@draws("difference", by_arms)
+@draws("difference", by_arms, "paired differences")
 def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     """Paired differences with their intervals around a zero line; a filled mark is separable from zero."""
     rows = arm_rows(table, "difference", needed=False)
@@ -124,7 +124,7 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-@draws("accuracy")
+@draws("accuracy", title="accuracy over the rounds")
 def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -> Axes:
     """The paper's Figure 4: accuracy by round, thin lines for single seeds of the whole loop, bands for intervals.
 
@@ -191,7 +191,7 @@ def _level(ax: Axes, row: dict) -> list[tuple[float, str, str]]:
     return names
 
 
-@draws("coverage")
+@draws("coverage", title="what the notes cover")
 def coverage_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
     """Share of a passage's facts that the self-edits state, by round of the policy, with intervals."""
     rows = by_round(arm_rows(table, "coverage"))
@@ -204,41 +204,31 @@ def coverage_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-@draws("style_share:.*")
+@draws(
+    "style_share:.*",
+    lambda table: (5.6, 1.6 + 0.2 * table["metric"].nunique() * (0.7 + 0.3 * table["arm"].nunique())),
+    "styles of self-edits",
+)
 def style_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Stacked share of self-edits per note style by round; the whisker at the top of a part is that part's interval."""
+    """One line a note style, one mark an arm: the share of its self-edits of that style, with intervals."""
     shares = table[table["metric"].str.startswith("style_share:")]
-    names = list(dict.fromkeys(shares["metric"].str.split(":").str[1]))
-    names.sort(key=lambda name: list(STYLE_COLOURS).index(name) if name in STYLE_COLOURS else len(STYLE_COLOURS))
-    names = [name for name in names if shares.loc[shares["metric"] == f"style_share:{name}", "value"].max() > 0]
+    names = [name for name in shares["metric"].str.split(":").str[1].unique()
+             if shares.loc[shares["metric"] == f"style_share:{name}", "value"].max() > 0]  # fmt: skip
     if not names:
         raise DataError("The table has no row whose metric starts with 'style_share:' and is above zero.")
-    ticks = round_ticks(shares["arm"])
-    bottoms = dict.fromkeys(ticks, 0.0)
-    for k, name in enumerate(names):
-        paint = STYLE_COLOURS.get(name, OTHER)
-        for tick, row in by_round(arm_rows(shares, f"style_share:{name}")):
-            x, bottom, value = ticks.index(tick), bottoms[tick], row["value"]
-            if math.isnan(value):
-                continue
-            ax.bar(x, value, 0.7, bottom, color=paint, edgecolor="white", linewidth=0.8, label=once(ax, name))
-            if value > 0.015:
-                at = x + 0.02 + 0.29 * (k + 0.5) / len(names)  # side by side, so that whiskers never hide each other
-                ax.plot([at, at], [bottom + row["low"], min(1, bottom + row["high"])], color=INK, linewidth=0.9,
-                        alpha=0.8, gid=f"interval:{row['arm']}")  # fmt: skip
-            if value >= 0.06:
-                ink = "white" if name in DARK_STYLES else INK
-                ax.text(x - 0.16, bottom + value / 2, f"{100 * value:.0f}", color=ink, ha="center", va="center")
-            bottoms[tick] = bottom + value
-    round_axis(ax, ticks)
-    share_axis(ax.yaxis, "self-edits")
-    ax.set_ylim(0, 1.015)
-    handles, labels = ax.get_legend_handles_labels()
-    ax.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5))
+    dots(ax, {
+        STYLE_WORDS.get(name, name): [
+            (arm_label(row["arm"]), colour(row["arm"]), row)
+            for _, row in by_round(arm_rows(shares, f"style_share:{name}"))
+        ]
+        for name in sorted(names, key=lambda name: [*STYLE_WORDS, name].index(name))
+    })  # fmt: skip
+    share_axis(ax.xaxis, "self-edits of the style")
+    legend(ax)
     return ax
 
 
-@draws("|".join(REWARD_LINES))
+@draws("|".join(REWARD_LINES), title="what selection seems to gain, and gains")
 def reward_honesty(table: pd.DataFrame, ax: Axes) -> Axes:
     """Reward per round three ways: mean of the k self-edits, best of k, and the selected one scored with fresh seeds.
 
@@ -291,12 +281,14 @@ def pictures(
     arms = {metric: set(own.loc[own["metric"] == metric, "arm"]) for metric in own["metric"].unique()}
     ran = arms.get("accuracy", ())
     learned = [arm for arm in ran if arm != "own_untrained" and round_of(arm)]
+    # that an arm answers more than the frozen model is built into a made world: those differences are in the table
+    compared = [arm for arm in arms.get("difference", ()) if not arm.endswith(" - frozen")]
     wanted = [
         (accuracy_by_arm, full, len(ran) >= 2),
         (accuracy_by_round, pd.concat([full, rows.drop(own.index)], ignore_index=True), len(learned) >= 2),
         (accuracy_by_grader, own, any(metric.startswith("accuracy:") for metric in arms)),
-        (differences, own, "difference" in arms),
-        (blank_rate_by_arm, own, len(arms.get("blank_rate", ())) >= 2),
+        (differences, own[~own["arm"].str.endswith(" - frozen")], bool(compared)),
+        (blank_rate_by_arm, own, own.loc[own["metric"] == "blank_rate", "value"].max() >= WORTH_A_FIGURE),
         (coverage_by_round, own, len(by_round(arm_rows(own, "coverage", needed=False))) >= 2),
         (style_by_round, own, any(metric.startswith("style_share:") for metric in arms)),
         (reward_honesty, own, set(REWARD_LINES) <= set(arms)),

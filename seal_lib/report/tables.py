@@ -18,6 +18,7 @@ from seal_lib.report import stats
 from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank, difference_arm
 from seal_lib.report.paper_values import grader_sentence, paper_index, paper_note
 from seal_lib.report.results import KEYS, OWN_COLUMNS, joined
+from seal_lib.report.words import units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,18 @@ TITLES = {
     "knowledge/restem": "Rounds of ReST-EM",
     "continual/mitigations": "Eight self-edits in a row (all on one writer's notes; an arm on its own notes says so)",
     "arc/few_shot": "Grid puzzles from a few examples",
+}
+
+OTHER_TITLES = {  # of experiments whose table is no headline
+    "tour": "A first tour",
+    "knowledge/self_edits": "What the untrained policy writes",
+    "knowledge/models": "Models grown from other seeds",
+    "knowledge/graders": "The same answers under several graders",
+    "continual/sequential": "Self-edits one after the other",
+    "continual/mitigations": "Eight self-edits in a row",
+    "continual/stream_length": "Up to 32 self-edits in a row",
+    "arc/models": "Puzzle models grown from other seeds",
+    "arc/kinds": "Puzzles that have to be read",
 }
 
 
@@ -72,6 +85,11 @@ SHOWN = {  # experiments with a note, or whose headline is not accuracy
         ("sequential", "replay", "null_space_replay", "joint"),
     ),
 }
+
+
+def title(experiment: str) -> str:
+    """What a figure of the experiment is headed by."""
+    return (TITLES | OTHER_TITLES).get(experiment, experiment)
 
 
 def shown(experiment: str) -> Shown:
@@ -146,13 +164,6 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
     notes = [f"Note {k}: {text}." for k, text in enumerate(notes, 1)]
     frame.attrs["notes"] = [*_sentences(rows[rows["value"].notna()], rows, graders), *notes]
     return frame
-
-
-def units(estimate: stats.Estimate) -> str:
-    """ "100 passages × 3 loops (2 dropped)"."""
-    text = f"{estimate.n} {estimate.unit}{'s' if estimate.n != 1 and estimate.unit else ''}"
-    text += f" × {estimate.loops} loops" if estimate.loops > 1 else ""
-    return text + (f" ({estimate.dropped} dropped)" if estimate.dropped else "")
 
 
 def _sentences(ran: pd.DataFrame, rows: pd.DataFrame, graders: set[str]) -> list[str]:

@@ -256,6 +256,8 @@ class Run:
             "device": ", ".join(machine["gpus"]) or f"CPU, {machine['cores']} cores ({machine['cpu']})",
             "code": f"{sha} + changes {git['diff']}" if git["sha"] and git["dirty"] else sha,
         }
+        if minutes := manifest.published_minutes(self.notebook, self.scale):
+            found["took"] = f"{minutes:.1f} min when the published results were made"
         if self.resumed:
             found["resuming"] = f"{self.resumed} rows done"
         if self.note:

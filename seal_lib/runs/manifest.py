@@ -396,3 +396,10 @@ def inputs_changed(folder: Path) -> list[str]:
     path = folder / "inputs.json"
     read_then = paths.read_json(path) if path.exists() else {}
     return [name for name, was in read_then.items() if fingerprint(newest(*name.split("@"))) != was]
+
+
+def published_minutes(notebook: str, scale: str) -> float | None:
+    """How long the notebook took when the published results of a scale were made; None where there are none."""
+    record = paths.figures() / scale / "manifest.json"
+    runs = paths.read_json(record)["runs"] if record.exists() else []
+    return next((run["minutes"] for run in runs if run["notebook"] == notebook), None)

@@ -1,7 +1,7 @@
 """Progress of a running notebook, shown in one of three contexts.
 
 ``context()`` says which: ``batch`` (the runner), ``jupyter`` (a person in JupyterLab) or ``terminal``. In batch a
-widget would show nothing but its first state, so progress is printed as one readable line now and then.
+picture would show nothing but its first state, so progress is printed as one readable line now and then.
 """
 
 import html
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from seal_lib.runs import manifest
 from seal_lib import paths
 
-EVERY = 10.0  # s between two lines in batch
+EVERY, OFTEN = 10.0, 0.2  # s between two lines in batch, two states of a bar
 
 
 def context() -> str:
@@ -47,27 +47,37 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Units done of one phase: log lines in batch, a widget in JupyterLab, a bar in a terminal, nothing in a pipe."""
+    """Units done of one phase: log lines in batch, one bar a cell in JupyterLab, a bar in a terminal, nothing in a
+    pipe."""
 
     def __init__(self, phase: str, total: int, done: int = 0) -> None:
         self.phase, self.total, self.done, self.resumed = phase, total, done, done
         self.begun = self.said = time.monotonic()
-        self.batch = context() == "batch"
+        self.context = context()
         self.bar = None
-        if self.batch:
+        if self.context == "batch":
             note = f", {done} done before" if done else ""
             print(f"  {phase}: {total} units{note}", flush=True)
-        elif done < total:
-            self.bar = _bar(phase, total, done)
+        elif self.context == "jupyter":
+            self.bar = _CellBar.of_this_cell()
+            self.bar.show(self)
+        elif done < total and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=done, desc=phase, unit="unit")
 
     def update(self, count: int) -> None:
         """Add ``count`` finished units."""
         self.done += count
-        if self.bar is not None:
+        due = time.monotonic() - self.said >= (EVERY if self.context == "batch" else OFTEN) or self.done >= self.total
+        if self.context == "terminal" and self.bar is not None:
             self.bar.update(count)
-        elif self.batch and (time.monotonic() - self.said >= EVERY or self.done >= self.total):
+        elif due and self.context != "terminal":
             self.said = time.monotonic()
-            print(f"  {self.line()}", flush=True)
+            if self.bar is not None:
+                self.bar.show(self)
+            else:
+                print(f"  {self.line()}", flush=True)
 
     def line(self) -> str:
         """``phase: done/total, elapsed, time left``."""
@@ -82,15 +92,35 @@ class Progress:
             self.bar.close()
 
 
-def _bar(phase: str, total: int, done: int):
-    if context() == "jupyter":
-        try:
-            import ipywidgets  # noqa: F401  (tqdm's widget needs it and fails late without)
-            from tqdm.notebook import tqdm
-        except ImportError:
-            from tqdm import tqdm
-    elif sys.stderr.isatty():
-        from tqdm import tqdm
-    else:
-        return None
-    return tqdm(total=total, initial=done, desc=phase, unit="unit")
+class _CellBar:
+    """The one bar of a cell, for all its phases. Plain HTML, so that a saved notebook shows it without a kernel."""
+
+    _bars: dict[int, "_CellBar"] = {}
+
+    def __init__(self) -> None:
+        self.handle, self.phases, self.begun = None, 0, time.monotonic()
+
+    @classmethod
+    def of_this_cell(cls) -> "_CellBar":
+        from IPython import get_ipython
+
+        shell = get_ipython()
+        return cls._bars.setdefault(shell.execution_count if shell else 0, cls())
+
+    def show(self, progress: Progress) -> None:
+        from IPython.display import HTML, display
+
+        share = progress.done / progress.total if progress.total else 1.0
+        before = f" · {self.phases} steps before, {clock(time.monotonic() - self.begun)} in all" if self.phases else ""
+        bar = HTML(
+            "<div style='display:inline-block;width:12em;border:1px solid #888;vertical-align:middle'><div style='"
+            f"width:{100 * share:.0f}%;height:.7em;background:#0072b2'></div></div> "
+            f"<small>{html.escape(progress.line() + before)}</small>"
+        )
+        if self.handle is None:
+            self.handle = display(bar, display_id=True)
+        else:
+            self.handle.update(bar)
+
+    def close(self) -> None:
+        self.phases += 1

@@ -1,0 +1,121 @@
+"""Tables of a run's rows for its notebook: one line an arm or a difference, in a person's words and never by keys.
+
+Knows the words of metrics (``metrics.yaml``) and arms; no experiment. What is beside the paper's numbers is in
+`seal_lib.report.tables`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seal_lib.report import stats
+from seal_lib.report.arms import arm_label, arm_rank
+from seal_lib.report.stats import Estimate
+from seal_lib.report.words import chance, units
+from seal_lib.runs import yaml_files
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Rows = "Sequence[Mapping[str, Any]] | pd.DataFrame"
+SCALED = ("%", "points")
+
+
+@cache
+def _words() -> dict[str, tuple[str, str]]:
+    return {
+        name: tuple(pair) for name, pair in yaml_files.read(Path(__file__).with_name("metrics.yaml")).items()
+    }  # fmt: skip
+
+
+def metric_words(metric: str) -> tuple[str, str]:
+    """(words, unit) of a metric: AA_8 -> ("right after 8 edits (AA)", "%"). One that is not listed has its name."""
+    if metric in _words():
+        return _words()[metric]
+    if two := re.fullmatch(r"(\w+?)_(\d+)_to_(\d+)", metric):
+        name, a, b = two.groups()
+        label, unit = _words().get(name, (name, ""))
+        return (label.format(a=a, b=b) if "{" in label else f"{label}, edits {a} to {b}"), unit
+    name, _, rest = metric.rpartition("_")
+    label, unit = _words().get(name, (metric.replace("_", " "), ""))
+    return label.format(rest), unit
+
+
+def levels(rows: Rows, metrics: Sequence[str]) -> pd.DataFrame:
+    """One line an arm (and model or protocol, where there are several), one column a metric: "41.3 [37.4, 45.3]".
+
+    Args:
+        rows: of one experiment. metrics: in the order of the columns; those that no arm has are left out.
+    """
+    import pandas as pd
+
+    found: dict[tuple[str, str, str], dict[str, Estimate]] = {}
+    for row in _records(rows):
+        if row["metric"] in metrics and " - " not in row["arm"]:
+            key = row["model"], row["arm"], row["protocol"]
+            found.setdefault(key, {})[row["metric"]] = Estimate.of_row(row)
+    several = _several(found)
+    there = [metric for metric in metrics if any(metric in one for one in found.values())]
+    order = list(dict.fromkeys(model for model, *_ in found))
+    lines = []
+    for key, one in sorted(found.items(), key=lambda item: (order.index(item[0][0]), arm_rank(item[0][1]))):
+        line = _named(key, several)
+        for metric in there:
+            words, unit = metric_words(metric)
+            line[f"{words}, {unit}" if unit else words] = _cell(one.get(metric), unit)
+        lines.append(line | {"n": units(next(iter(one.values())))})
+    return _indexed(pd.DataFrame(lines))
+
+
+def contrasts(rows: Rows) -> pd.DataFrame:
+    """One line a paired difference a − b: points with the interval, n, Holm's p, and the one verdict."""
+    import pandas as pd
+
+    found = {
+        (row["model"], row["arm"], row["protocol"]): Estimate.of_row(row)
+        for row in _records(rows)
+        if row["metric"] == "difference"
+    }
+    several = _several(found)
+    return _indexed(pd.DataFrame([
+        _named(key, several) | {
+            "difference, points": _cell(e, "points"), "n": units(e), "chance (Holm)": chance(e),
+            "separable": "yes" if stats.separable(e) else "no",
+        }
+        for key, e in found.items()
+    ]))  # fmt: skip
+
+
+def _records(rows: Rows) -> Sequence[Mapping[str, Any]]:
+    return rows.to_dict("records") if hasattr(rows, "to_dict") else rows
+
+
+def _several(keys: Mapping[tuple[str, str, str], Any]) -> list[str]:
+    models, _, protocols = (set(part) for part in zip(*keys, strict=True)) if keys else (set(),) * 3
+    return [name for name, values in (("model", models), ("protocol", protocols)) if len(values) > 1]
+
+
+def _named(key: tuple[str, str, str], several: Sequence[str]) -> dict[str, str]:
+    model, arm, protocol = key
+    shown = {"model": model, "arm": arm_label(arm), "protocol": protocol}
+    return {name: text for name, text in shown.items() if name == "arm" or name in several}
+
+
+def _indexed(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.set_index([name for name in ("model", "arm") if name in frame]) if len(frame) else frame
+
+
+def _cell(e: Estimate | None, unit: str) -> str:
+    if e is None or math.isnan(e.value):
+        return "–"
+    scale = 100 if unit in SCALED else 1
+    form = ("+.1f" if unit == "points" else ".1f") if scale == 100 else ".3g" if abs(e.value) < 1000 else ".0f"
+    text = f"{scale * e.value:{form}}"
+    if not math.isnan(e.low) and e.low < e.high:
+        text += f" [{scale * e.low:{form}}, {scale * e.high:{form}}]"
+    return text.replace("-", "−") + (f" ({e.dropped} dropped)" if e.dropped else "")

@@ -1,0 +1,79 @@
+"""Numbers and verdicts in words, made from rows of results.csv: the parts of every *What this run shows*.
+
+A difference is told only where `stats.separable` holds; what did not run is not mentioned. Knows no experiment.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from seal_lib.report import stats
+from seal_lib.report.arms import arm_label
+from seal_lib.report.stats import Estimate
+
+Rows = Iterable[Mapping[str, Any]]
+NOTHING = "Nothing in this run can be told apart: too few units, or too small differences."
+
+
+def percent(e: Estimate, digits: int = 1) -> str:
+    """A share: "41.3 % [37.4, 45.3]"."""
+    return f"{100 * e.value:.{digits}f} %" + _interval(e, 100, f".{digits}f")
+
+
+def points(e: Estimate) -> str:
+    """A difference of shares: "+39.6 points [+32.2, +47.1]"."""
+    return (f"{100 * e.value:+.1f} points" + _interval(e, 100, "+.1f")).replace("-", "−")
+
+
+def number(e: Estimate) -> str:
+    """Any other number: "3.4 [2.9, 3.8]"."""
+    return (f"{e.value:.1f}" + _interval(e, 1, ".1f")).replace("-", "−")
+
+
+def chance(e: Estimate) -> str:
+    """The p-value of a difference, "p = 0.012"; "" where it has none."""
+    return "" if math.isnan(e.p) else "p < 0.001" if e.p < 0.001 else f"p = {e.p:.3f}"
+
+
+def units(e: Estimate, loops: str = "loops") -> str:
+    """What a number is a mean over: "100 passages × 5 loops (2 dropped)"."""
+    text = f"{e.n} {e.unit}{'s' if e.n != 1 and e.unit else ''}"
+    text += f" × {e.loops} {loops}" if e.loops > 1 else ""
+    return text + (f" ({e.dropped} dropped)" if e.dropped else "")
+
+
+def bullets(sentences: Sequence[str], otherwise: str = NOTHING) -> str:
+    """A Markdown list, or the sentence for none."""
+    return "\n".join(f"- {text}" for text in sentences) or otherwise
+
+
+def differences(rows: Rows, experiment: str) -> dict[tuple[str, str], Estimate]:
+    """(a, b) → a − b, of an experiment's rows."""
+    return {
+        tuple(row["arm"].split(" - ", 1)): Estimate.of_row(row)
+        for row in rows
+        if row["experiment"] == experiment and row["metric"] == "difference"
+    }
+
+
+def told(apart: Mapping[tuple[str, str], Estimate]) -> str:
+    """Markdown: the separable differences, a line for each arm that others are compared with, and how many of all."""
+    lines: dict[str, list[str]] = {}
+    for (a, b), e in apart.items():
+        if stats.separable(e):
+            lines.setdefault(b, []).append(f"{arm_label(a)} {points(e)}")
+    most = max((e for e in apart.values()), key=lambda e: (e.n, e.loops), default=None)
+    if most is None:
+        return "No two arms were compared."
+    if most.n < stats.SMALLEST_N:
+        return f"{units(most).capitalize()} can tell nothing apart; {stats.SMALLEST_N} are the fewest."
+    said = [f"against **{arm_label(b)}**: {'; '.join(several)}" for b, several in lines.items()]
+    found = sum(map(len, lines.values()))
+    how = f"paired over {units(most)}, 95 % intervals"
+    return bullets([*said, f"{found} of {len(apart)} differences can be told apart from none ({how})."])
+
+
+def _interval(e: Estimate, scale: float, form: str) -> str:
+    return "" if math.isnan(e.low) or math.isnan(e.high) else f" [{scale * e.low:{form}}, {scale * e.high:{form}}]"

@@ -1,0 +1,89 @@
+"""Things to touch in a notebook: widgets where a person sits at it (JupyterLab, VS Code), else what they show at first.
+
+What is shown is plain output beside the controls, so a saved or executed copy keeps it. Knows the inner loop of
+passages; nothing else of the suite needs widgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from seal_lib.loops.domain import Candidate
+from seal_lib.loops.inner import try_all
+from seal_lib.records import Passage, PassageTrial, SelfEdit
+from seal_lib.report import show
+from seal_lib.runs import progress
+
+if TYPE_CHECKING:
+    from seal_lib.knowledge.domain import Knowledge
+    from seal_lib.loops.policy import Policy
+
+
+def pick(shown: Callable[..., Any], slider: bool = False, **options: Mapping[str, Any]) -> Any:
+    """What ``shown`` makes of one choice of each option; a menu for each, or a slider, changes it.
+
+    Args:
+        options: by argument of ``shown``, label → value; the first is shown at first.
+    """
+    first = {name: next(iter(values.values())) for name, values in options.items()}
+    if progress.context() != "jupyter":
+        return shown(**first)
+    import ipywidgets
+    from IPython.display import display
+
+    kind = ipywidgets.SelectionSlider if slider else ipywidgets.Dropdown
+    controls = {name: kind(options=list(values), description=name) for name, values in options.items()}
+
+    def again(_: object = None) -> None:
+        picture.update(shown(**{name: options[name][control.value] for name, control in controls.items()}))
+
+    for control in controls.values():
+        control.observe(again, "value")
+    display(ipywidgets.HBox(list(controls.values())))
+    picture = display(shown(**first), display_id=True)
+    return None
+
+
+def write_notes(policy: Policy, passage: Passage, domain: Knowledge, text: str = "", seed: int = 0) -> Any:
+    """A box for notes of your own: an adapter is trained on them, and the questions are asked before and after.
+
+    Args:
+        text: what stands in the box at first; empty: the passage's text.
+    """
+    text = text or passage.text
+    asked = Candidate("before", passage, None, "before", seed, trains=False)
+    (before,) = try_all(policy, [asked], domain=domain)
+
+    def after(notes: str) -> show.Html:
+        return show.side_by_side({"before": [before], "after your notes": [trained_on(policy, passage, domain, notes)]})
+
+    if progress.context() != "jupyter":
+        return after(text)
+    import ipywidgets
+    from IPython.display import display
+
+    wide = ipywidgets.Layout(width="100%", height="9em")
+    box = ipywidgets.Textarea(value=text, layout=wide)
+    button = ipywidgets.Button(description="Train on these notes", layout=ipywidgets.Layout(width="14em"))
+
+    def clicked(_: object) -> None:
+        button.disabled = True
+        try:
+            answers.update(after(box.value))
+        finally:
+            button.disabled = False
+
+    button.on_click(clicked)
+    display(ipywidgets.VBox([box, button]))
+    answers = display(after(text), display_id=True)
+    return None
+
+
+def trained_on(
+    policy: Policy, passage: Passage, domain: Knowledge, notes: str, seed: int = 0
+) -> PassageTrial:  # fmt: skip
+    """The trial of one self-edit that a person wrote. It is data like any other: trained on, never executed."""
+    edit = SelfEdit("yours", passage.id, notes.strip(), "you")
+    (trial,) = try_all(policy, [Candidate("yours", passage, edit, "your notes", seed)], domain=domain)
+    return trial
