@@ -75,8 +75,8 @@ paper: $(STAMP)  ## the figures and tables of the paper with ours beside them: r
 	@SET="$(SET)" $(PY) -m seal_lib all $(RUN_FLAGS) --only 90_tables,91_figures
 	@$(PY) -m seal_lib.report.publish page --scale $(SCALE)
 
-lab: $(STAMP)  ## open the notebooks in JupyterLab
-	@$(PY) -m jupyterlab notebooks
+lab: $(STAMP)  ## open the notebooks in JupyterLab (ARGS="--allow-root --no-browser" in a container)
+	@$(PY) -m jupyterlab notebooks $(ARGS)
 
 test: $(STAMP)  ## run the tests (ARGS="-k params")
 	@$(PY) -m pytest $(ARGS)
@@ -94,6 +94,7 @@ mutate: $(STAMP)  ## change one token at a time: do the tests notice? (ARGS="--c
 	@$(PY) tests/mutate.py $(ARGS)
 
 lint: $(STAMP)  ## check style, notebooks included, types, and every parameter file
+	@! grep -l '"output_type"' notebooks/*.ipynb || { echo "these notebooks have outputs: clear them, or pre-commit install" >&2; false; }
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 	@$(PY) -m seal_lib check

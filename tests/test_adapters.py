@@ -181,3 +181,23 @@ def test_an_adapter_of_another_model_is_refused(model):
     wider = LlamaForCausalLM(LlamaConfig(**SIZES | {"hidden_size": 64}))
     with pytest.raises(DataError, match="the model it was trained on"):
         merge(model, random_adapter(wider, 1))
+
+
+def test_the_adapter_of_a_round_names_a_base_that_exists_and_says_what_it_stands_on(tmp_path):
+    from fixtures_seal import MemoryRun, seedling
+    from peft import AutoPeftModelForCausalLM
+
+    from seal_lib.loops.policy import Policy, Source
+    from seal_lib.loops.settings import OuterLoop
+
+    run, outer, pairs = MemoryRun(tmp_path), OuterLoop(sft_epochs=1, sft_lr=0.01), [([5, 6, 7], [8, 9])] * 2
+    policy = Policy("untrained", *seedling(), source=Source("seedling-knowledge"))
+    first, _ = policy.finetuned(run, pairs, outer, name="round_1", seed=0)
+    second, _ = first.finetuned(run, pairs, outer, name="round_2", seed=0)
+    folders = [tmp_path / "policies" / f"round_{k}" for k in (1, 2)]
+    ids = torch.arange(5, 12)[None]
+    theirs = logits(AutoPeftModelForCausalLM.from_pretrained(str(folders[0] / "adapter")).eval(), ids)
+    torch.testing.assert_close(theirs, logits(first.model, ids), atol=1e-4, rtol=1e-4)
+    assert (theirs - logits(policy.model, ids)).abs().max() > 1e-3
+    on = [json.loads((folder / "report.json").read_text())["stands_on"] for folder in folders]
+    assert on == [[], [str(folders[0].resolve() / "adapter")]]

@@ -21,6 +21,7 @@ websocket = pytest.importorskip("websocket")  # comes with JupyterLab
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium here")]
 UNITS, PATIENCE = 16, 180.0  # s; a busy machine starts a kernel slowly
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 LAB = "jupyterapp.shell.currentWidget"
 
 
@@ -81,13 +82,13 @@ def page(suite: Suite, tmp_path: Path) -> Iterator[Page]:
         [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
          "--ServerApp.token=t", f"--ServerApp.root_dir={suite.home / 'notebooks'}",
          "--LabApp.expose_app_in_browser=True", "--LabApp.news_url="],
-        env={**os.environ, **own, "IPYTHONDIR": str(tmp_path / "ipython")}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, **own, "IPYTHONDIR": str(tmp_path / "ipython")}, **QUIET,
     )  # fmt: skip
     browser = subprocess.Popen(
         [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
          "--window-size=1200,900", "--remote-debugging-port=0",
          f"--user-data-dir={tmp_path / 'profile'}", "about:blank"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        **QUIET,
     )  # fmt: skip
     try:
         told = tmp_path / "profile" / "DevToolsActivePort"

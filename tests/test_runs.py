@@ -532,3 +532,24 @@ def test_a_cell_has_one_bar_of_plain_html_for_all_its_phases(monkeypatch: pytest
     assert len(shown) == 1 and "first: 1/4" in shown[0] and "width:25%" in shown[0]
     assert "first: 4/4" in updated[0] and "width:100%" in updated[0]
     assert "second: 4/4" in updated[-1] and "1 steps before" in updated[-1]
+
+
+def test_a_kernel_of_another_environment_gets_one_sentence(batch: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "torch" else found(name, *more)
+    )
+    with pytest.raises(RunError, match="this kernel, .*, has no torch: start JupyterLab by `make lab`"):
+        start(batch)
+
+
+def test_the_banner_tells_the_published_minutes(batch: Suite) -> None:
+    run = start(batch)
+    assert "took" not in run.facts()
+    record = {"runs": [{"notebook": "11_demo", "minutes": 4.55}, {"notebook": "12_demo", "minutes": 9.0}]}
+    folder = batch.home / "figures" / "seedling"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(record))
+    assert run.facts()["took"] == "4.5 min when the published results were made"

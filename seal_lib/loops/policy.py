@@ -102,8 +102,10 @@ class Policy:
                 schedule=outer.sft_schedule, warmup_ratio=outer.sft_warmup_ratio,
                 weight_decay=outer.sft_weight_decay, clip=outer.sft_clip, seed=derive_seed(seed, name, "sft"),
             )  # fmt: skip
-            adapter.save(folder / "adapter", self.name)
-            (folder / "report.json").write_text(json.dumps(report))
+            # a name that exists, so that peft's AutoPeftModel finds it; what was merged into it first is in the report
+            adapter.save(folder / "adapter", getattr(self.model.config, "_name_or_path", "") or self.name)
+            stands_on = list(self.source.adapters) if self.source else []
+            (folder / "report.json").write_text(json.dumps(report | {"stands_on": stands_on}))
 
         folder = run.artifact(f"policies/{name}", build)
         merged = merge(self.model, Adapter.load(folder / "adapter"), copy=True)

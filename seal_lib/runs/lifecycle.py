@@ -12,6 +12,7 @@ Chunks of a `seal_lib.runs.work.Work` may be done by several workers; this proce
 """
 
 import csv
+import importlib.util
 import io
 import html
 import platform
@@ -35,6 +36,7 @@ COLUMNS = (
     "experiment", "arm", "metric", "value", "low", "high", "n", "unit", "loops", "dropped", "interval", "p", "grader",
     "protocol", "model", "run",
 )  # fmt: skip
+NEEDED = ("torch", "transformers", "pandas", "matplotlib")  # by any notebook; a kernel of another environment lacks them
 KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # whose content the record of a run vouches for
 LOCK_WAIT = 20.0  # s; the kernel of a killed runner ends a moment after it
 
@@ -309,6 +311,11 @@ def start(notebook: str, namespace: dict[str, Any], scale: str = "") -> Run:
         ParameterError: a parameter is missing or has the wrong type.
     """
     chosen = os.environ.get("SEAL_RUN_DIR", "")
+    if absent := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise RunError(
+            f"this kernel, {sys.executable}, has no {', '.join(absent)}: start JupyterLab by `make lab`, or choose the "
+            "kernel of the suite's own environment (.venv)."
+        )
     if scale and not chosen:
         namespace.update(params.resolve(notebook, scale))
     values: dict[str, Any] = {}
