@@ -22,15 +22,15 @@ from seal_lib.runs import yaml_files
 if TYPE_CHECKING:
     import pandas as pd
 
-Rows = "Sequence[Mapping[str, Any]] | pd.DataFrame"
+    Rows = Sequence[Mapping[str, Any]] | pd.DataFrame
+
 SCALED = ("%", "points")
 
 
 @cache
 def _words() -> dict[str, tuple[str, str]]:
-    return {
-        name: tuple(pair) for name, pair in yaml_files.read(Path(__file__).with_name("metrics.yaml")).items()
-    }  # fmt: skip
+    table = yaml_files.read(Path(__file__).with_name("metrics.yaml"))
+    return {name: (words, unit) for name, (words, unit) in table.items()}
 
 
 def metric_words(metric: str) -> tuple[str, str]:
@@ -96,7 +96,7 @@ def _records(rows: Rows) -> Sequence[Mapping[str, Any]]:
 
 
 def _several(keys: Mapping[tuple[str, str, str], Any]) -> list[str]:
-    models, _, protocols = (set(part) for part in zip(*keys, strict=True)) if keys else (set(),) * 3
+    models, protocols = {model for model, *_ in keys}, {protocol for *_, protocol in keys}
     return [name for name, values in (("model", models), ("protocol", protocols)) if len(values) > 1]
 
 

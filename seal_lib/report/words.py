@@ -51,11 +51,12 @@ def bullets(sentences: Sequence[str], otherwise: str = NOTHING) -> str:
 
 def differences(rows: Rows, experiment: str) -> dict[tuple[str, str], Estimate]:
     """(a, b) → a − b, of an experiment's rows."""
-    return {
-        tuple(row["arm"].split(" - ", 1)): Estimate.of_row(row)
-        for row in rows
-        if row["experiment"] == experiment and row["metric"] == "difference"
-    }
+    found = {}
+    for row in rows:
+        if row["experiment"] == experiment and row["metric"] == "difference":
+            a, _, b = str(row["arm"]).partition(" - ")
+            found[a, b] = Estimate.of_row(row)
+    return found
 
 
 def told(apart: Mapping[tuple[str, str], Estimate]) -> str:

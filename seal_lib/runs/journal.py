@@ -1,4 +1,4 @@
-"""Files that survive a kill: an append-only journal of JSON lines with checksums, and a lock that dies with its process.
+"""Files that survive a kill: a journal of JSON lines with checksums, and a lock that dies with its process.
 
 Knows bytes, offsets and file locks. Does not know what a line means.
 """

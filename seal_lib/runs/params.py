@@ -24,6 +24,7 @@ import tokenize
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from seal_lib import paths
 from seal_lib.errors import ParameterError, SealError
@@ -222,7 +223,9 @@ def layers_of(path: Path) -> list[Layer]:
     own, known, source = _load(path), shared(), paths.short(path)
     wanted = own.pop(INCLUDE, [])
     if not isinstance(wanted, list) or len({*map(str, wanted)}) < len(wanted):
-        raise ParameterError(f"{source}: {INCLUDE} is a list of different shared files; write {INCLUDE}: [models/NAME].")
+        raise ParameterError(
+            f"{source}: {INCLUDE} is a list of different shared files; write {INCLUDE}: [models/NAME]."
+        )
     found = []
     for name in wanted:
         if name not in known:
@@ -289,7 +292,7 @@ def check_all(check: Callable[[dict], None] = lambda values: None) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def pick(settings: type, parameters: dict[str, object], **fixed: object):
+def pick(settings: type, parameters: dict[str, object], **fixed: object) -> Any:
     """A settings dataclass filled with the parameters of the same names; what is no parameter must be named here.
 
     Args:

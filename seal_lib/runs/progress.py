@@ -6,14 +6,9 @@ picture would show nothing but its first state, so progress is printed as one re
 
 import html
 import os
-import platform
 import sys
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from seal_lib.runs import manifest
-from seal_lib import paths
+from typing import Any
 
 EVERY, OFTEN = 10.0, 0.2  # s between two lines in batch, two states of a bar
 
@@ -54,7 +49,7 @@ class Progress:
         self.phase, self.total, self.done, self.resumed = phase, total, done, done
         self.begun = self.said = time.monotonic()
         self.context = context()
-        self.bar = None
+        self.bar: Any = None
         if self.context == "batch":
             note = f", {done} done before" if done else ""
             print(f"  {phase}: {total} units{note}", flush=True)
@@ -98,7 +93,8 @@ class _CellBar:
     _bars: dict[int, "_CellBar"] = {}
 
     def __init__(self) -> None:
-        self.handle, self.phases, self.begun = None, 0, time.monotonic()
+        self.handle: Any = None
+        self.phases, self.begun = 0, time.monotonic()
 
     @classmethod
     def of_this_cell(cls) -> "_CellBar":

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from seal_lib.runs import manifest
 from seal_lib import paths
-from seal_lib.runs.work import Done, Portable, WeightSource
 from seal_lib.errors import DataError, RunError
+from seal_lib.runs import manifest
+from seal_lib.runs.work import Done, Portable, WeightSource
 
 STORE = 128 << 20  # bytes of Ray's object store on this machine; texts and rows are small
 VISIBLE = 60.0  # s; a network file system may show a new folder that much later
@@ -55,7 +55,7 @@ class Worker:
         return Done(rows, counts, time.monotonic() - begun)
 
     def _with_weights(self, policy: Any) -> Any:
-        """The policy with its weights: the loaded ones with further adapters merged in where that is enough, else new."""
+        """The policy with its weights: those loaded with further adapters merged in where that is enough, else new."""
         source = policy.source
         if self.source != source:
             for folder in source.adapters:
@@ -151,7 +151,7 @@ class _Actor(Worker):
         super().__init__(device, ray.get_runtime_context().get_node_id()[:8])
 
 
-def connect(ray, count: int, address: str) -> None:
+def connect(ray: Any, count: int, address: str) -> None:
     """Join the cluster at ``address``, or start one here that ends with this process.
 
     Raises:
@@ -170,7 +170,7 @@ def connect(ray, count: int, address: str) -> None:
         ) from error
 
 
-def _start(ray, options: dict) -> None:
+def _start(ray: Any, options: dict) -> None:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), before or ""]))  # for the workers
     try:

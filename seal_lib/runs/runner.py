@@ -6,13 +6,11 @@ is done only if its last cell called ``run.finish``; whatever else happens leave
 the next call continues where it stopped. Does not know what a notebook computes.
 """
 
-import argparse
 import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import signal
 import subprocess
 import sys
@@ -23,10 +21,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from seal_lib.runs import journal, manifest, params
-from seal_lib.runs.lifecycle import identity_of, set_aside
 from seal_lib import paths
 from seal_lib.errors import ParameterError, RunError, SealError
+from seal_lib.runs import journal, manifest, params
+from seal_lib.runs.lifecycle import identity_of, set_aside
 from seal_lib.runs.progress import clock
 
 ADVICE = {

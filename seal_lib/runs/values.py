@@ -54,7 +54,9 @@ FORMS = {
     "pad_loss": (r"none|eos|full|probe:[1-9]\d*", "none, eos, full or probe:m, as in probe:64"),
     "authors_pads": (r"full|probe:[1-9]\d*", "full or probe:m, as in probe:64"),
     "writer": (r"policy|reference:\w+", "policy or reference:<name>"),
-} | dict.fromkeys(("judge_env", "external_env"), (r"|[A-Z][A-Z0-9_]{0,63}", "its NAME, in capitals; never a key itself"))
+} | dict.fromkeys(
+    ("judge_env", "external_env"), (r"|[A-Z][A-Z0-9_]{0,63}", "its NAME, in capitals; never a key itself")
+)
 
 
 def range_of(name: str) -> Range | None:
@@ -190,7 +192,9 @@ def _mismatch(value: object, kind: Type) -> str:
         number = _number(value)
         what = "text" if isinstance(value, str) else type(value).__name__
         if number is None or abs(number) > MOST or kind.kind == "int" and number % 1:
-            write = f"a number of type {kind}" if number is None else "a whole number" if number % 1 else "a smaller one"
+            write = (
+                f"a number of type {kind}" if number is None else "a whole number" if number % 1 else "a smaller one"
+            )
         else:
             write = str(int(number)) if kind.kind == "int" else repr(number)
         return f"={_shown(value)} is {what}; write {write}"

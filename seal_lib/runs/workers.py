@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from seal_lib.runs import manifest
 from seal_lib.errors import ParameterError, RunError
+from seal_lib.runs import manifest
 from seal_lib.runs.ray_workers import RayWorkers
 from seal_lib.runs.work import Done, Executor, Work
 
@@ -120,7 +120,7 @@ class Workers:
             yield result
 
     def _fill_up(self) -> Executor:
-        """Start the workers that are missing. Idle ones must answer again, so that a part is not given to a dead one."""
+        """Start the workers that are missing. Idle ones must answer again, lest a part is given to a dead one."""
         executor = self._executor = self._executor or self._open(self.count, self.address, self.device)
         for worker in [worker for worker, state in self._state.items() if state == "idle"]:
             self._state[worker] = "starting"
@@ -185,4 +185,3 @@ class Workers:
             self._executor.close()
         self._executor = None
         self._state.clear()
-
