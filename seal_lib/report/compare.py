@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from seal_lib import paths
 from seal_lib.errors import DataError, RunError
 from seal_lib.records import PassageTrial
-from seal_lib.report import stats, tables
+from seal_lib.report import stats, tables, words
 from seal_lib.report.arms import arm_label, arm_rank
 from seal_lib.runs import manifest
 
@@ -126,7 +126,7 @@ def differences(first: Path, second: Path) -> pd.DataFrame:
             "second, %": tables.percent(second_mean.row("", "", "")),
             "difference": tables.percent(estimate.row("", "", ""), "+"),
             "separable?": "yes" if stats.separable(estimate) else "no",
-            "n": tables.units(estimate),
+            "n": words.units(estimate),
             "wins": sum(m > 0 for m in means), "ties": sum(m == 0 for m in means), "losses": sum(m < 0 for m in means),
         })  # fmt: skip
     return pd.DataFrame(lines)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib import paths
-from seal_lib.report import tables
+from seal_lib.report import tables, words
 from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank
 from seal_lib.report.paper_values import grader_sentence, paper_values
 from seal_lib.report.stats import Estimate
@@ -130,7 +130,7 @@ def _lines(df: pd.DataFrame, part: Part, labelled: bool) -> Iterator[dict]:
             else:
                 same = rows[(rows["protocol"] == row["protocol"]) & (rows["model"] == row["model"])]
                 verdict = tables.verdict(same, arm, reference, metric) if metric == about.metric else ""
-                line |= {"ours, %": tables.percent(row), "n": tables.units(Estimate.of_row(row))}
+                line |= {"ours, %": tables.percent(row), "n": words.units(Estimate.of_row(row))}
                 line |= {"protocol": row["protocol"], verdict_column: verdict}
             line |= {v: f"{100 * versions[v]['value']:.1f}" if v in versions else "" for v in VERSIONS}
             yield line | {"authors' files, 95 %": tables.percent(_bounds(files)) if files else ""}
