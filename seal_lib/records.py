@@ -200,8 +200,9 @@ class PassageTrial:
         right = f"{self.accuracy:.0%} right ({_escape(self.grader)})"
         state = right if counted else _escape(f"{self.outcome}: {self.reason}")
         edit = self.edit._repr_html_() if self.edit else "<small>no self-edit</small>"
+        arm = self.arm.replace("_", " ")
         return (
-            f"<h4>{_escape(self.arm)} · {_escape(self.unit_id)} · {state} · {self.steps} steps</h4>{edit}"
+            f"<h4>{_escape(arm)} · {_escape(self.unit_id)} · {state} · {self.steps} steps</h4>{edit}"
             f"<table><tr><th>question</th><th>answer</th><th>gold</th></tr>{rows}</table>"
         )
 

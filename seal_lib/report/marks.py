@@ -108,13 +108,13 @@ def names_near(ax: Axes, marks: Sequence[tuple[float, float, str, str]]) -> None
     boxes = [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
     size = 7.5
     for (x, y), (data_x, data_y, name, paint) in zip(at, marks, strict=True):
-        length = 0.56 * size * len(name)
+        length = 0.58 * size * len(name)
         places = []
-        for far in (7, 15, 25, 38, 55):
+        for far in (7, 15, 25, 38, 55, 75):
             for side, dx, dy in AROUND:
                 left = x + far * dx - {"left": 0.0, "right": length, "center": length / 2}[side]
                 middle = y + far * dy
-                box = (left, middle - size / 2, left + length, middle + size / 2)
+                box = (left, middle - 0.6 * size, left + length, middle + 0.6 * size)
                 inside = box[0] >= 0 and box[2] <= 1.12 * wide and box[1] >= 0 and box[3] <= high
                 hidden = sum(_overlap(box, other) for other in boxes if other != (x - 4, y - 4, x + 4, y + 4))
                 places.append((hidden + (0 if inside else 1e4), far, len(places), box, side, (far * dx, far * dy)))

@@ -75,7 +75,7 @@ def two_loops(round_: Round, units: Sequence[Passage]) -> Html:
     return Html(
         f"<div style='{LEFT};font-size:90%'><b>Inner loop</b>: each line below. <b>Outer loop</b>: many such lines "
         f"({many}), then the policy is finetuned on what was kept and writes again."
-        f"<div style='display:flex;flex-wrap:wrap;align-items:center'>{left}{_ARROW}<div>{lines}</div></div></div>"
+        f"<div style='display:flex;align-items:center'>{left}{_ARROW}<div>{lines}</div></div></div>"
     )
 
 
