@@ -18,7 +18,11 @@ from seal_lib.arc.tasks import Pair, Task  # noqa: E402
 from seal_lib.errors import DataError  # noqa: E402
 from seal_lib.loops.outer import Loop  # noqa: E402
 from seal_lib.records import Round, SelfEdit  # noqa: E402
-from seal_lib.report import figures, plots  # noqa: E402
+from seal_lib.report import (  # noqa: E402
+    figures,
+    plots,
+    publish,  # noqa: E402
+)
 from seal_lib.report import tables as report  # noqa: E402
 from seal_lib.report.paper_values import paper_index  # noqa: E402
 from seal_lib.report.results import read_results  # noqa: E402
@@ -375,5 +379,5 @@ def test_the_reports_table_shows_success_beside_the_paper(results):
     }  # fmt: skip
     assert shown.loc["SEAL, round 2", "separable from random?"].startswith("yes")
     assert float(shown.loc["untrained self-edits", "rejected, %"]) > 0
-    block = report.results_block(results)
+    block = publish.results_block(results)
     assert f"| SEAL, round 1 | {told} | 24 tasks × 2 loops |" in block and "few_shot`): llama, protocol clean" in block
