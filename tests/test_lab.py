@@ -103,7 +103,7 @@ def page(suite: Suite, tmp_path: Path) -> Iterator[Page]:
         yield one
     finally:
         for process in (browser, server):
-            process.terminate()
+            process.kill()
             process.wait(30)
 
 

@@ -20,9 +20,11 @@ from seal_lib.report.words import chance, units
 from seal_lib.runs import yaml_files
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     import pandas as pd
 
-    Rows = Sequence[Mapping[str, Any]] | pd.DataFrame
+    Rows: TypeAlias = Sequence[Mapping[str, Any]] | pd.DataFrame
 
 SCALED = ("%", "points")
 
@@ -92,7 +94,7 @@ def contrasts(rows: Rows) -> pd.DataFrame:
 
 
 def _records(rows: Rows) -> Sequence[Mapping[str, Any]]:
-    return rows.to_dict("records") if hasattr(rows, "to_dict") else rows
+    return rows if isinstance(rows, Sequence) else rows.to_dict("records")
 
 
 def _several(keys: Mapping[tuple[str, str, str], Any]) -> list[str]:

@@ -100,7 +100,8 @@ def names_at_right(ax: Axes, names: list[tuple[float, str, str]]) -> None:
 def names_near(ax: Axes, marks: Sequence[tuple[float, float, str, str]]) -> None:
     """Write each (x, y, name, colour) close to its mark where it hides no other mark and no other name, with a thin
     leader where it stands off. Axes limits must be final."""
-    wide, high = (72 * side * 0.8 for side in ax.figure.get_size_inches())  # points, about
+    whole = ax.figure.bbox
+    wide, high = (72 * 0.8 * side / ax.figure.dpi for side in (whole.width, whole.height))  # points, about
     count = ax.get_subplotspec()
     wide = wide / count.get_gridspec().ncols if count else wide
     to = ax.transScale + ax.transLimits  # data → 0 … 1
@@ -109,7 +110,7 @@ def names_near(ax: Axes, marks: Sequence[tuple[float, float, str, str]]) -> None
     size = 7.5
     for (x, y), (data_x, data_y, name, paint) in zip(at, marks, strict=True):
         length = 0.58 * size * len(name)
-        places = []
+        places: list[tuple] = []
         for far in (7, 15, 25, 38, 55, 75):
             for side, dx, dy in AROUND:
                 left = x + far * dx - {"left": 0.0, "right": length, "center": length / 2}[side]
