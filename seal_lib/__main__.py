@@ -5,7 +5,7 @@ import argparse
 import signal
 import sys
 
-from seal_lib.errors import ParameterError, SealError
+from seal_lib.errors import ParameterError, command_line
 from seal_lib.plan import checks, costs, needs
 from seal_lib.runs import params, runner
 from seal_lib.store import commands as own
@@ -26,6 +26,7 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 refused before anything ran, 130 stopped by hand."""
     parser = argparse.ArgumentParser(prog="seal", description="Learn from documents; run the notebooks.")
@@ -38,44 +39,34 @@ def main(arguments: list[str] | None = None) -> int:
     several.add_argument("--only", default="", metavar="A,B", help="names, or unique beginnings of names")
     several.add_argument("--jobs", type=int, default=1, help="notebooks at once")
     several.add_argument("--keep-going", action="store_true", help="go on after a failure")
-    for command in (one, several):
-        command.add_argument("--scale", default="seedling")
-        command.add_argument("--force", action="store_true", help="run again; the finished run is moved aside")
+    for running in (one, several):
+        running.add_argument("--scale", default="seedling")
+        running.add_argument("--force", action="store_true", help="run again; the finished run is moved aside")
     for name, text in (("status", "what is done"), ("notebooks", "in order"), ("check", "check all parameters")):
         commands.add_parser(name, help=text)
     commands.add_parser("clean", help="remove all runs").add_argument("--yes", action="store_true")
     given = parser.parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):  # a terminal without UTF-8 must not end a run
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     runner.end_with_parent()
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        if "act" in given:
-            return own.run(given)
-        if given.command == "run":
-            pairs = [pair.partition("=") for pair in given.set]
-            wrong = next((key for key, mark, _ in pairs if not mark), None)
-            if wrong is not None:
-                raise ParameterError(f"--set {wrong} has no value; write --set {wrong}=VALUE.")
-            values = {key: value for key, _, value in pairs}
-            return runner.run(params.find(given.notebook), given.scale, values, given.force, enough)
-        if given.command == "all":
-            return runner.run_all(
-                given.scale, given.only, given.keep_going, given.force, max(1, given.jobs), checks.check
-            )
-        if given.command == "clean":
-            return runner.clean(given.yes)
-        if given.command == "notebooks":
-            print("\n".join(params.names()))
-            return 0
-        return runner.status() if given.command == "status" else runner.check_parameters(checks.check)
-    except SealError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the kernel is stopped too
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, interrupt)
+    if "act" in given:
+        return own.run(given)
+    if given.command == "run":
+        pairs = [pair.partition("=") for pair in given.set]
+        wrong = next((key for key, mark, _ in pairs if not mark), None)
+        if wrong is not None:
+            raise ParameterError(f"--set {wrong} has no value; write --set {wrong}=VALUE.")
+        values = {key: value for key, _, value in pairs}
+        return runner.run(params.find(given.notebook), given.scale, values, given.force, enough)
+    if given.command == "all":
+        return runner.run_all(given.scale, given.only, given.keep_going, given.force, max(1, given.jobs), checks.check)
+    if given.command == "clean":
+        return runner.clean(given.yes)
+    if given.command == "notebooks":
+        print("\n".join(params.names()))
+        return 0
+    return runner.status() if given.command == "status" else runner.check_parameters(checks.check)
 
 
 if __name__ == "__main__":

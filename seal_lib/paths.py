@@ -12,11 +12,12 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, on_disk
 
 PACKAGE: Path = Path(__file__).resolve().parent
 ROOT: Path = PACKAGE.parent
@@ -90,18 +91,34 @@ def short(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a whole file or nothing: temporary file beside it, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a whole file or nothing: temporary file beside it, fsync, rename.
+
+    Raises:
+        DiskError: there is no room, no right or no such place.
+    """
+    with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     return path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write into, which takes its place at the end, or is removed where that fails.
+
+    Raises:
+        DiskError: as `write_text`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with on_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):  # where even its folder cannot be reached
+                temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> Path:
@@ -110,8 +127,15 @@ def write_json(path: Path, value: object) -> Path:
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The object that a JSON file holds.
+
+    Raises:
+        DataError: one sentence naming the file.
+    """
+    content = read_data(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__} where an object is wanted; restore the file.")
+    return content
 
 
 def read_data(path: Path, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
@@ -124,6 +148,8 @@ def read_data(path: Path, hook: Callable[[list[tuple[str, Any]]], Any] | None = 
     Raises:
         DataError: one sentence naming the file.
     """
+    if path.exists() and not path.is_file():  # a device or a pipe may never end
+        raise DataError(f"{path} is {'a folder' if path.is_dir() else 'a device'}, not a file; give a file.")
     try:
         raw = path.read_bytes()
         if raw[:2] == b"\x1f\x8b":

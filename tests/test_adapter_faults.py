@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -240,3 +242,45 @@ def test_an_adapter_too_large_for_float16_is_refused(how: str, tmp_path: Path) -
         else:
             with attached(model, [adapter], [0, 0, 0]):
                 pass
+
+
+#: values that a setting of an adapter's config may hold in a file
+SETTINGS = st.sampled_from(
+    [None, True, False, 0, 1, 4, 6, 8, -1, 0.5, 1e400, "", "q_proj", "none", "gaussian", [], {}]
+) | (
+    st.recursive(st.integers() | st.text(max_size=5), lambda x: st.lists(x, max_size=2) | st.dictionaries(
+        st.sampled_from(["q_proj", "layers"]), x, max_size=2), max_leaves=3)
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of(tmp_path_factory.mktemp("plain"))
+
+
+@settings(deadline=3000)
+@given(data=st.data())
+def test_any_config_is_pefts_logits_or_one_sentence(plain_folder: Path, tmp_path: Path, data) -> None:
+    """Never other logits than PEFT's: what PEFT itself cannot load must not be loaded either."""
+    known = json.loads((plain_folder / CONFIG).read_text())
+    keys = st.sampled_from(sorted(known)) | st.text(max_size=4)
+    content = known | data.draw(st.dictionaries(keys, SETTINGS, max_size=2))
+    for file in plain_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / CONFIG).write_text(json.dumps(content))
+    try:
+        adapter = Adapter.load(tmp_path)
+        ours = logits(merge(base(), adapter))
+    except DataError as error:
+        assert "\n" not in str(error) and str(error).endswith(".")
+    else:
+        torch.testing.assert_close(ours, peft_logits(tmp_path), atol=1e-4, rtol=1e-4)
+
+
+@given(st.binary(max_size=80) | st.text(st.sampled_from('{}[]":,0r'), max_size=40).map(str.encode))
+def test_any_bytes_as_a_config_are_one_sentence(plain_folder: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / WEIGHTS).write_bytes((plain_folder / WEIGHTS).read_bytes())
+    (tmp_path / CONFIG).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        Adapter.load(tmp_path)
+    assert "\n" not in str(caught.value) and CONFIG in str(caught.value)

@@ -67,8 +67,8 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch, capsys) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     monkeypatch.setenv("SEAL_HOME", str(tmp_path))
-    assert gpu.main([]) == 1 and "No CUDA GPU is found" in capsys.readouterr().err
-    assert gpu.main(["--draw"]) == 1 and "run make bench-gpu first" in capsys.readouterr().err
+    assert gpu.main([]) == 2 and "No CUDA GPU is found" in capsys.readouterr().err
+    assert gpu.main(["--draw"]) == 2 and "run make bench-gpu first" in capsys.readouterr().err
 
 
 def test_the_table_is_what_the_rows_say() -> None:

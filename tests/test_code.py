@@ -72,9 +72,9 @@ def test_what_only_reads_runs_is_made_again_when_its_code_changes(suite, capfd, 
     folder = only_folder()
     record = manifest.read(folder)
     assert manifest.rows(folder), "the demo keeps rows, so an edit does not throw it away"
-    other = {**record, "code": {**record["code"], "seal_lib.paths": "older"}}
-    paths.write_json(folder / "run.json", other)
     (folder / "rows.jsonl").write_text("")  # as of a notebook that only reads others
+    files = record["files"] | {"rows.jsonl": manifest.content_hash(folder / "rows.jsonl")}
+    manifest.keep(folder, {**record, "code": {**record["code"], "seal_lib.paths": "older"}, "files": files})
     capfd.readouterr()
     assert run() == 0 and "10_demo: seal_lib.paths changed" in capfd.readouterr().out
     assert manifest.read(only_folder())["code"] == record["code"]

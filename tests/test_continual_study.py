@@ -254,6 +254,27 @@ def test_a_killed_stream_goes_on_after_its_last_finished_edit(open_run, monkeypa
     assert study.train_seconds(run, rule) > 0
 
 
+@pytest.mark.parametrize("fault", [lambda raw: raw[:-9], lambda raw: raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:]])
+def test_an_arm_whose_kept_weights_are_damaged_is_made_again(open_run, monkeypatch, capsys, fault) -> None:
+    whole = run_arms(["sequential"])["sequential"]
+    train = study._Work._train
+
+    def dying(self, given, states, alive, k):
+        if k == 1:
+            raise KeyboardInterrupt
+        return train(self, given, states, alive, k)
+
+    monkeypatch.setattr(study._Work, "_train", dying)
+    run = open_run()
+    with pytest.raises(KeyboardInterrupt):
+        run_arms(["sequential"], run)
+    monkeypatch.setattr(study._Work, "_train", train)
+    (file, *_) = sorted(run.folder.glob("states/**/*.safetensors"))
+    file.write_bytes(fault(file.read_bytes()))
+    assert run_arms(["sequential"], open_run())["sequential"] == whole
+    assert "The arm sequential is made again" in capsys.readouterr().out
+
+
 def test_weights_that_are_gone_are_named(open_run, monkeypatch) -> None:
     monkeypatch.setattr(study._Work, "_remember", lambda *args: None)
     with pytest.raises(RunError, match="after edit 1 are gone"):

@@ -14,6 +14,7 @@ from seal_lib.continual.lab import basis
 from seal_lib.continual.rules.rehearsal import mixed
 from seal_lib.continual.trainer import Anchor, EditJob, StreamBank
 from seal_lib.errors import DataError, ParameterError
+from seal_lib.seeds import rng
 from seal_lib.training.adapters import Adapter, attached, merge, target_linears
 from seal_lib.training.finetune import train_alone
 from seal_lib.training.jobs import Example, Job
@@ -275,3 +276,15 @@ def test_saved_states_come_back(tmp_path) -> None:
     assert adapters["history"].digest() == one.digest() and set(adapters) == {"history"}
     assert extra["u"].tolist() == [0, 1, 2] and about == {"diverged": "False"}
     assert [p.name for p in path.parent.iterdir()] == ["edit_1.safetensors"]
+
+
+def test_no_flipped_bit_of_saved_states_is_believed(tmp_path) -> None:
+    path, draw = tmp_path / "edit_1.safetensors", rng("bits")
+    states.save(path, {"history": start(make(), 1)}, {"u": torch.arange(3.0)}, {"diverged": "False"})
+    whole = path.read_bytes()
+    for _ in range(100):
+        at, flipped = draw.randrange(8 * len(whole)), bytearray(whole)
+        flipped[at // 8] ^= 1 << at % 8
+        path.write_bytes(flipped[: draw.choice([len(whole), at // 8])])
+        with pytest.raises(DataError, match="edit_1.safetensors is"):
+            states.load(path)

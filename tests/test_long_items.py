@@ -22,6 +22,9 @@ from seal_lib import models
 from seal_lib.arc.domain import Puzzles, TestTimeTraining, views_of
 from seal_lib.arc.prompts import load
 from seal_lib.arc.tasks import Pair, Task
+from seal_lib.continual import study
+from seal_lib.continual.lab import Lab
+from seal_lib.continual.streams import Stream
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.generation.hf import HFGenerator
@@ -159,3 +162,19 @@ def test_a_puzzle_with_one_demonstration_shows_it(grids) -> None:
     for views in ("full", "leave_one_out", "all"):
         asked = views_of(one, 0, replace(GRIDS, views=views), 0)
         assert asked and all(len(view.example.demonstrations) == 1 for view in asked)
+
+
+# ------------------------------------------------------------------------------------- edits in a row
+
+
+@pytest.mark.parametrize("name", ["passage", "title", "question"])
+def test_the_forgetting_study_names_a_passage_that_is_too_long_before_anything_runs(name: str) -> None:
+    """A stream without one of its edits has no matrix."""
+    lab = Lab(Policy("base", *seedling()), DOMAIN)
+    sane, writing = Stream("a", tuple(made(2)), (None, None)), Sampling(24, temperature=1.0)
+    study.check_lengths(lab, [sane], writing)
+    run = MemoryRun()
+    long = Stream("b", (made(1)[0], ITEMS[name][0]), (None, None))
+    with pytest.raises(DataError, match="passage long takes [0-9]+ tokens to be .*, more than 2048; leave it out"):
+        study.frozen_edits(run, lab, [sane, long], "policy", writing)
+    assert not run.phases

@@ -200,7 +200,8 @@ def made(tmp_path, monkeypatch):
         for phase, of in phases.items():
             rows.append([{"phase": phase, "unit": str(k), **row} for k, row in enumerate(of)])
         paths.write_json(folder / "parameters.json", {"parameters": parameters})
-        paths.write_json(folder / "run.json", {"end": "2026-01-01", "code": {}, "files": {}, "key": key})
+        record = {"end": "2026-01-01", "code": {}, "files": {}, "key": key, "parameters": parameters}
+        paths.write_json(folder / "run.json", record)
         return folder
 
     return make

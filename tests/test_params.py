@@ -5,6 +5,8 @@ import dataclasses
 
 import pytest
 from conftest import REPOSITORY, Suite
+from hypothesis import given
+from hypothesis import strategies as st
 
 from seal_lib.errors import ParameterError
 from seal_lib.runs import params, values, yaml_files
@@ -484,3 +486,41 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
         else:
             assert not parameter.type.choices, f"{notebook}: {parameter.name} has no registry in this test"
     assert chosen == set(rows)
+
+
+# ---------------------------------------------------------------------------------------------- any file, any value
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=4)
+VALUES = st.recursive(SCALARS, lambda inside: st.lists(inside, max_size=3) | st.dictionaries(
+    st.text(max_size=4), inside, max_size=2), max_leaves=5)  # fmt: skip
+KEYS = st.sampled_from(NAMES.split()) | st.text(max_size=6)
+#: what stands in a parameter file, in any order and half of it broken
+PIECES = st.sampled_from([
+    *(f"\n{name}: " for name in NAMES.split()), "\ninclude: ", "1", "1e-3", "true", "null", "[", "]", "{", "}", ", ",
+    "- ", "  ", "\t", "'", '"', "&a ", "*a", "!!python/object:x ", "!!binary ", "<<: ", "? ", "|", "#", "---",
+    "%YAML 1.2", "2026-01-01", "0x1f", ".nan", "-.inf", "9" * 5000, "\u0085", "\ufeff", "\x00", "é",
+]) | st.text(max_size=4)  # fmt: skip
+
+
+def fits_or_is_one_sentence(overrides: dict | None = None) -> None:
+    """What is taken fits what the cell declares; what is not is refused in one line that ends as a sentence."""
+    try:
+        found = params.resolve("10_demo", "seedling", overrides)
+    except ParameterError as error:
+        assert "\n" not in str(error) and str(error).endswith((".", "?")) and len(str(error)) < 600, error
+    else:
+        assert all(p.fit(found[p.name]) == ("", found[p.name]) for p in params.declared("10_demo"))
+
+
+@given(st.lists(PIECES, max_size=12).map("".join).map(lambda text: text.encode("utf-8", "surrogatepass")) |
+       st.binary(max_size=60) | st.text(max_size=20).map(lambda text: text.encode("utf-16")))  # fmt: skip
+def test_any_bytes_are_parameters_or_one_sentence(nb: Suite, content: bytes) -> None:
+    nb.params("10_demo").write_bytes(content)
+    fits_or_is_one_sentence()
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=3))
+def test_any_values_are_parameters_or_one_sentence(nb: Suite, given_: dict) -> None:
+    fits_or_is_one_sentence(given_)
+    for key, value in given_.items():
+        fits_or_is_one_sentence({key: str(value)})  # as --set gives it

@@ -1,7 +1,10 @@
 """The runner: a failed run is never taken for a finished one, whatever papermill thinks of it."""
 
+import contextlib
+import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,8 +18,9 @@ from conftest import Suite
 
 from seal_lib import paths
 from seal_lib.__main__ import main
-from seal_lib.errors import RunError
-from seal_lib.runs import manifest, params, runner
+from seal_lib.errors import DiskError, RunError
+from seal_lib.runs import lifecycle, manifest, params, runner
+from seal_lib.seeds import rng
 
 PARAMETERS = "n: int = 3  # units\nlr: float = 0.1  # rate"
 START = "from seal_lib.runs.lifecycle import start\nrun = start({name!r}, globals())\nrun"
@@ -55,8 +59,8 @@ def test_a_run_is_done_once_and_its_record_is_whole(suite: Suite, capfd) -> None
     assert dict(os.environ) == before
     assert "work: 4/4" in capfd.readouterr().out  # progress in batch is lines, not a frozen widget
     assert sorted(p.name for p in folder.iterdir() if p.suffix != ".lock" and p.name != "lock") == [
-        "code.json", "costs.jsonl", "metrics.json", "notebook.ipynb", "parameters.json", "results.csv", "rows.jsonl",
-        "run.json",
+        ".run.json.sha256", "code.json", "costs.jsonl", "metrics.json", "notebook.ipynb", "parameters.json",
+        "results.csv", "rows.jsonl", "run.json",
     ]  # fmt: skip
     record = manifest.read(folder)
     assert record["parameters"] == {"n": 4, "lr": 0.1}
@@ -81,7 +85,7 @@ def test_only_force_or_a_change_runs_again(suite: Suite, capfd, monkeypatch: pyt
     folder = only_folder()
     record = manifest.read(folder)
     other = {**record["code"], "seal_lib.paths": "older"}
-    paths.write_json(folder / "run.json", {**record, "code": other})
+    manifest.keep(folder, {**record, "code": other})
     capfd.readouterr()
     assert run() == 0 and "seal_lib.paths changed since" in capfd.readouterr().out  # told, not run again
     assert runner.state("10_demo", "seedling")["state"] == "code changed"
@@ -183,7 +187,8 @@ def test_a_folder_in_use_is_left_alone(suite: Suite) -> None:
     assert runner.state("10_demo", "seedling")["state"] == "missing"
 
 
-def test_a_killed_runner_is_resumed_with_the_same_rows(suite: Suite) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_killed_runner_is_resumed_with_the_same_rows(suite: Suite, number: signal.Signals) -> None:
     slow = WORK.replace('{"lr": lr}', '{"lr": lr, "s": __import__("time").sleep(0.5)}')
     demo(suite, work=slow)
     command = [sys.executable, "-m", "seal_lib", "run", "10_demo"]
@@ -192,13 +197,147 @@ def test_a_killed_runner_is_resumed_with_the_same_rows(suite: Suite) -> None:
     while not list(paths.runs().glob("*/*/*/rows.jsonl")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.send_signal(number)
+    assert first.wait() == (-number if number == signal.SIGKILL else 130)
     assert not (only_folder() / "run.json").exists()
+    kept = (only_folder() / "rows.jsonl").read_bytes()
     done = subprocess.run(command, capture_output=True, text=True)  # waits until the orphaned kernel is gone
     assert done.returncode == 0, done.stderr
     rows = manifest.rows(only_folder())
     assert rows == [{"phase": "work", "unit": f"u{i}", "lr": 0.1, "s": None} for i in range(4)]
+    assert (only_folder() / "rows.jsonl").read_bytes().startswith(kept) and f"{kept.count(b'unit')} done" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_runner_and_its_kernel_without_room_end_in_one_sentence(suite: Suite) -> None:
+    """The limit on the size of a file stands for a full disk: it holds for this process, its kernel, and papermill."""
+    demo(suite, work="rows = run.map('work', [f'u{i}' for i in range(200)], lambda part: [{'lr': lr} for _ in part])\n"
+                     "here = ''")  # fmt: skip
+    command = [sys.executable, "-m", "seal_lib", "run", "10_demo"]
+    for kilobytes in (0, 4, 12):
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes,) * 2)  # noqa: B023, E731
+        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+        assert done.returncode in (1, 2) and "Traceback" not in done.stderr, (kilobytes, done.stderr)
+        assert "File too large" in done.stderr and "ulimit -f" in done.stderr and "mend it" not in done.stderr
+        left = [path for path in paths.runs().rglob("*") if path.suffix in (".json", ".ipynb")]
+        assert all(path.suffix != ".tmp" for path in paths.runs().rglob("*")) and all(map(paths.read_json, left))
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert len(manifest.rows(only_folder())) == 200
+
+
+def dangling(home: Path) -> Path:
+    (home / "runs").symlink_to(home / "nowhere" / "at" / "all")
+    return home
+
+
+def a_file(home: Path) -> Path:
+    (home / "file").write_text("")
+    return home / "file"
+
+
+#: a home that cannot be one → what is said
+HOMES = {
+    "runs is a dangling link": (dangling, "remove the file or the link"),
+    "a file": (a_file, "remove the file or the link"),
+    "below a file": (lambda home: a_file(home) / "deeper", "remove the file or the link"),
+    "missing and not to be made": (lambda home: Path("/proc/nothing"), "cannot be used"),
+    "not writable": (lambda home: Path("/sys/kernel"), "give a folder that can be written"),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc and /sys are Linux's")
+@pytest.mark.parametrize("kind", HOMES)
+def test_a_home_that_cannot_be_one_is_one_sentence(suite: Suite, kind: str, monkeypatch, capsys) -> None:
+    make, words = HOMES[kind]
+    demo(suite)
+    monkeypatch.setenv("SEAL_HOME", str(make(suite.home)))
+    assert main(["run", "10_demo"]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1 and str(paths.runs()) in said
+    assert main(["status"]) == 0 and "missing" in capsys.readouterr().out
+    assert main(["clean", "--yes"]) == 0
+    with pytest.raises(DiskError, match=words):  # the first cell, by hand
+        lifecycle.start("10_demo", {"n": 3, "lr": 0.1})
+
+
+def test_jupyter_shows_an_error_of_ours_as_its_sentence() -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        shell.run_cell("from seal_lib.errors import DataError\nraise DataError('x.json is cut; fetch it again.')")
+    assert out.getvalue().strip() == "DataError: x.json is cut; fetch it again."
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "says"),
+    [
+        ("DataError", "x.json is cut; fetch it again.", "run again when that is mended"),
+        ("OSError", "[Errno 28] No space left on device: 'x'", "make room and run again"),
+        ("SafetensorError", "I/O error: No space left on device (os error 28)", "make room and run again"),
+        ("PermissionError", "[Errno 13] Permission denied: '/x'", "give a folder that can be written"),
+        ("OutOfMemoryError", "CUDA out of memory", "choose smaller batches"),
+        ("KeyError", "'acuracy'", "mend it and run again"),
+    ],
+)
+def test_the_notebook_is_blamed_only_where_it_may_be(suite: Suite, kind: str, message: str, says: str, capsys) -> None:
+    folder = suite.home / "runs" / "x"
+    assert runner._failed(folder, "10_demo", kind, message, 3) == 1
+    said = capsys.readouterr().err
+    assert says in said and ("mend it" in said) == (kind == "KeyError")
+    assert json.loads((folder / "failed.json").read_text())["advice"] in said
+
+
+def test_a_damaged_finished_run_is_told_and_made_whole(suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    demo(suite)
+    demo(suite, "11_other")
+    monkeypatch.setattr(runner, "_papermill", fake(suite))
+    assert run() == 0 and run("11_other") == 0
+    folder, draw = only_folder(), rng("damage")
+    whole = {name: (folder / name).read_bytes() for name in ("rows.jsonl", "results.csv", "metrics.json", "run.json")}
+    for name, content in whole.items():
+        for size in (len(content), draw.randrange(len(content))):
+            flipped = bytearray(content)
+            flipped[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+            (folder / name).write_bytes(flipped[:size] if size < len(content) else flipped)
+            assert runner.state("10_demo", "seedling")["state"] == "damaged"
+            assert runner.state("11_other", "seedling")["state"] == "done"
+            capsys.readouterr()
+            assert main(["status"]) == 0 and f"{name} is" in capsys.readouterr().out
+            assert run() == 0 and runner.state("10_demo", "seedling")["state"] == "done"
+            assert all((folder / other).read_bytes() == whole[other] for other in ("rows.jsonl", "results.csv"))
+            whole["run.json"] = (folder / "run.json").read_bytes()
+
+
+#: content of failed.json, inputs.json and code.json that nobody wrote
+RECORDS = [
+    b"",
+    b"{",
+    b"[]",
+    b"{}",
+    b"\xff\xfe{",
+    b"null",
+    b'{"when": 1, "exception": null}',
+    b"[" * 200_000,
+    b"1" * 5000,
+]
+
+
+@pytest.mark.parametrize("content", RECORDS)
+@pytest.mark.parametrize("name", ["failed.json", "inputs.json", "code.json", "run.json", "parameters.json"])
+def test_a_record_of_nonsense_hides_nothing_and_blocks_nothing(
+    suite: Suite, name: str, content: bytes, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    demo(suite)
+    demo(suite, "11_other")
+    monkeypatch.setattr(runner, "_papermill", fake(suite))
+    key, _ = manifest.run_key("10_demo", params.resolve("10_demo", "seedling"))
+    folder = manifest.folder_of("10_demo", "seedling", key)
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(content)
+    assert main(["status"]) == 0 and "11_other" in capsys.readouterr().out
+    assert main(["run", "10_demo"]) == 0 and main(["run", "11_other"]) == 0
+    assert runner.state("10_demo", "seedling")["state"] == "done"
 
 
 def test_two_at_once_wait_for_what_they_read(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +469,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_children_end_when_their_runner_does(suite: Suite, sent: signal.Signals) -> None:
     """Also where the shell has SIGINT ignored, as in ``nohup make reproduce &``."""
     slow = WORK.replace('{"lr": lr}', '{"lr": lr, "s": __import__("time").sleep(0.5)}')

@@ -1,5 +1,6 @@
 """Run folders: a killed run ends with the rows of an undisturbed one, and nothing is ever mixed or half written."""
 
+import contextlib
 import csv
 import errno
 import json
@@ -14,9 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import Suite
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from seal_lib import paths
-from seal_lib.errors import RunError
+from seal_lib.errors import DiskError, RunError
 from seal_lib.runs import journal, lifecycle, manifest, params
 from seal_lib.seeds import rng
 
@@ -236,6 +239,48 @@ def test_no_flipped_bit_is_read_as_a_row(tmp_path: Path) -> None:
         journal.read(path)
 
 
+#: what happens to a run between two starts: units of ``a`` and of ``b`` that are done, then a fault and where (0 to 1)
+STEPS = st.lists(
+    st.tuples(st.integers(0, 23), st.integers(0, 23), st.sampled_from(["", "cut", "flip", "junk"]),
+              st.floats(0, 1, exclude_max=True)), max_size=6,
+)  # fmt: skip
+
+
+@settings(deadline=3000)  # several starts, each of which asks git for the state of the code
+@given(STEPS)
+def test_whatever_happens_to_a_run_its_rows_are_those_of_an_undisturbed_one(batch: Suite, steps: list) -> None:
+    class Stopped(Exception):
+        pass
+
+    def until(count: int):
+        def fn(part: list[str]) -> list[dict]:
+            if int(part[-1][1:]) >= count:
+                raise Stopped
+            return square(part)
+
+        return fn
+
+    path = batch.folder / "rows.jsonl"
+    for file in batch.folder.glob("*.jsonl*"):
+        file.unlink()
+    for first, second, fault, where in [*steps, (99, 99, "", 0.0)]:
+        with pytest.raises(Stopped) if min(first, second) < 23 else contextlib.nullcontext():
+            run = start(batch)
+            try:
+                run.map("a", UNITS, until(first), chunk=5)
+                run.map("b", UNITS, until(second), chunk=4)
+            finally:
+                run.close()
+        if fault and path.exists() and path.stat().st_size:
+            content = bytearray(path.read_bytes())
+            at = int(where * len(content))
+            content[at] ^= 1 << at % 8 if fault == "flip" else 0
+            path.write_bytes(content[:at] if fault == "cut" else content + b"{" * (fault == "junk"))
+    rows = [{"phase": phase, "unit": u, **r} for phase, size in (("a", 5), ("b", 4)) for n in range(0, 23, size)
+            for u, r in zip(UNITS[n:], square(UNITS[n : n + size]), strict=False)]  # fmt: skip
+    assert journal.read(path) == [journal.plain(row) for row in rows]
+
+
 def test_a_damaged_artifact_is_set_aside_and_made_again(batch: Suite, capsys) -> None:
     run = start(batch)
     path = run.artifact("policy/round_1", lambda folder: (folder / "w").write_text("whole"))
@@ -273,7 +318,7 @@ def test_a_full_disk_keeps_the_chunks_before_it(batch: Suite, monkeypatch: pytes
         return real(descriptor, part)
 
     monkeypatch.setattr(journal.os, "write", write)
-    with pytest.raises(RunError, match="No space left on device.*make room and run again"):
+    with pytest.raises(DiskError, match="No space left on device.*make room and run again"):
         run.map("a", UNITS, square, chunk=5)
     monkeypatch.undo()
     kept = journal.read(batch.folder / "rows.jsonl")

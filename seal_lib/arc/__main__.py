@@ -18,7 +18,7 @@ from seal_lib.arc.examples import LEAVE_OUT, augmented, leave_out, training_set
 from seal_lib.arc.grids import Grid, answer_text, parse, to_text
 from seal_lib.arc.tasks import Task
 from seal_lib.arc.vote import rates, score, subsets, views
-from seal_lib.errors import DataError, SealError
+from seal_lib.errors import DataError, command_line
 
 #: name of a row → switches that are on; the authors' translation throughout, as the facts have it
 SWITCH_SETS = {"none": (), "basic": SWITCHES[:1], "size": SWITCHES[1:2], "chain": SWITCHES[2:3], "repeat": SWITCHES[3:]}
@@ -118,22 +118,18 @@ def _scoring(tasks: Sequence[Task]) -> dict[str, object]:
     }
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m seal_lib.arc", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("facts", help="counts and hashes of an ARC file, as JSON")
-    command.add_argument("challenges", help="challenges file, one task file, or a folder of task files")
-    command.add_argument("solutions", nargs="?", help="solutions file, for a Kaggle challenges file")
-    command.add_argument("--samples", action="store_true", help="add the size of every task's training set")
+    asked = commands.add_parser("facts", help="counts and hashes of an ARC file, as JSON")
+    asked.add_argument("challenges", help="challenges file, one task file, or a folder of task files")
+    asked.add_argument("solutions", nargs="?", help="solutions file, for a Kaggle challenges file")
+    asked.add_argument("--samples", action="store_true", help="add the size of every task's training set")
     options = parser.parse_args(arguments)
-    try:
-        # a path on the command line counts from the current directory, not from the checkout
-        tasks = load_tasks(*(path and _here(path) for path in (options.challenges, options.solutions)))
-        report = facts(tasks, options.samples)
-    except SealError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(report, indent=2))
+    # a path on the command line counts from the current directory, not from the checkout
+    tasks = load_tasks(*(path and _here(path) for path in (options.challenges, options.solutions)))
+    print(json.dumps(facts(tasks, options.samples), indent=2))
     return 0
 
 

@@ -13,18 +13,17 @@ import sys
 from pathlib import Path
 
 from seal_lib.audit import tables
+from seal_lib.errors import command_line
 from seal_lib.report.tables import to_markdown
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Command line; see the module docstring."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.audit", description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a result file, or a folder of them")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     chosen = parser.parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):  # texts of others may hold what a terminal cannot show
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     found = tables.audit(chosen.files)
     if chosen.json:
         print(json.dumps(tables.as_json(found), indent=2, ensure_ascii=False, allow_nan=False))

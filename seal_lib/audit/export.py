@@ -34,7 +34,7 @@ def own_runs(folder: Path, singles: Path, edits: Path, arms: Sequence[str]) -> l
 def single_passages(run: Path, folder: Path, arms: Sequence[str]) -> list[Path]:
     """One file an arm of a finished run of `11_single_passage`, its loops as completions; arms that it lacks are left
     out."""
-    used = paths.read_json(run / "parameters.json")["parameters"]
+    used = manifest.read(run)["parameters"]
     passages = load_passages(used["passages"], used["n_passages"], used["passages_seed"])
     by_arm: dict[str, list[PassageTrial]] = {}
     for row in manifest.rows(run):

@@ -33,6 +33,7 @@ from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.domain import TestTimeTraining, training_examples
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Task
+from seal_lib.errors import command_line
 from seal_lib.seeds import rng
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Ta
     return pd.DataFrame(rows)
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Command line: measure, write table and picture, print the savings."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.bench.arc", description=__doc__.splitlines()[0])

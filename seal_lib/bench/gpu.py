@@ -25,7 +25,6 @@ import argparse
 import itertools
 import os
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -35,7 +34,7 @@ from typing import TYPE_CHECKING
 from seal_lib import paths
 from seal_lib.bench import gpu_sizes, gpu_table, inner_loop
 from seal_lib.bench.gpu_table import Row
-from seal_lib.errors import SealError
+from seal_lib.errors import SealError, command_line
 from seal_lib.models import budget
 from seal_lib.plan import lengths
 from seal_lib.training.jobs import Job
@@ -336,6 +335,7 @@ def _warm_up(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan) -> None:
     answer(model, short, "qv", 2)
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Command line: measure, write rows, table, picture and the record of the machine."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.bench.gpu", description=__doc__.splitlines()[0])
@@ -353,13 +353,9 @@ def main(arguments: list[str] | None = None) -> int:
     if given.slots:
         plan = replace(plan, slots=tuple(int(k) for k in given.slots.split(",")))
     folder, stem = paths.figures() / "gpu", "bench_gpu_tiny" if given.tiny else "bench_gpu"
-    try:
-        if not given.draw:
-            _run(plan, folder / f"{stem}_rows.csv")
-        table = gpu_table.finish(folder, stem)
-    except SealError as error:
-        print(error, file=sys.stderr)
-        return 1
+    if not given.draw:
+        _run(plan, folder / f"{stem}_rows.csv")
+    table = gpu_table.finish(folder, stem)
     print(gpu_table.summary_text(table))
     return 0
 

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING
 
 from seal_lib import paths
 from seal_lib.bench.inner_loop_table import BENCH_COLUMNS, LENGTHS, cost_by_slots, ratios_text
-from seal_lib.errors import SealError
+from seal_lib.errors import SealError, command_line
 from seal_lib.training.jobs import Job
 
 if TYPE_CHECKING:
@@ -349,6 +349,7 @@ def _about(jobs: list) -> tuple[float, float]:
     return tokens, statistics.fmean(len(job.plan()) for job in jobs)
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Command line: run, write table and picture, print the ratios."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.bench.inner_loop", description=__doc__.splitlines()[0])
@@ -359,20 +360,16 @@ def main(arguments: list[str] | None = None) -> int:
     plan = TINY if options.tiny else CpuPlan()
     if options.repetitions:
         plan = replace(plan, repetitions=options.repetitions)
-    try:
-        if options.child:
-            child(options.child[0], int(options.child[1]), plan)
-            return 0
-        from seal_lib.report import figures
+    if options.child:
+        child(options.child[0], int(options.child[1]), plan)
+        return 0
+    from seal_lib.report import figures
 
-        table = run(plan)
-        folder = paths.figures() / "seedling"
-        about = table.iloc[0]
-        title = f"{about['model']}, LoRA of rank {about['rank']} on all linear layers, batch 1, the passage included"
-        figures.draw(cost_by_slots, table, "bench_inner_loop", folder, title, size=(9.6, 3.8), panels=(1, 2))
-    except SealError as error:
-        print(error, file=sys.stderr)
-        return 1
+    table = run(plan)
+    folder = paths.figures() / "seedling"
+    about = table.iloc[0]
+    title = f"{about['model']}, LoRA of rank {about['rank']} on all linear layers, batch 1, the passage included"
+    figures.draw(cost_by_slots, table, "bench_inner_loop", folder, title, size=(9.6, 3.8), panels=(1, 2))
     print(table.to_string(index=False, float_format=lambda x: f"{x:.2f}"))
     print(ratios_text(table))
     print(f"written: {paths.short(folder / 'bench_inner_loop.csv')} and .png, .pdf")

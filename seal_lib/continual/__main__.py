@@ -15,11 +15,11 @@ Exit status 0, or 2 with one sentence if the file cannot be used.
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 
+from seal_lib import paths
 from seal_lib.continual import intervals, metrics
-from seal_lib.errors import DataError, SealError
+from seal_lib.errors import DataError, command_line
 
 _KEYS = ("accuracy", "isolated", "joint", "sequences")
 
@@ -30,12 +30,7 @@ def read(path: Path) -> dict[str, object]:
     Raises:
         DataError: no file, no JSON, or not one of the two kinds.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path.name} cannot be read ({error.strerror}); give an existing JSON file.") from None
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise DataError(f"{path.name} is not JSON ({error}); give a file with an accuracy matrix.") from None
+    content = paths.read_data(path)
     if not isinstance(content, dict) or not {"accuracy", "mean_over_sequences"} & set(content):
         raise DataError(
             f"{path.name} has neither 'accuracy' (ours) nor 'mean_over_sequences' (the authors'); give one of the two."
@@ -85,20 +80,17 @@ def _plain(measure: intervals.Measure) -> dict[str, object]:
     return row | ({"note": measure.note} if measure.note else {})
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Command line; see the module docstring."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.continual", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("facts", help="metrics of a matrix as JSON")
-    command.add_argument("file", type=Path, metavar="FILE.json")
+    asked = commands.add_parser("facts", help="metrics of a matrix as JSON")
+    asked.add_argument("file", type=Path, metavar="FILE.json")
     for name in ("isolated", "joint"):
-        command.add_argument(f"--{name}", type=float, help=f"reference accuracy: {name} edits, instead of the file's")
+        asked.add_argument(f"--{name}", type=float, help=f"reference accuracy: {name} edits, instead of the file's")
     options = parser.parse_args(arguments)
-    try:
-        found = facts(options.file, options.isolated, options.joint)
-    except SealError as error:
-        print(error, file=sys.stderr)
-        return 2
+    found = facts(options.file, options.isolated, options.joint)
     print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
     return 0
 

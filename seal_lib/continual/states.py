@@ -5,14 +5,15 @@ state is an `seal_lib.training.adapters.Adapter` with alpha = rank (scale 1), so
 the generator answers with it. Does not know passages, arms or losses.
 """
 
+import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.training.adapters import Adapter
 
@@ -106,29 +107,47 @@ def save(
                 tensors[f"adapter|{key}|{name}|A"], tensors[f"adapter|{key}|{name}|B"] = a.contiguous(), b.contiguous()
     tensors |= {f"extra|{key}": value.contiguous() for key, value in extra.items()}
     note["order"] = json.dumps(list(tensors))  # the file sorts its keys; sums over layers must not change their order
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(tensors or {"nothing": torch.zeros(1)}, str(temporary), metadata=note)
-    os.replace(temporary, path)
+    tensors = tensors or {"nothing": torch.zeros(1)}
+    note["digest"] = _digest(tensors, note)
+    with paths.whole(path) as temporary:
+        save_file(tensors, str(temporary), metadata=note)
 
 
 def load(path: Path) -> tuple[dict[str, Adapter], dict[str, Tensor], dict[str, str]]:
-    """What `save` wrote: adapters, other tensors, notes."""
-    from safetensors import safe_open
+    """What `save` wrote: adapters, other tensors, notes.
 
+    Raises:
+        DataError: it is not what was written.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            note, tensors = dict(file.metadata() or {}), {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path} is cut or damaged ({error}).") from error
+    if note.pop("digest", None) != _digest(tensors, note):
+        raise DataError(f"{path} is not what was written.")
     adapters: dict[str, Adapter] = {}
     extra = {}
-    with safe_open(str(path), framework="pt") as file:
-        note = dict(file.metadata() or {})
-        for key in json.loads(note.pop("order")):
-            kind, *rest = key.split("|")
-            if kind == "extra":
-                extra["|".join(rest)] = file.get_tensor(key)
-            elif kind == "adapter" and rest[2] == "A":
-                rank, alpha, targets = note[f"adapter {rest[0]}"].split(" ")
-                made = adapters.setdefault(rest[0], Adapter(int(rank), float(alpha), tuple(targets.split(",")), {}))
-                made.weights[rest[1]] = (file.get_tensor(key), file.get_tensor(key[:-1] + "B"))
+    for key in json.loads(note.pop("order")):
+        kind, *rest = key.split("|")
+        if kind == "extra":
+            extra["|".join(rest)] = tensors[key]
+        elif kind == "adapter" and rest[2] == "A":
+            rank, alpha, targets = note[f"adapter {rest[0]}"].split(" ")
+            made = adapters.setdefault(rest[0], Adapter(int(rank), float(alpha), tuple(targets.split(",")), {}))
+            made.weights[rest[1]] = (tensors[key], tensors[key[:-1] + "B"])
     return adapters, extra, {key: value for key, value in note.items() if not key.startswith("adapter ")}
+
+
+def _digest(tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> str:
+    """SHA-256 of all that a file holds."""
+    sha = hashlib.sha256(json.dumps([note, [(k, str(t.dtype), t.shape) for k, t in sorted(tensors.items())]],
+                                    sort_keys=True).encode())  # fmt: skip
+    for _, tensor in sorted(tensors.items()):
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from seal_lib.errors import DataError, RunError
 from seal_lib.generation.contract import Request, Sampling
 from seal_lib.grading.graders import grade
 from seal_lib.models import SMALL
+from seal_lib.models.tokens import read_ids
 from seal_lib.records import Passage
 from seal_lib.runs import journal
 from seal_lib.training.jobs import Result
@@ -70,6 +71,9 @@ def run_arm(
         raise DataError(f"arm {arm.name!r}: streams without self-edits; give a writer or a live arm.")
     units = [EditUnit(f"{k}/{s.id}", k, s) for k in range(lengths.pop() + 1) for s in streams]
     chunk = max(n for n in range(1, min(slots or len(streams), len(streams)) + 1) if len(streams) % n == 0)
+    if work.spoiled():
+        run.forget(f"{group}{arm.name}")
+        work.clear()
     rows = run.map(f"{group}{arm.name}", units, work, chunk=chunk)
     work.clear()
     protocol = work.lab.inner.label  # the rule's: the authors' way is another than the study's
@@ -86,7 +90,11 @@ def frozen_edits(
 
     ``reference:<name>``: notes that come with the passage. ``policy``: sampled from the unedited model, with the seeds
     a live arm uses.
+
+    Raises:
+        DataError: names a passage that is too long for the study.
     """
+    check_lengths(lab, streams, writing)
     kind, _, name = writer.partition(":")
     if kind == "reference":
         return with_edits(streams, name)
@@ -105,6 +113,30 @@ def frozen_edits(
 
     rows = run.map(phase, streams, write, chunk=16)
     return [replace(s, edits=tuple(row["edits"])) for s, row in zip(streams, rows, strict=True)]
+
+
+def check_lengths(lab: Lab, streams: Sequence[Stream], writing: Sampling) -> None:
+    """Refuse a passage that the model could not read, or not be trained on whole: a stream without one of its edits
+    has no matrix, so this is known before anything runs.
+
+    Raises:
+        DataError: names the passage, its length and the bound, in tokens.
+    """
+    domain, room = lab.domain, lab.generator.positions
+    for passage in {p.id: p for stream in streams for p in stream.passages}.values():
+        texts = {
+            "trained on": ([d.text for d in domain.documents(passage, None)], 0, lab.inner.max_length),
+            "read for its notes": ([domain.prompt(passage, lab.tokenizer)], writing.max_tokens, room),
+            "asked about": ([domain.prompts.ask(passage, q, True) for q in passage.questions],
+                            lab.inner.answer_tokens, room),
+        }  # fmt: skip
+        for what, (given, more, most) in texts.items():
+            longest = max((len(read_ids(text, lab.tokenizer)) for text in given), default=0) + more
+            if longest > most:
+                raise DataError(
+                    f"passage {passage.id} takes {longest} tokens to be {what}, more than {most}; leave it out of the "
+                    "passages, or raise max_length where the model has room."
+                )
 
 
 def run_arms(
@@ -138,6 +170,16 @@ class _Work:
         folder = getattr(run, "folder", None)  # a Scratch run keeps nothing
         self.folder = Path(folder) / "states" / f"{group}{arm.name}" if folder else None
         self.memory: dict[tuple[str, int], tuple[State, tuple[str | None, ...]]] = {}
+
+    def spoiled(self) -> bool:
+        """Whether weights that a killed run kept are not what it wrote; the arm is then made again."""
+        for file in sorted(self.folder.rglob("*.safetensors")) if self.folder else ():
+            try:
+                ops.load(file)
+            except DataError as error:
+                print(f"{error} The arm {self.arm.name} is made again.", flush=True)
+                return True
+        return False
 
     def clear(self) -> None:
         """The arm is done: its weights are not needed any more."""

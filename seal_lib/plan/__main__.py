@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from seal_lib import paths
-from seal_lib.errors import SealError
+from seal_lib.errors import SealError, command_line
 from seal_lib.models import budget
 from seal_lib.plan import cells, costs, needs
 from seal_lib.plan.costs import Device
@@ -228,6 +228,7 @@ def report(scale: str, items: list[Item], lacking: list[str], device: Device) ->
     return "\n".join(out)
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 planned, 1 with ``--strict`` if something is missing, 2 if the scale or a name is unknown."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.plan", description="What a scale needs and costs.")
@@ -236,13 +237,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="", help=f"plan for: {', '.join(costs.devices())} (default: what is here)")
     parser.add_argument("--strict", action="store_true", help="exit status 1 if anything is missing")
     given = parser.parse_args(arguments)
-    try:
-        device = costs.device(given.device) if given.device else default_device(given.scale)
-        items, lacking = make(given.scale, given.only, device)
-        print(report(given.scale, items, lacking, device))
-    except SealError as error:
-        print(error, file=sys.stderr)
-        return 2
+    device = costs.device(given.device) if given.device else default_device(given.scale)
+    items, lacking = make(given.scale, given.only, device)
+    print(report(given.scale, items, lacking, device))
     return int(given.strict and bool(lacking or any(one.missing for one in items if not one.done)))
 
 

@@ -55,7 +55,7 @@ def parameters(first: Path, second: Path) -> pd.DataFrame:
     """The parameters in which two runs differ, one line each; "–" where a run has no such parameter."""
     import pandas as pd
 
-    a, b = (paths.read_json(folder / "parameters.json")["parameters"] for folder in (first, second))
+    a, b = (manifest.read(folder)["parameters"] for folder in (first, second))
     names = [name for name in (*a, *(b.keys() - a.keys())) if a.get(name, "–") != b.get(name, "–")]
     return pd.DataFrame(
         {

@@ -9,7 +9,6 @@ not know how a mark is drawn (`plots`, and the domains' own). `draw` and `save` 
 
 from __future__ import annotations
 
-import os
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -108,17 +107,12 @@ def save(fig: Figure, name: str, table: pd.DataFrame, folder: Path) -> list[Path
     import matplotlib.pyplot as plt
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     plain = {"pdf": dict.fromkeys(("CreationDate", "ModDate", "Producer", "Creator")), "png": {"Software": None}}
     written = [folder / f"{name}.{kind}" for kind in plain]
     with style():
         for path, (kind, metadata) in zip(written, plain.items(), strict=True):
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            try:
+            with paths.whole(path) as temporary:
                 fig.savefig(temporary, format=kind, metadata=metadata)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
     plt.close(fig)
     return [*written, paths.write_text(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))]
 

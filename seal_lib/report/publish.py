@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib import paths
-from seal_lib.errors import DataError, SealError
+from seal_lib.errors import DataError, command_line
 from seal_lib.report import paper
 from seal_lib.report.arms import NOT_RUN, arm_label
 from seal_lib.report.results import collect, read_results
@@ -173,24 +173,21 @@ def _collected(scale: str) -> Path:
     return path
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; a SealError becomes its one sentence and exit status 2."""
+    """Command line."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.report.publish", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["collect", "page", "publish"])
     parser.add_argument("--scale", default="seedling")
     parser.add_argument("--incomplete", action="store_true", help="publish although notebooks have not run")
     chosen = parser.parse_args(arguments)
-    try:
-        if chosen.what == "collect":
-            rows = collect(chosen.scale)
-            print(f"{len(rows)} results in {paths.short(paths.gallery(chosen.scale) / 'results.csv')}")
-        else:
-            page = chosen.what == "page"
-            wrote = [write_page(chosen.scale)] if page else publish(chosen.scale, incomplete=chosen.incomplete)
-            print("wrote", ", ".join(paths.short(path) for path in wrote))
-    except SealError as error:
-        print(error, file=sys.stderr)
-        return 2
+    if chosen.what == "collect":
+        rows = collect(chosen.scale)
+        print(f"{len(rows)} results in {paths.short(paths.gallery(chosen.scale) / 'results.csv')}")
+    else:
+        page = chosen.what == "page"
+        wrote = [write_page(chosen.scale)] if page else publish(chosen.scale, incomplete=chosen.incomplete)
+        print("wrote", ", ".join(paths.short(path) for path in wrote))
     return 0
 
 

@@ -146,7 +146,7 @@ def _without_duplicates(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _provenance(notebook: str, scale: str, folder: Path) -> dict:
     """The manifest's entry for one run: code, parameters, when, minutes; a field run.json does not have is null."""
-    record = paths.read_json(folder / "run.json")
+    record = manifest.read(folder)
     kept = {name: record.get(name) for name in ("key", "git", "packages", "start", "end")}
     kept["code"] = manifest.digest(*[part for pair in record["code"].items() for part in pair])[:12]
     phases = sum((record.get("seconds") or {}).values())  # of all sessions; wall_seconds is the last session's

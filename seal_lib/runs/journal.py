@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_lib import paths
-from seal_lib.errors import RunError
+from seal_lib.errors import RunError, on_disk
 
 
 def plain(value: Any, where: str = "row") -> Any:
@@ -94,7 +94,8 @@ class Journal:
     def _set_aside(self, rest: bytes, end: int) -> None:
         number = 1 + len(list(self.path.parent.glob(f"{self.path.name}.damaged-*")))
         aside = self.path.with_name(f"{self.path.name}.damaged-{number}")
-        aside.write_bytes(rest)
+        with on_disk(aside):
+            aside.write_bytes(rest)
         self.note = (
             f"{paths.short(self.path)} is damaged at byte {end}: what follows moved to {aside.name} and is made again"
         )
@@ -111,20 +112,20 @@ class Journal:
         """Write lines at once and make them durable; on an error the file ends where it ended before."""
         encoded = [_encoded(line) for line in lines]
         before = self.ends[-1] if self.ends else 0
-        try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        with on_disk(self.path):
             try:
-                block = memoryview(b"".join(encoded))
-                while block:
-                    block = block[os.write(descriptor, block) :]
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            if self.path.exists():
-                os.truncate(self.path, before)
-            what = f"{paths.short(self.path)} could not be written ({error.strerror or error})"
-            raise RunError(f"{what}; make room and run again, finished chunks are kept.") from error
+                descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                try:
+                    block = memoryview(b"".join(encoded))
+                    while block:
+                        block = block[os.write(descriptor, block) :]
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            except OSError:
+                if self.path.exists():
+                    os.truncate(self.path, before)
+                raise
         for raw in encoded:
             before += len(raw)
             self.lines.append(_decoded(raw))  # what a resumed run will read
@@ -135,8 +136,9 @@ class Lock:
     """An exclusive lock that the system releases when its process is killed; the file names its holder."""
 
     def __init__(self, path: Path, wait: float = 0.0, shared: bool = False) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        with on_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.descriptor = os.open(path, os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT, 0o644)
         deadline = time.monotonic() + wait
         while True:
             try:
@@ -152,8 +154,9 @@ class Lock:
                 raise RunError(f"{folder} is in use by process {holder}; wait for it or stop it.") from error
         if shared:  # only asking whether someone holds it
             return
-        os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, f"{os.getpid()}\n".encode(), 0)
+        with on_disk(path):
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, f"{os.getpid()}\n".encode(), 0)
         os.register_at_fork(after_in_child=self.release)  # a forked worker must not keep a dead run's lock
 
     def release(self) -> None:

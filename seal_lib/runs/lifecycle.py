@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_lib import paths
-from seal_lib.errors import RunError
+from seal_lib.errors import DataError, RunError, on_disk
 from seal_lib.runs import code, manifest, params, progress
 from seal_lib.runs.journal import Journal, Lock, plain
 from seal_lib.runs.values import did_you_mean
@@ -114,6 +114,15 @@ class Run:
         bar.close()
         return [{key: value for key, value in line.items() if key not in ("phase", "unit")} for line in done]
 
+    def forget(self, phase: str) -> None:
+        """Drop the rows of a phase, so that `map` makes them again."""
+        lines = self._rows.lines
+        first = next((index for index, line in enumerate(lines) if line["phase"] == phase), len(lines))
+        if first < len(lines):
+            self._rows.cut(first)
+            if kept := [line for line in lines[first:] if line["phase"] != phase]:
+                self._rows.append(kept)
+
     def hire(self, count: int = 1, address: str = "", device: str = "auto") -> None:
         """Share the work among ``count`` workers from now on (`seal_lib.runs.workers.Workers`)."""
         self.workers.close()
@@ -128,24 +137,22 @@ class Run:
             raise RunError(f"artifact {name!r} would lie inside or around {near[0]!r}; choose another name.")
         self._artifacts.add(name)
         target = self.folder / "artifacts" / name
-        seal = target.with_name(f".{target.name}.sha256")
         if target.exists():
-            if seal.exists() and seal.read_text() == manifest.content_hash(target):
+            if manifest.sealed(target):
                 return target
             aside = target.with_name(f".damaged-{target.name}-{os.getpid()}")
             os.replace(target, aside)
             print(f"artifact {name!r} is not what was written: moved to {aside.name}, made again", flush=True)
         building = target.with_name(f".building-{target.name}")
-        building.mkdir(parents=True)
         begun = time.monotonic()
         try:
-            build(building)
-            if not any(building.iterdir()):
-                raise RunError(f"artifact {name!r} is empty; `build` must write into the folder it is given.")
-            paths.write_text(seal, manifest.content_hash(building))
-            os.replace(building, target)
-        except OSError as error:
-            raise RunError(f"artifact {name!r} could not be written ({error}); make room and run again.") from error
+            with on_disk(target):
+                building.mkdir(parents=True)
+                build(building)
+                if not any(building.iterdir()):
+                    raise RunError(f"artifact {name!r} is empty; `build` must write into the folder it is given.")
+                manifest.seal(building, target)
+                os.replace(building, target)
         finally:
             shutil.rmtree(building, ignore_errors=True)
         self._spent(f"artifact:{name}", time.monotonic() - begun, 0, 1)
@@ -203,8 +210,10 @@ class Run:
         record["code"] = paths.read_json(self.folder / "code.json")  # as it was at the start
         kept = [path for name in KEPT if (path := self.folder / name).exists()]
         record["files"] = {path.name: manifest.content_hash(path) for path in kept}
-        # the runner renames the pending record once the last cell is done
-        paths.write_json(self.folder / ("run.json" if self.interactive else "run.json.pending"), record)
+        if self.interactive:
+            manifest.keep(self.folder, record)
+        else:  # the runner does so once the last cell is done
+            paths.write_json(self.folder / "run.json.pending", record)
         print(f"{self.notebook}: finished, {len(self._rows.lines)} rows -> {paths.short(self.folder)}", flush=True)
         if self.interactive:
             self.close()  # so that others may read it or run it again while this kernel lives
@@ -225,10 +234,7 @@ class Run:
                 raise RunError(f"phase {phase!r} is mapped twice in {self.notebook}; give each its own name.")
             # a cell run again by hand: its code may have changed, so its rows are dropped and the run is not done
             (self.folder / "run.json").unlink(missing_ok=True)
-            kept = [line for line in self._rows.lines if line["phase"] != phase]
-            self._rows.cut(0)
-            if kept:
-                self._rows.append(kept)
+            self.forget(phase)
         self._phases.add(phase)
 
     def _reusable(self, phase: str, ids: list[str], chunk: int) -> list[dict]:
@@ -395,8 +401,11 @@ def identity_of(notebook: str, scale: str, key: str, values: dict[str, Any], has
 def _set_aside(folder: Path, notebook: str) -> str:
     """Move results of other code or other inputs into ``superseded-<n>/``; returns a line that says so, or ""."""
     now, mark = manifest.code_of(notebook), folder / "code.json"
-    other = code.changed(paths.read_json(mark), now) if mark.exists() else []
     reason = ""
+    try:
+        other = code.changed(paths.read_json(mark), now) if mark.exists() else []
+    except DataError:
+        other = [mark.name]
     if other:
         reason = f"{', '.join(other[:3])}{f' and {len(other) - 3} more' if len(other) > 3 else ''} changed"
     elif manifest.inputs_changed(folder):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_lib import paths
-from seal_lib.errors import ParameterError, RunError, SealError
+from seal_lib.errors import DataError, ParameterError, RunError, SealError, on_disk
 from seal_lib.runs import code, journal, params
 
 PACKAGES = (
@@ -315,18 +315,52 @@ def notebook_timings(metadata: dict, cells: list[dict]) -> dict[str, object]:
     }
 
 
+def seal(path: Path, target: Path | None = None) -> None:
+    """Write beside a file or folder what its content is; ``target``: where it will be moved to."""
+    target = target or path
+    paths.write_text(target.with_name(f".{target.name}.sha256"), content_hash(path))
+
+
+def sealed(path: Path, otherwise: bool = False) -> bool:
+    """Whether a file or folder is what `seal` saw; ``otherwise``: the answer where there is no seal."""
+    mark = path.with_name(f".{path.name}.sha256")
+    return mark.read_bytes() == content_hash(path).encode() if mark.exists() else otherwise
+
+
+def keep(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write ``run.json``, which makes a run done, and its seal."""
+    pending = paths.write_json(folder / "run.json.pending", record)
+    seal(pending, folder / "run.json")
+    with on_disk(folder / "run.json"):
+        os.replace(pending, folder / "run.json")
+
+
 def read(folder: Path) -> dict:
     """``run.json`` of a finished run folder.
 
     Raises:
-        RunError: the run is not finished, or its record cannot be read.
+        RunError: the run is not finished, or its record is not what was written.
     """
+    path = folder / "run.json"
+    if not path.exists():
+        raise RunError(f"{paths.short(folder)} has no run.json, so it is not finished; run it again.")
     try:
-        return paths.read_json(folder / "run.json")
-    except FileNotFoundError as error:
-        raise RunError(f"{paths.short(folder)} has no run.json, so it is not finished; run it again.") from error
-    except ValueError as error:
-        raise RunError(f"{paths.short(folder)}/run.json is damaged; run again with FORCE=1.") from error
+        record = paths.read_json(path)
+        if sealed(path, otherwise=True) and {"end", "code"} <= set(record):
+            return record
+    except DataError:
+        pass
+    raise RunError(f"{paths.short(path)} is damaged; run the notebook again, what is whole is kept.")
+
+
+def damage(folder: Path) -> str:
+    """What of a finished run is not what was written, as a sentence; "" if nothing is."""
+    try:
+        for name in read(folder).get("files", {}):
+            written(folder, name)
+    except RunError as error:
+        return str(error)
+    return ""
 
 
 def finished(notebook: str, scale: str) -> list[Path]:
@@ -381,7 +415,7 @@ def written(folder: Path, name: str) -> Path:
     """
     path, wanted = folder / name, read(folder).get("files", {}).get(name)
     if wanted is None or not path.exists() or content_hash(path) != wanted:
-        raise RunError(f"{paths.short(path)} is not what the run wrote; run the notebook again with FORCE=1.")
+        raise RunError(f"{paths.short(path)} is not what the run wrote; run the notebook again, what is whole is kept.")
     return path
 
 
@@ -394,9 +428,13 @@ def fingerprint(folder: Path | None) -> dict[str, str] | None:
 
 
 def inputs_changed(folder: Path) -> list[str]:
-    """The ``notebook@scale`` whose newest finished run is not the one that this run read."""
+    """The ``notebook@scale`` whose newest finished run is not the one that this run read; where the list of these is
+    damaged, its name."""
     path = folder / "inputs.json"
-    read_then = paths.read_json(path) if path.exists() else {}
+    try:
+        read_then = paths.read_json(path) if path.exists() else {}
+    except DataError:
+        return [path.name]
     return [name for name, was in read_then.items() if fingerprint(newest(*name.split("@"))) != was]
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_lib import paths
-from seal_lib.errors import ParameterError, SealError
+from seal_lib.errors import DataError, ParameterError, SealError
 from seal_lib.runs import yaml_files
 from seal_lib.runs.values import Parameter, did_you_mean, parse_type
 
@@ -88,11 +88,10 @@ def cells(notebook: str) -> list[dict]:
         find(notebook)
         raise ParameterError(f"{paths.short(path)} does not exist; give the notebook's full name.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ParameterError(f"{path.name} is not a notebook: {error}; restore it with git.") from error
-    code = [cell for cell in content.get("cells", []) if cell.get("cell_type") == "code"]
-    return [{"source": "".join(c["source"]), "tags": c.get("metadata", {}).get("tags", [])} for c in code]
+        code = [cell for cell in paths.read_json(path)["cells"] if cell["cell_type"] == "code"]
+        return [{"source": "".join(c["source"]), "tags": c.get("metadata", {}).get("tags", [])} for c in code]
+    except (DataError, KeyError, TypeError, AttributeError) as error:
+        raise ParameterError(f"{path.name} is not a notebook ({error}); restore it with git.") from error
 
 
 # ---------------------------------------------------------------------------------------------- the tagged cell

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_lib import paths
-from seal_lib.errors import ParameterError, RunError, SealError
+from seal_lib.errors import DataError, DiskError, ParameterError, RunError, SealError, way_out
 from seal_lib.runs import journal, manifest, params
 from seal_lib.runs.lifecycle import identity_of, set_aside
 from seal_lib.runs.progress import clock
@@ -35,6 +35,19 @@ ADVICE = {
     "KeyboardInterrupt": "stopped by hand: run again, finished units are kept",
     "NotFinished": "the notebook ended without run.finish(...): it must be called in the last cell",
 }
+#: errors whose message says what to do; the notebook is not to blame
+TOLD = {kind.__name__ for kind in (SealError, *SealError.__subclasses__())}
+
+
+def advice(kind: str, message: str, folder: Path) -> str:
+    """What to do about a failure; a notebook is to be mended only where nothing else is known to be wrong."""
+    if kind in ADVICE:
+        return ADVICE[kind]
+    if kind in TOLD:
+        return "run again when that is mended; finished units are kept"
+    if way := way_out(message):
+        return f"{way} and run again; finished units are kept"
+    return f"see {paths.short(folder / 'notebook.ipynb')}, mend it and run again; finished units are kept"
 
 
 def in_use(folder: Path) -> bool:
@@ -45,6 +58,8 @@ def in_use(folder: Path) -> bool:
                 journal.Lock(folder / name, shared=True).release()
             except RunError:
                 return True
+            except DiskError:  # what cannot be read is held by none of ours
+                continue
     return False
 
 
@@ -58,28 +73,23 @@ def state(notebook: str, scale: str) -> dict[str, Any]:
     folder = manifest.folder_of(notebook, scale, key)
     found["folder"] = folder
     if (folder / "run.json").exists():
-        try:
-            record = manifest.read(folder)
-        except RunError as error:
-            return {**found, "state": "damaged", "why": str(error)}
+        if broken := manifest.damage(folder):
+            return {**found, "state": "damaged", "why": broken}
+        record = manifest.read(folder)
         changed = manifest.inputs_changed(folder)
         stale = manifest.code_changed(record)
         name = "inputs changed" if changed else "code changed" if stale else "done"
-        minutes = sum(record["seconds"].values()) / 60
+        minutes = sum(record.get("seconds", {}).values()) / 60
         return {**found, "state": name, "when": record["end"], "minutes": minutes, "why": ", ".join(changed or stale)}
     if in_use(folder):
         return {**found, "state": "running"}
     if (folder / "failed.json").exists():
         try:
             failed = paths.read_json(folder / "failed.json")
-        except ValueError:
+            why = f"{failed['exception']}: {failed['message']}"
+            return {**found, "state": "failed", "when": str(failed["when"]), "why": why}
+        except (DataError, KeyError):
             return {**found, "state": "failed", "why": "failed.json is damaged; run again"}
-        return {
-            **found,
-            "state": "failed",
-            "when": failed["when"],
-            "why": f"{failed['exception']}: {failed['message']}",
-        }
     if (folder / "rows.jsonl").exists():
         return {**found, "state": "interrupted"}
     older = manifest.newest(notebook, scale)
@@ -103,7 +113,10 @@ def run(
     values = params.resolve(notebook, scale, overrides)
     key, hashes = manifest.run_key(notebook, values)
     folder = manifest.folder_of(notebook, scale, key)
-    if (folder / "run.json").exists() and not force:
+    broken = manifest.damage(folder) if (folder / "run.json").exists() and not force else ""
+    if broken:
+        print(broken, flush=True)
+    elif (folder / "run.json").exists() and not force:
         changed = manifest.inputs_changed(folder)
         if not changed:
             record = manifest.read(folder)
@@ -124,7 +137,9 @@ def run(
         set_aside(folder)
     lock = journal.Lock(folder / "runner.lock")
     try:
-        if (folder / "run.json").exists():  # another runner finished it just now
+        if broken:  # a part of it is made again
+            os.replace(folder / "run.json", folder / "run.json.damaged")
+        elif (folder / "run.json").exists():  # another runner finished it just now
             return run(notebook, scale, overrides)
         return _execute(notebook, scale, key, values, hashes, folder)
     finally:
@@ -148,9 +163,7 @@ def _execute(notebook: str, scale: str, key: str, values: dict, hashes: dict, fo
         if isinstance(error, Exception):
             return code
         raise
-    record = {**paths.read_json(folder / "run.json.pending"), "notebook_timings": timings}
-    paths.write_json(folder / "run.json", record)
-    (folder / "run.json.pending").unlink()
+    manifest.keep(folder, {**paths.read_json(folder / "run.json.pending"), "notebook_timings": timings})
     print(f"{notebook} {scale} {key}: done in {clock(time.monotonic() - begun)}", flush=True)
     return 0
 
@@ -190,16 +203,27 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 def _failed(folder: Path, notebook: str, kind: str, message: str, cell: int | None) -> int:
-    (folder / "run.json.pending").unlink(missing_ok=True)
-    advice = ADVICE.get(
-        kind, f"see {paths.short(folder / 'notebook.ipynb')}, mend it and run again; finished units are kept"
-    )
-    record = {"exception": kind, "message": message, "cell": cell, "advice": advice, "when": manifest.now()}
-    paths.write_json(folder / "failed.json", record)
     where = f" in cell [{cell}]" if cell else ""
     first = message.splitlines()[0] if message else ""
-    print(f"{notebook}: FAILED{where}: {kind}: {first}\n  {advice}", file=sys.stderr, flush=True)
+    way = advice(kind, message, folder)
+    print(f"{notebook}: FAILED{where}: {kind}: {first}\n  {way}", file=sys.stderr, flush=True)
+    record = {"exception": kind, "message": message, "cell": cell, "advice": way, "when": manifest.now()}
+    executed = folder / "notebook.ipynb"
+    try:
+        (folder / "run.json.pending").unlink(missing_ok=True)
+        if executed.exists() and executed.stat().st_size and not _whole(executed):
+            executed.unlink()  # papermill was stopped, or found no room, while it wrote
+        paths.write_json(folder / "failed.json", record)
+    except (OSError, DiskError) as error:  # that it failed has been said
+        print(f"  and {error}", file=sys.stderr, flush=True)
     return 1
+
+
+def _whole(file: Path) -> bool:
+    try:
+        return bool(paths.read_json(file))
+    except DataError:
+        return False
 
 
 # ---------------------------------------------------------------------------------------------- all of them
@@ -275,8 +299,10 @@ def run_all(
 def _minutes(scale: str) -> dict[str, float]:
     """What each notebook took when the committed tables were made."""
     file = paths.published(scale) / "manifest.json"
-    made = json.loads(file.read_text()) if file.is_file() else {"runs": []}
-    return {entry["notebook"]: entry["minutes"] for entry in made["runs"]}
+    try:
+        return {entry["notebook"]: entry["minutes"] for entry in paths.read_json(file)["runs"]} if file.exists() else {}
+    except (DataError, KeyError, TypeError):  # they decide nothing but the order
+        return {}
 
 
 def _call(command: list[str], labelled: bool, children: list[subprocess.Popen]) -> int:

@@ -148,6 +148,8 @@ class Parameter:
             return f"={_shown(value)}: {twice!r} stands twice; keep one"
         for item in several:
             if isinstance(item, str):
+                if "\0" in item:
+                    return f"={_shown(item)} holds a NUL character; take it out"
                 form, words = FORMS.get(self.name, (None, ""))
                 if form and not re.fullmatch(form, item):
                     shown = "" if self.name.endswith("_env") else f"={_shown(item)}"  # it may be the secret itself

@@ -20,6 +20,9 @@ class Recorder(Protocol):
     def artifact(self, name: str, build: Callable[[Path], object]) -> Path:
         """The folder of that name, made by ``build(folder)`` unless it is there."""
 
+    def forget(self, phase: str) -> None:
+        """Drop the rows of a phase that cannot go on, so that `map` makes them again."""
+
     def count(self, **counts: float) -> None:
         """Add to counters: tokens trained, questions asked, …"""
 

@@ -63,6 +63,8 @@ def parse(text: str) -> Any:
         raise ValueError("a number has thousands of digits; write a smaller one") from error
     except RecursionError as error:
         raise ValueError("lists in lists, too deep to be read; write it flat") from error
+    except Exception as error:  # what the reader itself trips over, such as `%YAML 1.21`
+        raise ValueError(f"not YAML ({' '.join(str(error).split())[:120] or type(error).__name__}); mend it") from error
 
 
 def read(path: Path) -> Any:

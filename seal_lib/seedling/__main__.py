@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from seal_lib import models
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, command_line
 from seal_lib.paths import write_text
 from seal_lib.seedling.acceptance import ACCEPTANCE, Seedling
 from seal_lib.seedling.growth import Recipe, grow
@@ -80,6 +80,7 @@ def chosen(only: str | None, seeds: int) -> list[tuple[str, int]]:
     return [(world, int(seed))] if seed else [pair for pair in worlds if pair[0] == world]
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m seal_lib.seedling", description=__doc__.split("\n")[0])
     parser.add_argument("--only", help="a world, or one model: knowledge-2 is grown from seed 2 (default: all)")
