@@ -63,7 +63,8 @@ def way_out(message: str) -> str:
 
 def refused(error: OSError, path: str | Path | None = None) -> DiskError:
     """The sentence for what the system refuses. ``path``: the file that was meant, if the error does not name it."""
-    where, way = path or error.filename or "a file", _WAYS.get(error.errno or 0, "")
+    where, way = str(path or error.filename or "a file"), _WAYS.get(error.errno or 0, "")
+    where = where if len(where) < 300 else f"{where[:100]}…"
     return DiskError(f"{where} cannot be used ({error.strerror or error}){f'; {way} and run again' if way else ''}.")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -258,7 +258,6 @@ def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_of(tmp_path_factory.mktemp("plain"))
 
 
-@settings(deadline=3000)
 @given(data=st.data())
 def test_any_config_is_pefts_logits_or_one_sentence(plain_folder: Path, tmp_path: Path, data) -> None:
     """Never other logits than PEFT's: what PEFT itself cannot load must not be loaded either."""

@@ -69,6 +69,7 @@ def test_plain_make_lists_every_target_without_an_environment(checkout: Path) ->
         (["reproduce", "SCALE=paper", "ONLY=11,12"], ["--scale paper", "--jobs 1", '--only "11,12"'], ["--keep-going"]),
         (["reproduce", "FORCE=1", "SET=full"], ["--force", 'SET="full"'], ["--keep-going"]),
         (["reproduce", "FORCE=0", "ONLY=k_marker"], [], ["--force", "--keep-going"]),
+        (["reproduce", "FORCE=off", "ONLY=,"], ['--only ","'], ["--force"]),
         (["-k", "reproduce"], ["--keep-going"], ["--force"]),
         (["--keep-going", "reproduce", "SCALE=small"], ["--keep-going"], []),
         (

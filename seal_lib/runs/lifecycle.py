@@ -63,6 +63,8 @@ class Run:
         self.note = _set_aside(folder, identity["notebook"])
         for leftover in folder.glob("artifacts/**/.building-*"):
             shutil.rmtree(leftover)
+        for leftover in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink()
         self._rows, self._costs = Journal(folder / "rows.jsonl"), Journal(folder / "costs.jsonl")
         self._inputs: dict[str, dict | None] = {}
         self.note = "; ".join(filter(None, [self.note, self._rows.note]))

@@ -163,7 +163,10 @@ def _execute(notebook: str, scale: str, key: str, values: dict, hashes: dict, fo
         if isinstance(error, Exception):
             return code
         raise
-    manifest.keep(folder, {**paths.read_json(folder / "run.json.pending"), "notebook_timings": timings})
+    record, executed = paths.read_json(folder / "run.json.pending"), folder / "notebook.ipynb"
+    if executed.exists():
+        record["files"][executed.name] = manifest.content_hash(executed)
+    manifest.keep(folder, {**record, "notebook_timings": timings})
     print(f"{notebook} {scale} {key}: done in {clock(time.monotonic() - begun)}", flush=True)
     return 0
 
