@@ -277,6 +277,7 @@ def test_jupyter_shows_an_error_of_ours_as_its_sentence() -> None:
         ("OSError", "[Errno 28] No space left on device: 'x'", "make room and run again"),
         ("SafetensorError", "I/O error: No space left on device (os error 28)", "make room and run again"),
         ("PermissionError", "[Errno 13] Permission denied: '/x'", "give a folder that can be written"),
+        ("BrokenPipeError", "[Errno 32] Broken pipe", "who read its output is gone"),
         ("OutOfMemoryError", "CUDA out of memory", "choose smaller batches"),
         ("KeyError", "'acuracy'", "mend it and run again"),
     ],
@@ -357,6 +358,23 @@ def test_two_at_once_wait_for_what_they_read(suite: Suite, monkeypatch: pytest.M
     assert set(events[:2]) == {"+10_a", "+11_b"}
     assert events.index("-11_b") < events.index("+12_reader")
     assert max(events.index("-10_a"), events.index("-12_reader")) < events.index("+91_all")
+
+
+def test_a_child_that_is_being_started_when_all_is_stopped_is_stopped_too(suite: Suite, monkeypatch) -> None:
+    demo(suite)
+    started: list[subprocess.Popen] = []
+
+    def process(command: list[str], labelled: bool, children: list) -> int:
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+        time.sleep(0.6)  # as long as a loaded machine takes to start a process
+        children.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        started.append(children[-1])
+        return children[-1].wait()
+
+    monkeypatch.setattr(runner, "_call", process)
+    begun = time.monotonic()
+    assert main(["all"]) == 130 and time.monotonic() - begun < 30
+    assert started[0].returncode == -signal.SIGTERM
 
 
 def test_of_several_at_once_the_longest_starts_first(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

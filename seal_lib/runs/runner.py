@@ -33,6 +33,7 @@ ADVICE = {
     "OutOfMemoryError": "the GPU has too little memory: choose smaller batches or a smaller scale",
     "MemoryError": "too little memory: choose smaller batches or a smaller scale",
     "KeyboardInterrupt": "stopped by hand: run again, finished units are kept",
+    "BrokenPipeError": "who read its output is gone: run again, finished units are kept",
     "NotFinished": "the notebook ended without run.finish(...): it must be called in the last cell",
 }
 #: errors whose message says what to do; the notebook is not to blame
@@ -291,8 +292,13 @@ def run_all(
                         failures.append(name)
                         waiting = waiting if keep_going else []
         except BaseException:
-            for child in children:
-                child.terminate()  # each stops its kernel and keeps its finished units
+            told: set[int] = set()
+            while not all(future.done() for future in running):  # one that was just being started comes later
+                for child in children:
+                    if child.pid not in told:
+                        child.terminate()  # once: it stops its kernel and keeps its finished units
+                        told.add(child.pid)
+                time.sleep(0.1)
             raise
     tail = f"; failed: {', '.join(failures)}" if failures else ""
     print(f"{scale}: {len(notebooks)} notebooks, {clock(time.monotonic() - begun)}{tail}", flush=True)
