@@ -194,7 +194,7 @@ def test_a_killed_runner_is_resumed_with_the_same_rows(suite: Suite, number: sig
     demo(suite, work=slow)
     command = [sys.executable, "-m", "seal_lib", "run", "10_demo"]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240  # a busy machine takes its time
     while not list(paths.runs().glob("*/*/*/rows.jsonl")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -487,7 +487,7 @@ def test_children_end_when_their_runner_does(suite: Suite, sent: signal.Signals)
     ignored = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
     command = [sys.executable, "-m", "seal_lib", "all"]
     whole = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=ignored)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while not list(paths.runs().glob("*/*/*/rows.jsonl")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -500,8 +500,8 @@ def test_children_end_when_their_runner_does(suite: Suite, sent: signal.Signals)
             waiting += found
     assert len(tree) >= 2  # the notebook's process and its kernel
     whole.send_signal(sent)
-    whole.wait(20)
-    deadline = time.monotonic() + 20
+    whole.wait(60)
+    deadline = time.monotonic() + 60
     while any(map(alive, tree)):
         assert time.monotonic() < deadline, tree
         time.sleep(0.1)
