@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import Suite
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seal_lib import paths
@@ -246,6 +246,7 @@ STEPS = st.lists(
 )  # fmt: skip
 
 
+@settings(max_examples=25)
 @given(STEPS)
 def test_whatever_happens_to_a_run_its_rows_are_those_of_an_undisturbed_one(batch: Suite, steps: list) -> None:
     class Stopped(Exception):
