@@ -108,7 +108,7 @@ def test_the_command_on_another_file_and_on_none(tmp_path) -> None:
         (files("training_{}")[:1], "no solutions"),
     ):
         failed = run(*arguments)
-        assert failed.returncode == 1 and failed.stdout == "" and words in failed.stderr
+        assert failed.returncode == 2 and failed.stdout == "" and words in failed.stderr
         assert failed.stderr.count("\n") == 1 and "Traceback" not in failed.stderr
 
 
