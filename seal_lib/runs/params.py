@@ -17,7 +17,6 @@ Knows nothing of runs or papermill. Example: ``resolve("11_single_passage", "see
 import ast
 import dataclasses
 import io
-import json
 import os
 import re
 import tokenize

@@ -7,7 +7,6 @@ the next call continues where it stopped. Does not know what a notebook computes
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
