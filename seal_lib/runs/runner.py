@@ -36,7 +36,7 @@ ADVICE = {
     "NotFinished": "the notebook ended without run.finish(...): it must be called in the last cell",
 }
 #: errors whose message says what to do; the notebook is not to blame
-TOLD = {kind.__name__ for kind in (SealError, *SealError.__subclasses__())}
+TOLD = {SealError.__name__, *(kind.__name__ for kind in SealError.__subclasses__())}
 
 
 def advice(kind: str, message: str, folder: Path) -> str:
