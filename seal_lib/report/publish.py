@@ -47,6 +47,9 @@ def results_block(df: pd.DataFrame, few: bool = False) -> str:
         if not (rows["metric"] == about.metric).any():
             parts.append(f"{title}: {NOT_RUN}.")
             continue
+        if few:
+            title = title.replace(name, name.partition(" (")[0])  # RESULTS.md says more
+            rows = rows[rows["arm"].isin(about.few)]
         which = sorted({f"{row['model']}, protocol {row['protocol']}" for row in rows.to_dict("records")})
         frame = table(df, experiment)
         if few:
