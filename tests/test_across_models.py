@@ -130,7 +130,8 @@ def test_weights_of_every_model_named_are_part_of_what_a_run_is(tmp_path) -> Non
     assert after["model"] == before["model"] and after["other_models[0]"] != before["other_models[0]"]
 
 
-def test_the_plan_counts_one_loop_for_each_model() -> None:
+def test_the_plan_counts_one_loop_for_each_model(monkeypatch) -> None:
+    monkeypatch.setenv("SET", "full")
     others = ["seedling-knowledge-1", "seedling-knowledge-2"]
     p = {**params.resolve("17_other_models", "seedling"), "other_models": others}
     alone = {**params.resolve("12_restem_rounds", "seedling"), "seeds": [0], "controls": [], "rounds": p["rounds"]}
@@ -142,7 +143,8 @@ def test_the_plan_counts_one_loop_for_each_model() -> None:
     assert all_of_them == {key: pytest.approx(3 * number, rel=0.02) for key, number in one.items()}
 
 
-def test_the_plan_counts_one_loop_of_puzzles_for_each_model() -> None:
+def test_the_plan_counts_one_loop_of_puzzles_for_each_model(monkeypatch) -> None:
+    monkeypatch.setenv("SET", "full")
     others = ["seedling-grids-1", "seedling-grids-2"]
     p = {**params.resolve("24_other_puzzle_models", "seedling"), "other_models": others}
     theirs = params.resolve("21_arc_self_edits", "seedling")

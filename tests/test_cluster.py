@@ -268,7 +268,8 @@ def test_who_works_is_no_part_of_what_a_run_is(batch: Suite) -> None:
 
 def test_without_ray_one_warning_and_the_same_rows(batch: Suite, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     alone = rows_of(batch, None)
-    monkeypatch.setattr(workers.importlib.util, "find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else find(name))
     run = start(batch)
     run.hire(8, "auto")
     run.map("a", UNITS, Work(square, NAMELESS, run.count), chunk=5)

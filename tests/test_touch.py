@@ -48,12 +48,12 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_executed_copy_shows_the_first_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "context", lambda: "batch")
-    assert touch.pick(lambda a, b: (a, b), a={"one": 1, "two": 2}, b={"three": 3}) == (1, 3)
+    assert touch.choose(lambda a, b: (a, b), a={"one": 1, "two": 2}, b={"three": 3}) == (1, 3)
 
 
 @pytest.mark.parametrize("slider", [False, True])
 def test_a_menu_and_a_slider_change_what_is_shown(screen: Screen, slider: bool) -> None:
-    assert touch.pick(lambda a, b: (a, b), slider, a={"one": 1, "two": 2}, b={"three": 3, "four": 4}) is None
+    assert touch.choose(lambda a, b: (a, b), slider, a={"one": 1, "two": 2}, b={"three": 3, "four": 4}) is None
     controls, first = screen.shown
     assert first == (1, 3)  # plain output, which a saved notebook keeps
     controls.children[0].value = "two"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from seal_lib.loops.policy import Policy
 
 
-def pick(shown: Callable[..., Any], slider: bool = False, **options: Mapping[str, Any]) -> Any:
+def choose(shown: Callable[..., Any], slider: bool = False, **options: Mapping[str, Any]) -> Any:
     """What ``shown`` makes of one choice of each option; a menu for each, or a slider, changes it.
 
     Args:
