@@ -21,8 +21,9 @@ from seal_lib.plan.work import totals
 from seal_lib.runs import params
 from seal_lib.training.jobs import Result
 
-#: tokens and questions in run.json of runs at scale seedling with SET=full, made for this comparison at commit 2853997; those of 00,
-#: 10 and 11 are of 412fa47, after the knowledge seedling was grown again; that of 21 is of 96d01a7, with fresh seeds
+#: tokens and questions in run.json of runs at scale seedling with SET=full, made for this comparison at commit 2853997;
+#: those of 00, 10 and 11 are of 412fa47, after the knowledge seedling was grown again; that of 21 is of 96d01a7, with
+#: fresh seeds
 FINISHED = {
     "00_tour": ({}, {"generated": 5840, "trained": 170170, "scored": 1908}),
     "10_self_edits": ({}, {"generated": 19794, "trained": 0, "scored": 0}),

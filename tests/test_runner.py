@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -193,7 +194,8 @@ def test_a_killed_runner_is_resumed_with_the_same_rows(suite: Suite, number: sig
     slow = WORK.replace('{"lr": lr}', '{"lr": lr, "s": __import__("time").sleep(0.5)}')
     demo(suite, work=slow)
     command = [sys.executable, "-m", "seal_lib", "run", "10_demo"]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    heard = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # also where these tests run under nohup
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=heard)
     deadline = time.monotonic() + 240  # a busy machine takes its time
     while not list(paths.runs().glob("*/*/*/rows.jsonl")):
         assert time.monotonic() < deadline
@@ -206,7 +208,9 @@ def test_a_killed_runner_is_resumed_with_the_same_rows(suite: Suite, number: sig
     assert done.returncode == 0, done.stderr
     rows = manifest.rows(only_folder())
     assert rows == [{"phase": "work", "unit": f"u{i}", "lr": 0.1, "s": None} for i in range(4)]
-    assert (only_folder() / "rows.jsonl").read_bytes().startswith(kept) and f"{kept.count(b'unit')} done" in done.stdout
+    assert (only_folder() / "rows.jsonl").read_bytes().startswith(kept)
+    resumed = re.search(r"(\d+) done before", done.stdout)
+    assert resumed and int(resumed[1]) >= kept.count(b"unit") >= 1  # an orphaned kernel ends its unit
 
 
 @pytest.mark.slow
@@ -365,7 +369,7 @@ def test_a_child_that_is_being_started_when_all_is_stopped_is_stopped_too(suite:
     started: list[subprocess.Popen] = []
 
     def process(command: list[str], labelled: bool, children: list) -> int:
-        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
         time.sleep(0.6)  # as long as a loaded machine takes to start a process
         children.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
         started.append(children[-1])
