@@ -598,3 +598,17 @@ def test_the_banner_tells_the_published_minutes(batch: Suite) -> None:
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps(record))
     assert run.facts()["took"] == "4.5 min when the published results were made"
+
+
+def test_a_process_that_only_imported_the_kernel_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else `seal ask --json` would print a bar's HTML where papermill was imported."""
+    from ipykernel.kernelapp import IPKernelApp
+
+    from seal_lib.runs import progress
+
+    monkeypatch.delenv("SEAL_BATCH", raising=False)
+    assert progress.context() == "terminal"
+    monkeypatch.setattr(IPKernelApp, "initialized", classmethod(lambda cls: True))
+    assert progress.context() == "jupyter"
+    monkeypatch.setenv("SEAL_BATCH", "1")
+    assert progress.context() == "batch"

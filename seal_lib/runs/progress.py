@@ -17,7 +17,8 @@ def context() -> str:
     """``batch``, ``jupyter`` or ``terminal``."""
     if os.environ.get("SEAL_BATCH"):
         return "batch"
-    return "jupyter" if "ipykernel" in sys.modules else "terminal"
+    kernels = sys.modules.get("ipykernel.kernelapp")  # imported is not enough: is this process a kernel?
+    return "jupyter" if kernels and kernels.IPKernelApp.initialized() else "terminal"
 
 
 def setup() -> str:
