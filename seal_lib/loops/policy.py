@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seal_lib import models
+from seal_lib.errors import DataError
 from seal_lib.generation import engines
 from seal_lib.generation.contract import Generator
 from seal_lib.loops.settings import OuterLoop
@@ -71,6 +72,17 @@ class Policy:
     tokenizer: "PreTrainedTokenizerBase"
     engine: str = "hf"
     source: Source | None = None
+
+    @property
+    def base(self) -> Source:
+        """The source, where one is needed.
+
+        Raises:
+            DataError: the policy does not say where its weights come from.
+        """
+        if self.source is None:
+            raise DataError(f"policy {self.name!r} does not say which model it is; make it with source=Source(…).")
+        return self.source
 
     def __post_init__(self):
         object.__setattr__(self, "engine", engines.resolve(self.engine, self.model))

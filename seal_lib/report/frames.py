@@ -16,15 +16,11 @@ from typing import TYPE_CHECKING, Any
 from seal_lib.report import stats
 from seal_lib.report.arms import arm_label, arm_rank
 from seal_lib.report.stats import Estimate
-from seal_lib.report.words import chance, units
+from seal_lib.report.words import Rows, chance, units
 from seal_lib.runs import yaml_files
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
     import pandas as pd
-
-    Rows: TypeAlias = Sequence[Mapping[str, Any]] | pd.DataFrame
 
 SCALED = ("%", "points")
 
@@ -48,7 +44,7 @@ def metric_words(metric: str) -> tuple[str, str]:
     return label.format(rest), unit
 
 
-def levels(rows: Rows, metrics: Sequence[str]) -> pd.DataFrame:
+def levels(rows: Rows | pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """One line an arm (and model or protocol, where there are several), one column a metric: "41.3 [37.4, 45.3]".
 
     Args:
@@ -74,7 +70,7 @@ def levels(rows: Rows, metrics: Sequence[str]) -> pd.DataFrame:
     return _indexed(pd.DataFrame(lines))
 
 
-def contrasts(rows: Rows) -> pd.DataFrame:
+def contrasts(rows: Rows | pd.DataFrame) -> pd.DataFrame:
     """One line a paired difference a − b: points with the interval, n, Holm's p, and the one verdict."""
     import pandas as pd
 
@@ -93,8 +89,8 @@ def contrasts(rows: Rows) -> pd.DataFrame:
     ]))  # fmt: skip
 
 
-def _records(rows: Rows) -> Sequence[Mapping[str, Any]]:
-    return rows if isinstance(rows, Sequence) else rows.to_dict("records")
+def _records(rows: Rows | pd.DataFrame) -> Sequence[Mapping[str, Any]]:
+    return rows.to_dict("records") if hasattr(rows, "to_dict") else list(rows)
 
 
 def _several(keys: Mapping[tuple[str, str, str], Any]) -> list[str]:

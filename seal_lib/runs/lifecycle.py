@@ -307,6 +307,13 @@ class Scratch:
     def count(self, **counts: float) -> None:
         """Costs are not kept."""
 
+    def forget(self, phase: str) -> None:
+        """There is nothing to drop."""
+
+    def artifact(self, name: str, build: Callable[[Path], object]) -> Path:
+        """Refused: there is no folder to keep it in."""
+        raise RunError(f"artifact {name!r} needs a run with a folder; open one with seal_lib.start.")
+
 
 def start(notebook: str, namespace: dict[str, Any], scale: str = "") -> Run:
     """Open the run of a notebook; the same parameters give the same folder, whoever runs it, and so go on in it.

@@ -71,7 +71,7 @@ def _replies(part: Sequence[str], *, store: Store, policy: Policy, domain: Knowl
             candidates.append(shown)
         if edit:
             candidates.append(Candidate(f"{question}/after", passage, None, ARMS["after"], 0))
-            results[f"{question}/after"] = Result("", store.adapter(edit, policy.source), [], 0, 0)
+            results[f"{question}/after"] = Result("", store.adapter(edit, policy.base), [], 0, 0)
     trials = {trial.id: trial for trial in inner.ask(policy, candidates, results, count, domain=domain)}
     rows = []
     for question, (passage, edit) in zip(part, chosen, strict=True):
@@ -87,7 +87,7 @@ def _replies(part: Sequence[str], *, store: Store, policy: Policy, domain: Knowl
 def _in_use(store: Store, policy: Policy, passage: Passage) -> Edit | None:
     """The passage's edit in use: on this base if there is one, else on another, which the store will refuse."""
     edits = store.edits("active", passage=passage.id)
-    weights = models.weight_hash(policy.source.name, policy.source.revision)
+    weights = models.weight_hash(policy.base.name, policy.base.revision)
     return next((edit for edit in edits if edit.weights == weights), edits[0] if edits else None)
 
 

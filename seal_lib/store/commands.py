@@ -61,7 +61,8 @@ class Bar(Scratch):
     """Keeps no rows, and shows how far a phase is where somebody looks at a terminal."""
 
     def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
-        bar, rows = Progress(phase, total=len(units)), []
+        bar = Progress(phase, total=len(units))
+        rows: list[dict] = []
         for first in range(0, len(units), chunk):
             part = list(units[first : first + chunk])
             rows += super().map(phase, part, fn, chunk)

@@ -13,7 +13,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,9 +127,9 @@ def _dumped(value: object) -> str:
     return json.dumps(to_dict(value), ensure_ascii=False, allow_nan=False)
 
 
-def _answer(text: str) -> Answer | None:
-    row = json.loads(text)
-    return None if row is None else Answer.from_dict(row)
+def _answers(texts: Sequence[str]) -> list[Any]:
+    """Answers at each stage; null where there is none."""
+    return [None if row is None else Answer.from_dict(row) for row in map(json.loads, texts)]
 
 
 class Store:
@@ -278,7 +278,7 @@ class Store:
             "SELECT question, gold, origin, before, in_view, after FROM question WHERE edit = ? ORDER BY number",
             (number,),
         )
-        asked = tuple(Asked(q, gold, origin, *map(_answer, texts)) for q, gold, origin, *texts in rows)
+        asked = tuple(Asked(q, gold, origin, *_answers(texts)) for q, gold, origin, *texts in rows)
         written = json.loads(text)
         return Edit(
             Passage(passage, title, body, ()), document, place, SelfEdit.from_dict(written) if written else None, model,
@@ -311,7 +311,7 @@ class Store:
                 number = self._base.execute(
                     "INSERT INTO edit (passage, document, place, state, reason, text, writer, model, weights, dtype, "
                     f"recipe, training, adapter, digest, made, changed) VALUES ({', '.join('?' * len(row))})", row,
-                ).lastrowid  # fmt: skip
+                ).lastrowid or 0  # fmt: skip
                 self._base.executemany(
                     "INSERT INTO question VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     [

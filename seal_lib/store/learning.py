@@ -15,7 +15,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from seal_lib import models
-from seal_lib.errors import DataError
 from seal_lib.generation.contract import Sampling
 from seal_lib.grading import graders
 from seal_lib.knowledge.domain import Knowledge
@@ -30,7 +29,7 @@ from seal_lib.records import Answer, Passage, PassageTrial, Question, SelfEdit, 
 from seal_lib.runs.lifecycle import Scratch
 from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed
-from seal_lib.store.database import ARMS, Asked, Edit, Store
+from seal_lib.store.database import ARMS, STAGES, Asked, Edit, Store
 from seal_lib.store.questions import write
 from seal_lib.store.texts import Document
 from seal_lib.training.jobs import Result
@@ -57,8 +56,7 @@ def learn(run: Recorder, store: Store, policy: Policy, document: Document, domai
     Raises:
         DataError: the policy does not say where its weights come from; the store cannot be written.
     """
-    if policy.source is None:
-        raise DataError(f"policy {policy.name!r} does not say which model it is; make it with source=Source(…).")
+    assert policy.base  # before anything is written
     store.add(document)
     unit = partial(_learned, store=store, policy=policy, document=document, domain=domain, outer=outer, own=own,
                    seed=seed, count=run.count)  # fmt: skip
@@ -70,7 +68,7 @@ def learn(run: Recorder, store: Store, policy: Policy, document: Document, domai
 def _learned(part: Sequence[Passage], *, store: Store, policy: Policy, document: Document, domain: Knowledge,
              outer: OuterLoop, own: OwnQuestions, seed: int, count: Any) -> list[dict]:  # fmt: skip
     """The number of each passage's edit: of one that is there, or a new one."""
-    weights = models.weight_hash(policy.source.name, policy.source.revision)
+    weights = models.weight_hash(policy.base.name, policy.base.revision)
     recipes = {passage.id: _recipe(passage, domain, outer, own, seed) for passage in part}
     known = {
         edit.passage.id: edit.id
@@ -83,13 +81,13 @@ def _learned(part: Sequence[Passage], *, store: Store, policy: Policy, document:
         begun, costs = time.perf_counter(), _Counting()
         drafts = _try(policy, todo, domain, outer, own, seed, costs)
         count(**costs.counts)
-        shared = {key: round(n / len(todo)) for key, n in costs.counts.items()}
+        shared: dict[str, float] = {key: round(n / len(todo)) for key, n in costs.counts.items()}
         shared["seconds"] = round((time.perf_counter() - begun) / len(todo), 3)
         places = {p.id: place for p, place in zip(document.passages, document.places, strict=True)}
         for passage, draft in zip(todo, drafts, strict=True):
             edit = Edit(
-                passage, document.name, places[passage.id], draft.edit, policy.source.name, weights,
-                policy.source.dtype, recipes[passage.id], {**draft.counts, "cost": shared}, draft.questions,
+                passage, document.name, places[passage.id], draft.edit, policy.base.name, weights,
+                policy.base.dtype, recipes[passage.id], {**draft.counts, "cost": shared}, draft.questions,
                 draft.state, draft.reason,
             )  # fmt: skip
             known[passage.id] = store.keep(edit, draft.adapter).id
@@ -197,7 +195,8 @@ def _with(questions: Sequence[Asked], stage: str, answers: Sequence[Answer]) -> 
     for i, (question, answer) in enumerate(zip(questions, told, strict=True)):
         if answer is not None and graders.is_blank(question.gold):
             told[i] = replace(answer, grades=dict.fromkeys(answer.grades, math.nan))
-    return [replace(q, **{stage: answer}) for q, answer in zip(questions, told, strict=True)]
+    changes: list[dict[str, Any]] = [{stage: answer} for answer in told]
+    return [replace(question, **change) for question, change in zip(questions, changes, strict=True)]
 
 
 def accuracy(questions: Sequence[Asked], stage: str, grader: str) -> float:
@@ -227,17 +226,17 @@ def measure(policy: Policy, passage: Passage, adapter: "Adapter", texts: Sequenc
         Candidate("after", passage, None, ARMS["after"], 0),
     ]
     trials = ask(policy, stages, {"after": Result("after", adapter, [], 0, 0)}, run.count, domain=domain)
-    told = [{"question": a.question, "gold": a.gold, "origin": "given"} for a in trials[0].answers]
+    by_stage = {stage.id: trial.answers for stage, trial in zip(stages, trials, strict=True)}
     asked = [
-        Asked(**about, **{c.id: t.answers[i] for c, t in zip(stages, trials, strict=True)})
-        for i, about in enumerate(told)
+        Asked(before.question, before.gold, "given", before, in_view, after)
+        for before, in_view, after in zip(*(by_stage[stage] for stage in STAGES), strict=True)
     ]
     written = SelfEdit(f"{passage.id}/imported", passage.id, "\n".join(texts), "imported") if texts else None
-    counts = {"tried": 1, "steps": 0, "tokens": 0, "first_loss": None, "last_loss": None}
+    counts: dict[str, Any] = {"tried": 1, "steps": 0, "tokens": 0, "first_loss": None, "last_loss": None}
     counts["cost"] = {**run.counts, "seconds": round(time.perf_counter() - begun, 3)}
     recipe = {"imported": True, "grader": domain.grader}
     return Edit(
-        passage, document, place, written, policy.source.name, weights, policy.source.dtype, recipe, counts,
+        passage, document, place, written, policy.base.name, weights, policy.base.dtype, recipe, counts,
         tuple(asked), *_verdict(asked, domain.grader),
     )  # fmt: skip
 
@@ -246,13 +245,16 @@ def _chosen(questions: Sequence[Asked], trials: Sequence[PassageTrial], results:
             outer: OuterLoop, seed: int) -> _Draft:  # fmt: skip
     """The self-edit after which most questions are right. It is used only if they are more than before."""
     counts: dict[str, Any] = {"tried": len(trials), "outcomes": dict(Counter(trial.outcome for trial in trials))}
-    trained = [t for t in trials if isinstance(result := results[t.id], Result) and result.adapter is not None]
+    trained = [
+        (trial, result) for trial in trials
+        if isinstance(result := results[trial.id], Result) and result.adapter is not None
+    ]  # fmt: skip
     if not trained:
         return _Draft(None, None, tuple(questions), counts, "quarantined", "no self-edit could be trained on")
-    answered = [_with(questions, "after", trial.answers) for trial in trained]
-    grader = trained[0].grader
+    answered = [_with(questions, "after", trial.answers) for trial, _ in trained]
+    grader = trained[0][0].grader
     rewards = [accuracy(several, "after", grader) for several in answered]
     best = (FILTERS[outer.filter](rewards, seed, outer.threshold) or [0])[0]
-    trial, result, after = trained[best], results[trained[best].id], answered[best]
+    (trial, result), after = trained[best], answered[best]
     counts |= {"rewards": rewards, **result.summary()}
     return _Draft(trial.edit, result.adapter, tuple(after), counts, *_verdict(after, grader))

@@ -84,11 +84,11 @@ def take_in(store: Store, policy: Policy, folder: str | Path, domain: Knowledge)
         raise DataError(f"{folder} has no {CORPUS}, so nobody knows what its adapters were taught; give an export.")
     value = paths.read_data(folder / CORPUS)
     lines = value if isinstance(value, list) else [value]
-    weights = models.weight_hash(policy.source.name, policy.source.revision)
+    weights = models.weight_hash(policy.base.name, policy.base.revision)
     ready = []
     for number, line in enumerate(lines, 1):
         where = f"{folder / CORPUS}, line {number}"
-        _check(line, where, weights, policy.source.name)
+        _check(line, where, weights, policy.base.name)
         adapter = Adapter.load(folder / line["adapter"])
         check_fits(policy.model, adapter)
         questions = tuple(Question(row["question"], row["answer"]) for row in line["questions"])
@@ -105,7 +105,8 @@ def take_in(store: Store, policy: Policy, folder: str | Path, domain: Knowledge)
 def _check(line: object, where: str, weights: str, model: str) -> None:
     if not isinstance(line, Mapping) or any(not isinstance(line.get(key), str) for key in _TEXTS):
         raise DataError(f"{where} is not whole: it has the texts {', '.join(_TEXTS)}; export it again.")
-    rows, written = line.get("questions"), line.get("completions")
+    rows: Any = line.get("questions")
+    written: Any = line.get("completions")
     whole = isinstance(rows, list) and isinstance(written, list) and all(isinstance(text, str) for text in written)
     if not whole or not all(
         isinstance(row, Mapping) and all(isinstance(row.get(key), str) for key in ("question", "answer"))

@@ -80,9 +80,7 @@ def write_notes(policy: Policy, passage: Passage, domain: Knowledge, text: str =
     return None
 
 
-def trained_on(
-    policy: Policy, passage: Passage, domain: Knowledge, notes: str, seed: int = 0
-) -> PassageTrial:  # fmt: skip
+def trained_on(policy: Policy, passage: Passage, domain: Knowledge, notes: str, seed: int = 0) -> PassageTrial:
     """The trial of one self-edit that a person wrote. It is data like any other: trained on, never executed."""
     edit = SelfEdit("yours", passage.id, notes.strip(), "you")
     (trial,) = try_all(policy, [Candidate("yours", passage, edit, "your notes", seed)], domain=domain)
