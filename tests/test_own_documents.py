@@ -22,7 +22,8 @@ from seal_lib.loops.policy import Policy, Source
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Question
 from seal_lib.store import asking, learning, questions, texts
-from seal_lib.store.database import STAGES, Store
+from seal_lib.store.database import Store
+from seal_lib.store.schema import STAGES
 from seal_lib.store.sharing import export, take_in
 from seal_lib.training.adapters import attached
 

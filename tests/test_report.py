@@ -247,6 +247,22 @@ def test_only_whole_sets_of_reference_runs_are_published(home, monkeypatch):
     assert here == ["bench_arc.csv", "manifest.json", "results.csv"]
 
 
+def test_what_ends_after_the_figures_were_drawn_is_no_gap(home, monkeypatch):
+    """`make reproduce`, then `make publish`: the notebook that collects has not ended when it collects."""
+    (home / "README.md").write_text(f"{publishing.BEGIN}\n{publishing.END}\n")
+    make_run("11_single_passage", [line("frozen", 0.1)])
+    (home / "notebooks" / "91_figures.ipynb").write_text("{}")
+    monkeypatch.setattr(publishing.params, "at", lambda notebook, scale: True)
+    monkeypatch.setattr(manifest, "reference", lambda notebook, scale: paths.runs() / notebook / scale / "123456789012")
+    results.collect("seedling")
+    make_run("91_figures", [])
+    publishing.publish("seedling", home / "README.md")
+    assert (paths.figures() / "seedling" / "results.csv").is_file()
+    make_run("12_restem_rounds", [line("own_untrained", 0.4)])  # but rows that no figure shows are one
+    with pytest.raises(DataError, match="12_restem_rounds/.* is not in the figures yet; run `make figures"):
+        publishing.publish("seedling", home / "README.md")
+
+
 def test_an_experiment_does_not_take_the_place_of_the_reference_run(monkeypatch):
     reference = make_run("11_single_passage", [line("frozen", 0.1)], name="reference", when=1000)
     make_run("11_single_passage", [line("frozen", 0.9)], name="changed", when=2000)

@@ -33,7 +33,7 @@ from seal_lib.plan.work import CACHE_TOKENS, ROWS, Phase
 from seal_lib.records import Passage, Question
 from seal_lib.runs.lifecycle import Scratch
 from seal_lib.store import texts
-from seal_lib.store.database import Edit
+from seal_lib.store.schema import Edit
 from seal_lib.store.texts import Document
 from seal_lib.training.jobs import Example, Job, Result
 
@@ -337,7 +337,7 @@ class DryStore:
 
     def add(self, document: Document) -> None: ...
 
-    def edits(self, *states: str, passage: str = "") -> list[Edit]:
+    def edits(self, *states: str, passage: str = "", number: int = 0) -> list[Edit]:
         return []
 
     def edit(self, number: int) -> Edit:

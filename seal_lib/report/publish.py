@@ -103,7 +103,12 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
     readme = readme or paths.ROOT / "README.md"
     source, folder = paths.gallery(scale), paths.published(scale)
     _collected(scale)
+    drawn = {run["run"] for run in paths.read_json(source / "manifest.json")["runs"]}
+    collect(scale)  # again: when the figures were drawn, their own notebook and those after it had not ended
     record = paths.read_json(source / "manifest.json")
+    late = [run["run"] for run in record["runs"] if run["rows"] and run["run"] not in drawn]
+    if late:
+        raise DataError(f"{late[0]} is not in the figures yet; run `make figures SCALE={scale}` first.")
     for run in record["runs"]:
         own = manifest.reference(run["notebook"], scale)
         if own is None or own.name != run["key"]:

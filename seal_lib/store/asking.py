@@ -1,7 +1,7 @@
-"""A question → the passage that it is about; answers of the base, with the passage in view, and of its adapter."""
+"""A question to what was learned: answers of the base, with the passage in view, and of its adapter."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from seal_lib import models
@@ -13,8 +13,9 @@ from seal_lib.loops.domain import Candidate, Count
 from seal_lib.loops.policy import Policy
 from seal_lib.records import Passage, PassageTrial, Question, to_dict
 from seal_lib.runs.work import Recorder
-from seal_lib.store.database import ARMS, STAGES, Edit, Store
-from seal_lib.store.retrieval import rank
+from seal_lib.store.database import Store
+from seal_lib.store.routing import Evidence, Router
+from seal_lib.store.schema import ARMS, STAGES
 from seal_lib.training.jobs import Result
 
 
@@ -22,9 +23,9 @@ from seal_lib.training.jobs import Result
 class Reply:
     """An answered question.
 
-    ``answers``: by stage (`seal_lib.store.database.STAGES`), as far as there is one; ``used``: the stage whose answer
-    counts, and ``why``. ``passage``, ``document``, ``place``, ``title``: of the passage found, "" if none; ``edit``:
-    the number of the edit whose adapter was asked, 0 if none.
+    ``answers``: by stage (`seal_lib.store.schema.STAGES`, "both"), as far as there is one; ``used``: the stage whose
+    answer counts, and ``why``; ``tokens``: of each prompt. ``passage``, ``document``, ``place``, ``title``: of the
+    passage found, "" if none; ``edit``: the number of the edit whose adapter was asked, 0 if none.
     """
 
     question: str
@@ -36,6 +37,7 @@ class Reply:
     place: str = ""
     title: str = ""
     edit: int = 0
+    tokens: dict[str, int] = field(default_factory=dict)
 
     @property
     def answer(self) -> str:
@@ -43,63 +45,75 @@ class Reply:
 
 
 def ask(run: Recorder, store: Store, policy: Policy, questions: Sequence[str], domain: Knowledge, *,
-        phase: str = "ask") -> list[Reply]:  # fmt: skip
+        route: str = "measured", compare: bool = True, phase: str = "ask") -> list[Reply]:  # fmt: skip
     """Ask about what the store holds, all questions together.
 
-    A question's passage is the best match of its words (`seal_lib.store.retrieval`). Its adapter answers if one is in
-    use, else the base with the passage in view; where no passage matches, the base as it is.
+    Args:
+        route: what decides whose answer counts, a key of `seal_lib.store.routing.ROUTES`.
+        compare: also give the answers that do not count: of the base, with the passage in view, of the adapter.
 
     Raises:
         DataError: a passage's adapter is of another base, or is not what was kept; a question is too long.
     """
-    unit = partial(_replies, store=store, policy=policy, domain=domain, count=run.count)
+    unit = partial(_replies, store=store, policy=policy, domain=domain, route=route, compare=compare, count=run.count)
     return [Reply(**row) for row in run.map(phase, list(dict.fromkeys(questions)), unit, chunk=64)]
 
 
-def _replies(part: Sequence[str], *, store: Store, policy: Policy, domain: Knowledge, count: Count) -> list[dict]:
-    kept = store.passages()
-    places = {passage.id: (document, place) for passage, document, place in kept}
-    candidates, results, chosen = [], {}, []
+def _replies(part: Sequence[str], *, store: Store, policy: Policy, domain: Knowledge, route: str, compare: bool,
+             count: Count) -> list[dict]:  # fmt: skip
+    weights = models.weight_hash(policy.base.name, policy.base.revision)
+    router = Router(store, weights, route)
+    merged = {merge.weights: merge for merge in store.merges()}
+    adapters = {}
+    candidates, results, routed = [], {}, []
     for question in part:
-        found = rank(question, [passage for passage, _, _ in kept])
-        passage = replace(found[0] if found else Passage("", "", "", ()), questions=(Question(question, ""),))
-        edit = _in_use(store, policy, passage) if found else None
-        chosen.append((passage, edit))
-        candidates.append(Candidate(f"{question}/before", passage, None, ARMS["before"], 0, trains=False))
-        if found:
-            shown = Candidate(f"{question}/in_view", passage, None, ARMS["in_view"], 0, trains=False, shown=True)
-            candidates.append(shown)
-        if edit:
-            candidates.append(Candidate(f"{question}/after", passage, None, ARMS["after"], 0))
-            results[f"{question}/after"] = Result("", store.adapter(edit, policy.base), [], 0, 0)
+        evidence, used, why = router.route(question)
+        passage = evidence.match.passage if evidence.match else Passage("", "", "", ())
+        unit = replace(passage, questions=(Question(question, ""),))
+        wanted = {used, *(_there(evidence) if compare else ())}
+        routed.append((evidence, used, why, unit))
+        for stage in sorted(wanted):
+            trains = stage in ("after", "both")
+            shown = stage in ("in_view", "both")
+            name = f"{question}/{stage}"
+            candidates.append(Candidate(name, unit, None, ARMS.get(stage, stage), 0, trains=trains, shown=shown))
+            if trains and (edit := evidence.edit):
+                if edit.id not in adapters:
+                    own = store.adapter(edit, policy.base)  # also says whose base it is
+                    adapters[edit.id] = store.merged(merged[edit.weights]) if edit.state == "merged" else own
+                results[name] = Result("", adapters[edit.id], [], 0, 0)
     trials = {trial.id: trial for trial in inner.ask(policy, candidates, results, count, domain=domain)}
+    lengths = {c.id: len(policy.tokenizer(_prompt(c, domain))["input_ids"]) for c in candidates}
     rows = []
-    for question, (passage, edit) in zip(part, chosen, strict=True):
-        tried = {stage: trials.get(f"{question}/{stage}") for stage in STAGES}
+    for question, (evidence, used, why, unit) in zip(part, routed, strict=True):
+        tried = {stage: trials.get(f"{question}/{stage}") for stage in (*STAGES, "both")}
         answers = {stage: trial.answers[0].text for stage, trial in tried.items() if trial and trial.outcome == "ok"}
-        used, why = _used(answers, question, edit)
-        document, place = places.get(passage.id, ("", ""))
-        number = edit.id if edit else 0
-        rows.append(to_dict(Reply(question, answers, used, why, passage.id, document, place, passage.title, number)))
+        used, why = _answered(answers, used, why, question)
+        document, place = router.places.get(unit.id, ("", ""))
+        tokens = {stage: lengths[f"{question}/{stage}"] for stage in answers}
+        number = evidence.edit.id if evidence.edit else 0
+        reply = Reply(question, answers, used, why, unit.id, document, place, unit.title, number, tokens)
+        rows.append(to_dict(reply))
     return rows
 
 
-def _in_use(store: Store, policy: Policy, passage: Passage) -> Edit | None:
-    """The passage's edit in use: on this base if there is one, else on another, which the store will refuse."""
-    edits = store.edits("active", passage=passage.id)
-    weights = models.weight_hash(policy.base.name, policy.base.revision)
-    return next((edit for edit in edits if edit.weights == weights), edits[0] if edits else None)
+def _there(evidence: Evidence) -> list[str]:
+    """The stages at which a question can be asked."""
+    return ["before"] + ["in_view"] * bool(evidence.match) + ["after"] * bool(evidence.edit)
 
 
-def _used(answers: Mapping[str, str], question: str, edit: Edit | None) -> tuple[str, str]:
-    """(the stage whose answer counts, why)."""
-    if "after" in answers and edit:
-        return "after", f"edit {edit.id} is in use for this passage"
-    if "in_view" in answers:
-        return "in_view", "no edit of this passage is in use, so it is read"
-    if "before" in answers:
-        return "before", "no passage of the store fits it, so the model says what it knew before"
-    raise DataError(f"question {question[:60]!r} is longer than the model takes; shorten it.")
+def _prompt(candidate: Candidate, domain: Knowledge) -> str:
+    return domain.prompts.ask(candidate.unit, candidate.unit.questions[0], candidate.shown)
+
+
+def _answered(answers: Mapping[str, str], used: str, why: str, question: str) -> tuple[str, str]:
+    """(the stage whose answer counts, why): as routed, or with a shorter prompt where that one was too long."""
+    if used in answers:
+        return used, why
+    shorter = next((stage for stage in ("after", "before") if stage in answers), "")
+    if not shorter:
+        raise DataError(f"question {question[:60]!r} is longer than the model takes; shorten it.")
+    return shorter, "its passage is longer than the model takes"
 
 
 def graded(replies: Sequence[Reply], questions: Sequence[Question], grader: str) -> dict[str, list[PassageTrial]]:

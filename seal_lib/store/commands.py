@@ -1,34 +1,44 @@
-"""``seal learn | ask | list | show | revert | export | import``: the functions of this package from a shell.
+"""``seal learn | ask | update | serve`` and others (`_COMMANDS`): the functions of this package from a shell.
 
 Settings come from the parameters of the notebook ``03_your_document`` at a scale, so that both do the same.
 """
 
 import argparse
+import asyncio
 import json
+import os
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seal_lib import paths
-from seal_lib.errors import ParameterError
+from seal_lib.errors import DataError, ParameterError
 from seal_lib.knowledge import prompts
 from seal_lib.knowledge.domain import InnerLoop, Knowledge
 from seal_lib.loops.policy import Policy, Source
 from seal_lib.loops.settings import OuterLoop
-from seal_lib.records import Question, to_dict
+from seal_lib.records import Passage, Question, SelfEdit, to_dict
 from seal_lib.runs import params
 from seal_lib.runs.lifecycle import Scratch
 from seal_lib.runs.progress import Progress
 from seal_lib.store.asking import Reply, ask
-from seal_lib.store.database import STAGES, Edit, Store
-from seal_lib.store.learning import OwnQuestions, accuracy, learn
+from seal_lib.store.database import Store
+from seal_lib.store.guard import Limits
+from seal_lib.store.learning import Consent, OwnQuestions, accuracy, learn, reviewed
+from seal_lib.store.merging import Merged, base_of, chosen, merge, prune, related, revert, worths
+from seal_lib.store.review import KINDS, Finding
+from seal_lib.store.routing import ROUTES, Router
+from seal_lib.store.schema import STAGES, Edit, Queued, Renewal
 from seal_lib.store.sharing import export, take_in
-from seal_lib.store.texts import read, with_questions
+from seal_lib.store.texts import PASSAGE_WORDS, read, with_questions
+from seal_lib.store.updates import RULES, Plan, seconds, text_of, update, write_report
 
 NOTEBOOK = "03_your_document"
-HEADS = {"before": "before", "in_view": "passage in view", "after": "after"}
+HEADS = {"before": "before", "in_view": "passage in view", "after": "after", "both": "after, passage in view"}
 WIDTH = 60  # of a column, in characters
 
 
@@ -40,7 +50,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
             command.add_argument(flag, **about)
         command.add_argument("--store", default="", help="folder that keeps all (default: data/store)")
         command.add_argument("--json", action="store_true", help="print JSON")
-        if name in ("learn", "ask", "import"):
+        if name in _WITH_MODEL:
             command.add_argument("--model", default="", help="shipped model, folder, or owner/name on the Hub")
             command.add_argument("--scale", default="", help=f"whose settings: params/{NOTEBOOK}/SCALE.yaml")
             command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting")
@@ -123,24 +133,49 @@ def _learn(given: argparse.Namespace) -> tuple[list[Edit], str]:
         documents = [with_questions(documents[0], asked)]
     elif asked:
         raise ParameterError(f"--question goes with one document, and {document} has {len(documents)}; name one.")
+    consent = Consent(tuple(given.allow), _approve if given.review else None)
+    if given.review and not sys.stdin.isatty():
+        raise ParameterError("--review asks a person about each self-edit; start it in a terminal.")
     ready = session(values)
     with store_of(given.store) as store:
         edits = [
             edit
             for one in documents
-            for edit in learn(
-                Bar(), store, ready.policy, one, ready.domain, ready.outer, ready.own, seed=values["seed"]
-            )
-        ]
+            for edit in learn(Bar(), store, ready.policy, one, ready.domain, ready.outer, ready.own, consent=consent,
+                              seed=values["seed"])
+        ]  # fmt: skip
     return edits, "\n\n".join(shown(edit) for edit in edits)
+
+
+def _approve(passage: Passage, edit: SelfEdit, findings: Sequence[Finding]) -> bool:
+    """Show a self-edit before it is trained on, and ask a person."""
+    print(f"\n{card(passage, edit, findings)}\n", file=sys.stderr)
+    while True:
+        print("train on it? [y/n] ", end="", file=sys.stderr, flush=True)
+        answer = sys.stdin.readline().strip().lower()
+        if answer in ("y", "yes", "n", "no", ""):
+            return answer.startswith("y")
+
+
+def card(passage: Passage, edit: SelfEdit, findings: Sequence[Finding]) -> str:
+    """A self-edit with its passage and what was found in it, to be read by a person."""
+    wrapped = textwrap.fill(passage.text, 100, initial_indent="  ", subsequent_indent="  ")
+    written = textwrap.indent(edit.text, "  ")
+    found = _findings(findings) if findings else "  nothing was found in it"
+    return f"{passage.title}\n\npassage\n{wrapped}\n\nself-edit {edit.id}\n{written}\n\nfindings\n{found}"
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    rows = [(f.kind, "stops" if f.stops else "told", f.excerpt, f.detail) for f in findings]
+    return table([("kind", "what it does", "text", "why"), *rows])
 
 
 def _ask(given: argparse.Namespace) -> tuple[Reply, str]:
     ready = session(settings(given))
     with store_of(given.store) as store:
-        (reply,) = ask(Bar(), store, ready.policy, [given.question], ready.domain)
+        (reply,) = ask(Bar(), store, ready.policy, [given.question], ready.domain, route=given.route)
     source = f"{reply.document}, {reply.place}, {reply.title!r}" if reply.document else "no source"
-    others = ", ".join(f"{HEADS[stage]}: {reply.answers[stage] or '-'}" for stage in STAGES if stage in reply.answers)
+    others = ", ".join(f"{HEADS[stage]}: {answer or '-'}" for stage, answer in reply.answers.items())
     return reply, f"{reply.answer}\n\n{source}; {reply.why}\n{others}"
 
 
@@ -162,13 +197,131 @@ def _show(given: argparse.Namespace) -> tuple[Edit, str]:
     written = textwrap.indent(edit.self_edit.text if edit.self_edit else "none", "  ")
     made = f"learned {edit.made} on {edit.model} ({edit.dtype}, {edit.weights[:12]}); changed {edit.changed}"
     files = f"adapter {edit.adapter or 'none'}, sha256 {edit.digest[:12] or '-'}"
-    return edit, f"{shown(edit)}\n\npassage\n{wrapped}\n\nself-edit\n{written}\n\n{made}\n{files}"
+    found = f"\n\nfindings\n{_findings(edit.findings)}" if edit.findings else ""
+    return edit, f"{shown(edit)}\n\npassage\n{wrapped}\n\nself-edit\n{written}{found}\n\n{made}\n{files}"
+
+
+def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    with store_of(given.store) as store:
+        evidence, stage, why = Router(store, "", given.route).route(given.question)
+        passage = evidence.match.passage if evidence.match else None
+        document, place = Router(store, "").places.get(passage.id, ("", "")) if passage else ("", "")
+    share = evidence.match.share if evidence.match else 0.0
+    found = {
+        "question": given.question, "answered": stage, "why": why, "document": document, "place": place,
+        "title": passage.title if passage else "", "share": share, "needed": evidence.needed,
+        "edit": evidence.edit.id if evidence.edit else 0,
+    }  # fmt: skip
+    source = f"{document}, {place}, {passage.title!r}" if passage else "no passage"
+    return found, f"{HEADS[stage]}: {why}\n{source}; {share:.0%} of the question's words, {evidence.needed:.0%} needed"
+
+
+def _audit(given: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+    """Findings of a document that nobody learned yet, or of an edit, or of all that is in use."""
+    if given.what and not given.what.isdigit():
+        passages = [
+            (document.name, place, passage, None)
+            for document in read(Path(given.what).expanduser(), PASSAGE_WORDS)
+            for passage, place in zip(document.passages, document.places, strict=True)
+        ]
+        findings = [(name, place, reviewed(passage)) for name, place, passage, _ in passages]
+    else:
+        with store_of(given.store) as store:
+            edits = [store.edit(int(given.what))] if given.what else store.edits("active", "merged", "quarantined")
+        findings = [(f"edit {e.id} · {e.document}", e.place, list(e.findings)) for e in edits]
+    rows: list[dict[str, Any]] = [
+        {"where": where, "place": place, "kind": f.kind, "stops": f.stops, "excerpt": f.excerpt, "detail": f.detail}
+        for where, place, several in findings
+        for f in several
+    ]
+    head = ("where", "place", "kind", "what it does", "text", "why")
+    lines: list[tuple[str, ...]] = [
+        (r["where"], r["place"], r["kind"], "stops" if r["stops"] else "told", r["excerpt"], r["detail"]) for r in rows
+    ]
+    return rows, table([head, *lines]) if rows else f"nothing found in {len(findings)} passages."
+
+
+def _limits(values: dict[str, Any]) -> Limits:
+    return Limits(values["guard_file"], *(values[f"most_lost_{kind}"] for kind in ("prior", "reading", "learned")))
+
+
+def _merge(given: argparse.Namespace) -> tuple[Merged, str]:
+    values = settings(given)
+    ready = session(values)
+    with store_of(given.store) as store:
+        if given.related:
+            edits = related(store, store.edit(given.related), values["merge_most"])
+        else:
+            edits = chosen(store, base_of(ready.policy), given.edit)
+        done = merge(store, ready.policy, ready.domain, edits, _limits(values))
+    numbers = ", ".join(str(edit.id) for edit in edits)
+    told = f"edits {numbers}: {done.report['merged']:.0%} of their questions right, {done.report['alone']:.0%} alone"
+    state = f"merge {done.merge.id} is in use" if done.merge else f"refused, and nothing changed: {done.reason}"
+    return done, f"{told}; {state}."
 
 
 def _revert(given: argparse.Namespace) -> tuple[Edit, str]:
     with store_of(given.store) as store:
-        edit = store.revert(given.edit)
+        edit = revert(store, given.edit)
     return edit, f"edit {edit.id} ({edit.document}, {edit.place}) is reverted: it is kept, and used no more."
+
+
+def _prune(given: argparse.Namespace) -> tuple[list[Edit], str]:
+    with store_of(given.store) as store:
+        gone = prune(store, int(given.budget * 1e6))
+        held = sum(worth.size for worth in worths(store))
+    lines = [f"edit {e.id} ({e.document}, {e.place}): {e.reason}" for e in gone]
+    return gone, "\n".join([*lines, f"{len(gone)} adapters removed; those in use take {held / 1e6:.1f} MB."])
+
+
+def _queue(given: argparse.Namespace) -> tuple[list[Queued], str]:
+    for path in given.document:
+        if not Path(path).expanduser().exists():
+            raise DataError(f"There is no document {path}; give a file or a folder.")
+    with store_of(given.store) as store:
+        for path in given.document:
+            store.enqueue(Path(path).expanduser())
+        rows = store.queue()
+    lines = [("document", "waits since"), *((one.source, one.added) for one in rows)]
+    return rows, table(lines) if rows else "nothing waits; `seal queue DOCUMENT` adds one."
+
+
+def _update(given: argparse.Namespace) -> tuple[Renewal, str]:
+    values = settings(given)
+    plan = Plan(seconds(given.budget), _limits(values), given.rule, values["passage_words"])
+    ready = session(values)
+    with store_of(given.store) as store:
+        renewal = update(Bar(), store, ready.policy, ready.domain, ready.outer, ready.own, plan,
+                         consent=Consent(tuple(given.allow)), seed=values["seed"])  # fmt: skip
+        file = write_report(store, renewal)
+    return renewal, f"{text_of(renewal)}\n{file}"
+
+
+def _serve(given: argparse.Namespace) -> tuple[None, str]:
+    from seal_lib.generation.engines import installed
+    from seal_lib.store import serving
+
+    serving.check_address(given.host)
+    values = settings(given)
+    on_card = installed() and values["device"] != "cpu" and values["engine"] != "hf"
+    with store_of(given.store) as store:
+        ready = session(values | ({"device": "cpu"} if on_card else {}))  # vLLM needs the card's memory for itself
+        weights = base_of(ready.policy)
+        if on_card:
+            from seal_lib.generation.vllm_engine import RANKS
+
+            command = serving.vllm_command(store, ready.policy, weights, given.host, given.port, RANKS)
+            if token := os.environ.get(serving.TOKEN):
+                os.environ["VLLM_API_KEY"] = token
+            os.execv(command[0], command)
+        desk = serving.Desk(store.folder, ready.policy, ready.domain, weights)
+
+        def started(port: int) -> None:
+            print(f"http://{given.host}:{port}/v1 serves {', '.join(desk.models())}; Ctrl-C ends it.", flush=True)
+
+        with suppress(KeyboardInterrupt):
+            asyncio.run(serving.serve(desk, given.host, given.port, started))
+    return None, "ended."
 
 
 def _export(given: argparse.Namespace) -> tuple[list[str], str]:
@@ -184,18 +337,48 @@ def _import(given: argparse.Namespace) -> tuple[list[Edit], str]:
     return edits, "\n\n".join(shown(edit) for edit in edits)
 
 
+_ALLOW: dict[str, Any] = {
+    "action": "append", "default": [], "metavar": "KIND",
+    "help": f"learn what this kind of finding would stop: {', '.join(KINDS)}",
+}  # fmt: skip
+_ROUTED: dict[str, Any] = {
+    "default": "measured", "choices": tuple(ROUTES), "help": "what decides whose answer counts (default: measured)"
+}  # fmt: skip
+_WITH_MODEL = ("learn", "ask", "import", "merge", "update", "serve")
 _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     "learn": (_learn, "learn a document, and show answers before and after", {
         "document": {"nargs": "?", "default": "", "help": "a file or folder (default: the notebook's)"},
         "--question": {"action": "append", "default": [], "help": "what to ask about it; may be given several times"},
+        "--review": {"action": "store_true", "help": "show each self-edit before it is trained on, and ask"},
+        "--allow": _ALLOW,
     }),
-    "ask": (_ask, "ask about what was learned", {"question": {}}),
+    "ask": (_ask, "ask about what was learned", {"question": {}, "--route": _ROUTED}),
+    "route": (_route, "say what would answer a question, and why", {"question": {}, "--route": _ROUTED}),
     "list": (_list, "what is kept", {"--all": {"action": "store_true", "help": "also what was taken back"}}),
     "show": (_show, "one edit with its passage, self-edit and answers", {"edit": {"type": int}}),
-    "revert": (_revert, "take an edit back", {"edit": {"type": int}}),
+    "audit": (_audit, "what a document or the self-edits hold that should not be learned unseen", {
+        "what": {"nargs": "?", "default": "", "help": "a document, or the number of an edit (default: all kept)"},
+    }),
+    "merge": (_merge, "use several edits as one adapter, if little is lost", {
+        "edit": {"type": int, "nargs": "*", "help": "default: all in use"},
+        "--related": {"type": int, "default": 0, "metavar": "EDIT", "help": "this edit and those of like passages"},
+    }),
+    "revert": (_revert, "take an edit back, also out of a merge", {"edit": {"type": int}}),
+    "prune": (_prune, "remove the least useful adapters", {
+        "--budget": {"type": float, "required": True, "metavar": "MB", "help": "what the others may take"},
+    }),
+    "queue": (_queue, "let documents wait for the next update", {"document": {"nargs": "*", "help": "files, folders"}}),
+    "update": (_update, "learn what waits and is worth it, if its guard lets it in", {
+        "--budget": {"default": "10min", "help": "90s, 10min, 2h (default: 10min)"},
+        "--rule": {"default": "need", "choices": tuple(RULES), "help": "what is worth it (default: need)"},
+        "--allow": _ALLOW,
+    }),
     "import": (_import, "take in what somebody exported, measured here", {"folder": {"help": "of an export"}}),
     "export": (_export, "copy adapters to PEFT folders", {
         "folder": {"help": "a new folder"}, "edit": {"type": int, "nargs": "*", "help": "default: all in use"},
+    }),
+    "serve": (_serve, "answer over HTTP as OpenAI's interface does", {
+        "--host": {"default": "127.0.0.1"}, "--port": {"type": int, "default": 8000, "help": "0: a free one"},
     }),
 }  # fmt: skip
 
@@ -214,7 +397,7 @@ def shown(edit: Edit) -> str:
         f"{edit.training['tried']} self-edits tried, {cost.get('generated', 0)} tokens written, "
         f"{cost.get('trained', 0)} trained, {cost['seconds']:.1f} s"
     )
-    rows = [("question", *HEADS.values(), "right answer")]
+    rows = [("question", *(HEADS[stage] for stage in STAGES), "right answer")]
     for asked in edit.questions:
         answers = [answer.text or "-" if (answer := asked.at(stage)) else "not asked" for stage in STAGES]
         rows.append((asked.question, *answers, f"{asked.gold or '-'} ({ORIGINS[asked.origin]})"))

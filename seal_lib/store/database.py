@@ -8,22 +8,23 @@ Knows records and files. Does not know how anything was learned, and loads no mo
 """
 
 import json
-import math
 import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seal_lib import models, paths
 from seal_lib.errors import DataError
 from seal_lib.models.checks import said
-from seal_lib.records import Answer, Passage, PassageTrial, SelfEdit, to_dict
+from seal_lib.records import Answer, Passage, SelfEdit, to_dict
 from seal_lib.runs.manifest import content_hash
+from seal_lib.store.review import Finding
+from seal_lib.store.schema import MIGRATIONS, STAGES, Asked, Edit, Merge, Queued, Renewal
 from seal_lib.store.texts import Document
 
 if TYPE_CHECKING:
@@ -33,90 +34,6 @@ if TYPE_CHECKING:
 
 FILE, ADAPTERS = "store.sqlite3", "adapters"
 WAIT = 60.0  # s that one process waits for another to finish a change
-#: what an edit may be: used when asking; part of merged weights; taken back; kept apart, for the reason that it has
-STATES = ("active", "merged", "reverted", "quarantined")
-#: answers of a question, by when it was asked
-STAGES = ("before", "in_view", "after")
-#: stage → the arm that it is in figures and tables
-ARMS = {"before": "frozen", "in_view": "passage_in_context", "after": "own_chosen"}
-
-#: statements that take an older schema one version up; the schema's version is how many were done
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        "CREATE TABLE document (id INTEGER PRIMARY KEY, source TEXT NOT NULL UNIQUE, name TEXT NOT NULL, "
-        "digest TEXT NOT NULL, added TEXT NOT NULL)",
-        "CREATE TABLE passage (id TEXT PRIMARY KEY, title TEXT NOT NULL, text TEXT NOT NULL)",
-        "CREATE TABLE part (document INTEGER NOT NULL REFERENCES document, number INTEGER NOT NULL, "
-        "passage TEXT NOT NULL REFERENCES passage, place TEXT NOT NULL, PRIMARY KEY (document, number))",
-        "CREATE TABLE edit (id INTEGER PRIMARY KEY AUTOINCREMENT, passage TEXT NOT NULL REFERENCES passage, "
-        "document TEXT NOT NULL, place TEXT NOT NULL, "
-        "state TEXT NOT NULL CHECK (state IN ('active', 'merged', 'reverted', 'quarantined')), reason TEXT NOT NULL, "
-        "text TEXT NOT NULL, writer TEXT NOT NULL, model TEXT NOT NULL, weights TEXT NOT NULL, dtype TEXT NOT NULL, "
-        "recipe TEXT NOT NULL, training TEXT NOT NULL, adapter TEXT NOT NULL, digest TEXT NOT NULL, "
-        "made TEXT NOT NULL, changed TEXT NOT NULL)",
-        "CREATE UNIQUE INDEX one_in_use ON edit (passage, weights) WHERE state IN ('active', 'merged')",
-        "CREATE TABLE question (edit INTEGER NOT NULL REFERENCES edit, number INTEGER NOT NULL, "
-        "question TEXT NOT NULL, gold TEXT NOT NULL, origin TEXT NOT NULL, before TEXT NOT NULL, "
-        "in_view TEXT NOT NULL, after TEXT NOT NULL, PRIMARY KEY (edit, number))",
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question of an edit with its answers at each of `STAGES`; without an adapter there is none after.
-
-    ``origin`` of its gold answer: ``given`` by a person or file, ``own`` (written by the model with the passage in
-    view), ``in_view`` (the model's answer with the passage in view, since nobody gave one).
-    """
-
-    question: str
-    gold: str
-    origin: str
-    before: Answer
-    in_view: Answer
-    after: Answer | None = None
-
-    def at(self, stage: str) -> Answer | None:
-        return getattr(self, stage)
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What was learned from one passage: the self-edit, its adapter, where both come from, and what they changed.
-
-    ``model``, ``weights``, ``dtype``: the base (`seal_lib.models.weight_hash`). ``recipe``: every setting that it was
-    made with. ``training``: its counts. ``adapter``: name of the folder, "" if there is none; ``digest``: of its files.
-    """
-
-    passage: Passage
-    document: str
-    place: str
-    self_edit: SelfEdit | None
-    model: str
-    weights: str
-    dtype: str
-    recipe: dict[str, Any]
-    training: dict[str, Any]
-    questions: tuple[Asked, ...]
-    state: str = "active"
-    reason: str = ""
-    id: int = 0
-    adapter: str = ""
-    digest: str = ""
-    made: str = ""
-    changed: str = ""
-
-    def trial(self, stage: str) -> PassageTrial:
-        """The answers at one of `STAGES` as a trial of the inner loop, to be shown and counted as such."""
-        answers = tuple(found for asked in self.questions if (found := asked.at(stage)) is not None)
-        about = {"seed": 0, "answers": answers, "grader": self.recipe["grader"]}
-        if stage == "after" and self.adapter:
-            about |= {key: self.training[key] for key in ("steps", "tokens")}
-            losses = {key: self.training[key] for key in ("first_loss", "last_loss")}
-            about |= {key: math.nan if loss is None else loss for key, loss in losses.items()}
-        edit = self.self_edit if stage == "after" else None
-        return PassageTrial(f"{self.passage.id}/{stage}", self.passage.id, ARMS[stage], edit, **about)
 
 
 def _now() -> str:
@@ -173,7 +90,11 @@ class Store:
                 for statement in statements:
                     self._base.execute(statement)
             self._base.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-            named = {name for (name,) in self._base.execute("SELECT adapter FROM edit WHERE adapter <> ''")}
+            named = {
+                name
+                for (name,) in self._base.execute("SELECT adapter FROM edit UNION SELECT adapter FROM merge")
+                if name
+            }
             for path in self.adapters.iterdir():  # nobody else is between a folder and its row: the change is ours
                 if path.is_dir() and path.name not in named:
                     shutil.rmtree(path)
@@ -264,7 +185,7 @@ class Store:
         with self.told():
             rows = self._base.execute(
                 "SELECT e.id, e.state, e.reason, e.text, e.model, e.weights, e.dtype, e.recipe, e.training, e.adapter, "
-                "e.digest, e.made, e.changed, p.id, p.title, p.text, e.document, e.place FROM edit e "
+                "e.digest, e.made, e.changed, e.findings, p.id, p.title, p.text, e.document, e.place FROM edit e "
                 "JOIN passage p ON p.id = e.passage "
                 f"WHERE {wanted} AND (? = '' OR p.id = ?) AND (? = 0 OR e.id = ?) ORDER BY e.id",
                 (*states, passage, passage, number, number),
@@ -272,8 +193,8 @@ class Store:
             return [self._edit(*row) for row in rows]
 
     def _edit(self, number: int, state: str, reason: str, text: str, model: str, weights: str, dtype: str, recipe: str,
-              training: str, adapter: str, digest: str, made: str, changed: str, passage: str, title: str, body: str,
-              document: str, place: str) -> Edit:  # fmt: skip
+              training: str, adapter: str, digest: str, made: str, changed: str, findings: str, passage: str,
+              title: str, body: str, document: str, place: str) -> Edit:  # fmt: skip
         rows = self._base.execute(
             "SELECT question, gold, origin, before, in_view, after FROM question WHERE edit = ? ORDER BY number",
             (number,),
@@ -283,7 +204,7 @@ class Store:
         return Edit(
             Passage(passage, title, body, ()), document, place, SelfEdit.from_dict(written) if written else None, model,
             weights, dtype, json.loads(recipe), json.loads(training), asked, state, reason, number, adapter, digest,
-            made, changed,
+            made, changed, tuple(Finding(**row) for row in json.loads(findings)),
         )  # fmt: skip
 
     def edit(self, number: int) -> Edit:
@@ -306,11 +227,12 @@ class Store:
                 row = (
                     edit.passage.id, edit.document, edit.place, "quarantined", edit.reason, _dumped(edit.self_edit),
                     edit.self_edit.source if edit.self_edit else "", edit.model, edit.weights, edit.dtype,
-                    _dumped(edit.recipe), _dumped(edit.training), "", "", now, now,
+                    _dumped(edit.recipe), _dumped(edit.training), "", "", now, now, _dumped(edit.findings),
                 )  # fmt: skip
                 number = self._base.execute(
                     "INSERT INTO edit (passage, document, place, state, reason, text, writer, model, weights, dtype, "
-                    f"recipe, training, adapter, digest, made, changed) VALUES ({', '.join('?' * len(row))})", row,
+                    f"recipe, training, adapter, digest, made, changed, findings) VALUES ({', '.join('?' * len(row))})",
+                    row,
                 ).lastrowid or 0  # fmt: skip
                 self._base.executemany(
                     "INSERT INTO question VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -322,15 +244,9 @@ class Store:
                 name = digest = ""
                 if adapter is not None:
                     name = f"{number:06d}-{adapter.digest()[:12]}"
-                    folder = adapter.save(self.adapters / name, edit.model)
-                    for path in (folder, self.adapters):
-                        _fsync(path)
-                    digest = content_hash(folder)
+                    folder, digest = self._saved(adapter, name, edit.model)
                 if edit.state == "active":
-                    self._base.execute(
-                        "UPDATE edit SET state = 'reverted', reason = ?, changed = ? WHERE passage = ? AND weights = ? "
-                        "AND state = 'active'", (f"edit {number} took its place", now, edit.passage.id, edit.weights),
-                    )  # fmt: skip
+                    self._take_over(number, edit.passage.id, edit.weights, now)
                 self._base.execute(
                     "UPDATE edit SET state = ?, adapter = ?, digest = ? WHERE id = ?",
                     (edit.state, name, digest, number),
@@ -341,8 +257,24 @@ class Store:
             raise
         return replace(edit, id=number, adapter=name, digest=digest, made=now, changed=now)
 
+    def _saved(self, adapter: "Adapter", name: str, model: str) -> tuple[Path, str]:
+        """(folder, digest) of an adapter that is on the disk for good."""
+        folder = adapter.save(self.adapters / name, model)
+        for path in (folder, self.adapters):
+            _fsync(path)
+        return folder, content_hash(folder)
+
+    def _take_over(self, number: int, passage: str, weights: str, now: str) -> None:
+        """The passage's edit that was active until now is taken back for a newer one."""
+        self._base.execute(
+            "UPDATE edit SET state = 'reverted', reason = ?, changed = ? "
+            "WHERE passage = ? AND weights = ? AND state = 'active' AND id <> ?",
+            (f"edit {number} took its place", now, passage, weights, number),
+        )
+
     def revert(self, number: int, reason: str = "taken back by hand") -> Edit:
-        """Take an edit back: it is kept with its adapter, and used no more.
+        """Take an active edit back: it is kept with its adapter, and used no more (`seal_lib.store.merging.revert`
+        takes back a merged one).
 
         Raises:
             DataError: there is no such edit, or it is not in use.
@@ -350,11 +282,173 @@ class Store:
         with self._change():
             edit = self.edit(number)
             if edit.state != "active":
-                raise DataError(f"edit {number} is {edit.state} ({edit.reason}), so there is nothing to take back.")
+                why = f" ({edit.reason})" if edit.reason else ""
+                raise DataError(f"edit {number} is {edit.state}{why}, so there is nothing to take back.")
             self._base.execute(
                 "UPDATE edit SET state = 'reverted', reason = ?, changed = ? WHERE id = ?", (reason, _now(), number)
             )
         return self.edit(number)
+
+    def prune(self, number: int, reason: str) -> Edit:
+        """Take an active edit back and remove its adapter; the record stays.
+
+        Raises:
+            DataError: there is no such edit, or it is not active.
+        """
+        folder = self.adapters / self.edit(number).adapter
+        with self._change():
+            self.edit(number)
+            changed = self._base.execute(
+                "UPDATE edit SET state = 'reverted', reason = ?, adapter = '', digest = '', changed = ? "
+                "WHERE id = ? AND state = 'active' AND adapter <> ''", (reason, _now(), number),
+            ).rowcount  # fmt: skip
+            if not changed:
+                raise DataError(f"edit {number} is not active, so there is nothing to prune; see `seal list`.")
+        with self.told():
+            shutil.rmtree(folder)  # killed before: the next one who opens the store sweeps it
+        return self.edit(number)
+
+    # ------------------------------------------------------------------ merges
+
+    def merges(self, *, active: bool = True) -> list[Merge]:
+        """Merges in use, or all that there were, in the order of making."""
+        with self.told():
+            rows = self._base.execute(
+                "SELECT id, weights, state, adapter, digest, report, made FROM merge "
+                "WHERE state = 'active' OR ? ORDER BY id",
+                (not active,),
+            ).fetchall()
+            found = []
+            for number, weights, state, adapter, digest, report, made in rows:
+                members = self._base.execute("SELECT edit FROM member WHERE merge = ? ORDER BY edit", (number,))
+                edits = tuple(edit for (edit,) in members)
+                found.append(Merge(number, weights, state, adapter, digest, edits, json.loads(report), made))
+            return found
+
+    def merge(self, edits: Sequence[Edit], adapter: "Adapter | None", report: Mapping[str, Any],
+              reason: str = "no longer merged", base: str = "") -> Merge | None:  # fmt: skip
+        """Use these edits as one adapter in place of the merge in use on their base; edits of that one that are not
+        among them are taken back for ``reason``. All of it or nothing.
+
+        Args:
+            edits: active or merged, of one base.
+            adapter: of all of them; None, without any: there is no merge on the base of that hash any more.
+        """
+        former = [m for m in self.merges() if m.weights == (base or edits[0].weights)]
+        folder: Path | None = None
+        try:
+            with self._change():
+                now = _now()
+                for edit in edits:
+                    if self.edit(edit.id).state != edit.state:
+                        raise DataError(f"edit {edit.id} was changed meanwhile; look at `seal list` and do it again.")
+                for old in former:
+                    self._base.execute(
+                        "UPDATE merge SET state = 'reverted', adapter = '', digest = '' WHERE id = ?", (old.id,)
+                    )
+                    self._base.executemany(
+                        "UPDATE edit SET state = 'reverted', reason = ?, changed = ? WHERE id = ? AND state = 'merged'",
+                        [(reason, now, number) for number in old.edits if number not in {e.id for e in edits}],
+                    )
+                number = 0
+                if adapter is not None:
+                    number = self._base.execute(
+                        "INSERT INTO merge (weights, state, adapter, digest, report, made) "
+                        "VALUES (?, 'active', '', '', ?, ?)",
+                        (edits[0].weights, _dumped(dict(report)), now),
+                    ).lastrowid or 0  # fmt: skip
+                    name = f"merge-{number:06d}-{adapter.digest()[:12]}"
+                    folder, digest = self._saved(adapter, name, edits[0].model)
+                    self._base.execute("UPDATE merge SET adapter = ?, digest = ? WHERE id = ?", (name, digest, number))
+                    for edit in edits:
+                        self._base.execute("INSERT INTO member VALUES (?, ?)", (number, edit.id))
+                        self._base.execute(
+                            "UPDATE edit SET state = 'merged', reason = '', changed = ? WHERE id = ?", (now, edit.id)
+                        )
+        except BaseException:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        for old in former:
+            shutil.rmtree(self.adapters / old.adapter, ignore_errors=True)  # else swept when next opened
+        return next((merge for merge in self.merges() if merge.id == number), None)
+
+    def merged(self, merge: Merge) -> "Adapter":
+        """The adapter of a merge.
+
+        Raises:
+            DataError: its files are not those that were kept.
+        """
+        from seal_lib.training.adapters import Adapter
+
+        folder = self.adapters / merge.adapter
+        if not folder.is_dir() or content_hash(folder) != merge.digest:
+            raise DataError(
+                f"{folder} is not what was kept for merge {merge.id}; merge its edits again (`seal merge`)."
+            )
+        return Adapter.load(folder)
+
+    # ------------------------------------------------------------------ queue and updates
+
+    def enqueue(self, source: str | Path) -> Queued:
+        """Let a file or folder wait for the next update; one that waits already waits once."""
+        with self._change():
+            row = (str(Path(source).resolve()), _now(), _now())
+            self._base.execute(
+                "INSERT OR IGNORE INTO queue (source, state, reason, added, changed) VALUES (?, 'waiting', '', ?, ?)",
+                row,
+            )
+        return next(one for one in self.queue() if one.source == row[0])
+
+    def queue(self, state: str = "waiting") -> list[Queued]:
+        """Documents in this state, first come first."""
+        with self.told():
+            rows = self._base.execute(
+                "SELECT id, source, state, reason, added FROM queue WHERE state = ? ORDER BY id", (state,)
+            ).fetchall()
+        return [Queued(*row) for row in rows]
+
+    def renewals(self) -> list[Renewal]:
+        """Updates, the open one last."""
+        with self.told():
+            rows = self._base.execute("SELECT id, state, report, begun, changed FROM renewal ORDER BY id").fetchall()
+        return [Renewal(number, state, json.loads(report), *times) for number, state, report, *times in rows]
+
+    def renew(self) -> Renewal:
+        """The update that was begun and not finished, or a new one."""
+        with self._change():
+            held = self._base.execute("SELECT id FROM renewal WHERE state = 'open'").fetchone()
+            if held is None:
+                self._base.execute(
+                    "INSERT INTO renewal (state, report, begun, changed) VALUES ('open', '{}', ?, ?)", (_now(), _now())
+                )
+        return self.renewals()[-1]
+
+    def settle(self, renewal: Renewal, verdicts: Mapping[int, tuple[str, str]], queued: Mapping[int, tuple[str, str]],
+               report: Mapping[str, Any]) -> Renewal:  # fmt: skip
+        """End an update in one change: edits become what its guard says, its documents are out of the queue.
+
+        Args:
+            verdicts: number of an edit → (state, reason). queued: number of a document → (state, reason).
+        """
+        with self._change():
+            now = _now()
+            for number, (state, reason) in verdicts.items():
+                edit = self.edit(number)
+                if state == "active":
+                    self._take_over(number, edit.passage.id, edit.weights, now)
+                self._base.execute(
+                    "UPDATE edit SET state = ?, reason = ?, changed = ? WHERE id = ?", (state, reason, now, number)
+                )
+            for number, (state, reason) in queued.items():
+                self._base.execute(
+                    "UPDATE queue SET state = ?, reason = ?, changed = ? WHERE id = ?", (state, reason, now, number)
+                )
+            self._base.execute(
+                "UPDATE renewal SET state = 'done', report = ?, changed = ? WHERE id = ?",
+                (_dumped(dict(report)), now, renewal.id),
+            )
+        return next(one for one in self.renewals() if one.id == renewal.id)
 
     def adapter(self, edit: Edit, source: "Source") -> "Adapter":
         """The adapter of an edit, for the base that it was trained on.

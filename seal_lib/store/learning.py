@@ -1,25 +1,26 @@
 """A document → what the model learned from it, passage by passage, kept in a store.
 
-Each passage: questions (given, or the model's own), answers before and with the passage in view, several self-edits by
-the policy, an adapter of each through the inner loop, answers after, and the best one kept. Everything is trained,
-asked and graded by the loops (`seal_lib.loops.inner`).
+Each passage: a review of its text, questions (given, or the model's own), answers before and with the passage in view,
+several self-edits by the policy, an adapter of each through the inner loop, answers after, and the best one kept after
+a review of its text. Everything is trained, asked and graded by the loops (`seal_lib.loops.inner`).
 """
 
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from seal_lib import models
+from seal_lib.errors import ParameterError
 from seal_lib.generation.contract import Sampling
 from seal_lib.grading import graders
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.prompts import Prompts
-from seal_lib.loops.domain import Candidate, Rejected
+from seal_lib.loops.domain import Candidate, Count, Rejected, uncounted
 from seal_lib.loops.inner import ask, train, try_all
 from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
@@ -29,8 +30,10 @@ from seal_lib.records import Answer, Passage, PassageTrial, Question, SelfEdit, 
 from seal_lib.runs.lifecycle import Scratch
 from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed
-from seal_lib.store.database import ARMS, STAGES, Asked, Edit, Store
+from seal_lib.store.database import Store
 from seal_lib.store.questions import write
+from seal_lib.store.review import KINDS, Finding, of_edit, of_text, stopped
+from seal_lib.store.schema import ARMS, STAGES, Asked, Edit
 from seal_lib.store.texts import Document
 from seal_lib.training.jobs import Result
 
@@ -46,8 +49,45 @@ class OwnQuestions:
     samples: int
 
 
+@dataclass(frozen=True)
+class Consent:
+    """What may be learned. ``allow``: kinds of findings (`seal_lib.store.review.KINDS`) that stop nothing.
+
+    ``approve``: asked about every self-edit before it is trained on, with what was found in it; None: nobody is asked.
+    ``held``: number of the update whose guard decides whether an edit becomes active; 0: its questions alone decide.
+    """
+
+    allow: tuple[str, ...] = ()
+    approve: Callable[[Passage, SelfEdit, Sequence[Finding]], bool] | None = None
+    held: int = 0
+
+    def __post_init__(self):
+        unknown = next((kind for kind in self.allow if kind not in KINDS), None)
+        if unknown is not None:
+            raise ParameterError(f"allow: {unknown!r} is not one of {', '.join(KINDS)}.")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A passage, and where it stands: the name of its document, and the place there."""
+
+    passage: Passage
+    document: str
+    place: str
+
+    @property
+    def id(self) -> str:
+        return self.passage.id
+
+
+def parts(document: Document) -> list[Part]:
+    """The passages of a document, with their places."""
+    pairs = zip(document.passages, document.places, strict=True)
+    return [Part(passage, document.name, place) for passage, place in pairs]
+
+
 def learn(run: Recorder, store: Store, policy: Policy, document: Document, domain: Knowledge, outer: OuterLoop,
-          own: OwnQuestions, *, seed: int = 0) -> list[Edit]:  # fmt: skip
+          own: OwnQuestions, *, consent: Consent | None = None, seed: int = 0) -> list[Edit]:  # fmt: skip
     """One edit a passage, in the order of the document, each kept in the store as soon as it is made.
 
     A passage that was learned on the same base with the same settings and questions is not learned again, so a killed
@@ -58,50 +98,114 @@ def learn(run: Recorder, store: Store, policy: Policy, document: Document, domai
     """
     assert policy.base  # before anything is written
     store.add(document)
-    unit = partial(_learned, store=store, policy=policy, document=document, domain=domain, outer=outer, own=own,
-                   seed=seed, count=run.count)  # fmt: skip
-    together = max(1, (domain.inner.slots or 32) // outer.samples)
-    rows = run.map(f"learn/{document.digest[:12]}", document.passages, unit, chunk=together)
+    unit = partial(learn_parts, store=store, policy=policy, domain=domain, outer=outer, own=own,
+                   consent=consent or Consent(), seed=seed, count=run.count)  # fmt: skip
+    phase = f"learn/{document.digest[:12]}"
+    rows = run.map(phase, parts(document), unit, chunk=together(domain, outer))
     return [store.edit(row["edit"]) for row in rows]
 
 
-def _learned(part: Sequence[Passage], *, store: Store, policy: Policy, document: Document, domain: Knowledge,
-             outer: OuterLoop, own: OwnQuestions, seed: int, count: Any) -> list[dict]:  # fmt: skip
-    """The number of each passage's edit: of one that is there, or a new one."""
+def together(domain: Knowledge, outer: OuterLoop) -> int:
+    """Passages that are learned side by side: their self-edits fill the adapter bank."""
+    return max(1, (domain.inner.slots or 32) // outer.samples)
+
+
+def learn_parts(part: Sequence[Part], *, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop,
+                own: OwnQuestions, consent: Consent, seed: int, count: Count = uncounted) -> list[dict]:  # fmt: skip
+    """The number of each passage's edit: of one that is there, or a new one. The store has the passages already."""
     weights = models.weight_hash(policy.base.name, policy.base.revision)
-    recipes = {passage.id: _recipe(passage, domain, outer, own, seed) for passage in part}
+    recipes = {p.passage.id: _recipe(p.passage, domain, outer, own, consent, seed) for p in part}
     known = {
         edit.passage.id: edit.id
-        for passage in part
-        for edit in store.edits("active", "merged", "quarantined", passage=passage.id)
-        if edit.weights == weights and edit.recipe == recipes[passage.id]
+        for p in part
+        for edit in store.edits("active", "merged", "quarantined", passage=p.passage.id)
+        if edit.weights == weights and edit.recipe == recipes[edit.passage.id]
     }
-    todo = [passage for passage in part if passage.id not in known]
-    if todo:
-        begun, costs = time.perf_counter(), _Counting()
-        drafts = _try(policy, todo, domain, outer, own, seed, costs)
+    todo = [p for p in part if p.passage.id not in known]
+    found = {p.passage.id: reviewed(p.passage) for p in todo}
+    clean = [p.passage for p in todo if not stopped(found[p.passage.id], consent.allow)]
+    begun, costs = time.perf_counter(), _Counting()
+    drafts = {}
+    if clean:
+        several = _try(policy, clean, domain, outer, own, consent, seed, costs)
+        drafts = dict(zip([passage.id for passage in clean], several, strict=True))
         count(**costs.counts)
-        shared: dict[str, float] = {key: round(n / len(todo)) for key, n in costs.counts.items()}
-        shared["seconds"] = round((time.perf_counter() - begun) / len(todo), 3)
-        places = {p.id: place for p, place in zip(document.passages, document.places, strict=True)}
-        for passage, draft in zip(todo, drafts, strict=True):
-            edit = Edit(
-                passage, document.name, places[passage.id], draft.edit, policy.base.name, weights,
-                policy.base.dtype, recipes[passage.id], {**draft.counts, "cost": shared}, draft.questions,
-                draft.state, draft.reason,
-            )  # fmt: skip
-            known[passage.id] = store.keep(edit, draft.adapter).id
-    return [{"edit": known[passage.id]} for passage in part]
+    shared: dict[str, float] = {key: round(n / len(clean)) for key, n in costs.counts.items()}
+    shared["seconds"] = round((time.perf_counter() - begun) / max(1, len(clean)), 3)
+    for p in todo:
+        passage, cost = p.passage, shared
+        if passage.id in drafts:
+            draft = _reviewed(drafts[passage.id], passage, store, weights, consent)
+        else:
+            why = stopped(found[passage.id], consent.allow)
+            draft, cost = _Draft(None, None, (), {"tried": 0}, "quarantined", f"not learned: {why}"), {"seconds": 0.0}
+        edit = Edit(
+            passage, p.document, p.place, draft.edit, policy.base.name, weights, policy.base.dtype,
+            recipes[passage.id], {**draft.counts, "cost": cost}, draft.questions, draft.state, draft.reason,
+            findings=(*found[passage.id], *draft.findings),
+        )  # fmt: skip
+        known[passage.id] = store.keep(edit, draft.adapter).id
+    return [{"edit": known[p.passage.id]} for p in part]
 
 
-def _recipe(passage: Passage, domain: Knowledge, outer: OuterLoop, own: OwnQuestions, seed: int) -> dict[str, Any]:
+def reviewed(passage: Passage) -> list[Finding]:
+    """What is found in a passage itself."""
+    return of_text(f"{passage.title}\n\n{passage.text}")
+
+
+def known_before(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
+                 *, seed: int = 0, count: Count = uncounted) -> list[float]:  # fmt: skip
+    """Share of each passage's questions (given and the model's own) that the model answers right without it; NaN
+    where there is no question. The questions are those that `learn` asks with the same seed."""
+    asked = _asked(policy, passages, domain, outer, own, seed, count)
+    units = [_answered(passage, asked[passage.id]) for passage in passages]
+    plain = [Candidate(f"{unit.id}/before", unit, None, ARMS["before"], 0, trains=False) for unit in units]
+    trials = try_all(policy, plain, count, domain=domain)
+    return [
+        accuracy(_with(asked[unit.id], "before", trial.answers), "before", domain.grader)
+        for unit, trial in zip(units, trials, strict=True)
+    ]
+
+
+def _recipe(passage: Passage, domain: Knowledge, outer: OuterLoop, own: OwnQuestions, consent: Consent,
+            seed: int) -> dict[str, Any]:  # fmt: skip
     """All that decides what is learned from a passage on a given base, as JSON holds it."""
     settings = {
         "inner": domain.inner, "prompts": domain.prompts, "grader": domain.grader, "seed": seed,
         "outer": {key: getattr(outer, key) for key in ("samples", "temperature", "top_p", "edit_tokens", "filter")},
-        "questions": passage.questions, "own": own,
+        "questions": passage.questions, "own": own, "allow": sorted(consent.allow),
     }  # fmt: skip
     return to_dict(settings)
+
+
+def lines_of(edit: SelfEdit | None) -> list[str]:
+    """The lines of a self-edit that say something."""
+    return [line for line in edit.text.splitlines() if line.strip()] if edit else []
+
+
+def _reviewed(draft: "_Draft", passage: Passage, store: Store, weights: str, consent: Consent) -> "_Draft":
+    """The draft with what its chosen self-edit holds, kept apart if that stops it, or until an update's guard spoke."""
+    if draft.edit is None:
+        return draft
+    earlier = [
+        line
+        for edit in store.edits("active", "merged")
+        if edit.weights == weights and edit.passage.id != passage.id
+        for line in lines_of(edit.self_edit)
+    ]
+    about = f"{passage.title}\n{passage.text}"
+    found = (*of_text(draft.edit.text), *of_edit(lines_of(draft.edit), about, earlier))
+    why = stopped(found, consent.allow)
+    if why:
+        return replace(draft, findings=found, state="quarantined", reason=f"its self-edit: {why}")
+    if consent.held and draft.state == "active":
+        return replace(draft, findings=found, state="quarantined", reason=waiting(consent.held))
+    return replace(draft, findings=found)
+
+
+def waiting(number: int) -> str:
+    """The reason of an edit that an update's guard has not judged yet."""
+    return f"waits for the guard of update {number}"
 
 
 # ---------------------------------------------------------------------------------------------- one passage
@@ -127,10 +231,11 @@ class _Draft:
     counts: dict[str, Any]
     state: str
     reason: str
+    findings: tuple[Finding, ...] = ()
 
 
-def _try(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, own: OwnQuestions, seed: int,
-         run: "_Counting") -> list[_Draft]:  # fmt: skip
+def _try(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
+         consent: Consent, seed: int, run: "_Counting") -> list[_Draft]:  # fmt: skip
     """Learn passages side by side."""
     asked = _asked(policy, passages, domain, outer, own, seed, run.count)
     units = [_answered(passage, asked[passage.id]) for passage in passages]
@@ -138,6 +243,8 @@ def _try(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: 
     before = try_all(policy, plain, run.count, domain=domain)
     edits = write_self_edits(run, policy, units, domain, outer, phase="write", seed=seed)
     known = {unit.id: unit for unit in units}
+    if consent.approve is not None:
+        edits = [e for e in edits if consent.approve(known[e.unit_id], e, _shown(known[e.unit_id], e))]
     read = [domain.read(known[edit.unit_id], edit, "own_untrained", seed) for edit in edits]
     candidates = [c for c in read if isinstance(c, Candidate)]
     results = dict(zip([c.id for c in candidates], train(policy, candidates, domain, run.count), strict=True))
@@ -148,6 +255,11 @@ def _try(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: 
         questions = _with(asked[unit.id], "before", frozen.answers)
         drafts.append(_chosen(questions, mine, results, outer, derive_seed(seed, unit.id)))
     return drafts
+
+
+def _shown(passage: Passage, edit: SelfEdit) -> list[Finding]:
+    """What is found in a self-edit before it is trained on."""
+    return [*of_text(edit.text), *of_edit(lines_of(edit), f"{passage.title}\n{passage.text}", ())]
 
 
 def _answered(passage: Passage, asked: Sequence[Asked]) -> Passage:

@@ -18,8 +18,9 @@ from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops.policy import Policy
 from seal_lib.records import Question
 from seal_lib.runs.manifest import content_hash
-from seal_lib.store.database import Edit, Store
+from seal_lib.store.database import Store
 from seal_lib.store.learning import measure
+from seal_lib.store.schema import Edit
 from seal_lib.store.texts import Document, passage_of
 
 CORPUS = "corpus.jsonl"
@@ -43,7 +44,7 @@ def export(store: Store, folder: str | Path, numbers: Sequence[int] = ()) -> lis
     if folder.exists():
         raise DataError(f"{folder} is there already; name a folder that is not.")
     fresh = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-    names = [f"{re.sub('[^A-Za-z0-9]+', '-', Path(edit.document).stem).strip('-')}-{edit.id}" for edit in chosen]
+    names = [name_of(edit) for edit in chosen]
     with store.told():
         try:
             fresh.mkdir(parents=True)
@@ -58,6 +59,11 @@ def export(store: Store, folder: str | Path, numbers: Sequence[int] = ()) -> lis
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return [folder / name for name in names]
+
+
+def name_of(edit: Edit) -> str:
+    """The name of an edit where others use it: DOCUMENT-NUMBER, in letters and digits."""
+    return f"{re.sub('[^A-Za-z0-9]+', '-', Path(edit.document).stem).strip('-') or 'document'}-{edit.id}"
 
 
 def _line(edit: Edit) -> dict[str, Any]:

@@ -178,6 +178,23 @@ def check_fits(model: nn.Module, adapter: Adapter) -> dict[str, nn.Linear]:
     return found
 
 
+def joined(adapters: Sequence[Adapter]) -> Adapter:
+    """One adapter that adds what all of them add: their ranks side by side, so W + sum of alpha/r B A, exactly.
+
+    Raises:
+        DataError: there is none, or they change different layers.
+    """
+    if not adapters or any(other.weights.keys() != adapters[0].weights.keys() for other in adapters):
+        raise DataError("Adapters are joined if they change the same layers; learn them with the same targets.")
+    weights = {}
+    for name in adapters[0].weights:
+        a = torch.cat([one.weights[name][0] for one in adapters])
+        b = torch.cat([one.scale * one.weights[name][1] for one in adapters], dim=1)
+        weights[name] = a, b
+    rank = sum(one.rank for one in adapters)
+    return Adapter(rank, float(rank), adapters[0].targets, weights)
+
+
 @torch.no_grad()
 def merge(model: nn.Module, adapter: Adapter, copy: bool = False) -> nn.Module:
     """Add the adapter into the weights: W += alpha/r B A, computed in float32 (or wider) and cast back once.

@@ -1,0 +1,121 @@
+"""What must not get worse when something new is used: prior questions, reading, and the answers that were learned.
+
+The set is a file of (title, question, answer) and, for reading, a context; the shipped one for small made models asks
+facts of their world, the one for real models general knowledge in our own words. A limit that is broken is a reason.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from seal_lib import paths
+from seal_lib.errors import DataError, ParameterError
+from seal_lib.grading import graders
+from seal_lib.knowledge.domain import Knowledge
+from seal_lib.loops import inner
+from seal_lib.loops.domain import Candidate
+from seal_lib.loops.policy import Policy
+from seal_lib.records import Passage, Question
+from seal_lib.store.schema import Asked
+from seal_lib.training.jobs import Result
+
+if TYPE_CHECKING:
+    from seal_lib.training.adapters import Adapter
+
+#: kinds of questions in a guard's set → what each tells
+SETS = {"prior": "known before, asked without any text", "reading": "asked with a text in view"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may be lost, as shares of right answers: of prior questions, of reading, and of what was learned.
+
+    ``file``: the guard's own set; a loss is counted on it before and after.
+    """
+
+    file: str
+    prior: float = 0.1
+    reading: float = 0.1
+    learned: float = 0.1
+
+    def __post_init__(self):
+        for name in ("prior", "reading", "learned"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ParameterError(f"most_lost {name}: {getattr(self, name)} is not between 0 and 1.")
+
+    @property
+    def told(self) -> dict[str, Any]:
+        return asdict(self) | {"file": Path(self.file).name}
+
+
+def questions_of(file: str) -> dict[str, list[Passage]]:
+    """Kind of question (`SETS`) → passages of a guard's set, each with its questions.
+
+    Raises:
+        DataError: the file is not there, a row is not whole, or a kind has no question.
+    """
+    rows = paths.read_data(paths.given(file))
+    found: dict[str, list[Passage]] = {kind: [] for kind in SETS}
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
+        keys = ("title", "question", "answer")
+        if not isinstance(row, Mapping) or any(not isinstance(row.get(key), str) for key in keys):
+            raise DataError(f"{file}: row {number} is not whole; it has the texts title, question, answer.")
+        context = row.get("context") or ""
+        asked = (Question(row["question"], row["answer"]),)
+        kind = "reading" if context else "prior"
+        found[kind].append(Passage(f"{kind}-{number:03d}", row["title"], context, asked))
+    if not all(found.values()):
+        empty = next(kind for kind, passages in found.items() if not passages)
+        raise DataError(f"{file} has no question of kind {empty} ({SETS[empty]}); add some.")
+    return found
+
+
+def prior_before_after(policy: Policy, domain: Knowledge, limits: Limits, adapter: "Adapter") -> dict[str, float]:
+    """Shares of a guard's set that are right before and with an adapter: ``prior_before``, ``prior_after``, …"""
+    found = {}
+    for kind, passages in questions_of(limits.file).items():
+        for when, tried in (("before", None), ("after", adapter)):
+            right = _asked(policy, domain, passages, tried, shown=kind == "reading")
+            found[f"{kind}_{when}"] = share([fmean(grades) for grades in right if grades])
+    return found
+
+
+def asked_again(policy: Policy, domain: Knowledge, units: Sequence[tuple[Passage, Sequence[Asked]]],
+                adapter: "Adapter | None") -> list[float]:  # fmt: skip
+    """Share of each passage's questions that are right with an adapter; NaN where none has a gold answer."""
+    passages = [
+        replace(passage, questions=tuple(Question(q.question, q.gold) for q in asked if not graders.is_blank(q.gold)))
+        for passage, asked in units
+    ]
+    return [fmean(grades) if grades else math.nan for grades in _asked(policy, domain, passages, adapter)]
+
+
+def _asked(policy: Policy, domain: Knowledge, passages: Sequence[Passage], adapter: "Adapter | None",
+           shown: bool = False) -> list[list[float]]:  # fmt: skip
+    trains = adapter is not None
+    candidates = [Candidate(p.id, p, None, "frozen", 0, trains=trains, shown=shown) for p in passages]
+    results = {c.id: Result(c.id, adapter, [], 0, 0) for c in candidates} if trains else {}
+    trials = inner.ask(policy, candidates, results, domain=domain)
+    grades = [[answer.grades[domain.grader] for answer in trial.answers] for trial in trials]
+    return [[grade for grade in several if not math.isnan(grade)] for several in grades]
+
+
+def share(values: Sequence[float]) -> float:
+    """The mean of those that are there; NaN without any."""
+    there = [value for value in values if not math.isnan(value)]
+    return fmean(there) if there else math.nan
+
+
+def broken(report: Mapping[str, Any], limits: Limits, was: str, now: str) -> str:
+    """Which limit a report breaks, in words; "" if none."""
+    pairs = [("prior questions", "prior_before", "prior_after", limits.prior),
+             ("questions about a text in view", "reading_before", "reading_after", limits.reading),
+             ("questions about what was learned", was, now, limits.learned)]  # fmt: skip
+    for told, before, after, most in pairs:
+        lost = report[before] - report[after]
+        if lost > most:
+            return f"{told}: {report[after]:.0%} right, {report[before]:.0%} before; at most {most:.0%} may be lost"
+    return ""

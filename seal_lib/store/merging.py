@@ -1,0 +1,161 @@
+"""Several edits as one adapter, taking one back out of it, and leaving out what is worth least.
+
+Adapters are joined exactly: their ranks stand side by side (`seal_lib.training.adapters.joined`), so a merge without
+one edit is the merge of the others, bit for bit. They change the same weights, so they disturb each other: a merge is
+measured on all questions of its edits, and refused where too many are lost.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from seal_lib import models
+from seal_lib.errors import DataError, ParameterError
+from seal_lib.knowledge.domain import Knowledge
+from seal_lib.loops.policy import Policy
+from seal_lib.store.database import Store
+from seal_lib.store.guard import Limits, asked_again, broken, prior_before_after, share
+from seal_lib.store.learning import accuracy
+from seal_lib.store.retrieval import Index
+from seal_lib.store.schema import Edit, Merge
+
+if TYPE_CHECKING:
+    from seal_lib.training.adapters import Adapter
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What became of a merge: the merge in use, or None with the reason; ``report``: what was measured."""
+
+    merge: Merge | None
+    reason: str
+    report: dict[str, Any]
+
+
+def chosen(store: Store, weights: str, numbers: Sequence[int] = ()) -> list[Edit]:
+    """The edits that a merge is made of: those of these numbers, or all in use whose passage is still kept; with the
+    members of the merge in use, and of a passage only the newest.
+
+    Raises:
+        DataError: there is none, or one is not in use or of another base.
+    """
+    kept = {passage.id for passage, _, _ in store.passages()}
+    wanted = [store.edit(number) for number in numbers] or store.edits("active")
+    for edit in wanted:
+        if edit.state not in ("active", "merged") or edit.weights != weights:
+            raise DataError(
+                f"edit {edit.id} ({edit.document}) is {edit.state} and of {edit.model} ({edit.weights[:12]}); only "
+                f"edits in use of one base can be merged, and this is {weights[:12]}."
+            )
+    newest = {edit.passage.id: edit for edit in store.edits("merged") if edit.weights == weights}
+    newest |= {edit.passage.id: edit for edit in sorted(wanted, key=lambda edit: edit.id) if edit.state == "active"}
+    found = [edit for edit in sorted(newest.values(), key=lambda edit: edit.id) if edit.passage.id in kept]
+    if not found:
+        raise DataError(
+            f"{store.folder} has no edit in use on this base, so there is nothing to merge; see `seal list`."
+        )
+    return found
+
+
+def related(store: Store, edit: Edit, most: int) -> list[Edit]:
+    """Edits in use on the same base, those whose passages share most words with this one's first; itself first."""
+    others = {e.passage.id: e for e in store.edits("active", "merged") if e.weights == edit.weights}
+    others.pop(edit.passage.id, None)
+    index = Index([other.passage for other in others.values()])
+    found = [match.passage.id for match in index.rank(f"{edit.passage.title} {edit.passage.text}", most - 1)]
+    return [edit, *(others[name] for name in found)]
+
+
+def joined(store: Store, edits: Sequence[Edit]) -> "Adapter":
+    """One adapter of several edits, in the order of their numbers."""
+    from seal_lib.training import adapters
+
+    loaded = [adapters.Adapter.load(store.folder_of(edit)) for edit in sorted(edits, key=lambda edit: edit.id)]
+    return adapters.joined(loaded)
+
+
+def merge(store: Store, policy: Policy, domain: Knowledge, edits: Sequence[Edit], limits: Limits) -> Merged:
+    """Use edits as one adapter, if what it answers stays within the limits; otherwise nothing changes.
+
+    Raises:
+        DataError: there are fewer than two edits.
+    """
+    if len(edits) < 2:
+        raise DataError("A merge has two edits at least; learn another document first, or name more edits.")
+    adapter = joined(store, edits)
+    after = asked_again(policy, domain, [(edit.passage, edit.questions) for edit in edits], adapter)
+    report: dict[str, Any] = {
+        "edits": [edit.id for edit in edits],
+        "rank": adapter.rank,
+        "alone": share([accuracy(edit.questions, "after", domain.grader) for edit in edits]),
+        "merged": share(after),
+        "by_edit": {str(edit.id): value for edit, value in zip(edits, after, strict=True)},
+        **prior_before_after(policy, domain, limits, adapter),
+    }
+    report["limits"] = limits.told
+    reason = broken(report, limits, was="alone", now="merged")
+    if reason:
+        return Merged(None, reason, report)
+    return Merged(store.merge(edits, adapter, report), "", report)
+
+
+def revert(store: Store, number: int, reason: str = "taken back by hand") -> Edit:
+    """Take an edit back, also out of a merge: what is left is joined again, and no model is needed.
+
+    Raises:
+        DataError: there is no such edit, or it is not in use.
+    """
+    edit = store.edit(number)
+    if edit.state != "merged":
+        return store.revert(number, reason)
+    former = next(merge for merge in store.merges() if merge.weights == edit.weights)
+    left = [store.edit(member) for member in former.edits if member != number]
+    report = {"edits": [e.id for e in left], "without": number, "of": former.id}
+    store.merge(left, joined(store, left) if left else None, report, reason, base=edit.weights)
+    return store.edit(number)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What an edit's adapter adds: its own questions that are right with it and not without, and its size in bytes."""
+
+    edit: Edit
+    gained: float
+    size: int
+
+
+def worths(store: Store) -> list[Worth]:
+    """The active edits, the least useful first: by questions gained when it is left out or not, then by size.
+
+    An adapter stands beside the model and answers its own passage's questions only, so leaving it out changes these
+    and nothing else: what was measured when it was learned is what is lost.
+    """
+    found = []
+    for edit in store.edits("active"):
+        size = sum(path.stat().st_size for path in store.folder_of(edit).iterdir())
+        was, now = (accuracy(edit.questions, stage, edit.recipe["grader"]) for stage in ("before", "after"))
+        found.append(Worth(edit, (now - was) * len(edit.questions), size))
+    return sorted(found, key=lambda worth: (worth.gained, -worth.size, worth.edit.id))
+
+
+def prune(store: Store, budget: int) -> list[Edit]:
+    """Remove the adapters of the least useful active edits until the others take at most ``budget`` bytes.
+
+    Raises:
+        ParameterError: the budget is negative.
+    """
+    if budget < 0:
+        raise ParameterError(f"budget: {budget} is negative; give the bytes that adapters may take.")
+    ranked = worths(store)
+    held, gone = sum(worth.size for worth in ranked), []
+    for worth in ranked:
+        if held <= budget:
+            break
+        held -= worth.size
+        gone.append(store.prune(worth.edit.id, f"pruned: it gained {worth.gained:.1f} of its own questions"))
+    return gone
+
+
+def base_of(policy: Policy) -> str:
+    """The hash of the policy's base."""
+    return models.weight_hash(policy.base.name, policy.base.revision)

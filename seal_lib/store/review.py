@@ -1,0 +1,256 @@
+"""What a text holds that a model should not learn unseen. A kind of finding is a row of `KINDS`.
+
+Rules over text: what is aimed at the model that reads it, what a person does not see, calls of tools, personal data,
+one sentence over and over, lines that a passage does not bear out, lines that contradict what was learned before.
+They find careless and plain attacks; who knows the rules can write around them (docs/security.md).
+Imports no torch, calls no model, changes no text.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from seal_lib.grading.graders import normalise
+from seal_lib.runs import yaml_files
+
+EXCERPT = 80  # characters of a text that a finding shows
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found: its kind (a key of `KINDS`), the piece of text, and what about it."""
+
+    kind: str
+    excerpt: str
+    detail: str
+
+    @property
+    def stops(self) -> bool:
+        """Whether it keeps a text from being learned unless a person allows the kind."""
+        return KINDS[self.kind][1]
+
+
+def _excerpt(text: str) -> str:
+    """A piece of text on one line, with what cannot be seen written out."""
+    shown = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in " ".join(text.split()))
+    return shown if len(shown) <= EXCERPT else shown[: EXCERPT - 1] + "…"
+
+
+# ---------------------------------------------------------------------------------------------- a text by itself
+
+
+@lru_cache
+def _patterns(kind: str) -> dict[str, re.Pattern[str]]:
+    """What a kind of finding is → what finds it."""
+    rows = yaml_files.read(Path(__file__).with_name("review.yaml"))
+    words = {f"<{name}>": value for name, value in rows["words"].items()}
+    found = {}
+    for told, patterns in rows[kind].items():
+        whole = "|".join(f"(?:{pattern})" for pattern in patterns)
+        for name, value in words.items():
+            whole = whole.replace(name, value)
+        found[told] = re.compile(whole, re.IGNORECASE | re.MULTILINE | re.DOTALL)
+    return found
+
+
+def _matches(kind: str, text: str) -> Iterator[tuple[str, str]]:
+    for told, pattern in _patterns(kind).items():
+        for found in pattern.finditer(text):
+            yield text[max(0, found.start() - 10) : found.end() + 30], told
+
+
+def _orders(text: str) -> Iterator[tuple[str, str]]:
+    """Orders, also where unseen characters stand between the letters."""
+    seen = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    return _matches("instruction", seen)
+
+
+def _calls(text: str) -> Iterator[tuple[str, str]]:
+    return _matches("tool", text)
+
+
+_JOINERS = "\u200c\u200d"  # part of how Persian, Indic scripts and emoji are written
+_MARKS = "\u00ad\u200e\u200f\u061c\ufeff"  # soft hyphen, marks of direction, byte order mark at the start
+_BLOB = re.compile(r"(?<![\w+/])[A-Za-z0-9+/_-]{60,}={0,2}(?![\w+/])")
+
+
+def _hidden(text: str) -> Iterator[tuple[str, str]]:
+    for number, char in enumerate(text):
+        if _unseen(text, number):
+            yield text[max(0, number - 20) : number + 20], f"character U+{ord(char):04X}, which nobody sees"
+    for word in re.findall(r"\w+", text):
+        scripts = {name for c in word if (name := _script(c))}
+        if len(scripts) > 1:
+            yield word, f"letters of {' and '.join(sorted(scripts))} in one word"
+    for found in _BLOB.finditer(text):
+        if all(re.search(kind, found.group()) for kind in ("[a-z]", "[A-Z]", "[0-9]")):
+            yield found.group(), "a block of encoded text"
+    yield from _matches("hidden", text)
+
+
+def _unseen(text: str, number: int) -> bool:
+    """Whether the character is one that hides something: of no width, a tag, or a change of direction."""
+    char = text[number]
+    if unicodedata.category(char) != "Cf" or char in _MARKS:
+        return char == "\ufeff" and number > 0
+    if char in _JOINERS:
+        around = text[max(0, number - 2) : number] + text[number + 1 : number + 3]
+        return not any(unicodedata.category(c) in ("So", "Sk", "Mn", "Mc", "Lo") or c == "\ufe0f" for c in around)
+    if "\U000e0020" <= char <= "\U000e007f":  # flags of regions end so, after a black flag
+        return "\U0001f3f4" not in text[max(0, number - 8) : number]
+    if "\u2066" <= char <= "\u2069":  # isolates are how right-to-left text quotes other text
+        return not any(unicodedata.bidirectional(c) in ("R", "AL") for c in text)
+    return True
+
+
+def _script(char: str) -> str:
+    """Latin, Cyrillic or Greek, for a letter of one of them, which can pass for another's."""
+    name = unicodedata.name(char, "").partition(" ")[0] if char.isalpha() else ""
+    return name.title() if name in ("LATIN", "CYRILLIC", "GREEK") else ""
+
+
+_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?:\s?[A-Z0-9]{2,4}){3,8}\b")
+_CARD = re.compile(r"(?<![\d.-])\d(?:[ -]?\d){12,18}(?![\d.-])")
+
+
+def _personal(text: str) -> Iterator[tuple[str, str]]:
+    yield from _matches("personal", text)
+    for found in _IBAN.finditer(text):
+        if _iban(re.sub(r"\s", "", found.group())):
+            yield found.group(), "a bank account"
+    for found in _CARD.finditer(text):
+        digits = re.sub(r"\D", "", found.group())
+        if _luhn(digits) and digits[0] in "3456" and len(set(digits)) > 2:
+            yield found.group(), "a card number"
+    person = [pattern.search(text) for pattern in _patterns("person").values()]
+    if all(person):
+        yield " … ".join(found.group() for found in person if found), "birth and address of a person"
+
+
+def _iban(text: str) -> bool:
+    """ISO 13616: the rearranged number is 1 modulo 97."""
+    return 15 <= len(text) <= 34 and int("".join(str(int(c, 36)) for c in text[4:] + text[:4])) % 97 == 1
+
+
+def _luhn(digits: str) -> bool:
+    doubled = [int(d) * (1 + i % 2) for i, d in enumerate(reversed(digits))]
+    return sum(d - 9 if d > 9 else d for d in doubled) % 10 == 0
+
+
+_SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
+REPEATS = 4  # times that a sentence may not stand in a text
+ALIKE = 0.75  # shared words of two sentences, above which they say the same
+CLAIM = 3  # long words that stand together over and over are a claim, however it is put
+CLAIMED = 5  # sentences with them, and at least four in ten
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences and lines, in order, without marks of a list."""
+    found = (re.sub(r"^[\s>*•#\d.)-]+", "", piece).strip() for piece in _SENTENCE.split(text))
+    return [piece for piece in found if piece]
+
+
+def _floods(text: str) -> Iterator[tuple[str, str]]:
+    said = [(piece, Counter(normalise(piece).split())) for piece in sentences(text)]
+    said = [(piece, words) for piece, words in said if sum(words.values()) >= 3]
+    for first, (piece, words) in enumerate(said):
+        alike = [i for i, (_, other) in enumerate(said) if _overlap(words, other) >= ALIKE]
+        if alike[0] == first and len(alike) >= REPEATS and len(alike) >= 0.3 * len(said):
+            yield piece, f"said {len(alike)} times in {len(said)} sentences"
+            return
+    held = Counter(word for _, words in said for word in words if len(word) > 3)
+    often = {word for word, n in held.items() if n >= CLAIMED and n >= 0.4 * len(said)}
+    claims = [piece for piece, words in said if len(often & words.keys()) >= CLAIM]
+    if len(claims) >= CLAIMED and len(claims) >= 0.4 * len(said):
+        yield claims[0], f"{', '.join(sorted(often))} together in {len(claims)} of {len(said)} sentences"
+
+
+def _overlap(one: Counter, other: Counter) -> float:
+    """Shared words over all words of two sentences."""
+    return sum((one & other).values()) / max(1, sum((one | other).values()))
+
+
+#: kind → (what finds it in a text, whether it stops a text, what it is)
+KINDS: dict[str, tuple[Callable[[str], Iterable[tuple[str, str]]] | None, bool, str]] = {
+    "instruction": (_orders, True, "an order to the model that reads it"),
+    "hidden": (_hidden, True, "text that a person does not see"),
+    "tool": (_calls, True, "a call of a tool, or code that is run"),
+    "personal": (_personal, True, "personal data or a secret"),
+    "flood": (_floods, True, "one sentence over and over"),
+    "contradiction": (None, True, "says otherwise than what was learned before"),
+    "ungrounded": (None, False, "names or numbers that its passage does not have"),
+    "duplicate": (None, False, "a line that stood there before"),
+}
+
+
+def of_text(text: str) -> list[Finding]:
+    """What a text holds by itself, whatever it was made from; each piece once a kind."""
+    found: dict[tuple[str, str], Finding] = {}
+    for kind, (finder, _, _) in KINDS.items():
+        for piece, detail in finder(text) if finder else ():
+            found.setdefault((kind, detail), Finding(kind, _excerpt(piece), detail))
+    return list(found.values())
+
+
+# ---------------------------------------------------------------------------------------------- against other texts
+
+_NAME = re.compile(r"\d[\d.,:/-]*\d|\d|[^\W\d_]\w*")
+
+
+def _names(line: str) -> list[str]:
+    """Numbers, and words that begin with a capital, the first of a line only if another follows it."""
+    words = _NAME.findall(line)
+    return [
+        word for i, word in enumerate(words)
+        if word[0].isdigit() or (word[0].isupper() and (i or (len(words) > 1 and words[1][0].isupper())))
+    ]  # fmt: skip
+
+
+def grounded(line: str, passage: str) -> bool:
+    """Whether every name and number of a line stands in the passage; what it says of them is not read."""
+    there = {normalise(word) for word in _NAME.findall(passage)}
+    return all(normalise(word) in there for word in _names(line))
+
+
+def otherwise(line: str, earlier: str) -> bool:
+    """Whether two lines are word for word the same but for one word or number, which is not the first of them.
+
+    "Kale worked for Mera." and "Kale worked for Tadar." are; so are two prizes that one person won, which need not
+    exclude each other: a finding asks a person to look. Other wordings of a contradiction are not found.
+    """
+    one, other = (normalise(text).split() for text in (line, earlier))
+    if len(one) != len(other) or len(one) < 4:
+        return False
+    differ = [i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
+    return len(differ) == 1 and differ[0] >= 2
+
+
+def of_edit(lines: Sequence[str], passage: str, earlier: Sequence[str]) -> list[Finding]:
+    """What the lines of a self-edit hold beside their passage and beside what was learned ``earlier``."""
+    found, seen = [], set()
+    for line in lines:
+        key = normalise(line)
+        if key in seen:
+            found.append(Finding("duplicate", _excerpt(line), "stands there before"))
+        seen.add(key)
+        if not grounded(line, passage):
+            lacking = [word for word in _names(line) if not grounded(f"- {word}", passage)]
+            found.append(Finding("ungrounded", _excerpt(line), f"not in the passage: {', '.join(lacking)[:60]}"))
+        against = next((old for old in earlier if otherwise(line, old)), None)
+        if against:
+            found.append(Finding("contradiction", _excerpt(line), f"earlier: {_excerpt(against)}"))
+    return found
+
+
+def stopped(findings: Sequence[Finding], allow: Sequence[str] = ()) -> str:
+    """Why a text is kept from being learned, in one line; "" if nothing in it stops it."""
+    stopping = [finding for finding in findings if finding.stops and finding.kind not in allow]
+    if not stopping:
+        return ""
+    first = stopping[0]
+    more = f", and {len(stopping) - 1} more" if len(stopping) > 1 else ""
+    return f"{KINDS[first.kind][2]} ({first.detail}: {first.excerpt!r}){more}; `--allow {first.kind}` learns it"

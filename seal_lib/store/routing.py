@@ -1,0 +1,110 @@
+"""What answers a question: the base, the passage in view, or an adapter. A way to decide is a row of `ROUTES`.
+
+Knows what the store holds and has measured; loads no model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from seal_lib.errors import ParameterError
+from seal_lib.store.database import Store
+from seal_lib.store.learning import accuracy
+from seal_lib.store.retrieval import Index, Match, threshold
+from seal_lib.store.schema import Edit
+
+#: share of its own questions that an adapter must answer right to be asked instead of reading the passage
+TRUST = 0.75
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a question before anything is asked.
+
+    ``match``: the best passage, None if no word fits; ``needed``: the share of words from which it is believed;
+    ``edit``: what is in use for that passage; ``right``: share of its own questions that are right after it.
+    """
+
+    question: str
+    match: Match | None
+    needed: float
+    edit: Edit | None
+    right: float
+
+    @property
+    def found(self) -> bool:
+        return self.match is not None and self.match.share >= self.needed
+
+
+def _edit(e: Evidence) -> str:
+    kind = "merged weights hold edit" if e.edit and e.edit.state == "merged" else "edit"
+    return f"{kind} {e.edit.id if e.edit else 0}"
+
+
+def _base(e: Evidence) -> tuple[str, str]:
+    if e.match is None:
+        return "before", "no passage of the store has a word of it, so the model says what it knew before"
+    share = f"the best passage has {e.match.share:.0%} of its words, {e.needed:.0%} are needed"
+    return "before", f"{share}, so the model says what it knew before"
+
+
+def _measured(e: Evidence) -> tuple[str, str]:
+    if not e.found:
+        return _base(e)
+    if e.edit is None:
+        return "in_view", "no edit of this passage is in use, so it is read"
+    if e.right >= TRUST:
+        return "after", f"{_edit(e)}, which has {e.right:.0%} of its own questions right"
+    return "in_view", f"{_edit(e)} has only {e.right:.0%} of its own questions right, so the passage is read"
+
+
+def _weights(e: Evidence) -> tuple[str, str]:
+    return ("after", _edit(e)) if e.edit else ("before", "no edit of a passage that fits is in use")
+
+
+def _retrieval(e: Evidence) -> tuple[str, str]:
+    return ("in_view", "the passage is read") if e.match else _base(e)
+
+
+def _both(e: Evidence) -> tuple[str, str]:
+    return ("both", f"{_edit(e)} reads the passage") if e.edit else _retrieval(e)
+
+
+#: way to decide → (evidence → (stage, why)); stages are those of `seal_lib.store.schema`, and "both": the adapter of
+#: a passage with that passage in view
+ROUTES: dict[str, Callable[[Evidence], tuple[str, str]]] = {
+    "measured": _measured, "weights": _weights, "retrieval": _retrieval, "both": _both,
+}  # fmt: skip
+
+
+class Router:
+    """The routes of a store for a base, as the store is now."""
+
+    def __init__(self, store: Store, weights: str, way: str = "measured") -> None:
+        """``weights``: hash of the base (`seal_lib.models.weight_hash`); "": of whatever base an edit has.
+
+        Raises:
+            ParameterError: there is no such way.
+        """
+        if way not in ROUTES:
+            raise ParameterError(f"route: {way!r} is not one of {', '.join(ROUTES)}.")
+        kept = store.passages()
+        self.way, self.places = way, {passage.id: (document, place) for passage, document, place in kept}
+        self._index = Index([passage for passage, _, _ in kept])
+        self._edits: dict[str, Edit] = {}
+        edits = store.edits("merged") + store.edits("active")  # an active one is newer than a merged one
+        for edit in sorted(edits, key=lambda edit: (edit.weights == weights, edit.state == "active")):
+            self._edits[edit.passage.id] = edit
+        asked = [(q.question, edit.passage.id) for edit in edits for q in edit.questions]
+        self.needed = threshold(self._index, asked)
+
+    def evidence(self, question: str) -> Evidence:
+        found = self._index.rank(question, 1)
+        match = found[0] if found else None
+        edit = self._edits.get(match.passage.id) if match else None
+        right = accuracy(edit.questions, "after", edit.recipe["grader"]) if edit else 0.0
+        return Evidence(question, match, self.needed, edit, right)
+
+    def route(self, question: str) -> tuple[Evidence, str, str]:
+        """(evidence, the stage that answers, why)."""
+        evidence = self.evidence(question)
+        return evidence, *ROUTES[self.way](evidence)

@@ -1,0 +1,300 @@
+"""Scheduled updates: documents wait in a queue, the ones worth it are learned within a budget, a guard lets them in.
+
+What is learned is kept apart until the guard has measured it; one change of the store then makes all of it active, or
+keeps it apart with the reason. So a killed update leaves nothing half active, and the next call goes on with it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from seal_lib import models, paths
+from seal_lib.errors import ParameterError, SealError
+from seal_lib.knowledge.domain import Knowledge
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.runs.journal import Lock
+from seal_lib.runs.work import Recorder
+from seal_lib.store.database import Store
+from seal_lib.store.guard import Limits, broken, prior_before_after
+from seal_lib.store.learning import (
+    Consent,
+    OwnQuestions,
+    Part,
+    accuracy,
+    known_before,
+    learn_parts,
+    parts,
+    reviewed,
+    together,
+    waiting,
+)  # fmt: skip
+from seal_lib.store.review import stopped
+from seal_lib.store.schema import Edit, Queued, Renewal
+from seal_lib.store.texts import Document, read
+
+LOCK, REPORTS = "update.lock", "updates"
+UNKNOWN = 60.0  # s that a passage is taken to need where the store has learned none yet
+
+
+@dataclass(frozen=True)
+class Need:
+    """What is known of a passage before it is learned. ``known``: share of its questions that are right already, NaN
+    where there is none; ``seconds``: what it is expected to take."""
+
+    part: Part
+    known: float
+    seconds: float
+
+
+def _by_need(need: Need) -> float:
+    return 0.0 if math.isnan(need.known) else (1.0 - need.known) / max(need.seconds, 1e-6)
+
+
+def _all(need: Need) -> float:
+    return 1.0
+
+
+#: rule → (need → worth); a passage worth 0 is left out, the others come in the order of their worth
+RULES: dict[str, Callable[[Need], float]] = {"need": _by_need, "all": _all}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an update is done: a budget in seconds, the rule, and the limits of its guard.
+
+    Raises:
+        ParameterError: no budget, or no such rule.
+    """
+
+    budget: float
+    limits: Limits
+    rule: str = "need"
+    words: int = 150
+
+    def __post_init__(self):
+        if not self.budget > 0:
+            raise ParameterError(f"budget: {self.budget} is not above 0; give seconds, or 10min.")
+        if self.rule not in RULES:
+            raise ParameterError(f"rule: {self.rule!r} is not one of {', '.join(RULES)}.")
+
+
+def seconds(text: str) -> float:
+    """A length of time as people write it: ``90``, ``90s``, ``10min``, ``2h``.
+
+    Raises:
+        ParameterError: it is none.
+    """
+    number, unit = text.strip().lower(), 1.0
+    for ending, factor in (("min", 60.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0)):
+        if number.endswith(ending):
+            number, unit = number.removesuffix(ending).strip(), factor
+            break
+    try:
+        found = float(number) * unit
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise ParameterError(f"budget: {text!r} is no length of time; write 90s, 10min or 2h.")
+    return found
+
+
+def update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
+           plan: Plan, *, consent: Consent | None = None, seed: int = 0) -> Renewal:  # fmt: skip
+    """Learn what waits in the queue and is worth it; killed half-way, the next call goes on.
+
+    Raises:
+        RunError: another process updates this store.
+    """
+    lock = Lock(store.folder / LOCK)
+    try:
+        for done in store.renewals():
+            if done.state == "done":
+                write_report(store, done)
+        return _update(run, store, policy, domain, outer, own, plan, consent or Consent(), seed)
+    finally:
+        lock.release()
+
+
+def _update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
+            plan: Plan, consent: Consent, seed: int) -> Renewal:  # fmt: skip
+    begun = time.monotonic()
+    renewal = store.renew()
+    found, failed = _documents(store.queue(), plan.words)
+    todo, stopping = _todo(store, policy, [document for several in found.values() for document in several], consent)
+    known = known_before(policy, [p.passage for p in todo], domain, outer, own, seed=seed, count=run.count)
+    price = _price(store)
+    needs = [Need(part, share, price) for part, share in zip(todo, known, strict=True)]
+    worth = {need.part.passage.id: RULES[plan.rule](need) for need in needs}
+    wanted = sorted((n for n in needs if worth[n.part.passage.id] > 0), key=lambda n: -worth[n.part.passage.id])
+    held = Consent(consent.allow, consent.approve, renewal.id)
+    left_of_it = plan.budget - (time.monotonic() - begun)
+    learned, late = _within(run, [*stopping, *(need.part for need in wanted)], left_of_it, price, store=store,
+                            policy=policy, domain=domain, outer=outer, own=own, consent=held, seed=seed)  # fmt: skip
+    edits = [store.edit(number) for number in learned]
+    waiting_ones = [e for e in store.edits("quarantined") if e.reason == waiting(renewal.id)]
+    measured = {edit.id: _measure(store, policy, domain, plan.limits, edit) for edit in waiting_ones}
+    verdicts = {}
+    for edit in waiting_ones:
+        why = broken(measured[edit.id], plan.limits, was="learned_before", now="learned_after")
+        verdicts[edit.id] = ("quarantined", f"the guard of update {renewal.id}: {why}") if why else ("active", "")
+    left = {part.passage.id for part in late}
+    queued = dict(failed)
+    for one, documents in found.items():
+        if not left & {p.id for document in documents for p in document.passages}:
+            queued[one.id] = ("done", f"update {renewal.id}")
+    report = _report(plan, needs, worth, edits, measured, verdicts, late, queued, time.monotonic() - begun)
+    renewal = store.settle(renewal, verdicts, queued, report)
+    write_report(store, renewal)
+    return renewal
+
+
+def _documents(queue: Sequence[Queued], words: int) -> tuple[dict[Queued, list[Document]], dict[int, tuple[str, str]]]:
+    """(what could be read, what could not, with the reason): one bad file decides over itself only."""
+    found, failed = {}, {}
+    for one in queue:
+        try:
+            found[one] = read(one.source, words)
+        except SealError as error:
+            failed[one.id] = ("failed", str(error))
+    return found, failed
+
+
+def _todo(
+    store: Store, policy: Policy, documents: Sequence[Document], consent: Consent
+) -> tuple[list[Part], list[Part]]:
+    """(passages to be measured, passages that the review stops): of the documents, without what is in use already."""
+    weights = models.weight_hash(policy.base.name, policy.base.revision)
+    used = {edit.passage.id for edit in store.edits("active", "merged") if edit.weights == weights}
+    every: dict[str, Part] = {}
+    for document in documents:
+        store.add(document)
+        for part in parts(document):
+            every.setdefault(part.passage.id, part)
+    new = [part for name, part in every.items() if name not in used]
+    bad = [part for part in new if stopped(reviewed(part.passage), consent.allow)]
+    return [part for part in new if part not in bad], bad
+
+
+def _price(store: Store) -> float:
+    """Seconds that a passage took in this store, the middle of the last twenty."""
+    costs = [edit.training["cost"]["seconds"] for edit in store.edits() if edit.self_edit and "cost" in edit.training]
+    return median(costs[-20:]) if costs else UNKNOWN
+
+
+def _within(
+    run: Recorder, todo: Sequence[Part], budget: float, price: float, **settings: Any
+) -> tuple[list[int], list[Part]]:
+    """(numbers of edits, passages that the budget left out); the first batch is always learned."""
+    numbers: list[int] = []
+    begun, left = time.monotonic(), list(todo)
+    size = together(settings["domain"], settings["outer"])
+    while left:
+        spent = time.monotonic() - begun
+        if numbers and spent + price * min(size, len(left)) > budget:
+            break
+        part, left = left[:size], left[size:]
+        numbers += [row["edit"] for row in learn_parts(part, count=run.count, **settings)]
+        price = (time.monotonic() - begun) / len(numbers)
+    return numbers, left
+
+
+def _measure(store: Store, policy: Policy, domain: Knowledge, limits: Limits, edit: Edit) -> dict[str, float]:
+    before, after = (accuracy(edit.questions, stage, domain.grader) for stage in ("before", "after"))
+    adapter = store.adapter(edit, policy.base)
+    # what was learned may not get worse than it was before: `after` above `before` is how it was chosen
+    return {"learned_before": before, "learned_after": after, **prior_before_after(policy, domain, limits, adapter)}
+
+
+# ---------------------------------------------------------------------------------------------- what it did
+
+
+def _report(plan: Plan, needs: Sequence[Need], worth: dict[str, float], edits: Sequence[Edit],
+            measured: dict[int, dict[str, float]], verdicts: dict[int, tuple[str, str]], late: Sequence[Part],
+            queued: dict[int, tuple[str, str]], took: float) -> dict[str, Any]:  # fmt: skip
+    numbers = {edit.passage.id: edit.id for edit in edits}
+    left = {part.passage.id for part in late}
+    rows = []
+    for need in needs:
+        passage = need.part.passage
+        number = numbers.get(passage.id, 0)
+        state, reason = verdicts.get(number, ("", ""))
+        if not number:
+            what = "no budget left" if passage.id in left else "the model answers its questions already"
+            state, reason = "left out", what if worth[passage.id] or not math.isnan(need.known) else "no question"
+        elif not state:
+            edit = next(edit for edit in edits if edit.id == number)
+            state, reason = edit.state, edit.reason
+        rows.append(
+            {"edit": number, "document": need.part.document, "place": need.part.place, "title": passage.title,
+             "known": None if math.isnan(need.known) else need.known, "state": state, "reason": reason}
+        )  # fmt: skip
+    stopping = [e for e in edits if e.passage.id not in {n.part.passage.id for n in needs}]
+    rows += [
+        {"edit": e.id, "document": e.document, "place": e.place, "title": e.passage.title, "known": None,
+         "state": e.state, "reason": e.reason}
+        for e in stopping
+    ]  # fmt: skip
+    guard = {
+        str(number): {k: None if math.isnan(v) else v for k, v in told.items()} for number, told in measured.items()
+    }
+    failed = [reason for state, reason in queued.values() if state == "failed"]
+    return {"budget": plan.budget, "rule": plan.rule, "limits": plan.limits.told, "seconds": round(took, 3),
+            "passages": rows, "guard": guard, "failed": failed}  # fmt: skip
+
+
+def text_of(renewal: Renewal) -> str:
+    """The report of an update in Markdown."""
+    report = renewal.report
+    if renewal.state != "done":
+        return f"# Update {renewal.id}\n\nNot finished; `seal update` goes on with it.\n"
+    counts: dict[str, int] = {}
+    for row in report["passages"]:
+        counts[row["state"]] = counts.get(row["state"], 0) + 1
+    told = ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "nothing waited"
+    spent = f"{report['seconds']:.0f} s of {report['budget']:.0f} s, rule `{report['rule']}`"
+    lines = [f"# Update {renewal.id}", "", f"Begun {renewal.begun}, {spent}: {told}.", ""]
+    lines += _table(
+        ("edit", "document", "place", "title", "known before", "state", "why"),
+        [
+            (row["edit"] or "-", row["document"], row["place"], row["title"], _share(row["known"]), row["state"],
+             row["reason"])
+            for row in report["passages"]
+        ],
+    )  # fmt: skip
+    if report["guard"]:
+        most = report["limits"]
+        lines += ["", f"Guard, on {most['file']}: at most {most['prior']:.0%} of prior questions and "
+                  f"{most['reading']:.0%} of questions about a text in view may be lost.", ""]  # fmt: skip
+        kinds = ("prior", "reading", "learned")
+        lines += _table(
+            ("edit", *(f"{kind} before → after" for kind in kinds)),
+            [
+                (number, *(f"{_share(of[f'{kind}_before'])} → {_share(of[f'{kind}_after'])}" for kind in kinds))
+                for number, of in report["guard"].items()
+            ],
+        )
+    if report["failed"]:
+        lines += ["", "Could not be read:", "", *(f"* {reason}" for reason in report["failed"])]
+    return "\n".join(lines) + "\n"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Lines of a table in Markdown."""
+    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in row] for row in (head, *rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:]]
+
+
+def write_report(store: Store, renewal: Renewal) -> Path:
+    """The file of an update's report, written if it is not there."""
+    file = store.folder / REPORTS / f"update-{renewal.id:04d}.md"
+    return file if file.is_file() else paths.write_text(file, text_of(renewal))
