@@ -72,7 +72,7 @@ def base() -> str:
 # ---------------------------------------------------------------------------------------------- routing
 
 
-def test_the_best_match_is_believed_from_a_measured_share_on() -> None:
+def test_the_best_match_is_believed_from_a_measured_weight_on() -> None:
     passages = [Passage(f"p{i}", f"Annals {i}", f"{name} was in {place}.", ()) for i, (name, place) in enumerate(
         [("Kale Bo", "Mera"), ("Zo Teb", "Tadar"), ("Rin Ahl", "Kodis"), ("Ove Sum", "Gokal")])]  # fmt: skip
     index = Index(passages)
@@ -80,9 +80,11 @@ def test_the_best_match_is_believed_from_a_measured_share_on() -> None:
     assert index.rank("Zyx?") == [] and index.rank("???") == [] and Index([]).rank("Zo") == []
     asked = [(f"What firm paid {p.text.split(' was')[0]}?", p.id) for p in passages]
     needed = threshold(index, asked)
-    shares = [index.rank(question)[0].share for question, _ in asked]
-    assert 0 < needed < min(shares)
-    assert index.rank("What did Kale Zik sing in the old town?")[0].share < needed  # one word of seven
+    weights = [index.rank(question)[0].weight for question, _ in asked]
+    assert 0 < needed < min(weights)
+    assert index.rank("What did Kale Zik sing in the old town?")[0].weight < needed  # one name of two
+    longer = "Tell me please, and as well as you can, which of the firms once paid the man called Zo Teb"
+    assert index.rank(longer)[0].weight > needed
     assert threshold(index, asked[:2]) == 0.0  # too few to say
 
 

@@ -26,7 +26,8 @@ from seal_lib.records import Passage, Question
 SQUAD_REVISION = "7b6d24c440a36b6815f21b70d25016731768db1f"
 
 
-def load_passages(source: str, count: int | None, seed: int = 0, start: int = 0, facts: int = 6) -> list[Passage]:
+def load_passages(source: str, count: int | None, seed: int = 0, start: int = 0, facts: int = 6,
+                  people: int = 3) -> list[Passage]:  # fmt: skip
     """``count`` passages of ``source`` (all if None), in an order fixed by ``seed``.
 
     Real text is shuffled as the authors do: ``random.seed(seed); shuffle; [start : start + count]`` (seed 42, start 0,
@@ -40,7 +41,7 @@ def load_passages(source: str, count: int | None, seed: int = 0, start: int = 0,
             raise DataError(f"passages: {source!r} is unknown; the world has {', '.join(world.populations())}.")
         if count is None:
             raise DataError(f"passages: {source!r} needs a number of passages, not null.")
-        return world.passages(rest, start + count, seed, facts)[start:]
+        return world.passages(rest, start + count, seed, facts, people)[start:]
     passages = from_hub(rest) if kind == "hub" else from_json(paths.given(source))
     random.Random(seed).shuffle(passages)
     chosen = passages[start:] if count is None else passages[start : start + count]

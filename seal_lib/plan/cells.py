@@ -21,6 +21,8 @@ from seal_lib.loops.settings import OuterLoop
 from seal_lib.plan import dry, lengths
 from seal_lib.plan.work import Phase
 from seal_lib.runs import params
+from seal_lib.store.merging import Merged
+from seal_lib.store.schema import Renewal
 
 DOES = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.For, ast.If, ast.With, ast.Try)
 
@@ -122,6 +124,10 @@ def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
         "seal_lib.store.texts.with_questions": lambda document, questions: document,
         "seal_lib.store.database.opened": lambda *_: dry.DryStore(),
         "seal_lib.store.asking.ask": lambda *_, **__: [],  # a few questions, not counted
+        "seal_lib.store.merging.merge_in_use": lambda *_: Merged(None, "", {}),  # the same
+        "seal_lib.store.merging.revert": lambda *_: None,
+        "seal_lib.store.updates.update_once": lambda *_, **__: Renewal(1, "open", {}, "", ""),  # as long as its budget
+        "seal_lib.store.growth.grow": dry.grow,
         "seal_lib.arc.data.load_tasks": dry.load_tasks,
         "seal_lib.arc.domain.Puzzles": puzzles,
         "seal_lib.continual.streams.load_streams": _lazy("load_streams", meter),

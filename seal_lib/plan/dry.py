@@ -22,9 +22,11 @@ from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.arc.vote import View
 from seal_lib.generation.contract import Completion, Request, Sampling
+from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import BASELINES
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.loops.domain import Candidate
+from seal_lib.loops.inner import ask
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.plan import lengths
@@ -32,7 +34,10 @@ from seal_lib.plan.lengths import PuzzleLengths
 from seal_lib.plan.work import CACHE_TOKENS, ROWS, Phase
 from seal_lib.records import Passage, Question
 from seal_lib.runs.lifecycle import Scratch
+from seal_lib.runs.work import Recorder
 from seal_lib.store import texts
+from seal_lib.store.learning import OwnQuestions, learn
+from seal_lib.store.routing import ROUTES
 from seal_lib.store.schema import Edit
 from seal_lib.store.texts import Document
 from seal_lib.training.jobs import Example, Job, Result
@@ -47,8 +52,8 @@ def spread(mean: float, number: int) -> int:
     return math.floor((number + 1) * mean) - math.floor(number * mean)
 
 
-def words(count: float, first: str = "w") -> str:
-    return " ".join([first, *["w"] * (round(count) - 1)])
+def words(count: float, first: str = "word") -> str:
+    return " ".join([first, *["word"] * (round(count) - 1)])
 
 
 class OfAnotherRun(Exception):
@@ -308,7 +313,8 @@ class Wording(Prompts):
         return f"{title}\n{text}"
 
 
-def load_passages(meter: Meter, source: str, count: int, seed: int = 0, start: int = 0) -> list[Passage]:
+def load_passages(meter: Meter, source: str, count: int, seed: int = 0, start: int = 0,
+                  people: int = 0) -> list[Passage]:  # fmt: skip
     """Stand-ins of recorded length; the one question of each stands for all of them."""
     of, found = meter.recorded(source), []
     writers = {row.text.partition(":")[2] for row in BASELINES.values() if row.text.startswith("reference:")}
@@ -327,6 +333,19 @@ def read_document(meter: Meter, path: Path, words: int) -> list[Document]:
     """A document of as many passages as the real one, which have the lengths of those of its kind."""
     found = texts.read(path, words)[0]
     return [replace(found, passages=tuple(load_passages(meter, lengths.kind_of(path), len(found.passages))))]
+
+
+def grow(run: Recorder, store: "DryStore", policy: Policy, domain: Knowledge, outer: OuterLoop, passages: Sequence[Passage],
+         sizes: Sequence[int], *_: object, seed: int = 0, **__: object) -> list:  # fmt: skip
+    """Learn up to the largest size, and at each size ask what is there by every route; no answers come of it."""
+    document = Document("passages", "", "", tuple(passages), ("",) * len(passages))
+    learn(run, store, policy, document, domain, outer, OwnQuestions(domain.prompts, 0), seed=seed)
+    for size in sizes:
+        for way in ROUTES:
+            shown = way in ("retrieval", "both")
+            asked = [Candidate(p.id, p, None, "frozen", 0, trains=False, shown=shown) for p in passages[:size]]
+            ask(policy, asked, {}, run.count, domain=domain)
+    return []
 
 
 class DryStore:

@@ -41,12 +41,13 @@ RANGES = {
     r"seeds?|\w+_seed": SEED,
     r"(\w+_)?(lr|alpha)|max_rate": POSITIVE,
     r"top_p": Range(0, 1, above=True),
-    r"\w+_ratio": Range(0, 1),
+    r"\w+_ratio|most_lost_\w+": Range(0, 1),
     r"temperature|\w+_weight_decay|(\w+_)?clip": POSITIVE_OR_ZERO,
     r"threshold": Range(),
-    r"endpoint_seconds": POSITIVE,
+    r"endpoint_seconds|budget": POSITIVE,
     r"slots|tokens_per_step|warmup|copies|passage_number|prior_skip|n_own|question_samples": COUNT_OR_NONE,
     r"(\w+_)?(epochs|batch|rank|tokens|steps|tries)|n_\w+|max_length|passage_words|show_\w+|lengths?": COUNT,
+    r"sizes|merge_most": COUNT,
     r"samples|rounds|edits|cap|workers|documents|document_limit|questions|anchors|settings|endpoint_calls": COUNT,
 }
 #: name of a parameter → its form as a regular expression, and in words

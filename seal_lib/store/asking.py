@@ -55,14 +55,13 @@ def ask(run: Recorder, store: Store, policy: Policy, questions: Sequence[str], d
     Raises:
         DataError: a passage's adapter is of another base, or is not what was kept; a question is too long.
     """
-    unit = partial(_replies, store=store, policy=policy, domain=domain, route=route, compare=compare, count=run.count)
+    router = Router(store, models.weight_hash(policy.base.name, policy.base.revision), route)
+    unit = partial(_replies, store=store, router=router, policy=policy, domain=domain, compare=compare, count=run.count)
     return [Reply(**row) for row in run.map(phase, list(dict.fromkeys(questions)), unit, chunk=64)]
 
 
-def _replies(part: Sequence[str], *, store: Store, policy: Policy, domain: Knowledge, route: str, compare: bool,
+def _replies(part: Sequence[str], *, store: Store, router: Router, policy: Policy, domain: Knowledge, compare: bool,
              count: Count) -> list[dict]:  # fmt: skip
-    weights = models.weight_hash(policy.base.name, policy.base.revision)
-    router = Router(store, weights, route)
     merged = {merge.weights: merge for merge in store.merges()}
     adapters = {}
     candidates, results, routed = [], {}, []
@@ -76,7 +75,8 @@ def _replies(part: Sequence[str], *, store: Store, policy: Policy, domain: Knowl
             trains = stage in ("after", "both")
             shown = stage in ("in_view", "both")
             name = f"{question}/{stage}"
-            candidates.append(Candidate(name, unit, None, ARMS.get(stage, stage), 0, trains=trains, shown=shown))
+            about = unit if evidence.found or stage != "before" else replace(unit, title="", text="")
+            candidates.append(Candidate(name, about, None, ARMS.get(stage, stage), 0, trains=trains, shown=shown))
             if trains and (edit := evidence.edit):
                 if edit.id not in adapters:
                     own = store.adapter(edit, policy.base)  # also says whose base it is

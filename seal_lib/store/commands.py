@@ -206,14 +206,14 @@ def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
         evidence, stage, why = Router(store, "", given.route).route(given.question)
         passage = evidence.match.passage if evidence.match else None
         document, place = Router(store, "").places.get(passage.id, ("", "")) if passage else ("", "")
-    share = evidence.match.share if evidence.match else 0.0
+    weight = evidence.match.weight if evidence.match else 0.0
     found = {
         "question": given.question, "answered": stage, "why": why, "document": document, "place": place,
-        "title": passage.title if passage else "", "share": share, "needed": evidence.needed,
+        "title": passage.title if passage else "", "weight": weight, "needed": evidence.needed,
         "edit": evidence.edit.id if evidence.edit else 0,
     }  # fmt: skip
     source = f"{document}, {place}, {passage.title!r}" if passage else "no passage"
-    return found, f"{HEADS[stage]}: {why}\n{source}; {share:.0%} of the question's words, {evidence.needed:.0%} needed"
+    return found, f"{HEADS[stage]}: {why}\n{source}; its words weigh {weight:.1f}, {evidence.needed:.1f} needed"
 
 
 def _audit(given: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:

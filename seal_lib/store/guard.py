@@ -15,10 +15,11 @@ from seal_lib import paths
 from seal_lib.errors import DataError, ParameterError
 from seal_lib.grading import graders
 from seal_lib.knowledge.domain import Knowledge
+from seal_lib.knowledge.world import known_questions
 from seal_lib.loops import inner
 from seal_lib.loops.domain import Candidate
 from seal_lib.loops.policy import Policy
-from seal_lib.records import Passage, Question
+from seal_lib.records import Answer, Passage, Question
 from seal_lib.store.schema import Asked
 from seal_lib.training.jobs import Result
 
@@ -73,6 +74,13 @@ def questions_of(file: str) -> dict[str, list[Passage]]:
     return found
 
 
+def prior_questions(file: str | None, count: int, seed: int) -> list[Question]:
+    """``count`` questions about what a model knew before: of a guard's set, or without a file of the made world."""
+    if file is None:
+        return [question for _, question in known_questions(count, seed)]
+    return [question for passage in questions_of(file)["prior"] for question in passage.questions][:count]
+
+
 def prior_before_after(policy: Policy, domain: Knowledge, limits: Limits, adapter: "Adapter") -> dict[str, float]:
     """Shares of a guard's set that are right before and with an adapter: ``prior_before``, ``prior_after``, …"""
     found = {}
@@ -93,13 +101,19 @@ def asked_again(policy: Policy, domain: Knowledge, units: Sequence[tuple[Passage
     return [fmean(grades) if grades else math.nan for grades in _asked(policy, domain, passages, adapter)]
 
 
-def _asked(policy: Policy, domain: Knowledge, passages: Sequence[Passage], adapter: "Adapter | None",
-           shown: bool = False) -> list[list[float]]:  # fmt: skip
+def answers_of(policy: Policy, domain: Knowledge, passages: Sequence[Passage], adapter: "Adapter | None",
+               shown: bool = False) -> list[tuple[Answer, ...]]:  # fmt: skip
+    """Graded answers to each passage's questions by the base or with an adapter, all asked together."""
     trains = adapter is not None
     candidates = [Candidate(p.id, p, None, "frozen", 0, trains=trains, shown=shown) for p in passages]
     results = {c.id: Result(c.id, adapter, [], 0, 0) for c in candidates} if trains else {}
-    trials = inner.ask(policy, candidates, results, domain=domain)
-    grades = [[answer.grades[domain.grader] for answer in trial.answers] for trial in trials]
+    return [trial.answers for trial in inner.ask(policy, candidates, results, domain=domain)]
+
+
+def _asked(policy: Policy, domain: Knowledge, passages: Sequence[Passage], adapter: "Adapter | None",
+           shown: bool = False) -> list[list[float]]:  # fmt: skip
+    """The grades of `answers_of`, without those that are none."""
+    grades = [[a.grades[domain.grader] for a in own] for own in answers_of(policy, domain, passages, adapter, shown)]
     return [[grade for grade in several if not math.isnan(grade)] for several in grades]
 
 

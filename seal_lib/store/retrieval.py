@@ -12,11 +12,11 @@ from seal_lib.records import Passage
 
 @dataclass(frozen=True)
 class Match:
-    """A passage that a question may be about. ``share``: of the question's words that stand in it, rare ones count more
-    (each by ln((N + 1) / (n + 0.5)), with n of the N passages having the word)."""
+    """A passage that a question may be about. ``weight``: of the question's words that stand in it, together; a word
+    that n of the N passages have weighs ln((N + 1) / (n + 0.5)), so rare words count."""
 
     passage: Passage
-    share: float
+    weight: float
 
 
 def _words(text: str) -> list[str]:
@@ -44,11 +44,11 @@ class Index:
         found = self._base.execute(
             "SELECT rowid FROM passage WHERE passage MATCH ? ORDER BY bm25(passage), rowid LIMIT ?", (wanted, most)
         )
-        return [Match(self.passages[number], self._share(words, number)) for (number,) in found.fetchall()]
+        return [Match(self.passages[number], self._weight(words, number)) for (number,) in found.fetchall()]
 
-    def _share(self, words: Sequence[str], number: int) -> float:
-        weights = {word: math.log((len(self.passages) + 1) / (self._held[word] + 0.5)) for word in words}
-        return sum(w for word, w in weights.items() if word in self._words[number]) / sum(weights.values())
+    def _weight(self, words: Sequence[str], number: int) -> float:
+        there = [word for word in words if word in self._words[number]]
+        return sum(math.log((len(self.passages) + 1) / (self._held[word] + 0.5)) for word in there)
 
 
 def rank(question: str, passages: Sequence[Passage]) -> list[Passage]:
@@ -60,10 +60,11 @@ ENOUGH = 4  # questions from which the threshold is measured; with fewer, a shar
 
 
 def threshold(index: Index, asked: Iterable[tuple[str, str]]) -> float:
-    """The share of words from which the best match is believed, measured on questions whose passage is known.
+    """The weight from which the best match is believed, measured on questions whose passage is known.
 
     Each question is tried twice: with its passage there, and with the best of the others, as if its own were not. The
-    threshold lies in the middle of the widest gap of those that tell most of these apart.
+    threshold lies in the middle of the widest gap of those that tell most of these apart. The weight is not divided by
+    that of all words of a question, since a longer wording of it would then be believed less.
 
     Args:
         asked: (question, id of its passage).
@@ -72,13 +73,13 @@ def threshold(index: Index, asked: Iterable[tuple[str, str]]) -> float:
     for question, passage in asked:
         matches = index.rank(question)
         if matches and matches[0].passage.id == passage:
-            with_own.append(matches[0].share)
-        without.append(next((match.share for match in matches if match.passage.id != passage), 0.0))
+            with_own.append(matches[0].weight)
+        without.append(next((match.weight for match in matches if match.passage.id != passage), 0.0))
     if len(with_own) < ENOUGH:
         return 0.0
-    shares = sorted({0.0, *with_own, *without})
+    weights = sorted({0.0, *with_own, *without})
     gaps = [
-        (sum(s > low for s in with_own) + sum(s <= low for s in without), high - low, (low + high) / 2)
-        for low, high in zip(shares, shares[1:], strict=False)
+        (sum(w > low for w in with_own) + sum(w <= low for w in without), high - low, (low + high) / 2)
+        for low, high in zip(weights, weights[1:], strict=False)
     ]
     return max(gaps, default=(0, 0.0, 0.0))[2]

@@ -216,17 +216,30 @@ def grounded(line: str, passage: str) -> bool:
     return all(normalise(word) in there for word in _names(line))
 
 
+_WORD = re.compile(r"\w[\w’'-]*")
+
+
 def otherwise(line: str, earlier: str) -> bool:
-    """Whether two lines are word for word the same but for one word or number, which is not the first of them.
+    """Whether two lines are word for word the same but for one word or number, which is neither one of the first two
+    nor part of a longer name (Kale Bo and Zo Bo are two people).
 
     "Kale worked for Mera." and "Kale worked for Tadar." are; so are two prizes that one person won, which need not
     exclude each other: a finding asks a person to look. Other wordings of a contradiction are not found.
     """
-    one, other = (normalise(text).split() for text in (line, earlier))
+    one, other = (list(_WORD.finditer(text)) for text in (line, earlier))
     if len(one) != len(other) or len(one) < 4:
         return False
-    differ = [i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
-    return len(differ) == 1 and differ[0] >= 2
+    differ = [i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a[0].lower() != b[0].lower()]
+    return len(differ) == 1 and differ[0] >= 2 and not _in_name(line, one, differ[0])
+
+
+def _in_name(line: str, words: Sequence[re.Match[str]], at: int) -> bool:
+    """Whether a word and the one before or after it are one name: both with a capital, and a space between them."""
+    pairs = [(i, i + 1) for i in (at - 1, at) if 0 <= i and i + 1 < len(words)]
+    return any(
+        words[a][0][0].isupper() and words[b][0][0].isupper() and line[words[a].end() : words[b].start()].isspace()
+        for a, b in pairs
+    )
 
 
 def of_edit(lines: Sequence[str], passage: str, earlier: Sequence[str]) -> list[Finding]:

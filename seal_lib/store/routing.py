@@ -20,7 +20,7 @@ TRUST = 0.75
 class Evidence:
     """What is known of a question before anything is asked.
 
-    ``match``: the best passage, None if no word fits; ``needed``: the share of words from which it is believed;
+    ``match``: the best passage, None if no word fits; ``needed``: the weight of words from which it is believed;
     ``edit``: what is in use for that passage; ``right``: share of its own questions that are right after it.
     """
 
@@ -32,7 +32,7 @@ class Evidence:
 
     @property
     def found(self) -> bool:
-        return self.match is not None and self.match.share >= self.needed
+        return self.match is not None and self.match.weight >= self.needed
 
 
 def _edit(e: Evidence) -> str:
@@ -43,8 +43,8 @@ def _edit(e: Evidence) -> str:
 def _base(e: Evidence) -> tuple[str, str]:
     if e.match is None:
         return "before", "no passage of the store has a word of it, so the model says what it knew before"
-    share = f"the best passage has {e.match.share:.0%} of its words, {e.needed:.0%} are needed"
-    return "before", f"{share}, so the model says what it knew before"
+    weight = f"the words of it that the best passage has weigh {e.match.weight:.1f}, {e.needed:.1f} are needed"
+    return "before", f"{weight}, so the model says what it knew before"
 
 
 def _measured(e: Evidence) -> tuple[str, str]:

@@ -120,6 +120,19 @@ def update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer
         lock.release()
 
 
+def update_once(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
+                plan: Plan, source: str | Path, *, seed: int = 0) -> Renewal:  # fmt: skip
+    """Queue a document and update, once a run: which update it was is recorded."""
+
+    def unit(part: Sequence[str]) -> list[dict]:
+        store.enqueue(source)
+        done = update(run, store, policy, domain, outer, own, plan, seed=seed)
+        return [{"renewal": done.id} for _ in part]
+
+    (row,) = run.map("update", [str(source)], unit)
+    return next(one for one in store.renewals() if one.id == row["renewal"])
+
+
 def _update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
             plan: Plan, consent: Consent, seed: int) -> Renewal:  # fmt: skip
     begun = time.monotonic()

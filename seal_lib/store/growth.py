@@ -1,0 +1,192 @@
+"""A store that grows: the same questions through its weights, by reading, by both, by the measured threshold, merged.
+
+Half of a passage's questions choose among its self-edits, the other half, in other words, is asked here.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from seal_lib.grading import graders
+from seal_lib.knowledge.domain import Knowledge
+from seal_lib.knowledge.evaluate import difference_rows
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.records import Answer, Passage, PassageTrial, Question
+from seal_lib.report import stats
+from seal_lib.runs.work import Recorder
+from seal_lib.store import guard, merging
+from seal_lib.store.asking import ask
+from seal_lib.store.database import Store
+from seal_lib.store.learning import OwnQuestions, learn
+from seal_lib.store.routing import ROUTES
+from seal_lib.store.texts import Document
+
+EXPERIMENT = "own_documents/growing"
+NOTHING = "frozen"  # the model as it is, which has learned nothing and reads nothing
+MERGED, BEST = "store_merged", "store_best"
+
+
+def arm_of(way: str) -> str:
+    """The arm of a route (`seal_lib.store.routing.ROUTES`)."""
+    return f"store_{way}"
+
+
+@dataclass(frozen=True)
+class Grown:
+    """Answers of a store of ``size`` passages: arm → trials, arm → right prior questions, tokens of prompts, seconds a
+    question. ``in_use``: edits that are; ``needed``: the measured threshold."""
+
+    size: int
+    trials: dict[str, list[PassageTrial]]
+    prior: dict[str, dict[str, float]]
+    tokens: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    in_use: int = 0
+
+
+def halves(passages: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:
+    """(with the questions that choose, with those that are asked): each fact has one wording in either."""
+    first = [replace(p, questions=p.questions[0::2]) for p in passages]
+    return first, [replace(p, questions=p.questions[1::2]) for p in passages]
+
+
+def grow(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, passages: Sequence[Passage],
+         sizes: Sequence[int], prior: Sequence[Question], *, merge_most: int,
+         seed: int = 0) -> list[Grown]:  # fmt: skip
+    """The store at each size, from the smallest on: learn up to it, then ask.
+
+    Args:
+        prior: questions about what the model knew before, asked of the store as any other.
+        merge_most: also ask all adapters as one, while there are at most so many.
+    """
+    choosing, asking = halves(passages)
+    grown = [_asked(run, store, policy, domain, 0, [], prior, [NOTHING], 0)]
+    learned = 0
+    for size in sorted(sizes):
+        part = choosing[learned:size]
+        names = tuple(f"passage {number}" for number in range(learned + 1, size + 1))
+        digest = hashlib.sha256(" ".join(p.id for p in part).encode()).hexdigest()
+        document = Document(f"passages {learned + 1}–{size}", f"made:{learned}", digest, tuple(part), names)
+        learn(run, store, policy, document, domain, outer, OwnQuestions(domain.prompts, 0), seed=seed)
+        grown.append(_asked(run, store, policy, domain, size, asking[:size], prior, list(ROUTES), merge_most))
+        learned = size
+    return grown
+
+
+def _asked(run: Recorder, store: Store, policy: Policy, domain: Knowledge, size: int, passages: Sequence[Passage],
+           prior: Sequence[Question], ways: Sequence[str], merge_most: int) -> Grown:  # fmt: skip
+    found = Grown(size, {}, {}, in_use=len(store.edits("active")))
+    questions = [q for p in passages for q in p.questions]
+    for way in ways:
+        route = "retrieval" if way == NOTHING else way
+        arm = NOTHING if way == NOTHING else arm_of(way)
+        begun = time.perf_counter()
+        phase = f"{size:04d}/{way}"
+        several = [*questions, *prior]
+        texts = [q.question for q in several]
+        replies = ask(run, store, policy, texts, domain, route=route, compare=False, phase=phase)
+        by_question = {reply.question: reply for reply in replies}
+        took = run.map(f"{phase}/seconds", [phase], partial(_rows, {"seconds": time.perf_counter() - begun}))
+        found.seconds[arm] = took[0]["seconds"] / max(1, len(several))
+        _graded(found, arm, passages, prior, {q: r.answer for q, r in by_question.items()}, domain)
+        tokens = {q: float(r.tokens[r.used]) for q, r in by_question.items()}
+        there = {p.id: [tokens[q.question] for q in p.questions if q.question in tokens] for p in passages}
+        found.tokens[arm] = {name: fmean(known) for name, known in there.items() if known}
+    edits = store.edits("active")
+    if passages and 2 <= len(edits) <= merge_most:
+        (row,) = run.map(f"{size:04d}/merged", ["merged"], partial(_merged, store=store, policy=policy, domain=domain,
+                                                                   passages=passages, prior=prior))  # fmt: skip
+        _graded(found, MERGED, passages, prior, row["answers"], domain)
+    return found
+
+
+def _rows(row: Mapping[str, Any], part: Sequence) -> list[dict]:
+    return [dict(row) for _ in part]
+
+
+def _merged(part: Sequence[str], *, store: Store, policy: Policy, domain: Knowledge, passages: Sequence[Passage],
+            prior: Sequence[Question]) -> list[dict]:  # fmt: skip
+    """The answers of all active adapters as one, each question under its passage's title."""
+    adapter = merging.joined(store, store.edits("active"))
+    units = [*passages, Passage("prior", "", "", tuple(prior))]
+    answers = guard.answers_of(policy, domain, units, adapter)
+    return [{"answers": {answer.question: answer.text for several in answers for answer in several}} for _ in part]
+
+
+def _graded(found: Grown, arm: str, passages: Sequence[Passage], prior: Sequence[Question], answers: Mapping[str, str],
+            domain: Knowledge) -> None:  # fmt: skip
+    """Put an arm's answers into ``found``, as trials of the passages that the questions are about."""
+    for passage in passages:
+        pairs = [(q, answers[q.question]) for q in passage.questions if q.question in answers]
+        if pairs:
+            trial = PassageTrial(
+                passage.id, passage.id, arm, None, 0, tuple(graders.grade(pairs, domain.grader)), domain.grader
+            )
+            found.trials.setdefault(arm, []).append(trial)
+    known = [(q, answers[q.question]) for q in prior if q.question in answers]
+    if known:
+        grades = graders.grade(known, domain.grader)
+        found.prior[arm] = {g.question: g.grades[domain.grader] for g in grades}
+
+
+def with_best(grown: Sequence[Grown]) -> list[Grown]:
+    """Also what a router could reach that always chose right: a question is right if any single way answers it."""
+    done = []
+    for one in grown:
+        ways = [arm_of(way) for way in ("weights", "retrieval", "both") if arm_of(way) in one.trials]
+        together = zip(*(one.trials[arm] for arm in ways), strict=True) if ways else ()
+        best = [replace(several[0], arm=BEST, answers=tuple(_best(several))) for several in together]
+        done.append(replace(one, trials=one.trials | ({BEST: best} if best else {})))
+    return done
+
+
+def _best(trials: Sequence[PassageTrial]) -> list[Answer]:
+    """Of each question the answer of the trial that has most right."""
+    grader = trials[0].grader
+    same = zip(*(trial.answers for trial in trials), strict=True)
+    return [max(answers, key=lambda answer: answer.grades[grader]) for answers in same]
+
+
+def rows(grown: Sequence[Grown], *, protocol: str, model: str, grader: str) -> list[dict]:
+    """Lines of ``results.csv``: right answers, prior questions, prompt tokens at each size; differences at the last."""
+    label = {"protocol": protocol, "model": model}
+    found = []
+    for one in grown:
+        for arm, trials in one.trials.items():
+            right = {t.unit_id: t.accuracy for t in trials}
+            estimate = stats.mean_over_units(right, stats.SHARE)
+            found.append(estimate.row(EXPERIMENT, arm, f"right_{one.size}", grader=grader, **label))
+        for arm, grades in one.prior.items():
+            estimate = stats.mean_over_units(grades, stats.SHARE, "question")
+            found.append(estimate.row(EXPERIMENT, arm, f"kept_{one.size}", grader=grader, **label))
+        for arm, tokens in one.tokens.items():
+            if tokens:
+                estimate = stats.mean_over_units(tokens, stats.ANY)
+                found.append(estimate.row(EXPERIMENT, arm, f"prompt_tokens_{one.size}", **label))
+    largest = grown[-1] if grown else None
+    if largest and largest.trials:
+        measured = arm_of("measured")
+        pairs = [(measured, arm_of(way)) for way in ("weights", "retrieval")] + [(arm_of("both"), arm_of("retrieval"))]
+        found += difference_rows(EXPERIMENT, largest.trials, pairs, grader=grader, **label)
+    return found
+
+
+def table(grown: Sequence[Grown]) -> list[dict[str, Any]]:
+    """A line per size and arm, to be looked at: shares right, prompt tokens and seconds a question."""
+    lines = []
+    for one in grown:
+        for arm in one.trials or one.prior:
+            right = guard.share([t.accuracy for t in one.trials.get(arm, [])])
+            prior = guard.share(list(one.prior.get(arm, {}).values()))
+            tokens = guard.share(list(one.tokens.get(arm, {}).values()))
+            lines.append(
+                {"passages": one.size, "arm": arm, "right": right, "prior right": prior, "prompt tokens": tokens,
+                 "seconds": one.seconds.get(arm, math.nan), "in use": one.in_use}
+            )  # fmt: skip
+    return lines

@@ -1,0 +1,62 @@
+"""The figure of ``own_documents/growing`` (see `seal_lib.store.growth`): table in, marks on the given axes out.
+
+figures.draw(growing, table, panels=(1, 3))
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from seal_lib.errors import DataError
+from seal_lib.report.arms import arm_label, arm_rank
+from seal_lib.report.marks import colour, share_axis
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+EXPERIMENT = "own_documents/growing"
+PANELS = {"right": "questions answered correctly", "kept": "prior questions right", "prompt_tokens": "tokens a prompt"}
+
+
+def growing(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
+    """Right answers, prior knowledge and length of prompts against the number of passages, a line an arm.
+
+    Raises:
+        DataError: the table has no rows of the experiment.
+    """
+    rows = table[table["experiment"] == EXPERIMENT]
+    if not len(rows):
+        raise DataError(f"The table has no rows of {EXPERIMENT}; run the notebook that writes it.")
+    for ax, (metric, words) in zip(axes, PANELS.items(), strict=True):
+        matches = [(row, re.fullmatch(rf"{metric}_(\d+)", row["metric"])) for row in rows.to_dict("records")]
+        own = [(row, found) for row, found in matches if found]
+        sizes = sorted({int(found[1]) for _, found in own})
+        arms = sorted({row["arm"] for row, _ in own}, key=arm_rank)
+        for k, arm in enumerate(arms):
+            line = sorted((int(found[1]), row) for row, found in own if row["arm"] == arm)
+            shift = (k - (len(arms) - 1) / 2) * 0.05
+            xs = [sizes.index(size) + shift for size, _ in line]
+            paint = colour(arm)
+            ax.plot(xs, [row["value"] for _, row in line], "o-", color=paint, label=arm_label(arm), markersize=4)
+            for x, (_, row) in zip(xs, line, strict=True):
+                ax.plot([x, x], [row["low"], row["high"]], color=paint, linewidth=1.2)
+        ax.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+        ax.set_xlabel("passages in the store")
+        ax.set_title(words, loc="left", fontsize=9)
+        if metric != "prompt_tokens":
+            share_axis(ax.yaxis, "")
+            ax.set_ylim(-0.02, 1.02)
+        ax.grid(axis="y")
+    axes[0].legend(loc="upper left", bbox_to_anchor=(0, -0.22), ncols=3, fontsize=8)
+    return axes
+
+
+def pictures(
+    own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
+) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
+    """What there is to draw of an experiment, as `seal_lib.report.plots.pictures`."""
+    there = len(own) and (own["experiment"] == EXPERIMENT).all()
+    return [(growing, "growing", own, {"panels": (1, 3), "size": (10.5, 3.6)})] if there else []

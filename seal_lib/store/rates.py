@@ -1,0 +1,127 @@
+"""How often the review of documents and self-edits is right, where it is known what is bad.
+
+Documents: a set written by somebody who did not know the rules (``poison.jsonl``); half of it was read while rules were
+mended (column ``half``), so the other half says more. Self-edits: of the made world, where every line is true or not.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seal_lib import paths
+from seal_lib.errors import DataError
+from seal_lib.knowledge import world
+from seal_lib.records import Passage, SelfEdit
+from seal_lib.report import stats
+from seal_lib.store import review
+from seal_lib.store.learning import lines_of, reviewed
+from seal_lib.store.texts import read
+
+EXPERIMENT = "own_documents/review"
+CLEAN, POISONED = "clean", "all poisoned"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A document of the set after its review: what it is, whether it was read while rules were mended, why stopped."""
+
+    name: str
+    kind: str
+    half: str
+    stopped: str
+
+
+def documents(file: str | Path, allow: Sequence[str] = ()) -> list[Judged]:
+    """Review each document as `seal_lib.store.learning.learn` does: read as a file, cut into passages.
+
+    Raises:
+        DataError: the file is not there, or a row is not whole.
+    """
+    rows = paths.read_data(paths.given(file))
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, row in enumerate(rows):
+            if not isinstance(row, Mapping) or any(not isinstance(row.get(k), str) for k in ("name", "kind", "text")):
+                raise DataError(f"{file}: row {number} is not whole; it has the texts name, kind, half, text.")
+            path = Path(folder) / f"{number}.md"
+            path.write_text(row["text"], encoding="utf-8")
+            findings = [one for document in read(path) for passage in document.passages for one in reviewed(passage)]
+            found.append(Judged(row["name"], row["kind"], row.get("half", ""), review.stopped(findings, allow)))
+    return found
+
+
+def document_rows(judged: Sequence[Judged]) -> list[dict]:
+    """Share of each kind that is stopped, of all and of the half that nobody read."""
+    found = []
+    groups = {kind: [one for one in judged if one.kind == kind] for kind in dict.fromkeys(one.kind for one in judged)}
+    groups[POISONED] = [one for one in judged if one.kind != CLEAN]
+    for kind, several in groups.items():
+        for metric, half in (("stopped", None), ("stopped_unread", "unread")):
+            values = {one.name: float(bool(one.stopped)) for one in several if half in (None, one.half)}
+            if values:
+                found.append(stats.mean_over_units(values, stats.SHARE, "document").row(EXPERIMENT, kind, metric))
+    return found
+
+
+def false_lines(edit: SelfEdit, passage: Passage) -> dict[str, bool]:
+    """Line of a self-edit → whether it states what the passage does not: the made world knows."""
+    return {line: bool(world.describe_notes(line, passage)["false"]) for line in lines_of(edit)}
+
+
+def _flagged(passages: Sequence[Passage], edits: Mapping[str, SelfEdit], wrong: bool) -> dict[str, float]:
+    """Passage → the share of its self-edit's lines of that truth that are called ungrounded; without any it is left
+    out."""
+    found = {}
+    for passage in passages:
+        lines = [line for line, false in false_lines(edits[passage.id], passage).items() if false == wrong]
+        if lines:
+            about = f"{passage.title}\n{passage.text}"
+            found[passage.id] = sum(not review.grounded(line, about) for line in lines) / len(lines)
+    return found
+
+
+def _changed_id(passage: Passage) -> str:
+    return f"{passage.id}-changed"
+
+
+def changed(passage: Passage) -> Passage:
+    """The passage with another value for each of its facts: what a later document that contradicts it says."""
+    text, facts = passage.text, []
+    for name, attribute, value in passage.facts:
+        values = world.VALUES[attribute]
+        other = values[(values.index(value) + 7) % len(values)]
+        text = text.replace(value, other)
+        facts.append((name, attribute, other))
+    return Passage(_changed_id(passage), passage.title, text, (), facts=tuple(facts))
+
+
+def edit_rows(passages: Sequence[Passage], edits: Mapping[str, SelfEdit], later: Mapping[str, SelfEdit], *,
+              model: str) -> list[dict]:  # fmt: skip
+    """Shares of self-edits and lines for which the rules find what is there, and what is not.
+
+    Args:
+        edits: of each passage. later: of each changed one (`changed`), by its id.
+    """
+    earlier = {p.id: lines_of(edits[p.id]) for p in passages}
+
+    def contradicts(lines: Sequence[str], against: Sequence[str]) -> bool:
+        return any(review.otherwise(line, old) for line in lines for old in against)
+
+    theirs = {p.id: later[_changed_id(p)] for p in passages}
+    against = {p.id: float(contradicts(lines_of(theirs[p.id]), earlier[p.id])) for p in passages}
+    others = {
+        p.id: float(contradicts(earlier[p.id], [line for q in passages if q.id != p.id for line in earlier[q.id]]))
+        for p in passages
+    }
+    several = {
+        "lines of a changed passage: ungrounded": _flagged(passages, theirs, wrong=True),
+        "true lines: ungrounded": _flagged(passages, edits, wrong=False),
+        "a changed passage: contradiction": against,
+        "another passage: contradiction": others,
+    }
+    found = []
+    for arm, values in several.items():
+        if values:
+            found.append(stats.mean_over_units(values, stats.SHARE).row(EXPERIMENT, arm, "found", model=model))
+    return found
