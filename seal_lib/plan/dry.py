@@ -335,8 +335,10 @@ def read_document(meter: Meter, path: Path, words: int) -> list[Document]:
     return [replace(found, passages=tuple(load_passages(meter, lengths.kind_of(path), len(found.passages))))]
 
 
-def grow(run: Recorder, store: "DryStore", policy: Policy, domain: Knowledge, outer: OuterLoop, passages: Sequence[Passage],
-         sizes: Sequence[int], *_: object, seed: int = 0, **__: object) -> list:  # fmt: skip
+def grow(
+    run: Recorder, store: "DryStore", policy: Policy, domain: Knowledge, outer: OuterLoop, passages: Sequence[Passage],
+    sizes: Sequence[int], *_: object, seed: int = 0, **__: object,
+) -> list:  # fmt: skip
     """Learn up to the largest size, and at each size ask what is there by every route; no answers come of it."""
     document = Document("passages", "", "", tuple(passages), ("",) * len(passages))
     learn(run, store, policy, document, domain, outer, OwnQuestions(domain.prompts, 0), seed=seed)

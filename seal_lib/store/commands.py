@@ -247,8 +247,10 @@ def _limits(values: dict[str, Any]) -> Limits:
 
 def _merge(given: argparse.Namespace) -> tuple[Merged, str]:
     values = settings(given)
-    ready = session(values)
     with store_of(given.store) as store:
+        for number in (*given.edit, *([given.related] if given.related else [])):
+            store.edit(number)  # before a model is loaded
+        ready = session(values)
         if given.related:
             edits = related(store, store.edit(given.related), values["merge_most"])
         else:
