@@ -465,17 +465,18 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
     from seal_lib.knowledge.documents import PROTOCOLS
     from seal_lib.loops.rewards import FILTERS, REWARDS
     from seal_lib.loops.updates import UPDATES
+    from seal_lib.store.routing import ROUTES
     from seal_lib.training.jobs import SCHEDULES
 
     rows = {
         "dtype": models.DTYPES, "device": ("auto", "cpu", "cuda"), "engine": ("auto", *ENGINES),
         "schedule": SCHEDULES, "sft_schedule": SCHEDULES, "reward": REWARDS, "filter": FILTERS, "update": UPDATES,
-        "views": arc.VIEWS, "grader": GRADERS, "protocol": PROTOCOLS, "loss_on": ("output", "all"),
+        "views": arc.VIEWS, "route": ROUTES, "grader": GRADERS, "protocol": PROTOCOLS, "loss_on": ("output", "all"),
         "sequences": ("disjoint", "authors", "authors_dev"),
     }  # fmt: skip
     puzzles = {"grader": arc.PUZZLE_GRADERS, "protocol": augment.ARC_PROTOCOLS}
     study = {"grader": VERDICTS, "protocol": ("clean",), "engine": ENGINES}
-    special = dict.fromkeys(("13", "14", "15", "16"), study) | {"03": {"grader": ALWAYS}}
+    special = dict.fromkeys(("13", "14", "15", "16"), study) | dict.fromkeys(("03", "04", "05"), {"grader": ALWAYS})
     chosen = set()
     for notebook, parameter in of_all("str"):
         own = puzzles if notebook[0] == "2" else special.get(notebook[:2], {})

@@ -252,7 +252,7 @@ def _merge(given: argparse.Namespace) -> tuple[Merged, str]:
             store.edit(number)  # before a model is loaded
         ready = session(values)
         if given.related:
-            edits = related(store, store.edit(given.related), values["merge_most"])
+            edits = related(store, store.edit(given.related), given.most)
         else:
             edits = chosen(store, base_of(ready.policy), given.edit)
         done = merge(store, ready.policy, ready.domain, edits, _limits(values))
@@ -364,6 +364,7 @@ _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     "merge": (_merge, "use several edits as one adapter, if little is lost", {
         "edit": {"type": int, "nargs": "*", "help": "default: all in use"},
         "--related": {"type": int, "default": 0, "metavar": "EDIT", "help": "this edit and those of like passages"},
+        "--most": {"type": int, "default": 4, "help": "with --related: edits that are merged, at most (default: 4)"},
     }),
     "revert": (_revert, "take an edit back, also out of a merge", {"edit": {"type": int}}),
     "prune": (_prune, "remove the least useful adapters", {

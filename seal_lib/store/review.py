@@ -210,10 +210,15 @@ def _names(line: str) -> list[str]:
     ]  # fmt: skip
 
 
-def grounded(line: str, passage: str) -> bool:
-    """Whether every name and number of a line stands in the passage; what it says of them is not read."""
+def lacking(line: str, passage: str) -> list[str]:
+    """Names and numbers of a line that do not stand in the passage; what it says of them is not read."""
     there = {normalise(word) for word in _NAME.findall(passage)}
-    return all(normalise(word) in there for word in _names(line))
+    return [word for word in _names(line) if normalise(word) not in there]
+
+
+def grounded(line: str, passage: str) -> bool:
+    """Whether every name and number of a line stands in the passage."""
+    return not lacking(line, passage)
 
 
 _WORD = re.compile(r"\w[\w’'-]*")
@@ -250,9 +255,8 @@ def of_edit(lines: Sequence[str], passage: str, earlier: Sequence[str]) -> list[
         if key in seen:
             found.append(Finding("duplicate", _excerpt(line), "stands there before"))
         seen.add(key)
-        if not grounded(line, passage):
-            lacking = [word for word in _names(line) if not grounded(f"- {word}", passage)]
-            found.append(Finding("ungrounded", _excerpt(line), f"not in the passage: {', '.join(lacking)[:60]}"))
+        if absent := lacking(line, passage):
+            found.append(Finding("ungrounded", _excerpt(line), f"not in the passage: {', '.join(absent)[:60]}"))
         against = next((old for old in earlier if otherwise(line, old)), None)
         if against:
             found.append(Finding("contradiction", _excerpt(line), f"earlier: {_excerpt(against)}"))
