@@ -76,8 +76,8 @@ def test_rows_picture_and_words_come_of_the_same_answers(grown, tmp_path: Path) 
     assert value["store_weights", "right_4"] == pytest.approx(sum(t.accuracy for t in trials) / 4)
     assert value["frozen", "kept_0"] == pytest.approx(sum(grown[0].prior["frozen"].values()) / 6)
     assert ("store_measured - store_weights", "difference") in value
-    figure = figures.draw(plots.growing, table, "growing", tmp_path, panels=(1, 3), size=(10.5, 3.6))
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    figure = figures.draw(plots.growing, table, "growing", tmp_path, panels=(1, 3), size=(12.5, 3.4))
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "the store, weights only" in labels and (tmp_path / "growing.png").stat().st_size > 10_000
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["2", "4"]
     with pytest.raises(DataError, match="no rows of own_documents/growing"):

@@ -50,7 +50,8 @@ def growing(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
             share_axis(ax.yaxis, "")
             ax.set_ylim(-0.02, 1.02)
         ax.grid(axis="y")
-    axes[0].legend(loc="upper left", bbox_to_anchor=(0, -0.22), ncols=3, fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside right upper", fontsize=8)
     return axes
 
 
@@ -59,4 +60,4 @@ def pictures(
 ) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
     """What there is to draw of an experiment, as `seal_lib.report.plots.pictures`."""
     there = len(own) and (own["experiment"] == EXPERIMENT).all()
-    return [(growing, "growing", own, {"panels": (1, 3), "size": (10.5, 3.6)})] if there else []
+    return [(growing, "growing", own, {"panels": (1, 3), "size": (12.5, 3.4)})] if there else []
