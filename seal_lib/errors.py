@@ -50,6 +50,7 @@ _WAYS = {
     errno.EFBIG: "raise the limit on the size of a file (`ulimit -f`)",
     errno.EMFILE: "raise the limit on open files (`ulimit -n`)",
     errno.EIO: "the disk fails; use another",
+    errno.ENAMETOOLONG: "give a shorter name",
 } | dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _PLACE)
 _WAYS |= dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP), _WAY)
 

@@ -81,7 +81,9 @@ def grow(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: 
 
 def _asked(run: Recorder, store: Store, policy: Policy, domain: Knowledge, size: int, passages: Sequence[Passage],
            prior: Sequence[Question], ways: Sequence[str], merge_most: int) -> Grown:  # fmt: skip
-    found = Grown(size, {}, {}, in_use=len(store.edits("active")))
+    there = {"in_use": len(store.edits("active"))}  # recorded: a run that goes on finds more in the store
+    (recorded,) = run.map(f"{size:04d}/in_use", ["store"], partial(_rows, there))
+    found = Grown(size, {}, {}, in_use=recorded["in_use"])
     questions = [q for p in passages for q in p.questions]
     for way in ways:
         route = "retrieval" if way == NOTHING else way
@@ -98,8 +100,7 @@ def _asked(run: Recorder, store: Store, policy: Policy, domain: Knowledge, size:
         tokens = {q: float(r.tokens[r.used]) for q, r in by_question.items()}
         there = {p.id: [tokens[q.question] for q in p.questions if q.question in tokens] for p in passages}
         found.tokens[arm] = {name: fmean(known) for name, known in there.items() if known}
-    edits = store.edits("active")
-    if passages and 2 <= len(edits) <= merge_most:
+    if passages and 2 <= found.in_use <= merge_most:
         (row,) = run.map(f"{size:04d}/merged", ["merged"], partial(_merged, store=store, policy=policy, domain=domain,
                                                                    passages=passages, prior=prior))  # fmt: skip
         _graded(found, MERGED, passages, prior, row["answers"], domain)
@@ -113,7 +114,8 @@ def _rows(row: Mapping[str, Any], part: Sequence) -> list[dict]:
 def _merged(part: Sequence[str], *, store: Store, policy: Policy, domain: Knowledge, passages: Sequence[Passage],
             prior: Sequence[Question]) -> list[dict]:  # fmt: skip
     """The answers of all active adapters as one, each question under its passage's title."""
-    adapter = merging.joined(store, store.edits("active"))
+    asked = {p.id for p in passages}
+    adapter = merging.joined(store, [edit for edit in store.edits("active") if edit.passage.id in asked])
     units = [*passages, Passage("prior", "", "", tuple(prior))]
     answers = guard.answers_of(policy, domain, units, adapter)
     return [{"answers": {answer.question: answer.text for several in answers for answer in several}} for _ in part]
