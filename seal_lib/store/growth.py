@@ -98,8 +98,8 @@ def _asked(run: Recorder, store: Store, policy: Policy, domain: Knowledge, size:
         found.seconds[arm] = took[0]["seconds"] / max(1, len(several))
         _graded(found, arm, passages, prior, {q: r.answer for q, r in by_question.items()}, domain)
         tokens = {q: float(r.tokens[r.used]) for q, r in by_question.items()}
-        there = {p.id: [tokens[q.question] for q in p.questions if q.question in tokens] for p in passages}
-        found.tokens[arm] = {name: fmean(known) for name, known in there.items() if known}
+        prompts = {p.id: [tokens[q.question] for q in p.questions if q.question in tokens] for p in passages}
+        found.tokens[arm] = {name: fmean(known) for name, known in prompts.items() if known}
     if passages and 2 <= found.in_use <= merge_most:
         (row,) = run.map(f"{size:04d}/merged", ["merged"], partial(_merged, store=store, policy=policy, domain=domain,
                                                                    passages=passages, prior=prior))  # fmt: skip
