@@ -5,10 +5,13 @@ Notebooks are the published ones, with outputs (``figures/<scale>/notebooks``), 
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from latex2mathml.converter import convert
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("RESULTS.md", "REPRODUCTION.md", "CONTRIBUTING.md", "LOG.md", "CHANGELOG.md")
@@ -23,6 +26,26 @@ def notebooks() -> list[Path]:
     ]
 
 
+def drawn(text: str) -> str:
+    """Markdown with its equations as MathML, which browsers draw without a script; code is left alone."""
+    parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.DOTALL)
+    for number in range(0, len(parts), 2):
+        for pattern, display in ((r"\$\$(.+?)\$\$", "block"), (r"(?<![\\$])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\d)", "inline")):
+            parts[number] = re.sub(
+                pattern, lambda found, display=display: convert(found[1].strip(), display=display), parts[number],
+                flags=re.DOTALL,
+            )  # fmt: skip
+    return "".join(parts)
+
+
+def laid_out(notebook: dict) -> dict:
+    """The notebook with its equations drawn."""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = drawn("".join(cell["source"]))
+    return notebook
+
+
 def lay_out(source: Path) -> None:
     """Write the whole source of the site into an empty folder."""
     shutil.copyfile(ROOT / "README.md", source / "index.md")
@@ -33,8 +56,9 @@ def lay_out(source: Path) -> None:
     (source / "notebooks").mkdir()
     lines = ["# Notebooks", "", "| notebook | |", "|---|---|"]
     for path in notebooks():
-        shutil.copyfile(path, source / "notebooks" / path.name)
-        title = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0].lstrip("# ")
+        notebook = laid_out(json.loads(path.read_text(encoding="utf-8")))
+        (source / "notebooks" / path.name).write_text(json.dumps(notebook), encoding="utf-8")
+        title = "".join(notebook["cells"][0]["source"]).splitlines()[0].lstrip("# ")
         lines.append(f"| [{path.stem}](notebooks/{path.name}) | {title} |")
     (source / "notebooks.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
