@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -26,16 +27,21 @@ def notebooks() -> list[Path]:
     ]
 
 
+#: an equation in Markdown, and how it stands
+EQUATIONS = {"block": r"\$\$(.+?)\$\$", "inline": r"(?<![\\$])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\d)"}
+
+
 def drawn(text: str) -> str:
     """Markdown with its equations as MathML, which browsers draw without a script; code is left alone."""
     parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.DOTALL)
-    for number in range(0, len(parts), 2):
-        for pattern, display in ((r"\$\$(.+?)\$\$", "block"), (r"(?<![\\$])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\d)", "inline")):
-            parts[number] = re.sub(
-                pattern, lambda found, display=display: convert(found[1].strip(), display=display), parts[number],
-                flags=re.DOTALL,
-            )  # fmt: skip
+    for display, pattern in EQUATIONS.items():
+        mathml = partial(_mathml, display)
+        parts[::2] = [re.sub(pattern, mathml, part, flags=re.DOTALL) for part in parts[::2]]
     return "".join(parts)
+
+
+def _mathml(display: str, found: re.Match[str]) -> str:
+    return convert(found[1].strip(), display=display)
 
 
 def laid_out(notebook: dict) -> dict:
