@@ -166,6 +166,8 @@ def test_the_command_of_vllms_own_server(copied: Path) -> None:
         modules = command[command.index("--lora-modules") + 1 :][: len(edits)]
         assert modules == [f"annals-{edit.id}={store.folder_of(edit)}" for edit in edits]
         assert command[command.index("--max-lora-rank") + 1] == "8" and "--api-key" not in command
+        assert (Path(command[command.index("--model") + 1]) / "config.json").is_file()
+        assert command[command.index("--served-model-name") + 1] == "seedling-knowledge"
         with pytest.raises(DataError, match="has no edit in use"):
             serving.vllm_command(store, policy(), "00" * 32, "127.0.0.1", 8000, RANKS)
 

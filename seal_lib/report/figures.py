@@ -118,13 +118,17 @@ def save(fig: Figure, name: str, table: pd.DataFrame, folder: Path) -> list[Path
 
 
 def gallery(df: pd.DataFrame, folder: Path, pictures: Sequence[Callable]) -> list[str]:
-    """Draw every figure for which ``df`` (results.csv) has data; the names written, ``<experiment>_<kind>``.
+    """Draw every figure for which ``df`` (results.csv) has data; the names written, ``<experiment>_<kind>``. Pictures
+    that stood in the folder go: they may be of rows that are no longer among the results.
 
     An experiment with several protocols or models gives one figure each, so that they never share an axis.
 
     Args:
         pictures: what there is to draw of an experiment, as `seal_lib.report.plots.pictures`; one of each domain.
     """
+    for picture in folder.glob("*.png"):
+        for kind in (".png", ".pdf", ".csv"):
+            picture.with_suffix(kind).unlink(missing_ok=True)
     names = []
     parent = df["experiment"].str.replace(r"/(seed_\w+|tasks|choices)$", "", regex=True)
     for (experiment, protocol, model), rows in df.groupby([parent, "protocol", "model"]):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -19,10 +20,10 @@ from typing import TYPE_CHECKING
 
 from seal_lib import paths
 from seal_lib.errors import DataError, command_line
-from seal_lib.report import paper
+from seal_lib.report import frames, paper
 from seal_lib.report.arms import NOT_RUN, arm_label
 from seal_lib.report.results import collect, read_results
-from seal_lib.report.tables import TITLES, shown, table, to_markdown
+from seal_lib.report.tables import LEVELS, OTHER_TITLES, TITLES, shown, table, to_markdown
 from seal_lib.runs import manifest, params
 
 if TYPE_CHECKING:
@@ -62,6 +63,23 @@ def results_block(df: pd.DataFrame, few: bool = False) -> str:
         frame = frame.drop(columns=[name for name in frame if (frame[name].isin(["", "–"])).all()])
         part = [f"{title}: {'; '.join(which)}", to_markdown(frame), "" if few else about.note]
         parts.append("\n\n".join(filter(None, part)))
+    return "\n\n".join(parts)
+
+
+def others_block(df: pd.DataFrame) -> str:
+    """A table for each other experiment that ran."""
+    parts = []
+    for experiment, name in OTHER_TITLES.items():
+        rows = df[df["experiment"] == experiment]
+        wanted = [m for m in dict.fromkeys(rows["metric"]) if re.fullmatch(LEVELS.get(experiment, "(?!)"), m)]
+        if (rows["metric"] == shown(experiment).metric).any():
+            frame = table(df, experiment)
+            frame = frame.drop(columns=[name for name in frame if frame[name].isin(["", "–"]).all()])
+        elif wanted:
+            frame = frames.levels(rows, wanted).reset_index()
+        else:
+            continue
+        parts.append(f"**{name}** (`{experiment}`)\n\n{to_markdown(frame)}")
     return "\n\n".join(parts)
 
 
@@ -157,7 +175,13 @@ def whole(published: Mapping[str, pd.DataFrame]) -> str:
     ]
     for name, df in published.items():
         runs = paths.read_json(paths.figures() / name / "manifest.json")["runs"]
-        parts += [f"# {name}", results_block(df), "## Minutes", "Other work on the same cores is in them."]
+        parts += [
+            f"# {name}",
+            results_block(df),
+            others_block(df),
+            "## Minutes",
+            "Other work on the same cores is in them.",
+        ]
         parts.append(minutes_block(runs))
     return "\n\n".join(parts) + "\n"
 

@@ -75,6 +75,19 @@ SHOWN = {  # experiments with a note, or whose headline is not accuracy
         {"own_untrained": "untrained", "random_config_sft": "random"},
         few=("icl", "own_untrained", "random_config_sft", "seal_round_1"),
     ),
+    "arc/models": Shown(
+        "success_rate",
+        ("rejected_rate", "rejected, %"),
+        "diverged_rate",
+        {"own_untrained": "untrained", "random_config_sft": "random"},
+    ),
+    "arc/kinds": Shown(
+        "success_rate",
+        ("rejected_rate", "rejected, %"),
+        "diverged_rate",
+        {"own_untrained": "untrained", "one_for_all": "one for all", "dealt_config_sft": "dealt blindly"},
+        {"reading": "reading, points"},
+    ),
     "continual/mitigations": Shown(
         "AA_8",
         ("blank_rate", "blank, %"),
@@ -87,6 +100,14 @@ SHOWN = {  # experiments with a note, or whose headline is not accuracy
         "retrieval.",
         ("sequential", "replay", "null_space_replay", "joint"),
     ),
+}
+
+
+#: experiments without a headline table: the metrics that RESULTS.md shows of them, as regular expressions
+LEVELS = {
+    "continual/stream_length": r"AA_\d+|change_\d+_to_\d+",
+    "own_documents/growing": r"(right|kept|prompt_tokens)_\d+",
+    "own_documents/review": r"stopped|stopped_unread|found",
 }
 
 

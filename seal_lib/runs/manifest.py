@@ -377,11 +377,12 @@ def finished(notebook: str, scale: str) -> list[Path]:
 def newest(notebook: str, scale: str) -> Path | None:
     """The finished run with the scale's own parameters, else the one finished last, or None.
 
-    So an experiment with a changed parameter does not take the place of the run that it is compared with.
+    So an experiment with a changed parameter does not take the place of the run that it is compared with. Where the
+    environment says SET, only runs with that set's parameters count: a run of the core set is not one of them.
     """
-    found = finished(notebook, scale)
-    own = reference(notebook, scale) if len(found) > 1 else None
-    return own if own in found else next(iter(found), None)
+    found, named = finished(notebook, scale), bool(os.environ.get("SET"))
+    own = reference(notebook, scale) if named or len(found) > 1 else None
+    return own if own in found else None if named else next(iter(found), None)
 
 
 def folder_of(notebook: str, scale: str, key: str) -> Path:

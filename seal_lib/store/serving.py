@@ -23,6 +23,7 @@ from tornado import web
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
+from seal_lib import models
 from seal_lib.errors import DataError, ParameterError, SealError
 from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.knowledge.domain import Knowledge
@@ -76,12 +77,14 @@ def vllm_command(store: Store, policy: Policy, weights: str, host: str, port: in
     fits = next((most for most in ranks if most >= rank), None)
     if fits is None:
         raise DataError(f"An adapter has rank {rank}, vLLM takes {ranks[-1]} at most; learn with a smaller rank.")
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", policy.base.name, "--host", host,
-        "--port", str(port), "--enable-lora", "--max-lora-rank", str(fits), "--dtype", policy.base.dtype,
-        "--lora-modules", *(f"{name}={store.folder_of(edit)}" for name, edit in edits.items()),
+    source, pinned = models.resolve(policy.base.name)
+    revision = policy.base.revision or pinned
+    return [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", source, "--host", host, "--port",
+        str(port), "--served-model-name", policy.base.name, "--dtype", policy.base.dtype, "--enable-lora",
+        "--max-lora-rank", str(fits), *(["--revision", revision] if revision else []), "--lora-modules",
+        *(f"{name}={store.folder_of(edit)}" for name, edit in edits.items()),
     ]  # fmt: skip
-    return command + (["--revision", policy.base.revision] if policy.base.revision else [])
 
 
 @dataclass
