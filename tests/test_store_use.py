@@ -82,7 +82,7 @@ def test_the_best_match_is_believed_from_a_measured_weight_on() -> None:
     needed = threshold(index, asked)
     weights = [index.rank(question)[0].weight for question, _ in asked]
     assert 0 < needed < min(weights)
-    assert index.rank("What did Kale Zik sing in the old town?")[0].weight < needed  # one name of two
+    assert index.rank("Who was in the old town?")[0].weight < needed  # words that every passage has
     longer = "Tell me please, and as well as you can, which of the firms once paid the man called Zo Teb"
     assert index.rank(longer)[0].weight > needed
     assert threshold(index, asked[:2]) == 0.0  # too few to say
