@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from seal_lib.errors import DataError
-from seal_lib.training.adapters import Adapter, attached, merge
+from seal_lib.training.adapters import Adapter, merge
+from seal_lib.training.attached import attached
 
 torch.set_num_threads(1)
 SIZES = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

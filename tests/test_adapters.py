@@ -7,7 +7,8 @@ import torch
 from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from seal_lib.errors import DataError, ParameterError, SealError
-from seal_lib.training.adapters import Adapter, attached, merge, target_linears, target_names
+from seal_lib.training.adapters import Adapter, merge, target_linears, target_names
+from seal_lib.training.attached import attached
 
 torch.set_num_threads(1)
 SIZES = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

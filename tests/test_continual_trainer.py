@@ -15,7 +15,8 @@ from seal_lib.continual.rules.rehearsal import mixed
 from seal_lib.continual.trainer import Anchor, EditJob, StreamBank
 from seal_lib.errors import DataError, ParameterError
 from seal_lib.seeds import rng
-from seal_lib.training.adapters import Adapter, attached, merge, target_linears
+from seal_lib.training.adapters import Adapter, merge, target_linears
+from seal_lib.training.attached import attached
 from seal_lib.training.finetune import train_alone
 from seal_lib.training.jobs import Example, Job
 

@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from seal_lib.errors import ParameterError, SealError
-from seal_lib.training.adapters import Adapter, attached, merge, target_linears, target_names
+from seal_lib.training.adapters import Adapter, merge, target_linears, target_names
+from seal_lib.training.attached import attached
 from seal_lib.training.bank import AdapterBank
 from seal_lib.training.finetune import train_alone
 from seal_lib.training.jobs import Example, Job, pad_examples

@@ -12,7 +12,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from seal_lib import models
 from seal_lib.errors import DataError
 from seal_lib.models import budget
-from seal_lib.training.adapters import Adapter, attached, merge, target_linears
+from seal_lib.training.adapters import Adapter, merge, target_linears
+from seal_lib.training.attached import attached
 from seal_lib.training.bank import AdapterBank
 from seal_lib.training.finetune import train_alone
 from seal_lib.training.jobs import Job

@@ -25,7 +25,7 @@ from seal_lib.store import asking, learning, questions, texts
 from seal_lib.store.database import Store
 from seal_lib.store.schema import STAGES
 from seal_lib.store.sharing import export, take_in
-from seal_lib.training.adapters import attached
+from seal_lib.training.attached import attached
 
 ANNALS = paths.PACKAGE / "store" / "annals.md"
 OUTER = OuterLoop(samples=8, edit_tokens=200)

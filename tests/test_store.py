@@ -16,7 +16,7 @@ import torch
 from seal_lib.errors import DataError
 from seal_lib.loops.policy import Source
 from seal_lib.records import Answer, Passage, SelfEdit
-from seal_lib.store import database
+from seal_lib.store import database, transactions
 from seal_lib.store.database import Store
 from seal_lib.store.schema import Asked, Edit
 from seal_lib.store.sharing import export
@@ -198,7 +198,7 @@ def test_a_full_disk_changes_nothing(store: Store, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/file")
 
-    monkeypatch.setattr(database, "_fsync", full)
+    monkeypatch.setattr(transactions, "_fsync", full)
     with pytest.raises(DataError, match=r"some/file cannot be used \(No space left on device\): make room"):
         store.keep(edit(1), adapter(2))
     monkeypatch.undo()
@@ -218,19 +218,19 @@ def test_another_version_of_the_schema(tmp_path: Path, monkeypatch) -> None:
     with Store(tmp_path / "s") as old:
         old.add(DOCUMENT)
         old.keep(edit(), adapter(1))
-    known = database.MIGRATIONS
-    monkeypatch.setattr(database, "MIGRATIONS", (*known, ("ALTER TABLE document ADD COLUMN note TEXT DEFAULT ''",)))
+    known = transactions.MIGRATIONS
+    monkeypatch.setattr(transactions, "MIGRATIONS", (*known, ("ALTER TABLE document ADD COLUMN note TEXT DEFAULT ''",)))
     with Store(tmp_path / "s") as newer:
         assert newer._base.execute("SELECT note FROM document").fetchone() == ("",)
         assert [e.id for e in newer.edits()] == [1]
-    broken = (*database.MIGRATIONS, ("CREATE TABLE extra (x)", "CREATE TABLE extra (x)"))
-    monkeypatch.setattr(database, "MIGRATIONS", broken)
+    broken = (*transactions.MIGRATIONS, ("CREATE TABLE extra (x)", "CREATE TABLE extra (x)"))
+    monkeypatch.setattr(transactions, "MIGRATIONS", broken)
     with pytest.raises(DataError):
         Store(tmp_path / "s")
-    monkeypatch.setattr(database, "MIGRATIONS", (*known, ()))
+    monkeypatch.setattr(transactions, "MIGRATIONS", (*known, ()))
     with Store(tmp_path / "s") as still:  # the half of a step was taken back
         assert not still._base.execute("SELECT 1 FROM sqlite_master WHERE name = 'extra'").fetchone()
-    monkeypatch.setattr(database, "MIGRATIONS", known)
+    monkeypatch.setattr(transactions, "MIGRATIONS", known)
     says = f"has schema {len(known) + 1}, this program knows {len(known)}: a newer one wrote it; update this program"
     with pytest.raises(DataError, match=says):
         Store(tmp_path / "s")

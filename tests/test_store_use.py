@@ -24,7 +24,8 @@ from seal_lib.runs.journal import Lock
 from seal_lib.store import asking, guard, learning, merging, routing, texts, updates
 from seal_lib.store.database import Store
 from seal_lib.store.retrieval import Index, threshold
-from seal_lib.training.adapters import Adapter, attached, joined
+from seal_lib.training.adapters import Adapter, joined
+from seal_lib.training.attached import attached
 
 ANNALS = paths.PACKAGE / "store" / "annals.md"
 OUTER = OuterLoop(samples=8, edit_tokens=200)

@@ -243,7 +243,8 @@ def hand_over(model: PreTrainedModel, jobs: list) -> dict[str, float]:
     ``in place``: attached to the model that trained them. ``folder``: written as PEFT folders and read again, as an
     engine of its own needs it, its own loading not counted.
     """
-    from seal_lib.training.adapters import Adapter, attached
+    from seal_lib.training.adapters import Adapter
+    from seal_lib.training.attached import attached
     from seal_lib.training.bank import AdapterBank
 
     with AdapterBank(model, slots=len(jobs)) as bank:

@@ -23,7 +23,8 @@ from seal_lib.knowledge.domain import InnerLoop, Knowledge
 from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import read_ids
 from seal_lib.seeds import derive_seed
-from seal_lib.training.adapters import Adapter, attached, check_fits, diverted, merge, sibling_groups, target_linears
+from seal_lib.training.adapters import Adapter, check_fits, merge, target_linears
+from seal_lib.training.attached import attached, diverted, sibling_groups
 from seal_lib.training.jobs import Example, pad_examples
 
 if TYPE_CHECKING:

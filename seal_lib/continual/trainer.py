@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seal_lib.errors import ParameterError
-from seal_lib.training.adapters import Adapter, LinearGroup
+from seal_lib.training.adapters import Adapter
+from seal_lib.training.attached import LinearGroup
 from seal_lib.training.bank import AdapterBank
 from seal_lib.training.finetune import Minibatch
 from seal_lib.training.jobs import Example, Job, Result

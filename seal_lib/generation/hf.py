@@ -92,7 +92,7 @@ class HFGenerator:
 
         import torch
 
-        from seal_lib.training.adapters import attached
+        from seal_lib.training.attached import attached
 
         distinct = list({id(a): a for a in adapters if a is not None}.values())
         index = {id(a): slot for slot, a in enumerate(distinct)} | {id(None): -1}

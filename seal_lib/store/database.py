@@ -1,39 +1,30 @@
-"""The folder that keeps documents, self-edits and adapters: one SQLite file, and a PEFT folder per adapter.
+"""What a store keeps and how it changes: documents, edits, merges, the queue, updates.
 
-A change is one transaction. An adapter's folder is written under another name, made durable and renamed *within* the
-transaction that names it, so a kill at any moment leaves the old state or the new one; a folder that no row names is
-swept when a store is opened. SQLite's write lock makes two processes take turns.
-
-Knows records and files. Does not know how anything was learned, and loads no model.
+Knows records and their tables (`seal_lib.store.schema`); each change is one transaction of the folder
+(`seal_lib.store.transactions`). Does not know how anything was learned, and loads no model.
 """
 
 import json
-import os
 import shutil
-import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seal_lib import models, paths
 from seal_lib.errors import DataError
-from seal_lib.models.checks import said
 from seal_lib.records import Answer, Passage, SelfEdit, to_dict
 from seal_lib.runs.manifest import content_hash
 from seal_lib.store.review import Finding
-from seal_lib.store.schema import MIGRATIONS, STAGES, Asked, Edit, Merge, Queued, Renewal
+from seal_lib.store.schema import STAGES, Asked, Edit, Merge, Queued, Renewal
 from seal_lib.store.texts import Document
+from seal_lib.store.transactions import Folder
 
 if TYPE_CHECKING:
     from seal_lib.loops.policy import Source
     from seal_lib.runs.lifecycle import Run
     from seal_lib.training.adapters import Adapter
-
-FILE, ADAPTERS = "store.sqlite3", "adapters"
-WAIT = 60.0  # s that one process waits for another to finish a change
 
 
 def _now() -> str:
@@ -49,90 +40,12 @@ def _answers(texts: Sequence[str]) -> list[Any]:
     return [None if row is None else Answer.from_dict(row) for row in map(json.loads, texts)]
 
 
-class Store:
-    """A store in ``folder``, which is made if it is not there.
+class Store(Folder):
+    """A store in ``folder``: documents, edits, merges, the queue and updates.
 
     Raises:
-        DataError: one sentence where the folder or its file cannot be used: damaged, full, not to be written, of a
-            newer version, or in use for longer than ``wait`` seconds.
+        DataError: as `seal_lib.store.transactions.Folder`.
     """
-
-    def __init__(self, folder: str | Path, wait: float = WAIT) -> None:
-        self.folder = Path(folder)
-        self.adapters, self.file = self.folder / ADAPTERS, self.folder / FILE
-        with self.told():
-            self.adapters.mkdir(parents=True, exist_ok=True)
-            self._base = sqlite3.connect(self.file, timeout=wait, isolation_level=None)
-        try:
-            with self.told():
-                self._base.execute("PRAGMA journal_mode = WAL")
-                self._base.execute("PRAGMA synchronous = FULL")  # a change that was reported survives a power cut
-                self._base.execute("PRAGMA foreign_keys = ON")
-                found = self._base.execute("PRAGMA quick_check(1)").fetchone()[0]
-                if found != "ok":
-                    raise sqlite3.DatabaseError(found)
-                version = self._base.execute("PRAGMA user_version").fetchone()[0]
-            if version > len(MIGRATIONS):
-                raise DataError(
-                    f"{self.file} has schema {version}, this program knows {len(MIGRATIONS)}: a newer one wrote it; "
-                    "update this program."
-                )
-            self._prepare()
-        except BaseException:
-            self._base.close()
-            raise
-
-    def _prepare(self) -> None:
-        """Bring the schema up to date, and remove folders that a killed process left behind."""
-        with self._change():
-            version = self._base.execute("PRAGMA user_version").fetchone()[0]  # another process may have been first
-            for statements in MIGRATIONS[version:]:
-                for statement in statements:
-                    self._base.execute(statement)
-            self._base.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-            named = {
-                name
-                for (name,) in self._base.execute("SELECT adapter FROM edit UNION SELECT adapter FROM merge")
-                if name
-            }
-            for path in self.adapters.iterdir():  # nobody else is between a folder and its row: the change is ours
-                if path.is_dir() and path.name not in named:
-                    shutil.rmtree(path)
-
-    def close(self) -> None:
-        self._base.close()
-
-    def __enter__(self) -> "Store":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    @contextmanager
-    def told(self) -> Iterator[None]:
-        """Errors of SQLite and of files as one sentence with the way out."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorname", "") or ""
-            way = next((way for start, way in _WAYS.items() if code.startswith(start)), _DAMAGED)
-            raise DataError(f"{self.file} cannot be used ({said(error)}): {way}.") from error
-        except OSError as error:
-            where = error.filename or self.folder
-            raise DataError(f"{where} cannot be used ({error.strerror or error}): {_FILES}.") from error
-
-    @contextmanager
-    def _change(self) -> Iterator[None]:
-        """One transaction, in which no other process changes anything."""
-        with self.told():
-            self._base.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._base.execute("COMMIT")
-            except BaseException:
-                if self._base.in_transaction:
-                    self._base.execute("ROLLBACK")
-                raise
 
     # ------------------------------------------------------------------ documents
 
@@ -256,13 +169,6 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)  # so that a full disk has its room again
             raise
         return replace(edit, id=number, adapter=name, digest=digest, made=now, changed=now)
-
-    def _saved(self, adapter: "Adapter", name: str, model: str) -> tuple[Path, str]:
-        """(folder, digest) of an adapter that is on the disk for good."""
-        folder = adapter.save(self.adapters / name, model)
-        for path in (folder, self.adapters):
-            _fsync(path)
-        return folder, content_hash(folder)
 
     def _take_over(self, number: int, passage: str, weights: str, now: str) -> None:
         """The passage's edit that was active until now is taken back for a newer one."""
@@ -486,28 +392,3 @@ class Store:
 def opened(run: "Run", folder: str) -> Store:
     """The store in a folder that a person named, or one of the run's own."""
     return Store(paths.given(folder) if folder else run.folder / "artifacts" / "store")
-
-
-_DAMAGED = (
-    "it is damaged; move the folder away and put back a copy, or learn the documents again (the adapters beside it are "
-    "plain PEFT folders and stay)"
-)
-_FILES = "make room, mend its rights, or choose another folder with --store"
-#: beginning of SQLite's name for an error → the way out
-_WAYS = {
-    "SQLITE_FULL": "the disk is full, and nothing was changed; make room and do it again",
-    "SQLITE_READONLY": "it may not be written; mend its rights, or choose another folder with --store",
-    "SQLITE_CANTOPEN": "it cannot be opened or made; mend the folder's rights, or choose another with --store",
-    "SQLITE_BUSY": "another process is changing it; wait for that one and do it again",
-    "SQLITE_LOCKED": "another process is changing it; wait for that one and do it again",
-    "SQLITE_PERM": "it may not be opened; mend its rights",
-    "SQLITE_IOERR": "the disk failed, and nothing was changed; make room or mend the disk, then do it again",
-}
-
-
-def _fsync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

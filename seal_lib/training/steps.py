@@ -19,7 +19,8 @@ from seal_lib.errors import SealError
 from seal_lib.models import budget
 from seal_lib.models.checks import said
 from seal_lib.training import adamw, captured
-from seal_lib.training.adapters import diverted, sibling_groups, target_linears, target_names
+from seal_lib.training.adapters import target_linears, target_names
+from seal_lib.training.attached import diverted, sibling_groups
 from seal_lib.training.captured import FixedStep, Size
 from seal_lib.training.finetune import Minibatch, quiet
 from seal_lib.training.fused import forwards, quantised
