@@ -285,6 +285,32 @@ def kill_at(store: Store, number: int) -> None:
         setattr(os, name, stepped(getattr(os, name)))
 
 
+def killed_at_every_step(folder: Path, made, change, look) -> tuple[int, set[str]]:
+    """Kill ``change`` of the store that ``made`` makes at its first step, its second, … until it ends by itself; what
+    ``look`` sees then is the old state or the new. (steps, which of the two were seen)."""
+    old = look(made(folder / "old"))
+    with Store(made(folder / "new")) as store:
+        change(store)
+    new, seen, step = look(folder / "new"), set(), 0
+    while True:
+        step += 1
+        at = made(folder / f"at-{step}")
+
+        def work(at: Path = at, step: int = step) -> None:
+            store = Store(at)
+            kill_at(store, step)
+            change(store)
+
+        _, status = os.waitpid(child(work), 0)
+        found = look(at)
+        assert found in (old, new), f"step {step}"
+        seen |= {name for name, state in (("old", old), ("new", new)) if found == state}
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0 and found == new
+            return step, seen
+        assert os.WTERMSIG(status) == signal.SIGKILL
+
+
 CHANGES = {
     "keep": lambda store: store.keep(edit(1), adapter(5)),
     "keep in place of another": lambda store: store.keep(edit(0), adapter(6)),
@@ -304,29 +330,8 @@ def test_a_kill_at_any_step_leaves_the_old_state_or_the_new(tmp_path: Path, name
             store.keep(edit(0), adapter(1))
         return folder
 
-    old = check(made(tmp_path / "old"))
-    with Store(made(tmp_path / "new")) as store:
-        CHANGES[name](store)
-    new, seen, step = check(tmp_path / "new"), set(), 0
-    assert old != new
-    while True:
-        step += 1
-        folder = made(tmp_path / f"at-{step}")
-
-        def work(folder: Path = folder, step: int = step) -> None:
-            store = Store(folder)
-            kill_at(store, step)
-            CHANGES[name](store)
-
-        _, status = os.waitpid(child(work), 0)
-        found = check(folder)
-        assert found in (old, new), f"step {step}"
-        seen.add("old" if found == old else "new")
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0 and found == new
-            break
-        assert os.WTERMSIG(status) == signal.SIGKILL
-    assert seen == {"old", "new"} and step >= (15 if "keep" in name else 5)  # the steps were really there
+    steps, seen = killed_at_every_step(tmp_path, made, CHANGES[name], check)
+    assert seen == {"old", "new"} and steps >= (15 if "keep" in name else 5)  # the steps were really there
 
 
 def follows(before: list[tuple], after: list[tuple]) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from fixtures_seal import DOMAIN, MemoryRun, seedling
-from test_store import DOCUMENT, adapter, check, child, edit, kill_at
+from test_store import DOCUMENT, adapter, check, child, edit, killed_at_every_step
 
 from seal_lib import paths
 from seal_lib.errors import DataError, ParameterError, RunError
@@ -276,7 +276,7 @@ def test_an_update_learns_what_waits_and_its_guard_lets_it_in(tmp_path: Path) ->
 def test_a_guard_that_says_no_keeps_all_of_it_apart(tmp_path: Path, monkeypatch) -> None:
     written(tmp_path / "good.json", 0, 2)
     worse = {"prior_before": 1.0, "prior_after": 0.5, "reading_before": 1.0, "reading_after": 1.0}
-    monkeypatch.setattr(updates, "prior_before_after", lambda *_: worse)
+    monkeypatch.setattr(updates, "before_after", lambda *given: [worse for _ in given[-1]])
     with Store(tmp_path / "store") as store:
         store.enqueue(tmp_path / "good.json")
         done = updated(store)
@@ -292,13 +292,24 @@ def test_the_guard_hears_an_adapter_that_destroys_the_model() -> None:
     weights = {n: (torch.randn(2, m.in_features, generator=draw), torch.randn(m.out_features, 2, generator=draw))
                for n, m in names.items()}  # fmt: skip
     wild = Adapter(2, 40.0, ("q_proj",), weights)
-    told = guard.prior_before_after(policy(), DOMAIN, LIMITS, wild)
+    (told,) = guard.before_after(policy(), DOMAIN, LIMITS, [wild])
     assert told["prior_before"] == told["reading_before"] == 1.0 and told["prior_after"] < 0.5
     report = told | {"was": 1.0, "now": 1.0}
     assert guard.broken(report, LIMITS, "was", "now").startswith("prior questions: ")
     assert guard.broken(told | {"prior_after": 1.0, "reading_after": 1.0, "was": 0.9, "now": 0.5}, LIMITS, "was", "now")
     assert guard.broken({"prior_before": math.nan, "prior_after": math.nan, "reading_before": 1, "reading_after": 1,
                          "was": 0.5, "now": 0.5}, LIMITS, "was", "now") == ""  # fmt: skip
+
+
+def test_the_base_is_asked_once_however_many_adapters_are_guarded(store: Store, monkeypatch) -> None:
+    asked = []
+    original = guard.answers_of
+    monkeypatch.setattr(guard, "answers_of", lambda *given: asked.append(given[3]) or original(*given))
+    adapters = [store.adapter(e, policy().base) for e in store.edits("active")[:2]]
+    several = guard.before_after(policy(), DOMAIN, LIMITS, iter(adapters))
+    assert [a is None for a in asked] == [True] * 2 + [False] * 4 and len(several) == 2
+    alone = [guard.before_after(policy(), DOMAIN, LIMITS, [adapter])[0] for adapter in adapters]
+    assert several == alone
 
 
 def test_what_the_model_knows_already_is_left_out_and_the_budget_is_kept(tmp_path: Path, monkeypatch) -> None:
@@ -354,8 +365,8 @@ def test_wrong_plans_and_guards_are_one_sentence(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- kills
 
 CHANGES = {
-    "merge": lambda store: store.merge(store.edits("active"), adapter(9), {}),
-    "merge again": lambda store: store.merge(store.edits("merged"), adapter(8), {}),
+    "merge": lambda store: store.merge([e for e in store.edits("active") if e.id < 4], adapter(9), {}),
+    "merge again": lambda store: store.merge(store.edits("merged")[:1], adapter(8), {}),
     "out of a merge": lambda store: merging.revert(store, 3),
     "prune": lambda store: store.prune(1, "pruned"),
     "settle": lambda store: store.settle(store.renew(), {5: ("active", "")}, {1: ("done", "")}, {"seconds": 1.0}),
@@ -388,31 +399,8 @@ def test_a_kill_at_any_step_leaves_the_old_state_or_the_new(tmp_path: Path, name
             store.keep(edit(1, "quarantined", reason=learning.waiting(1)), adapter(5))
         return folder
 
-    if name == "merge":
-        CHANGES["merge"] = lambda store: store.merge([e for e in store.edits("active") if e.id < 4], adapter(9), {})
-    old = state(made(tmp_path / "old"))
-    with Store(made(tmp_path / "new")) as store:
-        CHANGES[name](store)
-    new, seen, step = state(tmp_path / "new"), set(), 0
-    assert old != new or name == "merge again"
-    while True:
-        step += 1
-        folder = made(tmp_path / f"at-{step}")
-
-        def work(folder: Path = folder, step: int = step) -> None:
-            store = Store(folder)
-            kill_at(store, step)
-            CHANGES[name](store)
-
-        _, status = os.waitpid(child(work), 0)
-        found = state(folder)
-        assert found in (old, new), f"step {step}"
-        seen.add("old" if found == old else "new")
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0 and found == new
-            break
-        assert os.WTERMSIG(status) == signal.SIGKILL
-    assert step >= 4 and (seen == {"old", "new"} or name == "merge again")
+    steps, seen = killed_at_every_step(tmp_path, made, CHANGES[name], state)
+    assert steps >= 4 and seen == {"old", "new"}
 
 
 @pytest.mark.slow

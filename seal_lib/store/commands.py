@@ -28,14 +28,14 @@ from seal_lib.runs.progress import Progress
 from seal_lib.store.asking import Reply, ask
 from seal_lib.store.database import Store
 from seal_lib.store.guard import Limits
-from seal_lib.store.learning import Consent, OwnQuestions, accuracy, learn, reviewed
+from seal_lib.store.learning import Consent, OwnQuestions, accuracy, learn, parts, reviewed
 from seal_lib.store.merging import Merged, base_of, chosen, merge, prune, related, revert, worths
 from seal_lib.store.review import KINDS, Finding
 from seal_lib.store.routing import ROUTES, Router
 from seal_lib.store.schema import STAGES, Edit, Queued, Renewal
 from seal_lib.store.sharing import export, take_in
 from seal_lib.store.texts import PASSAGE_WORDS, read, with_questions
-from seal_lib.store.updates import RULES, Plan, seconds, text_of, update, write_report
+from seal_lib.store.updates import RULES, Plan, percent, seconds, text_of, update, write_report
 
 NOTEBOOK = "03_your_document"
 HEADS = {"before": "before", "in_view": "passage in view", "after": "after", "both": "after, passage in view"}
@@ -185,7 +185,7 @@ def _list(given: argparse.Namespace) -> tuple[list[Edit], str]:
     rows = [("edit", "state", "document", "place", "title", "right before", "after", "model")]
     for edit in edits:
         was, now = (accuracy(edit.questions, stage, edit.recipe["grader"]) for stage in ("before", "after"))
-        about = (edit.document, edit.place, edit.passage.title, _share(was), _share(now), edit.model)
+        about = (edit.document, edit.place, edit.passage.title, percent(was), percent(now), edit.model)
         rows.append((str(edit.id), edit.state, *about))
     return edits, table(rows) if edits else f"{store.folder} keeps nothing yet; `seal learn DOCUMENT` begins."
 
@@ -203,9 +203,10 @@ def _show(given: argparse.Namespace) -> tuple[Edit, str]:
 
 def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
     with store_of(given.store) as store:
-        evidence, stage, why = Router(store, "", given.route).route(given.question)
-        passage = evidence.match.passage if evidence.match else None
-        document, place = Router(store, "").places.get(passage.id, ("", "")) if passage else ("", "")
+        router = Router(store, "", given.route)
+    evidence, stage, why = router.route(given.question)
+    passage = evidence.match.passage if evidence.match else None
+    document, place = router.places[passage.id] if passage else ("", "")
     weight = evidence.match.weight if evidence.match else 0.0
     found = {
         "question": given.question, "answered": stage, "why": why, "document": document, "place": place,
@@ -219,12 +220,8 @@ def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def _audit(given: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     """Findings of a document that nobody learned yet, or of an edit, or of all that is in use."""
     if given.what and not given.what.isdigit():
-        passages = [
-            (document.name, place, passage, None)
-            for document in read(Path(given.what).expanduser(), PASSAGE_WORDS)
-            for passage, place in zip(document.passages, document.places, strict=True)
-        ]
-        findings = [(name, place, reviewed(passage)) for name, place, passage, _ in passages]
+        documents = read(Path(given.what).expanduser(), PASSAGE_WORDS)
+        findings = [(part.document, part.place, reviewed(part.passage)) for one in documents for part in parts(one)]
     else:
         with store_of(given.store) as store:
             edits = [store.edit(int(given.what))] if given.what else store.edits("active", "merged", "quarantined")
@@ -392,7 +389,7 @@ _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
 def shown(edit: Edit) -> str:
     """An edit with its answers before, with the passage in view and after, side by side."""
     grader, cost = edit.recipe["grader"], edit.training["cost"]
-    was, now = (_share(accuracy(edit.questions, stage, grader)) for stage in ("before", "after"))
+    was, now = (percent(accuracy(edit.questions, stage, grader)) for stage in ("before", "after"))
     head = f"edit {edit.id} · {edit.document}, {edit.place} · {edit.passage.title} · {edit.state}"
     told = [f"{was} right before, {now} after, by {len(edit.questions)} questions"] if edit.questions else []
     told += [edit.reason] if edit.reason else []
@@ -409,10 +406,6 @@ def shown(edit: Edit) -> str:
 
 #: where a right answer comes from, in words
 ORIGINS = {"given": "given", "own": "the model's, twice", "in_view": "the model's, passage in view"}
-
-
-def _share(value: float) -> str:
-    return "-" if value != value else f"{value:.0%}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

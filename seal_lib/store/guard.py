@@ -5,7 +5,7 @@ facts of their world, the one for real models general knowledge in our own words
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -81,13 +81,21 @@ def prior_questions(file: str | None, count: int, seed: int) -> list[Question]:
     return [question for passage in questions_of(file)["prior"] for question in passage.questions][:count]
 
 
-def prior_before_after(policy: Policy, domain: Knowledge, limits: Limits, adapter: "Adapter") -> dict[str, float]:
-    """Shares of a guard's set that are right before and with an adapter: ``prior_before``, ``prior_after``, …"""
-    found = {}
-    for kind, passages in questions_of(limits.file).items():
-        for when, tried in (("before", None), ("after", adapter)):
-            right = _asked(policy, domain, passages, tried, shown=kind == "reading")
-            found[f"{kind}_{when}"] = share([fmean(grades) for grades in right if grades])
+def before_after(policy: Policy, domain: Knowledge, limits: Limits,
+                 adapters: Iterable["Adapter"]) -> list[dict[str, float]]:  # fmt: skip
+    """For each adapter the shares of a guard's set that are right before and with it (``prior_before``, …). The base is
+    asked once; adapters are taken one after the other, so that few need be in memory."""
+    sets = questions_of(limits.file)
+
+    def right(adapter: "Adapter | None", when: str) -> dict[str, float]:
+        asked = {kind: _asked(policy, domain, several, adapter, kind == "reading") for kind, several in sets.items()}
+        return {f"{kind}_{when}": share([fmean(g) for g in grades if g]) for kind, grades in asked.items()}
+
+    before: dict[str, float] = {}
+    found = []
+    for adapter in adapters:
+        before = before or right(None, "before")
+        found.append(before | right(adapter, "after"))
     return found
 
 

@@ -16,7 +16,7 @@ from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops.policy import Policy
 from seal_lib.runs.work import Recorder
 from seal_lib.store.database import Store
-from seal_lib.store.guard import Limits, asked_again, broken, prior_before_after, share
+from seal_lib.store.guard import Limits, asked_again, before_after, broken, share
 from seal_lib.store.learning import accuracy
 from seal_lib.store.retrieval import Index
 from seal_lib.store.schema import Edit, Merge
@@ -92,7 +92,7 @@ def merge(store: Store, policy: Policy, domain: Knowledge, edits: Sequence[Edit]
         "alone": share([accuracy(edit.questions, "after", domain.grader) for edit in edits]),
         "merged": share(after),
         "by_edit": {str(edit.id): value for edit, value in zip(edits, after, strict=True)},
-        **prior_before_after(policy, domain, limits, adapter),
+        **before_after(policy, domain, limits, [adapter])[0],
     }
     report["limits"] = limits.told
     reason = broken(report, limits, was="alone", now="merged")

@@ -20,7 +20,7 @@ from seal_lib.loops.settings import OuterLoop
 from seal_lib.runs.journal import Lock
 from seal_lib.runs.work import Recorder
 from seal_lib.store.database import Store
-from seal_lib.store.guard import Limits, broken, prior_before_after
+from seal_lib.store.guard import Limits, before_after, broken
 from seal_lib.store.learning import (
     Consent,
     OwnQuestions,
@@ -150,7 +150,7 @@ def _update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, oute
                             policy=policy, domain=domain, outer=outer, own=own, consent=held, seed=seed)  # fmt: skip
     edits = [store.edit(number) for number in learned]
     waiting_ones = [e for e in store.edits("quarantined") if e.reason == waiting(renewal.id)]
-    measured = {edit.id: _measure(store, policy, domain, plan.limits, edit) for edit in waiting_ones}
+    measured = _measured(store, policy, domain, plan.limits, waiting_ones)
     verdicts = {}
     for edit in waiting_ones:
         why = broken(measured[edit.id], plan.limits, was="learned_before", now="learned_after")
@@ -216,11 +216,15 @@ def _within(
     return numbers, left
 
 
-def _measure(store: Store, policy: Policy, domain: Knowledge, limits: Limits, edit: Edit) -> dict[str, float]:
-    before, after = (accuracy(edit.questions, stage, domain.grader) for stage in ("before", "after"))
-    adapter = store.adapter(edit, policy.base)
-    # what was learned may not get worse than it was before: `after` above `before` is how it was chosen
-    return {"learned_before": before, "learned_after": after, **prior_before_after(policy, domain, limits, adapter)}
+def _measured(store: Store, policy: Policy, domain: Knowledge, limits: Limits,
+              edits: Sequence[Edit]) -> dict[int, dict[str, float]]:  # fmt: skip
+    """Number of an edit → what its guard measured; what was learned may not be worse than it was before."""
+    adapters = (store.adapter(edit, policy.base) for edit in edits)
+    found = {}
+    for edit, told in zip(edits, before_after(policy, domain, limits, adapters), strict=True):
+        was, now = (accuracy(edit.questions, stage, domain.grader) for stage in ("before", "after"))
+        found[edit.id] = {"learned_before": was, "learned_after": now, **told}
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- what it did
@@ -274,7 +278,7 @@ def text_of(renewal: Renewal) -> str:
     lines += _table(
         ("edit", "document", "place", "title", "known before", "state", "why"),
         [
-            (row["edit"] or "-", row["document"], row["place"], row["title"], _share(row["known"]), row["state"],
+            (row["edit"] or "-", row["document"], row["place"], row["title"], percent(row["known"]), row["state"],
              row["reason"])
             for row in report["passages"]
         ],
@@ -287,7 +291,7 @@ def text_of(renewal: Renewal) -> str:
         lines += _table(
             ("edit", *(f"{kind} before → after" for kind in kinds)),
             [
-                (number, *(f"{_share(of[f'{kind}_before'])} → {_share(of[f'{kind}_after'])}" for kind in kinds))
+                (number, *(f"{percent(of[f'{kind}_before'])} → {percent(of[f'{kind}_after'])}" for kind in kinds))
                 for number, of in report["guard"].items()
             ],
         )
@@ -296,8 +300,9 @@ def text_of(renewal: Renewal) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
+def percent(value: float | None) -> str:
+    """A share as people read it; "-" where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{value:.0%}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
