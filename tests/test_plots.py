@@ -8,6 +8,7 @@ pd = pytest.importorskip("pandas")
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from conftest import REPOSITORY  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
 
 from seal_lib.errors import DataError  # noqa: E402
@@ -302,3 +303,14 @@ def test_gallery_draws_what_there_is_data_for(tmp_path):
     split = figures.gallery(both.query("metric == 'accuracy'"), tmp_path / "two", [plots.pictures])
     assert "knowledge_restem_authors_v1_small_7b_accuracy_by_arm" in split
     assert "knowledge_restem_clean_small_7b_accuracy_by_arm" in split
+
+
+def test_long_labels_leave_the_axis_its_room(tmp_path):
+    """Ticks must not stand on each other: they did, beside the labels of the forgetting study."""
+    table = read_results(REPOSITORY / "figures" / "seedling" / "results.csv")
+    table = table[(table["experiment"] == "continual/mitigations") & (table["protocol"] == "clean")]
+    ax = figures.draw(plots.differences, table, "differences", tmp_path).axes[0]  # saved, so that it is laid out
+    low, high = ax.get_xlim()
+    ticks = [t for t in ax.get_xticklabels() if t.get_text() and low <= t.get_position()[0] <= high]
+    boxes = sorted((tick.get_window_extent() for tick in ticks), key=lambda box: box.x0)
+    assert len(boxes) >= 3 and all(a.x1 + 2 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))

@@ -190,5 +190,6 @@ def draws(
 
 
 def by_arms(table: pd.DataFrame) -> tuple[float, float]:
-    """Size of a figure with one line an arm."""
-    return 5.6, 1.15 + 0.31 * table["arm"].nunique()
+    """Size of a figure with one line an arm: wider where labels are long, so that the axis keeps its room."""
+    longest = max((len(arm_label(arm)) for arm in table["arm"].unique()), default=0)
+    return 5.6 + 0.075 * max(0, longest - 38), 1.15 + 0.31 * table["arm"].nunique()
