@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from seal_lib.report.marks import darker
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -66,12 +68,13 @@ def _panel(table: pd.DataFrame, times: dict, ax: Axes) -> None:
         ax.axhline(row.ms_per_adapter_step, color=paint)
         ax.axhspan(row.low, row.high, color=paint, alpha=0.2, linewidth=0)
         share = times[row.lengths, row.variant][0]
-        label = f"{LABELS[row.variant]}, {row.ms_per_adapter_step:.3g} ms, {share:.2g} × the bank"
-        ax.text(slots[-1], row.ms_per_adapter_step * 1.1, label, color=paint, ha="right", va="bottom", fontsize=8)
+        label = f"{LABELS[row.variant]}, {_digits(row.ms_per_adapter_step)} ms, {_digits(share, 2)} × the bank"
+        ax.text(slots[-1], row.ms_per_adapter_step * 1.09, label, color=darker(paint), ha="right", va="bottom",
+                fontsize=8, bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.3})  # fmt: skip
     best = bank.loc[bank["ms_per_adapter_step"].idxmin()]
     ax.fill_between(bank["K"], bank["low"], bank["high"], color=colours["bank"], alpha=0.2, linewidth=0)
     ax.plot(bank["K"], bank["ms_per_adapter_step"], color=colours["bank"], marker="o", markersize=4)
-    label = f"{LABELS['bank']}, {best['ms_per_adapter_step']:.3g} ms at K = {best['K']:.0f}"
+    label = f"{LABELS['bank']}, {_digits(best['ms_per_adapter_step'])} ms at K = {best['K']:.0f}"
     ax.text(slots[-1], best["low"] * 0.86, label, color=colours["bank"], ha="right", va="top", fontsize=8)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
@@ -80,3 +83,8 @@ def _panel(table: pd.DataFrame, times: dict, ax: Axes) -> None:
     ax.set_xlabel("adapters trained side by side, K")
     about = table.iloc[0]
     ax.set_title(f"{LENGTHS[about['lengths']]}: {about['tokens']:.0f} tokens a document", fontsize=9)
+
+
+def _digits(value: float, most: int = 3) -> str:
+    """``most`` digits of a number, and all before the point."""
+    return f"{value:.{most}g}" if value < 100 else f"{value:,.0f}".replace(",", " ")
