@@ -15,6 +15,8 @@ LAZY = {
     "Policy": "loops.policy",
     "Source": "loops.policy",
     "OuterLoop": "loops.settings",
+    "Pretraining": "loops.settings",
+    "practised": "loops.outer",
     "restem_round": "loops.outer",
     "run_loop": "loops.outer",
     "score_edits": "loops.inner",

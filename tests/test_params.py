@@ -401,9 +401,9 @@ def picks(notebook: str) -> list[tuple[type, set[str]]]:
     """(settings, fields fixed by name) of every ``pick`` in a notebook."""
     from seal_lib.arc.domain import TestTimeTraining
     from seal_lib.knowledge.domain import InnerLoop
-    from seal_lib.loops.settings import OuterLoop
+    from seal_lib.loops.settings import OuterLoop, Pretraining
 
-    known = {cls.__name__: cls for cls in (InnerLoop, OuterLoop, TestTimeTraining)}
+    known = {cls.__name__: cls for cls in (InnerLoop, OuterLoop, Pretraining, TestTimeTraining)}
     found = []
     for node in ast.walk(ast.parse("\n".join(cell["source"] for cell in params.cells(notebook)))):
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "pick":
@@ -464,6 +464,7 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
     from seal_lib.grading.graders import ALWAYS, GRADERS
     from seal_lib.knowledge.documents import PROTOCOLS
     from seal_lib.loops.rewards import FILTERS, REWARDS
+    from seal_lib.loops.settings import COPIES, METHODS
     from seal_lib.loops.updates import UPDATES
     from seal_lib.store.routing import ROUTES
     from seal_lib.training.jobs import SCHEDULES
@@ -472,7 +473,8 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
         "dtype": models.DTYPES, "device": ("auto", "cpu", "cuda"), "engine": ("auto", *ENGINES),
         "schedule": SCHEDULES, "sft_schedule": SCHEDULES, "reward": REWARDS, "filter": FILTERS, "update": UPDATES,
         "views": arc.VIEWS, "route": ROUTES, "grader": GRADERS, "protocol": PROTOCOLS, "loss_on": ("output", "all"),
-        "sequences": ("disjoint", "authors", "authors_dev"),
+        "sequences": ("disjoint", "authors", "authors_dev"), "cpt_method": METHODS, "cpt_passages": COPIES,
+        "cpt_schedule": SCHEDULES, "seal_from": ("policy", "base"),
     }  # fmt: skip
     puzzles = {"grader": arc.PUZZLE_GRADERS, "protocol": augment.ARC_PROTOCOLS}
     study = {"grader": VERDICTS, "protocol": ("clean",), "engine": ENGINES}

@@ -16,12 +16,14 @@ without an answer, as SQuAD v2 does, is left out; one warning says how many were
 import random
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.records import Passage, Question
+from seal_lib.seeds import rng
 
 SQUAD_REVISION = "7b6d24c440a36b6815f21b70d25016731768db1f"
 
@@ -48,6 +50,47 @@ def load_passages(source: str, count: int | None, seed: int = 0, start: int = 0,
     if count is not None and len(chosen) < count:
         raise DataError(f"passages: {source} has {len(passages)} passages, fewer than the {start} + {count} asked for.")
     return chosen
+
+
+def prior_passages(source: str, count: int, seed: int, without: Sequence[Passage] = ()) -> list[Passage]:
+    """``count`` passages with one question each, on what the model knew before it is trained on ``without``.
+
+    Args:
+        source: ``world:known``: facts of the pretraining population, whose passages have no text; else a source of
+            passages.
+
+    Raises:
+        DataError: the source has fewer.
+    """
+    if source == "world:known":
+        from seal_lib.knowledge.world import known_facts, known_questions
+
+        pool = [(t, "", q) for t, q in known_questions(min(count, len(known_facts())), seed)]
+    else:
+        taken, draw = {p.text for p in without}, rng("prior", seed)
+        free = [p for p in load_passages(source, None, seed) if p.text not in taken]
+        pool = [(p.title, p.text, draw.choice(p.questions)) for p in free[:count]]
+    if len(pool) < count:
+        raise DataError(f"n_prior: {source} has {len(pool)} passages for {count} questions; ask for fewer.")
+    return [Passage(f"prior-{i:04d}", title, text, (question,)) for i, (title, text, question) in enumerate(pool)]
+
+
+def some_questions(passages: Sequence[Passage], count: int | None, seed: int) -> list[Passage]:
+    """The passages with ``count`` random questions of them all (None: all); those left with none are dropped.
+
+    The authors of the paper's second version ask 500 (seed 42) after training on many passages.
+    """
+    if count is None:
+        return list(passages)
+    every = [(i, j) for i, p in enumerate(passages) for j in range(len(p.questions))]
+    if count > len(every):
+        raise DataError(f"n_questions: {count} of {len(every)} questions; ask for fewer, or write null for all.")
+    drawn = set(random.Random(seed).sample(every, count))
+    chosen = [
+        replace(p, questions=tuple(q for j, q in enumerate(p.questions) if (i, j) in drawn))
+        for i, p in enumerate(passages)
+    ]
+    return [p for p in chosen if p.questions]
 
 
 def batches(source: str, count: int, seed: int) -> Callable[[int], list[Passage]]:

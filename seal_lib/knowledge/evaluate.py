@@ -115,7 +115,7 @@ def recorded_trials(folder: Path, arms: Sequence[str]) -> dict[str, dict[int, li
 
 def reference_edit(passage: Passage, writer: str, arm: str) -> SelfEdit:
     """The notes of another writer about ``passage``, as a self-edit; without a text if the writer gave none."""
-    if writer in passage.unwritten:
+    if writer in passage.unwritten and writer not in passage.references:
         return SelfEdit(f"{passage.id}/{writer}", passage.id, "", writer, unwritten=passage.unwritten[writer])
     if writer not in passage.references:
         has = ", ".join(passage.references) or "none"

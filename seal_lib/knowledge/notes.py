@@ -2,9 +2,11 @@
 
 A file is JSON or JSON lines, one entry a passage, as SEAL's authors released theirs: ``{context, completions: [text,
 …]}``. ``completion: text`` will do, and so will their result files, ``{articles: [{context, completions: [{text}]}]}``.
-Entries are found by the passage's text. Of several completions the first counts, as in the paper's evaluation.
+Entries are found by the passage's text. Of several completions the first counts, as in the paper's evaluation, unless
+more are asked for: they are the references ``external``, ``external_1``, …, which `several` gives.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,25 +16,27 @@ from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Request, Sampling
 from seal_lib.generation.others import Other
+from seal_lib.knowledge import world
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Passage
 from seal_lib.runs.work import Recorder
-from seal_lib.seeds import derive_seed
+from seal_lib.seeds import derive_seed, rng
 
 FILES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 def with_external(run: Recorder, passages: Sequence[Passage], prompts: Prompts, outer: OuterLoop, source: str,
-                  key_env: str, calls: int, seconds: float, device: str, dtype: str, *, seed: int = 0,
+                  key_env: str, calls: int, seconds: float, device: str, dtype: str, *, seed: int = 0, count: int = 1,
                   ) -> list[Passage]:  # fmt: skip
     """The passages with notes by ``source`` as their references ``external``.
 
-    A model is asked once a passage, with the policy's prompt and sampling; what it said is recorded as phase
+    A model is asked ``count`` times a passage, with the policy's prompt and sampling; what it said is recorded as phase
     ``external/write``, and a passage that it failed on says why in ``unwritten``.
 
     Args:
         source: a file of completions; MODEL@URL, or a model; "": the passages stay as they are.
+        count: texts a passage.
         key_env, …: of a model, see `seal_lib.generation.others.Other`.
 
     Raises:
@@ -41,34 +45,68 @@ def with_external(run: Recorder, passages: Sequence[Passage], prompts: Prompts, 
     if not source:
         return list(passages)
     if source.endswith(FILES):
-        return from_file(paths.given(source), passages)
+        return from_file(paths.given(source), passages, count)
     writer = Other(source, key_env, calls, seconds, device, dtype)
     writer.check()
     sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, skip_long=True)
-    write = partial(_written, run=run, writer=writer, prompts=prompts, sampling=sampling, seed=seed)
+    write = partial(_written, run=run, writer=writer, prompts=prompts, sampling=sampling, seed=seed, count=count)
     found = run.map("external/write", passages, write)
-    return [_noted(passage, row["text"], row["reason"]) for passage, row in zip(passages, found, strict=True)]
+    return [_noted(passage, row["texts"], row["reason"]) for passage, row in zip(passages, found, strict=True)]
 
 
 def _written(part: Sequence[Passage], *, run: Recorder, writer: Other, prompts: Prompts, sampling: Sampling,
-             seed: int) -> list[dict]:  # fmt: skip
-    requests = [Request(prompts.write(p), derive_seed(seed, p.id, "external")) for p in part]
-    said = writer.texts(requests, sampling, run.count)
-    return [{"text": c.text.strip(), "tokens": c.tokens, "reason": _reason(c.finish, c.reason)} for c in said]
+             seed: int, count: int) -> list[dict]:  # fmt: skip
+    """A row a passage: its texts, without those that failed, and why the first of these did."""
+    seeds = [[derive_seed(seed, p.id, "external", *([i] if i else [])) for i in range(count)] for p in part]
+    asked = [Request(prompts.write(p), own) for p, several in zip(part, seeds, strict=True) for own in several]
+    said, rows = iter(writer.texts(asked, sampling, run.count)), []
+    for several in seeds:
+        own = [next(said) for _ in several]
+        reasons = [_reason(c.finish, c.reason) for c in own]
+        texts = [c.text.strip() for c, reason in zip(own, reasons, strict=True) if not reason]
+        rows.append({"texts": texts, "tokens": sum(c.tokens for c in own), "reason": next(filter(None, reasons), "")})
+    return rows
 
 
 def _reason(finish: str, reason: str) -> str:
     return reason or finish if finish in ("failed", "too_long") else ""
 
 
-def _noted(passage: Passage, text: str, reason: str = "") -> Passage:
-    if reason:
-        return replace(passage, unwritten={**passage.unwritten, "external": reason})
-    return replace(passage, references={**passage.references, "external": text})
+def _noted(passage: Passage, texts: Sequence[str], reason: str = "") -> Passage:
+    """The passage with texts by this writer, in the place of any other's."""
+    others = {key: text for key, text in passage.references.items() if not re.fullmatch(r"external(_\d+)?", key)}
+    named = others | {_nth("external", i): text for i, text in enumerate(texts)}
+    failed = {"external": reason} if reason else {}
+    return replace(passage, references=named, unwritten={**passage.unwritten, **failed})
 
 
-def from_file(path: Path, passages: Sequence[Passage]) -> list[Passage]:
-    """The passages with the first completion that a file has about each.
+def _nth(writer: str, number: int) -> str:
+    """The reference that holds a writer's text of that number, from 0."""
+    return f"{writer}_{number}" if number else writer
+
+
+def several(passage: Passage, writer: str, count: int, seed: int) -> list[str]:
+    """``count`` texts of another writer about a passage: its references; fewer where that writer failed on it.
+
+    The stronger writer of the made world writes as many as are asked for; ``seed`` draws them.
+
+    Raises:
+        DataError: the passage has fewer.
+    """
+    found = [passage.references[key] for i in range(count) if (key := _nth(writer, i)) in passage.references]
+    if len(found) == count or writer in passage.unwritten:
+        return found
+    if writer == "external" and passage.facts:
+        facts = [world.Fact(*fact) for fact in passage.facts]
+        return [world.external_notes(facts, rng(seed, passage.id, writer, i)) for i in range(count)]
+    raise DataError(
+        f"completions: passage {passage.id} has {len(found)} texts by {writer!r}, not {count}; ask for fewer, drop the "
+        "arm, or say who writes more: external=FILE of completions, or external=MODEL@URL."
+    )
+
+
+def from_file(path: Path, passages: Sequence[Passage], count: int = 1) -> list[Passage]:
+    """The passages with the first ``count`` completions that a file has about each.
 
     Raises:
         DataError: the file is none of completions, or has none about some passage.
@@ -79,27 +117,39 @@ def from_file(path: Path, passages: Sequence[Passage]) -> list[Passage]:
     entries = value.get("articles", [value]) if isinstance(value, dict) else value
     if not isinstance(entries, list):
         raise DataError(f"{path} holds a {type(value).__name__}; expected a list of passages with completions.")
-    known: dict[str, str] = {}
+    known: dict[str, list[str]] = {}
     for i, entry in enumerate(entries):
-        text = _first(entry, f"{path}, entry {i}")
-        known.setdefault(" ".join(entry["context"].split()), text)
+        found = _first(entry, count, f"{path}, entry {i}")
+        known.setdefault(" ".join(entry["context"].split()), found)
     lacking = [passage for passage in passages if " ".join(passage.text.split()) not in known]
     if lacking:
         raise DataError(
             f"{path} has no completions about {len(lacking)} of {len(passages)} passages (the first: {lacking[0].id}, "
             f"{lacking[0].text[:60]!r}); give a file about these passages."
         )
-    return [_noted(passage, known[" ".join(passage.text.split())]) for passage in passages]
+    texts = [known[" ".join(passage.text.split())] for passage in passages]
+    for passage, own in zip(passages, texts, strict=True):
+        if len(own) < count:
+            raise DataError(
+                f"{path} has {len(own)} completions about passage {passage.id}, not {count}; ask for fewer "
+                "(completions)."
+            )
+    return [_noted(passage, own) for passage, own in zip(passages, texts, strict=True)]
 
 
-def _first(entry: object, where: str) -> str:
-    """The first completion of an entry."""
+def _first(entry: object, count: int, where: str) -> list[str]:
+    """The first completions of an entry, ``count`` at most."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("context"), str):
         raise DataError(f"{where}: the key 'context' is missing; an entry has a passage's context and completions.")
     completions = entry.get("completions", [entry["completion"]] if "completion" in entry else None)
     if not isinstance(completions, list) or not completions:
         raise DataError(f"{where}: no completions; write them as a list of texts, completions: [text, …].")
-    text = completions[0].get("text") if isinstance(completions[0], Mapping) else completions[0]
-    if not isinstance(text, str):
-        raise DataError(f"{where}: completions[0] is {text!r}, not text; put it in quotes or remove the entry.")
-    return text.strip()
+    texts: list[str] = []
+    for number, completion in enumerate(completions[:count]):
+        text = completion.get("text") if isinstance(completion, Mapping) else completion
+        if not isinstance(text, str):
+            raise DataError(
+                f"{where}: completions[{number}] is {text!r}, not text; put it in quotes or remove the entry."
+            )
+        texts.append(text.strip())
+    return texts

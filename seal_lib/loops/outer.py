@@ -223,6 +223,17 @@ def evaluate(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domai
     return score_edits(run, policy, edits, units, domain, arm=arm, phase=phase, seed=seed)
 
 
+def practised(run: Recorder, policy: Policy, domain: Domain, outer: OuterLoop, *,
+              practice: Callable[[int], Sequence[Unit]], rounds: int, seed: int, name: str) -> Policy:  # fmt: skip
+    """The policy after some rounds, which are called ``<name>_1``, …; nothing is evaluated in between."""
+    for index in range(1, rounds + 1):
+        policy, _ = restem_round(
+            run, policy, practice(index), domain, outer, index=index, name=f"{name}_{index}",
+            seed=derive_seed(seed, index),
+        )  # fmt: skip
+    return policy
+
+
 def run_loop(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
              practice: Callable[[int], Sequence[Unit]], held_out: Sequence[Unit], rounds: int, seed: int,
              control: str = "", samples: int = 1, group: str = "") -> Loop:  # fmt: skip
@@ -259,11 +270,9 @@ def run_loop(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
             learned = imitate(run, base, kept, units, domain, outer, name=group + control, seed=draw)
             evaluated[control] = measure(learned.policy, arm=control)
     if blind and blind.own:
-        policy, blindly = base, replace(outer, filter=blind.filter)
-        for index in range(1, rounds + 1):
-            policy, _ = restem_round(
-                run, policy, practice(index), domain, blindly, index=index, name=f"{group}random_round_{index}",
-                seed=derive_seed(seed, index),
-            )  # fmt: skip
+        blindly = replace(outer, filter=blind.filter)
+        policy = practised(
+            run, base, domain, blindly, practice=practice, rounds=rounds, seed=seed, name=f"{group}random_round"
+        )
         evaluated[control] = measure(policy, arm=control)
     return Loop(seed, tuple(history), evaluated, tuple(fresh))

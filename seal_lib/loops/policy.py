@@ -5,7 +5,7 @@ A policy is a base with the adapters of finished rounds merged in, so another pr
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from seal_lib import models
 from seal_lib.errors import DataError
 from seal_lib.generation import engines
 from seal_lib.generation.contract import Generator
-from seal_lib.loops.settings import OuterLoop
+from seal_lib.loops.settings import OuterLoop, Pretraining
 from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed
 
@@ -124,6 +124,29 @@ class Policy:
         loss = json.loads((folder / "report.json").read_text())["last_loss"]
         source = self.source and self.source.then(folder / "adapter")
         return replace(self, name=name, model=merged, source=source), math.nan if loss is None else loss
+
+    def pretrained(self, documents: Sequence[list[int]], settings: Pretraining, *, seed: int,
+                   on_step: Callable[[dict], None] | None = None) -> "tuple[Policy, dict]":  # fmt: skip
+        """The policy trained on whole documents (token ids), all of them at once, and the report of `sft`.
+
+        Its weights are nowhere but in this process, so that it has no source. This policy stays as it is.
+
+        Raises:
+            DivergedError: a loss is not finite.
+        """
+        from seal_lib.training.adapters import Adapter, merge
+        from seal_lib.training.finetune import sft
+
+        batch, accumulate = pieces(self.model, settings.cpt_batch)
+        trained, report = sft(
+            self.model, [((), ids) for ids in documents], loss_on="all", method=settings.cpt_method, lr=settings.cpt_lr,
+            epochs=settings.cpt_epochs, batch=batch, accumulate=accumulate, schedule=settings.cpt_schedule,
+            warmup_ratio=settings.cpt_warmup_ratio, weight_decay=settings.cpt_weight_decay, clip=settings.cpt_clip,
+            rank=settings.cpt_rank, alpha=settings.cpt_alpha, targets=settings.cpt_targets, seed=seed,
+            gradient_checkpointing=next(self.model.parameters()).device.type != "cpu", on_step=on_step,
+        )  # fmt: skip
+        model = merge(self.model, trained, copy=True) if isinstance(trained, Adapter) else trained
+        return replace(self, model=model, source=None), report
 
 
 def pieces(model: "PreTrainedModel", batch: int) -> tuple[int, int]:

@@ -1,9 +1,12 @@
-"""The settings of an outer loop."""
+"""The settings of an outer loop, and of training on a corpus."""
 
 from dataclasses import dataclass
 
 from seal_lib.errors import DataError
 from seal_lib.loops.rewards import FILTERS, REWARDS
+from seal_lib.training.jobs import SCHEDULES
+
+METHODS, COPIES = ("full", "lora"), ("once", "each")
 
 
 @dataclass(frozen=True)
@@ -34,3 +37,35 @@ class OuterLoop:
         for key, registry in (("reward", REWARDS), ("filter", FILTERS)):
             if getattr(self, key) not in registry:
                 raise DataError(f"{key}: {getattr(self, key)!r} is not one of {', '.join(registry)}.")
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Settings of continued pretraining: one model, all documents of a corpus at once (paper Table 4, released code).
+
+    ``cpt_method``: ``full`` trains every weight (paper v2), ``lora`` an adapter (v1), which the ``cpt_rank``,
+    ``cpt_alpha`` and ``cpt_targets`` are of.
+    ``cpt_lines``: a text is one document a line, as for one passage, or one document whole.
+    ``cpt_passages``: the passage is a document ``once``, or once for ``each`` of its texts (v1).
+    """
+
+    cpt_method: str = "full"
+    cpt_lr: float = 7e-5
+    cpt_epochs: int = 1
+    cpt_batch: int = 8  # documents per optimiser step, however they are cut into passes
+    cpt_schedule: str = "linear"
+    cpt_warmup_ratio: float = 0.03  # of the steps
+    cpt_weight_decay: float = 0.0
+    cpt_clip: float = 1.0
+    cpt_length: int = 2048  # longest document in tokens
+    cpt_rank: int = 32
+    cpt_alpha: float = 64.0
+    cpt_targets: str = "all-linear"
+    cpt_lines: bool = False
+    cpt_passages: str = "once"
+
+    def __post_init__(self):
+        choices = {"cpt_method": METHODS, "cpt_schedule": SCHEDULES, "cpt_passages": COPIES}
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
+                raise DataError(f"{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}.")

@@ -221,7 +221,7 @@ def report(scale: str, items: list[Item], lacking: list[str], device: Device) ->
     out.append(f"disk of the runs: {needs.size_text(size)}; free: {needs.size_text(needs.free_disk(paths.runs()))}")
     who: dict[str, list[str]] = {text: [] for text in lacking}
     for one in todo:
-        for text in one.missing:
+        for text in dict.fromkeys(one.missing):
             who.setdefault(text, []).append(one.notebook.partition("_")[0])
     problems = [f"{', '.join(names)}: {text}" if names else text for text, names in who.items()]
     out += ["", "missing:" if problems else "nothing is missing", *(f"  {text}" for text in problems)]

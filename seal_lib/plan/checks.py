@@ -15,10 +15,11 @@ from seal_lib.generation.contract import Sampling
 from seal_lib.generation.others import Other
 from seal_lib.grading.judge import NOBODY
 from seal_lib.knowledge import prompts as knowledge_prompts
+from seal_lib.knowledge.corpus import WRITERS
 from seal_lib.knowledge.domain import InnerLoop
 from seal_lib.knowledge.evaluate import BASELINES
 from seal_lib.knowledge.notes import FILES
-from seal_lib.loops.settings import OuterLoop
+from seal_lib.loops.settings import OuterLoop, Pretraining
 from seal_lib.report.arms import plain
 from seal_lib.runs import yaml_files
 from seal_lib.runs.values import did_you_mean
@@ -32,7 +33,8 @@ def check(values: Mapping[str, Any]) -> None:
     _arms(values)
     _elsewhere(values)
     puzzles = "tasks" in values
-    for settings in (TestTimeTraining if puzzles else InnerLoop, OuterLoop):  # these know what may go together
+    known = [TestTimeTraining if puzzles else InnerLoop, OuterLoop, *([Pretraining] if "cpt_method" in values else [])]
+    for settings in known:  # these know what may go together
         fields = dataclasses.fields(settings)
         if all(field.name in values or field.default is not dataclasses.MISSING for field in fields):
             settings(**{field.name: values[field.name] for field in fields if field.name in values})
@@ -78,13 +80,14 @@ def rule_of(name: str) -> "type[Rule]":
 
 def _arms(values: Mapping[str, Any]) -> None:
     study, tuning = "sequences" in values, "settings" in values
+    known = WRITERS if "cpt_method" in values else BASELINES
     for key in ("arms", "own_arms", "controls"):
         for name in values.get(key, ()):
             if study:
                 rule_of(name)
-            elif name not in BASELINES:
-                hint = did_you_mean(name, list(BASELINES)) or "choose from these."
-                raise ParameterError(f"{key}: {name!r} is not one of {', '.join(BASELINES)}; {hint}")
+            elif name not in known:
+                hint = did_you_mean(name, list(known)) or "choose from these."
+                raise ParameterError(f"{key}: {name!r} is not one of {', '.join(known)}; {hint}")
             if tuning and name != plain(name):
                 raise ParameterError(f"{key}: {name!r} has no knobs of its own; write {plain(name)!r}.")
     if study and not tuning and not any(rule_of(name).trains for name in values["arms"]):

@@ -22,13 +22,15 @@ from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.arc.vote import View
 from seal_lib.generation.contract import Completion, Request, Sampling
+from seal_lib.knowledge import corpus
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import BASELINES
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.loops.domain import Candidate
 from seal_lib.loops.inner import ask
+from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.settings import OuterLoop
+from seal_lib.loops.settings import OuterLoop, Pretraining
 from seal_lib.plan import lengths
 from seal_lib.plan.lengths import PuzzleLengths
 from seal_lib.plan.work import CACHE_TOKENS, ROWS, Phase
@@ -236,6 +238,16 @@ class DryPolicy(Policy):
         )  # fmt: skip
         return replace(self, name=name), math.nan
 
+    def pretrained(self, documents: Sequence[list[int]], settings: Pretraining, *, seed: int,
+                   on_step: object = None) -> tuple[Policy, dict]:  # fmt: skip
+        tokens, steps = sum(map(len, documents)), -(-len(documents) // settings.cpt_batch)
+        lora = settings.cpt_method == "lora"
+        self.model.add(
+            "sft", len(documents), tokens=settings.cpt_epochs * tokens, steps=settings.cpt_epochs * steps,
+            batch=settings.cpt_batch, targets=settings.cpt_targets, rank=settings.cpt_rank if lora else 0,
+        )  # fmt: skip
+        return self, {"tokens": tokens, "steps": steps, "first_loss": math.nan, "last_loss": math.nan}
+
 
 # ---------------------------------------------------------------------------------------------- passages
 
@@ -323,6 +335,31 @@ def load_passages(meter: Meter, source: str, count: int, seed: int = 0, start: i
         asked = Several(source, "right", of.text.questions)
         found.append(Passage(f"{source}-{number}", words(of.title), of.body(number), (asked,), notes))
     return found
+
+
+def prior_passages(source: str, count: int, *_: object, **__: object) -> list[Passage]:
+    """Questions on what was known; a source that is a world is counted as its held-out passages are."""
+    asked = Several("world:heldout" if source.startswith("world:") else source, "right", 1)
+    return [Passage(f"{source}-prior-{number}", "w", "w", (asked,)) for number in range(count)]
+
+
+def some_questions(passages: Sequence[Passage], count: int | None, seed: int) -> list[Passage]:
+    """As many questions in all, spread over all passages."""
+    times = 1.0 if count is None else count / sum(p.questions[0].times for p in passages)
+    return [replace(p, questions=(replace(p.questions[0], times=times * p.questions[0].times),)) for p in passages]
+
+
+def write_texts(run: Recorder, policy: Policy, passages: Sequence[Passage], arm: str, domain: Knowledge,
+                outer: OuterLoop, *, count: int, seed: int) -> list[corpus.Text]:  # fmt: skip
+    """The texts of an arm; one that relates entities costs and is as long as a self-edit, their list is not counted."""
+    writer = corpus.writer_of(arm)
+    if writer.source == "external":
+        return [corpus.Text(p.id, arm, i, p.references["external"]) for p in passages for i in range(count)]
+    if writer.source != "relations":
+        return corpus.write(run, policy, passages, arm, domain, outer, count=count, seed=seed)
+    samples = count * len(writer.groups)
+    edits = write_self_edits(run, policy, passages, domain, outer, phase=f"{arm}/relate", seed=seed, samples=samples)
+    return [corpus.Text(e.unit_id, e.source, i % count, e.text) for i, e in enumerate(edits)]
 
 
 def batches(meter: Meter, source: str, count: int, seed: int) -> Callable[[int], list[Passage]]:

@@ -38,7 +38,7 @@ def budgets(p: Mapping, work: list[Phase], shape: budget.Shape, device: Device) 
     weights = budget.weight_bytes(shape, dtype)
     kv = max((int(min(w.rows * (w.prompt + w.longest), CACHE_TOKENS)) for w in work), default=0)
     trainings = [w for w in work if w.kind == "train"]
-    finetunings = [w for w in work if w.kind == "sft"]
+    finetunings = [w for w in work if w.kind == "sft" and w.rank]
     longest = _longest(p)
     if trainings:
         slots, batch = max(w.slots for w in trainings), max(w.batch for w in trainings)
@@ -66,6 +66,8 @@ def budgets(p: Mapping, work: list[Phase], shape: budget.Shape, device: Device) 
     found.append(made)
     if finetunings:
         found.append(_m_step(p, finetunings[0], shape, device, 2 * weights))
+    if whole := [w for w in work if w.kind == "sft" and not w.rank]:
+        found.append(_all_weights(p, whole[0], shape, device))
     for one in found:
         if not device.is_gpu:
             one.parts.pop("CUDA context", None)
@@ -102,6 +104,24 @@ def _m_step(p: Mapping, one: Phase, shape: budget.Shape, device: Device, weights
         "CUDA context": budget.CONTEXT,
     }
     return budget.Budget(f"{shape.name}, M-step", parts, device.memory)
+
+
+def _all_weights(p: Mapping, one: Phase, shape: budget.Shape, device: Device) -> budget.Budget:
+    """Training every weight: a copy of the policy, its gradients and AdamW's moments, all in the weights' type."""
+    weights = budget.weight_bytes(shape, str(p["dtype"]))
+    rows = 1 if device.is_gpu else one.batch
+    tokens = int(rows * min(p["cpt_length"], one.tokens / one.steps))
+    parts = {
+        "weights, the policy and its copy": 2 * weights,
+        "gradients": weights,
+        "moments of AdamW": 2 * weights,
+        f"activations of {tokens} tokens": budget.activation_bytes(
+            shape, tokens, one.targets, dtype=str(p["dtype"]), rank=int(p["rank"])
+        ),
+        "logits": budget.logits_bytes(shape, tokens),
+        "CUDA context": budget.CONTEXT,
+    }
+    return budget.Budget(f"{shape.name}, all weights", parts, device.memory)
 
 
 def _longest(p: Mapping) -> float:

@@ -130,7 +130,7 @@ def gallery(df: pd.DataFrame, folder: Path, pictures: Sequence[Callable]) -> lis
         for kind in (".png", ".pdf", ".csv"):
             picture.with_suffix(kind).unlink(missing_ok=True)
     names = []
-    parent = df["experiment"].str.replace(r"/(seed_\w+|tasks|choices)$", "", regex=True)
+    parent = df["experiment"].str.replace(r"/(seed_\w+|tasks|choices|texts_\d+)$", "", regex=True)
     for (experiment, protocol, model), rows in df.groupby([parent, "protocol", "model"]):
         own = rows[rows["experiment"] == experiment]
         kinds = df.loc[parent == experiment, ["protocol", "model"]].drop_duplicates()

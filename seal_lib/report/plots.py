@@ -192,6 +192,40 @@ def _level(ax: Axes, row: dict) -> list[tuple[float, str, str]]:
 
 
 @draws("coverage", title="what the notes cover")
+@draws("accuracy|tokens_trained", lambda _: (6.4, 3.8), "the same number of tokens, by whom")
+def accuracy_by_tokens(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Accuracy against the tokens that were trained on, a line an arm over the numbers of texts: at one place of the
+    axis all arms have trained as much.
+
+    The table holds an experiment and its ``/texts_<n>`` children.
+    """
+    values: dict[str, dict[str, dict[str, dict]]] = {}
+    for row in table.to_dict("records"):
+        values.setdefault(row["arm"], {}).setdefault(row["experiment"], {})[row["metric"]] = row
+    names, levels = [], []
+    for arm in sorted(values, key=arm_rank):
+        own = [found for found in values[arm].values() if "accuracy" in found]
+        trained = [found for found in own if not math.isnan(found.get("tokens_trained", {"value": math.nan})["value"])]
+        points = sorted((found["tokens_trained"]["value"], found["accuracy"]) for found in trained)
+        paint = colour(arm)
+        if not points:
+            levels += [(arm, found["accuracy"]) for found in own[:1]]
+            continue
+        ax.plot([x for x, _ in points], [row["value"] for _, row in points], color=paint, linewidth=1.6, zorder=3)
+        for x, row in points:
+            mark(ax, row, x, paint, upright=True)
+        names.append((points[-1][1]["value"], arm_label(arm), paint))
+    for arm, row in levels:
+        ax.axhline(row["value"], color=colour(arm), linewidth=1, linestyle="--", zorder=1)
+        names.append((row["value"], arm_label(arm), colour(arm)))
+    ax.set_xscale("log")
+    ax.set_xlabel("tokens trained on")
+    share_axis(ax.yaxis, SHARE_LABELS["accuracy"])
+    names_at_right(ax, names)
+    ax.grid(axis="y")
+    return ax
+
+
 def coverage_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
     """Share of a passage's facts that the self-edits state, by round of the policy, with intervals."""
     rows = by_round(arm_rows(table, "coverage"))
@@ -286,6 +320,7 @@ def pictures(
     wanted = [
         (accuracy_by_arm, full, len(ran) >= 2),
         (accuracy_by_round, pd.concat([full, rows.drop(own.index)], ignore_index=True), len(learned) >= 2),
+        (accuracy_by_tokens, rows, "tokens_trained" in arms),
         (accuracy_by_grader, own, any(metric.startswith("accuracy:") for metric in arms)),
         (differences, own[~own["arm"].str.endswith(" - frozen")], bool(compared)),
         (blank_rate_by_arm, own, own.loc[own["metric"] == "blank_rate", "value"].max() >= WORTH_A_FIGURE),

@@ -23,7 +23,7 @@ from seal_lib.errors import DataError, command_line
 from seal_lib.report import frames, paper
 from seal_lib.report.arms import NOT_RUN, arm_label
 from seal_lib.report.results import collect, read_results
-from seal_lib.report.tables import LEVELS, OTHER_TITLES, TITLES, shown, table, to_markdown
+from seal_lib.report.tables import LEVELS, OTHER_TITLES, TITLES, shown, table, title, to_markdown
 from seal_lib.runs import manifest, params
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def results_block(df: pd.DataFrame, few: bool = False) -> str:
 def others_block(df: pd.DataFrame) -> str:
     """A table for each other experiment that ran."""
     parts = []
-    for experiment, name in OTHER_TITLES.items():
+    ran = df["experiment"].unique()
+    for experiment in [name for pattern in OTHER_TITLES for name in ran if re.fullmatch(pattern, name)]:
         rows = df[df["experiment"] == experiment]
         wanted = [m for m in dict.fromkeys(rows["metric"]) if re.fullmatch(LEVELS.get(experiment, "(?!)"), m)]
         if (rows["metric"] == shown(experiment).metric).any():
@@ -79,7 +80,7 @@ def others_block(df: pd.DataFrame) -> str:
             frame = frames.levels(rows, wanted).reset_index()
         else:
             continue
-        parts.append(f"**{name}** (`{experiment}`)\n\n{to_markdown(frame)}")
+        parts.append(f"**{title(experiment)}** (`{experiment}`)\n\n{to_markdown(frame)}")
     return "\n\n".join(parts)
 
 

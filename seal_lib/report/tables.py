@@ -31,10 +31,12 @@ TITLES = {
     "arc/few_shot": "Grid puzzles from a few examples",
 }
 
-OTHER_TITLES = {  # of experiments whose table is no headline
+OTHER_TITLES = {  # of experiments whose table is no headline: pattern of the name -> title with its groups
     "tour": "A first tour",
     "knowledge/self_edits": "What the untrained policy writes",
     "knowledge/models": "Models grown from other seeds",
+    r"knowledge/cpt_(\d+)_full": r"\1 passages at once, all weights",
+    r"knowledge/cpt_(\d+)_lora": r"\1 passages at once, LoRA",
     "knowledge/graders": "The same answers under several graders",
     "own_document": "A document of one's own",
     "own_documents/growing": "A store that grows",
@@ -68,6 +70,7 @@ SHOWN = {  # experiments with a note, or whose headline is not accuracy
         "p-values of each table are one family.",
     ),
     "knowledge/restem": Shown(few=("frozen", "own_untrained", "random_edit_sft", "seal_round_2")),
+    "knowledge/cpt": Shown(also={"prior_right": "prior questions right, %"}),
     "arc/few_shot": Shown(
         "success_rate",
         ("rejected_rate", "rejected, %"),
@@ -113,13 +116,17 @@ LEVELS = {
 
 def title(experiment: str) -> str:
     """What a figure of the experiment is headed by."""
-    return (TITLES | OTHER_TITLES).get(experiment, experiment)
+    if experiment in TITLES:
+        return TITLES[experiment]
+    found = ((re.fullmatch(pattern, experiment), name) for pattern, name in OTHER_TITLES.items())
+    return next((match.expand(name) for match, name in found if match), experiment)
 
 
 def shown(experiment: str) -> Shown:
     """What a table shows of an experiment, or of one seed of it; accuracy and blank answers unless `SHOWN` says
     otherwise."""
-    return SHOWN.get(re.sub(r"/seed_\w+$", "", experiment), Shown())
+    kind = re.sub(r"^knowledge/cpt_\d+_\w+", "knowledge/cpt", re.sub(r"/seed_\w+$", "", experiment))
+    return SHOWN.get(kind, Shown())
 
 
 def with_gaps(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.DataFrame:
