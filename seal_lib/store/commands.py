@@ -33,6 +33,7 @@ from seal_lib.store.merging import Merged, base_of, chosen, merge, prune, relate
 from seal_lib.store.review import KINDS, Finding
 from seal_lib.store.routing import ROUTES, Router
 from seal_lib.store.schema import STAGES, Edit, Queued, Renewal
+from seal_lib.store.search import Search
 from seal_lib.store.sharing import export, take_in
 from seal_lib.store.texts import PASSAGE_WORDS, read, with_questions
 from seal_lib.store.updates import RULES, Plan, percent, seconds, text_of, update, write_report
@@ -89,18 +90,21 @@ class Session:
     domain: Knowledge
     outer: OuterLoop
     own: OwnQuestions
+    search: Search
 
 
 def session(values: dict[str, Any]) -> Session:
     """Load the model and make the settings from parameters (those of `NOTEBOOK`)."""
+    search = params.pick(Search, values)
     source = Source(values["model"], values["dtype"], values["revision"])
     policy = Policy("untrained", *source.load(values["device"]), values["engine"], source)
     wording = prompts.load(values["prompts"])
     domain = Knowledge(params.pick(InnerLoop, values), wording)
     outer = OuterLoop(**{key: values[key] for key in ("samples", "temperature", "top_p", "edit_tokens")})
     return Session(
-        policy, domain, outer, OwnQuestions(prompts.load(values["question_prompts"]), values["question_samples"])
-    )
+        policy, domain, outer, OwnQuestions(prompts.load(values["question_prompts"]), values["question_samples"]),
+        search,
+    )  # fmt: skip
 
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:
@@ -173,7 +177,9 @@ def _findings(findings: Sequence[Finding]) -> str:
 def _ask(given: argparse.Namespace) -> tuple[Reply, str]:
     ready = session(settings(given))
     with store_of(given.store) as store:
-        (reply,) = ask(Bar(), store, ready.policy, [given.question], ready.domain, route=given.route)
+        (reply,) = ask(
+            Bar(), store, ready.policy, [given.question], ready.domain, route=given.route, search=ready.search
+        )
     source = f"{reply.document}, {reply.place}, {reply.title!r}" if reply.document else "no source"
     others = ", ".join(f"{HEADS[stage]}: {answer or '-'}" for stage, answer in reply.answers.items())
     return reply, f"{reply.answer}\n\n{source}; {reply.why}\n{others}"
@@ -202,8 +208,9 @@ def _show(given: argparse.Namespace) -> tuple[Edit, str]:
 
 
 def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    search = params.pick(Search, settings(given))
     with store_of(given.store) as store:
-        router = Router(store, "", given.route)
+        router = Router(store, "", given.route, search)
     evidence, stage, why = router.route(given.question)
     passage = evidence.match.passage if evidence.match else None
     document, place = router.places[passage.id] if passage else ("", "")
@@ -214,7 +221,7 @@ def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "edit": evidence.edit.id if evidence.edit else 0,
     }  # fmt: skip
     source = f"{document}, {place}, {passage.title!r}" if passage else "no passage"
-    return found, f"{HEADS[stage]}: {why}\n{source}; its words weigh {weight:.1f}, {evidence.needed:.1f} needed"
+    return found, f"{HEADS[stage]}: {why}\n{source}; {evidence.told}"
 
 
 def _audit(given: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
@@ -313,7 +320,7 @@ def _serve(given: argparse.Namespace) -> tuple[None, str]:
             if token := os.environ.get(serving.TOKEN):
                 os.environ["VLLM_API_KEY"] = token
             os.execv(command[0], command)
-        desk = serving.Desk(store.folder, ready.policy, ready.domain, weights)
+        desk = serving.Desk(store.folder, ready.policy, ready.domain, weights, ready.search)
 
         def started(port: int) -> None:
             print(f"http://{given.host}:{port}/v1 serves {', '.join(desk.models())}; Ctrl-C ends it.", flush=True)
@@ -343,7 +350,7 @@ _ALLOW: dict[str, Any] = {
 _ROUTED: dict[str, Any] = {
     "default": "measured", "choices": tuple(ROUTES), "help": "what decides whose answer counts (default: measured)"
 }  # fmt: skip
-_WITH_MODEL = ("learn", "ask", "import", "merge", "update", "serve")
+_WITH_MODEL = ("learn", "ask", "route", "import", "merge", "update", "serve")
 _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     "learn": (_learn, "learn a document, and show answers before and after", {
         "document": {"nargs": "?", "default": "", "help": "a file or folder (default: the notebook's)"},
