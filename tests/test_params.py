@@ -402,8 +402,9 @@ def picks(notebook: str) -> list[tuple[type, set[str]]]:
     from seal_lib.arc.domain import TestTimeTraining
     from seal_lib.knowledge.domain import InnerLoop
     from seal_lib.loops.settings import OuterLoop
+    from seal_lib.store.search import Search
 
-    known = {cls.__name__: cls for cls in (InnerLoop, OuterLoop, TestTimeTraining)}
+    known = {cls.__name__: cls for cls in (InnerLoop, OuterLoop, TestTimeTraining, Search)}
     found = []
     for node in ast.walk(ast.parse("\n".join(cell["source"] for cell in params.cells(notebook)))):
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "pick":
@@ -466,12 +467,13 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
     from seal_lib.loops.rewards import FILTERS, REWARDS
     from seal_lib.loops.updates import UPDATES
     from seal_lib.store.routing import ROUTES
+    from seal_lib.store.search import RETRIEVALS
     from seal_lib.training.jobs import SCHEDULES
 
     rows = {
         "dtype": models.DTYPES, "device": ("auto", "cpu", "cuda"), "engine": ("auto", *ENGINES),
         "schedule": SCHEDULES, "sft_schedule": SCHEDULES, "reward": REWARDS, "filter": FILTERS, "update": UPDATES,
-        "views": arc.VIEWS, "route": ROUTES, "grader": GRADERS, "protocol": PROTOCOLS, "loss_on": ("output", "all"),
+        "views": arc.VIEWS, "route": ROUTES, "retrieval": RETRIEVALS, "grader": GRADERS, "protocol": PROTOCOLS, "loss_on": ("output", "all"),
         "sequences": ("disjoint", "authors", "authors_dev"),
     }  # fmt: skip
     puzzles = {"grader": arc.PUZZLE_GRADERS, "protocol": augment.ARC_PROTOCOLS}

@@ -119,7 +119,7 @@ def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
         "seal_lib.knowledge.data.batches": partial(dry.batches, meter),
         "seal_lib.knowledge.prompts.load": lambda *names: dry.Wording(**vars(prompts.load(*names)), meter=meter),
         "seal_lib.knowledge.notes.with_external": lambda run, passages, *_, **__: passages,
-        "seal_lib.grading.judge.judge_of": lambda *_: None,
+        "seal_lib.grading.judge.judge_of": lambda *_, **__: None,
         "seal_lib.store.texts.read": partial(dry.read_document, meter),
         "seal_lib.store.texts.with_questions": lambda document, questions: document,
         "seal_lib.store.database.opened": lambda *_: dry.DryStore(),

@@ -17,6 +17,8 @@ from typing import Any
 
 from seal_lib import paths
 from seal_lib.errors import DataError, ParameterError
+from seal_lib.generation.others import Other
+from seal_lib.grading.judge import Judge
 from seal_lib.knowledge import prompts
 from seal_lib.knowledge.domain import InnerLoop, Knowledge
 from seal_lib.loops.policy import Policy, Source
@@ -25,10 +27,11 @@ from seal_lib.records import Passage, Question, SelfEdit, to_dict
 from seal_lib.runs import params
 from seal_lib.runs.lifecycle import Scratch
 from seal_lib.runs.progress import Progress
+from seal_lib.store import grounding
 from seal_lib.store.asking import Reply, ask
 from seal_lib.store.database import Store
 from seal_lib.store.guard import Limits
-from seal_lib.store.learning import Consent, OwnQuestions, accuracy, learn, parts, reviewed
+from seal_lib.store.learning import Consent, OwnQuestions, accuracy, learn, lines_of, parts, reviewed
 from seal_lib.store.merging import Merged, base_of, chosen, merge, prune, related, revert, worths
 from seal_lib.store.review import KINDS, Finding
 from seal_lib.store.routing import ROUTES, Router
@@ -224,9 +227,16 @@ def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return found, f"{HEADS[stage]}: {why}\n{source}; {evidence.told}"
 
 
-def _audit(given: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
-    """Findings of a document that nobody learned yet, or of an edit, or of all that is in use."""
+def _audit(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Findings of a document that nobody learned yet, or of an edit, or of all that is in use; and of each line of
+    these edits, whether a judge finds it in its passage."""
+    judge = Judge(Other(given.judge, given.judge_env), grounding.RUBRIC) if given.judge else None
+    if judge:
+        judge.who.check()
+    edits: list[Edit] = []
     if given.what and not given.what.isdigit():
+        if judge:
+            raise ParameterError(f"--judge reads self-edits, and {given.what} has none yet; learn it, or name an edit.")
         documents = read(Path(given.what).expanduser(), PASSAGE_WORDS)
         findings = [(part.document, part.place, reviewed(part.passage)) for one in documents for part in parts(one)]
     else:
@@ -242,7 +252,29 @@ def _audit(given: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     lines: list[tuple[str, ...]] = [
         (r["where"], r["place"], r["kind"], "stops" if r["stops"] else "told", r["excerpt"], r["detail"]) for r in rows
     ]
-    return rows, table([head, *lines]) if rows else f"nothing found in {len(findings)} passages."
+    found: dict[str, Any] = {"findings": rows}
+    text = table([head, *lines]) if rows else f"nothing found in {len(findings)} passages."
+    if judge:
+        judged, told = _judged(edits, judge)
+        found, text = found | judged, f"{text}\n\n{told}"
+    return found, text
+
+
+def _judged(edits: Sequence[Edit], judge: Judge) -> tuple[dict[str, Any], str]:
+    """What the rules and a judge say of each line, and how often they agree."""
+    written = [edit for edit in edits if lines_of(edit.self_edit)]
+    trials = grounding.graded(Bar(), "self-edits", [(e.passage, e.self_edit) for e in written], judge)
+    agreed = grounding.rows({"self-edits": trials}) if trials else []
+    who = grounding.RULES, grounding.JUDGE
+    lines = [
+        {"edit": edit.id, "line": answer.text, **{name: grounding.said(answer.grades[name]) for name in who}}
+        for edit, trial in zip(written, trials, strict=True)
+        for answer in trial.answers
+    ]
+    columns = ("edit", "line", *who)
+    cells = [tuple(str(row[name]) for name in columns) for row in lines]
+    told = [table([columns, *cells])] if lines else ["no self-edit has a line to judge."]
+    return {"lines": lines, "agreement": agreed}, "\n".join([*told, *grounding.in_words(agreed)])
 
 
 def _limits(values: dict[str, Any]) -> Limits:
@@ -364,6 +396,8 @@ _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     "show": (_show, "one edit with its passage, self-edit and answers", {"edit": {"type": int}}),
     "audit": (_audit, "what a document or the self-edits hold that should not be learned unseen", {
         "what": {"nargs": "?", "default": "", "help": "a document, or the number of an edit (default: all kept)"},
+        "--judge": {"default": "", "metavar": "MODEL[@URL]", "help": "who also says of each line if it is grounded"},
+        "--judge-env": {"default": "", "metavar": "NAME", "help": "environment variable that holds the judge's key"},
     }),
     "merge": (_merge, "use several edits as one adapter, if little is lost", {
         "edit": {"type": int, "nargs": "*", "help": "default: all in use"},
