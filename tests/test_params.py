@@ -473,8 +473,8 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
     rows = {
         "dtype": models.DTYPES, "device": ("auto", "cpu", "cuda"), "engine": ("auto", *ENGINES),
         "schedule": SCHEDULES, "sft_schedule": SCHEDULES, "reward": REWARDS, "filter": FILTERS, "update": UPDATES,
-        "views": arc.VIEWS, "route": ROUTES, "retrieval": RETRIEVALS, "grader": GRADERS, "protocol": PROTOCOLS, "loss_on": ("output", "all"),
-        "sequences": ("disjoint", "authors", "authors_dev"),
+        "views": arc.VIEWS, "route": ROUTES, "grader": GRADERS, "protocol": PROTOCOLS, "loss_on": ("output", "all"),
+        "sequences": ("disjoint", "authors", "authors_dev"), "retrieval": RETRIEVALS,
     }  # fmt: skip
     puzzles = {"grader": arc.PUZZLE_GRADERS, "protocol": augment.ARC_PROTOCOLS}
     study = {"grader": VERDICTS, "protocol": ("clean",), "engine": ENGINES}

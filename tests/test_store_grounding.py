@@ -128,6 +128,7 @@ def test_rules_judge_and_truth_are_compared_over_passages() -> None:
     assert any("right, grounded by judge: 100.0 %" in line and "lines without a verdict: 1" in line for line in said)
     assert any(line.startswith("rules and truth agree on ") and "6 passages" in line for line in said)
     assert math.isnan(grounding.by_truth("A line of no form.", passages[0]))
+    assert math.isnan(grounding.by_truth("Kale Bo worked for Mera.", PASSAGE))  # not of the made world
 
 
 def test_audit_asks_a_judge_about_every_line_that_is_kept(home: Path, serve, capsys, monkeypatch) -> None:  # noqa: F811

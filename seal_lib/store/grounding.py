@@ -30,7 +30,9 @@ def by_rules(line: str, passage: Passage) -> float:
 
 
 def by_truth(line: str, passage: Passage) -> float:
-    """What the made world knows of a line about one of its passages; NaN of a line in none of its forms."""
+    """What the made world knows of a line; NaN of a passage that is not of it, or a line in none of its forms."""
+    if not passage.facts:
+        return math.nan
     told = world.describe_notes(line, passage)
     return math.nan if told["other"] else float(not told["false"])
 
