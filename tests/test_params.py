@@ -402,8 +402,9 @@ def picks(notebook: str) -> list[tuple[type, set[str]]]:
     from seal_lib.arc.domain import TestTimeTraining
     from seal_lib.knowledge.domain import InnerLoop
     from seal_lib.loops.settings import OuterLoop, Pretraining
+    from seal_lib.store.search import Search
 
-    known = {cls.__name__: cls for cls in (InnerLoop, OuterLoop, Pretraining, TestTimeTraining)}
+    known = {cls.__name__: cls for cls in (InnerLoop, OuterLoop, Pretraining, TestTimeTraining, Search)}
     found = []
     for node in ast.walk(ast.parse("\n".join(cell["source"] for cell in params.cells(notebook)))):
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "pick":
@@ -467,6 +468,7 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
     from seal_lib.loops.settings import COPIES, METHODS
     from seal_lib.loops.updates import UPDATES
     from seal_lib.store.routing import ROUTES
+    from seal_lib.store.search import RETRIEVALS
     from seal_lib.training.jobs import SCHEDULES
 
     rows = {
@@ -474,7 +476,7 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
         "schedule": SCHEDULES, "sft_schedule": SCHEDULES, "reward": REWARDS, "filter": FILTERS, "update": UPDATES,
         "views": arc.VIEWS, "route": ROUTES, "grader": GRADERS, "protocol": PROTOCOLS, "loss_on": ("output", "all"),
         "sequences": ("disjoint", "authors", "authors_dev"), "cpt_method": METHODS, "cpt_passages": COPIES,
-        "cpt_schedule": SCHEDULES, "seal_from": ("policy", "base"),
+        "cpt_schedule": SCHEDULES, "seal_from": ("policy", "base"), "retrieval": RETRIEVALS,
     }  # fmt: skip
     puzzles = {"grader": arc.PUZZLE_GRADERS, "protocol": augment.ARC_PROTOCOLS}
     study = {"grader": VERDICTS, "protocol": ("clean",), "engine": ENGINES}

@@ -160,7 +160,8 @@ def test_queue_update_route_audit_merge_prune_by_command(home: Path, capsys) -> 
     report = seal("update", "--budget", "10min", *quick)
     assert "# Update 1" in report and "quarantined" in report and "update-0001.md" in report
     edits = json.loads(seal("list", "--json"))
-    assert [row["kind"] for row in json.loads(seal("audit", "--json"))][:2] == ["instruction", "personal"]
+    found = json.loads(seal("audit", "--json"))["findings"]
+    assert [row["kind"] for row in found][:2] == ["instruction", "personal"]
     assert "findings" in seal("show", str(next(e["id"] for e in edits if e["findings"])))
     used = [e for e in edits if e["state"] == "active"]
     assert used

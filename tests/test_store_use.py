@@ -23,7 +23,7 @@ from seal_lib.records import Passage, Question
 from seal_lib.runs.journal import Lock
 from seal_lib.store import asking, guard, learning, merging, routing, texts, updates
 from seal_lib.store.database import Store
-from seal_lib.store.retrieval import Index, threshold
+from seal_lib.store.retrieval import Words, threshold
 from seal_lib.training.adapters import Adapter, joined
 from seal_lib.training.attached import attached
 
@@ -76,9 +76,9 @@ def base() -> str:
 def test_the_best_match_is_believed_from_a_measured_weight_on() -> None:
     passages = [Passage(f"p{i}", f"Annals {i}", f"{name} was in {place}.", ()) for i, (name, place) in enumerate(
         [("Kale Bo", "Mera"), ("Zo Teb", "Tadar"), ("Rin Ahl", "Kodis"), ("Ove Sum", "Gokal")])]  # fmt: skip
-    index = Index(passages)
+    index = Words(passages)
     assert [m.passage.id for m in index.rank("Where was Zo Teb?")][0] == "p1"
-    assert index.rank("Zyx?") == [] and index.rank("???") == [] and Index([]).rank("Zo") == []
+    assert index.rank("Zyx?") == [] and index.rank("???") == [] and Words([]).rank("Zo") == []
     asked = [(f"What firm paid {p.text.split(' was')[0]}?", p.id) for p in passages]
     needed = threshold(index, asked)
     weights = [index.rank(question)[0].weight for question, _ in asked]

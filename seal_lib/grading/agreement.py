@@ -25,8 +25,9 @@ ALL = "all answers"
 Loops = Mapping[int, Sequence[PassageTrial]]
 
 
-def judge_all(run: Recorder, loops: Loops, judge: Judge, *, phase: str) -> dict[int, list[PassageTrial]]:
-    """The trials of an arm with grades by both `JUDGES`, recorded under ``phase``."""
+def judge_all(run: Recorder, loops: Loops, judge: Judge, *, phase: str,
+              who: Sequence[str] = JUDGES) -> dict[int, list[PassageTrial]]:  # fmt: skip
+    """The trials of an arm with grades by both `JUDGES`, or by the first of them, recorded under ``phase``."""
     trials = [trial for several in loops.values() for trial in several]
     names = [f"{loop}/{trial.id}" for loop, several in loops.items() for trial in several]
     by_name = dict(zip(names, trials, strict=True))
@@ -35,10 +36,9 @@ def judge_all(run: Recorder, loops: Loops, judge: Judge, *, phase: str) -> dict[
         answers = [answer for name in part for answer in by_name[name].answers]
         pairs = [(Question(a.question, a.gold), without_thoughts(a.text)[0].strip()) for a in answers]
         asked = replace(judge, count=run.count)
-        found = [iter(judged(pairs, who)) for who in (asked, asked.again())]
+        found = {name: iter(judged(pairs, replace(asked, repeat=asked.repeat + n))) for n, name in enumerate(who)}
         return [
-            {name: [next(several) for _ in by_name[one].answers] for name, several in zip(JUDGES, found, strict=True)}
-            for one in part
+            {name: [next(several) for _ in by_name[one].answers] for name, several in found.items()} for one in part
         ]
 
     rows = iter(run.map(phase, names, verdicts, chunk=64))
@@ -47,7 +47,7 @@ def judge_all(run: Recorder, loops: Loops, judge: Judge, *, phase: str) -> dict[
 
 def _regraded(trial: PassageTrial, row: Mapping[str, Sequence[float | None]]) -> PassageTrial:
     answers = tuple(
-        replace(answer, grades=answer.grades | {name: _number(row[name][i]) for name in JUDGES})
+        replace(answer, grades=answer.grades | {name: _number(grades[i]) for name, grades in row.items()})
         for i, answer in enumerate(trial.answers)
     )
     return replace(trial, answers=answers)

@@ -75,7 +75,8 @@ class Judge:
         ]
 
 
-def judge_of(grader: str, who: str, key_env: str, calls: int, seconds: float, device: str, dtype: str) -> Judge | None:
+def judge_of(grader: str, who: str, key_env: str, calls: int, seconds: float, device: str, dtype: str,
+             rubric: str = "same-answer") -> Judge | None:  # fmt: skip
     """The judge that the parameters of a notebook name; None unless ``grader`` is ``judge``.
 
     Args:
@@ -88,6 +89,6 @@ def judge_of(grader: str, who: str, key_env: str, calls: int, seconds: float, de
         return None
     if not who:
         raise DataError(NOBODY)
-    judge = Judge(Other(who, key_env, calls, seconds, device, dtype))
+    judge = Judge(Other(who, key_env, calls, seconds, device, dtype), rubric)
     judge.who.check()
     return judge

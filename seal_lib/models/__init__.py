@@ -84,7 +84,7 @@ def load(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     device = checks.check_place(device, dtype)
-    source, at = _pinned(name, revision)
+    source, at = pinned(name, revision)
     options = {**at, "trust_remote_code": False}
     if Path(source).is_dir():
         checks.check_folder(Path(source))
@@ -137,7 +137,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
     """
     from transformers import AutoTokenizer
 
-    source, at = _pinned(name, revision)
+    source, at = pinned(name, revision)
     with checks.opening(name, source, at.get("revision"), "the tokenizer of model"):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **at)
         checks.check_tokenizer(tokenizer, name)
@@ -146,14 +146,18 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
     return tokenizer
 
 
-def _pinned(name: str, revision: str | None) -> tuple[str, dict[str, str]]:
-    """(source, keyword with the commit for a Hub id)."""
-    source, pinned = resolve(name)
+def pinned(name: str, revision: str | None, parameter: str = "revision") -> tuple[str, dict[str, str]]:
+    """(source, keyword with the commit for a Hub id).
+
+    Raises:
+        DataError: as `resolve`, or a Hub id has no commit.
+    """
+    source, known = resolve(name)
     if Path(source).is_dir():
         return source, {}
-    commit = revision or pinned
+    commit = revision or known
     if not commit:
-        raise DataError(f"model {name!r} has no pinned revision; give the commit as parameter `revision`.")
+        raise DataError(f"model {name!r} has no pinned revision; give the commit as parameter `{parameter}`.")
     return source, {"revision": commit}
 
 

@@ -38,9 +38,10 @@ from seal_lib.records import Passage, Question
 from seal_lib.runs.lifecycle import Scratch
 from seal_lib.runs.work import Recorder
 from seal_lib.store import texts
+from seal_lib.store.growth import ways
 from seal_lib.store.learning import OwnQuestions, learn
-from seal_lib.store.routing import ROUTES
 from seal_lib.store.schema import Edit
+from seal_lib.store.search import Search
 from seal_lib.store.texts import Document
 from seal_lib.training.jobs import Example, Job, Result
 
@@ -374,13 +375,13 @@ def read_document(meter: Meter, path: Path, words: int) -> list[Document]:
 
 def grow(
     run: Recorder, store: "DryStore", policy: Policy, domain: Knowledge, outer: OuterLoop, passages: Sequence[Passage],
-    sizes: Sequence[int], *_: object, seed: int = 0, **__: object,
+    sizes: Sequence[int], *_: object, search: Search | None = None, seed: int = 0, **__: object,
 ) -> list:  # fmt: skip
     """Learn up to the largest size, and at each size ask what is there by every route; no answers come of it."""
     document = Document("passages", "", "", tuple(passages), ("",) * len(passages))
     learn(run, store, policy, document, domain, outer, OwnQuestions(domain.prompts, 0), seed=seed)
     for size in sizes:
-        for way in ROUTES:
+        for way, _ in ways(search).values():
             shown = way in ("retrieval", "both")
             asked = [Candidate(p.id, p, None, "frozen", 0, trains=False, shown=shown) for p in passages[:size]]
             ask(policy, asked, {}, run.count, domain=domain)

@@ -41,6 +41,7 @@ OTHER_TITLES = {  # of experiments whose table is no headline: pattern of the na
     "own_document": "A document of one's own",
     "own_documents/growing": "A store that grows",
     "own_documents/review": "What the review of own documents stops",
+    "own_documents/grounding": "Lines of self-edits that their passages bear out",
     "continual/sequential": "Self-edits one after the other",
     "continual/mitigations": "Eight self-edits in a row",
     "continual/stream_length": "Up to 32 self-edits in a row",
@@ -111,6 +112,7 @@ LEVELS = {
     "continual/stream_length": r"AA_\d+|change_\d+_to_\d+",
     "own_documents/growing": r"(right|kept|prompt_tokens)_\d+",
     "own_documents/review": r"stopped|stopped_unread|found",
+    "own_documents/grounding": r"(grounded|agree):.*",
 }
 
 

@@ -16,6 +16,7 @@ from seal_lib.runs.work import Recorder
 from seal_lib.store.database import Store
 from seal_lib.store.routing import Evidence, Router
 from seal_lib.store.schema import ARMS, STAGES
+from seal_lib.store.search import Search
 from seal_lib.training.jobs import Result
 
 
@@ -45,17 +46,19 @@ class Reply:
 
 
 def ask(run: Recorder, store: Store, policy: Policy, questions: Sequence[str], domain: Knowledge, *,
-        route: str = "measured", compare: bool = True, phase: str = "ask") -> list[Reply]:  # fmt: skip
+        route: str = "measured", search: Search | None = None, compare: bool = True,
+        phase: str = "ask") -> list[Reply]:  # fmt: skip
     """Ask about what the store holds, all questions together.
 
     Args:
         route: what decides whose answer counts, a key of `seal_lib.store.routing.ROUTES`.
+        search: how the passage of a question is found; None: by its words.
         compare: also give the answers that do not count: of the base, with the passage in view, of the adapter.
 
     Raises:
         DataError: a passage's adapter is of another base, or is not what was kept; a question is too long.
     """
-    router = Router(store, models.weight_hash(policy.base.name, policy.base.revision), route)
+    router = Router(store, models.weight_hash(policy.base.name, policy.base.revision), route, search)
     unit = partial(_replies, store=store, router=router, policy=policy, domain=domain, compare=compare, count=run.count)
     return [Reply(**row) for row in run.map(phase, list(dict.fromkeys(questions)), unit, chunk=64)]
 
@@ -65,8 +68,7 @@ def _replies(part: Sequence[str], *, store: Store, router: Router, policy: Polic
     merged = {merge.weights: merge for merge in store.merges()}
     adapters = {}
     candidates, results, routed = [], {}, []
-    for question in part:
-        evidence, used, why = router.route(question)
+    for question, (evidence, used, why) in zip(part, router.routes(part), strict=True):
         passage = evidence.match.passage if evidence.match else Passage("", "", "", ())
         unit = replace(passage, questions=(Question(question, ""),))
         wanted = {used, *(_there(evidence) if compare else ())}

@@ -17,6 +17,8 @@ from typing import Any
 
 from seal_lib import paths
 from seal_lib.errors import DataError, ParameterError
+from seal_lib.generation.others import Other
+from seal_lib.grading.judge import Judge
 from seal_lib.knowledge import prompts
 from seal_lib.knowledge.domain import InnerLoop, Knowledge
 from seal_lib.loops.policy import Policy, Source
@@ -25,14 +27,16 @@ from seal_lib.records import Passage, Question, SelfEdit, to_dict
 from seal_lib.runs import params
 from seal_lib.runs.lifecycle import Scratch
 from seal_lib.runs.progress import Progress
+from seal_lib.store import grounding
 from seal_lib.store.asking import Reply, ask
 from seal_lib.store.database import Store
 from seal_lib.store.guard import Limits
-from seal_lib.store.learning import Consent, OwnQuestions, accuracy, learn, parts, reviewed
+from seal_lib.store.learning import Consent, OwnQuestions, accuracy, learn, lines_of, parts, reviewed
 from seal_lib.store.merging import Merged, base_of, chosen, merge, prune, related, revert, worths
 from seal_lib.store.review import KINDS, Finding
 from seal_lib.store.routing import ROUTES, Router
 from seal_lib.store.schema import STAGES, Edit, Queued, Renewal
+from seal_lib.store.search import Search
 from seal_lib.store.sharing import export, take_in
 from seal_lib.store.texts import PASSAGE_WORDS, read, with_questions
 from seal_lib.store.updates import RULES, Plan, percent, seconds, text_of, update, write_report
@@ -89,18 +93,21 @@ class Session:
     domain: Knowledge
     outer: OuterLoop
     own: OwnQuestions
+    search: Search
 
 
 def session(values: dict[str, Any]) -> Session:
     """Load the model and make the settings from parameters (those of `NOTEBOOK`)."""
+    search = params.pick(Search, values)
     source = Source(values["model"], values["dtype"], values["revision"])
     policy = Policy("untrained", *source.load(values["device"]), values["engine"], source)
     wording = prompts.load(values["prompts"])
     domain = Knowledge(params.pick(InnerLoop, values), wording)
     outer = OuterLoop(**{key: values[key] for key in ("samples", "temperature", "top_p", "edit_tokens")})
     return Session(
-        policy, domain, outer, OwnQuestions(prompts.load(values["question_prompts"]), values["question_samples"])
-    )
+        policy, domain, outer, OwnQuestions(prompts.load(values["question_prompts"]), values["question_samples"]),
+        search,
+    )  # fmt: skip
 
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:
@@ -173,7 +180,9 @@ def _findings(findings: Sequence[Finding]) -> str:
 def _ask(given: argparse.Namespace) -> tuple[Reply, str]:
     ready = session(settings(given))
     with store_of(given.store) as store:
-        (reply,) = ask(Bar(), store, ready.policy, [given.question], ready.domain, route=given.route)
+        (reply,) = ask(
+            Bar(), store, ready.policy, [given.question], ready.domain, route=given.route, search=ready.search
+        )
     source = f"{reply.document}, {reply.place}, {reply.title!r}" if reply.document else "no source"
     others = ", ".join(f"{HEADS[stage]}: {answer or '-'}" for stage, answer in reply.answers.items())
     return reply, f"{reply.answer}\n\n{source}; {reply.why}\n{others}"
@@ -202,8 +211,9 @@ def _show(given: argparse.Namespace) -> tuple[Edit, str]:
 
 
 def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    search = params.pick(Search, settings(given))
     with store_of(given.store) as store:
-        router = Router(store, "", given.route)
+        router = Router(store, "", given.route, search)
     evidence, stage, why = router.route(given.question)
     passage = evidence.match.passage if evidence.match else None
     document, place = router.places[passage.id] if passage else ("", "")
@@ -214,12 +224,19 @@ def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "edit": evidence.edit.id if evidence.edit else 0,
     }  # fmt: skip
     source = f"{document}, {place}, {passage.title!r}" if passage else "no passage"
-    return found, f"{HEADS[stage]}: {why}\n{source}; its words weigh {weight:.1f}, {evidence.needed:.1f} needed"
+    return found, f"{HEADS[stage]}: {why}\n{source}; {evidence.told}"
 
 
-def _audit(given: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
-    """Findings of a document that nobody learned yet, or of an edit, or of all that is in use."""
+def _audit(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Findings of a document that nobody learned yet, or of an edit, or of all that is in use; and of each line of
+    these edits, whether a judge finds it in its passage."""
+    judge = Judge(Other(given.judge, given.judge_env), grounding.RUBRIC) if given.judge else None
+    if judge:
+        judge.who.check()
+    edits: list[Edit] = []
     if given.what and not given.what.isdigit():
+        if judge:
+            raise ParameterError(f"--judge reads self-edits, and {given.what} has none yet; learn it, or name an edit.")
         documents = read(Path(given.what).expanduser(), PASSAGE_WORDS)
         findings = [(part.document, part.place, reviewed(part.passage)) for one in documents for part in parts(one)]
     else:
@@ -235,7 +252,29 @@ def _audit(given: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     lines: list[tuple[str, ...]] = [
         (r["where"], r["place"], r["kind"], "stops" if r["stops"] else "told", r["excerpt"], r["detail"]) for r in rows
     ]
-    return rows, table([head, *lines]) if rows else f"nothing found in {len(findings)} passages."
+    found: dict[str, Any] = {"findings": rows}
+    text = table([head, *lines]) if rows else f"nothing found in {len(findings)} passages."
+    if judge:
+        judged, told = _judged(edits, judge)
+        found, text = found | judged, f"{text}\n\n{told}"
+    return found, text
+
+
+def _judged(edits: Sequence[Edit], judge: Judge) -> tuple[dict[str, Any], str]:
+    """What the rules and a judge say of each line, and how often they agree."""
+    written = [edit for edit in edits if lines_of(edit.self_edit)]
+    trials = grounding.graded(Bar(), "self-edits", [(e.passage, e.self_edit) for e in written], judge)
+    agreed = grounding.rows({"self-edits": trials}) if trials else []
+    who = grounding.RULES, grounding.JUDGE
+    lines = [
+        {"edit": edit.id, "line": answer.text, **{name: grounding.said(answer.grades[name]) for name in who}}
+        for edit, trial in zip(written, trials, strict=True)
+        for answer in trial.answers
+    ]
+    columns = ("edit", "line", *who)
+    cells = [tuple(str(row[name]) for name in columns) for row in lines]
+    told = [table([columns, *cells])] if lines else ["no self-edit has a line to judge."]
+    return {"lines": lines, "agreement": agreed}, "\n".join([*told, *grounding.in_words(agreed)])
 
 
 def _limits(values: dict[str, Any]) -> Limits:
@@ -313,7 +352,7 @@ def _serve(given: argparse.Namespace) -> tuple[None, str]:
             if token := os.environ.get(serving.TOKEN):
                 os.environ["VLLM_API_KEY"] = token
             os.execv(command[0], command)
-        desk = serving.Desk(store.folder, ready.policy, ready.domain, weights)
+        desk = serving.Desk(store.folder, ready.policy, ready.domain, weights, ready.search)
 
         def started(port: int) -> None:
             print(f"http://{given.host}:{port}/v1 serves {', '.join(desk.models())}; Ctrl-C ends it.", flush=True)
@@ -343,7 +382,7 @@ _ALLOW: dict[str, Any] = {
 _ROUTED: dict[str, Any] = {
     "default": "measured", "choices": tuple(ROUTES), "help": "what decides whose answer counts (default: measured)"
 }  # fmt: skip
-_WITH_MODEL = ("learn", "ask", "import", "merge", "update", "serve")
+_WITH_MODEL = ("learn", "ask", "route", "import", "merge", "update", "serve")
 _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     "learn": (_learn, "learn a document, and show answers before and after", {
         "document": {"nargs": "?", "default": "", "help": "a file or folder (default: the notebook's)"},
@@ -357,6 +396,8 @@ _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     "show": (_show, "one edit with its passage, self-edit and answers", {"edit": {"type": int}}),
     "audit": (_audit, "what a document or the self-edits hold that should not be learned unseen", {
         "what": {"nargs": "?", "default": "", "help": "a document, or the number of an edit (default: all kept)"},
+        "--judge": {"default": "", "metavar": "MODEL[@URL]", "help": "who also says of each line if it is grounded"},
+        "--judge-env": {"default": "", "metavar": "NAME", "help": "environment variable that holds the judge's key"},
     }),
     "merge": (_merge, "use several edits as one adapter, if little is lost", {
         "edit": {"type": int, "nargs": "*", "help": "default: all in use"},

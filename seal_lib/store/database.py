@@ -4,13 +4,16 @@ Knows records and their tables (`seal_lib.store.schema`); each change is one tra
 (`seal_lib.store.transactions`). Does not know how anything was learned, and loads no model.
 """
 
+import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from seal_lib import models, paths
 from seal_lib.errors import DataError
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from seal_lib.loops.policy import Source
     from seal_lib.runs.lifecycle import Run
     from seal_lib.training.adapters import Adapter
+
+
+TOGETHER = 256  # texts whose vectors are made and kept together
 
 
 def _now() -> str:
@@ -89,6 +95,26 @@ class Store(Folder):
         for name, title, text, document, place in rows:
             found.setdefault(name, (Passage(name, title, text, ()), document, place))
         return list(found.values())
+
+    def vectors(self, texts: Sequence[str], encoder: str, encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
+        """One row of 32-bit floats per text: as kept, or as ``encode`` makes them of the texts that this encoder has
+        not seen. They are kept a few at a time, so a killed call goes on.
+
+        Args:
+            encoder: what decides the vectors, as one text; another one sees all texts anew.
+        """
+        keys = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+        with self.told():
+            kept = dict(self._base.execute("SELECT text, vector FROM vector WHERE encoder = ?", (encoder,)).fetchall())
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in kept}
+        for first in range(0, len(new), TOGETHER):
+            part = dict(list(new.items())[first : first + TOGETHER])
+            made = [row.astype("<f4").tobytes() for row in encode(list(part.values()))]
+            kept |= zip(part, made, strict=True)
+            with self._change():  # another process may have made the same ones meanwhile
+                rows = [(key, encoder, vector) for key, vector in zip(part, made, strict=True)]
+                self._base.executemany("INSERT OR IGNORE INTO vector VALUES (?, ?, ?)", rows)
+        return np.stack([np.frombuffer(kept[key], "<f4") for key in keys])
 
     # ------------------------------------------------------------------ edits
 

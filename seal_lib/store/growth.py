@@ -25,6 +25,7 @@ from seal_lib.store.asking import ask
 from seal_lib.store.database import Store
 from seal_lib.store.learning import OwnQuestions, learn
 from seal_lib.store.routing import ROUTES
+from seal_lib.store.search import Search
 from seal_lib.store.texts import Document
 
 EXPERIMENT = "own_documents/growing"
@@ -32,9 +33,18 @@ NOTHING = "frozen"  # the model as it is, which has learned nothing and reads no
 MERGED, BEST = "store_merged", "store_best"
 
 
-def arm_of(way: str) -> str:
-    """The arm of a route (`seal_lib.store.routing.ROUTES`)."""
-    return f"store_{way}"
+def arm_of(way: str, retrieval: str = "words") -> str:
+    """The arm of a route (`seal_lib.store.routing.ROUTES`) to passages found in that way."""
+    return f"store_{way}" if retrieval == "words" else f"store_{way}_{retrieval}"
+
+
+def ways(search: Search | None = None) -> dict[str, tuple[str, Search]]:
+    """Arm → (route, how passages are found): every route by words, those that depend most on what is found also by
+    ``search``."""
+    found = {arm_of(way): (way, Search()) for way in ROUTES}
+    if search:
+        found |= {arm_of(way, search.retrieval): (way, search) for way in ("measured", "retrieval")}
+    return found
 
 
 @dataclass(frozen=True)
@@ -57,16 +67,18 @@ def halves(passages: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:
 
 
 def grow(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, passages: Sequence[Passage],
-         sizes: Sequence[int], prior: Sequence[Question], *, merge_most: int,
+         sizes: Sequence[int], prior: Sequence[Question], *, merge_most: int, search: Search | None = None,
          seed: int = 0) -> list[Grown]:  # fmt: skip
     """The store at each size, from the smallest on: learn up to it, then ask.
 
     Args:
         prior: questions about what the model knew before, asked of the store as any other.
+        search: also find passages this way, beside by words.
         merge_most: also ask all adapters as one, while there are at most so many.
     """
     choosing, asking = halves(passages)
-    grown = [_asked(run, store, policy, domain, 0, [], prior, [NOTHING], 0)]
+    nothing = {NOTHING: ("retrieval", Search())}
+    grown = [_asked(run, store, policy, domain, 0, [], prior, nothing, 0)]
     learned = 0
     for size in sorted(sizes):
         part = choosing[learned:size]
@@ -74,25 +86,23 @@ def grow(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: 
         digest = hashlib.sha256(" ".join(p.id for p in part).encode()).hexdigest()
         document = Document(f"passages {learned + 1}–{size}", f"made:{learned}", digest, tuple(part), names)
         learn(run, store, policy, document, domain, outer, OwnQuestions(domain.prompts, 0), seed=seed)
-        grown.append(_asked(run, store, policy, domain, size, asking[:size], prior, list(ROUTES), merge_most))
+        grown.append(_asked(run, store, policy, domain, size, asking[:size], prior, ways(search), merge_most))
         learned = size
     return grown
 
 
 def _asked(run: Recorder, store: Store, policy: Policy, domain: Knowledge, size: int, passages: Sequence[Passage],
-           prior: Sequence[Question], ways: Sequence[str], merge_most: int) -> Grown:  # fmt: skip
+           prior: Sequence[Question], by_arm: Mapping[str, tuple[str, Search]], merge_most: int) -> Grown:  # fmt: skip
     there = {"in_use": len(store.edits("active"))}  # recorded: a run that goes on finds more in the store
     (recorded,) = run.map(f"{size:04d}/in_use", ["store"], partial(_rows, there))
     found = Grown(size, {}, {}, in_use=recorded["in_use"])
     questions = [q for p in passages for q in p.questions]
-    for way in ways:
-        route = "retrieval" if way == NOTHING else way
-        arm = NOTHING if way == NOTHING else arm_of(way)
+    for arm, (route, search) in by_arm.items():
         begun = time.perf_counter()
-        phase = f"{size:04d}/{way}"
+        phase = f"{size:04d}/{arm}"
         several = [*questions, *prior]
         texts = [q.question for q in several]
-        replies = ask(run, store, policy, texts, domain, route=route, compare=False, phase=phase)
+        replies = ask(run, store, policy, texts, domain, route=route, search=search, compare=False, phase=phase)
         by_question = {reply.question: reply for reply in replies}
         took = run.map(f"{phase}/seconds", [phase], partial(_rows, {"seconds": time.perf_counter() - begun}))
         found.seconds[arm] = took[0]["seconds"] / max(1, len(several))
@@ -175,6 +185,7 @@ def rows(grown: Sequence[Grown], *, protocol: str, model: str, grader: str) -> l
     if largest and largest.trials:
         measured = arm_of("measured")
         pairs = [(measured, arm_of(way)) for way in ("weights", "retrieval")] + [(arm_of("both"), arm_of("retrieval"))]
+        pairs += [(arm, arm_of(way)) for arm in largest.trials for way in ROUTES if arm.startswith(f"{arm_of(way)}_")]
         found += difference_rows(EXPERIMENT, largest.trials, pairs, grader=grader, **label)
     return found
 

@@ -18,7 +18,7 @@ from seal_lib.runs.work import Recorder
 from seal_lib.store.database import Store
 from seal_lib.store.guard import Limits, asked_again, before_after, broken, share
 from seal_lib.store.learning import accuracy
-from seal_lib.store.retrieval import Index
+from seal_lib.store.retrieval import rank
 from seal_lib.store.schema import Edit, Merge
 
 if TYPE_CHECKING:
@@ -63,9 +63,8 @@ def related(store: Store, edit: Edit, most: int) -> list[Edit]:
     """Edits in use on the same base, those whose passages share most words with this one's first; itself first."""
     others = {e.passage.id: e for e in store.edits("active", "merged") if e.weights == edit.weights}
     others.pop(edit.passage.id, None)
-    index = Index([other.passage for other in others.values()])
-    found = [match.passage.id for match in index.rank(f"{edit.passage.title} {edit.passage.text}", most - 1)]
-    return [edit, *(others[name] for name in found)]
+    found = rank(f"{edit.passage.title} {edit.passage.text}", [other.passage for other in others.values()])
+    return [edit, *(others[passage.id] for passage in found[: most - 1])]
 
 
 def joined(store: Store, edits: Sequence[Edit]) -> "Adapter":

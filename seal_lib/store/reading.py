@@ -1,6 +1,6 @@
 """What the studies of a store show, as Markdown made from their rows: every number comes from the rows.
 
-Knows the names of the rows of `seal_lib.store.growth` and `seal_lib.store.rates`; draws nothing.
+Knows the names of the rows of `seal_lib.store.growth`, `rates` and `grounding`; draws nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from seal_lib.report import words
 from seal_lib.report.arms import arm_label, arm_rank
 from seal_lib.report.stats import Estimate
-from seal_lib.store import growth, rates
+from seal_lib.store import grounding, growth, rates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,4 +67,6 @@ def reviewed(results: pd.DataFrame) -> str:
         lines.append(f"what most often gets through, of the unread: {least}, {words.percent(kinds[least])} stopped")
     for arm, e in _by_arm(results, rates.EXPERIMENT, "found").items():
         lines.append(f"{arm}: {words.percent(e)}")
+    if len(results):
+        lines += grounding.in_words(results[results["experiment"] == grounding.EXPERIMENT].to_dict("records"))
     return words.bullets(lines)

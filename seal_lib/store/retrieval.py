@@ -1,33 +1,62 @@
-"""Which passages a question is about: BM25 over title and text by SQLite's FTS5. Imports no torch."""
+"""Which passages a question is about: an index of passages, the one by words, and from what weight on it is believed.
+
+`seal_lib.store.search` has the other way to find them. Imports no torch.
+"""
 
 import math
 import re
 import sqlite3
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from seal_lib.records import Passage
 
 
 @dataclass(frozen=True)
 class Match:
-    """A passage that a question may be about. ``weight``: of the question's words that stand in it, together; a word
-    that n of the N passages have weighs ln((N + 1) / (n + 0.5)), so rare words count."""
+    """A passage that a question may be about. ``weight``: how much so, as the index counts it."""
 
     passage: Passage
     weight: float
+
+
+class Index(ABC):
+    """Passages that a question is matched with. ``told``: what a weight and the needed one say, ``none``: that there is
+    no match, each as half a sentence."""
+
+    told: ClassVar[str]
+    none: ClassVar[str]
+
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        self.passages = list(passages)
+
+    @abstractmethod
+    def rank_all(self, questions: Sequence[str], most: int = 2) -> list[list[Match]]:
+        """For each question the passages that it may be about, the best first; equal ones in the order given."""
+
+    def rank(self, question: str, most: int = 2) -> list[Match]:
+        return self.rank_all([question], most)[0]
 
 
 def _words(text: str) -> list[str]:
     return list(dict.fromkeys(re.findall(r"\w+", text.lower())))
 
 
-class Index:
-    """An index of passages, held in memory."""
+class Words(Index):
+    """BM25 over title and text by SQLite's FTS5, in memory. A match shares a word with the question.
+
+    Its weight is that of the question's words that stand in it, together; a word that n of the N passages have weighs
+    ln((N + 1) / (n + 0.5)), so rare words count.
+    """
+
+    told = "the words of it that the best passage has weigh {weight:.1f}, {needed:.1f} are needed"
+    none = "no passage of the store has a word of it"
 
     def __init__(self, passages: Sequence[Passage]) -> None:
-        self.passages = list(passages)
+        super().__init__(passages)
         self._words = [set(_words(f"{p.title} {p.text}")) for p in self.passages]
         self._held = Counter(word for words in self._words for word in words)
         self._base = sqlite3.connect(":memory:")
@@ -35,9 +64,10 @@ class Index:
         rows = [(number, passage.title, passage.text) for number, passage in enumerate(self.passages)]
         self._base.executemany("INSERT INTO passage(rowid, title, text) VALUES (?, ?, ?)", rows)
 
-    def rank(self, question: str, most: int = 2) -> list[Match]:
-        """Passages that share a word with the question, the best match first; equal ones in the order given."""
-        words = _words(question)
+    def rank_all(self, questions: Sequence[str], most: int = 2) -> list[list[Match]]:
+        return [self._ranked(_words(question), most) for question in questions]
+
+    def _ranked(self, words: Sequence[str], most: int) -> list[Match]:
         if not words or not self.passages:
             return []
         wanted = " OR ".join(f'"{word}"' for word in words)  # in quotes a word is never read as an operator
@@ -53,25 +83,25 @@ class Index:
 
 def rank(question: str, passages: Sequence[Passage]) -> list[Passage]:
     """Passages that share a word with the question, the best match first; equal ones in the order given."""
-    return [match.passage for match in Index(passages).rank(question, len(passages))]
+    return [match.passage for match in Words(passages).rank(question, len(passages))]
 
 
-ENOUGH = 4  # questions from which the threshold is measured; with fewer, a shared word is enough
+ENOUGH = 4  # questions from which the threshold is measured; with fewer, any match of a weight above 0 is enough
 
 
-def threshold(index: Index, asked: Iterable[tuple[str, str]]) -> float:
+def threshold(index: Index, asked: Sequence[tuple[str, str]]) -> float:
     """The weight from which the best match is believed, measured on questions whose passage is known.
 
     Each question is tried twice: with its passage there, and with the best of the others, as if its own were not. The
-    threshold lies in the middle of the widest gap of those that tell most of these apart. The weight is not divided by
-    that of all words of a question, since a longer wording of it would then be believed less.
+    threshold lies in the middle of the widest gap of those that tell most of these apart. A weight of words is not
+    divided by that of all words of a question, since a longer wording of it would then be believed less.
 
     Args:
         asked: (question, id of its passage).
     """
     with_own, without = [], []
-    for question, passage in asked:
-        matches = index.rank(question)
+    ranked = index.rank_all([question for question, _ in asked])
+    for (_, passage), matches in zip(asked, ranked, strict=True):
         if matches and matches[0].passage.id == passage:
             with_own.append(matches[0].weight)
         without.append(next((match.weight for match in matches if match.passage.id != passage), 0.0))

@@ -3,14 +3,15 @@
 Knows what the store holds and has measured; loads no model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from seal_lib.errors import ParameterError
 from seal_lib.store.database import Store
 from seal_lib.store.learning import accuracy
-from seal_lib.store.retrieval import Index, Match, threshold
+from seal_lib.store.retrieval import Match, threshold
 from seal_lib.store.schema import Edit
+from seal_lib.store.search import Search
 
 #: share of its own questions that an adapter must answer right to be asked instead of reading the passage
 TRUST = 0.75
@@ -20,13 +21,14 @@ TRUST = 0.75
 class Evidence:
     """What is known of a question before anything is asked.
 
-    ``match``: the best passage, None if no word fits; ``needed``: the weight of words from which it is believed;
-    ``edit``: what is in use for that passage; ``right``: share of its own questions that are right after it.
+    ``match``: the best passage, None if there is none; ``needed``: the weight from which it is believed, ``told``: both
+    in words; ``edit``: what is in use for that passage; ``right``: share of its own questions that are right after it.
     """
 
     question: str
     match: Match | None
     needed: float
+    told: str
     edit: Edit | None
     right: float
 
@@ -41,10 +43,7 @@ def _edit(e: Evidence) -> str:
 
 
 def _base(e: Evidence) -> tuple[str, str]:
-    if e.match is None:
-        return "before", "no passage of the store has a word of it, so the model says what it knew before"
-    weight = f"the words of it that the best passage has weigh {e.match.weight:.1f}, {e.needed:.1f} are needed"
-    return "before", f"{weight}, so the model says what it knew before"
+    return "before", f"{e.told}, so the model says what it knew before"
 
 
 def _measured(e: Evidence) -> tuple[str, str]:
@@ -79,8 +78,9 @@ ROUTES: dict[str, Callable[[Evidence], tuple[str, str]]] = {
 class Router:
     """The routes of a store for a base, as the store is now."""
 
-    def __init__(self, store: Store, weights: str, way: str = "measured") -> None:
-        """``weights``: hash of the base (`seal_lib.models.weight_hash`); "": of whatever base an edit has.
+    def __init__(self, store: Store, weights: str, way: str = "measured", search: Search | None = None) -> None:
+        """``weights``: hash of the base (`seal_lib.models.weight_hash`); "": of whatever base an edit has. ``search``:
+        how the passage of a question is found; None: by its words.
 
         Raises:
             ParameterError: there is no such way.
@@ -89,7 +89,7 @@ class Router:
             raise ParameterError(f"route: {way!r} is not one of {', '.join(ROUTES)}.")
         kept = store.passages()
         self.way, self.places = way, {passage.id: (document, place) for passage, document, place in kept}
-        self._index = Index([passage for passage, _, _ in kept])
+        self._index = (search or Search()).index(store, [passage for passage, _, _ in kept])
         self._edits: dict[str, Edit] = {}
         edits = store.edits("merged") + store.edits("active")  # an active one is newer than a merged one
         for edit in sorted(edits, key=lambda edit: (edit.weights == weights, edit.state == "active")):
@@ -97,14 +97,19 @@ class Router:
         asked = [(q.question, edit.passage.id) for edit in edits for q in edit.questions]
         self.needed = threshold(self._index, asked)
 
-    def evidence(self, question: str) -> Evidence:
-        found = self._index.rank(question, 1)
-        match = found[0] if found else None
+    def routes(self, questions: Sequence[str]) -> list[tuple[Evidence, str, str]]:
+        """For each question (evidence, the stage that answers, why)."""
+        ranked = self._index.rank_all(questions, 1)
+        several = [self._evidence(question, found) for question, found in zip(questions, ranked, strict=True)]
+        return [(evidence, *ROUTES[self.way](evidence)) for evidence in several]
+
+    def _evidence(self, question: str, found: Sequence[Match]) -> Evidence:
+        match, index = (found[0] if found else None), self._index
+        told = index.told.format(weight=match.weight, needed=self.needed) if match else index.none
         edit = self._edits.get(match.passage.id) if match else None
         right = accuracy(edit.questions, "after", edit.recipe["grader"]) if edit else 0.0
-        return Evidence(question, match, self.needed, edit, right)
+        return Evidence(question, match, self.needed, told, edit, right)
 
     def route(self, question: str) -> tuple[Evidence, str, str]:
         """(evidence, the stage that answers, why)."""
-        evidence = self.evidence(question)
-        return evidence, *ROUTES[self.way](evidence)
+        return self.routes([question])[0]

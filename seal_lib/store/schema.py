@@ -55,6 +55,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "state TEXT NOT NULL CHECK (state IN ('open', 'done')), report TEXT NOT NULL, "
         "begun TEXT NOT NULL, changed TEXT NOT NULL)",
     ),
+    (
+        "CREATE TABLE vector (text TEXT NOT NULL, encoder TEXT NOT NULL, vector BLOB NOT NULL, "
+        "PRIMARY KEY (text, encoder)) WITHOUT ROWID",  # a digest of the text; the encoder's identity; 32-bit floats
+    ),
 )
 
 

@@ -33,6 +33,7 @@ from seal_lib.seeds import derive_seed
 from seal_lib.store.asking import ask
 from seal_lib.store.database import Store
 from seal_lib.store.schema import Edit
+from seal_lib.store.search import Search
 from seal_lib.store.sharing import name_of
 
 TOKEN = "SEAL_TOKEN"
@@ -89,13 +90,14 @@ def vllm_command(store: Store, policy: Policy, weights: str, host: str, port: in
 
 @dataclass
 class Desk:
-    """Answers calls one after the other: the models by name, and who writes. ``folder``: of the store, which each call
-    opens anew, so that it sees what other processes changed."""
+    """Answers calls one after the other: the models by name, who writes, how passages are found. ``folder``: of the
+    store, which each call opens anew, so that it sees what other processes changed."""
 
     folder: Path
     policy: Policy
     domain: Knowledge
     weights: str
+    search: Search = field(default_factory=Search)
     begun: int = field(default_factory=lambda: int(time.time()))
 
     def models(self) -> list[str]:
@@ -113,7 +115,7 @@ class Desk:
     def asked(self, question: str) -> tuple[str, str]:
         """(answer, where it comes from) of the whole store."""
         with Store(self.folder) as store:
-            (reply,) = ask(Scratch(), store, self.policy, [question], self.domain, compare=False)
+            (reply,) = ask(Scratch(), store, self.policy, [question], self.domain, search=self.search, compare=False)
         source = f"{reply.document}, {reply.place}; " if reply.document else ""
         return reply.answer, f"{source}{reply.why}"
 

@@ -1,0 +1,103 @@
+"""Whether the lines of self-edits are borne out by their passages: by rules, by a judge, in the made world by truth.
+
+Each self-edit is a trial whose answers are its lines, graded 1 (grounded), 0 (not) or NaN (no verdict), so that graders
+are compared as those of answers are (`seal_lib.grading.agreement`). A call that failed is no verdict.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from seal_lib.grading import agreement
+from seal_lib.grading.judge import Judge
+from seal_lib.knowledge import world
+from seal_lib.records import Answer, Passage, PassageTrial, SelfEdit
+from seal_lib.report import stats
+from seal_lib.report.words import percent, units
+from seal_lib.runs.work import Recorder
+from seal_lib.store import review
+from seal_lib.store.learning import lines_of
+
+EXPERIMENT = "own_documents/grounding"
+RUBRIC = "grounded"  # what a judge of lines reads (`seal_lib/grading/rubrics.yaml`)
+RULES, TRUTH = "rules", "truth"
+JUDGE = agreement.JUDGES[0]
+WORDS = {1.0: "grounded", 0.0: "not grounded"}
+
+
+def by_rules(line: str, passage: Passage) -> float:
+    return float(review.grounded(line, f"{passage.title}\n{passage.text}"))
+
+
+def by_truth(line: str, passage: Passage) -> float:
+    """What the made world knows of a line; NaN of a passage that is not of it, or a line in none of its forms."""
+    if not passage.facts:
+        return math.nan
+    told = world.describe_notes(line, passage)
+    return math.nan if told["other"] else float(not told["false"])
+
+
+#: grader that asks nobody → (line, passage) → grade
+GRADERS: dict[str, Callable[[str, Passage], float]] = {RULES: by_rules, TRUTH: by_truth}
+
+
+def graded(run: Recorder, arm: str, pairs: Sequence[tuple[Passage, SelfEdit | None]], judge: Judge | None, *,
+           by: Sequence[str] = (RULES,), twice: bool = False) -> list[PassageTrial]:  # fmt: skip
+    """A trial per self-edit that has lines, in the order given.
+
+    Args:
+        by: keys of `GRADERS`. judge: also says of each line; None: nobody does. twice: it is asked once more, so that
+            it can be compared with itself.
+    """
+    trials = []
+    for number, (passage, edit) in enumerate(pairs):
+        lines = lines_of(edit)
+        answers = tuple(
+            Answer(passage.title, passage.text, line, {name: GRADERS[name](line, passage) for name in by}, False)
+            for line in lines
+        )
+        if lines:
+            trials.append(PassageTrial(f"{number}/{passage.id}", passage.id, arm, edit, 0, answers, by[0]))
+    if judge is None or not trials:
+        return trials
+    who = agreement.JUDGES if twice else agreement.JUDGES[:1]
+    return agreement.judge_all(run, {0: trials}, judge, phase=f"judge/{arm}", who=who)[0]
+
+
+def said(grade: float) -> str:
+    """A grade in words."""
+    return WORDS.get(grade, "no verdict")
+
+
+def rows(by_arm: Mapping[str, Sequence[PassageTrial]], *, protocol: str = "", model: str = "") -> list[dict]:
+    """Lines ``grounded:grader``, the share of an arm's lines that a grader calls so (dropped: those without a verdict),
+    and ``agree:a:b``, ``only:a:b`` over all lines that both graded. Intervals are over passages.
+    """
+    label = {"protocol": protocol, "model": model}
+    loops = {arm: {0: trials} for arm, trials in by_arm.items() if trials}
+    there = agreement.graders_of(loops)
+    graders = [name for name in (*GRADERS, *agreement.JUDGES) if name in there]
+    found = []
+    for arm, trials in by_arm.items():
+        for grader in graders:
+            values: dict[str, list[float]] = {}
+            for trial in trials:
+                values.setdefault(trial.unit_id, []).extend(answer.grades[grader] for answer in trial.answers)
+            estimate = stats.mean_over_units(values, stats.SHARE)
+            found.append(estimate.row(EXPERIMENT, arm, f"grounded:{grader}", grader=grader, **label))
+    return found + agreement.agreement_rows(EXPERIMENT, loops, graders, **label)
+
+
+def in_words(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What graders call grounded, and how often every two agree, a sentence each."""
+    told = []
+    for row in results:
+        kind, _, rest = row["metric"].partition(":")
+        e = stats.Estimate.of_row(row)
+        if kind == "grounded":
+            silent = f"; lines without a verdict: {e.dropped}" if e.dropped else ""
+            told.append(f"{row['arm']}, grounded by {rest}: {percent(e)} of the lines{silent}")
+        elif kind == "agree" and e.n:
+            a, b = rest.split(":")
+            told.append(f"{a} and {b} agree on {percent(e)} of the lines that both judged ({units(e)})")
+    return told
