@@ -43,6 +43,8 @@ NEEDED = (
     "matplotlib",
 )  # by any notebook; a kernel of another environment lacks them
 KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # whose content the record of a run vouches for
+EVALUATES = "evaluate/"  # in the name of a phase that evaluates an arm
+LEFT = (".building-*", ".*.new-*", ".*.old-*")  # folders that a killed process did not finish
 LOCK_WAIT = 20.0  # s; the kernel of a killed runner ends a moment after it
 
 
@@ -61,7 +63,7 @@ class Run:
         self._artifacts: set[str] = set()
         self.workers = Workers()
         self.note = _set_aside(folder, identity["notebook"])
-        for leftover in folder.glob("artifacts/**/.building-*"):
+        for leftover in [path for kind in LEFT for path in folder.glob(f"artifacts/**/{kind}")]:
             shutil.rmtree(leftover)
         for leftover in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink()
@@ -124,6 +126,13 @@ class Run:
             self._rows.cut(first)
             if kept := [line for line in lines[first:] if line["phase"] != phase]:
                 self._rows.append(kept)
+        if adapters := self.adapters(phase):
+            shutil.rmtree(adapters, ignore_errors=True)
+
+    def adapters(self, phase: str) -> Path | None:
+        """Where the trained adapters of an evaluated arm are kept, if the parameter ``keep_adapters`` says so."""
+        wanted = self.parameters.get("keep_adapters") and EVALUATES in phase
+        return self.folder / "artifacts" / "adapters" / phase if wanted else None
 
     def hire(self, count: int = 1, address: str = "", device: str = "auto") -> None:
         """Share the work among ``count`` workers from now on (`seal_lib.runs.workers.Workers`)."""
@@ -309,6 +318,9 @@ class Scratch:
 
     def forget(self, phase: str) -> None:
         """There is nothing to drop."""
+
+    def adapters(self, phase: str) -> None:
+        """Adapters are not kept."""
 
     def artifact(self, name: str, build: Callable[[Path], object]) -> Path:
         """Refused: there is no folder to keep it in."""
