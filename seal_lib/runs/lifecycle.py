@@ -27,7 +27,7 @@ from typing import Any
 
 from seal_lib import paths
 from seal_lib.errors import DataError, RunError, on_disk
-from seal_lib.runs import code, manifest, params, progress
+from seal_lib.runs import code, manifest, params, progress, trackers
 from seal_lib.runs.journal import Journal, Lock, plain
 from seal_lib.runs.values import did_you_mean
 from seal_lib.runs.workers import Workers
@@ -72,6 +72,7 @@ class Run:
         self.note = "; ".join(filter(None, [self.note, self._rows.note]))
         self.resumed = len(self._rows.lines)
         self._costs.append([{"session": {"start": self._start, **manifest.session()}}])
+        self.tracker = trackers.Tracked(identity, manifest.costs(self._costs.lines)["sessions"][0]["start"])
 
     # ------------------------------------------------------------------ work
 
@@ -225,6 +226,7 @@ class Run:
             manifest.keep(self.folder, record)
         else:  # the runner does so once the last cell is done
             paths.write_json(self.folder / "run.json.pending", record)
+        self.tracker.close(metrics)
         print(f"{self.notebook}: finished, {len(self._rows.lines)} rows -> {paths.short(self.folder)}", flush=True)
         if self.interactive:
             self.close()  # so that others may read it or run it again while this kernel lives
@@ -238,6 +240,12 @@ class Run:
         line = {"phase": phase, "chunk": chunk, "units": units, "seconds": round(seconds, 4), "counts": self._counts}
         self._costs.append([line])
         self._counts = {}
+        if self.tracker:
+            spent = manifest.costs(self._costs.lines)
+            units = sum(line["units"] for line in self._costs.lines if line.get("phase") == phase)
+            of_phase = {f"units/{phase}": units, f"seconds/{phase}": spent["seconds"][phase]}
+            whole = {"rows": len(self._rows.lines), "seconds": sum(spent["seconds"].values())}
+            self.tracker.log({**whole, **spent["tokens"], **spent["counters"], **of_phase}, len(self._costs.lines))
 
     def _claim(self, phase: str) -> None:
         if phase in self._phases:
@@ -264,6 +272,7 @@ class Run:
     def close(self) -> None:
         """Release the folder before the process ends, and stop the workers."""
         self.workers.close()
+        self.tracker.close()
         self._lock.release()
 
     def facts(self) -> dict[str, str]:
