@@ -7,7 +7,7 @@ import sys
 
 from seal_lib.errors import ParameterError, command_line
 from seal_lib.plan import checks, costs, needs
-from seal_lib.runs import params, runner
+from seal_lib.runs import params, runner, trackers
 from seal_lib.store import commands as own
 
 
@@ -52,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
             signal.signal(number, interrupt)
     if "act" in given:
         return own.run(given)
+    if given.command in ("run", "all"):
+        trackers.named()  # one that is not there is said at once
     if given.command == "run":
         pairs = [pair.partition("=") for pair in given.set]
         wrong = next((key for key, mark, _ in pairs if not mark), None)

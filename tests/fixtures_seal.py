@@ -65,6 +65,8 @@ class MemoryRun:
             build(target)
         return target
 
+    def adapters(self, phase: str) -> None: ...
+
     def count(self, **counts: float) -> None:
         for name, value in counts.items():
             self.counts[name] = self.counts.get(name, 0) + value

@@ -5,8 +5,12 @@ the questions and the grades (`seal_lib.loops.domain.Domain`).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from urllib.parse import quote
 
+from seal_lib.errors import on_disk
 from seal_lib.loops.domain import TOO_LONG, Candidate, Count, Domain, Rejected, TrialT, Unit, uncounted
 from seal_lib.loops.policy import Policy
 from seal_lib.records import SelfEdit, to_dict
@@ -40,12 +44,33 @@ def _fitting(job: Job | Rejected, policy: Policy) -> Job | Rejected:
     return Rejected(TOO_LONG, f"an example takes {longest} positions, the model has {positions}")
 
 
-def try_all(
-    policy: Policy, candidates: Sequence[Candidate], count: Count = uncounted, *, domain: Domain[TrialT]
-) -> list[TrialT]:
+@dataclass(frozen=True)
+class Shelf:
+    """Where trained adapters are kept, a PEFT folder each, and the weights under them: a folder or an id of the Hub."""
+
+    folder: Path
+    base: str
+    revision: str | None = None
+
+    def place(self, name: str) -> Path:
+        """The folder of one candidate's adapter, by its id."""
+        return self.folder / quote(name, safe="+,=")
+
+    def keep(self, results: Mapping[str, Result | Rejected]) -> None:
+        """Write each adapter in one rename: what a killed run wrote is written again, in the same place."""
+        for name, result in results.items():
+            if (adapter := getattr(result, "adapter", None)) is not None:
+                with on_disk(self.place(name)):
+                    adapter.save(self.place(name), self.base, self.revision)
+
+
+def try_all(policy: Policy, candidates: Sequence[Candidate], count: Count = uncounted, *, domain: Domain[TrialT],
+            shelf: Shelf | None = None) -> list[TrialT]:  # fmt: skip
     """Train, ask and grade every candidate."""
     to_train = [c for c in candidates if c.trains]
     results = dict(zip([c.id for c in to_train], train(policy, to_train, domain, count), strict=True))
+    if shelf is not None:
+        shelf.keep(results)
     return ask(policy, candidates, results, count, domain=domain)
 
 
@@ -64,14 +89,21 @@ def ask(policy: Policy, candidates: Sequence[Candidate], results: Mapping[str, R
     return domain.grade(candidates, [results.get(candidate.id) for candidate in candidates], answers, count)
 
 
-def _rows(policy: Policy, part: Sequence[Candidate], count: Count, *, domain: Domain) -> list[dict]:
-    return [to_dict(trial) for trial in try_all(policy, part, count, domain=domain)]
+def _rows(
+    policy: Policy, part: Sequence[Candidate], count: Count, *, domain: Domain, shelf: Shelf | None
+) -> list[dict]:
+    return [to_dict(trial) for trial in try_all(policy, part, count, domain=domain, shelf=shelf)]
 
 
 def score(run: Recorder, policy: Policy, candidates: Sequence[Candidate], domain: Domain[TrialT], *, phase: str,
           chunk: int | None = None) -> list[TrialT]:  # fmt: skip
-    """Trials of all candidates, recorded under ``phase``; work is shared among the run's workers."""
-    work = Work(partial(_rows, domain=domain), policy, run.count)
+    """Trials of all candidates, recorded under ``phase``; work is shared among the run's workers.
+
+    Where the run keeps the adapters of the phase, each is written before its trial is recorded.
+    """
+    folder = run.adapters(phase) if any(candidate.trains for candidate in candidates) else None
+    shelf = Shelf(folder, *policy.place(run)) if folder else None
+    work = Work(partial(_rows, domain=domain, shelf=shelf), policy, run.count)
     return [domain.load(row) for row in run.map(phase, candidates, work, chunk=chunk or domain.chunk)]
 
 

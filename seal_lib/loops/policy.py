@@ -84,6 +84,22 @@ class Policy:
             raise DataError(f"policy {self.name!r} does not say which model it is; make it with source=Source(…).")
         return self.source
 
+    def place(self, run: Recorder) -> tuple[str, str | None]:
+        """(folder or id of the Hub, its revision) of these very weights, for who loads an adapter that stands on them.
+
+        Where finished rounds are merged into them, a copy is written once, as an artifact of the run.
+        """
+        source = self.base
+        if not source.adapters:
+            name, pinned = models.resolve(source.name)
+            return name, None if Path(name).is_dir() else source.revision or pinned
+
+        def build(folder: Path) -> None:
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+        return str(run.artifact(f"models/{self.name}", build).resolve()), None
+
     def __post_init__(self):
         object.__setattr__(self, "engine", engines.resolve(self.engine, self.model))
 

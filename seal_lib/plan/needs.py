@@ -19,6 +19,7 @@ from seal_lib.plan import cells, lengths
 from seal_lib.plan.costs import Device
 from seal_lib.plan.work import CACHE_TOKENS, Phase
 from seal_lib.report.arms import plain
+from seal_lib.runs.lifecycle import EVALUATES
 from seal_lib.training.jobs import pad_examples
 
 #: files of SQuAD at its pinned revision, and their sizes in bytes
@@ -235,12 +236,17 @@ def hub_home() -> Path:
 
 
 def run_bytes(p: Mapping, work: list[Phase], shape: budget.Shape | None) -> float:
-    """Disk of the run folder: policies' adapters (float32) and the rows."""
+    """Disk of the run folder: policies' adapters (float32) and the rows; with ``keep_adapters`` also those of evaluated
+    arms, and at most a copy of the weights for each policy."""
     total = 2e3 * sum(w.units for w in work if w.kind in ("train", "answer")) + 5e6
     if shape is None:
         return total
     learned = [w for w in work if w.kind == "sft"]
-    total += sum(4.0 * shape.adapter_parameters(w.targets, w.rank) for w in learned) * len(p.get("seeds", [0]))
+    total += sum(4.0 * shape.adapter_parameters(w.targets, w.rank) for w in learned)
+    if p.get("keep_adapters"):
+        kept = [w for w in work if w.kind == "train" and EVALUATES in w.phase]
+        total += sum(4.0 * w.units * shape.adapter_parameters(w.targets, w.rank) for w in kept)
+        total += len(learned) * budget.weight_bytes(shape, str(p["dtype"]))
     return total
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from seal_lib import paths
 from seal_lib.errors import DataError, RunError, on_disk
-from seal_lib.runs import code, manifest, params, progress
+from seal_lib.runs import code, manifest, params, progress, trackers
 from seal_lib.runs.journal import Journal, Lock, plain
 from seal_lib.runs.values import did_you_mean
 from seal_lib.runs.workers import Workers
@@ -43,6 +43,8 @@ NEEDED = (
     "matplotlib",
 )  # by any notebook; a kernel of another environment lacks them
 KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # whose content the record of a run vouches for
+EVALUATES = "evaluate/"  # in the name of a phase that evaluates an arm
+LEFT = (".building-*", ".*.new-*", ".*.old-*")  # folders that a killed process did not finish
 LOCK_WAIT = 20.0  # s; the kernel of a killed runner ends a moment after it
 
 
@@ -61,7 +63,7 @@ class Run:
         self._artifacts: set[str] = set()
         self.workers = Workers()
         self.note = _set_aside(folder, identity["notebook"])
-        for leftover in folder.glob("artifacts/**/.building-*"):
+        for leftover in [path for kind in LEFT for path in folder.glob(f"artifacts/**/{kind}")]:
             shutil.rmtree(leftover)
         for leftover in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink()
@@ -70,6 +72,7 @@ class Run:
         self.note = "; ".join(filter(None, [self.note, self._rows.note]))
         self.resumed = len(self._rows.lines)
         self._costs.append([{"session": {"start": self._start, **manifest.session()}}])
+        self.tracker = trackers.Tracked(identity, manifest.costs(self._costs.lines)["sessions"][0]["start"])
 
     # ------------------------------------------------------------------ work
 
@@ -124,6 +127,13 @@ class Run:
             self._rows.cut(first)
             if kept := [line for line in lines[first:] if line["phase"] != phase]:
                 self._rows.append(kept)
+        if adapters := self.adapters(phase):
+            shutil.rmtree(adapters, ignore_errors=True)
+
+    def adapters(self, phase: str) -> Path | None:
+        """Where the trained adapters of an evaluated arm are kept, if the parameter ``keep_adapters`` says so."""
+        wanted = self.parameters.get("keep_adapters") and EVALUATES in phase
+        return self.folder / "artifacts" / "adapters" / phase if wanted else None
 
     def hire(self, count: int = 1, address: str = "", device: str = "auto") -> None:
         """Share the work among ``count`` workers from now on (`seal_lib.runs.workers.Workers`)."""
@@ -216,6 +226,7 @@ class Run:
             manifest.keep(self.folder, record)
         else:  # the runner does so once the last cell is done
             paths.write_json(self.folder / "run.json.pending", record)
+        self.tracker.close(metrics)
         print(f"{self.notebook}: finished, {len(self._rows.lines)} rows -> {paths.short(self.folder)}", flush=True)
         if self.interactive:
             self.close()  # so that others may read it or run it again while this kernel lives
@@ -229,6 +240,12 @@ class Run:
         line = {"phase": phase, "chunk": chunk, "units": units, "seconds": round(seconds, 4), "counts": self._counts}
         self._costs.append([line])
         self._counts = {}
+        if self.tracker:
+            spent = manifest.costs(self._costs.lines)
+            units = sum(line["units"] for line in self._costs.lines if line.get("phase") == phase)
+            of_phase = {f"units/{phase}": units, f"seconds/{phase}": spent["seconds"][phase]}
+            whole = {"rows": len(self._rows.lines), "seconds": sum(spent["seconds"].values())}
+            self.tracker.log({**whole, **spent["tokens"], **spent["counters"], **of_phase}, len(self._costs.lines))
 
     def _claim(self, phase: str) -> None:
         if phase in self._phases:
@@ -255,6 +272,7 @@ class Run:
     def close(self) -> None:
         """Release the folder before the process ends, and stop the workers."""
         self.workers.close()
+        self.tracker.close()
         self._lock.release()
 
     def facts(self) -> dict[str, str]:
@@ -309,6 +327,9 @@ class Scratch:
 
     def forget(self, phase: str) -> None:
         """There is nothing to drop."""
+
+    def adapters(self, phase: str) -> None:
+        """Adapters are not kept."""
 
     def artifact(self, name: str, build: Callable[[Path], object]) -> Path:
         """Refused: there is no folder to keep it in."""

@@ -32,6 +32,8 @@ SECRET = re.compile(r"(key|token|secret|password)", re.IGNORECASE)
 REDACTED = "(redacted)"
 #: parameters that change no row: where work is done (`seal_lib.runs.workers`), and what may be spent elsewhere
 WHERE = ("workers", "ray_address", "judge_env", "external_env", "endpoint_calls", "endpoint_seconds")
+#: parameters that change no row but keep more files: they make another run only where they are on
+MORE = ("keep_adapters",)
 DETERMINISM = {
     "cpu": "CPU: the same parameters, library and package versions give the same rows, however often the run was "
     "interrupted, because chunks of units are fixed and every draw is seeded by run seed, unit and purpose.",
@@ -119,12 +121,12 @@ def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
 def run_key(notebook: str, parameters: dict[str, object]) -> tuple[str, dict[str, str]]:
     """``(hash12, input hashes)``; the tagged cell itself does not count, since its resolved values do.
 
-    `WHERE` does not count: a run may continue with other workers, or a larger budget.
+    `WHERE` does not count: a run may continue with other workers, or a larger budget. `MORE` counts where it is on.
     """
-    parameters = {name: value for name, value in parameters.items() if name not in WHERE}
+    kept = {name: value for name, value in parameters.items() if name not in WHERE and (value or name not in MORE)}
     code = [cell["source"] for cell in params.cells(notebook) if "parameters" not in cell["tags"]]
-    inputs = input_hashes(parameters)
-    settings = json.dumps([redact(parameters), inputs], sort_keys=True, ensure_ascii=False)
+    inputs = input_hashes(kept)
+    settings = json.dumps([redact(kept), inputs], sort_keys=True, ensure_ascii=False)
     return digest(settings, *code)[:12], inputs
 
 

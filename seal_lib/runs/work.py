@@ -23,6 +23,9 @@ class Recorder(Protocol):
     def forget(self, phase: str) -> None:
         """Drop the rows of a phase that cannot go on, so that `map` makes them again."""
 
+    def adapters(self, phase: str) -> Path | None:
+        """The folder in which the trained adapters of a phase are kept; None: they are thrown away."""
+
     def count(self, **counts: float) -> None:
         """Add to counters: tokens trained, questions asked, …"""
 

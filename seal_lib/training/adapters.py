@@ -90,12 +90,12 @@ class Adapter:
                 sha.update(part.view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
 
-    def save(self, folder: str | Path, base_model: str) -> Path:
+    def save(self, folder: str | Path, base_model: str, revision: str | None = None) -> Path:
         """Write a PEFT adapter folder in one rename; an adapter already there is replaced.
 
         Args:
             folder: where; its parent is made if need be.
-            base_model: name written as ``base_model_name_or_path``.
+            base_model: name written as ``base_model_name_or_path``. revision: its commit, if it is of the Hub.
         """
         from safetensors.torch import save_file
 
@@ -112,6 +112,7 @@ class Adapter:
                 "peft_type": "LORA",
                 "task_type": "CAUSAL_LM",
                 "base_model_name_or_path": base_model,
+                "revision": revision,
                 "r": self.rank,
                 "lora_alpha": int(self.alpha) if float(self.alpha).is_integer() else self.alpha,
                 "target_modules": list(self.targets),

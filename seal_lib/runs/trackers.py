@@ -1,0 +1,205 @@
+"""Trackers of experiments beside a run's own record: TensorBoard, MLflow or Weights & Biases, by their own clients.
+
+``SEAL_TRACKER=mlflow make reproduce``: off unless the environment says so, and no part of a run's identity. A tracker
+hears of the parameters (secrets redacted), of counts whenever a chunk is done, and of the numbers that the run ends
+with; never of texts, rows, code or the machine. All stays under ``runs/trackers``, unless the client's own variables
+name a server (``MLFLOW_TRACKING_URI``) or allow one (``WANDB_API_KEY``, ``WANDB_MODE``). One that fails is given up
+with a warning: it does not decide over a run.
+"""
+
+import importlib.util
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from seal_lib import paths
+from seal_lib.errors import ParameterError
+from seal_lib.runs.values import did_you_mean
+
+NAMED_BY = "SEAL_TRACKER"
+PROJECT = "seal"  # what runs are filed under, unless the client's own variable names it
+PATIENCE = 60.0  # s that a client may take to send the rest
+
+
+@dataclass(frozen=True)
+class About:
+    """The run: where it belongs, an id that it keeps when it is resumed, and its parameters, redacted."""
+
+    place: str
+    id: str
+    parameters: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.place}/{self.id}"
+
+
+class Tracker(Protocol):
+    """A client with one run open."""
+
+    def __init__(self, about: About) -> None: ...
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        """Numbers at a step, which never falls."""
+
+    def close(self, summary: Mapping[str, float] | None, step: int) -> None:
+        """The last numbers; None: the run did not end."""
+
+
+class TensorBoard:
+    """One folder of events a run; ``tensorboard --logdir runs/trackers/tensorboard`` shows them."""
+
+    def __init__(self, about: About) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(paths.runs() / "trackers" / "tensorboard" / about.name))
+        lines = [f"| {name} | {value} |" for name, value in about.parameters.items()]
+        self.writer.add_text("parameters", "\n".join(["| parameter | value |", "|---|---|", *lines]))
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self, summary: Mapping[str, float] | None, step: int) -> None:
+        self.log({f"summary/{name}": value for name, value in (summary or {}).items()}, step)
+        self.writer.close()
+
+
+class MLflow:
+    """A run of the experiment `PROJECT` in a database of its own, or where ``MLFLOW_TRACKING_URI`` says."""
+
+    def __init__(self, about: About) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 are minutes of a run
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        for noisy in ("mlflow", "alembic"):  # how its tables are made
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        file = paths.runs() / "trackers" / "mlflow.db"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{file}?timeout={PATIENCE:.0f}")
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        known = self.client.get_experiment_by_name(name)
+        place = known.experiment_id if known else self.client.create_experiment(name)
+        tag = "seal_id"
+        runs = self.client.search_runs([place], f"tags.{tag} = '{about.id}'")
+        self.run = (runs[0] if runs else self.client.create_run(place, run_name=about.name, tags={tag: about.id})).info
+        self.client.update_run(self.run.run_id, "RUNNING")
+        params = [Param(key, str(value)[:500]) for key, value in about.parameters.items()]
+        for first in range(0, len(params), 100):  # what it takes at once
+            self.client.log_batch(self.run.run_id, params=params[first : first + 100])
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self.client.log_metric(self.run.run_id, re.sub(r"[^\w./ -]", "_", name), value, step=step)
+
+    def close(self, summary: Mapping[str, float] | None, step: int) -> None:
+        self.log({f"summary/{name}": value for name, value in (summary or {}).items()}, step)
+        self.client.set_terminated(self.run.run_id, "KILLED" if summary is None else "FINISHED")
+
+
+class WeightsAndBiases:
+    """A run of the project `PROJECT`; offline without a key in the environment, until ``wandb sync``."""
+
+    def __init__(self, about: About) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        folder = os.environ.get("WANDB_DIR") or str(paths.runs() / "trackers")
+        os.makedirs(folder, exist_ok=True)
+        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        settings = wandb.Settings(
+            mode=mode, silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True,
+            x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False, finish_timeout=PATIENCE,
+        )  # fmt: skip
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT), id=about.id, name=about.name, resume="allow",
+            config=dict(about.parameters), dir=folder, settings=settings, reinit="create_new",
+        )  # fmt: skip
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(numbers), step=step)
+
+    def close(self, summary: Mapping[str, float] | None, step: int) -> None:
+        self.run.summary.update(summary or {})
+        self.run.finish(int(summary is None))
+
+
+#: what ``SEAL_TRACKER`` takes, which is also the client's package and extra → how a run is opened there
+TRACKERS: dict[str, Callable[[About], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "wandb": WeightsAndBiases,
+}
+
+
+def named() -> str:
+    """The tracker that the environment names; "": none.
+
+    Raises:
+        ParameterError: it is none of `TRACKERS`, or its client is not installed.
+    """
+    name = os.environ.get(NAMED_BY, "")
+    if name and name not in TRACKERS:
+        hint = did_you_mean(name, list(TRACKERS)) or f"choose from {', '.join(TRACKERS)}, or leave it out."
+        raise ParameterError(f"{NAMED_BY}={name} is no tracker; {hint}")
+    if name and importlib.util.find_spec(name) is None:
+        raise ParameterError(
+            f'{NAMED_BY}={name} needs the package {name}; install it by `pip install -e ".[{name}]"`, or leave it out.'
+        )
+    return name
+
+
+class Tracked:
+    """A run's tracker, or none; the first thing that fails ends it, with one warning.
+
+    Args:
+        identity: what is in its ``parameters.json``. begun: the start of its first session.
+    """
+
+    def __init__(self, identity: Mapping[str, Any], begun: str) -> None:
+        self.step, self._tracker = 0, None
+        if name := named():
+            place, key = f"{identity['notebook']}/{identity['scale']}", identity["key"]
+            about = About(place, f"{key}-{re.sub(r'[^0-9]', '', begun)}", identity["parameters"])
+            self._tracker = self._tried(lambda: TRACKERS[name](about))
+
+    def __bool__(self) -> bool:
+        return self._tracker is not None
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self.step = max(self.step, step)
+        if tracker := self._tracker:
+            self._tried(lambda: tracker.log(numbers, self.step))
+
+    def close(self, summary: Mapping[str, Any] | None = None) -> None:
+        """End it, with the numbers of a finished run's summary; a second call does nothing."""
+        if tracker := self._tracker:
+            self._tried(lambda: tracker.close(None if summary is None else flat(summary), self.step))
+        self._tracker = None
+
+    def _tried(self, act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except Exception as error:
+            line = " ".join(str(error).split())[:200]
+            print(f"warning: {NAMED_BY} is given up, the run goes on: {type(error).__name__}: {line}", flush=True)
+            self._tracker = None
+            return None
+
+
+def flat(values: Mapping[str, Any], before: str = "") -> dict[str, float]:
+    """The finite numbers of nested values, by their path: ``{"AA": {"replay": 0.7}}`` → ``{"AA/replay": 0.7}``."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{before}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            found[f"{before}{name}"] = float(value)
+    return found
