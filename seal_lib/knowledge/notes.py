@@ -24,12 +24,12 @@ FILES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 def with_external(run: Recorder, passages: Sequence[Passage], prompts: Prompts, outer: OuterLoop, source: str,
-                  key_env: str, calls: int, seconds: float, device: str, dtype: str, *, seed: int = 0,
+                  key_env: str, calls: int, seconds: float, device: str, dtype: str, *, seed: int = 0, group: str = "",
                   ) -> list[Passage]:  # fmt: skip
     """The passages with notes by ``source`` as their references ``external``.
 
     A model is asked once a passage, with the policy's prompt and sampling; what it said is recorded as phase
-    ``external/write``, and a passage that it failed on says why in ``unwritten``.
+    ``<group>external/write``, and a passage that it failed on says why in ``unwritten``.
 
     Args:
         source: a file of completions; MODEL@URL, or a model; "": the passages stay as they are.
@@ -46,13 +46,13 @@ def with_external(run: Recorder, passages: Sequence[Passage], prompts: Prompts, 
     writer.check()
     sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, skip_long=True)
     write = partial(_written, run=run, writer=writer, prompts=prompts, sampling=sampling, seed=seed)
-    found = run.map("external/write", passages, write)
+    found = run.map(f"{group}external/write", passages, write)
     return [_noted(passage, row["text"], row["reason"]) for passage, row in zip(passages, found, strict=True)]
 
 
 def _written(part: Sequence[Passage], *, run: Recorder, writer: Other, prompts: Prompts, sampling: Sampling,
              seed: int) -> list[dict]:  # fmt: skip
-    requests = [Request(prompts.write(p), derive_seed(seed, p.id, "external")) for p in part]
+    requests = [Request(prompts.unopened.write(p), derive_seed(seed, p.id, "external")) for p in part]
     said = writer.texts(requests, sampling, run.count)
     return [{"text": c.text.strip(), "tokens": c.tokens, "reason": _reason(c.finish, c.reason)} for c in said]
 
