@@ -16,7 +16,7 @@ from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.models.tokens import read_ids, written_ids
 from seal_lib.plan.checks import check
-from seal_lib.records import SelfEdit
+from seal_lib.records import Round, SelfEdit
 from seal_lib.report import frames, stats
 from seal_lib.report.arms import arm_label, round_of
 
@@ -131,7 +131,8 @@ def loops_of(**right: tuple[int, int]) -> dict:
         done = {
             arm: [trial(f"p{i}", [int(2 * i + k < n) for k in (0, 1)]) for i in range(10)] for arm, n in arms.items()
         }
-        found[name.replace("_", "-")] = {seed: outer.Loop(seed, (None,), done) for seed in (0, 1)}
+        practised = Round(1, tuple(done["own_untrained"][:2]), (0.5, 0.0), ())
+        found[name.replace("_", "-")] = {seed: outer.Loop(seed, (practised,), done, ([],)) for seed in (0, 1)}
     return found
 
 

@@ -19,9 +19,9 @@ code fences, the line under a table's head, lone tags. A question begins a docum
 it; text before the first question is its own, or the first question's end if it has an answer. What was dropped is
 counted (`read_edit`).
 
-A prompt set may say more (`prompts.yaml`): only what follows a heading is read (``after``: reasoning before it is counted
-as left out; of a text without it protocol ``clean`` reads nothing, the authors' read all), and in ``clean`` a document
-may be a part instead of a line (``pieces``).
+A prompt set may say more (`prompts.yaml`): only what follows a heading is read (``after``: reasoning before it is
+counted as left out; of a text without it protocol ``clean`` reads nothing, the authors' read all), and in ``clean`` a
+document may be a part instead of a line (``pieces``).
 
 Every document is the title, a newline and the text; the passage itself is one more, last document. Checked against the
 released self-edits: 10 × documents has mean 85.7, median 70, maximum 570 over the 200 evaluation passages (first

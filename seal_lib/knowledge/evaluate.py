@@ -235,7 +235,8 @@ def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit] | Mapping[int
 
         for style in [s for s in NOTE_STYLES if s != "mixed"] + ["false", "other", "empty"]:
             measures[f"style_share:{style}"] = partial(has_style, style)
-    left_out = {id(e): read_edit(e.text, protocol=kind, prompts=prompts)[1] for several in by_loop.values() for e in several}
+    written = [edit for several in by_loop.values() for edit in several]
+    left_out = {id(edit): read_edit(edit.text, protocol=kind, prompts=prompts)[1] for edit in written}
 
     def lost(what: str, edit: SelfEdit) -> float:
         return float(left_out[id(edit)].get(what, 0))

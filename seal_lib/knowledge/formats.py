@@ -1,4 +1,4 @@
-"""Prompt formats before and after rounds of ReST^EM: the lines of ``knowledge/prompts`` (paper Table 6 of v1, 10 of v2).
+"""Prompt formats before and after rounds of ReST^EM: the lines of ``knowledge/prompts`` (Table 6 in v1, 10 in v2).
 
 A format is a prompt set (`prompts.yaml`); an arm is a format after so many rounds, ``rewrite_round_1``. What asks as a
 format does but is written by somebody else is ``rewrite_external``.
@@ -7,9 +7,10 @@ format does but is written by somebody else is ``rewrite_external``.
 from collections.abc import Mapping, Sequence
 
 from seal_lib.knowledge.evaluate import Loops, difference_rows, edit_rows, result_rows, token_row
+from seal_lib.knowledge.experiment import reward_rows
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.loops.outer import Loop
-from seal_lib.records import Passage
+from seal_lib.records import Passage, PassageTrial
 from seal_lib.report.arms import arm_label
 from seal_lib.report.stats import separable
 from seal_lib.report.words import Rows, bullets, differences, points, told
@@ -49,23 +50,25 @@ def format_rows(controls: Mapping[str, Loops], loops: Mapping[str, Mapping[int, 
     """
     label = {"protocol": protocol, "model": model}
     rounds = len(next(iter(next(iter(loops.values())).values())).rounds)
-    arms: dict[str, Loops] = {
+    arms: dict[str, Mapping[int, Sequence[PassageTrial]]] = {
         arm_of(name, i): {seed: loop.evaluated[f"seal_round_{i}" if i else "own_untrained"]
                           for seed, loop in several.items()}
         for name, several in loops.items() for i in range(rounds + 1)
     }  # fmt: skip
-    rows = []
-    for arm, trials in {**controls, **arms}.items():
+    rows, evaluated = [], {**controls, **arms}
+    for arm, trials in evaluated.items():
         rows += result_rows(EXPERIMENT, arm, trials, grader=grader, **label)
         rows.append(token_row(EXPERIMENT, arm, trials, **label))
     for name, wording in wordings.items():
         for i in range(rounds + 1):
-            written = arms[arm_of(name, i)]
-            edits = {seed: [t.edit for t in trials if t.edit] for seed, trials in dict(written).items()}
-            rows += edit_rows(EXPERIMENT, arm_of(name, i), edits, passages, prompts=wording, **label)
-    return rows + difference_rows(
-        EXPERIMENT, {**controls, **arms}, comparisons([*loops], rounds), grader=grader, **label
-    )
+            edits = {seed: [t.edit for t in trials if t.edit] for seed, trials in arms[arm_of(name, i)].items()}
+            rows += edit_rows(
+                EXPERIMENT, arm_of(name, i), edits, passages, prompts=wording, protocol=protocol, model=model
+            )
+        rows += reward_rows(
+            list(loops[name].values()), experiment=EXPERIMENT, family=family_of(name), grader=grader, **label
+        )
+    return rows + difference_rows(EXPERIMENT, evaluated, comparisons([*loops], rounds), grader=grader, **label)
 
 
 def in_words(rows: Rows, formats: Sequence[str], rounds: int) -> str:
