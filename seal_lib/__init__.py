@@ -16,7 +16,7 @@ LAZY = {
     "Source": "loops.policy",
     "OuterLoop": "loops.settings",
     "Pretraining": "loops.settings",
-    "practised": "loops.outer",
+    "several_rounds": "loops.outer",
     "restem_round": "loops.outer",
     "run_loop": "loops.outer",
     "score_edits": "loops.inner",

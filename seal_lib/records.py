@@ -130,8 +130,8 @@ class PassageTrial:
     """One pass of the inner loop: an adapter trained on one self-edit (or none), questioned without the passage.
 
     ``grader``: the loop's grader, a key of `seal_lib.grading.graders.GRADERS`; `accuracy` is its mean
-    grade. ``outcome``: ``ok``, ``empty_edit``, ``diverged``, ``too_long`` or ``unwritten``; the last three have no
-    accuracy.
+    grade. ``outcome``: ``ok``, ``empty_edit``, ``diverged``, ``too_long``, ``unwritten`` or ``untried``; the last four
+    have no accuracy.
     ``left_out``: what of its texts was not trained on or asked, by kind: lines and thoughts that protocol ``clean``
     drops, tokens beyond ``max_length`` (``cut_tokens``), questions that the model cannot take (``questions``), answers
     that the grader said nothing about (``verdicts``).

@@ -387,6 +387,15 @@ class Settings:
     clip: float = 1.0
 
 
+def test_a_rare_setting_has_its_default_unless_a_parameter_or_the_notebook_names_it() -> None:
+    made = dataclasses.make_dataclass(
+        "Rare", [("lr", float), ("few", int, dataclasses.field(default=0, metadata=params.RARE))]
+    )
+    found = [params.pick(made, given, **fixed).few for given, fixed in (
+        ({"lr": 0.1}, {}), ({"lr": 0.1, "few": 2}, {}), ({"lr": 0.1}, {"few": 3}))]  # fmt: skip
+    assert found == [0, 2, 3]
+
+
 def test_a_setting_that_no_parameter_reaches_is_refused_unless_it_is_named() -> None:
     assert params.pick(Settings, {"lr": 0.1, "clip": 2.0, "other": 5}) == Settings(0.1, 2.0)
     assert params.pick(Settings, {"lr": 0.1}, clip=3.0) == Settings(0.1, 3.0)
@@ -419,7 +428,8 @@ def test_every_setting_of_a_notebook_is_reached_and_every_parameter_is_used(note
     reached: set[str] = set()
     for cls, fixed in picks(notebook):
         fields = {field.name for field in dataclasses.fields(cls)}
-        assert fields - declared - fixed == set() and fixed <= fields - declared, (notebook, cls.__name__)
+        rare = {field.name for field in dataclasses.fields(cls) if field.metadata.get("rare")}
+        assert fields - rare - declared - fixed == set() and fixed <= fields - declared, (notebook, cls.__name__)
         reached |= fields
     code = ast.parse("\n".join(cell["source"] for cell in params.cells(notebook)[1:]))
     named = {node.id for node in ast.walk(code) if isinstance(node, ast.Name)}

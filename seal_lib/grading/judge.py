@@ -28,9 +28,9 @@ NOBODY = "grader: judge needs somebody who judges; name a model, or MODEL@URL, i
 
 
 @lru_cache
-def rubrics() -> dict[str, str]:
-    """Rubric → its text, with slots for question, gold and answer."""
-    return yaml_files.read(Path(__file__).with_name("rubrics.yaml"))
+def rubrics(kind: str = "answers") -> dict[str, str]:
+    """Rubric → its text, with the slots that the head of ``rubrics.yaml`` gives its kind."""
+    return yaml_files.read(Path(__file__).with_name("rubrics.yaml"))[kind]
 
 
 def verdict(reply: str) -> float:

@@ -15,6 +15,7 @@ from seal_lib.grading import graders
 from seal_lib.grading.judge import Judge
 from seal_lib.knowledge.documents import CAPS, PROTOCOLS, TrainingDocument, read_edit, training_documents
 from seal_lib.knowledge.prompts import Prompts
+from seal_lib.knowledge.rubrics import Rubric
 from seal_lib.loops.domain import TOO_LONG, Candidate, Count, Rejected
 from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import read_ids, turn_end, written_ids
@@ -109,12 +110,13 @@ def _asked(candidate: Candidate, answers: Sequence[Completion | None]) -> list[t
 class Knowledge:
     """The domain (`seal_lib.loops.domain.Domain`): its settings and its wording. A unit is a passage.
 
-    ``judge``: who judges, where the grader is ``judge``.
+    ``judge``: who judges, where the grader is ``judge``. ``rubric``: what rates self-edits that are not tried.
     """
 
     inner: InnerLoop
     prompts: Prompts
     judge: Judge | None = None
+    rubric: Rubric | None = None
     name: str = "knowledge"
     max_tries: int = 1
     schema: str | None = None
@@ -140,10 +142,18 @@ class Knowledge:
         return self.prompts.write(unit)
 
     def read(self, unit: Passage, edit: SelfEdit, arm: str, seed: int) -> Candidate | Rejected:
-        """Every text is notes; the training seed comes from the given one and the self-edit's id."""
+        """Every text is notes, with the opening that was given; the training seed comes from the given one and the
+        self-edit's id."""
         if edit.unwritten:
             return Rejected(TOO_LONG, edit.unwritten)
-        return Candidate(edit.id, unit, edit, arm, derive_seed(seed, edit.id, "trial"))
+        whole = replace(edit, text=self.prompts.opened(edit.text))
+        return Candidate(edit.id, unit, whole, arm, derive_seed(seed, edit.id, "trial"))
+
+    def rate(self, candidates: Sequence[Candidate], count: Count) -> list[float]:
+        """What the rubric says of each text, in [0, 1] (`seal_lib.loops.domain.Rates`)."""
+        if self.rubric is None:
+            raise DataError("reward: rubric and finalists need a rubric; make the domain with rubric=rubric_of(…).")
+        return self.rubric.rate([(c.unit, c.edit.text) for c in candidates], count)
 
     def documents(self, passage: Passage, edit: str | None) -> list[TrainingDocument]:
         """The texts that one adapter is trained on; ``edit=None``: the passage alone."""
@@ -215,7 +225,7 @@ class Knowledge:
         """The record of a candidate with its graded answers, ``unasked`` of which were too long to ask."""
         edit = candidate.edit
         text = edit.text if edit else ""
-        pieces, dropped = read_edit(text, self.inner.split_newlines, self.inner.protocol)
+        pieces, dropped = read_edit(text, self.inner.split_newlines, self.inner.protocol, self.prompts)
         silent = sum(math.isnan(answer.grades[self.grader]) for answer in answers) - unasked
         left_out = dropped | {
             "cut_tokens": getattr(result, "cut_tokens", 0), "questions": unasked, "verdicts": silent
@@ -251,7 +261,7 @@ class Knowledge:
         return [derive_seed(seed, "reward", s) for s in range(count)]
 
     def target(self, unit: Passage, text: str, policy: Policy) -> tuple[list[int], list[int]]:
-        """The completion continues the prompt and ends the turn."""
+        """The completion continues the prompt and ends the turn; the opening is learned with it."""
         end = turn_end(policy.model, policy.tokenizer)
-        prompt = read_ids(self.prompts.write(unit), policy.tokenizer)
-        return prompt, written_ids(text, end, policy.tokenizer)
+        prompt = read_ids(self.prompts.unopened.write(unit), policy.tokenizer)
+        return prompt, written_ids(self.prompts.opened(text), end, policy.tokenizer)

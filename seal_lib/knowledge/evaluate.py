@@ -16,6 +16,7 @@ from typing import Any
 from seal_lib.errors import DataError
 from seal_lib.knowledge.documents import read_edit, split_edit
 from seal_lib.knowledge.domain import Knowledge
+from seal_lib.knowledge.prompts import Prompts
 from seal_lib.loops.domain import Candidate, Rejected
 from seal_lib.loops.inner import score
 from seal_lib.loops.outer import evaluate
@@ -170,6 +171,13 @@ def result_rows(experiment: str, arm: str, trials: Loops, *, protocol: str, mode
     return rows
 
 
+def token_row(experiment: str, arm: str, trials: Loops, *, protocol: str, model: str) -> dict:
+    """The line of an arm's cost: tokens trained on for one passage, all epochs; failed trials count with what they
+    took."""
+    spent = values_of(trials, lambda t: float(t.tokens))
+    return stats.mean_over_loops(spent, stats.ANY).row(experiment, arm, "tokens_per_edit", protocol, model)
+
+
 def _left_out(kind: str, trial: PassageTrial) -> float:
     return float(trial.left_out.get(kind, 0))
 
@@ -199,9 +207,10 @@ def table_rows(experiment: str, trials: Mapping[str, Loops], pairs: Sequence[tup
 
 
 def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit] | Mapping[int, Sequence[SelfEdit]],
-              passages: Sequence[Passage], *, protocol: str, model: str) -> list[dict]:  # fmt: skip
+              passages: Sequence[Passage], *, protocol: str, model: str,
+              prompts: Prompts | None = None) -> list[dict]:  # fmt: skip
     """Lines that describe self-edits: tokens and pieces for any text; style and coverage for passages of the made
-    world.
+    world. ``prompts``: the format of the texts, if it has rules of its own.
 
     Coverage is the share of a passage's facts stated correctly from person to value. Intervals are over passages, and
     over loops where ``edits`` has several (loop -> self-edits).
@@ -214,7 +223,7 @@ def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit] | Mapping[int
     known, kind = {p.id: p for p in passages if p.facts}, protocol.split()[0]  # a label begins with the protocol
     measures: dict[str, Callable[[SelfEdit], float]] = {
         "edit_tokens": lambda e: float(e.tokens) if e.tokens else math.nan,
-        "edit_documents": lambda e: float(len(split_edit(e.text, protocol=kind))),
+        "edit_documents": lambda e: float(len(split_edit(e.text, protocol=kind, prompts=prompts))),
     }
     if all(e.unit_id in known for several in by_loop.values() for e in several):
         notes = {id(e): describe_notes(e.text, known[e.unit_id]) for several in by_loop.values() for e in several}
@@ -226,7 +235,8 @@ def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit] | Mapping[int
 
         for style in [s for s in NOTE_STYLES if s != "mixed"] + ["false", "other", "empty"]:
             measures[f"style_share:{style}"] = partial(has_style, style)
-    left_out = {id(e): read_edit(e.text, protocol=kind)[1] for several in by_loop.values() for e in several}
+    written = [edit for several in by_loop.values() for edit in several]
+    left_out = {id(edit): read_edit(edit.text, protocol=kind, prompts=prompts)[1] for edit in written}
 
     def lost(what: str, edit: SelfEdit) -> float:
         return float(left_out[id(edit)].get(what, 0))

@@ -48,7 +48,7 @@ def restem_rows(controls: Mapping[str, Sequence[PassageTrial]], loops: Mapping[i
         rows += result_rows(EXPERIMENT, arm, trials, grader=grader, **label)
         by_loop = trials if isinstance(trials, Mapping) else {0: trials}
         edits = {seed: [t.edit for t in own if t.edit] for seed, own in by_loop.items()}
-        rows += edit_rows(EXPERIMENT, arm, edits, passages, **label)
+        rows += edit_rows(EXPERIMENT, arm, edits, passages, protocol=protocol, model=model)
     rows += difference_rows(EXPERIMENT, pooled, comparisons(rounds), grader=grader, **label)
     learned = [f"seal_round_{i}" for i in range(1, rounds + 1)] + ["random_edit_sft"]
     for arm in learned:
@@ -63,7 +63,8 @@ def restem_rows(controls: Mapping[str, Sequence[PassageTrial]], loops: Mapping[i
     return rows + reward_rows(several, grader=grader, **label)
 
 
-def reward_rows(loops: Sequence[Loop], *, protocol: str, model: str, grader: str) -> list[dict]:
+def reward_rows(loops: Sequence[Loop], *, protocol: str, model: str, grader: str, experiment: str = EXPERIMENT,
+                family: str = "seal") -> list[dict]:  # fmt: skip
     """Per round, over all loops: mean reward, best of k, the selected self-edits under a fresh seed, and the shares of
     passages whose best reward is tied or 0.
     """
@@ -72,7 +73,7 @@ def reward_rows(loops: Sequence[Loop], *, protocol: str, model: str, grader: str
     for index in range(len(loops[0].rounds)):
         records = {loop.seed: loop.rounds[index] for loop in loops}
         fresh = {loop.seed: fresh_rewards(loop.rounds[index], loop.fresh[index]) for loop in loops}
-        rows += rewards.reward_rows(EXPERIMENT, f"seal_round_{index + 1}", records, fresh, unit="passage", **label)
+        rows += rewards.reward_rows(experiment, f"{family}_round_{index + 1}", records, fresh, unit="passage", **label)
     return rows
 
 

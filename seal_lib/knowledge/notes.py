@@ -27,12 +27,12 @@ FILES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 def with_external(run: Recorder, passages: Sequence[Passage], prompts: Prompts, outer: OuterLoop, source: str,
-                  key_env: str, calls: int, seconds: float, device: str, dtype: str, *, seed: int = 0, count: int = 1,
-                  ) -> list[Passage]:  # fmt: skip
+                  key_env: str, calls: int, seconds: float, device: str, dtype: str, *, seed: int = 0, group: str = "",
+                  count: int = 1) -> list[Passage]:  # fmt: skip
     """The passages with notes by ``source`` as their references ``external``.
 
     A model is asked ``count`` times a passage, with the policy's prompt and sampling; what it said is recorded as phase
-    ``external/write``, and a passage that it failed on says why in ``unwritten``.
+    ``<group>external/write``, and a passage that it failed on says why in ``unwritten``.
 
     Args:
         source: a file of completions; MODEL@URL, or a model; "": the passages stay as they are.
@@ -50,7 +50,7 @@ def with_external(run: Recorder, passages: Sequence[Passage], prompts: Prompts, 
     writer.check()
     sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, skip_long=True)
     write = partial(_written, run=run, writer=writer, prompts=prompts, sampling=sampling, seed=seed, count=count)
-    found = run.map("external/write", passages, write)
+    found = run.map(f"{group}external/write", passages, write)
     return [_noted(passage, row["texts"], row["reason"]) for passage, row in zip(passages, found, strict=True)]
 
 
@@ -58,7 +58,7 @@ def _written(part: Sequence[Passage], *, run: Recorder, writer: Other, prompts: 
              seed: int, count: int) -> list[dict]:  # fmt: skip
     """A row a passage: its texts, without those that failed, and why the first of these did."""
     seeds = [[derive_seed(seed, p.id, "external", *([i] if i else [])) for i in range(count)] for p in part]
-    asked = [Request(prompts.write(p), own) for p, several in zip(part, seeds, strict=True) for own in several]
+    asked = [Request(prompts.unopened.write(p), own) for p, several in zip(part, seeds, strict=True) for own in several]
     said, rows = iter(writer.texts(asked, sampling, run.count)), []
     for several in seeds:
         own = [next(said) for _ in several]

@@ -1,6 +1,6 @@
 """Prompt sets: wordings are data (``prompts.yaml``, or a file of the user's); this module only fills slots."""
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
 from seal_lib import paths
@@ -15,6 +15,8 @@ _SLOTS = {
     "answer_in_context": {"title", "passage", "question"},
     "document": {"title", "text"},
 }
+#: what may be a document of a self-edit
+PIECES = ("lines", "parts")
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,25 @@ class Prompts:
     answer_in_context: str
     document: str
     stop: str | None
+    opening: str = ""
+    pieces: str = "lines"
+    after: str = ""
 
     def write(self, passage: Passage) -> str:
-        """What the policy reads before it writes a self-edit about ``passage``."""
-        return fill(self.self_edit, title=passage.title, passage=passage.text)
+        """What the policy reads before it writes a self-edit about ``passage``.
+
+        A space at the opening's end belongs to the next word, so the policy writes it.
+        """
+        return fill(self.self_edit, title=passage.title, passage=passage.text) + self.opening.rstrip()
+
+    @property
+    def unopened(self) -> "Prompts":
+        """The set for a writer who begins the text: another model, or the policy that learns it whole."""
+        return replace(self, opening="")
+
+    def opened(self, written: str) -> str:
+        """The self-edit of which ``written`` is what the policy wrote after the opening; an empty one stays empty."""
+        return self.opening + written if written.strip() else written
 
     def ask(self, passage: Passage, question: Question, in_context: bool = False) -> str:
         template = self.answer_in_context if in_context else self.answer
@@ -56,10 +73,16 @@ def load(name: str, file: str | None = None) -> Prompts:
     if name not in sets:
         raise DataError(f"prompts: {name!r} is not one of {', '.join(sorted(sets))}.")
     chosen, where = sets[name], origin.get(name, shipped.name)
-    keys = {item.name for item in fields(Prompts)} - {"name"}
-    if set(chosen) != keys:
-        wrong, right = ", ".join(sorted(set(chosen) ^ keys)), ", ".join(sorted(keys))
-        raise DataError(f"{where}, set {name!r}: {wrong} missing or unknown; a set has {right}.")
+    keys = {item.name: item.default is MISSING for item in fields(Prompts) if item.name != "name"}
+    wrong = {key for key, needed in keys.items() if needed} - set(chosen) | set(chosen) - set(keys)
+    if wrong:
+        raise DataError(
+            f"{where}, set {name!r}: {', '.join(sorted(wrong))} missing or unknown; a set has "
+            f"{', '.join(sorted(key for key, needed in keys.items() if needed))}, and may have "
+            f"{', '.join(sorted(key for key, needed in keys.items() if not needed))}."
+        )
+    if chosen.get("pieces", PIECES[0]) not in PIECES:
+        raise DataError(f"{where}, set {name!r}, pieces: {chosen['pieces']!r} is not one of {', '.join(PIECES)}.")
     for key, slots in _SLOTS.items():
         absent = [slot for slot in sorted(slots) if "{" + slot + "}" not in str(chosen[key])]
         if absent:

@@ -5,7 +5,7 @@ A *unit* is what one self-edit is about: a passage, a puzzle. The loops know its
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.loops.policy import Policy
@@ -121,6 +121,14 @@ class Domain(Protocol[TrialT]):
 
     def target(self, unit: Any, text: str, policy: Policy) -> tuple[list[int], list[int]]:
         """(prompt ids, completion ids) with which the policy learns to write ``text`` about the unit."""
+
+
+@runtime_checkable
+class Rates(Protocol):
+    """A domain that can also say what a self-edit is worth without trying it: by a rule, or by one who reads it."""
+
+    def rate(self, candidates: Sequence[Candidate], count: "Count") -> list[float]:
+        """The worth of each in [0, 1]; NaN where it could not be said, which is never kept."""
 
 
 #: takes counters: tokens trained, questions asked, …

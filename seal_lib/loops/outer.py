@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from seal_lib.errors import DataError
 from seal_lib.generation.contract import Request, Sampling
-from seal_lib.loops.domain import Candidate, Count, Domain, Rejected, TrialT, Unit
+from seal_lib.loops.domain import Candidate, Count, Domain, Rates, Rejected, TrialT, Unit
 from seal_lib.loops.inner import score, score_edits
 from seal_lib.loops.policy import Policy
-from seal_lib.loops.rewards import BLIND, COMPARING, REWARDS
+from seal_lib.loops.rewards import BLIND, COMPARING, RATED, REWARDS
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.loops.updates import Group, Update, imitate, kept_of, update_of
 from seal_lib.records import Round, SelfEdit, Trial, to_dict
@@ -27,6 +28,8 @@ from seal_lib.seeds import derive_seed
 
 #: why a self-edit was not written
 LONG = "the prompt is longer than the model takes"
+#: why a self-edit that was written has no trial
+UNTRIED = Rejected("untried", "its text was rated, and that was all")
 
 
 @dataclass(frozen=True)
@@ -89,28 +92,71 @@ def _texts(policy: Policy, part: Sequence[EditPrompt], count: Count, *, sampling
 # ---------------------------------------------------------------------------------------------- one round
 
 
+def rate_edits(run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain, *,
+               phase: str) -> dict[str, float]:  # fmt: skip
+    """id of a self-edit → what the domain says of its text, in [0, 1]; NaN where nothing could be said.
+
+    Raises:
+        DataError: the domain says nothing of texts.
+    """
+    if not isinstance(domain, Rates):
+        raise DataError(f"reward: the domain {domain.name} cannot rate a text; take a reward that tries it.")
+    known = {unit.id: unit for unit in units}
+    read = [domain.read(known[edit.unit_id], edit, phase, 0) for edit in edits]
+    work = Work(partial(_ratings, domain=domain), policy, run.count)
+    wanted = {candidate.id: candidate for candidate in read if isinstance(candidate, Candidate)}
+    rows = run.map(phase, list(wanted.values()), work, chunk=64)
+    said = {name: row["rating"] for name, row in zip(wanted, rows, strict=True)}
+    rated = {edit.id: said.get(getattr(c, "id", "")) for edit, c in zip(edits, read, strict=True)}
+    return {name: math.nan if rating is None else rating for name, rating in rated.items()}
+
+
+def _ratings(policy: Policy, part: Sequence[Candidate], count: Count, *, domain: Rates) -> list[dict]:
+    ratings = domain.rate(part, count)
+    count(rated=len(part), unrated=sum(map(math.isnan, ratings)))
+    return [{"rating": to_dict(rating)} for rating in ratings]
+
+
+def finalists_of(edits: Sequence[SelfEdit], ratings: dict[str, float], most: int) -> list[SelfEdit]:
+    """Of each unit the ``most`` self-edits of highest rating, ties to the first; what has no rating comes last."""
+    best: dict[str, list[SelfEdit]] = {}
+    for edit in edits:
+        best.setdefault(edit.unit_id, []).append(edit)
+    worth = {name: -math.inf if math.isnan(rating) else rating for name, rating in ratings.items()}
+    chosen = {edit.id for several in best.values() for edit in sorted(several, key=lambda edit: -worth[edit.id])[:most]}
+    return [edit for edit in edits if edit.id in chosen]
+
+
 def practise(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, phase: str,
              seed: int) -> tuple[list[Group], dict[str, float]]:  # fmt: skip
     """E-step: the rewarded self-edits of each unit; and the accuracy of the policy without an adapter, by unit, where
     the reward compares with it."""
     edits = write_self_edits(run, policy, units, domain, outer, phase=f"{phase}/sample", seed=seed)
     frozen: dict[str, float] = {}
+    ratings: dict[str, float] = {}
+    tried = [] if outer.filter in BLIND or outer.reward in RATED else edits
+    if outer.filter not in BLIND and (outer.reward in RATED or outer.finalists):
+        ratings = rate_edits(run, policy, edits, units, domain, phase=f"{phase}/rate")
+        tried = finalists_of(tried, ratings, outer.finalists)
+    if tried and outer.reward in COMPARING:
+        plain = [Candidate(f"{unit.id}/frozen", unit, None, "frozen", seed, trains=False) for unit in units]
+        frozen = {t.unit_id: t.accuracy for t in score(run, policy, plain, domain, phase=f"{phase}/frozen")}
     repeats: list[list[Trial]] = []
-    if outer.filter not in BLIND:
-        if outer.reward in COMPARING:
-            plain = [Candidate(f"{unit.id}/frozen", unit, None, "frozen", seed, trains=False) for unit in units]
-            frozen = {t.unit_id: t.accuracy for t in score(run, policy, plain, domain, phase=f"{phase}/frozen")}
-        for s, draw in enumerate(domain.reward_seeds(seed, outer.reward_seeds)):
-            where = f"{phase}/score_{s}" if s else f"{phase}/score"
-            repeats.append(score_edits(run, policy, edits, units, domain, arm=phase, phase=where, seed=draw))
-    trials = list(zip(*repeats, strict=True)) if repeats else [()] * len(edits)
+    for s, draw in enumerate(domain.reward_seeds(seed, outer.reward_seeds) if tried else ()):
+        where = f"{phase}/score_{s}" if s else f"{phase}/score"
+        repeats.append(score_edits(run, policy, tried, units, domain, arm=phase, phase=where, seed=draw))
+    trials = dict(zip((edit.id for edit in tried), zip(*repeats, strict=True), strict=True))
+    if ratings:
+        trials = {edit.id: trials.get(edit.id) or (domain.trial(edit, UNTRIED),) for edit in edits}
     groups = []
     for unit in units:
-        own = [i for i, edit in enumerate(edits) if edit.unit_id == unit.id]
-        rewards = [reward_of(trials[i], frozen.get(unit.id, math.nan), outer.reward) for i in own if trials[i]]
-        groups.append(
-            Group(unit, tuple(edits[i] for i in own), tuple(trials[i] for i in own if trials[i]), tuple(rewards))
-        )
+        own = tuple(edit for edit in edits if edit.unit_id == unit.id)
+        several = tuple(trials[edit.id] for edit in own if edit.id in trials)
+        if outer.reward in RATED:
+            rewards = tuple(ratings[edit.id] for edit in own) if ratings else ()
+        else:
+            rewards = tuple(reward_of(of_one, frozen.get(unit.id, math.nan), outer.reward) for of_one in several)
+        groups.append(Group(unit, own, several, rewards))
     return groups, frozen
 
 
@@ -128,6 +174,7 @@ def round_of(index: int, groups: Sequence[Group], update: Update, outer: OuterLo
         tuple(REWARDS[outer.reward](trial, frozen.get(trial.unit_id, math.nan)) for trial in several)
         for group in groups
         for several in group.trials
+        if outer.reward in REWARDS
     )
     return Round(index, trials, rewards, kept, update.loss, outer.reward, frozen, by_seed)
 
@@ -164,6 +211,23 @@ def warn_if_blind(record: Round, outer: OuterLoop, grader: str) -> None:
             f"more questions, raise reward_seeds, or take another grader than {grader!r}.",
             stacklevel=3,
         )
+
+
+def several_rounds(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
+                   practice: Callable[[int], Sequence[Unit]], rounds: int, seed: int, name: str,
+                   ) -> tuple[Policy, list[Round]]:  # fmt: skip
+    """(the policy after ``rounds`` rounds, their records); round i is recorded as ``<name>_<i>``, nothing is evaluated.
+
+    Rounds draw as those of `run_loop` with the same seed do.
+    """
+    policy, records = base, []
+    for index in range(1, rounds + 1):
+        policy, record = restem_round(
+            run, policy, practice(index), domain, outer, index=index, name=f"{name}_{index}",
+            seed=derive_seed(seed, index),
+        )  # fmt: skip
+        records.append(record)
+    return policy, records
 
 
 # ---------------------------------------------------------------------------------------------- the whole loop
@@ -203,13 +267,15 @@ class Loop:
 
 
 def fresh_rewards(record: Round, trials: Sequence[Trial]) -> dict[str, float]:
-    """The reward by which the round selected, of its selected self-edits under a fresh seed: mean by unit.
+    """The reward by which the round selected, of its selected self-edits under a fresh seed: mean by unit. Where it
+    selected by a rating, the accuracy that the rating is to stand for.
 
     Trials that cannot be scored are left out.
     """
+    of = REWARDS.get(record.reward, REWARDS["accuracy"])
     groups: dict[str, list[float]] = {}
     for trial in trials:
-        reward = REWARDS[record.reward](trial, record.frozen.get(trial.unit_id, math.nan))
+        reward = of(trial, record.frozen.get(trial.unit_id, math.nan))
         if not math.isnan(reward):
             groups.setdefault(trial.unit_id, []).append(reward)
     return {unit: sum(values) / len(values) for unit, values in groups.items()}
@@ -221,17 +287,6 @@ def evaluate(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domai
     phase = f"{group}evaluate/{arm}"
     edits = write_self_edits(run, policy, units, domain, outer, phase=f"{phase}/write", seed=seed, samples=samples)
     return score_edits(run, policy, edits, units, domain, arm=arm, phase=phase, seed=seed)
-
-
-def practised(run: Recorder, policy: Policy, domain: Domain, outer: OuterLoop, *,
-              practice: Callable[[int], Sequence[Unit]], rounds: int, seed: int, name: str) -> Policy:  # fmt: skip
-    """The policy after some rounds, which are called ``<name>_1``, …; nothing is evaluated in between."""
-    for index in range(1, rounds + 1):
-        policy, _ = restem_round(
-            run, policy, practice(index), domain, outer, index=index, name=f"{name}_{index}",
-            seed=derive_seed(seed, index),
-        )  # fmt: skip
-    return policy
 
 
 def run_loop(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
@@ -271,7 +326,7 @@ def run_loop(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
             evaluated[control] = measure(learned.policy, arm=control)
     if blind and blind.own:
         blindly = replace(outer, filter=blind.filter)
-        policy = practised(
+        policy, _ = several_rounds(
             run, base, domain, blindly, practice=practice, rounds=rounds, seed=seed, name=f"{group}random_round"
         )
         evaluated[control] = measure(policy, arm=control)

@@ -1,5 +1,5 @@
-"""Rewards (trial → number) and filters (rewards of a unit's self-edits → those that are kept). A control is one more
-filter."""
+"""Rewards (trial → number; or what is said of a text that is not tried) and filters (rewards of a unit's self-edits →
+those that are kept). A control is one more filter."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,6 +14,8 @@ REWARDS: dict[str, Callable[[Trial, float], float]] = {
     # paper Eq. 2: 1 if the self-edit improves on the frozen policy, else 0 (the released code uses best-of-k instead)
     "improvement": lambda trial, frozen: math.nan if math.isnan(trial.accuracy) else float(trial.accuracy > frozen),
 }
+#: rewards that no self-edit is tried for: what the domain says of its text (`seal_lib.loops.domain.Rates`)
+RATED = ("rubric",)
 #: rewards that compare with the policy without an adapter, which is then asked once per unit
 COMPARING = ("improvement",)
 

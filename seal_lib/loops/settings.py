@@ -1,9 +1,10 @@
 """The settings of an outer loop, and of training on a corpus."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from seal_lib.errors import DataError
-from seal_lib.loops.rewards import FILTERS, REWARDS
+from seal_lib.loops.rewards import FILTERS, RATED, REWARDS
+from seal_lib.runs.params import RARE
 from seal_lib.training.jobs import SCHEDULES
 
 METHODS, COPIES = ("full", "lora"), ("once", "each")
@@ -32,11 +33,16 @@ class OuterLoop:
     sft_clip: float = 1.0  # largest gradient norm; 0: no bound
     sft_targets: str = "all-linear"
     update: str = "restem"  # the outer algorithm
+    #: only so many of a unit's self-edits are tried, those that the domain rates highest; 0: all
+    finalists: int = field(default=0, metadata=RARE)
 
     def __post_init__(self):
-        for key, registry in (("reward", REWARDS), ("filter", FILTERS)):
+        for key, registry in (("reward", (*REWARDS, *RATED)), ("filter", FILTERS)):
             if getattr(self, key) not in registry:
                 raise DataError(f"{key}: {getattr(self, key)!r} is not one of {', '.join(registry)}.")
+        if self.finalists and (self.reward in RATED or self.finalists > self.samples):
+            why = f"by reward {self.reward} none is tried" if self.reward in RATED else f"there are {self.samples}"
+            raise DataError(f"finalists: {self.finalists} cannot be tried, {why}; give 0 for no choice beforehand.")
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ def check(values: Mapping[str, Any]) -> None:
     if "temperature" in values:
         several = max(values.get(key, 1) for key in ("samples", "edits"))
         Sampling(values["edit_tokens"], values["temperature"], values["top_p"], several)
-    if "prompts" in values:
-        (arc_prompts if puzzles else knowledge_prompts).load(values["prompts"], values.get("prompts_file"))
+    for name in filter(None, (values.get("prompts"), *values.get("formats", ()))):
+        (arc_prompts if puzzles else knowledge_prompts).load(name, values.get("prompts_file"))
     if values.get("knobs_file"):
         yaml_files.read(paths.given(values["knobs_file"]))
     lengths = values.get("lengths", [])

@@ -310,7 +310,7 @@ class Recorded:
         return Prompt(self.text.shown if shown else self.text.ask, answer, longest, times=times)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Wording(Prompts):
     """A prompt set whose prompts have recorded lengths; a passage and a question are named after their source."""
 

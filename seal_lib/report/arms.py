@@ -46,7 +46,7 @@ def _load() -> tuple[dict[str, Family], dict[str, ArmStyle]]:
 
 FAMILIES, ARMS = _load()
 #: endings that say who wrote an arm's notes; without one they are the writer's that the experiment names
-WRITERS = {"_own": "own notes", "_live": "own live notes"}
+WRITERS = {"_own": "own notes", "_live": "own live notes", "_external": "stronger writer's notes"}
 
 
 def round_of(arm: str) -> tuple[str, int] | None:
@@ -59,7 +59,7 @@ def round_of(arm: str) -> tuple[str, int] | None:
 
 def plain(arm: str) -> str:
     """An arm's rule: its name without the ending that says who wrote the notes."""
-    return arm.removesuffix("_own").removesuffix("_live")
+    return next((arm.removesuffix(ending) for ending in WRITERS if arm.endswith(ending)), arm)
 
 
 def _listed(arm: str) -> str:

@@ -37,6 +37,7 @@ OTHER_TITLES = {  # of experiments whose table is no headline: pattern of the na
     "knowledge/models": "Models grown from other seeds",
     r"knowledge/cpt_(\d+)_full": r"\1 passages at once, all weights",
     r"knowledge/cpt_(\d+)_lora": r"\1 passages at once, LoRA",
+    "knowledge/prompts": "Prompt formats, before and after rounds",
     "knowledge/graders": "The same answers under several graders",
     "own_document": "A document of one's own",
     "own_documents/growing": "A store that grows",
@@ -69,6 +70,9 @@ SHOWN = {  # experiments with a note, or whose headline is not accuracy
     "knowledge/single_passage": Shown(
         note="SEAL and the loop that keeps a random self-edit are compared with the other arms in the next table; the "
         "p-values of each table are one family.",
+    ),
+    "knowledge/prompts": Shown(
+        references={"implications_round_0": "implications, untrained", "notes_round_0": "notes, untrained"},
     ),
     "knowledge/restem": Shown(few=("frozen", "own_untrained", "random_edit_sft", "seal_round_2")),
     "knowledge/cpt": Shown(also={"prior_right": "prior questions right, %"}),

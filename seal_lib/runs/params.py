@@ -290,8 +290,13 @@ def check_all(check: Callable[[dict], None] = lambda values: None) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
+#: metadata of a settings' field that a notebook need not know: without a parameter of its name it has its default
+RARE = {"rare": True}
+
+
 def pick(settings: type, parameters: dict[str, object], **fixed: object) -> Any:
-    """A settings dataclass filled with the parameters of the same names; what is no parameter must be named here.
+    """A settings dataclass filled with the parameters of the same names; what is no parameter must be named here,
+    unless it is `RARE`.
 
     Args:
         fixed: fields that the notebook deliberately has no parameter for.
@@ -299,7 +304,8 @@ def pick(settings: type, parameters: dict[str, object], **fixed: object) -> Any:
     Raises:
         ParameterError: a field that no parameter reaches, or a fixed one that is not needed.
     """
-    named = [field.name for field in dataclasses.fields(settings)]
+    given = {*parameters, *fixed}
+    named = [f.name for f in dataclasses.fields(settings) if f.name in given or not f.metadata.get("rare")]
     if lost := [name for name in named if name not in parameters and name not in fixed]:
         raise ParameterError(
             f"{settings.__name__} has settings that no parameter reaches: {', '.join(lost)}; declare them in the "

@@ -1,0 +1,83 @@
+"""Prompt formats before and after rounds of ReST^EM: the lines of ``knowledge/prompts`` (Table 6 in v1, 10 in v2).
+
+A format is a prompt set (`prompts.yaml`); an arm is a format after so many rounds, ``rewrite_round_1``. What asks as a
+format does but is written by somebody else is ``rewrite_external``.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from seal_lib.knowledge.evaluate import Loops, difference_rows, edit_rows, result_rows, token_row
+from seal_lib.knowledge.experiment import reward_rows
+from seal_lib.knowledge.prompts import Prompts
+from seal_lib.loops.outer import Loop
+from seal_lib.records import Passage, PassageTrial
+from seal_lib.report.arms import arm_label
+from seal_lib.report.stats import separable
+from seal_lib.report.words import Rows, bullets, differences, points, told
+
+EXPERIMENT = "knowledge/prompts"
+#: of the shipped model's sets: the set of all its notebooks is the one that asks for notes
+_OWN = "seedling"
+
+
+def family_of(prompts: str) -> str:
+    """The family of a set's arms: ``implications-long`` → implications_long, ``seedling-no-prompt`` → no_prompt."""
+    return "notes" if prompts == _OWN else prompts.removeprefix(f"{_OWN}-").replace("-", "_")
+
+
+def arm_of(prompts: str, index: int) -> str:
+    """The arm of a set after ``index`` rounds; 0: the untrained policy."""
+    return f"{family_of(prompts)}_round_{index}"
+
+
+def comparisons(formats: Sequence[str], rounds: int) -> list[tuple[str, str]]:
+    """The paired differences, one family: each format and the first after as many rounds; what the rounds add to a
+    format; and each untrained format against the first after all rounds: does a wording do what training does?"""
+    first, *others = formats
+    pairs = [(arm_of(name, i), arm_of(first, i)) for i in range(rounds + 1) for name in others]
+    pairs += [(arm_of(name, rounds), arm_of(name, 0)) for name in formats]
+    return pairs + [(arm_of(name, 0), arm_of(first, rounds)) for name in others]
+
+
+def format_rows(controls: Mapping[str, Loops], loops: Mapping[str, Mapping[int, Loop]],
+                wordings: Mapping[str, Prompts], passages: Sequence[Passage], *, protocol: str, model: str,
+                grader: str) -> list[dict]:  # fmt: skip
+    """Lines of every (format, round) and of the controls: levels, tokens trained, self-edits, differences.
+
+    Args:
+        controls: arm → trials, run once. loops: format → seed → loop; the first is the one that others are compared
+            with. wordings: format → its prompt set.
+    """
+    label = {"protocol": protocol, "model": model}
+    rounds = len(next(iter(next(iter(loops.values())).values())).rounds)
+    arms: dict[str, Mapping[int, Sequence[PassageTrial]]] = {
+        arm_of(name, i): {seed: loop.evaluated[f"seal_round_{i}" if i else "own_untrained"]
+                          for seed, loop in several.items()}
+        for name, several in loops.items() for i in range(rounds + 1)
+    }  # fmt: skip
+    rows, evaluated = [], {**controls, **arms}
+    for arm, trials in evaluated.items():
+        rows += result_rows(EXPERIMENT, arm, trials, grader=grader, **label)
+        rows.append(token_row(EXPERIMENT, arm, trials, **label))
+    for name, wording in wordings.items():
+        for i in range(rounds + 1):
+            edits = {seed: [t.edit for t in trials if t.edit] for seed, trials in arms[arm_of(name, i)].items()}
+            rows += edit_rows(
+                EXPERIMENT, arm_of(name, i), edits, passages, prompts=wording, protocol=protocol, model=model
+            )
+        rows += reward_rows(
+            list(loops[name].values()), experiment=EXPERIMENT, family=family_of(name), grader=grader, **label
+        )
+    return rows + difference_rows(EXPERIMENT, evaluated, comparisons([*loops], rounds), grader=grader, **label)
+
+
+def in_words(rows: Rows, formats: Sequence[str], rounds: int) -> str:
+    """Markdown: whether an untrained format stands above the trained first one, and every separable difference."""
+    rows = list(rows)
+    apart, trained = differences(rows, EXPERIMENT), arm_of(formats[0], rounds)
+    above = [
+        f"{arm_label(a)} {points(e)}" for (a, b), e in apart.items() if b == trained and a.endswith("_round_0")
+        and separable(e) and e.value > 0
+    ]  # fmt: skip
+    first = f"Untrained, but above **{arm_label(trained)}**: {'; '.join(above) or 'no format, as far as can be told'}."
+    return f"{bullets([first])}\n{told(apart)}"
