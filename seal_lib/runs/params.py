@@ -266,8 +266,8 @@ def check_all(check: Callable[[dict], None] = lambda values: None) -> list[str]:
         stems = [path.stem.partition("-")[0] for path in (paths.params() / notebook).glob("*.yaml")] or ["seedling"]
         for scale in sorted({*stems, *(["smoke"] if "seedling" in stems else [])}):
             for overlay in ("", *sets(notebook)):
-                if not overlay and sets(notebook) and not _files(notebook, scale, ""):
-                    continue  # it belongs to a set only
+                if sets(notebook) and not _files(notebook, scale, overlay):
+                    continue  # it belongs to other sets only
                 try:
                     layers = _layers(notebook, scale, overlay)
                     values = _overlay(notebook, layers)
