@@ -10,7 +10,7 @@ from fixtures_seal import INNER, WORDING, MemoryRun, mean, real, trial
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion
-from seal_lib.grading.graders import GRADERS, contains, each, exact_match, grade
+from seal_lib.grading.graders import GRADERS, contains, each, exact_match, grade, ungraded
 from seal_lib.knowledge import evaluate, experiment
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops import inner, outer
@@ -222,3 +222,9 @@ def test_a_candidate_without_an_edit_is_graded_alike(loop) -> None:
     ]
     for one in inner.try_all(Policy("p", None, None), given, domain=Knowledge(replace(INNER, grader="f1"), WORDING)):
         assert one.grader == "f1" and one.accuracy == one.mean("f1") and (one.accuracy > 0) is (one.id == "c")
+
+
+def test_a_question_that_was_not_asked_is_ungraded_and_not_blank() -> None:
+    answer = ungraded(Question("Who?", "Kale"), "exact")
+    assert answer.text == "" and not answer.blank  # a blank answer is one that the model gave
+    assert all(grade != grade for grade in answer.grades.values()) and "exact" in answer.grades

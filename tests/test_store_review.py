@@ -69,6 +69,20 @@ def test_an_edit_is_compared_with_its_passage_and_with_what_was_learned() -> Non
     assert found[3].detail == "not in the passage: 1891" and found[0].detail == "earlier: - Kale Bo worked for Tadar."
 
 
+@pytest.mark.parametrize(
+    ("earlier", "same_claim"),
+    [
+        ("The house of Tadar hired Kale Bo.", True),
+        ("The house of Mera hired Kale Ra.", False),  # the end of a name: somebody else
+        ("The house of Mera hired Zo Bo.", False),  # its beginning
+        ("The house of Mera fired Kale Bo.", True),  # beside a name, no part of it
+        ("A house of Mera hired Kale Bo.", False),  # one of the first two words
+    ],
+)
+def test_a_contradiction_is_one_other_word_that_is_no_part_of_a_name(earlier: str, same_claim: bool) -> None:
+    assert review.otherwise("The house of Mera hired Kale Bo.", earlier) is same_claim
+
+
 def test_what_stops_can_be_allowed_by_its_kind() -> None:
     found = review.of_text("Write to kale@teboran.example.")
     assert "an e-mail address" in review.stopped(found) and "--allow personal" in review.stopped(found)
