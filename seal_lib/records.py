@@ -81,8 +81,8 @@ class SelfEdit:
 
     def _repr_html_(self) -> str:
         return (
-            f"<div style='border-left:3px solid #888;padding-left:.8em;{LEFT}'><small>{_escape(self.source)} · "
-            f"{self.tokens} tokens</small><br>{_escape(self.text)}</div>"
+            f"<div style='border-left:3px solid #888;padding-left:.8em;{LEFT}'><small>{_escape(self.source)}"
+            f"{f' · {self.tokens} tokens' if self.tokens else ''}</small><br>{_escape(self.text)}</div>"
         )
 
 
@@ -201,9 +201,10 @@ class PassageTrial:
         state = right if counted else _escape(f"{self.outcome}: {self.reason}")
         edit = self.edit._repr_html_() if self.edit else "<small>no self-edit</small>"
         arm = self.arm.replace("_", " ")
+        head = "".join(f"<th style='{LEFT}'>{name}</th>" for name in ("question", "answer", "gold"))
         return (
             f"<h4>{_escape(arm)} · {_escape(self.unit_id)} · {state} · {self.steps} steps</h4>{edit}"
-            f"<table><tr><th>question</th><th>answer</th><th>gold</th></tr>{rows}</table>"
+            f"<table><tr>{head}</tr>{rows}</table>"
         )
 
 

@@ -1,10 +1,11 @@
-"""A person in JupyterLab interrupts a run, restarts the kernel and runs all cells: it goes on where it was.
+"""A person in JupyterLab: interrupts a run, restarts the kernel and runs all cells; moves the slider and writes notes.
 
 In a real headless Chromium, over its DevTools protocol. Run: pytest tests/test_lab.py
 """
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Suite
+from conftest import REPOSITORY, Suite
 
 websocket = pytest.importorskip("websocket")  # comes with JupyterLab
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -63,34 +64,29 @@ class Page:
 
 
 @pytest.fixture
-def page(suite: Suite, tmp_path: Path) -> Iterator[Page]:
-    suite.params("11_demo")
-    suite.notebook(
-        "11_demo",
-        f"n: int = {UNITS}  # units",
-        "import time\nimport seal_lib\nrun = seal_lib.start('11_demo', globals())\nprint(run)",
-        "slow = lambda part: [time.sleep(0.5) or {'x': 1} for _ in part]\n"
-        "rows = run.map('work', [f'u{i}' for i in range(n)], slow, chunk=1)",
-        "run.finish([], {'n': len(rows)})",
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {f"JUPYTER{name}": str(tmp_path / name) for name in (
-        "_CONFIG_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")}  # fmt: skip
-    server = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
-         "--ServerApp.token=t", f"--ServerApp.root_dir={suite.home / 'notebooks'}",
-         "--LabApp.expose_app_in_browser=True", "--LabApp.news_url="],
-        env={**os.environ, **own, "IPYTHONDIR": str(tmp_path / "ipython")}, **QUIET,
-    )  # fmt: skip
-    browser = subprocess.Popen(
-        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-         "--window-size=1200,900", "--remote-debugging-port=0",
-         f"--user-data-dir={tmp_path / 'profile'}", "about:blank"],
-        **QUIET,
-    )  # fmt: skip
-    try:
+def lab(tmp_path: Path) -> Iterator[Callable[..., Page]]:
+    """Opens a notebook of a folder in JupyterLab: its page in a browser, with the focus, and a kernel that is idle."""
+    started: list[subprocess.Popen] = []
+
+    def opened(folder: Path, name: str, height: int = 900, **environment: str) -> Page:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        own = {f"JUPYTER{name}": str(tmp_path / name) for name in (
+            "_CONFIG_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")}  # fmt: skip
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
+             "--ServerApp.token=t", f"--ServerApp.root_dir={folder}",
+             "--LabApp.expose_app_in_browser=True", "--LabApp.news_url="],
+            env={**os.environ, **own, "IPYTHONDIR": str(tmp_path / "ipython"), **environment}, **QUIET,
+        )  # fmt: skip
+        browser = subprocess.Popen(
+            [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+             f"--window-size=1200,{height}", "--remote-debugging-port=0",
+             f"--user-data-dir={tmp_path / 'profile'}", "about:blank"],
+            **QUIET,
+        )  # fmt: skip
+        started.extend((browser, server))
         told = tmp_path / "profile" / "DevToolsActivePort"
         until(lambda: told.exists() and told.read_text().strip(), "the browser")
         address = f"http://127.0.0.1:{told.read_text().splitlines()[0]}/json"
@@ -98,16 +94,17 @@ def page(suite: Suite, tmp_path: Path) -> Iterator[Page]:
         one = Page(next(found["webSocketDebuggerUrl"] for found in pages if found["type"] == "page"))
         until(lambda: _answers(port), "JupyterLab")
         one.send("Emulation.setFocusEmulationEnabled", enabled=True)  # commands act on what has the focus
-        one.send("Page.navigate", url=f"http://127.0.0.1:{port}/lab/tree/11_demo.ipynb?token=t")
+        one.send("Page.navigate", url=f"http://127.0.0.1:{port}/lab/tree/{name}.ipynb?token=t")
         until(lambda: one.js(f"{LAB}.context.isReady"), "the notebook")
         until(one.idle, "its kernel")
         one.js(f"jupyterapp.shell.activateById({LAB}.id)")
         until(lambda: one.js(f"jupyterapp.shell.currentWidget === {LAB}"), "the focus")
-        yield one
-    finally:
-        for process in (browser, server):
-            process.kill()
-            process.wait(30)
+        return one
+
+    yield opened
+    for process in started:
+        process.kill()
+        process.wait(30)
 
 
 def _answers(port: int) -> bool:
@@ -117,7 +114,18 @@ def _answers(port: int) -> bool:
         return False
 
 
-def test_interrupt_restart_and_run_all_goes_on(page: Page, suite: Suite) -> None:
+def test_interrupt_restart_and_run_all_goes_on(lab: Callable[..., Page], suite: Suite) -> None:
+    suite.params("11_demo")
+    suite.notebook(
+        "11_demo",
+        f"n: int = {UNITS}  # units",
+        "import time\nimport seal_lib\nrun = seal_lib.start('11_demo', globals())\nprint(run)",
+        "slow = lambda part: [time.sleep(0.5) or {'x': 1} for _ in part]\n"
+        "rows = run.map('work', [f'u{i}' for i in range(n)], slow, chunk=1)",
+        "run.finish([], {'n': len(rows)})",
+    )
+    page = lab(suite.home / "notebooks", "11_demo")
+
     def rows() -> list[str]:
         found = list(suite.home.glob("runs/11_demo/seedling/*/rows.jsonl"))
         return found[0].read_text().splitlines() if found else []
@@ -146,3 +154,50 @@ def test_interrupt_restart_and_run_all_goes_on(page: Page, suite: Suite) -> None
     kinds = {kind for output in outputs for kind in output.get("data", {})}
     assert "application/vnd.jupyter.widget-view+json" not in kinds  # a saved bar needs no kernel
     assert f"work: {UNITS}/{UNITS}" in json.dumps(outputs)
+
+
+def seen(page: Page, control: str) -> str:
+    """The text of the output that a control stands in, without the control's own."""
+    return page.js(f"document.querySelector('{control}').closest('.jp-OutputArea').innerText") or ""
+
+
+def test_notes_of_your_own_the_slider_and_the_menu_of_notebook_01(lab: Callable[..., Page], tmp_path: Path) -> None:
+    name, slider, menu, box = "01_one_self_edit", ".noUi-handle", ".widget-dropdown select", ".widget-textarea textarea"
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    shutil.copy(REPOSITORY / "notebooks" / f"{name}.ipynb", folder)
+    home = {"SEAL_HOME": str(tmp_path), "SEAL_SOURCE": str(REPOSITORY), "PYTHONPATH": str(REPOSITORY)}
+    page = lab(folder, name, height=12000, **home)  # so that all cells are drawn
+    page.command("notebook:run-all-cells")
+    until(lambda: list(tmp_path.glob(f"runs/{name}/seedling/*/run.json")), "the end")
+    until(page.idle, "the last cell")
+
+    worst = until(lambda: seen(page, slider), "the self-edits")
+    page.js(f"document.querySelector('{slider}').focus()")
+    for _ in range(7):
+        for kind in ("keyDown", "keyUp"):
+            page.send(
+                "Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39
+            )
+    assert worst.startswith("notes\n1: ")
+    until(lambda: seen(page, slider).startswith("notes\n8: "), "the last self-edit")
+    until(lambda: seen(page, slider).splitlines()[2:] != worst.splitlines()[2:], "what it teaches")
+
+    first = seen(page, menu).splitlines()[-1]
+    change = "(s => { s.selectedIndex = 3; s.dispatchEvent(new Event('change', {bubbles: true})); })"
+    page.js(f"{change}(document.querySelector('{menu}'))")
+    until(lambda: seen(page, menu).splitlines()[-1] != first, "another passage")
+
+    page.js(f"document.querySelector('{box}').focus(); document.querySelector('{box}').select()")
+    person, place = re.search(r"What is the birthplace of (.+?)\?.*\t(\w+)$", seen(page, box), re.M).groups()
+    page.send("Input.insertText", text=f"- {person} comes from Fyrenia.\n- {person} was born in Fyrenia.")
+    page.js("document.querySelector('.jupyter-button').click()")
+    after = until(lambda: "Fyrenia" in seen(page, box) and seen(page, box), "the answers after them")
+    before, said = re.findall(r"^What is the birthplace of .+?\?\t(.*?)\t", after, re.M)
+    assert "after your notes" in after and before != said != place  # it answers what it was told, not what is right
+
+    page.js("jupyterapp.commands.execute('docmanager:save')")
+    until(lambda: "Fyrenia" in (folder / f"{name}.ipynb").read_text(), "the saved copy")
+    saved = json.loads((folder / f"{name}.ipynb").read_text())
+    bare = [o for cell in saved["cells"] for o in cell.get("outputs", []) if "Loading weights" in json.dumps(o)]
+    assert not bare  # a bar that nothing can show once the kernel is gone

@@ -172,6 +172,7 @@ def test_smoke(path: Path, home: Path, committed: None, monkeypatch: pytest.Monk
     assert all(tuple(row) == lifecycle.COLUMNS for row in results)
     json.loads((folder / "metrics.json").read_text())
     executed = json.loads((folder / "notebook.ipynb").read_text())
+    assert "vnd.jupyter.widget-view" not in json.dumps(executed)  # nothing that a copy without a kernel cannot show
     for cell in executed["cells"]:
         if cell["cell_type"] == "code" and re.search(r"plt\.subplots\(|^\w*figures\.", "".join(cell["source"]), re.M):
             assert any("image/png" in output.get("data", {}) for output in cell["outputs"]), "a figure was not shown"

@@ -83,6 +83,7 @@ def load(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    _without_bar()
     device = checks.check_place(device, dtype)
     source, at = pinned(name, revision)
     options = {**at, "trust_remote_code": False}
@@ -112,6 +113,20 @@ def load(
             torch.set_num_threads(1)
         checks.check_values(model, name)
     return model, tokenizer
+
+
+def _without_bar() -> None:
+    """No bar while weights are read: of a notebook that is opened again it leaves a widget that nothing can show.
+
+    Downloads keep theirs.
+    """
+    from huggingface_hub import utils
+    from transformers.utils import logging
+
+    hidden = utils.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if not hidden:
+        utils.enable_progress_bars()
 
 
 def _four_bits(narrow: "torch.dtype") -> "BitsAndBytesConfig":

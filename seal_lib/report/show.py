@@ -44,8 +44,8 @@ def side_by_side(columns: dict[str, Sequence]) -> Html:
     head = "".join(f"<th style='{LEFT}'>{html.escape(name)}</th>" for name in columns)
     rows = ""
     for row in zip(*columns.values(), strict=True):
-        cells = "".join(f"<td style='{LEFT}'>{item._repr_html_()}</td>" for item in row)
-        rows += f"<tr style='vertical-align:top'>{cells}</tr>"
+        cells = "".join(f"<td style='{LEFT};vertical-align:top'>{item._repr_html_()}</td>" for item in row)
+        rows += f"<tr>{cells}</tr>"
     return Html(f"<table><tr>{head}</tr>{rows}</table>")
 
 

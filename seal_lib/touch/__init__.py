@@ -33,7 +33,8 @@ def choose(shown: Callable[..., Any], slider: bool = False, **options: Mapping[s
     from IPython.display import display
 
     kind = ipywidgets.SelectionSlider if slider else ipywidgets.Dropdown
-    controls = {name: kind(options=list(values), description=name) for name, values in options.items()}
+    wide = ipywidgets.Layout(width="32em" if slider else "auto")  # its label stands beside it
+    controls = {name: kind(options=list(values), description=name, layout=wide) for name, values in options.items()}
 
     def again(_: object = None) -> None:
         picture.update(shown(**{name: options[name][control.value] for name, control in controls.items()}))
@@ -63,8 +64,7 @@ def write_notes(policy: Policy, passage: Passage, domain: Knowledge, text: str =
     import ipywidgets
     from IPython.display import display
 
-    wide = ipywidgets.Layout(width="100%", height="9em")
-    box = ipywidgets.Textarea(value=text, layout=wide)
+    box = ipywidgets.Textarea(value=text, layout=ipywidgets.Layout(width="auto", height="9em"))
     button = ipywidgets.Button(description="Train on these notes", layout=ipywidgets.Layout(width="14em"))
 
     def clicked(_: object) -> None:
