@@ -20,7 +20,7 @@ from seal_lib.loops.settings import OuterLoop
 from seal_lib.runs.journal import Lock
 from seal_lib.runs.work import Recorder
 from seal_lib.store.database import Store
-from seal_lib.store.guard import Limits, before_after, broken
+from seal_lib.store.guard import MEASURES, Limits, before_after, broken
 from seal_lib.store.learning import (
     Consent,
     OwnQuestions,
@@ -284,10 +284,10 @@ def text_of(renewal: Renewal) -> str:
         ],
     )  # fmt: skip
     if report["guard"]:
-        most = report["limits"]
-        lines += ["", f"Guard, on {most['file']}: at most {most['prior']:.0%} of prior questions and "
-                  f"{most['reading']:.0%} of questions about a text in view may be lost.", ""]  # fmt: skip
-        kinds = ("prior", "reading", "learned")
+        most, guard = report["limits"], list(report["guard"].values())
+        kinds = [kind for kind in MEASURES if f"{kind}_before" in guard[0]]
+        limits = ", ".join(f"{most[kind]:.0%} of {MEASURES[kind]}" for kind in kinds)
+        lines += ["", f"Guard, on {most['file']}; it refuses where more than this is lost: {limits}.", ""]
         lines += _table(
             ("edit", *(f"{kind} before → after" for kind in kinds)),
             [
