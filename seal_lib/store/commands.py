@@ -334,7 +334,7 @@ def _update(given: argparse.Namespace) -> tuple[Renewal, str]:
         renewal = update(Bar(), store, ready.policy, ready.domain, ready.outer, ready.own, plan,
                          consent=Consent(tuple(given.allow)), seed=values["seed"])  # fmt: skip
         file = write_report(store, renewal)
-    return renewal, f"{text_of(renewal)}\n{file}"
+    return renewal, f"{text_of(renewal)}\n{file}, and as a page {file.with_suffix('.html').name}"
 
 
 def _serve(given: argparse.Namespace) -> tuple[None, str]:
