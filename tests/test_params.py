@@ -411,9 +411,10 @@ def picks(notebook: str) -> list[tuple[type, set[str]]]:
     from seal_lib.arc.domain import TestTimeTraining
     from seal_lib.knowledge.domain import InnerLoop
     from seal_lib.loops.settings import OuterLoop, Pretraining
+    from seal_lib.store.harness import Tasks
     from seal_lib.store.search import Search
 
-    known = {cls.__name__: cls for cls in (InnerLoop, OuterLoop, Pretraining, TestTimeTraining, Search)}
+    known = {cls.__name__: cls for cls in (InnerLoop, OuterLoop, Pretraining, TestTimeTraining, Search, Tasks)}
     found = []
     for node in ast.walk(ast.parse("\n".join(cell["source"] for cell in params.cells(notebook)))):
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "pick":

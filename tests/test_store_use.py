@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from fixtures_seal import DOMAIN, MemoryRun, seedling
 from test_store import DOCUMENT, adapter, check, child, edit, killed_at_every_step
 
@@ -271,6 +272,32 @@ def test_an_update_learns_what_waits_and_its_guard_lets_it_in(tmp_path: Path) ->
         assert "# Update 1" in report and "prior before → after" in report and "| Annals of Rivo |" in report
         assert updated(store).report["passages"] == []  # nothing waits
         check(store.folder)
+
+
+def test_a_report_is_a_page_of_which_a_document_makes_no_link_picture_or_script(tmp_path: Path) -> None:
+    title = "[click](javascript:alert(1)) <script>alert(1)</script> ![x](https://evil.example/x) | `a` *b* <b>c</b>"
+    about = {"edit": 1, "document": "my_notes.md", "place": "line 1", "title": title, "known": 0.25}
+    row = about | {"state": "quarantined", "reason": title[::-1]}
+    told = {f"{kind}_{when}": 0.5 for kind in ("prior", "reading", "learned") for when in ("before", "after")}
+    report = {"budget": 9.0, "rule": "need", "limits": LIMITS.told, "seconds": 1.0, "passages": [row]}
+    with Store(tmp_path / "store") as store:
+        done = store.settle(store.renew(), {}, {}, report | {"guard": {"1": told}, "failed": [title]})
+        file = updates.write_report(store, done)
+        page = BeautifulSoup(file.with_suffix(".html").read_text(), "html.parser")
+        file.with_suffix(".html").unlink()
+        updates.write_report(store, done)  # a report of an older program gets its page
+        assert file.with_suffix(".html").is_file()
+    tags = {tag.name for tag in page.body.find_all(True)}
+    assert tags == {"section", "h1", "p", "code", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
+    assert [code.text for code in page.find_all("code")] == ["need"]
+    assert page.title.text == page.h1.text == "Update 1" and page.find(
+        content=lambda c: c and "default-src 'none'" in c
+    )
+    passages, guarded = page.find_all("table")
+    cells = [cell.text for cell in passages.find_all("tr")[1].find_all("td")]
+    assert cells == ["1", "my_notes.md", "line 1", title, "25%", "quarantined", title[::-1]]
+    assert [cell.text for cell in guarded.find_all("td")] == ["1", *["50% → 50%"] * 3]
+    assert page.li.text.strip() == title
 
 
 def test_a_guard_that_says_no_keeps_all_of_it_apart(tmp_path: Path, monkeypatch) -> None:

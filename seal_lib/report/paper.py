@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib import paths
-from seal_lib.report import tables, words
+from seal_lib.report import pages, tables, words
 from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank
 from seal_lib.report.paper_values import grader_sentence, paper_values
 from seal_lib.report.stats import Estimate
@@ -203,22 +203,11 @@ def write(df: pd.DataFrame, folder: Path, scale: str) -> list[str]:
     return written
 
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
-<style>body{{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}} img{{max-width:100%}}
-td,th{{font-size:13px}} section{{overflow-x:auto}}</style></head>
-<body><h1>{title}</h1>
-{body}
-</body></html>
-"""
-
-
 def page(df: pd.DataFrame, folder: Path, scale: str) -> str:
     """Every item in the paper's order, as one HTML page that holds its pictures (of ``folder``) and loads nothing."""
-    return PAGE.format(
-        title=f"The paper's figures and tables, ours at scale {html.escape(scale)} beside them",
-        body="\n".join(_section(df, item, folder, scale) for item in items()),
-    )
+    title = f"The paper's figures and tables, ours at scale {scale} beside them"
+    sections = "\n".join(_section(df, item, folder, scale) for item in items())
+    return pages.page(title, f"<h1>{html.escape(title)}</h1>\n{sections}")
 
 
 def _section(df: pd.DataFrame, item: Item, folder: Path, scale: str) -> str:

@@ -30,7 +30,8 @@ from seal_lib.runs.progress import Progress
 from seal_lib.store import grounding
 from seal_lib.store.asking import Reply, ask
 from seal_lib.store.database import Store
-from seal_lib.store.guard import Limits
+from seal_lib.store.guard import MEASURES, Limits
+from seal_lib.store.harness import Tasks
 from seal_lib.store.learning import Consent, OwnQuestions, accuracy, learn, lines_of, parts, reviewed
 from seal_lib.store.merging import Merged, base_of, chosen, merge, prune, related, revert, worths
 from seal_lib.store.review import KINDS, Finding
@@ -278,7 +279,8 @@ def _judged(edits: Sequence[Edit], judge: Judge) -> tuple[dict[str, Any], str]:
 
 
 def _limits(values: dict[str, Any]) -> Limits:
-    return Limits(values["guard_file"], *(values[f"most_lost_{kind}"] for kind in ("prior", "reading", "learned")))
+    most = {kind: values[f"most_lost_{kind}"] for kind in MEASURES}
+    return Limits(values["guard_file"], **most, tasks=params.pick(Tasks, values))
 
 
 def _merge(given: argparse.Namespace) -> tuple[Merged, str]:
@@ -332,7 +334,7 @@ def _update(given: argparse.Namespace) -> tuple[Renewal, str]:
         renewal = update(Bar(), store, ready.policy, ready.domain, ready.outer, ready.own, plan,
                          consent=Consent(tuple(given.allow)), seed=values["seed"])  # fmt: skip
         file = write_report(store, renewal)
-    return renewal, f"{text_of(renewal)}\n{file}"
+    return renewal, f"{text_of(renewal)}\n{file}, and as a page {file.with_suffix('.html').name}"
 
 
 def _serve(given: argparse.Namespace) -> tuple[None, str]:

@@ -1,12 +1,13 @@
 """What must not get worse when something new is used: prior questions, reading, and the answers that were learned.
 
 The set is a file of (title, question, answer) and, for reading, a context; the shipped one for small made models asks
-facts of their world, the one for real models general knowledge in our own words. A limit that is broken is a reason.
+facts of their world, the one for real models general knowledge in our own words. Tasks of lm-evaluation-harness can
+be named beside it (`seal_lib.store.harness`). A limit that is broken is a reason.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from seal_lib.loops import inner
 from seal_lib.loops.domain import Candidate
 from seal_lib.loops.policy import Policy
 from seal_lib.records import Answer, Passage, Question
+from seal_lib.store.harness import Tasks
 from seal_lib.store.schema import Asked
 from seal_lib.training.jobs import Result
 
@@ -28,22 +30,31 @@ if TYPE_CHECKING:
 
 #: kinds of questions in a guard's set → what each tells
 SETS = {"prior": "known before, asked without any text", "reading": "asked with a text in view"}
+#: what a guard measures before and after → what it is; each has its limit
+MEASURES = {
+    "prior": "prior questions",
+    "reading": "questions about a text in view",
+    "general": "tasks of lm-evaluation-harness",
+    "learned": "questions about what was learned",
+}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much may be lost, as shares of right answers: of prior questions, of reading, and of what was learned.
+    """How much may be lost, as shares of right answers, of each of `MEASURES`.
 
-    ``file``: the guard's own set; a loss is counted on it before and after.
+    ``file``: the guard's own set; a loss is counted on it before and after. ``tasks``: those of `general`.
     """
 
     file: str
     prior: float = 0.1
     reading: float = 0.1
     learned: float = 0.1
+    general: float = 0.1
+    tasks: Tasks = field(default_factory=Tasks)
 
     def __post_init__(self):
-        for name in ("prior", "reading", "learned"):
+        for name in MEASURES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ParameterError(f"most_lost {name}: {getattr(self, name)} is not between 0 and 1.")
 
@@ -83,13 +94,14 @@ def prior_questions(file: str | None, count: int, seed: int) -> list[Question]:
 
 def before_after(policy: Policy, domain: Knowledge, limits: Limits,
                  adapters: Iterable["Adapter"]) -> list[dict[str, float]]:  # fmt: skip
-    """For each adapter the shares of a guard's set that are right before and with it (``prior_before``, …). The base is
-    asked once; adapters are taken one after the other, so that few need be in memory."""
+    """For each adapter what a guard measures before and with it (``prior_before``, …; ``general_…`` where tasks are
+    named). The base is asked once; adapters are taken one after the other, so that few need be in memory."""
     sets = questions_of(limits.file)
 
     def right(adapter: "Adapter | None", when: str) -> dict[str, float]:
         asked = {kind: _asked(policy, domain, several, adapter, kind == "reading") for kind, several in sets.items()}
-        return {f"{kind}_{when}": share([fmean(g) for g in grades if g]) for kind, grades in asked.items()}
+        found = {f"{kind}_{when}": share([fmean(g) for g in grades if g]) for kind, grades in asked.items()}
+        return found | ({f"general_{when}": limits.tasks.score(policy, adapter)} if limits.tasks.guard_tasks else {})
 
     before: dict[str, float] = {}
     found = []
@@ -133,11 +145,9 @@ def share(values: Sequence[float]) -> float:
 
 def broken(report: Mapping[str, Any], limits: Limits, was: str, now: str) -> str:
     """Which limit a report breaks, in words; "" if none."""
-    pairs = [("prior questions", "prior_before", "prior_after", limits.prior),
-             ("questions about a text in view", "reading_before", "reading_after", limits.reading),
-             ("questions about what was learned", was, now, limits.learned)]  # fmt: skip
-    for told, before, after, most in pairs:
-        lost = report[before] - report[after]
-        if lost > most:
+    for kind, told in MEASURES.items():
+        before, after = (was, now) if kind == "learned" else (f"{kind}_before", f"{kind}_after")
+        most = getattr(limits, kind)
+        if before in report and report[before] - report[after] > most:
             return f"{told}: {report[after]:.0%} right, {report[before]:.0%} before; at most {most:.0%} may be lost"
     return ""

@@ -5,6 +5,7 @@ keeps it apart with the reason. So a killed update leaves nothing half active, a
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from seal_lib.errors import ParameterError, SealError
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
+from seal_lib.report import pages
 from seal_lib.runs.journal import Lock
 from seal_lib.runs.work import Recorder
 from seal_lib.store.database import Store
-from seal_lib.store.guard import Limits, before_after, broken
+from seal_lib.store.guard import MEASURES, Limits, before_after, broken
 from seal_lib.store.learning import (
     Consent,
     OwnQuestions,
@@ -284,10 +286,10 @@ def text_of(renewal: Renewal) -> str:
         ],
     )  # fmt: skip
     if report["guard"]:
-        most = report["limits"]
-        lines += ["", f"Guard, on {most['file']}: at most {most['prior']:.0%} of prior questions and "
-                  f"{most['reading']:.0%} of questions about a text in view may be lost.", ""]  # fmt: skip
-        kinds = ("prior", "reading", "learned")
+        most, guard = report["limits"], list(report["guard"].values())
+        kinds = [kind for kind in MEASURES if f"{kind}_before" in guard[0]]
+        limits = ", ".join(f"{most[kind]:.0%} of {MEASURES[kind]}" for kind in kinds)
+        lines += ["", f"Guard, on {most['file']}; it refuses where more than this is lost: {limits}.", ""]
         lines += _table(
             ("edit", *(f"{kind} before → after" for kind in kinds)),
             [
@@ -296,7 +298,7 @@ def text_of(renewal: Renewal) -> str:
             ],
         )
     if report["failed"]:
-        lines += ["", "Could not be read:", "", *(f"* {reason}" for reason in report["failed"])]
+        lines += ["", "Could not be read:", "", *(f"* {_plain(reason)}" for reason in report["failed"])]
     return "\n".join(lines) + "\n"
 
 
@@ -307,12 +309,20 @@ def percent(value: float | None) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """Lines of a table in Markdown."""
-    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in row] for row in (head, *rows)]
+    cells = [[_plain(cell) for cell in row] for row in (head, *rows)]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return [lines[0], "|" + "---|" * len(head), *lines[1:]]
 
 
+def _plain(value: object) -> str:
+    """Words of a document on one line, of which Markdown makes no link, picture, cell or markup."""
+    return re.sub(r"([\\`*\[<|])", r"\\\1", " ".join(str(value).split()))
+
+
 def write_report(store: Store, renewal: Renewal) -> Path:
-    """The file of an update's report, written if it is not there."""
-    file = store.folder / REPORTS / f"update-{renewal.id:04d}.md"
-    return file if file.is_file() else paths.write_text(file, text_of(renewal))
+    """The file of an update's report, written if it is not there; beside it the same as an HTML page."""
+    file, text = store.folder / REPORTS / f"update-{renewal.id:04d}.md", text_of(renewal)
+    for path, content in (file, text), (file.with_suffix(".html"), pages.of_markdown(f"Update {renewal.id}", text)):
+        if not path.is_file():
+            paths.write_text(path, content)
+    return file
