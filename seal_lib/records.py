@@ -197,7 +197,7 @@ class PassageTrial:
             for a in self.answers
         )
         counted = self.outcome in ("ok", "empty_edit")
-        right = f"{self.accuracy:.0%} right ({_escape(self.grader)})"
+        right = "not graded" if math.isnan(self.accuracy) else f"{self.accuracy:.0%} right ({_escape(self.grader)})"
         state = right if counted else _escape(f"{self.outcome}: {self.reason}")
         edit = self.edit._repr_html_() if self.edit else "<small>no self-edit</small>"
         arm = self.arm.replace("_", " ")

@@ -134,6 +134,7 @@ def test_a_grader_that_calls_somebody_is_one_more_row_asked_once_per_answer(monk
     again = PassageTrial.from_dict(json.loads(json.dumps(to_dict(judged), allow_nan=False)))
     assert again.accuracy == 0.5 and math.isnan(again.answers[2].grades["judge"])
     silent = replace(judged, answers=answers[2:])
+    assert "not graded" in silent._repr_html_() and "nan" not in silent._repr_html_()
     assert math.isnan(silent.accuracy) and math.isnan(REWARDS["improvement"](silent, 0.0))
     by_match = grade([(question, "yes")], "exact")
     assert len(asked) == 3  # not asked where it is not the loop's grader

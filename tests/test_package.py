@@ -11,6 +11,7 @@ from conftest import REPOSITORY
 import seal_lib
 from seal_lib import models
 from seal_lib.errors import DataError, DivergedError, ParameterError, RunError, SealError
+from seal_lib.models import budget
 
 FOLDER = models.SEEDLINGS / "knowledge"
 HEAVY = ("torch", "transformers", "peft", "pandas", "matplotlib", "scipy", "datasets", "numpy", "papermill")
@@ -117,6 +118,8 @@ def test_a_model_that_cannot_be_had_is_named_in_one_sentence() -> None:
 def test_named_hub_models_are_pinned_to_a_commit() -> None:
     assert all(len(commit) == 40 and int(commit, 16) for commit in models.REVISIONS.values())
     assert models.resolve("Qwen/Qwen2.5-7B") == ("Qwen/Qwen2.5-7B", models.REVISIONS["Qwen/Qwen2.5-7B"])
+    assert models.resolve("Qwen/Qwen2.5-7B@abc") == ("Qwen/Qwen2.5-7B", "abc")
+    assert budget.shape_of("Qwen/Qwen2.5-7B@abc") == budget.shape_of("Qwen/Qwen2.5-7B")
 
 
 def test_the_weight_hash_follows_weights_and_tokenizer(tmp_path) -> None:

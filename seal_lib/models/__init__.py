@@ -52,7 +52,8 @@ def target_names(targets: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def resolve(name: str) -> tuple[str, str | None]:
-    """(source, pinned revision): ``seedling-knowledge`` → the shipped folder; a folder → itself; else a Hub id."""
+    """(source, pinned revision): ``seedling-knowledge`` → the shipped folder; a folder → itself; else a Hub id, with
+    its commit as ``owner/name@commit`` or from `REVISIONS`."""
     if name.startswith("seedling-"):
         folder = SEEDLINGS / name.removeprefix("seedling-")
         if not (folder / "config.json").is_file():
@@ -61,8 +62,9 @@ def resolve(name: str) -> tuple[str, str | None]:
         return str(folder), None
     if paths.given(name).is_dir():
         return str(paths.given(name)), None
-    if name.count("/") == 1 and not name.startswith((".", "/")):
-        return name, REVISIONS.get(name)
+    hub, _, commit = name.partition("@")
+    if hub.count("/") == 1 and not hub.startswith((".", "/")):
+        return hub, commit or REVISIONS.get(hub)
     raise DataError(f"model {name!r} is neither a shipped seedling, a folder on this machine, nor a Hub id owner/name.")
 
 

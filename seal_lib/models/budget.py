@@ -145,9 +145,9 @@ def shape_of(name: str) -> Shape:
     Raises:
         DataError: a Hub model that the table does not know, or a folder without config.json.
     """
-    if name in SHAPES:
-        return SHAPES[name]
     source, _ = models.resolve(name)
+    if source in SHAPES:
+        return SHAPES[source]
     if not Path(source).is_dir():
         known = ", ".join(SHAPES)
         raise DataError(

@@ -169,7 +169,7 @@ def need_model(name: str, tokenizer_only: bool = False) -> tuple[str, float]:
     if Path(source).is_dir():
         return "", 0.0
     if not revision:
-        return f"model {name} has no pinned revision; add it to REVISIONS in seal_lib/models/__init__.py.", 0.0
+        return f"model {name} has no pinned revision; name it {name}@COMMIT.", 0.0
     wanted = "tokenizer.json" if tokenizer_only else "config.json"
     weights = tokenizer_only or any(
         hub_file(source, file, revision) for file in ("model.safetensors", "model.safetensors.index.json")
