@@ -200,9 +200,9 @@ def _jsonl(corpus: Sequence[Document], file: Path) -> None:
 
 
 def _parquet(corpus: Sequence[Document], file: Path) -> None:
-    from datasets import Dataset
+    import pandas as pd
 
-    Dataset.from_list([asdict(document) for document in corpus]).to_parquet(str(file))
+    pd.DataFrame([asdict(document) for document in corpus]).to_parquet(file, index=False)
 
 
 #: how a corpus is written for other trainers, by the end of its file's name

@@ -193,7 +193,6 @@ def _level(ax: Axes, row: dict) -> list[tuple[float, str, str]]:
     return names
 
 
-@draws("coverage", title="what the notes cover")
 @draws("accuracy|tokens_trained", lambda _: (6.4, 3.8), "the same number of tokens, by whom")
 def accuracy_by_tokens(table: pd.DataFrame, ax: Axes) -> Axes:
     """Accuracy against the tokens that were trained on, a line an arm over the numbers of texts: at one place of the
@@ -228,6 +227,7 @@ def accuracy_by_tokens(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
+@draws("coverage", title="what the notes cover")
 def coverage_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
     """Share of a passage's facts that the self-edits state, by round of the policy, with intervals."""
     rows = by_round(arm_rows(table, "coverage"))
