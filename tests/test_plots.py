@@ -12,7 +12,7 @@ from conftest import REPOSITORY  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
 
 from seal_lib.errors import DataError  # noqa: E402
-from seal_lib.report import figures, plots, tables  # noqa: E402
+from seal_lib.report import figures, plots, stats, tables  # noqa: E402
 from seal_lib.report import marks as marks_module  # noqa: E402
 from seal_lib.report.marks import colour  # noqa: E402
 from seal_lib.report.results import read_results  # noqa: E402
@@ -314,3 +314,17 @@ def test_long_labels_leave_the_axis_its_room(tmp_path):
     ticks = [t for t in ax.get_xticklabels() if t.get_text() and low <= t.get_position()[0] <= high]
     boxes = sorted((tick.get_window_extent() for tick in ticks), key=lambda box: box.x0)
     assert len(boxes) >= 3 and all(a.x1 + 2 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+
+
+def test_the_curve_by_tokens_has_a_point_a_corpus_and_a_level_for_who_was_not_trained() -> None:
+    rows = []
+    for arm, points in {"external": ((1, 100.0, 0.2), (5, 500.0, 0.6)), "frozen": ((5, math.nan, 0.1),)}.items():
+        for texts, tokens, right in points:
+            experiment = "knowledge/cpt_9_full" + ("" if texts == 5 else f"/texts_{texts}")
+            for metric, value in (("accuracy", right), ("tokens_trained", tokens)):
+                rows.append(stats.Estimate(value, value - 0.05, value + 0.05, 9).row(experiment, arm, metric))
+    ax = plt.subplots()[1]
+    plots.accuracy_by_tokens(pd.DataFrame(rows), ax)
+    lines = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in ax.lines if len(line.get_xdata()) == 2}
+    assert lines[(100.0, 500.0)] == (0.2, 0.6) and (0.1, 0.1) in lines.values() and ax.get_xscale() == "log"
+    assert {text.get_text() for text in ax.texts} == {"stronger writer's notes", "frozen model"}

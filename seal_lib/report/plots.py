@@ -200,6 +200,8 @@ def accuracy_by_tokens(table: pd.DataFrame, ax: Axes) -> Axes:
 
     The table holds an experiment and its ``/texts_<n>`` children.
     """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     values: dict[str, dict[str, dict[str, dict]]] = {}
     for row in table.to_dict("records"):
         values.setdefault(row["arm"], {}).setdefault(row["experiment"], {})[row["metric"]] = row
@@ -220,6 +222,9 @@ def accuracy_by_tokens(table: pd.DataFrame, ax: Axes) -> Axes:
         ax.axhline(row["value"], color=colour(arm), linewidth=1, linestyle="--", zorder=1)
         names.append((row["value"], arm_label(arm), colour(arm)))
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace(",", " "))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("tokens trained on")
     share_axis(ax.yaxis, SHARE_LABELS["accuracy"])
     names_at_right(ax, names)
