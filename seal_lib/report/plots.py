@@ -193,7 +193,7 @@ def _level(ax: Axes, row: dict) -> list[tuple[float, str, str]]:
     return names
 
 
-@draws("accuracy|tokens_trained", lambda _: (6.4, 3.8), "the same number of tokens, by whom")
+@draws("accuracy|tokens_trained", lambda _: (6.4, 3.8), "right answers by tokens trained on")
 def accuracy_by_tokens(table: pd.DataFrame, ax: Axes) -> Axes:
     """Accuracy against the tokens that were trained on, a line an arm over the numbers of texts: at one place of the
     axis all arms have trained as much.

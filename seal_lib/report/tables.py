@@ -122,10 +122,8 @@ LEVELS = {
 
 def title(experiment: str) -> str:
     """What a figure of the experiment is headed by."""
-    if experiment in TITLES:
-        return TITLES[experiment]
     found = ((re.fullmatch(pattern, experiment), name) for pattern, name in OTHER_TITLES.items())
-    return next((match.expand(name) for match, name in found if match), experiment)
+    return next((match.expand(name) for match, name in found if match), TITLES.get(experiment, experiment))
 
 
 def shown(experiment: str) -> Shown:
