@@ -472,6 +472,7 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
     from seal_lib.continual.study import VERDICTS
     from seal_lib.generation.engines import ENGINES
     from seal_lib.grading.graders import ALWAYS, GRADERS
+    from seal_lib.knowledge import rubrics, strategies
     from seal_lib.knowledge.documents import PROTOCOLS
     from seal_lib.loops.rewards import FILTERS, REWARDS
     from seal_lib.loops.updates import UPDATES
@@ -482,7 +483,8 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
         "dtype": models.DTYPES, "device": ("auto", "cpu", "cuda"), "engine": ("auto", *ENGINES),
         "schedule": SCHEDULES, "sft_schedule": SCHEDULES, "reward": REWARDS, "filter": FILTERS, "update": UPDATES,
         "views": arc.VIEWS, "route": ROUTES, "grader": GRADERS, "protocol": PROTOCOLS, "loss_on": ("output", "all"),
-        "sequences": ("disjoint", "authors", "authors_dev"),
+        "sequences": ("disjoint", "authors", "authors_dev"), "strategy_writer": strategies.WRITERS,
+        "rubric": rubrics.NAMES, "poor_rubric": rubrics.NAMES,
     }  # fmt: skip
     puzzles = {"grader": arc.PUZZLE_GRADERS, "protocol": augment.ARC_PROTOCOLS}
     study = {"grader": VERDICTS, "protocol": ("clean",), "engine": ENGINES}

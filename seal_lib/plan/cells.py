@@ -120,6 +120,8 @@ def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
         "seal_lib.knowledge.prompts.load": lambda *names: dry.Wording(**vars(prompts.load(*names)), meter=meter),
         "seal_lib.knowledge.notes.with_external": lambda run, passages, *_, **__: passages,
         "seal_lib.grading.judge.judge_of": lambda *_: None,
+        "seal_lib.knowledge.strategies.load": dry.load_strategies,
+        "seal_lib.knowledge.rubrics.rubric_of": lambda *_: dry.DryRubric(),
         "seal_lib.store.texts.read": partial(dry.read_document, meter),
         "seal_lib.store.texts.with_questions": lambda document, questions: document,
         "seal_lib.store.database.opened": lambda *_: dry.DryStore(),

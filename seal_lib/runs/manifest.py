@@ -31,7 +31,7 @@ PACKAGES = (
 SECRET = re.compile(r"(key|token|secret|password)", re.IGNORECASE)
 REDACTED = "(redacted)"
 #: parameters that change no row: where work is done (`seal_lib.runs.workers`), and what may be spent elsewhere
-WHERE = ("workers", "ray_address", "judge_env", "external_env", "endpoint_calls", "endpoint_seconds")
+WHERE = ("workers", "ray_address", "judge_env", "external_env", "rater_env", "endpoint_calls", "endpoint_seconds")
 DETERMINISM = {
     "cpu": "CPU: the same parameters, library and package versions give the same rows, however often the run was "
     "interrupted, because chunks of units are fixed and every draw is seeded by run seed, unit and purpose.",
