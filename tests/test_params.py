@@ -474,6 +474,7 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
     from seal_lib.continual.study import VERDICTS
     from seal_lib.generation.engines import ENGINES
     from seal_lib.grading.graders import ALWAYS, GRADERS
+    from seal_lib.knowledge import rubrics, strategies
     from seal_lib.knowledge.documents import PROTOCOLS
     from seal_lib.loops.rewards import FILTERS, REWARDS
     from seal_lib.loops.settings import COPIES, METHODS
@@ -488,6 +489,8 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
         "views": arc.VIEWS, "route": ROUTES, "grader": GRADERS, "protocol": PROTOCOLS, "loss_on": ("output", "all"),
         "sequences": ("disjoint", "authors", "authors_dev"), "cpt_method": METHODS, "cpt_passages": COPIES,
         "cpt_schedule": SCHEDULES, "seal_from": ("policy", "base"), "retrieval": RETRIEVALS,
+        "strategy_writer": strategies.WRITERS,
+        "rubric": rubrics.NAMES, "poor_rubric": rubrics.NAMES,
     }  # fmt: skip
     puzzles = {"grader": arc.PUZZLE_GRADERS, "protocol": augment.ARC_PROTOCOLS}
     study = {"grader": VERDICTS, "protocol": ("clean",), "engine": ENGINES}

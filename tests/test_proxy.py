@@ -1,12 +1,15 @@
 """Rewards that no self-edit is tried for: rubrics by rule and by a judge, finalists, agreement and cost."""
 
 import math
+import re
+from dataclasses import replace
 
 import pytest
-from fixtures_seal import DOMAIN, INNER, WORDING, MemoryRun, made, plain_passage, seedling
+from fixtures_seal import DOMAIN, INNER, WORDING, MemoryRun, made, plain_passage, seedling, trial
 
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, SealError
 from seal_lib.grading.rating import rating
+from seal_lib.knowledge import proxy
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.rubrics import RUBRICS, Rubric, rubric_of
 from seal_lib.loops import outer
@@ -14,7 +17,9 @@ from seal_lib.loops.domain import Candidate, Rejected
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.loops.updates import Update, kept_of
-from seal_lib.records import SelfEdit
+from seal_lib.plan.checks import check
+from seal_lib.records import PassageTrial, Round, SelfEdit
+from seal_lib.report import stats
 
 NAN = math.nan
 
@@ -164,3 +169,112 @@ def test_a_domain_that_says_nothing_of_texts_is_refused_and_a_text_that_cannot_b
     edits = [SelfEdit(f"a/{k}", "a", text, "p") for k, text in enumerate(("x", "?", "x"))]
     said = outer.rate_edits(MemoryRun(), None, edits, [plain_passage(name="a")], Odd(), phase="r")
     assert said["a/0"] == said["a/2"] == 0.7 and math.isnan(said["a/1"])
+
+
+# ------------------------------------------------------------------------------------- agreement and cost
+
+
+def tried(passage: str, k: int, right: list[int], steps: int = 7, tokens: int = 100) -> PassageTrial:
+    edit = SelfEdit(f"{passage}/{k}", passage, f"text {k}", "policy")
+    return replace(trial(passage, right, edit=edit, name=edit.id), steps=steps, tokens=tokens)
+
+
+def record(rewards: dict[str, list[float]], seeds: int = 1) -> Round:
+    trials = tuple(tried(p, k, [r]) for p, several in rewards.items() for k, r in enumerate(several))
+    flat = tuple(r for several in rewards.values() for r in several)
+    return Round(1, trials, flat, (), by_seed=tuple((r,) * seeds for r in flat))
+
+
+LABEL = {"protocol": "clean", "model": "m"}
+
+
+def by_metric(rows: list[dict], arm: str) -> dict[str, dict]:
+    return {row["metric"]: row for row in rows if row["arm"] == arm}
+
+
+def test_agreement_is_within_passages_and_by_the_first_of_the_best() -> None:
+    real = record({"a": [0.0, 0.5, 1.0], "b": [1.0, 0.5, 0.0], "c": [0.5, 0.5, 0.5]})
+    ratings = {
+        "a/0": 0.1,
+        "a/1": 0.2,
+        "a/2": 0.9,
+        "b/0": 0.1,
+        "b/1": 0.2,
+        "b/2": 0.9,
+        "c/0": 0.1,
+        "c/1": 0.3,
+        "c/2": 0.2,
+    }
+    found = by_metric(proxy.agreement_rows({0: real}, {"judge": {0: ratings}}, grader="exact", **LABEL), "rubric_judge")
+    assert found["rank_correlation"]["value"] == 0.0 and found["rank_correlation"]["n"] == 2  # +1 and −1; c is tied
+    assert found["rank_correlation"]["dropped"] == 1
+    assert found["same_pick"]["value"] == pytest.approx(1 / 3)  # a; of c the loop picks the first
+    assert found["reward_of_pick"]["value"] == 0.5 == found["reward_mean"]["value"] and found["pick_gain"]["value"] == 0
+
+
+def test_what_has_no_rating_is_in_no_agreement_and_loops_of_one_policy_are_more_passages() -> None:
+    first, second = record({"a": [0.0, 1.0, 0.5]}), record({"b": [0.0, 1.0]})
+    ratings = {0: {"a/0": 0.2, "a/1": NAN, "a/2": 0.9}, 1: {"b/0": 0.1, "b/1": 0.9}}
+    rows = proxy.agreement_rows({0: first, 1: second}, {"length": ratings}, grader="exact", **LABEL)
+    found = by_metric(rows, "rubric_length")
+    assert (found["same_pick"]["value"], found["same_pick"]["n"], found["same_pick"]["loops"]) == (1.0, 2, 1)
+    assert found["reward_of_pick"]["value"] == pytest.approx((0.5 + 1.0) / 2)
+
+
+def test_ranks_of_ties_are_their_mean_and_a_list_that_does_not_vary_has_none() -> None:
+    assert stats.rank_correlation([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1)
+    assert stats.rank_correlation([1, 2, 3, NAN], [3, 2, 1, 9]) == pytest.approx(-1)
+    assert stats.rank_correlation([1, 1, 2], [1, 2, 3]) == pytest.approx(math.sqrt(3) / 2)
+    assert math.isnan(stats.rank_correlation([1, 1], [1, 2])) and math.isnan(stats.rank_correlation([1], [1]))
+
+
+def test_costs_are_of_rewards_alone_and_a_gain_that_may_be_none_has_no_price() -> None:
+    real, rated = record({"a": [0.0, 1.0]}, seeds=3), record({"a": [0.2, 0.9]})
+    untried = tuple(replace(t, outcome="untried", answers=(), steps=0, tokens=0) for t in rated.candidates)
+    rated = replace(rated, candidates=untried, by_seed=(), reward="rubric")
+    asked: list[str] = []
+    levels = [
+        stats.Estimate(0.2, low, 0.3, 9).row("knowledge/proxy_reward", f"{arm} - own_untrained", "difference")
+        for arm, low in (("seal_round_1", 0.1), ("seal_prefilter", -0.1))
+    ]
+    records = {"seal_round_1": {0: [real, real]}, "seal_proxy": {0: [rated]}, "seal_prefilter": {0: [real]}}
+    rows = proxy.cost_rows(records, levels, lambda phases: asked.append(phases) or 6.0, **LABEL)
+    found = {arm: {m: row["value"] for m, row in by_metric(rows, arm).items()} for arm in records}
+    assert found["seal_round_1"] == {
+        "inner_loops": 12, "tokens_reward": 1200, "rated": 0, "seconds_reward": 6, "inner_loops_per_point": 0.6
+    }  # fmt: skip
+    assert found["seal_proxy"] == {"inner_loops": 0, "tokens_reward": 0, "rated": 2, "seconds_reward": 6}
+    assert "inner_loops_per_point" not in found["seal_prefilter"]
+    price = by_metric(rows, "seal_round_1")["inner_loops_per_point"]
+    assert (price["low"], price["high"]) == (pytest.approx(0.4), pytest.approx(1.2))
+    (pattern, *_) = asked
+    for phase, counted in (
+        ("seed_0/seal_round_1_round_2/score_1", True),
+        ("seed_0/seal_round_1_round_1/rate", True),
+        ("seed_0/seal_round_1_round_1/sample", False),
+        ("seed_0/evaluate/seal_round_1", False),
+    ):
+        assert bool(re.fullmatch(pattern, phase)) == counted, phase  # fmt: skip
+
+
+def test_every_way_has_its_reward_and_its_rubric() -> None:
+    good, poor = Rubric("facts"), Rubric("length")
+    ways = proxy.ways(DOMAIN, OuterLoop(), 2, good, poor, 2)
+    assert [*ways] == ["seal_round_2", "seal_proxy", "seal_poor_proxy", "seal_prefilter"]
+    found = {arm: (domain.rubric, outer.reward, outer.finalists) for arm, (domain, outer) in ways.items()}
+    assert found == {
+        "seal_round_2": (None, "accuracy", 0), "seal_proxy": (good, "rubric", 0),
+        "seal_poor_proxy": (poor, "rubric", 0), "seal_prefilter": (good, "accuracy", 2),
+    }  # fmt: skip
+
+
+def test_parameters_of_a_rubric_fit_each_other() -> None:
+    known = {"passages": "world:heldout", "rubric": "facts", "poor_rubric": "length", "rater": ""}
+    check(known)
+    for changes, says in (
+        ({"rubric": "judge"}, "name a model, or MODEL@URL, in the parameter rater"),
+        ({"rater": "m@http://host/v1"}, "is named, but no rubric is judge"),
+        ({"passages": "mine.json"}, "facts are known of the made world only"),
+    ):
+        with pytest.raises(SealError, match=says):
+            check(known | changes)

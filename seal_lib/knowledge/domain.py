@@ -3,10 +3,12 @@
 Self-edit → training documents → one adapter → answers without the passage → graded one by one.
 """
 
+import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from seal_lib.errors import DataError
@@ -20,6 +22,7 @@ from seal_lib.loops.domain import TOO_LONG, Candidate, Count, Rejected
 from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import read_ids, turn_end, written_ids
 from seal_lib.records import Answer, Passage, PassageTrial, Question, SelfEdit
+from seal_lib.runs.params import RARE
 from seal_lib.seeds import derive_seed
 from seal_lib.training.jobs import Example, Job, Result, pad_examples
 
@@ -43,6 +46,7 @@ class InnerLoop:
     ``protocol``: rules from text to documents (`seal_lib.knowledge.documents`) and which settings may go with
     them; ``document_limit`` is for ``clean``, the authors' cap comes with their protocol.
     ``slots``: adapters trained side by side; 0: as many as the device's memory takes.
+    ``token_limit``: the first documents are kept that together, with the passage, have at most so many tokens.
     ``grader``: what judges the answers, a key of `seal_lib.grading.graders.GRADERS`; reward and tables read it.
     """
 
@@ -63,6 +67,7 @@ class InnerLoop:
     answer_tokens: int = 64
     slots: int = 32
     grader: str = "exact"
+    token_limit: int | None = field(default=None, metadata=RARE)
 
     def __post_init__(self):
         graders.check(self.grader)
@@ -88,6 +93,7 @@ class InnerLoop:
         """
         usual = _USUAL | ({"answer_tokens": 64} if self.protocol != "clean" else {"document_limit": None})
         departs = [] if self.pad_loss in ("eos", "full") else [self.pad_loss]
+        usual |= {"token_limit": None}
         departs += [f"{key}={getattr(self, key)}" for key, value in usual.items() if getattr(self, key) != value]
         return f"{self.protocol} ({', '.join(departs)})" if departs else self.protocol
 
@@ -104,6 +110,11 @@ def _asked(candidate: Candidate, answers: Sequence[Completion | None]) -> list[t
     """The questions of a candidate that was asked, with their answers; a lost one fails."""
     given = [answer for answer in answers if answer is not None]
     return list(zip(candidate.unit.questions if answers else (), given, strict=True))
+
+
+def _texts(candidate: Candidate) -> list[str | None]:
+    """The texts of a candidate's self-edits; ``[None]``: it has none."""
+    return [edit.text if edit else None for edit in (candidate.edit, *candidate.more)]
 
 
 @dataclass(frozen=True)
@@ -155,9 +166,13 @@ class Knowledge:
             raise DataError("reward: rubric and finalists need a rubric; make the domain with rubric=rubric_of(…).")
         return self.rubric.rate([(c.unit, c.edit.text) for c in candidates], count)
 
-    def documents(self, passage: Passage, edit: str | None) -> list[TrainingDocument]:
-        """The texts that one adapter is trained on; ``edit=None``: the passage alone."""
-        return documents_of(passage, edit, self.prompts, self.inner)
+    def documents(self, passage: Passage, *edits: str | None) -> list[TrainingDocument]:
+        """The texts that one adapter is trained on: of every self-edit, then the passage; ``None``: the passage
+        alone."""
+        *first, last = edits
+        alone = replace(self.inner, add_passage=False)
+        found = [document for edit in first for document in documents_of(passage, edit, self.prompts, alone)]
+        return found + documents_of(passage, last, self.prompts, self.inner)
 
     def examples(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
         """The bank's training examples of one candidate; each document is cut at ``max_length`` tokens."""
@@ -171,12 +186,18 @@ class Knowledge:
             seed = derive_seed(candidate.seed, "pads", number)
             cut = ids[: inner.max_length]
             out.append(pad_examples(cut, inner.pad_loss, inner.max_length, tokenizer.eos_token_id, seed))
-        return out
+        return out if inner.token_limit is None else self._within(out, inner.token_limit)
+
+    def _within(self, examples: Sequence[Example], limit: int) -> list[Example]:
+        """The first examples that fit together into ``limit`` tokens with the passage, which is always kept."""
+        own = len(examples) - self.inner.add_passage
+        sizes = [len(example.ids) for example in (*examples[own:], *examples[:own])]
+        fitting = sum(total <= limit for total in itertools.accumulate(sizes)) - self.inner.add_passage
+        return [*examples[: max(0, fitting)], *examples[own:]]
 
     def _document_ids(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
         """Token ids of every document, whole; a control token written out in a text stays text."""
-        text = candidate.edit.text if candidate.edit else None
-        documents = self.documents(candidate.unit, text)
+        documents = self.documents(candidate.unit, *_texts(candidate))
         return [read_ids(document.text, tokenizer, split_special_tokens=True) for document in documents]
 
     def jobs(self, candidates: Sequence[Candidate], tokenizer: "PreTrainedTokenizerBase") -> list[Job | Rejected]:
@@ -223,11 +244,14 @@ class Knowledge:
     def _trial(self, candidate: Candidate, result: Result | Rejected | None, answers: tuple[Answer, ...],
                unasked: int) -> PassageTrial:  # fmt: skip
         """The record of a candidate with its graded answers, ``unasked`` of which were too long to ask."""
-        edit = candidate.edit
-        text = edit.text if edit else ""
-        pieces, dropped = read_edit(text, self.inner.split_newlines, self.inner.protocol, self.prompts)
+        edit, written, dropped = candidate.edit, False, Counter[str]()
+        for text in _texts(candidate):
+            rules = self.inner.split_newlines, self.inner.protocol, self.prompts
+            pieces, lost = read_edit(text or "", *rules)
+            written |= bool(text and text.strip() and pieces)
+            dropped.update(lost)
         silent = sum(math.isnan(answer.grades[self.grader]) for answer in answers) - unasked
-        left_out = dropped | {
+        left_out = {**dropped} | {
             "cut_tokens": getattr(result, "cut_tokens", 0), "questions": unasked, "verdicts": silent
         }  # fmt: skip
         about = {
@@ -243,8 +267,8 @@ class Knowledge:
                 return PassageTrial(**about, outcome=result.outcome, reason=result.reason)
         if answers and unasked == len(answers):
             return PassageTrial(**about, outcome=TOO_LONG, reason="every question is longer than the model takes")
-        empty = edit is not None and not (text.strip() and pieces)
-        return PassageTrial(**about, outcome="empty_edit" if empty and result is not None else "ok")
+        empty = edit is not None and not written and result is not None
+        return PassageTrial(**about, outcome="empty_edit" if empty else "ok")
 
     def trial(self, edit: SelfEdit, tried: PassageTrial | Rejected) -> PassageTrial:
         """A self-edit that could not be written is a trial without answers."""

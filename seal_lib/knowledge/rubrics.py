@@ -35,6 +35,8 @@ def _likeness(passage: Passage, text: str) -> float:
 
 #: rubric → (passage, text) → worth in [0, 1]
 RUBRICS: dict[str, Callable[[Passage, str], float]] = {"facts": _facts, "length": _length, "likeness": _likeness}
+#: what a notebook's rubric may be
+NAMES = (*RUBRICS, "judge")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Rubric:
 
     def __post_init__(self):
         if self.rater is None and self.name not in RUBRICS:
-            raise DataError(NOBODY if self.name == "judge" else f"rubric: {self.name!r} is not one of {_names()}.")
+            raise DataError(
+                NOBODY if self.name == "judge" else f"rubric: {self.name!r} is not one of {', '.join(NAMES)}."
+            )
 
     def rate(self, pairs: Sequence[tuple[Passage, str]], count: Callable[..., None]) -> list[float]:
         """The worth of each text about its passage; an empty one is worth nothing, without asking."""
@@ -57,10 +61,6 @@ class Rubric:
         else:
             rated = iter([RUBRICS[self.name](passage, text) for passage, text in written])
         return [next(rated) if text.strip() else 0.0 for _, text in pairs]
-
-
-def _names() -> str:
-    return ", ".join((*RUBRICS, "judge"))
 
 
 def rubric_of(name: str, who: str, key_env: str, calls: int, seconds: float, device: str, dtype: str) -> Rubric:

@@ -30,7 +30,8 @@ class Candidate:
     """One thing that the inner loop tries on a unit.
 
     ``edit``: what to train on, in the domain's own form; ``trains=False``: the model as it is. ``shown``: the unit's
-    text is in view when the model is asked. ``seed``: of the training, and of whatever else is drawn.
+    text is in view when the model is asked. ``seed``: of the training, and of whatever else is drawn. ``more``: further
+    self-edits of the unit that the same adapter is trained on, where the domain can do that.
     Candidates with one id are one: it is trained once, however many self-edits ask for it.
     """
 
@@ -41,6 +42,7 @@ class Candidate:
     seed: int
     trains: bool = True
     shown: bool = False
+    more: tuple[Any, ...] = ()
 
 
 #: why a job is rejected whose examples the model has too few positions for

@@ -92,23 +92,29 @@ def _texts(policy: Policy, part: Sequence[EditPrompt], count: Count, *, sampling
 # ---------------------------------------------------------------------------------------------- one round
 
 
-def rate_edits(run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain, *,
-               phase: str) -> dict[str, float]:  # fmt: skip
-    """id of a self-edit → what the domain says of its text, in [0, 1]; NaN where nothing could be said.
+def rate(
+    run: Recorder, policy: Policy, candidates: Sequence[Candidate], domain: Domain, *, phase: str
+) -> dict[str, float]:
+    """id of a candidate → what the domain says of its text, in [0, 1]; NaN where nothing could be said.
 
     Raises:
         DataError: the domain says nothing of texts.
     """
     if not isinstance(domain, Rates):
         raise DataError(f"reward: the domain {domain.name} cannot rate a text; take a reward that tries it.")
-    known = {unit.id: unit for unit in units}
-    read = [domain.read(known[edit.unit_id], edit, phase, 0) for edit in edits]
     work = Work(partial(_ratings, domain=domain), policy, run.count)
-    wanted = {candidate.id: candidate for candidate in read if isinstance(candidate, Candidate)}
-    rows = run.map(phase, list(wanted.values()), work, chunk=64)
-    said = {name: row["rating"] for name, row in zip(wanted, rows, strict=True)}
-    rated = {edit.id: said.get(getattr(c, "id", "")) for edit, c in zip(edits, read, strict=True)}
-    return {name: math.nan if rating is None else rating for name, rating in rated.items()}
+    distinct = {candidate.id: candidate for candidate in candidates}
+    rows = run.map(phase, list(distinct.values()), work, chunk=64)
+    return {n: math.nan if row["rating"] is None else row["rating"] for n, row in zip(distinct, rows, strict=True)}
+
+
+def rate_edits(run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain, *,
+               phase: str) -> dict[str, float]:  # fmt: skip
+    """id of a self-edit → its rating (`rate`); NaN if its text cannot be read."""
+    known = {unit.id: unit for unit in units}
+    read = {edit.id: domain.read(known[edit.unit_id], edit, phase, 0) for edit in edits}
+    said = rate(run, policy, [c for c in read.values() if isinstance(c, Candidate)], domain, phase=phase)
+    return {name: said.get(getattr(candidate, "id", ""), math.nan) for name, candidate in read.items()}
 
 
 def _ratings(policy: Policy, part: Sequence[Candidate], count: Count, *, domain: Rates) -> list[dict]:

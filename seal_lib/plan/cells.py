@@ -124,6 +124,8 @@ def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
         "seal_lib.knowledge.corpus.export": lambda *_: None,
         "seal_lib.knowledge.notes.with_external": lambda run, passages, *_, **__: passages,
         "seal_lib.grading.judge.judge_of": lambda *_, **__: None,
+        "seal_lib.knowledge.strategies.load": dry.load_strategies,
+        "seal_lib.knowledge.rubrics.rubric_of": lambda *_: dry.DryRubric(),
         "seal_lib.store.texts.read": partial(dry.read_document, meter),
         "seal_lib.store.texts.with_questions": lambda document, questions: document,
         "seal_lib.store.database.opened": lambda *_: dry.DryStore(),

@@ -14,7 +14,9 @@ from seal_lib.errors import ParameterError
 from seal_lib.generation.contract import Sampling
 from seal_lib.generation.others import Other
 from seal_lib.grading.judge import NOBODY
+from seal_lib.grading.rating import NOBODY as NOBODY_RATES
 from seal_lib.knowledge import prompts as knowledge_prompts
+from seal_lib.knowledge import strategies
 from seal_lib.knowledge.corpus import WRITERS
 from seal_lib.knowledge.domain import InnerLoop
 from seal_lib.knowledge.evaluate import BASELINES
@@ -43,6 +45,14 @@ def check(values: Mapping[str, Any]) -> None:
         Sampling(values["edit_tokens"], values["temperature"], values["top_p"], several)
     for name in filter(None, (values.get("prompts"), *values.get("formats", ()))):
         (arc_prompts if puzzles else knowledge_prompts).load(name, values.get("prompts_file"))
+    if "strategies" in values:
+        studies = strategies.load(values["strategies"], values.get("strategies_file"))
+        if values["strategy_writer"] == "made" and not str(values["passages"]).startswith("world:"):
+            raise ParameterError("strategy_writer: made knows the made world only; take policy for real text.")
+        if values["strategy_writer"] == "made" and (odd := [s.name for s in studies if s.made is None]):
+            raise ParameterError(
+                f"strategies: {odd[0]!r} has no notes of the made world; take strategy_writer: policy."
+            )
     if values.get("knobs_file"):
         yaml_files.read(paths.given(values["knobs_file"]))
     lengths = values.get("lengths", [])
@@ -51,8 +61,9 @@ def check(values: Mapping[str, Any]) -> None:
 
 
 def _elsewhere(values: Mapping[str, Any]) -> None:
-    """A judge, and who writes for the arm external, are named where they are used, and only there."""
-    judge, external = values.get("judge", ""), values.get("external", "")
+    """A judge, who rates self-edits, and who writes for the arm external are named where they are used, and only
+    there."""
+    judge, external, rater = (str(values.get(key, "")) for key in ("judge", "external", "rater"))
     if "judge" in values and "grader" in values and (values["grader"] == "judge") != bool(judge):
         raise ParameterError(
             NOBODY
@@ -61,7 +72,14 @@ def _elsewhere(values: Mapping[str, Any]) -> None:
         )
     if external and "external" not in (*values.get("arms", ()), *values.get("controls", ())):
         raise ParameterError(f"external: {external!r} writes for an arm that is not run; add external to the arms.")
-    for name in filter(None, (judge, external)):
+    rubrics = [values[key] for key in ("rubric", "poor_rubric") if key in values]
+    if rubrics and ("judge" in rubrics) != bool(rater):
+        raise ParameterError(
+            NOBODY_RATES if not rater else f"rater: {rater!r} is named, but no rubric is judge; set rubric to judge."
+        )
+    if "facts" in rubrics and not str(values["passages"]).startswith("world:"):
+        raise ParameterError("rubric: facts are known of the made world only; take length, likeness or judge.")
+    for name in filter(None, (judge, external, rater)):
         if not name.endswith(FILES):
             Other(name)
         elif not paths.given(name).is_file():

@@ -22,10 +22,11 @@ from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.arc.vote import View
 from seal_lib.generation.contract import Completion, Request, Sampling
-from seal_lib.knowledge import corpus
+from seal_lib.knowledge import corpus, strategies
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import BASELINES
 from seal_lib.knowledge.prompts import Prompts
+from seal_lib.knowledge.strategies import Strategy
 from seal_lib.loops.domain import Candidate
 from seal_lib.loops.inner import ask
 from seal_lib.loops.outer import write_self_edits
@@ -34,7 +35,7 @@ from seal_lib.loops.settings import OuterLoop, Pretraining
 from seal_lib.plan import lengths
 from seal_lib.plan.lengths import PuzzleLengths
 from seal_lib.plan.work import CACHE_TOKENS, ROWS, Phase
-from seal_lib.records import Passage, Question
+from seal_lib.records import Passage, Question, SelfEdit
 from seal_lib.runs.lifecycle import Scratch
 from seal_lib.runs.work import Recorder
 from seal_lib.store import texts
@@ -361,6 +362,25 @@ def write_texts(run: Recorder, policy: Policy, passages: Sequence[Passage], arm:
     samples = count * len(writer.groups)
     edits = write_self_edits(run, policy, passages, domain, outer, phase=f"{arm}/relate", seed=seed, samples=samples)
     return [corpus.Text(e.unit_id, e.source, i % count, e.text) for i, e in enumerate(edits)]
+
+
+class DryStrategy(Strategy):
+    """Its notes are those recorded of the writer that stands for it."""
+
+    def notes(self, passage: Passage, count: int, seed: int) -> list[SelfEdit]:
+        text = passage.references.get(self.made or "", passage.references["gold"])
+        return [SelfEdit(f"{passage.id}/{self.name}/{k}", passage.id, text, self.arm) for k in range(count)]
+
+
+def load_strategies(names: Sequence[str], file: str | None = None) -> list[DryStrategy]:
+    return [DryStrategy(**vars(strategy)) for strategy in strategies.load(names, file)]
+
+
+class DryRubric:
+    """Says that the first text is the best; who would be asked is not counted."""
+
+    def rate(self, pairs: Sequence[tuple[Passage, str]], count: Callable[..., None]) -> list[float]:
+        return [1 / (1 + number) for number in range(len(pairs))]
 
 
 def batches(meter: Meter, source: str, count: int, seed: int) -> Callable[[int], list[Passage]]:

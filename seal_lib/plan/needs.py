@@ -196,7 +196,7 @@ def _shards(source: str, revision: str) -> bool:
 def need_others(p: Mapping) -> list[str]:
     """What is missing to ask a judge or another writer: a key in the environment, a model in the cache."""
     lacking = []
-    for name, key_env in ((p.get(key), p.get(f"{key}_env", "")) for key in ("judge", "external")):
+    for name, key_env in ((p.get(key), p.get(f"{key}_env", "")) for key in ("judge", "external", "rater")):
         if not name or name.endswith(FILES):  # a file is looked at with the parameters
             continue
         try:

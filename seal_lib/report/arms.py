@@ -15,6 +15,7 @@ from seal_lib.runs import yaml_files
 
 NOT_RUN = "not run"
 OTHER = "#7A6A4F"  # colour of an arm that is not listed
+_AMOUNT = re.compile(r"^(?P<arm>\w+)_(?P<kind>[xt])(?P<n>\d+)$")
 _ROUND = re.compile(r"^(?:(?P<family>\w+?)_)?round_(?P<round>\d+)$")
 
 
@@ -57,6 +58,17 @@ def round_of(arm: str) -> tuple[str, int] | None:
     return (match["family"] or "seal", int(match["round"])) if match else None
 
 
+def with_amount(arm: str, kind: str, n: int) -> str:
+    """An arm trained on so much: kind ``x``: n self-edits; ``t``: as many documents as fit into n tokens."""
+    return f"{arm}_{kind}{n}"
+
+
+def amount_of(arm: str) -> tuple[str, str, int] | None:
+    """(arm, kind, n) of an arm with an amount; None for any other."""
+    found = _AMOUNT.match(arm)
+    return (found["arm"], found["kind"], int(found["n"])) if found else None
+
+
 def plain(arm: str) -> str:
     """An arm's rule: its name without the ending that says who wrote the notes."""
     return next((arm.removesuffix(ending) for ending in WRITERS if arm.endswith(ending)), arm)
@@ -78,6 +90,9 @@ def arm_label(arm: str) -> str:
     """The label of an arm; "a - b" becomes "a − b" in labels."""
     if " - " in arm:
         return " − ".join(arm_label(part) for part in arm.split(" - ", 1))
+    if amount := amount_of(arm):
+        what = {"x": "self-edit" if amount[2] == 1 else "self-edits", "t": "tokens"}[amount[1]]
+        return f"{arm_label(amount[0])}: {amount[2]} {what}"
     if found := _ROUND.match(arm):
         name = found["family"] or ""
         shown = ARMS[name].label if name in ARMS else name.replace("_", " ")
@@ -90,13 +105,15 @@ def arm_label(arm: str) -> str:
 def arm_rank(arm: str) -> tuple[float, int, str]:
     """Sort key: the order of ``arms.yaml``, rounds one after the other; arms that are not listed come in the middle."""
     arm = arm.split(" - ", 1)[0]
+    arm, kind, n = amount_of(arm) or (arm, "", 0)
     found, order = _ROUND.match(arm), list(ARMS)
     at = order.index(_listed(arm)) if _listed(arm) else len(order) / 2 + 0.5
-    return at, int(found["round"]) if found else 0, arm
+    return at, int(found["round"]) if found else 0, f"{arm} {kind == 't':d} {n:012d}" if kind else arm
 
 
 def colour(arm: str) -> str:
-    """The fixed colour of an arm; later rounds of a family are darker."""
+    """The fixed colour of an arm, whatever its amount; later rounds of a family are darker."""
+    arm = (amount_of(arm) or (arm,))[0]
     listed, found = _listed(arm), _ROUND.match(arm)
     if not listed:
         return OTHER

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib.errors import DataError
-from seal_lib.report.arms import arm_label, arm_rank, by_round, colour, round_of, round_ticks
+from seal_lib.report.arms import amount_of, arm_label, arm_rank, by_round, colour, round_of, round_ticks
 from seal_lib.report.marks import (
     GREY,
     INK,
@@ -175,6 +175,54 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
     return ax
 
 
+AMOUNT_AXES = {"x": "self-edits a passage", "tokens": "tokens trained on, all passes"}
+
+
+@draws("accuracy|tokens_per_edit", title="accuracy by amount")
+def accuracy_by_amount(table: pd.DataFrame, ax: Axes, against: str = "x") -> Axes:
+    """One line a writer: accuracy with its interval against the number of self-edits (``x``), or against the tokens
+    trained on (``tokens``: arms of any kind of amount)."""
+    import matplotlib.ticker
+
+    cost = {row["arm"]: row["value"] for row in arm_rows(table, "tokens_per_edit", needed=False)}
+    lines: dict[str, list[tuple[float, dict]]] = {}
+    for row in arm_rows(table, "accuracy"):
+        amount = amount_of(row["arm"])
+        if amount and (against == "tokens" or amount[1] == against):
+            at = cost.get(row["arm"], math.nan) if against == "tokens" else float(amount[2])
+            lines.setdefault(amount[0], []).append((at, row))
+    for arm, several in sorted(lines.items(), key=lambda line: arm_rank(line[0])):
+        several.sort(key=lambda pair: pair[0])
+        xs, paint = [at for at, _ in several], colour(arm)
+        ax.plot(xs, [row["value"] for _, row in several], color=paint, linewidth=1.6, zorder=2, label=arm_label(arm))
+        for at, row in several:
+            mark(ax, row, at, paint, upright=True)
+    ax.set_xscale("log")
+    ticks = sorted({at for several in lines.values() for at, _ in several}) if against == "x" else []
+    if ticks:
+        ax.set_xticks(ticks)
+        ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    ax.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%d"))
+    ax.set_xlabel(AMOUNT_AXES[against])
+    share_axis(ax.yaxis, SHARE_LABELS["accuracy"])
+    legend(ax)
+    return ax
+
+
+@draws("distinct|overlap", by_arms, "how much self-edits differ")
+def diversity_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
+    """One line a writer: how many of its trigrams are different ones, and how many two of its self-edits share."""
+    names = {"distinct": ("different trigrams", "#0072B2"), "overlap": ("trigrams that two share", "#D55E00")}
+    found: dict[str, list[tuple[str, str, dict]]] = {}
+    for metric, (label, paint) in names.items():
+        for row in arm_rows(table, metric):
+            found.setdefault(arm_label(row["arm"]), []).append((label, paint, row))
+    dots(ax, found)
+    share_axis(ax.xaxis, "of a passage's self-edits")
+    legend(ax)
+    return ax
+
+
 def _level(ax: Axes, row: dict) -> list[tuple[float, str, str]]:
     """A level line with its band for an arm without rounds, the paper's dotted; returns what to write beside them."""
     paint, name, names = colour(row["arm"]), arm_label(row["arm"]), []
@@ -324,8 +372,11 @@ def pictures(
     learned = [arm for arm in ran if arm != "own_untrained" and round_of(arm)]
     # that an arm answers more than the frozen model is built into a made world: those differences are in the table
     compared = [arm for arm in arms.get("difference", ()) if not arm.endswith(" - frozen")]
+    amounts = any(amount_of(arm) for arm in ran)
     wanted = [
-        (accuracy_by_arm, full, len(ran) >= 2),
+        (accuracy_by_arm, full, len(ran) >= 2 and not amounts),
+        (accuracy_by_amount, own, amounts),
+        (diversity_by_arm, own, "overlap" in arms),
         (accuracy_by_round, pd.concat([full, rows.drop(own.index)], ignore_index=True), len(learned) >= 2),
         (accuracy_by_tokens, rows, "tokens_trained" in arms),
         (accuracy_by_grader, own, any(metric.startswith("accuracy:") for metric in arms)),

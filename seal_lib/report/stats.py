@@ -258,6 +258,18 @@ def holm(pvalues: Mapping[Any, float]) -> dict[object, float]:
     return adjusted
 
 
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's correlation of two lists, ties at their mean rank; pairs with a NaN are left out. NaN where one of
+    them does not vary."""
+    pairs = np.array([pair for pair in zip(a, b, strict=True) if all(map(math.isfinite, pair))], dtype=float)
+    if len(pairs) < 2:
+        return math.nan
+    ranks = [(column[:, None] > column).sum(1) + (column[:, None] == column).sum(1) / 2 for column in pairs.T]
+    x, y = (rank - rank.mean() for rank in ranks)
+    spread = math.sqrt(float((x @ x) * (y @ y)))
+    return float(x @ y) / spread if spread else math.nan
+
+
 def best_of_k_bias(
     rewards_by_loop: Mapping[Any, Mapping[str, Sequence[float]]],
     fresh_by_loop: Mapping[Any, Mapping[str, float]],

@@ -38,6 +38,8 @@ OTHER_TITLES = {  # of experiments whose table is no headline: pattern of the na
     r"knowledge/cpt_(\d+)_full": r"\1 passages at once, all weights",
     r"knowledge/cpt_(\d+)_lora": r"\1 passages at once, LoRA",
     "knowledge/prompts": "Prompt formats, before and after rounds",
+    "knowledge/strategies": "Count or choice: self-edits by writer and amount",
+    "knowledge/proxy_reward": "A rubric as reward",
     "knowledge/graders": "The same answers under several graders",
     "own_document": "A document of one's own",
     "own_documents/growing": "A store that grows",
@@ -74,6 +76,7 @@ SHOWN = {  # experiments with a note, or whose headline is not accuracy
     "knowledge/prompts": Shown(
         references={"implications_round_0": "implications, untrained", "notes_round_0": "notes, untrained"},
     ),
+    "knowledge/strategies": Shown(references={}),
     "knowledge/restem": Shown(few=("frozen", "own_untrained", "random_edit_sft", "seal_round_2")),
     "knowledge/cpt": Shown(also={"prior_right": "prior questions right, %"}),
     "arc/few_shot": Shown(

@@ -27,9 +27,9 @@ def points(e: Estimate) -> str:
     return (f"{100 * e.value:+.1f} points" + _interval(e, 100, "+.1f")).replace("-", "−")
 
 
-def number(e: Estimate) -> str:
+def number(e: Estimate, digits: int = 1) -> str:
     """Any other number: "3.4 [2.9, 3.8]"."""
-    return (f"{e.value:.1f}" + _interval(e, 1, ".1f")).replace("-", "−")
+    return (f"{e.value:.{digits}f}" + _interval(e, 1, f".{digits}f")).replace("-", "−")
 
 
 def chance(e: Estimate) -> str:

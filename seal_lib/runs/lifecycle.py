@@ -199,6 +199,11 @@ class Run:
         for name, value in counts.items():
             self._counts[name] = self._counts.get(name, 0) + plain(value, name)
 
+    def seconds(self, phases: str) -> float:
+        """Seconds spent so far, in every session, on the phases that fit a regular expression whole; 0.0: none."""
+        spent = [line for line in self._costs.lines if re.fullmatch(phases, line.get("phase", ""))]
+        return sum(line["seconds"] for line in spent)
+
     def describe(self, model: str | None = None, **facts: object) -> None:
         """Add to the manifest a model (its revision and weight hash are looked up) or anything else, such as data."""
         if model is not None:

@@ -45,9 +45,9 @@ RANGES = {
     r"temperature|\w+_weight_decay|(\w+_)?clip": POSITIVE_OR_ZERO,
     r"threshold": Range(),
     r"endpoint_seconds|budget": POSITIVE,
-    r"slots|tokens_per_step|warmup|copies|passage_number|prior_skip|n_own|question_samples": COUNT_OR_NONE,
+    r"slots|tokens_per_step|warmup|copies|passage_number|prior_skip|n_own|question_samples|finalists": COUNT_OR_NONE,
     r"(\w+_)?(epochs|batch|rank|tokens|steps|tries)|n_\w+|(max|cpt)_length|passage_words|show_\w+|lengths?": COUNT,
-    r"sizes|merge_most|people|completions|guard_limit": COUNT,
+    r"sizes|merge_most|people|completions|guard_limit|counts|budgets|token_limit": COUNT,
     r"samples|rounds|edits|cap|workers|documents|document_limit|questions|anchors|settings|endpoint_calls": COUNT,
 }
 #: name of a parameter → its form as a regular expression, and in words
@@ -56,7 +56,7 @@ FORMS = {
     "authors_pads": (r"full|probe:[1-9]\d*", "full or probe:m, as in probe:64"),
     "writer": (r"policy|reference:\w+", "policy or reference:<name>"),
 } | dict.fromkeys(
-    ("judge_env", "external_env"), (r"|[A-Z][A-Z0-9_]{0,63}", "its NAME, in capitals; never a key itself")
+    ("judge_env", "external_env", "rater_env"), (r"|[A-Z][A-Z0-9_]{0,63}", "its NAME, in capitals; never a key itself")
 )
 
 

@@ -1,0 +1,218 @@
+"""How many self-edits, and of which kind: strategies as data (``strategies.yaml``), adapters trained on several
+self-edits, and the lines of ``knowledge/strategies``.
+
+An arm is a writer with an amount: ``own_untrained_x3`` is trained on three self-edits, ``own_untrained_t400`` on as
+many documents of them as fit into 400 tokens with the passage. So writers are compared at equal tokens by training on
+equal tokens; nothing is interpolated.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from seal_lib import paths
+from seal_lib.errors import DataError
+from seal_lib.knowledge import diversity, world
+from seal_lib.knowledge.domain import Knowledge
+from seal_lib.knowledge.evaluate import Loops, difference_rows, result_rows, token_row
+from seal_lib.knowledge.prompts import PIECES, Prompts
+from seal_lib.loops.domain import Candidate
+from seal_lib.loops.inner import score
+from seal_lib.loops.outer import write_self_edits
+from seal_lib.loops.policy import Policy
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.records import Passage, PassageTrial, Round, SelfEdit
+from seal_lib.report import stats
+from seal_lib.report.arms import arm_label, with_amount
+from seal_lib.report.words import Rows, bullets, differences, told
+from seal_lib.runs import yaml_files
+from seal_lib.runs.work import Recorder
+from seal_lib.seeds import derive_seed, rng
+
+EXPERIMENT = "knowledge/strategies"
+#: the arm whose k-th self-edit is by the k-th strategy, over and over
+IN_TURN = "strategy_in_turn"
+#: who may follow a strategy: the made world's writer, or the policy
+WRITERS = ("made", "policy")
+#: passage's id → its self-edits, of which the first n are trained on
+Written = Mapping[str, Sequence[SelfEdit]]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to study a passage; fields as at the head of ``strategies.yaml``."""
+
+    name: str
+    write: str
+    made: str | None
+
+    @property
+    def arm(self) -> str:
+        return f"strategy_{self.name.replace('-', '_')}"
+
+    def prompts(self, base: Prompts) -> Prompts:
+        """The run's prompt set with this strategy's instruction."""
+        return replace(base, name=self.name, self_edit=self.write, pieces=PIECES[0], opening="", after="")
+
+    def notes(self, passage: Passage, count: int, seed: int) -> list[SelfEdit]:
+        """``count`` notes of the made world's writer, each drawn anew; an own draw for every passage and number.
+
+        Raises:
+            DataError: nobody writes such notes there, or the passage is not of the made world.
+        """
+        if self.made is None or not passage.facts:
+            why = "no notes of the made world stand for it" if passage.facts else f"passage {passage.id} is real text"
+            raise DataError(f"strategies: {self.name!r} has no ready notes ({why}); let the policy write them.")
+        facts = [world.Fact(*fact) for fact in passage.facts]
+        draws = [rng("strategy", self.made, seed, passage.id, k) for k in range(count)]
+        texts = [
+            world.external_notes(facts, draw) if self.made == "external"
+            else world.notes(facts, draw, self.made, len(facts)) for draw in draws
+        ]  # fmt: skip
+        return [SelfEdit(f"{passage.id}/{self.name}/{k}", passage.id, t, self.arm) for k, t in enumerate(texts)]
+
+
+def load(names: Sequence[str], file: str | None = None) -> list[Strategy]:
+    """The strategies of these names, from ``file`` if it has them, else from the shipped ones.
+
+    Raises:
+        DataError: no such strategy, or an entry without its instruction or with a wrong one.
+    """
+    known = yaml_files.read(Path(__file__).with_name("strategies.yaml"))
+    if file:
+        own = yaml_files.read(paths.given(file))
+        if not isinstance(own, dict) or not all(isinstance(row, dict) for row in own.values()):
+            raise DataError(f"{file}: expected `name: {{write: …, made: null}}` entries, one per strategy.")
+        known = {**known, **own}
+    found = []
+    for name in names:
+        if name not in known:
+            raise DataError(f"strategies: {name!r} is not one of {', '.join(known)}.")
+        row = {"made": None, **known[name]}
+        wrong = set(row) - {"write", "made"}
+        if wrong or "{passage}" not in str(row.get("write", "")):
+            what = f"the key {min(wrong)!r} is unknown" if wrong else "write needs the slot {passage}"
+            raise DataError(f"strategy {name!r}: {what}; see the head of strategies.yaml.")
+        if row["made"] not in (None, "external", *world.NOTE_STYLES):
+            raise DataError(f"strategy {name!r}, made: {row['made']!r} is no note style of the made world.")
+        found.append(Strategy(name, **row))
+    return found
+
+
+def in_turn(written: Sequence[Written], count: int) -> dict[str, list[SelfEdit]]:
+    """By passage ``count`` self-edits of several writers in turn: the first of each, then the second of each, …"""
+    return {
+        passage: [written[k % len(written)][passage][k // len(written)] for k in range(count)] for passage in written[0]
+    }
+
+
+def write(run: Recorder, policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, *,
+          phase: str, count: int, seed: int) -> dict[str, list[SelfEdit]]:  # fmt: skip
+    """By passage ``count`` self-edits of a policy, each whole, with the opening that it was given."""
+    edits = write_self_edits(run, policy, passages, domain, outer, phase=phase, seed=seed, samples=count)
+    found: dict[str, list[SelfEdit]] = {passage.id: [] for passage in passages}
+    for edit in edits:
+        found[edit.unit_id].append(replace(edit, text=domain.prompts.opened(edit.text)))
+    return found
+
+
+def train_on_amounts(run: Recorder, policy: Policy, passages: Sequence[Passage], written: Written, domain: Knowledge, *,
+                     arm: str, counts: Sequence[int], budgets: Sequence[int], seed: int,
+                     group: str = "") -> dict[str, list[PassageTrial]]:  # fmt: skip
+    """Arm with its amount → trials, one a passage, recorded as phase ``<group>amount/<arm with amount>``.
+
+    Args:
+        counts: of self-edits. budgets: of tokens in one pass over the documents, the passage among them; documents
+            come in the order of the self-edits, and where all fit, fewer tokens are trained on than the budget.
+    """
+    found = {}
+    limits = [("x", n, domain) for n in counts]
+    limits += [("t", n, replace(domain, inner=replace(domain.inner, token_limit=n))) for n in budgets]
+    for kind, n, limited in limits:
+        name = with_amount(arm, kind, n)
+        candidates = []
+        for passage in passages:
+            first, *more = written[passage.id][: n if kind == "x" else None]
+            drawn = derive_seed(seed, passage.id, kind, n)  # the same for every writer
+            candidates.append(Candidate(f"{passage.id}/{name}", passage, first, name, drawn, more=tuple(more)))
+        found[name] = score(run, policy, candidates, limited, phase=f"{group}amount/{name}")
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- the lines
+
+
+def comparisons(arms: Sequence[str], trained: str, counts: Sequence[int], budgets: Sequence[int]) -> list[tuple]:
+    """The paired differences, one family.
+
+    At equal tokens every writer and the untrained policy, and the trained policy; at equal counts the trained and the
+    untrained policy; and the untrained policy's most against the trained one's single self-edit: count or choice?
+    """
+    untrained = "own_untrained"
+    pairs = []
+    for n in budgets:
+        pairs += [(with_amount(arm, "t", n), with_amount(untrained, "t", n)) for arm in arms if arm != untrained]
+        others = [arm for arm in arms if arm not in (untrained, trained)]
+        pairs += [(with_amount(arm, "t", n), with_amount(trained, "t", n)) for arm in others]
+    pairs += [(with_amount(trained, "x", n), with_amount(untrained, "x", n)) for n in counts]
+    return [*pairs, (with_amount(untrained, "x", max(counts)), with_amount(trained, "x", min(counts)))]
+
+
+def amount_rows(trials: Mapping[str, Mapping[str, Loops]], written: Mapping[str, Mapping[int, Written]],
+                rounds: Mapping[int, Sequence[Round]], *, trained: str, counts: Sequence[int], budgets: Sequence[int],
+                protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
+    """Lines of every writer at every amount: levels, tokens trained, differences; how much its self-edits differ; and
+    what the rounds that the trained policy went through were trained on.
+
+    Args:
+        trials: writer → its arms with amounts → trials. written: writer → loop → its self-edits. rounds: loop → rounds
+            of the trained policy.
+    """
+    label = {"protocol": protocol, "model": model}
+    every = {arm: several for of_writer in trials.values() for arm, several in of_writer.items()}
+    rows = []
+    for arm, several in every.items():
+        rows += result_rows(EXPERIMENT, arm, several, grader=grader, **label)
+        rows.append(token_row(EXPERIMENT, arm, several, **label))
+    most = max(counts)
+    for arm, by_loop in written.items():
+        texts = {loop: {p: [e.text for e in edits[:most]] for p, edits in of.items()} for loop, of in by_loop.items()}
+        for metric, measure in diversity.MEASURES.items():
+            values = {loop: {p: measure(several) for p, several in of.items()} for loop, of in texts.items()}
+            found = stats.mean_over_loops(values, stats.SHARE)
+            rows.append(found.row(EXPERIMENT, with_amount(arm, "x", most), metric, protocol, model))
+    spent = [
+        float(sum(getattr(t, "tokens", 0) for r in several for t in r.candidates) * max(1, _seeds(several)))
+        for several in rounds.values()
+    ]
+    rows.append(stats.mean_over_units(spent, stats.ANY, "loop").row(EXPERIMENT, trained, "tokens_reward", **label))
+    pairs = comparisons([*trials], trained, counts, budgets)
+    return rows + difference_rows(EXPERIMENT, every, pairs, grader=grader, **label)
+
+
+def _seeds(rounds: Sequence[Round]) -> int:
+    return max((len(rewards) for record in rounds for rewards in record.by_seed), default=1)
+
+
+def in_words(rows: Rows, trained: str, counts: Sequence[int]) -> str:
+    """Markdown: what the rounds cost in adapters of many self-edits, count against choice, every separable
+    difference."""
+    rows = list(rows)
+    value = {(row["arm"], row["metric"]): row["value"] for row in rows}
+    apart = differences(rows, EXPERIMENT)
+    many, one = with_amount("own_untrained", "x", max(counts)), with_amount(trained, "x", min(counts))
+    said = []
+    spent, more = value.get((trained, "tokens_reward"), 0.0), value[many, "tokens_per_edit"]
+    saved = more - value[one, "tokens_per_edit"]
+    if spent and saved > 0:
+        said.append(
+            f"The rounds were trained on {spent:.0f} tokens a loop: what **{arm_label(many)}** costs more than "
+            f"**{arm_label(one)}** on {spent / saved:.0f} passages."
+        )
+    if (many, one) in apart:
+        which = apart[many, one]
+        verdict = "no difference can be told" if not stats.separable(which) else (
+            "count wins" if which.value > 0 else "choice wins"
+        )  # fmt: skip
+        said.append(f"**{arm_label(many)}** against **{arm_label(one)}**: {verdict}.")
+    return f"{bullets(said, '')}\n{told(apart)}"
