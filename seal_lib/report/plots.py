@@ -182,7 +182,7 @@ AMOUNT_AXES = {"x": "self-edits a passage", "tokens": "tokens trained on, all pa
 def accuracy_by_amount(table: pd.DataFrame, ax: Axes, against: str = "x") -> Axes:
     """One line a writer: accuracy with its interval against the number of self-edits (``x``), or against the tokens
     trained on (``tokens``: arms of any kind of amount)."""
-    import matplotlib.ticker
+    from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullFormatter
 
     cost = {row["arm"]: row["value"] for row in arm_rows(table, "tokens_per_edit", needed=False)}
     lines: dict[str, list[tuple[float, dict]]] = {}
@@ -198,11 +198,10 @@ def accuracy_by_amount(table: pd.DataFrame, ax: Axes, against: str = "x") -> Axe
         for at, row in several:
             mark(ax, row, at, paint, upright=True)
     ax.set_xscale("log")
-    ticks = sorted({at for several in lines.values() for at, _ in several}) if against == "x" else []
-    if ticks:
-        ax.set_xticks(ticks)
-        ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    ax.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%d"))
+    ticks = sorted({at for several in lines.values() for at, _ in several})
+    ax.xaxis.set_major_locator(FixedLocator(ticks) if against == "x" else LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FormatStrFormatter("%d"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel(AMOUNT_AXES[against])
     share_axis(ax.yaxis, SHARE_LABELS["accuracy"])
     legend(ax)
