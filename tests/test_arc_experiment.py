@@ -277,6 +277,10 @@ def test_equal_configurations_of_a_task_count_once_in_shares_maps_and_rounds() -
     cell = rows[choices, "own_untrained", "success:learning_rate=0.002|num_train_epochs=2"]
     assert (cell["value"], cell["n"], cell["unit"]) == (0.0, 3, "task")  # tried on t0, t1 and p
     assert rows[choices, "own_untrained", "success:learning_rate=0.001|num_train_epochs=2"]["n"] == 2
+    behind = tables.behind(made, "learning_rate", "num_train_epochs")
+    assert list(behind) == [(0.001, 2), (0.002, 2)]  # those of the map; what solved something first
+    assert [[t.id for t in found] for found in behind.values()] == [["p/0", "t0/0"], ["p/5", "t0/9", "t1/0"]]
+    assert [tables.solved(found) for found in behind.values()] == ["2 of 2", "0 of 3"]
     line = tables.tally(made.rounds)[0]
     assert (line["self-edits"], line["distinct trainings"], line["of them right"]) == (6, 2, 1)
     assert made.rounds[0].tied_share == 0  # five equal texts are one best configuration, not a tie

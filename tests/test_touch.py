@@ -61,6 +61,26 @@ def test_a_menu_and_a_slider_change_what_is_shown(screen: Screen, slider: bool) 
     assert screen.updates == [(2, 3), (2, 4)]
 
 
+CELLS = {(0.1, 2): "best", (0.01, 2): "slow", (0.01, 8): "long"}
+
+
+def test_a_click_on_a_cell_shows_what_is_behind_it(screen: Screen) -> None:
+    assert touch.click(str.upper, CELLS, lambda value: f"<{value}>", "rate", "epochs") is None
+    grid, first = screen.shown
+    assert first == "BEST"
+    texts = [getattr(child, "value", None) or getattr(child, "description", "") for child in grid.children]
+    assert texts == ["rate ↓  epochs →", "2", "8", "0.1", "<best>", "", "0.01", "<slow>", "<long>"]
+    for number in (7, 8, 4):
+        grid.children[number].click()
+    assert screen.updates == ["SLOW", "LONG", "BEST"]
+
+
+def test_cells_in_a_copy_show_the_first_and_none_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "context", lambda: "batch")
+    assert touch.click(str.upper, CELLS, str, "rate", "epochs") == "BEST"
+    assert touch.click(str.upper, {}, str, "rate", "epochs") is None
+
+
 def test_notes_of_your_own_are_trained_on_when_the_button_is_pressed(screen: Screen, tried: None) -> None:
     assert touch.write_notes(None, PASSAGE, None, "notes at first") is None
     (box, button), first = screen.shown[0].children, screen.shown[1]

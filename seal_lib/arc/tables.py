@@ -205,13 +205,36 @@ def choice_rows(arms: Mapping[str, ByLoop], label: dict) -> list[dict]:
     return rows
 
 
+def _untrained(loop: Loop) -> list[PuzzleTrial]:
+    """Everything the untrained policy wrote in one loop, on practice and held-out tasks."""
+    return [*loop.rounds[0].candidates, *loop.evaluated["own_untrained"]]
+
+
+def behind(loop: Loop, down: str, across: str) -> dict[tuple, list[PuzzleTrial]]:
+    """The trials of one loop behind each cell of a map (`map_rows`), those that solved something first, and so the
+    cells."""
+    cells: dict[tuple, dict[str, PuzzleTrial]] = {}
+    for trial in _untrained(loop):
+        if trial.attempt.config is not None:
+            cells.setdefault(PAIRS_OF_CHOICES[down, across](trial.attempt.config), {}).setdefault(trial.key, trial)
+
+    def worth(trial: PuzzleTrial) -> float:
+        return -1.0 if math.isnan(trial.accuracy) else trial.accuracy
+
+    ordered = {cell: sorted(found.values(), key=worth, reverse=True) for cell, found in cells.items()}
+    return dict(sorted(ordered.items(), key=lambda item: -worth(item[1][0])))
+
+
+def solved(trials: Sequence[PuzzleTrial]) -> str:
+    """ "3 of 5": how many trials succeeded, of those that were graded."""
+    graded = [trial.accuracy for trial in trials if not math.isnan(trial.accuracy)]
+    return f"{sum(value == 1 for value in graded)} of {len(graded)}"
+
+
 def map_rows(loops: Sequence[Loop], grader: str, label: dict) -> list[dict]:
     """Success by configuration over everything the *untrained* policy wrote, on practice and held-out tasks, equal
     configurations of a task once; ``n`` counts the tasks that a cell was tried on."""
-    written = {
-        loop.seed: [trial.attempt for trial in (*loop.rounds[0].candidates, *loop.evaluated["own_untrained"])]
-        for loop in loops
-    }
+    written = {loop.seed: [trial.attempt for trial in _untrained(loop)] for loop in loops}
     rows = []
     for (down, across), of in PAIRS_OF_CHOICES.items():
         cells: dict[tuple, dict[object, list[Attempt]]] = {}

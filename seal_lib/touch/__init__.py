@@ -46,6 +46,42 @@ def choose(shown: Callable[..., Any], slider: bool = False, **options: Mapping[s
     return None
 
 
+def click(shown: Callable[[Any], Any], cells: Mapping[tuple[Any, Any], Any], label: Callable[[Any], str], down: str,
+          across: str) -> Any:  # fmt: skip
+    """A table of buttons: a click on a cell shows what ``shown`` makes of its value, that of the first cell at first.
+
+    Args:
+        cells: (row, column) → value; rows grow upwards, as on an axis; a cell that is missing stays empty. Without any
+            nothing is shown.
+        label: the text on a value's button. down, across: what rows and columns are.
+    """
+    if not cells:
+        return None
+    first = shown(next(iter(cells.values())))
+    if progress.context() != "jupyter":
+        return first
+    import ipywidgets
+    from IPython.display import display
+
+    rows, columns = (sorted({cell[k] for cell in cells}, reverse=not k) for k in (0, 1))
+    wide = ipywidgets.Layout(width="auto")
+    box: list[Any] = [ipywidgets.Label(f"{down} ↓  {across} →"), *(ipywidgets.Label(str(name)) for name in columns)]
+    for row in rows:
+        box.append(ipywidgets.Label(str(row)))
+        for column in columns:
+            if (row, column) not in cells:
+                box.append(ipywidgets.Label())
+                continue
+            value = cells[row, column]
+            button = ipywidgets.Button(description=label(value), layout=wide)
+            button.on_click(lambda _, value=value: picture.update(shown(value)))
+            box.append(button)
+    grid = ipywidgets.Layout(grid_template_columns=f"repeat({len(columns) + 1}, max-content)")
+    display(ipywidgets.GridBox(box, layout=grid))
+    picture = display(first, display_id=True)
+    return None
+
+
 def write_notes(policy: Policy, passage: Passage, domain: Knowledge, text: str = "", seed: int = 0) -> Any:
     """A box for notes of your own: an adapter is trained on them, and the questions are asked before and after.
 
