@@ -19,7 +19,7 @@ from seal_lib import models, paths
 from seal_lib.errors import DataError
 from seal_lib.records import Answer, Passage, SelfEdit, to_dict
 from seal_lib.runs.manifest import content_hash
-from seal_lib.store.review import Finding
+from seal_lib.store.review import Finding, Lines, lines_of
 from seal_lib.store.schema import STAGES, Asked, Edit, Merge, Queued, Renewal
 from seal_lib.store.texts import Document
 from seal_lib.store.transactions import Folder
@@ -130,6 +130,19 @@ class Store(Folder):
                 (*states, passage, passage, number, number),
             ).fetchall()
             return [self._edit(*row) for row in rows]
+
+    def lines(self, weights: str) -> Lines:
+        """The lines of all self-edits in use on a base."""
+        with self.told():
+            rows = self._base.execute(
+                "SELECT passage, text FROM edit WHERE state IN ('active', 'merged') AND weights = ? ORDER BY id",
+                (weights,),
+            ).fetchall()
+        found = Lines()
+        for passage, text in rows:
+            written = json.loads(text)
+            found.add(lines_of(SelfEdit.from_dict(written) if written else None), passage)
+        return found
 
     def _edit(self, number: int, state: str, reason: str, text: str, model: str, weights: str, dtype: str, recipe: str,
               training: str, adapter: str, digest: str, made: str, changed: str, findings: str, passage: str,
