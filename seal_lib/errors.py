@@ -58,8 +58,12 @@ _WAYS |= dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
 def way_out(message: str) -> str:
     """What to do about a refusal of the system that a message tells (Python's ``[Errno 28]`` or Rust's ``os error
     28``); "" if it tells none."""
-    number = re.search(r"\[Errno (\d+)\]|\bos error (\d+)", message)
-    return _WAYS.get(int(number[1] or number[2]), "") if number else ""
+    return _WAYS.get(_number(message) or 0, "")
+
+
+def _number(message: str) -> int | None:
+    found = re.search(r"\[Errno (\d+)\]|\bos error (\d+)", message)
+    return int(found[1] or found[2]) if found else None
 
 
 def refused(error: OSError, path: str | Path | None = None) -> DiskError:
@@ -71,11 +75,18 @@ def refused(error: OSError, path: str | Path | None = None) -> DiskError:
 
 @contextmanager
 def on_disk(path: str | Path) -> Iterator[None]:
-    """What the system refuses while a file is written becomes a `DiskError` that names it."""
+    """What the system refuses while a file is written becomes a `DiskError` that names it, also where a library of
+    another language tells it in words."""
     try:
         yield
+    except SealError:
+        raise
     except OSError as error:
         raise refused(error, path) from error
+    except Exception as error:
+        if (number := _number(str(error))) is None:
+            raise
+        raise refused(OSError(number, os.strerror(number)), path) from error
 
 
 def command_line(main: Callable[[list[str] | None], int]) -> Callable[..., int]:

@@ -396,7 +396,7 @@ def candidates():
 
 def scored(run: lifecycle.Run, **fate) -> bytes:
     """rows.jsonl after scoring six candidates, two a chunk."""
-    unit = partial(inner._rows, domain=SMALL)
+    unit = partial(inner._rows, domain=SMALL, shelf=None)
     unit = partial(dying, unit=unit, **fate) if fate else unit
     run.map("score", candidates(), Work(unit, small_policy(), run.count), chunk=2)
     return (run.folder / "rows.jsonl").read_bytes()

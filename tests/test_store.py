@@ -9,16 +9,19 @@ import sqlite3
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from seal_lib.errors import DataError
+from seal_lib.__main__ import main
+from seal_lib.errors import DataError, DiskError
 from seal_lib.loops.policy import Source
 from seal_lib.records import Answer, Passage, SelfEdit
 from seal_lib.store import database, transactions
 from seal_lib.store.database import Store
-from seal_lib.store.schema import Asked, Edit
+from seal_lib.store.schema import STAGES, Asked, Edit
 from seal_lib.store.sharing import export
 from seal_lib.store.texts import Document
 from seal_lib.training.adapters import Adapter
@@ -185,6 +188,39 @@ def test_damage_is_told_in_one_sentence(store: Store) -> None:
     assert check(store.folder)
 
 
+def test_bytes_that_are_damaged_anywhere_are_told_or_read(store: Store, capsys) -> None:
+    """SQLite has no checksum: a byte within a text is found only where that text can no longer be read."""
+    for number in range(3):
+        store.keep(edit(number, reason="no better" * 40), adapter(number))
+    store.merge(store.edits("active")[:2], adapter(7), {"merged": 0.5})
+    store.enqueue("/elsewhere/notes.md")
+    store.settle(store.renew(), {}, {}, {"budget": 1.0, "seconds": 1.0})
+    store.close()
+    whole, draw, told = store.file.read_bytes(), random.Random(0), 0
+    texts = [number for number, byte in enumerate(whole) if byte]
+    for _ in range(int(os.environ.get("DAMAGES", 150))):
+        torn = bytearray(whole)
+        torn[draw.choice(texts)] = draw.randrange(256)
+        store.file.write_bytes(bytes(torn))
+        try:
+            with Store(store.folder) as damaged:
+                damaged.passages(), damaged.merges(), damaged.renewals(), damaged.queue(), damaged.lines(BASE)
+                for one in damaged.edits():
+                    one.recipe["grader"], [one.trial(stage).accuracy for stage in STAGES]
+        except DataError as error:
+            told += 1
+            assert "\n" not in str(error)
+    assert told > 5
+    store.file.write_bytes(whole)
+    with sqlite3.connect(store.file) as base:
+        base.execute("UPDATE edit SET recipe = '{' WHERE id = 1")
+    assert main(["list", "--store", str(store.folder)]) == 2
+    text = capsys.readouterr().err.strip()
+    assert (
+        "a row reads Expecting property name" in text and "it is damaged; move the folder" in text and "\n" not in text
+    )
+
+
 def test_a_full_disk_changes_nothing(store: Store, monkeypatch) -> None:
     store.keep(edit(), adapter(1))
     before = snapshot(store)
@@ -201,6 +237,18 @@ def test_a_full_disk_changes_nothing(store: Store, monkeypatch) -> None:
     monkeypatch.setattr(transactions, "_fsync", full)
     with pytest.raises(DataError, match=r"some/file cannot be used \(No space left on device\): make room"):
         store.keep(edit(1), adapter(2))
+
+    def full_in_words(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full_in_words)
+    with pytest.raises(DiskError, match=r"adapter_model.safetensors cannot be used \(No space left.*; make room"):
+        store.keep(edit(1), adapter(2))
+    monkeypatch.setattr(transactions.shutil, "disk_usage", lambda folder: SimpleNamespace(free=4096))
+    with pytest.raises(DataError, match="the disk is full, and nothing was changed"), store.told():
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
+        raise error
     monkeypatch.undo()
     assert snapshot(store) == before == check(store.folder)
 

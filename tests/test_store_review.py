@@ -5,9 +5,12 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from seal_lib import paths
 from seal_lib.errors import ParameterError
+from seal_lib.records import Passage
 from seal_lib.store import review
 from seal_lib.store.learning import Consent
 from seal_lib.store.texts import read
@@ -58,9 +61,12 @@ def test_what_is_found_in_a_text(text: str, kind: str) -> None:
 
 
 def test_an_edit_is_compared_with_its_passage_and_with_what_was_learned() -> None:
-    passage = "The house of Mera hired Kale Bo. The amber prize went to Kale Bo in 1890."
+    text = "The house of Mera hired Kale Bo. The amber prize went to Kale Bo in 1890."
+    passage, earlier = Passage("p", "", text, ()), review.Lines()
+    earlier.add(["- Kale Bo worked for Tadar.", "- Zo Ra worked for Mera."], "q")
+    earlier.add(["- Kale Bo worked for Kodis."], "p")  # of the passage itself: an older edit of it
     lines = ["- Kale Bo worked for Mera.", "- Kale Bo worked for Mera.", "- Kale Bo won in 1891.", "- Tove Ra sang."]
-    found = review.of_edit(lines, passage, ["- Kale Bo worked for Tadar.", "- Zo Ra worked for Mera."])
+    found = review.of_edit(lines, passage, earlier)
     assert [(f.kind, f.excerpt) for f in found] == [
         ("contradiction", "- Kale Bo worked for Mera."), ("duplicate", "- Kale Bo worked for Mera."),
         ("contradiction", "- Kale Bo worked for Mera."), ("ungrounded", "- Kale Bo won in 1891."),
@@ -81,6 +87,19 @@ def test_an_edit_is_compared_with_its_passage_and_with_what_was_learned() -> Non
 )
 def test_a_contradiction_is_one_other_word_that_is_no_part_of_a_name(earlier: str, same_claim: bool) -> None:
     assert review.otherwise("The house of Mera hired Kale Bo.", earlier) is same_claim
+
+
+@given(st.lists(st.lists(st.sampled_from("kale Kale Bo Zo Mera worked for 1890".split()), max_size=6), max_size=8))
+def test_a_line_meets_every_line_that_says_otherwise(several: list[list[str]]) -> None:
+    new, *old = [f"- {' '.join(words)}." for words in several] or [""]
+    learned = review.Lines()
+    for number, line in enumerate(old):
+        learned.add([line], str(number % 2))
+    for passage in ("", "0", "1"):
+        others = [line for number, line in enumerate(old) if str(number % 2) != passage]
+        found = learned.against(new, passage)
+        assert bool(found) == any(review.otherwise(new, line) for line in others)
+        assert not found or (found in others and review.otherwise(new, found))
 
 
 def test_what_stops_can_be_allowed_by_its_kind() -> None:

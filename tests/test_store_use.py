@@ -22,7 +22,7 @@ from seal_lib.loops.policy import Policy, Source
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Passage, Question
 from seal_lib.runs.journal import Lock
-from seal_lib.store import asking, guard, learning, merging, routing, texts, updates
+from seal_lib.store import asking, guard, learning, merging, review, routing, texts, updates
 from seal_lib.store.database import Store
 from seal_lib.store.retrieval import Words, threshold
 from seal_lib.training.adapters import Adapter, joined
@@ -206,13 +206,13 @@ def test_a_poisoned_passage_is_kept_apart_untrained_and_the_others_go_on(tmp_pat
 
 def test_a_self_edit_that_contradicts_an_earlier_one_is_kept_apart(store: Store, tmp_path: Path) -> None:
     old = store.edits("active")[0]
-    *same, last = learning.lines_of(old.self_edit)[0].removesuffix(".").split()
+    *same, last = review.lines_of(old.self_edit)[0].removesuffix(".").split()
     line = " ".join([*same, "Tadar" if last != "Tadar" else "Seha"]) + "."
     passage = Passage("zz", "Annals of Rivo", f"It is said: {line}", ())
     draft = learning._Draft(replace(old.self_edit, unit_id="zz", text=line), None, (), {}, "active", "")
-    found = learning._reviewed(draft, passage, store, old.weights, learning.Consent())
+    found = learning._reviewed(draft, passage, store.lines(old.weights), learning.Consent())
     assert found.state == "quarantined" and "says otherwise than what was learned before" in found.reason
-    allowed = learning._reviewed(draft, passage, store, old.weights, learning.Consent(("contradiction",)))
+    allowed = learning._reviewed(draft, passage, store.lines(old.weights), learning.Consent(("contradiction",)))
     assert allowed.state == "active" and [f.kind for f in allowed.findings] == ["contradiction"]
 
 

@@ -41,6 +41,7 @@ from seal_lib.runs.work import Recorder
 from seal_lib.store import texts
 from seal_lib.store.growth import ways
 from seal_lib.store.learning import OwnQuestions, learn
+from seal_lib.store.review import Lines
 from seal_lib.store.schema import Edit
 from seal_lib.store.search import Search
 from seal_lib.store.texts import Document
@@ -415,6 +416,9 @@ class DryStore:
         self.kept: list[Edit] = []
 
     def add(self, document: Document) -> None: ...
+
+    def lines(self, weights: str) -> Lines:
+        return Lines()
 
     def edits(self, *states: str, passage: str = "", number: int = 0) -> list[Edit]:
         return []

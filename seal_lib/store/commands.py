@@ -32,9 +32,9 @@ from seal_lib.store.asking import Reply, ask
 from seal_lib.store.database import Store
 from seal_lib.store.guard import MEASURES, Limits
 from seal_lib.store.harness import Tasks
-from seal_lib.store.learning import Consent, OwnQuestions, accuracy, learn, lines_of, parts, reviewed
+from seal_lib.store.learning import Consent, OwnQuestions, accuracy, learn, parts, reviewed
 from seal_lib.store.merging import Merged, base_of, chosen, merge, prune, related, revert, worths
-from seal_lib.store.review import KINDS, Finding
+from seal_lib.store.review import KINDS, Finding, lines_of
 from seal_lib.store.routing import ROUTES, Router
 from seal_lib.store.schema import STAGES, Edit, Queued, Renewal
 from seal_lib.store.search import Search

@@ -19,7 +19,7 @@ from seal_lib import models, paths
 from seal_lib.errors import DataError
 from seal_lib.records import Answer, Passage, SelfEdit, to_dict
 from seal_lib.runs.manifest import content_hash
-from seal_lib.store.review import Finding
+from seal_lib.store.review import Finding, Lines, lines_of
 from seal_lib.store.schema import STAGES, Asked, Edit, Merge, Queued, Renewal
 from seal_lib.store.texts import Document
 from seal_lib.store.transactions import Folder
@@ -121,7 +121,7 @@ class Store(Folder):
     def edits(self, *states: str, passage: str = "", number: int = 0) -> list[Edit]:
         """Edits in these states (none: in any), of a passage, or the one of that number; in the order of making."""
         wanted = f"e.state IN ({', '.join('?' * len(states))})" if states else "1"
-        with self.told():
+        with self.whole():
             rows = self._base.execute(
                 "SELECT e.id, e.state, e.reason, e.text, e.model, e.weights, e.dtype, e.recipe, e.training, e.adapter, "
                 "e.digest, e.made, e.changed, e.findings, p.id, p.title, p.text, e.document, e.place FROM edit e "
@@ -130,6 +130,19 @@ class Store(Folder):
                 (*states, passage, passage, number, number),
             ).fetchall()
             return [self._edit(*row) for row in rows]
+
+    def lines(self, weights: str) -> Lines:
+        """The lines of all self-edits in use on a base."""
+        with self.whole():
+            rows = self._base.execute(
+                "SELECT passage, text FROM edit WHERE state IN ('active', 'merged') AND weights = ? ORDER BY id",
+                (weights,),
+            ).fetchall()
+            found = Lines()
+            for passage, text in rows:
+                written = json.loads(text)
+                found.add(lines_of(SelfEdit.from_dict(written) if written else None), passage)
+        return found
 
     def _edit(self, number: int, state: str, reason: str, text: str, model: str, weights: str, dtype: str, recipe: str,
               training: str, adapter: str, digest: str, made: str, changed: str, findings: str, passage: str,
@@ -140,11 +153,14 @@ class Store(Folder):
         )
         asked = tuple(Asked(q, gold, origin, *_answers(texts)) for q, gold, origin, *texts in rows)
         written = json.loads(text)
-        return Edit(
+        edit = Edit(
             Passage(passage, title, body, ()), document, place, SelfEdit.from_dict(written) if written else None, model,
             weights, dtype, json.loads(recipe), json.loads(training), asked, state, reason, number, adapter, digest,
             made, changed, tuple(Finding(**row) for row in json.loads(findings)),
         )  # fmt: skip
+        for stage in STAGES:  # a look at what is counted of it: damage is told here and not where it is used
+            _ = edit.trial(stage).accuracy, edit.training["tried"], edit.training["cost"]["seconds"]
+        return edit
 
     def edit(self, number: int) -> Edit:
         """The edit of that number.
@@ -244,7 +260,7 @@ class Store(Folder):
 
     def merges(self, *, active: bool = True) -> list[Merge]:
         """Merges in use, or all that there were, in the order of making."""
-        with self.told():
+        with self.whole():
             rows = self._base.execute(
                 "SELECT id, weights, state, adapter, digest, report, made FROM merge "
                 "WHERE state = 'active' OR ? ORDER BY id",
@@ -342,9 +358,9 @@ class Store(Folder):
 
     def renewals(self) -> list[Renewal]:
         """Updates, the open one last."""
-        with self.told():
+        with self.whole():
             rows = self._base.execute("SELECT id, state, report, begun, changed FROM renewal ORDER BY id").fetchall()
-        return [Renewal(number, state, json.loads(report), *times) for number, state, report, *times in rows]
+            return [Renewal(number, state, json.loads(report), *times) for number, state, report, *times in rows]
 
     def renew(self) -> Renewal:
         """The update that was begun and not finished, or a new one."""

@@ -16,7 +16,7 @@ from seal_lib.report import stats
 from seal_lib.report.words import percent, units
 from seal_lib.runs.work import Recorder
 from seal_lib.store import review
-from seal_lib.store.learning import lines_of
+from seal_lib.store.review import lines_of
 
 EXPERIMENT = "own_documents/grounding"
 RUBRIC = "grounded"  # what a judge of lines reads (`seal_lib/grading/rubrics.yaml`)

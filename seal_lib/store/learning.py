@@ -32,7 +32,7 @@ from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed
 from seal_lib.store.database import Store
 from seal_lib.store.questions import write
-from seal_lib.store.review import KINDS, Finding, of_edit, of_text, stopped
+from seal_lib.store.review import KINDS, Finding, Lines, lines_of, of_edit, of_text, stopped
 from seal_lib.store.schema import ARMS, STAGES, Asked, Edit
 from seal_lib.store.texts import Document
 from seal_lib.training.jobs import Result
@@ -132,10 +132,11 @@ def learn_parts(part: Sequence[Part], *, store: Store, policy: Policy, domain: K
         count(**costs.counts)
     shared: dict[str, float] = {key: round(n / len(clean)) for key, n in costs.counts.items()}
     shared["seconds"] = round((time.perf_counter() - begun) / max(1, len(clean)), 3)
+    earlier = store.lines(weights) if drafts else Lines()
     for p in todo:
         passage, cost = p.passage, shared
         if passage.id in drafts:
-            draft = _reviewed(drafts[passage.id], passage, store, weights, consent)
+            draft = _reviewed(drafts[passage.id], passage, earlier, consent)
         else:
             why = stopped(found[passage.id], consent.allow)
             draft, cost = _Draft(None, None, (), {"tried": 0}, "quarantined", f"not learned: {why}"), {"seconds": 0.0}
@@ -145,6 +146,10 @@ def learn_parts(part: Sequence[Part], *, store: Store, policy: Policy, domain: K
             findings=(*found[passage.id], *draft.findings),
         )  # fmt: skip
         known[passage.id] = store.keep(edit, draft.adapter).id
+        if draft.state == "active" and passage.id in earlier.passages:
+            earlier = store.lines(weights)  # it took the place of another
+        elif draft.state == "active":
+            earlier.add(lines_of(draft.edit), passage.id)
     return [{"edit": known[p.passage.id]} for p in part]
 
 
@@ -178,23 +183,11 @@ def _recipe(passage: Passage, domain: Knowledge, outer: OuterLoop, own: OwnQuest
     return to_dict(settings)
 
 
-def lines_of(edit: SelfEdit | None) -> list[str]:
-    """The lines of a self-edit that say something."""
-    return [line for line in edit.text.splitlines() if line.strip()] if edit else []
-
-
-def _reviewed(draft: "_Draft", passage: Passage, store: Store, weights: str, consent: Consent) -> "_Draft":
+def _reviewed(draft: "_Draft", passage: Passage, earlier: Lines, consent: Consent) -> "_Draft":
     """The draft with what its chosen self-edit holds, kept apart if that stops it, or until an update's guard spoke."""
     if draft.edit is None:
         return draft
-    earlier = [
-        line
-        for edit in store.edits("active", "merged")
-        if edit.weights == weights and edit.passage.id != passage.id
-        for line in lines_of(edit.self_edit)
-    ]
-    about = f"{passage.title}\n{passage.text}"
-    found = (*of_text(draft.edit.text), *of_edit(lines_of(draft.edit), about, earlier))
+    found = (*of_text(draft.edit.text), *of_edit(lines_of(draft.edit), passage, earlier))
     why = stopped(found, consent.allow)
     if why:
         return replace(draft, findings=found, state="quarantined", reason=f"its self-edit: {why}")
@@ -259,7 +252,7 @@ def _try(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: 
 
 def _shown(passage: Passage, edit: SelfEdit) -> list[Finding]:
     """What is found in a self-edit before it is trained on."""
-    return [*of_text(edit.text), *of_edit(lines_of(edit), f"{passage.title}\n{passage.text}", ())]
+    return [*of_text(edit.text), *of_edit(lines_of(edit), passage)]
 
 
 def _answered(passage: Passage, asked: Sequence[Asked]) -> Passage:

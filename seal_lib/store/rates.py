@@ -15,7 +15,8 @@ from seal_lib.knowledge import world
 from seal_lib.records import Passage, SelfEdit
 from seal_lib.report import stats
 from seal_lib.store import review
-from seal_lib.store.learning import lines_of, reviewed
+from seal_lib.store.learning import reviewed
+from seal_lib.store.review import Lines, lines_of
 from seal_lib.store.texts import read
 
 EXPERIMENT = "own_documents/review"
@@ -103,17 +104,15 @@ def edit_rows(passages: Sequence[Passage], edits: Mapping[str, SelfEdit], later:
     Args:
         edits: of each passage. later: of each changed one (`changed`), by its id.
     """
-    earlier = {p.id: lines_of(edits[p.id]) for p in passages}
-
-    def contradicts(lines: Sequence[str], against: Sequence[str]) -> bool:
-        return any(review.otherwise(line, old) for line in lines for old in against)
-
     theirs = {p.id: later[_changed_id(p)] for p in passages}
-    against = {p.id: float(contradicts(lines_of(theirs[p.id]), earlier[p.id])) for p in passages}
-    others = {
-        p.id: float(contradicts(earlier[p.id], [line for q in passages if q.id != p.id for line in earlier[q.id]]))
-        for p in passages
-    }
+    against, others, every = {}, {}, Lines()
+    for p in passages:
+        own = Lines()
+        for lines in (own, every):
+            lines.add(lines_of(edits[p.id]), p.id)
+        against[p.id] = float(any(own.against(line) for line in lines_of(theirs[p.id])))
+    for p in passages:
+        others[p.id] = float(any(every.against(line, p.id) for line in lines_of(edits[p.id])))
     several = {
         "lines of a changed passage: ungrounded": _flagged(passages, theirs, wrong=True),
         "true lines: ungrounded": _flagged(passages, edits, wrong=False),

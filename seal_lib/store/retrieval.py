@@ -7,9 +7,11 @@ import math
 import re
 import sqlite3
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from seal_lib.records import Passage
@@ -108,8 +110,10 @@ def threshold(index: Index, asked: Sequence[tuple[str, str]]) -> float:
     if len(with_own) < ENOUGH:
         return 0.0
     weights = sorted({0.0, *with_own, *without})
+    with_own.sort()
+    without.sort()
     gaps = [
-        (sum(w > low for w in with_own) + sum(w <= low for w in without), high - low, (low + high) / 2)
-        for low, high in zip(weights, weights[1:], strict=False)
+        (len(with_own) - bisect_right(with_own, low) + bisect_right(without, low), high - low, (low + high) / 2)
+        for low, high in pairwise(weights)
     ]
     return max(gaps, default=(0, 0.0, 0.0))[2]

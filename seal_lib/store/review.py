@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from seal_lib.grading.graders import normalise
+from seal_lib.records import Passage, SelfEdit
 from seal_lib.runs import yaml_files
 
 EXCERPT = 80  # characters of a text that a finding shows
@@ -247,18 +248,50 @@ def _in_name(line: str, words: Sequence[re.Match[str]], at: int) -> bool:
     )
 
 
-def of_edit(lines: Sequence[str], passage: str, earlier: Sequence[str]) -> list[Finding]:
-    """What the lines of a self-edit hold beside their passage and beside what was learned ``earlier``."""
+def lines_of(edit: SelfEdit | None) -> list[str]:
+    """The lines of a self-edit that say something."""
+    return [line for line in edit.text.splitlines() if line.strip()] if edit else []
+
+
+class Lines:
+    """Lines that were learned, each of a passage, found by all their words but one, so that few of many are compared.
+
+    ``passages``: those that have lines.
+    """
+
+    def __init__(self) -> None:
+        self.passages: set[str] = set()
+        self._by_words: dict[tuple, list[tuple[str, str]]] = {}
+
+    def add(self, lines: Iterable[str], passage: str = "") -> None:
+        self.passages.add(passage)
+        for line in lines:
+            for key in _all_but_one(line):
+                self._by_words.setdefault(key, []).append((line, passage))
+
+    def against(self, line: str, passage: str = "") -> str:
+        """A line of another passage that says otherwise (`otherwise`); "" if there is none."""
+        alike = (old for key in _all_but_one(line) for old in self._by_words.get(key, ()))
+        return next((old for old, of in alike if (not passage or of != passage) and otherwise(line, old)), "")
+
+
+def _all_but_one(line: str) -> list[tuple]:
+    words = tuple(found[0].lower() for found in _WORD.finditer(line))
+    return [(words[:i], words[i + 1 :]) for i in range(2, len(words))]
+
+
+def of_edit(lines: Sequence[str], passage: Passage, earlier: Lines | None = None) -> list[Finding]:
+    """What the lines of a self-edit hold beside their passage and beside what was learned ``earlier`` of others."""
+    about = f"{passage.title}\n{passage.text}"
     found, seen = [], set()
     for line in lines:
         key = normalise(line)
         if key in seen:
             found.append(Finding("duplicate", _excerpt(line), "stands there before"))
         seen.add(key)
-        if absent := lacking(line, passage):
+        if absent := lacking(line, about):
             found.append(Finding("ungrounded", _excerpt(line), f"not in the passage: {', '.join(absent)[:60]}"))
-        against = next((old for old in earlier if otherwise(line, old)), None)
-        if against:
+        if earlier and (against := earlier.against(line, passage.id)):
             found.append(Finding("contradiction", _excerpt(line), f"earlier: {_excerpt(against)}"))
     return found
 

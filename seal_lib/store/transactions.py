@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, SealError
 from seal_lib.models.checks import said
 from seal_lib.runs.manifest import content_hash
 from seal_lib.store.schema import MIGRATIONS
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from seal_lib.training.adapters import Adapter
 
 FILE, ADAPTERS = "store.sqlite3", "adapters"
+LEAST_ROOM = 64 * 1024  # bytes that a change needs beside the database
 WAIT = 60.0  # s that one process waits for another to finish a change
 
 
@@ -89,13 +90,26 @@ class Folder:
         """Errors of SQLite and of files as one sentence with the way out."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where damage is in a name that SQLite tells
             code = getattr(error, "sqlite_errorname", "") or ""
+            if code.startswith("SQLITE_IOERR") and shutil.disk_usage(self.folder).free < LEAST_ROOM:
+                code = "SQLITE_FULL"  # SQLite says so only where it writes the database itself
             way = next((way for start, way in _WAYS.items() if code.startswith(start)), _DAMAGED)
             raise DataError(f"{self.file} cannot be used ({said(error)}): {way}.") from error
         except OSError as error:
             where = error.filename or self.folder
             raise DataError(f"{where} cannot be used ({error.strerror or error}): {_FILES}.") from error
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Rows that do not hold what was written are damage, as one sentence too; SQLite keeps no checksum of them."""
+        with self.told():
+            try:
+                yield
+            except SealError:
+                raise
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise DataError(f"{self.file} cannot be used (a row reads {said(error)}): {_DAMAGED}.") from error
 
     @contextmanager
     def _change(self) -> Iterator[None]:

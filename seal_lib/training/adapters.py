@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from seal_lib import models
-from seal_lib.errors import DataError, ParameterError
+from seal_lib.errors import DataError, ParameterError, on_disk
 from seal_lib.models import ALL_LINEAR
 from seal_lib.training import peft_folder
 from seal_lib.training.fused import quantised
@@ -107,7 +107,8 @@ class Adapter:
             for name, (a, b) in self.weights.items():
                 state[f"{peft_folder.PREFIX}{name}.lora_A.weight"] = a.detach().cpu().contiguous()
                 state[f"{peft_folder.PREFIX}{name}.lora_B.weight"] = b.detach().cpu().contiguous()
-            save_file(state, str(fresh / peft_folder.WEIGHTS), metadata={"format": "pt"})
+            with on_disk(folder / peft_folder.WEIGHTS):
+                save_file(state, str(fresh / peft_folder.WEIGHTS), metadata={"format": "pt"})
             config = {
                 "peft_type": "LORA",
                 "task_type": "CAUSAL_LM",
