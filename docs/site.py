@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from html import escape
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -45,10 +46,17 @@ def _mathml(display: str, found: re.Match[str]) -> str:
 
 
 def laid_out(notebook: dict) -> dict:
-    """The notebook with its equations drawn."""
+    """The notebook with its equations drawn; the text that stands for a picture is the heading that it is under."""
+    heading = ""
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            cell["source"] = drawn("".join(cell["source"]))
+            source = "".join(cell["source"])
+            heading = (re.findall(r"^#+ (.+)$", source, re.MULTILINE) or [heading])[-1]
+            cell["source"] = drawn(source)
+        for output in cell.get("outputs", []):
+            if picture := output.get("data", {}).pop("image/png", None):  # nbconvert has no word for it
+                source = f"data:image/png;base64,{''.join(picture).strip()}"
+                output["data"]["text/html"] = f'<img alt="Figure: {escape(heading)}" src="{source}">'
     return notebook
 
 

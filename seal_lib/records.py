@@ -212,7 +212,7 @@ def _colour(grade: float) -> str:
     """Green for a right answer, red for a wrong one, amber between, grey where the grader did not answer."""
     if math.isnan(grade):
         return "#888888"
-    return "#0a7d3c" if grade == 1 else "#b3261e" if grade == 0 else "#9a6700"
+    return "#0a7d3c" if grade == 1 else "#d13b30" if grade == 0 else "#9a6700"
 
 
 @dataclass(frozen=True)

@@ -10,101 +10,59 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from browser import NEEDS_BROWSER, QUIET, Page, opened, until
 from conftest import REPOSITORY, Suite
 
-websocket = pytest.importorskip("websocket")  # comes with JupyterLab
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium here")]
-UNITS, PATIENCE = 16, 180.0  # s; a busy machine starts a kernel slowly
-QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+pytestmark = [pytest.mark.slow, NEEDS_BROWSER]
+UNITS = 16
 LAB = "Array.from(jupyterapp.shell.widgets('main'))[0]"
 
 
-def until(look: Callable[[], object], what: str) -> object:
-    """What ``look`` sees as soon as it sees something."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if found := look():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"{what}: not within {PATIENCE:.0f} s")
+def command(page: Page, name: str) -> None:
+    """A command of JupyterLab, as its menus give it; it is not waited for."""
+    page.js(f"void jupyterapp.commands.execute('{name}')")
 
 
-class Page:
-    """One page of a browser, by its DevTools address."""
-
-    def __init__(self, address: str) -> None:
-        self.socket = websocket.create_connection(address, timeout=PATIENCE, suppress_origin=True)
-        self.number = 0
-
-    def send(self, method: str, **parameters: object) -> dict:
-        self.number += 1
-        self.socket.send(json.dumps({"id": self.number, "method": method, "params": parameters}))
-        while (answer := json.loads(self.socket.recv())).get("id") != self.number:
-            pass
-        return answer.get("result", {})
-
-    def js(self, expression: str) -> object:
-        """The value of an expression; None where it throws, as things do that are not there yet."""
-        found = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        return None if "exceptionDetails" in found else found["result"].get("value")
-
-    def command(self, name: str) -> None:
-        """A command of JupyterLab, as its menus give it; it is not waited for."""
-        self.js(f"void jupyterapp.commands.execute('{name}')")
-
-    def idle(self) -> bool:
-        return self.js(f"{LAB}.sessionContext.session.kernel.status") == "idle"
+def idle(page: Page) -> bool:
+    return page.js(f"{LAB}.sessionContext.session.kernel.status") == "idle"
 
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Callable[..., Page]]:
     """Opens a notebook of a folder in JupyterLab: its page in a browser, with the focus, and a kernel that is idle."""
-    started: list[subprocess.Popen] = []
+    with ExitStack() as started:
 
-    def opened(folder: Path, name: str, height: int = 900, **environment: str) -> Page:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        own = {f"JUPYTER{name}": str(tmp_path / name) for name in (
-            "_CONFIG_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")}  # fmt: skip
-        server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
-             "--ServerApp.token=t", f"--ServerApp.root_dir={folder}",
-             "--LabApp.expose_app_in_browser=True", "--LabApp.news_url="],
-            env={**os.environ, **own, "IPYTHONDIR": str(tmp_path / "ipython"), **environment}, **QUIET,
-        )  # fmt: skip
-        browser = subprocess.Popen(
-            [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-             f"--window-size=1200,{height}", "--remote-debugging-port=0",
-             f"--user-data-dir={tmp_path / 'profile'}", "about:blank"],
-            **QUIET,
-        )  # fmt: skip
-        started.extend((browser, server))
-        told = tmp_path / "profile" / "DevToolsActivePort"
-        until(lambda: told.exists() and told.read_text().strip(), "the browser")
-        address = f"http://127.0.0.1:{told.read_text().splitlines()[0]}/json"
-        pages = json.loads(urllib.request.urlopen(address, timeout=PATIENCE).read())
-        one = Page(next(found["webSocketDebuggerUrl"] for found in pages if found["type"] == "page"))
-        until(lambda: _answers(port), "JupyterLab")
-        one.send("Emulation.setFocusEmulationEnabled", enabled=True)  # commands act on what has the focus
-        one.send("Page.navigate", url=f"http://127.0.0.1:{port}/lab/tree/{name}.ipynb?token=t")
-        until(lambda: one.js(f"{LAB}.context.isReady"), "the notebook")
-        until(one.idle, "its kernel")
-        one.js(f"jupyterapp.shell.activateById({LAB}.id)")
-        until(lambda: one.js(f"jupyterapp.shell.currentWidget === {LAB}"), "the focus")
-        return one
+        def open_it(folder: Path, name: str, high: int = 900, **environment: str) -> Page:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            own = {f"JUPYTER{name}": str(tmp_path / name) for name in (
+                "_CONFIG_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")}  # fmt: skip
+            server = subprocess.Popen(
+                [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
+                 "--ServerApp.token=t", f"--ServerApp.root_dir={folder}",
+                 "--LabApp.expose_app_in_browser=True", "--LabApp.news_url="],
+                env={**os.environ, **own, "IPYTHONDIR": str(tmp_path / "ipython"), **environment}, **QUIET,
+            )  # fmt: skip
+            started.callback(server.wait, 30)
+            started.callback(server.kill)
+            page = started.enter_context(opened(tmp_path / "profile", high=high))
+            until(lambda: _answers(port), "JupyterLab")
+            page.send("Emulation.setFocusEmulationEnabled", enabled=True)  # commands act on what has the focus
+            page.send("Page.navigate", url=f"http://127.0.0.1:{port}/lab/tree/{name}.ipynb?token=t")
+            until(lambda: page.js(f"{LAB}.context.isReady"), "the notebook")
+            until(lambda: idle(page), "its kernel")
+            page.js(f"jupyterapp.shell.activateById({LAB}.id)")
+            until(lambda: page.js(f"jupyterapp.shell.currentWidget === {LAB}"), "the focus")
+            return page
 
-    yield opened
-    for process in started:
-        process.kill()
-        process.wait(30)
+        yield open_it
 
 
 def _answers(port: int) -> bool:
@@ -130,20 +88,20 @@ def test_interrupt_restart_and_run_all_goes_on(lab: Callable[..., Page], suite: 
         found = list(suite.home.glob("runs/11_demo/seedling/*/rows.jsonl"))
         return found[0].read_text().splitlines() if found else []
 
-    page.command("notebook:run-all-cells")
+    command(page, "notebook:run-all-cells")
     until(lambda: len(rows()) >= 3, "three units")
-    page.command("notebook:interrupt-kernel")
-    until(page.idle, "the interruption")
+    command(page, "notebook:interrupt-kernel")
+    until(lambda: idle(page), "the interruption")
     before = rows()
     assert 3 <= len(before) < UNITS
 
-    page.command("notebook:restart-kernel")
+    command(page, "notebook:restart-kernel")
     until(lambda: page.js("!!document.querySelector('.jp-Dialog .jp-mod-accept')"), "the question whether to restart")
     page.js("document.querySelector('.jp-Dialog .jp-mod-accept').click()")
-    until(lambda: page.js("!document.querySelector('.jp-Dialog')") and page.idle(), "the new kernel")
-    page.command("notebook:run-all-cells")
+    until(lambda: page.js("!document.querySelector('.jp-Dialog')") and idle(page), "the new kernel")
+    command(page, "notebook:run-all-cells")
     until(lambda: list(suite.home.glob("runs/11_demo/seedling/*/run.json")), "the end")
-    until(page.idle, "the last cell")
+    until(lambda: idle(page), "the last cell")
     assert len(rows()) == UNITS and rows()[: len(before)] == before  # kept, and no second folder
     assert len(list(suite.home.glob("runs/11_demo/seedling/*"))) == 1
 
@@ -167,10 +125,10 @@ def test_notes_of_your_own_the_slider_and_the_menu_of_notebook_01(lab: Callable[
     folder.mkdir()
     shutil.copy(REPOSITORY / "notebooks" / f"{name}.ipynb", folder)
     home = {"SEAL_HOME": str(tmp_path), "SEAL_SOURCE": str(REPOSITORY), "PYTHONPATH": str(REPOSITORY)}
-    page = lab(folder, name, height=12000, **home)  # so that all cells are drawn
-    page.command("notebook:run-all-cells")
+    page = lab(folder, name, high=12000, **home)  # so that all cells are drawn
+    command(page, "notebook:run-all-cells")
     until(lambda: list(tmp_path.glob(f"runs/{name}/seedling/*/run.json")), "the end")
-    until(page.idle, "the last cell")
+    until(lambda: idle(page), "the last cell")
 
     worst = until(lambda: seen(page, slider), "the self-edits")
     page.js(f"document.querySelector('{slider}').focus()")

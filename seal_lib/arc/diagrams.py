@@ -1,0 +1,155 @@
+"""The paper's Figure 3 in a drawing of our own, filled with one puzzle of a finished run: demonstrations → a
+configuration, written as JSON → test-time training → two attempts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seal_lib.arc import augment, plots
+from seal_lib.arc.data import load_tasks
+from seal_lib.arc.domain import Attempt
+from seal_lib.arc.self_edits import Config
+from seal_lib.arc.tasks import Pair, Task
+from seal_lib.errors import SealError
+from seal_lib.report import diagrams
+from seal_lib.report.arms import arm_label
+from seal_lib.report.diagrams import GIVEN, RIGHT, TRAINED, WRITTEN, WRONG
+from seal_lib.report.marks import draws
+from seal_lib.runs import manifest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+EXPERIMENT = "arc/few_shot"
+WIDE, HIGH = 7.3, 2.9  # inches
+DEMONSTRATIONS, EXAMPLES = 3, 3  # most that are shown
+
+
+def pictures(
+    own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
+) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
+    """The diagram that the run of ``arc/few_shot`` has an example for, as `seal_lib.report.plots.pictures` gives
+    figures."""
+    folder = diagrams.run_of(own) if set(own["experiment"]) == {EXPERIMENT} else None
+    table = example(folder) if folder else None
+    return [] if table is None else [(one_configuration, "one_configuration", table, {})]
+
+
+def example(folder: Path) -> pd.DataFrame | None:
+    """The first puzzle, with the first of its configurations, that SEAL's last round solved in its first loop. None
+    where none was, or where the puzzles are not at hand."""
+    import pandas as pd
+
+    p = manifest.read(folder)["parameters"]
+    found: dict[str, list[Attempt]] = {}
+    for row in manifest.rows(folder):
+        if re.fullmatch(r"seed_\d+/evaluate/seal_round_\d+", row["phase"]):
+            values = {key: value for key, value in row.items() if key not in ("phase", "unit", "crc")}
+            found.setdefault(row["phase"], []).append(Attempt.from_dict(values))
+    own = [phase for phase in found if phase.partition("/")[0] == next(iter(found)).partition("/")[0]]
+    last = max(own, key=lambda phase: int(phase.rpartition("_")[2]), default="")
+    tried = [attempt for attempt in found.get(last, ()) if attempt.config]
+    solved = next((attempt for attempt in tried if attempt.pass_2), None)
+    task = _task(solved.unit_id, p) if solved else None
+    if solved is None or solved.config is None or task is None:
+        return None
+    lines: list[dict[str, Any]] = [
+        *({"part": "demonstration", **_texts(pair)} for pair in task.train),
+        {"part": "test", "input": json.dumps(task.tests[0]), "output": json.dumps(task.solutions[0])},
+        {"part": "self-edit", "head": arm_label(last.rpartition("/")[2]), "text": solved.config.text()},
+        *({"part": "example", "head": name, **_texts(pair)} for name, pair in _augmented(task, solved.config, p)),
+        {"part": "training", "head": f"LoRA, rank {p['rank']}", "text": f"{solved.steps} steps, "
+         f"loss {solved.first_loss:.2f} → {solved.last_loss:.2f}"},
+        *({"part": "attempt", "output": json.dumps(grid)} for grid in solved.attempts[0]),
+    ]  # fmt: skip
+    count = f"of {len(tried)} different configurations of that loop {sum(attempt.pass_2 for attempt in tried)} solved"
+    text = f"The first puzzle that was solved ({count} theirs). Model {p['model']}, protocol {p['protocol']}, run "
+    return pd.DataFrame([*lines, {"part": "about", "text": f"{text}{folder.parent.parent.name}/{folder.name}."}])
+
+
+def _task(name: str, p: dict[str, Any]) -> Task | None:
+    """The task of that id with its solution, where the source is at hand."""
+    try:
+        tasks = load_tasks(p["tasks"], p["solutions"], p["ids"], seed=p["tasks_seed"])
+    except SealError:
+        return None
+    return next((task for task in tasks if task.id == name and task.solutions), None)
+
+
+def _augmented(task: Task, config: Config, p: dict[str, Any]) -> list[tuple[str, Pair]]:
+    """The first demonstration as it is, and under one augmenter of each switch that is on."""
+    first = {switch: augment.family(switch, p["protocol"], 0, task.id)[0] for switch in config.switches}
+    changed = [(switch.split("_")[1], augmenter.pair(task.train[0])) for switch, augmenter in first.items()]
+    return [("as it is", task.train[0]), *changed]
+
+
+def _texts(pair: Pair) -> dict[str, str]:
+    return {"input": json.dumps(pair.input), "output": json.dumps(pair.output)}
+
+
+# ------------------------------------------------------------------------------------------ the drawing
+
+
+def _grid(ax: Axes, text: str, x: float, y: float, side: float, frame: str = "") -> None:
+    """A grid in a square of inches whose upper left corner is at (x, y)."""
+    (left, right), (low, _) = ax.get_xlim(), ax.get_ylim()
+    inside = ax.inset_axes(((x - left) / (right - left), 1 - (y + side) / low, side / (right - left), side / low))
+    plots.grid_picture(tuple(tuple(row) for row in json.loads(text)), inside, frame=frame)
+
+
+def _pairs(ax: Axes, rows: list[dict], x: float, y: float, side: float, names: bool = False) -> None:
+    for row in rows:
+        _grid(ax, row["input"], x, y, side)
+        diagrams.arrow(ax, (x + side + 0.06, y + side / 2), (x + side + 0.26, y + side / 2))
+        _grid(ax, row["output"], x + side + 0.32, y, side)
+        if names:
+            diagrams.note(ax, x + 2 * side + 0.4, y + side / 2, row["head"], va="center")
+        y += side + 0.1
+
+
+def _settings(text: str) -> list[str]:
+    """A self-edit as lines: the values it chose, one a line."""
+    given = json.loads(text)
+    lines = []
+    for group, values in given.items():
+        lines.append(f"{group.replace('_', ' ')}:")
+        for name, value in values.items():
+            name = name.removeprefix("use_").replace("_", " ")
+            word = ("no", "yes")[value] if isinstance(value, bool) else str(value)
+            lines.append(f"  {name}: {word.removeprefix('train_using_').replace('_', ' ')}")
+    return lines
+
+
+@draws("", lambda table: (WIDE + 0.1, HIGH + 0.35), "a configuration for test-time training")
+def one_configuration(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Figure 3: demonstrations → self-edit → training on augmented demonstrations → two attempts, beside the truth."""
+    diagrams.sheet(ax, WIDE, HIGH)
+    shown = diagrams.parts(table, "demonstration")[:DEMONSTRATIONS]
+    (test,), (edit,), (training,) = (diagrams.parts(table, part) for part in ("test", "self-edit", "training"))
+    top, high, middle = 0.05, 2.2, 1.15
+    side = 0.5
+    diagrams.box(ax, 0.0, top, 1.5, "demonstrations", [], GIVEN, high=high)
+    _pairs(ax, shown, 0.09, top + 0.3, side)
+    diagrams.arrow(ax, (1.5, middle), (1.9, middle), "writes")
+    diagrams.box(ax, 1.9, top, 1.75, f"self-edit by {edit['head']}", _settings(edit["text"]), WRITTEN, high=high)
+    diagrams.arrow(ax, (3.65, middle), (4.05, middle), "sets")
+    diagrams.box(ax, 4.05, top, 1.75, f"training: {training['head']}", [training["text"]], TRAINED, high=high)
+    _pairs(ax, diagrams.parts(table, "example")[:EXAMPLES], 4.13, top + 0.5, side - 0.05, names=True)
+    diagrams.arrow(ax, (5.8, middle), (6.2, middle), "asks")
+    diagrams.box(ax, 6.2, top, 1.1, "test input", [], GIVEN, high=high)
+    _grid(ax, test["input"], 6.5, top + 0.26, side)
+    diagrams.note(ax, 6.27, top + 0.83, "two attempts", fontweight="bold")
+    for number, row in enumerate(diagrams.parts(table, "attempt")):
+        paint = RIGHT if row["output"] == test["output"] else WRONG
+        _grid(ax, row["output"], 6.27 + 0.52 * number, top + 1.0, 0.44, frame=paint)
+        diagrams.note(ax, 6.49 + 0.52 * number, top + 1.46, "✓" if paint == RIGHT else "✗", color=paint, ha="center")
+    diagrams.note(ax, 6.27, top + 1.62, "truth", fontweight="bold")
+    _grid(ax, test["output"], 6.63, top + 1.7, 0.44)
+    diagrams.footer(ax, table, WIDE, HIGH)
+    return ax

@@ -1,0 +1,88 @@
+"""Boxes, arrows and wrapped words of a method diagram, in inches from the upper left corner of the axes they are on.
+
+Knows no experiment; the domains fill diagrams with an example from a finished run (``knowledge.diagrams``,
+``arc.diagrams``).
+"""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seal_lib import paths
+from seal_lib.report.marks import GREY, INK
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+GIVEN, WRITTEN, TRAINED, RIGHT, WRONG = "#6b6b6b", "#0072B2", "#7A68A6", "#00795A", "#B3441E"
+SIZE = 7.2  # points of a diagram's words
+LINE = 1.32 * SIZE / 72  # inches from a line to the next
+
+
+def sheet(ax: Axes, wide: float, high: float) -> None:
+    """Make the axes an empty sheet of so many inches."""
+    ax.set(xlim=(-0.02, wide + 0.02), ylim=(high, 0))
+    ax.axis("off")
+
+
+def wrapped(text: str, wide: float, most: int = 99, size: float = SIZE) -> list[str]:
+    """The lines of a text in a box of a width in inches; what is beyond ``most`` lines is cut with an ellipsis."""
+    room = max(8, int((wide - 0.14) * 72 / (0.545 * size)))
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, room) or [""]]
+    return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][: room - 2].rstrip()} …"]
+
+
+def height(lines: int) -> float:
+    """Inches of a box with a head and so many lines."""
+    return 0.1 + LINE * (lines + 1.15)
+
+
+def box(
+    ax: Axes, x: float, y: float, wide: float, head: str, lines: list[str], paint: str = GIVEN, strong: bool = False,
+    high: float = 0.0,
+) -> float:  # fmt: skip
+    """A box whose upper left corner is at (x, y): a head in its colour over lines of text; its lower edge."""
+    from matplotlib.patches import FancyBboxPatch
+
+    high = high or height(len(lines))
+    shape = FancyBboxPatch((x, y), wide, high, boxstyle="round,pad=0,rounding_size=0.05")
+    shape.set(linewidth=1.8 if strong else 0.9, edgecolor=paint, facecolor=f"{paint}0f")
+    ax.add_patch(shape)
+    ax.text(x + 0.07, y + 0.06, head, color=paint, fontsize=SIZE, fontweight="bold", va="top")
+    ax.text(x + 0.07, y + 0.06 + 1.25 * LINE, "\n".join(lines), color=INK, fontsize=SIZE, va="top", linespacing=1.25)
+    return y + high
+
+
+def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "") -> None:
+    """An arrow with a word over its middle."""
+    style = {"arrowstyle": "-|>,head_width=0.22,head_length=0.4", "color": GREY, "linewidth": 1.2}
+    ax.annotate("", end, start, arrowprops={**style, "shrinkA": 1, "shrinkB": 1})
+    if text:
+        x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+        ax.text(x, y - 0.05, text, color=GREY, fontsize=SIZE - 0.7, ha="center", va="bottom")
+
+
+def note(ax: Axes, x: float, y: float, text: str, **how: Any) -> None:
+    """Words without a box, their upper edge at y."""
+    ax.text(x, y, text, **{"color": GREY, "fontsize": SIZE - 0.5, "va": "top", **how})
+
+
+def parts(table: pd.DataFrame, part: str) -> list[dict]:
+    """The rows of one part of an example; a text that is missing is empty."""
+    return table[table["part"] == part].fillna({"head": "", "text": ""}).to_dict("records")
+
+
+def footer(ax: Axes, table: pd.DataFrame, wide: float, high: float) -> None:
+    """What the example is of and how it was chosen, at the lower edge of the sheet."""
+    lines = wrapped(parts(table, "about")[0]["text"], wide + 0.7)
+    note(ax, 0.0, high - LINE * len(lines), "\n".join(lines))
+
+
+def run_of(rows: pd.DataFrame) -> Path | None:
+    """The folder of the one run that rows of results.csv are of; None where it is not here."""
+    names = {str(name) for name in rows["run"]} if "run" in rows else set()
+    folder = paths.runs() / names.pop() if len(names) == 1 else None
+    return folder if folder and (folder / "run.json").exists() else None
