@@ -139,8 +139,12 @@ def loops_of(**right: tuple[int, int]) -> dict:
 def test_every_format_and_round_is_a_line_and_differences_are_to_the_first_format() -> None:
     loops = loops_of(implications=(0, 10), rewrite=(20, 20))
     wordings = {name: prompts.load(name) for name in loops}
-    rows = formats.format_rows({}, loops, wordings, [], protocol="clean", model="m", grader="exact")
+    rows = formats.format_rows({}, loops, wordings, protocol="clean", model="m", grader="exact")
+    beside = {(row["experiment"], row["arm"]): row["value"] for row in rows if row["metric"] == "accuracy"}
+    rows = [row for row in rows if row["experiment"] == "knowledge/prompts"]
     level = {row["arm"]: row["value"] for row in rows if row["metric"] == "accuracy"}
+    assert {beside[f"knowledge/prompts/{name}", arm] for name, arm in (("implications", "seal_round_1"),)} == {0.5}
+    assert beside["knowledge/prompts/rewrite", "own_untrained"] == 1.0 and len(beside) == 8  # beside the paper's
     assert level == {"implications_round_0": 0, "implications_round_1": 0.5, "rewrite_round_0": 1, "rewrite_round_1": 1}
     apart = {row["arm"]: (row["value"], row["loops"]) for row in rows if row["metric"] == "difference"}
     assert apart == {
@@ -157,7 +161,7 @@ def test_the_reading_names_an_untrained_format_only_if_it_is_apart_from_the_trai
     loops = loops_of(implications=(0, 0), rewrite=(20, 20))
     wordings = {name: prompts.load(name) for name in loops}
     label = {"protocol": "clean", "model": "m", "grader": "exact"}
-    rows = formats.format_rows({}, loops, wordings, [], **label)
+    rows = formats.format_rows({}, loops, wordings, **label)
     assert "rewrite, round 0 +100.0 points" in formats.in_words(rows, [*loops], 1).splitlines()[0]
-    same = formats.format_rows({}, loops_of(implications=(0, 10), rewrite=(10, 10)), wordings, [], **label)
+    same = formats.format_rows({}, loops_of(implications=(0, 10), rewrite=(10, 10)), wordings, **label)
     assert "no format, as far as can be told" in formats.in_words(same, [*loops], 1)

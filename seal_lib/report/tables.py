@@ -36,7 +36,7 @@ OTHER_TITLES = {  # of experiments whose table is no headline
     "knowledge/self_edits": "What the untrained policy writes",
     "knowledge/models": "Models grown from other seeds",
     "knowledge/prompts": "Prompt formats, before and after rounds",
-    "knowledge/strategies": "Count or choice: self-edits by writer and amount",
+    "knowledge/strategies": "Count or choice",
     "knowledge/proxy_reward": "A rubric as reward",
     "knowledge/graders": "The same answers under several graders",
     "own_document": "A document of one's own",
@@ -71,7 +71,7 @@ SHOWN = {  # experiments with a note, or whose headline is not accuracy
         "p-values of each table are one family.",
     ),
     "knowledge/prompts": Shown(
-        references={"implications_round_0": "implications, untrained", "notes_round_0": "notes, untrained"},
+        references={"implications_round_0": "implications, untrained", "notes_round_0": "notes, untrained"}
     ),
     "knowledge/strategies": Shown(references={}),
     "knowledge/restem": Shown(few=("frozen", "own_untrained", "random_edit_sft", "seal_round_2")),
