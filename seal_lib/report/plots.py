@@ -315,6 +315,11 @@ def loss_curves(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
+def _families(arms: set[str]) -> set[str]:
+    """The families whose rounds some arms are: a figure over rounds joins the rounds of one."""
+    return {found[0] for arm in arms if (found := round_of(arm))}
+
+
 def pictures(
     own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
 ) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
@@ -341,7 +346,7 @@ def pictures(
         (blank_rate_by_arm, own, own.loc[own["metric"] == "blank_rate", "value"].max() >= WORTH_A_FIGURE),
         (coverage_by_round, own, len(by_round(arm_rows(own, "coverage", needed=False))) >= 2),
         (style_by_round, own, any(metric.startswith("style_share:") for metric in arms)),
-        (reward_honesty, own, set(REWARD_LINES) <= set(arms)),
+        (reward_honesty, own, set(REWARD_LINES) <= set(arms) and len(_families(arms["reward_mean"])) == 1),
     ]
     tokens = [(accuracy_by_amount, "accuracy_by_tokens", own, {"against": "tokens"})] if amounts else []
     return [(function, function.__name__, table, {}) for function, table, there in wanted if there] + tokens
