@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 from fixtures_seal import INNER, WORDING, MemoryRun, made, plain_passage, seedling, trial
 
@@ -17,7 +18,7 @@ from seal_lib.loops.settings import OuterLoop
 from seal_lib.models.tokens import read_ids, written_ids
 from seal_lib.plan.checks import check
 from seal_lib.records import Round, SelfEdit
-from seal_lib.report import frames, stats
+from seal_lib.report import frames, plots, stats
 from seal_lib.report.arms import arm_label, round_of
 
 QUESTIONS, REASONING, REWRITE = (
@@ -139,8 +140,12 @@ def loops_of(**right: tuple[int, int]) -> dict:
 def test_every_format_and_round_is_a_line_and_differences_are_to_the_first_format() -> None:
     loops = loops_of(implications=(0, 10), rewrite=(20, 20))
     wordings = {name: prompts.load(name) for name in loops}
-    rows = formats.format_rows({}, loops, wordings, [], protocol="clean", model="m", grader="exact")
+    rows = formats.format_rows({}, loops, wordings, protocol="clean", model="m", grader="exact")
+    beside = {(row["experiment"], row["arm"]): row["value"] for row in rows if row["metric"] == "accuracy"}
+    rows = [row for row in rows if row["experiment"] == "knowledge/prompts"]
     level = {row["arm"]: row["value"] for row in rows if row["metric"] == "accuracy"}
+    assert {beside[f"knowledge/prompts/{name}", arm] for name, arm in (("implications", "seal_round_1"),)} == {0.5}
+    assert beside["knowledge/prompts/rewrite", "own_untrained"] == 1.0 and len(beside) == 8  # beside the paper's
     assert level == {"implications_round_0": 0, "implications_round_1": 0.5, "rewrite_round_0": 1, "rewrite_round_1": 1}
     apart = {row["arm"]: (row["value"], row["loops"]) for row in rows if row["metric"] == "difference"}
     assert apart == {
@@ -157,7 +162,17 @@ def test_the_reading_names_an_untrained_format_only_if_it_is_apart_from_the_trai
     loops = loops_of(implications=(0, 0), rewrite=(20, 20))
     wordings = {name: prompts.load(name) for name in loops}
     label = {"protocol": "clean", "model": "m", "grader": "exact"}
-    rows = formats.format_rows({}, loops, wordings, [], **label)
+    rows = formats.format_rows({}, loops, wordings, **label)
     assert "rewrite, round 0 +100.0 points" in formats.in_words(rows, [*loops], 1).splitlines()[0]
-    same = formats.format_rows({}, loops_of(implications=(0, 10), rewrite=(10, 10)), wordings, [], **label)
+    same = formats.format_rows({}, loops_of(implications=(0, 10), rewrite=(10, 10)), wordings, **label)
     assert "no format, as far as can be told" in formats.in_words(same, [*loops], 1)
+
+
+def test_rounds_of_several_formats_are_not_joined_in_one_figure_of_rewards() -> None:
+    label, lines = {"protocol": "clean", "model": "m", "grader": "exact"}, []
+    for metric in plots.REWARD_LINES:
+        for arm in ("rewrite_round_1", "notes_round_1"):
+            lines.append(stats.Estimate(0.5, 0.4, 0.6, 9).row(formats.EXPERIMENT, arm, metric, **label))
+    table = pd.DataFrame(lines).assign(paper_value=float("nan"), paper_source="", run="r")
+    for rows, drawn in ((table, False), (table[table.arm == "rewrite_round_1"], True)):
+        assert ("reward_honesty" in [kind for _, kind, *_ in plots.pictures(rows, rows, rows)]) == drawn

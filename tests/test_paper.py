@@ -61,20 +61,18 @@ def test_numbers_are_those_of_both_versions() -> None:
 
 def test_ours_stands_beside_both_versions_and_a_gap_is_a_gap() -> None:
     df = results(
-        ("knowledge/prompts", "implications_long_round_2", "accuracy", 0.6),
-        ("knowledge/prompts", "implications_round_0", "accuracy", 0.2),
-        ("knowledge/prompts", "my_arm", "accuracy", 0.3),
-        ("knowledge/prompts", "implications_long_round_2 - implications_round_0", "difference", 0.4),
+        ("knowledge/prompts/implications_long", "seal_round_2", "accuracy", 0.6),
+        ("knowledge/prompts/implications_long", "own_untrained", "accuracy", 0.2),
+        ("knowledge/prompts/implications_long", "my_arm", "accuracy", 0.3),
+        ("knowledge/prompts/implications_long", "seal_round_2 - own_untrained", "difference", 0.4),
     )
-    frame = paper.beside(df, item("Table 10")).set_index("arm")
-    ours, untrained, mine = (
-        frame.loc[name] for name in ("implications, long, round 2", "implications, round 0", "my arm")
-    )
+    frame = paper.beside(df, item("Table 10")).query("setting == 'implications, long'").set_index("arm")
+    ours, untrained, mine = (frame.loc[name] for name in ("SEAL, round 2", "untrained self-edits", "my arm"))
     assert (ours["ours, %"], ours["v1"], ours["v2"]) == ("60.0 [50.0, 70.0]", "51.8", "54.4")
-    assert ours["separable from implications, untrained?"].startswith("yes, +40.0 [+30.0, +50.0]")
-    assert untrained["separable from implications, untrained?"] == "" and (mine["v1"], mine["v2"]) == ("", "")
-    assert frame.loc["implications, long, round 1", "ours, %"] == "not run"
-    assert frame.loc["implications, long, stronger writer's notes", "v1"] == ""  # printed in v2 only
+    assert ours["separable from untrained?"].startswith("yes, +40.0 [+30.0, +50.0]")
+    assert untrained["separable from untrained?"] == "" and (mine["v1"], mine["v2"]) == ("", "")
+    assert frame.loc["SEAL, round 1", "ours, %"] == "not run"
+    assert frame.loc["stronger writer's notes", "v1"] == ""  # printed in v2 only
     assert paper.reproduced(df, item("Table 10")) == (2, 26)
     assert "GPT-4.1" in frame.attrs["notes"][0] or "GPT-4.1" in paper.beside(df, item("Table 10")).attrs["notes"][0]
 

@@ -220,3 +220,12 @@ def test_the_figure_has_a_line_a_writer_with_every_amount_in_its_place(against: 
     assert len(marks) == 2 * len(places)
     plots.diversity_by_arm(table, plt.subplots()[1])
     plt.close("all")
+
+
+def test_the_gallery_shows_amounts_and_not_a_line_for_each_of_them() -> None:
+    import pandas as pd
+
+    table = pd.DataFrame(rows_of(BOTH)).assign(paper_value=float("nan"), paper_source="", run="r")
+    kinds = {kind: options for _, kind, _, options in plots.pictures(table, table, table)}
+    assert {*kinds} == {"accuracy_by_amount", "accuracy_by_tokens", "diversity_by_arm", "differences"}
+    assert kinds["accuracy_by_tokens"] == {"against": "tokens"} and kinds["accuracy_by_amount"] == {}

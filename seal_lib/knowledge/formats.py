@@ -6,12 +6,13 @@ format does but is written by somebody else is ``rewrite_external``.
 
 from collections.abc import Mapping, Sequence
 
-from seal_lib.knowledge.evaluate import Loops, difference_rows, edit_rows, result_rows, token_row
+from seal_lib.knowledge.evaluate import Loops, difference_rows, edit_rows, result_rows, table_rows, token_row
 from seal_lib.knowledge.experiment import reward_rows
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.loops.outer import Loop
-from seal_lib.records import Passage, PassageTrial
+from seal_lib.records import PassageTrial
 from seal_lib.report.arms import arm_label
+from seal_lib.report.paper_values import paper_index
 from seal_lib.report.stats import separable
 from seal_lib.report.words import Rows, bullets, differences, points, told
 
@@ -40,9 +41,10 @@ def comparisons(formats: Sequence[str], rounds: int) -> list[tuple[str, str]]:
 
 
 def format_rows(controls: Mapping[str, Loops], loops: Mapping[str, Mapping[int, Loop]],
-                wordings: Mapping[str, Prompts], passages: Sequence[Passage], *, protocol: str, model: str,
+                wordings: Mapping[str, Prompts], *, protocol: str, model: str,
                 grader: str) -> list[dict]:  # fmt: skip
-    """Lines of every (format, round) and of the controls: levels, tokens trained, self-edits, differences.
+    """Lines of every (format, round) and of the controls: levels, tokens trained, self-edits, rewards, differences; and
+    of a format that the paper has, ``knowledge/prompts/<format>``, whose lines stand beside the paper's.
 
     Args:
         controls: arm → trials, run once. loops: format → seed → loop; the first is the one that others are compared
@@ -50,24 +52,28 @@ def format_rows(controls: Mapping[str, Loops], loops: Mapping[str, Mapping[int, 
     """
     label = {"protocol": protocol, "model": model}
     rounds = len(next(iter(next(iter(loops.values())).values())).rounds)
+    names = ["own_untrained", *(f"seal_round_{i}" for i in range(1, rounds + 1))]
     arms: dict[str, Mapping[int, Sequence[PassageTrial]]] = {
-        arm_of(name, i): {seed: loop.evaluated[f"seal_round_{i}" if i else "own_untrained"]
-                          for seed, loop in several.items()}
+        arm_of(name, i): {seed: loop.evaluated[names[i]] for seed, loop in several.items()}
         for name, several in loops.items() for i in range(rounds + 1)
     }  # fmt: skip
     rows, evaluated = [], {**controls, **arms}
     for arm, trials in evaluated.items():
         rows += result_rows(EXPERIMENT, arm, trials, grader=grader, **label)
         rows.append(token_row(EXPERIMENT, arm, trials, **label))
-    for name, wording in wordings.items():
+    for name, several in loops.items():
         for i in range(rounds + 1):
-            edits = {seed: [t.edit for t in trials if t.edit] for seed, trials in arms[arm_of(name, i)].items()}
-            rows += edit_rows(
-                EXPERIMENT, arm_of(name, i), edits, passages, prompts=wording, protocol=protocol, model=model
-            )
-        rows += reward_rows(
-            list(loops[name].values()), experiment=EXPERIMENT, family=family_of(name), grader=grader, **label
-        )
+            arm = arm_of(name, i)
+            edits = {seed: [t.edit for t in trials if t.edit] for seed, trials in arms[arm].items()}
+            # no passages: styles of notes say nothing of a format that asks for other texts
+            rows += edit_rows(EXPERIMENT, arm, edits, (), prompts=wordings[name], **label)
+        own = family_of(name)
+        rows += reward_rows(list(several.values()), experiment=EXPERIMENT, family=own, grader=grader, **label)
+        if (where := f"{EXPERIMENT}/{own}") in {experiment for experiment, *_ in paper_index()}:
+            found: dict[str, Loops] = {names[i]: arms[arm_of(name, i)] for i in range(rounds + 1)}
+            found |= {"external": controls[f"{own}_external"]} if f"{own}_external" in controls else {}
+            pairs = [(later, names[0]) for later in names[1:]]
+            rows += table_rows(where, found, pairs, grader=grader, **label)
     return rows + difference_rows(EXPERIMENT, evaluated, comparisons([*loops], rounds), grader=grader, **label)
 
 

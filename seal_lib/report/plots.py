@@ -155,12 +155,10 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
             mark(ax, row, x, paint, upright=True)
         ran = [row["value"] for row in rows if not math.isnan(row["value"])]
         names += [(ran[-1], arm_label(family), paint)] if ran else []
-    for family, rounds in families.items():
-        diamonds = [(x, row["paper_value"]) for x, row in sorted(rounds.items())]
-        paint = GREY if family == "seal" else colour(family)
-        ax.plot([x for x, _ in diamonds], [value for _, value in diamonds], color=paint, linewidth=0.8, linestyle=":")
-        for x, value in diamonds:
-            paper_mark(ax, value, x, table, upright=True)
+    diamonds = [(x, row["paper_value"]) for x, row in sorted(families.get("seal", {}).items())]
+    ax.plot([x for x, _ in diamonds], [value for _, value in diamonds], color=GREY, linewidth=0.8, linestyle=":")
+    for x, value in diamonds:
+        paper_mark(ax, value, x, table, upright=True)
     last = max([1, *(x for rounds in families.values() for x in rounds)])
     for row in pooled:
         if row["arm"] in LEVELS:
@@ -356,6 +354,11 @@ def loss_curves(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
+def _families(arms: set[str]) -> set[str]:
+    """The families whose rounds some arms are: a figure over rounds joins the rounds of one."""
+    return {found[0] for arm in arms if (found := round_of(arm))}
+
+
 def pictures(
     own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
 ) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
@@ -383,6 +386,7 @@ def pictures(
         (blank_rate_by_arm, own, own.loc[own["metric"] == "blank_rate", "value"].max() >= WORTH_A_FIGURE),
         (coverage_by_round, own, len(by_round(arm_rows(own, "coverage", needed=False))) >= 2),
         (style_by_round, own, any(metric.startswith("style_share:") for metric in arms)),
-        (reward_honesty, own, set(REWARD_LINES) <= set(arms)),
+        (reward_honesty, own, set(REWARD_LINES) <= set(arms) and len(_families(arms["reward_mean"])) == 1),
     ]
-    return [(function, function.__name__, table, {}) for function, table, there in wanted if there]
+    tokens = [(accuracy_by_amount, "accuracy_by_tokens", own, {"against": "tokens"})] if amounts else []
+    return [(function, function.__name__, table, {}) for function, table, there in wanted if there] + tokens

@@ -38,7 +38,7 @@ OTHER_TITLES = {  # of experiments whose table is no headline: pattern of the na
     r"knowledge/cpt_(\d+)_full": r"\1 passages at once, all weights",
     r"knowledge/cpt_(\d+)_lora": r"\1 passages at once, LoRA",
     "knowledge/prompts": "Prompt formats, before and after rounds",
-    "knowledge/strategies": "Count or choice: self-edits by writer and amount",
+    "knowledge/strategies": "Count or choice",
     "knowledge/proxy_reward": "A rubric as reward",
     "knowledge/graders": "The same answers under several graders",
     "own_document": "A document of one's own",
@@ -74,7 +74,7 @@ SHOWN = {  # experiments with a note, or whose headline is not accuracy
         "p-values of each table are one family.",
     ),
     "knowledge/prompts": Shown(
-        references={"implications_round_0": "implications, untrained", "notes_round_0": "notes, untrained"},
+        references={"implications_round_0": "implications, untrained", "notes_round_0": "notes, untrained"}
     ),
     "knowledge/strategies": Shown(references={}),
     "knowledge/restem": Shown(few=("frozen", "own_untrained", "random_edit_sft", "seal_round_2")),
