@@ -101,7 +101,9 @@ def summary(
         wide = metrics.as_reference(reference, stack)
         key = f"intransigence_{name}"
         result[key] = mean(metrics.intransigence(stack, wide), key, share=False)
-        both = np.concatenate([stack, wide[:, None, :]], axis=1)  # (S, K+2, K): the reference travels with its sequence
+        both = np.concatenate(
+            [stack, wide[:, None, :]], axis=1
+        )  # (S, K+2, K): a reference is resampled with its sequence
         result[f"recovery_{name}"] = run.ratio(
             lambda m: metrics.recovery(m[..., :-1, :], m[..., -1, :]), both, constant=f"recovery_{name}" in constant
         )

@@ -271,7 +271,7 @@ def fates(rows: Rows, rule: str = "") -> dict[str, Estimate]:
             total = sum(count.values())
             for fate in FATES:
                 shares.setdefault((fate, t), []).append(count[fate] / total)
-    never = {("lost_injected", 0)}  # at age 0, right after the own edit is the present
+    never = {("lost_injected", 0)}  # at age 0 the answer after the own edit is the answer now
     if rule == "frozen":
         never |= {(fate, t) for fate in ("kept_injected", "lost_base", "lost_injected") for t in range(K)}
     return {f"{f}:age_{t}": mean(v, SHARE, (f, t) in never).estimate for (f, t), v in shares.items()}
