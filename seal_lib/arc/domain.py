@@ -159,9 +159,7 @@ class Attempt:
 
     @property
     def success(self) -> float:
-        """The paper's reward and metric: 1 if one of two attempts at every test output is right, else 0; NaN if
-        unscored.
-        """
+        """The paper's reward and metric: 1 if, for every test output, an attempt is right, else 0; NaN if unscored."""
         return self.graded("grid")
 
     @property

@@ -101,7 +101,7 @@ def learning_accuracy(R: np.ndarray) -> np.ndarray:
 
 
 def learned_gain(R: np.ndarray) -> np.ndarray:
-    """LA − b: what the edits inject at the moment they are made."""
+    """LA − b: the accuracy that the edits add at the moment they are made."""
     return learning_accuracy(R) - base_accuracy(R)
 
 
