@@ -15,7 +15,7 @@ A Hub dataset has one task per row: lists ``train`` and ``test`` of ``{input, ou
 such as ``dataartist/arc-agi`` (the same splits, with ids), pass the commit as ``revision``.
 
 The authors cut lists of sub-tasks and therefore score other tasks than they train on; here tasks are chosen by explicit
-ids. Prompts, augmentation and models are not known here.
+ids.
 """
 
 import re

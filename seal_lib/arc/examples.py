@@ -5,7 +5,7 @@ n - 1 of the others; add every augmentation whose sides stay within 30; add one 
 order; drop duplicates by content. Then the examples of n = 1 and n = 2 together are cut to a cap.
 
 Everything is a list in a fixed order, and every draw is seeded by (seed, task, purpose), so the result does not depend
-on ``PYTHONHASHSEED`` as the released code's does. Texts, tokenizers and models are not known here.
+on ``PYTHONHASHSEED`` as the released code's does. Examples are grids; `render` makes texts and tokens of them.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -2,7 +2,7 @@
 
 A grid is a tuple of equally long tuples of ints 0–9, 1 to 30 on a side; it is hashable and comparable, and JSON as
 lists. Its text is what numpy prints for a 2-D array of digits, as in the released code; a demonstration is ``IN ->
-OUT#``. Tasks, prompts and models are not known here.
+OUT#``.
 """
 
 import re

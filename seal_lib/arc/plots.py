@@ -1,9 +1,8 @@
 """Figures of the grid puzzles, drawn on given axes in the style of `seal_lib.report.plots`.
 
-From results.csv: `success_by_arm`, `success_by_round`, `choices`, `success_map`, `success_by_task`. From tasks:
-`grid_picture`, `task_picture`, `augmentation_strip`. From a benchmark's table: `bench_arc`. The rows are those of
-``seal_lib.arc.tables``; models, runs and how a success was measured are not known here. An empty cell is a
-configuration that no policy wrote, not a zero.
+From results.csv (rows of ``seal_lib.arc.tables``): `success_by_arm`, `success_by_round`, `choices`, `success_map`,
+`success_by_task`. From tasks: `grid_picture`, `task_picture`, `augmentation_strip`. From a benchmark's table:
+`bench_arc`. An empty cell is a configuration that no policy wrote, not a zero.
 
     figures.draw(success_map, table, down="learning_rate", across="num_train_epochs")
     with plots.style():

@@ -5,7 +5,7 @@ there is no other, switches are true or false, the rate is a number and epochs a
 that does not comply is rejected and earns nothing; its text and reason are kept. The released code instead resamples
 without end, crashes, or evaluates an untrained adapter that may be rewarded.
 
-Nothing is executed, and no text raises an exception. Models are not known here; the prompts are in ``prompts.yaml``.
+Nothing is executed, and no text raises an exception. The prompts for self-edits are in ``prompts.yaml``.
 """
 
 import json

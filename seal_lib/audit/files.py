@@ -109,9 +109,9 @@ class Matrix:
 
 
 def find(given: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
-    """Return the files among the given paths, each once, and one sentence for each path that leads to none.
+    """Return the files to read, each once, and one sentence for each path that cannot be used.
 
-    For a folder, these are all JSON files in it at any depth.
+    A given folder stands for all JSON files in it, at any depth. Given files are not checked here but in `read`.
     """
     found: dict[Path, None] = {}
     refused: list[str] = []
@@ -186,7 +186,7 @@ def read(path: Path, name: str = "") -> Results | Matrix:
 
 @functools.cache
 def _layouts() -> dict[str, tuple[str, Callable[[Any], Any]]]:
-    """Return key that identifies a layout → (kind, check of the content)."""
+    """Return, for each key that identifies a layout, (kind, check of the content)."""
     file = yaml_files.read(Path(__file__).with_name("layouts.yaml"))
     return {
         key: (about["kind"], fastjsonschema.compile(about["schema"] | {"definitions": file["definitions"]}))

@@ -1,7 +1,6 @@
 """Computes the numbers of a released file: accuracies, blanks, gains, containment, reliability and comparisons.
 
-Every interval is one of `seal_lib.report.stats`. The input is the records of ``files``; tables and figures are not
-known here.
+The input is the records of ``files``. Every interval is one of `seal_lib.report.stats`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ BASE = "#8a8a8a"
 def accuracy_by_file(found: Audit, ax: Axes) -> Axes:
     """Draw one line per file and model: accuracy with its interval, blank answers as a pale bar, the paper's diamond.
 
-    Accuracy is the macro mean (for files without passages, over questions).
+    Accuracy is the mean over passages, or over questions for files that do not tell passages apart.
     """
     files = {file.name: file for file in found.files}
     everything = pd.DataFrame({"experiment": []})

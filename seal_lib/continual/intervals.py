@@ -1,7 +1,7 @@
 """Forgetting metrics with 95 % intervals over sequences, and the comparison of two arms.
 
-Works on stacks of accuracy matrices [S, K+1, K] (see ``metrics``) and on numbers per sequence; knows no models, arms,
-files or figures. Means, tests and the names of intervals come from `seal_lib.report.stats`.
+The input is stacks of accuracy matrices [S, K+1, K] (see ``metrics``) or numbers per sequence. Means, tests and the
+names of intervals come from `seal_lib.report.stats`.
 
 A metric that needs a NaN cell is NaN for that sequence. The sequence is left out of the mean and counted in `dropped`.
 The sequences that diverge are the bad ones, so dropping them flatters the arm: read the share of diverged sequences

@@ -1,7 +1,7 @@
 """The lab of the update rules: the frozen base model, its tokenizer, prompts, inner-loop settings and measurements.
 
 The measurements of a model (base + adapter) are log-probabilities, the inputs of its layers, squared gradients, and
-texts it generates. Nothing here sees an evaluation question, and no update rule is known here.
+texts it generates. Nothing here sees an evaluation question or depends on an update rule.
 """
 
 from __future__ import annotations

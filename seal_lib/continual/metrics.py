@@ -3,8 +3,7 @@
 The only data is an array R[..., r, i], the accuracy on passage i after r edits, with r = 0..K (row 0 is the unedited
 model) and i = 0..K−1. Passage i is edited at step i+1, so R[i+1, i] is the accuracy right after its own edit, and the
 cells with i >= r >= 1, the upper triangle, belong to passages not edited yet. A stack [S, K+1, K] holds S sequences. A
-cell that was not measured is NaN, never 0, and a metric that needs it is NaN. Intervals are in ``intervals``; models,
-arms and files are not known here.
+cell that was not measured is NaN, never 0, and a metric that needs it is NaN. ``intervals`` adds intervals.
 """
 
 from __future__ import annotations

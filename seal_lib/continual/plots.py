@@ -1,7 +1,7 @@
 """The panels of the forgetting study: each takes rows of results.csv, draws on the given axes and returns them.
 
 The rules are those of `seal_lib.report.plots`: pure functions, fixed colours, intervals always drawn, missing values
-left blank. Models and runs are not known here.
+left blank. No model and no run folder is needed.
 """
 
 from __future__ import annotations

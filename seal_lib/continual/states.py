@@ -2,7 +2,7 @@
 
 Adapters are summed, scaled, averaged and TIES-merged here, exactly up to rounding, and saved as tensors. Every state is
 a `seal_lib.training.adapters.Adapter` with alpha = rank (scale 1), so that the bank trains beside it and the generator
-answers with it. Passages, arms and losses are not known here.
+answers with it. The module is independent of passages, arms and losses.
 """
 
 import hashlib

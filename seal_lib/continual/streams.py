@@ -1,6 +1,6 @@
 """Streams: K passages in order with one self-edit each, and questions on what the model knew before.
 
-Passages, reference self-edits and prior questions are drawn here. Models, update rules and scores are not known here.
+Passages, reference self-edits and prior questions are drawn here, independently of models, update rules and scores.
 """
 
 import random

@@ -3,7 +3,7 @@
 The bank holds the history of a stream beside the new adapter: as frozen ranks or, where memory allows, summed into
 dense float32 weights of that slot once per edit, which takes a third of the arithmetic. Nothing is merged on disk or in
 the model. What an update rule adds to plain training is data on the job: soft targets, a projection of A, a quadratic
-penalty on dW, an orthogonality penalty, frozen layers or a frozen A. No rule is known by name.
+penalty on dW, an orthogonality penalty, frozen layers or a frozen A. The trainer is independent of the rules.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,7 @@
 """Grows a seedling: trains a small Llama from random weights on the documents of a recipe, resumable at checkpoints.
 
-Worlds and tasks are not known here: the recipe decides the documents and which of their tokens are in the loss.
-Everything random depends only on the recipe and the step, so that two growths give the same weights bit by bit. Run it
-as ``python -m seal_lib.seedling``.
+The recipe decides the documents and which of their tokens are in the loss. Everything random depends only on the recipe
+and the step, so that two growths give the same weights bit by bit. Run it as ``python -m seal_lib.seedling``.
 """
 
 import hashlib

@@ -1,9 +1,8 @@
 """The base class of update rules, which trains one edit after the other, and the state of a stream.
 
-A rule plugs into a step of the study through jobs, update and serve, and reads the inner loop's settings. How jobs are
-trained (`trainer`), what is measured and the other rules are not known here. No rule sees an evaluation question before
-it is asked to serve it. The random draws of an edit depend on (stream, step) alone, so that arms differ by their rule
-and not by luck.
+The study calls a rule's jobs, update and serve in each step; `trainer` trains the jobs. Evaluation questions never
+enter training; a rule sees them only when it serves them. The random draws of an edit depend on (stream, step) alone,
+so that arms differ by their rule and not by luck.
 """
 
 from __future__ import annotations
