@@ -1,8 +1,8 @@
 """``python -m seal_lib.seedling``: grow the shipped models from nothing and check what they must be able to do.
 
-About 20 and 10 minutes on one CPU core, for each seed. Ends with the acceptance numbers, and with exit status 1 if one
-is missed. ``--seeds 3`` grows each world's model from the seeds 0, 1 and 2, all else equal, so that a claim can be
-tested on other models than the one it was found on.
+This takes about 20 minutes (knowledge) and 10 minutes (grids) on one CPU core, for each seed. It ends with the
+acceptance numbers, and with exit status 1 if one is missed. ``--seeds 3`` grows each world's model from the seeds 0, 1
+and 2, all else equal, so that a claim can be tested on other models than the one it was found on.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from seal_lib.seedling.growth import Recipe, grow
 
 
 def write_card(folder: Path, seedling: Seedling, recipe: Recipe, numbers: dict[str, float], minutes: float) -> None:
-    """The model card, from what was measured."""
+    """Write the model card from what was measured."""
     model, tokenizer = models.load(str(folder))
     limits = seedling.accepted.items()
     rows = [f"| {key} | {numbers[key]:.3f} | {low:.2f} – {high:.2f} |" for key, (low, high) in limits]
@@ -40,7 +40,7 @@ def write_card(folder: Path, seedling: Seedling, recipe: Recipe, numbers: dict[s
 
 
 def grow_with_bar(name: str, recipe: Recipe, folder: Path) -> float:
-    """Grow into ``folder``; minutes it took."""
+    """Grow a model into ``folder`` with a progress bar; return the minutes it took."""
     start = time.monotonic()
     with tqdm(total=recipe.steps, desc=f"growing {name}", unit="step", mininterval=2.0) as bar:
 
@@ -54,7 +54,7 @@ def grow_with_bar(name: str, recipe: Recipe, folder: Path) -> float:
 
 
 def accept(seedling: Seedling, numbers: dict[str, float]) -> bool:
-    """Print every number with its verdict; True if none is missed."""
+    """Print every number with its verdict; return True if none is missed."""
     missed = [key for key, (low, high) in seedling.accepted.items() if not low <= numbers[key] <= high]
     for key, (low, high) in seedling.accepted.items():
         verdict = "MISSED" if key in missed else "ok"
@@ -63,12 +63,19 @@ def accept(seedling: Seedling, numbers: dict[str, float]) -> bool:
 
 
 def model_name(world: str, seed: int) -> str:
-    """Its folder, and after ``seedling-`` its name as a model: ``knowledge``, ``knowledge-1``, …"""
+    """Return the name of a model's folder: ``knowledge``, ``knowledge-1``, …
+
+    The model itself is named ``seedling-`` plus this.
+    """
     return f"{world}-{seed}" if seed else world
 
 
 def chosen(only: str | None, seeds: int) -> list[tuple[str, int]]:
-    """(world, seed) of every model to grow; ``only`` names a world (all its seeds) or one model."""
+    """Return the (world, seed) of every model to grow; ``only`` names a world (all its seeds) or one model.
+
+    Raises:
+        DataError: ``only`` is neither.
+    """
     worlds = [(world, seed) for world in ACCEPTANCE for seed in range(seeds)]
     if only is None:
         return worlds
@@ -95,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         recipe = replace(seedling.recipe, seed=seed, steps=options.steps or seedling.recipe.steps)
         os.environ.setdefault("OMP_NUM_THREADS", str(recipe.threads))
         home = options.out / name
-        folder = home if options.check else home.with_name(f"{name}-growing")  # takes its place when accepted
+        folder = home if options.check else home.with_name(f"{name}-growing")  # replaces ``home`` when accepted
         minutes = 0.0 if options.check else grow_with_bar(name, recipe, folder)
         numbers = seedling.measure(folder)
         accepted = accept(seedling, numbers)

@@ -1,6 +1,6 @@
 """Acceptance of the shipped models: the required numbers, how they are measured, and the model card.
 
-Measured on passages and tasks that the notebooks do not evaluate first; the grid model with the settings of its
+The models are measured on passages and tasks that no notebook evaluates first; the grid model with the settings of its
 notebook. A model that misses one number is not shipped.
 """
 
@@ -15,7 +15,7 @@ from seal_lib.seedling.recipe import KnowledgeRecipe
 
 @dataclass(frozen=True)
 class Seedling:
-    """One shipped model: ``accepted`` maps a number to its (smallest, largest) value."""
+    """One shipped model; ``accepted`` maps the name of a number to its (smallest, largest) accepted value."""
 
     recipe: growth.Recipe
     accepted: dict[str, tuple[float, float]]
@@ -25,7 +25,7 @@ class Seedling:
 
 
 def knowledge(folder: Path, passages: int = 40) -> dict[str, float]:
-    """Mean accuracy of each acceptance number of the knowledge model."""
+    """Measure the knowledge model and return each acceptance number, which are all mean accuracies."""
     from seal_lib import models
     from seal_lib.generation.contract import Request, Sampling
     from seal_lib.generation.hf import HFGenerator
@@ -54,7 +54,10 @@ def knowledge(folder: Path, passages: int = 40) -> dict[str, float]:
 
 
 def grids(folder: Path, tasks: int = 24, edits: int = 5) -> dict[str, float]:
-    """Success rates of the grid model: seen rules in context, and unseen rules of the ``learning`` population."""
+    """Measure the grid model and return each acceptance number: a share of readable configurations and success rates.
+
+    The success rates are on seen rules in context, and on unseen rules of the ``learning`` population.
+    """
     from seal_lib import models
     from seal_lib.arc import experiment, prompts, self_edits, tables, world
     from seal_lib.arc.domain import Puzzles, TestTimeTraining
