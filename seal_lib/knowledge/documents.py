@@ -12,12 +12,12 @@
 ``authors_v2`` (August 2025): a heading line ``Implications:`` and everything before it are dropped first; of the first
 30 documents those that are not blank are kept.
 
-``clean``: the same rules part by part, so that ``---`` always separates and each part may have its own heading or
-questions; it also reads what models write today. Thoughts are removed, and so are lines without content: rules, code
-fences, the line under a table's header, lone tags. A question begins a document however it is marked (``Question 1:``,
-``**Question 1:**``, ``Q1:``, ``### Question 1``, ``- Q:``) if the part has answers, and its answer stays with it. The
-lines before the first question are documents of their own, or, if they have an answer, the rest of the question that
-ended the prompt. What was dropped is counted (`read_edit`).
+``clean``: the same part by part, so that ``---`` always separates and each part may have its heading or its questions;
+and what models write today is read. What a model thinks aloud is taken out, and so are lines that say nothing: rules,
+code fences, the line under a table's head, lone tags. A question begins a document however it is marked (``Question
+1:``, ``**Question 1:**``, ``Q1:``, ``### Question 1``, ``- Q:``), if the part has answers, and its answer stays with
+it; text before the first question is its own, or the first question's end if it has an answer. What was dropped is
+counted (`read_edit`).
 
 A prompt set may have further rules (`prompts.yaml`). With ``after``, only what follows that heading is trained on, and
 reasoning before it is counted as left out; of a text without the heading, protocol ``clean`` keeps nothing and the
@@ -47,7 +47,7 @@ _FIRST = "Question 1: "  # the end of the prompt for question self-edits
 _HEADING = re.compile(r"\nImplications:\s*")
 
 #: protocol clean: a line that is only a fence or tags; how lines and lists may begin; a colon, bold or not
-_SENTENCE = ".!?,;'\"()…。！？，"  # a line with one of these is text and not a rule
+_SENTENCE = ".!?,;'\"()…。！？，"  # a line with these is a sentence, if an empty one, and no rule
 _FENCE, _TAGS = re.compile(r"\s*(?:```|~~~)[\w+#.-]*\s*"), re.compile(r"\s*(?:</?[^<>\n]{1,40}>\s*)+")
 _BEFORE, _COLON = r"[ \t>#*_•–-]*(?:\d+[.)][ \t*_]*)?", r"[ \t*_]*[:：]"
 
@@ -86,11 +86,9 @@ def split_edit(
 def read_edit(
     text: str, split_newlines: bool = True, protocol: str = "authors_v1", prompts: Prompts | None = None
 ) -> tuple[list[str], dict[str, int]]:
-    """Return the pieces of `split_edit`, and counts of what was dropped by kind.
-
-    ``reasoning`` is 1 for a text that has some. Protocol ``clean`` also counts ``thoughts`` (blocks), ``marks`` (lines
-    of layout alone: rules, fences, table lines, tags) and ``headings``; ``---`` alone separates and is not counted.
-    """
+    """(`split_edit`'s pieces, how much was dropped by kind): ``reasoning`` (texts that have some), and in protocol
+    ``clean`` ``thoughts`` (blocks), ``marks`` (lines of layout alone: rules, fences, table lines, tags) and
+    ``headings``. ``---`` alone separates, uncounted."""
     if protocol not in PROTOCOLS:
         raise DataError(f"protocol: {protocol!r} is not one of {', '.join(PROTOCOLS)}.")
     if prompts and prompts.after:
@@ -156,7 +154,7 @@ def _says_nothing(line: str) -> bool:
 
 
 def _lines_or_questions(lines: list[str]) -> tuple[list[str], int]:
-    """Return the pieces of one part and the number of headings dropped; ``lines`` keep their line ends."""
+    """(pieces of one part between rules, headings dropped); ``lines`` have their ends."""
     lines = [piece for line in lines for piece in _NEXT.split(line)]
     asks = [bool(_ASKS.match(line.strip())) for line in lines]
     answers = [bool(_ANSWERS.match(line.strip()) or _WITHIN.search(line)) for line in lines]

@@ -138,7 +138,7 @@ def _joined(blocks: Sequence[Block]) -> Block:
 
 
 def _parts(block: Block, words: int) -> Iterator[Block]:
-    """Yield a paragraph, cut between sentences if it is too long; one that comes with questions stays whole."""
+    """A paragraph, cut between sentences where it is too long; one that comes with questions stays whole."""
     if block.heading or block.questions or len(block.text.split()) <= words:
         yield block
         return
