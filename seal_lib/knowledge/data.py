@@ -9,8 +9,8 @@ a path                      JSON list of ``{title, context, questions: [{questio
                             row per question (``{title, context, question, answers}``); JSON lines and gzip too
 ==========================  =====================================================================================
 
-A gold answer is a text, a list (the first counts) or SQuAD's ``{text: [...]}``. Questions that the file marks as
-unanswerable, as SQuAD v2 does, are left out; one warning gives their number.
+A gold answer is a text, a list (the first counts) or SQuAD's ``{text: [...]}``. A question that its file marks as
+without an answer, as SQuAD v2 does, is left out; one warning says how many were.
 """
 
 import random
@@ -102,10 +102,10 @@ def batches(source: str, count: int, seed: int) -> Callable[[int], list[Passage]
 
 
 def from_json(path: Path) -> list[Passage]:
-    """Return the passages of a JSON file in file order; ids are ``<stem>-<index>``.
+    """Passages of a JSON file in file order; ids are ``<stem>-<index>``.
 
     Raises:
-        DataError: the file is missing, or an entry is empty or malformed; the message names file and entry.
+        DataError: names the file and entry that is missing, empty or malformed.
     """
     if not path.is_file():
         raise DataError(f"passages: no file {path}; give a JSON file, world:heldout or hub:rajpurkar/squad.")
@@ -159,7 +159,7 @@ def _article(article: object, where: str) -> list[dict]:
 
 
 def _grouped(rows: Iterable[Any], where: str) -> list[dict]:
-    """Group rows with one question each into entries, one per context, in order of first appearance."""
+    """Entries of rows with one question each, one entry a context, in order of first appearance."""
     grouped: dict[str, dict] = {}
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping) or not {"title", "context", "question"} <= set(row):

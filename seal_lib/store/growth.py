@@ -97,7 +97,7 @@ def grow(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: 
 
 def _asked(run: Recorder, store: Store, policy: Policy, domain: Knowledge, size: int, passages: Sequence[Passage],
            prior: Sequence[Question], by_arm: Mapping[str, tuple[str, Search]], merge_most: int) -> Grown:  # fmt: skip
-    there = {"in_use": len(store.edits("active"))}  # recorded, since a resumed run finds more in the store
+    there = {"in_use": len(store.edits("active"))}  # recorded: a run that goes on finds more in the store
     (recorded,) = run.map(f"{size:04d}/in_use", ["store"], partial(_rows, there))
     found = Grown(size, {}, {}, in_use=recorded["in_use"])
     questions = [q for p in passages for q in p.questions]
@@ -127,7 +127,7 @@ def _rows(row: Mapping[str, Any], part: Sequence) -> list[dict]:
 
 def _merged(part: Sequence[str], *, store: Store, policy: Policy, domain: Knowledge, passages: Sequence[Passage],
             prior: Sequence[Question]) -> list[dict]:  # fmt: skip
-    """Return the answers of all active adapters joined into one, each question under its passage's title."""
+    """The answers of all active adapters as one, each question under its passage's title."""
     asked = {p.id for p in passages}
     adapter = merging.joined(store, [edit for edit in store.edits("active") if edit.passage.id in asked])
     units = [*passages, Passage("prior", "", "", tuple(prior))]

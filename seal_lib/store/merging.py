@@ -102,7 +102,7 @@ def merge(store: Store, policy: Policy, domain: Knowledge, edits: Sequence[Edit]
 
 
 def merge_in_use(run: Recorder, store: Store, policy: Policy, domain: Knowledge, limits: Limits) -> Merged:
-    """Merge all edits in use, once per run; the outcome is recorded."""
+    """Merge all edits in use, once a run: what was found then is recorded."""
     unit = partial(_merged_once, store=store, policy=policy, domain=domain, limits=limits)
     (row,) = run.map("merge", ["in use"], unit)
     made = next((merge for merge in store.merges(active=False) if merge.id == row["merge"]), None)

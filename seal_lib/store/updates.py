@@ -125,7 +125,7 @@ def update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer
 
 def update_once(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
                 plan: Plan, source: str | Path, *, seed: int = 0) -> Renewal:  # fmt: skip
-    """Queue a document and update the store, once per run: the number of the update is recorded."""
+    """Queue a document and update, once a run: which update it was is recorded."""
 
     def unit(part: Sequence[str]) -> list[dict]:
         store.enqueue(source)
