@@ -27,7 +27,7 @@ ENTITIES = 20  # most entities of a passage that are used
 
 @dataclass(frozen=True)
 class Text:
-    """A text about a passage. ``sample``: its index among texts of its kind, from 0; ``about``: the entities it
+    """A text about a passage. ``sample``: its index among those of its kind, from 0; ``about``: the entities it
     relates."""
 
     unit_id: str
@@ -177,8 +177,7 @@ def _generated(run: Recorder, policy: Policy, ids: Sequence[str], prompts: Seque
 
 def documents(passages: Sequence[Passage], texts: Sequence[Text], domain: Knowledge, settings: Pretraining, *,
               count: int) -> list[Document]:  # fmt: skip
-    """Return the corpus: each passage's first ``count`` texts of each kind, cut into documents, and then the
-    passage."""
+    """Return the corpus: each passage's first ``count`` texts of each kind, cut into documents, then the passage."""
     own: dict[str, list[Text]] = {}
     for text in texts:
         if text.sample < count:

@@ -68,8 +68,7 @@ def _about(folder: Path, parameters: Mapping[str, Any], what: str) -> dict[str, 
 
 
 def edit_example(folder: Path) -> pd.DataFrame | None:
-    """Return the self-edit of median accuracy in SEAL's last round of the first loop; None if no round was
-    evaluated."""
+    """Return the self-edit of median accuracy in SEAL's last round of the first loop; None without evaluated rounds."""
     import pandas as pd
 
     p = manifest.read(folder)["parameters"]
@@ -156,8 +155,8 @@ def _loops_size(table: pd.DataFrame) -> tuple[float, float]:
 
 @draws("", _loops_size, "the two loops, with self-edits about one passage")
 def two_loops(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Draw Figure 1: the policy writes several self-edits, each trains an adapter that is asked, and the policy learns
-    to write those with the highest rewards."""
+    """Draw Figure 1: the policy writes several self-edits, each trains an adapter, which is asked questions, and the
+    policy learns to write the self-edits with the highest rewards."""
     high = _loops_size(table)[1] - 0.35
     diagrams.sheet(ax, WIDE, high)
     left, middle, right = 0.0, 2.15, 5.45

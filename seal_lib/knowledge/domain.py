@@ -40,7 +40,7 @@ _USUAL = {"max_length": 2048, "split_newlines": True, "add_passage": True}
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """Settings for training one adapter and asking it (paper Table 3 and the released code).
+    """Settings for training one adapter and asking it questions (paper Table 3 and the released code).
 
     ``pad_loss``: which pads count in the loss: ``none``; ``eos`` (one end-of-text target per document); ``full`` (the
     authors: padded to ``max_length``, all pads count); ``probe:m`` (m weighted pads standing for all of them).

@@ -1,4 +1,4 @@
-"""Ask about what was learned, and answer by the base, with the passage in view, or by an adapter."""
+"""Answer questions about what was learned: by the base, with the passage in view, or by an adapter."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -73,7 +73,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 class Bar(Scratch):
-    """A run that keeps no rows and shows the progress of each phase if somebody looks at a terminal."""
+    """A run that keeps no rows and shows the progress of each phase on a terminal."""
 
     def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
         bar = Progress(phase, total=len(units))

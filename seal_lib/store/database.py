@@ -100,12 +100,12 @@ class Store(Folder):
         return list(found.values())
 
     def vectors(self, texts: Sequence[str], encoder: str, encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
-        """Return one row of 32-bit floats per text: as kept, or as ``encode`` makes them of texts new to this encoder.
+        """Return one row of 32-bit floats per text; ``encode`` makes those of the texts that this encoder has not seen.
 
-        They are kept a few at a time, so a killed call goes on.
+        New rows are saved a few at a time, so a killed call resumes.
 
         Args:
-            encoder: a text that determines the vectors; each has its own.
+            encoder: an identifier of all that determines the vectors; each identifier has its own.
         """
         keys = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
         with self.told():
@@ -284,7 +284,7 @@ class Store(Folder):
 
         Args:
             edits: active or merged, of one base.
-            adapter: of all of them; None, without any: the base of hash ``base`` has no merge any more.
+            adapter: the edits joined; None if there are none, so that the base of hash ``base`` has no merge any more.
         """
         former = [m for m in self.merges() if m.weights == (base or edits[0].weights)]
         folder: Path | None = None

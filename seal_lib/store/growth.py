@@ -34,7 +34,7 @@ MERGED, BEST = "store_merged", "store_best"
 
 
 def arm_of(way: str, retrieval: str = "words") -> str:
-    """Return the arm of a route (`seal_lib.store.routing.ROUTES`) to passages found by that method."""
+    """Return the arm of a route (`seal_lib.store.routing.ROUTES`) with passages found by ``retrieval``."""
     return f"store_{way}" if retrieval == "words" else f"store_{way}_{retrieval}"
 
 
@@ -64,8 +64,7 @@ class Grown:
 
 
 def halves(passages: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:
-    """Return the passages with the questions that select, and with those that are asked; a fact is worded once in
-    each."""
+    """Return the passages with the questions that select and with those that are asked; each half words every fact."""
     first = [replace(p, questions=p.questions[0::2]) for p in passages]
     return first, [replace(p, questions=p.questions[1::2]) for p in passages]
 
@@ -170,8 +169,8 @@ def _best(trials: Sequence[PassageTrial]) -> list[Answer]:
 
 
 def rows(grown: Sequence[Grown], *, protocol: str, model: str, grader: str) -> list[dict]:
-    """Return rows of ``results.csv``: right answers, prior questions, prompt tokens by size; differences at the
-    last."""
+    """Return the rows of ``results.csv``: right answers, prior questions, prompt tokens by size; differences at the
+    end."""
     label = {"protocol": protocol, "model": model}
     found = []
     for one in grown:
@@ -196,7 +195,7 @@ def rows(grown: Sequence[Grown], *, protocol: str, model: str, grader: str) -> l
 
 
 def table(grown: Sequence[Grown]) -> list[dict[str, Any]]:
-    """Return a line per size and arm to look at: shares right, prompt tokens, and seconds per question."""
+    """Return one row per size and arm for display: shares right, prompt tokens, and seconds per question."""
     lines = []
     for one in grown:
         for arm in one.trials or one.prior:

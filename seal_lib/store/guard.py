@@ -1,8 +1,9 @@
 """Measure what must not get worse when something new is used: prior questions, reading, and the learned answers.
 
-The set is a file of (title, question, answer) and, for reading, a context. The shipped set for small made models asks
-facts of their world, the one for real models general knowledge in our own words. Tasks of lm-evaluation-harness can be
-named in addition (`seal_lib.store.harness`). The reason for a refusal is the limit that was exceeded.
+The set is a file of (title, question, answer) and, for reading, a context. The shipped set for the suite's own small
+models asks facts of their world; the one for real models asks general knowledge in our own words. Tasks of
+lm-evaluation-harness can be named in addition (`seal_lib.store.harness`). A limit that is exceeded is the reason for a
+refusal.
 """
 
 import math
@@ -146,7 +147,7 @@ def share(values: Sequence[float]) -> float:
 
 
 def broken(report: Mapping[str, Any], limits: Limits, was: str, now: str) -> str:
-    """Return in words the limit that a report exceeds; "" if none. ``was``, ``now``: its keys of what was learned."""
+    """Return in words which limit a report exceeds, "" if none; ``was``, ``now``: its keys for the learned answers."""
     for kind, told in MEASURES.items():
         before, after = (was, now) if kind == "learned" else (f"{kind}_before", f"{kind}_after")
         most = getattr(limits, kind)

@@ -92,7 +92,7 @@ def learn(run: Recorder, store: Store, policy: Policy, document: Document, domai
     """Learn a document: one edit per passage, in the document's order, each kept in the store as soon as it is made.
 
     A passage that was learned on the same base with the same settings and questions is not learned again, so a killed
-    call goes on where it was. ``run`` records the numbers of the edits.
+    call resumes where it stopped. ``run`` records the numbers of the edits.
 
     Raises:
         DataError: the policy does not say where its weights come from; the store cannot be written.
@@ -217,7 +217,7 @@ class _Counting(Scratch):
 
 @dataclass(frozen=True)
 class _Draft:
-    """What was found for a passage and is not kept yet: the chosen self-edit and adapter, and how it did."""
+    """The result for a passage before it is kept: the chosen self-edit and adapter, and how they did."""
 
     edit: SelfEdit | None
     adapter: Any
@@ -288,7 +288,7 @@ def _asked(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer
 
 
 def _of_person(answer: Answer) -> Asked:
-    """Return a given question; if nobody gave a gold answer, what the model says with the passage in view is one."""
+    """Return a given question; if it has no gold answer, the model's answer with the passage in view serves as one."""
     if answer.gold:
         return Asked(answer.question, answer.gold, "given", answer, answer)
     ungraded = replace(answer, gold=answer.text, grades=dict.fromkeys(answer.grades, math.nan))
@@ -324,7 +324,7 @@ def _verdict(questions: Sequence[Asked], grader: str) -> tuple[str, str]:
 
 def measure(policy: Policy, passage: Passage, adapter: "Adapter", texts: Sequence[str], domain: Knowledge,
             document: str, place: str, weights: str) -> Edit:  # fmt: skip
-    """Return the edit of an adapter trained elsewhere on ``texts``, by the answers to the passage's questions."""
+    """Return the edit of an adapter that was trained elsewhere on ``texts``, judged by the passage's questions."""
     run, begun = _Counting(), time.perf_counter()
     stages = [
         Candidate("before", passage, None, ARMS["before"], 0, trains=False),

@@ -67,13 +67,13 @@ def document_rows(judged: Sequence[Judged]) -> list[dict]:
 
 
 def false_lines(edit: SelfEdit, passage: Passage) -> dict[str, bool]:
-    """Return line of a self-edit → True if it states what the passage does not, by the facts of the made world."""
+    """Return, for each line of a self-edit, if it states what the passage does not; known in the made world only."""
     return {line: bool(world.describe_notes(line, passage)["false"]) for line in lines_of(edit)}
 
 
 def _flagged(passages: Sequence[Passage], edits: Mapping[str, SelfEdit], wrong: bool) -> dict[str, float]:
-    """Return passage id → the share called ungrounded of its self-edit's false lines (``wrong``) or true ones, without
-    passages that have no such line."""
+    """Return passage id → the share flagged as ungrounded of its self-edit's false lines (``wrong``) or of its true
+    lines. Passages without such lines are left out."""
     found = {}
     for passage in passages:
         lines = [line for line, false in false_lines(edits[passage.id], passage).items() if false == wrong]
@@ -88,7 +88,7 @@ def _changed_id(passage: Passage) -> str:
 
 
 def changed(passage: Passage) -> Passage:
-    """Return the passage with another value for each of its facts, as a later document that contradicts it has."""
+    """Return the passage with another value for each of its facts, as a later document would contradict it."""
     text, facts = passage.text, []
     for name, attribute, value in passage.facts:
         values = world.VALUES[attribute]

@@ -39,7 +39,7 @@ class Index(ABC):
 
     @abstractmethod
     def rank_all(self, questions: Sequence[str], most: int = 2) -> list[list[Match]]:
-        """Return for each question the passages that it may be about, the best first; equal ones in the order given."""
+        """Return for each question the passages that it may be about, best first; ties in the order given."""
 
     def rank(self, question: str, most: int = 2) -> list[Match]:
         return self.rank_all([question], most)[0]
@@ -86,7 +86,7 @@ class Words(Index):
 
 
 def rank(question: str, passages: Sequence[Passage]) -> list[Passage]:
-    """Return the passages that share a word with the question, the best match first; equal ones in the order given."""
+    """Return the passages that share a word with the question, best match first; ties in the order given."""
     return [match.passage for match in Words(passages).rank(question, len(passages))]
 
 

@@ -46,7 +46,7 @@ def _excerpt(text: str) -> str:
 
 @lru_cache
 def _patterns(kind: str) -> dict[str, re.Pattern[str]]:
-    """Return what a kind of finding may be → the pattern that finds it."""
+    """Return the patterns of a kind of finding, by the detail that a match reports."""
     rows = yaml_files.read(Path(__file__).with_name("review.yaml"))
     words = {f"<{name}>": value for name, value in rows["words"].items()}
     found = {}
@@ -189,7 +189,7 @@ KINDS: dict[str, tuple[Callable[[str], Iterable[tuple[str, str]]] | None, bool, 
 
 
 def of_text(text: str) -> list[Finding]:
-    """Return the findings in a text by itself, whatever it was made from; of equal details of a kind, the first."""
+    """Return the findings in a text by itself; of several with the same kind and detail, the first."""
     found: dict[tuple[str, str], Finding] = {}
     for kind, (finder, _, _) in KINDS.items():
         for piece, detail in finder(text) if finder else ():

@@ -10,7 +10,7 @@ from typing import Any
 from seal_lib.records import Answer, Passage, PassageTrial, SelfEdit
 from seal_lib.store.review import Finding
 
-#: states of an edit: used when asking; part of a merge; taken back; kept but not used, for the reason that it has
+#: states of an edit: used when asking; part of a merge; taken back; kept apart, with the reason
 STATES = ("active", "merged", "reverted", "quarantined")
 #: when a question is asked: before learning, with the passage in view, after learning
 STAGES = ("before", "in_view", "after")

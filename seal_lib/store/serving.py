@@ -43,10 +43,10 @@ MOST_BYTES = 4 * 2**20  # of one request
 
 
 def check_address(host: str) -> None:
-    """Refuse an address that others can reach while no token is set.
+    """Refuse an address that other machines can reach unless a token is set.
 
     Raises:
-        ParameterError: it is such an address.
+        ParameterError: other machines can reach it, and no token is set.
     """
     try:
         local = host == "localhost" or ip_address(host).is_loopback
@@ -60,7 +60,7 @@ def check_address(host: str) -> None:
 
 
 def names(store: Store, weights: str) -> dict[str, Edit]:
-    """Return name of a model → the active edit of this base behind it."""
+    """Return name of a model → the active edit of this base that it stands for."""
     return {name_of(edit): edit for edit in store.edits("active") if edit.weights == weights}
 
 
@@ -92,8 +92,8 @@ def vllm_command(store: Store, policy: Policy, weights: str, host: str, port: in
 
 @dataclass
 class Desk:
-    """Does the work behind each request. ``folder``: of the store, which every request opens anew, so that it sees what
-    other processes changed."""
+    """Answers requests with the base, an edit's adapter, or the whole store. ``folder``: of the store, which every
+    request opens anew, so that it sees what other processes changed."""
 
     folder: Path
     policy: Policy
@@ -143,8 +143,7 @@ class _Call(web.RequestHandler):
             self.fail(401, "the token is missing or wrong")
 
     def check_xsrf_cookie(self) -> None:
-        """Do nothing: there are no cookies, and a page of another origin cannot set the header, nor send JSON
-        unasked."""
+        """Do nothing: there are no cookies, and another origin's page cannot set the header, nor send JSON unasked."""
 
     def fail(self, status: int, message: str) -> None:
         self.set_status(status)
@@ -157,7 +156,7 @@ class _Call(web.RequestHandler):
         self.fail(400 if known else status_code, str(error) if known else "the server failed; see its log")
 
     async def worked(self, function: Any, *given: Any) -> Any:
-        """Await a function in the one thread that uses the model, while the server goes on listening."""
+        """Run a function in the one thread that uses the model, while the server goes on listening."""
         return await asyncio.get_running_loop().run_in_executor(self.worker, function, *given)
 
     def body(self, *keys: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Export adapters from a store and import them into another: PEFT folders and what each was taught, ``corpus.jsonl``.
+"""Export adapters from a store and import them into another, as PEFT folders with a record of what each was taught.
 
-The corpus has one JSON object per line: the passage (title, context, questions) and the self-edit (completions), as
-`seal_lib.knowledge.data` reads passages; the adapter's folder; the base, by name and weight hash.
+The record, ``corpus.jsonl``, has one JSON object per line: the passage (title, context, questions) and the self-edit
+(completions), as `seal_lib.knowledge.data` reads passages; the adapter's folder; the base, by name and weight hash.
 """
 
 import json

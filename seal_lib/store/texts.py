@@ -95,7 +95,7 @@ def passage_of(title: str, text: str, questions: tuple[Question, ...] = ()) -> P
 
 
 def with_questions(document: Document, questions: Sequence[Question]) -> Document:
-    """Return the document with each question at the passage that it is about; an empty answer is not known yet.
+    """Return the document with each question at the passage that it is about; an answer may be empty (not known yet).
 
     Raises:
         DataError: a question shares no word with any of several passages.

@@ -87,10 +87,10 @@ class Plan:
 
 
 def seconds(text: str) -> float:
-    """Return the seconds of a length of time as people write it: ``90``, ``90s``, ``10min``, ``2h``.
+    """Return the seconds of a duration as people write it: ``90``, ``90s``, ``10min``, ``2h``.
 
     Raises:
-        ParameterError: it is not a length of time.
+        ParameterError: it is not a duration.
     """
     number, unit = text.strip().lower(), 1.0
     for ending, factor in (("min", 60.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0)):
@@ -108,7 +108,7 @@ def seconds(text: str) -> float:
 
 def update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
            plan: Plan, *, consent: Consent | None = None, seed: int = 0) -> Renewal:  # fmt: skip
-    """Learn what waits in the queue and is worth it; after a killed update, the next call goes on with it.
+    """Learn the queued documents that are worth it; if the update is killed, the next call goes on with it.
 
     Raises:
         RunError: another process updates this store.
@@ -197,7 +197,7 @@ def _todo(
 
 
 def _price(store: Store) -> float:
-    """Return the median of the seconds that the store's last twenty passages took."""
+    """Return the median of the seconds that the store's last twenty passages took; `UNKNOWN` if there are none."""
     costs = [edit.training["cost"]["seconds"] for edit in store.edits() if edit.self_edit and "cost" in edit.training]
     return median(costs[-20:]) if costs else UNKNOWN
 
@@ -321,7 +321,7 @@ def _plain(value: object) -> str:
 
 
 def write_report(store: Store, renewal: Renewal) -> Path:
-    """Write an update's report and the same as an HTML page, where they are not there yet; return the report's file."""
+    """Write an update's report as Markdown and as an HTML page, unless they are there; return the Markdown file."""
     file, text = store.folder / REPORTS / f"update-{renewal.id:04d}.md", text_of(renewal)
     for path, content in (file, text), (file.with_suffix(".html"), pages.of_markdown(f"Update {renewal.id}", text)):
         if not path.is_file():
