@@ -1,4 +1,4 @@
-"""Many passages at once: texts by several writers, and the corpus that they make. A writer is a row of `WRITERS`."""
+"""Texts by several writers about many passages, and the corpus that they form. A writer is a row of `WRITERS`."""
 
 import json
 import re
@@ -22,12 +22,12 @@ from seal_lib.runs import yaml_files
 from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed, rng
 
-ENTITIES = 20  # at most so many of a passage are looked at
+ENTITIES = 20  # most entities of a passage that are used
 
 
 @dataclass(frozen=True)
 class Text:
-    """One text about a passage. ``sample``: its number among those of its kind, from 0; ``about``: the things that it
+    """A text about a passage. ``sample``: its index among those of its kind, from 0; ``about``: the entities it
     relates."""
 
     unit_id: str
@@ -39,8 +39,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Document:
-    """One document of a corpus, with its provenance. ``kind`` is ``edit`` or ``passage``; ``sample`` is -1 for a
-    passage."""
+    """A document of a corpus with its provenance. ``kind``: ``edit`` or ``passage``; ``sample``: -1 for a passage."""
 
     text: str
     kind: str
@@ -53,11 +52,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Writer:
-    """Who writes the texts of an arm.
+    """The writer of an arm's texts.
 
-    ``source``: ``none`` (nothing is trained), ``passage`` (no texts, the passages alone), ``policy`` (self-edits of
-    the arm's policy), ``external`` (a stronger writer) or ``relations`` (one text for each of some groups of
-    ``groups`` entities of the passage).
+    ``source``: ``none`` (no training), ``passage`` (no texts, the passages alone), ``policy`` (self-edits of the arm's
+    policy), ``external`` (a stronger writer) or ``relations`` (texts that each relate some entities of the passage, as
+    many at a time as ``groups`` says).
     """
 
     source: str
@@ -77,10 +76,10 @@ WRITERS: dict[str, Writer] = {
 
 
 def writer_of(arm: str) -> Writer:
-    """The writer of an arm; ``seal_round_2`` is SEAL's.
+    """Return the writer of an arm; ``seal_round_2`` is SEAL's.
 
     Raises:
-        DataError: there is none.
+        DataError: the arm is unknown.
     """
     name = re.sub(r"_round_\d+$", "", arm)
     if name not in WRITERS:
@@ -90,7 +89,7 @@ def writer_of(arm: str) -> Writer:
 
 def write(run: Recorder, policy: Policy, passages: Sequence[Passage], arm: str, domain: Knowledge, outer: OuterLoop, *,
           count: int, seed: int) -> list[Text]:  # fmt: skip
-    """The texts of an arm, ``count`` a passage (``count`` for each size of group), recorded in phases
+    """Return the texts of an arm, ``count`` per passage (or per size of group), recorded in phases
     ``seed_<seed>/evaluate/<arm>/…``."""
     writer, phase = writer_of(arm), f"seed_{seed}/evaluate/{arm}"
     if writer.source == "policy":
@@ -111,7 +110,7 @@ def write(run: Recorder, policy: Policy, passages: Sequence[Passage], arm: str, 
 
 def _entities(run: Recorder, policy: Policy, passages: Sequence[Passage], outer: OuterLoop, phase: str,
               seed: int) -> dict[str, list[str]]:  # fmt: skip
-    """What each passage names: of the made world its people and values, else as the policy lists them."""
+    """Return passage id → its entities: people and values of the made world, otherwise those that the policy lists."""
     named = {p.id: list(dict.fromkeys([f[0] for f in p.facts] + [f[2] for f in p.facts])) for p in passages if p.facts}
     told = [p for p in passages if not p.facts]
     if told:
@@ -122,7 +121,7 @@ def _entities(run: Recorder, policy: Policy, passages: Sequence[Passage], outer:
 
 
 def entities_of(listed: str, passage: str) -> list[str]:
-    """The names of a list that stand in the passage, in order, each once, `ENTITIES` at most."""
+    """Return the listed names that occur in the passage, in order, each once, at most `ENTITIES`."""
     found: dict[str, str] = {}
     for line in re.split(r"[\n;,]", listed):
         name = re.sub(r"^(?:[-*•–]|\d+[.)])?\s*", "", line.strip()).strip(" .\"'*")
@@ -133,7 +132,7 @@ def entities_of(listed: str, passage: str) -> list[str]:
 
 def _related(run: Recorder, policy: Policy, passages: Sequence[Passage], named: Mapping[str, list[str]],
              outer: OuterLoop, phase: str, size: int, count: int, seed: int) -> list[Text]:  # fmt: skip
-    """A text for each of ``count`` random groups of entities; fewer where a passage names too few for so many."""
+    """Return a text for each of ``count`` random groups of ``size`` entities; fewer if the passage names too few."""
     asked: list[tuple[Passage, int, tuple[str, ...]]] = []
     for passage in passages:
         groups = list(combinations(named[passage.id], size))
@@ -151,7 +150,7 @@ def _related(run: Recorder, policy: Policy, passages: Sequence[Passage], named: 
 
 
 def _made(passage: Passage, group: Sequence[str], seed: int) -> str:
-    """The stronger writer of the made world on some entities: notes on every fact that one of them is in."""
+    """Return notes by the made world's stronger writer on every fact that involves one of these entities."""
     facts = [world.Fact(*fact) for fact in passage.facts if fact[0] in group or fact[2] in group]
     return world.external_notes(facts, rng(seed, "relations"))
 
@@ -162,7 +161,7 @@ def _wording(name: str, **slots: str) -> str:
 
 def _generated(run: Recorder, policy: Policy, ids: Sequence[str], prompts: Sequence[str], outer: OuterLoop, phase: str,
                seed: int) -> list[str]:  # fmt: skip
-    """Texts that the policy writes after prompts, "" where one is longer than the model takes; recorded."""
+    """Return the text that the policy writes for each prompt, "" where the model cannot take the prompt; recorded."""
     if not ids:
         return []
     sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, skip_long=True)
@@ -178,7 +177,7 @@ def _generated(run: Recorder, policy: Policy, ids: Sequence[str], prompts: Seque
 
 def documents(passages: Sequence[Passage], texts: Sequence[Text], domain: Knowledge, settings: Pretraining, *,
               count: int) -> list[Document]:  # fmt: skip
-    """The corpus: of every passage its first ``count`` texts of each kind, and the passage itself last."""
+    """Return the corpus: each passage's first ``count`` texts of each kind, cut into documents, then the passage."""
     own: dict[str, list[Text]] = {}
     for text in texts:
         if text.sample < count:
@@ -205,12 +204,12 @@ def _parquet(corpus: Sequence[Document], file: Path) -> None:
     pd.DataFrame([asdict(document) for document in corpus]).to_parquet(file, index=False)
 
 
-#: how a corpus is written for other trainers, by the end of its file's name
+#: file extension → function that writes a corpus for other trainers
 FORMATS: dict[str, Callable[[Sequence[Document], Path], None]] = {"jsonl": _jsonl, "parquet": _parquet}
 
 
 def export(run: Recorder, corpora: Mapping[str, Sequence[Document]]) -> Path:
-    """The folder of the run with every corpus in every format (``<name>.jsonl``, …); ``text`` is what is trained on."""
+    """Write every corpus in every format to a folder of the run (``<name>.jsonl``, …); ``text`` is trained on."""
 
     def build(folder: Path) -> None:
         for name, corpus in corpora.items():

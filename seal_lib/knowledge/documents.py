@@ -1,16 +1,16 @@
-"""Self-edit text → training documents, by the rules of a protocol.
+"""Split the text of a self-edit into training documents by the rules of a protocol.
 
-``authors_v1`` (the code of the paper's first version), our own words for it:
+``authors_v1`` (the code of the paper's first version), described in our own words:
 
 1. A text that has ``Question N:`` and ``Answer:`` anywhere is cut before each line that begins with ``Question N:``,
-   and nowhere else: ``---`` and blank lines stay inside. If it does not begin with ``Question``, the number that stood
-   in the prompt is given back.
-2. Any other text is cut at every ``---``, then into lines; blank ones go, and so does the first line of all if the
-   second begins with ``1.`` (a heading).
-3. With line splitting off, the text is cut at ``---`` only. A text that is empty then is one empty document.
+   and nowhere else: ``---`` and blank lines stay inside. If it does not begin with ``Question``, the ``Question 1:``
+   that ended the prompt is put in front of it.
+2. Any other text is cut at every ``---``, then into lines. Blank lines are dropped, and so is the first line of the
+   text if the second begins with ``1.``, since it is then a heading.
+3. With line splitting off, the text is cut at ``---`` only. An empty text is then one empty document.
 
-``authors_v2`` (August 2025): a heading line ``Implications:`` and all before it are dropped first; 30 documents are
-kept, blank ones are not.
+``authors_v2`` (August 2025): a heading line ``Implications:`` and everything before it are dropped first; of the first
+30 documents those that are not blank are kept.
 
 ``clean``: the same part by part, so that ``---`` always separates and each part may have its heading or its questions;
 and what models write today is read. What a model thinks aloud is taken out, and so are lines that say nothing: rules,
@@ -19,13 +19,13 @@ code fences, the line under a table's head, lone tags. A question begins a docum
 it; text before the first question is its own, or the first question's end if it has an answer. What was dropped is
 counted (`read_edit`).
 
-A prompt set may say more (`prompts.yaml`): only what follows a heading is read (``after``: reasoning before it is
-counted as left out; of a text without it protocol ``clean`` reads nothing, the authors' read all), and in ``clean`` a
-document may be a part instead of a line (``pieces``).
+A prompt set may have further rules (`prompts.yaml`). With ``after``, only what follows that heading is trained on, and
+reasoning before it is counted as left out; of a text without the heading, protocol ``clean`` keeps nothing and the
+authors' keep everything. With ``pieces``, a document of ``clean`` may be a part instead of a line.
 
-Every document is the title, a newline and the text; the passage itself is one more, last document. Checked against the
-released self-edits: 10 × documents has mean 85.7, median 70, maximum 570 over the 200 evaluation passages (first
-completion, line splitting on).
+Every document is the title, a newline and the text; the passage itself is one further document, the last. Checked
+against the released self-edits: 10 × documents has mean 85.7, median 70, maximum 570 over the 200 evaluation passages
+(first completion, line splitting on).
 """
 
 import re
@@ -43,7 +43,7 @@ PROTOCOLS = ("clean", "authors_v1", "authors_v2")
 CAPS = {"authors_v2": 30}
 
 _QUESTION, _ANSWER = r"Question\s+\d+:", r"Answer\s*:"
-_FIRST = "Question 1: "  # what the prompt of question self-edits ends in
+_FIRST = "Question 1: "  # the end of the prompt for question self-edits
 _HEADING = re.compile(r"\nImplications:\s*")
 
 #: protocol clean: a line that is only a fence or tags; how lines and lists may begin; a colon, bold or not
@@ -53,7 +53,7 @@ _BEFORE, _COLON = r"[ \t>#*_•–-]*(?:\d+[.)][ \t*_]*)?", r"[ \t*_]*[:：]"
 
 
 def _marked(word: str, letter: str) -> re.Pattern[str]:
-    """A line that begins as a question (an answer): ``Question 1:``, ``Q:``, ``**Q1.**``, ``### Question``."""
+    """Return a pattern for lines that begin as a question or answer: ``Question 1:``, ``Q:``, ``**Q1.**``, ``# Q``."""
     number = rf"(?:{word}|{letter})[ \t]*#?\d+[ \t*_]*(?:[:：.)]|$)"
     return re.compile(rf"{_BEFORE}(?:{number}|(?:{word}|{letter}){_COLON}|{word}[ \t*_]*$)", re.IGNORECASE)
 
@@ -74,15 +74,15 @@ class TrainingDocument:
 def split_edit(
     text: str, split_newlines: bool = True, protocol: str = "authors_v1", prompts: Prompts | None = None
 ) -> list[str]:
-    """The pieces of a self-edit, in order, without title; ``prompts``: its format, if it has rules of its own.
+    """Return the pieces of a self-edit in order, without title; ``prompts``: its format, if that has its own rules.
 
     Raises:
-        DataError: an unknown protocol.
+        DataError: the protocol is unknown.
     """
     return read_edit(text, split_newlines, protocol, prompts)[0]
 
 
-@lru_cache(maxsize=512)  # once to train on it, once to grade it
+@lru_cache(maxsize=512)  # a text is read twice: to train on it and to grade it
 def read_edit(
     text: str, split_newlines: bool = True, protocol: str = "authors_v1", prompts: Prompts | None = None
 ) -> tuple[list[str], dict[str, int]]:
@@ -104,7 +104,7 @@ def read_edit(
 
 
 def _after(text: str, split_newlines: bool, protocol: str, prompts: Prompts) -> tuple[list[str], dict[str, int]]:
-    """What follows the first line that begins with the format's heading, however that is marked."""
+    """Read only what follows the first line that begins with the format's heading, however the heading is marked."""
     marked = re.compile(rf"^[ \t#*_]*{re.escape(prompts.after)}[ \t*_]*", re.MULTILINE | re.IGNORECASE)
     before, heading, rest = text, marked.search(text), ""
     if heading:
@@ -165,7 +165,7 @@ def _lines_or_questions(lines: list[str]) -> tuple[list[str], int]:
         blocks, lead = [[_FIRST, *lines[:first]]], []
     else:
         blocks, lead = [], [line.strip() for line in lines[:first] if line.strip()]
-    closed = False  # by an answer on the question's own line: what follows is no part of it
+    closed = False  # True after an answer on the question's own line: what follows is not part of it
     for line, asked, answered in list(zip(lines, asks, answers, strict=True))[first:]:
         if asked or closed:
             blocks.append([line])
@@ -198,9 +198,9 @@ def training_documents(
     limit: int | None = None,
     protocol: str = "authors_v1",
 ) -> list[TrainingDocument]:
-    """Documents to train on for one self-edit; ``edit=None`` is the passage-only arm.
+    """Return the documents to train on for one self-edit; ``edit=None`` is the passage-only arm.
 
-    ``limit`` keeps the first ``limit`` pieces of the edit.
+    ``limit`` keeps the first ``limit`` pieces of the self-edit.
     """
     pieces = [] if edit is None else split_edit(edit, split_newlines, protocol, prompts)[:limit]
     documents = [TrainingDocument(prompts.training_text(passage.title, piece), "edit") for piece in pieces]

@@ -1,4 +1,4 @@
-"""Prompt sets: wordings are data (``prompts.yaml``, or a file of the user's); this module only fills slots."""
+"""Prompt sets. Wordings are data (``prompts.yaml``, or a user's file); this module only fills slots."""
 
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ _SLOTS = {
     "answer_in_context": {"title", "passage", "question"},
     "document": {"title", "text"},
 }
-#: what may be a document of a self-edit
+#: parts of a self-edit that may be one document
 PIECES = ("lines", "parts")
 
 
@@ -34,19 +34,19 @@ class Prompts:
     after: str = ""
 
     def write(self, passage: Passage) -> str:
-        """What the policy reads before it writes a self-edit about ``passage``.
+        """Return the prompt after which the policy writes a self-edit about ``passage``.
 
-        A space at the opening's end belongs to the next word, so the policy writes it.
+        A space at the end of the opening is left out: it belongs to the next word, so the policy writes it.
         """
         return fill(self.self_edit, title=passage.title, passage=passage.text) + self.opening.rstrip()
 
     @property
     def unopened(self) -> "Prompts":
-        """The set for a writer who begins the text: another model, or the policy that learns it whole."""
+        """The set without opening, for a writer that begins the text: another model, or a policy learning it whole."""
         return replace(self, opening="")
 
     def opened(self, written: str) -> str:
-        """The self-edit of which ``written`` is what the policy wrote after the opening; an empty one stays empty."""
+        """Return the whole self-edit of which the policy wrote ``written`` after the opening; empty stays empty."""
         return self.opening + written if written.strip() else written
 
     def ask(self, passage: Passage, question: Question, in_context: bool = False) -> str:
@@ -58,10 +58,10 @@ class Prompts:
 
 
 def load(name: str, file: str | None = None) -> Prompts:
-    """The prompt set ``name``, from ``file`` if it has one, else from the shipped sets.
+    """Return the prompt set ``name`` from ``file`` if it is there, otherwise from the shipped sets.
 
     Raises:
-        DataError: no such set, an unknown or missing key, or a slot missing from a template.
+        DataError: there is no such set, a key is unknown, missing or invalid, or a template lacks a slot.
     """
     shipped = Path(__file__).with_name("prompts.yaml")
     sets, origin = yaml_files.read(shipped), {}

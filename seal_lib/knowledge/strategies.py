@@ -1,9 +1,8 @@
-"""How many self-edits, and of which kind: strategies as data (``strategies.yaml``), adapters trained on several
-self-edits, and the lines of ``knowledge/strategies``.
+"""Train on several self-edits of several kinds, and compute the rows of ``knowledge/strategies``.
 
-An arm is a writer with an amount: ``own_untrained_x3`` is trained on three self-edits, ``own_untrained_t400`` on as
-many documents of them as fit into 400 tokens with the passage. So writers are compared at equal tokens by training on
-equal tokens; nothing is interpolated.
+Strategies are data (``strategies.yaml``). An arm is a writer with an amount: ``own_untrained_x3`` is trained on three
+self-edits, ``own_untrained_t400`` on as many of their documents as fit into 400 tokens with the passage. So writers are
+compared at equal tokens by training on equal tokens; nothing is interpolated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed, rng
 
 EXPERIMENT = "knowledge/strategies"
-#: the arm whose k-th self-edit is by the k-th strategy, over and over
+#: the arm whose self-edits go through the strategies in turn
 IN_TURN = "strategy_in_turn"
 #: who may follow a strategy: the made world's writer, or the policy
 WRITERS = ("made", "policy")
@@ -40,7 +39,7 @@ Written = Mapping[str, Sequence[SelfEdit]]
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to study a passage; fields as at the head of ``strategies.yaml``."""
+    """A way to study a passage; the fields are described at the top of ``strategies.yaml``."""
 
     name: str
     write: str
@@ -51,14 +50,14 @@ class Strategy:
         return f"strategy_{self.name.replace('-', '_')}"
 
     def prompts(self, base: Prompts) -> Prompts:
-        """The run's prompt set with this strategy's instruction."""
+        """Return the run's prompt set with this strategy's instruction, and without format rules of its own."""
         return replace(base, name=self.name, self_edit=self.write, pieces=PIECES[0], opening="", after="")
 
     def notes(self, passage: Passage, count: int, seed: int) -> list[SelfEdit]:
-        """``count`` notes of the made world's writer, each drawn anew; an own draw for every passage and number.
+        """Return ``count`` notes by the made world's writer; each passage and each index has a random draw of its own.
 
         Raises:
-            DataError: nobody writes such notes there, or the passage is not of the made world.
+            DataError: the strategy has no such notes, or the passage is not of the made world.
         """
         if self.made is None or not passage.facts:
             why = "no notes of the made world stand for it" if passage.facts else f"passage {passage.id} is real text"
@@ -73,10 +72,10 @@ class Strategy:
 
 
 def load(names: Sequence[str], file: str | None = None) -> list[Strategy]:
-    """The strategies of these names, from ``file`` if it has them, else from the shipped ones.
+    """Return the strategies of these names, from ``file`` where it has them, otherwise from the shipped ones.
 
     Raises:
-        DataError: no such strategy, or an entry without its instruction or with a wrong one.
+        DataError: a name is unknown, or an entry lacks its instruction or has an invalid value.
     """
     known = yaml_files.read(Path(__file__).with_name("strategies.yaml"))
     if file:
@@ -100,7 +99,7 @@ def load(names: Sequence[str], file: str | None = None) -> list[Strategy]:
 
 
 def in_turn(written: Sequence[Written], count: int) -> dict[str, list[SelfEdit]]:
-    """By passage ``count`` self-edits of several writers in turn: the first of each, then the second of each, …"""
+    """Return passage id → ``count`` self-edits by the writers in turn: the first of each, then the second of each, …"""
     return {
         passage: [written[k % len(written)][passage][k // len(written)] for k in range(count)] for passage in written[0]
     }
@@ -108,7 +107,7 @@ def in_turn(written: Sequence[Written], count: int) -> dict[str, list[SelfEdit]]
 
 def write(run: Recorder, policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, *,
           phase: str, count: int, seed: int) -> dict[str, list[SelfEdit]]:  # fmt: skip
-    """By passage ``count`` self-edits of a policy, each whole, with the opening that it was given."""
+    """Let a policy write ``count`` self-edits per passage; return them by passage id, each whole, with its opening."""
     edits = write_self_edits(run, policy, passages, domain, outer, phase=phase, seed=seed, samples=count)
     found: dict[str, list[SelfEdit]] = {passage.id: [] for passage in passages}
     for edit in edits:
@@ -119,11 +118,14 @@ def write(run: Recorder, policy: Policy, passages: Sequence[Passage], domain: Kn
 def train_on_amounts(run: Recorder, policy: Policy, passages: Sequence[Passage], written: Written, domain: Knowledge, *,
                      arm: str, counts: Sequence[int], budgets: Sequence[int], seed: int,
                      group: str = "") -> dict[str, list[PassageTrial]]:  # fmt: skip
-    """Arm with its amount → trials, one a passage, recorded as phase ``<group>amount/<arm with amount>``.
+    """Train on each amount of an arm's self-edits; return arm with amount → trials, one per passage.
+
+    Each amount is recorded as phase ``<group>amount/<arm with amount>``.
 
     Args:
-        counts: of self-edits. budgets: of tokens in one pass over the documents, the passage among them; documents
-            come in the order of the self-edits, and where all fit, fewer tokens are trained on than the budget.
+        counts: numbers of self-edits.
+        budgets: numbers of tokens in one pass over the documents, including the passage. Documents come in the order of
+            the self-edits; where all of them fit, fewer tokens are trained on than the budget.
     """
     found = {}
     limits = [("x", n, domain) for n in counts]
@@ -143,10 +145,11 @@ def train_on_amounts(run: Recorder, policy: Policy, passages: Sequence[Passage],
 
 
 def comparisons(arms: Sequence[str], trained: str, counts: Sequence[int], budgets: Sequence[int]) -> list[tuple]:
-    """The paired differences, one family.
+    """Return the pairs of arms to compare, which are one family.
 
-    At equal tokens every writer and the untrained policy, and the trained policy; at equal counts the trained and the
-    untrained policy; and the untrained policy's most against the trained one's single self-edit: count or choice?
+    At equal tokens, every writer is compared with the untrained policy and with the trained one; at equal counts, the
+    trained with the untrained policy. The last pair asks whether count or choice matters more: the largest count of the
+    untrained policy against the smallest of the trained one.
     """
     untrained = "own_untrained"
     pairs = []
@@ -161,12 +164,13 @@ def comparisons(arms: Sequence[str], trained: str, counts: Sequence[int], budget
 def amount_rows(trials: Mapping[str, Mapping[str, Loops]], written: Mapping[str, Mapping[int, Written]],
                 rounds: Mapping[int, Sequence[Round]], *, trained: str, counts: Sequence[int], budgets: Sequence[int],
                 protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
-    """Lines of every writer at every amount: levels, tokens trained, differences; how much its self-edits differ; and
-    what the rounds that the trained policy went through were trained on.
+    """Return rows for every writer at every amount (levels, tokens trained, differences), for how much a writer's
+    self-edits differ, and for the tokens that the inner loops of the trained policy's rounds trained on.
 
     Args:
-        trials: writer → its arms with amounts → trials. written: writer → loop → its self-edits. rounds: loop → rounds
-            of the trained policy.
+        trials: writer → arm with amount → trials.
+        written: writer → loop → its self-edits.
+        rounds: loop → rounds of the trained policy.
     """
     label = {"protocol": protocol, "model": model}
     every = {arm: several for of_writer in trials.values() for arm, several in of_writer.items()}
@@ -195,8 +199,7 @@ def _seeds(rounds: Sequence[Round]) -> int:
 
 
 def in_words(rows: Rows, trained: str, counts: Sequence[int]) -> str:
-    """Markdown: what the rounds cost in adapters of many self-edits, count against choice, every separable
-    difference."""
+    """Return Markdown on what the rounds cost, on count against choice, and on every separable difference."""
     rows = list(rows)
     value = {(row["arm"], row["metric"]): row["value"] for row in rows}
     apart = differences(rows, EXPERIMENT)

@@ -1,6 +1,6 @@
-"""``seal learn | ask | update | serve`` and others (`_COMMANDS`): the functions of this package from a shell.
+"""The commands ``seal learn | ask | update | serve`` and others (`_COMMANDS`): this package's functions from a shell.
 
-Settings come from the parameters of the notebook ``03_your_document`` at a scale, so that both do the same.
+Settings are the parameters of the notebook ``03_your_document`` at a scale, so that both do the same.
 """
 
 import argparse
@@ -44,11 +44,11 @@ from seal_lib.store.updates import RULES, Plan, percent, seconds, text_of, updat
 
 NOTEBOOK = "03_your_document"
 HEADS = {"before": "before", "in_view": "passage in view", "after": "after", "both": "after, passage in view"}
-WIDTH = 60  # of a column, in characters
+WIDTH = 60  # most characters in a column
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    """Add the commands to a parser; each sets ``act``, which does it and returns what to print."""
+    """Add the commands to a parser; each sets ``act``, which runs it and returns (result, what to print)."""
     for name, (act, text, arguments) in _COMMANDS.items():
         command = commands.add_parser(name, help=text)
         for flag, about in arguments.items():
@@ -73,7 +73,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 class Bar(Scratch):
-    """Keeps no rows, and shows how far a phase is where somebody looks at a terminal."""
+    """A run that keeps no rows and shows the progress of each phase on a terminal."""
 
     def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
         bar = Progress(phase, total=len(units))
@@ -88,7 +88,7 @@ class Bar(Scratch):
 
 @dataclass(frozen=True)
 class Session:
-    """A model with its settings, as the parameters of the notebook say."""
+    """A model with its settings, from the parameters of the notebook."""
 
     policy: Policy
     domain: Knowledge
@@ -98,7 +98,7 @@ class Session:
 
 
 def session(values: dict[str, Any]) -> Session:
-    """Load the model and make the settings from parameters (those of `NOTEBOOK`)."""
+    """Load the model and make its settings from parameters (those of `NOTEBOOK`)."""
     search = params.pick(Search, values)
     source = Source(values["model"], values["dtype"], values["revision"])
     policy = Policy("untrained", *source.load(values["device"]), values["engine"], source)
@@ -112,7 +112,7 @@ def session(values: dict[str, Any]) -> Session:
 
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:
-    """The parameters that a command asks for."""
+    """Return the parameters that a command line asks for."""
     pairs = [pair.partition("=") for pair in given.set]
     wrong = next((key for key, mark, _ in pairs if not mark), None)
     if wrong is not None:
@@ -156,7 +156,7 @@ def _learn(given: argparse.Namespace) -> tuple[list[Edit], str]:
 
 
 def _approve(passage: Passage, edit: SelfEdit, findings: Sequence[Finding]) -> bool:
-    """Show a self-edit before it is trained on, and ask a person."""
+    """Show a self-edit before it is trained on, and return True if a person agrees."""
     print(f"\n{card(passage, edit, findings)}\n", file=sys.stderr)
     while True:
         print("train on it? [y/n] ", end="", file=sys.stderr, flush=True)
@@ -166,7 +166,7 @@ def _approve(passage: Passage, edit: SelfEdit, findings: Sequence[Finding]) -> b
 
 
 def card(passage: Passage, edit: SelfEdit, findings: Sequence[Finding]) -> str:
-    """A self-edit with its passage and what was found in it, to be read by a person."""
+    """Return a self-edit with its passage and its findings as text, for a person to read."""
     wrapped = textwrap.fill(passage.text, 100, initial_indent="  ", subsequent_indent="  ")
     written = textwrap.indent(edit.text, "  ")
     found = _findings(findings) if findings else "  nothing was found in it"
@@ -229,8 +229,8 @@ def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _audit(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Findings of a document that nobody learned yet, or of an edit, or of all that is in use; and of each line of
-    these edits, whether a judge finds it in its passage."""
+    """Report the findings in a document not learned yet, in one edit, or in all edits kept; with a judge, also its
+    verdict on each line of these edits."""
     judge = Judge(Other(given.judge, given.judge_env), grounding.RUBRIC) if given.judge else None
     if judge:
         judge.who.check()
@@ -262,7 +262,7 @@ def _audit(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _judged(edits: Sequence[Edit], judge: Judge) -> tuple[dict[str, Any], str]:
-    """What the rules and a judge say of each line, and how often they agree."""
+    """Return what the rules and a judge say of each line and how often they agree, as values and as text."""
     written = [edit for edit in edits if lines_of(edit.self_edit)]
     trials = grounding.graded(Bar(), "self-edits", [(e.passage, e.self_edit) for e in written], judge)
     agreed = grounding.rows({"self-edits": trials}) if trials else []
@@ -430,7 +430,7 @@ _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
 
 
 def shown(edit: Edit) -> str:
-    """An edit with its answers before, with the passage in view and after, side by side."""
+    """Return an edit as text, with its answers before, with the passage in view, and after, side by side."""
     grader, cost = edit.recipe["grader"], edit.training["cost"]
     was, now = (percent(accuracy(edit.questions, stage, grader)) for stage in ("before", "after"))
     head = f"edit {edit.id} · {edit.document}, {edit.place} · {edit.passage.title} · {edit.state}"
@@ -447,12 +447,12 @@ def shown(edit: Edit) -> str:
     return "\n".join([head, *(f"  {line}" for line in told), *([table(rows)] if edit.questions else [])])
 
 
-#: where a right answer comes from, in words
+#: origin of a gold answer → what is printed
 ORIGINS = {"given": "given", "own": "the model's, twice", "in_view": "the model's, passage in view"}
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side, long cells cut."""
+    """Return columns side by side as text; long cells are cut."""
     cells = [[_cut(" ".join(text.split())) for text in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(rows[0]))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells]

@@ -1,6 +1,6 @@
-"""A store that grows: the same questions through its weights, by reading, by both, by the measured threshold, merged.
+"""A growing store, asked the same questions through its weights, by reading, by both, as measured, and merged.
 
-Half of a passage's questions choose among its self-edits, the other half, in other words, is asked here.
+Half of a passage's questions select among its self-edits; the other half, in other words, is asked here.
 """
 
 import hashlib
@@ -29,18 +29,18 @@ from seal_lib.store.search import Search
 from seal_lib.store.texts import Document
 
 EXPERIMENT = "own_documents/growing"
-NOTHING = "frozen"  # the model as it is, which has learned nothing and reads nothing
+NOTHING = "frozen"  # the model as it is: nothing learned, nothing read
 MERGED, BEST = "store_merged", "store_best"
 
 
 def arm_of(way: str, retrieval: str = "words") -> str:
-    """The arm of a route (`seal_lib.store.routing.ROUTES`) to passages found in that way."""
+    """Return the arm of a route (`seal_lib.store.routing.ROUTES`) with passages found by ``retrieval``."""
     return f"store_{way}" if retrieval == "words" else f"store_{way}_{retrieval}"
 
 
 def ways(search: Search | None = None) -> dict[str, tuple[str, Search]]:
-    """Arm → (route, how passages are found): every route by words, those that depend most on what is found also by
-    ``search``."""
+    """Return arm → (route, how passages are found): every route by words; those that depend most on what is found also
+    by ``search``."""
     found = {arm_of(way): (way, Search()) for way in ROUTES}
     if search:
         found |= {arm_of(way, search.retrieval): (way, search) for way in ("measured", "retrieval")}
@@ -49,8 +49,11 @@ def ways(search: Search | None = None) -> dict[str, tuple[str, Search]]:
 
 @dataclass(frozen=True)
 class Grown:
-    """Answers of a store of ``size`` passages: arm → trials, arm → right prior questions, tokens of prompts, seconds a
-    question. ``in_use``: edits that are; ``needed``: the measured threshold."""
+    """The answers of a store of ``size`` passages.
+
+    ``trials``: arm → trials; ``prior``: arm → question → grade of the questions about prior knowledge; ``tokens``: arm
+    → passage → mean tokens of a prompt; ``seconds``: arm → seconds per question; ``in_use``: number of active edits.
+    """
 
     size: int
     trials: dict[str, list[PassageTrial]]
@@ -61,7 +64,7 @@ class Grown:
 
 
 def halves(passages: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:
-    """(with the questions that choose, with those that are asked): each fact has one wording in either."""
+    """Return the passages with the questions that select and with those that are asked; each half words every fact."""
     first = [replace(p, questions=p.questions[0::2]) for p in passages]
     return first, [replace(p, questions=p.questions[1::2]) for p in passages]
 
@@ -69,11 +72,11 @@ def halves(passages: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:
 def grow(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, passages: Sequence[Passage],
          sizes: Sequence[int], prior: Sequence[Question], *, merge_most: int, search: Search | None = None,
          seed: int = 0) -> list[Grown]:  # fmt: skip
-    """The store at each size, from the smallest on: learn up to it, then ask.
+    """Grow the store to each size, the smallest first: learn up to it, then ask.
 
     Args:
-        prior: questions about what the model knew before, asked of the store as any other.
-        search: also find passages this way, beside by words.
+        prior: questions about what the model knew before, asked of the store like any other.
+        search: also find passages this way, in addition to words.
         merge_most: also ask all adapters as one, while there are at most so many.
     """
     choosing, asking = halves(passages)
@@ -133,7 +136,7 @@ def _merged(part: Sequence[str], *, store: Store, policy: Policy, domain: Knowle
 
 def _graded(found: Grown, arm: str, passages: Sequence[Passage], prior: Sequence[Question], answers: Mapping[str, str],
             domain: Knowledge) -> None:  # fmt: skip
-    """Put an arm's answers into ``found``, as trials of the passages that the questions are about."""
+    """Add an arm's answers to ``found``, as trials of the passages that the questions are about."""
     for passage in passages:
         pairs = [(q, answers[q.question]) for q in passage.questions if q.question in answers]
         if pairs:
@@ -148,7 +151,7 @@ def _graded(found: Grown, arm: str, passages: Sequence[Passage], prior: Sequence
 
 
 def with_best(grown: Sequence[Grown]) -> list[Grown]:
-    """Also what a router could reach that always chose right: a question is right if any single way answers it."""
+    """Add the arm of a router that always chooses right: a question is right if any single route answers it."""
     done = []
     for one in grown:
         ways = [arm_of(way) for way in ("weights", "retrieval", "both") if arm_of(way) in one.trials]
@@ -159,14 +162,15 @@ def with_best(grown: Sequence[Grown]) -> list[Grown]:
 
 
 def _best(trials: Sequence[PassageTrial]) -> list[Answer]:
-    """Of each question the answer of the trial that has most right."""
+    """Return for each question the answer of highest grade."""
     grader = trials[0].grader
     same = zip(*(trial.answers for trial in trials), strict=True)
     return [max(answers, key=lambda answer: answer.grades[grader]) for answers in same]
 
 
 def rows(grown: Sequence[Grown], *, protocol: str, model: str, grader: str) -> list[dict]:
-    """Lines of ``results.csv``: right answers, prior questions, prompt tokens at each size; differences at the last."""
+    """Return the rows of ``results.csv``: right answers, prior questions, prompt tokens by size; differences at the
+    end."""
     label = {"protocol": protocol, "model": model}
     found = []
     for one in grown:
@@ -191,7 +195,7 @@ def rows(grown: Sequence[Grown], *, protocol: str, model: str, grader: str) -> l
 
 
 def table(grown: Sequence[Grown]) -> list[dict[str, Any]]:
-    """A line per size and arm, to be looked at: shares right, prompt tokens and seconds a question."""
+    """Return one row per size and arm for display: shares right, prompt tokens, and seconds per question."""
     lines = []
     for one in grown:
         for arm in one.trials or one.prior:

@@ -1,8 +1,8 @@
-"""Several edits as one adapter, taking one back out of it, and leaving out what is worth least.
+"""Merge several edits into one adapter, take one back out of it, and remove the least useful adapters.
 
 Adapters are joined exactly: their ranks stand side by side (`seal_lib.training.adapters.joined`), so a merge without
-one edit is the merge of the others, bit for bit. They change the same weights, so they disturb each other: a merge is
-measured on all questions of its edits, and refused where too many are lost.
+one edit is the merge of the others, bit for bit. Merged adapters change the same weights and interfere with each other,
+so a merge is measured on all questions of its edits and refused if too many answers are lost.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Merged:
-    """What became of a merge: the merge in use, or None with the reason; ``report``: what was measured."""
+    """The outcome of a merge: the merge in use, or None with the reason; ``report``: what was measured."""
 
     merge: Merge | None
     reason: str
@@ -35,8 +35,9 @@ class Merged:
 
 
 def chosen(store: Store, weights: str, numbers: Sequence[int] = ()) -> list[Edit]:
-    """The edits that a merge is made of: those of these numbers, or all in use whose passage is still kept; with the
-    members of the merge in use, and of a passage only the newest.
+    """Return the edits to merge: those of these numbers or all active ones, and the members of the merge in use.
+
+    Of each passage only the newest edit is taken, and only if the store still keeps the passage.
 
     Raises:
         DataError: there is none, or one is not in use or of another base.
@@ -60,7 +61,7 @@ def chosen(store: Store, weights: str, numbers: Sequence[int] = ()) -> list[Edit
 
 
 def related(store: Store, edit: Edit, most: int) -> list[Edit]:
-    """Edits in use on the same base, those whose passages share most words with this one's first; itself first."""
+    """Return this edit and those in use on its base whose passages share most words with its own, ``most`` in all."""
     others = {e.passage.id: e for e in store.edits("active", "merged") if e.weights == edit.weights}
     others.pop(edit.passage.id, None)
     found = rank(f"{edit.passage.title} {edit.passage.text}", [other.passage for other in others.values()])
@@ -68,7 +69,7 @@ def related(store: Store, edit: Edit, most: int) -> list[Edit]:
 
 
 def joined(store: Store, edits: Sequence[Edit]) -> "Adapter":
-    """One adapter of several edits, in the order of their numbers."""
+    """Return one adapter that adds what these edits add, joined in the order of their numbers."""
     from seal_lib.training import adapters
 
     loaded = [adapters.Adapter.load(store.folder_of(edit)) for edit in sorted(edits, key=lambda edit: edit.id)]
@@ -76,7 +77,7 @@ def joined(store: Store, edits: Sequence[Edit]) -> "Adapter":
 
 
 def merge(store: Store, policy: Policy, domain: Knowledge, edits: Sequence[Edit], limits: Limits) -> Merged:
-    """Use edits as one adapter, if what it answers stays within the limits; otherwise nothing changes.
+    """Use these edits as one adapter if what it loses is within the limits; otherwise change nothing.
 
     Raises:
         DataError: there are fewer than two edits.
@@ -118,7 +119,7 @@ def _merged_once(part: Sequence[str], *, store: Store, policy: Policy, domain: K
 
 
 def revert(store: Store, number: int, reason: str = "taken back by hand") -> Edit:
-    """Take an edit back, also out of a merge: what is left is joined again, and no model is needed.
+    """Take an edit back, also out of a merge, whose other edits are then joined again; no model is needed.
 
     Raises:
         DataError: there is no such edit, or it is not in use.
@@ -135,7 +136,7 @@ def revert(store: Store, number: int, reason: str = "taken back by hand") -> Edi
 
 @dataclass(frozen=True)
 class Worth:
-    """What an edit's adapter adds: its own questions that are right with it and not without, and its size in bytes."""
+    """What an edit's adapter is worth: the gain in right answers to its own questions, and its size in bytes."""
 
     edit: Edit
     gained: float
@@ -143,10 +144,10 @@ class Worth:
 
 
 def worths(store: Store) -> list[Worth]:
-    """The active edits, the least useful first: by questions gained when it is left out or not, then by size.
+    """Return the active edits, the least useful first: by the questions that each gained; of equals the larger first.
 
-    An adapter stands beside the model and answers its own passage's questions only, so leaving it out changes these
-    and nothing else: what was measured when it was learned is what is lost.
+    An adapter stands beside the model and answers its own passage's questions only, so leaving it out changes these and
+    nothing else: what was measured when it was learned is what is lost.
     """
     found = []
     for edit in store.edits("active"):
@@ -175,5 +176,5 @@ def prune(store: Store, budget: int) -> list[Edit]:
 
 
 def base_of(policy: Policy) -> str:
-    """The hash of the policy's base."""
+    """Return the weight hash of the policy's base."""
     return models.weight_hash(policy.base.name, policy.base.revision)

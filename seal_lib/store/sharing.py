@@ -1,7 +1,7 @@
-"""Adapters out of a store and into another: plain PEFT folders, and ``corpus.jsonl``, which says what each was taught.
+"""Export adapters from a store and import them into another, as PEFT folders with a record of what each was taught.
 
-The corpus is one JSON object a line: the passage (title, context, questions) and the self-edit (completions), as
-`seal_lib.knowledge.data` reads passages; the adapter's folder; the base, by name and hash of its weights.
+The record, ``corpus.jsonl``, has one JSON object per line: the passage (title, context, questions) and the self-edit
+(completions), as `seal_lib.knowledge.data` reads passages; the adapter's folder; the base, by name and weight hash.
 """
 
 import json
@@ -28,14 +28,14 @@ _TEXTS = ("adapter", "document", "place", "title", "context", "model", "weights"
 
 
 def export(store: Store, folder: str | Path, numbers: Sequence[int] = ()) -> list[Path]:
-    """Copy adapters to PEFT folders beside a corpus.
+    """Copy adapters to PEFT folders beside a corpus, and return the folders.
 
     Args:
-        folder: must not be there yet; it appears when all is in it.
-        numbers: of edits. Default: all that are in use.
+        folder: must not exist yet; it appears when everything is in it.
+        numbers: of edits. Default: all active ones.
 
     Raises:
-        DataError: there is nothing to export, a file is not what was kept, or the folder is there.
+        DataError: there is nothing to export, a file is not what was kept, or the folder exists.
     """
     folder = Path(folder)
     chosen = [store.edit(number) for number in numbers] or store.edits("active")
@@ -62,7 +62,7 @@ def export(store: Store, folder: str | Path, numbers: Sequence[int] = ()) -> lis
 
 
 def name_of(edit: Edit) -> str:
-    """The name of an edit where others use it: DOCUMENT-NUMBER, in letters and digits."""
+    """Return the name of an edit outside the store: DOCUMENT-NUMBER, in letters and digits."""
     return f"{re.sub('[^A-Za-z0-9]+', '-', Path(edit.document).stem).strip('-') or 'document'}-{edit.id}"
 
 
@@ -76,11 +76,13 @@ def _line(edit: Edit) -> dict[str, Any]:
 
 
 def take_in(store: Store, policy: Policy, folder: str | Path, domain: Knowledge) -> list[Edit]:
-    """Edits that somebody exported. Each is asked its own questions here, before and after, and is used only if more
-    are right after it, as one that was learned.
+    """Import edits that somebody exported.
+
+    The questions of each are asked here, before and after; as with a learned edit, it is used only if more are right
+    after.
 
     Raises:
-        DataError: there is no corpus, a line of it is not whole, an adapter is of another base or no plain LoRA
+        DataError: there is no corpus, a line of it is incomplete, or an adapter is of another base or no plain LoRA
             (`seal_lib.training.peft_folder`). Nothing is kept then.
     """
     from seal_lib.training.adapters import Adapter, check_fits

@@ -1,6 +1,6 @@
-"""Files → documents of passages with titles, each with its place in the file. A kind of file is a row of READERS.
+"""Read files into documents: passages with titles and their places in the file. A kind of file is a row of `READERS`.
 
-Knows formats and how a text is cut; nothing of models or of where documents are kept.
+The module knows file formats and how to cut text, and nothing of models or of where documents are kept.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from seal_lib.models.checks import said
 from seal_lib.records import Passage, Question
 from seal_lib.store.retrieval import rank
 
-#: words of a passage, at most: about the length of SQuAD's
+#: most words of a passage, about as many as SQuAD's have
 PASSAGE_WORDS = 150
 
 
 @dataclass(frozen=True)
 class Document:
-    """A file as passages. ``digest``: sha256 of its bytes; ``places``: of each passage, where in the file it stands.
+    """A file as passages. ``digest``: sha256 of its bytes; ``places``: where in the file each passage stands.
 
     A passage's id comes from its title and text, so it is the same in every version of a file that has it.
     """
@@ -37,7 +37,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Block:
-    """A paragraph, or a heading, from ``first`` to ``last`` (lines, pages, entries …); ``questions`` come with it."""
+    """A paragraph or heading from ``first`` to ``last`` (lines, pages, entries …), with questions that come with it."""
 
     text: str
     first: int
@@ -90,15 +90,15 @@ def _document(path: Path, name_of_file: str, words: int) -> Document:
 
 
 def passage_of(title: str, text: str, questions: tuple[Question, ...] = ()) -> Passage:
-    """A passage whose id comes from its title and text."""
+    """Return a passage whose id comes from its title and text."""
     return Passage(hashlib.sha256(f"{title}\x1f{text}".encode()).hexdigest()[:16], title, text, questions)
 
 
 def with_questions(document: Document, questions: Sequence[Question]) -> Document:
-    """The document with each question at the passage that it is about; an empty answer is one that nobody knows yet.
+    """Return the document with each question at the passage that it is about; an answer may be empty (not known yet).
 
     Raises:
-        DataError: no passage shares a word with a question.
+        DataError: a question shares no word with any of several passages.
     """
     asked: dict[str, list[Question]] = {passage.id: list(passage.questions) for passage in document.passages}
     for question in questions:
@@ -116,7 +116,7 @@ def with_questions(document: Document, questions: Sequence[Question]) -> Documen
 
 
 def _pieces(blocks: Iterable[Block], title: str, words: int) -> Iterator[tuple[str, Block]]:
-    """(title, passage): paragraphs under one heading together, up to so many words."""
+    """Yield (title, block of a passage): paragraphs under one heading, joined up to ``words`` words."""
     held: list[Block] = []
     for block in (part for whole in blocks for part in _parts(whole, words)):
         full = sum(len(b.text.split()) for b in held) + len(block.text.split()) > words
@@ -208,7 +208,7 @@ def _unwrapped(lines: Sequence[str]) -> str:
 
 
 def _html(path: Path) -> list[Block]:
-    """What a reader sees: no scripts, styles, comments, nor elements marked as hidden."""
+    """Read what a person sees of a page: no scripts, styles, comments, nor elements marked as hidden."""
     from bs4 import BeautifulSoup
     from bs4.element import NavigableString
 
@@ -242,7 +242,7 @@ def _unseen(tag: Any) -> bool:
 
 
 def _pdf(path: Path) -> list[Block]:
-    """The text of each page, as pypdf finds it."""
+    """Read the text of each page, as pypdf extracts it."""
     try:
         from pypdf import PdfReader
         from pypdf.errors import PyPdfError
@@ -283,7 +283,7 @@ def _said(row: dict, path: Path) -> str:
 
 
 def _as_passage(row: object, title: str) -> object:
-    """A row ``{text}``, or a text alone, as a passage."""
+    """Return a row ``{text}``, or a bare text, in the layout of a passage."""
     if isinstance(row, str):
         row = {"text": row}
     if isinstance(row, dict) and "text" in row and "context" not in row:
@@ -291,7 +291,7 @@ def _as_passage(row: object, title: str) -> object:
     return row
 
 
-#: ending → what a place in such a file is called, and several of them; the blocks of a file
+#: file extension → (name of a place in such a file, its plural, function that reads a file's blocks)
 READERS: dict[str, tuple[str, str, Callable[[Path], list[Block]]]] = {
     ".md": ("line", "lines", _markdown),
     ".markdown": ("line", "lines", _markdown),

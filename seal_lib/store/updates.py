@@ -1,7 +1,8 @@
-"""Scheduled updates: documents wait in a queue, the ones worth it are learned within a budget, a guard lets them in.
+"""Scheduled updates: documents wait in a queue, those worth it are learned within a budget, and a guard lets them in.
 
-What is learned is kept apart until the guard has measured it; one change of the store then makes all of it active, or
-keeps it apart with the reason. So a killed update leaves nothing half active, and the next call goes on with it.
+What is learned stays quarantined until the guard has measured it; one transaction of the store then makes edits active,
+or keeps them quarantined with the reason. So a killed update leaves nothing half active, and the next call goes on with
+it.
 """
 
 import math
@@ -40,13 +41,13 @@ from seal_lib.store.schema import Edit, Queued, Renewal
 from seal_lib.store.texts import Document, read
 
 LOCK, REPORTS = "update.lock", "updates"
-UNKNOWN = 60.0  # s that a passage is taken to need where the store has learned none yet
+UNKNOWN = 60.0  # seconds that a passage is expected to take if the store has learned none yet
 
 
 @dataclass(frozen=True)
 class Need:
-    """What is known of a passage before it is learned. ``known``: share of its questions that are right already, NaN
-    where there is none; ``seconds``: what it is expected to take."""
+    """What is known about a passage before it is learned. ``known``: share of its questions that are right already, NaN
+    without any; ``seconds``: how long learning it is expected to take."""
 
     part: Part
     known: float
@@ -61,16 +62,16 @@ def _all(need: Need) -> float:
     return 1.0
 
 
-#: rule → (need → worth); a passage worth 0 is left out, the others come in the order of their worth
+#: rule → function of a need that returns its worth; passages worth 0 are left out, the others come most worthy first
 RULES: dict[str, Callable[[Need], float]] = {"need": _by_need, "all": _all}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How an update is done: a budget in seconds, the rule, and the limits of its guard.
+    """How an update is done: its budget in seconds, its rule, the limits of its guard, and the words of a passage.
 
     Raises:
-        ParameterError: no budget, or no such rule.
+        ParameterError: the budget is not positive, or there is no such rule.
     """
 
     budget: float
@@ -86,10 +87,10 @@ class Plan:
 
 
 def seconds(text: str) -> float:
-    """A length of time as people write it: ``90``, ``90s``, ``10min``, ``2h``.
+    """Return the seconds of a duration as people write it: ``90``, ``90s``, ``10min``, ``2h``.
 
     Raises:
-        ParameterError: it is none.
+        ParameterError: it is not a duration.
     """
     number, unit = text.strip().lower(), 1.0
     for ending, factor in (("min", 60.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0)):
@@ -107,7 +108,7 @@ def seconds(text: str) -> float:
 
 def update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
            plan: Plan, *, consent: Consent | None = None, seed: int = 0) -> Renewal:  # fmt: skip
-    """Learn what waits in the queue and is worth it; killed half-way, the next call goes on.
+    """Learn the queued documents that are worth it; if the update is killed, the next call goes on with it.
 
     Raises:
         RunError: another process updates this store.
@@ -182,7 +183,7 @@ def _documents(queue: Sequence[Queued], words: int) -> tuple[dict[Queued, list[D
 def _todo(
     store: Store, policy: Policy, documents: Sequence[Document], consent: Consent
 ) -> tuple[list[Part], list[Part]]:
-    """(passages to be measured, passages that the review stops): of the documents, without what is in use already."""
+    """Add the documents to the store; return (passages to measure, passages that the review stops) not yet in use."""
     weights = models.weight_hash(policy.base.name, policy.base.revision)
     used = {edit.passage.id for edit in store.edits("active", "merged") if edit.weights == weights}
     every: dict[str, Part] = {}
@@ -196,7 +197,7 @@ def _todo(
 
 
 def _price(store: Store) -> float:
-    """Seconds that a passage took in this store, the middle of the last twenty."""
+    """Return the median of the seconds that the store's last twenty passages took; `UNKNOWN` if there are none."""
     costs = [edit.training["cost"]["seconds"] for edit in store.edits() if edit.self_edit and "cost" in edit.training]
     return median(costs[-20:]) if costs else UNKNOWN
 
@@ -204,7 +205,7 @@ def _price(store: Store) -> float:
 def _within(
     run: Recorder, todo: Sequence[Part], budget: float, price: float, **settings: Any
 ) -> tuple[list[int], list[Part]]:
-    """(numbers of edits, passages that the budget left out); the first batch is always learned."""
+    """Learn passages within the budget, at least a batch; return (numbers of their edits, passages left out)."""
     numbers: list[int] = []
     begun, left = time.monotonic(), list(todo)
     size = together(settings["domain"], settings["outer"])
@@ -220,7 +221,7 @@ def _within(
 
 def _measured(store: Store, policy: Policy, domain: Knowledge, limits: Limits,
               edits: Sequence[Edit]) -> dict[int, dict[str, float]]:  # fmt: skip
-    """Number of an edit → what its guard measured; what was learned may not be worse than it was before."""
+    """Return number of an edit → what its guard measured, with its own questions before and after learning."""
     adapters = (store.adapter(edit, policy.base) for edit in edits)
     found = {}
     for edit, told in zip(edits, before_after(policy, domain, limits, adapters), strict=True):
@@ -267,7 +268,7 @@ def _report(plan: Plan, needs: Sequence[Need], worth: dict[str, float], edits: S
 
 
 def text_of(renewal: Renewal) -> str:
-    """The report of an update in Markdown."""
+    """Return the report of an update as Markdown."""
     report = renewal.report
     if renewal.state != "done":
         return f"# Update {renewal.id}\n\nNot finished; `seal update` goes on with it.\n"
@@ -303,24 +304,24 @@ def text_of(renewal: Renewal) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share as people read it; "-" where there is none."""
+    """Return a share as people read it; "-" where there is none."""
     return "-" if value is None or math.isnan(value) else f"{value:.0%}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Lines of a table in Markdown."""
+    """Return the lines of a table in Markdown."""
     cells = [[_plain(cell) for cell in row] for row in (head, *rows)]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return [lines[0], "|" + "---|" * len(head), *lines[1:]]
 
 
 def _plain(value: object) -> str:
-    """Words of a document on one line, of which Markdown makes no link, picture, cell or markup."""
+    """Return words of a document on one line, escaped so that Markdown makes no link, picture, cell or markup."""
     return re.sub(r"([\\`*\[<|])", r"\\\1", " ".join(str(value).split()))
 
 
 def write_report(store: Store, renewal: Renewal) -> Path:
-    """The file of an update's report, written if it is not there; beside it the same as an HTML page."""
+    """Write an update's report as Markdown and as an HTML page, unless they are there; return the Markdown file."""
     file, text = store.folder / REPORTS / f"update-{renewal.id:04d}.md", text_of(renewal)
     for path, content in (file, text), (file.with_suffix(".html"), pages.of_markdown(f"Update {renewal.id}", text)):
         if not path.is_file():
