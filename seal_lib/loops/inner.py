@@ -60,7 +60,7 @@ class Shelf:
         return self.folder / quote(name, safe="+,=")
 
     def keep(self, results: Mapping[str, Result | Rejected]) -> None:
-        """Write each trained adapter with an atomic rename; a resumed run overwrites what a killed one had written."""
+        """Write each trained adapter, moved into place by a rename; a resumed run writes to the same folders again."""
         for name, result in results.items():
             if (adapter := getattr(result, "adapter", None)) is not None:
                 with on_disk(self.place(name)):
