@@ -374,7 +374,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(plan: gpu_sizes.GpuPlan, file: Path) -> None:
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # HF Trainer would spread over several
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # HF Trainer would use all GPUs
     import torch
 
     device = "cpu" if plan.tiny else "cuda"

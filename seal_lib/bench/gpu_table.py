@@ -48,8 +48,8 @@ class Row:
     turn: int
     outcome: str
     train_seconds: float = math.nan
-    steps: int = 0  # adapter-steps in them
-    tokens: int = 0  # of the documents in them, without pads
+    steps: int = 0  # adapter-steps in these seconds
+    tokens: int = 0  # document tokens in these steps, without padding
     edits: int = 0  # self-edits begun
     answer_seconds: float = math.nan
     answers: int = 0

@@ -62,7 +62,7 @@ class CpuPlan:
     length: int = 2048  # the authors' padding
     padded_steps: int = 6  # steps in the authors' way, as a whole adapter would take a minute
     hidden: int = 128
-    peaks: tuple[tuple[str, int], ...] | None = None  # (variant, K) whose memory is measured; None: all; "seal" only
+    peaks: tuple[tuple[str, int], ...] | None = None  # (variant, K) to measure memory of; None: all
 
 
 TINY = CpuPlan((1, 2), 1, 1, 64, 2, 32, (("bank", 2),))

@@ -53,7 +53,7 @@ def _spelt(text: str) -> str:
     """Return ``text`` in one Unicode spelling; the case does not change, nor does ASCII text."""
     if text.isascii():
         return text
-    text = re.sub(r"(?<=\d)[，．](?=\d)", "", unicodedata.normalize("NFC", text))  # removed inside a number as , and .
+    text = re.sub(r"(?<=\d)[，．](?=\d)", "", unicodedata.normalize("NFC", text))  # thousands separators vanish
     return unicodedata.normalize("NFC", "".join(c if c.isascii() else _plain(c) for c in text))
 
 

@@ -263,12 +263,12 @@ class AdapterBank(PackedModel):
         Only adapters that were interrupted during an update start again, so the results equal those of an undisturbed
         run.
         """
-        for group in self.groups:  # tensors of the pass that failed
+        for group in self.groups:  # free the tensors of the failed pass
             group.release()
         now.read()
         parked, used = [], now.size if now.queue else len(now.live) or now.size
         for k, slot in enumerate(now.live):
-            if slot.row is not None or slot.reason:  # in now.ended
+            if slot.row is not None or slot.reason:  # already in now.ended
                 continue
             if any(slot is x for x in self._updating):
                 now.done -= len(slot.losses)

@@ -202,12 +202,12 @@ class Result:
 
     id: str
     adapter: "Adapter | None"
-    losses: list[float]  # of each step, before its update
+    losses: list[float]  # one per step, before its update
     steps: int
-    tokens: int  # trained on, all epochs
+    tokens: int  # tokens trained on, over all epochs
     outcome: str = "ok"
     reason: str = ""
-    cut_tokens: int = 0  # of the job
+    cut_tokens: int = 0  # copied from the job
 
     def summary(self) -> dict[str, float]:
         """Return what trials record of a training: steps, tokens, first and last loss (NaN without any step)."""

@@ -35,9 +35,9 @@ class SlotQueue:
     """The state of one run of the bank: jobs waiting, in training and finished."""
 
     def __init__(self, waiting: list[Slot], size: int, rank: int):
-        self.size, self.rank = size, rank  # slots of the storage
+        self.size, self.rank = size, rank  # slots and rank of the storage
         self.goal = sum(len(slot.plan) for slot in waiting)
-        self.queue = deque(sorted(waiting, key=lambda slot: -len(slot.plan)))  # the longest first: a short tail
+        self.queue = deque(sorted(waiting, key=lambda slot: -len(slot.plan)))  # longest first, for a short tail
         self.live: list[Slot] = []
         self.ended: list[Slot] = []  # finished jobs whose results were not yielded yet
         self.pending: list[tuple[list[Slot], list[int], Tensor]] = []  # losses not yet read, as reading stalls a GPU
