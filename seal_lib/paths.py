@@ -1,7 +1,7 @@
-"""Where things are, and how a file is written so that a kill never leaves half of it.
+"""Folders of the suite, and reading and writing files so that a killed process never leaves half a file.
 
-Knows the layout of a checkout and three environment variables. Knows nothing of runs, parameters or notebooks, and
-never looks at the current directory: papermill, JupyterLab, make and pytest each start somewhere else.
+Paths depend on the layout of a checkout and on three environment variables, never on the current directory, since
+papermill, JupyterLab, make and pytest each start in another one.
 
 * ``SEAL_HOME``: where ``runs/``, ``figures/`` and ``data/`` are written (default: the checkout).
 * ``SEAL_SOURCE``: where ``notebooks/`` and ``params/`` are read (default: the checkout; tests point it elsewhere).
@@ -29,47 +29,47 @@ def _from_env(name: str) -> Path:
 
 
 def notebooks() -> Path:
-    """Folder of the committed notebooks."""
+    """Return the folder of the committed notebooks."""
     return _from_env("SEAL_SOURCE") / "notebooks"
 
 
 def params() -> Path:
-    """Folder of the parameter files, ``params/<notebook>/<scale>.yaml``."""
+    """Return the folder of the parameter files, ``params/<notebook>/<scale>.yaml``."""
     return _from_env("SEAL_SOURCE") / "params"
 
 
 def runs() -> Path:
-    """Folder of all run folders; may not exist yet."""
+    """Return the folder of all run folders, which may not exist yet."""
     return _from_env("SEAL_HOME") / "runs"
 
 
 def figures() -> Path:
-    """Folder of the published figures and tables; may not exist yet."""
+    """Return the folder of the published figures and tables, which may not exist yet."""
     return _from_env("SEAL_HOME") / "figures"
 
 
 def labelled(scale: str) -> str:
-    """The name of a scale's tables and figures: ``seedling``, ``seedling-full`` where the environment says SET=full."""
+    """Return the folder name of a scale's tables and figures: ``seedling``, or ``seedling-full`` under ``SET=full``."""
     return "-".join(filter(None, (scale, os.environ.get("SET", ""))))
 
 
 def published(scale: str) -> Path:
-    """Folder of the tables and figures of a scale (and ``SET``) that are committed; may not exist yet."""
+    """Return the folder of a scale's committed tables and figures, which may not exist yet."""
     return figures() / labelled(scale)
 
 
 def gallery(scale: str) -> Path:
-    """Folder of tables and figures as the runs of a scale (and ``SET``) give them, before anyone publishes them."""
+    """Return the folder of the tables and figures that the runs of a scale produce, before they are published."""
     return runs() / f"gallery-{labelled(scale)}"
 
 
 def data() -> Path:
-    """Folder for data that was fetched once and verified; may not exist yet."""
+    """Return the folder of downloaded and verified data, which may not exist yet."""
     return _from_env("SEAL_HOME") / "data"
 
 
 def test_data() -> Path | None:
-    """The folder named by ``SEAL_DATA``, or None when it is unset: tests on real data then skip."""
+    """Return the folder named by ``SEAL_DATA``, or None if it is unset; tests on real data are then skipped."""
     value = os.environ.get("SEAL_DATA", "")
     return Path(value).expanduser().resolve() if value else None
 
@@ -78,12 +78,12 @@ vars(test_data)["__test__"] = False  # the name starts with test_, but pytest mu
 
 
 def given(path: str | Path) -> Path:
-    """A path a person gave in a parameter: a relative one counts from the checkout."""
+    """Resolve a path from a parameter; a relative path counts from the checkout."""
     return ROOT / Path(path).expanduser()
 
 
 def short(path: Path) -> str:
-    """A path for a person: relative to the home of the runs where possible."""
+    """Return a path for display, relative to the parent of the run folders or to the checkout if possible."""
     for base in (runs().parent, ROOT):
         if path.is_relative_to(base):
             return str(path.relative_to(base))
@@ -91,10 +91,10 @@ def short(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a whole file or nothing: temporary file beside it, fsync, rename.
+    """Write a text file atomically (temporary file, fsync, rename) and return its path.
 
     Raises:
-        DiskError: there is no room, no right or no such place.
+        DiskError: the disk is full, access is denied or the path does not exist.
     """
     with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
@@ -105,7 +105,7 @@ def write_text(path: Path, text: str) -> Path:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write into, which takes its place at the end, or is removed where that fails.
+    """Yield a temporary path beside ``path``; at the end of the block it replaces ``path``, or is removed on an error.
 
     Raises:
         DiskError: as `write_text`.
@@ -117,20 +117,20 @@ def whole(path: Path) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, path)
         finally:
-            with suppress(OSError):  # where even its folder cannot be reached
+            with suppress(OSError):  # its folder may not be reachable either
                 temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> Path:
-    """Write ``value`` as indented JSON through `write_text`; NaN is refused."""
+    """Write ``value`` as indented JSON by `write_text`. NaN raises ValueError."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict:
-    """The object that a JSON file holds.
+    """Read a JSON file that holds an object.
 
     Raises:
-        DataError: one sentence naming the file.
+        DataError: the file cannot be read, is not JSON or holds something else.
     """
     content = read_data(path)
     if not isinstance(content, dict):
@@ -139,14 +139,15 @@ def read_json(path: Path) -> dict:
 
 
 def read_data(path: Path, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """The JSON value of a file that somebody gives: UTF-8 or -16, with a byte order mark or not, gzipped or not. JSON
-    lines are the list of their values.
+    """Read the JSON value of a file from the user; a file of JSON lines gives the list of their values.
+
+    The text may be UTF-8, UTF-16 or UTF-32, with or without a byte order mark, and may be gzipped.
 
     Args:
-        hook: makes each JSON object from its (key, value) pairs, as `json.loads` takes it.
+        hook: passed to `json.loads` as ``object_pairs_hook``: makes each object from its (key, value) pairs.
 
     Raises:
-        DataError: one sentence naming the file.
+        DataError: the file cannot be read, is not JSON, or is a zip archive or a Git LFS pointer.
     """
     if path.exists() and not path.is_file():  # a device or a pipe may never end
         raise DataError(f"{path} is {'a folder' if path.is_dir() else 'a device'}, not a file; give a file.")

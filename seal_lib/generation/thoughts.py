@@ -1,4 +1,4 @@
-"""What a reasoning model says before it answers is no part of what it wrote."""
+"""Remove the reasoning that a model writes before its answer."""
 
 import re
 
@@ -8,10 +8,10 @@ _MARK = re.compile(rf"({_OPEN})|{_CLOSE}", re.IGNORECASE)
 
 
 def without_thoughts(text: str) -> tuple[str, int]:
-    """(the text without ``<think>…</think>``, how many such blocks were taken out); ``[THINK]`` and the like too.
+    """Return the text without its ``<think>…</think>`` blocks (or ``[THINK]`` and similar marks), and their number.
 
-    A block that is never closed was cut by the limit of tokens: all after it goes. A close without an opening, which
-    the prompt held, ends a block that began with the text.
+    A block that is never closed was cut off by the token limit, so the rest of the text is removed. A closing mark
+    without an opening one ends a block that began with the text: the opening mark was in the prompt.
     """
     if not (marks := list(_MARK.finditer(text))):
         return text, 0
@@ -24,7 +24,7 @@ def without_thoughts(text: str) -> tuple[str, int]:
             depth += 1
         elif depth:
             depth -= 1
-        else:  # closes what nothing in the text opened
+        else:  # a closing mark without an opening one
             kept, count = "", count + 1
         at = mark.end()
     return (kept if depth else kept + text[at:]), count

@@ -1,5 +1,7 @@
-"""Training with PEFT in a plain loop: `train_alone`, the reference that the adapter bank is tested against, and
-`sft`, the outer ReST^EM step and continued pretraining. Does not know how adapters are packed or what texts mean.
+"""Training in a plain loop.
+
+`train_alone` trains one job with PEFT; the adapter bank is tested against it. `sft` finetunes the policy in the outer
+loop (ReST^EM's M-step) and does continued pretraining.
 """
 
 import math
@@ -19,19 +21,22 @@ from seal_lib.training.jobs import SCHEDULES, Example, Job, Result, learning_rat
 
 
 class Minibatch:
-    """Examples checked and laid end to end as CPU tensors: inputs, what to predict from which, with what weight.
+    """Checked examples, concatenated as CPU tensors.
 
-    Inputs after an example's last target are left out, as nothing depends on them.
+    ``ids`` and ``positions`` [N] are the inputs without those after an example's last target, which nothing depends on.
+    ``keep``, ``targets`` and ``weights`` [M] are the index of the input that predicts each target, the target, and its
+    loss weight over the minibatch's divisor. ``lengths`` holds (inputs, visible inputs) of each example; ``tokens``
+    counts the tokens of all examples.
 
     Raises:
-        DataError: an example that cannot be trained on (nothing to predict, too long, foreign tokens).
+        DataError: an example cannot be trained on: it has nothing to predict, is too long or has unknown token ids.
     """
 
     def __init__(self, examples: Sequence[Example], job: str, positions: int | None, vocabulary: int):
         ids, where, keep, targets, weights, lengths, divisor = [], [], [], [], [], [], 0.0
         for number, example in enumerate(examples):
             w = [1.0] * len(example.ids) if example.weights is None else list(example.weights)
-            last = max((t for t in range(1, len(w)) if w[t]), default=0)  # inputs after it cannot matter
+            last = max((t for t in range(1, len(w)) if w[t]), default=0)
             at = list(range(len(w)) if example.positions is None else example.positions)
             label = f"Job {job!r}: example {number} of a minibatch"
             if not last:
@@ -57,7 +62,7 @@ class Minibatch:
 
 @contextmanager
 def quiet(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
-    """Dropout off; on request decoder layers recomputed in the backward pass (memory). Flags restored at the end."""
+    """Switch dropout off within the block, and gradient checkpointing on if asked for; restore all flags afterwards."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     flags = [(module, module.training) for module in model.modules()]
@@ -66,7 +71,7 @@ def quiet(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
     try:
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            for module, _ in flags:  # the flag that recomputing asks for, on nothing that has dropout itself
+            for module, _ in flags:  # checkpointing needs this flag; these layers have no dropout of their own
                 module.training = isinstance(module, GradientCheckpointingLayer)
         yield
     finally:
@@ -78,9 +83,10 @@ def quiet(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
 
 @contextmanager
 def lora(model: nn.Module, start: dict[str, tuple[Tensor, Tensor]], rank: int, alpha: float) -> Iterator[dict]:
-    """PEFT adapters on the model for the length of the block; yields {module name: (A, B)} parameters, to be trained.
+    """Add a PEFT adapter to the model within the block and yield its trainable parameters, {module name: (A, B)}.
 
-    Afterwards the model is plain again and every parameter requires gradients as before.
+    ``start`` gives the initial A [rank, in] and B [out, rank] of each target. Afterwards the adapter is removed and
+    every parameter requires a gradient as before.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -105,7 +111,7 @@ def lora(model: nn.Module, start: dict[str, tuple[Tensor, Tensor]], rank: int, a
 
 
 def example_loss(model: nn.Module, examples: Sequence[Example], device: torch.device) -> Tensor:
-    """Weighted mean negative log-likelihood of a minibatch, one forward pass an example, nothing padded."""
+    """Return the weighted mean negative log-likelihood of a minibatch, with one unpadded forward pass per example."""
     total, divisor = 0.0, 0.0
     for example in examples:
         ids = torch.tensor([list(example.ids)], device=device)
@@ -131,7 +137,7 @@ def train_alone(
     model: nn.Module, job: Job, targets: str | Sequence[str] = "all-linear", fused: bool = True,
     checkpointing: bool = False,
 ) -> Result:  # fmt: skip
-    """Train one job with PEFT, torch's AdamW and ``clip_grad_norm_`` in a plain loop. The result equals the bank's."""
+    """Train one job with PEFT, torch's AdamW and ``clip_grad_norm_`` in a plain loop; the result equals the bank's."""
     plan, names, device = job.plan(), target_names(model, targets), next(model.parameters()).device
     start = job.initial(target_linears(model, names))
     losses, tokens, reason = [], 0, ""
@@ -166,21 +172,24 @@ def sft(
     seed: int = 0, loss_on: str = "completion", method: str = "lora", gradient_checkpointing: bool = False,
     in_place: bool = False, on_step: Callable[[dict], None] | None = None,
 ) -> tuple[Adapter | nn.Module, dict]:  # fmt: skip
-    """Supervised fine-tuning on (prompt ids, completion ids), padded only within a micro-batch, pads never in the loss.
+    """Finetune on (prompt ids, completion ids) pairs. Padding is within a micro-batch only and never in the loss.
 
-    The loss of an optimiser step is the mean over all its target tokens, so ``batch * accumulate`` alone matters, not
-    how it is cut. Everything random comes from ``seed``.
+    The loss of an optimiser step is the mean over all its target tokens, so only ``batch * accumulate`` matters, not
+    how it is split. All randomness comes from ``seed``.
 
     Args:
-        loss_on: "completion", or "all" tokens but the first (continued pretraining: empty prompts). method: "lora":
-            train an `Adapter`, leave the model as it was (`seal_lib.training.adapters.merge` adds it).
-            "full": train every weight of a copy, or of ``model`` itself if ``in_place``. bfloat16 weights are
-            rounded at random, see `HalfAdamW`.
+        loss_on: "completion", or "all" tokens but the first (for continued pretraining, with empty prompts).
+        method: "lora" trains an `Adapter` and leaves the model as it was (`seal_lib.training.adapters.merge` adds it);
+            "full" trains every weight of a copy, or of ``model`` itself with ``in_place``. bfloat16 weights are rounded
+            stochastically, see `HalfAdamW`.
+        on_step: receives the step, the number of steps and the loss after each optimiser step.
 
     Returns:
         The adapter ("lora") or the trained model ("full"), and a report: steps, tokens, losses, learning rates …
 
     Raises:
+        ParameterError: an option or the number type of the weights is not supported.
+        DataError: there are no pairs, or one cannot be trained on.
         DivergedError: a loss is not finite.
     """
     for key, value, allowed in (
@@ -241,13 +250,13 @@ def sft(
 
 
 class HalfAdamW(torch.optim.Optimizer):
-    """AdamW in float32 arithmetic on bfloat16 weights and moments, rounded up or down at random with the mean kept.
+    """AdamW with float32 arithmetic on bfloat16 weights and moments, which are rounded stochastically (unbiased).
 
-    The usual rounding loses every update below half a spacing, which at a learning rate of 1e-5 is nearly all of
-    them; a float32 copy of weights and moments would take 12 bytes a weight more. Adds 4 bytes a weight.
+    Rounding to nearest loses every update below half a spacing, which is nearly all of them at a learning rate of 1e-5;
+    a float32 copy of weights and moments would take 12 more bytes per weight. The moments take 4 bytes per weight.
 
     Raises:
-        ParameterError: weights that are neither (float16 would also need its losses scaled).
+        ParameterError: a weight is not bfloat16 (float16 would also need loss scaling).
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float, weight_decay: float, seed: int):
@@ -259,7 +268,7 @@ class HalfAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One update, a weight matrix after the other, so that float32 is held of one alone."""
+        """Take one optimiser step, one weight matrix at a time, so that only one has float32 copies at a time."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -278,13 +287,17 @@ class HalfAdamW(torch.optim.Optimizer):
                     half.copy_(self._rounded(exact))
 
     def _rounded(self, exact: Tensor) -> Tensor:
-        """A bfloat16 is the upper half of a float32: add random bits to the lower half, then cut it off."""
+        """Round stochastically: a bfloat16 is the upper half of a float32, so add random low bits and truncate."""
         noise = torch.randint(0, 1 << 16, exact.shape, dtype=torch.int32, device=exact.device, generator=self.draw)
         return ((exact.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32)
 
 
 def _labelled(model: nn.Module, pairs: Sequence, loss_on: str) -> list[tuple[list[int], list[bool]]]:
-    """(ids, is token t predicted) of each pair."""
+    """Return (ids, whether each token is a target) of each pair.
+
+    Raises:
+        DataError: there are no pairs, or one has no target or is too long.
+    """
     limit, rows = getattr(model.config, "max_position_embeddings", None), []
     if not pairs:
         raise DataError("sft: there are no examples to train on; nothing passed the filter, so skip this round.")
@@ -300,7 +313,7 @@ def _labelled(model: nn.Module, pairs: Sequence, loss_on: str) -> list[tuple[lis
 
 
 def _accumulate(model: nn.Module, rows: list[tuple[list[int], list[bool]]], batch: int) -> float:
-    """Gradient of the mean loss over all targets of ``rows``, ``batch`` rows a forward pass; returns that loss."""
+    """Accumulate the gradient of the mean loss over all targets, ``batch`` rows per forward pass; return the loss."""
     device, goal, total = next(model.parameters()).device, sum(labels.count(True) for _, labels in rows), 0.0
     for i in range(0, len(rows), batch):
         part = rows[i : i + batch]
