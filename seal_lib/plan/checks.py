@@ -1,6 +1,6 @@
-"""What values must be together, and names that only the domains know: checked before a notebook starts.
+"""Check a notebook's parameters before it starts: values that must fit together, and names that only the domains know.
 
-Types and ranges of single values are `seal_lib.runs.values`. Imports torch for the forgetting study only.
+`seal_lib.runs.values` checks the types and ranges of single values. Imports torch for the forgetting study only.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 def check(values: Mapping[str, Any]) -> None:
-    """Raises SealError, with one sentence, where the parameters of a notebook cannot be run as they are."""
+    """Raise SealError, with one sentence, if a notebook cannot run with these parameters."""
     _arms(values)
     _elsewhere(values)
     puzzles = "tasks" in values
     known = [TestTimeTraining if puzzles else InnerLoop, OuterLoop, *([Pretraining] if "cpt_method" in values else [])]
-    for settings in known:  # these know what may go together
+    for settings in known:  # the settings classes check which values fit together
         fields = dataclasses.fields(settings)
         if all(field.name in values or field.default is not dataclasses.MISSING for field in fields):
             settings(**{field.name: values[field.name] for field in fields if field.name in values})
@@ -61,8 +61,7 @@ def check(values: Mapping[str, Any]) -> None:
 
 
 def _elsewhere(values: Mapping[str, Any]) -> None:
-    """A judge, who rates self-edits, and who writes for the arm external are named where they are used, and only
-    there."""
+    """Raise ParameterError unless a judge, a rater and an external writer are named exactly where they are used."""
     judge, external, rater = (str(values.get(key, "")) for key in ("judge", "external", "rater"))
     if "judge" in values and "grader" in values and (values["grader"] == "judge") != bool(judge):
         raise ParameterError(
@@ -87,7 +86,11 @@ def _elsewhere(values: Mapping[str, Any]) -> None:
 
 
 def rule_of(name: str) -> "type[Rule]":
-    """The update rule of an arm; imports torch."""
+    """Return the update rule of an arm; imports torch.
+
+    Raises:
+        ParameterError: no rule has this name.
+    """
     from seal_lib.continual.rules import RULES
 
     if plain(name) not in RULES:
