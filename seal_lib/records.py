@@ -243,8 +243,10 @@ class Round:
     def repeats(self) -> dict[str, list[tuple[float, ...]]]:
         """The rewards of each unit's distinct self-edits under every reward seed: unit → [self-edits, seeds]."""
         groups: dict[str, dict[str, tuple[float, ...]]] = {trial.unit_id: {} for trial in self.candidates}
+        seeds = max(map(len, self.by_seed), default=0)
         for trial, rewards in zip(self.candidates, self.by_seed, strict=False):
-            groups[trial.unit_id][trial.key] = rewards
+            if len(rewards) == seeds:  # a self-edit that was rated only has no trials
+                groups[trial.unit_id][trial.key] = rewards
         return {unit: list(rewards.values()) for unit, rewards in groups.items() if rewards}
 
     @property

@@ -10,7 +10,6 @@ Nothing is executed, and no text raises an exception. The prompts for self-edits
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -144,14 +143,8 @@ def with_data(reading: Reading, examples: int, limits: Limits = DEFAULT) -> Read
     asked = steps(epochs, examples, limits.batch)
     if asked <= limits.max_steps:
         return reading
-    detail = f"{epochs} epochs of {examples} examples are {asked} steps, allowed are 1 to {limits.max_steps}"
+    detail = f"{epochs} epochs of {examples} examples are {asked} steps, allowed are {limits.max_steps}"
     return Reading(reading.text, None, "too_many_steps", f"{REASONS['too_many_steps']}: {detail}.")
-
-
-def count_reasons(readings: Iterable[Reading]) -> dict[str, int]:
-    """Return how many readings were accepted (``ok``) and how many rejected, by reason; every key is present."""
-    seen = Counter(item.reason or "ok" for item in readings)
-    return {reason: seen[reason] for reason in ("ok", *REASONS)}
 
 
 def _json(text: str) -> object:

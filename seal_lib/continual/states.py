@@ -80,7 +80,8 @@ def ties(parts: Sequence[Adapter], density: float, weight: float = 1.0) -> Adapt
     for name in parts[0].weights:
         stack = torch.stack([_wide(part.delta(name)) for part in parts])
         flat = stack.abs().flatten(1)
-        cut = flat.kthvalue(max(1, round((1 - density) * flat.shape[1])), dim=1).values
+        trimmed = round((1 - density) * flat.shape[1])
+        cut = flat.kthvalue(trimmed, dim=1).values if trimmed else -torch.ones(len(flat))
         kept = torch.where(stack.abs() > cut[:, None, None], stack, 0.0)
         agree = (kept.sign() == kept.sum(0).sign()) & (kept != 0)
         deltas[name] = weight * (kept * agree).sum(0) / agree.sum(0).clamp_min(1)

@@ -178,7 +178,7 @@ class _Work:
         self.grader = self.lab.inner.grader
         if self.grader not in VERDICTS:
             raise DataError(f"grader: {self.grader!r} is no verdict on an answer; use one of {', '.join(VERDICTS)}.")
-        self.trains = getattr(self.rule, "trains", True)
+        self.trains = self.rule.trains
         folder = getattr(run, "folder", None)  # a Scratch run has no folder and keeps nothing
         self.folder = Path(folder) / "states" / f"{group}{arm.name}" if folder else None
         self.memory: dict[tuple[str, int], tuple[State, tuple[str | None, ...]]] = {}
@@ -201,7 +201,8 @@ class _Work:
 
     def __call__(self, units: Sequence[EditUnit]) -> list[dict]:
         k = units[0].k
-        if self.rule.retrains and k and self.full_rows is not None and k not in self.full_rows:
+        skips = self.rule.retrains and not self.arm.live  # a live self-edit is written by the model of the edit before
+        if skips and k and self.full_rows is not None and k not in self.full_rows:
             for unit in units:
                 self._remember(unit.stream, State(), k)
             nothing = [{"right": [None] * len(unit.stream)} for unit in units]

@@ -78,11 +78,11 @@ def _elsewhere(values: Mapping[str, Any]) -> None:
         )
     if "facts" in rubrics and not str(values["passages"]).startswith("world:"):
         raise ParameterError("rubric: facts are known of the made world only; take length, likeness or judge.")
-    for name in filter(None, (judge, external, rater)):
-        if not name.endswith(FILES):
+    for key, name in (("judge", judge), ("external", external), ("rater", rater)):
+        if name and not name.endswith(FILES):
             Other(name)
-        elif not paths.given(name).is_file():
-            raise ParameterError(f"external: there is no file {name}; give its path, or MODEL@URL.")
+        elif name and not paths.given(name).is_file():
+            raise ParameterError(f"{key}: there is no file {name}; give its path, or MODEL@URL.")
 
 
 def rule_of(name: str) -> "type[Rule]":

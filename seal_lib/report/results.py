@@ -16,16 +16,13 @@ from seal_lib.errors import DataError
 from seal_lib.report.arms import NOT_RUN, arm_rank
 from seal_lib.report.paper_values import paper_index, paper_source
 from seal_lib.runs import manifest, params
+from seal_lib.runs.lifecycle import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 KEYS = ["experiment", "arm", "metric", "protocol", "model"]
-OWN_COLUMNS = [
-    "experiment", "arm", "metric", "value", "low", "high", "n", "unit", "loops", "dropped", "interval", "p", "grader",
-    "protocol", "model", "run",
-]  # fmt: skip
-TABLE_COLUMNS = [*OWN_COLUMNS[:-1], "paper_value", "paper_source", "run"]
+TABLE_COLUMNS = [*COLUMNS[:-1], "paper_value", "paper_source", "run"]
 NUMBERS = ["value", "low", "high", "p", "paper_value"]
 COUNT_COLUMNS = ["n", "loops", "dropped"]
 
@@ -51,11 +48,11 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
         if folder is None:
             missing.append(notebook)
             continue
-        frame = read_results(manifest.written(folder, "results.csv"), OWN_COLUMNS)
+        frame = read_results(manifest.written(folder, "results.csv"), [*COLUMNS])
         if len(frame):
             frames.append(frame.assign(run=f"{notebook}/{scale}/{folder.name}"))
         used.append(_provenance(notebook, scale, folder) | {"rows": len(frame)})
-    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=OWN_COLUMNS)
+    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS])
     _one_family(table)
     table = joined(_without_duplicates(table))
     if write:
@@ -89,7 +86,7 @@ def read_results(path: Path, columns: list[str] = TABLE_COLUMNS) -> pd.DataFrame
 
 def read_run(folder: Path) -> pd.DataFrame:
     """Return the results of one finished run with the paper's values beside them, as `collect` joins them."""
-    return joined(read_results(manifest.written(folder, "results.csv"), OWN_COLUMNS).assign(run=folder.name))
+    return joined(read_results(manifest.written(folder, "results.csv"), [*COLUMNS]).assign(run=folder.name))
 
 
 def arm_rows(table: pd.DataFrame, metric: str, needed: bool = True) -> list[dict]:

@@ -42,7 +42,6 @@ NEEDED = (
     "pandas",
     "matplotlib",
 )  # packages that every notebook needs; a kernel of another environment lacks some
-KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # files whose content hashes stand in a run's record
 EVALUATES = "evaluate/"  # part of the name of every phase that evaluates an arm
 LEFT = (".building-*", ".*.new-*", ".*.old-*")  # folders that a killed process left unfinished
 LOCK_WAIT = 20.0  # seconds; the kernel of a killed runner ends a moment later than the runner
@@ -251,7 +250,7 @@ class Run:
             self.identity, self._described, self._costs.lines, self._inputs, aside, self._start, wall
         )
         record["code"] = paths.read_json(self.folder / "code.json")  # the code as it was when the run began
-        kept = [path for name in KEPT if (path := self.folder / name).exists()]
+        kept = [path for name in manifest.KEPT if (path := self.folder / name).exists()]
         record["files"] = {path.name: manifest.content_hash(path) for path in kept}
         if self.interactive:
             manifest.keep(self.folder, record)
@@ -324,7 +323,7 @@ class Run:
             "device": ", ".join(machine["gpus"]) or f"CPU, {machine['cores']} cores ({machine['cpu']})",
             "code": f"{sha} + changes {git['diff']}" if git["sha"] and git["dirty"] else sha,
         }
-        if minutes := manifest.published_minutes(self.notebook, self.scale):
+        if minutes := manifest.published_minutes(self.scale).get(self.notebook):
             found["took"] = f"{minutes:.1f} min when the published results were made"
         if self.resumed:
             found["resuming"] = f"{self.resumed} rows done"

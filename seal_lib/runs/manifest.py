@@ -34,6 +34,7 @@ REDACTED = "(redacted)"
 WHERE = ("workers", "ray_address", "judge_env", "external_env", "rater_env", "endpoint_calls", "endpoint_seconds")
 #: parameters that change no row but keep more files; they change the run's key only when they are on
 MORE = ("keep_adapters",)
+KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # files whose content hashes stand in a run's record
 DETERMINISM = {
     "cpu": "CPU: the same parameters, library and package versions give the same rows, however often the run was "
     "interrupted, because chunks of units are fixed and every draw is seeded by run seed, unit and purpose.",
@@ -75,9 +76,9 @@ def content_hash(path: Path) -> str:
 
 
 def library_hash() -> str:
-    """Return the SHA-256 of the library's Python sources and ``prompts.yaml`` files; all workers must agree in it."""
+    """Return the SHA-256 of the library's Python sources and data files; all workers must agree in it."""
     root = paths.PACKAGE
-    files = sorted([*root.rglob("*.py"), *root.rglob("prompts.yaml")])
+    files = sorted(path for path in root.rglob("*") if path.suffix in (".py", *code.DATA))
     return digest(*[part for p in files for part in (p.relative_to(root).as_posix(), p.read_bytes())])
 
 
@@ -442,7 +443,7 @@ def fingerprint(folder: Path | None) -> dict[str, str] | None:
     """Return a run's key and a hash of its results, so that a rerun with equal results counts as the same input."""
     if folder is None:
         return None
-    names = [name for name in ("rows.jsonl", "results.csv", "metrics.json") if (folder / name).exists()]
+    names = [name for name in KEPT if (folder / name).exists()]
     return {"run": folder.name, "content": digest(*[part for n in names for part in (n, content_hash(folder / n))])}
 
 
@@ -459,8 +460,10 @@ def inputs_changed(folder: Path) -> list[str]:
     return [name for name, was in read_then.items() if fingerprint(newest(*name.split("@"))) != was]
 
 
-def published_minutes(notebook: str, scale: str) -> float | None:
-    """Return the minutes that the notebook took for the published results of a scale, or None if there are none."""
-    record = paths.figures() / scale / "manifest.json"
-    runs = paths.read_json(record)["runs"] if record.exists() else []
-    return next((run["minutes"] for run in runs if run["notebook"] == notebook), None)
+def published_minutes(scale: str) -> dict[str, float]:
+    """Return the minutes that each notebook took for the published results of a scale and the chosen set."""
+    file = paths.published(scale) / "manifest.json"
+    try:
+        return {run["notebook"]: run["minutes"] for run in paths.read_json(file)["runs"]} if file.exists() else {}
+    except (DataError, KeyError, TypeError):  # they only inform and decide an order
+        return {}

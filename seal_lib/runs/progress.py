@@ -21,19 +21,6 @@ def context() -> str:
     return "jupyter" if kernels and kernels.IPKernelApp.initialized() else "terminal"
 
 
-def setup() -> str:
-    """Reload edited library code when a person runs the cells, never in batch; return the context."""
-    where = context()
-    if where == "jupyter":
-        from IPython import get_ipython
-
-        shell = get_ipython()
-        if shell is not None:
-            shell.run_line_magic("load_ext", "autoreload")
-            shell.run_line_magic("autoreload", "2")
-    return where
-
-
 def clock(seconds: float) -> str:
     """Format a duration as ``3.2 s``, ``4 min 05 s`` or ``2 h 07 min``."""
     if seconds < 60:

@@ -289,7 +289,7 @@ def run_all(
     for number, name in enumerate(notebooks):
         wanted, earlier = reads(name), set(notebooks[:number])
         needs[name] = earlier if wanted is None else wanted & earlier
-    minutes = _minutes(scale) if jobs > 1 else {}
+    minutes = manifest.published_minutes(scale) if jobs > 1 else {}
     waiting = sorted(notebooks, key=lambda name: -minutes.get(name, 0))  # the sort is stable: ties stay in file order
     running: dict[Future, str] = {}
     children: list[subprocess.Popen] = []
@@ -319,15 +319,6 @@ def run_all(
     tail = f"; failed: {', '.join(failures)}" if failures else ""
     print(f"{scale}: {len(notebooks)} notebooks, {clock(time.monotonic() - begun)}{tail}", flush=True)
     return 1 if failures else 0
-
-
-def _minutes(scale: str) -> dict[str, float]:
-    """Return the minutes that each notebook took for the published tables."""
-    file = paths.published(scale) / "manifest.json"
-    try:
-        return {entry["notebook"]: entry["minutes"] for entry in paths.read_json(file)["runs"]} if file.exists() else {}
-    except (DataError, KeyError, TypeError):  # the minutes only decide the order
-        return {}
 
 
 def _call(command: list[str], labelled: bool, children: list[subprocess.Popen]) -> int:
