@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 import sys
 import tempfile
 import time
@@ -193,14 +194,36 @@ TABLE = "| Name | Born |\n|---|:--:|\n| Ada | 1815 |\n+------+------+"
         ("- a\n<think>Hm. And then", ["- a"], {"thoughts": 1}),
         ("<think>Hm.</think>", [], {"thoughts": 1}),
         # lines of layout alone
-        (FENCED, ["Here you are:", "- a", "- b"], {"marks": 2}),
+        (FENCED, ["- a", "- b"], {"marks": 2, "headings": 1}),
         ("~~~\na\n~~~", ["a"], {"marks": 2}),
         (TABLE, ["| Name | Born |", "| Ada | 1815 |"], {"marks": 2}),
         ("a\n-----\nb\n***\nc\n* * *\nd\n___\n===\n##\n—\n•\ne", list("abcde"), {"marks": 8}),
-        ("<notes>\na\n</notes>\n<|im_end|>", ["a"], {"marks": 3}),
+        ("<notes>\na\n</notes>\n<|im_end|>", ["a"], {"marks": 2}),
         ("a < b\n<b>bold</b> c\n`x`\n...\n-.", ["a < b", "<b>bold</b> c", "`x`", "...", "-."], {}),
         ("北京\n∞\n1", ["北京", "1"], {"marks": 1}),
         ("Implications:\n1. a", ["1. a"], {"headings": 1}),
+        ("Title\n1. a\n2. b\n3.", ["1. a", "2. b"], {"headings": 1, "marks": 1}),  # cut after a number
+        ("````md\na\n````", ["a"], {"marks": 2}),
+        ("\ufeff\nAda\u200b was\x00 born.\x1b[0m\n\u2060", ["Ada was born."], {}),
+        # headings, and what leads to a list
+        ("Sure! Here are some implications:\n\n- a\n- b", ["- a", "- b"], {"headings": 1}),
+        ("Sure!\nHere you are:\n(1) a\n(2) b", ["(1) a", "(2) b"], {"headings": 2}),
+        ("**Implications:**\n\n**1. a**\n**2. b**", ["**1. a**", "**2. b**"], {"headings": 1}),
+        ("# Notes\n\n## On Ada\na\n### 1. b\n# Ada was born.", ["a", "### 1. b", "# Ada was born."], {"headings": 2}),
+        ("a\nAda's books:\nb\nc\n- d", ["a", "Ada's books:", "b", "c", "- d"], {}),  # leads to no list, or too late
+        # structure
+        ('["a b", "c"]', ["a b", "c"], {}),
+        ('```json\n{"notes": [{"text": "a\\nb"}, {"text": "c"}]}\n```', ["a b", "c"], {}),
+        ('[{"question": "q?", "answer": "a"}, {"question": "r?", "answer": "b"}]',
+         ["question: q?\nanswer: a", "question: r?\nanswer: b"], {}),
+        ('["a", "b', ['["a", "b'], {}),  # cut: as it is
+        ("[1, 2]", ["[1, 2]"], {}),
+        ("<list>\n<item>a</item>\n<item>b</item>\n</list>", ["a", "b"], {"marks": 2}),
+        ("<question>q?</question>\n<answer>a</answer>", ["question: q?\nanswer: a"], {}),
+        # what is no part of the model's turn
+        ("- a\n- b<|im_end|>\n<|im_start|>user\nMore?", ["- a", "- b"], {"thoughts": 1}),
+        ("- a<|eot_id|>", ["- a"], {}),
+        ("<|start_header_id|>assistant<|end_header_id|>\n\n- a</s>", ["- a"], {}),
         # questions, however they are marked
         ("**Question 1:** q?\n**Answer:** a\n\n**Question 2:** r?\n**Answer:** b",
          ["**Question 1:** q?\n**Answer:** a", "**Question 2:** r?\n**Answer:** b"], {}),
@@ -220,6 +243,11 @@ TABLE = "| Name | Born |\n|---|:--:|\n| Ada | 1815 |\n+------+------+"
         ("Q1：是什么？\nA1：北京", ["Q1：是什么？\nA1：北京"], {}),
         ("Facts.\nQ: q? A: a\nA fact.\nQ: r? A: b", ["Facts.", "Q: q? A: a", "A fact.", "Q: r? A: b"], {}),
         ("<think>Hm.</think>\n```\nQ1: q?\nA1: a\n```", ["Q1: q?\nA1: a"], {"thoughts": 1, "marks": 2}),
+        ("1. What?\n   Answer: a\n2. Who?\n   Answer: b", ["1. What?\n   Answer: a", "2. Who?\n   Answer: b"], {}),
+        ("问题1：q？\n答案：a\n问题2：r？\n答案：b", ["问题1：q？\n答案：a", "问题2：r？\n答案：b"], {}),
+        ("Pregunta 1: q\nRespuesta: a\nPregunta 2: r\nRespuesta: b",
+         ["Pregunta 1: q\nRespuesta: a", "Pregunta 2: r\nRespuesta: b"], {}),
+        ("What is a?\nWho knows.", ["What is a?", "Who knows."], {}),
         ("Q. Fabius was consul.\nA. Lincoln was not.", ["Q. Fabius was consul.", "A. Lincoln was not."], {}),
     ],
 )  # fmt: skip
@@ -254,7 +282,8 @@ def test_clean_invents_nothing_and_loses_no_word(parts: list[str], between: str)
         own = piece.removeprefix("Question 1: ") if pieces.index(piece) == 0 else piece
         assert all(character in left for character in "".join(own.split())), (text, pieces)
     if not dropped.get("headings"):
-        words = ["".join(c for c in t if c.isalnum()).replace("json", "") for t in (said, "".join(pieces))]
+        said = re.sub(r"(`{3,}|~{3,})[\w+#.-]*", "", said)  # the language of a fence
+        words = ["".join(filter(str.isalpha, t)) for t in (said, "".join(pieces))]
         assert len(words[1]) >= len(words[0])
 
 

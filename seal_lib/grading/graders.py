@@ -19,14 +19,21 @@ from seal_lib.records import Answer, Question
 _ARTICLES = ("a", "an", "the")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _APART = str.maketrans({mark: f" {mark} " for mark in string.punctuation})
-#: what stands within a word or a number and vanishes there, as SQuAD's rule lets ``'`` and ``-`` vanish
-_JOINERS = set("’‘ʼ‛′‐‑‒–−·・٫٬\u00ad")
+#: what stands within a word or a number and vanishes there, as SQuAD's rule lets ``'`` and ``-`` vanish: apostrophes,
+#: hyphens, points, marks of Arabic and Hebrew numbers and abbreviations, the Arabic line that only makes a word longer
+_JOINERS = set("’‘ʼ‛′‐‑‒–−·・٫٬\u05f3\u05f4\u0640\u00ad")
+#: marks that a writer may leave out: vowels of Arabic and Hebrew, and how an emoji is drawn
+_OPTIONAL = re.compile(
+    "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u064b-\u0652\u0670\u06d6-\u06ed\ufe0e\ufe0f]"
+)
+#: a separator of thousands
+_THOUSANDS = re.compile(r"(?<=\d)(?:[，．](?=\d)|[\u00a0\u2009\u202f](?=\d{3}(?!\d)))")
 #: compatibility forms that mean something else than what they look like: 10² is not 102
-_OTHER = ("<super>", "<sub>", "<fraction>", "<circle>")
-#: scripts that are written without spaces (Thai to Myanmar, Khmer, Javanese and their like, kana, Han): every letter of
-#: theirs is a word
+_OTHER = ("<super>", "<fraction>", "<circle>")
+#: scripts that are written without spaces (Thai to Myanmar, Khmer, Javanese and their like, kana, Han), or whose
+#: particles stand at the word without one (Hangul): every letter of theirs is a word
 _UNSPACED = re.compile(
-    "[\u0e00-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aad\u1b00-\u1b7f\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029"
+    "[\u0e00-\u109f\u1100-\u11ff\u3131-\u318e\ua960-\ua97c\uac00-\ud7fb\u1780-\u17ff\u1950-\u19df\u1a20-\u1aad\u1b00-\u1b7f\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029"
     "\u3041-\u30ff\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua980-\ua9df\uaa60-\uaa7f"
     "\uf900-\ufaff\U00016ff0-\U0003ffff]"
 )
@@ -36,7 +43,7 @@ _UNSPACED = re.compile(
 def _plain(character: str) -> str:
     """A character outside ASCII as its plain form: another width or font, any script's digit, no invisible mark."""
     category = unicodedata.category(character)
-    if character in _JOINERS or category in ("Cf", "Sk"):  # formats and accents that stand alone
+    if character in _JOINERS or category in ("Cf", "Sk") or _OPTIONAL.match(character):  # Sk: accents that stand alone
         return ""
     if category == "Nd":
         return str(unicodedata.decimal(character))
@@ -52,7 +59,7 @@ def _spelt(text: str) -> str:
     """``text`` in one spelling, lower case or not; ASCII is left as it is."""
     if text.isascii():
         return text
-    text = re.sub(r"(?<=\d)[，．](?=\d)", "", unicodedata.normalize("NFC", text))  # within a number, as , and .
+    text = _THOUSANDS.sub("", unicodedata.normalize("NFC", text))
     return unicodedata.normalize("NFC", "".join(c if c.isascii() else _plain(c) for c in text))
 
 
@@ -60,11 +67,11 @@ def _spelt(text: str) -> str:
 def _words(text: str, articles: bool = False, punctuation: bool = False, case: bool = False) -> list[str]:
     """The words that grades compare; what is dropped unless it is kept: articles, punctuation, case."""
     if punctuation:
-        text = re.sub(r"([^\w\s])", r" \1 ", unicodedata.normalize("NFC", text)).translate(_APART)
+        text = re.sub(r"([^\w\s])", r" \1 ", unicodedata.normalize("NFKC", text)).translate(_APART)
     else:
         text = _spelt(text).translate(_PUNCTUATION)
     if not case:
-        text = text.lower() if text.isascii() else unicodedata.normalize("NFC", text.casefold())
+        text = text.lower() if text.isascii() else unicodedata.normalize("NFC", text.casefold().replace("i\u0307", "i"))
     words: list[str] = []
     for run in text.split():
         words += [run] if run.isascii() or not _UNSPACED.search(run) else _letters(run)
@@ -89,8 +96,9 @@ def normalise(text: str) -> str:
     """SQuAD v1.1 normalisation: lower case, no punctuation, no articles, single spaces.
 
     On ASCII it is SQuAD's to the letter. Beyond, what is only written otherwise is the same: composed and decomposed
-    letters, other widths and fonts, other scripts' digits, other punctuation. A letter of a script without spaces is a
-    word, as in the graders of multilingual SQuAD.
+    letters, vowels of Arabic and Hebrew or none, other widths and fonts, other scripts' digits, other punctuation. A
+    letter of a script without spaces is a word, as in the graders of multilingual SQuAD, and so is one of Hangul, as in
+    those of KorQuAD.
     """
     return " ".join(_words(text))
 
