@@ -161,9 +161,9 @@ def _clean(text: str, split_newlines: bool) -> tuple[list[str], dict[str, int]]:
         dropped["marks"] += mark != "---"
         if "---" in mark and not mark.strip("-"):
             lines.append("---\n")
-    for part in re.split("-{3,}", "".join(lines)):
+    for number, part in enumerate(re.split("-{3,}", "".join(lines))):
         if split_newlines:
-            found, headings = _lines_or_questions(part.splitlines(keepends=True))
+            found, headings = _lines_or_questions(part.splitlines(keepends=True), opens=number == 0)
             pieces += found
             dropped["headings"] += headings
         else:
@@ -199,8 +199,9 @@ def _item(value: object) -> str:
     return "\n".join(f"{key}: {text}" for key, text in texts.items()) if len(texts) > 1 else "".join(texts.values())
 
 
-def _lines_or_questions(lines: list[str]) -> tuple[list[str], int]:
-    """(pieces of one part between rules, headings dropped); ``lines`` have their ends."""
+def _lines_or_questions(lines: list[str], opens: bool) -> tuple[list[str], int]:
+    """(pieces of one part between rules, headings dropped); ``lines`` have their ends; ``opens``: the first part, whose
+    question may have begun in the prompt."""
     lines = [piece for line in lines for piece in _NEXT.split(line)]
     asks = [bool(_ASKS.match(line.strip())) for line in lines]
     answers = [bool(_ANSWERS.match(line.strip()) or _WITHIN.search(line)) for line in lines]
@@ -213,7 +214,7 @@ def _lines_or_questions(lines: list[str]) -> tuple[list[str], int]:
         asks = [False] * len(lines)
     first = asks.index(True) if any(asks) else len(lines)
     if any(asks) and any(answers[:first]):
-        blocks, lead = [[_FIRST, *lines[:first]]], []
+        blocks, lead = [[_FIRST, *lines[:first]] if opens else lines[:first]], []
     else:
         blocks, lead = [], [line.strip() for line in lines[:first] if line.strip()]
     closed = False  # by an answer on the question's own line: what follows is no part of it
