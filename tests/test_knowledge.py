@@ -395,6 +395,15 @@ def test_a_broken_prompt_file_is_named_in_one_sentence(tmp_path) -> None:
     assert "anser" in message({"mine": good | {"anser": "x"}})
     assert "stop" in message({"mine": {key: good[key] for key in good if key != "stop"}})
     assert "mine.yaml" in message([good])
+    for key, value in {"stop": 5, "opening": None, "after": ["x"], "self_edit": [good["self_edit"]]}.items():
+        assert f"{key}: {value!r} is not a text" in message({"mine": good | {key: value}})
+    assert "stop: '' is not a text or null" in message({"mine": good | {"stop": ""}})
+    file.write_text("1: {}\n")
+    with pytest.raises(DataError, match="'mine' is not one of 1, implications"):
+        prompts.load("mine", str(file))
+    file.write_text(f"mine: {json.dumps(good)[:-1]}, 5: x}}\n")
+    with pytest.raises(DataError, match="5 missing or unknown"):
+        prompts.load("mine", str(file))
     assert "'yours'" in message({"mine": good}, "yours")
     with pytest.raises(ParameterError, match="absent.yaml"):
         prompts.load("mine", str(tmp_path / "absent.yaml"))
@@ -517,6 +526,10 @@ def lines(entries: list[dict]) -> str:
     return "\n".join(map(json.dumps, entries)) + "\n\n"
 
 
+def columns(rows: list[dict]) -> dict[str, list]:
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
 LAYOUTS = {
     "ours": json.dumps(OURS),
     "a list of answers": json.dumps(each(lambda gold: {"answer": [gold, "other"]})),
@@ -532,6 +545,13 @@ LAYOUTS = {
     "rows with one answer": lines(squad_rows(lambda gold: {"answer": gold})),
     "JSON lines": lines(OURS),
     "JSON lines of articles": lines(squad_raw()["data"]),
+    "columns": json.dumps(columns(squad_rows(lambda gold: {"answers": {"text": [gold], "answer_start": [0]}}))),
+    "columns as pandas writes them": json.dumps(
+        {key: dict(enumerate(column)) for key, column in columns(squad_rows(lambda gold: {"answer": gold})).items()}
+    ),
+    "rows of the Hub's viewer": json.dumps(
+        {"rows": [{"row_idx": 0, "row": row} for row in squad_rows(lambda gold: {"answer": {"value": gold}})]}
+    ),
     "byte order mark": "\ufeff" + json.dumps(OURS),
 }
 
@@ -575,6 +595,14 @@ def test_questions_without_an_answer_are_left_out_and_counted(tmp_path) -> None:
         (b"\x1f\x8b broken", "set.json cannot be read"),
         (gzip.compress(b"[1]" * 50)[:20], "set.json cannot be read"),
         (b"PK\x03\x04", "zip archive; unpack"),
+        (b"PAR1\x15", "is a Parquet file; write its rows as JSON lines"),
+        (b"ARROW1\0\0", "is an Arrow file"),
+        (b"BZh9", "not by gzip; unpack it"),
+        (b"\x28\xb5\x2f\xfd", "not by gzip; unpack it"),
+        (b'[{"title": "T", "title": "U"}]', "the key 'title' occurs twice"),
+        (json.dumps([*OURS, OURS[0]]).encode(), "is set-00000 again"),
+        (b'{"title": ["T"], "context": ["c", "d"], "question": ["q?"], "answer": ["a"]}', "columns differ in length"),
+        (b'[{"title": "T", "context": "c", "question": "q?", "answers": "{\'text\': [\'a\']}"}]', "written as text"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"[" * 100_000, "not JSON"),
         (b"[" + b"1" * 5_000 + b"]", "not JSON"),
