@@ -16,13 +16,19 @@ from seal_lib.runs import params, runner, trackers
 from seal_lib.store import commands as own
 
 
+def ready(values: dict[str, object]) -> None:
+    """Raises SealError where parameters do not go together, or name what is not on this machine."""
+    checks.check(values)
+    checks.on_this_machine(values)
+
+
 def enough(notebook: str, values: dict[str, object]) -> str:
     """Compare this machine's memory with a notebook's need before it starts, and return the comparison as text.
 
     Raises:
-        SealError: the memory is too small, or the parameters do not go together.
+        SealError: it is too little, or as `ready`.
     """
-    checks.check(values)
+    ready(values)
     return needs.check(notebook, values, costs.this_device())
 
 
@@ -88,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         values = {key: value for key, _, value in pairs}
         return runner.run(params.find(given.notebook), given.scale, values, given.force, enough)
     if given.command == "all":
-        return runner.run_all(given.scale, given.only, given.keep_going, given.force, max(1, given.jobs), checks.check)
+        return runner.run_all(given.scale, given.only, given.keep_going, given.force, max(1, given.jobs), ready)
     if given.command == "spent":
         return tell_spending(given.run, given.scale, given.prices)
     if given.command == "clean":

@@ -11,8 +11,9 @@ papermill, JupyterLab, make and pytest each start in another one.
 import gzip
 import json
 import os
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ ROOT: Path = PACKAGE.parent
 
 def _from_env(name: str) -> Path:
     value = os.environ.get(name, "")
-    return Path(value).expanduser().resolve() if value else ROOT
+    return expanded(value).resolve() if value else ROOT
 
 
 def notebooks() -> Path:
@@ -71,15 +72,20 @@ def data() -> Path:
 def test_data() -> Path | None:
     """Return the folder named by ``SEAL_DATA``, or None if it is unset; tests on real data are then skipped."""
     value = os.environ.get("SEAL_DATA", "")
-    return Path(value).expanduser().resolve() if value else None
+    return expanded(value).resolve() if value else None
 
 
 vars(test_data)["__test__"] = False  # the name starts with test_, but pytest must not collect it
 
 
 def given(path: str | Path) -> Path:
-    """Resolve a path from a parameter; a relative path counts from the checkout."""
-    return ROOT / Path(path).expanduser()
+    """A path a person gave in a parameter: a relative one counts from the checkout."""
+    return ROOT / expanded(path)
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with ``~`` as the home; it stays where nobody has that name, or this user has no home."""
+    return Path(os.path.expanduser(path))
 
 
 def short(path: Path) -> str:
@@ -138,16 +144,44 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def read_data(path: Path, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """Read the JSON value of a file from the user; a file of JSON lines gives the list of their values.
+#: the end of the name of a JSON file
+JSON = re.compile(r"\.json(?:\.gz)?$", re.IGNORECASE)
 
-    The text may be UTF-8, UTF-16 or UTF-32, with or without a byte order mark, and may be gzipped.
 
-    Args:
-        hook: passed to `json.loads` as ``object_pairs_hook``: makes each object from its (key, value) pairs.
+def is_json(path: Path) -> bool:
+    """Whether a file is named as JSON; hidden ones (macOS puts a ``._x.json`` beside ``x.json``) are not."""
+    return bool(JSON.search(path.name)) and not path.name.startswith(".") and not path.is_dir()
+
+
+def json_files(folder: Path) -> list[Path]:
+    """JSON files of a folder in the order of their names; links to nothing are among them."""
+    return [path for path in sorted(folder.iterdir()) if is_json(path)]
+
+
+#: how files begin that are no JSON text → what they are and the way out
+_OTHERS = {
+    b"PK\x03\x04": "is a zip archive; unpack it and give the file inside",
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file; run `git lfs pull`",
+    b"PAR1": "is a Parquet file; write its rows as JSON lines (datasets: to_json; pandas: to_json, lines=True)",
+    b"ARROW1": "is an Arrow file; write its rows as JSON lines (datasets: to_json)",
+} | dict.fromkeys((b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "is compressed, and not by gzip; unpack it")
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of its (key, value) pairs; a key that stands twice is an error, not a silent loss."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        seen = [key for key, _ in pairs]
+        raise DataError(f"the key {next(key for key in seen if seen.count(key) > 1)!r} occurs twice; remove one.")
+    return table
+
+
+def read_data(path: Path) -> Any:
+    """The JSON value of a file that somebody gives: UTF-8 or -16, with a byte order mark or not, gzipped or not. JSON
+    lines are the list of their values.
 
     Raises:
-        DataError: the file cannot be read, is not JSON, or is a zip archive or a Git LFS pointer.
+        DataError: one sentence naming the file; a key that stands twice in an object, too.
     """
     if path.exists() and not path.is_file():  # a device or a pipe may never end
         raise DataError(f"{path} is {'a folder' if path.is_dir() else 'a device'}, not a file; give a file.")
@@ -157,18 +191,18 @@ def read_data(path: Path, hook: Callable[[list[tuple[str, Any]]], Any] | None = 
             raw = gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}); mend the file or fetch it again.") from error
-    if raw.startswith(b"PK\x03\x04"):
-        raise DataError(f"{path} is a zip archive; unpack it and give the file inside.")
-    if raw.startswith(b"version https://git-lfs"):
-        raise DataError(f"{path} is a pointer of Git LFS, not the file; run `git lfs pull`.")
+    if other := next((told for head, told in _OTHERS.items() if raw.startswith(head)), ""):
+        raise DataError(f"{path} {other}.")
+    if path.suffix.lower() in (".csv", ".tsv"):
+        raise DataError(f"{path} is a table; write its rows as JSON lines (pandas: to_json, lines=True).")
     try:
         text = raw.decode(json.detect_encoding(raw))
         try:
-            return json.loads(text, object_pairs_hook=hook)
+            return json.loads(text, object_pairs_hook=unique)
         except json.JSONDecodeError as error:
             if error.msg != "Extra data":
                 raise
-        return [json.loads(line, object_pairs_hook=hook) for line in text.split("\n") if line.strip()]
+        return [json.loads(line, object_pairs_hook=unique) for line in text.split("\n") if line.strip()]
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:  # not JSON, another encoding, a number too long, nested too deep

@@ -130,6 +130,18 @@ def test_weights_of_every_model_named_are_part_of_what_a_run_is(tmp_path) -> Non
     assert after["model"] == before["model"] and after["other_models[0]"] != before["other_models[0]"]
 
 
+@pytest.mark.parametrize("name", ["set", "set.JSON", "tasks/aa.JSON", "tasks/aa.json.gz"])
+def test_data_under_any_name_is_part_of_what_a_run_is(tmp_path, name: str) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    parameters = {"passages": str(tmp_path / name.partition("/")[0]), "prompts": "seedling", "judge": "x" * 5000}
+    file.write_text("[]")
+    before = manifest.input_hashes(parameters)
+    assert set(before) == {"passages"}
+    file.write_text("[1]")
+    assert manifest.input_hashes(parameters) != before
+
+
 def test_the_plan_counts_one_loop_for_each_model(monkeypatch) -> None:
     monkeypatch.setenv("SET", "full")
     others = ["seedling-knowledge-1", "seedling-knowledge-2"]

@@ -35,6 +35,14 @@ from seal_lib.__main__ import main
         ("10", "prompts_file=/dev/zero", "neither a file nor a folder"),
         ("10", "prompts_file=nowhere.yaml", "nowhere.yaml does not exist"),
         ("10", "prompts=best", "'best' is not one of"),
+        ("11", "passages=nowhere.json", "passages: there is no "),
+        ("11", "passages=~nobody-has-this-name/squad.json", "passages: there is no "),
+        ("12", "practice=nowhere", "practice: there is no "),
+        ("20", "tasks=data/nowhere", "tasks: there is no "),
+        ("20", "solutions=nowhere.json", "solutions: there is no "),
+        ("11", "model=nowhere", "'nowhere' is neither a shipped seedling"),
+        ("11", "model=seedling-nothing", "'seedling-nothing' does not ship"),
+        ("11", "model=tests", "config.json is missing"),
     ],
 )
 def test_refused_before_anything_starts(tmp_path, monkeypatch, capsys, notebook: str, setting: str, says: str) -> None:

@@ -18,7 +18,6 @@ The authors cut lists of sub-tasks and therefore score other tasks than they tra
 ids.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,6 @@ from seal_lib.errors import DataError
 
 #: Hub dataset → the commit at which it is read
 HUB_REVISIONS = {"lordspline/arc-agi": "f323416db0d359989e3e88630ca0c21911f31754"}
-#: file name endings of JSON files, gzipped or not
-_ENDING = re.compile(r"\.json(?:\.gz)?$", re.IGNORECASE)
 
 
 def load_tasks(
@@ -56,7 +53,7 @@ def load_tasks(
         from seal_lib.arc import mixed_world, world
 
         population, _, count = challenges.removeprefix("world:").partition(":")
-        if not count.isdigit() or int(count) < 1:
+        if not (count.isascii() and count.isdecimal()) or int(count) < 1:
             raise DataError(f"tasks: {challenges} does not say how many; write world:{population}:24, say.")
         tasks = (mixed_world if population.startswith("mixed-") else world).tasks(population, int(count), seed)
         return tasks if ids is None else choose(tasks, ids, challenges)
@@ -104,13 +101,10 @@ def choose(tasks: Iterable[Task], ids: Sequence[str], where: str = "the tasks gi
 
 
 def _folder(source: Path) -> list[Task]:
-    """Return the tasks of a folder, one per file.
-
-    Hidden files are skipped, since macOS puts a ``._x.json`` beside ``x.json``.
-    """
+    """Tasks of a folder, one a file."""
+    files = paths.json_files(source)
     seen = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
-    files = [path for path in seen if path.is_file() and _ENDING.search(path.name)]
-    deeper = [path.name for path in seen if path.is_dir() and any(_ENDING.search(f.name) for f in path.rglob("*"))]
+    deeper = [path.name for path in seen if path.is_dir() and any(map(paths.is_json, path.rglob("*")))]
     if deeper:
         also = "tasks and folders" if files else "folders"
         names = ", ".join(deeper[:4])
@@ -122,6 +116,11 @@ def _folder(source: Path) -> list[Task]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{source}: task {twice!r} occurs twice; ids are unique, so remove a file.")
+    first: dict[tuple, str] = {}
+    for task in tasks:
+        other = first.setdefault((task.train, task.tests), task.id)
+        if other != task.id:
+            raise DataError(f"{source}: {task.id!r} is the same task as {other!r}; remove one of the files.")
     return tasks
 
 
@@ -132,7 +131,7 @@ def _original(path: Path) -> Task:
             f"{path} is not one task (keys 'train' and 'test'); a challenges file is given by name, not in a folder."
             + _of_pairs(entry)
         )
-    return _task(_ENDING.sub("", path.name), entry, str(path), None)
+    return _task(paths.JSON.sub("", path.name), entry, str(path), None)
 
 
 def _of_pairs(entry: object) -> str:
@@ -247,23 +246,12 @@ def _list(value: object, where: str) -> list:
     return value
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        seen = [key for key, _ in pairs]
-        raise DataError(f"the key {next(key for key in seen if seen.count(key) > 1)!r} occurs twice; remove one.")
-    return table
-
-
 def _read(path: Path) -> Any:
-    """Return the JSON object or list of a file.
-
-    Raises:
-        DataError: there is no such file, it holds another value, or a key occurs twice (JSON would silently drop one).
-    """
+    """The JSON object or list of a file."""
     if not path.is_file():
-        raise DataError(f"tasks: no file {path}; give a challenges file, a task file or a folder of task files.")
-    value = paths.read_data(path, _unique)
+        what = "is a link to nothing" if path.is_symlink() else "is no file"
+        raise DataError(f"tasks: {path} {what}; give a challenges file, a task file or a folder of task files.")
+    value = paths.read_data(path)
     if not isinstance(value, dict | list):
         raise DataError(f"{path} holds a {type(value).__name__}; expected a JSON object of tasks, or of one task.")
     return value

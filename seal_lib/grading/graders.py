@@ -20,14 +20,21 @@ from seal_lib.records import Answer, Question
 _ARTICLES = ("a", "an", "the")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _APART = str.maketrans({mark: f" {mark} " for mark in string.punctuation})
-#: marks inside a word or a number that are removed, as SQuAD's rule removes ``'`` and ``-``
-_JOINERS = set("’‘ʼ‛′‐‑‒–−·・٫٬\u00ad")
-#: compatibility forms that must not be replaced by their plain form: 10² is not 102
-_OTHER = ("<super>", "<sub>", "<fraction>", "<circle>")
-#: scripts that are written without spaces (Thai to Myanmar, Khmer, Javanese and related scripts, kana, Han); every
-#: letter of theirs counts as a word
+#: what stands within a word or a number and vanishes there, as SQuAD's rule lets ``'`` and ``-`` vanish: apostrophes,
+#: hyphens, points, marks of Arabic and Hebrew numbers and abbreviations, the Arabic line that only makes a word longer
+_JOINERS = set("’‘ʼ‛′‐‑‒–−·・٫٬\u05f3\u05f4\u0640\u00ad")
+#: marks that a writer may leave out: vowels of Arabic and Hebrew, and how an emoji is drawn
+_OPTIONAL = re.compile(
+    "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u064b-\u0652\u0670\u06d6-\u06ed\ufe0e\ufe0f]"
+)
+#: a separator of thousands
+_THOUSANDS = re.compile(r"(?<=\d)(?:[，．](?=\d)|[\u00a0\u2009\u202f](?=\d{3}(?!\d)))")
+#: compatibility forms that mean something else than what they look like: 10² is not 102
+_OTHER = ("<super>", "<fraction>", "<circle>")
+#: scripts that are written without spaces (Thai to Myanmar, Khmer, Javanese and their like, kana, Han), or whose
+#: particles stand at the word without one (Hangul): every letter of theirs is a word
 _UNSPACED = re.compile(
-    "[\u0e00-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aad\u1b00-\u1b7f\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029"
+    "[\u0e00-\u109f\u1100-\u11ff\u3131-\u318e\ua960-\ua97c\uac00-\ud7fb\u1780-\u17ff\u1950-\u19df\u1a20-\u1aad\u1b00-\u1b7f\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029"
     "\u3041-\u30ff\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua980-\ua9df\uaa60-\uaa7f"
     "\uf900-\ufaff\U00016ff0-\U0003ffff]"
 )
@@ -37,7 +44,7 @@ _UNSPACED = re.compile(
 def _plain(character: str) -> str:
     """Return the plain form of a non-ASCII character: width, font and digit variants become plain, marks vanish."""
     category = unicodedata.category(character)
-    if character in _JOINERS or category in ("Cf", "Sk"):  # format characters and standalone accents
+    if character in _JOINERS or category in ("Cf", "Sk") or _OPTIONAL.match(character):  # Sk: accents that stand alone
         return ""
     if category == "Nd":
         return str(unicodedata.decimal(character))
@@ -53,7 +60,7 @@ def _spelt(text: str) -> str:
     """Return ``text`` in one Unicode spelling; the case does not change, nor does ASCII text."""
     if text.isascii():
         return text
-    text = re.sub(r"(?<=\d)[，．](?=\d)", "", unicodedata.normalize("NFC", text))  # thousands separators vanish
+    text = _THOUSANDS.sub("", unicodedata.normalize("NFC", text))
     return unicodedata.normalize("NFC", "".join(c if c.isascii() else _plain(c) for c in text))
 
 
@@ -61,11 +68,11 @@ def _spelt(text: str) -> str:
 def _words(text: str, articles: bool = False, punctuation: bool = False, case: bool = False) -> list[str]:
     """Split a text into the words that graders compare; each flag keeps what is dropped by default."""
     if punctuation:
-        text = re.sub(r"([^\w\s])", r" \1 ", unicodedata.normalize("NFC", text)).translate(_APART)
+        text = re.sub(r"([^\w\s])", r" \1 ", unicodedata.normalize("NFKC", text)).translate(_APART)
     else:
         text = _spelt(text).translate(_PUNCTUATION)
     if not case:
-        text = text.lower() if text.isascii() else unicodedata.normalize("NFC", text.casefold())
+        text = text.lower() if text.isascii() else unicodedata.normalize("NFC", text.casefold().replace("i\u0307", "i"))
     words: list[str] = []
     for run in text.split():
         words += [run] if run.isascii() or not _UNSPACED.search(run) else _letters(run)
@@ -89,9 +96,10 @@ def _letters(run: str) -> list[str]:
 def normalise(text: str) -> str:
     """Normalise a text as SQuAD v1.1 does: lower case, no punctuation, no articles, single spaces.
 
-    For ASCII text this is exactly SQuAD's rule. For other text, spelling variants become equal: composed and decomposed
-    letters, width and font variants, digits of all scripts, other punctuation. A letter of a script without spaces is a
-    word, as in the graders of multilingual SQuAD.
+    On ASCII it is SQuAD's to the letter. Beyond, what is only written otherwise is the same: composed and decomposed
+    letters, vowels of Arabic and Hebrew or none, other widths and fonts, other scripts' digits, other punctuation. A
+    letter of a script without spaces is a word, as in the graders of multilingual SQuAD, and so is one of Hangul, as in
+    those of KorQuAD.
     """
     return " ".join(_words(text))
 

@@ -6,14 +6,17 @@
 a path                      JSON list of ``{title, context, questions: [{question, answer}]}``; optional
                             ``completions`` (self-edits) become the references ``external``, ``external_1``, …; or
                             SQuAD as its authors publish it (``{data: [{title, paragraphs: [{context, qas}]}]}``), or a
-                            row per question (``{title, context, question, answers}``); JSON lines and gzip too
+                            row per question (``{title, context, question, answers}``), as columns or as the Hub's
+                            viewer gives them, too; JSON lines and gzip too
 ==========================  =====================================================================================
 
-A gold answer is a text, a list (the first counts) or SQuAD's ``{text: [...]}``. A question that its file marks as
+A gold answer is a text, a list (the first counts) or SQuAD's ``{text: [...]}``. A passage that stands twice is refused,
+since every interval counts passages. A question that its file marks as
 without an answer, as SQuAD v2 does, is left out; one warning says how many were.
 """
 
 import random
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +28,8 @@ from seal_lib.errors import DataError
 from seal_lib.records import Passage, Question
 from seal_lib.seeds import rng
 
+#: what a table's cell becomes that held SQuAD's answers
+_WRITTEN = re.compile(r"[\[{]+\s*['\"](?:text|answer_start)['\"]\s*:")
 SQUAD_REVISION = "7b6d24c440a36b6815f21b70d25016731768db1f"
 
 
@@ -105,11 +110,17 @@ def from_json(path: Path) -> list[Passage]:
     """Passages of a JSON file in file order; ids are ``<stem>-<index>``.
 
     Raises:
-        DataError: names the file and entry that is missing, empty or malformed.
+        DataError: names the file and entry that is missing, empty, malformed or there twice.
     """
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"passages: no file {path}; give a JSON file, world:heldout or hub:rajpurkar/squad.")
-    return passages_of(paths.read_data(path), path.name.split(".json")[0], str(path))
+    passages = passages_of(paths.read_data(path), path.name.split(".json")[0], str(path))
+    first: dict[tuple[str, str], str] = {}
+    for passage in passages:
+        other = first.setdefault((passage.title, passage.text), passage.id)
+        if other != passage.id:
+            raise DataError(f"{path}: passage {passage.id} is {other} again; put its questions there and remove it.")
+    return passages
 
 
 def passages_of(value: object, stem: str, where: str, unasked: bool = False) -> list[Passage]:
@@ -131,6 +142,10 @@ def _entries(value: object, where: str) -> list:
     if isinstance(value, dict):
         if isinstance(value.get("data"), list) and value["data"]:
             entries = value["data"]
+        elif isinstance(value.get("rows"), list):  # as the Hub's viewer gives them
+            entries = [row.get("row", row) if isinstance(row, dict) else row for row in value["rows"]]
+        elif {"context", "question"} <= set(value) and isinstance(value["context"], list | dict):
+            entries = _of_columns(value, where)
         elif {"context", "paragraphs"} & set(value):  # one line of JSON lines
             entries = [value]
     if not isinstance(entries, list):
@@ -142,6 +157,14 @@ def _entries(value: object, where: str) -> list:
     if any(isinstance(entry, dict) and "question" in entry and "questions" not in entry for entry in entries):
         return _grouped(entries, where)
     return entries
+
+
+def _of_columns(columns: Mapping[str, Any], where: str) -> list[dict]:
+    """Rows of a table written by columns, each a list or, as pandas does it, an object by the number of the row."""
+    lists = {key: list(column.values()) if isinstance(column, dict) else column for key, column in columns.items()}
+    if len({len(column) if isinstance(column, list) else None for column in lists.values()}) > 1:
+        raise DataError(f"{where}: its columns differ in length; write a row per question.")
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
 def _article(article: object, where: str) -> list[dict]:
@@ -160,12 +183,13 @@ def _article(article: object, where: str) -> list[dict]:
 
 def _grouped(rows: Iterable[Any], where: str) -> list[dict]:
     """Entries of rows with one question each, one entry a context, in order of first appearance."""
-    grouped: dict[str, dict] = {}
+    grouped: dict[tuple, dict] = {}
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping) or not {"title", "context", "question"} <= set(row):
             raise DataError(f"{where}, row {i}: a row has title, context, question and answers; one is missing.")
-        key = _text(row["context"], "context", f"{where}, row {i}")
-        grouped.setdefault(key, {"title": _spaced(row["title"]), "context": key, "questions": []})
+        title = _spaced(_text(row["title"], "title", f"{where}, row {i}"))
+        key = title, _text(row["context"], "context", f"{where}, row {i}")
+        grouped.setdefault(key, {"title": title, "context": key[1], "questions": []})
         grouped[key]["questions"].append(row)
     return list(grouped.values())
 
@@ -233,12 +257,14 @@ def _passage(entry: object, name: str, where: str, unasked: bool) -> tuple[Passa
 def _gold(value: object, place: str) -> str:
     """Return the gold answer: a text, the first of a list, or of SQuAD's ``{text: [...]}``; "" if the list is empty."""
     if isinstance(value, Mapping):
-        value = value.get("text", "")
+        value = value.get("text", value.get("value", ""))
     if isinstance(value, list | tuple):
         return _gold(value[0], place) if value else ""
     gold = _text(value, "answer", place).strip()
     if not gold:
         raise DataError(f"{place}: the answer is empty; remove the question or fill it in.")
+    if _WRITTEN.match(gold):
+        raise DataError(f"{place}: the answer {gold[:40]!r} is a list or an object written as text; write it as JSON.")
     return gold
 
 

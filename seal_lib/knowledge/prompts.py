@@ -71,20 +71,24 @@ def load(name: str, file: str | None = None) -> Prompts:
             raise DataError(f"{file}: expected `name: {{self_edit: …, answer: …}}` entries, one per prompt set.")
         sets, origin = sets | own, dict.fromkeys(own, file)
     if name not in sets:
-        raise DataError(f"prompts: {name!r} is not one of {', '.join(sorted(sets))}.")
+        raise DataError(f"prompts: {name!r} is not one of {', '.join(sorted(map(str, sets)))}.")
     chosen, where = sets[name], origin.get(name, shipped.name)
     keys = {item.name: item.default is MISSING for item in fields(Prompts) if item.name != "name"}
     wrong = {key for key, needed in keys.items() if needed} - set(chosen) | set(chosen) - set(keys)
     if wrong:
         raise DataError(
-            f"{where}, set {name!r}: {', '.join(sorted(wrong))} missing or unknown; a set has "
+            f"{where}, set {name!r}: {', '.join(sorted(map(str, wrong)))} missing or unknown; a set has "
             f"{', '.join(sorted(key for key, needed in keys.items() if needed))}, and may have "
             f"{', '.join(sorted(key for key, needed in keys.items() if not needed))}."
         )
+    for key, value in chosen.items():
+        if not isinstance(value, str) and not (key == "stop" and value is None) or key == "stop" and value == "":
+            null = " or null" if key == "stop" else ""
+            raise DataError(f"{where}, set {name!r}, {key}: {value!r} is not a text{null}; put it in quotes.")
     if chosen.get("pieces", PIECES[0]) not in PIECES:
         raise DataError(f"{where}, set {name!r}, pieces: {chosen['pieces']!r} is not one of {', '.join(PIECES)}.")
     for key, slots in _SLOTS.items():
-        absent = [slot for slot in sorted(slots) if "{" + slot + "}" not in str(chosen[key])]
+        absent = [slot for slot in sorted(slots) if "{" + slot + "}" not in chosen[key]]
         if absent:
             raise DataError(f"{where}, set {name!r}, {key}: the slot {{{absent[0]}}} is missing from the template.")
     return Prompts(name=name, **chosen)

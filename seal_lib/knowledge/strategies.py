@@ -86,10 +86,10 @@ def load(names: Sequence[str], file: str | None = None) -> list[Strategy]:
     found = []
     for name in names:
         if name not in known:
-            raise DataError(f"strategies: {name!r} is not one of {', '.join(known)}.")
+            raise DataError(f"strategies: {name!r} is not one of {', '.join(map(str, known))}.")
         row = {"made": None, **known[name]}
-        wrong = set(row) - {"write", "made"}
-        if wrong or "{passage}" not in str(row.get("write", "")):
+        wrong, wording = {*map(str, row)} - {"write", "made"}, row.get("write")
+        if wrong or not isinstance(wording, str) or "{passage}" not in wording:
             what = f"the key {min(wrong)!r} is unknown" if wrong else "write needs the slot {passage}"
             raise DataError(f"strategy {name!r}: {what}; see the head of strategies.yaml.")
         if row["made"] not in (None, "external", *world.NOTE_STYLES):

@@ -16,6 +16,9 @@ DTYPES = ("float64", "float32", "bfloat16", "float16", "4bit")
 #: A tokenizer with fewer tokens than this share of the embedding's rows belongs to another model. Models pad the rows
 #: to round numbers, by at most 2 % in those that we tested (Phi 2).
 LEAST_KNOWN = 0.9
+#: types of packed weights, which mean something only with their scales
+PACKED = ("I8", "U8", "F8", "F4")
+_UNPACKED = 'give the model in float32, bfloat16 or float16 (dtype: "4bit" packs it here)'
 
 
 def json_object(path: Path) -> dict[str, Any]:
@@ -25,11 +28,13 @@ def json_object(path: Path) -> dict[str, Any]:
         DataError: the file is missing, cannot be read, or does not hold a JSON object.
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(_not_a_pointer(path.read_bytes(), path))
     except FileNotFoundError:
         raise DataError(f"{path} is missing; give a folder that is whole.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); mend its rights or copy it again.") from None
+    except SealError:
+        raise
     except (ValueError, RecursionError) as error:  # not JSON, not Unicode, a number too long, nested too deep
         raise DataError(f"{path} is no JSON ({said(error)}); copy the file again.") from None
     if not isinstance(found, dict):
@@ -49,13 +54,27 @@ def tensors_of(path: Path) -> dict[str, Any]:
     return load_file(str(path))
 
 
+def _not_a_pointer(content: bytes, path: Path) -> bytes:
+    """The content of a file as it is, unless Git LFS has left it where it was."""
+    if content.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path} is a pointer of Git LFS, not the file; run `git lfs pull`.")
+    return content
+
+
 def check_safetensors(path: Path) -> None:
-    """Raise DataError if the header and the length of a file do not agree; only the header is read."""
+    """Refuse a file whose header and length do not agree, or that holds packed numbers; only the header is read."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(path), "pt"):
-            pass
+        with open(path, "rb") as file:
+            _not_a_pointer(file.read(64), path)
+        with safe_open(str(path), "pt") as tensors:
+            kinds = {key: str(tensors.get_slice(key).get_dtype()) for key in tensors.keys()}  # noqa: SIM118
+        packed = next((key for key, kind in kinds.items() if kind.startswith(PACKED)), None)
+        if packed:
+            raise DataError(f"{path}: {packed} is stored as {kinds[packed]}, in packed numbers; {_UNPACKED}.")
+    except SealError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{path} is cut or damaged ({said(error)}); copy or download it again.") from None
 
@@ -163,10 +182,10 @@ def _kinds(error: BaseException | None) -> Iterator[str]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise DataError if a model folder has no readable config, or its weights are missing or cut off.
-
-    Only the headers of the weights are read.
-    """
+    """Refuse a model folder without a readable config, with an adapter (which transformers would put on), or whose
+    weights are missing or cut; only headers are read."""
+    if (folder / "adapter_config.json").exists():
+        raise DataError(f"{folder} holds an adapter; merge it with PEFT (merge_and_unload) and give the merged model.")
     for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         if file == "config.json" or (folder / file).exists():
             json_object(folder / file)
@@ -196,10 +215,21 @@ def check_config(config: Any, name: str) -> None:
             f"model {name!r}: model_type {config.model_type!r} in config.json is no causal language model; give a "
             "decoder such as Llama or Qwen."
         )
+    if packed := getattr(config, "quantization_config", None):
+        way = packed.get("quant_method") if isinstance(packed, dict) else type(packed).__name__
+        raise DataError(f"model {name!r}: quantization_config in config.json says its weights are {way}; {_UNPACKED}.")
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> None:
-    """Raise DataError if a tokenizer has no EOS token, so that no text could end."""
+    """Refuse a tokenizer with which no text could be ended, or whose chat template cannot be filled."""
+    if getattr(tokenizer, "chat_template", None):
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "reply"}]
+        try:
+            tokenizer.apply_chat_template(turns, tokenize=False)
+        except Exception as error:  # whatever a template does
+            raise DataError(
+                f"The chat template of model {name!r} cannot be filled ({said(error)}); mend it, or take it out."
+            ) from error
     if tokenizer.eos_token_id is None:
         raise DataError(
             f"The tokenizer of model {name!r} has no EOS token, so no text could be ended; set eos_token in its "

@@ -5,9 +5,10 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seal_lib import paths
+from seal_lib import models, paths
 from seal_lib.arc import prompts as arc_prompts
 from seal_lib.arc.domain import TestTimeTraining
 from seal_lib.errors import ParameterError
@@ -22,12 +23,30 @@ from seal_lib.knowledge.domain import InnerLoop
 from seal_lib.knowledge.evaluate import BASELINES
 from seal_lib.knowledge.notes import FILES
 from seal_lib.loops.settings import OuterLoop, Pretraining
+from seal_lib.models.checks import check_folder
 from seal_lib.report.arms import plain
 from seal_lib.runs import yaml_files
 from seal_lib.runs.values import did_you_mean
 
 if TYPE_CHECKING:
     from seal_lib.continual.rules.base import Rule
+
+
+#: parameters that name data, on this machine unless they say where else it comes from
+SOURCES = ("passages", "practice", "prior", "tasks", "solutions", "practice_solutions")
+
+
+def on_this_machine(values: Mapping[str, Any]) -> None:
+    """Raises SealError where data or a model that the parameters name is not there, or a model's folder is not whole;
+    a network is not asked."""
+    for key in SOURCES:
+        value = str(values.get(key) or "world:")
+        if not value.startswith(("world:", "hub:")) and not paths.given(value).exists():
+            raise ParameterError(f"{key}: there is no {paths.given(value)}; give the path of your data, or fetch it.")
+    single = [value for key, value in values.items() if key == "model" or key.endswith("_model")]
+    for name in [*single, *(name for key, names in values.items() if key.endswith("_models") for name in names or ())]:
+        if name and Path(source := models.resolve(name)[0]).is_dir() and not name.startswith("seedling-"):
+            check_folder(Path(source))
 
 
 def check(values: Mapping[str, Any]) -> None:

@@ -93,11 +93,8 @@ def code_changed(record: Mapping[str, Any]) -> list[str]:
 
 
 def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
-    """Return the content hashes of the files, folders and local models that the parameters point at.
-
-    These are existing ``*_path`` and ``*_file`` values, each entry of the list ``files``, other values that name an
-    existing data file or a folder of JSON files, and local models (``model``, ``*_model``, each entry of a list
-    ``*_models``).
+    """Content hashes of what the parameters point at: existing ``*_path``/``*_file``, each of a list ``files``, data
+    files, folders of task files, local models (``model``, ``*_model``, and each of a list ``*_models``).
     """
     found: dict[str, str] = {}
     models_by_key = {name: value for name, value in parameters.items() if name == "model" or name.endswith("_model")}
@@ -105,7 +102,7 @@ def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
         if name.endswith("_models"):
             models_by_key |= {f"{name}[{i}]": model for i, model in enumerate(value)}
     for name, value in models_by_key.items():
-        if value and (value.startswith("seedling-") or Path(value).is_dir()):
+        if value and (value.startswith("seedling-") or os.path.isdir(paths.given(value))):
             from seal_lib import models
 
             found[name] = models.weight_hash(value)
@@ -113,15 +110,10 @@ def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
     for name, value in (parameters | listed).items():
         if not isinstance(value, str) or not value or name in models_by_key:
             continue
-        if name.endswith(("_path", "_file")):
-            path = paths.given(value)
-            if path.exists():
-                found[name] = content_hash(path)
-        elif (
-            value.endswith((".json", ".jsonl", ".yaml", ".gz")) and paths.given(value).is_file()
-        ):  # passages, practice, …
-            found[name] = content_hash(paths.given(value))
-        elif "/" in value and (files := sorted(paths.given(value).glob("*.json"))):  # a folder of tasks
+        path = paths.given(value)
+        if name.endswith(("_path", "_file")) and os.path.exists(path) or os.path.isfile(path):  # passages, practice, …
+            found[name] = content_hash(path)
+        elif os.path.isdir(path) and (files := paths.json_files(path)):  # a folder of tasks
             found[name] = digest(*[part for file in files for part in (file.name, content_hash(file))])
     return found
 

@@ -231,7 +231,7 @@ def layers_of(path: Path) -> list[Layer]:
     """Return the layers of one file: its shared files in order, then its own lines."""
     own, known, source = _load(path), shared(), paths.short(path)
     wanted = own.pop(INCLUDE, [])
-    if not isinstance(wanted, list) or len({*map(str, wanted)}) < len(wanted):
+    if not isinstance(wanted, list) or len({name for name in wanted if isinstance(name, str)}) < len(wanted):
         raise ParameterError(
             f"{source}: {INCLUDE} is a list of different shared files; write {INCLUDE}: [models/NAME]."
         )

@@ -179,7 +179,7 @@ def _typed(value: object, kind: Type) -> tuple[str, object]:
         return "is a nested mapping, and parameters are flat; give each value its own key", None
     if kind.item is not None:  # a list
         if not isinstance(value, list):
-            return f"={_shown(value)} is not a list; write [{value}]", None
+            return f"={_shown(value)} is not a list; write [{str(value).strip('[] ')}]", None
         fitted = [_typed(item, kind.item) for item in value]
         wrong = next(((i, text) for i, (text, _) in enumerate(fitted) if text), None)
         if wrong:

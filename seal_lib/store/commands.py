@@ -12,7 +12,6 @@ import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from seal_lib import paths
@@ -126,7 +125,7 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
 
 def store_of(folder: str) -> Store:
     """The store in a folder a person named, or the usual one."""
-    return Store(Path(folder).expanduser() if folder else paths.data() / "store")
+    return Store(paths.expanded(folder) if folder else paths.data() / "store")
 
 
 # ---------------------------------------------------------------------------------------------- the commands
@@ -134,7 +133,7 @@ def store_of(folder: str) -> Store:
 
 def _learn(given: argparse.Namespace) -> tuple[list[Edit], str]:
     values = settings(given)
-    document = Path(given.document).expanduser() if given.document else paths.given(values["document_path"])
+    document = paths.expanded(given.document) if given.document else paths.given(values["document_path"])
     asked = [Question(text, "") for text in given.question or ([] if given.document else values["asked"])]
     documents = read(document, values["passage_words"])
     if len(documents) == 1:
@@ -238,7 +237,7 @@ def _audit(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if given.what and not given.what.isdigit():
         if judge:
             raise ParameterError(f"--judge reads self-edits, and {given.what} has none yet; learn it, or name an edit.")
-        documents = read(Path(given.what).expanduser(), PASSAGE_WORDS)
+        documents = read(paths.expanded(given.what), PASSAGE_WORDS)
         findings = [(part.document, part.place, reviewed(part.passage)) for one in documents for part in parts(one)]
     else:
         with store_of(given.store) as store:
@@ -316,11 +315,11 @@ def _prune(given: argparse.Namespace) -> tuple[list[Edit], str]:
 
 def _queue(given: argparse.Namespace) -> tuple[list[Queued], str]:
     for path in given.document:
-        if not Path(path).expanduser().exists():
+        if not paths.expanded(path).exists():
             raise DataError(f"There is no document {path}; give a file or a folder.")
     with store_of(given.store) as store:
         for path in given.document:
-            store.enqueue(Path(path).expanduser())
+            store.enqueue(paths.expanded(path))
         rows = store.queue()
     lines = [("document", "waits since"), *((one.source, one.added) for one in rows)]
     return rows, table(lines) if rows else "nothing waits; `seal queue DOCUMENT` adds one."
@@ -366,14 +365,14 @@ def _serve(given: argparse.Namespace) -> tuple[None, str]:
 
 def _export(given: argparse.Namespace) -> tuple[list[str], str]:
     with store_of(given.store) as store:
-        folders = [str(path) for path in export(store, Path(given.folder).expanduser(), given.edit)]
+        folders = [str(path) for path in export(store, paths.expanded(given.folder), given.edit)]
     return folders, "\n".join(folders)
 
 
 def _import(given: argparse.Namespace) -> tuple[list[Edit], str]:
     ready = session(settings(given))
     with store_of(given.store) as store:
-        edits = take_in(store, ready.policy, Path(given.folder).expanduser(), ready.domain)
+        edits = take_in(store, ready.policy, paths.expanded(given.folder), ready.domain)
     return edits, "\n\n".join(shown(edit) for edit in edits)
 
 
