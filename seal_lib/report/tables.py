@@ -35,6 +35,7 @@ OTHER_TITLES = {  # of experiments whose table is no headline: pattern of the na
     "tour": "A first tour",
     "knowledge/self_edits": "What the untrained policy writes",
     "knowledge/models": "Models grown from other seeds",
+    r"knowledge/model_size/(\w+)": r"Model sizes: \1",
     r"knowledge/cpt_(\d+)_full": r"\1 passages at once, all weights",
     r"knowledge/cpt_(\d+)_lora": r"\1 passages at once, LoRA",
     "knowledge/prompts": "Prompt formats, before and after rounds",
