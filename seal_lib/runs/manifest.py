@@ -31,7 +31,16 @@ PACKAGES = (
 SECRET = re.compile(r"(key|token|secret|password)", re.IGNORECASE)
 REDACTED = "(redacted)"
 #: parameters that change no row: where work is done (`seal_lib.runs.workers`), and what may be spent elsewhere
-WHERE = ("workers", "ray_address", "judge_env", "external_env", "rater_env", "endpoint_calls", "endpoint_seconds")
+WHERE = (
+    "workers",
+    "cards",
+    "ray_address",
+    "judge_env",
+    "external_env",
+    "rater_env",
+    "endpoint_calls",
+    "endpoint_seconds",
+)
 #: parameters that change no row but keep more files: they make another run only where they are on
 MORE = ("keep_adapters",)
 DETERMINISM = {
