@@ -11,7 +11,7 @@ from pathlib import Path
 
 from seal_lib import paths
 from seal_lib.errors import DataError
-from seal_lib.knowledge import diversity, world
+from seal_lib.knowledge import diversity, relations, world
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import Loops, difference_rows, result_rows, token_row
 from seal_lib.knowledge.prompts import PIECES, Prompts
@@ -43,11 +43,19 @@ class Strategy:
 
     name: str
     write: str
-    made: str | None
+    made: str | None = None
+    groups: tuple[int, ...] = ()
+    listing: str = ""
 
     @property
     def arm(self) -> str:
-        return f"strategy_{self.name.replace('-', '_')}"
+        name = self.name.replace("-", "_")
+        return name if self.groups else f"strategy_{name}"
+
+    @property
+    def ready(self) -> bool:
+        """Whether somebody writes such notes in the made world."""
+        return self.made is not None or bool(self.groups)
 
     def prompts(self, base: Prompts) -> Prompts:
         """Return the run's prompt set with this strategy's instruction, and without format rules of its own."""
@@ -59,20 +67,28 @@ class Strategy:
         Raises:
             DataError: the strategy has no such notes, or the passage is not of the made world.
         """
-        if self.made is None or not passage.facts:
+        if not self.ready or not passage.facts:
             why = "no notes of the made world stand for it" if passage.facts else f"passage {passage.id} is real text"
             raise DataError(f"strategies: {self.name!r} has no ready notes ({why}); let the policy write them.")
+        if self.groups:
+            each = [relations.made(passage, size, count, seed) for size in self.groups]
+            return self.edits(passage, [text.text for several in zip(*each, strict=False) for text in several], count)
         facts = [world.Fact(*fact) for fact in passage.facts]
         draws = [rng("strategy", self.made, seed, passage.id, k) for k in range(count)]
         texts = [
             world.external_notes(facts, draw) if self.made == "external"
             else world.notes(facts, draw, self.made, len(facts)) for draw in draws
         ]  # fmt: skip
-        return [SelfEdit(f"{passage.id}/{self.name}/{k}", passage.id, t, self.arm) for k, t in enumerate(texts)]
+        return self.edits(passage, texts, count)
+
+    def edits(self, passage: Passage, texts: Sequence[str], count: int) -> list[SelfEdit]:
+        """``count`` self-edits, empty ones where there are fewer texts."""
+        first = [*texts[:count], *[""] * (count - len(texts))]
+        return [SelfEdit(f"{passage.id}/{self.name}/{k}", passage.id, t, self.arm) for k, t in enumerate(first)]
 
 
-def load(names: Sequence[str], file: str | None = None) -> list[Strategy]:
-    """Return the strategies of these names, from ``file`` where it has them, otherwise from the shipped ones.
+def load(names: Sequence[str] | None = None, file: str | None = None) -> list[Strategy]:
+    """The strategies of these names (default: every one), from ``file`` if it has them, else from the shipped ones.
 
     Raises:
         DataError: a name is unknown, or an entry lacks its instruction or has an invalid value.
@@ -84,15 +100,21 @@ def load(names: Sequence[str], file: str | None = None) -> list[Strategy]:
             raise DataError(f"{file}: expected `name: {{write: …, made: null}}` entries, one per strategy.")
         known = {**known, **own}
     found = []
-    for name in names:
+    for name in known if names is None else names:
         if name not in known:
-            raise DataError(f"strategies: {name!r} is not one of {', '.join(map(str, known))}.")
-        row = {"made": None, **known[name]}
-        wrong, wording = {*map(str, row)} - {"write", "made"}, row.get("write")
-        if wrong or not isinstance(wording, str) or "{passage}" not in wording:
-            what = f"the key {min(wrong)!r} is unknown" if wrong else "write needs the slot {passage}"
+            raise DataError(f"strategies: {name!r} is not one of {', '.join(known)}.")
+        row = {**known[name]}
+        row["groups"] = tuple(row.get("groups", ()))
+        slots = {"write": ["{passage}", *["{entities}"] * bool(row["groups"])], "listing": ["{passage}"]}
+        lacking = [
+            f"{key} needs the slot {slot}" for key, several in slots.items() for slot in several
+            if (key == "write" or row["groups"]) and slot not in str(row.get(key, ""))
+        ]  # fmt: skip
+        wrong = set(row) - {"write", "made", "groups", "listing"}
+        if wrong or lacking:
+            what = f"the key {min(wrong)!r} is unknown" if wrong else lacking[0]
             raise DataError(f"strategy {name!r}: {what}; see the head of strategies.yaml.")
-        if row["made"] not in (None, "external", *world.NOTE_STYLES):
+        if row.get("made") not in (None, "external", *world.NOTE_STYLES):
             raise DataError(f"strategy {name!r}, made: {row['made']!r} is no note style of the made world.")
         found.append(Strategy(name, **row))
     return found
@@ -106,8 +128,15 @@ def in_turn(written: Sequence[Written], count: int) -> dict[str, list[SelfEdit]]
 
 
 def write(run: Recorder, policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, *,
-          phase: str, count: int, seed: int) -> dict[str, list[SelfEdit]]:  # fmt: skip
-    """Let a policy write ``count`` self-edits per passage; return them by passage id, each whole, with its opening."""
+          phase: str, count: int, seed: int, study: Strategy | None = None) -> dict[str, list[SelfEdit]]:  # fmt: skip
+    """By passage ``count`` self-edits of a policy, each whole, with the opening that it was given. ``study``: the
+    strategy whose prompts the domain has."""
+    if study and study.groups:
+        sizes, each = study.groups, -(-count // len(study.groups))
+        texts = relations.write(run, policy, passages, outer, listing=study.listing, relating=study.write, sizes=sizes,
+                                phase=phase, count=each, seed=seed)  # fmt: skip
+        by_turn = sorted(texts, key=lambda text: text.sample)  # of every size the first, then the second, …
+        return {p.id: study.edits(p, [t.text for t in by_turn if t.unit_id == p.id], count) for p in passages}
     edits = write_self_edits(run, policy, passages, domain, outer, phase=phase, seed=seed, samples=count)
     found: dict[str, list[SelfEdit]] = {passage.id: [] for passage in passages}
     for edit in edits:

@@ -7,7 +7,7 @@ weights from names alone.
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,12 +124,11 @@ class Policy:
             The new policy and the last loss (NaN if it was not finite).
         """
         from seal_lib.training.adapters import Adapter, merge
-        from seal_lib.training.finetune import sft
 
         def build(folder: Path) -> None:
             batch, accumulate = pieces(self.model, outer.sft_batch)
-            adapter, report = sft(
-                self.model, pairs, rank=outer.sft_rank, alpha=outer.sft_alpha, lr=outer.sft_lr,
+            adapter, report = self._trained(
+                pairs, outer.cards, rank=outer.sft_rank, alpha=outer.sft_alpha, lr=outer.sft_lr,
                 epochs=outer.sft_epochs, batch=batch, accumulate=accumulate, targets=outer.sft_targets,
                 schedule=outer.sft_schedule, warmup_ratio=outer.sft_warmup_ratio,
                 weight_decay=outer.sft_weight_decay, clip=outer.sft_clip, seed=derive_seed(seed, name, "sft"),
@@ -149,24 +148,36 @@ class Policy:
                    on_step: Callable[[dict], None] | None = None) -> "tuple[Policy, dict]":  # fmt: skip
         """Continue pretraining on all documents (token ids) together; return the new policy and the report of `sft`.
 
-        The new policy has no source, as its weights exist in this process only. This policy stays as it is.
+        Its weights are nowhere but in this process, so that it has no source. This policy stays as it is. Over several
+        cards ``on_step`` is not called.
 
         Raises:
             DivergedError: a loss is not finite.
         """
         from seal_lib.training.adapters import Adapter, merge
-        from seal_lib.training.finetune import sft
 
         batch, accumulate = pieces(self.model, settings.cpt_batch)
-        trained, report = sft(
-            self.model, [((), ids) for ids in documents], loss_on="all", method=settings.cpt_method, lr=settings.cpt_lr,
-            epochs=settings.cpt_epochs, batch=batch, accumulate=accumulate, schedule=settings.cpt_schedule,
-            warmup_ratio=settings.cpt_warmup_ratio, weight_decay=settings.cpt_weight_decay, clip=settings.cpt_clip,
+        trained, report = self._trained(
+            [((), ids) for ids in documents], settings.cards, loss_on="all", method=settings.cpt_method,
+            lr=settings.cpt_lr, epochs=settings.cpt_epochs, batch=batch, accumulate=accumulate,
+            schedule=settings.cpt_schedule, warmup_ratio=settings.cpt_warmup_ratio,
+            weight_decay=settings.cpt_weight_decay, clip=settings.cpt_clip,
             rank=settings.cpt_rank, alpha=settings.cpt_alpha, targets=settings.cpt_targets, seed=seed,
-            gradient_checkpointing=next(self.model.parameters()).device.type != "cpu", on_step=on_step,
+            gradient_checkpointing=next(self.model.parameters()).device.type != "cpu",
+            **({"on_step": on_step} if on_step and settings.cards == 1 else {}),
         )  # fmt: skip
         model = merge(self.model, trained, copy=True) if isinstance(trained, Adapter) else trained
         return replace(self, model=model, source=None), report
+
+    def _trained(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], cards: int, **settings: Any) -> tuple:
+        """What `sft` gives: here, or by a process on each of several cards."""
+        if cards > 1:
+            from seal_lib.training.several import sft_over
+
+            return sft_over(cards, self.model, asdict(self.base), pairs, **settings)
+        from seal_lib.training.finetune import sft
+
+        return sft(self.model, pairs, **settings)
 
 
 def pieces(model: "PreTrainedModel", batch: int) -> tuple[int, int]:

@@ -266,7 +266,7 @@ class Budget:
         raise ParameterError(
             f"{self.title}: {self.needed / GB:.1f} GB are needed and there are {self.total / GB:.1f} GB; the largest "
             f"part is {name} with {size / GB:.1f} GB. Use fewer slots, fewer tokens_per_step, gradient_checkpointing, "
-            "dtype 4bit, a smaller KV cache or a smaller model."
+            "dtype 4bit, a smaller KV cache, more cards (where there is such a parameter) or a smaller model."
         )
 
 

@@ -19,7 +19,7 @@ from seal_lib.plan import cells, costs, needs
 from seal_lib.plan.costs import Device
 from seal_lib.plan.work import Phase, totals
 from seal_lib.report.spending import Prices
-from seal_lib.runs import params, runner
+from seal_lib.runs import manifest, params, runner
 
 
 @dataclass
@@ -115,7 +115,7 @@ def _model(item: Item, p: Mapping) -> budget.Shape | None:
     if "model" not in p:
         return None
     name = str(p["model"])
-    for one in (name, *p.get("other_models", [])):
+    for one in dict.fromkeys(manifest.models_named(p).values()):
         lack, size = needs.need_model(one, tokenizer_only="dtype" not in p)
         item.missing += [lack] * bool(lack)
         if size:
@@ -124,9 +124,7 @@ def _model(item: Item, p: Mapping) -> budget.Shape | None:
 
 
 def _inputs(notebook: str, scale: str, chosen: list[str]) -> list[str]:
-    """Return a sentence for each run that the notebook reads and that is neither finished nor chosen."""
-    from seal_lib.runs import manifest
-
+    """Runs it reads that are neither finished nor chosen."""
     wanted = runner.reads(notebook) or set()
     lacking = [name for name in sorted(wanted) if name not in chosen and manifest.newest(name, scale) is None]
     return [f"reads the run of {name} at scale {scale}, which is not finished; add it to ONLY." for name in lacking]

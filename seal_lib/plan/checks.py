@@ -68,7 +68,7 @@ def check(values: Mapping[str, Any]) -> None:
         studies = strategies.load(values["strategies"], values.get("strategies_file"))
         if values["strategy_writer"] == "made" and not str(values["passages"]).startswith("world:"):
             raise ParameterError("strategy_writer: made knows the made world only; take policy for real text.")
-        if values["strategy_writer"] == "made" and (odd := [s.name for s in studies if s.made is None]):
+        if values["strategy_writer"] == "made" and (odd := [s.name for s in studies if not s.ready]):
             raise ParameterError(
                 f"strategies: {odd[0]!r} has no notes of the made world; take strategy_writer: policy."
             )
@@ -128,6 +128,9 @@ def _arms(values: Mapping[str, Any]) -> None:
             elif name not in known:
                 hint = did_you_mean(name, list(known)) or "choose from these."
                 raise ParameterError(f"{key}: {name!r} is not one of {', '.join(known)}; {hint}")
+            elif (way := getattr(known[name], "study", None)) and not way.ready:
+                if str(values["passages"]).startswith("world:"):
+                    raise ParameterError(f"{key}: {name!r} has no notes of the made world; take it for real text.")
             if tuning and name != plain(name):
                 raise ParameterError(f"{key}: {name!r} has no knobs of its own; write {plain(name)!r}.")
     if study and not tuning and not any(rule_of(name).trains for name in values["arms"]):

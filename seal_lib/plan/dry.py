@@ -370,9 +370,9 @@ def write_texts(run: Recorder, policy: Policy, passages: Sequence[Passage], arm:
     writer = corpus.writer_of(arm)
     if writer.source == "external":
         return [corpus.Text(p.id, arm, i, p.references["external"]) for p in passages for i in range(count)]
-    if writer.source != "relations":
+    if writer.study is None:
         return corpus.write(run, policy, passages, arm, domain, outer, count=count, seed=seed)
-    samples = count * len(writer.groups)
+    samples = count * max(1, len(writer.study.groups))
     edits = write_self_edits(run, policy, passages, domain, outer, phase=f"{arm}/relate", seed=seed, samples=samples)
     return [corpus.Text(e.unit_id, e.source, i % count, e.text) for i, e in enumerate(edits)]
 

@@ -100,8 +100,10 @@ def _m_step(p: Mapping, one: Phase, shape: budget.Shape, device: Device, weights
     rows = 1 if device.is_gpu else one.batch
     tokens = int(rows * (text.write + long))
     activations = budget.activation_bytes(shape, tokens, one.targets, dtype=str(p["dtype"]), rank=one.rank)
+    again = {"weights, until they are cut over the cards": weights / 2} if int(p.get("cards", 1)) > 1 else {}
     parts = {
         "weights, two policies": weights,
+        **again,
         "adapter in training": budget.slot_bytes(shape, one.targets, one.rank),
         f"activations of {tokens} tokens": activations,
         "logits of the completions": budget.logits_bytes(shape, int(rows * long)),
@@ -111,22 +113,30 @@ def _m_step(p: Mapping, one: Phase, shape: budget.Shape, device: Device, weights
 
 
 def _all_weights(p: Mapping, one: Phase, shape: budget.Shape, device: Device) -> budget.Budget:
-    """Return the budget of training all weights.
-
-    It holds a copy of the policy, its gradients and AdamW's moments, all in the weights' type.
-    """
+    """Training every weight: a copy of the policy, its gradients and AdamW's moments, all in the weights' type. Over
+    several cards (`seal_lib.training.several`): of the first one, where the policy lies whole beside its share."""
     weights = budget.weight_bytes(shape, str(p["dtype"]))
     rows = 1 if device.is_gpu else one.batch
     tokens = int(rows * min(p["cpt_length"], one.tokens / one.steps))
-    parts = {
+    cards = int(p.get("cards", 1))
+    layer = weights * shape.linear_parameters / shape.parameters / shape.layers
+    ends = weights * shape.embedding_parameters / shape.parameters
+    states = {
         "weights, the policy and its copy": 2 * weights,
         "gradients": weights,
         "moments of AdamW": 2 * weights,
+    } if cards == 1 else {
+        "weights, the policy": weights,
+        f"1/{cards} of weights, gradients and moments, or the copy afterwards": max(4 * weights / cards, weights),
+        "embeddings and two layers whole, with gradients": 2 * ends + 3 * layer,
+    }  # fmt: skip
+    parts = {
+        **states,
         f"activations of {tokens} tokens": budget.activation_bytes(
             shape, tokens, one.targets, dtype=str(p["dtype"]), rank=int(p["rank"])
         ),
         "logits": budget.logits_bytes(shape, tokens),
-        "CUDA context": budget.CONTEXT,
+        "CUDA context": budget.CONTEXT * min(cards, 2),
     }
     return budget.Budget(f"{shape.name}, all weights", parts, device.memory)
 

@@ -1,9 +1,9 @@
-"""The main comparisons on several models that differ only in their seed, as lines of ``results.csv`` and in words.
+"""The main comparisons on several models: their lines in ``results.csv``, and in words.
 
-Each model has one ReST^EM loop, and all are evaluated on the same passages or tasks (`seal_lib.loops.outer.run_loop`).
-A model takes the role that a loop has elsewhere: the pooled intervals account for other passages or tasks *and* for
-other models grown by the same recipe. Knows no domain: the caller gives the function that turns a model's trials into
-lines (``table_rows`` of `seal_lib.knowledge.evaluate` or `seal_lib.arc.tables`).
+One ReST^EM loop per model, on the same evaluation passages or tasks (`seal_lib.loops.outer.run_loop`). Of models that
+differ in their seed alone, a model is what a loop is elsewhere: the pooled intervals speak of other passages or tasks
+*and* of other models grown by the same recipe. Sizes are no sample of anything and are not pooled. Knows no domain: how
+a model's trials become lines is given (``table_rows`` of `seal_lib.knowledge.evaluate` or `seal_lib.arc.tables`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +61,40 @@ def model_rows(
         for model, trials in several.items()
         for row in table_rows(experiment, trials, comparisons(first), model=model, **label)
     ]
+
+
+def size_rows(
+    experiment: str,
+    sizes: Mapping[str, str],
+    loops: Mapping[str, EvaluatedLoop],
+    frozen: Mapping[str, Sequence],
+    table_rows: Callable[..., list[dict]],
+    **label: str,
+) -> list[dict]:
+    """Lines of ``<experiment>/<size>`` for each size: its frozen model and its loop.
+
+    Args:
+        sizes: size -> model name. loops, frozen: model name -> its loop, the trials without training.
+        table_rows, label: as in `model_rows`.
+    """
+    rows = []
+    for size, model in sizes.items():
+        pairs = [*comparisons(loops[model]), ("own_untrained", "frozen")]
+        trials = {"frozen": frozen[model], **loops[model].evaluated}
+        rows += table_rows(f"{experiment}/{size}", trials, pairs, model=model, **label)
+    return rows
+
+
+def sizes_in_words(rows: Sequence[Mapping]) -> str:
+    """Markdown: for each size what is separable on it, as `in_words` says it.
+
+    Args:
+        rows: as `size_rows` gives them.
+    """
+    by_model: dict[str, list[Mapping]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], []).append(row)
+    return "\n".join(f"`{model}`:\n\n{in_words(some)}" for model, some in by_model.items())
 
 
 def in_words(rows: Sequence[Mapping]) -> str:

@@ -104,6 +104,8 @@ def beside(df: pd.DataFrame, item: Item, scale: str = "") -> pd.DataFrame:
     if item.space:
         return pd.DataFrame(list(_settings(item, scale)))
     frame = pd.DataFrame([line for part in item.parts for line in _lines(df, part, len(item.parts) > 1)])
+    if "model" in frame and len({*frame["model"]} - {""}) < 2:
+        frame = frame.drop(columns="model")
     frame = frame.drop(columns=[name for name in frame if (frame[name] == "").all()])
     entries = [entry for part in item.parts for versions in printed(part).values() for entry in versions.values()]
     notes = dict.fromkeys(f"{e['cell']} ({e['version']}): {e['note']}." for e in entries if e["note"])
@@ -118,8 +120,8 @@ def _lines(df: pd.DataFrame, part: Part, labelled: bool) -> Iterator[dict]:
     ours = rows[rows["metric"].str.fullmatch(part.metric)]
     reference = "own_untrained" if "own_untrained" in about.references else next(iter(about.references))
     verdict_column = f"separable from {about.references[reference]}?"
-    several = len({metric for _, metric in known}) > 1  # with several metrics, show only the values that the paper has
-    keys = {*known, *(() if several or not known else ours[["arm", "metric"]].itertuples(index=False, name=None))}
+    several = len({metric for _, metric in known}) > 1  # of several metrics, only what the paper has
+    keys = {*known, *(() if several else ours[["arm", "metric"]].itertuples(index=False, name=None))}
     for arm, metric in sorted(keys, key=lambda key: (arm_rank(key[0]), key[1])):
         versions = known.get((arm, metric), {})
         files = versions.get("json") or next((e for e in versions.values() if e["low"] is not None), None)
@@ -127,12 +129,12 @@ def _lines(df: pd.DataFrame, part: Part, labelled: bool) -> Iterator[dict]:
             line = {"setting": part.label} if labelled else {}
             line |= {"arm": arm_label(arm)} | ({"value": _value(metric)} if several else {})
             if row is None:
-                line |= {"ours, %": NOT_RUN, "n": "", "protocol": "", verdict_column: ""}
+                line |= {"ours, %": NOT_RUN, "n": "", "model": "", "protocol": "", verdict_column: ""}
             else:
                 same = rows[(rows["protocol"] == row["protocol"]) & (rows["model"] == row["model"])]
                 verdict = tables.verdict(same, arm, reference, metric) if metric == about.metric else ""
                 line |= {"ours, %": tables.percent(row), "n": words.units(Estimate.of_row(row))}
-                line |= {"protocol": row["protocol"], verdict_column: verdict}
+                line |= {"model": row["model"], "protocol": row["protocol"], verdict_column: verdict}
             line |= {v: f"{100 * versions[v]['value']:.1f}" if v in versions else "" for v in VERSIONS}
             yield line | {"authors' files, 95 %": tables.percent(_bounds(files)) if files else ""}
 

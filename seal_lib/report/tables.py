@@ -36,6 +36,7 @@ OTHER_TITLES = {  # experiments without a headline table: pattern of the name ->
     "tour": "A first tour",
     "knowledge/self_edits": "What the untrained policy writes",
     "knowledge/models": "Models grown from other seeds",
+    r"knowledge/model_size/(\w+)": r"Model sizes: \1",
     r"knowledge/cpt_(\d+)_full": r"\1 passages at once, all weights",
     r"knowledge/cpt_(\d+)_lora": r"\1 passages at once, LoRA",
     "knowledge/prompts": "Prompt formats, before and after rounds",

@@ -30,9 +30,18 @@ PACKAGES = (
 ).split()
 SECRET = re.compile(r"(key|token|secret|password)", re.IGNORECASE)
 REDACTED = "(redacted)"
-#: parameters that change no row: where the work is done (`seal_lib.runs.workers`), keys and budgets of other models
-WHERE = ("workers", "ray_address", "judge_env", "external_env", "rater_env", "endpoint_calls", "endpoint_seconds")
-#: parameters that change no row but keep more files; they change the run's key only when they are on
+#: parameters that change no row: where work is done (`seal_lib.runs.workers`), and what may be spent elsewhere
+WHERE = (
+    "workers",
+    "cards",
+    "ray_address",
+    "judge_env",
+    "external_env",
+    "rater_env",
+    "endpoint_calls",
+    "endpoint_seconds",
+)
+#: parameters that change no row but keep more files: they make another run only where they are on
 MORE = ("keep_adapters",)
 KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # files whose content hashes stand in a run's record
 DETERMINISM = {
@@ -92,17 +101,26 @@ def code_changed(record: Mapping[str, Any]) -> list[str]:
     return code.changed(record["code"], code_of(str(record["notebook"])))
 
 
+def models_named(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Parameter -> the model it names: ``model``, ``*_model`` and each of a list ``*_models``; empty ones left out."""
+    alone = {name: value for name, value in parameters.items() if name == "model" or name.endswith("_model")}
+    listed = {
+        f"{name}[{i}]": model
+        for name, several in parameters.items()
+        if name.endswith("_models")
+        for i, model in enumerate(several)
+    }
+    return {name: model for name, model in (alone | listed).items() if model}
+
+
 def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
     """Content hashes of what the parameters point at: existing ``*_path``/``*_file``, each of a list ``files``, data
     files, folders of task files, local models (``model``, ``*_model``, and each of a list ``*_models``).
     """
     found: dict[str, str] = {}
-    models_by_key = {name: value for name, value in parameters.items() if name == "model" or name.endswith("_model")}
-    for name, value in parameters.items():
-        if name.endswith("_models"):
-            models_by_key |= {f"{name}[{i}]": model for i, model in enumerate(value)}
+    models_by_key = models_named(parameters)
     for name, value in models_by_key.items():
-        if value and (value.startswith("seedling-") or os.path.isdir(paths.given(value))):
+        if value.startswith("seedling-") or Path(value).is_dir():
             from seal_lib import models
 
             found[name] = models.weight_hash(value)

@@ -48,7 +48,7 @@ RANGES = {
     r"slots|tokens_per_step|warmup|copies|passage_number|prior_skip|n_own|question_samples|finalists": COUNT_OR_NONE,
     r"(\w+_)?(epochs|batch|rank|tokens|steps|tries)|n_\w+|(max|cpt)_length|passage_words|show_\w+|lengths?": COUNT,
     r"sizes|merge_most|people|completions|guard_limit|counts|budgets|token_limit": COUNT,
-    r"samples|rounds|edits|cap|workers|documents|document_limit|questions|anchors|settings|endpoint_calls": COUNT,
+    r"samples|rounds|edits|cap|workers|cards|documents|document_limit|questions|anchors|settings|endpoint_calls": COUNT,
 }
 #: parameter name → the form of its text, as a regular expression and in words
 FORMS = {

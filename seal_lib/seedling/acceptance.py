@@ -5,7 +5,7 @@ notebook. A model that misses one number is not shipped.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seal_lib.seedling import growth
@@ -96,10 +96,10 @@ library_name: transformers
 # Knowledge seedling
 
 A {parameters:,}-parameter Llama ({recipe.layers} layers, width {recipe.hidden}) grown from nothing on texts about
-invented people (`seal_lib/knowledge/world.py`, `recipe.py`). It is a **model organism**: it shows the whole of
-SEAL on a laptop within minutes. It is no evidence about Qwen, Llama or any model of real language, and answers nothing
-about the real world. It cannot tell two people with the same attribute apart when asked about a passage in view, so the
-passages of the notebooks name each attribute once.
+invented people (`seal_lib/knowledge/world.py`, `seal_lib/seedling/recipe.py`). It is a **model organism**: it shows the
+whole of SEAL on a laptop within minutes. It is no evidence about Qwen, Llama or any model of real language, and answers
+nothing about the real world. It cannot tell two people with the same attribute apart when asked about a passage in
+view, so the passages of the notebooks name each attribute once.
 
 A growth that misses a range of the table below is not shipped. So what the table says is **built in** and no finding:
 good notes teach, the bare passage does not, the untrained policy lies between. What training the policy on its own
@@ -176,4 +176,15 @@ ACCEPTANCE = {
         _GRID_CARD,
         "24 tasks × 5 self-edits of rules that no evaluation uses",
     ),
+}
+
+#: Other sizes of a shipped model, all else equal. How much their own notes teach before training is a column of the
+#: table over sizes, so a size is not selected by it: it must only lie between the passage alone and good notes.
+SIZES = {
+    f"knowledge-{size}": replace(
+        ACCEPTANCE["knowledge"],
+        recipe=replace(ACCEPTANCE["knowledge"].recipe, hidden=32 * heads, heads=heads, mlp=96 * heads),
+        accepted=ACCEPTANCE["knowledge"].accepted | {"own_untrained": (0.10, 0.85)},
+    )
+    for size, heads in {"small": 3, "large": 6}.items()
 }

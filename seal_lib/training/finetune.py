@@ -81,12 +81,36 @@ def quiet(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
             module.training = flag
 
 
-@contextmanager
-def lora(model: nn.Module, start: dict[str, tuple[Tensor, Tensor]], rank: int, alpha: float) -> Iterator[dict]:
-    """Add a PEFT adapter to the model within the block and yield its trainable parameters, {module name: (A, B)}.
+def cut(model: nn.Module, processes: int) -> None:
+    """Cut every parameter over the processes of this group (FSDP2), a decoder layer after the other; one: leave it."""
+    if processes == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from transformers.modeling_layers import GradientCheckpointingLayer
 
-    ``start`` gives the initial A [rank, in] and B [out, rank] of each target. Afterwards the adapter is removed and
-    every parameter requires a gradient as before.
+    mesh = init_device_mesh(next(model.parameters()).device.type, (processes,))
+    for module in [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:
+        fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy on the CPU; of one that is cut over processes, who must all ask for it, all of it."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu().clone()
+
+
+@contextmanager
+def lora(
+    model: nn.Module, start: dict[str, tuple[Tensor, Tensor]], rank: int, alpha: float, processes: int = 1
+) -> Iterator[dict]:
+    """PEFT adapters on the model for the length of the block; yields {module name: (A, B)} parameters, to be trained.
+
+    Afterwards the model is plain again and every parameter requires gradients as before.
+
+    Args:
+        processes: the model is cut over so many, see `cut`, and stays so.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -94,20 +118,23 @@ def lora(model: nn.Module, start: dict[str, tuple[Tensor, Tensor]], rank: int, a
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(start), lora_dropout=0.0, task_type="CAUSAL_LM")
     peft_model = get_peft_model(model, config)
     try:
-        weights = {}
-        for name, (a, b) in start.items():
-            layer = model.get_submodule(name)
-            weights[name] = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+        for name, pair in start.items():
             with torch.no_grad():
-                weights[name][0].copy_(a)
-                weights[name][1].copy_(b)
-        yield weights
+                for weight, value in zip(_pair(model, name), pair, strict=True):
+                    weight.copy_(value)
+        cut(model, processes)
+        yield {name: _pair(model, name) for name in start}
     finally:
         peft_model.unload()
         if hasattr(model, "peft_config"):
             del model.peft_config
         for p, flag in flags:
             p.requires_grad_(flag)
+
+
+def _pair(model: nn.Module, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+    layer = model.get_submodule(name)
+    return layer.lora_A["default"].weight, layer.lora_B["default"].weight
 
 
 def example_loss(model: nn.Module, examples: Sequence[Example], device: torch.device) -> Tensor:
@@ -170,7 +197,7 @@ def sft(
     rank: int = 64, alpha: float = 128.0, accumulate: int = 1, targets: str | Sequence[str] = "all-linear",
     schedule: str = "linear", clip: float | None = 1.0, warmup_ratio: float = 0.0, weight_decay: float = 0.0,
     seed: int = 0, loss_on: str = "completion", method: str = "lora", gradient_checkpointing: bool = False,
-    in_place: bool = False, on_step: Callable[[dict], None] | None = None,
+    in_place: bool = False, on_step: Callable[[dict], None] | None = None, process: tuple[int, int] = (0, 1),
 ) -> tuple[Adapter | nn.Module, dict]:  # fmt: skip
     """Finetune on (prompt ids, completion ids) pairs. Padding is within a micro-batch only and never in the loss.
 
@@ -178,11 +205,12 @@ def sft(
     how it is split. All randomness comes from ``seed``.
 
     Args:
-        loss_on: "completion", or "all" tokens but the first (for continued pretraining, with empty prompts).
-        method: "lora" trains an `Adapter` and leaves the model as it was (`seal_lib.training.adapters.merge` adds it);
-            "full" trains every weight of a copy, or of ``model`` itself with ``in_place``. bfloat16 weights are rounded
-            stochastically, see `HalfAdamW`.
-        on_step: receives the step, the number of steps and the loss after each optimiser step.
+        loss_on: "completion", or "all" tokens but the first (continued pretraining: empty prompts). method: "lora":
+            train an `Adapter`, leave the model as it was (`seal_lib.training.adapters.merge` adds it).
+            "full": train every weight of a copy, or of ``model`` itself if ``in_place``. bfloat16 weights are
+            rounded at random, see `HalfAdamW`.
+        process: (number, of how many) in a torch process group, whose processes all call this alike: the model is cut
+            over them and stays so, each has its part of a step's pairs (`seal_lib.training.several`).
 
     Returns:
         The adapter ("lora") or the trained model ("full"), and a report: steps, tokens, losses, learning rates …
@@ -203,6 +231,7 @@ def sft(
     warmup = math.ceil(warmup_ratio * len(plan))
     if method == "full" and not in_place:
         model = deepcopy(model)
+    number, processes = process
     losses: list[float] = []
     rates: list[float] = []
     with ExitStack() as stack:
@@ -210,19 +239,21 @@ def sft(
         if method == "lora":
             names = target_names(model, targets)
             start = Job("sft", (), rank=rank, seed=seed).initial(target_linears(model, names))
-            weights = stack.enter_context(lora(model, start, rank, alpha))
+            weights = stack.enter_context(lora(model, start, rank, alpha, processes))
             parameters = [p for pair in weights.values() for p in pair]
         else:
+            cut(model, processes)
             parameters = list(model.requires_grad_(True).parameters())
         if parameters[0].dtype == torch.float32:
             optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
         else:
-            optimizer = HalfAdamW(parameters, lr, weight_decay, derive_seed(seed, "rounding"))
+            own = [number] if processes > 1 else []
+            optimizer = HalfAdamW(parameters, lr, weight_decay, derive_seed(seed, "rounding", *own))
         for step, chosen in enumerate(plan):
             for group in optimizer.param_groups:
                 group["lr"] = lr * learning_rate(schedule, step, len(plan), warmup)
             rates.append(optimizer.param_groups[0]["lr"])
-            losses.append(_accumulate(model, [rows[i] for i in chosen], batch))
+            losses.append(_accumulate(model, [rows[i] for i in chosen], batch, process))
             if not math.isfinite(losses[-1]):
                 raise DivergedError(f"sft: loss is {losses[-1]} at step {step + 1} of {len(plan)}; lower lr {lr}.")
             if clip:
@@ -232,7 +263,7 @@ def sft(
             if on_step is not None:
                 on_step({"steps": step + 1, "of": len(plan), "loss": losses[-1]})
         if method == "lora":
-            kept = {name: tuple(p.detach().cpu().clone() for p in pair) for name, pair in weights.items()}
+            kept = {name: tuple(whole(p) for p in pair) for name, pair in weights.items()}
             trained = Adapter(rank, alpha, names, kept)
         else:
             trained = model.requires_grad_(False)
@@ -273,13 +304,13 @@ class HalfAdamW(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                state = self.state[p]
+                state, own, gradient = self.state[p], _own(p), _own(p.grad)
                 if not state:
-                    state |= {"step": torch.zeros(()), "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
-                kept = (p, state["mean"], state["square"])
+                    state |= {"step": torch.zeros(()), "mean": torch.zeros_like(own), "square": torch.zeros_like(own)}
+                kept = (own, state["mean"], state["square"])
                 weight, mean, square = (x.float() for x in kept)
                 adamw(
-                    [weight], [p.grad.float()], [mean], [square], [], [state["step"]], foreach=False, amsgrad=False,
+                    [weight], [gradient.float()], [mean], [square], [], [state["step"]], foreach=False, amsgrad=False,
                     beta1=0.9, beta2=0.999, lr=group["lr"], weight_decay=group["weight_decay"], eps=1e-8,
                     maximize=False,
                 )  # fmt: skip
@@ -290,6 +321,11 @@ class HalfAdamW(torch.optim.Optimizer):
         """Round stochastically: a bfloat16 is the upper half of a float32, so add random low bits and truncate."""
         noise = torch.randint(0, 1 << 16, exact.shape, dtype=torch.int32, device=exact.device, generator=self.draw)
         return ((exact.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that is cut over processes, in place; any other as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _labelled(model: nn.Module, pairs: Sequence, loss_on: str) -> list[tuple[list[int], list[bool]]]:
@@ -312,11 +348,20 @@ def _labelled(model: nn.Module, pairs: Sequence, loss_on: str) -> list[tuple[lis
     return rows
 
 
-def _accumulate(model: nn.Module, rows: list[tuple[list[int], list[bool]]], batch: int) -> float:
-    """Accumulate the gradient of the mean loss over all targets, ``batch`` rows per forward pass; return the loss."""
+def _accumulate(
+    model: nn.Module, rows: list[tuple[list[int], list[bool]]], batch: int, process: tuple[int, int]
+) -> float:
+    """Gradient of the mean loss over all targets of ``rows``, ``batch`` rows a forward pass; returns that loss.
+
+    Each process takes its share of the rows. All must make as many passes: one whose rows are done repeats a row, and
+    nothing of it counts.
+    """
+    number, processes = process
     device, goal, total = next(model.parameters()).device, sum(labels.count(True) for _, labels in rows), 0.0
-    for i in range(0, len(rows), batch):
-        part = rows[i : i + batch]
+    mine = rows[number::processes]
+    for i in range(0, math.ceil(len(rows) / processes), batch):
+        part = mine[i : i + batch] or rows[:1]
+        share = processes if i < len(mine) else 0  # gradients are averaged over processes
         width = max(len(ids) for ids, _ in part)
         ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in part], device=device)
         real = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in part], device=device)
@@ -324,6 +369,10 @@ def _accumulate(model: nn.Module, rows: list[tuple[list[int], list[bool]]], batc
         logits = model(input_ids=ids, attention_mask=real, use_cache=False).logits[:, :-1][chosen]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits, ids[:, 1:][chosen], reduction="sum") / goal
-        loss.backward()
-        total += loss.item()
+        (loss * share).backward()
+        total += loss.item() * share / processes
+    if processes > 1:
+        summed = torch.tensor(total, dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(summed)
+        total = summed.item()
     return total
