@@ -7,6 +7,7 @@ A difference of two arms is an arm too: ``difference_arm(a, b)``, that is "a - b
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,7 @@ def by_round(rows: list[dict]) -> list[tuple[str, dict]]:
     ticks = []
     for other, (name, k), row in sorted(rounds, key=lambda item: item[:2]):
         tick = "untrained" if row["arm"] == "own_untrained" else f"round {k}"
-        ticks.append((name.split("_")[0] + "\n" + tick if other else tick, row))
+        ticks.append((textwrap.fill(arm_label(name), 14) + "\n" + tick if other else tick, row))
     return ticks + [("stronger\nwriter", row) for row in rows if row["arm"] == "external"]
 
 
