@@ -263,7 +263,7 @@ def test_names_stand_beside_intervals_and_not_on_them():
 
 
 def test_names_at_the_right_move_as_little_as_they_can():
-    assert marks_module.apart([0.0, 0.5, 0.9], 0.1) == [0.0, 0.5, 0.9]
+    assert marks_module.apart([0.0, 0.5, 0.9], 0.1) == pytest.approx([0.0, 0.5, 0.9])
     assert marks_module.apart([0.2, 0.5, 0.5], 0.1) == pytest.approx([0.2, 0.45, 0.55])  # both ways, not only up
     ax = axes()
     ax.set(ylim=(0.1, 100), yscale="log")
