@@ -280,17 +280,14 @@ def test_a_legend_names_only_what_can_be_seen():
 
 
 def test_the_papers_other_arms_are_no_gap_of_a_seedling(tmp_path):
-    def labels(model):
-        rows = pd.concat([results(), pd.DataFrame([row("notes_round_1", 0.3), row("notes_round_0", 0.2)])])
-        rows = rows.assign(experiment="knowledge/prompts", model=model).astype({"n": "Int64"})
-        rows = rows[rows["metric"] == "accuracy"].drop_duplicates("arm")
+    def arms_of(model):
+        rows = pd.DataFrame([row("frozen", 0.05, experiment=SINGLE)]).assign(model=model).astype({"n": "Int64"})
         seen = []
         figures.gallery(rows, tmp_path, [lambda own, full, rows: seen.extend(full["arm"]) or []])
         return seen
 
-    assert "implications_round_2" in labels("Qwen/Qwen2.5-7B")
-    assert set(labels("seedling-knowledge")) == {*results().query("metric == 'accuracy'")["arm"], "notes_round_0",
-                                                 "notes_round_1"}  # fmt: skip
+    assert len(arms_of("Qwen/Qwen2.5-7B")) == 5
+    assert arms_of("seedling-knowledge") == ["frozen"]
 
 
 def test_figures_are_headed_and_labelled_for_people():
