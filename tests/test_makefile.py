@@ -160,6 +160,19 @@ def test_an_interrupted_installation_is_done_again(checkout: Path) -> None:
     assert make(checkout, "env", fake, "EXTRAS=none").returncode == 0 and len(asked(checkout)) == 3
 
 
+@pytest.mark.parametrize("target", ["status", "lint"])
+def test_who_only_looks_installs_nothing(checkout: Path, target: str) -> None:
+    fake = f"PYTHON={fake_python(checkout)}"
+    done = make(checkout, target, fake)
+    assert done.returncode != 0 and "make env sets it up" in done.stderr
+    assert not (checkout / "asked").exists() and not (checkout / ".venv").exists()
+    make(checkout, "env", fake, "EXTRAS=none")
+    asked(checkout)
+    os.utime(checkout / "requirements/cpu.lock", (2**31, 2**31))  # nor what a newer lock asks for
+    make(checkout, target, fake)
+    assert (checkout / "asked").exists() and not asked(checkout)
+
+
 def test_an_unreachable_cpu_index_is_not_the_end(checkout: Path) -> None:
     done = make(checkout, "env", f"PYTHON={fake_python(checkout, fails='--extra-index-url')}", "EXTRAS=none")
     assert done.returncode == 0 and "taking the default one" in done.stdout

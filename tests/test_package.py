@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from conftest import REPOSITORY
@@ -12,6 +13,7 @@ import seal_lib
 from seal_lib import models
 from seal_lib.errors import DataError, DivergedError, ParameterError, RunError, SealError
 from seal_lib.models import budget
+from seal_lib.runs import yaml_files
 
 FOLDER = models.SEEDLINGS / "knowledge"
 HEAVY = ("torch", "transformers", "peft", "pandas", "matplotlib", "scipy", "datasets", "numpy", "papermill")
@@ -54,6 +56,15 @@ def test_every_name_of_the_package_resolves() -> None:
         assert getattr(seal_lib, name) is not None
     with pytest.raises(AttributeError, match="has no name 'stat'.*restem_round"):
         seal_lib.stat
+    assert set(seal_lib.__all__) <= set(dir(seal_lib))  # so that Tab offers them
+
+
+def test_the_citation_has_the_version_and_its_date() -> None:
+    told = yaml_files.read(REPOSITORY / "CITATION.cff")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    assert str(told["version"]) == seal_lib.__version__ == project["version"]
+    log = (REPOSITORY / "CHANGELOG.md").read_text("utf-8")
+    assert f"\n## {seal_lib.__version__} · {told['date-released']}\n" in log
 
 
 def test_errors_are_one_family() -> None:

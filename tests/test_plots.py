@@ -1,6 +1,7 @@
 """Figures draw what the table says, on the axes they are given, and nothing else. Run: pytest tests/test_plots.py"""
 
 import math
+import re
 
 import pytest
 
@@ -12,7 +13,7 @@ from conftest import REPOSITORY  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
 
 from seal_lib.errors import DataError  # noqa: E402
-from seal_lib.report import figures, plots, stats, tables  # noqa: E402
+from seal_lib.report import arms, figures, plots, stats, tables  # noqa: E402
 from seal_lib.report import marks as marks_module  # noqa: E402
 from seal_lib.report.marks import colour  # noqa: E402
 from seal_lib.report.results import read_results  # noqa: E402
@@ -230,6 +231,7 @@ def test_a_figure_says_n_model_protocol_grader_and_95_percent():
     assert "n = 8–40 passages; up to 3 loops" in figures.caption(both)
     assert "protocol clean / authors_v1" in figures.caption(both)
     assert figures.caption(pd.DataFrame({"step": [1]})) == ""
+    assert "; 3 models; " in figures.caption(pooled().assign(model="3 models"))
     two = figures.panels((plots.accuracy_by_arm, pooled()), (plots.differences, pooled()))
     assert len(two.axes) == 2 and "95 %" in two.get_supxlabel() and plt.get_fignums() == []
 
@@ -243,6 +245,59 @@ def test_names_stand_near_their_marks_and_hide_none():
     boxes = [Text.get_window_extent(text) for text in ax.texts]  # without their leaders
     hidden = [(a, b) for k, a in enumerate(boxes) for b in boxes[:k] if a.overlaps(b)]
     assert len(boxes) == 8 and not hidden
+
+
+def test_names_stand_beside_intervals_and_not_on_them():
+    """A name struck through by somebody's interval cannot be read."""
+    ax = axes()
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    at = [(0.3, 0.5, "the first arm", "#0072B2"), (0.36, 0.55, "the second arm", "#D55E00")]
+    for x, y, *_ in at:
+        ax.plot([x, x], [y - 0.2, y + 0.2])
+    marks_module.names_near(ax, at)
+    ax.figure.canvas.draw()
+    upright = [line.get_window_extent() for line in ax.lines]
+    for text in ax.texts:
+        box = Text.get_window_extent(text)
+        assert not [line for line in upright if box.x0 < line.x0 < box.x1 and line.y0 < box.y1 and box.y0 < line.y1]
+
+
+def test_names_at_the_right_move_as_little_as_they_can():
+    assert marks_module.apart([0.0, 0.5, 0.9], 0.1) == pytest.approx([0.0, 0.5, 0.9])
+    assert marks_module.apart([0.2, 0.5, 0.5], 0.1) == pytest.approx([0.2, 0.45, 0.55])  # both ways, not only up
+    ax = axes()
+    ax.set(ylim=(0.1, 100), yscale="log")
+    marks_module.names_at_right(ax, [(24.0, "a", "#0072B2"), (25.0, "b\nc", "#0072B2"), (0.5, "d", "#0072B2")])
+    ax.figure.canvas.draw()
+    low, a, b = sorted((text.get_window_extent() for text in ax.texts), key=lambda box: box.y0)
+    assert not a.overlaps(b) and ax.transAxes.inverted().transform((0, low.y0))[1] < 0.3
+
+
+def test_a_legend_names_only_what_can_be_seen():
+    few = pooled().assign(value=pooled()["value"].where(pooled()["metric"] != "blank_rate", 0.0))
+    ax = plots.accuracy_by_arm(few.assign(paper_value=math.nan), axes())
+    assert ax.get_legend() is None and not ax.patches
+
+
+def test_the_papers_other_arms_are_no_gap_of_a_seedling(tmp_path):
+    def arms_of(model):
+        rows = pd.DataFrame([row("frozen", 0.05, experiment=SINGLE)]).assign(model=model).astype({"n": "Int64"})
+        seen = []
+        figures.gallery(rows, tmp_path, [lambda own, full, rows: seen.extend(full["arm"]) or []])
+        return seen
+
+    assert len(arms_of("Qwen/Qwen2.5-7B")) == 5
+    assert arms_of("seedling-knowledge") == ["frozen"]
+
+
+def test_figures_are_headed_and_labelled_for_people():
+    for scale in ("seedling", "seedling-full"):
+        table = read_results(REPOSITORY / "figures" / scale / "results.csv")
+        names = set(table["experiment"].str.replace(r"/(seed_\w+|tasks|choices|texts_\d+)$", "", regex=True))
+        drawn = {name for name in names if not re.fullmatch("continual/(matrix|maps|tuning)", name)}  # own titles
+        assert not [name for name in drawn if tables.title(name) == name or "_" in tables.title(name)]
+    ticks = [tick for tick, _ in arms.by_round([row(f"{arm}_round_0", 0.5) for arm in ("no_prompt", "seal")])]
+    assert ticks == ["round 0", "no prompt\nround 0"]
 
 
 def test_an_arm_that_is_there_twice_is_refused():

@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 
 import pytest
+from conftest import REPOSITORY
 
 from seal_lib.runs import manifest
 
@@ -290,6 +292,26 @@ def test_readme_is_rewritten_only_between_the_markers(home, monkeypatch):
     readme.write_text("no markers")
     with pytest.raises(DataError, match="results:begin"):
         publishing.publish("seedling", readme)
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_results_and_of_their_csv():
+    readme, whole = ((REPOSITORY / name).read_text("utf-8") for name in ("README.md", "RESULTS.md"))
+    df = results.read_results(REPOSITORY / "figures" / "seedling" / "results.csv")
+    shown = readme[readme.index(publishing.BEGIN) : readme.index(publishing.END)]
+    everything = whole[whole.index("\n# seedling\n") :].partition("\n# seedling-full\n")[0]
+    checked = 0
+    for part in shown.split("**")[2::2]:  # after each heading
+        experiment = part.split("`")[1]
+        rows = df[(df["experiment"] == experiment) & (df["metric"] == tables.shown(experiment).metric)]
+        own = {arm_label(row["arm"]): row for row in rows.query("protocol == 'clean'").to_dict("records")}
+        there = everything[everything.index(f"(`{experiment}`)") :]
+        for line in re.findall(r"^\| (?!arm|---).*", part, re.MULTILINE):
+            arm, value, n, verdict = [cell.strip() for cell in line.split("|")[1:5]]
+            assert value == tables.percent(own[arm]), line
+            found = next(other for other in there.splitlines() if other.startswith(f"| {arm} | "))
+            assert {value, n, verdict} - {""} <= {cell.strip() for cell in found.split("|")}, line
+            checked += 1
+    assert checked >= 12
 
 
 def test_command_line_says_what_is_missing(capsys):

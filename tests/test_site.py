@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from browser import NEEDS_BROWSER, opened, until
@@ -14,10 +15,15 @@ WORDS = 1200  # of the README
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def module() -> ModuleType:
     spec = importlib.util.spec_from_file_location("site_of_docs", REPOSITORY / "docs" / "site.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def source(module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     module.lay_out(folder)
     return folder
@@ -47,6 +53,17 @@ def test_pictures_have_a_text_and_the_readme_is_one_screen() -> None:
     for path in [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")]:
         assert "![](" not in path.read_text(encoding="utf-8"), path.name
     assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").split()) <= WORDS
+
+
+def test_parameters_are_told_once(module: ModuleType) -> None:
+    def cell(tag: str, *lines: str) -> dict:
+        return {"cell_type": "code", "metadata": {"tags": [tag]}, "source": "\n".join(lines)}
+
+    first = cell("parameters", "n: int = 3  # passages", "lr: float = 2.0e-3", "names: list[str] = ['a']")
+    same = cell("injected-parameters", "# Parameters", "n = 3", "lr = 0.002", 'names = ["a"]')
+    assert module.told_once([first, same]) == [first]
+    other = cell("injected-parameters", "# Parameters", "n = 4", "lr = 0.002")
+    assert module.told_once([first, other])[1]["source"] == "# Parameters of this run\nn = 4"
 
 
 def builder() -> str | None:
@@ -84,3 +101,8 @@ def test_the_site_builds_and_a_browser_shows_it_light_dark_and_narrow(tmp_path: 
                 texts = page.js("Array.from(document.images, image => image.naturalWidth ? image.alt : '')")
                 assert all(texts) and not any("No description" in text for text in texts), (name, texts)
                 assert len(page.js("document.querySelector('.md-content').innerText")) > 2000
+            page.js("document.querySelector('#__search').click()")
+            page.js("document.querySelector('.md-search__input').focus()")
+            page.send("Input.insertText", text="WSL")
+            found = "document.querySelector('.md-search-result__link').href"
+            until(lambda found=found: "docs/own.html" in (page.js(found) or ""), "the search, without a server")

@@ -307,7 +307,7 @@ def bench_arc(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_ylim(len(rows) - 0.45, -0.55)
     ax.set_xlim(0, 1.02 * max(ax.get_xlim()[1] / 1.05, first))
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("ms per useful token (pale: share of padding)")
+    ax.set_xlabel("CPU ms per useful token (pale: share of padding; line: least to most)")
     return ax
 
 

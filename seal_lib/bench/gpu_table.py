@@ -22,6 +22,7 @@ from seal_lib.bench import gpu_sizes
 from seal_lib.errors import SealError
 from seal_lib.models import budget
 from seal_lib.plan import costs, lengths
+from seal_lib.report.marks import names_at_right
 
 if TYPE_CHECKING:
     import numpy as np
@@ -263,20 +264,19 @@ def cost_curve(table: pd.DataFrame, axes: Axes | np.ndarray) -> Axes | np.ndarra
     paints = {"qv": "#0072B2", "all-linear": "#009E73"}
     for ax, model in zip(panels, dict.fromkeys(table["model"]), strict=True):
         own = table[table["model"] == model]
-        ks = sorted(own["K"].unique())
+        ks, names = sorted(own.loc[own["variant"] == "bank", "K"].unique()), []
         for targets, paint in paints.items():
             _bank(own[(own["variant"] == "bank") & (own["targets"] == targets)].sort_values("K"), ax, targets, paint)
             for variant, style in (("authors", (0, (6, 2))), ("sequential", (0, (1, 1)))):
                 rows = own[(own["variant"] == variant) & (own["targets"] == targets)]
                 for y in rows["seconds_per_edit"].dropna():
                     ax.axhline(y, color=paint, linewidth=0.9, linestyle=style, gid=f"value:{variant}:{targets}")
-                    words = f"{LABELS[variant]}, {TARGET_LABELS[targets]}: {y:.3g} s"
-                    side = {"va": "top"} if targets == "qv" else {"va": "bottom"}  # the two often lie close together
-                    ax.text(ks[0], y, words, color=paint, fontsize=7, **side)
+                    names.append((y, f"{LABELS[variant]},\n{TARGET_LABELS[targets]}: {y:.3g} s", paint))
         ax.set(xscale="log", yscale="log", xlabel="adapters trained side by side, K", title=model.rpartition("/")[2])
         ax.set_xscale("log", base=2)
         ax.set_xticks(ks, [str(k) for k in ks])
         ax.set_ylabel("seconds per self-edit, answers included")
+        names_at_right(ax, names, size=7)
     return axes
 
 

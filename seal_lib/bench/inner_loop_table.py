@@ -60,7 +60,7 @@ def cost_by_slots(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
     limits = [limit for ax in panels for limit in ax.get_ylim()]
     for ax in panels:
         ax.set_ylim(min(limits), max(limits))
-    panels[0].set_ylabel("CPU ms per adapter-step, one thread")
+    panels[0].set_ylabel("CPU ms per adapter-step, one thread\n(band: least to most)")
     return axes
 
 

@@ -49,15 +49,14 @@ PAPER = ("sequential_authors_live", "sequential_authors", "sequential")
 FATED = ("sequential_authors", "sequential", "sequential_live", "replay", "null_space", "null_space_replay", "joint")
 
 
-def shows(experiment: str, metrics: str, of: Sequence[str] = ()) -> Callable:
-    """Decorate a figure so that it gets only the rows of some metrics and arms, the library's style and a caption.
-
-    The decorated function returns None if the table has no such row.
+def shows(experiment: str, metrics: str, of: Sequence[str] = (), intervals: bool = True) -> Callable:
+    """Decorator of a figure: it is given the rows of these metrics and arms alone, drawn in the style, and has a
+    caption.
 
     Args:
-        experiment: the experiment whose rows the gallery passes to it.
-        metrics: regular expression of the metrics it shows.
-        of: the arms it shows, in order, unless the caller names others; empty: all arms.
+        experiment: whose rows the gallery draws it from. metrics: pattern of the metrics it shows.
+        of: the arms it shows, in their order, unless its caller names others; none: all.
+        intervals: whether it draws them.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -70,7 +69,7 @@ def shows(experiment: str, metrics: str, of: Sequence[str] = ()) -> Callable:
             with style():
                 figure = function(rows, *([there] if of else []), **named)
                 if figure is not None:
-                    say(figure, rows)
+                    say(figure, rows, intervals)
             return figure
 
         def only(rows: pd.DataFrame, arms: Sequence[str] = of) -> pd.DataFrame:
@@ -113,7 +112,7 @@ def _matrices(cells: pd.DataFrame, arms: Sequence[str], difference: bool, title:
     """Draw the authors' released matrix and the matrices of the arms side by side on one colour scale."""
     figure, axes = _axes(1, 1 + len(arms), (2.9 * (1 + len(arms)), 3.5), title)
     heat_map(released_matrix(), axes[0, 0], difference)
-    axes[0, 0].set_title("the authors' release,\nQwen2.5-7B", fontsize=8.5)
+    axes[0, 0].set_title("the authors' release,\nQwen2.5-7B, 64 sequences", fontsize=8.5)
     for ax, arm in zip(axes[0, 1:], arms, strict=True):
         heat_map(matrix_of(cells, arm), ax, difference)
         ax.set_title("ours: " + textwrap.fill(arm_label(arm), 26), fontsize=8.5)
@@ -124,7 +123,7 @@ def _matrices(cells: pd.DataFrame, arms: Sequence[str], difference: bool, title:
     return figure
 
 
-@shows(MATRIX, "accuracy_after_.*", PAPER)
+@shows(MATRIX, "accuracy_after_.*", PAPER, intervals=False)
 def paper_figure(cells: pd.DataFrame, arms: Sequence[str]) -> Figure:
     """Draw the paper's heat map (Figure 6): the authors' released matrix beside ours, on one colour scale.
 
@@ -133,7 +132,7 @@ def paper_figure(cells: pd.DataFrame, arms: Sequence[str]) -> Figure:
     return _matrices(cells, arms, False, "What is right after each edit (the paper's Figure 6)")
 
 
-@shows(MAPS_EXPERIMENT, "accuracy_after_.*", MAPPED_ARMS)
+@shows(MAPS_EXPERIMENT, "accuracy_after_.*", MAPPED_ARMS, intervals=False)
 def maps_figure(cells: pd.DataFrame, arms: Sequence[str]) -> Figure:
     """Draw how accuracy differs from the unedited model: the authors' release, then each arm, on one colour scale."""
     return _matrices(cells, arms, True, "What each edit changes")
@@ -157,7 +156,7 @@ def scatter_figure(rows: pd.DataFrame, sweep: pd.DataFrame | None = None) -> Fig
     return figure
 
 
-@shows(EXPERIMENT, rf"({'|'.join(FATES)}):age_\d+", FATED)
+@shows(EXPERIMENT, rf"({'|'.join(FATES)}):age_\d+", FATED, intervals=False)
 def fates_figure(rows: pd.DataFrame, arms: Sequence[str]) -> Figure:
     """Draw what became of each question by age of the edit, one panel per arm."""
     columns = min(3, len(arms))
@@ -165,9 +164,12 @@ def fates_figure(rows: pd.DataFrame, arms: Sequence[str]) -> Figure:
     figure, axes = _axes(
         lines, columns, (2.9 * columns, 0.4 + 2.5 * lines), "What became of each question", sharey=True
     )
-    for ax, arm in zip(axes.flatten(), arms, strict=False):
+    for at, (ax, arm) in enumerate(zip(axes.flatten(), arms, strict=False)):
         fates_by_age(rows, ax, arm)
         ax.label_outer()
+        if at + columns >= len(arms):  # the lowest of its column
+            ax.tick_params(labelbottom=True)
+            ax.set_xlabel("later edits")
     for ax in axes.flatten()[len(arms) :]:
         ax.set_visible(False)
     handles, names = axes[0, 0].get_legend_handles_labels()

@@ -7,6 +7,7 @@ a gap ("not run"), never as a zero.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,7 @@ def by_round(rows: list[dict]) -> list[tuple[str, dict]]:
     ticks = []
     for other, (name, k), row in sorted(rounds, key=lambda item: item[:2]):
         tick = "untrained" if row["arm"] == "own_untrained" else f"round {k}"
-        ticks.append((name.split("_")[0] + "\n" + tick if other else tick, row))
+        ticks.append((textwrap.fill(arm_label(name), 14) + "\n" + tick if other else tick, row))
     return ticks + [("stronger\nwriter", row) for row in rows if row["arm"] == "external"]
 
 

@@ -78,12 +78,17 @@ def narrowed(table: pd.DataFrame, pattern: str) -> pd.DataFrame:
     return table[table["metric"].str.fullmatch(pattern)] if pattern else table
 
 
-def caption(table: pd.DataFrame) -> str:
-    """Return the caption of these rows (intervals, n, loops, model, protocol, grader), or "" for other tables."""
+def caption(table: pd.DataFrame, intervals: bool = True) -> str:
+    """What a figure of these rows must say: intervals, n, loops, model, protocol, grader. "" for another table.
+
+    Args:
+        intervals: whether the figure draws them; those of one that has no room for them are in its CSV.
+    """
     if not {"value", "low", "n", "unit", "model", "protocol", "grader"} <= set(table.columns):
         return ""
     rows = table[table["value"].notna()]
-    said = ["means with 95 % intervals"] if rows["low"].notna().any() else []
+    told = "means with 95 % intervals" if intervals else "means (their 95 % intervals are in the CSV file)"
+    said = [told] if rows["low"].notna().any() else []
     for unit, some in rows.groupby("unit", sort=False):
         counts = sorted(some["n"].dropna().astype(int).unique())
         if unit and counts:
@@ -93,13 +98,14 @@ def caption(table: pd.DataFrame) -> str:
     said += [f"up to {loops} loops"] if loops > 1 else []
     for name in ("model", "protocol", "grader"):
         values = [str(value) for value in rows[name].dropna().unique() if value]
-        said += [f"{name} {' / '.join(values)}"] if 0 < len(values) < 4 else []
+        few = " / ".join(values) if len(values) < 4 else ""
+        said += [few if few.endswith(f"{name}s") else f"{name} {few}"] if few else []  # "3 models" says it
     return "; ".join(said)
 
 
-def say(figure: Figure, table: pd.DataFrame) -> None:
+def say(figure: Figure, table: pd.DataFrame, intervals: bool = True) -> None:
     """Write the caption of these rows below a figure with constrained layout."""
-    text = textwrap.fill(caption(table), max(40, int(18 * figure.get_figwidth())), break_on_hyphens=False)
+    text = textwrap.fill(caption(table, intervals), max(40, int(18 * figure.get_figwidth())), break_on_hyphens=False)
     figure.supxlabel(text, x=0.01, ha="left", fontsize=6.8, color=GREY)
 
 
@@ -140,7 +146,8 @@ def gallery(df: pd.DataFrame, folder: Path, pictures: Sequence[Callable]) -> lis
         own = rows[rows["experiment"] == experiment]
         kinds = df.loc[parent == experiment, ["protocol", "model"]].drop_duplicates()
         slug = re.sub(r"\W+", "_", " ".join([experiment, *([protocol, model] if len(kinds) > 1 else [])])).strip("_")
-        full = tables.with_gaps(own, experiment)
+        # the paper's other arms are no gap of a small model that was grown here: they were never meant to run on it
+        full = own if str(model).startswith("seedling") else tables.with_gaps(own, experiment)
         for function, kind, table, options in [one for find in pictures for one in find(own, full, rows)]:
             names.append(f"{slug}_{kind}")
             title = ": ".join(filter(None, [tables.title(experiment), getattr(function, "title", "")]))

@@ -15,6 +15,7 @@ from seal_lib.report import stats
 from seal_lib.report.arms import NOT_RUN, arm_label, colour
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -92,43 +93,77 @@ def dots(ax: Axes, lines: Mapping[str, Sequence[tuple[str, str, dict]]]) -> None
         ax.axhline(y + 0.5, color=LIGHT, linewidth=0.6, zorder=0)
 
 
-def names_at_right(ax: Axes, names: list[tuple[float, str, str]]) -> None:
-    """Write each name beside its line, pushed apart if two would overlap."""
-    (low, high), at = ax.get_ylim(), -math.inf
-    for y, name, paint in sorted(names):
-        at = max(y, at + 0.062 * (high - low))
-        ax.text(1.015, at, name, transform=ax.get_yaxis_transform(), color=darker(paint), va="center", fontsize=8.5)
+def names_at_right(ax: Axes, names: Sequence[tuple[float, str, str]], size: float = 8.5) -> None:
+    """Write each (y, name, colour) beside its line, as near to it as names that must not overlap can be. Axes limits
+    must be final."""
+    lines = 1 + max((name.count("\n") for _, name, _ in names), default=0)
+    gap = 1.25 * size * lines / (0.75 * 72 * ax.figure.get_figheight())  # of the height of the axes, about
+    to = ax.transScale + ax.transLimits
+    ends = sorted((float(to.transform((1, y))[1]), name, paint) for y, name, paint in names)
+    for at, (_, name, paint) in zip(apart([y for y, *_ in ends], gap), ends, strict=True):
+        ax.text(1.015, at, name, transform=ax.transAxes, color=darker(paint), va="center", fontsize=size)
+
+
+def apart(places: Sequence[float], gap: float) -> list[float]:
+    """Ascending places, moved as little as it takes (least squares) for ``gap`` between any two."""
+    blocks: list[list[float]] = []  # of places that push each other, each less the room below it
+    for k, place in enumerate(places):
+        blocks.append([place - k * gap])
+        while len(blocks) > 1 and sum(blocks[-2]) / len(blocks[-2]) > sum(blocks[-1]) / len(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    moved = [sum(block) / len(block) for block in blocks for _ in block]
+    return [place + k * gap for k, place in enumerate(moved)]
 
 
 def names_near(ax: Axes, marks: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each (x, y, name, colour) close to its mark, where it hides no other mark or name.
+    """Write each (x, y, name, colour) close to its mark where it hides no other mark and no other name, and as few
+    lines as can be, with a thin leader where it stands off. Axes limits must be final."""
+    from matplotlib.patheffects import withStroke
 
-    A name that stands off gets a thin leader line. The limits of the axes must be final.
-    """
     whole = ax.figure.bbox
-    wide, high = (72 * 0.8 * side / ax.figure.dpi for side in (whole.width, whole.height))  # points, roughly
+    # points, about: titles, legends and captions come later
+    wide, high = (72 * share * side / ax.figure.dpi for share, side in ((0.9, whole.width), (0.73, whole.height)))
     count = ax.get_subplotspec()
     wide = wide / count.get_gridspec().ncols if count else wide
     to = ax.transScale + ax.transLimits  # data → 0 … 1
     at = [tuple(to.transform((x, y)) * (wide, high)) for x, y, *_ in marks]
     boxes = [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
+    lines = _along(ax, wide, high)
     size = 7.5
     for (x, y), (data_x, data_y, name, paint) in zip(at, marks, strict=True):
         length = 0.58 * size * len(name)
         places: list[tuple] = []
-        for far in (7, 15, 25, 38, 55, 75):
+        for far in (7, 11, 15, 20, 25, 31, 38, 46, 55, 65, 75):
             for side, dx, dy in AROUND:
                 left = x + far * dx - {"left": 0.0, "right": length, "center": length / 2}[side]
                 middle = y + far * dy
                 box = (left, middle - 0.6 * size, left + length, middle + 0.6 * size)
                 inside = box[0] >= 0 and box[2] <= 1.12 * wide and box[1] >= 0 and box[3] <= high
                 hidden = sum(_overlap(box, other) for other in boxes if other != (x - 4, y - 4, x + 4, y + 4))
-                places.append((hidden + (0 if inside else 1e4), far, len(places), box, side, (far * dx, far * dy)))
-        _, far, _, box, side, offset = min(places, key=lambda place: place[:3])
+                crossed = ((box[0] < lines[0]) & (lines[0] < box[2]) & (box[1] < lines[1]) & (lines[1] < box[3])).sum()
+                cost = 10 * hidden + 6 * float(crossed) + far + (0 if inside else 1e5)
+                places.append((cost, len(places), far, box, side, (far * dx, far * dy)))
+        _, _, far, box, side, offset = min(places, key=lambda place: place[:2])
         boxes.append(box)
         arrow = {"arrowstyle": "-", "linewidth": 0.4, "color": paint, "shrinkA": 0, "shrinkB": 2} if far > 15 else None
         ax.annotate(name, (data_x, data_y), offset, textcoords="offset points", ha=side, va="center", fontsize=size,
-                    color=darker(paint), arrowprops=arrow, annotation_clip=False, zorder=6)  # fmt: skip
+                    color=darker(paint), arrowprops=arrow, annotation_clip=False, zorder=6,
+                    path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
+
+
+def _along(ax: Axes, wide: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """x and y [points] of places 2 points apart on every line of some axes that are so large."""
+    import numpy as np
+
+    found: list[np.ndarray] = [np.zeros((0, 2))]
+    for line in ax.lines:
+        if line.get_linestyle() in ("None", "", " "):
+            continue
+        ends = ax.transAxes.inverted().transform(line.get_transform().transform(line.get_xydata())) * (wide, high)
+        for a, b in zip(ends, ends[1:], strict=False):
+            if (count := np.nan_to_num(np.hypot(*(b - a))) / 2) >= 1:
+                found.append(np.linspace(a, b, int(min(count, 2000)) + 1))
+    return tuple(np.concatenate(found).T)
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:

@@ -80,7 +80,8 @@ def accuracy_by_arm(table: pd.DataFrame, ax: Axes, metric: str = "accuracy", fai
     rows = arm_rows(table, metric)
     failed = {row["arm"]: row["value"] for row in arm_rows(table, failures, needed=False)}
     for y, row in enumerate(rows):
-        if not math.isnan(share := failed.get(row["arm"], math.nan)):
+        if failed.get(row["arm"], math.nan) >= WORTH_A_FIGURE:
+            share = failed[row["arm"]]
             ax.barh(y, share, height=0.62, color="#e9e9e9", zorder=0, label=once(ax, FAILURES[failures]))
     arm_lines(ax, rows, table)
     share_axis(ax.xaxis, SHARE_LABELS[metric])
@@ -333,7 +334,7 @@ def reward_honesty(table: pd.DataFrame, ax: Axes) -> Axes:
             mark(ax, row, x, paint, marker=marker, upright=True, label=once(ax, label))
             paper_mark(ax, row["paper_value"], x, table, upright=True)
     round_axis(ax, ticks)
-    share_axis(ax.yaxis, "reward (accuracy after the inner loop)")
+    share_axis(ax.yaxis, "reward of a self-edit")
     legend(ax)
     return ax
 

@@ -134,9 +134,12 @@ LEVELS = {
 
 
 def title(experiment: str) -> str:
-    """Return the title of an experiment, for figures and tables."""
+    """What a figure of the experiment, or of a part of it, is headed by."""
     found = ((re.fullmatch(pattern, experiment), name) for pattern, name in OTHER_TITLES.items())
-    return next((match.expand(name) for match, name in found if match), TITLES.get(experiment, experiment))
+    if own := next((match.expand(name) for match, name in found if match), TITLES.get(experiment)):
+        return own
+    whole, _, part = experiment.rpartition("/")
+    return f"{title(whole)}, {part.replace('_', ' ')}" if whole and title(whole) != whole else experiment
 
 
 def shown(experiment: str) -> Shown:
