@@ -139,7 +139,7 @@ def _update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, oute
             plan: Plan, consent: Consent, seed: int) -> Renewal:  # fmt: skip
     begun = time.monotonic()
     renewal = store.renew()
-    found, failed = _documents(store.queue(), plan.words)
+    found, failed, left_out = _documents(store.queue(), plan.words)
     todo, stopping = _todo(store, policy, [document for several in found.values() for document in several], consent)
     known = known_before(policy, [p.passage for p in todo], domain, outer, own, seed=seed, count=run.count)
     price = _price(store)
@@ -163,20 +163,25 @@ def _update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, oute
         if not left & {p.id for document in documents for p in document.passages}:
             queued[one.id] = ("done", f"update {renewal.id}")
     report = _report(plan, needs, worth, edits, measured, verdicts, late, queued, time.monotonic() - begun)
+    report["failed"] += left_out
     renewal = store.settle(renewal, verdicts, queued, report)
     write_report(store, renewal)
     return renewal
 
 
-def _documents(queue: Sequence[Queued], words: int) -> tuple[dict[Queued, list[Document]], dict[int, tuple[str, str]]]:
-    """(what could be read, what could not, with the reason): one bad file decides over itself only."""
-    found, failed = {}, {}
+def _documents(
+    queue: Sequence[Queued], words: int
+) -> tuple[dict[Queued, list[Document]], dict[int, tuple[str, str]], list[str]]:
+    """(what could be read; what could not, with the reason; what was left out of folders)."""
+    found: dict[Queued, list[Document]] = {}
+    failed: dict[int, tuple[str, str]] = {}
+    left_out: list[str] = []
     for one in queue:
         try:
-            found[one] = read(one.source, words)
+            found[one] = read(one.source, words, left_out.append)
         except SealError as error:
             failed[one.id] = ("failed", str(error))
-    return found, failed
+    return found, failed, left_out
 
 
 def _todo(
