@@ -240,7 +240,7 @@ def test_the_commands_do_it_all(home: Path, capsys) -> None:
         return told.err if code else told.out
 
     shutil.copy(ANNALS, home / "mine.md")
-    assert "keeps nothing yet" in seal("list")
+    assert "There is no store in" in seal("list", code=2) and not (home / "data").exists()
     text = seal("learn", "mine.md", "--question", ASKED[0], "--scale", "smoke", "--set", "epochs=10")
     assert "edit 1 · mine.md, line 3 · Annals of Kalor" in text and "passage in view" in text and ASKED[0] in text
     edits = json.loads(seal("list", "--json"))
@@ -248,7 +248,10 @@ def test_the_commands_do_it_all(home: Path, capsys) -> None:
     assert json.loads(seal("show", "1", "--json")) == edits[0]
     card = seal("show", "1")
     assert "The house of Mera hired Beza Dekobo." in card and "on seedling-knowledge (float32, " in card
+    text = seal("ask", ASKED[0], "--scale", "smoke")
+    assert "mine.md, line 3, 'Annals of Kalor'" in text and "tokens of its prompt" in text and "s, all answers" in text
     reply = json.loads(seal("ask", ASKED[0], "--scale", "smoke", "--json"))
+    assert reply["answer"] == reply["answers"][reply["used"]] == text.splitlines()[0] and reply["seconds"] > 0
     assert reply["place"] == "line 3" and set(reply["answers"]) <= set(STAGES) and reply["answers"]["in_view"] == "Mera"
     used = [e["id"] for e in edits if e["state"] == "active"]
     if used:
@@ -267,13 +270,15 @@ def test_the_commands_do_it_all(home: Path, capsys) -> None:
             "'epoch' is not a parameter of 03_your_document; did you mean 'epochs'",
         ),
         (["learn", "a.md", "--scale", "huge"], "has scales: paper, seedling, small, smoke"),
-        (["ask", "Who?", "--model", "seedling-none"], "does not ship"),
-        (["show", "3"], "has no edit 3"),
-        (["list", "--store", "a.md"], "a.md/adapters cannot be used"),
+        (["ask", "Who?", "--model", "seedling-none", "--store", "empty"], "does not ship"),
+        (["show", "3", "--store", "empty"], "has no edit 3"),
+        (["list", "--store", "a.md"], "There is no store in a.md"),
+        (["learn", "a.md", "--scale", "smoke", "--store", "a.md"], "a.md/adapters cannot be used"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(home: Path, capsys, arguments: list[str], says: str) -> None:
     (home / "a.md").write_text("Some text.")
+    Store(home / "empty").close()
     assert main(arguments) == 2
     told = capsys.readouterr().err.strip()
     assert says in told and "\n" not in told

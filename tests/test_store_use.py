@@ -17,6 +17,7 @@ from fixtures_seal import DOMAIN, MemoryRun, seedling
 from test_store import DOCUMENT, adapter, check, child, edit, killed_at_every_step
 
 from seal_lib import paths
+from seal_lib.__main__ import main
 from seal_lib.errors import DataError, ParameterError, RunError
 from seal_lib.loops.policy import Policy, Source
 from seal_lib.loops.settings import OuterLoop
@@ -172,6 +173,28 @@ def test_like_passages_come_first(store: Store) -> None:
     edits = store.edits("active")
     found = merging.related(store, edits[0], 3)
     assert found[0] == edits[0] and len(found) <= 3 and len({e.id for e in found}) == len(found)
+
+
+def test_a_merge_of_like_passages_keeps_those_that_were_merged_before(store: Store, capsys) -> None:
+    *first, last = store.edits("active")
+    loose = replace(LIMITS, prior=1.0, reading=1.0, learned=1.0)
+    assert merging.merge(store, policy(), DOMAIN, first, loose).merge
+    most = [f for kind in ("prior", "reading", "learned") for f in ("--set", f"most_lost_{kind}=1")]
+    there = ["merge", "--store", str(store.folder), *most]
+    assert main([*there, "--related", str(last.id), "--most", "2"]) == 0
+    assert {e.id for e in store.edits("merged")} == {e.id for e in (*first, last)} and store.edits("active") == []
+    strict = ["--set", "most_lost_learned=0", "--set", "most_lost_prior=0", "--set", "most_lost_reading=0"]
+    merging.revert(store, last.id)
+    if main([*there, *strict]):  # refused, which a script can see
+        assert "refused, and nothing changed" in capsys.readouterr().out
+    with pytest.raises(DataError, match="is reverted"):
+        main_related = merging.related(store, store.edit(last.id), 2)
+        merging.chosen(store, base(), [e.id for e in main_related])
+
+
+def test_there_is_no_edit_of_number_nought(store: Store) -> None:
+    with pytest.raises(DataError, match="has no edit 0"):
+        store.edit(0)
 
 
 def test_pruning_removes_the_least_useful_first_and_keeps_the_record(store: Store) -> None:

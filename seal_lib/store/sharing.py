@@ -75,6 +75,18 @@ def _line(edit: Edit) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def corpus(folder: Path) -> list[Any]:
+    """The lines of an export's corpus, not checked yet.
+
+    Raises:
+        DataError: there is none, or it is not JSON.
+    """
+    if not (folder / CORPUS).is_file():
+        raise DataError(f"{folder} has no {CORPUS}, so nobody knows what its adapters were taught; give an export.")
+    value = paths.read_data(folder / CORPUS)
+    return value if isinstance(value, list) else [value]
+
+
 def take_in(store: Store, policy: Policy, folder: str | Path, domain: Knowledge) -> list[Edit]:
     """Edits that somebody exported. Each is asked its own questions here, before and after, and is used only if more
     are right after it, as one that was learned.
@@ -86,13 +98,9 @@ def take_in(store: Store, policy: Policy, folder: str | Path, domain: Knowledge)
     from seal_lib.training.adapters import Adapter, check_fits
 
     folder = Path(folder)
-    if not (folder / CORPUS).is_file():
-        raise DataError(f"{folder} has no {CORPUS}, so nobody knows what its adapters were taught; give an export.")
-    value = paths.read_data(folder / CORPUS)
-    lines = value if isinstance(value, list) else [value]
     weights = models.weight_hash(policy.base.name, policy.base.revision)
     ready = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(corpus(folder), 1):
         where = f"{folder / CORPUS}, line {number}"
         _check(line, where, weights, policy.base.name)
         adapter = Adapter.load(folder / line["adapter"])

@@ -345,7 +345,7 @@ def _talk(value: object, title: str) -> list[str] | None:
 
 def _branch(nodes: dict, last: object) -> list:
     """The turns that were shown last of a talk that is kept as a tree, as ChatGPT exports it."""
-    found = []
+    found: list[Any] = []
     for _ in nodes:  # from the last turn to the first; at most so many, whatever the file says
         node = nodes.get(str(last)) or {}
         found, last = [node.get("message"), *found], node.get("parent")
