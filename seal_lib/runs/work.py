@@ -30,6 +30,12 @@ class Recorder(Protocol):
         """Add to counters: tokens trained, questions asked, …"""
 
 
+def once(run: Recorder, phase: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``make`` gives, made once a run: one that goes on finds it recorded."""
+    (row,) = run.map(phase, [phase], lambda part: [make() for _ in part])
+    return row
+
+
 class WeightSource(Protocol):
     """Where weights come from: a base by name, and adapter folders merged into it (`seal_lib.loops.policy.Source`)."""
 
