@@ -123,7 +123,7 @@ def test_another_base_is_refused_by_name(learned) -> None:
 
 
 def test_peft_loads_what_is_exported_unmodified_with_the_same_logits(learned, tmp_path: Path) -> None:
-    from peft import PeftModel
+    from peft import AutoPeftModelForCausalLM, PeftModel
 
     store, edits, _, _ = learned
     model, tokenizer = seedling()
@@ -136,8 +136,10 @@ def test_peft_loads_what_is_exported_unmodified_with_the_same_logits(learned, tm
         with attached(model, [store.adapter(edit, Source("seedling-knowledge"))], [0]):
             ours = model(input_ids=ids).logits
         theirs = PeftModel.from_pretrained(Source("seedling-knowledge").load()[0], str(folder)).eval()(input_ids=ids)
+        alone = AutoPeftModelForCausalLM.from_pretrained(str(folder)).eval()(input_ids=ids)  # finds its base itself
     assert (ours - plain).abs().max() > 0.1
     torch.testing.assert_close(theirs.logits, ours, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(alone.logits, ours, atol=1e-4, rtol=1e-4)
 
 
 def test_what_was_exported_is_taken_in_and_measured_anew(learned, tmp_path: Path) -> None:
@@ -237,6 +239,7 @@ def test_the_commands_do_it_all(home: Path, capsys) -> None:
     def seal(*arguments: str, code: int = 0) -> str:
         assert main([*arguments]) == code
         told = capsys.readouterr()
+        assert ("made world only; for other text name a model" in told.err) == (arguments[0] == "learn")
         return told.err if code else told.out
 
     shutil.copy(ANNALS, home / "mine.md")

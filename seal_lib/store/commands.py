@@ -35,7 +35,7 @@ from seal_lib.store.database import Store
 from seal_lib.store.guard import MEASURES, Limits
 from seal_lib.store.harness import Tasks
 from seal_lib.store.learning import Consent, OwnQuestions, accuracy, learn, parts, reviewed
-from seal_lib.store.merging import Merged, base_of, chosen, merge, prune, related, revert, worths
+from seal_lib.store.merging import Merged, base_of, check_count, chosen, merge, prune, related, revert, worths
 from seal_lib.store.review import KINDS, Finding, lines_of
 from seal_lib.store.routing import ROUTES, Router
 from seal_lib.store.schema import STAGES, Edit, Queued, Renewal
@@ -167,6 +167,8 @@ def _learn(given: argparse.Namespace) -> tuple[list[Edit], str]:
             for edit in learn(Bar(), store, ready.policy, one, ready.domain, ready.outer, ready.own, consent=consent,
                               seed=values["seed"])
         ]  # fmt: skip
+    if given.document and values["model"].startswith("seedling-"):
+        tell(f"{values['model']} knows its made world only; for other text name a model: --model owner/name.")
     return edits, "\n\n".join(shown(edit) for edit in edits)
 
 
@@ -202,7 +204,8 @@ def _ask(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
             Bar(), store, ready.policy, [given.question], ready.domain, route=given.route, search=ready.search
         )
     took = time.perf_counter() - begun
-    source = f"{reply.document}, {reply.place}, {reply.title!r}" if reply.document else "no source"
+    used = reply.used != "before" and reply.document
+    source = f"{reply.document}, {reply.place}, {reply.title!r}" if used else "no source"
     rows = [(HEADS[stage], answer or "-", str(reply.tokens[stage])) for stage, answer in reply.answers.items()]
     told = f"{reply.answer}\n\n{source}; {reply.why}\n{table([('', 'answer', 'tokens of its prompt'), *rows])}"
     return {
@@ -311,7 +314,8 @@ def _merge(given: argparse.Namespace) -> tuple[Merged, str]:
     weights = models.weight_hash(values["model"], values["revision"])
     with store_of(given.store) as store:
         wanted = [e.id for e in related(store, store.edit(given.related), given.most)] if given.related else given.edit
-        edits = chosen(store, weights, wanted)  # before a model is loaded
+        edits = chosen(store, weights, wanted)
+        check_count(edits)  # before a model is loaded
         ready = session(values)
         done = merge(store, ready.policy, ready.domain, edits, _limits(values))
     numbers = ", ".join(str(edit.id) for edit in edits)

@@ -74,14 +74,21 @@ def joined(store: Store, edits: Sequence[Edit]) -> "Adapter":
     return adapters.joined(loaded)
 
 
+def check_count(edits: Sequence[Edit]) -> None:
+    """Raises:
+    DataError: there are fewer than two edits.
+    """
+    if len(edits) < 2:
+        raise DataError("A merge has two edits at least; learn another document first, or name more edits.")
+
+
 def merge(store: Store, policy: Policy, domain: Knowledge, edits: Sequence[Edit], limits: Limits) -> Merged:
     """Use edits as one adapter, if what it answers stays within the limits; otherwise nothing changes.
 
     Raises:
         DataError: there are fewer than two edits.
     """
-    if len(edits) < 2:
-        raise DataError("A merge has two edits at least; learn another document first, or name more edits.")
+    check_count(edits)
     adapter = joined(store, edits)
     after = asked_again(policy, domain, [(edit.passage, edit.questions) for edit in edits], adapter)
     report: dict[str, Any] = {
