@@ -168,6 +168,13 @@ def test_export_gives_peft_folders_and_a_corpus_all_or_nothing(store: Store, tmp
     assert not (tmp_path / "more").exists() and not list(tmp_path.glob(".more*"))
 
 
+def test_an_export_names_the_commit_of_a_base_on_the_hub(store: Store, tmp_path: Path) -> None:
+    store.keep(edit(weights="hub:owner/name@abc123"), adapter(1))
+    (folder,) = export(store, tmp_path / "out")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", "abc123")
+
+
 # ---------------------------------------------------------------------------------------------- faults
 
 

@@ -5,6 +5,7 @@ The shipped seedlings need no network; Hub models need a pinned revision.
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -200,14 +201,28 @@ DOCUMENTS = (".md", ".png", ".jpg", ".pdf")
 def weight_hash(name: str, revision: str | None = None) -> str:
     """Return the SHA-256 of all files that affect a local model's output, or ``hub:<id>@<revision>`` for a Hub model.
 
-    All files count (weights, tokenizer, chat templates, also in subfolders), except documents and hidden files.
+    All files count, in sub-folders too (weights, tokenizer, chat templates), except documents and hidden files. They
+    are read once a process, and again where one was changed.
     """
     source, pinned = resolve(name)
     if not Path(source).is_dir():
         return f"hub:{source}@{revision or pinned}"
-    root, digest = Path(source), hashlib.sha256()
+    root, files = Path(source), []
     for path in sorted(root.rglob("*")):
         inside = path.relative_to(root)
         if path.is_file() and not any(part.startswith(".") for part in inside.parts) and path.suffix not in DOCUMENTS:
-            digest.update(inside.as_posix().encode() + path.read_bytes())
+            about = path.stat()
+            files.append((inside.as_posix(), about.st_size, about.st_mtime_ns, about.st_ctime_ns))
+    return _digest(root, tuple(files))
+
+
+@lru_cache(maxsize=8)
+def _digest(root: Path, files: tuple[tuple[str, int, int, int], ...]) -> str:
+    """Of names and contents; ``files``: (name, size, times), by which a changed one is told."""
+    digest = hashlib.sha256()
+    for name, *_ in files:
+        digest.update(name.encode())
+        with (root / name).open("rb") as file:
+            while block := file.read(2**20):  # weights of gigabytes
+                digest.update(block)
     return digest.hexdigest()

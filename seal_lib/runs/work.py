@@ -30,6 +30,12 @@ class Recorder(Protocol):
         """Add to counters, such as tokens trained or questions asked."""
 
 
+def once(run: Recorder, phase: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``make`` gives, made once a run: one that goes on finds it recorded."""
+    (row,) = run.map(phase, [phase], lambda part: [make() for _ in part])
+    return row
+
+
 class WeightSource(Protocol):
     """The origin of weights: a base model, and adapters merged into it (`seal_lib.loops.policy.Source`)."""
 

@@ -7,14 +7,16 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from seal_lib import paths
+from seal_lib import models, paths
 from seal_lib.errors import DataError, ParameterError
 from seal_lib.generation.others import Other
 from seal_lib.grading.judge import Judge
@@ -27,18 +29,19 @@ from seal_lib.runs import params
 from seal_lib.runs.lifecycle import Scratch
 from seal_lib.runs.progress import Progress
 from seal_lib.store import grounding
-from seal_lib.store.asking import Reply, ask
+from seal_lib.store.asking import ask
 from seal_lib.store.database import Store
 from seal_lib.store.guard import MEASURES, Limits
 from seal_lib.store.harness import Tasks
 from seal_lib.store.learning import Consent, OwnQuestions, accuracy, learn, parts, reviewed
-from seal_lib.store.merging import Merged, base_of, chosen, merge, prune, related, revert, worths
+from seal_lib.store.merging import Merged, base_of, check_count, chosen, merge, prune, related, revert, worths
 from seal_lib.store.review import KINDS, Finding, lines_of
 from seal_lib.store.routing import ROUTES, Router
 from seal_lib.store.schema import STAGES, Edit, Queued, Renewal
 from seal_lib.store.search import Search
-from seal_lib.store.sharing import export, take_in
+from seal_lib.store.sharing import corpus, export, take_in
 from seal_lib.store.texts import PASSAGE_WORDS, read, with_questions
+from seal_lib.store.transactions import FILE
 from seal_lib.store.updates import RULES, Plan, percent, seconds, text_of, update, write_report
 
 NOTEBOOK = "03_your_document"
@@ -62,10 +65,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Do a command and print what it found."""
+    """Do a command and print what it found; 1: a merge was measured and refused."""
     found, text = given.act(given)
     print(json.dumps(to_dict(found), indent=2, ensure_ascii=False) if given.json else text)
-    return 0
+    return int(isinstance(found, Merged) and found.merge is None)
 
 
 # ---------------------------------------------------------------------------------------------- what is needed
@@ -123,9 +126,21 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
     return params.resolve(NOTEBOOK, given.scale or ("seedling" if shipped else "small"), values)
 
 
-def store_of(folder: str) -> Store:
-    """The store in a folder a person named, or the usual one."""
-    return Store(paths.expanded(folder) if folder else paths.data() / "store")
+def store_of(folder: str, begin: bool = False) -> Store:
+    """The store in a folder a person named, or the usual one; only what learns makes one that is not there.
+
+    Raises:
+        DataError: there is none.
+    """
+    place = Path(folder).expanduser() if folder else paths.data() / "store"
+    if not begin and not (place / FILE).is_file():
+        raise DataError(f"There is no store in {place}; `seal learn DOCUMENT` begins one, --store names another.")
+    return Store(place)
+
+
+def tell(text: str) -> None:
+    """Say something that is not what was asked for."""
+    print(text, file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------- the commands
@@ -135,7 +150,7 @@ def _learn(given: argparse.Namespace) -> tuple[list[Edit], str]:
     values = settings(given)
     document = paths.expanded(given.document) if given.document else paths.given(values["document_path"])
     asked = [Question(text, "") for text in given.question or ([] if given.document else values["asked"])]
-    documents = read(document, values["passage_words"])
+    documents = read(document, values["passage_words"], tell)
     if len(documents) == 1:
         documents = [with_questions(documents[0], asked)]
     elif asked:
@@ -144,13 +159,15 @@ def _learn(given: argparse.Namespace) -> tuple[list[Edit], str]:
     if given.review and not sys.stdin.isatty():
         raise ParameterError("--review asks a person about each self-edit; start it in a terminal.")
     ready = session(values)
-    with store_of(given.store) as store:
+    with store_of(given.store, begin=True) as store:
         edits = [
             edit
             for one in documents
             for edit in learn(Bar(), store, ready.policy, one, ready.domain, ready.outer, ready.own, consent=consent,
                               seed=values["seed"])
         ]  # fmt: skip
+    if given.document and values["model"].startswith("seedling-"):
+        tell(f"{values['model']} knows its made world only; for other text name a model: --model owner/name.")
     return edits, "\n\n".join(shown(edit) for edit in edits)
 
 
@@ -177,15 +194,24 @@ def _findings(findings: Sequence[Finding]) -> str:
     return table([("kind", "what it does", "text", "why"), *rows])
 
 
-def _ask(given: argparse.Namespace) -> tuple[Reply, str]:
-    ready = session(settings(given))
+def _ask(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    values = settings(given)
     with store_of(given.store) as store:
+        ready = session(values)
+        begun = time.perf_counter()
         (reply,) = ask(
             Bar(), store, ready.policy, [given.question], ready.domain, route=given.route, search=ready.search
         )
-    source = f"{reply.document}, {reply.place}, {reply.title!r}" if reply.document else "no source"
-    others = ", ".join(f"{HEADS[stage]}: {answer or '-'}" for stage, answer in reply.answers.items())
-    return reply, f"{reply.answer}\n\n{source}; {reply.why}\n{others}"
+    took = time.perf_counter() - begun
+    used = reply.used != "before" and reply.document
+    source = f"{reply.document}, {reply.place}, {reply.title!r}" if used else "no source"
+    rows = [(HEADS[stage], answer or "-", str(reply.tokens[stage])) for stage, answer in reply.answers.items()]
+    told = f"{reply.answer}\n\n{source}; {reply.why}\n{table([('', 'answer', 'tokens of its prompt'), *rows])}"
+    return {
+        "answer": reply.answer,
+        **to_dict(reply),
+        "seconds": round(took, 3),
+    }, f"{told}\n{took:.1f} s, all answers together"
 
 
 def _list(given: argparse.Namespace) -> tuple[list[Edit], str]:
@@ -234,10 +260,10 @@ def _audit(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if judge:
         judge.who.check()
     edits: list[Edit] = []
-    if given.what and not given.what.isdigit():
+    if given.what and not re.fullmatch("[0-9]{1,9}", given.what):
         if judge:
             raise ParameterError(f"--judge reads self-edits, and {given.what} has none yet; learn it, or name an edit.")
-        documents = read(paths.expanded(given.what), PASSAGE_WORDS)
+        documents = read(Path(given.what).expanduser(), PASSAGE_WORDS, tell)
         findings = [(part.document, part.place, reviewed(part.passage)) for one in documents for part in parts(one)]
     else:
         with store_of(given.store) as store:
@@ -284,14 +310,12 @@ def _limits(values: dict[str, Any]) -> Limits:
 
 def _merge(given: argparse.Namespace) -> tuple[Merged, str]:
     values = settings(given)
+    weights = models.weight_hash(values["model"], values["revision"])
     with store_of(given.store) as store:
-        for number in (*given.edit, *([given.related] if given.related else [])):
-            store.edit(number)  # before a model is loaded
+        wanted = [e.id for e in related(store, store.edit(given.related), given.most)] if given.related else given.edit
+        edits = chosen(store, weights, wanted)
+        check_count(edits)  # before a model is loaded
         ready = session(values)
-        if given.related:
-            edits = related(store, store.edit(given.related), given.most)
-        else:
-            edits = chosen(store, base_of(ready.policy), given.edit)
         done = merge(store, ready.policy, ready.domain, edits, _limits(values))
     numbers = ", ".join(str(edit.id) for edit in edits)
     told = f"edits {numbers}: {done.report['merged']:.0%} of their questions right, {done.report['alone']:.0%} alone"
@@ -317,7 +341,7 @@ def _queue(given: argparse.Namespace) -> tuple[list[Queued], str]:
     for path in given.document:
         if not paths.expanded(path).exists():
             raise DataError(f"There is no document {path}; give a file or a folder.")
-    with store_of(given.store) as store:
+    with store_of(given.store, begin=bool(given.document)) as store:
         for path in given.document:
             store.enqueue(paths.expanded(path))
         rows = store.queue()
@@ -325,13 +349,16 @@ def _queue(given: argparse.Namespace) -> tuple[list[Queued], str]:
     return rows, table(lines) if rows else "nothing waits; `seal queue DOCUMENT` adds one."
 
 
-def _update(given: argparse.Namespace) -> tuple[Renewal, str]:
+def _update(given: argparse.Namespace) -> tuple[Renewal | None, str]:
     values = settings(given)
     plan = Plan(seconds(given.budget), _limits(values), given.rule, values["passage_words"])
-    ready = session(values)
+    consent = Consent(tuple(given.allow))
     with store_of(given.store) as store:
+        if not store.queue() and all(one.state == "done" for one in store.renewals()):  # no model is loaded for it
+            return None, "nothing waits; `seal queue DOCUMENT` adds one."
+        ready = session(values)
         renewal = update(Bar(), store, ready.policy, ready.domain, ready.outer, ready.own, plan,
-                         consent=Consent(tuple(given.allow)), seed=values["seed"])  # fmt: skip
+                         consent=consent, seed=values["seed"])  # fmt: skip
         file = write_report(store, renewal)
     return renewal, f"{text_of(renewal)}\n{file}, and as a page {file.with_suffix('.html').name}"
 
@@ -356,7 +383,8 @@ def _serve(given: argparse.Namespace) -> tuple[None, str]:
         desk = serving.Desk(store.folder, ready.policy, ready.domain, weights, ready.search)
 
         def started(port: int) -> None:
-            print(f"http://{given.host}:{port}/v1 serves {', '.join(desk.models())}; Ctrl-C ends it.", flush=True)
+            text = f"http://{given.host}:{port}/v1 serves {', '.join(desk.models())}; Ctrl-C ends it."
+            print(text, flush=True, file=sys.stderr if given.json else sys.stdout)
 
         with suppress(KeyboardInterrupt):
             asyncio.run(serving.serve(desk, given.host, given.port, started))
@@ -370,12 +398,27 @@ def _export(given: argparse.Namespace) -> tuple[list[str], str]:
 
 
 def _import(given: argparse.Namespace) -> tuple[list[Edit], str]:
-    ready = session(settings(given))
-    with store_of(given.store) as store:
-        edits = take_in(store, ready.policy, paths.expanded(given.folder), ready.domain)
+    values, folder = settings(given), Path(given.folder).expanduser()
+    corpus(folder)  # before a model is loaded
+    ready = session(values)
+    with store_of(given.store, begin=True) as store:
+        edits = take_in(store, ready.policy, folder, ready.domain)
     return edits, "\n\n".join(shown(edit) for edit in edits)
 
 
+def _between(kind: type, low: float, high: float) -> Callable[[str], Any]:
+    """What reads a number of that kind from a command line."""
+
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {low} to {high}")
+        return value
+
+    return number
+
+
+_EDIT = _between(int, 1, 2**31 - 1)
 _ALLOW: dict[str, Any] = {
     "action": "append", "default": [], "metavar": "KIND",
     "help": f"learn what this kind of finding would stop: {', '.join(KINDS)}",
@@ -394,20 +437,22 @@ _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     "ask": (_ask, "ask about what was learned", {"question": {}, "--route": _ROUTED}),
     "route": (_route, "say what would answer a question, and why", {"question": {}, "--route": _ROUTED}),
     "list": (_list, "what is kept", {"--all": {"action": "store_true", "help": "also what was taken back"}}),
-    "show": (_show, "one edit with its passage, self-edit and answers", {"edit": {"type": int}}),
+    "show": (_show, "one edit with its passage, self-edit and answers", {"edit": {"type": _EDIT}}),
     "audit": (_audit, "what a document or the self-edits hold that should not be learned unseen", {
         "what": {"nargs": "?", "default": "", "help": "a document, or the number of an edit (default: all kept)"},
         "--judge": {"default": "", "metavar": "MODEL[@URL]", "help": "who also says of each line if it is grounded"},
         "--judge-env": {"default": "", "metavar": "NAME", "help": "environment variable that holds the judge's key"},
     }),
     "merge": (_merge, "use several edits as one adapter, if little is lost", {
-        "edit": {"type": int, "nargs": "*", "help": "default: all in use"},
-        "--related": {"type": int, "default": 0, "metavar": "EDIT", "help": "this edit and those of like passages"},
-        "--most": {"type": int, "default": 4, "help": "with --related: edits that are merged, at most (default: 4)"},
+        "edit": {"type": _EDIT, "nargs": "*", "help": "default: all in use"},
+        "--related": {"type": _EDIT, "default": 0, "metavar": "EDIT", "help": "this edit and those of like passages"},
+        "--most": {"type": _between(int, 2, 1000), "default": 4, "help": "with --related: edits at most (default: 4)"},
     }),
-    "revert": (_revert, "take an edit back, also out of a merge", {"edit": {"type": int}}),
+    "revert": (_revert, "take an edit back, also out of a merge", {"edit": {"type": _EDIT}}),
     "prune": (_prune, "remove the least useful adapters", {
-        "--budget": {"type": float, "required": True, "metavar": "MB", "help": "what the others may take"},
+        "--budget": {
+            "type": _between(float, 0, 1e9), "required": True, "metavar": "MB", "help": "what the others may take",
+        },
     }),
     "queue": (_queue, "let documents wait for the next update", {"document": {"nargs": "*", "help": "files, folders"}}),
     "update": (_update, "learn what waits and is worth it, if its guard lets it in", {
@@ -417,10 +462,11 @@ _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     }),
     "import": (_import, "take in what somebody exported, measured here", {"folder": {"help": "of an export"}}),
     "export": (_export, "copy adapters to PEFT folders", {
-        "folder": {"help": "a new folder"}, "edit": {"type": int, "nargs": "*", "help": "default: all in use"},
+        "folder": {"help": "a new folder"}, "edit": {"type": _EDIT, "nargs": "*", "help": "default: all in use"},
     }),
     "serve": (_serve, "answer over HTTP as OpenAI's interface does", {
-        "--host": {"default": "127.0.0.1"}, "--port": {"type": int, "default": 8000, "help": "0: a free one"},
+        "--host": {"default": "127.0.0.1", "help": "default: 127.0.0.1, this machine only"},
+        "--port": {"type": _between(int, 0, 65535), "default": 8000, "help": "default: 8000; 0: a free one"},
     }),
 }  # fmt: skip
 

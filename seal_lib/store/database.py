@@ -122,7 +122,7 @@ class Store(Folder):
 
     # ------------------------------------------------------------------ edits
 
-    def edits(self, *states: str, passage: str = "", number: int = 0) -> list[Edit]:
+    def edits(self, *states: str, passage: str = "", number: int | None = None) -> list[Edit]:
         """Edits in these states (none: in any), of a passage, or the one of that number; in the order of making."""
         wanted = f"e.state IN ({', '.join('?' * len(states))})" if states else "1"
         with self.whole():
@@ -130,7 +130,7 @@ class Store(Folder):
                 "SELECT e.id, e.state, e.reason, e.text, e.model, e.weights, e.dtype, e.recipe, e.training, e.adapter, "
                 "e.digest, e.made, e.changed, e.findings, p.id, p.title, p.text, e.document, e.place FROM edit e "
                 "JOIN passage p ON p.id = e.passage "
-                f"WHERE {wanted} AND (? = '' OR p.id = ?) AND (? = 0 OR e.id = ?) ORDER BY e.id",
+                f"WHERE {wanted} AND (? = '' OR p.id = ?) AND (? IS NULL OR e.id = ?) ORDER BY e.id",
                 (*states, passage, passage, number, number),
             ).fetchall()
             return [self._edit(*row) for row in rows]

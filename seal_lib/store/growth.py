@@ -19,7 +19,7 @@ from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Answer, Passage, PassageTrial, Question
 from seal_lib.report import stats
-from seal_lib.runs.work import Recorder
+from seal_lib.runs.work import Recorder, once
 from seal_lib.store import guard, merging
 from seal_lib.store.asking import ask
 from seal_lib.store.database import Store
@@ -96,8 +96,8 @@ def grow(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: 
 
 def _asked(run: Recorder, store: Store, policy: Policy, domain: Knowledge, size: int, passages: Sequence[Passage],
            prior: Sequence[Question], by_arm: Mapping[str, tuple[str, Search]], merge_most: int) -> Grown:  # fmt: skip
-    there = {"in_use": len(store.edits("active"))}  # recorded: a run that goes on finds more in the store
-    (recorded,) = run.map(f"{size:04d}/in_use", ["store"], partial(_rows, there))
+    # recorded: a run that goes on finds more in the store
+    recorded = once(run, f"{size:04d}/in_use", lambda: {"in_use": len(store.edits("active"))})
     found = Grown(size, {}, {}, in_use=recorded["in_use"])
     questions = [q for p in passages for q in p.questions]
     for arm, (route, search) in by_arm.items():
@@ -107,31 +107,27 @@ def _asked(run: Recorder, store: Store, policy: Policy, domain: Knowledge, size:
         texts = [q.question for q in several]
         replies = ask(run, store, policy, texts, domain, route=route, search=search, compare=False, phase=phase)
         by_question = {reply.question: reply for reply in replies}
-        took = run.map(f"{phase}/seconds", [phase], partial(_rows, {"seconds": time.perf_counter() - begun}))
-        found.seconds[arm] = took[0]["seconds"] / max(1, len(several))
+        took = time.perf_counter() - begun
+        spent = once(run, f"{phase}/seconds", partial(dict, seconds=took))
+        found.seconds[arm] = spent["seconds"] / max(1, len(several))
         _graded(found, arm, passages, prior, {q: r.answer for q, r in by_question.items()}, domain)
         tokens = {q: float(r.tokens[r.used]) for q, r in by_question.items()}
         prompts = {p.id: [tokens[q.question] for q in p.questions if q.question in tokens] for p in passages}
         found.tokens[arm] = {name: fmean(known) for name, known in prompts.items() if known}
     if passages and 2 <= found.in_use <= merge_most:
-        (row,) = run.map(f"{size:04d}/merged", ["merged"], partial(_merged, store=store, policy=policy, domain=domain,
-                                                                   passages=passages, prior=prior))  # fmt: skip
+        row = once(run, f"{size:04d}/merged", partial(_merged, store, policy, domain, passages, prior))
         _graded(found, MERGED, passages, prior, row["answers"], domain)
     return found
 
 
-def _rows(row: Mapping[str, Any], part: Sequence) -> list[dict]:
-    return [dict(row) for _ in part]
-
-
-def _merged(part: Sequence[str], *, store: Store, policy: Policy, domain: Knowledge, passages: Sequence[Passage],
-            prior: Sequence[Question]) -> list[dict]:  # fmt: skip
+def _merged(store: Store, policy: Policy, domain: Knowledge, passages: Sequence[Passage],
+            prior: Sequence[Question]) -> dict[str, Any]:  # fmt: skip
     """The answers of all active adapters as one, each question under its passage's title."""
     asked = {p.id for p in passages}
     adapter = merging.joined(store, [edit for edit in store.edits("active") if edit.passage.id in asked])
     units = [*passages, Passage("prior", "", "", tuple(prior))]
     answers = guard.answers_of(policy, domain, units, adapter)
-    return [{"answers": {answer.question: answer.text for several in answers for answer in several}} for _ in part]
+    return {"answers": {answer.question: answer.text for several in answers for answer in several}}
 
 
 def _graded(found: Grown, arm: str, passages: Sequence[Passage], prior: Sequence[Question], answers: Mapping[str, str],

@@ -7,14 +7,13 @@ so a merge is measured on all questions of its edits and refused if too many ans
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from seal_lib import models
 from seal_lib.errors import DataError, ParameterError
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops.policy import Policy
-from seal_lib.runs.work import Recorder
+from seal_lib.runs.work import Recorder, once
 from seal_lib.store.database import Store
 from seal_lib.store.guard import Limits, asked_again, before_after, broken, share
 from seal_lib.store.learning import accuracy
@@ -76,14 +75,21 @@ def joined(store: Store, edits: Sequence[Edit]) -> "Adapter":
     return adapters.joined(loaded)
 
 
+def check_count(edits: Sequence[Edit]) -> None:
+    """Raises:
+    DataError: there are fewer than two edits.
+    """
+    if len(edits) < 2:
+        raise DataError("A merge has two edits at least; learn another document first, or name more edits.")
+
+
 def merge(store: Store, policy: Policy, domain: Knowledge, edits: Sequence[Edit], limits: Limits) -> Merged:
     """Use these edits as one adapter if what it loses is within the limits; otherwise change nothing.
 
     Raises:
         DataError: there are fewer than two edits.
     """
-    if len(edits) < 2:
-        raise DataError("A merge has two edits at least; learn another document first, or name more edits.")
+    check_count(edits)
     adapter = joined(store, edits)
     after = asked_again(policy, domain, [(edit.passage, edit.questions) for edit in edits], adapter)
     report: dict[str, Any] = {
@@ -103,19 +109,20 @@ def merge(store: Store, policy: Policy, domain: Knowledge, edits: Sequence[Edit]
 
 def merge_in_use(run: Recorder, store: Store, policy: Policy, domain: Knowledge, limits: Limits) -> Merged:
     """Merge all edits in use, once a run: what was found then is recorded."""
-    unit = partial(_merged_once, store=store, policy=policy, domain=domain, limits=limits)
-    (row,) = run.map("merge", ["in use"], unit)
-    made = next((merge for merge in store.merges(active=False) if merge.id == row["merge"]), None)
-    return Merged(made, row["reason"], row["report"])
 
+    def made() -> dict[str, Any]:
+        there = [edit for edit in store.edits("active", "merged") if edit.weights == base_of(policy)]
+        if len(there) < 2:
+            done = Merged(None, f"{len(there)} edits are in use, and a merge has two at least", {})
+        else:
+            done = merge(store, policy, domain, chosen(store, base_of(policy)), limits)
+        return {"merge": done.merge.id if done.merge else 0, "reason": done.reason, "report": done.report}
 
-def _merged_once(part: Sequence[str], *, store: Store, policy: Policy, domain: Knowledge, limits: Limits) -> list[dict]:
-    there = [edit for edit in store.edits("active", "merged") if edit.weights == base_of(policy)]
-    if len(there) < 2:
-        done = Merged(None, f"{len(there)} edits are in use, and a merge has two at least", {})
-    else:
-        done = merge(store, policy, domain, chosen(store, base_of(policy)), limits)
-    return [{"merge": done.merge.id if done.merge else 0, "reason": done.reason, "report": done.report} for _ in part]
+    row = once(run, "merge", made)
+    return Merged(
+        next((merge for merge in store.merges(active=False) if merge.id == row["merge"]), None),
+        row["reason"], row["report"],
+    )  # fmt: skip
 
 
 def revert(store: Store, number: int, reason: str = "taken back by hand") -> Edit:

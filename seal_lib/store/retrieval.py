@@ -45,8 +45,12 @@ class Index(ABC):
         return self.rank_all([question], most)[0]
 
 
+#: letters of scripts that are written without spaces (kana, Han): each is a word
+UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+
+
 def _words(text: str) -> list[str]:
-    return list(dict.fromkeys(re.findall(r"\w+", text.lower())))
+    return re.findall(rf"[{UNSPACED}]|[^\W{UNSPACED}]+", text.lower())
 
 
 class Words(Index):
@@ -65,11 +69,11 @@ class Words(Index):
         self._held = Counter(word for words in self._words for word in words)
         self._base = sqlite3.connect(":memory:")
         self._base.execute("CREATE VIRTUAL TABLE passage USING fts5(title, text, tokenize = 'porter unicode61')")
-        rows = [(number, passage.title, passage.text) for number, passage in enumerate(self.passages)]
+        rows = [(n, *(" ".join(_words(text)) for text in (p.title, p.text))) for n, p in enumerate(self.passages)]
         self._base.executemany("INSERT INTO passage(rowid, title, text) VALUES (?, ?, ?)", rows)
 
     def rank_all(self, questions: Sequence[str], most: int = 2) -> list[list[Match]]:
-        return [self._ranked(_words(question), most) for question in questions]
+        return [self._ranked(list(dict.fromkeys(_words(question))), most) for question in questions]
 
     def _ranked(self, words: Sequence[str], most: int) -> list[Match]:
         if not words or not self.passages:

@@ -48,15 +48,19 @@ def check_address(host: str) -> None:
     Raises:
         ParameterError: other machines can reach it, and no token is set.
     """
-    try:
-        local = host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not local and not os.environ.get(TOKEN):
+    if not _local(host) and not os.environ.get(TOKEN):
         raise ParameterError(
             f"host: {host!r} can be reached from other machines, and nobody asks who calls; set {TOKEN} to a secret, "
             "or use 127.0.0.1."
         )
+
+
+def _local(host: str) -> bool:
+    """Whether only this machine is reached under that name."""
+    try:
+        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def names(store: Store, weights: str) -> dict[str, Edit]:
@@ -138,6 +142,9 @@ class _Call(web.RequestHandler):
 
     def prepare(self) -> None:
         token = os.environ.get(TOKEN, "")
+        if not token and not _local(self.request.host_name):  # a page whose name was made to point here
+            self.fail(403, f"{self.request.host_name} is not this machine")
+            return
         given = self.request.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and not hmac.compare_digest(given.encode(), token.encode()):
             self.fail(401, "the token is missing or wrong")

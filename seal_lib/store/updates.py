@@ -19,9 +19,10 @@ from seal_lib.errors import ParameterError, SealError
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
+from seal_lib.records import to_dict
 from seal_lib.report import pages
 from seal_lib.runs.journal import Lock
-from seal_lib.runs.work import Recorder
+from seal_lib.runs.work import Recorder, once
 from seal_lib.store.database import Store
 from seal_lib.store.guard import MEASURES, Limits, before_after, broken
 from seal_lib.store.learning import (
@@ -127,12 +128,11 @@ def update_once(run: Recorder, store: Store, policy: Policy, domain: Knowledge, 
                 plan: Plan, source: str | Path, *, seed: int = 0) -> Renewal:  # fmt: skip
     """Queue a document and update, once a run: which update it was is recorded."""
 
-    def unit(part: Sequence[str]) -> list[dict]:
+    def made() -> dict[str, Any]:
         store.enqueue(source)
-        done = update(run, store, policy, domain, outer, own, plan, seed=seed)
-        return [{"renewal": done.id} for _ in part]
+        return {"renewal": update(run, store, policy, domain, outer, own, plan, seed=seed).id}
 
-    (row,) = run.map("update", [str(source)], unit)
+    row = once(run, "update", made)
     return next(one for one in store.renewals() if one.id == row["renewal"])
 
 
@@ -140,13 +140,13 @@ def _update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, oute
             plan: Plan, consent: Consent, seed: int) -> Renewal:  # fmt: skip
     begun = time.monotonic()
     renewal = store.renew()
-    found, failed = _documents(store.queue(), plan.words)
+    found, failed, left_out = _documents(store.queue(), plan.words)
     todo, stopping = _todo(store, policy, [document for several in found.values() for document in several], consent)
     known = known_before(policy, [p.passage for p in todo], domain, outer, own, seed=seed, count=run.count)
     price = _price(store)
     needs = [Need(part, share, price) for part, share in zip(todo, known, strict=True)]
-    worth = {need.part.passage.id: RULES[plan.rule](need) for need in needs}
-    wanted = sorted((n for n in needs if worth[n.part.passage.id] > 0), key=lambda n: -worth[n.part.passage.id])
+    worth = RULES[plan.rule]
+    wanted = sorted((need for need in needs if worth(need) > 0), key=worth, reverse=True)
     held = Consent(consent.allow, consent.approve, renewal.id)
     left_of_it = plan.budget - (time.monotonic() - begun)
     learned, late = _within(run, [*stopping, *(need.part for need in wanted)], left_of_it, price, store=store,
@@ -158,26 +158,37 @@ def _update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, oute
     for edit in waiting_ones:
         why = broken(measured[edit.id], plan.limits, was="learned_before", now="learned_after")
         verdicts[edit.id] = ("quarantined", f"the guard of update {renewal.id}: {why}") if why else ("active", "")
-    left = {part.passage.id for part in late}
+    left = {part.id for part in late}
     queued = dict(failed)
     for one, documents in found.items():
         if not left & {p.id for document in documents for p in document.passages}:
             queued[one.id] = ("done", f"update {renewal.id}")
-    report = _report(plan, needs, worth, edits, measured, verdicts, late, queued, time.monotonic() - begun)
+    told = [(need.part, need.known) for need in needs] + [(part, math.nan) for part in stopping]
+    report = {
+        "budget": plan.budget, "rule": plan.rule, "limits": plan.limits.told,
+        "seconds": round(time.monotonic() - begun, 3),
+        "passages": [_row(part, share, edits, verdicts, part.id in left) for part, share in told],
+        "guard": to_dict(measured),
+        "failed": [reason for _, reason in failed.values()] + left_out,
+    }  # fmt: skip
     renewal = store.settle(renewal, verdicts, queued, report)
     write_report(store, renewal)
     return renewal
 
 
-def _documents(queue: Sequence[Queued], words: int) -> tuple[dict[Queued, list[Document]], dict[int, tuple[str, str]]]:
-    """(what could be read, what could not, with the reason): one bad file decides over itself only."""
-    found, failed = {}, {}
+def _documents(
+    queue: Sequence[Queued], words: int
+) -> tuple[dict[Queued, list[Document]], dict[int, tuple[str, str]], list[str]]:
+    """(what could be read; what could not, with the reason; what was left out of folders)."""
+    found: dict[Queued, list[Document]] = {}
+    failed: dict[int, tuple[str, str]] = {}
+    left_out: list[str] = []
     for one in queue:
         try:
-            found[one] = read(one.source, words)
+            found[one] = read(one.source, words, left_out.append)
         except SealError as error:
             failed[one.id] = ("failed", str(error))
-    return found, failed
+    return found, failed, left_out
 
 
 def _todo(
@@ -190,7 +201,7 @@ def _todo(
     for document in documents:
         store.add(document)
         for part in parts(document):
-            every.setdefault(part.passage.id, part)
+            every.setdefault(part.id, part)
     new = [part for name, part in every.items() if name not in used]
     bad = [part for part in new if stopped(reviewed(part.passage), consent.allow)]
     return [part for part in new if part not in bad], bad
@@ -233,38 +244,17 @@ def _measured(store: Store, policy: Policy, domain: Knowledge, limits: Limits,
 # ---------------------------------------------------------------------------------------------- what it did
 
 
-def _report(plan: Plan, needs: Sequence[Need], worth: dict[str, float], edits: Sequence[Edit],
-            measured: dict[int, dict[str, float]], verdicts: dict[int, tuple[str, str]], late: Sequence[Part],
-            queued: dict[int, tuple[str, str]], took: float) -> dict[str, Any]:  # fmt: skip
-    numbers = {edit.passage.id: edit.id for edit in edits}
-    left = {part.passage.id for part in late}
-    rows = []
-    for need in needs:
-        passage = need.part.passage
-        number = numbers.get(passage.id, 0)
-        state, reason = verdicts.get(number, ("", ""))
-        if not number:
-            what = "no budget left" if passage.id in left else "the model answers its questions already"
-            state, reason = "left out", what if worth[passage.id] or not math.isnan(need.known) else "no question"
-        elif not state:
-            edit = next(edit for edit in edits if edit.id == number)
-            state, reason = edit.state, edit.reason
-        rows.append(
-            {"edit": number, "document": need.part.document, "place": need.part.place, "title": passage.title,
-             "known": None if math.isnan(need.known) else need.known, "state": state, "reason": reason}
-        )  # fmt: skip
-    stopping = [e for e in edits if e.passage.id not in {n.part.passage.id for n in needs}]
-    rows += [
-        {"edit": e.id, "document": e.document, "place": e.place, "title": e.passage.title, "known": None,
-         "state": e.state, "reason": e.reason}
-        for e in stopping
-    ]  # fmt: skip
-    guard = {
-        str(number): {k: None if math.isnan(v) else v for k, v in told.items()} for number, told in measured.items()
-    }
-    failed = [reason for state, reason in queued.values() if state == "failed"]
-    return {"budget": plan.budget, "rule": plan.rule, "limits": plan.limits.told, "seconds": round(took, 3),
-            "passages": rows, "guard": guard, "failed": failed}  # fmt: skip
+def _row(part: Part, known: float, edits: Sequence[Edit], verdicts: dict[int, tuple[str, str]],
+         late: bool) -> dict[str, Any]:  # fmt: skip
+    """What became of a passage, as a row of a report."""
+    edit = next((edit for edit in edits if edit.passage.id == part.id), None)
+    if edit:
+        state, reason = verdicts.get(edit.id, (edit.state, edit.reason))
+    else:
+        known_already = "the model answers its questions already" if not math.isnan(known) else "no question"
+        state, reason = "left out", "no budget left" if late else known_already
+    return {"edit": edit.id if edit else 0, "document": part.document, "place": part.place,
+            "title": part.passage.title, "known": to_dict(known), "state": state, "reason": reason}  # fmt: skip
 
 
 def text_of(renewal: Renewal) -> str:
