@@ -102,15 +102,15 @@ def load(names: Sequence[str] | None = None, file: str | None = None) -> list[St
     found = []
     for name in known if names is None else names:
         if name not in known:
-            raise DataError(f"strategies: {name!r} is not one of {', '.join(known)}.")
+            raise DataError(f"strategies: {name!r} is not one of {', '.join(map(str, known))}.")
         row = {**known[name]}
         row["groups"] = tuple(row.get("groups", ()))
         slots = {"write": ["{passage}", *["{entities}"] * bool(row["groups"])], "listing": ["{passage}"]}
         lacking = [
             f"{key} needs the slot {slot}" for key, several in slots.items() for slot in several
-            if (key == "write" or row["groups"]) and slot not in str(row.get(key, ""))
+            if (key == "write" or row["groups"]) and (not isinstance(row.get(key), str) or slot not in row[key])
         ]  # fmt: skip
-        wrong = set(row) - {"write", "made", "groups", "listing"}
+        wrong = {*map(str, row)} - {"write", "made", "groups", "listing"}
         if wrong or lacking:
             what = f"the key {min(wrong)!r} is unknown" if wrong else lacking[0]
             raise DataError(f"strategy {name!r}: {what}; see the head of strategies.yaml.")

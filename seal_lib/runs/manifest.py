@@ -120,7 +120,7 @@ def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     models_by_key = models_named(parameters)
     for name, value in models_by_key.items():
-        if value.startswith("seedling-") or Path(value).is_dir():
+        if value.startswith("seedling-") or os.path.isdir(paths.given(value)):
             from seal_lib import models
 
             found[name] = models.weight_hash(value)

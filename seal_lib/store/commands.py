@@ -132,7 +132,7 @@ def store_of(folder: str, begin: bool = False) -> Store:
     Raises:
         DataError: there is none.
     """
-    place = Path(folder).expanduser() if folder else paths.data() / "store"
+    place = paths.expanded(folder) if folder else paths.data() / "store"
     if not begin and not (place / FILE).is_file():
         raise DataError(f"There is no store in {place}; `seal learn DOCUMENT` begins one, --store names another.")
     return Store(place)
@@ -263,7 +263,7 @@ def _audit(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if given.what and not re.fullmatch("[0-9]{1,9}", given.what):
         if judge:
             raise ParameterError(f"--judge reads self-edits, and {given.what} has none yet; learn it, or name an edit.")
-        documents = read(Path(given.what).expanduser(), PASSAGE_WORDS, tell)
+        documents = read(paths.expanded(given.what), PASSAGE_WORDS, tell)
         findings = [(part.document, part.place, reviewed(part.passage)) for one in documents for part in parts(one)]
     else:
         with store_of(given.store) as store:
@@ -398,7 +398,7 @@ def _export(given: argparse.Namespace) -> tuple[list[str], str]:
 
 
 def _import(given: argparse.Namespace) -> tuple[list[Edit], str]:
-    values, folder = settings(given), Path(given.folder).expanduser()
+    values, folder = settings(given), paths.expanded(given.folder)
     corpus(folder)  # before a model is loaded
     ready = session(values)
     with store_of(given.store, begin=True) as store:
