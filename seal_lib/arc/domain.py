@@ -26,9 +26,10 @@ from seal_lib.arc.self_edits import REASONS, SCHEMA, UNPARSED, Config, Limits, R
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion, Request, Sampling
-from seal_lib.loops.domain import TOO_LONG, Candidate, Count, Rejected
+from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected
 from seal_lib.loops.policy import Policy
 from seal_lib.records import SelfEdit
+from seal_lib.runs.work import Count
 from seal_lib.seeds import derive_seed
 from seal_lib.training.jobs import Example, Job, Result
 

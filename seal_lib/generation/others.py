@@ -4,7 +4,7 @@ A name ``MODEL@URL`` is an OpenAI-compatible endpoint (`seal_lib.generation.endp
 `seal_lib.models`, which runs here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,10 +12,7 @@ from typing import Any
 from seal_lib.generation.contract import Completion, Generator, Request, Sampling
 from seal_lib.generation.endpoint import Address, Endpoint
 from seal_lib.generation.kept import Kept, key_of
-
-
-def uncounted(**counts: float) -> None:
-    """Ignore the counters; the default outside a run."""
+from seal_lib.runs.work import Count, uncounted
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Other:
             self.address.key()
 
     def texts(self, requests: Sequence[Request], sampling: Sampling,
-              count: Callable[..., None] = uncounted) -> list[Completion]:  # fmt: skip
+              count: Count = uncounted) -> list[Completion]:  # fmt: skip
         """Return one completion per request; ``sampling.n`` must be 1.
 
         Completions in the cache are not requested again. Failed requests and too long prompts are not cached.

@@ -7,17 +7,18 @@ grade (NaN); it never counts as a wrong answer.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Request, Sampling
-from seal_lib.generation.others import Other, uncounted
+from seal_lib.generation.others import Other
 from seal_lib.generation.thoughts import without_thoughts
 from seal_lib.records import Question
 from seal_lib.runs import yaml_files
+from seal_lib.runs.work import Count, uncounted
 
 _WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 #: greedy decoding with enough tokens for a judge that reasons first; most replies are one word
@@ -51,7 +52,7 @@ class Judge:
     rubric: str = "same-answer"
     repeat: int = 0
     reply: Sampling = REPLY
-    count: Callable[..., None] = field(default=uncounted, compare=False)
+    count: Count = field(default=uncounted, compare=False)
 
     def __post_init__(self):
         if self.rubric not in rubrics():

@@ -6,14 +6,15 @@ clips a mark that is out of range; here both give no rating (NaN).
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Request, Sampling
-from seal_lib.generation.others import Other, uncounted
+from seal_lib.generation.others import Other
 from seal_lib.generation.thoughts import without_thoughts
 from seal_lib.grading.judge import REPLY, rubrics
+from seal_lib.runs.work import Count, uncounted
 
 #: the criteria of the rating (the paper's four), and the lowest and highest mark
 CRITERIA, LOWEST, HIGHEST = ("length", "diversity", "quality", "correctness"), 1, 5
@@ -44,7 +45,7 @@ class Rater:
     who: Other
     rubric: str = "worth-learning"
     reply: Sampling = REPLY
-    count: Callable[..., None] = field(default=uncounted, compare=False)
+    count: Count = field(default=uncounted, compare=False)
 
     def __post_init__(self):
         if self.rubric not in rubrics("self-edits"):

@@ -19,11 +19,12 @@ from seal_lib.grading.judge import Judge
 from seal_lib.knowledge.documents import CAPS, PROTOCOLS, TrainingDocument, read_edit, training_documents
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.knowledge.rubrics import Rubric
-from seal_lib.loops.domain import TOO_LONG, Candidate, Count, Rejected
+from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected
 from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import read_ids, turn_end, written_ids
 from seal_lib.records import Answer, Passage, PassageTrial, Question, SelfEdit
 from seal_lib.runs.params import RARE
+from seal_lib.runs.work import Count
 from seal_lib.seeds import derive_seed
 from seal_lib.training.jobs import Example, Job, Result, pad_examples
 

@@ -14,14 +14,14 @@ from seal_lib.errors import DivergedError
 from seal_lib.knowledge.corpus import Document
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import difference_rows, result_rows, values_of
-from seal_lib.loops.domain import Candidate, Count, Rejected
+from seal_lib.loops.domain import Candidate, Rejected
 from seal_lib.loops.inner import ask
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import Pretraining
 from seal_lib.models.tokens import read_ids
 from seal_lib.records import Passage, PassageTrial, to_dict
 from seal_lib.report import stats
-from seal_lib.runs.work import Recorder, Work
+from seal_lib.runs.work import Count, Recorder, Work
 
 #: (seed → trials on the passages, seed → trials on the prior questions)
 Measured = tuple[dict[int, list[PassageTrial]], dict[int, list[PassageTrial]]]

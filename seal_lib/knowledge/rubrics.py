@@ -12,6 +12,7 @@ from seal_lib.grading.graders import normalise
 from seal_lib.grading.rating import NOBODY, Rater
 from seal_lib.knowledge.world import describe_notes
 from seal_lib.records import Passage
+from seal_lib.runs.work import Count
 
 
 def _facts(passage: Passage, text: str) -> float:
@@ -52,7 +53,7 @@ class Rubric:
                 NOBODY if self.name == "judge" else f"rubric: {self.name!r} is not one of {', '.join(NAMES)}."
             )
 
-    def rate(self, pairs: Sequence[tuple[Passage, str]], count: Callable[..., None]) -> list[float]:
+    def rate(self, pairs: Sequence[tuple[Passage, str]], count: Count) -> list[float]:
         """Return the rating of each text about its passage; an empty text is rated 0 without asking."""
         written = [(passage, text) for passage, text in pairs if text.strip()]
         if self.rater:

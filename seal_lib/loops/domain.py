@@ -3,13 +3,14 @@
 A *unit* is the passage or the puzzle that a self-edit is about. The loops use its id and nothing else of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.loops.policy import Policy
 from seal_lib.records import SelfEdit, Trial
+from seal_lib.runs.work import Count
 from seal_lib.training.jobs import Job, Result
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Domain(Protocol[TrialT]):
 
     def grade(
         self, candidates: Sequence[Candidate], results: Sequence[Result | Rejected | None],
-        answers: Sequence[Sequence[Completion | None]], count: "Count",
+        answers: Sequence[Sequence[Completion | None]], count: Count,
     ) -> list[TrialT]:  # fmt: skip
         """Grade the answers and return one trial per candidate.
 
@@ -136,13 +137,5 @@ class Domain(Protocol[TrialT]):
 class Rates(Protocol):
     """A domain that can also rate a self-edit without training on it, by a rule or by a model that reads it."""
 
-    def rate(self, candidates: Sequence[Candidate], count: "Count") -> list[float]:
+    def rate(self, candidates: Sequence[Candidate], count: Count) -> list[float]:
         """Return the rating of each candidate in [0, 1]; NaN if there is none, and then the self-edit is never kept."""
-
-
-#: a function that receives counters (tokens trained, questions asked, …) as keyword arguments
-Count = Callable[..., None]
-
-
-def uncounted(**counts: float) -> None:
-    """Ignore the counters; the default outside a run."""

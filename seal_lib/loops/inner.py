@@ -11,10 +11,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from seal_lib.errors import on_disk
-from seal_lib.loops.domain import TOO_LONG, Candidate, Count, Domain, Rejected, TrialT, Unit, uncounted
+from seal_lib.loops.domain import TOO_LONG, Candidate, Domain, Rejected, TrialT, Unit
 from seal_lib.loops.policy import Policy
 from seal_lib.records import SelfEdit, to_dict
-from seal_lib.runs.work import Recorder, Work
+from seal_lib.runs.work import Count, Recorder, Work, uncounted
 from seal_lib.training.jobs import Job, Result
 
 

@@ -13,14 +13,14 @@ from typing import Any
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Request, Sampling
-from seal_lib.loops.domain import Candidate, Count, Domain, Rates, Rejected, TrialT, Unit
+from seal_lib.loops.domain import Candidate, Domain, Rates, Rejected, TrialT, Unit
 from seal_lib.loops.inner import score, score_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import BLIND, COMPARING, RATED, REWARDS
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.loops.updates import Group, Update, imitate, kept_of, update_of
 from seal_lib.records import Round, SelfEdit, Trial, to_dict
-from seal_lib.runs.work import Recorder, Work
+from seal_lib.runs.work import Count, Recorder, Work
 from seal_lib.seeds import derive_seed
 
 # ---------------------------------------------------------------------------------------------- writing

@@ -37,7 +37,7 @@ from seal_lib.plan.lengths import PuzzleLengths
 from seal_lib.plan.work import CACHE_TOKENS, ROWS, Phase
 from seal_lib.records import Passage, Question, SelfEdit
 from seal_lib.runs.lifecycle import Scratch
-from seal_lib.runs.work import Recorder
+from seal_lib.runs.work import Count, Recorder
 from seal_lib.store import texts
 from seal_lib.store.growth import ways
 from seal_lib.store.learning import OwnQuestions, learn
@@ -392,7 +392,7 @@ def load_strategies(names: Sequence[str], file: str | None = None) -> list[DrySt
 class DryRubric:
     """A rubric that rates the first text best; a judge that it would ask is not counted."""
 
-    def rate(self, pairs: Sequence[tuple[Passage, str]], count: Callable[..., None]) -> list[float]:
+    def rate(self, pairs: Sequence[tuple[Passage, str]], count: Count) -> list[float]:
         return [1 / (1 + number) for number in range(len(pairs))]
 
 

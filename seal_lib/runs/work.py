@@ -10,6 +10,13 @@ from typing import Any, ClassVar, Protocol
 
 from seal_lib.errors import RunError
 
+#: a function that receives counters (tokens trained, questions asked, …) as keyword arguments
+Count = Callable[..., None]
+
+
+def uncounted(**counts: float) -> None:
+    """Ignore the counters; the default outside a run."""
+
 
 class Recorder(Protocol):
     """What the loops need of a run (`seal_lib.runs.lifecycle.Run`): it keeps rows, artifacts and counters."""
@@ -77,7 +84,7 @@ class Work:
 
     unit: Callable[["Portable", Sequence, Callable], list[dict]]
     policy: "Portable"
-    count: Callable[..., None]
+    count: Count
 
     def __call__(self, part: Sequence) -> list[dict]:
         return self.unit(self.policy, part, self.count)

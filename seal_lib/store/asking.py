@@ -9,10 +9,10 @@ from seal_lib.errors import DataError
 from seal_lib.grading import graders
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops import inner
-from seal_lib.loops.domain import Candidate, Count
+from seal_lib.loops.domain import Candidate
 from seal_lib.loops.policy import Policy
 from seal_lib.records import Passage, PassageTrial, Question, to_dict
-from seal_lib.runs.work import Recorder
+from seal_lib.runs.work import Count, Recorder
 from seal_lib.store.database import Store
 from seal_lib.store.routing import Evidence, Router
 from seal_lib.store.schema import ARMS, STAGES

@@ -20,7 +20,7 @@ from seal_lib.generation.contract import Sampling
 from seal_lib.grading import graders
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.prompts import Prompts
-from seal_lib.loops.domain import Candidate, Count, Rejected, uncounted
+from seal_lib.loops.domain import Candidate, Rejected
 from seal_lib.loops.inner import ask, train, try_all
 from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
@@ -28,7 +28,7 @@ from seal_lib.loops.rewards import FILTERS
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Answer, Passage, PassageTrial, Question, SelfEdit, to_dict
 from seal_lib.runs.lifecycle import Scratch
-from seal_lib.runs.work import Recorder
+from seal_lib.runs.work import Count, Recorder, uncounted
 from seal_lib.seeds import derive_seed
 from seal_lib.store.database import Store
 from seal_lib.store.questions import write

@@ -12,9 +12,9 @@ from seal_lib.generation.contract import Request, Sampling
 from seal_lib.generation.thoughts import without_thoughts
 from seal_lib.grading.graders import is_blank, normalise
 from seal_lib.knowledge.prompts import Prompts
-from seal_lib.loops.domain import Count, uncounted
 from seal_lib.loops.policy import Policy
 from seal_lib.records import Passage, Question
+from seal_lib.runs.work import Count, uncounted
 from seal_lib.seeds import derive_seed
 
 _LABEL = re.compile(r"^[\s>*_#•–-]*(?:(?:question|answer|q|a)\s*\d*[*_\s]*[:.)]|\d+[.)])?[\s*_]*", re.IGNORECASE)

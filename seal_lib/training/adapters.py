@@ -35,9 +35,9 @@ def target_linears(model: nn.Module, targets: str | Sequence[str]) -> dict[str, 
     if targets == ALL_LINEAR and linears:
         return linears
     names = models.target_names(targets)
-    absent = next((target for target in names if not any(_ends_in(name, target) for name in linears)), None)
+    absent = next((target for target in names if not any(peft_folder.ends_in(name, target) for name in linears)), None)
     if absent is None and names:
-        return {name: m for name, m in linears.items() if any(_ends_in(name, target) for target in names)}
+        return {name: m for name, m in linears.items() if any(peft_folder.ends_in(name, target) for target in names)}
     kind, known = type(model).__name__, sorted({name.rpartition(".")[2] for name in linears})
     if not known:
         raise ParameterError(f"targets: {kind} has no Linear layer but its output layer; choose another model.")
@@ -57,10 +57,6 @@ def target_names(model: nn.Module, targets: str | Sequence[str]) -> tuple[str, .
     leaves = tuple(dict.fromkeys(name.rpartition(".")[2] for name in linears))
     alike = sum(isinstance(m, nn.Linear) and name.rpartition(".")[2] in leaves for name, m in model.named_modules())
     return leaves if alike == len(linears) else tuple(linears)  # full names if the output layer shares a suffix
-
-
-def _ends_in(name: str, suffix: str) -> bool:
-    return name == suffix or name.endswith("." + suffix)
 
 
 @dataclass
@@ -166,7 +162,7 @@ def check_fits(model: nn.Module, adapter: Adapter) -> dict[str, nn.Linear]:
             )
     for name, layer in modules.items():
         bare = name not in found and isinstance(layer, nn.Linear)
-        if bare and any(_ends_in(name, target) for target in adapter.targets):
+        if bare and any(peft_folder.ends_in(name, target) for target in adapter.targets):
             raise DataError(
                 f"The adapter targets {name!r} but has no weights for it; its file is cut or of another model, so save "
                 "the adapter again."

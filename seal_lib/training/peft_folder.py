@@ -116,15 +116,16 @@ def _check_targets(config: Mapping[str, Any], weights: Mapping[str, Any], folder
         except (re.error, TypeError, AttributeError) as error:
             raise DataError(f"{folder / CONFIG}: target_modules cannot be read ({error}); save it again.") from None
     else:
-        astray = [name for name in weights if not any(_ends_in(name, target) for target in targets)]
+        astray = [name for name in weights if not any(ends_in(name, target) for target in targets)]
     if astray:
         raise DataError(
             f"{folder / WEIGHTS} has weights for {astray[0]}, which its config does not target; save it again."
         )
-    bare = [] if isinstance(targets, str) else [t for t in targets if not any(_ends_in(name, t) for name in weights)]
+    bare = [] if isinstance(targets, str) else [t for t in targets if not any(ends_in(name, t) for name in weights)]
     if bare:
         raise DataError(f"{folder / WEIGHTS} has no weights for {bare[0]}, which {CONFIG} targets; save it again.")
 
 
-def _ends_in(name: str, suffix: str) -> bool:
+def ends_in(name: str, suffix: str) -> bool:
+    """Return whether a module's full name ends in ``suffix``, at a dot."""
     return name == suffix or name.endswith("." + suffix)
