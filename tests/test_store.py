@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ from seal_lib.__main__ import main
 from seal_lib.errors import DataError, DiskError
 from seal_lib.loops.policy import Source
 from seal_lib.records import Answer, Passage, SelfEdit
-from seal_lib.store import database, transactions
+from seal_lib.store import database, merging, transactions
 from seal_lib.store.database import Store
 from seal_lib.store.schema import STAGES, Asked, Edit
 from seal_lib.store.sharing import export
@@ -176,6 +177,14 @@ def test_an_export_names_the_commit_of_a_base_on_the_hub(store: Store, tmp_path:
 
 
 # ---------------------------------------------------------------------------------------------- faults
+
+
+def test_the_worth_of_an_edit_counts_graded_questions_only(store: Store) -> None:
+    one = edit()
+    ungraded = Answer("When?", "1890", "1890", {"exact": math.nan}, False)
+    store.keep(replace(one, questions=(*one.questions, Asked("When?", "1890", "own", *[ungraded] * 3))), adapter(1))
+    (worth,) = merging.worths(store)
+    assert worth.gained == 1.0  # one question more is right, of one that is graded
 
 
 def test_damage_is_told_in_one_sentence(store: Store) -> None:

@@ -307,9 +307,14 @@ def _with(questions: Sequence[Asked], stage: str, answers: Sequence[Answer]) -> 
 
 def accuracy(questions: Sequence[Asked], stage: str, grader: str) -> float:
     """Return the mean grade at a stage over the questions that have one; NaN without any."""
-    answers = [answer for question in questions if (answer := question.at(stage)) is not None]
-    grades = [grade for answer in answers if not math.isnan(grade := answer.grades[grader])]
+    grades = grades_of(questions, stage, grader)
     return fmean(grades) if grades else math.nan
+
+
+def grades_of(questions: Sequence[Asked], stage: str, grader: str) -> list[float]:
+    """Return the grades at a stage, without the questions that have none."""
+    answers = [answer for question in questions if (answer := question.at(stage)) is not None]
+    return [grade for answer in answers if not math.isnan(grade := answer.grades[grader])]
 
 
 def _verdict(questions: Sequence[Asked], grader: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from seal_lib.loops.policy import Policy
 from seal_lib.runs.work import Recorder, once
 from seal_lib.store.database import Store
 from seal_lib.store.guard import Limits, asked_again, before_after, broken, share
-from seal_lib.store.learning import accuracy
+from seal_lib.store.learning import accuracy, grades_of
 from seal_lib.store.retrieval import rank
 from seal_lib.store.schema import Edit, Merge
 
@@ -159,8 +159,8 @@ def worths(store: Store) -> list[Worth]:
     found = []
     for edit in store.edits("active"):
         size = sum(path.stat().st_size for path in store.folder_of(edit).iterdir())
-        was, now = (accuracy(edit.questions, stage, edit.recipe["grader"]) for stage in ("before", "after"))
-        found.append(Worth(edit, (now - was) * len(edit.questions), size))
+        was, now = (grades_of(edit.questions, stage, edit.recipe["grader"]) for stage in ("before", "after"))
+        found.append(Worth(edit, sum(now) - sum(was), size))
     return sorted(found, key=lambda worth: (worth.gained, -worth.size, worth.edit.id))
 
 
