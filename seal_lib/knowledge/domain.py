@@ -146,7 +146,7 @@ class Knowledge:
     @property
     def answering(self) -> Sampling:
         stop = (self.prompts.stop,) if self.prompts.stop else ()
-        return Sampling(max_tokens=self.inner.answer_tokens, stop=stop, skip_long=True)
+        return Sampling(max_tokens=self.inner.answer_tokens + self.prompts.reasons, stop=stop, skip_long=True)
 
     @property
     def chunk(self) -> int:
@@ -236,7 +236,9 @@ class Knowledge:
         grade.
         """
         asked = [_asked(*pair) for pair in zip(candidates, answers, strict=True)]
-        pairs = [(q, given.text.strip()) for own in asked for q, given in own if given.finish != "too_long"]
+        pairs = [
+            (q, self.prompts.answered(given.text)) for own in asked for q, given in own if given.finish != "too_long"
+        ]
         graded = iter(graders.grade(pairs, self.grader, self.judge and replace(self.judge, count=count)))
         trials = []
         for candidate, result, own in zip(candidates, results, asked, strict=True):

@@ -79,6 +79,16 @@ def format_rows(controls: Mapping[str, Loops], loops: Mapping[str, Mapping[int, 
     return rows + difference_rows(EXPERIMENT, evaluated, comparisons([*loops], rounds), grader=grader, **label)
 
 
+def reasoned_rows(trials: Mapping[str, Loops], **label: str) -> list[dict]:
+    """Lines of ``knowledge/prompts/reasoned_answers``: arms that reason before they answer.
+
+    Args:
+        trials: arm → trials. label: protocol, model and grader.
+    """
+    pairs = [(arm, "frozen") for arm in trials if arm != "frozen"]
+    return table_rows(f"{EXPERIMENT}/reasoned_answers", trials, pairs, **label)
+
+
 def in_words(rows: Rows, formats: Sequence[str], rounds: int) -> str:
     """Return Markdown on which untrained formats are above the trained first one, and on every separable difference."""
     rows = list(rows)

@@ -17,6 +17,8 @@ _SLOTS = {
 }
 #: parts of a self-edit that may be one document
 PIECES = ("lines", "parts")
+#: where reasoning ends and the answer begins
+ANSWER = "Answer:"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Prompts:
     opening: str = ""
     pieces: str = "lines"
     after: str = ""
+    reasons: int = 0
 
     def write(self, passage: Passage) -> str:
         """Return the prompt after which the policy writes a self-edit about ``passage``.
@@ -52,6 +55,18 @@ class Prompts:
     def ask(self, passage: Passage, question: Question, in_context: bool = False) -> str:
         template = self.answer_in_context if in_context else self.answer
         return fill(template, title=passage.title, passage=passage.text, question=question.question)
+
+    def asking(self, other: "Prompts") -> "Prompts":
+        """This set, with questions put as another puts them."""
+        return replace(self, answer=other.answer, answer_in_context=other.answer_in_context, stop=other.stop,
+                       reasons=other.reasons)  # fmt: skip
+
+    def answered(self, written: str) -> str:
+        """The answer in what was written after a question: all of it, or, where reasoning stands before it, the line
+        after the first `ANSWER`; nothing if there is none."""
+        if self.reasons:
+            written = (written.partition(ANSWER)[2].strip().splitlines() or [""])[0]
+        return written.strip()
 
     def training_text(self, title: str, text: str) -> str:
         return fill(self.document, title=title, text=text)
@@ -87,6 +102,9 @@ def load(name: str, file: str | None = None) -> Prompts:
             raise DataError(f"{where}, set {name!r}, {key}: {value!r} is not a text{null}; put it in quotes.")
     if chosen.get("pieces", PIECES[0]) not in PIECES:
         raise DataError(f"{where}, set {name!r}, pieces: {chosen['pieces']!r} is not one of {', '.join(PIECES)}.")
+    reasons = chosen.get("reasons", 0)
+    if not isinstance(reasons, int) or isinstance(reasons, bool) or reasons < 0:
+        raise DataError(f"{where}, set {name!r}, reasons: {reasons!r} is no number of tokens; give 0 or more.")
     for key, slots in _SLOTS.items():
         absent = [slot for slot in sorted(slots) if "{" + slot + "}" not in chosen[key]]
         if absent:

@@ -62,7 +62,7 @@ def check(values: Mapping[str, Any]) -> None:
     if "temperature" in values:
         several = max(values.get(key, 1) for key in ("samples", "edits"))
         Sampling(values["edit_tokens"], values["temperature"], values["top_p"], several)
-    for name in filter(None, (values.get("prompts"), *values.get("formats", ()))):
+    for name in filter(None, (values.get("prompts"), values.get("reasoning"), *values.get("formats", ()))):
         (arc_prompts if puzzles else knowledge_prompts).load(name, values.get("prompts_file"))
     if "strategies" in values:
         studies = strategies.load(values["strategies"], values.get("strategies_file"))
