@@ -110,6 +110,16 @@ def test_each_route_takes_what_it_says(store: Store) -> None:
         routing.Router(store, base(), "best")
 
 
+def test_the_threshold_is_measured_again_where_what_it_stands_on_changed(store: Store, monkeypatch) -> None:
+    measured = []
+    monkeypatch.setattr(routing, "_NEEDED", {})
+    monkeypatch.setattr(routing, "threshold", lambda index, asked: measured.append(len(asked)) or 0.5)
+    assert [routing.Router(store, base(), way).needed for way in routing.ROUTES] == [0.5] * 4 and len(measured) == 1
+    store.revert(store.edits("active")[0].id)
+    routing.Router(store, base())
+    assert len(measured) == 2 and measured[1] < measured[0]
+
+
 def test_an_adapter_that_has_too_few_right_is_not_asked(store: Store, monkeypatch) -> None:
     edit = store.edits("active")[0]
     question = edit.questions[0].question

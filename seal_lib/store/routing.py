@@ -76,6 +76,11 @@ ROUTES: dict[str, Callable[[Evidence], tuple[str, str]]] = {
 }  # fmt: skip
 
 
+#: the threshold measured last, and on what: a server routes each call anew, and measuring takes seconds where there
+#: are hundreds of passages
+_NEEDED: dict[tuple, float] = {}
+
+
 class Router:
     """Routes questions for one base, from the store as it is when the router is made."""
 
@@ -95,13 +100,18 @@ class Router:
             raise ParameterError(f"route: {way!r} is not one of {', '.join(ROUTES)}.")
         kept = store.passages()
         self.way, self.places = way, {passage.id: (document, place) for passage, document, place in kept}
-        self._index = (search or Search()).index(store, [passage for passage, _, _ in kept])
+        search = search or Search()
+        self._index = search.index(store, [passage for passage, _, _ in kept])
         self._edits: dict[str, Edit] = {}
         edits = store.edits("merged") + store.edits("active")  # an active one is newer than a merged one
         for edit in sorted(edits, key=lambda edit: (edit.weights == weights, edit.state == "active")):
             self._edits[edit.passage.id] = edit
         asked = [(q.question, edit.passage.id) for edit in edits for q in edit.questions]
-        self.needed = threshold(self._index, asked)
+        on = search, tuple(self.places), tuple(asked)
+        if on not in _NEEDED:
+            _NEEDED.clear()
+            _NEEDED[on] = threshold(self._index, asked)
+        self.needed = _NEEDED[on]
 
     def routes(self, questions: Sequence[str]) -> list[tuple[Evidence, str, str]]:
         """Return (evidence, the stage that answers, why) for each question."""
