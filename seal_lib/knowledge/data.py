@@ -107,10 +107,11 @@ def batches(source: str, count: int, seed: int) -> Callable[[int], list[Passage]
 
 
 def from_json(path: Path) -> list[Passage]:
-    """Passages of a JSON file in file order; ids are ``<stem>-<index>``.
+    """Return the passages of a JSON file in file order; ids are ``<stem>-<index>``.
 
     Raises:
-        DataError: names the file and entry that is missing, empty, malformed or there twice.
+        DataError: the file is missing, or an entry is empty, malformed or there twice; the message names file and
+            entry.
     """
     if not path.exists():
         raise DataError(f"passages: no file {path}; give a JSON file, world:heldout or hub:rajpurkar/squad.")
@@ -160,7 +161,7 @@ def _entries(value: object, where: str) -> list:
 
 
 def _of_columns(columns: Mapping[str, Any], where: str) -> list[dict]:
-    """Rows of a table written by columns, each a list or, as pandas does it, an object by the number of the row."""
+    """Return the rows of a table written by columns, each a list or, as pandas writes it, an object by row number."""
     lists = {key: list(column.values()) if isinstance(column, dict) else column for key, column in columns.items()}
     if len({len(column) if isinstance(column, list) else None for column in lists.values()}) > 1:
         raise DataError(f"{where}: its columns differ in length; write a row per question.")
@@ -182,7 +183,7 @@ def _article(article: object, where: str) -> list[dict]:
 
 
 def _grouped(rows: Iterable[Any], where: str) -> list[dict]:
-    """Entries of rows with one question each, one entry a context, in order of first appearance."""
+    """Group rows with one question each into entries, one per title and context, in order of first appearance."""
     grouped: dict[tuple, dict] = {}
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping) or not {"title", "context", "question"} <= set(row):

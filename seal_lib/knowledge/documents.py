@@ -12,14 +12,14 @@
 ``authors_v2`` (August 2025): a heading line ``Implications:`` and everything before it are dropped first; of the first
 30 documents those that are not blank are kept.
 
-``clean``: the same part by part, so that ``---`` always separates and each part may have its heading or its questions;
-and what models write today is read. What a model thinks aloud is taken out, what it says after its turn, and lines
-that say nothing: rules, code fences, the line under a table's head, lone tags, numbers of a list without an item. A
-JSON list is read as its items, and a line without the tags around it. Headings go: lines marked so by ``#``, and what
-leads to a list (``Sure! Here is …:``). A question begins a document however it is marked (``Question 1:``, ``**Question
-1:**``, ``Q1:``, ``### Question 1``, ``- Q:``, or by ``?`` before an answer), in a few languages, if the part has
-answers, and its answer stays with it; text before the first question is its own, or the first question's end if it has
-an answer. What was dropped is counted (`read_edit`).
+``clean``: the same rules part by part, so that ``---`` always separates and each part may have its own heading or
+questions; it also reads what models write today. Thoughts, what follows the model's turn, and lines without content
+are removed: rules, code fences, the line under a table's header, lone tags, list numbers without an item. A JSON list
+is read as its items, and a line without the tags around it. Headings are dropped: lines marked by ``#``, and lines that
+introduce a list (``Sure! Here is …:``). A question begins a document however it is marked (``Question 1:``,
+``**Question 1:**``, ``Q1:``, ``### Question 1``, ``- Q:``, or by ``?`` before an answer), in a few languages, if the
+part has answers, and its answer stays with it. The lines before the first question are documents of their own, or, if
+they have an answer, the rest of the question that ended the prompt. What was dropped is counted (`read_edit`).
 
 A prompt set may have further rules (`prompts.yaml`). With ``after``, only what follows that heading is trained on, and
 reasoning before it is counted as left out; of a text without the heading, protocol ``clean`` keeps nothing and the
@@ -98,9 +98,12 @@ def split_edit(
 def read_edit(
     text: str, split_newlines: bool = True, protocol: str = "authors_v1", prompts: Prompts | None = None
 ) -> tuple[list[str], dict[str, int]]:
-    """(`split_edit`'s pieces, how much was dropped by kind): ``reasoning`` (texts that have some), and in protocol
-    ``clean`` ``thoughts`` (blocks, and what follows the model's turn), ``marks`` (lines of layout alone: rules, fences,
-    table lines, tags, bare numbers) and ``headings``. ``---`` alone separates, uncounted."""
+    """Return the pieces of `split_edit`, and counts of what was dropped by kind.
+
+    ``reasoning`` is 1 for a text that has some. Protocol ``clean`` also counts ``thoughts`` (blocks, and what follows
+    the model's turn), ``marks`` (lines of layout alone: rules, fences, table lines, tags, bare numbers) and
+    ``headings``; ``---`` alone separates and is not counted.
+    """
     if protocol not in PROTOCOLS:
         raise DataError(f"protocol: {protocol!r} is not one of {', '.join(PROTOCOLS)}.")
     if prompts and prompts.after:
@@ -140,7 +143,7 @@ def _without_heading(lines: list[str]) -> list[str]:
 
 
 def _without_titles(lines: list[str]) -> list[str]:
-    """Lines without headings, and without what leads to the list that they are."""
+    """Return the lines without headings, and without the lines that introduce the list that they form."""
     lines = [line for line in lines if not _TITLE.fullmatch(line)]
     first = next((i for i, line in enumerate(lines) if _ITEM.match(line)), 0)
     leads = 0 < first <= 2 and lines[first - 1].rstrip("*_ ").endswith((":", "："))
@@ -177,7 +180,8 @@ def _says_nothing(line: str) -> bool:
 
 
 def _unpacked(text: str) -> str:
-    """A JSON list, in a fence or under one key, as lines; of objects, a line for each key. Any other text as it is."""
+    """Return a JSON list, in a fence or under one key, as lines (of objects, a line per key); any other text as it
+    is."""
     inside = "\n".join(line for line in text.splitlines() if not _FENCE.fullmatch(line)).strip()
     try:
         found = json.loads(inside) if inside[:1] in ("[", "{") else None
@@ -190,7 +194,7 @@ def _unpacked(text: str) -> str:
 
 
 def _item(value: object) -> str:
-    """An item of a JSON list as text; "" if it is neither that nor an object of texts."""
+    """Return an item of a JSON list as text; "" if it is neither a text nor an object of texts."""
     if not isinstance(value, dict):
         return " ".join(value.split()) if isinstance(value, str) else ""
     texts = {key: _item(text) for key, text in value.items()}
@@ -200,8 +204,10 @@ def _item(value: object) -> str:
 
 
 def _lines_or_questions(lines: list[str], opens: bool) -> tuple[list[str], int]:
-    """(pieces of one part between rules, headings dropped); ``lines`` have their ends; ``opens``: the first part, whose
-    question may have begun in the prompt."""
+    """Return the pieces of one part and the number of headings dropped.
+
+    ``lines`` keep their line ends; ``opens``: this is the first part, whose question may have begun in the prompt.
+    """
     lines = [piece for line in lines for piece in _NEXT.split(line)]
     asks = [bool(_ASKS.match(line.strip())) for line in lines]
     answers = [bool(_ANSWERS.match(line.strip()) or _WITHIN.search(line)) for line in lines]

@@ -65,7 +65,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Do a command and print what it found; 1: a merge was measured and refused."""
+    """Run a command, and print its result as text or JSON; return 1 if a merge was measured and refused, else 0."""
     found, text = given.act(given)
     print(json.dumps(to_dict(found), indent=2, ensure_ascii=False) if given.json else text)
     return int(isinstance(found, Merged) and found.merge is None)
@@ -127,7 +127,9 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def store_of(folder: str, begin: bool = False) -> Store:
-    """The store in a folder a person named, or the usual one; only what learns makes one that is not there.
+    """Return the store in the folder that a person named, or in the default one.
+
+    Only commands that learn (``begin``) make one that is not there.
 
     Raises:
         DataError: there is none.
@@ -139,7 +141,7 @@ def store_of(folder: str, begin: bool = False) -> Store:
 
 
 def tell(text: str) -> None:
-    """Say something that is not what was asked for."""
+    """Print to stderr what is not part of the result."""
     print(text, file=sys.stderr)
 
 
@@ -407,7 +409,7 @@ def _import(given: argparse.Namespace) -> tuple[list[Edit], str]:
 
 
 def _between(kind: type, low: float, high: float) -> Callable[[str], Any]:
-    """What reads a number of that kind from a command line."""
+    """Return a function that reads a number of that kind, within bounds, from a command line."""
 
     def number(text: str) -> Any:
         value = kind(text)

@@ -123,7 +123,7 @@ class Store(Folder):
     # ------------------------------------------------------------------ edits
 
     def edits(self, *states: str, passage: str = "", number: int | None = None) -> list[Edit]:
-        """Edits in these states (none: in any), of a passage, or the one of that number; in the order of making."""
+        """Return the edits in these states (none: in any), of a passage, or of one number, in the order of making."""
         wanted = f"e.state IN ({', '.join('?' * len(states))})" if states else "1"
         with self.whole():
             rows = self._base.execute(

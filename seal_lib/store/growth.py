@@ -122,7 +122,7 @@ def _asked(run: Recorder, store: Store, policy: Policy, domain: Knowledge, size:
 
 def _merged(store: Store, policy: Policy, domain: Knowledge, passages: Sequence[Passage],
             prior: Sequence[Question]) -> dict[str, Any]:  # fmt: skip
-    """The answers of all active adapters as one, each question under its passage's title."""
+    """Return the answers of all active adapters joined into one, each question under its passage's title."""
     asked = {p.id for p in passages}
     adapter = merging.joined(store, [edit for edit in store.edits("active") if edit.passage.id in asked])
     units = [*passages, Passage("prior", "", "", tuple(prior))]

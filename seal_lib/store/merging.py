@@ -108,7 +108,7 @@ def merge(store: Store, policy: Policy, domain: Knowledge, edits: Sequence[Edit]
 
 
 def merge_in_use(run: Recorder, store: Store, policy: Policy, domain: Knowledge, limits: Limits) -> Merged:
-    """Merge all edits in use, once a run: what was found then is recorded."""
+    """Merge all edits in use, once per run; the outcome is recorded."""
 
     def made() -> dict[str, Any]:
         there = [edit for edit in store.edits("active", "merged") if edit.weights == base_of(policy)]

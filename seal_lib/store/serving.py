@@ -56,7 +56,7 @@ def check_address(host: str) -> None:
 
 
 def _local(host: str) -> bool:
-    """Whether only this machine is reached under that name."""
+    """Return True if only this machine can be reached under that name."""
     try:
         return host == "localhost" or ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -62,7 +62,7 @@ def export(store: Store, folder: str | Path, numbers: Sequence[int] = ()) -> lis
 
 
 def _base(edit: Edit) -> tuple[str, str | None]:
-    """(name or folder, commit) under which PEFT finds an edit's base by itself."""
+    """Return (name or folder, commit) under which PEFT finds an edit's base by itself."""
     if edit.weights.startswith("hub:"):
         name, _, commit = edit.weights.removeprefix("hub:").rpartition("@")
         return name, commit
@@ -86,7 +86,7 @@ def _line(edit: Edit) -> dict[str, Any]:
 
 
 def corpus(folder: Path) -> list[Any]:
-    """The lines of an export's corpus, not checked yet.
+    """Return the lines of an export's corpus, not checked yet.
 
     Raises:
         DataError: there is none, or it is not JSON.

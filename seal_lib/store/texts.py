@@ -49,11 +49,11 @@ class Block:
 
 
 def read(path: str | Path, words: int = PASSAGE_WORDS, tell: Callable[[str], object] = warnings.warn) -> list[Document]:
-    """The documents of a file, or of all files in a folder and its sub-folders, in the order of names.
+    """Return the documents of a file, or of all files in a folder and its sub-folders, sorted by name.
 
     Args:
-        words: of a passage, at most; a longer paragraph is cut between sentences.
-        tell: called with a sentence for what is left out of a folder; one bad file decides over itself only.
+        words: most words of a passage; a longer paragraph is cut between sentences.
+        tell: called with a sentence for each thing left out of a folder; one bad file does not affect the others.
 
     Raises:
         DataError: there is nothing there, or nothing that can be read.
@@ -154,7 +154,7 @@ def _joined(blocks: Sequence[Block]) -> Block:
 
 
 def _parts(block: Block, words: int) -> Iterator[Block]:
-    """A paragraph, cut between sentences where it is too long; one that comes with questions stays whole."""
+    """Yield a paragraph, cut between sentences if it is too long; one that comes with questions stays whole."""
     if block.heading or block.questions or len(_words(block.text)) <= words:
         yield block
         return
@@ -171,7 +171,7 @@ def _parts(block: Block, words: int) -> Iterator[Block]:
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text, each with the space before it; where a script has no spaces, its characters."""
+    """Return the words of a text, each with the space before it; for a script without spaces, its characters."""
     return re.findall(rf"\s*(?:[{UNSPACED}]|[^\s{UNSPACED}]{{1,64}})", text)
 
 
@@ -190,7 +190,7 @@ def _text(path: Path) -> str:
 
 
 def _plain(path: Path) -> list[Block]:
-    """Paragraphs between blank lines."""
+    """Read paragraphs, which blank lines separate."""
     return _paragraphs(_text(path).splitlines())
 
 
@@ -207,7 +207,7 @@ def _paragraphs(lines: Sequence[str]) -> list[Block]:
 
 
 def _markdown(path: Path) -> list[Block]:
-    """Headings, paragraphs, lists, tables and code, each as it is written; of front matter the title."""
+    """Read headings, paragraphs, lists, tables and code, each as it is written, and the title of a front matter."""
     from markdown_it import MarkdownIt
 
     lines, before = _text(path).splitlines(), 0
@@ -237,7 +237,7 @@ _TURN = rf"{_ITEM}|[A-Z][\w .-]{{0,30}}:\s"  # … or of a talk
 
 
 def _unwrapped(lines: Sequence[str], begins: str = _ITEM) -> str:
-    """A paragraph without its line breaks, but for lines that begin so."""
+    """Return a paragraph without its line breaks, except before lines that match ``begins``."""
     text = ""
     for line in filter(str.strip, lines):
         apart = "\n" if re.match(begins, line) else " "
@@ -308,7 +308,7 @@ def _pdf(path: Path) -> list[Block]:
 
 
 def _json(path: Path) -> list[Block]:
-    """Passages as `seal_lib.knowledge.data` takes them, with questions or none; ``{text}`` rows; talks."""
+    """Read passages in the layouts of `seal_lib.knowledge.data`, with questions or without; ``{text}`` rows; chats."""
     value = paths.read_data(path)
     rows = value if isinstance(value, list) else [value]
     talks = [_talk(row, path.stem) for row in rows]
@@ -330,7 +330,7 @@ _SAID = ("content", "value", "text", "parts")
 
 
 def _talk(value: object, title: str) -> list[str] | None:
-    """The title of a talk and its turns, ``who: what``, as assistants export them; None if it is no talk."""
+    """Return the title of a chat and its turns, ``who: what``, as assistants export them; None if it is no chat."""
     if not isinstance(value, dict):
         return None
     nodes, turns = value.get("mapping"), next((value[key] for key in _TURNS if isinstance(value.get(key), list)), None)
@@ -344,7 +344,7 @@ def _talk(value: object, title: str) -> list[str] | None:
 
 
 def _branch(nodes: dict, last: object) -> list:
-    """The turns that were shown last of a talk that is kept as a tree, as ChatGPT exports it."""
+    """Return the turns that were shown last in a chat that is kept as a tree, as ChatGPT exports it."""
     found: list[Any] = []
     for _ in nodes:  # from the last turn to the first; at most so many, whatever the file says
         node = nodes.get(str(last)) or {}
@@ -357,7 +357,7 @@ def _under(value: dict, keys: Sequence[str]) -> str:
 
 
 def _said(value: object) -> str:
-    """A text, however it is wrapped; "" of pictures, calls of tools and other things."""
+    """Return a text, however it is wrapped; "" for pictures, tool calls and other things."""
     if isinstance(value, dict):
         return _under(value, ("role", *_SAID))
     if isinstance(value, list):
@@ -366,7 +366,8 @@ def _said(value: object) -> str:
 
 
 def _turns(talk: Sequence[str], number: int) -> list[Block]:
-    """A talk as blocks; their places are those of its turns, or, where a file has several talks, its number."""
+    """Return a chat as blocks; their places are the numbers of its turns or, if a file has several chats, the
+    chat's."""
     head, *turns = talk
     return [Block(head, 1, 1, heading=True), *(Block(t, number or n, number or n) for n, t in enumerate(turns, 1))]
 

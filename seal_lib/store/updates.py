@@ -126,7 +126,7 @@ def update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer
 
 def update_once(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
                 plan: Plan, source: str | Path, *, seed: int = 0) -> Renewal:  # fmt: skip
-    """Queue a document and update, once a run: which update it was is recorded."""
+    """Queue a document and update the store, once per run: the number of the update is recorded."""
 
     def made() -> dict[str, Any]:
         store.enqueue(source)
@@ -179,7 +179,7 @@ def _update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, oute
 def _documents(
     queue: Sequence[Queued], words: int
 ) -> tuple[dict[Queued, list[Document]], dict[int, tuple[str, str]], list[str]]:
-    """(what could be read; what could not, with the reason; what was left out of folders)."""
+    """Return (what could be read; what could not, with the reason; what was left out of folders)."""
     found: dict[Queued, list[Document]] = {}
     failed: dict[int, tuple[str, str]] = {}
     left_out: list[str] = []
@@ -246,7 +246,7 @@ def _measured(store: Store, policy: Policy, domain: Knowledge, limits: Limits,
 
 def _row(part: Part, known: float, edits: Sequence[Edit], verdicts: dict[int, tuple[str, str]],
          late: bool) -> dict[str, Any]:  # fmt: skip
-    """What became of a passage, as a row of a report."""
+    """Return what became of a passage as a row of the report."""
     edit = next((edit for edit in edits if edit.passage.id == part.id), None)
     if edit:
         state, reason = verdicts.get(edit.id, (edit.state, edit.reason))
