@@ -367,7 +367,7 @@ def test_live_notes_may_be_as_long_as_the_parameters_say(monkeypatch, notebook: 
 def test_notes_have_an_author() -> None:
     writers = {a: notes_by(a, "reference:external") for a in ("frozen", "ewc", "ewc_own", "ewc_live")}
     assert writers == {
-        "frozen": "–", "ewc": "external", "ewc_own": "the unedited model, once",
+        "frozen": "–", "ewc": "stronger writer", "ewc_own": "the unedited model, once",
         "ewc_live": "the edited model, before each edit",
     }  # fmt: skip
     assert notes_by("ewc", "policy") == "the unedited model, once"

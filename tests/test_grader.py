@@ -113,7 +113,7 @@ def test_tables_and_faces_read_the_grader(loop) -> None:
         rows = evaluate.result_rows("x", "arm", trials, protocol="clean", model="m", grader=grader)
         assert {row["metric"]: row["value"] for row in rows}["accuracy"] == value
         face = replace(trials[0], grader=grader)._repr_html_()
-        assert f"{value:.0%} right ({grader})" in face and ("#0a7d3c" in face) is (value == 1)
+        assert f"{value:.0%} right ({grader})" in face and ("#1e9150" in face) is (value == 1)
 
 
 def test_a_grader_that_calls_somebody_is_one_more_row_asked_once_per_answer(monkeypatch) -> None:

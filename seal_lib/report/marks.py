@@ -94,7 +94,7 @@ def names_at_right(ax: Axes, names: Sequence[tuple[float, str, str]], size: floa
     """Write each (y, name, colour) beside its line, as near to it as names that must not overlap can be. Axes limits
     must be final."""
     lines = 1 + max((name.count("\n") for _, name, _ in names), default=0)
-    gap = 1.25 * size * lines / (0.75 * 72 * ax.figure.get_figheight())  # of the height of the axes, about
+    gap = 1.25 * size * lines * ax.figure.dpi / (0.75 * 72 * ax.figure.bbox.height)  # of the height of the axes, about
     to = ax.transScale + ax.transLimits
     ends = sorted((float(to.transform((1, y))[1]), name, paint) for y, name, paint in names)
     for at, (_, name, paint) in zip(apart([y for y, *_ in ends], gap), ends, strict=True):
