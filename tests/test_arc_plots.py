@@ -131,7 +131,8 @@ def test_success_by_arm_is_the_rate_with_rejected_self_edits_and_the_papers_valu
     assert rates == pytest.approx(expected(main(results), "success_rate")) and len(rates) == 6
     assert set(marks(ax, "interval")) == set(rates)
     rejected = sorted(patch.get_width() for patch in ax.patches)
-    assert rejected == pytest.approx(sorted(expected(main(results), "rejected_rate").values())) and rejected[-1] > 0.05
+    seen = sorted(share for share in expected(main(results), "rejected_rate").values() if share >= 0.01)
+    assert rejected == pytest.approx(seen) and rejected[-1] > 0.05
     papers = sorted(float(line.get_xdata()[0]) for line in ax.lines if line.get_gid() == "paper")
     assert papers == [0.0, 0.2, 0.725, 1.0]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
