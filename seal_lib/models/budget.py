@@ -1,8 +1,8 @@
 """Memory that a model, its adapters and one step need: arithmetic on shapes, before anything is loaded.
 
 Knows layers and widths of the Hub models the parameter sets name, and how many bytes training and generation keep per
-parameter and token (measured counts in ``tests/test_budget.py``). Knows no tensors, devices or jobs; imports no torch.
-GB are 10^9 bytes.
+parameter and token (measured counts in ``tests/models/test_budget.py``). Knows no tensors, devices or jobs; imports no
+torch. GB are 10^9 bytes.
 """
 
 from collections.abc import Mapping, Sequence
