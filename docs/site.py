@@ -1,6 +1,7 @@
-"""Lay out the site's source as the repository is, and build it into ``runs/site``: ``python docs/site.py [FOLDER]``.
+"""Lay out the repository as the source of the site and build it into ``runs/site``: ``python docs/site.py [FOLDER]``.
 
-Notebooks are the published ones, with outputs (``figures/<scale>/notebooks``), else the committed ones. Runs nothing.
+Notebooks are the published ones with outputs (``figures/<scale>/notebooks``), or else the committed ones. Nothing is
+run.
 """
 
 import ast
@@ -21,7 +22,7 @@ PAGES = ("RESULTS.md", "REPRODUCTION.md", "CONTRIBUTING.md", "LOG.md", "CHANGELO
 
 
 def notebooks() -> list[Path]:
-    """The published copy of each notebook, the core set's first, or else the committed one."""
+    """Return the published copy of each notebook, the core set's first, or else the committed notebook."""
     published = [ROOT / "figures" / name / "notebooks" for name in ("seedling", "seedling-full")]
     return [
         next((copy for folder in published if (copy := folder / path.name).exists()), path)
@@ -29,12 +30,12 @@ def notebooks() -> list[Path]:
     ]
 
 
-#: an equation in Markdown, and how it stands
+#: display mode of an equation → its pattern in Markdown
 EQUATIONS = {"block": r"\$\$(.+?)\$\$", "inline": r"(?<![\\$])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\d)"}
 
 
 def drawn(text: str) -> str:
-    """Markdown with its equations as MathML, which browsers draw without a script; code is left alone."""
+    """Return Markdown with its equations as MathML, which browsers draw without a script; code is left alone."""
     parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.DOTALL)
     for display, pattern in EQUATIONS.items():
         mathml = partial(_mathml, display)
@@ -71,7 +72,10 @@ def told_once(cells: list[dict]) -> list[dict]:
 
 
 def laid_out(notebook: dict) -> dict:
-    """The notebook with its equations drawn; the text that stands for a picture is the heading that it is under."""
+    """Return the notebook with its equations drawn and its pictures as HTML.
+
+    The alternative text of a picture is the heading above it.
+    """
     heading = ""
     notebook["cells"] = told_once(notebook["cells"])
     for cell in notebook["cells"]:
@@ -80,7 +84,7 @@ def laid_out(notebook: dict) -> dict:
             heading = (re.findall(r"^#+ (.+)$", source, re.MULTILINE) or [heading])[-1]
             cell["source"] = drawn(source)
         for output in cell.get("outputs", []):
-            if picture := output.get("data", {}).pop("image/png", None):  # nbconvert has no word for it
+            if picture := output.get("data", {}).pop("image/png", None):  # nbconvert gives pictures no alternative text
                 source = f"data:image/png;base64,{''.join(picture).strip()}"
                 output["data"]["text/html"] = f'<img alt="Figure: {escape(heading)}" src="{source}">'
     return notebook
@@ -104,7 +108,7 @@ def lay_out(source: Path) -> None:
 
 
 def main() -> int:
-    """Build; the exit status is that of mkdocs, which fails on a dead link."""
+    """Build the site and return the exit status of mkdocs, which fails on a dead link."""
     site = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "runs" / "site").resolve()
     source = site.with_name(site.name + "-source")
     shutil.rmtree(source, ignore_errors=True)

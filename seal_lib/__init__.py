@@ -1,8 +1,8 @@
-"""SEAL (Self-Adapting Language Models) as a notebook suite: the thin library under the notebooks.
+"""The library behind the notebooks that reproduce SEAL (Self-Adapting Language Models).
 
-The loops themselves are in `seal_lib.loops`, readable from top to bottom; a task they are run on is a domain
-(`seal_lib.knowledge`, `seal_lib.arc`). Importing this package imports no torch; a name below loads its module
-when first used.
+`seal_lib.loops` holds the loops, readable from top to bottom; the tasks that they run on are domains
+(`seal_lib.knowledge`, `seal_lib.arc`). Importing this package does not import torch; each name below loads its module
+on first use.
 """
 
 from importlib import import_module

@@ -1,5 +1,8 @@
-"""The command line, ``seal`` or ``python -m seal_lib``: own documents (learn, ask, list, show, revert, export) and the
-notebooks (run, all, status, notebooks, check, clean)."""
+"""The command line, ``seal`` or ``python -m seal_lib``.
+
+It learns from the user's documents (learn, ask, list, show, revert, export) and runs the notebooks (run, all, status,
+notebooks, check, spent, clean).
+"""
 
 import argparse
 import signal
@@ -13,23 +16,32 @@ from seal_lib.runs import params, runner, trackers
 from seal_lib.store import commands as own
 
 
+def ready(values: dict[str, object]) -> None:
+    """Raises SealError where parameters do not go together, or name what is not on this machine."""
+    checks.check(values)
+    checks.on_this_machine(values)
+
+
 def enough(notebook: str, values: dict[str, object]) -> str:
-    """This machine's memory against a notebook's need, as text, before it starts.
+    """Compare this machine's memory with a notebook's need before it starts, and return the comparison as text.
 
     Raises:
-        SealError: it is too little, or the parameters do not go together.
+        SealError: it is too little, or as `ready`.
     """
-    checks.check(values)
+    ready(values)
     return needs.check(notebook, values, costs.this_device())
 
 
 def interrupt(*_: object) -> None:
-    """End as by Ctrl-C, so that the kernel is stopped too; also where the shell has SIGINT ignored (``nohup … &``)."""
+    """Raise KeyboardInterrupt, so that the kernel is stopped too, even if the shell ignores SIGINT (``nohup … &``)."""
     raise KeyboardInterrupt
 
 
 def tell_spending(name: str, scale: str, prices: str) -> int:
-    """Print what a finished run took, stage by stage and for each point of accuracy."""
+    """Print what a finished run took, by stage, and by arm for each point of accuracy. Return the exit code.
+
+    ``name`` is a notebook or a run folder; ``prices`` is a YAML file of prices, or "" for none.
+    """
     known = spending.Prices.read(paths.given(prices)) if prices else None
     folder = compare.run_folder(params.find(name) if name[:1].isdigit() and "/" not in name else name, scale)
     print(f"{paths.short(folder)}: seconds of all workers together\n")
@@ -42,7 +54,7 @@ def tell_spending(name: str, scale: str, prices: str) -> int:
 
 @command_line
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done, 1 failed, 2 refused before anything ran, 130 stopped by hand."""
+    """Run a command and return its exit code: 0 done, 1 failed, 2 refused before anything ran, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="seal", description="Learn from documents; run the notebooks.")
     commands = parser.add_subparsers(dest="command", required=True)
     own.add_to(commands)
@@ -67,13 +79,13 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("clean", help="remove all runs").add_argument("--yes", action="store_true")
     given = parser.parse_args(arguments)
     runner.end_with_parent()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the kernel is stopped too
+    for number in (signal.SIGTERM, signal.SIGHUP):  # stop the kernel too
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, interrupt)
     if "act" in given:
         return own.run(given)
     if given.command in ("run", "all"):
-        trackers.named()  # one that is not there is said at once
+        trackers.named()  # report a tracker that is not installed at once
     if given.command == "run":
         pairs = [pair.partition("=") for pair in given.set]
         wrong = next((key for key, mark, _ in pairs if not mark), None)
@@ -82,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         values = {key: value for key, _, value in pairs}
         return runner.run(params.find(given.notebook), given.scale, values, given.force, enough)
     if given.command == "all":
-        return runner.run_all(given.scale, given.only, given.keep_going, given.force, max(1, given.jobs), checks.check)
+        return runner.run_all(given.scale, given.only, given.keep_going, given.force, max(1, given.jobs), ready)
     if given.command == "spent":
         return tell_spending(given.run, given.scale, given.prices)
     if given.command == "clean":

@@ -1,6 +1,6 @@
-"""Errors whose message is one sentence for a person: what is wrong, where, and the way out.
+"""Errors whose message is one sentence for the user: what is wrong, where, and what to do.
 
-`command_line` is the one place where they, and what a disk or a terminal refuses, become that sentence.
+`command_line` prints that sentence in place of a traceback, also for errors of the operating system.
 """
 
 import errno
@@ -14,10 +14,10 @@ from pathlib import Path
 
 
 class SealError(ValueError):
-    """Something the user can mend; the message names the file, key or value and what to do."""
+    """An error that the user can fix; the message names the file, key or value and what to do."""
 
     def _render_traceback_(self) -> list[str]:
-        """What Jupyter shows in place of a traceback."""
+        """Return what Jupyter shows in place of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -34,7 +34,7 @@ class DataError(SealError):
 
 
 class DiskError(SealError):
-    """A file or folder cannot be written or read: no room, no right, no such place."""
+    """A file or folder cannot be read or written: the disk is full, access is denied or the path does not exist."""
 
 
 class DivergedError(SealError):
@@ -43,7 +43,7 @@ class DivergedError(SealError):
 
 _PLACE = "give a folder that can be written (SEAL_HOME for runs, HOME for what Jupyter keeps)"
 _WAY = "remove the file or the link that stands in its way, or give another folder by SEAL_HOME"
-#: what the system refuses → the way out
+#: error number of the operating system → what to do
 _WAYS = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room within your quota",
@@ -56,8 +56,10 @@ _WAYS |= dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
 
 
 def way_out(message: str) -> str:
-    """What to do about a refusal of the system that a message tells (Python's ``[Errno 28]`` or Rust's ``os error
-    28``); "" if it tells none."""
+    """Return what to do about the operating system error that a message quotes, "" if it quotes none.
+
+    Recognises Python's ``[Errno 28]`` and Rust's ``os error 28``.
+    """
     return _WAYS.get(_number(message) or 0, "")
 
 
@@ -67,7 +69,7 @@ def _number(message: str) -> int | None:
 
 
 def refused(error: OSError, path: str | Path | None = None) -> DiskError:
-    """The sentence for what the system refuses. ``path``: the file that was meant, if the error does not name it."""
+    """Return the DiskError for an OSError. ``path`` takes precedence over the file that the error names."""
     where, way = str(path or error.filename or "a file"), _WAYS.get(error.errno or 0, "")
     where = where if len(where) < 300 else f"{where[:100]}…"
     return DiskError(f"{where} cannot be used ({error.strerror or error}){f'; {way} and run again' if way else ''}.")
@@ -75,8 +77,10 @@ def refused(error: OSError, path: str | Path | None = None) -> DiskError:
 
 @contextmanager
 def on_disk(path: str | Path) -> Iterator[None]:
-    """What the system refuses while a file is written becomes a `DiskError` that names it, also where a library of
-    another language tells it in words."""
+    """Turn operating system errors in the block into a `DiskError` that names ``path``.
+
+    This includes errors that a library in another language reports as text only (see `way_out`).
+    """
     try:
         yield
     except SealError:
@@ -90,9 +94,10 @@ def on_disk(path: str | Path) -> Iterator[None]:
 
 
 def command_line(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
-    """A command line that ends with one sentence, never with a traceback, where the user can mend what is wrong.
+    """Decorate the main function of a command line to print one sentence in place of a traceback.
 
-    Exit code: the command's own; 2 for such a sentence; 130 if it was stopped by hand.
+    This covers every `SealError`, operating system errors and lack of memory. The exit code is the command's own, 2
+    after such an error, and 130 after an interrupt.
     """
 
     @functools.wraps(main)
@@ -106,7 +111,7 @@ def command_line(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
             return code
         except SealError as error:
             print(error, file=sys.stderr)
-        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
             print(refused(error), file=sys.stderr)

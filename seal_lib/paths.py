@@ -1,7 +1,7 @@
-"""Where things are, and how a file is written so that a kill never leaves half of it.
+"""Folders of the suite, and reading and writing files so that a killed process never leaves half a file.
 
-Knows the layout of a checkout and three environment variables. Knows nothing of runs, parameters or notebooks, and
-never looks at the current directory: papermill, JupyterLab, make and pytest each start somewhere else.
+Paths depend on the layout of a checkout and on three environment variables, never on the current directory, since
+papermill, JupyterLab, make and pytest each start in another one.
 
 * ``SEAL_HOME``: where ``runs/``, ``figures/`` and ``data/`` are written (default: the checkout).
 * ``SEAL_SOURCE``: where ``notebooks/`` and ``params/`` are read (default: the checkout; tests point it elsewhere).
@@ -11,8 +11,9 @@ never looks at the current directory: papermill, JupyterLab, make and pytest eac
 import gzip
 import json
 import os
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,53 +26,53 @@ ROOT: Path = PACKAGE.parent
 
 def _from_env(name: str) -> Path:
     value = os.environ.get(name, "")
-    return Path(value).expanduser().resolve() if value else ROOT
+    return expanded(value).resolve() if value else ROOT
 
 
 def notebooks() -> Path:
-    """Folder of the committed notebooks."""
+    """Return the folder of the committed notebooks."""
     return _from_env("SEAL_SOURCE") / "notebooks"
 
 
 def params() -> Path:
-    """Folder of the parameter files, ``params/<notebook>/<scale>.yaml``."""
+    """Return the folder of the parameter files, ``params/<notebook>/<scale>.yaml``."""
     return _from_env("SEAL_SOURCE") / "params"
 
 
 def runs() -> Path:
-    """Folder of all run folders; may not exist yet."""
+    """Return the folder of all run folders, which may not exist yet."""
     return _from_env("SEAL_HOME") / "runs"
 
 
 def figures() -> Path:
-    """Folder of the published figures and tables; may not exist yet."""
+    """Return the folder of the published figures and tables, which may not exist yet."""
     return _from_env("SEAL_HOME") / "figures"
 
 
 def labelled(scale: str) -> str:
-    """The name of a scale's tables and figures: ``seedling``, ``seedling-full`` where the environment says SET=full."""
+    """Return the folder name of a scale's tables and figures: ``seedling``, or ``seedling-full`` under ``SET=full``."""
     return "-".join(filter(None, (scale, os.environ.get("SET", ""))))
 
 
 def published(scale: str) -> Path:
-    """Folder of the tables and figures of a scale (and ``SET``) that are committed; may not exist yet."""
+    """Return the folder of a scale's committed tables and figures, which may not exist yet."""
     return figures() / labelled(scale)
 
 
 def gallery(scale: str) -> Path:
-    """Folder of tables and figures as the runs of a scale (and ``SET``) give them, before anyone publishes them."""
+    """Return the folder of the tables and figures that the runs of a scale produce, before they are published."""
     return runs() / f"gallery-{labelled(scale)}"
 
 
 def data() -> Path:
-    """Folder for data that was fetched once and verified; may not exist yet."""
+    """Return the folder of downloaded and verified data, which may not exist yet."""
     return _from_env("SEAL_HOME") / "data"
 
 
 def test_data() -> Path | None:
-    """The folder named by ``SEAL_DATA``, or None when it is unset: tests on real data then skip."""
+    """Return the folder named by ``SEAL_DATA``, or None if it is unset; tests on real data are then skipped."""
     value = os.environ.get("SEAL_DATA", "")
-    return Path(value).expanduser().resolve() if value else None
+    return expanded(value).resolve() if value else None
 
 
 vars(test_data)["__test__"] = False  # the name starts with test_, but pytest must not collect it
@@ -79,11 +80,16 @@ vars(test_data)["__test__"] = False  # the name starts with test_, but pytest mu
 
 def given(path: str | Path) -> Path:
     """A path a person gave in a parameter: a relative one counts from the checkout."""
-    return ROOT / Path(path).expanduser()
+    return ROOT / expanded(path)
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with ``~`` as the home; it stays where nobody has that name, or this user has no home."""
+    return Path(os.path.expanduser(path))
 
 
 def short(path: Path) -> str:
-    """A path for a person: relative to the home of the runs where possible."""
+    """Return a path for display, relative to the parent of the run folders or to the checkout if possible."""
     for base in (runs().parent, ROOT):
         if path.is_relative_to(base):
             return str(path.relative_to(base))
@@ -91,10 +97,10 @@ def short(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a whole file or nothing: temporary file beside it, fsync, rename.
+    """Write a text file atomically (temporary file, fsync, rename) and return its path.
 
     Raises:
-        DiskError: there is no room, no right or no such place.
+        DiskError: the disk is full, access is denied or the path does not exist.
     """
     with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
@@ -105,7 +111,7 @@ def write_text(path: Path, text: str) -> Path:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write into, which takes its place at the end, or is removed where that fails.
+    """Yield a temporary path beside ``path``; at the end of the block it replaces ``path``, or is removed on an error.
 
     Raises:
         DiskError: as `write_text`.
@@ -117,20 +123,20 @@ def whole(path: Path) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, path)
         finally:
-            with suppress(OSError):  # where even its folder cannot be reached
+            with suppress(OSError):  # its folder may not be reachable either
                 temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> Path:
-    """Write ``value`` as indented JSON through `write_text`; NaN is refused."""
+    """Write ``value`` as indented JSON by `write_text`. NaN raises ValueError."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict:
-    """The object that a JSON file holds.
+    """Read a JSON file that holds an object.
 
     Raises:
-        DataError: one sentence naming the file.
+        DataError: the file cannot be read, is not JSON or holds something else.
     """
     content = read_data(path)
     if not isinstance(content, dict):
@@ -138,15 +144,44 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def read_data(path: Path, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+#: the end of the name of a JSON file
+JSON = re.compile(r"\.json(?:\.gz)?$", re.IGNORECASE)
+
+
+def is_json(path: Path) -> bool:
+    """Whether a file is named as JSON; hidden ones (macOS puts a ``._x.json`` beside ``x.json``) are not."""
+    return bool(JSON.search(path.name)) and not path.name.startswith(".") and not path.is_dir()
+
+
+def json_files(folder: Path) -> list[Path]:
+    """JSON files of a folder in the order of their names; links to nothing are among them."""
+    return [path for path in sorted(folder.iterdir()) if is_json(path)]
+
+
+#: how files begin that are no JSON text → what they are and the way out
+_OTHERS = {
+    b"PK\x03\x04": "is a zip archive; unpack it and give the file inside",
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file; run `git lfs pull`",
+    b"PAR1": "is a Parquet file; write its rows as JSON lines (datasets: to_json; pandas: to_json, lines=True)",
+    b"ARROW1": "is an Arrow file; write its rows as JSON lines (datasets: to_json)",
+} | dict.fromkeys((b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "is compressed, and not by gzip; unpack it")
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of its (key, value) pairs; a key that stands twice is an error, not a silent loss."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        seen = [key for key, _ in pairs]
+        raise DataError(f"the key {next(key for key in seen if seen.count(key) > 1)!r} occurs twice; remove one.")
+    return table
+
+
+def read_data(path: Path) -> Any:
     """The JSON value of a file that somebody gives: UTF-8 or -16, with a byte order mark or not, gzipped or not. JSON
     lines are the list of their values.
 
-    Args:
-        hook: makes each JSON object from its (key, value) pairs, as `json.loads` takes it.
-
     Raises:
-        DataError: one sentence naming the file.
+        DataError: one sentence naming the file; a key that stands twice in an object, too.
     """
     if path.exists() and not path.is_file():  # a device or a pipe may never end
         raise DataError(f"{path} is {'a folder' if path.is_dir() else 'a device'}, not a file; give a file.")
@@ -156,18 +191,18 @@ def read_data(path: Path, hook: Callable[[list[tuple[str, Any]]], Any] | None = 
             raw = gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}); mend the file or fetch it again.") from error
-    if raw.startswith(b"PK\x03\x04"):
-        raise DataError(f"{path} is a zip archive; unpack it and give the file inside.")
-    if raw.startswith(b"version https://git-lfs"):
-        raise DataError(f"{path} is a pointer of Git LFS, not the file; run `git lfs pull`.")
+    if other := next((told for head, told in _OTHERS.items() if raw.startswith(head)), ""):
+        raise DataError(f"{path} {other}.")
+    if path.suffix.lower() in (".csv", ".tsv"):
+        raise DataError(f"{path} is a table; write its rows as JSON lines (pandas: to_json, lines=True).")
     try:
         text = raw.decode(json.detect_encoding(raw))
         try:
-            return json.loads(text, object_pairs_hook=hook)
+            return json.loads(text, object_pairs_hook=unique)
         except json.JSONDecodeError as error:
             if error.msg != "Extra data":
                 raise
-        return [json.loads(line, object_pairs_hook=hook) for line in text.split("\n") if line.strip()]
+        return [json.loads(line, object_pairs_hook=unique) for line in text.split("\n") if line.strip()]
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:  # not JSON, another encoding, a number too long, nested too deep

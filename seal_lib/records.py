@@ -1,6 +1,6 @@
 """The records that all packages exchange: plain data, to and from JSON, with an HTML view for Jupyter.
 
-They know nothing of models, files or statistics. Accuracy and rates are fractions in [0, 1].
+Accuracies and rates are fractions in [0, 1].
 """
 
 import html
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from seal_lib.errors import DataError
 
-LEFT = "text-align:left"  # Jupyter's own tables align right, which is for numbers
+LEFT = "text-align:left"  # Jupyter aligns tables to the right, which suits numbers only
 
 
 def _escape(text: str, limit: int = 1200) -> str:
@@ -29,11 +29,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Passage:
-    """A text with questions on it.
+    """A text with questions about it.
 
-    ``references`` are notes by other writers, by name (``gold``, ``external``, …); ``facts`` the (name, attribute,
-    value) triples behind a passage of a made world, empty for real text; ``unwritten``: writers who were asked for
-    notes and gave none, and why.
+    ``references`` maps a writer's name (``gold``, ``external``, …) to its notes on the passage, ``unwritten`` the name
+    of a writer without notes to the reason. ``facts`` holds the (name, attribute, value) triples behind a passage of
+    the made world; it is empty for real text.
     """
 
     id: str
@@ -59,10 +59,11 @@ class Passage:
 
 @dataclass(frozen=True)
 class SelfEdit:
-    """Text a writer produced about a passage or puzzle, to be trained on. Data only: never executed.
+    """A text about a passage or puzzle that a model is trained on; it is data and never executed.
 
-    ``source`` names the writer (a policy or a reference); ``tokens`` is the number generated, 0 if not by a model;
-    ``tries``: texts that were written until one could be read; ``unwritten``: why there is no text, "" if there is.
+    ``source`` names the writer (a policy or a reference). ``tokens`` is the number of generated tokens, 0 if no model
+    wrote it. ``tries`` is the number of texts sampled until one could be parsed. ``unwritten`` is the reason why there
+    is no text, or "".
     """
 
     id: str
@@ -89,7 +90,11 @@ class SelfEdit:
 
 @dataclass(frozen=True)
 class Answer:
-    """One graded answer: ``grades`` by grader (NaN: that grader did not answer), ``blank`` if it says nothing."""
+    """One graded answer.
+
+    ``grades`` maps each grader to its grade in [0, 1], NaN if the grader gave none. ``blank`` is True if the answer has
+    no letter or digit.
+    """
 
     question: str
     gold: str
@@ -104,10 +109,10 @@ class Answer:
 
 
 class Trial(Protocol):
-    """The domain's record of a candidate, or of a self-edit, after it was tried.
+    """The domain's record of a candidate or self-edit after the inner loop.
 
-    ``key``: equal for self-edits that ask for the same; ``accuracy``: by the loop's grader, in [0, 1], NaN where there
-    is nothing to grade.
+    Self-edits that describe the same training have the same ``key``. ``accuracy`` is that of the loop's grader, in
+    [0, 1]; NaN if there is nothing to grade.
     """
 
     @property
@@ -128,14 +133,13 @@ class Trial(Protocol):
 
 @dataclass(frozen=True)
 class PassageTrial:
-    """One pass of the inner loop: an adapter trained on one self-edit (or none), questioned without the passage.
+    """One pass of the inner loop: an adapter trained on one self-edit (or none) and its graded answers.
 
-    ``grader``: the loop's grader, a key of `seal_lib.grading.graders.GRADERS`; `accuracy` is its mean
-    grade. ``outcome``: ``ok``, ``empty_edit``, ``diverged``, ``too_long``, ``unwritten`` or ``untried``; the last four
-    have no accuracy.
-    ``left_out``: what of its texts was not trained on or asked, by kind: lines and thoughts that protocol ``clean``
-    drops, tokens beyond ``max_length`` (``cut_tokens``), questions that the model cannot take (``questions``), answers
-    that the grader said nothing about (``verdicts``).
+    ``grader`` is the loop's grader, a key of `seal_lib.grading.graders.GRADERS`; `accuracy` is its mean grade.
+    ``outcome`` is ``ok``, ``empty_edit``, ``diverged``, ``too_long``, ``unwritten`` or ``untried``; the last four have
+    no accuracy. ``left_out`` counts what was not trained on, asked or graded, by kind: lines and thoughts that protocol
+    ``clean`` drops, tokens beyond ``max_length`` (``cut_tokens``), questions that do not fit the model's context
+    (``questions``), answers without a verdict of the grader (``verdicts``).
     """
 
     id: str
@@ -155,19 +159,21 @@ class PassageTrial:
 
     @property
     def key(self) -> str:
-        """Every self-edit is a training of its own."""
+        """The trial's id, since every self-edit is trained separately."""
         return self.id
 
     @property
     def accuracy(self) -> float:
-        """Mean grade of the trial's own grader; NaN when the trial has no grades to count."""
+        """The mean grade by the trial's own grader; NaN if there are no grades."""
         return self.mean(self.grader)
 
     def scores(self, what: str) -> list[float]:
-        """The grade of each answer by the grader ``what``, or for ``blank`` 1 if it is blank; ungraded answers are left
-        out.
+        """Return the grade of each answer by grader ``what``; for ``blank``, 1.0 for a blank answer and 0.0 otherwise.
 
-        Empty if the trial failed.
+        Answers without a grade are left out. A failed trial has no scores.
+
+        Raises:
+            DataError: the grader ``what`` did not grade this trial.
         """
         if self.outcome not in ("ok", "empty_edit"):
             return []
@@ -178,7 +184,7 @@ class PassageTrial:
         return [grade for answer in self.answers if not math.isnan(grade := answer.grades[what])]
 
     def mean(self, what: str) -> float:
-        """Mean of `scores`; NaN if there are none."""
+        """Return the mean of `scores`; NaN if there are none."""
         scores = self.scores(what)
         return sum(scores) / len(scores) if scores else math.nan
 
@@ -209,7 +215,7 @@ class PassageTrial:
 
 
 def _colour(grade: float) -> str:
-    """Green for a right answer, red for a wrong one, amber between, grey where the grader did not answer.
+    """Return green for a right answer, red for a wrong one, amber in between, grey if there is no grade.
 
     Each has the contrast 4 on white and on a dark page alike, about the most that one colour can have on both.
     """
@@ -220,11 +226,11 @@ def _colour(grade: float) -> str:
 
 @dataclass(frozen=True)
 class Round:
-    """One ReST^EM round: every candidate with its reward, and which were kept for the M-step.
+    """One ReST^EM round: every candidate with its reward, and the ids of those kept for the M-step.
 
-    ``reward`` names what the rewards are (a key of `loops.rewards.REWARDS`); ``frozen``: accuracy of the policy without
-    an adapter by passage, where the reward compares with it. ``by_seed``: the rewards of each candidate under every
-    reward seed, of which ``rewards`` are the means.
+    ``reward`` names the reward (a key of `loops.rewards.REWARDS`, or one of its ``RATED``). ``frozen`` is the accuracy
+    of the policy without an adapter by passage, if the reward compares with it. ``by_seed`` holds the rewards of each
+    candidate under every reward seed; ``rewards`` are their means.
     """
 
     index: int
@@ -238,15 +244,17 @@ class Round:
 
     @property
     def repeats(self) -> dict[str, list[tuple[float, ...]]]:
-        """Rewards under every seed of each unit's distinct self-edits: unit → [E, S]."""
+        """The rewards of each unit's distinct self-edits under every reward seed: unit → [self-edits, seeds]."""
         groups: dict[str, dict[str, tuple[float, ...]]] = {trial.unit_id: {} for trial in self.candidates}
+        seeds = max(map(len, self.by_seed), default=0)
         for trial, rewards in zip(self.candidates, self.by_seed, strict=False):
-            groups[trial.unit_id][trial.key] = rewards
+            if len(rewards) == seeds:  # a self-edit that was rated only has no trials
+                groups[trial.unit_id][trial.key] = rewards
         return {unit: list(rewards.values()) for unit, rewards in groups.items() if rewards}
 
     @property
     def grouped(self) -> dict[str, list[float]]:
-        """Rewards of each unit's distinct self-edits (by their trials' ``key``), without the failed ones (NaN)."""
+        """The rewards of each unit's distinct self-edits (by their trials' ``key``), without failed ones (NaN)."""
         groups: dict[str, dict[str, float]] = {trial.unit_id: {} for trial in self.candidates}
         for trial, reward in zip(self.candidates, self.rewards, strict=True):
             if not math.isnan(reward):
@@ -255,27 +263,27 @@ class Round:
 
     @property
     def tied(self) -> dict[str, bool]:
-        """By passage with a reward: is its best reward shared by another of its self-edits?"""
+        """For each passage with a reward, whether several of its self-edits share the best reward."""
         return {passage: g.count(max(g)) > 1 for passage, g in self.grouped.items() if g}
 
     @property
     def zero(self) -> dict[str, bool]:
-        """By passage with a reward: is its best reward 0?"""
+        """For each passage with a reward, whether its best reward is 0."""
         return {passage: max(g) == 0 for passage, g in self.grouped.items() if g}
 
     @property
     def tied_share(self) -> float:
-        """Share of passages whose best reward is shared; NaN without rewards."""
+        """The share of passages whose best reward is shared by several self-edits; NaN without rewards."""
         return _share(self.tied.values())
 
     @property
     def zero_share(self) -> float:
-        """Share of passages whose best reward is 0; NaN without rewards."""
+        """The share of passages whose best reward is 0; NaN without rewards."""
         return _share(self.zero.values())
 
     @property
     def undecided_share(self) -> float:
-        """Share of passages whose best reward is shared or 0: there the choice of one best self-edit is blind."""
+        """The share of passages whose best reward is shared or 0, so that choosing the best self-edit is arbitrary."""
         return _share(tied or zero for tied, zero in zip(self.tied.values(), self.zero.values(), strict=True))
 
     def _repr_html_(self) -> str:
@@ -299,7 +307,7 @@ def _share(values: Iterable[bool]) -> float:
 
 
 def to_dict(record: Any) -> Any:
-    """A record as plain JSON values (NaN becomes None)."""
+    """Convert a record to plain JSON values; numbers that are not finite become None."""
     if isinstance(record, float):
         return record if math.isfinite(record) else None
     if is_dataclass(record):
@@ -312,9 +320,10 @@ def to_dict(record: Any) -> Any:
 
 
 def by_passage(trials: Iterable[PassageTrial], what: str) -> dict[str, float]:
-    """Mean per passage of its trials' means by a grader, or of ``blank``: the unit every interval is computed over.
+    """Return the mean score of each passage over its trials, by the grader ``what`` (or ``blank``).
 
-    A trial that cannot be scored is left out; a passage without any other is NaN.
+    Intervals are computed over these means. A trial that cannot be scored is left out; a passage without scored trials
+    is NaN.
     """
     groups: dict[str, list[float]] = {}
     for trial in trials:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -133,7 +134,7 @@ def test_named_hub_models_are_pinned_to_a_commit() -> None:
     assert budget.shape_of("Qwen/Qwen2.5-7B@abc") == budget.shape_of("Qwen/Qwen2.5-7B")
 
 
-def test_the_weight_hash_follows_weights_and_tokenizer(tmp_path) -> None:
+def test_the_weight_hash_follows_weights_and_tokenizer(tmp_path, monkeypatch) -> None:
     import shutil
 
     copy = tmp_path / "copy"
@@ -147,3 +148,6 @@ def test_the_weight_hash_follows_weights_and_tokenizer(tmp_path) -> None:
     shutil.copy(FOLDER / "tokenizer.json", file)
     (copy / "model.safetensors").write_bytes(bytes(data))
     assert models.weight_hash(str(copy)) != models.weight_hash("seedling-knowledge")
+    again, opened = models.weight_hash(str(copy)), []
+    monkeypatch.setattr(Path, "open", lambda path, *_: opened.append(path))
+    assert models.weight_hash(str(copy)) == again and not opened  # gigabytes are read once a process

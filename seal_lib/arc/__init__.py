@@ -1,1 +1,4 @@
-"""The ARC domain: tasks and their text, augmentations, leave-one-out data, JSON self-edits, voting. No model code."""
+"""The ARC domain: tasks as text, augmentations, leave-one-out training data, JSON self-edits, and voting.
+
+It implements the interface of `seal_lib.loops.domain` and holds no model code.
+"""

@@ -1,7 +1,7 @@
 """``python -m seal_lib.arc facts CHALLENGES.json SOLUTIONS.json``: what is in an ARC file, as JSON on stdout.
 
-Counts, hashes and sizes, for checking this implementation
-against another one. ``--samples`` adds the size of every task's training set before the cap (slower).
+The counts, hashes and sizes serve to check this implementation against another one. ``--samples`` adds the size of
+every task's training set before the cap, which is slower.
 """
 
 import argparse
@@ -20,13 +20,17 @@ from seal_lib.arc.tasks import Task
 from seal_lib.arc.vote import rates, score, subsets, views
 from seal_lib.errors import DataError, command_line
 
-#: name of a row → switches that are on; the authors' translation throughout, as the facts have it
+#: name of a row → switches that are on; the translation is the authors' throughout
 SWITCH_SETS = {"none": (), "basic": SWITCHES[:1], "size": SWITCHES[1:2], "chain": SWITCHES[2:3], "repeat": SWITCHES[3:]}
 SWITCH_SETS["all"] = SWITCHES
 
 
 def facts(tasks: Sequence[Task], samples: bool = False) -> dict:
-    """Every fact of one file; the tasks need solutions."""
+    """Return every fact of the tasks of one file.
+
+    Raises:
+        DataError: a task has no solutions.
+    """
     for task in tasks:
         if not task.solutions:
             raise DataError(f"task {task.id} has no solutions; facts needs them, so give the solutions file.")
@@ -72,7 +76,7 @@ def facts(tasks: Sequence[Task], samples: bool = False) -> dict:
 
 
 def _grids(task: Task) -> list[Grid]:
-    """Each demonstration's input and output, then each test input and its solution."""
+    """Return each demonstration's input and output, then each test input and its solution."""
     shown = [grid for pair in task.train for grid in (pair.input, pair.output)]
     return shown + [grid for both in zip(task.tests, task.solutions, strict=True) for grid in both]
 
@@ -95,14 +99,14 @@ def _first_pairs(tasks: Sequence[Task], augmenter: Augmenter) -> str:
 
 
 def _inverses(tasks: Sequence[Task]) -> dict[str, bool]:
-    """Augmenter → whether its inverse undoes it on every demonstration, for those that have one."""
+    """Return augmenter → whether its inverse undoes it on every demonstration, for all that have an inverse."""
     grids = {grid for task in tasks for pair in task.train for grid in (pair.input, pair.output)}
     with_ = {a.name: a for a in augmenters(SWITCHES) if a.inverse}
     return {name: all(a.inverse(a(grid)) == grid for grid in grids) for name, a in with_.items()}
 
 
 def _scoring(tasks: Sequence[Task]) -> dict[str, object]:
-    """True solutions as either attempt; then with the last output of every task of several tests left out."""
+    """Score the true solutions as first or second attempt, and tasks with several tests without their last output."""
     other: Grid = ((0,),)
     second = [score(task, [(other, truth) for truth in task.solutions]) for task in tasks]
     first = [score(task, [(truth,) for truth in task.solutions]) for task in tasks]

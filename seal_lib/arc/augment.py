@@ -1,11 +1,12 @@
-"""Augmenters: small objects that turn a grid, or a pair of grids, into another; with inverses where they exist.
+"""Augmenters: small objects that map a grid, or a pair of grids, to another, with an inverse where one exists.
 
-``turn.then(grow)`` composes; ``augmenter.inverse`` is an augmenter or None (mirroring beside, enlarging and tiling
-have none that is defined on every grid). The four switches of a self-edit each stand for a family.
+``turn.then(grow)`` composes two augmenters. ``augmenter.inverse`` is an augmenter or None: adding a mirror image,
+enlarging and tiling have no inverse that is defined on every grid. Each of the four switches of a self-edit stands for
+a family of augmenters.
 
-Two protocols. ``clean`` (default): the translation moves input and output by the same offset, drawn from the seed
-and the task. ``authors``: as released, offsets come from a generator copied per pair, so input and output move
-differently but always by the same constants; kept because the published numbers were made with it.
+There are two protocols. ``clean`` (default): the translation shifts input and output by the same offset, drawn from the
+seed and the task. ``authors``: as released, offsets come from a generator that is copied for each pair, so that input
+and output shift differently but always by the same constants; kept because the published numbers were produced with it.
 """
 
 import random
@@ -30,7 +31,7 @@ SWITCHES = (
 
 @dataclass(frozen=True)
 class Augmenter:
-    """A named map of grids; ``backward`` undoes ``forward`` for every grid, or is None."""
+    """A named map of grids; ``backward`` undoes ``forward`` on every grid, or is None."""
 
     name: str
     forward: Callable[[Grid], Grid]
@@ -47,7 +48,7 @@ class Augmenter:
         return Augmenter(f"undo {self.name}", self.backward, self.forward) if self.backward else None
 
     def then(self, other: "Augmenter") -> "Augmenter":
-        """First this, then ``other``; has an inverse if both have."""
+        """Return the augmenter that applies this one, then ``other``; it has an inverse if both have one."""
         first, second, back = self.forward, other.forward, None
         if self.backward and other.backward:
             undo_first, undo_second = self.backward, other.backward
@@ -66,7 +67,7 @@ def transposed(grid: Grid) -> Grid:
 
 
 def rotate(degrees: int) -> Augmenter:
-    """Counter-clockwise by 90, 180 or 270 degrees."""
+    """Return the rotation by 90, 180 or 270 degrees, counter-clockwise."""
     turns: dict[int, Callable[[Grid], Grid]] = {
         90: lambda grid: transposed(grid)[::-1],
         180: lambda grid: tuple(row[::-1] for row in grid[::-1]),
@@ -76,7 +77,7 @@ def rotate(degrees: int) -> Augmenter:
 
 
 def flip(axis: int) -> Augmenter:
-    """Mirror: axis 0 exchanges top and bottom, axis 1 left and right."""
+    """Return the mirroring that exchanges top and bottom (axis 0) or left and right (axis 1)."""
     turned = _flipped(axis)
     return Augmenter(f"flip{axis}", turned, turned)
 
@@ -90,7 +91,7 @@ def transpose() -> Augmenter:
 
 
 def reflect(axis: int, mirror_first: bool) -> Augmenter:
-    """The grid beside its mirror image along ``axis``; the mirror image stands first or second."""
+    """Return the augmenter that joins a grid and its mirror image along ``axis``, the mirror image first or second."""
     mirror = _flipped(axis)
 
     def forward(grid: Grid) -> Grid:
@@ -101,7 +102,7 @@ def reflect(axis: int, mirror_first: bool) -> Augmenter:
 
 
 def enlarge(rows: int, columns: int, name: str) -> Augmenter:
-    """Each cell becomes a block of ``rows`` × ``columns`` cells."""
+    """Return the augmenter that turns each cell into a block of ``rows`` × ``columns`` cells."""
 
     def forward(grid: Grid) -> Grid:
         wide = (tuple(cell for cell in row for _ in range(columns)) for row in grid)
@@ -111,12 +112,12 @@ def enlarge(rows: int, columns: int, name: str) -> Augmenter:
 
 
 def tile(rows: int, columns: int, name: str) -> Augmenter:
-    """The grid repeated ``rows`` times downwards and ``columns`` times to the right."""
+    """Return the augmenter that repeats a grid ``rows`` times downwards and ``columns`` times to the right."""
     return Augmenter(name, lambda grid: tuple(row * columns for row in grid) * rows)
 
 
 def rolled(grid: Grid, down: int, right: int) -> Grid:
-    """Cyclic shift."""
+    """Return the grid shifted cyclically."""
     rows, columns = size(grid)
     down, right = down % rows, right % columns
     turned = grid[rows - down :] + grid[: rows - down]
@@ -124,12 +125,12 @@ def rolled(grid: Grid, down: int, right: int) -> Grid:
 
 
 def translate(down: int, right: int) -> Augmenter:
-    """Roll every grid cyclically by the same offset."""
+    """Return the augmenter that shifts every grid cyclically by the same offset."""
     return Augmenter("shift", lambda grid: rolled(grid, down, right), lambda grid: rolled(grid, -down, -right))
 
 
 class AuthorsTranslate(Augmenter):
-    """The released translation: constant offsets by shape, usually different for input and output."""
+    """The released translation: offsets that depend only on the shapes and usually differ between input and output."""
 
     def __init__(self) -> None:
         super().__init__("shift", self._needs_pair)
@@ -145,7 +146,10 @@ class AuthorsTranslate(Augmenter):
 
 @cache
 def _authors_offsets(first: tuple[int, int], second: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Offsets (down, right) of input and output: four draws in 0..min(4, side) - 1 from a generator seeded 0."""
+    """Return the offsets (down, right) of input and output for their sizes (rows, columns).
+
+    They are four draws in 0..min(4, side) - 1 from a generator with seed 0.
+    """
     import numpy as np
 
     draws = np.random.RandomState(0)  # numpy's legacy stream is frozen, so these are constants
@@ -154,7 +158,11 @@ def _authors_offsets(first: tuple[int, int], second: tuple[int, int]) -> tuple[t
 
 
 def recolour(mapping: tuple[int, ...]) -> Augmenter:
-    """Replace colour ``c`` by ``mapping[c]``; ``mapping`` is a permutation of 0 to 9."""
+    """Return the augmenter that replaces colour ``c`` by ``mapping[c]``.
+
+    Raises:
+        DataError: ``mapping`` is not a permutation of 0 to 9.
+    """
     if sorted(mapping) != list(range(10)):
         raise DataError(f"recolour: {mapping} is not a permutation of the colours 0 to 9.")
     back = tuple(mapping.index(colour) for colour in range(10))
@@ -166,10 +174,10 @@ def recolour(mapping: tuple[int, ...]) -> Augmenter:
 
 
 def colour_permutation(used: Iterable[int], random_: random.Random) -> tuple[int, ...]:
-    """A random permutation of the colours that moves those in ``used``; 0 stays 0, as in the released code.
+    """Return a random permutation of the colours that moves those in ``used``; 0 stays 0, as in the released code.
 
-    Used colours go to unused ones while there are any; the others are swapped in pairs, and one left over takes a
-    colour that became free. The identity on ``used`` is possible only if at most one colour is used and none is free.
+    Used colours go to unused ones while there are any; the others are swapped in pairs, and one that is left over takes
+    a colour that became free. If all of 1 to 9 are used, none is free and one of them keeps its place.
     """
     left = sorted(set(used) - {0})
     free = [colour for colour in range(1, 10) if colour not in left]
@@ -182,7 +190,7 @@ def colour_permutation(used: Iterable[int], random_: random.Random) -> tuple[int
         moved[one], moved[other] = other, one
     if rest and vacated:
         moved[rest[0]] = vacated[0]
-    # colours not in use fill what is left of 1..9, so that the map has an inverse
+    # unused colours take what is left of 1..9, so that the map has an inverse
     targets = [colour for colour in range(1, 10) if colour not in moved.values()]
     return (0, *(moved[c] if c in moved else targets.pop(0) for c in range(1, 10)))
 
@@ -202,9 +210,12 @@ _FAMILIES: dict[str, tuple[Augmenter, ...]] = {
 
 
 def family(switch: str, protocol: str = "clean", seed: int = 0, unit: str = "") -> tuple[Augmenter, ...]:
-    """The augmenters of one switch, in the released code's order; 11, 3, 6 and 3 of them.
+    """Return the augmenters of one switch, in the released code's order; the four families have 11, 3, 6 and 3.
 
-    ``seed`` and ``unit`` (the task's id) fix the clean protocol's translation; nothing else here is random.
+    ``seed`` and ``unit`` (the task's id) determine the translation of the clean protocol; nothing else here is random.
+
+    Raises:
+        DataError: the protocol or the switch is unknown.
     """
     if protocol not in ARC_PROTOCOLS:
         raise DataError(f"protocol: {protocol!r} is not one of {', '.join(ARC_PROTOCOLS)}.")
@@ -221,7 +232,11 @@ def family(switch: str, protocol: str = "clean", seed: int = 0, unit: str = "") 
 def augmenters(
     switches: Iterable[str], protocol: str = "clean", seed: int = 0, unit: str = ""
 ) -> tuple[Augmenter, ...]:
-    """The augmenters of the switches that are on, in the order of `SWITCHES` whatever the order given."""
+    """Return the augmenters of the switches that are on, in the order of `SWITCHES` whatever the order given.
+
+    Raises:
+        DataError: a switch or the protocol is unknown.
+    """
     on = set(switches)
     for switch in on - set(SWITCHES):
         raise DataError(f"switch: {switch!r} is not one of {', '.join(SWITCHES)}.")

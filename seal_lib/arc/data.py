@@ -1,24 +1,23 @@
-"""ARC tasks by id: read, checked and scored as whole tasks, never as sub-tasks in file order.
+"""ARC tasks by id: read, checked, and scored as whole tasks, never as sub-tasks in file order.
 
 ==================  ==================================================================================================
 two Kaggle files    ``load_tasks(challenges, solutions)``: ``{id: {train, test}}`` and ``{id: [grid, …]}``
 one original file   ``load_tasks("<id>.json")``: ``{train: [{input, output}], test: [{input, output}]}``
 a folder            ``load_tasks(folder)``: original files, one per task, ids from the file names, sorted
 the Hub             ``load_tasks("hub:owner/name:split")``: through ``datasets``, at one commit
-the made world      ``load_tasks("world:heldout:24")``: 24 tasks of rules the shipped model has never seen;
-                    ``world:mixed-heldout:24``: of three kinds of rule
+the made world      ``load_tasks("world:heldout:24")``: 24 tasks with rules the shipped model has never seen;
+                    ``world:mixed-heldout:24``: tasks with three kinds of rule
 ==================  ==================================================================================================
 
-A Hub dataset has a task per row: lists ``train`` and ``test`` of ``{input, output}``, the id in ``id`` or ``task_id``;
-without such a column ids are ``<split>-00000``, … in row order. The split is ``training`` if left out.
-``lordspline/arc-agi`` (``training`` and ``evaluation``, 400 tasks each, no ids) is pinned below; for any other, such as
-``dataartist/arc-agi`` (the same splits, with ids), the commit is given as ``revision``.
+A Hub dataset has one task per row: lists ``train`` and ``test`` of ``{input, output}``, and the id in ``id`` or
+``task_id``; without such a column, ids are ``<split>-00000``, … in row order. The default split is ``training``.
+``lordspline/arc-agi`` (``training`` and ``evaluation``, 400 tasks each, no ids) is pinned below; for any other dataset,
+such as ``dataartist/arc-agi`` (the same splits, with ids), pass the commit as ``revision``.
 
-Knows nothing of prompts, augmentation or models. The authors cut lists of sub-tasks and so score other tasks than
-they train on; here tasks are chosen by explicit ids.
+The authors cut lists of sub-tasks and therefore score other tasks than they train on; here tasks are chosen by explicit
+ids.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,8 @@ from seal_lib.arc.grids import Grid, as_grid
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.errors import DataError
 
-#: Hub dataset → the commit it is read at
+#: Hub dataset → the commit at which it is read
 HUB_REVISIONS = {"lordspline/arc-agi": "f323416db0d359989e3e88630ca0c21911f31754"}
-#: of a file with one task
-_ENDING = re.compile(r"\.json(?:\.gz)?$", re.IGNORECASE)
 
 
 def load_tasks(
@@ -41,19 +38,22 @@ def load_tasks(
     revision: str | None = None,
     seed: int = 0,
 ) -> list[Task]:
-    """Tasks in file order, or exactly ``ids`` in the order given.
+    """Return the tasks of a source (see the module docstring) in file order, or exactly ``ids`` in the order given.
 
-    ``solutions`` is the second file of the Kaggle format; without it, solutions are those in the task files, if any.
-    ``seed`` draws the tasks of the made world; ``revision`` is a Hub dataset's commit and overrides the pinned one.
+    Args:
+        challenges: a challenges file, a file with one task, a folder, ``hub:owner/name:split`` or ``world:name:count``.
+        solutions: the second file of the Kaggle format; without it, solutions are those in the task files, if any.
+        revision: the commit of a Hub dataset; overrides the pinned one.
+        seed: the seed with which tasks of the made world are drawn.
 
     Raises:
-        DataError: one sentence naming the file, the task and the entry that is missing or malformed.
+        DataError: one sentence that names the file, the task and the entry that is missing or malformed.
     """
     if isinstance(challenges, str) and challenges.startswith("world:"):
         from seal_lib.arc import mixed_world, world
 
         population, _, count = challenges.removeprefix("world:").partition(":")
-        if not count.isdigit() or int(count) < 1:
+        if not (count.isascii() and count.isdecimal()) or int(count) < 1:
             raise DataError(f"tasks: {challenges} does not say how many; write world:{population}:24, say.")
         tasks = (mixed_world if population.startswith("mixed-") else world).tasks(population, int(count), seed)
         return tasks if ids is None else choose(tasks, ids, challenges)
@@ -85,7 +85,11 @@ def load_tasks(
 
 
 def choose(tasks: Iterable[Task], ids: Sequence[str], where: str = "the tasks given") -> list[Task]:
-    """Exactly the tasks ``ids``, in that order; an unknown or repeated id is an error."""
+    """Return exactly the tasks ``ids``, in that order.
+
+    Raises:
+        DataError: an id is unknown or repeated.
+    """
     table = {task.id: task for task in tasks}
     for name in ids:
         if name not in table:
@@ -97,10 +101,10 @@ def choose(tasks: Iterable[Task], ids: Sequence[str], where: str = "the tasks gi
 
 
 def _folder(source: Path) -> list[Task]:
-    """Tasks of a folder, one a file; hidden files (macOS puts a ``._x.json`` beside ``x.json``) are none."""
+    """Tasks of a folder, one a file."""
+    files = paths.json_files(source)
     seen = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
-    files = [path for path in seen if path.is_file() and _ENDING.search(path.name)]
-    deeper = [path.name for path in seen if path.is_dir() and any(_ENDING.search(f.name) for f in path.rglob("*"))]
+    deeper = [path.name for path in seen if path.is_dir() and any(map(paths.is_json, path.rglob("*")))]
     if deeper:
         also = "tasks and folders" if files else "folders"
         names = ", ".join(deeper[:4])
@@ -112,6 +116,11 @@ def _folder(source: Path) -> list[Task]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{source}: task {twice!r} occurs twice; ids are unique, so remove a file.")
+    first: dict[tuple, str] = {}
+    for task in tasks:
+        other = first.setdefault((task.train, task.tests), task.id)
+        if other != task.id:
+            raise DataError(f"{source}: {task.id!r} is the same task as {other!r}; remove one of the files.")
     return tasks
 
 
@@ -122,11 +131,11 @@ def _original(path: Path) -> Task:
             f"{path} is not one task (keys 'train' and 'test'); a challenges file is given by name, not in a folder."
             + _of_pairs(entry)
         )
-    return _task(_ENDING.sub("", path.name), entry, str(path), None)
+    return _task(paths.JSON.sub("", path.name), entry, str(path), None)
 
 
 def _of_pairs(entry: object) -> str:
-    """What helps where a list of pairs stands for a task."""
+    """Return a hint for the error message where a list of pairs stands in place of a task, else ""."""
     pairs = entry if isinstance(entry, list) else []
     if not pairs or not all(isinstance(pair, dict) and {"input", "output"} <= set(pair) for pair in pairs):
         return ""
@@ -137,7 +146,7 @@ def _of_pairs(entry: object) -> str:
 
 
 def _hub(source: str, revision: str | None) -> list[Task]:
-    """Tasks of a Hub dataset in row order."""
+    """Return the tasks of a Hub dataset in row order."""
     name, _, split = source.removeprefix("hub:").partition(":")
     split = split or "training"
     if not all(part.strip() for part in name.split("/")) or name.count("/") != 1:
@@ -153,7 +162,7 @@ def _hub(source: str, revision: str | None) -> list[Task]:
 
 
 def _rows(rows: Iterable[Any], name: str, where: str, other: str) -> list[Task]:
-    """Tasks of a table, one a row."""
+    """Return the tasks of a table, one per row."""
     tasks: dict[str, Task] = {}
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
@@ -171,7 +180,7 @@ def _rows(rows: Iterable[Any], name: str, where: str, other: str) -> list[Task]:
 
 
 def _without_nulls(row: dict) -> dict:
-    """A task without its nulls: some write null for an unknown output, some leave it out."""
+    """Return a task without its nulls, since unknown outputs are null in some files and missing in others."""
     entry = {key: row[key] for key in ("train", "test") if row.get(key) is not None}
     for key, pairs in entry.items():
         if isinstance(pairs, list) and all(isinstance(pair, dict) for pair in pairs):
@@ -237,19 +246,12 @@ def _list(value: object, where: str) -> list:
     return value
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        seen = [key for key, _ in pairs]
-        raise DataError(f"the key {next(key for key in seen if seen.count(key) > 1)!r} occurs twice; remove one.")
-    return table
-
-
 def _read(path: Path) -> Any:
-    """The JSON object or list of a file; a key that occurs twice is an error, not a silent loss."""
+    """The JSON object or list of a file."""
     if not path.is_file():
-        raise DataError(f"tasks: no file {path}; give a challenges file, a task file or a folder of task files.")
-    value = paths.read_data(path, _unique)
+        what = "is a link to nothing" if path.is_symlink() else "is no file"
+        raise DataError(f"tasks: {path} {what}; give a challenges file, a task file or a folder of task files.")
+    value = paths.read_data(path)
     if not isinstance(value, dict | list):
         raise DataError(f"{path} holds a {type(value).__name__}; expected a JSON object of tasks, or of one task.")
     return value

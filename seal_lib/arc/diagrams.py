@@ -1,5 +1,6 @@
-"""The paper's Figure 3 in a drawing of our own, filled with one puzzle of a finished run: demonstrations → a
-configuration, written as JSON → test-time training → two attempts.
+"""The paper's Figure 3 in a drawing of our own, filled with one puzzle of a finished run.
+
+It shows demonstrations → a configuration, written as JSON → test-time training → two attempts.
 """
 
 from __future__ import annotations
@@ -28,22 +29,24 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "arc/few_shot"
 WIDE, HIGH = 7.3, 2.9  # inches
-DEMONSTRATIONS, EXAMPLES = 3, 3  # most that are shown
+DEMONSTRATIONS, EXAMPLES = 3, 3  # maximum numbers shown
 
 
 def pictures(
     own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
 ) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
-    """The diagram that the run of ``arc/few_shot`` has an example for, as `seal_lib.report.plots.pictures` gives
-    figures."""
+    """Return the diagram of a run of ``arc/few_shot``, in the format of `seal_lib.report.plots.pictures`, or []."""
     folder = diagrams.run_of(own) if set(own["experiment"]) == {EXPERIMENT} else None
     table = example(folder) if folder else None
     return [] if table is None else [(one_configuration, "one_configuration", table, {})]
 
 
 def example(folder: Path) -> pd.DataFrame | None:
-    """The first puzzle, with the first of its configurations, that SEAL's last round solved in its first loop. None
-    where none was, or where the puzzles are not at hand."""
+    """Return the table of the diagram for the first puzzle that SEAL's last round solved in the run's first loop.
+
+    It shows the first configuration that solved the puzzle. None if no puzzle was solved or the tasks are not
+    available.
+    """
     import pandas as pd
 
     p = manifest.read(folder)["parameters"]
@@ -74,7 +77,7 @@ def example(folder: Path) -> pd.DataFrame | None:
 
 
 def _task(name: str, p: dict[str, Any]) -> Task | None:
-    """The task of that id with its solution, where the source is at hand."""
+    """Return the task of that id with its solution, or None if its source is not available."""
     try:
         tasks = load_tasks(p["tasks"], p["solutions"], p["ids"], seed=p["tasks_seed"])
     except SealError:
@@ -83,7 +86,7 @@ def _task(name: str, p: dict[str, Any]) -> Task | None:
 
 
 def _augmented(task: Task, config: Config, p: dict[str, Any]) -> list[tuple[str, Pair]]:
-    """The first demonstration as it is, and under one augmenter of each switch that is on."""
+    """Return the first demonstration unchanged, and under one augmenter of each switch that is on."""
     first = {switch: augment.family(switch, p["protocol"], 0, task.id)[0] for switch in config.switches}
     changed = [(switch.split("_")[1], augmenter.pair(task.train[0])) for switch, augmenter in first.items()]
     return [("as it is", task.train[0]), *changed]
@@ -93,11 +96,11 @@ def _texts(pair: Pair) -> dict[str, str]:
     return {"input": json.dumps(pair.input), "output": json.dumps(pair.output)}
 
 
-# ------------------------------------------------------------------------------------------ the drawing
+# ------------------------------------------------------------------------------------------ drawing
 
 
 def _grid(ax: Axes, text: str, x: float, y: float, side: float, frame: str = "") -> None:
-    """A grid in a square of inches whose upper left corner is at (x, y)."""
+    """Draw a grid in a square of ``side`` inches whose upper left corner is at (x, y)."""
     (left, right), (low, _) = ax.get_xlim(), ax.get_ylim()
     inside = ax.inset_axes(((x - left) / (right - left), 1 - (y + side) / low, side / (right - left), side / low))
     plots.grid_picture(tuple(tuple(row) for row in json.loads(text)), inside, frame=frame)
@@ -114,7 +117,7 @@ def _pairs(ax: Axes, rows: list[dict], x: float, y: float, side: float, names: b
 
 
 def _settings(text: str) -> list[str]:
-    """A self-edit as lines: the values it chose, one a line."""
+    """Return a self-edit as lines, one per value that it chose."""
     given = json.loads(text)
     lines = []
     for group, values in given.items():
@@ -128,7 +131,7 @@ def _settings(text: str) -> list[str]:
 
 @draws("", lambda table: (WIDE + 0.1, HIGH + 0.35), "a configuration for test-time training")
 def one_configuration(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Figure 3: demonstrations → self-edit → training on augmented demonstrations → two attempts, beside the truth."""
+    """Draw Figure 3: demonstrations → self-edit → training on augmented demonstrations → two attempts and the truth."""
     diagrams.sheet(ax, WIDE, HIGH)
     shown = diagrams.parts(table, "demonstration")[:DEMONSTRATIONS]
     (test,), (edit,), (training,) = (diagrams.parts(table, part) for part in ("test", "self-edit", "training"))

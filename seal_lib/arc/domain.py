@@ -1,13 +1,15 @@
-"""Few-shot puzzles as a domain of the loops: a task, a configuration written about it, test-time training.
+"""Few-shot puzzles as a domain of the loops: a task, a configuration as self-edit, and test-time training.
 
-Self-edit text → configuration → one adapter on the augmented data → two attempts per test input → graded. Equal
-configurations of a task are one candidate (the released code trains and scores each copy).
+A self-edit's text becomes a configuration, then one adapter trained on the augmented data, then two attempts per test
+input, which are graded. Equal configurations of a task are one candidate (the released code trains and scores each
+copy).
 
-Every self-edit has an outcome with a reason. There are two kinds of failure, as for knowledge:
+Every self-edit has an outcome with a reason. There are two kinds of failure, as in the knowledge domain:
 
-* *Wrong*: a text that is no configuration, or asks for more than is allowed, is graded 0, since the policy wrote it.
-* *Not scored* (`UNSCORED`): an adapter that diverged, and a task longer than the model takes, have no answer to
-  grade. They are NaN: never kept, left out of every mean, and counted (``dropped``, and a rate of their own).
+* *Wrong*: a text that is no configuration, or that asks for more than is allowed, is graded 0, since the policy wrote
+  it.
+* *Not scored* (`UNSCORED`): an adapter that diverged, and a task longer than the model can read, leave no answer to
+  grade. They are NaN: never kept, left out of every mean, and counted (as ``dropped`` and in a rate of their own).
 """
 
 import json
@@ -24,9 +26,10 @@ from seal_lib.arc.self_edits import REASONS, SCHEMA, UNPARSED, Config, Limits, R
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion, Request, Sampling
-from seal_lib.loops.domain import TOO_LONG, Candidate, Count, Rejected
+from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected
 from seal_lib.loops.policy import Policy
 from seal_lib.records import SelfEdit
+from seal_lib.runs.work import Count
 from seal_lib.seeds import derive_seed
 from seal_lib.training.jobs import Example, Job, Result
 
@@ -35,16 +38,16 @@ if TYPE_CHECKING:
 
     from seal_lib.training.adapters import Adapter
 
-#: how a test input is asked: the full prompt once; every leave-one-out subset; these and the turned ones
+#: the views in which a test input is asked: the full prompt; every leave-one-out subset; these and turned ones
 VIEWS = ("full", "leave_one_out", "all")
-#: grader → its number in [0, 1] for an attempt that was scored. ``grid``: every test output equals one of the two
-#: attempts (the paper's); ``pass_1``: the first attempt alone; ``cells``: share of right cells, best of the two
+#: grader → its grade in [0, 1] of an attempt that was scored. ``grid``: every test output equals one of the two
+#: attempts (the paper's); ``pass_1``: the first attempt alone; ``cells``: the share of right cells of the better one
 PUZZLE_GRADERS: dict[str, Callable[["Attempt"], float]] = {
     "grid": lambda attempt: float(attempt.pass_2),
     "pass_1": lambda attempt: float(attempt.pass_1),
     "cells": lambda attempt: attempt.cells,
 }
-#: what protocol ``authors`` stands for besides its data
+#: the settings of protocol ``authors`` besides its data
 AUTHORS_TTT = {"targets": "qv-mlp", "schedule": "cosine", "warmup": 11, "views": "all"}
 #: outcomes that leave nothing to grade
 UNSCORED = ("diverged", "task_too_long")
@@ -52,15 +55,26 @@ UNSCORED = ("diverged", "task_too_long")
 
 @dataclass(frozen=True)
 class TestTimeTraining:
-    """Settings of one adapter's training and scoring; rate, epochs, loss and data come from the self-edit.
+    """Settings for training and scoring one adapter; rate, epochs, loss and data come from the self-edit.
 
-    ``cap``: most training examples; ``copies``: permuted copies of each; ``example_tokens``: longer ones are left out;
-    ``max_steps``, ``max_rate``, ``max_epochs``: a self-edit asking for more is rejected; ``views``: see `VIEWS`.
-    ``slots``: adapters trained side by side; 0: as many as the device's memory takes. ``grader``: what reward, tables
-    and rows go by, see `PUZZLE_GRADERS`.
+    Attributes:
+        rank, alpha, targets: of the adapter.
+        batch, warmup, schedule, clip: of the optimisation.
+        cap: the maximum number of training examples.
+        copies: the number of permuted copies of each example.
+        example_tokens: the maximum length of an example; longer ones are left out.
+        max_steps, max_rate, max_epochs: a self-edit that asks for more is rejected.
+        protocol: ``authors`` is the released code's data (constant translation, second BOS, trained header) and method
+            (adapters on q, v and the MLP, cosine schedule, views of every kind); settings that contradict it are
+            refused.
+        views: see `VIEWS`.
+        answer_tokens: the maximum length of an answer.
+        slots: the number of adapters trained side by side; 0: as many as the device's memory holds.
+        tokens_per_step: bound on the tokens of one training step.
+        grader: the grader behind rewards, tables and rows, see `PUZZLE_GRADERS`.
 
-    Protocol ``authors`` is the released code's data (constant translate, second BOS, trained header) and method
-    (adapters on q, v and the MLP, cosine, views of every kind); what contradicts it is refused.
+    Raises:
+        DataError: a setting is unknown, or contradicts protocol ``authors``.
     """
 
     __test__ = False  # not a test class, whatever its name says to pytest
@@ -105,9 +119,12 @@ class TestTimeTraining:
 class Attempt:
     """The trial of a candidate: one adapter (or none) on one task.
 
-    ``outcome``: ``ok``, ``untrained`` (no adapter asked for), one of `UNSCORED`, or a key of
-    `seal_lib.arc.self_edits.REASONS` (rejected); ``attempts``: per test input the grids submitted, at most two;
-    ``cells``: share of right cells; ``read``: how many answers were grids, and why the others were not.
+    Attributes:
+        outcome: ``ok``, ``untrained`` (no adapter was asked for), one of `UNSCORED`, or a key of
+            `seal_lib.arc.self_edits.REASONS` (rejected).
+        attempts: the grids submitted per test input, at most two each.
+        cells: the share of right cells.
+        read: how many answers were grids, and why the others were not.
     """
 
     id: str
@@ -125,15 +142,15 @@ class Attempt:
     cells: float = 0.0
     read: Mapping[str, int] = field(default_factory=dict)
     grader: str = "grid"
-    edit: None = None  # several self-edits may ask for it
+    edit: None = None  # several self-edits may ask for the same attempt
 
     def graded(self, grader: str) -> float:
-        """The grade by ``grader``, in [0, 1]; 0 if the self-edit was rejected, NaN if there is nothing to grade."""
+        """Return the grade by ``grader`` in [0, 1]: 0 if the self-edit was rejected, NaN if nothing can be graded."""
         return math.nan if self.outcome in UNSCORED else PUZZLE_GRADERS[grader](self)
 
     @property
     def key(self) -> str:
-        """Equal for self-edits of a task that ask for the same configuration."""
+        """Equal for the self-edits of a task that ask for the same configuration."""
         return self.id
 
     @property
@@ -143,7 +160,7 @@ class Attempt:
 
     @property
     def success(self) -> float:
-        """The paper's reward and metric: 1 if every test output is right with either attempt, else 0, or NaN."""
+        """The paper's reward and metric: 1 if, for every test output, an attempt is right, else 0; NaN if unscored."""
         return self.graded("grid")
 
     @property
@@ -196,10 +213,12 @@ class PuzzleTrial:
 
 @dataclass(frozen=True)
 class Puzzles:
-    """The domain (`seal_lib.loops.domain.Domain`): its settings and its wording. A unit is a task.
+    """The puzzle domain (see `seal_lib.loops.domain.Domain`): its settings and its prompts. A unit is a task.
 
-    ``max_tries``: most texts written for one self-edit while they are no JSON; the authors have no bound.
-    ``constrained``: self-edits are held to the schema while they are written, which needs engine vllm.
+    Attributes:
+        max_tries: the maximum number of texts written for one self-edit while they are not JSON; the authors have no
+            limit.
+        constrained: decoding of self-edits is constrained to the schema, which needs engine vllm.
     """
 
     inner: TestTimeTraining
@@ -237,7 +256,7 @@ class Puzzles:
         return render.self_edit_prompt(unit, tokenizer, self.prompts)
 
     def read(self, unit: Task, edit: SelfEdit, arm: str, seed: int) -> Candidate | Rejected:
-        if edit.unwritten:  # the task's fault, not the policy's
+        if edit.unwritten:  # the task is too long, which is not the policy's fault
             return Rejected("task_too_long", edit.unwritten)
         reading = read(edit.text, self.inner.limits)
         if reading.config is None:
@@ -245,23 +264,26 @@ class Puzzles:
         return self.candidate(unit, reading.config, arm, seed)
 
     def candidate(self, task: Task, config: Config, arm: str, seed: int) -> Candidate:
-        """A configuration to be tried on a task."""
+        """Return the candidate that tries a configuration on a task."""
         return Candidate(f"{task.id}/{_name(config)}", task, config, arm, seed)
 
     def jobs(self, candidates: Sequence[Candidate], tokenizer: "PreTrainedTokenizerBase") -> list[Job | Rejected]:
-        """Every configuration of a task starts from the same adapter and sees data in the same order: seed and task
-        alone decide both, so the order of candidates and their neighbours do not matter."""
+        """Return one job per candidate, or its rejection.
+
+        Every configuration of a task starts from the same adapter and sees data in the same order: both depend on seed
+        and task alone, so neither the order of candidates nor their neighbours matter.
+        """
         sets: dict = {}
         return [self._job(candidate, self.examples(candidate, tokenizer, sets)) for candidate in candidates]
 
     def examples(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase", sets: dict) -> list[Example]:
-        """The bank's training examples of one candidate; ``sets``: see `training_examples`."""
+        """Return the training examples of one candidate; ``sets``: see `training_examples`."""
         settings, task, config = self.inner, candidate.unit, candidate.edit
         return training_examples(task, config, tokenizer, self.prompts, settings, candidate.seed, sets)
 
     def _job(self, candidate: Candidate, examples: Sequence[Example]) -> Job | Rejected:
         inner, task, config = self.inner, candidate.unit, candidate.edit
-        if not examples:  # of the task's length, whatever the configuration
+        if not examples:  # because of the task's length, whatever the configuration
             return Rejected("task_too_long", "every training example is too long")
         reading = with_data(Reading(config.text(), config), len(examples), inner.limits)
         if reading.config is None:
@@ -275,7 +297,7 @@ class Puzzles:
     def questions(
         self, candidate: Candidate, adapter: "Adapter | None", tokenizer: "PreTrainedTokenizerBase", positions: int
     ) -> list[Request | None]:
-        """The views of every test input; a view too long for the model is not asked."""
+        """Return the views of every test input as requests; None for a view that is too long for the model."""
         room, asked = positions - self.inner.answer_tokens, []
         for _, view in self._views(candidate):
             prompt = render.question_prompt(view.example, tokenizer, self.prompts)
@@ -293,8 +315,7 @@ class Puzzles:
 
     def _attempt(self, candidate: Candidate, result: Result | Rejected | None,
                  answers: Sequence[Completion | None]) -> Attempt:  # fmt: skip
-        """What was submitted for each test input after the vote; a test input of which no view could be asked leaves
-        nothing to grade."""
+        """Vote on the answers and score them; a test input of which no view could be asked leaves nothing to grade."""
         about: dict[str, Any] = {
             "id": candidate.id, "unit_id": candidate.unit.id, "config": candidate.edit, "grader": self.grader
         }  # fmt: skip
@@ -312,7 +333,7 @@ class Puzzles:
                 unasked += 1
                 continue
             could.add(test)
-            if answer.finish == "length":  # cut by the limit of tokens: no answer, whatever it looks like
+            if answer.finish == "length":  # cut at the token limit: not an answer, whatever it looks like
                 cut += 1
                 continue
             parsed.append(grids.parse(answer.text))
@@ -331,7 +352,7 @@ class Puzzles:
         )  # fmt: skip
 
     def trial(self, edit: SelfEdit, tried: Attempt | Rejected) -> PuzzleTrial:
-        """A rejected self-edit is an attempt of its own, with its reason; texts that are none count as one."""
+        """Return the trial of a self-edit; rejected ones of a task share one attempt key, with the reason of each."""
         if isinstance(tried, Rejected):
             name = f"{edit.unit_id}/rejected"
             tried = Attempt(name, edit.unit_id, tried.reason, tried.detail, grader=self.grader)
@@ -341,7 +362,10 @@ class Puzzles:
         return Attempt.from_dict(row)
 
     def reward_seeds(self, seed: int, count: int) -> list[int]:
-        """The round's own seed first, so that practice and evaluation of one seed augment alike."""
+        """Return the seeds of ``count`` rewards.
+
+        The first is the round's own, so that practice and evaluation with one seed augment alike.
+        """
         return [derive_seed(seed, "reward", s) if s else seed for s in range(count)]
 
     def target(self, unit: Task, text: str, policy: Policy) -> tuple[list[int], list[int]]:
@@ -351,14 +375,14 @@ class Puzzles:
 
 
 def _name(config: Config) -> str:
-    """A short, unique name of a configuration: ``basic+size,output,lr=0.01,epochs=4``."""
+    """Return a short, unique name of a configuration: ``basic+size,output,lr=0.01,epochs=4``."""
     switches = "+".join(s.split("_")[1] for s in config.switches) or "none"
     return f"{switches},{config.loss_on},lr={config.learning_rate!r},epochs={config.epochs}"
 
 
 def training_examples(task: Task, config: Config, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts,
                       settings: TestTimeTraining, seed: int, sets: dict | None = None) -> list:  # fmt: skip
-    """The bank's examples for one configuration. ``sets``: cache of examples by task and switches."""
+    """Return the bank's examples for one configuration; ``sets`` caches them by task, switches and loss."""
     sets = {} if sets is None else sets
     key = (task.id, config.switches)
     if key not in sets:
@@ -377,7 +401,10 @@ def training_examples(task: Task, config: Config, tokenizer: "PreTrainedTokenize
 
 
 def _may_exceed(task: Task, limit: int) -> bool:
-    """Whether some augmented example might be longer than ``limit`` tokens, at four tokens a cell: saves counting."""
+    """Return whether an augmented example might exceed ``limit`` tokens, at four tokens per cell.
+
+    The estimate saves counting the tokens of every example.
+    """
     cells = sum(len(grid) * len(grid[0]) for pair in task.train for grid in (pair.input, pair.output))
     return 16 * cells + 400 > limit
 
@@ -387,7 +414,7 @@ def _always(example: PuzzleExample) -> bool:
 
 
 def views_of(task: Task, test: int, settings: TestTimeTraining, seed: int) -> list[vote.View]:
-    """The views in which one test input is asked."""
+    """Return the views in which one test input is asked."""
     if settings.views == "full":
         return [vote.View(question(task, test))]
     if settings.views == "leave_one_out":

@@ -1,11 +1,11 @@
-"""The training data of one adapter on one task: leave-one-out examples, augmented, permuted, capped.
+"""The training data of one adapter on one task: leave-one-out examples, augmented, permuted and capped.
 
-Only the demonstrations are used, never a test input. For n in (1, 2): hold out one demonstration
-as the target and drop n - 1 of the others; add every augmentation that stays within 30 on a side; add one copy of
-each with permuted colours and order; drop duplicates by content. Then n = 1 and n = 2 together are cut to a cap.
+Only the demonstrations are used, never a test input. For n in (1, 2): hold out one demonstration as the target and drop
+n - 1 of the others; add every augmentation whose sides stay within 30; add one copy of each with permuted colours and
+order; drop duplicates by content. Then the examples of n = 1 and n = 2 together are cut to a cap.
 
-Everything is a list in a fixed order and every draw is seeded by (seed, task, purpose), so the result does not
-depend on ``PYTHONHASHSEED``, as the released code's does. Knows no texts, no tokenizer and no model.
+Everything is a list in a fixed order, and every draw is seeded by (seed, task, purpose), so the result does not depend
+on ``PYTHONHASHSEED`` as the released code's does. Examples are grids; `render` makes texts and tokens of them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,13 +18,13 @@ from seal_lib.arc.grids import MAX_SIDE, Grid, size
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.seeds import rng
 
-#: the released code's limits: examples, demonstrations held out or dropped, optimizer steps; and its batch
+#: the released code's values: the cap on examples, n (see above), the limit on optimizer steps, and the batch size
 CAP, LEAVE_OUT, MAX_STEPS, BATCH = 250, (1, 2), 375, 2
 
 
 @dataclass(frozen=True)
 class PuzzleExample:
-    """Demonstrations and the pair to be answered from them."""
+    """Demonstrations, and the pair to be answered from them."""
 
     demonstrations: tuple[Pair, ...]
     target: Pair
@@ -35,7 +35,7 @@ class PuzzleExample:
 
 
 def leave_out(pairs: Sequence[Pair], count: int) -> list[PuzzleExample]:
-    """Each pair as the target once for every way to drop ``count - 1`` of the others; order kept."""
+    """Return each pair as the target, once for every way to drop ``count - 1`` of the others; the order is kept."""
     examples = []
     for held, target in enumerate(pairs):
         rest = [pair for index, pair in enumerate(pairs) if index != held]
@@ -45,16 +45,16 @@ def leave_out(pairs: Sequence[Pair], count: int) -> list[PuzzleExample]:
 
 
 def fits(example: PuzzleExample) -> bool:
-    """Whether no side of a grid is longer than 30."""
+    """Return whether no side of a grid is longer than 30."""
     return all(max(size(pair.input) + size(pair.output)) <= MAX_SIDE for pair in example.pairs)
 
 
 def augmented(pairs: Sequence[Pair], count: int, with_: Iterable[Augmenter]) -> list[PuzzleExample]:
-    """Distinct leave-out examples and their augmentations that fit; the originals come first."""
+    """Return the distinct leave-out examples and those of their augmentations that fit; the originals come first."""
     base = leave_out(pairs, count)
     seen = dict.fromkeys(base)
     for augmenter in with_:
-        turn = cache(augmenter.pair)  # a pair stands in many examples; the task's few pairs are kept only here
+        turn = cache(augmenter.pair)  # many examples share a pair; the cache lives only in this call
         for example in base:
             turned = PuzzleExample(tuple(map(turn, example.demonstrations)), turn(example.target))
             if fits(turned):
@@ -63,7 +63,10 @@ def augmented(pairs: Sequence[Pair], count: int, with_: Iterable[Augmenter]) -> 
 
 
 def permuted(example: PuzzleExample, *seed: object, colours: bool = True) -> PuzzleExample:
-    """The example with its demonstrations in random order and, if ``colours``, one colour permutation throughout."""
+    """Return the example with its demonstrations in random order.
+
+    If ``colours``, one random permutation of the colours is also applied throughout.
+    """
     draws = rng(*seed)
     demonstrations, target = list(example.demonstrations), example.target
     if colours:
@@ -84,11 +87,16 @@ def training_set(
     copies: int = 1,
     keep: Callable[[PuzzleExample], bool] = lambda example: True,
 ) -> list[PuzzleExample]:
-    """The examples one self-edit trains on; ``switches`` are those that are on.
+    """Return the examples that one self-edit trains on.
 
-    ``copies``: permuted copies of each (1, as released); colours are permuted only if some switch is on, as released.
-    ``keep`` filters before the cap (a limit on tokens).
     With two demonstrations, n = 2 gives examples without any demonstration; they are kept, as released.
+
+    Args:
+        switches: the switches that are on; colours are permuted only if there is one, as released.
+        drop: the values of n (see the module docstring).
+        cap: the maximum number of examples, drawn at random if there are more; None: no limit.
+        copies: the number of permuted copies of each example (1, as released).
+        keep: a filter that is applied before the cap, such as a limit on tokens.
     """
     on = tuple(switches)
     with_ = augmenters(on, protocol, seed, task.id)
@@ -109,11 +117,14 @@ def training_set(
 
 
 def steps(epochs: int, examples: int, batch: int = BATCH) -> int:
-    """Optimizer steps as the authors count them: floor(epochs · examples / batch)."""
+    """Return the number of optimizer steps as the authors count them: floor(epochs · examples / batch)."""
     return epochs * examples // batch
 
 
 def question(task: Task, test: int) -> PuzzleExample:
-    """All demonstrations and one test input: the full prompt. An unknown answer is the input's own grid, unread."""
+    """Return all demonstrations with one test input as target: the full prompt.
+
+    Where the answer is unknown, the input's own grid stands in its place and is not read.
+    """
     known: Grid = task.solutions[test] if task.solutions else task.tests[test]
     return PuzzleExample(task.train, Pair(task.tests[test], known))

@@ -1,6 +1,6 @@
-"""The few-shot experiment: which tasks are practised and which evaluated, and arms with a given configuration.
+"""The few-shot experiment: which tasks are for practice and which for evaluation, and arms with a given configuration.
 
-The loop itself is `seal_lib.loops.outer.run_loop`; what it leaves in ``results.csv`` is in `tables`.
+The loop itself is `seal_lib.loops.outer.run_loop`; `tables` turns its results into rows of ``results.csv``.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,17 @@ from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.runs.work import Recorder
 
-#: what protocol ``authors`` stands for in the outer loop; its inner loop checks itself
+#: the outer-loop settings of protocol ``authors``; `TestTimeTraining` checks the inner loop
 AUTHORS_SFT = {"sft_schedule": "cosine", "sft_targets": "qv-mlp"}
 
 
 @dataclass(frozen=True)
 class FewShot:
-    """The experiment's fixed parts: tasks, domain, outer loop; ``edits`` self-edits per evaluation task."""
+    """The fixed parts of the experiment: tasks, domain and outer loop; ``edits`` self-edits per evaluation task.
+
+    Raises:
+        DataError: a task occurs twice or in both lists, or a setting contradicts protocol ``authors``.
+    """
 
     practice: Sequence[Task]
     held_out: Sequence[Task]
@@ -42,7 +46,7 @@ class FewShot:
             self._check_authors()
 
     def _check_authors(self) -> None:
-        """Refuse settings that differ from the authors', so that no other row carries their label."""
+        """Raise DataError if a setting differs from the authors', so that no other run carries their label."""
         prompts = self.domain.prompts
         if not prompts.chat:
             raise DataError(f"prompts: {prompts.name!r} is no chat set, as protocol authors needs; use chat.")
@@ -55,14 +59,14 @@ class FewShot:
                 )
 
     def loop(self, run: Recorder, base: Policy, *, rounds: int, seed: int, control: str = "") -> Loop:
-        """One whole loop; every round practises on the same tasks."""
+        """Run one whole loop; every round practises on the same tasks."""
         return run_loop(
             run, base, self.domain, self.outer, practice=lambda index: self.practice, held_out=self.held_out,
             rounds=rounds, seed=seed, control=control, samples=self.edits,
         )  # fmt: skip
 
     def fixed(self, run: Recorder, policy: Policy, arm: str, config: Config | None, *, seed: int = 0) -> list[Attempt]:
-        """The same configuration on every held-out task; None: no training, answers in context."""
+        """Try the same configuration on every held-out task; with None nothing is trained (answers in context)."""
         trains = config is not None
         candidates = [Candidate(f"{t.id}/{arm}", t, config, arm, seed, trains) for t in self.held_out]
         return score(run, policy, candidates, self.domain, phase=f"evaluate/{arm}")

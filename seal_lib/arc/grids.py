@@ -1,8 +1,8 @@
-"""Grids and their text: one immutable value type, one way to print it, one strict way to read it back.
+"""Grids and their text: one immutable value type, one way to print it, and one strict way to read it back.
 
-A grid is a tuple of equally long tuples of ints 0–9, 1 to 30 on a side: hashable, comparable, JSON when listed. The
-text is what numpy prints for a 2-D array of digits, as in the released code; a demonstration is ``IN -> OUT#``. Knows
-nothing of tasks, prompts or models.
+A grid is a tuple of equally long tuples of ints 0–9, 1 to 30 on a side; it is hashable and comparable, and JSON as
+lists. Its text is what numpy prints for a 2-D array of digits, as in the released code; a demonstration is ``IN ->
+OUT#``.
 """
 
 import re
@@ -16,9 +16,9 @@ from seal_lib.generation.thoughts import without_thoughts
 Grid = tuple[tuple[int, ...], ...]
 
 MAX_SIDE = 30
-#: between the two grids of a pair, and after the second
+#: the text between the two grids of a pair, and after the second
 ARROW, END = " -> ", "#"
-#: why a text or value is not a grid → what a person reads; the keys are what is counted
+#: reason why a text or value is not a grid → its wording in messages; the reasons are counted
 UNREADABLE = {
     "empty": "it has no cell",
     "ragged": "its rows differ in length",
@@ -26,7 +26,7 @@ UNREADABLE = {
     "too_large": f"a side is longer than {MAX_SIDE}",
     "not_a_grid": "it is not rows of numbers",
 }
-#: where one row's bracket closes and the next opens; brackets of several grids or among cells; the language of a fence
+#: the boundary of two bracketed rows; brackets of several grids or among cells; the language tag of a code fence
 _NEXT_ROW = re.compile(r"\][ \t]*(?:,[ \t]*)?(?:\n[ \t]*)?\[")
 _UNCLEAR = re.compile(r"\]\s*\][\s,]*\[|\][ \t,]*[\d+-]|\d[ \t,]*\[")
 _LANGUAGE = re.compile(r"^[A-Za-z][\w+-]*[ \t]*(?=\n)")
@@ -43,7 +43,7 @@ class Parsed:
 
 
 def problem(value: object) -> str:
-    """Why ``value`` (lists or tuples of rows) is not a grid: a key of `UNREADABLE`, ``""`` if it is one."""
+    """Return why ``value`` (lists or tuples of rows) is not a grid: a key of `UNREADABLE`, or "" if it is one."""
     if not isinstance(value, list | tuple) or not all(isinstance(row, list | tuple) for row in value):
         return "not_a_grid"
     if not value or not any(value):
@@ -58,10 +58,10 @@ def problem(value: object) -> str:
 
 
 def as_grid(value: object, where: str) -> Grid:
-    """``value`` as a grid.
+    """Return ``value`` as a grid.
 
     Raises:
-        DataError: names ``where`` and what is wrong with it.
+        DataError: it is not a grid; the message names ``where`` and what is wrong.
     """
     reason = problem(value)
     if reason:
@@ -70,12 +70,12 @@ def as_grid(value: object, where: str) -> Grid:
 
 
 def size(grid: Grid) -> tuple[int, int]:
-    """(rows, columns)."""
+    """Return (rows, columns)."""
     return len(grid), len(grid[0])
 
 
 def to_text(grid: Grid) -> str:
-    """``[[1 2]\\n [3 4]]``; at most 1890 characters."""
+    """Return the grid as ``[[1 2]\\n [3 4]]``; at most 1890 characters."""
     return "[" + "\n ".join("[" + " ".join(map(str, row)) + "]" for row in grid) + "]"
 
 
@@ -88,11 +88,11 @@ def answer_text(grid: Grid) -> str:
 
 
 def parse(text: str) -> Parsed:
-    """Read an answer. Never raises; what is not exactly one grid is rejected with a reason that is counted.
+    """Read an answer. Never raises; a text that is not exactly one grid is rejected with a reason that is counted.
 
-    As the authors do: ``#`` is dropped, brackets are optional and each line is a row. Unlike them: a row
-    also ends where one bracket closes and the next opens, so ``[[1 2] [3 4]]`` has two; commas may stand between cells
-    and rows; thoughts are left out, and so is all but the first code fence, closed or not. Ragged rows, empty texts,
+    As in the authors' code, ``#`` is dropped, brackets are optional and each line is a row. Unlike there, a row also
+    ends where one bracket closes and the next opens, so ``[[1 2] [3 4]]`` has two; commas may stand between cells and
+    rows; thoughts are left out, and so is everything but the first code fence, closed or not. Ragged rows, empty texts,
     values outside 0–9 and sides above 30 are rejected instead of being reshaped, wrapped or counted as a vote.
     """
     text = _fenced(without_thoughts(text)[0].replace(END, ""))
@@ -105,14 +105,14 @@ def parse(text: str) -> Parsed:
         return Parsed(None, "empty")
     if any(not _number(cell) for cell in cells):
         return Parsed(None, "not_a_grid")
-    # a cell of several digits stays text here, so that a million of them costs nothing
+    # a cell of several digits stays text, so that a number of a million digits is never converted
     found = [[int(cell) if len(cell) == 1 else cell for cell in row] for row in rows]
     reason = problem(found)
     return Parsed(None, reason) if reason else Parsed(tuple(map(tuple, found)))
 
 
 def _fenced(text: str) -> str:
-    """What stands between the first two fences, or after the only one (before it, if nothing follows)."""
+    """Return the text between the first two fences, or after the only one (before it, if nothing follows)."""
     parts = text.split("```")
     if len(parts) == 1:
         return text.strip()
@@ -121,7 +121,11 @@ def _fenced(text: str) -> str:
 
 
 def _cells(line: str) -> list[str]:
-    """The cells of a row. A comma between two, or after the last, is no cell; any other is one, and no number."""
+    """Return the cells of a row as text.
+
+    A comma between two cells, or after the last, separates them; any other comma is a cell of its own, which is no
+    number.
+    """
     words = line.replace(",", " , ").split()
     if words[-1:] == [","]:
         words.pop()
@@ -134,13 +138,13 @@ def _number(cell: str) -> bool:
 
 
 def count_reasons(parsed: Iterable[Parsed]) -> dict[str, int]:
-    """How many texts were grids (``ok``) and how many were rejected, by reason; every key is present."""
+    """Return how many texts were grids (``ok``) and how many were rejected, by reason; every key is present."""
     seen = Counter(item.reason or "ok" for item in parsed)
     return {reason: seen[reason] for reason in ("ok", *UNREADABLE)}
 
 
 def to_html(grid: Grid, cell: int = 12) -> str:
-    """The grid in ARC's colours, as an HTML table; ``cell`` is the side of a cell in pixels."""
+    """Return the grid in ARC's colours as an HTML table; ``cell`` is the side of a cell in pixels."""
     style = f"width:{cell}px;height:{cell}px;padding:0;border:1px solid #555;background:"
     rows = ("".join(f"<td style='{style}{COLOURS[value]}'></td>" for value in row) for row in grid)
     body = "".join(f"<tr>{row}</tr>" for row in rows)

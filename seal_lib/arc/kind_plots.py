@@ -1,7 +1,7 @@
-"""Figures of ``arc/kinds`` (see `seal_lib.arc.kinds`): table in, marks on the given axes out.
+"""Figures of ``arc/kinds`` (see `seal_lib.arc.kinds`): functions that draw rows on the given axes and return them.
 
 figures.draw(success_by_kind, table)
-ways_by_kind(table, axes)   # one axis a kind
+ways_by_kind(table, axes)   # one axis per kind
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "arc/kinds"
 KIND_LABELS = {"moves": "cells move", "around_black": "around black cells", "key_colour": "one colour changes"}
-WAY_STYLES = {  # what a configuration's copies are -> label, colour
+WAY_STYLES = {  # how a configuration alters its copies -> label, colour
     "plain": ("as they are", "#999999"),
     "recoloured": ("recoloured", "#E69F00"),
     "turned": ("turned and recoloured", "#56B4E9"),
@@ -28,7 +28,7 @@ WAY_STYLES = {  # what a configuration's copies are -> label, colour
 
 
 def success_by_kind(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Success rate with its interval: a group a kind of rule and one for all tasks, a bar an arm."""
+    """Draw the success rate with its interval: one group per kind of rule and one for all tasks, one bar per arm."""
     groups = {**{f"{EXPERIMENT}/{kind}": name for kind, name in KIND_LABELS.items()}, EXPERIMENT: "all tasks"}
     rows = table[(table["metric"] == "success_rate") & table["experiment"].isin(groups)]
     if not len(rows):
@@ -50,8 +50,10 @@ def success_by_kind(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def ways_by_kind(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
-    """What each policy writes: a panel a kind of rule, a bar an arm, its parts the shares of the three ways. A policy
-    that does not read the puzzle has the same bar in every panel."""
+    """Draw what each policy writes: one panel per kind of rule, one bar per arm, split into the three ways.
+
+    A policy that does not read the puzzle has the same bar in every panel.
+    """
     rows = table[table["metric"].str.startswith("share:")]
     arms = sorted(rows["arm"].unique(), key=arm_rank)
     for ax, (kind, name) in zip(axes, KIND_LABELS.items(), strict=True):

@@ -1,9 +1,9 @@
-"""Does a policy read the puzzle before it configures? ReST^EM on puzzles of three kinds that want different training
-data (`seal_lib.arc.mixed_world`), beside one configuration for all of them, and their lines in ``results.csv``.
+"""Tests whether a policy reads the puzzle before it writes a configuration: ReST^EM on three kinds of puzzle.
 
-A configuration is one of three `WAYS` by what its copies are; rate, epochs and loss are the same for all. A
-policy that only knows which way succeeds most often can do no better than that way for every puzzle; for more it has
-to read.
+The kinds (`seal_lib.arc.mixed_world`) need different training data; the reference is one configuration for all of them.
+A configuration follows one of three `WAYS`, by how its augmentations alter the copies; learning rate, epochs and loss
+are the same for all. A policy that only knows which way succeeds most often cannot beat that way applied to every
+puzzle; to do better it has to read. This module runs the arms and makes their rows of ``results.csv``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from seal_lib.runs.work import Recorder
 
 EXPERIMENT = "arc/kinds"
-#: what a configuration's copies are → the simplest switches for it (the chain's own copies are too long at this size)
+#: how a configuration alters its copies → the simplest switches that do so (at this size, the chain switch only
+#: recolours, because its own copies are too long)
 WAYS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "recoloured": ("use_chain_augmentations",),
@@ -40,14 +41,17 @@ WAYS: dict[str, tuple[str, ...]] = {
 
 
 def way(config: Config) -> str:
-    """Which of `WAYS` a configuration is: the turning switch turns (and recolours), any other recolours."""
+    """Return which of `WAYS` a configuration follows.
+
+    The basic switch turns (and recolours); any other switch only recolours.
+    """
     if "use_basic_augmentations" in config.switches:
         return "turned"
     return "recoloured" if config.switches else "plain"
 
 
 def blind_configuration(by_hand: Config, *seed: object) -> Config:
-    """A way drawn at random, and any switches that make it; the rest as in ``by_hand``."""
+    """Return a configuration of a random way with random switches that give this way; the rest is as in ``by_hand``."""
     draws = rng(*seed)
     wanted = draws.choice(list(WAYS))
     fitting = [c for c in _configurations(by_hand) if way(c) == wanted]
@@ -55,16 +59,16 @@ def blind_configuration(by_hand: Config, *seed: object) -> Config:
 
 
 def _configurations(by_hand: Config) -> list[Config]:
-    """One of every combination of switches."""
+    """Return one configuration per combination of switches."""
     on = [[s for s, there in zip(SWITCHES, bits, strict=True) if there] for bits in product((0, 1), repeat=4)]
     return [replace(by_hand, switches=tuple(switches)) for switches in on]
 
 
 def opening_policy(run: "Recorder", base: Policy, study: FewShot, by_hand: Config, documents: int, lr: float) -> Policy:
-    """The untrained policy: ``base`` finetuned once on puzzles of seen rules, each with a configuration drawn blindly.
+    """Return the untrained policy: ``base`` finetuned once on puzzles of seen rules with blindly drawn configurations.
 
-    All ways are equally frequent, so that none is too rare to be rewarded. The draw does not know the puzzle, so
-    nothing about which configuration suits which kind is in it.
+    All ways are equally frequent, so that none is too rare to be rewarded. The draw ignores the puzzle, so the data
+    hold nothing about which configuration suits which kind.
     """
     seen = [task for seed in range(-(-documents // 12)) for task in mixed_world.tasks("mixed-seen", 12, seed)][
         :documents
@@ -78,8 +82,12 @@ def opening_policy(run: "Recorder", base: Policy, study: FewShot, by_hand: Confi
 
 
 def loop(run: "Recorder", opening: Policy, study: FewShot, *, rounds: int, seed: int, random_control: bool) -> Loop:
-    """One whole loop with its controls: as many self-edits of the first round chosen blindly, if asked for, and always
-    the kept ones of the last round dealt to other puzzles, that is which configurations succeed but not where."""
+    """Run one whole loop with its controls, and return it.
+
+    The control ``dealt_config_sft``, which always runs, is trained on the kept self-edits of the last round dealt to
+    other puzzles: it learns which configurations succeed, but not where. If ``random_control`` is set,
+    ``random_config_sft`` is trained on as many blindly chosen self-edits of the first round.
+    """
     done = study.loop(run, opening, rounds=rounds, seed=seed, control="random_config_sft" if random_control else "")
     last = done.rounds[-1]
     kept = dealt([trial.edit for trial in last.candidates if trial.id in set(last.kept)], seed)
@@ -93,14 +101,14 @@ def loop(run: "Recorder", opening: Policy, study: FewShot, *, rounds: int, seed:
 
 
 def dealt(edits: Sequence[SelfEdit], seed: int) -> list[SelfEdit]:
-    """The same self-edits and the same puzzles, as often as before, matched at random."""
+    """Return the same self-edits, matched at random with the same puzzles, each as often as before."""
     puzzles = [edit.unit_id for edit in edits]
     rng("dealt", seed).shuffle(puzzles)
     return [replace(edit, unit_id=puzzle) for edit, puzzle in zip(edits, puzzles, strict=True)]
 
 
 def try_ways(run: "Recorder", policy: Policy, study: FewShot, by_hand: Config) -> dict[str, dict[str, list[Attempt]]]:
-    """``practice`` and ``held_out`` → way → one attempt on each task."""
+    """Try every way once on each task; return ``practice`` and ``held_out`` → way → attempts."""
     found = {}
     for name, tasks in (("practice", study.practice), ("held_out", study.held_out)):
         candidates = [
@@ -114,7 +122,10 @@ def try_ways(run: "Recorder", policy: Policy, study: FewShot, by_hand: Config) -
 
 
 def best_ways(practice: Mapping[str, Sequence[Attempt]], grader: str) -> dict[str, str]:
-    """Kind → the way that succeeds most often on its *practice* tasks; ``all``: on all of them. Ties: the first."""
+    """Return kind → the way that succeeds most often on its *practice* tasks; ``all``: on all of them.
+
+    Of equals, the first.
+    """
     choice = {}
     for kind in ("all", *mixed_world.KINDS):
         found = {name: rate(of_kind({0: tried}, kind), lambda a: a.graded(grader)) for name, tried in practice.items()}
@@ -123,7 +134,10 @@ def best_ways(practice: Mapping[str, Sequence[Attempt]], grader: str) -> dict[st
 
 
 def fixed_arms(ways: Mapping[str, Mapping[str, Sequence[Attempt]]], grader: str) -> dict[str, list[Attempt]]:
-    """What one configuration for all, and one for each kind, would get: both chosen on practice tasks."""
+    """Return the attempts of two arms: one configuration for all tasks, and one for each kind.
+
+    Both are chosen on practice tasks.
+    """
     best = best_ways(ways["practice"], grader)
     tried = ways["held_out"]
     known = [a for kind in mixed_world.KINDS for a in tried[best[kind]] if mixed_world.kind_of(a.unit_id) == kind]
@@ -131,19 +145,22 @@ def fixed_arms(ways: Mapping[str, Mapping[str, Sequence[Attempt]]], grader: str)
 
 
 def of_kind(attempts: ByLoop, kind: str) -> dict[object, list[Attempt]]:
-    """The attempts on tasks of one kind, or on ``all`` tasks."""
+    """Return loop → the attempts on tasks of one kind, or of every kind if ``kind`` is ``all``."""
     return {
         loop: [a for a in several if kind in ("all", mixed_world.kind_of(a.unit_id))]
         for loop, several in attempts.items()
     }
 
 
-# ----------------------------------------------------------------------------------------------- the table
+# ----------------------------------------------------------------------------------------------- results.csv
 
 
 def kind_rows(ways: Mapping[str, Mapping[str, Sequence[Attempt]]], icl: Sequence[Attempt], loops: Sequence[Loop], *,
               protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
-    """Lines of ``arc/kinds`` and ``arc/kinds/<kind>``: success, what is written, how far it goes with the puzzle."""
+    """Return the rows of ``arc/kinds`` and ``arc/kinds/<kind>``.
+
+    They hold success, what is written, and how well it suits the puzzle.
+    """
     label = {"protocol": protocol, "model": model}
     fixed = {"icl": icl, **fixed_arms(ways, grader)}
     written: dict[str, dict[object, Sequence[Attempt]]] = {}
@@ -181,7 +198,7 @@ def kind_rows(ways: Mapping[str, Mapping[str, Sequence[Attempt]]], icl: Sequence
 
 
 def comparisons(rounds: int) -> list[tuple[str, str]]:
-    """The paired differences worth reporting."""
+    """Return the paired differences to report, as pairs of arms."""
     last = f"seal_round_{rounds}"
     pairs = [(last, "own_untrained"), (last, "one_for_all"), (last, "random_config_sft"), (last, "dealt_config_sft")]
     pairs += [(last, "kind_known"), ("random_config_sft", "own_untrained"), ("dealt_config_sft", "own_untrained")]
@@ -189,8 +206,11 @@ def comparisons(rounds: int) -> list[tuple[str, str]]:
 
 
 def fits(attempts: ByLoop, best: Mapping[str, str]) -> tuple[dict, dict]:
-    """loop → task → share of its self-edits in the way that suits its kind; and what that share would be were the
-    policy's self-edits dealt to the puzzles at random. The difference is what it gains by reading."""
+    """Return how often self-edits suit the kind of their puzzle, and how often they would if dealt at random.
+
+    Both are loop → task → shares; a self-edit suits if it follows the way in ``best`` for the kind. The difference is
+    what the policy gains by reading.
+    """
     fit = {loop: by_task(several, lambda a: _fit(a, best)) for loop, several in attempts.items()}
     dealt_ = {}
     for loop, several in attempts.items():

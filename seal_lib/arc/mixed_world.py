@@ -1,17 +1,18 @@
-"""Puzzles of three kinds of rule, each of which wants other training data: what suits one kind misleads another.
+"""Puzzles of three kinds of rule, each of which needs other training data: what suits one kind misleads another.
 
 ====================  ===============================================  ==================  ==================
 kind                  rule                                             turned copies are   recoloured ones are
 ====================  ===============================================  ==================  ==================
-``moves``             cells move (`seal_lib.arc.world`)      of another rule     fair
+``moves``             cells move (`seal_lib.arc.world`)                of another rule     fair
 ``around_black``      cells move *relative to the black ones*; the     fair, and needed    fair
                       test has them where no demonstration has them
 ``key_colour``        one colour becomes another one everywhere        fair                of another rule
 ====================  ===============================================  ==================  ==================
 
-Every switch of a self-edit also recolours copies, so ``moves`` wants any switch but the turning one, ``around_black``
-wants the turning one, and ``key_colour`` wants none. All grids are 2 × 2, as the grid seedling reads them; it was grown
-on eight rules that move cells, so the other two kinds are new to it altogether.
+A copy is fair if it follows the rule of its task. Every switch of a self-edit also recolours copies, so ``moves`` needs
+any switch but the one that turns, ``around_black`` needs the one that turns, and ``key_colour`` needs none. All grids
+are 2 × 2, the size that the grid seedling reads. The seedling was trained on eight rules that move cells, so the other
+two kinds are entirely new to it.
 """
 
 import random
@@ -26,7 +27,7 @@ from seal_lib.errors import DataError
 from seal_lib.seeds import rng as seeded
 
 KINDS = ("moves", "around_black", "key_colour")
-#: where black cells are before a grid is turned; cells are numbered 0 1 / 2 3
+#: places of the black cells before a grid is turned; cells are numbered 0 1 / 2 3
 BLACK: dict[str, tuple[int, ...]] = {"corner": (0,), "side": (0, 1), "diagonal": (0, 3), "bend": (0, 1, 2)}
 #: the eight ways to turn or mirror a square
 SYMMETRIES = (
@@ -53,14 +54,14 @@ def grid_of(four: tuple[int, ...] | list[int]) -> Grid:
 
 @cache
 def around_black() -> tuple[tuple[str, world.GridRule], ...]:
-    """(place of the black cells, cell map) of every rule that turning and recolouring leave as it is.
+    """Return (place of the black cells, cell map) for every rule that turning and recolouring leave unchanged.
 
-    A cell map is one if it does the same before and after each turn that leaves the black cells in place. Maps that
-    differ only in which black cell they show are one rule; those that change nothing, or blacken all, are left out.
+    A cell map is such a rule if it commutes with every turn that leaves the black cells in place. Maps that differ only
+    in which black cell they show are one rule; maps that change nothing or blacken everything are left out.
     """
     rules = []
     for place, black in BLACK.items():
-        shown = [-1 if i in black else i for i in range(4)]  # black cells look alike
+        shown = [-1 if i in black else i for i in range(4)]  # black cells are indistinguishable
         kept = [cells(turn(_NUMBERED)) for turn in SYMMETRIES]
         kept = [turn for turn in kept if {i for i in range(4) if turn[i] in black} == set(black)]
         found: dict[tuple[int, ...], world.GridRule] = {}
@@ -73,7 +74,7 @@ def around_black() -> tuple[tuple[str, world.GridRule], ...]:
 
 @cache
 def populations() -> dict[str, dict[str, tuple]]:
-    """Kind → rules, of each population; no rule is in two of them."""
+    """Return population → kind → rules; no rule is in two populations."""
     around, keys = list(around_black()), list(permutations(range(1, world.N_COLOURS), 2))
     random.Random(0).shuffle(around)
     random.Random(0).shuffle(keys)
@@ -90,16 +91,16 @@ def populations() -> dict[str, dict[str, tuple]]:
 
 
 def kind_of(task: Task | str) -> str:
-    """The kind of a task of this world, from its id."""
+    """Return the kind of a task of this world, read from its id; "unknown" for other tasks."""
     name = task if isinstance(task, str) else task.id
     return next((kind for kind in KINDS if f"-{kind}-" in name), "unknown")
 
 
 def tasks(population: str, count: int, seed: int = 0, demonstrations: int = 4) -> list[Task]:
-    """``count`` tasks, a third of each kind in turn, each of a different rule.
+    """Return ``count`` tasks, a third of each kind in turn, each with a different rule.
 
     Raises:
-        DataError: an unknown population, a count that three does not divide, or more tasks than there are rules.
+        DataError: the population is unknown, three does not divide the count, or there are fewer rules than tasks.
     """
     if population not in populations():
         raise DataError(f"tasks: world:{population} is not one of world:{', world:'.join(populations())}.")
@@ -123,7 +124,7 @@ def _moves(name: str, rule: world.GridRule, seed: int, demonstrations: int) -> T
 
 
 def _around_black(name: str, rule: tuple[str, world.GridRule], seed: int, demonstrations: int) -> Task:
-    """The black cells have one place in all demonstrations and another one in the test."""
+    """Make a task whose black cells have one place in all demonstrations and another one in the test."""
     place, moved = rule
     name, black = f"{name}-{place}-{''.join(map(str, moved))}", BLACK[place]
     draws = seeded("mixed task", name, seed)

@@ -1,9 +1,8 @@
-"""Figures of the grid puzzles: table or grids in, marks on the given axes out, in the look of `seal_lib.report.plots`.
+"""Figures of the grid puzzles, drawn on given axes in the style of `seal_lib.report.plots`.
 
-From results.csv: `success_by_arm`, `success_by_round`, `choices`, `success_map`,
-`success_by_task`. From tasks: `grid_picture`, `task_picture`, `augmentation_strip`. From a
-benchmark's table: `bench_arc`. Knows the names of the rows that ``seal_lib.arc.experiment`` makes; does not know
-models, runs or how a success was measured. An empty cell is a configuration that no policy wrote, not a zero.
+From results.csv (rows of ``seal_lib.arc.tables``): `success_by_arm`, `success_by_round`, `choices`, `success_map`,
+`success_by_task`. From tasks: `grid_picture`, `task_picture`, `augmentation_strip`. From a benchmark's table:
+`bench_arc`. An empty cell is a configuration that no policy wrote, not a zero.
 
     figures.draw(success_map, table, down="learning_rate", across="num_train_epochs")
     with plots.style():
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
 
-CHOICE_LABELS = {  # what a self-edit decides -> a person's words; the order of the panels
+CHOICE_LABELS = {  # choice of a self-edit -> its label, in the order of the panels
     "use_basic_augmentations": "basic (turn, mirror)",
     "use_size_augmentations": "size (enlarge)",
     "use_chain_augmentations": "chain (turn, enlarge)",
@@ -45,9 +44,9 @@ CHOICE_LABELS = {  # what a self-edit decides -> a person's words; the order of 
     "switches": "augmentations",
 }
 MAP_AXES = {"rate_epochs": ("learning_rate", "num_train_epochs"), "switches_strategy": ("switches", "strategy")}
-MOST_VALUES = 6  # of one choice in a panel; rarer ones are drawn together
+MOST_VALUES = 6  # maximum number of values in a panel; rarer ones are drawn together
 RIGHT, WRONG = "#009E73", "#D55E00"
-VARIANTS = {  # of the benchmark -> label, colour
+VARIANTS = {  # variant in the benchmark -> label, colour
     "one_at_a_time_padded": ("one at a time, padded", "#D55E00"),
     "one_at_a_time": ("one at a time", "#E69F00"),
     "bank_padded": ("adapter bank, padded", "#7A68A6"),
@@ -60,23 +59,25 @@ VARIANTS = {  # of the benchmark -> label, colour
 
 @draws("success_rate|rejected_rate", by_arms, "puzzles solved by each arm")
 def success_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
-    """One line an arm: success rate with its interval, rejected self-edits as a pale bar, the paper's diamond."""
+    """Draw one line per arm: success rate with interval, rejected self-edits as a pale bar, the paper's diamond."""
     return plots.accuracy_by_arm(table, ax, "success_rate", "rejected_rate")
 
 
 @draws("success_rate", title="puzzles solved over the rounds")
 def success_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Success rate by round: thin lines for single seeds, a band for the pooled interval; the control is a mark."""
+    """Draw success by round: thin lines for single seeds, a band for the pooled interval, a mark for the control."""
     return plots.accuracy_by_round(table, ax, "success_rate")
 
 
 @draws("share:.*", title="what the policies ask for")
 def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarray:
-    """What policies ask for (metrics ``share:<choice>=<value>``): one panel a choice, one line a value, one mark an arm
-    with its interval over tasks and loops. Rare values that stand together have no interval.
+    """Draw what policies ask for (metrics ``share:<choice>=<value>``): a panel per choice, a line per value.
+
+    Each arm is a mark with its interval over tasks and loops; rare values that are drawn together have no interval.
+    Axes left over are blank and carry the legend.
 
     Raises:
-        DataError: no such row, or fewer axes than choices; axes left over are blank and carry the legend.
+        DataError: the table has no such row, or there are fewer axes than choices.
     """
     import numpy as np
 
@@ -93,7 +94,7 @@ def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarra
             label: [
                 (arm_label(arm), colour(arm), _together(rows[(rows["arm"] == arm) & rows["option"].isin(members)]))
                 for arm in arms
-                if (rows["arm"] == arm).any()  # a gap: this arm says nothing about the choice
+                if (rows["arm"] == arm).any()  # an arm without rows on the choice leaves a gap
             ]
             for label, members in _joined_options(rows)
         })  # fmt: skip
@@ -103,15 +104,18 @@ def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarra
     handles, labels = axes.flat[0].get_legend_handles_labels()
     for ax in axes.flat[len(panels) :]:
         ax.axis("off")
-    beside = 0.0 if axes.size > len(panels) else 1.0  # on a blank panel, else right of the last
+    beside = 0.0 if axes.size > len(panels) else 1.0  # legend on a blank panel, else right of the last one
     axes.flat[-1].legend(handles, labels, loc="center left", bbox_to_anchor=(beside, 0.5))
     return axes
 
 
 @draws(r"success:{down}=.*\|{across}=.*", title="which configurations work")
 def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
-    """Success by configuration (metrics ``success:<down>=<a>|<across>=<b>``): the share in per cent, and small its
-    interval and how many tasks it was tried on; a configuration that was never written is hatched."""
+    """Draw success by configuration (metrics ``success:<down>=<a>|<across>=<b>``).
+
+    Each cell gives the share in per cent and, in small print, its interval and the number of tasks it was tried on. A
+    configuration that was never written is hatched.
+    """
     import numpy as np
 
     cells = {}
@@ -158,10 +162,13 @@ def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
     "task by task",
 )
 def success_by_task(table: pd.DataFrame, ax: Axes) -> Axes:
-    """One line a task (metrics ``success_rate:<task>``), easiest for the untrained policy on top; one column an arm,
-    from 0 to 100 % within it, a dot with its interval over configurations and loops. What did not run stays empty."""
+    """Draw success by task (metrics ``success_rate:<task>``): a line per task, a column from 0 to 100 % per arm.
+
+    The tasks that are easiest for the untrained policy are on top. A dot has its interval over configurations and
+    loops; what did not run stays empty.
+    """
     rows = _named(table, "success_rate:")
-    several = rows.groupby("arm")["n"].max() > 1  # one attempt a task is right or wrong and has no interval
+    several = rows.groupby("arm")["n"].max() > 1  # a single attempt per task has no interval
     rows = rows[rows["arm"].map(several)] if several.any() else rows
     arms = sorted(rows["arm"].unique(), key=arm_rank)
     reference = "own_untrained" if "own_untrained" in arms else arms[0]
@@ -199,7 +206,7 @@ def success_by_task(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def grid_picture(grid: Grid, ax: Axes, title: str = "", frame: str = "") -> Axes:
-    """A grid in ARC's colours with thin lines between cells; ``frame`` is the colour of a thick border."""
+    """Draw a grid in ARC's colours with thin lines between cells; ``frame`` is the colour of a thick border."""
     import numpy as np
     from matplotlib.colors import ListedColormap
 
@@ -218,12 +225,13 @@ def grid_picture(grid: Grid, ax: Axes, title: str = "", frame: str = "") -> Axes
 def task_picture(
     task: Task, where: FigureBase | np.ndarray, attempts: Sequence[Sequence[Grid]] | None = None
 ) -> np.ndarray:
-    """Demonstrations, input over output, then each test input over the truth, and beside it the attempts, right or
-    wrong in words and colour.
+    """Draw the demonstrations, input over output, then each test input over the truth with the attempts beside it.
+
+    Words and colour say whether an attempt is right.
 
     Args:
         where: a figure, on which 2 × `task_columns` axes are made, or such an array of axes.
-        attempts: per test input the grids submitted (as in ``Attempt.attempts``); None: not asked.
+        attempts: per test input the submitted grids (as in ``Attempt.attempts``); None: no column of attempts.
 
     Returns:
         The array of axes.
@@ -253,17 +261,17 @@ def task_picture(
 
 
 def task_columns(task: Task, attempts: Sequence[Sequence[Grid]] | None = None) -> int:
-    """How many columns `task_picture` fills: demonstrations, tests, and attempts if there are any."""
+    """Return the number of columns that `task_picture` fills: demonstrations, tests, and attempts if there are any."""
     return len(task.train) + len(task.tests) * (1 if attempts is None else 2)
 
 
 def task_size(task: Task, attempts: Sequence[Sequence[Grid]] | None = None) -> tuple[float, float]:
-    """Inches that suit `task_picture`."""
+    """Return a figure size in inches that suits `task_picture`."""
     return 1.35 * task_columns(task, attempts), 3.2
 
 
 def augmentation_strip(pairs_with_names: Sequence[tuple[str, Pair]], axes: np.ndarray) -> np.ndarray:
-    """One pair under several augmenters, side by side: (name, turned pair) each on a column of the 2 × n axes."""
+    """Draw one pair under several augmenters side by side: each (name, turned pair) in a column of the 2 × n axes."""
     if axes.shape != (2, len(pairs_with_names)):
         n = len(pairs_with_names)
         raise DataError(f"augmentation_strip: {n} pairs take axes of shape (2, {n}), got {axes.shape}.")
@@ -273,8 +281,11 @@ def augmentation_strip(pairs_with_names: Sequence[tuple[str, Pair]], axes: np.nd
 
 
 def bench_arc(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Cost of a useful token by way of training (columns variant, ms_per_useful_token, useful_share, seconds): the pale
-    end of a bar is the share of tokens that are padding. Optional columns low, high: the spread over repetitions."""
+    """Draw the cost of a useful token by way of training; the pale end of a bar is the share of padding.
+
+    The table has columns variant, ms_per_useful_token, useful_share and seconds, and optionally low and high, the
+    spread over repetitions.
+    """
     wants(table, ["variant", "ms_per_useful_token", "useful_share", "seconds"])
     known = list(VARIANTS)
     rows = table.to_dict("records")
@@ -303,8 +314,7 @@ def bench_arc(table: pd.DataFrame, ax: Axes) -> Axes:
 def pictures(
     own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
 ) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
-    """The figures that an experiment with grid puzzles has rows for, as `seal_lib.report.plots.pictures` gives
-    it."""
+    """Return the figures that a puzzle experiment has rows for, in the format of `seal_lib.report.plots.pictures`."""
     import pandas as pd
 
     solved = set(own.loc[own["metric"] == "success_rate", "arm"])
@@ -332,7 +342,11 @@ def pictures(
 
 
 def _named(table: pd.DataFrame, start: str, holding: str = "") -> pd.DataFrame:
-    """Rows whose metric begins with ``start`` and holds ``holding``; ``what`` is the rest of the metric's name."""
+    """Return the rows whose metric starts with ``start`` and contains ``holding``; ``what`` is the rest of its name.
+
+    Raises:
+        DataError: there is none, or an arm has one metric twice.
+    """
     wants(table, ["arm", "metric", "value", "low", "high", "n"])
     rows = table[table["metric"].str.startswith(start) & table["metric"].str.contains(holding, regex=False)]
     if len(rows) == 0:
@@ -349,7 +363,7 @@ def _choice_rank(choice: str) -> tuple[int, str]:
 
 
 def _together(rows: pd.DataFrame) -> dict:
-    """One row for a value, or for rare values together, which have no interval."""
+    """Return one row for a value, or for several rare values together, in which case it has no interval."""
     if len(rows) == 1:
         return rows.iloc[0].to_dict()
     arm = rows["arm"].iloc[0] if len(rows) else ""
@@ -357,7 +371,7 @@ def _together(rows: pd.DataFrame) -> dict:
 
 
 def _joined_options(rows: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    """(label, values) of a panel in order; beyond MOST_VALUES the rarest stand together as "other"."""
+    """Return the (label, values) of a panel in order; beyond MOST_VALUES, the rarest are joined as "others"."""
     shares = rows.groupby("option")["value"].sum()
     names = _ordered(shares.index)
     if set(names) & {"True", "False"}:
@@ -378,7 +392,7 @@ def _is_number(text: str) -> bool:
 
 
 def _ordered(options: Sequence[str]) -> list[str]:
-    """Numbers by size; words that are joined with "+" by how many they are, then in the order of the switches."""
+    """Sort numbers by size, and words by how many are joined with "+" and then by the order of the switches."""
     if all(map(_is_number, options)):
         return sorted(options, key=float)
     order = ["none", *(switch.split("_")[1] for switch in SWITCHES)]
@@ -387,7 +401,7 @@ def _ordered(options: Sequence[str]) -> list[str]:
 
 
 def _option(text: str) -> str:
-    """The text of a value under an axis."""
+    """Return the text of a value on an axis."""
     if text in ("True", "False"):
         return "on" if text == "True" else "off"
     if not _is_number(text):
@@ -405,7 +419,7 @@ def _pair(pair: Pair, column: Sequence[Axes], title: str) -> None:
 
 
 def _attempt(ax: Axes, tried: Sequence[Grid], place: int, truth: Grid | None) -> None:
-    """One attempt with its verdict, or the words that there is none."""
+    """Draw one attempt with its verdict, or a note that there is none."""
     name = f"attempt {place + 1}"
     if place >= len(tried):
         _words(ax, "no answer", name)

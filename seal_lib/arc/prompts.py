@@ -1,7 +1,7 @@
-"""Prompt sets of the ARC domain: wordings are data (``prompts.yaml``, or a file of the user's); here slots are filled.
+"""Prompt sets of the ARC domain: the wording is data (``prompts.yaml``, or a user's file); this module fills the slots.
 
-A question or a request for a self-edit has two parts, the context and the request itself: system and user message of a
-chat set, one text of any other. Knows no tokenizer and no chat template; that is `render`.
+A question, or a request for a self-edit, has two parts, the context and the request itself. They are the system and the
+user message of a chat set, and one text in any other set. Tokenizers and chat templates are handled in `render`.
 """
 
 from dataclasses import dataclass, fields
@@ -23,13 +23,13 @@ def _rows(grid: Grid) -> str:
     return "".join(" ".join(map(str, row)) + "\n" for row in grid)
 
 
-#: how a grid is written in a self-edit prompt; questions always use the array
+#: ways to write a grid in a self-edit prompt; questions always use ``array``
 GRIDS = {"array": to_text, "rows": _rows}
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """One prompt set; fields are described at the top of ``prompts.yaml``."""
+    """One prompt set; the fields are described at the top of ``prompts.yaml``."""
 
     name: str
     chat: bool
@@ -41,16 +41,16 @@ class Prompts:
     stop: str
 
     def answer(self, grid: Grid) -> str:
-        """The text of an answer, its end included."""
+        """Return the text of an answer, including its stop text."""
         return to_text(grid) + self.stop
 
     def question(self, example: PuzzleExample) -> tuple[str, str]:
-        """(instruction and every demonstration, what is asked); the answer is not in it."""
+        """Return (instruction and all demonstrations, the test input); the answer is not included."""
         shown = "".join(f"{question_text(p.input)}{self.answer(p.output)}\n" for p in example.demonstrations)
         return self.instruction + shown, question_text(example.target.input)
 
     def write(self, task: Task) -> tuple[str, str]:
-        """(persona, every demonstration and the request for a self-edit); never a test input.
+        """Return (persona, all demonstrations and the request for a self-edit); never a test input.
 
         Raises:
             DataError: the task has no demonstration.
@@ -65,10 +65,11 @@ class Prompts:
 
 
 def load(name: str, file: str | None = None) -> Prompts:
-    """The prompt set ``name``, from ``file`` if it has one, else from the shipped sets.
+    """Return the prompt set ``name`` from ``file`` if it is there, else from the shipped sets.
 
     Raises:
-        DataError: no such set, an unknown or missing key, a value of the wrong kind, or a slot missing from a template.
+        DataError: there is no such set, a key is unknown or missing, a value has the wrong type, or a template lacks a
+            slot.
     """
     shipped = Path(__file__).with_name("prompts.yaml")
     sets, own = yaml_files.read(shipped), _own(file) if file else {}

@@ -1,7 +1,7 @@
-"""The results of ``arc/few_shot`` as Markdown, made from its rows: every number comes from the rows, and a claim that
-does not hold in them is not made.
+"""The results of ``arc/few_shot`` and ``arc/kinds`` as Markdown, generated from their rows.
 
-Knows the names of the rows that `seal_lib.arc.experiment` makes; draws nothing.
+Every number comes from the rows, and a claim that they do not support is not made. The rows are those of
+`seal_lib.arc.tables` and `seal_lib.arc.kinds`; nothing is drawn here.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ GAIN_WORDS = {"learning_rate": "learning rate", "num_train_epochs": "epochs", "s
 
 
 def outcome(results: pd.DataFrame) -> str:
-    """Levels of all arms, which differences are separable and in how many single loops, whether the reward is what
-    taught, and which choices moved."""
+    """Return the levels of all arms, the separable differences, the role of the reward, and the choices that moved.
+
+    For a difference it also says in how many single loops it is separable.
+    """
     last = _last(results)
     lines = [
         _levels(results),
@@ -34,15 +36,17 @@ def outcome(results: pd.DataFrame) -> str:
 
 
 def by_task(results: pd.DataFrame) -> str:
-    """Where SEAL lies between the untrained policy and the hand-made configuration, how the gain is spread over tasks,
-    and how near its answers are."""
+    """Return how SEAL compares with its references, and how its gain is spread over tasks and cells.
+
+    The references are the untrained policy and the hand-made configuration.
+    """
     last = _last(results)
     lines = [_between(results, last), _spread(results, last), _cells(results, last)]
     return bullets([line for line in lines if line])
 
 
 def _last(results: pd.DataFrame) -> str:
-    """The arm of the last round."""
+    """Return the arm of the last round."""
     arms = results.loc[results["experiment"] == EXPERIMENT, "arm"].unique()
     rounds = [(found[1], arm) for arm in arms if (found := round_of(arm)) and found[0] == "seal"]
     return max(rounds, default=(0, "own_untrained"))[1]
@@ -87,7 +91,7 @@ def _differences(results: pd.DataFrame) -> str:
 
 
 def _singly(results: pd.DataFrame, arm: str) -> str:
-    """In how many of the loops, each by itself, the difference is separable; nothing for a single loop."""
+    """Return in how many loops alone the difference is separable; "" if there is only one loop."""
     names = [name for name in results["experiment"].unique() if str(name).startswith(f"{EXPERIMENT}/seed_")]
     if len(names) < 2:
         return ""
@@ -108,7 +112,7 @@ def _reward(results: pd.DataFrame, last: str) -> str:
 
 
 def _choices(results: pd.DataFrame, last: str) -> str:
-    """Values whose share in the last round lies outside the untrained policy's interval, and the other way round."""
+    """Name the values whose share moved, in the last round, outside the untrained policy's interval, or the reverse."""
     where = f"{EXPERIMENT}/choices"
     rows = results[(results["experiment"] == where) & (results["arm"] == last)]
     moved = []
@@ -158,8 +162,7 @@ def _cells(results: pd.DataFrame, last: str) -> str:
 
 
 def by_kind(results: pd.DataFrame) -> str:
-    """The results of ``arc/kinds`` as Markdown: levels, whether the policy writes by the puzzle, and what that is
-    worth."""
+    """Return the results of ``arc/kinds``: levels, whether policies read the puzzle, and the paired differences."""
     from seal_lib.arc import kinds
 
     where = kinds.EXPERIMENT

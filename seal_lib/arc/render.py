@@ -1,17 +1,18 @@
-"""Tasks → the exact tokens a model reads and is trained on, for chat and plain prompt sets alike.
+"""Renders tasks as the exact tokens that a model reads and is trained on, for chat and plain prompt sets alike.
 
 This module ensures:
 
 * Inference and training share the prompt to the token: an answer is tokenised by itself and appended, so that the
   boundary lies where generation starts.
-* One BOS. Prompts are texts that an engine tokenises (``tokenizer(prompt)``); where that adds a BOS, the one written by
-  the chat template is taken off. A tokenizer that has none gets none.
+* One BOS. Prompts are texts that an engine tokenises (``tokenizer(prompt)``); where that adds a BOS, the one from the
+  chat template is removed. A tokenizer without a BOS gets none.
 * No clock. Templates that print today's date get a fixed one instead (the authors' prompts change from day to day).
-* No pads, hence none in the loss: neither the bank nor `seal_lib.training.finetune.train_alone` pads to a common
-  length with labels, as the released code does.
+* No pads, hence none in the loss: neither the bank nor `seal_lib.training.finetune.train_alone` pads to a common length
+  with labels, as the released code does.
 
-Protocol ``authors`` adds the two other quirks of the released training text, the second BOS and the trained assistant
-header after the answer. Needs a tokenizer, never a model; torch is imported only where an example is made.
+Protocol ``authors`` adds the two other quirks of the released training text: the second BOS, and the trained assistant
+header after the answer. This module needs a tokenizer but never a model; torch is imported only where an example is
+made.
 """
 
 from datetime import datetime
@@ -28,38 +29,41 @@ from seal_lib.training import jobs
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: which tokens carry loss, as in a self-edit's strategy
+#: the tokens that carry loss, as in a self-edit's strategy
 LOSS_ON = ("output", "all")
-#: the day every prompt is written on; the one Llama-3's template falls back to
+#: the fixed date of every prompt, which is the default of Llama-3's template
 _DAY = datetime(2024, 7, 26)
-#: variables for templates: a date instead of the clock's (a variable hides the function of the same name that
-#: transformers offers), and, where they know the word, not to open a block of thoughts
+#: variables for templates: a fixed date (``strftime_now`` hides the function of that name from transformers) and, for
+#: templates that know it, the request not to open a block of thoughts
 _VARIABLES = {"date_string": "26 Jul 2024", "strftime_now": _DAY.strftime, "enable_thinking": False}
 
-#: (what is said before, what is asked), from `Prompts`
+#: (context, request), from `Prompts`
 _Parts = tuple[str, str]
 
 
 def question_prompt(example: PuzzleExample, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> str:
-    """The text that an answer is generated from; the target's output is not in it."""
+    """Return the text from which an answer is generated; the target's output is not in it."""
     return _prompt(prompts.question(example), tokenizer, prompts)
 
 
 def self_edit_prompt(task: Task, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> str:
-    """The text that a self-edit is generated from: demonstrations only, never a test input."""
+    """Return the text from which a self-edit is generated: demonstrations only, never a test input."""
     return _prompt(prompts.write(task), tokenizer, prompts)
 
 
 def prompt_ids(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Token ids of a prompt, exactly as the engines tokenise it."""
+    """Return the token ids of a prompt, exactly as the engines tokenise it."""
     return read_ids(prompt, tokenizer)
 
 
 def completion_ids(task: Task, text: str, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> list[int]:
-    """A written self-edit as training target: its tokens and those that end the turn (plain sets: EOS).
+    """Return a self-edit as a training target: its tokens and those that end the turn (plain sets: EOS).
 
-    Follows `prompt_ids` of `self_edit_prompt`, as the pairs of `seal_lib.training.finetune.sft` want
-    it. White space around ``text`` is the template's to keep or trim.
+    They follow `prompt_ids` of `self_edit_prompt`, as in the pairs of `seal_lib.training.finetune.sft`. The template
+    decides whether white space around ``text`` is kept or trimmed.
+
+    Raises:
+        DataError: a plain set is used with a tokenizer without EOS, or the chat template does not fit (see `_reply`).
     """
     if prompts.chat:
         return _tokens(_reply(prompts.write(task), text, tokenizer, prompts), tokenizer)
@@ -75,13 +79,17 @@ def training_example(
     loss_on: str = "output",
     protocol: str = "clean",
 ) -> jobs.Example:
-    """One training sequence: the prompt, then the answer up to its stop text (chat sets: and the end of the turn).
+    """Return one training sequence: the prompt, then the answer up to its stop text, or the end of the turn in chat.
 
     Args:
-        loss_on: ``output``: weight 1 on the answer's tokens, end of the turn included, and 0 before. ``all``: on all.
+        loss_on: ``output``: weight 1 on the answer's tokens, including the end of the turn, and 0 before. ``all``:
+            weight 1 on all tokens.
         protocol: ``authors``: as released, the sequence also ends in an empty assistant header that is in the loss, and
-            starts with a second BOS where template and tokenizer both give one. Plain sets have no template and so
-            are the same in either protocol.
+            starts with a second BOS where template and tokenizer both give one. Plain sets have no template and are
+            therefore the same in both protocols.
+
+    Raises:
+        DataError: ``loss_on`` or ``protocol`` is unknown, or the chat template does not fit (see `_reply`).
     """
     if loss_on not in LOSS_ON:
         raise DataError(f"loss_on: {loss_on!r} is not one of {', '.join(LOSS_ON)}.")
@@ -93,7 +101,7 @@ def training_example(
 
 
 def tokens(example: PuzzleExample, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> int:
-    """Length of the clean training sequence in tokens, answer included; for limits on over-long tasks."""
+    """Return the length of the clean training sequence in tokens, including the answer; used to limit long tasks."""
     before, answer = _ids(example, tokenizer, prompts)
     return len(before) + len(answer)
 
@@ -101,7 +109,7 @@ def tokens(example: PuzzleExample, tokenizer: "PreTrainedTokenizerBase", prompts
 def _ids(
     example: PuzzleExample, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts, authors: bool = False
 ) -> tuple[list[int], list[int]]:
-    """(tokens of the prompt, tokens of the answer)."""
+    """Return (tokens of the prompt, tokens of the answer)."""
     parts, answer = prompts.question(example), prompts.answer(example.target.output)
     if not prompts.chat:  # generation ends at the stop text, so no EOS is needed
         return prompt_ids("".join(parts), tokenizer), _tokens(answer, tokenizer)
@@ -128,7 +136,7 @@ def _prompt(parts: _Parts, tokenizer: "PreTrainedTokenizerBase", prompts: Prompt
 
 
 def _without_bos(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """``text`` without the BOS written at its start, if tokenising will put one there anyway."""
+    """Return ``text`` without the BOS at its start if the tokenizer will add one anyway."""
     if tokenizer.bos_token_id is None or tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
         return text
     return text.removeprefix(tokenizer.bos_token)
@@ -137,13 +145,13 @@ def _without_bos(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
 def _reply(
     parts: _Parts, text: str, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts, header: bool = False
 ) -> str:
-    """The text that a reply adds to its prompt: the reply, then the end of the turn.
+    """Return the text that a reply adds to its prompt: the reply, then the end of the turn.
 
-    White space after the end of the turn (ChatML has a newline) is left off, since generation has ended before it.
-    With ``header`` it stays and the header of a further assistant turn follows.
+    White space after the end of the turn (ChatML has a newline) is removed, since generation has ended before it. With
+    ``header`` it stays, and the header of a further assistant turn follows.
 
     Raises:
-        DataError: the template writes a prompt otherwise once it has a reply, rewrites replies, or does not end them.
+        DataError: the template writes a prompt differently once it has a reply, rewrites replies, or does not end them.
     """
     prompt = _render(_messages(parts), tokenizer, prompts)
     closed = _render(_messages(parts, text), tokenizer, prompts, generation=False)
@@ -167,7 +175,11 @@ def _reply(
 def _render(
     chat: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", prompts: Prompts, generation: bool = True
 ) -> str:
-    """The tokenizer's own template, with the date fixed; BOS as the template has it."""
+    """Return the chat as the tokenizer's own template renders it, with the fixed date and the template's BOS, if any.
+
+    Raises:
+        DataError: the tokenizer has no template, or the template refuses the messages.
+    """
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:

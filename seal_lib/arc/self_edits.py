@@ -1,26 +1,25 @@
-"""The ARC self-edit: a JSON text that configures one training. Text → configuration, or a rejection with a reason.
+"""The ARC self-edit: a JSON text that configures one training. It is read as a configuration or rejected with a reason.
 
-The schema is the released code's, read strictly: the whole text is one JSON object, every key is there
-once and no other, switches are true or false, the rate is a number and epochs an integer, both within limits. What
-does not comply is rejected and earns nothing; its text and reason are kept. The released code instead resamples
+The schema is the released code's, read strictly: the whole text is one JSON object, every key occurs exactly once and
+there is no other, switches are true or false, the rate is a number and epochs an integer, both within limits. A text
+that does not comply is rejected and earns nothing; its text and reason are kept. The released code instead resamples
 without end, crashes, or evaluates an untrained adapter that may be rewarded.
 
-Nothing is executed, and nothing here raises on any text. Knows no model; how it is asked for is in ``prompts.yaml``.
+Nothing is executed, and no text raises an exception. The prompts for self-edits are in ``prompts.yaml``.
 """
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.examples import BATCH, MAX_STEPS, steps
 
-#: which tokens are in the loss, by the word used in the JSON
+#: strategy in the JSON → the tokens that are in the loss
 STRATEGIES = {"train_using_all_tokens": "all", "train_using_output_tokens": "output"}
 
-#: why a self-edit earns nothing → what a person reads; the keys are what is counted
+#: reason why a self-edit earns nothing → its wording in messages; the reasons are counted
 REASONS = {
     "empty": "there is no text",
     "too_long": "the text is longer than a configuration can be",
@@ -35,12 +34,12 @@ REASONS = {
     "too_many_steps": "it would train for too many steps",
 }
 MAX_CHARACTERS = 4000
-#: reasons of texts that are no JSON at all: what the released code writes again until it is
+#: reasons of texts that are not JSON at all: the released code has these written again until they are
 UNPARSED = ("empty", "too_long", "not_json")
 
 _TRAINING = ("strategy", "learning_rate", "num_train_epochs")
 
-#: for engines that can constrain decoding to a JSON schema
+#: the schema for engines that can constrain decoding
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -68,20 +67,20 @@ SCHEMA = {
 
 @dataclass(frozen=True)
 class Config:
-    """The configuration that a self-edit asks for; equal ones are the same training, whatever their text."""
+    """The configuration that a self-edit asks for; equal configurations are the same training, whatever their text."""
 
-    switches: tuple[str, ...]  # those that are on, in the order of SWITCHES
+    switches: tuple[str, ...]  # the switches that are on, in the order of SWITCHES
     strategy: str  # one of STRATEGIES
     learning_rate: float
     epochs: int
 
     @property
     def loss_on(self) -> str:
-        """``all`` tokens or ``output`` tokens only."""
+        """The tokens in the loss: ``all`` or ``output``."""
         return STRATEGIES[self.strategy]
 
     def text(self) -> str:
-        """The configuration as compact JSON that `read` reads back to an equal one."""
+        """Return the configuration as compact JSON, which `read` turns into an equal one."""
         training = {
             "strategy": self.strategy,
             "learning_rate": self.learning_rate,
@@ -96,7 +95,10 @@ ORACLE = Config(SWITCHES, "train_using_output_tokens", 1e-4, 2)
 
 @dataclass(frozen=True)
 class Limits:
-    """The accepted values: the rate lies in (0, ``max_rate``], the epochs in 1 to ``max_epochs``."""
+    """The accepted values: a rate in (0, ``max_rate``], 1 to ``max_epochs`` epochs, and at most ``max_steps`` steps.
+
+    Steps are counted in minibatches of ``batch`` examples.
+    """
 
     max_rate: float = 1.0
     max_epochs: int = MAX_STEPS
@@ -118,7 +120,7 @@ class Reading:
 
 
 class _Rejected(Exception):
-    """Carries (reason, detail) out of the checks below; never leaves this module."""
+    """Carries (reason, detail) out of the checks below; it never leaves this module."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason)
@@ -126,7 +128,7 @@ class _Rejected(Exception):
 
 
 def read(text: str, limits: Limits = DEFAULT) -> Reading:
-    """Read one self-edit. Never raises: whatever is wrong comes back as a rejection."""
+    """Read one self-edit. Never raises: any fault gives a rejection."""
     try:
         return Reading(text, _config(_json(text), limits))
     except _Rejected as error:
@@ -134,21 +136,15 @@ def read(text: str, limits: Limits = DEFAULT) -> Reading:
 
 
 def with_data(reading: Reading, examples: int, limits: Limits = DEFAULT) -> Reading:
-    """The reading once the size of its training set is known: asking for too many steps is a rejection too."""
+    """Return the reading once the size of its training set is known: asking for too many steps is also a rejection."""
     if reading.config is None:
         return reading
     epochs = reading.config.epochs
     asked = steps(epochs, examples, limits.batch)
     if asked <= limits.max_steps:
         return reading
-    detail = f"{epochs} epochs of {examples} examples are {asked} steps, allowed are 1 to {limits.max_steps}"
+    detail = f"{epochs} epochs of {examples} examples are {asked} steps, allowed are {limits.max_steps}"
     return Reading(reading.text, None, "too_many_steps", f"{REASONS['too_many_steps']}: {detail}.")
-
-
-def count_reasons(readings: Iterable[Reading]) -> dict[str, int]:
-    """How many were accepted (``ok``) and how many rejected, by reason; every key is present."""
-    seen = Counter(item.reason or "ok" for item in readings)
-    return {reason: seen[reason] for reason in ("ok", *REASONS)}
 
 
 def _json(text: str) -> object:
@@ -210,7 +206,7 @@ def _config(value: object, limits: Limits) -> Config:
         raise _Rejected("wrong_type", f"learning_rate is {_short(rate)}, not a number")
     if isinstance(epochs, bool) or not isinstance(epochs, int):
         raise _Rejected("wrong_type", f"num_train_epochs is {_short(epochs)}, not an integer")
-    # 1e999 reads as infinity and fails here; an int is compared before it is turned into a float
+    # 1e999 is read as infinity and fails here; an int is compared before it is converted to a float
     if not 0 < rate <= limits.max_rate or not math.isfinite(rate):
         raise _Rejected("out_of_range", f"learning_rate is {_short(rate)}, allowed above 0 up to {limits.max_rate}")
     if not 1 <= epochs <= limits.max_epochs:

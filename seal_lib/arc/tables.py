@@ -1,10 +1,10 @@
-"""The lines of ``results.csv`` of whole loops over puzzles: success, differences, rounds, tasks, choices, maps.
+"""The rows of ``results.csv`` for whole loops over puzzles: success, differences, rounds, tasks, choices and maps.
 
-Knows attempts and intervals; runs nothing. A *task* with all its self-edits is the unit of every interval, crossed with
-whole loops (seeds) where there are several. Self-edits of a task that ask for the same configuration share one training
-and are one observation, so whatever counts configurations counts them once; only success is, as in the paper, a mean
-over the self-edits that the policy writes. What could not be scored is NaN, as in the knowledge domain
-(`seal_lib.arc.domain` says what that is): left out, and counted as dropped and in a rate of its own.
+A *task* with all its self-edits is the unit of every interval, crossed with whole loops (seeds) where there are
+several. Self-edits of a task that ask for the same configuration share one training and are one observation, so every
+number that counts configurations counts them once; only success is, as in the paper, a mean over the self-edits that
+the policy writes. What could not be scored is NaN, as in the knowledge domain (see `seal_lib.arc.domain`): it is left
+out, and counted as dropped and in a rate of its own. Nothing is run here.
 """
 
 import math
@@ -20,25 +20,25 @@ from seal_lib.report import rewards, stats
 from seal_lib.report.arms import difference_arm
 
 EXPERIMENT = "arc/few_shot"
-#: what a self-edit decides, and how a value is written in a metric's name
+#: choice of a self-edit → its value in a configuration; both appear in a metric's name
 CHOICES: dict[str, Callable[[Config], object]] = {
     **{switch: lambda config, switch=switch: switch in config.switches for switch in SWITCHES},
     "strategy": lambda config: config.loss_on,
     "learning_rate": lambda config: config.learning_rate,
     "num_train_epochs": lambda config: config.epochs,
 }
-#: pairs of choices whose success is reported cell by cell: the heat maps
+#: pairs of choices whose success is reported cell by cell, for the heat maps
 PAIRS_OF_CHOICES = {
     ("learning_rate", "num_train_epochs"): lambda c: (c.learning_rate, c.epochs),
     ("switches", "strategy"): lambda c: ("+".join(s.split("_")[1] for s in c.switches) or "none", c.loss_on),
 }
 
-#: loop → attempts on the same tasks; an arm that no loop changes has one
+#: loop → attempts on the same tasks; an arm that does not depend on the loop has one entry
 ByLoop = Mapping[object, Sequence[Attempt]]
 
 
 def by_task(attempts: Iterable[Attempt], value: Callable[[Attempt], float]) -> dict[str, list[float]]:
-    """Values of each task's attempts."""
+    """Return task → the values of its attempts."""
     groups: dict[str, list[float]] = {}
     for attempt in attempts:
         groups.setdefault(attempt.unit_id, []).append(value(attempt))
@@ -46,13 +46,16 @@ def by_task(attempts: Iterable[Attempt], value: Callable[[Attempt], float]) -> d
 
 
 def rate(attempts: ByLoop, value: Callable[[Attempt], float], constant: bool = False) -> stats.Estimate:
-    """Mean over tasks, each the mean of its self-edits, with the interval over tasks and loops; NaN is dropped."""
+    """Return the mean over tasks of the mean of their self-edits, with its interval over tasks and loops.
+
+    NaN values are dropped.
+    """
     values = {loop: by_task(several, value) for loop, several in attempts.items()}
     return stats.mean_over_loops(values, stats.SHARE, "task", constant=constant)
 
 
 def share(attempts: ByLoop, counted: Callable[[Attempt], float]) -> stats.Estimate:
-    """Share among distinct (loop, task, configuration)s, each once, with the interval over tasks and loops."""
+    """Return the share among distinct configurations, each counted once per loop and task, with its interval."""
     pairs: dict[object, dict[str, tuple[float, float]]] = {}
     dropped = 0
     for loop, several in attempts.items():
@@ -66,14 +69,21 @@ def share(attempts: ByLoop, counted: Callable[[Attempt], float]) -> stats.Estima
 
 
 def distinct(attempts: Iterable[Attempt]) -> list[Attempt]:
-    """The attempts of *one loop* that had a configuration, equal ones of a task once: they share one training."""
+    """Return the attempts of *one loop* that had a configuration, each configuration of a task once.
+
+    Equal configurations of a task share one training.
+    """
     return list({a.id: a for a in attempts if a.config is not None}.values())
 
 
 def few_shot_rows(fixed: Mapping[str, Sequence[Attempt]], loops: Sequence[Loop], *, protocol: str, model: str,
                   grader: str, max_tries: int) -> list[dict]:  # fmt: skip
-    """Lines of ``arc/few_shot`` (all loops), ``arc/few_shot/seed_N``, ``…/tasks`` and ``…/choices``. ``max_tries``:
-    of the domain."""
+    """Return the rows of ``arc/few_shot`` (all loops), ``arc/few_shot/seed_N``, ``…/tasks`` and ``…/choices``.
+
+    Args:
+        fixed: arm → attempts of the arms that no loop changes.
+        max_tries: that of the domain.
+    """
     label = {"protocol": protocol, "model": model}
     rounds = len(loops[0].rounds)
     pooled: dict[str, dict[object, Sequence[Attempt]]] = {arm: {0: attempts} for arm, attempts in fixed.items()}
@@ -97,7 +107,7 @@ def few_shot_rows(fixed: Mapping[str, Sequence[Attempt]], loops: Sequence[Loop],
 
 
 def comparisons(rounds: int) -> list[tuple[str, str]]:
-    """The paired differences worth reporting."""
+    """Return the paired differences to report, as pairs of arms."""
     names = [f"seal_round_{i}" for i in range(1, rounds + 1)]
     pairs = [(name, "own_untrained") for name in names] + list(zip(names[1:], names, strict=False))
     pairs += [("random_config_sft", "own_untrained")] + [(name, "random_config_sft") for name in names]
@@ -106,7 +116,7 @@ def comparisons(rounds: int) -> list[tuple[str, str]]:
 
 def table_rows(experiment: str, trials: Mapping[str, Sequence[PuzzleTrial] | Mapping[object, Sequence[PuzzleTrial]]],
                pairs: Sequence[tuple[str, str]], *, protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
-    """Lines of several arms (of one loop, or loop -> trials) and of their differences."""
+    """Return the rows of several arms (trials of one loop, or loop → trials) and of their differences."""
     by_loop = {arm: own if isinstance(own, Mapping) else {0: own} for arm, own in trials.items()}
     arms = {arm: {loop: [t.attempt for t in own] for loop, own in loops.items()} for arm, loops in by_loop.items()}
     return _arm_rows(experiment, arms, pairs, grader, {"protocol": protocol, "model": model})
@@ -114,9 +124,10 @@ def table_rows(experiment: str, trials: Mapping[str, Sequence[PuzzleTrial] | Map
 
 def _arm_rows(experiment: str, arms: Mapping[str, ByLoop], pairs: Sequence[tuple[str, str]], grader: str,
               label: dict) -> list[dict]:  # fmt: skip
-    """Success by the loop's grader and by the others, failures, and paired differences between arms (one Holm family).
+    """Return success by the loop's grader and by the others, failures, and paired differences between arms.
 
-    Rates of failures are over all self-edits; what cannot happen in an arm is 0 by construction.
+    The differences are one Holm family. Rates of failures are over all self-edits; a failure that cannot happen in an
+    arm is 0 by construction.
     """
     rows = []
     for arm, attempts in arms.items():
@@ -125,7 +136,7 @@ def _arm_rows(experiment: str, arms: Mapping[str, ByLoop], pairs: Sequence[tuple
             found = rate(attempts, lambda a, by=by: a.graded(by))
             rows.append(found.row(experiment, arm, metric, grader=by, **label))
         everything = [attempt for several in attempts.values() for attempt in several]
-        asked = all(attempt.outcome == "untrained" for attempt in everything)  # nothing was written or trained
+        asked = all(attempt.outcome == "untrained" for attempt in everything)  # True: nothing was written or trained
         failures: dict[str, tuple[Callable[[Attempt], float], bool]] = {
             "rejected_rate": (lambda a: float(a.rejected), asked),
             "diverged_rate": (lambda a: float(a.outcome == "diverged"), asked),
@@ -147,8 +158,11 @@ def _arm_rows(experiment: str, arms: Mapping[str, ByLoop], pairs: Sequence[tuple
 
 
 def round_rows(experiment: str, loops: Sequence[Loop], max_tries: int, grader: str, label: dict) -> list[dict]:
-    """Lines of each round: its rewards, the kept self-edits under a fresh seed, the shares of practice tasks whose best
-    reward is tied or 0, and the texts written per self-edit until one was JSON (1 unless they are written again)."""
+    """Return the rows of each round, and the number of texts written per self-edit.
+
+    For each round these are its rewards, the kept self-edits under a fresh seed, and the shares of practice tasks whose
+    best reward is tied or 0. The number of texts is 1 unless texts that are not JSON are written again.
+    """
     rows = []
     for index in range(len(loops[0].rounds)):
         history = {loop.seed: loop.rounds[index] for loop in loops}
@@ -166,13 +180,16 @@ def round_rows(experiment: str, loops: Sequence[Loop], max_tries: int, grader: s
 
 
 def _once(trials: Iterable[PuzzleTrial]) -> list[PuzzleTrial]:
-    """One trial of each key, as equal self-edits of a task share one training."""
+    """Return one trial per key, since equal self-edits of a task share one training."""
     return list({trial.key: trial for trial in trials}.values())
 
 
 def task_rows(arm: str, attempts: ByLoop, grader: str, label: dict) -> list[dict]:
-    """Success of each task by itself: the mean over its self-edits, which are not independent, so the interval is over
-    its distinct configurations (texts that are none are one each) and loops."""
+    """Return the success of each task by itself, as the mean over its self-edits.
+
+    Self-edits of a task are not independent, so the interval is over its distinct configurations and loops; each text
+    that is no configuration counts as one of its own.
+    """
     tasks: dict[str, dict[object, dict[str, tuple[float, float]]]] = {}
     for loop, several in attempts.items():
         for number, attempt in enumerate(several):
@@ -189,7 +206,7 @@ def task_rows(arm: str, attempts: ByLoop, grader: str, label: dict) -> list[dict
 
 
 def choice_rows(arms: Mapping[str, ByLoop], label: dict) -> list[dict]:
-    """Lines on what each policy asks for: the share of its distinct configurations with each value of each choice.
+    """Return the share of each policy's distinct configurations that has each value of each choice.
 
     A value that some arm asked for and another did not is a measured 0 of the other.
     """
@@ -206,13 +223,15 @@ def choice_rows(arms: Mapping[str, ByLoop], label: dict) -> list[dict]:
 
 
 def _untrained(loop: Loop) -> list[PuzzleTrial]:
-    """Everything the untrained policy wrote in one loop, on practice and held-out tasks."""
+    """Return everything that the untrained policy wrote in one loop, on practice and held-out tasks."""
     return [*loop.rounds[0].candidates, *loop.evaluated["own_untrained"]]
 
 
 def behind(loop: Loop, down: str, across: str) -> dict[tuple, list[PuzzleTrial]]:
-    """The trials of one loop behind each cell of a map (`map_rows`), those that solved something first, and so the
-    cells."""
+    """Return the trials of one loop behind each cell of a map (`map_rows`).
+
+    Trials that solved something come first, and so do their cells.
+    """
     cells: dict[tuple, dict[str, PuzzleTrial]] = {}
     for trial in _untrained(loop):
         if trial.attempt.config is not None:
@@ -226,14 +245,16 @@ def behind(loop: Loop, down: str, across: str) -> dict[tuple, list[PuzzleTrial]]
 
 
 def solved(trials: Sequence[PuzzleTrial]) -> str:
-    """ "3 of 5": how many trials succeeded, of those that were graded."""
+    """Return how many trials succeeded, of those that were graded: "3 of 5"."""
     graded = [trial.accuracy for trial in trials if not math.isnan(trial.accuracy)]
     return f"{sum(value == 1 for value in graded)} of {len(graded)}"
 
 
 def map_rows(loops: Sequence[Loop], grader: str, label: dict) -> list[dict]:
-    """Success by configuration over everything the *untrained* policy wrote, on practice and held-out tasks, equal
-    configurations of a task once; ``n`` counts the tasks that a cell was tried on."""
+    """Return success by configuration over everything the *untrained* policy wrote, on practice and held-out tasks.
+
+    Equal configurations of a task count once; ``n`` is the number of tasks that a cell was tried on.
+    """
     written = {loop.seed: [trial.attempt for trial in _untrained(loop)] for loop in loops}
     rows = []
     for (down, across), of in PAIRS_OF_CHOICES.items():
@@ -249,8 +270,11 @@ def map_rows(loops: Sequence[Loop], grader: str, label: dict) -> list[dict]:
 
 
 def tally(rounds: Sequence[Round]) -> list[dict]:
-    """Per round: self-edits written, texts that took, distinct trainings and how many were right, self-edits kept, and
-    the shares of tasks whose best reward is 0 or shared."""
+    """Return a table with one line per round.
+
+    It gives the self-edits written, the texts this took, the distinct trainings and how many of them were right, the
+    self-edits kept, and the shares of tasks whose best reward is 0 or shared.
+    """
     return [
         {
             "round": r.index,

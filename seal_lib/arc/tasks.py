@@ -1,4 +1,4 @@
-"""A puzzle as a value: demonstrations, test inputs, and the outputs where they are known. Reads no files."""
+"""A puzzle as a value: demonstrations, test inputs, and the test outputs where they are known. Reads no files."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,8 @@
-"""From one question to many views of it, from many answers to two attempts, from attempts to a score.
+"""From one question to many views of it, from many answers to two attempts, and from attempts to a score.
 
-A view shows the demonstrations less one, in some order, perhaps turned; its answer is turned back. Views and vote
-follow the released code; where the authors' result hangs on the order of a set, ours is fixed. Scores are of
-whole tasks: right only if every test output is.
+A view shows all demonstrations but one, in some order, possibly turned; its answer is turned back. Views and vote
+follow the released code; where the authors' result depends on the order of a set, ours is fixed. Scores are per task: a
+task is right only if every test output is.
 """
 
 from collections import Counter
@@ -17,14 +17,14 @@ from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
 from seal_lib.seeds import rng
 
-#: how a view may be turned, in the order in which the groups cast their proposals
+#: the turns of a view, in the order in which the groups cast their proposals
 TURNS: dict[str, Augmenter] = {a.name: a for a in (IDENTITY, transpose(), flip(0), flip(1), rotate(90), rotate(180))}
 ORDERS = 2  # random orders per leave-one-out subset
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to ask; ``turn`` names the augmenter whose inverse brings the answer back."""
+    """One way to ask a question; ``turn`` names the augmenter whose inverse turns the answer back."""
 
     example: PuzzleExample
     turn: str = "identity"
@@ -34,11 +34,10 @@ class View:
 
 
 def subsets(task: Task, test: int) -> list[PuzzleExample]:
-    """Distinct leave-one-out questions: each subset in its own order and in two random ones. A single demonstration is
-    shown.
+    """Return the distinct leave-one-out questions: each subset in its own order and in two random ones.
 
-    The orders come from numpy's frozen legacy generator at seed 0, which gives the published numbers of questions
-    (2, 5, 11, 15, 18 for 2 to 6 demonstrations).
+    A single demonstration is shown, since nothing would be shown without it. The orders come from numpy's frozen legacy
+    generator with seed 0, which gives the published numbers of questions (2, 5, 11, 15, 18 for 2 to 6 demonstrations).
     """
     import numpy as np
 
@@ -57,7 +56,7 @@ def subsets(task: Task, test: int) -> list[PuzzleExample]:
 
 
 def views(task: Task, test: int, seed: int = 0) -> list[View]:
-    """Every view of one test input: the subsets, then five turned ones, each of a subset drawn by ``seed``."""
+    """Return every view of one test input: the subsets, then five turned views, each of a subset drawn by ``seed``."""
     plain = subsets(task, test)
     draws = rng(seed, task.id, test, "views")
     turned = []
@@ -70,7 +69,10 @@ def views(task: Task, test: int, seed: int = 0) -> list[View]:
 
 
 def majority(grids: Sequence[Grid], columns: bool = False) -> Grid:
-    """Row by row (or column by column) the most frequent one among the grids of the most frequent shape."""
+    """Return the grid whose every row is the most frequent one at its place (or every column, if ``columns``).
+
+    Only the grids of the most frequent shape count.
+    """
     shape = Counter(map(size, grids)).most_common(1)[0][0]
     alike = [tuple(zip(*grid, strict=True)) if columns else grid for grid in grids if size(grid) == shape]
     lines = tuple(Counter(place).most_common(1)[0][0] for place in zip(*alike, strict=True))
@@ -78,9 +80,10 @@ def majority(grids: Sequence[Grid], columns: bool = False) -> Grid:
 
 
 def proposals(grids: Sequence[Grid]) -> list[tuple[Grid, int]]:
-    """Three (grid, votes): the most frequent, gaps filled by row-wise, then column-wise majority with 0 votes.
+    """Return three (grid, votes), the most frequent first.
 
-    Of equally frequent grids, the one that shares more rows with the others comes first, then the one seen first.
+    If there are fewer than three grids, row-wise and then column-wise `majority` fill the gaps with 0 votes. Of equally
+    frequent grids, the one that shares more rows with the others comes first, then the one seen first.
     """
     votes = Counter(grids)
     rows = Counter((size(grid), i, row) for grid in grids for i, row in enumerate(grid))
@@ -93,10 +96,14 @@ def proposals(grids: Sequence[Grid]) -> list[tuple[Grid, int]]:
 
 
 def vote(answers: Sequence[tuple[str, Grid]]) -> tuple[Grid, ...]:
-    """Two attempts from (turn, answer already turned back) pairs; none at all when there is no answer.
+    """Return two attempts from (turn, answer already turned back) pairs; none at all if there is no answer.
 
-    Each group of answers (all, then by turn) casts three proposals, whatever its size, and these are voted on again.
-    (The authors put a 1 × 1 grid of 0 where there is no answer; we count it as unanswered.)
+    Each group of answers (all, then by turn) casts three proposals, whatever its size, and these are voted on again. If
+    the second and the third have equally many votes, the second attempt is the one with more unturned answers, or else
+    the third. (The authors put a 1 × 1 grid of 0 where there is no answer; we count it as unanswered.)
+
+    Raises:
+        DataError: a turn is unknown.
     """
     for turn, _ in answers:
         if turn not in TURNS:
@@ -115,13 +122,13 @@ def vote(answers: Sequence[tuple[str, Grid]]) -> tuple[Grid, ...]:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Which test outputs of a task were right, by the first attempt and by either, and how many of their cells."""
+    """Which test outputs of a task were right, by the first attempt and by either, and the shares of right cells."""
 
     id: str
     first: tuple[bool, ...]
     either: tuple[bool, ...]
     answered: tuple[bool, ...]
-    share: tuple[float, ...]  # of right cells, of the better attempt; 0 if its shape is wrong
+    share: tuple[float, ...]  # right cells of the better attempt; 0 if its shape is wrong
 
     @property
     def cells(self) -> float:
@@ -137,10 +144,10 @@ class TaskScore:
 
 
 def score(task: Task, attempts: Sequence[Sequence[Grid]]) -> TaskScore:
-    """Score one task; ``attempts`` has up to two grids per test input; a missing test input is wrong.
+    """Score one task; ``attempts`` has up to two grids per test input, and a missing test input counts as wrong.
 
     Raises:
-        DataError: no solutions, more answers than test inputs, or more than two attempts.
+        DataError: the task has no solutions, or there are too many answers or more than two attempts.
     """
     if not task.solutions:
         raise DataError(f"task {task.id} has no solutions, so it cannot be scored; give the solutions file.")
@@ -160,14 +167,18 @@ def score(task: Task, attempts: Sequence[Sequence[Grid]]) -> TaskScore:
 
 
 def cells_right(grid: Grid, truth: Grid) -> float:
-    """Share of the truth's cells that the grid has; 0 if its shape is another."""
+    """Return the share of the truth's cells that the grid has right; 0 if the shapes differ."""
     if size(grid) != size(truth):
         return 0.0
     return fmean(a == b for row, true in zip(grid, truth, strict=True) for a, b in zip(row, true, strict=True))
 
 
 def rates(scores: Sequence[TaskScore]) -> dict[str, float]:
-    """pass@1 and pass@2 over tasks, and the share of single outputs right by either attempt."""
+    """Return pass@1 and pass@2 over tasks, and the share of single outputs that either attempt has right.
+
+    Raises:
+        DataError: there is no score.
+    """
     if not scores:
         raise DataError("rates: no task was scored; give at least one.")
     outputs = [right for item in scores for right in item.either]

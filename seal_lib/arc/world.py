@@ -1,9 +1,10 @@
 """The made world of puzzles: 2 × 2 grids in ten colours, and rules that move cells.
 
-A rule says for each of the four output cells which input cell it shows: 4⁴ = 256 rules, from "as it is" over mirror
-images to arbitrary ones. Eight are seen when the model is grown; of the other 248 some belong to the ``learning`` tasks
-of the outer loop and the rest to the ``heldout`` ones, so that no rule of an evaluation was ever practised. Colours
-carry no meaning (so permuted colours are fair copies); turning a grid changes the rule (so turned copies are not).
+A rule says for each of the four output cells which input cell it shows, which gives 4⁴ = 256 rules: identity, mirror
+images and arbitrary maps. Eight are seen when the model is trained. Of the other 248, some belong to the ``learning``
+tasks of the outer loop and the rest to the ``heldout`` tasks, so that no rule of an evaluation was ever practised.
+Colours carry no meaning, so copies with permuted colours are fair; turning a grid changes the rule, so turned copies
+are not.
 """
 
 import random
@@ -29,12 +30,12 @@ SEEN: dict[str, GridRule] = {
     "last cell everywhere": (3, 3, 3, 3),
 }
 N_COLOURS = 10
-LEARNING_RULES = 100  # of the unseen ones
+LEARNING_RULES = 100  # number of unseen rules in the ``learning`` population
 
 
 @cache
 def populations() -> dict[str, tuple[GridRule, ...]]:
-    """The rules of each population; disjoint."""
+    """Return the rules of each population; the populations are disjoint."""
     unseen = [rule for rule in product(range(4), repeat=4) if rule not in SEEN.values()]
     random.Random(0).shuffle(unseen)
     return {
@@ -45,14 +46,14 @@ def populations() -> dict[str, tuple[GridRule, ...]]:
 
 
 def apply(rule: GridRule, grid: Grid) -> Grid:
-    """Output cell i shows input cell ``rule[i]``."""
+    """Return the output grid, in which cell i shows input cell ``rule[i]``."""
     cells = grid[0] + grid[1]
     a, b, c, d = (cells[i] for i in rule)
     return ((a, b), (c, d))
 
 
 def draw_grid(draws: random.Random, distinct: bool = True) -> Grid:
-    """A random grid; ``distinct``: four different colours, which leave no doubt where a cell came from."""
+    """Return a random grid; if ``distinct``, of four different colours, which leave no doubt where a cell came from."""
     colours = range(N_COLOURS)
     a, b, c, d = draws.sample(colours, 4) if distinct else draws.choices(colours, k=4)
     return ((a, b), (c, d))
@@ -64,10 +65,10 @@ def draw_pair(rule: GridRule, draws: random.Random, distinct: bool = True) -> Pa
 
 
 def tasks(population: str, count: int, seed: int = 0, demonstrations: int = 4) -> list[Task]:
-    """``count`` tasks, each of a different rule; the id spells the rule: ``heldout-2001`` shows cells 2 0 0 1.
+    """Return ``count`` tasks, each with a different rule that the id spells: ``heldout-2001`` shows cells 2 0 0 1.
 
     Raises:
-        DataError: an unknown population, or more tasks than it has rules.
+        DataError: the population is unknown, or has fewer rules than tasks.
     """
     if population not in populations():
         raise DataError(f"tasks: world:{population} is not one of world:{', world:'.join(populations())}.")

@@ -1,5 +1,5 @@
-"""Released result files read again: every accuracy recomputed from the verdicts in them, with an interval and an n.
+"""The audit of released result files: every accuracy recomputed from the verdicts in them, with an interval.
 
-``files`` reads the authors' layouts (``layouts.yaml``), ``numbers`` computes, ``tables`` and ``plots`` show, ``export``
-writes our own runs in the same layouts. ``python -m seal_lib.audit FILE…`` prints what it finds.
+``files`` reads the authors' layouts (``layouts.yaml``), ``numbers`` computes, ``tables`` and ``plots`` show the
+results, and ``export`` writes our own runs in the same layouts. ``python -m seal_lib.audit FILE…`` prints the results.
 """

@@ -1,10 +1,10 @@
 """``python -m seal_lib.audit FILE…``: every number that released result files hold, recomputed, with intervals.
 
-Reads the authors' files of single passages (query_server), of continued pretraining (both layouts) and of continual
-edits, gzipped or not; of a folder, every JSON file in it. Prints Markdown tables, or JSON with ``--json``. A file that
-cannot be used is one sentence on stderr, and the others are read.
+It reads the authors' files of single passages (query_server), of continued pretraining (both layouts) and of continual
+edits, gzipped or not; of a folder, every JSON file in it. It prints Markdown tables, or JSON with ``--json``. For a
+file that cannot be used it prints one sentence on stderr and goes on.
 
-Exit status: 0; 1 where a file could not be used; 2 where none could.
+The exit status is 0; 1 if a file could not be used; 2 if none could.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from seal_lib.report.tables import to_markdown
 
 @command_line
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; see the module docstring."""
+    """Run the command line; see the module docstring."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.audit", description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a result file, or a folder of them")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

@@ -1,7 +1,7 @@
-"""Our own finished runs in the layouts of the authors' files, so that whatever reads those reads ours too.
+"""Writes our own finished runs in the layouts of the authors' files, so that tools for those can read ours too.
 
-Knows run folders of `11_single_passage` and `13_continual_edits`, and the keys of the layouts; no numbers but the
-accuracies that such a file gives of itself.
+It reads run folders of `11_single_passage` and `13_continual_edits`. The only numbers it computes are the mean
+accuracies that such a file reports about itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CELL = re.compile(r"accuracy_after_(\d+):passage_(\d+)")
 
 
 def own_runs(folder: Path, singles: Path, edits: Path, arms: Sequence[str]) -> list[Path]:
-    """Files of both runs, in a folder for each kind."""
+    """Write the files of both runs, in one folder per kind, and return their paths."""
     return [
         *single_passages(singles, folder / "single_passage", arms),
         *continual_edits(edits, folder / "continual"),
@@ -32,8 +32,10 @@ def own_runs(folder: Path, singles: Path, edits: Path, arms: Sequence[str]) -> l
 
 
 def single_passages(run: Path, folder: Path, arms: Sequence[str]) -> list[Path]:
-    """One file an arm of a finished run of `11_single_passage`, its loops as completions; arms that it lacks are left
-    out."""
+    """Write one file per arm of a finished run of `11_single_passage`, with its loops as completions.
+
+    Arms that the run lacks are left out.
+    """
     used = manifest.read(run)["parameters"]
     passages = load_passages(used["passages"], used["n_passages"], used["passages_seed"])
     by_arm: dict[str, list[PassageTrial]] = {}
@@ -51,10 +53,11 @@ def single_passages(run: Path, folder: Path, arms: Sequence[str]) -> list[Path]:
 def as_released(
     passages: Sequence[Passage], trials: Sequence[PassageTrial], frozen: Mapping[str, PassageTrial], grader: str
 ) -> dict:
-    """The trials of an arm in the layout of query_server: one completion a trial, each trained once.
+    """Return the trials of an arm in the layout of query_server: one completion per trial, each trained once.
 
     Args:
-        frozen: passage → the trial of the model without training; a passage without one has no base row.
+        frozen: passage id → the trial of the model without training; a passage without one has no base answers.
+        grader: the grader whose grades become verdicts.
     """
     grouped: dict[str, list[PassageTrial]] = {}
     for trial in trials:
@@ -70,7 +73,7 @@ def as_released(
 
 
 def _completion(trial: PassageTrial, base: PassageTrial | None, grader: str) -> dict:
-    """A trial that could not be scored has no questions, and so no accuracy."""
+    """Return one trial as a completion; a trial that could not be scored has no questions and therefore no accuracy."""
     scored = trial.outcome in ("ok", "empty_edit")
     before = base.answers if base and base.outcome == "ok" else ()
     questions = []
@@ -94,8 +97,10 @@ def _mean(values: Any) -> float | None:
 
 
 def continual_edits(run: Path, folder: Path) -> list[Path]:
-    """One file an update rule of a finished run of `13_continual_edits`: its mean matrix, 0 where nothing was edited
-    yet, as the authors write it."""
+    """Write one file per update rule of a finished run of `13_continual_edits`, with its mean matrix.
+
+    Cells of passages not edited yet are 0, as the authors write them.
+    """
     rows = read_run(run)
     rows = rows[rows["experiment"] == MATRIX]
     written = []

@@ -1,6 +1,6 @@
-"""Reads released result files, whatever their layout (``layouts.yaml``), as answers with verdicts.
+"""Reads released result files of any known layout (``layouts.yaml``) as answers with verdicts.
 
-Knows layouts and refuses in one sentence what has none of them; knows no number that is made of the answers.
+A file without a known layout is refused in one sentence. Nothing is computed from the answers here.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from seal_lib.runs import yaml_files
 
 SUFFIXES = (".json", ".json.gz")
 STATES = ("adapter", "base")  # the model after training, and without it
-PREFIX = {"adapter": "adapter", "base": "baseline"}  # how the authors' keys begin
+PREFIX = {"adapter": "adapter", "base": "baseline"}  # prefixes of the authors' keys
 
 
 @dataclass(frozen=True)
 class Said:
-    """One answer: its text, None where the file has none, and the verdict on it in [0, 1], NaN where there is none."""
+    """One answer: its text (None if the file has none) and the verdict on it in [0, 1] (NaN if there is none)."""
 
     text: str | None = None
     verdict: float = math.nan
@@ -36,7 +36,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its gold answer where the file has it, and what the model said to it in each of `STATES`."""
+    """A question, its gold answer if the file has it, and the answers of the model in each of `STATES`."""
 
     question: str
     gold: str | None
@@ -45,9 +45,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Completion:
-    """One self-edit: the questions asked after each training on it, one list a training.
+    """One self-edit: the questions asked after each training on it, one tuple per training.
 
-    ``accuracy``: by state, where the file has an accuracy but no questions; ``proxy``: its score by a rubric, or NaN.
+    Attributes:
+        accuracy: accuracy by state, where the file has it but no questions.
+        proxy: the self-edit's score by a rubric, or NaN.
     """
 
     runs: tuple[tuple[Asked, ...], ...] = ()
@@ -57,7 +59,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Unit:
-    """What is independent in a file: a passage, or a question where the file does not say which share a passage."""
+    """The independent unit of a file: a passage, or a question where passages are not told apart."""
 
     id: str
     title: str
@@ -65,14 +67,20 @@ class Unit:
     completions: tuple[Completion, ...]
 
     def asked(self) -> list[Asked]:
-        """Every question of every training."""
+        """Return every question of every training."""
         return [asked for completion in self.completions for run in completion.runs for asked in run]
 
 
 @dataclass(frozen=True)
 class Results:
-    """A file of answers. ``stored``: the accuracies that it gives itself, by state; ``remarks``: what a reader must
-    know of it; ``grader``: who gave the verdicts, "" where the file does not say."""
+    """A file of answers.
+
+    Attributes:
+        unit: what the units are: "passage" or "question".
+        stored: the accuracies that the file itself reports, by state.
+        grader: the source of the verdicts; "" if the file does not say.
+        remarks: what a reader must know about the file.
+    """
 
     name: str
     path: Path
@@ -86,8 +94,10 @@ class Results:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A file of continual edits: mean accuracy [K+1, K], NaN where not measured, over so many sequences (None: the file
-    does not say)."""
+    """A file of continual edits: the mean accuracy [K+1, K], NaN where not measured.
+
+    ``sequences`` is the number of sequences behind the mean, None if the file does not say.
+    """
 
     name: str
     path: Path
@@ -99,8 +109,10 @@ class Matrix:
 
 
 def find(given: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
-    """The files that were named, and of a folder every JSON file in it, at any depth, each once; and one sentence for
-    each path that leads to none."""
+    """Return the files to read, each once, and one sentence for each path that cannot be used.
+
+    A given folder stands for all JSON files in it, at any depth. Given files are not checked here but in `read`.
+    """
     found: dict[Path, None] = {}
     refused: list[str] = []
     for path in map(Path, given):
@@ -117,7 +129,7 @@ def find(given: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
 
 
 def read_all(given: Sequence[Path]) -> tuple[list[Results | Matrix], list[str]]:
-    """The files that can be read, named by what tells them apart, and one sentence for each of the others."""
+    """Return the contents of the files that can be read, and one sentence for each of the others."""
     read_ones: list[Results | Matrix] = []
     refused: list[str] = []
     for path, name in zip(given, names(given), strict=True):
@@ -129,7 +141,7 @@ def read_all(given: Sequence[Path]) -> tuple[list[Results | Matrix], list[str]]:
 
 
 def names(given: Sequence[Path]) -> list[str]:
-    """A short name for each path: without its ending and without the folder that all share."""
+    """Return a short name for each path: without its ending and without the folder that all paths share."""
     whole = [path.absolute() for path in given]
     base = Path(os.path.commonpath([path.parent for path in whole])) if whole else Path()
     plain = [path.relative_to(base).with_name(stem(path)).as_posix() for path in whole]
@@ -137,15 +149,15 @@ def names(given: Sequence[Path]) -> list[str]:
 
 
 def stem(path: Path) -> str:
-    """The file's name without .json or .json.gz."""
+    """Return the file's name without .json or .json.gz."""
     return next((path.name.removesuffix(end) for end in reversed(SUFFIXES) if path.name.endswith(end)), path.name)
 
 
 def read(path: Path, name: str = "") -> Results | Matrix:
-    """What is in one file.
+    """Return the content of one file.
 
     Raises:
-        DataError: it cannot be read, or has none of the layouts; one sentence with file, key and way out.
+        DataError: it cannot be read or has no known layout; the message names the file, the key and a remedy.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a result file, or a folder of them.")
@@ -174,7 +186,7 @@ def read(path: Path, name: str = "") -> Results | Matrix:
 
 @functools.cache
 def _layouts() -> dict[str, tuple[str, Callable[[Any], Any]]]:
-    """Telling key → (kind, check of the content)."""
+    """Return, for each key that identifies a layout, (kind, check of the content)."""
     file = yaml_files.read(Path(__file__).with_name("layouts.yaml"))
     return {
         key: (about["kind"], fastjsonschema.compile(about["schema"] | {"definitions": file["definitions"]}))
@@ -188,7 +200,7 @@ def _ways() -> str:
 
 
 def _some(value: object) -> str:
-    """A value for a message, in a few words."""
+    """Describe a value in a few words, for a message."""
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = repr(value)
@@ -232,7 +244,7 @@ def _completion(entry: dict, rubric_only: bool) -> Completion:
         by_rep.setdefault(item.get("rep") or 0, []).append(Asked(item["question"], item.get("answer"), said))
     scores = [score for score in _scores(entry.get("proxy_scores")) if not math.isnan(score)]
     proxy = sum(scores) / len(scores) if scores else math.nan
-    # a file whose reward is a rubric has 0.0 where it measured nothing, and says so only here
+    # a file whose reward is a rubric has accuracy 0.0 where nothing was measured; only these fields reveal it
     unmeasured = rubric_only or (bool(scores) and not by_rep)
     given = {} if unmeasured or by_rep else {s: _number(stats.get(f"{PREFIX[s]}_mean")) for s in STATES}
     return Completion(
@@ -243,7 +255,7 @@ def _completion(entry: dict, rubric_only: bool) -> Completion:
 
 
 def _scores(value: object) -> list[float]:
-    """The final scores in ``proxy_scores``: one object, or a list of them."""
+    """Return the final scores in ``proxy_scores``, which is one object or a list of objects."""
     if isinstance(value, list):
         return [score for item in value for score in _scores(item)]
     return [_number(value.get("final"))] if isinstance(value, dict) else []
@@ -308,7 +320,7 @@ def _stored(given: object, keys: dict[str, str]) -> dict[str, float]:
 
 
 def _number(value: object) -> float:
-    """A number of the file as a float; NaN for what is null, no number, or not finite."""
+    """Return a number of the file as a float; NaN for null, for anything else that is no number, and for infinity."""
     if not isinstance(value, bool | int | float):
         return math.nan
     try:

@@ -1,6 +1,6 @@
-"""What the verdicts of a released file amount to: accuracies, blanks, gains, containment, reliability, comparisons.
+"""Computes the numbers of a released file: accuracies, blanks, gains, containment, reliability and comparisons.
 
-Every interval is one of `seal_lib.report.stats`. Knows the records of ``files``; no tables, no figures.
+The input is the records of ``files``. Every interval is one of `seal_lib.report.stats`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from seal_lib.report import stats
 from seal_lib.report.paper_values import paper_values
 from seal_lib.report.stats import Estimate
 
-#: with more files of a kind, each is compared with the first only: one family of p-values should stay readable
+#: with more files of a kind, each is compared with the first only, so that the family of p-values stays small
 ALL_PAIRS = 6
-#: two files that hold no question texts are paired by position if the verdicts on their base models agree this well
-#: beyond chance (Cohen's kappa); the same model asked twice agrees better, another order of questions not at all
+#: Two files without question texts are paired by position if the verdicts on their base models agree at least this well
+#: beyond chance (Cohen's kappa). The same model asked twice agrees better; with another order of questions, kappa is
+#: near 0.
 SAME_ORDER = 0.5
 CONTAINS = "contains"
 
@@ -36,10 +37,17 @@ CONTAINS = "contains"
 class State:
     """The numbers of a file for the model after training ("adapter") or without it ("base").
 
-    ``macro``: mean over passages; ``micro``: questions right of those asked, over all trainings (NaN where the file
-    lacks what it needs). ``right`` of ``questions``: the sum of verdicts; ``ungraded`` have none and are left out.
-    ``blank``: answers that say nothing, NaN without texts; ``spoken``: micro accuracy of the others.
-    ``contains``: containment beside the file's grader, where there are gold answers.
+    Attributes:
+        macro: mean accuracy over units.
+        micro: questions right of those asked, over all trainings; macro and micro are NaN if the file lacks what they
+            need.
+        right: the sum of verdicts over ``questions`` graded questions.
+        ungraded: the number of answers without a verdict, which are left out.
+        blank: the number of answers that say nothing; NaN if the file has no texts.
+        blank_rate: their share.
+        spoken: micro accuracy of the other answers.
+        stored: the accuracy that the file itself reports.
+        contains: containment compared with the file's grader, if there are gold answers.
     """
 
     file: str
@@ -58,10 +66,13 @@ class State:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Containment against the verdicts of the file's grader, over the answers that have both.
+    """Containment compared with the verdicts of the file's grader, over the answers that have both.
 
-    ``precision``: of the answers that contain the gold answer, those the grader calls right; ``recall``: of those it
-    calls right, the ones that contain it. ``judged`` and ``contained``: means over passages.
+    Attributes:
+        judged, contained: mean over units of the verdicts, and of containment.
+        agree: the share of answers on which both agree.
+        precision: the share that the grader calls right, of the answers that contain the gold answer.
+        recall: the share that contains the gold answer, of the answers that the grader calls right.
     """
 
     judged: Estimate
@@ -74,9 +85,16 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Reward:
-    """What the rewards of a file with several self-edits a passage are worth; the reward is the accuracy.
+    """How reliable the rewards of a file with several self-edits per passage are; the reward is the accuracy.
 
-    ``fresh``: the best self-edit by all trainings but one, scored by that one, over every choice of it.
+    Attributes:
+        edits: self-edits per unit.
+        runs: trainings per self-edit.
+        mean: the mean reward.
+        best: the reward of the best self-edit of each unit.
+        fresh: the reward, by one training, of the self-edit that is best by all other trainings, averaged over the
+            choice of that one.
+        reliability: see `stats.reliability`.
     """
 
     file: str
@@ -90,10 +108,14 @@ class Reward:
 
 @dataclass(frozen=True)
 class Comparison:
-    """a − b after training, paired by what both files asked; p adjusted by Holm over all comparisons of the kind.
+    """The difference a − b after training, paired by what both files asked.
 
-    ``spoken``: the same over the ``spoken_questions`` that both answered with something, of which each had
-    ``spoken_right``; n is 0 where the files have no texts.
+    Its p-value is adjusted by Holm over all comparisons of the kind. ``by`` says what the pairs are matched by.
+
+    Attributes:
+        spoken: the difference over the ``spoken_questions`` that both answered with something; n is 0 if the files have
+            no texts.
+        spoken_right: the verdict sums of a and of b over these questions.
     """
 
     a: str
@@ -110,7 +132,7 @@ class Comparison:
 
 
 def states(results: Results) -> list[State]:
-    """Both states of a file, those that it has."""
+    """Return the numbers of a file for each of its states."""
     found = [_state(results, state) for state in STATES]
     return [one for one in found if one.macro.n or one.questions]
 
@@ -145,12 +167,12 @@ def _state(results: Results, state: str) -> State:
 
 
 def accuracy(unit: Unit, state: str) -> float:
-    """Mean over a unit's self-edits of the mean over their trainings; NaN without a verdict."""
+    """Return the mean over a unit's self-edits of the mean over their trainings; NaN without a verdict."""
     return _mean(_mean(rewards) for rewards in runs(unit, state))
 
 
 def runs(unit: Unit, state: str) -> list[list[float]]:
-    """Accuracy of each self-edit after each of its trainings, NaN where nothing was graded."""
+    """Return the accuracy of each self-edit after each of its trainings, NaN where nothing was graded."""
     found = []
     for completion in unit.completions:
         by_run = [_mean(a.said[state].verdict for a in run if state in a.said) for run in completion.runs]
@@ -159,7 +181,7 @@ def runs(unit: Unit, state: str) -> list[list[float]]:
 
 
 def gain(results: Results) -> Estimate:
-    """After training minus without it, paired over units."""
+    """Return accuracy after training minus accuracy without it, paired over units."""
     each = {u.id: accuracy(u, "adapter") - accuracy(u, "base") for u in results.units}
     found = stats.mean_over_units(each, stats.DIFFERENCE, results.unit)
     return replace(found, p=stats.sign_flip_test(list(each.values())))
@@ -196,7 +218,10 @@ def _graded(question: str, gold: str, text: str) -> Answer:
 
 
 def reward(results: Results) -> Reward | None:
-    """The rewards of a file with several self-edits a passage; None where each has one, or nothing was graded."""
+    """Return the rewards of a file with several self-edits per unit.
+
+    None if each unit has only one, or nothing was graded.
+    """
     rewards = {unit.id: runs(unit, "adapter") for unit in results.units}
     edits, seeds = max(map(len, rewards.values())), max(len(r) for several in rewards.values() for r in several)
     if edits < 2 or not any(_finite(r) for several in rewards.values() for r in several):
@@ -212,14 +237,20 @@ def reward(results: Results) -> Reward | None:
 
 
 def _fresh(several: Sequence[Sequence[float]], held_out: int) -> float:
-    """The held-out reward of the self-edit that is best by the other trainings, the first of equal ones."""
+    """Return the reward, by the held-out training, of the self-edit that is best by the other trainings.
+
+    Of equally good ones, the first.
+    """
     scored = [(_mean(r[:held_out] + r[held_out + 1 :]), r[held_out]) for r in map(list, several) if len(r) > held_out]
     known = [(others, own) for others, own in scored if not math.isnan(others + own)]
     return max(known, key=lambda pair: pair[0])[1] if known else math.nan
 
 
 def proxy(results: Results) -> Estimate:
-    """Mean score by a rubric over units, as the file has it (the authors' rubric goes to 20); n is 0 without one."""
+    """Return the mean score by a rubric over units, as in the file; n is 0 if there is none.
+
+    The authors' rubric goes up to 20.
+    """
     return stats.mean_over_units(
         {u.id: _mean(c.proxy for c in u.completions) for u in results.units}, stats.ANY, results.unit
     )
@@ -229,8 +260,12 @@ def proxy(results: Results) -> Estimate:
 
 
 def compare(results: Sequence[Results]) -> tuple[list[Comparison], list[str]]:
-    """All pairs of files of each kind (over `ALL_PAIRS` files: each with the first), one family of p-values a
-    kind; and a sentence for each pair that shares nothing, or whose questions cannot be matched."""
+    """Compare the files of each kind in pairs (over `ALL_PAIRS` files: each with the first); one Holm family per kind.
+
+    Returns:
+        The comparisons, each as later file − earlier file, and a sentence for each pair that shares nothing or whose
+        questions cannot be matched.
+    """
     found: list[Comparison] = []
     remarks: list[str] = []
     for _, group in itertools.groupby(sorted(results, key=lambda r: r.kind), key=lambda r: r.kind):
@@ -252,11 +287,11 @@ def compare(results: Sequence[Results]) -> tuple[list[Comparison], list[str]]:
     return found, remarks
 
 
-Matched = dict[str, list[tuple[Said, Said]]]  # unit -> answers of a and b to the same questions
+Matched = dict[str, list[tuple[Said, Said]]]  # unit -> (answer of a, answer of b) to each shared question
 
 
 def _pair(a: Results, b: Results) -> Comparison | str:
-    """The comparison of two files of one kind, or why there is none."""
+    """Return the comparison of two files of one kind, or the reason why there is none."""
     matched: Matched = {}
     note = ""
     if a.kind == "pretraining":
@@ -286,19 +321,22 @@ def _speaks(said: Said) -> bool:
 
 
 def _sides(matched: Matched) -> list[dict[str, float]]:
-    """The accuracy of a, and of b, in each unit."""
+    """Return the accuracies of a and of b in each unit."""
     return [{unit: _mean(pair[side].verdict for pair in pairs) for unit, pairs in matched.items()} for side in (0, 1)]
 
 
 def _difference(sides: Sequence[dict[str, float]], unit: str) -> Estimate:
-    """a − b with its own p; n is 0 where there is nothing to pair."""
+    """Return a − b with its unadjusted p-value; n is 0 if there is nothing to pair."""
     if not sides[0]:
         return Estimate(math.nan, math.nan, math.nan, 0, unit)
     return stats.compare({"a": {0: sides[0]}, "b": {0: sides[1]}}, [("a", "b")], unit=unit)["a", "b"]
 
 
 def _by_question(a: Results, b: Results) -> Matched:
-    """Passages of a with the questions that b has too, by title and question; several answers become their mean."""
+    """Return the answers to the questions that both files have, by unit of a; matched by title and question.
+
+    Several answers of a file to one question become their mean.
+    """
     ours, theirs = _answers(a), _answers(b)
     found: Matched = {}
     for key, (unit, said) in ours.items():
@@ -308,8 +346,11 @@ def _by_question(a: Results, b: Results) -> Matched:
 
 
 def _answers(results: Results) -> dict[tuple[str, str, int], tuple[str, Said]]:
-    """(title, question, how many times it came before) -> (unit, answer after training); of several trainings the mean
-    verdict, and a blank text if one is. SQuAD asks a few questions twice, of one passage or of two."""
+    """Return (title, question, number of earlier occurrences) -> (unit, answer after training).
+
+    Several trainings give the mean verdict, and a blank text if one of them is blank. Occurrences are counted because
+    SQuAD asks a few questions twice, about one passage or about two.
+    """
     found: dict[tuple[str, str, int], tuple[str, Said]] = {}
     before: Counter[tuple[str, str]] = Counter()
     for unit in results.units:
@@ -333,7 +374,10 @@ def _answers(results: Results) -> dict[tuple[str, str, int], tuple[str, Said]]:
 
 
 def _by_passage(a: Results, b: Results) -> list[dict[str, float]]:
-    """Accuracies of the passages that both files have, by title and text; of files without questions."""
+    """Return the accuracies of a and of b on the passages that both have, matched by title and text.
+
+    Used if the files share no question.
+    """
     sides = [
         {f"{u.title}\n{u.context}": value for u in r.units if not math.isnan(value := accuracy(u, "adapter"))}
         for r in (a, b)
@@ -344,7 +388,7 @@ def _by_passage(a: Results, b: Results) -> list[dict[str, float]]:
 
 
 def _by_position(a: Results, b: Results) -> tuple[Matched, str] | str:
-    """Questions at the same place, if both files seem to hold the same ones; or why not."""
+    """Match questions by position if both files seem to hold the same ones; otherwise return the reason why not."""
     if len(a.units) != len(b.units):
         return f"they hold {len(a.units)} and {len(b.units)} questions, and no text by which to match them"
     sides = [[r.units[i].asked()[0].said for i in range(len(r.units))] for r in (a, b)]
@@ -367,7 +411,7 @@ def _by_position(a: Results, b: Results) -> tuple[Matched, str] | str:
 
 
 def _kappa(pairs: Sequence[tuple[float, float]]) -> float:
-    """Cohen's kappa of two lists of verdicts; NaN where one of them never varies."""
+    """Return Cohen's kappa of two lists of verdicts; NaN if neither of them varies."""
     x, y = np.array(pairs).T > 0.5
     chance = x.mean() * y.mean() + (1 - x.mean()) * (1 - y.mean())
     return float(((x == y).mean() - chance) / (1 - chance)) if 0 < x.mean() < 1 or 0 < y.mean() < 1 else math.nan
@@ -377,8 +421,11 @@ def _kappa(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def continual(matrices: Sequence[Matrix]) -> dict[str, dict[str, Estimate]]:
-    """File → metric → estimate. One mean matrix has no interval; several files of the authors' runs (their script calls
-    each ``summary_<time>``) make one more line, "N runs", with intervals over runs."""
+    """Return file → metric → estimate.
+
+    One mean matrix has no interval. Several files of the authors' runs (their script names each ``summary_<time>``)
+    give one more entry, "N runs of K edits", with intervals over runs.
+    """
     found = {m.name: _summary(m.mean, m.sequences) for m in matrices}
     groups: dict[tuple[int, ...], list[Matrix]] = {}
     for matrix in matrices:
@@ -402,8 +449,10 @@ def _summary(R: np.ndarray, sequences: int | None) -> dict[str, Estimate]:
 
 
 def printed(path: Path, state: str = "adapter") -> dict | None:
-    """The paper's value for a file of this name, or for the base model in it: a row of paper_values.yaml whose ``file``
-    the path ends in, punctuation aside; None where there is none."""
+    """Return the row of paper_values.yaml for a file of this name, or for the base model in it; None if there is none.
+
+    A row fits if the path ends in its ``file``, punctuation aside; the longest match wins.
+    """
     whole = f"_{_words(str(path.with_name(stem(path))))}"
     base = state == "base"
     fits = [
@@ -417,7 +466,7 @@ def _words(text: str) -> str:
     return re.sub(r"[\W_]+", "_", text).strip("_").lower()
 
 
-# ---------------------------------------------------------------------------------------------- small
+# ---------------------------------------------------------------------------------------------- helpers
 
 
 def _finite(values: Iterable[float]) -> list[float]:

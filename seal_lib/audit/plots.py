@@ -1,6 +1,6 @@
-"""Two figures of an audit: accuracy by file beside the paper's values, and the file's grader against containment.
+"""The two figures of an audit: accuracy by file beside the paper's values, and the file's grader against containment.
 
-Draws on the axes it is given; computes nothing.
+They draw on the axes they are given and compute nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ BASE = "#8a8a8a"
 
 
 def accuracy_by_file(found: Audit, ax: Axes) -> Axes:
-    """One line a file and model: accuracy (macro; micro where a file has no passages) with its interval, the share of
-    blank answers as a pale bar, the paper's value as a hollow diamond."""
+    """Draw one line per file and model: accuracy with its interval, blank answers as a pale bar, the paper's diamond.
+
+    Accuracy is the mean over passages, or over questions for files that do not tell passages apart.
+    """
     files = {file.name: file for file in found.files}
     everything = pd.DataFrame({"experiment": []})
     ran = [one for one in found.states if one.macro.n]
@@ -46,8 +48,7 @@ def accuracy_by_file(found: Audit, ax: Axes) -> Axes:
 
 
 def judge_and_containment(found: Audit, ax: Axes) -> Axes:
-    """One line a file and model with gold answers: what the file's grader calls right, and what contains the gold
-    answer, both with intervals."""
+    """Draw accuracy by the file's grader and by containment, per file and model with gold answers, with intervals."""
     both = [(one, one.contains) for one in found.states if one.contains]
     for y, (one, beside) in enumerate(both):
         for estimate, shift, marker, label in (
@@ -74,5 +75,5 @@ def _nothing(ax: Axes, why: str) -> Axes:
 
 
 def size(found: Audit) -> tuple[float, float]:
-    """Inches for the two figures side by side."""
+    """Return the size in inches for the two figures side by side."""
     return 13.0, 1.3 + 0.31 * max(1, len(found.states))

@@ -1,4 +1,4 @@
-"""The audit of several files as tables for people, and as JSON. Knows ``numbers``; computes nothing itself."""
+"""The audit of several files as tables and as JSON; the numbers come from ``numbers``, and nothing is computed here."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ KINDS = {
     "continual": "Continual edits",
 }
 MODELS = {"adapter": "after training", "base": "without training"}
-ROUNDED = 1e-4  # how exactly the files give their own accuracies
-#: metrics of continual edits and their columns
+ROUNDED = 1e-4  # the precision with which the files report their own accuracies
+#: metric of continual edits → column title
 METRICS = {
     "base": "before any edit, %", "LA": "right after its edit, %", "AA": "after all edits, %",
     "AIA": "mean over edits, %", "BWT": "BWT, points", "net_gain": "against no edit, points",
@@ -33,7 +33,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything that was found in some files; ``refused``: one sentence for each file that could not be used."""
+    """Everything that was found in some files; ``refused`` has one sentence for each file that could not be used."""
 
     files: tuple[Results | Matrix, ...]
     refused: tuple[str, ...]
@@ -46,7 +46,7 @@ class Audit:
     remarks: tuple[str, ...]
 
     def of(self, kind: str) -> list[Results | Matrix]:
-        """The files of a kind."""
+        """Return the files of a kind."""
         return [file for file in self.files if file.kind == kind]
 
 
@@ -72,7 +72,7 @@ def audit(given: Iterable[str | Path]) -> Audit:
 
 
 def accuracies(found: Audit, kind: str) -> pd.DataFrame:
-    """Two lines a file, after training and without: accuracies with intervals beside what file and paper say."""
+    """Return two lines per file, after training and without: its accuracies beside its own claims and the paper's."""
     import pandas as pd
 
     lines: list[dict[str, str]] = []
@@ -108,7 +108,7 @@ def accuracies(found: Audit, kind: str) -> pd.DataFrame:
 
 
 def containment(found: Audit) -> pd.DataFrame:
-    """Containment beside the verdicts in the file, for each file that has gold answers."""
+    """Return, for each file with gold answers, containment beside the verdicts in the file."""
     import pandas as pd
 
     graders = {file.name: file.grader or "not named" for file in found.files}
@@ -132,7 +132,7 @@ def containment(found: Audit) -> pd.DataFrame:
 
 
 def comparisons(found: Audit, kind: str) -> pd.DataFrame:
-    """The paired differences between files of a kind, after training."""
+    """Return the paired differences between the files of a kind, after training."""
     import pandas as pd
 
     names = {file.name for file in found.of(kind)}
@@ -157,7 +157,7 @@ def comparisons(found: Audit, kind: str) -> pd.DataFrame:
 
 
 def rewards(found: Audit) -> pd.DataFrame:
-    """What the rewards of files with several self-edits a passage are worth."""
+    """Return how reliable the rewards are, for the files with several self-edits per passage."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -178,7 +178,7 @@ def rewards(found: Audit) -> pd.DataFrame:
 
 
 def scores(found: Audit) -> pd.DataFrame:
-    """Scores by a rubric, where a file has them; the authors' goes from 4 to 20."""
+    """Return the scores by a rubric of the files that have them; the authors' rubric goes from 4 to 20."""
     import pandas as pd
 
     lines = [
@@ -189,7 +189,7 @@ def scores(found: Audit) -> pd.DataFrame:
 
 
 def continual(found: Audit) -> pd.DataFrame:
-    """One line a file of continual edits, and one for several runs together."""
+    """Return one line per file of continual edits, and one for several runs together."""
     import pandas as pd
 
     lines = []
@@ -208,7 +208,7 @@ def continual(found: Audit) -> pd.DataFrame:
 
 
 def shown(found: Audit) -> dict[str, pd.DataFrame]:
-    """Title → table, of all that have a line, in the order of a report."""
+    """Return title → table for all tables that have a line, in the order of a report."""
     tables = {}
     for kind in ("single_passage", "pretraining"):
         tables[KINDS[kind]] = accuracies(found, kind)
@@ -220,7 +220,7 @@ def shown(found: Audit) -> dict[str, pd.DataFrame]:
 
 
 def as_json(found: Audit) -> dict:
-    """All numbers as plain JSON values; what there is not is null."""
+    """Return all numbers as plain JSON values; a missing number is null."""
     return {
         "files": [
             {"name": f.name, "path": str(f.path), "kind": f.kind, "grader": f.grader, "remarks": list(f.remarks)}
@@ -243,11 +243,11 @@ def _printed(found: Audit, one: numbers.State) -> float | None:
     return entry["value"] if entry else None
 
 
-# ---------------------------------------------------------------------------------------------- small
+# ---------------------------------------------------------------------------------------------- helpers
 
 
 def percent(estimate: Estimate, sign: str = "") -> str:
-    """ "39.68 [35.8, 43.7]": two digits of the value, as in the files, one of the interval."""
+    """Format an estimate as "39.68 [35.8, 43.7]": two decimals for the value, as in the files, one for the interval."""
     if math.isnan(estimate.value):
         return "–"
     value = f"{100 * estimate.value:{sign}.2f}"
@@ -265,7 +265,7 @@ def _p(value: float) -> str:
 
 
 def _stored(given: float, ours: Estimate) -> str:
-    """What the file gives as its accuracy, and whether its own verdicts say so."""
+    """Format the accuracy that the file itself reports, and mark it if its own verdicts give another one."""
     if math.isnan(given):
         return "–"
     same = math.isnan(ours.value) or abs(given - ours.value) <= ROUNDED

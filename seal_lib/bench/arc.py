@@ -1,21 +1,21 @@
-"""What a useful token of test-time training costs: 15 self-edits of one task, trained in seven ways.
+"""Measure the cost of a useful token of test-time training: 15 self-edits of one task, trained in seven ways.
 
 ====================  ===============================================================================================
-one_at_a_time_padded  one adapter after the other, every example padded to the longest of its set, pads in the loss,
-                      as the released code pads (but in a plain loop: no Trainer and no start-up of one)
-one_at_a_time         one adapter after the other, nothing padded
+one_at_a_time_padded  one adapter after the other, every example padded to the longest of its set, padding in the
+                      loss, as in the released code (but in a plain loop, without a Trainer and its start-up)
+one_at_a_time         one adapter after the other, without padding
 bank_padded           all adapters side by side, padded as above
-bank                  all adapters side by side, nothing padded
-bank_bounded          the same through half as many slots, at most 1 000 tokens a step: slots take turns
-bank_bucketed         as ``bank_bounded``, minibatches made of examples of like length
-bank_unique           as ``bank_bounded``, equal configurations trained once
+bank                  all adapters side by side, without padding
+bank_bounded          as ``bank`` with half as many slots and at most 1 000 tokens per step: slots take turns
+bank_bucketed         as ``bank_bounded``, with minibatches of examples of similar length
+bank_unique           as ``bank_bounded``, with equal configurations trained once
 ====================  ===============================================================================================
 
-The self-edits are drawn from 18 configurations, which is how concentrated a policy is after a round, so some repeat.
-A useful token is one that is not padding, counted for all 15 self-edits; sampling and scoring are left out. Every way
-trains whole self-edits, what it costs to begin one included. The puzzles are of the made world, far shorter than
-ARC's (`seal_lib.plan.lengths`): the ratios are this model's at these lengths. Run
-``make bench`` or ``python -m seal_lib.bench.arc``; writes ``figures/seedling/bench_arc.{csv,png,pdf}``.
+The self-edits are drawn from 18 configurations, as a policy is about that concentrated after a round, so some repeat. A
+useful token is one that is not padding, counted for all 15 self-edits; sampling and scoring are not measured. Every way
+trains whole self-edits, with the time to start each included. The puzzles are of the made world and far shorter than
+ARC's (`seal_lib.plan.lengths`), so the ratios hold for this model at these lengths. Run ``make bench`` or
+``python -m seal_lib.bench.arc``; it writes ``figures/seedling/bench_arc.{csv,png,pdf}``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SETTINGS = TestTimeTraining(rank=16, alpha=16, targets="all-linear", batch=4, wa
 
 
 def draw(task: Task, count: int = SELF_EDITS) -> list[Config]:
-    """Configurations as a policy after one round writes them: three sets of switches, two rates, three epochs."""
+    """Draw configurations as a policy writes them after a round: 3 sets of switches, 2 learning rates, 3 epochs."""
     draws = rng("arc bench", task.id)
     switches = (SWITCHES[2:3], SWITCHES[3:], SWITCHES[1:2] + SWITCHES[3:])
     return [
@@ -61,7 +61,7 @@ def draw(task: Task, count: int = SELF_EDITS) -> list[Config]:
 def jobs_of(
     task: Task, configs: Sequence[Config], tokenizer: PreTrainedTokenizerBase, settings: TestTimeTraining
 ) -> list[Job]:
-    """One job per self-edit, equal ones included."""
+    """Return one job per self-edit; equal self-edits have a job each."""
     from seal_lib.arc import prompts
     from seal_lib.training.jobs import Job
 
@@ -77,7 +77,7 @@ def jobs_of(
 
 
 def padded(job: Job, pad: int) -> Job:
-    """Every example padded to the longest of the set; pads are predicted, as in the released code."""
+    """Return the job with every example padded to the longest; the padding is in the loss, as in the released code."""
     longest = max(len(example.ids) for example in job.examples)
     examples = []
     for example in job.examples:
@@ -87,7 +87,7 @@ def padded(job: Job, pad: int) -> Job:
 
 
 def bucketed(job: Job) -> Job:
-    """Minibatches of examples of like length, in random order."""
+    """Return the job with minibatches of examples of similar length, in random order."""
     order = []
     for epoch in range(job.epochs):
         draws = random.Random(job.seed * 1_000_003 + epoch)
@@ -99,14 +99,18 @@ def bucketed(job: Job) -> Job:
 
 
 def tokens(jobs: Sequence[Job]) -> int:
-    """Tokens trained on, all epochs."""
+    """Return the number of tokens trained on, over all epochs."""
     return sum(job.epochs * sum(len(example.ids) for example in job.examples) for job in jobs)
 
 
 def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task,
             settings: TestTimeTraining = SETTINGS, repetitions: int = 5,
             count: int = SELF_EDITS) -> pd.DataFrame:  # fmt: skip
-    """Median over interleaved repetitions, low and high the least and most; ``tokens``: mean of an example."""
+    """Train ``count`` self-edits of a task in every way and return one row per way.
+
+    ``ms_per_useful_token`` is the median over interleaved repetitions in CPU milliseconds, ``low`` and ``high`` are the
+    extremes; ``tokens`` is the mean length of an example.
+    """
     import pandas as pd
 
     from seal_lib.training.bank import AdapterBank
@@ -139,7 +143,7 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Ta
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repetitions):
         for name, (go, _) in ways.items():
-            start = time.process_time()  # CPU seconds of the one thread: other programs do not count
+            start = time.process_time()  # CPU seconds of this process, so that other programs do not count
             go()
             seconds[name].append(time.process_time() - start)
     rows = []
@@ -157,7 +161,7 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Ta
 
 @command_line
 def main(arguments: list[str] | None = None) -> int:
-    """Command line: measure, write table and picture, print the savings."""
+    """Run the benchmark from the command line: measure, write table and figure, print the savings."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.bench.arc", description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args(arguments)

@@ -1,24 +1,25 @@
-"""What one 7B self-edit costs on this GPU: training its adapter in three ways, and answering five questions with it.
+"""Measure the cost of one 7B self-edit on this GPU: train its adapter in three ways and answer five questions with it.
 
-Random weights of the true shapes of Qwen2.5-7B and Llama-3.2-1B in bfloat16, made on the device: nothing is downloaded,
-and no accuracy is measured. Documents have the lengths of SEAL's released self-edits (`seal_lib.plan.lengths`).
+The weights are random, made on the device with the shapes of Qwen2.5-7B and Llama-3.2-1B in bfloat16: nothing is
+downloaded, and no accuracy is measured. Documents have the lengths of SEAL's released self-edits
+(`seal_lib.plan.lengths`).
 
 ==============  =====================================================================================================
-``authors``     HF Trainer + PEFT, batch 1, every document padded to 2 048, pads in the loss; some steps
-``sequential``  nothing padded, one adapter after the other (`seal_lib.training.finetune.train_alone`)
-``bank``        the adapter bank, K = 1 … 64 adapters side by side, from a queue of self-edits twice as long
+``authors``     HF Trainer + PEFT, batch 1, every document padded to 2 048, padding in the loss; a few steps only
+``sequential``  one adapter after the other, without padding (`seal_lib.training.finetune.train_alone`)
+``bank``        the adapter bank, K = 1 … 64 adapters side by side, from a queue of 2 K self-edits (at least 8)
 ==============  =====================================================================================================
 
-What an adapter, or a bank full of them, costs before its second step is spread over all steps of the self-edits in
-every way, also where a measurement stops before that (`seal_lib.bench.inner_loop.Timing`). What a bank spends
-once on capturing steps, whatever the number of self-edits, stands beside the rest (``start_s``). In the first
-repetition, some steps in the steady state are profiled: how long the device works in one, and what is launched.
+In every way, the time before the second step of an adapter, or of a bank full of adapters, is spread over all steps of
+the self-edits, even if a measurement stops earlier (`seal_lib.bench.inner_loop.Timing`). The time that a bank spends
+once on capturing steps, whatever the number of self-edits, is a column of its own (``start_s``). In the first
+repetition some steps in the steady state are profiled, for the device's busy time and the number of launches.
 
-For each, on q/v and on all linears: seconds per self-edit, answers included; tokens per second; the share of the
-device's floors in bytes and FLOPs (`seal_lib.plan.costs`); peak memory. Repetitions are interleaved until time is
-up. Every measurement is written as soon as it is there (``bench_gpu_rows.csv``), so a killed run keeps its rows and
-``--draw`` makes table and picture of them; memory that runs out is an outcome, not an end. ``make bench-gpu``;
-``--tiny`` runs the same code on a CPU in seconds. Arithmetic and picture are in `seal_lib.bench.gpu_table`.
+The results for each way, on q/v and on all linears, are seconds per self-edit including answers, tokens per second, the
+share of the device's lower bounds from bytes and FLOPs (`seal_lib.plan.costs`), and peak memory. Repetitions are
+interleaved until the time is up. Every measurement is written at once (``bench_gpu_rows.csv``), so a killed run keeps
+its rows, and ``--draw`` makes table and figure of them; running out of memory is an outcome. Run ``make bench-gpu``;
+``--tiny`` runs the same code on a CPU in seconds. `seal_lib.bench.gpu_table` makes the table and the figure.
 """
 
 import argparse
@@ -43,20 +44,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-BLOCK = 8  # steps of a bank between two readings of the time: to read it, a GPU must come to rest
+BLOCK = 8  # steps of a bank between two readings of the clock, since each reading must synchronise the GPU
 
 
 class OutOfTime(Exception):
-    """Raised inside a measurement whose time is up; what was done until then counts."""
+    """Raised inside a measurement to end it when its time is up; the steps until then count."""
 
 
 def shape_of(name: str) -> budget.Shape:
-    """Shape of a model of the plan."""
+    """Return the shape of a model of the plan."""
     return gpu_sizes.TINY_SHAPE if name == "tiny" else budget.shape_of(name)
 
 
 def build(shape: budget.Shape, device: str) -> "PreTrainedModel":
-    """A causal LM of this shape with random weights, in eval mode, frozen; bfloat16 on a GPU, made there."""
+    """Make a frozen causal LM of this shape with random weights, in eval mode; bfloat16 on a GPU, float32 on a CPU."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
@@ -75,7 +76,7 @@ def build(shape: budget.Shape, device: str) -> "PreTrainedModel":
 
 
 class Words:
-    """A stand-in for a tokenizer: a text is a list of numbers. Its end-of-text is never sampled."""
+    """A stand-in for a tokenizer: a text is a list of numbers, and its end-of-text id is never sampled."""
 
     eos_token_id, pad_token_id, all_special_ids = -1, 0, (-1,)
 
@@ -87,7 +88,7 @@ class Words:
 
 
 def jobs_of(plan: gpu_sizes.GpuPlan, count: int, vocabulary: int) -> list:
-    """``count`` self-edits of recorded lengths in random words; the same for every variant."""
+    """Return the jobs of ``count`` self-edits with recorded lengths and random tokens, the same for every variant."""
     from seal_lib.training.jobs import Example, Job
 
     edits, draw, jobs = gpu_sizes.documents(plan), random.Random(0), []
@@ -108,7 +109,7 @@ def jobs_of(plan: gpu_sizes.GpuPlan, count: int, vocabulary: int) -> list:
 
 
 def variants(plan: gpu_sizes.GpuPlan) -> list[tuple[str, str, int]]:
-    """(targets, variant, K) in the order of a repetition."""
+    """Return (targets, variant, K) of every measurement, in the order of a repetition."""
     ways = [("bank", plan.slots[0]), ("authors", 1), ("sequential", 1), *(("bank", k) for k in plan.slots[1:])]
     return [(targets, *way) for targets in plan.targets for way in ways]
 
@@ -117,7 +118,7 @@ def variants(plan: gpu_sizes.GpuPlan) -> list[tuple[str, str, int]]:
 
 
 def clock(model: "PreTrainedModel") -> Callable[[], float]:
-    """The time in seconds, read after the device has finished its work."""
+    """Return a clock in seconds that waits until the device has finished its work."""
     import torch
 
     if next(model.parameters()).device.type == "cpu":
@@ -133,11 +134,12 @@ def clock(model: "PreTrainedModel") -> Callable[[], float]:
 def train(
     model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, variant: str, k: int, turn: int, limit: float
 ) -> tuple[float, int, int, int, float]:
-    """(seconds, adapter-steps, tokens of the documents in them, self-edits begun, rest) of one measurement.
+    """Measure one way of training; return (seconds, adapter-steps, tokens without padding, self-edits begun, rest).
 
-    The bank is stopped ``limit`` seconds after its first step, a sequential way after the self-edit during which they
-    passed. The seconds hold as much of the opening of adapters as the steps are of the self-edits opened. Where steps
-    are captured, replayed ones count; the others, and the captures, are spent once a bank and are the rest.
+    The bank is stopped ``limit`` seconds after its first step; ``sequential`` trains up to three self-edits and begins
+    none after half of ``limit``. The seconds include a share of the time to open adapters: the share that the measured
+    steps are of all steps of the opened self-edits. If steps are captured, only replayed steps count; the other steps
+    and the captures occur once per bank and make up the rest, in seconds.
     """
     from seal_lib.training.bank import AdapterBank
     from seal_lib.training.finetune import train_alone
@@ -160,7 +162,7 @@ def train(
             seconds, steps, edits = seconds + now() - start, steps + result.steps, edits + 1
             tokens += result.tokens
         return seconds, steps, tokens, edits, 0.0
-    marks: list[tuple[float, int, int, int]] = []  # time, adapter-steps, tokens and replays of the bank so far
+    marks: list[tuple[float, int, int, int]] = []  # time, adapter-steps, tokens and replays so far
     waiting, number = len(jobs), 0
 
     def watch(counts: dict) -> None:
@@ -174,7 +176,7 @@ def train(
     with AdapterBank(model, slots=k, targets=targets) as bank:
         start = now()
         try:
-            for _ in bank.stream(jobs, watch):  # adapters are dropped as they come: 128 of all linears are 40 GB
+            for _ in bank.stream(jobs, watch):  # drop each adapter at once: 128 on all linears take 40 GB
                 pass
         except OutOfTime:
             pass
@@ -186,14 +188,19 @@ def train(
     seconds, steps, tokens, _ = (sum(column) for column in zip(*parts, strict=True)) if parts else (0.0, 0, 0, 0)
     ended, served, first_tokens, _ = marks[0]
     opening = max(0.0, ended - start - served * (seconds / steps if steps else 0.0))
-    opened = sum(sorted((len(job.plan()) for job in jobs), reverse=True)[:k])  # steps of those that the start opened
-    if not captured or not steps:  # the first step counts, too
+    opened = sum(sorted((len(job.plan()) for job in jobs), reverse=True)[:k])  # steps of the jobs opened at the start
+    if not captured or not steps:  # the first step counts too
         seconds, steps, tokens = seconds + ended - start - opening, steps + served, tokens + first_tokens
     return seconds + opening * min(1.0, steps / opened), steps, tokens, len(jobs) - waiting, max(0.0, whole - seconds)
 
 
 def steady(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, k: int, after: int = 30) -> dict:
-    """``busy`` and ``launches`` of a bank's step: four steps under torch's profiler, after so many others."""
+    """Profile four steps of a bank with torch's profiler, following ``after`` other steps.
+
+    Returns:
+        ``busy``, the share of the time in which the device works, and ``launches`` per step; empty if the bank has too
+        few steps.
+    """
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -220,7 +227,7 @@ def steady(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, k: i
                 pass
         except OutOfTime:
             pass
-    if steps < after + 4:  # nothing so short has a steady state
+    if steps < after + 4:  # too few steps for a steady state
         return {}
     events = record.events()
     working = sum(e.device_time_total for e in events if e.device_type == DeviceType.CUDA) / 1e6
@@ -233,7 +240,13 @@ def _tokens(job: Job) -> int:
 
 
 def answer(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, k: int) -> tuple[float, int]:
-    """(seconds, answers) for five questions to each of ``k`` adapters, decoded together; they come from the host."""
+    """Measure (seconds, number of answers) of `QUESTIONS` questions to each of ``k`` adapters, decoded together.
+
+    The adapters start in host memory.
+
+    Raises:
+        SealError: an answer is shorter than planned.
+    """
     import torch
 
     from seal_lib.generation.contract import Request, Sampling
@@ -247,7 +260,7 @@ def answer(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, k: i
     weights = {n: (a, 1e-3 * torch.randn(b.shape, generator=draw)) for n, (a, b) in start.items()}
     adapters = [
         Adapter(gpu_sizes.RANK, gpu_sizes.ALPHA, names, dict(weights)) for _ in range(k)
-    ]  # tensors shared, to spare host memory
+    ]  # sharing tensors saves host memory
     words, ask = random.Random(0), round(lengths.profiles()["squad"].ask)
     asked = [
         Request(" ".join(str(words.randrange(2, model.config.vocab_size)) for _ in range(ask)), adapter=adapter)
@@ -273,7 +286,7 @@ def measure(
     turn: int,
     limit: float,
 ) -> Row:
-    """One row; memory that runs out, or a model that the bank refuses, is its outcome."""
+    """Measure one way and return its row; running out of memory, or a refusal of the bank, is its outcome."""
     import torch
 
     gpu = next(model.parameters()).device.type == "cuda"
@@ -297,7 +310,7 @@ def measure(
 
 
 def measurements(plan: gpu_sizes.GpuPlan, device: str, say: Callable[[str], None]) -> Iterator[Row]:
-    """Rows as they are made: model by model, variants interleaved, until each model's share of the time is used."""
+    """Yield rows as they are measured, model by model, with interleaved variants, within each model's share of time."""
     import torch
 
     begun, share = time.monotonic(), 0.0
@@ -308,7 +321,7 @@ def measurements(plan: gpu_sizes.GpuPlan, device: str, say: Callable[[str], None
         say(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B random weights on {device}")
         _warm_up(model, plan)
         ways = variants(plan)
-        # training; answering and set-up take the rest
+        # for training; answering and set-up take the rest
         limit = max(0.5, (until - time.monotonic()) / len(ways) / plan.repetitions / 1.8)
         spent: dict[tuple, float] = {}
         dropped: set[tuple] = set()
@@ -328,7 +341,7 @@ def measurements(plan: gpu_sizes.GpuPlan, device: str, say: Callable[[str], None
 
 
 def _warm_up(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan) -> None:
-    """Kernels are chosen and libraries loaded before anything is timed."""
+    """Run every kind of measurement once, so that kernels are chosen and libraries loaded before timing."""
     short = replace(plan, epochs=1, documents=2, answer_tokens=2, padded_steps=1)
     for variant, k in (("bank", 2), ("authors", 1)):
         train(model, short, "qv", variant, k, 0, 10.0)
@@ -337,7 +350,7 @@ def _warm_up(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan) -> None:
 
 @command_line
 def main(arguments: list[str] | None = None) -> int:
-    """Command line: measure, write rows, table, picture and the record of the machine."""
+    """Run the benchmark from the command line: measure, write rows, table, figure and the record of the machine."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.bench.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a tiny shape on the CPU, seconds: for the tests")
     parser.add_argument("--minutes", type=float, help="time for all of it (default 9)")
@@ -361,7 +374,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(plan: gpu_sizes.GpuPlan, file: Path) -> None:
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # HF Trainer would spread over several
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # HF Trainer would use all GPUs
     import torch
 
     device = "cpu" if plan.tiny else "cuda"

@@ -1,7 +1,7 @@
-"""Rows, table and picture of the GPU benchmark: what was measured, beside what the device's floors allow.
+"""Rows, table and figure of the GPU benchmark, compared with the device's lower bounds.
 
-A row is one measurement, kept in a CSV file line by line; `summary` makes one line per way of them,
-`cost_curve` draws it, `finish` writes all of it. Measures nothing (`seal_lib.bench.gpu` does).
+A row is one measurement, stored as a line of a CSV file. `summary` makes a table with one line per way, `cost_curve`
+draws it, and `finish` writes all of it. `seal_lib.bench.gpu` makes the measurements.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-#: seconds of one H200 per 7B self-edit, answers included, of q and v or of all linears
+#: the goal in seconds per 7B self-edit on one H200, answers included, for q and v or for all linears
 GOAL = 0.5
 LABELS = {
     "authors": "authors' code: padded to 2 048", "sequential": "one at a time, nothing padded", "bank": "adapter bank",
@@ -40,7 +40,7 @@ TARGET_LABELS = {"qv": "q and v", "all-linear": "all linears"}
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. ``outcome``: ok, out of memory or refused; what was not reached is NaN or 0."""
+    """One measurement. ``outcome`` is ok, out of memory or refused; values that were not reached are NaN or 0."""
 
     model: str
     targets: str
@@ -49,13 +49,13 @@ class Row:
     turn: int
     outcome: str
     train_seconds: float = math.nan
-    steps: int = 0  # adapter-steps in them
-    tokens: int = 0  # of the documents in them, without pads
+    steps: int = 0  # adapter-steps in these seconds
+    tokens: int = 0  # document tokens in these steps, without padding
     edits: int = 0  # self-edits begun
     answer_seconds: float = math.nan
     answers: int = 0
     peak_gb: float = math.nan
-    start_seconds: float = math.nan  # spent once a bank: opening it, first steps and captures; not in train_seconds
+    start_seconds: float = math.nan  # spent once per bank: opening it, first steps and captures; not in train_seconds
     busy: float = math.nan  # share of a steady step in which the device works
     launches: float = math.nan  # kernels and graphs launched in a steady step
     reason: str = ""
@@ -65,7 +65,7 @@ _TYPES = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] 
 
 
 def machine(device: str) -> dict[str, object]:
-    """Device, driver, CUDA, versions and date of a measurement."""
+    """Return the device, driver, CUDA, package versions, git state and date of a measurement."""
     import torch
 
     from seal_lib.runs import manifest
@@ -85,7 +85,7 @@ def machine(device: str) -> dict[str, object]:
 
 
 def begin(file: Path, record: dict, plan: gpu_sizes.GpuPlan, shapes: dict[str, budget.Shape]) -> None:
-    """An empty table of rows and the record of machine and sizes, before the first measurement."""
+    """Write an empty table of rows, and the record of machine and sizes, before the first measurement."""
     edits = gpu_sizes.documents(plan)
     sizes = {
         "rank": gpu_sizes.RANK, "alpha": gpu_sizes.ALPHA, "lr": gpu_sizes.LR, "epochs": plan.epochs,
@@ -103,7 +103,7 @@ def _record(file: Path) -> Path:
 
 
 def append(file: Path, row: Row) -> None:
-    """Write one row through to the disk."""
+    """Append one row and wait until it is on disk."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(dataclasses.astuple(row))
     with open(file, "a", encoding="utf-8") as out:
@@ -113,7 +113,11 @@ def append(file: Path, row: Row) -> None:
 
 
 def read(file: Path) -> list[Row]:
-    """The rows of a file; a last line that a kill cut off is left out."""
+    """Read the rows of a file, without a last line that a kill cut off.
+
+    Raises:
+        SealError: there is no such file.
+    """
     if not file.is_file():
         raise SealError(f"{paths.short(file)} does not exist; run make bench-gpu first.")
     text = file.read_text(encoding="utf-8")
@@ -122,7 +126,7 @@ def read(file: Path) -> list[Row]:
 
 
 def line(row: Row) -> str:
-    """One row for a person."""
+    """Return one row as a sentence for the terminal."""
     what = f"{row.model.rpartition('/')[2]}, {row.targets}, {row.variant} K={row.K}, repetition {row.turn + 1}"
     if row.outcome != "ok":
         return f"{what}: {row.outcome} ({row.reason})"
@@ -134,13 +138,14 @@ def line(row: Row) -> str:
 
 
 def summary(rows: Sequence[Row], record: dict) -> pd.DataFrame:
-    """One line per model, targets, variant and K.
+    """Return a table with one line per model, targets, variant and K.
 
-    Columns: ``seconds_per_edit`` (median, with ``low`` and ``high`` over repetitions) = ``train_s`` + ``answer_s``;
-    ``ms_per_step``; ``tokens_per_s`` (trained, without pads); ``floor_ms`` and its share ``floor_share``;
-    ``bytes_share`` and ``flops_share`` (of the time that moving and computing alone would take); ``answer_share``;
-    ``start_s`` (spent once a bank, in no other column); ``busy`` and ``launches`` of a steady step; ``peak_gb``;
-    ``outcome``; ``measured`` repetitions. What was not measured is NaN.
+    Its columns are ``seconds_per_edit`` (the median of training plus answers, with ``low`` and ``high`` over
+    repetitions); the medians ``train_s``, ``answer_s`` and ``ms_per_step`` (of an adapter-step); ``tokens_per_s``
+    (trained, without padding); ``floor_ms``, the lower bound of an adapter-step; the shares of the measured time that
+    lower bounds take: ``floor_share``, ``bytes_share`` (memory traffic alone), ``flops_share`` (arithmetic alone) and
+    ``answer_share``; ``start_s`` (spent once per bank, in no other column); ``busy`` and ``launches`` of a steady step;
+    ``peak_gb``; ``outcome``; and ``measured``, the number of repetitions. Missing values are NaN.
     """
     import pandas as pd
 
@@ -177,7 +182,7 @@ def _middle(values: Sequence[float]) -> float:
 
 
 def _shares(key: tuple, record: dict, device: costs.Device | None, ms: float, answering: float) -> dict[str, float]:
-    """Floor of an adapter-step and shares of the floors; NaN where the device is unknown."""
+    """Return the lower bound of an adapter-step and the shares of the lower bounds; NaN if the device is unknown."""
     names = ("floor_ms", "floor_share", "bytes_share", "flops_share", "answer_share")
     if device is None:
         return dict.fromkeys(names, math.nan)
@@ -196,7 +201,12 @@ def _shares(key: tuple, record: dict, device: costs.Device | None, ms: float, an
 
 
 def best(table: pd.DataFrame, model: str = "", targets: str = "") -> dict | None:
-    """The cheapest line of the bank, of a model (default: the first) and targets (default: any), or None."""
+    """Return the bank's line with the fewest seconds per self-edit, or None.
+
+    Args:
+        model: default: the first model of the table.
+        targets: default: any targets.
+    """
     if table.empty:
         return None
     chosen = table[(table["model"] == (model or table["model"].iloc[0])) & (table["variant"] == "bank")]
@@ -206,7 +216,11 @@ def best(table: pd.DataFrame, model: str = "", targets: str = "") -> dict | None
 
 
 def finish(folder: Path, stem: str) -> pd.DataFrame:
-    """Table, picture and the efficiencies that plans use from then on, of the rows that are there."""
+    """Write table and figure of the stored rows, record the efficiencies that `seal_lib.plan` uses; return the table.
+
+    Raises:
+        SealError: there are no rows.
+    """
     from seal_lib.report import figures
 
     file = folder / f"{stem}_rows.csv"
@@ -228,7 +242,7 @@ def finish(folder: Path, stem: str) -> pd.DataFrame:
 
 
 def summary_text(table: pd.DataFrame) -> str:
-    """The table as text, and the result beside the goal."""
+    """Return the table as text, with the best result for each target and the goal."""
     text = [table.to_string(index=False, float_format=lambda x: f"{x:.3g}")]
     for targets in dict.fromkeys(table["targets"]):
         found = best(table, targets=targets)
@@ -240,11 +254,11 @@ def summary_text(table: pd.DataFrame) -> str:
 
 
 def cost_curve(table: pd.DataFrame, axes: Axes | np.ndarray) -> Axes | np.ndarray:
-    """Seconds per self-edit against K, a panel per model, both axes logarithmic.
+    """Draw seconds per self-edit against K, one panel per model, with logarithmic axes.
 
-    Full line: the bank, answers included (band: lowest to highest); dashed: its training alone; dotted: the device's
-    floor of training; level lines: the sequential ways. Blue and green are the targets. A way that ran out of memory is
-    a cross on the upper edge.
+    The solid line is the bank, answers included (band: lowest to highest), the dashed line its training alone, the
+    dotted line the device's lower bound of training; horizontal lines are the other ways. Blue and green are the two
+    targets. A cross at the upper edge marks a bank size without a measurement (out of memory or refused).
     """
     panels = [axes] if not hasattr(axes, "flat") else list(axes.flat)
     paints = {"qv": "#0072B2", "all-linear": "#009E73"}

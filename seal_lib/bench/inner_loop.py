@@ -1,23 +1,23 @@
-"""What one optimiser step of one adapter costs, in the four ways to train a self-edit's adapter, on this machine.
+"""Measure the cost of one optimiser step of one adapter on this machine's CPU, in four ways to train it.
 
-The shipped knowledge seedling; same adapters everywhere (r 8, all linear layers, batch 1), CPU milliseconds of one
-thread, repetitions interleaved so that a busy machine disturbs all alike:
+All ways train the same adapters (rank 8, all linear layers, batch 1) on the shipped knowledge seedling. Times are CPU
+milliseconds of one thread; repetitions are interleaved, so that a busy machine affects all ways alike.
 
 ===================  ================================================================================================
-``authors``          HF Trainer + PEFT, every document padded to 2 048 tokens, pads in the loss (the released code)
-``trainer_dynamic``  HF Trainer + PEFT, transformers' collator pads to the longest of the batch (of one: nothing)
+``authors``          HF Trainer + PEFT, every document padded to 2 048 tokens, padding in the loss (the released code)
+``trainer_dynamic``  HF Trainer + PEFT, transformers' collator pads to the longest of the batch (of one: no padding)
 ``peft_loop``        PEFT in a plain loop (`seal_lib.training.finetune.train_alone`)
 ``bank``             the adapter bank, K adapters at once
 ===================  ================================================================================================
 
-At two lengths. ``seal``: eight lines and the passage, as long as those recorded of SEAL's released self-edits
-(`seal_lib.plan.lengths`), in random words of the seedling. ``seedling``: gold notes of the made world and the
-passage. Adapters of one length setting have equally many steps, so no bank ends with half its slots empty.
+There are two length settings. ``seal`` has eight lines and the passage, with the lengths recorded from SEAL's released
+self-edits (`seal_lib.plan.lengths`) and random tokens of the seedling. ``seedling`` has gold notes of the made world
+and the passage. All adapters of a setting have the same number of steps, so no bank ends with half of its slots empty.
 
-What an adapter costs before its second step, the Trainer's start included, is spread over all steps of the adapter in
-every way, also where only some are run. Run: ``make bench`` or ``python -m seal_lib.bench.inner_loop``; writes
-``figures/seedling/bench_inner_loop.{csv,png,pdf}``. Knows nothing of accuracy; says nothing of larger models or GPUs.
-Table and picture are in `seal_lib.bench.inner_loop_table`.
+In every way, the time before the second step of an adapter, with the Trainer's start-up, is spread over all steps of
+the adapter, even if only some are run. Run ``make bench`` or ``python -m seal_lib.bench.inner_loop``; it writes
+``figures/seedling/bench_inner_loop.{csv,png,pdf}``. It measures no accuracy, and the results do not apply to larger
+models or GPUs. `seal_lib.bench.inner_loop_table` makes the table and the figure.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 MODEL, RANK, ALPHA, LR, EPOCHS = "seedling-knowledge", 8, 16.0, 2e-3, 10
 LINES = 8  # documents of a self-edit besides the passage; the recorded mean is 7.6
-TOGETHER = 4  # adapters that a sequential way, or a bank of fewer slots, trains in one repetition
+TOGETHER = 4  # adapters per repetition for a sequential way, or a bank of fewer slots
 
 
 @dataclass(frozen=True)
@@ -60,21 +60,21 @@ class CpuPlan:
     repetitions: int = 5
     epochs: int = EPOCHS
     length: int = 2048  # the authors' padding
-    padded_steps: int = 6  # of the authors' way, of which a whole adapter would take a minute
+    padded_steps: int = 6  # steps in the authors' way, as a whole adapter would take a minute
     hidden: int = 128
-    peaks: tuple[tuple[str, int], ...] | None = None  # what to measure memory of; None: all ways at SEAL's lengths
+    peaks: tuple[tuple[str, int], ...] | None = None  # (variant, K) to measure memory of; None: all
 
 
 TINY = CpuPlan((1, 2), 1, 1, 64, 2, 32, (("bank", 2),))
 
 
 def variants(plan: CpuPlan) -> list[tuple[str, int]]:
-    """(variant, K) of every row of one length setting."""
+    """Return (variant, K) of every row of one length setting."""
     return [("authors", 1), ("trainer_dynamic", 1), ("peft_loop", 1), *(("bank", k) for k in plan.slots)]
 
 
 def load(plan: CpuPlan) -> PreTrainedModel:
-    """The shipped seedling; for a tiny plan random weights. In eval mode, on one thread."""
+    """Load the shipped seedling, or random weights for a tiny plan, in eval mode; set torch to one thread."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -93,7 +93,7 @@ def load(plan: CpuPlan) -> PreTrainedModel:
 
 
 def documents(lengths: str, plan: CpuPlan) -> list[list[list[int]]]:
-    """Token ids of the documents of each adapter, the passage last and an end-of-text after each."""
+    """Return the token ids of each document of each adapter; the passage is last, and each ends in end-of-text."""
     from seal_lib import models
     from seal_lib.knowledge.world import passages
 
@@ -114,9 +114,10 @@ def documents(lengths: str, plan: CpuPlan) -> list[list[list[int]]]:
 
 
 def seal_lengths(adapters: int) -> list[list[int]]:
-    """Tokens of ``LINES`` lines and the passage for each adapter: evenly spread quantiles of the recorded lengths.
+    """Return the number of tokens of `LINES` lines and the passage for each adapter, as quantiles of recorded lengths.
 
-    The n-th draw is the quantile n × 0.618… (mod 1), so that the first few adapters are like all.
+    The n-th draw is the quantile (n + 0.5) × 0.618… (mod 1), so that even the first few adapters cover the distribution
+    evenly.
     """
     from seal_lib.plan.lengths import profiles
 
@@ -130,7 +131,7 @@ def seal_lengths(adapters: int) -> list[list[int]]:
 
 
 def jobs_of(documents: list[list[list[int]]], plan: CpuPlan) -> list:
-    """The same jobs for every variant."""
+    """Return the jobs of all adapters, the same for every variant."""
     from seal_lib.training.jobs import Example, Job
 
     return [
@@ -141,7 +142,7 @@ def jobs_of(documents: list[list[list[int]]], plan: CpuPlan) -> list:
 
 @cache
 def padding_collator() -> DataCollatorForLanguageModeling:
-    """transformers' own dynamic padding; made once, so that no measurement includes loading the tokenizer."""
+    """Return transformers' collator with dynamic padding; cached, so that no measurement includes its tokenizer."""
     from transformers import DataCollatorForLanguageModeling
 
     from seal_lib import models
@@ -151,14 +152,17 @@ def padding_collator() -> DataCollatorForLanguageModeling:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one adapter: ``start`` is all that is not the time of a step; ``steps`` were run."""
+    """The time of training one adapter: ``start`` and ``step`` in seconds, and the number of ``steps`` that were run.
+
+    ``start`` is the total time without the time of the steps.
+    """
 
     start: float
     step: float
     steps: int
 
     def per_step(self, whole: int) -> float:
-        """Seconds of one step of an adapter that has ``whole`` steps, its share of the start included."""
+        """Return the seconds per step of an adapter of ``whole`` steps, including its share of the start."""
         return self.start / whole + self.step
 
 
@@ -166,10 +170,15 @@ def with_trainer(
     model: PreTrainedModel, job: Job, pad_to: int | None, max_steps: int, targets: str = "all-linear",
     clock: Callable[[], float] = time.process_time,
 ) -> Timing:  # fmt: skip
-    """HF Trainer and PEFT on one job; ``pad_to`` as the authors pad. Of the first step, what a usual one takes less is
-    start; a run of one step has no start.
+    """Train one job with HF Trainer and PEFT and return its timing.
 
-    On a GPU under bf16 autocast, as the authors; ``clock`` then waits for it.
+    The time by which the first step exceeds the others counts as start-up; a run of one step has no start-up. On a GPU
+    it trains under bf16 autocast, as the authors do.
+
+    Args:
+        pad_to: pad every document to this length as the authors do; None: transformers' collator.
+        max_steps: number of steps; -1: all.
+        clock: returns the time in seconds; on a GPU it must wait for the device.
     """
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -181,7 +190,7 @@ def with_trainer(
         if pad_to is None:
             return {"input_ids": ids, "attention_mask": [1] * len(ids)}
         pads = pad_to - len(ids)
-        padded = torch.tensor(ids + ids[-1:] * pads)  # documents end in EOS, which is the authors' pad
+        padded = torch.tensor(ids + ids[-1:] * pads)  # documents end in EOS, which is the authors' padding token
         real = torch.tensor([1] * len(ids) + [0] * pads)
         return {"input_ids": padded, "labels": padded.clone(), "attention_mask": real}
 
@@ -219,8 +228,11 @@ def with_trainer(
 
 
 def measure(model: PreTrainedModel, jobs: list, variant: str, k: int, plan: CpuPlan, turn: int) -> float:
-    """CPU milliseconds per adapter-step of one repetition; sequential ways train the same ``TOGETHER`` adapters as a
-    bank of few slots, the authors' way the start of the one that ``turn`` says."""
+    """Return the CPU milliseconds per adapter-step of one repetition.
+
+    Sequential ways train the same `TOGETHER` adapters as a bank of few slots. The authors' way runs the first steps of
+    one adapter, which ``turn`` selects.
+    """
     from seal_lib.training.bank import AdapterBank
     from seal_lib.training.finetune import train_alone
 
@@ -238,10 +250,10 @@ def measure(model: PreTrainedModel, jobs: list, variant: str, k: int, plan: CpuP
 
 
 def hand_over(model: PreTrainedModel, jobs: list) -> dict[str, float]:
-    """CPU milliseconds per adapter from trained to ready to generate, all jobs in one batch.
+    """Return the CPU milliseconds per adapter from the end of training until it can generate, with all jobs in a batch.
 
-    ``in place``: attached to the model that trained them. ``folder``: written as PEFT folders and read again, as an
-    engine of its own needs it, its own loading not counted.
+    ``in place`` attaches the adapters to the model that trained them. ``folder`` writes them as PEFT folders and reads
+    them again, as a separate engine needs; the engine's own loading is not included.
     """
     from seal_lib.training.adapters import Adapter
     from seal_lib.training.attached import attached
@@ -262,9 +274,12 @@ def hand_over(model: PreTrainedModel, jobs: list) -> dict[str, float]:
 
 
 def check_same(model: PreTrainedModel, jobs: list) -> float:
-    """Largest relative difference of a loss between the bank and the PEFT loop; they must train the same adapters.
+    """Return the largest relative difference of a loss between the bank and the PEFT loop.
 
-    In float32 they agree to 1e-6; twice the learning rate shows as 1e-3 even on a tiny random model.
+    In float32 they agree to 1e-6; twice the learning rate would differ by 1e-3 even on a tiny random model.
+
+    Raises:
+        SealError: the difference is 1e-4 or more, so they do not train the same adapters.
     """
     from seal_lib.training.bank import AdapterBank
     from seal_lib.training.finetune import train_alone
@@ -284,7 +299,11 @@ def check_same(model: PreTrainedModel, jobs: list) -> float:
 
 
 def peak_megabytes(variant: str, k: int, tiny: bool) -> float:
-    """Peak resident memory of a fresh process that trains this way, at SEAL's lengths."""
+    """Return the peak resident memory in MiB of a new process that trains this way, at SEAL's lengths.
+
+    Raises:
+        SealError: the process failed.
+    """
     command = [
         sys.executable,
         "-m",
@@ -301,14 +320,17 @@ def peak_megabytes(variant: str, k: int, tiny: bool) -> float:
 
 
 def child(variant: str, k: int, plan: CpuPlan) -> None:
-    """What `peak_megabytes` runs: few steps are enough for the peak."""
+    """Train a few steps, which are enough for the peak, and print the peak memory; `peak_megabytes` runs this."""
     plan = replace(plan, padded_steps=2, epochs=1)
     measure(load(plan), jobs_of(documents("seal", plan), plan), variant, k, plan, 0)
     print(json.dumps({"peak_mb": own_peak()}))
 
 
 def own_peak() -> float:
-    """Peak resident megabytes of this process. On Linux from /proc: ``ru_maxrss`` there also counts the parent."""
+    """Return the peak resident memory of this process in MiB.
+
+    On Linux it is read from /proc, since ``ru_maxrss`` includes the parent there.
+    """
     status = Path("/proc/self/status")
     if status.is_file():
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
@@ -316,8 +338,11 @@ def own_peak() -> float:
 
 
 def run(plan: CpuPlan, say: Callable[[str], None] = print) -> pd.DataFrame:
-    """The table of the benchmark, one row per length setting, variant and K: median, lowest and highest over the
-    repetitions; ``tokens`` a document and ``steps`` an adapter are means."""
+    """Run the benchmark and return its table, one row per length setting, variant and K.
+
+    Times are the median, lowest and highest over the repetitions; ``tokens`` per document and ``steps`` per adapter are
+    means.
+    """
     import pandas as pd
 
     model = load(plan)
@@ -347,14 +372,14 @@ def run(plan: CpuPlan, say: Callable[[str], None] = print) -> pd.DataFrame:
 
 
 def _about(jobs: list) -> tuple[float, float]:
-    """(mean tokens of a document, mean steps of an adapter)."""
+    """Return (mean tokens per document, mean steps per adapter)."""
     tokens = statistics.fmean(len(example.ids) for job in jobs for example in job.examples)
     return tokens, statistics.fmean(len(job.plan()) for job in jobs)
 
 
 @command_line
 def main(arguments: list[str] | None = None) -> int:
-    """Command line: run, write table and picture, print the ratios."""
+    """Run the benchmark from the command line: write table and figure, print the ratios."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.bench.inner_loop", description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="seconds, random weights: for the tests")
     parser.add_argument("--repetitions", type=int, help="of each measurement (default 5)")

@@ -1,4 +1,4 @@
-"""The table of the CPU benchmark, its ratios and its picture. Measures nothing (`seal_lib.bench.inner_loop` does)."""
+"""The table of the CPU benchmark, its ratios and its figure; `seal_lib.bench.inner_loop` makes the measurements."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ LENGTHS = {"seal": "lengths of SEAL's self-edits", "seedling": "the made world's
 
 
 def ratios(table: pd.DataFrame) -> dict[tuple[str, str], tuple[float, float, float]]:
-    """How many times dearer each way is than the bank at its best K, by (lengths, variant): of the medians, then the
-    least and the most that the spreads over repetitions allow."""
+    """Return the cost of each way relative to the bank at its best K, by (lengths, variant).
+
+    Each value is (ratio of the medians, smallest, largest ratio that the spreads over repetitions allow).
+    """
     found = {}
     for lengths, rows in table.groupby("lengths", sort=False):
         bank = rows[rows["variant"] == "bank"]
@@ -38,7 +40,7 @@ def ratios(table: pd.DataFrame) -> dict[tuple[str, str], tuple[float, float, flo
 
 
 def ratios_text(table: pd.DataFrame) -> str:
-    """The ratios as text, with their settings, SEAL's lengths first."""
+    """Return the ratios with their settings as text, one per line, in the order of the table."""
     lines = []
     for (lengths, variant), (middle, low, high) in ratios(table).items():
         row = table[table["lengths"] == lengths].iloc[0]
@@ -48,8 +50,10 @@ def ratios_text(table: pd.DataFrame) -> str:
 
 
 def cost_by_slots(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
-    """Milliseconds per adapter-step against K, both axes logarithmic, a panel per length setting; the three sequential
-    ways are level lines that tell their ratio to the bank's best."""
+    """Draw milliseconds per adapter-step against K, one panel per length setting, with logarithmic axes.
+
+    The three sequential ways are horizontal lines, labelled with their ratio to the bank's best.
+    """
     panels = list(axes.flat)
     for ax, (_, rows) in zip(panels, table.groupby("lengths", sort=False), strict=True):
         _panel(rows, ratios(rows), ax)
@@ -86,5 +90,5 @@ def _panel(table: pd.DataFrame, times: dict, ax: Axes) -> None:
 
 
 def _digits(value: float, most: int = 3) -> str:
-    """``most`` digits of a number, and all before the point."""
+    """Format a number to ``most`` significant digits, or to all digits of its integer part from 100 on."""
     return f"{value:.{most}g}" if value < 100 else f"{value:,.0f}".replace(",", " ")

@@ -1,15 +1,16 @@
 """``python -m seal_lib.continual facts FILE.json``: the forgetting metrics of a finished accuracy matrix, as JSON.
 
-Two kinds of file are read:
+The command reads two kinds of file:
 
-* ours: ``{"accuracy": [[...]] or [[[...]]], "isolated": ..., "joint": ..., "sequences": 64}`` — one matrix [K+1, K] or
-  a stack [S, K+1, K], null where not measured; the references (a number, [K] or [S, K]) and, for one mean matrix, the
-  number of sequences behind it may be left out;
+* ours: ``{"accuracy": [[...]] or [[[...]]], "isolated": ..., "joint": ..., "sequences": 64}``. ``accuracy`` is one
+  matrix [K+1, K] or a stack [S, K+1, K], with null where a cell was not measured. The reference accuracies ``isolated``
+  and ``joint`` (a number, [K] or [S, K]) are optional, and so is ``sequences``, the number of sequences behind one mean
+  matrix;
 * the authors' ``overall_results.json``: its ``mean_over_sequences`` is one mean matrix. Its zeros above the diagonal
-  mean "not measured" and are read so. Its spreads of single cells give no interval of a metric: that needs how the
-  cells of one sequence go together, and this was not released.
+  mean "not measured" and are read as NaN. Its per-cell spreads give no interval for a metric: that would need the joint
+  distribution of the cells of a sequence, which was not released.
 
-Exit status 0, or 2 with one sentence if the file cannot be used.
+The exit status is 0, or 2 after a one-sentence message if the file cannot be used.
 """
 
 import argparse
@@ -25,10 +26,10 @@ _KEYS = ("accuracy", "isolated", "joint", "sequences")
 
 
 def read(path: Path) -> dict[str, object]:
-    """The arguments of `intervals.summary` (``accuracy``, ``isolated``, ``joint``, ``sequences``) and the ``kind``.
+    """Read a file and return the arguments of `intervals.summary`, plus its ``kind`` ("ours" or "authors").
 
     Raises:
-        DataError: no file, no JSON, or not one of the two kinds.
+        DataError: the file is missing, is not JSON, or has neither layout.
     """
     content = paths.read_data(path)
     if not isinstance(content, dict) or not {"accuracy", "mean_over_sequences"} & set(content):
@@ -53,7 +54,11 @@ def read(path: Path) -> dict[str, object]:
 
 
 def facts(path: Path, isolated: float | None = None, joint: float | None = None) -> dict[str, object]:
-    """The result of `intervals.summary` for a file, and the matrix's outcome; NaN becomes null."""
+    """Return `intervals.summary` of a file and the outcome of each matrix, as JSON values in which NaN is null.
+
+    Args:
+        isolated, joint: reference accuracies that replace the file's own.
+    """
     given = read(path)
     R = given["accuracy"]
     references = {
@@ -82,7 +87,7 @@ def _plain(measure: intervals.Measure) -> dict[str, object]:
 
 @command_line
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; see the module docstring."""
+    """Run the command line; see the module docstring."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.continual", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     asked = commands.add_parser("facts", help="metrics of a matrix as JSON")

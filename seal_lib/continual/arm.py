@@ -1,4 +1,4 @@
-"""An arm of the forgetting study: an update rule with its knobs, and whose notes it trains on."""
+"""The arms of the forgetting study: an update rule with its knobs, and who writes the self-edits that it trains on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,10 @@ TUNED = Path(__file__).with_name("tuned.yaml")
 
 @dataclass(frozen=True)
 class Arm:
-    """A rule with its knobs under a name; ``live``: self-edits are written by theta_{k-1} instead of once."""
+    """A named update rule with its knobs.
+
+    If ``live``, the edited model theta_{k-1} writes self-edit k just before that edit.
+    """
 
     name: str
     rule: str
@@ -31,10 +34,10 @@ class Arm:
 
 
 def arms_of(names: Sequence[str], knobs_file: str | None = None) -> list[Arm]:
-    """Arms by rule name, with the knobs of a YAML file (``rule: {knob: value}``) or the rules' defaults.
+    """Return one arm per name, with the knobs of a YAML file (``rule: {knob: value}``) or else the rules' defaults.
 
-    A name may end in ``_own`` (the streams' self-edits are the model's own, written once by the unedited model) or in
-    ``_live`` (written by theta_{k-1}, as the authors do).
+    A name is a rule's, optionally with the suffix ``_own`` (the unedited model writes all self-edits once) or ``_live``
+    (theta_{k-1} writes each self-edit, as in the authors' code).
     """
     found = tuned(paths.given(knobs_file)) if knobs_file else {}
     rules = {name: plain(name) for name in names}
@@ -42,7 +45,7 @@ def arms_of(names: Sequence[str], knobs_file: str | None = None) -> list[Arm]:
 
 
 def tuned(file: Path = TUNED) -> dict[str, dict]:
-    """The committed knobs; a rule that is missing keeps its default."""
+    """Return the knobs in a YAML file, by default the committed ones; a rule that is not listed keeps its defaults."""
     found = yaml_files.read(Path(file)) or {}
     unknown = sorted(set(found) - set(RULES))
     if unknown:
@@ -51,7 +54,7 @@ def tuned(file: Path = TUNED) -> dict[str, dict]:
 
 
 def notes_by(arm: str, writer: str) -> str:
-    """Who wrote the notes that an arm trains on; ``writer`` is the parameter of that name."""
+    """Return who wrote the self-edits that an arm trains on; ``writer`` is the run's parameter of that name."""
     if arm.endswith("_live"):
         return "the edited model, before each edit"
     if arm.endswith("_own") or writer == "policy":
@@ -60,6 +63,6 @@ def notes_by(arm: str, writer: str) -> str:
 
 
 def stores_text(arm: str) -> bool:
-    """Whether the rule of a trained arm keeps text beside the weights."""
+    """Return whether the rule of an arm trains and keeps text beside the weights."""
     rule = RULES[plain(arm)]
     return rule.trains and "text" in rule.stores

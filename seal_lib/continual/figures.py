@@ -1,6 +1,7 @@
-"""The whole figures of the forgetting study, and the gallery of all that results.csv has data for.
+"""The complete figures of the forgetting study, and the gallery of all figures that results.csv has data for.
 
-Knows which arms and sizes a figure has; how a panel is drawn is in `plots`. Style and files are the library's.
+This module decides which arms a figure shows and how large it is; `plots` draws the panels. Style and saving come from
+`seal_lib.report`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAPPED_ARMS = ("sequential_authors_live", "sequential", "null_space_replay")  # and the authors' before them
+MAPPED_ARMS = ("sequential_authors_live", "sequential", "null_space_replay")  # to the right of the released matrix
 AGED = (
     "sequential_authors",
     "sequential",
@@ -43,7 +44,7 @@ AGED = (
     "merge",
     "joint",
 )
-#: beside the released matrix; only the first is the authors' protocol, the edited model writing
+#: arms shown beside the released matrix; only the first follows the authors' protocol: the edited model writes
 PAPER = ("sequential_authors_live", "sequential_authors", "sequential")
 FATED = ("sequential_authors", "sequential", "sequential_live", "replay", "null_space", "null_space_replay", "joint")
 
@@ -82,9 +83,9 @@ def shows(experiment: str, metrics: str, of: Sequence[str] = (), intervals: bool
 
 
 def gallery(df: pd.DataFrame, folder: Path) -> list[str]:
-    """Draw and save (PDF, PNG, CSV) every figure of the study for which `df` (results.csv) has data; their names."""
+    """Draw and save (PDF, PNG, CSV) every figure that `df` (results.csv) has data for, and return their names."""
     names = []
-    made = df["model"].astype(str).str.startswith("seedling").any()  # whose tuning is committed
+    made = df["model"].astype(str).str.startswith("seedling").any()  # the committed sweep was run on a seedling
     more = {scatter_figure: {"sweep": committed_sweep() if made else None}}
     kinds = (overview_figure, age_figure, scatter_figure, fates_figure, cost_figure, paper_figure, maps_figure,
              length_figure)  # fmt: skip
@@ -97,7 +98,7 @@ def gallery(df: pd.DataFrame, folder: Path) -> list[str]:
 
 
 def _axes(rows: int, columns: int, size: tuple[float, float], title: str = "", **options: Any) -> tuple:
-    """A closed figure and its axes [rows, columns]."""
+    """Return a figure, closed in pyplot, and its array of axes [rows, columns]."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)
@@ -108,7 +109,7 @@ def _axes(rows: int, columns: int, size: tuple[float, float], title: str = "", *
 
 
 def _matrices(cells: pd.DataFrame, arms: Sequence[str], difference: bool, title: str) -> Figure:
-    """The authors' released matrix and those of the arms, on one scale."""
+    """Draw the authors' released matrix and the matrices of the arms side by side on one colour scale."""
     figure, axes = _axes(1, 1 + len(arms), (2.9 * (1 + len(arms)), 3.5), title)
     heat_map(released_matrix(), axes[0, 0], difference)
     axes[0, 0].set_title("the authors' release,\nQwen2.5-7B, 64 sequences", fontsize=8.5)
@@ -124,19 +125,22 @@ def _matrices(cells: pd.DataFrame, arms: Sequence[str], difference: bool, title:
 
 @shows(MATRIX, "accuracy_after_.*", PAPER, intervals=False)
 def paper_figure(cells: pd.DataFrame, arms: Sequence[str]) -> Figure:
-    """The paper's heat map: the authors' released matrix beside ours, their protocol first; one colour scale."""
+    """Draw the paper's heat map (Figure 6): the authors' released matrix beside ours, on one colour scale.
+
+    The arm that follows the authors' protocol comes first.
+    """
     return _matrices(cells, arms, False, "What is right after each edit (the paper's Figure 6)")
 
 
 @shows(MAPS_EXPERIMENT, "accuracy_after_.*", MAPPED_ARMS, intervals=False)
 def maps_figure(cells: pd.DataFrame, arms: Sequence[str]) -> Figure:
-    """Difference to the unedited model, arm by arm, on one scale; the authors' first."""
+    """Draw how accuracy differs from the unedited model: the authors' release, then each arm, on one colour scale."""
     return _matrices(cells, arms, True, "What each edit changes")
 
 
 @shows(EXPERIMENT, r"age_\d+", AGED)
 def age_figure(rows: pd.DataFrame, arms: Sequence[str]) -> Figure:
-    """Retention against edit age."""
+    """Draw retention against the age of an edit."""
     figure, axes = _axes(1, 1, (6.6, 4.0), "What is left after later edits")
     retention_by_age(rows, axes[0, 0], arms)
     return figure
@@ -144,7 +148,7 @@ def age_figure(rows: pd.DataFrame, arms: Sequence[str]) -> Figure:
 
 @shows(EXPERIMENT, r"LA_gain|BWT|base|AA_\d+")
 def scatter_figure(rows: pd.DataFrame, sweep: pd.DataFrame | None = None) -> Figure:
-    """Plasticity against stability, the crowded corner once more beside it."""
+    """Draw plasticity against stability, with an enlarged view of the crowded corner beside it."""
     figure, axes = _axes(1, 2, (12.0, 5.2), "Learning against forgetting")
     plasticity_stability(rows, axes[0, 0], sweep, axes[0, 1])
     axes[0, 1].set_visible(axes[0, 1].has_data())
@@ -154,7 +158,7 @@ def scatter_figure(rows: pd.DataFrame, sweep: pd.DataFrame | None = None) -> Fig
 
 @shows(EXPERIMENT, rf"({'|'.join(FATES)}):age_\d+", FATED, intervals=False)
 def fates_figure(rows: pd.DataFrame, arms: Sequence[str]) -> Figure:
-    """Where the accuracy goes, by age, for a few arms."""
+    """Draw what became of each question by age of the edit, one panel per arm."""
     columns = min(3, len(arms))
     lines = -(-len(arms) // columns)
     figure, axes = _axes(
@@ -175,7 +179,7 @@ def fates_figure(rows: pd.DataFrame, arms: Sequence[str]) -> Figure:
 
 @shows(EXPERIMENT, "seconds_per_edit|accuracy")
 def cost_figure(rows: pd.DataFrame) -> Figure | None:
-    """Accuracy against cost."""
+    """Draw accuracy against training time; return None if no time was measured."""
     if not (rows.loc[rows["metric"] == "seconds_per_edit", "value"] > 0).any():
         return None
     figure, axes = _axes(1, 1, (8.4, 5.2), "What an edit costs, and what is right at the end")
@@ -186,7 +190,7 @@ def cost_figure(rows: pd.DataFrame) -> Figure | None:
 
 @shows(EXPERIMENT, "accuracy|BWT|prior_kept")
 def overview_figure(rows: pd.DataFrame) -> Figure:
-    """All arms: accuracy, forgetting, prior knowledge."""
+    """Draw accuracy, backward transfer and prior knowledge kept for all arms."""
     arms = rows.loc[rows["metric"] == "accuracy", "arm"].nunique()
     figure, axes = _axes(1, 3, (9.5, 1.3 + 0.21 * arms), "All update rules")
     overview(rows, list(axes[0]))
@@ -195,7 +199,7 @@ def overview_figure(rows: pd.DataFrame) -> Figure:
 
 @shows("continual/stream_length", r"(AA|prior)_\d+")
 def length_figure(rows: pd.DataFrame) -> Figure:
-    """Accuracy and prior knowledge against the number of edits."""
+    """Draw accuracy and prior knowledge against the number of edits."""
     figure, axes = _axes(1, 2, (11, 4.0), "Longer streams of edits")
     stream_length(rows, axes[0, 0])
     stream_length(rows, axes[0, 1], "prior")

@@ -1,7 +1,7 @@
-"""The findings of the forgetting study as Markdown made from its rows: the last cells of notebooks 13 to 16.
+"""The findings of the forgetting study as Markdown, generated from its rows for the last cells of notebooks 13 to 16.
 
-A comparison is written only if `stats.separable` holds, with its adjusted p; a level has its interval. Arms that did
-not run are not mentioned. Knows the rows of `tables` and `tuning`; no models and no figures.
+A difference is stated only if `stats.separable` holds, with its adjusted p-value; a level is stated with its interval.
+Arms that did not run are not mentioned. Uses the rows of `tables` and `tuning`; needs no models and no figures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Lines = Sequence[Mapping[str, object]]
 
 
 def edits(rows: Lines) -> str:
-    """Notebook 13: what later edits leave of earlier ones, arm by arm, and who writes the notes."""
+    """Return the findings of notebook 13: how much later edits take from earlier ones, per arm, and the comparisons."""
     found = _found(rows)
     said = []
     for arm in sorted({arm for arm, _ in found if " - " not in arm}, key=arm_rank):
@@ -44,7 +44,7 @@ def edits(rows: Lines) -> str:
 
 
 def mitigations(rows: Lines) -> str:
-    """Notebook 14: the separable comparisons, and the prior knowledge that the better arms keep."""
+    """Return the findings of notebook 14: the separable comparisons, and the prior knowledge the better arms keep."""
     found = _found(rows)
     said = _differences(found)
     better = {arm.split(" - ")[0] for (arm, metric), e in found.items() if metric == "difference" and _above(e)}
@@ -57,7 +57,10 @@ def mitigations(rows: Lines) -> str:
 
 
 def retention(rows: Lines) -> str:
-    """Notebook 15: the arms that lose or gain between two lengths, and the prior knowledge left at the last."""
+    """Return the findings of notebook 15: the arms that lose or gain accuracy between the first and the last length.
+
+    The prior knowledge left at the last length is stated for these arms.
+    """
     said, found = [], _found(rows)
     for (arm, metric), e in found.items():
         if (match := re.fullmatch(r"change_(\d+)_to_(\d+)", metric)) and stats.separable(e):
@@ -71,7 +74,7 @@ def retention(rows: Lines) -> str:
 
 
 def tuning(lines: Lines) -> str:
-    """Notebook 16: the price of tuning, and where the best setting lies."""
+    """Return the findings of notebook 16: what tuning cost, and whether each choice lies inside the search range."""
     price = tables.tuning_price(lines)
     settings, trainings = (sum(column) for column in zip(*price.values(), strict=True))
     most, fewest = max(price.values()), min(price.values())
@@ -99,12 +102,12 @@ def tuning(lines: Lines) -> str:
 
 
 def _found(rows: Lines) -> dict[tuple[str, str], Estimate]:
-    """(arm, metric) -> its estimate, for the rows that have a number."""
+    """Return (arm, metric) -> estimate for the rows that have a number."""
     return {(row["arm"], row["metric"]): Estimate.of_row(row) for row in rows if not math.isnan(row["value"])}
 
 
 def _differences(estimates: Mapping[tuple[str, str], Estimate]) -> list[str]:
-    """One sentence per separable difference, and how many of all there were."""
+    """Return one sentence per separable difference, then one that counts them among all comparisons."""
     family = [(arm, e) for (arm, metric), e in estimates.items() if metric == "difference"]
     sentences = []
     for arm, e in family:

@@ -1,16 +1,19 @@
 """Forgetting metrics with 95 % intervals over sequences, and the comparison of two arms.
 
-Knows stacks of accuracy matrices [S, K+1, K] (``metrics``) and numbers per sequence. Does not know models, arms, files
-or figures; means, tests and what an interval is called are the library's (`stats`).
+The input is stacks of accuracy matrices [S, K+1, K] (see ``metrics``) or numbers per sequence. Means, tests and the
+names of intervals come from `seal_lib.report.stats`.
 
-A metric that needs a cell that is NaN is NaN for that sequence. Such a sequence is left out of the mean and counted in
-`dropped`; sequences that diverge are the bad ones, so leaving them out flatters the arm: read the share of diverged
-ones beside it. What happened is named in `Measure.outcome`:
+A metric that needs a NaN cell is NaN for that sequence. The sequence is left out of the mean and counted in `dropped`.
+The sequences that diverge are the bad ones, so dropping them flatters the arm: read the share of diverged sequences
+beside the mean. `Measure.outcome` names what happened:
 
-* ``ok``; ``survivors``: some sequences lack cells, the note says how many and why;
-* ``not_measured``: the cells lie in an upper triangle that no sequence has; ``no_reference``: no reference was given;
+* ``ok``: every sequence has the cells;
+* ``survivors``: some sequences lack cells; the note says how many and why;
+* ``not_measured``: the cells lie in the upper triangle, which no sequence has;
+* ``no_reference``: no reference was given;
 * ``incomplete``: no sequence has the cells;
-* ``no_gain``: nothing was gained, so its share or half-life has no meaning; ``not_reached``: still above at the end.
+* ``no_gain``: nothing was gained, so a share of the gain and its half-life are undefined;
+* ``not_reached``: the curve is still above the level at the end.
 """
 
 from __future__ import annotations
@@ -30,14 +33,14 @@ from seal_lib.report.stats import DIFFERENCE, DRAWS, LEVEL, SHARE, SMALLEST_N, E
 
 MARGIN = 0.03  # accuracy within 3 points counts as "as good as" (study plan: equivalence against joint retraining)
 UNIT = "sequence"
-FEW = 30  # sequences; below, Student's t on the jackknife covers better than a bootstrap
-#: metrics of `metrics.LINEAR` that are accuracies; the others are differences of accuracies
+FEW = 30  # below this many sequences, Student's t on the jackknife covers better than a bootstrap
+#: the metrics of `metrics.LINEAR` that are accuracies; the others are differences of accuracies
 SHARES = ("base", "LA", "AA", "AIA")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """An estimate, how it was made (module docstring), and a note where one is needed."""
+    """An estimate, its outcome (see the module docstring), and a note where one is needed."""
 
     estimate: Estimate
     outcome: str = "ok"
@@ -46,7 +49,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """a − b over the sequences both have, its p adjusted by Holm within its family, and the equivalence verdict."""
+    """The difference a − b over the sequences that both arms have, and its equivalence verdict.
+
+    The p-value in ``difference`` is adjusted by Holm within its family.
+    """
 
     a: str
     b: str
@@ -58,14 +64,17 @@ def summary(
     R: object, isolated: object = None, joint: object = None, sequences: int | None = None,
     constant: Collection[str] = (), seed: int = 0, draws: int = DRAWS,
 ) -> dict[str, Measure]:  # fmt: skip
-    """Every metric by name: `metrics.LINEAR` (AA as AA_<K>), F_<K>, half_life, break_even, AA_<k>, age_<t>, and
-    intransigence_ and recovery_ against each reference.
+    """Return every metric of a matrix, or of a stack of matrices, by name.
+
+    The names are those of `metrics.LINEAR` (AA as AA_<K>), F_<K>, half_life, break_even, AA_<k>, age_<t>, and
+    intransigence_<reference> and recovery_<reference>.
 
     Args:
         R: a stack [S, K+1, K] gives 95 % intervals over sequences; one matrix [K+1, K] gives values only.
-        isolated, joint: reference accuracies, a number (its own uncertainty is then left out), [K] or [S, K].
-        sequences: number of sequences behind one mean matrix.
-        constant: the metrics that cannot vary between sequences (frozen's gains; those of an age by the word "age").
+        isolated, joint: reference accuracies as a number, [K] or [S, K]; the uncertainty of a single number is ignored.
+        sequences: the number of sequences behind one mean matrix.
+        constant: names of the metrics that cannot vary between sequences, such as the gains of a frozen model; the word
+            "age" stands for all age_<t>.
     """
     stack = metrics.check(R)
     if stack.ndim > 3:
@@ -92,7 +101,9 @@ def summary(
         wide = metrics.as_reference(reference, stack)
         key = f"intransigence_{name}"
         result[key] = mean(metrics.intransigence(stack, wide), key, share=False)
-        both = np.concatenate([stack, wide[:, None, :]], axis=1)  # (S, K+2, K): the reference travels with its sequence
+        both = np.concatenate(
+            [stack, wide[:, None, :]], axis=1
+        )  # (S, K+2, K): a reference is resampled with its sequence
         result[f"recovery_{name}"] = run.ratio(
             lambda m: metrics.recovery(m[..., :-1, :], m[..., -1, :]), both, constant=f"recovery_{name}" in constant
         )
@@ -111,13 +122,16 @@ def summary(
 
 
 def kept_learned(before_S: Sequence[Sequence[float]], after_S: Sequence[Sequence[float]]) -> dict[str, Measure]:
-    """kept = P(right after | right at base), learned = P(right after | wrong at base), over questions (ours).
+    """Return kept = P(right after | right at base) and learned = P(right after | wrong at base) (ours).
 
-    Tells injected knowledge from prior knowledge, which one accuracy mixes. Ratios of sums over sequences; a sequence
-    without a question of the kind adds nothing to either sum.
+    The pair separates prior from injected knowledge, which a single accuracy mixes. Both are ratios of sums over
+    sequences: a sequence without a question of the kind adds nothing to either sum.
 
     Args:
-        before_S, after_S: [S][Q_s] 1 or 0 per question of each sequence, in the same order; None or NaN: not measured.
+        before_S, after_S: [S][Q_s], 1 or 0 per question, in the same order; None or NaN where not measured.
+
+    Raises:
+        DataError: the numbers of questions differ, or a value is neither 0 nor 1.
     """
     if [len(row) for row in before_S] != [len(row) for row in after_S]:
         raise DataError("Kept and learned compare the same questions before and after, but their numbers differ.")
@@ -148,11 +162,11 @@ def kept_learned(before_S: Sequence[Sequence[float]], after_S: Sequence[Sequence
 
 
 def equivalence(difference: Estimate, margin: float = MARGIN) -> str:
-    """Where the 95 % interval of a difference lies: equivalent, not_worse, higher, lower or undecided.
+    """Classify the 95 % interval of a difference as equivalent, not_worse, higher, lower or undecided.
 
-    ``equivalent``: wholly within ±margin, i.e. two one-sided tests at 2.5 % each (TOST by interval). ``not_worse``:
-    above −margin only. ``higher``/``lower``: wholly beyond the margin. Fewer pairs than `stats.SMALLEST_N` decide
-    nothing.
+    ``equivalent``: the interval lies wholly within ±margin, i.e. two one-sided tests at 2.5 % each (TOST by interval).
+    ``not_worse``: it lies above −margin only. ``higher`` and ``lower``: it lies wholly beyond the margin. Fewer pairs
+    than `stats.SMALLEST_N` are always undecided.
     """
     low, high = difference.low, difference.high
     if difference.n < SMALLEST_N or math.isnan(low) or math.isnan(high):
@@ -169,13 +183,15 @@ def equivalence(difference: Estimate, margin: float = MARGIN) -> str:
 def compare(
     values: Mapping[str, Mapping[str, float]], pairs: Sequence[tuple[str, str]], margin: float = MARGIN
 ) -> list[Comparison]:
-    """The arms of each pair, a − b, over the same sequences; `pairs` is one family for Holm's correction.
+    """Compare the arms of each pair, a − b, over the sequences that both have.
 
     Args:
-        values: arm -> sequence id -> one accuracy of that sequence; NaN where it has none (diverged): it is dropped.
+        values: arm -> sequence id -> accuracy of that sequence; NaN if it diverged, which drops the sequence.
+        pairs: one family for Holm's correction.
+        margin: the largest difference that counts as equivalent.
 
     Raises:
-        DataError: an arm that `values` does not have.
+        DataError: a pair names an arm that `values` lacks.
     """
     for arm in (arm for pair in pairs for arm in pair):
         if arm not in values:
@@ -188,7 +204,7 @@ def compare(
 
 
 class _Over:
-    """Means and ratios over the sequences of one stack, all with the same rule about missing cells."""
+    """Computes means and ratios over the sequences of one stack, with one rule for missing cells."""
 
     def __init__(self, stack: np.ndarray, seed: int, draws: int):
         self.outcomes = [metrics.outcome(matrix) for matrix in stack]
@@ -198,7 +214,7 @@ class _Over:
         missing = self._missing(np.isnan(value_S))
         if missing and missing.outcome != "survivors":
             return missing
-        constant = constant and np.ptp(value_S[~np.isnan(value_S)]) == 0  # rounding may flip an answer all the same
+        constant = constant and np.ptp(value_S[~np.isnan(value_S)]) == 0  # rounding may still flip an answer
         estimate = stats.mean_over_units(value_S.tolist(), bounds, UNIT, constant=constant)
         return Measure(estimate, missing.outcome, missing.note) if missing else Measure(estimate)
 
@@ -206,14 +222,16 @@ class _Over:
         self, metric: Callable[[np.ndarray], np.ndarray], stack: np.ndarray, centred: bool = False,
         constant: bool = False,
     ) -> Measure:  # fmt: skip
-        """`metric` of the mean matrix; whole sequences are resampled and averaged before the metric is taken.
+        """Return `metric` of the mean matrix, with an interval from resampled sequences.
 
-        With few sequences the interval is Student's t on the jackknife's standard error (measured coverage with four:
-        see the tests). Where leaving one out gives no number, the resamples' percentiles stay, those of Hesterberg
-        (2015, "expanded"), which are wider: Student's t for the normal, times √(n/(n−1)).
+        Whole sequences are resampled and averaged before the metric is taken. With few sequences the interval is
+        Student's t on the jackknife's standard error (the tests measure its coverage with four). If leaving one
+        sequence out gives no number, the percentiles of the resamples are used, widened after Hesterberg (2015,
+        "expanded"): Student's t in place of the normal, times √(n/(n−1)).
 
-        `centred` is for maxima: resampling adds noise, a maximum turns noise into bias, and the interval could miss
-        its own value; so the median of the resamples is moved onto the value. The bias of the value itself stays.
+        Set `centred` for maxima: resampling adds noise and a maximum turns noise into bias, so the interval could miss
+        its own value; the median of the resamples is therefore shifted onto the value. The bias of the value itself
+        stays.
         """
         needed = np.ones(stack.shape[1:], dtype=bool)
         needed[: stack.shape[2] + 1] = metrics.needed_cells(stack.shape[2])
@@ -237,7 +255,7 @@ class _Over:
             empty = float(np.isnan(drawn).mean())
             if empty:
                 notes.append(f"{empty:.1%} of the resamples gain nothing.")
-            if empty < tail:  # a resample without a gain could be anything, so it counts against both ends
+            if empty < tail:  # a resample without a gain has no value, so it counts against both ends
                 low = np.quantile(np.where(np.isnan(drawn), -np.inf, drawn), tail, method="lower")
                 high = np.quantile(np.where(np.isnan(drawn), np.inf, drawn), 1 - tail, method="higher")
         if math.inf in (value, high):
@@ -251,21 +269,28 @@ class _Over:
         return Measure(Estimate(value, low, high, n, UNIT, int(lost.sum()), kind), how, " ".join(notes))
 
     def _missing(self, lost_S: np.ndarray) -> Measure | None:
-        """None if no sequence is lost; ``survivors`` with the reasons if some are; else the measure without a mean."""
+        """Return None if no sequence is lost, else a measure without a mean that names the reasons.
+
+        Its outcome is ``survivors`` if some sequences are left.
+        """
         lost, n = int(lost_S.sum()), len(lost_S)
         if not lost:
             return None
         why = Counter(name for name, gone in zip(self.outcomes, lost_S, strict=True) if gone)
         if lost == n and set(why) == {"triangle"}:
             return Measure(_nothing(0, n), "not_measured", "Needs passages not edited yet (upper triangle).")
-        named = {"complete": "no reference", "triangle": "no upper triangle"}  # the matrix itself has what it needs
+        named = {"complete": "no reference", "triangle": "no upper triangle"}  # nothing is wrong with the matrix itself
+
         reasons = ", ".join(f"{count} {named.get(name, name)}" for name, count in sorted(why.items()))
         how = "survivors" if lost < n else "incomplete"
         return Measure(_nothing(n - lost, lost), how, f"{lost} of {n} lost: {reasons}.")
 
 
 def _jackknife(metric: Callable[[np.ndarray], np.ndarray], stack: np.ndarray) -> float:
-    """Half the 95 % interval by Student's t on the jackknife's error; NaN if leaving one out gives no number."""
+    """Return half the width of the 95 % interval by Student's t on the jackknife's standard error.
+
+    NaN if leaving one sequence out gives no number.
+    """
     n = len(stack)
     without = np.array([float(metric(np.delete(stack, i, axis=0).mean(axis=0))) for i in range(n)])
     if not np.isfinite(without).all():
@@ -275,13 +300,13 @@ def _jackknife(metric: Callable[[np.ndarray], np.ndarray], stack: np.ndarray) ->
 
 
 def expanded_tail(n: int) -> float:
-    """The quantile at which a bootstrap of n sequences is cut at each end for 95 % (Hesterberg 2015)."""
+    """Return the quantile at which a bootstrap of n sequences is cut at each end for 95 % (Hesterberg 2015)."""
     reach = float(scipy_stats.t.ppf((1 + LEVEL) / 2, n - 1)) * math.sqrt(n / (n - 1))
     return float(scipy_stats.norm.cdf(-reach))
 
 
 def _mean_matrices(stack: np.ndarray, seed: int, draws: int) -> Iterator[np.ndarray]:
-    """Mean matrices (chunk, rows, K) of `draws` resamples of whole sequences; their order changes nothing."""
+    """Yield mean matrices [chunk, rows, K] of `draws` resamples of whole sequences, whatever order these come in."""
     flat = stack.reshape(len(stack), -1)
     flat = flat[np.lexsort(flat.T[::-1])]
     rng, step = np.random.default_rng(seed), 1000

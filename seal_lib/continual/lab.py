@@ -1,7 +1,7 @@
-"""The tools of every update rule: the frozen base, its tokenizer, wording, inner-loop settings, and measurements.
+"""The lab of the update rules: the frozen base model, its tokenizer, prompts, inner-loop settings and measurements.
 
-Measurements of a model base + adapter: log-probabilities, inputs of its layers, squared gradients, and texts it writes
-by itself. Nothing here sees a question of the evaluation. Knows no update rule.
+The measurements of a model (base + adapter) are log-probabilities, the inputs of its layers, squared gradients, and
+texts it generates. Nothing here sees an evaluation question or depends on an update rule.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ RuleT = TypeVar("RuleT")
 
 @dataclass
 class Lab:
-    """The unedited policy and the knowledge domain, with what rules measure on them.
+    """The unedited policy and the knowledge domain, with the measurements that update rules take on them.
 
     Attributes:
-        openings: beginnings from which the model writes anchor texts by itself; no fact, no passage, no question.
-        anchors: how many texts the *base* writes once, for calibration, KL and Fisher information.
-        anchor_tokens: their largest length. seed: the seed of the anchors.
-        authors_pads: how the pads of the authors' way enter the loss: ``full``, or ``probe:m`` for m weighted ones.
+        openings: prompts from which the model generates anchor texts; they hold no fact, passage or question.
+        anchors: the number of texts that the *base* generates once, for calibration, KL and Fisher information.
+        anchor_tokens: the maximum length of an anchor text in tokens.
+        seed: the seed of the anchors.
+        authors_pads: how pads enter the loss under the authors' protocol: ``full``, or ``probe:m`` for m weighted pads.
     """
 
     policy: Policy
@@ -52,7 +53,7 @@ class Lab:
     anchor_tokens: int = 48
     seed: int = 0
     authors_pads: str = "probe:16"
-    cache: dict = field(default_factory=dict)  # what arms share: the anchors, and independent edits
+    cache: dict = field(default_factory=dict)  # shared by all arms: the anchors and the independent edits
     generator: Generator = field(init=False)
 
     def __post_init__(self):
@@ -71,38 +72,38 @@ class Lab:
         return self.domain.inner
 
     def with_inner(self, **changes: object) -> Lab:
-        """This lab with other settings of the inner loop."""
+        """Return this lab with some inner-loop settings changed."""
         return replace(self, domain=replace(self.domain, inner=replace(self.inner, **changes)))
 
     def bank(self, **settings: Any) -> StreamBank:
-        """The bank that trains the edits of several streams side by side."""
+        """Return the bank that trains the edits of several streams side by side."""
         return StreamBank(self.model, **settings)
 
     def rule(self, kind: Callable[..., RuleT], **knobs: float) -> RuleT:
-        """An update rule that works with this lab."""
+        """Return an update rule of class ``kind`` that works with this lab."""
         return kind(self, **knobs)
 
     # texts
 
     def ids(self, text: str) -> list[int]:
-        """Tokens of a training text, cut at the settings' length; control tokens written out stay text."""
+        """Return the tokens of a training text, cut at ``max_length``; spelled-out control tokens stay plain text."""
         return read_ids(text, self.tokenizer, split_special_tokens=True)[: self.inner.max_length]
 
     def documents(self, stream: Stream, k: int) -> list[list[int]]:
-        """Token ids of the training documents of edit k (0-based), without end-of-text."""
+        """Return the token ids of the training documents of edit k (0-based), without end-of-text."""
         documents = self.domain.documents(stream.passages[k], stream.edits[k])
         return [self.ids(document.text) for document in documents]
 
     def example(self, ids: Sequence[int], seed: int = 0, pad_loss: str | None = None) -> Example:
-        """A document as the inner loop trains on it (end-of-text or pads as the settings say)."""
+        """Return a document as a training example of the inner loop, with end-of-text or pads as the settings say."""
         return pad_examples(
             ids, pad_loss or self.inner.pad_loss, self.inner.max_length, self.tokenizer.eos_token_id, seed
         )
 
     def write(self, states: Sequence[Adapter | None], count: int, seeds: Sequence[int]) -> list[list[list[int]]]:
-        """``count`` texts that each state writes by itself from the openings, as token ids with end-of-text if it came.
+        """Generate ``count`` texts per state from the openings; return token ids, with end-of-text if it was generated.
 
-        Texts that break off at the token limit are kept as they are.
+        Texts that stop at the token limit are kept as they are.
         """
         requests = [
             Request(self.openings[n % len(self.openings)], derive_seed(seed, "anchor", n), state)
@@ -117,7 +118,7 @@ class Lab:
 
     @property
     def base_texts(self) -> list[list[int]]:
-        """The anchors: what the unedited model writes by itself, the same for every stream and arm."""
+        """The anchors: texts that the unedited model generates, the same for every stream and arm."""
         if "anchors" not in self.cache:
             (texts,) = self.write([None], self.anchors, [derive_seed(self.seed, "base anchors")])
             self.cache["anchors"] = [list(t) for t in dict.fromkeys(map(tuple, texts)) if len(t) > 1]
@@ -127,12 +128,12 @@ class Lab:
 
     @cached_property
     def groups(self) -> list[tuple[str, ...]]:
-        """Names of the target linears that share an input, group by group."""
+        """The names of the target linears, grouped by the input that they share."""
         return [group.names for group in sibling_groups(target_linears(self.model, self.inner.targets))]
 
     @torch.no_grad()
     def logprobs(self, texts: Sequence[Sequence[int]], adapter: Adapter | None, at_once: int = 64) -> list[Tensor]:
-        """Log-probabilities [T-1, vocabulary] of the next token, per text, in float32."""
+        """Return per text the log-probabilities [T-1, vocabulary] of the next token, in float32."""
         out = []
         for first in range(0, len(texts), at_once):
             part = texts[first : first + at_once]
@@ -142,7 +143,7 @@ class Lab:
 
     @torch.no_grad()
     def inputs(self, texts: Sequence[Sequence[int]], adapter: Adapter | None, at_once: int = 64) -> dict[str, Tensor]:
-        """What each group of layers reads: first name of the group -> [tokens, in], float32."""
+        """Return the inputs of each group of layers: first name of the group -> [tokens, in], float32."""
         found: dict[str, list[Tensor]] = {names[0]: [] for names in self.groups}
         mask: Tensor | None = None
 
@@ -165,11 +166,11 @@ class Lab:
 
     @contextmanager
     def serving(self, adapter: Adapter | None, rows: int | None = None) -> Iterator[bool]:
-        """Within the block the model is base + adapter; yields whether it could be done.
+        """Make the model base + adapter within the block; yield whether this was possible.
 
-        In float32 or wider the layers use their sum for the length of the block: no low-rank products. In a narrower
-        type the sum would round small edits away, so the adapter stays beside the weights, for batches of ``rows``
-        (without a number: it is not done).
+        In float32 or wider, the layers use the summed weights for the length of the block, without low-rank products.
+        In a narrower type the sum would round small edits away, so the adapter stays beside the weights, for batches of
+        exactly ``rows``; if ``rows`` is None, the adapter is not applied and False is yielded.
         """
         wide = next(self.model.parameters()).dtype in (torch.float32, torch.float64)
         if adapter is None:
@@ -189,8 +190,10 @@ class Lab:
                 yield True
 
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One completion per request; an adapter that many requests use is summed into its layers meanwhile (engine
-        hf, whose weights these are)."""
+        """Return one completion per request.
+
+        With engine hf, an adapter that at least 16 requests use is summed into its layers while they are answered.
+        """
         if self.policy.engine != "hf":
             return [one for (one,) in self.generator.generate(requests, sampling)]
         groups: dict[int, list[int]] = {}
@@ -215,14 +218,20 @@ class Lab:
         return [texts[i] for i in range(len(requests))]
 
     def _forward(self, texts: Sequence[Sequence[int]], adapter: Adapter | None) -> Tensor:
-        """Logits [texts, longest, vocabulary]; padded on the right, which causal attention never sees."""
+        """Return logits [texts, longest, vocabulary].
+
+        Texts are padded on the right, where causal attention never sees the pads.
+        """
         width = max(map(len, texts))
         ids = torch.tensor([list(t) + [0] * (width - len(t)) for t in texts], device=self.model.device)
         with self.serving(adapter, len(texts)):
             return self.model(input_ids=ids, use_cache=False).logits
 
     def fisher(self, texts: Sequence[Sequence[int]], adapter: Adapter | None) -> dict[str, Tensor]:
-        """Mean over texts of the squared gradient of the text's mean log-likelihood, per dense weight [out, in]."""
+        """Return the diagonal of the Fisher information per dense weight [out, in], estimated on texts.
+
+        It is the mean over texts of the squared gradient of the text's mean log-likelihood.
+        """
         model = merge(self.model, adapter, copy=True) if adapter is not None else self.model
         linears = target_linears(model, self.inner.targets)
         total = {name: torch.zeros_like(layer.weight, dtype=torch.float32) for name, layer in linears.items()}
@@ -248,9 +257,15 @@ def _linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
 
 
 def basis(inputs: Tensor, energy: float, known: Tensor | None = None) -> Tensor:
-    """Orthonormal U [in, u] holding at least ``energy`` of the inputs' squared norm, extending ``known`` (GPM).
+    """Return an orthonormal U [in, u], extending ``known``, that holds at least ``energy`` of the inputs' squared norm.
 
-    The criterion of Saha et al. 2021: smallest u with ||U^T X||^2 >= energy * ||X||^2, directions by energy.
+    The criterion is that of GPM (Saha et al. 2021): the smallest u with ||U^T X||^2 >= energy * ||X||^2, where
+    directions are added in order of energy.
+
+    Args:
+        inputs: X^T, [tokens, in].
+        energy: a share from 0 to 1.
+        known: an orthonormal basis [in, v] that is kept.
     """
     x = inputs.double()
     total = x.square().sum()

@@ -1,9 +1,9 @@
 """Metrics of forgetting on the accuracy matrix of a stream of edits: exact definitions, one number per matrix.
 
-Knows one array: R[..., r, i], the accuracy on passage i after r edits. r = 0..K (row 0 is the unedited model), i =
-0..K−1, and passage i is edited at step i+1, so R[i+1, i] is "right after its own edit" and everything with i >= r >= 1
-is the upper triangle, passages not edited yet. A stack [S, K+1, K] holds S sequences. A cell that was not measured is
-NaN, never 0, and a metric that needs it is NaN. Does not know intervals (``intervals``), models, arms or files.
+The only data is an array R[..., r, i], the accuracy on passage i after r edits, with r = 0..K (row 0 is the unedited
+model) and i = 0..K−1. Passage i is edited at step i+1, so R[i+1, i] is the accuracy right after its own edit, and the
+cells with i >= r >= 1, the upper triangle, belong to passages not edited yet. A stack [S, K+1, K] holds S sequences. A
+cell that was not measured is NaN, never 0, and a metric that needs it is NaN. ``intervals`` adds intervals.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 
 from seal_lib.errors import DataError
 
-ROUNDING = 1e-9  # a mean of ones over sequences can be one and a last bit
+ROUNDING = 1e-9  # a mean of ones over sequences can exceed 1 in the last bit
 
 
 def check(R: object) -> np.ndarray:
-    """`R` as float64 [..., K+1, K] with None as NaN.
+    """Return `R` as a float64 array [..., K+1, K] in which None is NaN.
 
     Raises:
-        DataError: ragged, no numbers, not K+1 rows for K >= 2 passages, or a value outside 0..1.
+        DataError: `R` is ragged or not numeric, has not K+1 rows for K >= 2 passages, or holds a value outside 0..1.
     """
     try:
         array = np.array(R, dtype=float)
@@ -39,11 +39,12 @@ def check(R: object) -> np.ndarray:
 
 
 def released(R: object) -> np.ndarray:
-    """The authors' mean matrix [K+1, K] as `check` gives it, with NaN above the diagonal, which they did not
-    measure and wrote as 0.
+    """Return the authors' mean matrix [K+1, K] as `check` does, with NaN above the diagonal if all is 0 there.
+
+    The authors did not measure these cells and wrote 0.
 
     Raises:
-        DataError: as `check`, or it is not one matrix.
+        DataError: as `check`, or `R` is not one matrix.
     """
     matrix = check(R)
     if matrix.ndim != 2:
@@ -54,10 +55,10 @@ def released(R: object) -> np.ndarray:
 
 
 def outcome(R: np.ndarray) -> str:
-    """Which cells a matrix [K+1, K] has: complete, triangle, stopped_at_r or missing_cells.
+    """Return which cells a matrix [K+1, K] has: complete, triangle, stopped_at_r or missing_cells.
 
-    ``triangle``: all but the upper triangle, as the authors released it. ``stopped_at_r``: rows r..K are wholly
-    missing, as a stream leaves them that diverged in edit r or was not finished (the matrix cannot tell which).
+    ``triangle``: all but the upper triangle, as in the authors' release. ``stopped_at_r``: rows r..K are missing
+    entirely, because the stream diverged in edit r or was not finished; the matrix cannot tell which.
     """
     there = ~np.isnan(R)
     if there.all():
@@ -75,14 +76,14 @@ def outcome(R: np.ndarray) -> str:
 
 
 def base_accuracy(R: np.ndarray, k: int | None = None) -> np.ndarray:
-    """b = (1/k) Σ_{i<k} R[0, i], the unedited model; k = K unless given."""
+    """b = (1/k) Σ_{i<k} R[0, i], the accuracy of the unedited model on the first k passages (default: all K)."""
     return R[..., 0, : _step(R, k)].mean(axis=-1)
 
 
 def average_accuracy(R: np.ndarray, k: int | None = None) -> np.ndarray:
-    """AA_k = (1/k) Σ_{i<k} R[k, i], the passages edited so far; k = K unless given (Lopez-Paz & Ranzato 2017, ACC).
+    """AA_k = (1/k) Σ_{i<k} R[k, i], on the passages edited so far; default k = K (Lopez-Paz & Ranzato 2017, ACC).
 
-    Mixes learning and keeping: a rule that learns nothing scores b. Report it with LA and BWT.
+    It mixes learning and retention: a rule that learns nothing scores b. Report it with LA and BWT.
     """
     k = _step(R, k)
     return R[..., k, :k].mean(axis=-1)
@@ -99,50 +100,55 @@ def learning_accuracy(R: np.ndarray) -> np.ndarray:
 
 
 def learned_gain(R: np.ndarray) -> np.ndarray:
-    """LA − b: what the edits inject at the moment they are made."""
+    """LA − b: the accuracy that the edits add at the moment they are made."""
     return learning_accuracy(R) - base_accuracy(R)
 
 
 def net_gain(R: np.ndarray) -> np.ndarray:
-    """AA_K − b: is the model better off than unedited? (Ours.)"""
+    """AA_K − b: how much better the edited model is than the unedited one (ours)."""
     return average_accuracy(R) - base_accuracy(R)
 
 
 def backward_transfer(R: np.ndarray) -> np.ndarray:
-    """BWT = (1/(K−1)) Σ_{i<K−1} (R[K, i] − R[i+1, i]), negative = forgetting; the primary measure
-    (Lopez-Paz & Ranzato 2017)."""
+    """BWT = (1/(K−1)) Σ_{i<K−1} (R[K, i] − R[i+1, i]); negative values are forgetting (Lopez-Paz & Ranzato 2017).
+
+    This is the primary measure of the study.
+    """
     return (R[..., -1, :-1] - _own(R)[..., :-1]).mean(axis=-1)
 
 
 def forward_transfer(R: np.ndarray) -> np.ndarray:
-    """FWT = (1/(K−1)) Σ_{i>=1} (R[i, i] − R[0, i]), a passage just before its edit against the unedited model
-    (Lopez-Paz & Ranzato 2017, their random initialisation replaced by the base). Needs the upper triangle."""
+    """FWT = (1/(K−1)) Σ_{i>=1} (R[i, i] − R[0, i]): a passage just before its edit against the unedited model.
+
+    After Lopez-Paz & Ranzato 2017, with the base model in place of their random initialisation. Needs the upper
+    triangle.
+    """
     before = np.diagonal(R[..., 1:-1, 1:], axis1=-2, axis2=-1)
     return (before - R[..., 0, 1:]).mean(axis=-1)
 
 
 def loss_per_edit(R: np.ndarray) -> np.ndarray:
-    """Mean of R[r+1, i] − R[r, i] over all edited passages and all later edits (i < r < K), pairs weighted alike."""
+    """Mean of R[r+1, i] − R[r, i] over all edited passages and later edits (i < r < K), all pairs weighted equally."""
     later, column = np.tril_indices(R.shape[-1] - 1)
     return (R[..., later + 2, column] - R[..., later + 1, column]).mean(axis=-1)
 
 
 def intransigence(R: np.ndarray, reference: object, k: int | None = None) -> np.ndarray:
-    """I_k = reference_k − R[k, k−1], inability to learn passage k (Chaudhry et al. 2018); without k their mean.
+    """I_k = reference_k − R[k, k−1], the inability to learn passage k (Chaudhry et al. 2018); without k, the mean.
 
     Args:
-        reference: accuracy on each passage of a model trained on it jointly with the others, or in an edit of its own;
-            a number, [K] or [..., K].
+        reference: accuracy on each passage of a model trained on all passages jointly, or on each by itself; a number,
+            [K] or [..., K].
     """
     gap = np.asarray(reference, dtype=float) - _own(R)
     return gap.mean(axis=-1) if k is None else gap[..., _step(R, k) - 1]
 
 
 def recovery(R: np.ndarray, reference: object) -> np.ndarray:
-    """(AA_K − b) / (AA_reference − b): the share of the reference's gain that is there after all K edits (ours).
+    """(AA_K − b) / (AA_reference − b): the share of the reference's gain that is left after all K edits (ours).
 
-    The reference is each passage edited alone (isolated) or all trained jointly: a number, [K] or [..., K]. Take it of
-    a mean matrix; the mean of such ratios over sequences explodes. NaN where the reference gains nothing.
+    The reference is each passage edited alone (isolated) or all trained jointly: a number, [K] or [..., K]. Compute it
+    on a mean matrix, because the mean of such ratios over sequences explodes. NaN where the reference gains nothing.
     """
     reach = as_reference(reference, R).mean(axis=-1) - base_accuracy(R)
     return net_gain(R) / np.where(reach > 0, reach, np.nan)
@@ -152,17 +158,18 @@ def recovery(R: np.ndarray, reference: object) -> np.ndarray:
 
 
 def age_curve(R: np.ndarray) -> np.ndarray:
-    """[..., K]: g(t) = mean_i (R[i+1+t, i] − R[0, i]), gain over the own base after t later edits.
+    """Return [..., K]: g(t) = mean_i (R[i+1+t, i] − R[0, i]), the gain over the unedited model after t later edits.
 
-    At age t only the first K−t passages are old enough, so the curve changes its passages as it goes.
+    Only the first K−t passages see t later edits, so the set of passages changes along the curve.
     """
     return np.stack([_aged(R, t).mean(axis=-1) for t in range(R.shape[-1])], axis=-1)
 
 
 def chained_age_curve(R: np.ndarray) -> np.ndarray:
-    """[..., K]: LA − b, then the mean step from age t−1 to t added up, each step within the passages that have both.
+    """Return [..., K]: LA − b plus the summed mean steps from age t−1 to t, each over the passages that have both ages.
 
-    Unlike `age_curve`, an easy or hard passage dropping out moves nothing. Half-life and break-even are read here.
+    Unlike in `age_curve`, an easy or hard passage that drops out does not move the curve. Half-life and break-even are
+    read from it.
     """
     ages = range(1, R.shape[-1])
     steps = [(_aged(R, t) - _aged(R, t - 1)[..., : R.shape[-1] - t]).mean(axis=-1) for t in ages]
@@ -170,9 +177,9 @@ def chained_age_curve(R: np.ndarray) -> np.ndarray:
 
 
 def crossing_age(curve: np.ndarray, level: object) -> np.ndarray:
-    """[..., K] -> [...]: the first age at which the curve is at or below `level`, interpolated linearly.
+    """Return, for a curve [..., K], the first age [...] at which it is at or below `level`, interpolated linearly.
 
-    0 if it starts there, inf if it never gets there within the K−1 later edits, NaN if the curve has NaN.
+    0 if the curve starts there, inf if it does not get there within the K−1 later edits, NaN if it has NaN.
     """
     level = np.broadcast_to(np.asarray(level, dtype=float), curve.shape[:-1])
     below = curve <= level[..., None]
@@ -187,17 +194,20 @@ def crossing_age(curve: np.ndarray, level: object) -> np.ndarray:
 
 
 def half_life(R: np.ndarray) -> np.ndarray:
-    """Later edits until half of the injected gain (LA − b) is gone on the chained age curve; NaN without a gain."""
+    """Return after how many later edits half of the injected gain (LA − b) is gone; NaN if nothing was gained.
+
+    Read from the chained age curve.
+    """
     curve = chained_age_curve(R)
     return crossing_age(curve, np.where(curve[..., 0] > 0, curve[..., 0] / 2, np.nan))
 
 
 def break_even(R: np.ndarray) -> np.ndarray:
-    """Later edits until the chained age curve is at or below 0: no better on a passage than the unedited model."""
+    """Return after how many later edits the chained age curve is at or below 0: no better than the unedited model."""
     return crossing_age(chained_age_curve(R), 0.0)
 
 
-#: metrics that are linear in R, so that the mean over sequences is the metric of the mean matrix
+#: metrics that are linear in R: their mean over sequences is the metric of the mean matrix
 LINEAR: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "base": base_accuracy,
     "LA": learning_accuracy,
@@ -215,10 +225,10 @@ LINEAR: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def forgetting(R: np.ndarray) -> np.ndarray:
-    """F_K = (1/(K−1)) Σ_{i<K−1} (max_{l=i+1..K−1} R[l, i] − R[K, i]) (Chaudhry et al. 2018) of a *mean* matrix.
+    """F_K = (1/(K−1)) Σ_{i<K−1} (max_{l=i+1..K−1} R[l, i] − R[K, i]) (Chaudhry et al. 2018), for a *mean* matrix.
 
-    A maximum over noisy cells is biased upwards, so sequences are averaged first: F per sequence, then averaged, would
-    read 0.313 where the authors' mean matrix has 0.191.
+    A maximum over noisy cells is biased upwards, so average the sequences first: F per sequence, averaged afterwards,
+    would be 0.313 where the authors' mean matrix gives 0.191.
     """
     K = R.shape[-1]
     drops = [R[..., i + 1 : K, i].max(axis=-1) - R[..., K, i] for i in range(K - 1)]
@@ -226,24 +236,28 @@ def forgetting(R: np.ndarray) -> np.ndarray:
 
 
 def needed_cells(K: int) -> np.ndarray:
-    """[K+1, K]: row 0 and the passages edited so far, i < r."""
+    """Return the mask [K+1, K] of all cells outside the upper triangle: row 0 and the edited passages (i < r)."""
     r, i = np.indices((K + 1, K))
     return (r == 0) | (i < r)
 
 
 def _own(R: np.ndarray) -> np.ndarray:
-    """[..., K]: R[i+1, i]."""
+    """Return R[i+1, i] as [..., K]."""
     return np.diagonal(R[..., 1:, :], axis1=-2, axis2=-1)
 
 
 def _aged(R: np.ndarray, t: int) -> np.ndarray:
-    """[..., K−t]: R[i+1+t, i] − R[0, i] of the passages that see t later edits."""
+    """Return R[i+1+t, i] − R[0, i] as [..., K−t], for the passages that see t later edits."""
     i = np.arange(R.shape[-1] - t)
     return R[..., i + 1 + t, i] - R[..., 0, i]
 
 
 def as_reference(reference: object, R: np.ndarray) -> np.ndarray:
-    """A reference as [..., K] beside R [..., K+1, K]."""
+    """Return a reference broadcast to [..., K], to stand beside R [..., K+1, K].
+
+    Raises:
+        DataError: the shape does not fit, or a value lies outside 0..1.
+    """
     shape = (*R.shape[:-2], R.shape[-1])
     try:
         wide = np.broadcast_to(np.array(reference, dtype=float), shape)

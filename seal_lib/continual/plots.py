@@ -1,7 +1,7 @@
-"""The panels of the forgetting study: tidy table in (results.csv), marks on the given axes, the axes back.
+"""The panels of the forgetting study: each takes rows of results.csv, draws on the given axes and returns them.
 
-The same rules as `seal_lib.report.plots`: pure functions, fixed colours, intervals always drawn, a missing value is a
-gap. Knows matrices, ages and trade-offs; no rows, models or runs.
+The rules are those of `seal_lib.report.plots`: pure functions, fixed colours, intervals always drawn, missing values
+left blank. No model and no run folder is needed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ FATE_STYLE = {
     "lost_base": ("known before, lost", "#8a8a8a"), "lost_injected": ("taught, lost", "#D55E00"),
     "never": ("never learned", "#e9e0d0"), "blank": ("no answer", "#56B4E9"),
 }  # fmt: skip
-BOUNDS = ("joint", "isolation_oracle")  # what could be had: dashed, or a star
+BOUNDS = ("joint", "isolation_oracle")  # upper references: drawn dashed or as a star
 _CELL = re.compile(r"accuracy_after_(\d+):passage_(\d+)")
 
 
 def matrix_of(table: pd.DataFrame, arm: str) -> np.ndarray:
-    """The mean matrix [K+1, K] of an arm from its `accuracy_after_<r>:passage_<n>` rows; NaN where there is none."""
+    """Return the mean matrix [K+1, K] of an arm from its rows `accuracy_after_<r>:passage_<n>`; NaN where none is.
+
+    Raises:
+        DataError: the table has no such row of this arm.
+    """
     import numpy as np
 
     wants(table, ["arm", "metric", "value"])
@@ -49,7 +53,7 @@ def matrix_of(table: pd.DataFrame, arm: str) -> np.ndarray:
 
 
 def released_matrix() -> np.ndarray:
-    """The authors' mean matrix (64 sequences; source in paper_values.yaml), [9, 8], NaN where they did not measure."""
+    """Return the authors' mean matrix [9, 8] over 64 sequences, NaN where not measured (source: paper_values.yaml)."""
     import pandas as pd
 
     rows = [row for row in paper_values() if row["experiment"] == MATRIX]
@@ -57,9 +61,9 @@ def released_matrix() -> np.ndarray:
 
 
 def heat_map(matrix: np.ndarray, ax: Axes, difference: bool = False, limits: tuple[float, float] | None = None) -> Axes:
-    """Edits made so far (down) by passage (across): accuracy, or its difference to row 0 on a diverging scale.
+    """Draw a matrix, edits made (down) by passage (across): accuracy, or its difference to row 0 on a diverging scale.
 
-    Passages not edited yet are hatched; what was not measured is blank.
+    Passages not edited yet are hatched; cells that were not measured are blank.
     """
     import numpy as np
     from matplotlib.patches import Rectangle
@@ -93,7 +97,7 @@ def heat_map(matrix: np.ndarray, ax: Axes, difference: bool = False, limits: tup
 
 
 def retention_by_age(table: pd.DataFrame, ax: Axes, arms: Sequence[str]) -> Axes:
-    """Gain over the unedited model after t later edits (`age_<t>`), with 95 % bands; the zero line is break-even."""
+    """Draw the gain over the unedited model after t later edits (`age_<t>`) with 95 % bands; zero is break-even."""
     names = []
     for arm in sorted(set(arms), key=arm_rank):
         rows = table[(table["arm"] == arm) & table["metric"].str.fullmatch(r"age_\d+")]
@@ -112,7 +116,7 @@ def retention_by_age(table: pd.DataFrame, ax: Axes, arms: Sequence[str]) -> Axes
 
 
 def _banded(ax: Axes, rows: pd.DataFrame, x: str, arm: str, alpha: float, **marker: float) -> tuple[float, str, str]:
-    """An arm's line over column `x` with its band; returns what `names_at_right` writes at its end."""
+    """Draw an arm's line over column `x` with its band; return its end value, label and colour (`names_at_right`)."""
     paint = colour(arm)
     ax.fill_between(rows[x], rows["low"], rows["high"], color=paint, alpha=alpha, linewidth=0)
     dashed = {"linestyle": "--"} if arm in BOUNDS else {}
@@ -123,12 +127,14 @@ def _banded(ax: Axes, rows: pd.DataFrame, x: str, arm: str, alpha: float, **mark
 def plasticity_stability(
     table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | None = None, zoom: Axes | None = None
 ) -> Axes:  # fmt: skip
-    """Learned gain (LA − base) against backward transfer, single-weight arms and references; grey lines join points of
-    equal AA_K, for AA_K = LA + BWT (K−1)/K exactly.
+    """Draw the learned gain (LA − base) against backward transfer, with grey lines of equal AA_K.
+
+    The lines are exact, since AA_K = LA + BWT (K−1)/K. Arms that train nothing are left out.
 
     Args:
-        sweep: tuning lines (rule, LA, AA, BWT); the settings of plain editing are joined as a strength frontier.
-        zoom: axes for the corner where most arms are good (`good_corner`).
+        sweep: tuning rows (rule, knobs, LA, BWT); the settings of plain editing are joined by a line, the frontier of
+            editing more or less strongly.
+        zoom: axes for an enlarged view of the corner where most arms are good (`good_corner`).
     """
     points: dict[str, dict] = {arm: {} for arm in table["arm"].unique()}
     for row in table[table["metric"].isin(["LA_gain", "BWT", "base"])].to_dict("records"):
@@ -183,7 +189,10 @@ def plasticity_stability(
 
 
 def good_corner(drawn: Mapping[str, tuple[dict, dict]]) -> tuple[float, float, float, float] | None:
-    """(left, right, bottom, top) around the arms that end within 20 points of the best; None where they are few."""
+    """Return (left, right, bottom, top) around the arms that end within 20 points of the best one.
+
+    None if these are fewer than four, or all arms.
+    """
     ended = {arm: gain["value"] + kept["value"] for arm, (gain, kept) in drawn.items()}
     best = [drawn[arm] for arm, value in ended.items() if value > max(ended.values()) - 0.2]
     if not 4 <= len(best) < len(drawn):
@@ -193,7 +202,7 @@ def good_corner(drawn: Mapping[str, tuple[dict, dict]]) -> tuple[float, float, f
 
 
 def _equal_accuracy(ax: Axes, base: float, K: int, step: float) -> None:
-    """Grey lines of equal accuracy after all edits, with their value where they enter at the top."""
+    """Draw grey lines of equal accuracy after all edits, with the value where a line enters at the top."""
     import numpy as np
 
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
@@ -207,7 +216,7 @@ def _equal_accuracy(ax: Axes, base: float, K: int, step: float) -> None:
 
 
 def fates_by_age(table: pd.DataFrame, ax: Axes, arm: str) -> Axes:
-    """Stacked shares of the questions about edited passages by what became of them, by number of later edits."""
+    """Draw what became of the questions about edited passages, as stacked shares, by the number of later edits."""
     rows = table[(table["arm"] == arm) & table["metric"].str.fullmatch(rf"({'|'.join(FATES)}):age_\d+")]
     if not len(rows):
         raise DataError(f"The table has no fates of arm {arm!r} (metrics like kept_injected:age_0).")
@@ -227,7 +236,7 @@ def fates_by_age(table: pd.DataFrame, ax: Axes, arm: str) -> Axes:
 
 
 def cost_quality(table: pd.DataFrame, ax: Axes, cost: str = "seconds_per_edit", quality: str = "accuracy") -> Axes:
-    """Accuracy after all edits against training time per edit (log); a ring around a mark: text is stored."""
+    """Draw accuracy after all edits against training time per edit (log scale); a ring marks arms that store text."""
     rows = {arm: {} for arm in table["arm"].unique()}
     for row in table[table["metric"].isin([cost, quality])].to_dict("records"):
         rows[row["arm"]][row["metric"]] = row
@@ -255,7 +264,7 @@ def cost_quality(table: pd.DataFrame, ax: Axes, cost: str = "seconds_per_edit", 
 
 
 def stream_length(table: pd.DataFrame, ax: Axes, metric: str = "AA") -> Axes:
-    """`AA_<K>` (or `prior_<K>`) against the number of edits, an arm a line, with bands."""
+    """Draw `AA_<K>` (or `prior_<K>`) against the number of edits, one line with a band per arm."""
     names = []
     for arm in sorted(table["arm"].unique(), key=arm_rank):
         rows = table[(table["arm"] == arm) & table["metric"].str.fullmatch(rf"{metric}_\d+")]
@@ -279,7 +288,7 @@ def stream_length(table: pd.DataFrame, ax: Axes, metric: str = "AA") -> Axes:
 
 
 def overview(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
-    """Three columns, a line an arm: accuracy after all edits, backward transfer, prior knowledge kept."""
+    """Draw accuracy after all edits, backward transfer and prior knowledge kept in three columns, one row per arm."""
     from matplotlib.ticker import MaxNLocator
 
     wanted = [("accuracy", "right at the end"), ("BWT", "backward transfer"), ("prior_kept", "prior knowledge kept")]

@@ -1,7 +1,7 @@
-"""Which stored passage is a question about? BM25 over a stream's passages, and when to say "none".
+"""BM25 retrieval: which stored passage a question is about, or none of them.
 
-Knows words, counts and passages' titles and texts only. A system that finds the right adapter this way could also
-retrieve the passage: compare routing with retrieval.
+It sees only the words of titles, passages and questions. A system that finds the right adapter this way could as well
+retrieve the passage, so compare routing with retrieval.
 """
 
 import math
@@ -16,12 +16,12 @@ _WORD = re.compile(r"\w+")
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words."""
+    """Return the words of a text in lower case."""
     return _WORD.findall(text.lower())
 
 
 class BM25:
-    """Okapi BM25 (Robertson & Zaragoza 2009) over a few texts, with idf = ln(1 + (N - df + .5)/(df + .5))."""
+    """An Okapi BM25 index (Robertson & Zaragoza 2009) with idf = ln(1 + (N - df + .5)/(df + .5))."""
 
     def __init__(self, texts: Sequence[str], k1: float = 1.5, b: float = 0.75):
         self.counts = [Counter(words(text)) for text in texts]
@@ -35,9 +35,10 @@ class BM25:
         return math.log(1 + (self.n - self.df[word] + 0.5) / (self.df[word] + 0.5))
 
     def best(self, query: str, threshold: float = 0.0) -> int | None:
-        """The best text's number, the first of equals; None if it holds less than ``threshold`` of the query's words.
+        """Return the index of the best text (the first of equals), or None if too few of the query's words are in it.
 
-        The share counts different words alike: idf over one or two stored texts says nothing yet.
+        ``threshold`` is the smallest accepted share of the query's distinct words. The share weights all words equally,
+        because idf over one or two stored texts is not informative yet.
         """
         asked = Counter(words(query))
         if not self.n or not asked:
@@ -55,7 +56,7 @@ _INDEX: dict[tuple, BM25] = {}
 
 
 def route(stream: Stream, k: int, title: str, question: Question, threshold: float) -> int | None:
-    """The number of the passage among the first k that the question (with its title) is about, or None."""
+    """Return the index, among the first k passages, of the one that the question (with its title) is about, or None."""
     key = tuple(f"{p.title} {p.text}" for p in stream.passages[:k])
     if key not in _INDEX:
         if len(_INDEX) > 1024:

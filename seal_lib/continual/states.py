@@ -1,8 +1,8 @@
-"""The weights of a stream as adapters: theta_k = base + one concatenated LoRA history, never merged.
+"""The weights of a stream as adapters: theta_k = base + one concatenated LoRA history, never merged into the base.
 
-Knows sums, scaling, means and TIES of adapters, all exact up to rounding, and keeps them as tensors on disk. Every
-state is an `seal_lib.training.adapters.Adapter` with alpha = rank (scale 1), so the bank trains beside it and
-the generator answers with it. Does not know passages, arms or losses.
+Adapters are summed, scaled, averaged and TIES-merged here, exactly up to rounding, and saved as tensors. Every state is
+a `seal_lib.training.adapters.Adapter` with alpha = rank (scale 1), so that the bank trains beside it and the generator
+answers with it. The module is independent of passages, arms and losses.
 """
 
 import hashlib
@@ -19,9 +19,13 @@ from seal_lib.training.adapters import Adapter
 
 
 def concatenate(parts: Sequence[tuple[Adapter, float]]) -> Adapter | None:
-    """The sum of weight * adapter as one adapter of the ranks' sum: exact, W + sum w_j s_j B_j A_j; None for nothing.
+    """Return the weighted sum of adapters as one adapter whose rank is the sum of the ranks; None if there is none.
 
-    A stays as it is (O-LoRA reads the old A from it); weight and scale go into B. Computed in float32 or wider.
+    The sum is exact: W + sum w_j s_j B_j A_j. A is left unscaled (O-LoRA reads the old A from it); weight and scale go
+    into B. Computed in float32 or wider.
+
+    Raises:
+        DataError: the adapters adapt different layers.
     """
     parts = [(adapter, weight) for adapter, weight in parts if adapter is not None]
     if not parts:
@@ -39,7 +43,10 @@ def concatenate(parts: Sequence[tuple[Adapter, float]]) -> Adapter | None:
 
 
 def compact(state: Adapter | None) -> Adapter | None:
-    """The same update in no more than min(in, out) rows per layer, if its rank is above that: dW = dW I or I dW."""
+    """Return the same update with a rank of at most the largest min(in, out) of the layers: dW = dW I or I dW.
+
+    An adapter whose rank is not above that limit is returned as it is.
+    """
     if state is None:
         return None
     limit = max(min(b.shape[0], a.shape[1]) for a, b in state.weights.values())
@@ -49,7 +56,7 @@ def compact(state: Adapter | None) -> Adapter | None:
 
 
 def from_dense(deltas: Mapping[str, Tensor], targets: Sequence[str]) -> Adapter:
-    """Dense updates [out, in] by module as an adapter of rank max min(in, out); smaller layers get zero rows."""
+    """Return dense updates [out, in] by module as an adapter of rank max min(in, out); smaller layers get zero rows."""
     rank = max(min(d.shape) for d in deltas.values())
     weights = {}
     for name, delta in deltas.items():
@@ -64,16 +71,17 @@ def from_dense(deltas: Mapping[str, Tensor], targets: Sequence[str]) -> Adapter:
 
 
 def ties(parts: Sequence[Adapter], density: float, weight: float = 1.0) -> Adapter:
-    """TIES merging (Yadav et al. 2023) of independent edits, dense and exact.
+    """Return the TIES merge (Yadav et al. 2023) of independent edits, computed on dense updates and therefore exact.
 
-    Per layer: of each dW keep the `density` share of largest magnitude, elect each weight's sign by the sign of the
-    sum, and average the kept values that agree with it; times `weight`.
+    Per layer: keep the `density` share of each dW with the largest magnitudes, elect the sign of each weight by the
+    sign of the sum, and average the kept values that agree with it; multiply by `weight`.
     """
     deltas = {}
     for name in parts[0].weights:
         stack = torch.stack([_wide(part.delta(name)) for part in parts])
         flat = stack.abs().flatten(1)
-        cut = flat.kthvalue(max(1, round((1 - density) * flat.shape[1])), dim=1).values
+        trimmed = round((1 - density) * flat.shape[1])
+        cut = flat.kthvalue(trimmed, dim=1).values if trimmed else -torch.ones(len(flat))
         kept = torch.where(stack.abs() > cut[:, None, None], stack, 0.0)
         agree = (kept.sign() == kept.sum(0).sign()) & (kept != 0)
         deltas[name] = weight * (kept * agree).sum(0) / agree.sum(0).clamp_min(1)
@@ -81,14 +89,14 @@ def ties(parts: Sequence[Adapter], density: float, weight: float = 1.0) -> Adapt
 
 
 def size(state: Adapter | None) -> float:
-    """Frobenius norm of the whole update, over all layers."""
+    """Return the Frobenius norm of the whole update, over all layers."""
     if state is None:
         return 0.0
     return float(torch.stack([state.delta(name).double().square().sum() for name in state.weights]).sum().sqrt())
 
 
 def bytes_of(*adapters: Adapter | None) -> int:
-    """Bytes of the adapters' tensors in their own dtype."""
+    """Return the size of the adapters' tensors in bytes, in their own dtype."""
     pairs = [pair for adapter in adapters if adapter is not None for pair in adapter.weights.values()]
     return sum(part.numel() * part.element_size() for pair in pairs for part in pair)
 
@@ -96,7 +104,7 @@ def bytes_of(*adapters: Adapter | None) -> int:
 def save(
     path: Path, adapters: Mapping[str, Adapter | None], extra: Mapping[str, Tensor], about: Mapping[str, str]
 ) -> None:
-    """Adapters and other tensors as one safetensors file, written whole or not at all."""
+    """Write adapters and other tensors as one safetensors file, completely or not at all."""
     from safetensors.torch import save_file
 
     tensors, note = {}, dict(about)
@@ -106,7 +114,7 @@ def save(
             for name, (a, b) in adapter.weights.items():
                 tensors[f"adapter|{key}|{name}|A"], tensors[f"adapter|{key}|{name}|B"] = a.contiguous(), b.contiguous()
     tensors |= {f"extra|{key}": value.contiguous() for key, value in extra.items()}
-    note["order"] = json.dumps(list(tensors))  # the file sorts its keys; sums over layers must not change their order
+    note["order"] = json.dumps(list(tensors))  # the file sorts its keys, but sums over layers must keep their order
     tensors = tensors or {"nothing": torch.zeros(1)}
     note["digest"] = _digest(tensors, note)
     with paths.whole(path) as temporary:
@@ -114,10 +122,10 @@ def save(
 
 
 def load(path: Path) -> tuple[dict[str, Adapter], dict[str, Tensor], dict[str, str]]:
-    """What `save` wrote: adapters, other tensors, notes.
+    """Return what `save` wrote: adapters, other tensors, and notes.
 
     Raises:
-        DataError: it is not what was written.
+        DataError: the file is damaged or its content does not match its digest.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -142,7 +150,7 @@ def load(path: Path) -> tuple[dict[str, Adapter], dict[str, Tensor], dict[str, s
 
 
 def _digest(tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> str:
-    """SHA-256 of all that a file holds."""
+    """Return the SHA-256 of everything that a file holds."""
     sha = hashlib.sha256(json.dumps([note, [(k, str(t.dtype), t.shape) for k, t in sorted(tensors.items())]],
                                     sort_keys=True).encode())  # fmt: skip
     for _, tensor in sorted(tensors.items()):

@@ -1,7 +1,6 @@
-"""Streams: K passages in order, one self-edit each, and the probe of what the model knew before.
+"""Streams: K passages in order with one self-edit each, and questions on what the model knew before.
 
-Knows where passages and self-edits come from and which texts an edit trains on. Does not know models beyond their
-tokenizer, update rules or scores.
+Passages, reference self-edits and prior questions are drawn here, independently of models, update rules and scores.
 """
 
 import random
@@ -20,8 +19,8 @@ from seal_lib.seeds import derive_seed, rng
 class Stream:
     """K passages in the order of their edits.
 
-    ``edits``: one self-edit text each; None where the model is to write. ``prior``: (title, question) pairs on what the
-    model knew before any edit, other ones in every stream.
+    ``edits``: one self-edit text per passage; None where the model is to write it. ``prior``: (title, question) pairs
+    on what the model knew before any edit; they differ between streams.
     """
 
     id: str
@@ -33,20 +32,22 @@ class Stream:
         return len(self.passages)
 
     def seed(self, *parts: object) -> int:
-        """The seed of a random draw for this stream; it is the same for every arm, so arms differ by their rule
-        alone."""
+        """Return the seed of a random draw for this stream.
+
+        It is the same for every arm, so that arms differ by their rule alone.
+        """
         return derive_seed("stream", self.id, *parts)
 
 
-#: passages of SQuAD v1.1 dev, in order of first appearance; the authors' indices count in them
+#: the number of passages of SQuAD v1.1 dev; the authors' indices count them in order of first appearance
 SQUAD_DEV = 2067
 
 
 def authors_sequences(kind: str = "authors", passages: int = SQUAD_DEV, length: int = 8) -> list[list[int]]:
-    """The authors' 64 sequences as indices: per run r = 0 … 7 `random.seed(42 + r)`, then eight samples of eight.
+    """Return the authors' 64 sequences as passage indices: eight samples after each `random.seed(42 + r)`, r = 0 … 7.
 
-    Checked against what their released matrices imply. ``authors_dev``: 16 for tuning,
-    drawn likewise from seeds 142 and 143 after the passages of the 64 are taken out.
+    They were checked against what the released matrices imply. ``kind="authors_dev"`` gives 16 sequences for tuning,
+    drawn likewise with seeds 142 and 143 from the passages that the 64 do not use.
     """
     draws = [random.Random(42 + run) for run in range(8)]
     test = [draw.sample(range(passages), length) for draw in draws for _ in range(8)]
@@ -61,16 +62,17 @@ def load_streams(
     source: str, count: int, length: int, *, seed: int = 0, sequences: str = "disjoint",
     questions: int | None = None, skip: int = 0,
 ) -> list[Stream]:  # fmt: skip
-    """``count`` streams of ``length`` passages.
+    """Return ``count`` streams of ``length`` passages of ``source``, without self-edits.
 
     Args:
-        sequences: ``disjoint``: no passage occurs twice, ``skip`` leaves out the passages of the first ``skip``
-            streams.
-            ``authors`` or ``authors_dev``: `authors_sequences` of the passages of ``source`` in file order.
-        questions: number of questions kept per passage, spread evenly (None: all).
+        seed: fixes the draw of the passages.
+        sequences: ``disjoint``: no passage occurs twice. ``authors`` or ``authors_dev``: `authors_sequences` of the
+            passages of ``source`` in file order.
+        questions: the number of questions kept per passage, spread evenly (None: all).
+        skip: the number of streams to leave out at the beginning, with their passages.
 
     Raises:
-        DataError: too few passages, or an unknown kind of sequences.
+        DataError: there are too few passages, or the kind of sequences is unknown.
     """
     if sequences == "disjoint":
         passages = load_passages(source, count * length, seed, start=skip * length)
@@ -113,7 +115,13 @@ def _fewer(passage: Passage, count: int | None) -> Passage:
 
 
 def with_edits(streams: Sequence[Stream], writer: str) -> list[Stream]:
-    """The streams with one reference text each as self-edit (``external``, ``gold`` … of the made world)."""
+    """Return the streams with the reference texts by ``writer`` as self-edits.
+
+    The made world has writers such as ``external`` and ``gold``.
+
+    Raises:
+        DataError: a passage has no text by this writer.
+    """
     for p in (p for stream in streams for p in stream.passages):
         if writer not in p.references:
             has = ", ".join(p.references) or "none"
@@ -122,13 +130,18 @@ def with_edits(streams: Sequence[Stream], writer: str) -> list[Stream]:
 
 
 def with_prior(streams: Sequence[Stream], source: str, count: int, seed: int, skip: int = 0) -> list[Stream]:
-    """The streams with ``count`` questions each on what the model knew before any edit; no question is asked twice.
+    """Return the streams with ``count`` questions each on what the model knew before any edit.
 
-    Other questions in every stream: so streams are independent samples of questions too, and an interval over streams
-    holds for other questions.
+    No question is asked twice, so that streams are independent samples of questions too, and an interval over streams
+    covers other questions.
 
-    ``world:known``: facts of the pretraining population. Any passage source: one question each of passages shuffled by
-    ``seed``, without the first ``skip`` (on which a policy may have practised) and without passages of a stream.
+    Args:
+        source: ``world:known``: facts of the pretraining population. Any passage source: one question from each of its
+            passages, shuffled by ``seed``, without passages of a stream.
+        skip: the number of passages to leave out first, because a policy may have practised on them.
+
+    Raises:
+        DataError: there are too few questions.
     """
     wanted = count * len(streams)
     if source == "world:known":

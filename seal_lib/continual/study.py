@@ -1,8 +1,8 @@
-"""Runs arms over streams: all streams of an arm side by side, the dense matrix after every edit, resume per edit.
+"""Runs arms over streams: all streams of an arm side by side, the full matrix after every edit, resumable per edit.
 
-A unit of work is (edit k, stream). Its row says which questions were answered right; metrics are made from rows only
-(`tables`). The run folder keeps the weights after the last two edits until the arm is done, so a killed run continues
-at the last finished edit. A stream whose edit diverges ends there: later rows say so and hold no answers.
+A unit of work is (edit k, stream). Its row records which questions were answered right; `tables` computes all metrics
+from rows. The run folder keeps the weights after the last two edits until the arm is done, so a killed run continues
+after the last finished edit. A stream whose edit diverges ends there: its later rows say so and hold no answers.
 """
 
 import math
@@ -31,7 +31,7 @@ from seal_lib.training.jobs import Result
 if TYPE_CHECKING:
     from seal_lib.runs.work import Recorder
 
-#: graders that say right or wrong: a row holds a digit an answer
+#: graders with a verdict of right or wrong, since a row holds one digit per answer
 VERDICTS = ("exact", "contains")
 
 
@@ -48,18 +48,28 @@ def run_arm(
     run: "Recorder", arm: Arm, lab: Lab, streams: Sequence[Stream], *, slots: int = 16,
     writing: Sampling | None = None, group: str = "", full_rows: Sequence[int] | None = None,
 ) -> list[dict]:  # fmt: skip
-    """Rows of one arm in the order (edit, stream), recorded as phase ``<group><arm>``.
+    """Run one arm and return its rows in the order (edit, stream), recorded as phase ``<group><arm>``.
 
-    Row: ``stream``, ``k``, ``protocol`` (what the arm did, as `InnerLoop.label` says it), ``outcome`` (ok,
-    diverged or empty_edit, the latter two with a ``reason``), ``right`` and ``blank`` (one text of 0 and 1 per passage,
-    a digit a question; None where not asked), ``prior`` and ``prior_blank`` (likewise), ``steps``, ``tokens``,
-    ``loss``, ``norm`` (of the update), ``drift`` (KL(theta_0 || theta_k) per token on texts the base wrote), ``stored``
-    (bytes kept beside the base's weights).
+    A row holds ``stream``, ``k``, ``protocol`` (`InnerLoop.label` of the rule's lab), ``outcome`` (ok, diverged or
+    empty_edit) and, where they were measured:
+
+    * ``reason``: why the edit diverged or was empty, in the row of that edit;
+    * ``right``, ``blank``: one text of 0 and 1 per passage, one digit per question; None where not asked;
+    * ``prior``, ``prior_blank``: the same for the questions on prior knowledge, as one text;
+    * ``steps``, ``tokens``, ``loss``: of the training of this edit;
+    * ``norm``: of the whole update;
+    * ``drift``: KL(theta_0 || theta_k) per token on texts that the base generated;
+    * ``stored``: the bytes kept beside the base's weights.
 
     Args:
-        writing: how a live arm's model writes its self-edits (tokens, temperature, top_p).
-        slots: streams trained side by side; the largest divisor of their number that is not above it is used. 0: all.
-        full_rows: edits after which everything is asked; after the others only the passage just edited. None: all.
+        slots: the number of streams trained side by side, lowered to the next divisor of their total number; 0: all.
+        writing: the sampling with which a live arm's model writes its self-edits.
+        group: a prefix of the phase, to tell studies in one run apart.
+        full_rows: the edits after which every question is asked; after the others, only those on the passage just
+            edited. None: all.
+
+    Raises:
+        DataError: the streams differ in length, a live arm lacks ``writing``, or streams lack self-edits.
     """
     lengths = {len(stream) for stream in streams}
     if len(lengths) != 1:
@@ -76,7 +86,7 @@ def run_arm(
         work.clear()
     rows = run.map(f"{group}{arm.name}", units, work, chunk=chunk)
     work.clear()
-    protocol = work.lab.inner.label  # the rule's: the authors' way is another than the study's
+    protocol = work.lab.inner.label  # of the rule's lab, since the authors' rule has another protocol than the study
     return [
         {"stream": unit.stream.id, "k": unit.k, "protocol": protocol, **row}
         for unit, row in zip(units, rows, strict=True)
@@ -86,13 +96,14 @@ def run_arm(
 def frozen_edits(
     run: "Recorder", lab: Lab, streams: Sequence[Stream], writer: str, writing: Sampling, phase: str = "write"
 ) -> list[Stream]:
-    """The streams with one self-edit per passage, written once before any edit: the controlled comparison.
+    """Return the streams with one self-edit per passage, all written before the first edit: the controlled comparison.
 
-    ``reference:<name>``: notes that come with the passage. ``policy``: sampled from the unedited model, with the seeds
-    a live arm uses.
+    Args:
+        writer: ``reference:<name>``: texts that come with the passage. ``policy``: texts sampled from the unedited
+            model, with the seeds that a live arm uses.
 
     Raises:
-        DataError: names a passage that is too long for the study.
+        DataError: a passage is too long for the study (the message names it), or the writer is unknown.
     """
     check_lengths(lab, streams, writing)
     kind, _, name = writer.partition(":")
@@ -116,11 +127,12 @@ def frozen_edits(
 
 
 def check_lengths(lab: Lab, streams: Sequence[Stream], writing: Sampling) -> None:
-    """Refuse a passage that the model could not read, or not be trained on whole: a stream without one of its edits
-    has no matrix, so this is known before anything runs.
+    """Raise DataError if a passage is too long for the model to read, or to be trained on whole.
+
+    A stream without one of its edits has no matrix, so this is checked before anything runs.
 
     Raises:
-        DataError: names the passage, its length and the bound, in tokens.
+        DataError: names the passage, its length and the limit, in tokens.
     """
     domain, room = lab.domain, lab.generator.positions
     for passage in {p.id: p for stream in streams for p in stream.passages}.values():
@@ -142,10 +154,10 @@ def check_lengths(lab: Lab, streams: Sequence[Stream], writing: Sampling) -> Non
 def run_arms(
     run: "Recorder", arms: Sequence[Arm], lab: Lab, streams: Sequence[Stream], *, writing: Sampling, **options: object
 ) -> dict[str, list[dict]]:
-    """Rows by arm (`run_arm`): all on the same streams, each with its notes.
+    """Run several arms (`run_arm`) on the same streams, each with its own self-edits; return the rows by arm.
 
-    The streams' own notes; for ``…_own`` what the unedited model writes once (phase ``write_own``); for ``…_live`` what
-    the edited model writes.
+    The self-edits are those of the streams; for ``…_own`` arms, what the unedited model writes once (phase
+    ``write_own``); for ``…_live`` arms, what the edited model writes.
     """
     own = [arm.name for arm in arms if arm.name.endswith("_own")]
     mine = frozen_edits(run, lab, streams, "policy", writing, phase="write_own") if own else []
@@ -156,7 +168,7 @@ def run_arms(
 
 
 class _Work:
-    """What ``run.map`` calls with the units of one edit of some streams."""
+    """The work function of ``run.map``: called with the units of one edit of some streams."""
 
     def __init__(self, run: "Recorder", arm: Arm, lab: Lab, writing: Sampling | None, group: str,
                  full_rows: Sequence[int] | None):  # fmt: skip
@@ -166,13 +178,13 @@ class _Work:
         self.grader = self.lab.inner.grader
         if self.grader not in VERDICTS:
             raise DataError(f"grader: {self.grader!r} is no verdict on an answer; use one of {', '.join(VERDICTS)}.")
-        self.trains = getattr(self.rule, "trains", True)
-        folder = getattr(run, "folder", None)  # a Scratch run keeps nothing
+        self.trains = self.rule.trains
+        folder = getattr(run, "folder", None)  # a Scratch run has no folder and keeps nothing
         self.folder = Path(folder) / "states" / f"{group}{arm.name}" if folder else None
         self.memory: dict[tuple[str, int], tuple[State, tuple[str | None, ...]]] = {}
 
     def spoiled(self) -> bool:
-        """Whether weights that a killed run kept are not what it wrote; the arm is then made again."""
+        """Return whether weights that a killed run kept are damaged, in which case the arm must be run again."""
         for file in sorted(self.folder.rglob("*.safetensors")) if self.folder else ():
             try:
                 ops.load(file)
@@ -182,14 +194,15 @@ class _Work:
         return False
 
     def clear(self) -> None:
-        """The arm is done: its weights are not needed any more."""
+        """Delete the arm's weights, which are not needed once it is done."""
         self.memory.clear()
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def __call__(self, units: Sequence[EditUnit]) -> list[dict]:
         k = units[0].k
-        if self.rule.retrains and k and self.full_rows is not None and k not in self.full_rows:
+        skips = self.rule.retrains and not self.arm.live  # a live self-edit is written by the model of the edit before
+        if skips and k and self.full_rows is not None and k not in self.full_rows:
             for unit in units:
                 self._remember(unit.stream, State(), k)
             nothing = [{"right": [None] * len(unit.stream)} for unit in units]
@@ -216,7 +229,7 @@ class _Work:
     def _train(
         self, streams: list[Stream], states: list[State | None], alive: Sequence[int], k: int
     ) -> tuple[list[State | None], list[dict]]:
-        """States after edit k (0-based), None where it diverged, and what the rows say about the training.
+        """Return the states after edit k (0-based), None where it diverged, and training facts for the rows.
 
         A stream with nothing to train on keeps its weights.
         """
@@ -245,7 +258,7 @@ class _Work:
         return [new.get(i) for i in range(len(streams))], about
 
     def _empty(self, stream: Stream, k: int) -> dict[str, str]:
-        """What the row of edit k (0-based) says where the self-edit is empty; nothing otherwise."""
+        """Return the outcome and reason for the row of edit k (0-based) if its self-edit is empty, else {}."""
         documents = self.lab.domain.documents(stream.passages[k], stream.edits[k])
         if documents and stream.edits[k].strip():
             return {}
@@ -253,9 +266,10 @@ class _Work:
         return {"outcome": "empty_edit", "reason": reason}
 
     def _results(self, jobs: Sequence[EditJob]) -> tuple[list[Result], float]:
-        """Trained jobs, and the CPU seconds that another arm already spent on them.
+        """Train jobs; return the results, and the CPU seconds that another arm has already spent on them.
 
-        Independent edits are the same jobs in several arms; while the models are small they are trained once.
+        Independent edits are the same jobs in several arms; while the model is small, their results are cached and
+        reused.
         """
         keys = [_fingerprint(job, self.lab.inner.targets) for job in jobs] if self.rule.shared else []
         if self.rule.shared and all(key in self.lab.cache for key in keys):
@@ -270,7 +284,7 @@ class _Work:
         return results, 0.0
 
     def _write(self, streams: list[Stream], states: list[State | None], alive: Sequence[int], k: int) -> list[str]:
-        """Self-edits for passage k, each by its stream's own current model."""
+        """Return the self-edits for passage k, each written by its stream's own current model."""
         requests = [
             Request(
                 self.lab.domain.prompt(streams[i].passages[k], self.lab.tokenizer),
@@ -318,7 +332,7 @@ class _Work:
         ]  # fmt: skip
 
     def _drift(self, state: State) -> float:
-        """KL(theta_0 || theta_k) per token on a quarter of the texts that the base wrote by itself."""
+        """Return KL(theta_0 || theta_k) per token on a quarter of the anchor texts, which the base generated."""
         import torch
 
         if state.history is None:
@@ -372,13 +386,16 @@ class _Work:
 
 
 def _fingerprint(job: EditJob, targets: object) -> tuple:
-    """What decides the result of a job without history or extra terms."""
+    """Return everything that determines the result of a job without history or extra terms."""
     settings = (job.lr, job.epochs, job.rank, job.alpha, job.batch, job.seed, job.schedule, job.clip)
     return (job.id, str(targets), settings, tuple((tuple(e.ids), e.denominator) for e in job.examples))
 
 
 def train_seconds(run: "Recorder", phase: str) -> float:
-    """CPU seconds of training per edit and stream of a phase, over all sessions; NaN if the run keeps no costs."""
+    """Return the CPU seconds of training per edit and stream of a phase, over all restarts of the run.
+
+    NaN if the run keeps no costs.
+    """
     folder = getattr(run, "folder", None)
     lines = journal.read(Path(folder) / "costs.jsonl") if folder else []
     counts = [line.get("counts") or {} for line in lines if line.get("phase") == phase]

@@ -1,4 +1,4 @@
-"""Rows of a study → accuracy matrices → lines of ``results.csv``. Knows the rows of ``study`` and the metrics."""
+"""Turns rows of `study` into accuracy matrices and those into rows of ``results.csv``."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EXPERIMENT = "continual/mitigations"
-MATRIX = "continual/matrix"  # of the paper's experiment
-MAPS_EXPERIMENT = "continual/maps"  # of every arm
-#: what becomes of a question about an edited passage; the order is the figure's
+MATRIX = "continual/matrix"  # the matrices of the paper's experiment
+MAPS_EXPERIMENT = "continual/maps"  # the matrices of every arm
+#: what can become of a question about an edited passage, in the order of the figure
 FATES = ("kept_base", "kept_injected", "lost_base", "lost_injected", "never", "blank")
-#: paper_values.yaml names the same metrics by words
+#: our metric -> its name in paper_values.yaml
 PAPER_NAMES = {
     "LA": "learning_accuracy", "BWT": "backward_transfer", "AIA": "average_incremental_accuracy",
     "net_gain": "net_knowledge_gain",
 }  # fmt: skip
 
-#: the comparisons of the study, one family for Holm: those of the study plan (3.3), registered before its test streams
-#: were run (a lower learning rate is a setting of plain editing now, and is no contrast), and those of the model's own
-#: notes, registered when these became arms
+#: The comparisons of the study, one family for Holm's correction. Those of the study plan (3.3) were registered before
+#: the test streams were run; one of them, a lower learning rate, is now a setting of plain editing and left out. Those
+#: on the model's own self-edits were registered when these became arms.
 CONTRASTS = (
     ("replay", "sequential"), ("generative_replay", "sequential"), ("kl_replay", "sequential"),
     ("null_space", "sequential"), ("null_space_replay", "sequential"), ("isolation", "sequential"),
@@ -38,7 +38,7 @@ CONTRASTS = (
     ("sequential_live", "frozen"), ("sequential_authors_live", "frozen"),
 )  # fmt: skip
 
-#: rule -> what cannot vary between streams, whatever the model does (see `intervals.summary`)
+#: rule -> the metrics that cannot vary between streams, whatever the model does (see `intervals.summary`)
 CONSTANT = {
     "frozen": ("LA_gain", "net_gain", "BWT", "FWT", "loss_per_edit", "age", "F", "recovery_isolated", "recovery_joint",
                "prior_kept", "prior_learned", "drift", "norm", "stored_bytes", "tokens_per_edit", "diverged",
@@ -56,12 +56,15 @@ Rows = Sequence[Mapping[str, object]]
 
 
 def ids(rows: Rows) -> list[str]:
-    """Stream ids in order."""
+    """Return the stream ids in order."""
     return list(dict.fromkeys(row["stream"] for row in rows))
 
 
 def stack(rows: Rows, key: str = "right") -> np.ndarray:
-    """[S, K+1, K]: share of a passage's questions that were right (or blank); NaN where not asked or diverged."""
+    """Return [S, K+1, K]: the share of a passage's questions with digit 1 under ``key`` (``right`` or ``blank``).
+
+    NaN where the questions were not asked or the stream diverged.
+    """
     order = {name: n for n, name in enumerate(ids(rows))}
     K = max(row["k"] for row in rows)
     out = np.full((len(order), K + 1, K), np.nan)
@@ -73,7 +76,7 @@ def stack(rows: Rows, key: str = "right") -> np.ndarray:
 
 
 def prior(rows: Rows) -> np.ndarray:
-    """[S, K+1]: share of the prior-knowledge questions that were right; NaN where not asked."""
+    """Return [S, K+1]: the share of the prior-knowledge questions answered right; NaN where not asked."""
     order = {name: n for n, name in enumerate(ids(rows))}
     out = np.full((len(order), max(row["k"] for row in rows) + 1), np.nan)
     for row in rows:
@@ -83,18 +86,18 @@ def prior(rows: Rows) -> np.ndarray:
 
 
 def answers(rows: Rows, k: int, key: str = "prior") -> list[list[float]]:
-    """[S][Q] 1 or 0 per prior question after k edits; NaN for a stream without answers."""
+    """Return [S][Q]: 1 or 0 per prior question after k edits; NaN for a stream without answers."""
     Q = max((len(row.get(key) or "") for row in rows), default=0)
     found = {row["stream"]: row.get(key) for row in rows if row["k"] == k}
     return [[float(c) for c in found[s]] if found.get(s) else [math.nan] * Q for s in ids(rows)]
 
 
 def arm_measures(rows: Rows, isolated: object = None, joint: object = None, rule: str = "") -> dict[str, Measure]:
-    """Every metric of one arm by name (study plan): the matrix's, the prior knowledge's, blanks, compute and storage.
+    """Return every metric of one arm by name: of the matrix, of prior knowledge, blanks, compute and storage.
 
     Args:
-        isolated, joint: reference accuracies [S, K], each passage edited alone and all trained jointly.
-        rule: of the arm; what cannot vary under it (`CONSTANT`) is marked so.
+        isolated, joint: reference accuracies [S, K], with each passage edited alone and with all trained jointly.
+        rule: the arm's rule; metrics that cannot vary under it (`CONSTANT`) are marked so.
     """
     constant, R = CONSTANT.get(rule, ()), stack(rows)
     found = intervals.summary(R, isolated=isolated, joint=joint, constant=constant)
@@ -117,8 +120,11 @@ def arm_measures(rows: Rows, isolated: object = None, joint: object = None, rule
 
 
 def failures(rows: Rows, rule: str = "") -> dict[str, Measure]:
-    """``diverged``: the share of streams that ended before their last edit; ``empty_edits``: of the edits that a stream
-    made, the share whose self-edit was empty (it stays in the stream, which learns the passage alone or nothing)."""
+    """Return ``diverged`` and ``empty_edits``, two shares.
+
+    ``diverged`` is the share of streams that ended before their last edit. ``empty_edits`` is the share of a stream's
+    edits whose self-edit was empty; such an edit stays in the stream, which learns the passage alone or nothing.
+    """
     constant, K = CONSTANT.get(rule, ()), max(row["k"] for row in rows)
     lost = [float(row["outcome"] == "diverged") for row in rows if row["k"] == K]
     made: dict[str, list[float]] = {s: [] for s in ids(rows)}
@@ -133,7 +139,7 @@ def failures(rows: Rows, rule: str = "") -> dict[str, Measure]:
 
 
 def mean(values: Sequence[float | None], bounds: tuple[float, float] = SHARE, constant: bool = False) -> Measure:
-    """Mean over the streams that have the number; the others (None or NaN: diverged) are dropped and counted."""
+    """Return the mean over the streams that have the number; the others (None or NaN: diverged) count as dropped."""
     numbers = [math.nan if v is None else float(v) for v in values]
     constant = constant and len({x for x in numbers if not math.isnan(x)}) == 1  # rounding may flip an answer
     estimate = stats.mean_over_units(numbers, bounds, intervals.UNIT, constant=constant)
@@ -142,7 +148,7 @@ def mean(values: Sequence[float | None], bounds: tuple[float, float] = SHARE, co
 
 
 def _fixed(measure: Measure) -> Measure:
-    """A share that cannot vary, marked so; if rounding flipped an answer it stays as it is."""
+    """Return a share that cannot vary, marked "by construction"; unchanged if rounding flipped an answer."""
     e = measure.estimate
     if e.value not in (0.0, 1.0):
         return measure
@@ -150,15 +156,15 @@ def _fixed(measure: Measure) -> Measure:
 
 
 def references(by_arm: Mapping[str, Rows]) -> dict[str, np.ndarray]:
-    """[S, K] of the arms that serve as references, if they ran: isolated edits, and joint training after all edits.
+    """Return [S, K] of the reference arms that ran: isolated edits, and joint training after all edits.
 
-    A stream in which a reference diverged has NaN there and is dropped from what is measured against it.
+    A stream in which a reference diverged is NaN there and is dropped from everything measured against that reference.
     """
     arms = {"isolated": "isolation_oracle", "joint": "joint"}
     return {name: stack(by_arm[arm])[:, -1] for name, arm in arms.items() if arm in by_arm}
 
 
-#: metrics that no graded answer enters
+#: metrics that do not depend on grades
 UNJUDGED = ("drift", "norm", "stored_bytes", "tokens_per_edit", "seconds_per_edit", "diverged", "empty_edits",
             "blank_rate", "tuning_settings", "tuning_trainings")  # fmt: skip
 
@@ -167,11 +173,13 @@ def result_rows(
     by_arm: Mapping[str, Rows], *, model: str, grader: str, experiment: str = EXPERIMENT,
     seconds: Mapping[str, float] | None = None, price: Mapping[str, tuple[int, int]] | None = None,
 ) -> list[dict]:  # fmt: skip
-    """Lines of results.csv for all arms, with the paper's names beside ours where it has the value.
+    """Return the rows of results.csv of all arms; metrics that the paper has too also appear under its names.
 
-    An arm with notes of its own has no share of joint's or isolated's gain: those trained on other notes.
+    An arm with self-edits of its own has no share of the gain of joint or isolated training, since these trained on
+    other self-edits.
 
     Args:
+        seconds: arm -> CPU seconds of training per edit.
         price: rule -> (settings tried, trainings) of its tuning (`tuning_price`).
     """
     rows, refs = [], references(by_arm)
@@ -192,7 +200,10 @@ def result_rows(
 
 
 def matrix_rows(by_arm: Mapping[str, Rows], *, model: str, grader: str, experiment: str = MATRIX) -> list[dict]:
-    """The mean matrix of each arm as one line a cell, named as the paper's: accuracy_after_<edits>:passage_<n>."""
+    """Return the mean matrix of each arm, one row per cell, under the paper's names.
+
+    A cell is named accuracy_after_<edits>:passage_<n>.
+    """
     rows = []
     for arm, given in by_arm.items():
         R = stack(given)
@@ -207,9 +218,9 @@ def comparisons(
     by_arm: Mapping[str, Rows], pairs: Sequence[tuple[str, str]] = CONTRASTS, *, model: str, grader: str,
     experiment: str = EXPERIMENT,
 ) -> tuple[list[dict], list[intervals.Comparison]]:  # fmt: skip
-    """Paired differences of AA_K over streams, one family for Holm: results.csv lines and the comparisons.
+    """Return the paired differences of AA_K over streams, as rows of results.csv and as comparisons; one Holm family.
 
-    A pair of which an arm did not run, or no stream of it survived, is left out.
+    A pair is left out if one of its arms did not run or no stream of it survived.
     """
     values = {
         arm: dict(zip(ids(rows), metrics.average_accuracy(stack(rows)), strict=True)) for arm, rows in by_arm.items()
@@ -224,20 +235,22 @@ def comparisons(
 
 
 def _protocol(*arms: Rows) -> str:
-    """What the rows of one arm, or of the two sides of a difference, say of their protocol.
+    """Return the protocol of one arm, or of the two sides of a difference.
 
-    A side that trains nothing follows none; two that train by different ones are both named.
+    A side that trains nothing has no protocol; if two sides train by different protocols, both are named.
     """
     trained = [rows for rows in arms if any(row.get("steps") for row in rows)] or arms
     return " − ".join(dict.fromkeys(str(rows[0]["protocol"]) for rows in trained))
 
 
 def fates(rows: Rows, rule: str = "") -> dict[str, Estimate]:
-    """``<fate>:age_<t>``: where the accuracy on an edited passage goes after t later edits, as shares of its questions.
+    """Return ``<fate>:age_<t>``: what became of the questions on an edited passage after t later edits, as shares.
 
-    kept_base / lost_base: right before any edit, and right / wrong now. kept_injected: wrong before, right now.
-    lost_injected: wrong before, right after the own edit, wrong now. never: wrong before, after the own edit and now.
-    blank: no answer now (taken out of the wrong ones).
+    * kept_base, lost_base: right before any edit, and right or wrong now.
+    * kept_injected: wrong before, right now.
+    * lost_injected: wrong before, right after the passage's own edit, wrong now.
+    * never: wrong before, after the own edit and now.
+    * blank: no answer now; taken out of the wrong ones.
     """
     seen = {(row["stream"], row["k"]): row for row in rows}
     K = max(row["k"] for row in rows)
@@ -258,7 +271,7 @@ def fates(rows: Rows, rule: str = "") -> dict[str, Estimate]:
             total = sum(count.values())
             for fate in FATES:
                 shares.setdefault((fate, t), []).append(count[fate] / total)
-    never = {("lost_injected", 0)}  # right after the own edit is now
+    never = {("lost_injected", 0)}  # at age 0 the answer after the own edit is the answer now
     if rule == "frozen":
         never |= {(fate, t) for fate in ("kept_injected", "lost_base", "lost_injected") for t in range(K)}
     return {f"{f}:age_{t}": mean(v, SHARE, (f, t) in never).estimate for (f, t), v in shares.items()}
@@ -277,7 +290,7 @@ def _share(digits: str) -> float:
 
 
 def targets(by_arm: Mapping[str, Rows]) -> list[dict]:
-    """The study's targets beside the measured values; a target whose arms did not run, or diverged, is not met."""
+    """Return the study's targets beside the measured values; a target whose arms did not run or diverged is not met."""
     refs, found = references(by_arm), {}
     for arm, given in by_arm.items():
         measures = arm_measures(given, **(refs if plain(arm) == arm else {}), rule=plain(arm))
@@ -314,7 +327,10 @@ def targets(by_arm: Mapping[str, Rows]) -> list[dict]:
 
 
 def committed_sweep() -> "pd.DataFrame | None":
-    """The committed tuning table (rule, knobs, AA, LA, BWT, prior, trainings, chosen), or None before there is one."""
+    """Return the committed tuning table, or None if there is none.
+
+    Its columns include rule, knobs, AA, LA, BWT, prior, trainings and chosen.
+    """
     from pathlib import Path
 
     import pandas as pd
@@ -324,7 +340,7 @@ def committed_sweep() -> "pd.DataFrame | None":
 
 
 def tuning_price(lines: Sequence[Mapping[str, object]]) -> dict[str, tuple[int, int]]:
-    """rule -> how many settings were tried to choose its knobs, and how many trainings of one edit that took."""
+    """Return rule -> (number of settings tried to choose its knobs, number of single-edit trainings this took)."""
     found: dict[str, tuple[int, int]] = {}
     for line in lines:
         settings, trainings = found.get(line["rule"], (0, 0))
@@ -333,9 +349,12 @@ def tuning_price(lines: Sequence[Mapping[str, object]]) -> dict[str, tuple[int, 
 
 
 def length_rows(by_arm: Mapping[str, Rows], lengths: Sequence[int], *, model: str, grader: str) -> list[dict]:
-    """Lines of experiment ``continual/stream_length``: AA_<K>, prior_<K>, LA of the edits since the last K, the shares
-    of streams that diverged and of self-edits that were empty, and the paired ``change_<K>_to_<K>`` between the first
-    and the last length, whose p-values are one family over the arms."""
+    """Return the rows of experiment ``continual/stream_length``.
+
+    They hold AA_<K>, prior_<K>, LA of the edits since the previous length, the shares of streams that diverged and of
+    self-edits that were empty, and the paired ``change_<first>_to_<last>`` between the first and the last length, whose
+    p-values are one family over the arms.
+    """
     rows, where = [], "continual/stream_length"
     labels = {arm: {"protocol": _protocol(given), "model": model, "grader": grader} for arm, given in by_arm.items()}
     for arm, given in by_arm.items():
@@ -351,7 +370,7 @@ def length_rows(by_arm: Mapping[str, Rows], lengths: Sequence[int], *, model: st
 
 
 def _changes(by_arm: Mapping[str, Rows], first: int, last: int, where: str, labels: Mapping[str, dict]) -> list[dict]:
-    """AA after the last length minus AA after the first, over the same streams of each arm."""
+    """Return AA after the last length minus AA after the first, over the same streams of each arm."""
     values = {}
     for arm, given in by_arm.items():
         for K in (first, last):

@@ -1,9 +1,9 @@
 """Trains the next edit of many streams side by side, each on its own history, through the adapter bank.
 
-The bank holds a stream's past beside the new adapter: as frozen ranks or, where memory allows, summed once per edit in
-float32 into dense weights of that slot (a third of the arithmetic). Nothing is merged on disk or in the model. What an
-update rule may add to plain training is data on the job: soft targets, a projection of A, a quadratic penalty on dW, an
-orthogonality penalty, frozen layers or a frozen A. Knows no rule by name.
+The bank holds the history of a stream beside the new adapter: as frozen ranks or, where memory allows, summed into
+dense float32 weights of that slot once per edit, which takes a third of the arithmetic. Nothing is merged on disk or in
+the model. What an update rule adds to plain training is data on the job: soft targets, a projection of A, a quadratic
+penalty on dW, an orthogonality penalty, frozen layers or a frozen A. The trainer is independent of the rules.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Anchor(Example):
-    """A sequence whose targets are a teacher's distributions instead of its tokens: KL(teacher || model) per position.
+    """A sequence with a teacher's distributions as targets instead of its tokens: KL(teacher || model) per position.
 
     ``teacher``: log-probabilities [T-1, vocabulary] of the next token after each token but the last.
     """
@@ -38,16 +38,16 @@ class Anchor(Example):
 
 @dataclass(frozen=True)
 class EditJob(Job):
-    """A job on top of a frozen ``history``, with what the update rule asks for.
+    """A job on top of a frozen ``history``, with the terms that an update rule adds.
 
     Attributes:
-        protect: linear -> orthonormal U [in, u]; A is kept in the complement, A <- A (I - U U^T), after every step.
+        protect: linear -> orthonormal U [in, u]; A stays in the complement: A <- A (I - U U^T) after every step.
         penalty: linear -> weights F, broadcastable to [out, in]; adds strength/2 * sum F * dW^2 to the loss.
         strength: the weight of the penalty.
-        from_base: the penalised dW counts from the base (history included) instead of from theta_{k-1}.
-        orthogonal: lambda of sum |A A_hist^T| (O-LoRA); the history's A are the earlier edits' A.
+        from_base: True: the penalised dW counts from the base (history included) instead of from theta_{k-1}.
+        orthogonal: lambda of sum |A A_hist^T| (O-LoRA), where A_hist holds the A of all earlier edits.
         frozen_layers: linears whose adapter stays zero.
-        frozen_a: A stays at ``init``.
+        frozen_a: True: A stays at ``init``.
     """
 
     history: Adapter | None = None
@@ -61,7 +61,7 @@ class EditJob(Job):
 
 
 class _Own(torch.autograd.Function):
-    """y_i = x V_i^T + bias_i + gain (x A_i^T) B_i^T with a dense V of its own per slot (base plus history)."""
+    """y_i = x V_i^T + bias_i + gain (x A_i^T) B_i^T, where every slot has a dense V of its own (base plus history)."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, x: Tensor, group: "HistoryGroup") -> tuple[Tensor | None, ...]:
@@ -97,7 +97,7 @@ class _Own(torch.autograd.Function):
 
 
 class HistoryGroup(LinearGroup):
-    """Linears that read one tensor, each slot on dense weights of its own; ``dense[i]`` is [K, in, out]."""
+    """Linears that read one tensor, where each slot has its own dense weights; ``dense[i]`` is [K, in, out]."""
 
     dense: list[Tensor] | None = None
 
@@ -117,15 +117,16 @@ class HistoryGroup(LinearGroup):
         return forward
 
 
-DENSE_BYTES = 2e9  # of all slots' own weights; above it the history stays a low-rank product
+DENSE_BYTES = 2e9  # limit on the dense weights of all slots; above it the history stays a low-rank product
 
 
 class StreamBank(AdapterBank):
     """The adapter bank with a frozen history per slot; all jobs of one run have the same rank.
 
     Args:
-        history: "ranks", "dense" or "auto" (dense where it takes less than ``DENSE_BYTES``). A model narrower than
-            float32 always keeps ranks.
+        history: "ranks", "dense", or "auto" (dense where it takes less than ``DENSE_BYTES``). Two cases always keep
+            ranks: a model in a type narrower than float32, where the sum would round small edits away, and jobs with
+            ``orthogonal`` or ``from_base``, which read the ranks.
     """
 
     can_train_alone = False
@@ -146,7 +147,11 @@ class StreamBank(AdapterBank):
         super()._borrow(checkpointing)
 
     def run(self, jobs: Sequence[EditJob], on_step: Callable[[int, Sequence[str]], None] | None = None) -> list[Result]:
-        """Train all edits; results in job order, each adapter being the new edit alone."""
+        """Train all edits; return the results in job order, where each adapter is the new edit alone.
+
+        Raises:
+            ParameterError: the jobs differ in rank.
+        """
         if not jobs:
             return []
         ranks = {job.rank for job in jobs}
@@ -201,7 +206,7 @@ class StreamBank(AdapterBank):
                 a -= (a @ u) @ u.mT
 
     def _weights(self, name: str, history: Adapter | None) -> Tensor:
-        """Base plus history of one linear, [in, out]."""
+        """Return base plus history of one linear as [in, out]."""
         weight = self.linears[name].weight.to(self.dtype)
         if history is not None and name in history.weights:
             weight = weight + history.delta(name).to(weight)
@@ -262,7 +267,7 @@ class StreamBank(AdapterBank):
                 grad_a.zero_()
 
     def _penalise(self, live: list[Slot], name: str, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor) -> None:
-        """Add the gradient of strength/2 * sum F dW^2; a [K, R, in], b [K, R, out]."""
+        """Add the gradient of strength/2 * sum F dW^2; a and grad_a are [K, R, in], b and grad_b are [K, R, out]."""
         r, scale = self._new, live[0].job.alpha / live[0].job.rank
         ranks = slice(None) if live[0].job.from_base else slice(0, r)
         pull = torch.bmm(b[:, ranks].mT, a[:, ranks]).mul_(scale * scale * live[0].job.strength)  # [K, out, in]
@@ -277,14 +282,17 @@ class StreamBank(AdapterBank):
             return
         for group in self.groups:
             K, members, R = len(live), len(group.linears), group.rank
-            u = self._stack_of(live, "protect", group.names[0])  # siblings read the same input: one basis
+            u = self._stack_of(live, "protect", group.names[0])  # siblings read the same input and share a basis
             if u is not None:
                 a = group.a.view(K, members, R, -1)[:, :, : self._new]
                 flat = a.reshape(K, members * self._new, -1)
                 a -= torch.bmm(torch.bmm(flat, u), u.mT).view_as(a)
 
     def _stack_of(self, live: list[Slot], what: str, name: str) -> Tensor | None:
-        """The jobs' tensors for one linear as one [K, ...], narrower bases padded with zero columns."""
+        """Return the jobs' tensors for one linear stacked as [K, ...], or None if a job has none.
+
+        Narrower bases are padded with zero columns.
+        """
         key = (what, name, tuple(slot.number for slot in live))
         if key not in self._stacked:
             parts = [getattr(slot.job, what).get(name) for slot in live]
@@ -299,7 +307,7 @@ class StreamBank(AdapterBank):
 
 
 def _soft_rows(examples: Sequence[Example]) -> tuple[Tensor, Tensor] | None:
-    """Rows of the minibatch's predictions that have a teacher, and its log-probabilities there."""
+    """Return which rows of the minibatch's predictions have a teacher, and its log-probabilities there, or None."""
     rows, teachers, start = [], [], 0
     for example in examples:
         weights = [1.0] * len(example.ids) if example.weights is None else list(example.weights)

@@ -1,10 +1,11 @@
-"""Knobs of the update rules: climbed on development streams, chosen by AA_K, and read by the study.
+"""Tuning of the update rules' knobs: searched on development streams by AA_K, then read by the study.
 
-Every trained rule may take the same learning rates (`rules.base.RATES`) beside its own knobs. From its defaults a rule
-climbs knob by knob along the knob's ladder, as long as the next value is better; it stops where no neighbour is. So the
-choice lies inside what was tried, unless a ladder ends (`edge`) or `MOST` settings are used up. The price is written
-down with every setting. Development streams share no passage and no person with the test streams. What was chosen for
-the made world is committed as ``tuned.yaml``, what was tried as ``sweep.jsonl``.
+Every trained rule may take the same learning rates (`rules.base.RATES`) beside its own knobs. The search starts from
+the rule's defaults and moves one knob at a time along its ladder as long as the next value is better; it stops where no
+neighbour is better. The choice therefore lies inside the range that was tried, unless a ladder ends there (`edge`) or
+`MOST` settings are used up. The cost is recorded with every setting. Development streams share no passage and no person
+with the test streams. For the made world, the chosen knobs are committed as ``tuned.yaml`` and all settings as
+``sweep.jsonl``.
 """
 
 import json
@@ -27,7 +28,7 @@ from seal_lib.runs import yaml_files
 if TYPE_CHECKING:
     from seal_lib.runs.work import Recorder
 
-#: settings of one rule that are tried at most
+#: the maximum number of settings tried per rule
 MOST = 12
 
 Knobs = dict[str, float]
@@ -37,15 +38,17 @@ def climb(
     defaults: Mapping[str, float], ladders: Mapping[str, Sequence[float]], score: Callable[[Knobs], float],
     most: int = MOST,
 ) -> tuple[Knobs, str]:  # fmt: skip
-    """The knobs from which no single step on a ladder leads higher, and what cut the search short.
+    """Return the knobs that no single step on a ladder improves, and what cut the search short.
 
     Args:
-        defaults: where it begins; a knob with a ladder starts on one of its values.
-        score: higher is better; NaN is worse than everything. Asked once per setting.
+        defaults: the starting point; a knob with a ladder starts at one of its values.
+        ladders: knob -> its values in order.
+        score: the number to maximise; NaN is worse than any number. It is called once per setting.
+        most: the maximum number of settings.
 
     Returns:
-        The best setting, and "" (every neighbour was tried and is not better), the knobs whose best value is an end of
-        their ladder ("energy, past"), or "unfinished" after ``most`` settings.
+        The best setting and a note: "" if every neighbour was tried and is not better, else the knobs whose best value
+        is an end of their ladder ("energy, past"), after "unfinished" if ``most`` settings were used up.
     """
     known: dict[tuple, float] = {}
     here = {knob: list(ladder).index(defaults[knob]) for knob, ladder in ladders.items()}
@@ -81,18 +84,21 @@ def climb(
 
 
 class _UsedUp(Exception):
-    """The settings of a rule are used up."""
+    """Raised when the maximum number of settings of a rule has been tried."""
 
 
 def sweep(
     run: "Recorder", rules: Sequence[str], lab: Lab, streams: Sequence[Stream], *, slots: int = 16,
     most: int = MOST,
 ) -> list[dict]:  # fmt: skip
-    """One line a setting in the order tried: rule, protocol, knobs (JSON), AA, LA, BWT, prior, blank, diverged,
-    trainings, and whether it is chosen; ``edge`` is what `climb` says of the chosen one.
+    """Tune rules and return one line per setting, in the order tried.
 
-    Only the cells that these need are measured. The means are over the streams that did not diverge, but a setting in
-    which one did is never chosen.
+    A line holds rule, protocol, knobs (JSON), AA, LA, BWT, prior, blank, diverged, trainings, and whether the setting
+    was chosen; ``edge`` is the note of `climb` for the chosen one. Only the cells that these numbers need are measured.
+    The means are over the streams that did not diverge, but a setting in which one diverged is never chosen.
+
+    Raises:
+        DataError: a rule is unknown.
     """
     lines = []
     for rule in rules:
@@ -116,7 +122,7 @@ def sweep(
 
 
 def measured(rows: tables.Rows) -> dict[str, float]:
-    """What a line of the sweep says of a setting's rows."""
+    """Return the numbers of a sweep line from the rows of a setting."""
     R, K = tables.stack(rows), max(row["k"] for row in rows)
     means = {
         "AA": metrics.average_accuracy(R), "LA": metrics.learning_accuracy(R), "BWT": metrics.backward_transfer(R),
@@ -129,7 +135,7 @@ def measured(rows: tables.Rows) -> dict[str, float]:
 
 
 def rows_of(lines: Sequence[Mapping[str, object]], streams: int, *, model: str, grader: str) -> list[dict]:
-    """Lines of experiment ``continual/tuning``: what each setting scored, and the price of each rule."""
+    """Return the rows of experiment ``continual/tuning``: each setting's scores, and the tuning cost of each rule."""
     rows = []
     for line in lines:
         arm = f"{line['rule']} {line['knobs']}"
@@ -145,11 +151,11 @@ def rows_of(lines: Sequence[Mapping[str, object]], streams: int, *, model: str, 
 
 
 def chosen(lines: Sequence[Mapping[str, object]]) -> dict[str, dict]:
-    """rule -> knobs of its chosen setting."""
+    """Return rule -> knobs of its chosen setting."""
     return {line["rule"]: json.loads(line["knobs"]) for line in lines if line["chosen"]}
 
 
 def as_yaml(knobs: Mapping[str, Mapping[str, object]]) -> str:
-    """The content of ``tuned.yaml``."""
+    """Return the content of ``tuned.yaml``."""
     head = "# Chosen by notebook 16_continual_tuning with SET=large, on development streams of the made world.\n"
     return head + yaml_files.text({rule: dict(value) for rule, value in knobs.items()})

@@ -1,8 +1,7 @@
 """A Python child process that answers JSON messages within a time limit and ends with its parent.
 
-For libraries that patch their process, hang, or keep memory: a child process can be killed. Both ends are here:
-`Child` in the parent, `serve` in the child. Nothing is pickled; large data goes through files. Knows
-nothing of models. POSIX only.
+It is meant for libraries that patch their process, hang, or keep memory, since a child process can be killed. `Child`
+is the end in the parent, `serve` the end in the child. Nothing is pickled; large data goes through files. POSIX only.
 """
 
 import json
@@ -23,17 +22,19 @@ from seal_lib.errors import DataError, SealError
 
 _HEAD = struct.Struct(">Q")
 _LOG = "log.txt"
-_TICK = 1.0  # s between two signs of life
+_TICK = 1.0  # s between two heartbeats
 
 
 class Refused(Exception):
-    """Raised by a child's handler for a wrong input; the child keeps running."""
+    """Raised by a handler in the child to reject an input; the child keeps running."""
 
 
 def scratch(prefix: str, room: int = 0) -> Path:
-    """A new folder in memory where the system has such a place with ``room`` bytes free, else the temporary folder.
+    """Create a scratch folder and return it.
 
-    What processes left there that were killed together with their child (by a batch system, say) is removed first.
+    It is in memory (``/dev/shm``) if more than twice ``room`` bytes are free there, else in the temporary folder.
+    Folders of the same prefix whose process no longer runs (killed together with its child by a batch system, for
+    example) are removed first.
     """
     memory, usual = Path("/dev/shm"), Path(tempfile.gettempdir())
     for left in (*memory.glob(f"{prefix}*"), *usual.glob(f"{prefix}*")):
@@ -49,20 +50,21 @@ def _runs(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is another user's
+    except PermissionError:  # the process belongs to another user
         return True
     return True
 
 
 class Child:
-    """A running child.
+    """A running child process.
 
     Args:
-        command: the program; the child's end of the line and our process id are added as its last two arguments.
-        name: what a person reads in errors.
-        folder: a scratch folder, which the child owns from now on: it goes when the child ends.
-        environment: all of the child's environment.
-        way_out: what a person can do when it fails.
+        command: the program; the file descriptor of the child's socket and our process id are appended as its last two
+            arguments.
+        name: the child's name in error messages.
+        folder: a scratch folder, which the child owns from now on; it is removed when the child ends.
+        environment: the whole environment of the child.
+        way_out: what the user can do if the child fails, for error messages.
     """
 
     def __init__(self, command: Sequence[str], name: str, folder: Path, environment: Mapping[str, str], way_out: str):
@@ -72,7 +74,7 @@ class Child:
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()], cwd=folder,
-                env=dict(environment), start_new_session=True,  # an interrupt of the parent's terminal is not for it
+                env=dict(environment), start_new_session=True,  # an interrupt in the terminal must not reach it
             )  # fmt: skip
         self._socket = ours
 
@@ -85,15 +87,15 @@ class Child:
         return self._process.poll() is None
 
     def call(self, message: dict, limit: float, longer: str) -> dict:
-        """Send a message and wait for its answer.
+        """Send a message and return the answer.
 
         Args:
-            limit: longest silence, in seconds; `serve` says what breaks it.
-            longer: how a person raises the limit.
+            limit: the longest time in seconds without an answer or a heartbeat (see `serve`).
+            longer: how the user can raise the limit, for the error message.
 
         Raises:
-            DataError: the child refused an input, and works on.
-            SealError: it failed, died, or was silent for too long; it has been ended.
+            DataError: the child rejected an input and keeps running.
+            SealError: the child failed, died, or was silent for too long, and has been ended.
         """
         try:
             _send(self._socket, message, limit)
@@ -108,7 +110,7 @@ class Child:
             words, code = self._last_words(), self._code()
             self.close()
             raise SealError(f"{self.name} ended unexpectedly ({code}): {words}; {self.way_out}.") from None
-        except BaseException:  # an interrupt: the answer would be taken for that of the next call
+        except BaseException:  # an interrupt: the next call would read the answer of this one
             self.close()
             raise
         if "refused" in answer:
@@ -119,8 +121,8 @@ class Child:
         return answer
 
     def close(self) -> None:
-        """End the child and all it started, and remove its folder; may be called again."""
-        if self._owner != os.getpid():  # a fork of our process does not own it
+        """End the child and all processes it started, and remove its folder. A second call does nothing."""
+        if self._owner != os.getpid():  # a fork of our process does not own the child
             return
         self._socket.close()
         if self.alive:
@@ -130,7 +132,7 @@ class Child:
 
     def _code(self) -> str:
         try:
-            code = self._process.wait(5)  # its line closes a moment before it is gone
+            code = self._process.wait(5)  # the socket closes a moment before the process ends
         except subprocess.TimeoutExpired:
             return "its line is closed"
         return f"signal {-code}" if code < 0 else f"exit status {code}"
@@ -168,13 +170,13 @@ def _read(line: socket.socket, size: int, limit: float | None) -> bytes:
 
 
 def serve(arguments: Sequence[str], handlers: Mapping[str, Callable]) -> NoReturn:
-    """Answer the parent's messages until the line closes, then end the process; to be called first of all in a child.
+    """Answer the parent's messages until the socket closes, then end the process. A child calls this first of all.
 
     Args:
-        arguments: the last two of the command line.
-        handlers: value of a message's ``do`` -> function of the other keys and ``tick`` that returns a dict. It calls
-            ``tick()`` whenever it got ahead; going round in circles is no progress. A `Refused` it raises says
-            that the input was wrong; any other exception is a failure and the end of the child.
+        arguments: the last two arguments of the command line.
+        handlers: maps a message's ``do`` to a function of the other keys and ``tick`` that returns a dict. The function
+            calls ``tick()`` as a heartbeat, and only when it has made progress, so that an endless loop is noticed. If
+            it raises `Refused`, the input is rejected; any other exception ends the child.
     """
     (number, parent), folder = map(int, arguments), Path.cwd()
     threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
@@ -209,7 +211,7 @@ def serve(arguments: Sequence[str], handlers: Mapping[str, Callable]) -> NoRetur
 
 
 def _end_with(parent: int, folder: Path) -> None:
-    """End this process when its parent is gone, killed or not, whatever it is busy with."""
+    """End this process as soon as its parent has ended or was killed, whatever it is doing."""
     while os.getppid() == parent:
         time.sleep(0.5)
     _end(folder)

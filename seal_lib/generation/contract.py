@@ -1,7 +1,7 @@
-"""Prompts → texts: the contract of every engine, and what engines share: reading prompts, order, seeds, endings.
+"""The interface of all generation engines, and the code that they share: tokenizing prompts, order, seeds, endings.
 
-Knows prompts, sampling, seeds, stop texts and one adapter per prompt; nothing of passages or rewards. An engine is a
-row of `seal_lib.generation.engines.ENGINES`.
+A request is a prompt with a seed and at most one adapter. The engines that run here are the rows of
+`seal_lib.generation.engines.ENGINES`; `seal_lib.generation.endpoint` has the same interface.
 """
 
 import json
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to decode. ``temperature=0`` is greedy (then ``n`` must be 1); ``stop`` ends a text and is not part of it.
+    """Sampling settings.
 
-    ``schema``: a JSON schema, as JSON text, that every text ended by the model fits; not every engine can do it.
-    ``skip_long``: a prompt that leaves no room for ``max_tokens`` has completions of finish ``too_long``, which its
-    caller counts, and the others go on; else it is an error.
+    ``temperature=0`` is greedy decoding, for which ``n`` must be 1. A text of ``stop`` ends a completion and is not
+    part of it. ``schema`` is a JSON schema, as JSON text, to which decoding is constrained; not every engine supports
+    it. With ``skip_long`` a prompt that leaves no room for ``max_tokens`` gets completions of finish ``too_long``,
+    which the caller counts, and the other prompts go on; without it such a prompt is an error.
     """
 
     max_tokens: int
@@ -47,7 +48,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt; ``seed`` decides all its samples; ``adapter`` is applied to this prompt only (None: the base)."""
+    """One prompt. ``seed`` determines all its samples; ``adapter`` applies to this prompt only (None: the base)."""
 
     prompt: str
     seed: int = 0
@@ -56,10 +57,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """A generated text, its number of tokens, and why it ended: ``eos``, ``stop`` or ``length`` (by ``max_tokens``).
+    """A generated text, its number of tokens, and why it ended.
 
-    ``too_long``: nothing was generated, since the prompt left no room for it (`Sampling`, ``skip_long``).
-    ``failed``: nothing came from a model elsewhere (`seal_lib.generation.endpoint`), for the given ``reason``.
+    ``finish`` is ``eos``, ``stop``, ``length`` (``max_tokens`` was reached), ``too_long`` (nothing was generated, since
+    the prompt left no room; see ``skip_long`` of `Sampling`) or ``failed`` (a model behind an endpoint gave no answer,
+    for the given ``reason``; see `seal_lib.generation.endpoint`).
     """
 
     text: str
@@ -71,9 +73,9 @@ class Completion:
 class Generator(Protocol):
     """The interface of every engine.
 
-    ``generate`` returns, in the order of ``requests``, ``sampling.n`` completions each. Same request, same seed → same
-    completions, whatever the rest of the batch. Prompts with and without adapter may be mixed in one call.
-    ``positions``: most tokens of a prompt and its completion. ``close`` gives memory back.
+    ``generate`` returns ``sampling.n`` completions for each request, in the order of ``requests``. Equal requests get
+    equal completions, whatever else is in the batch. Prompts with and without adapter may be mixed in one call.
+    ``positions`` is the largest number of tokens of a prompt and its completion. ``close`` frees memory.
     """
 
     @property
@@ -84,17 +86,20 @@ class Generator(Protocol):
     def close(self) -> None: ...
 
 
-#: of a prompt that was not read
+#: completion of a prompt that leaves no room for ``max_tokens``
 TOO_LONG = Completion("", 0, "too_long")
 
 
 def read(
     requests: Sequence[Request], tokenizer: "PreTrainedTokenizerBase", sampling: Sampling, room: int
 ) -> list[list[int] | None]:
-    """Token ids of each prompt; None: longer than ``room`` positions leave it, where ``sampling`` skips those.
+    """Return the token ids of each prompt; None for a skipped prompt.
+
+    A prompt is too long if it does not fit into ``room`` positions together with ``sampling.max_tokens``; it is skipped
+    if ``sampling.skip_long`` is set.
 
     Raises:
-        DataError: a prompt is empty, or too long and not to be skipped; its first words are in the message.
+        DataError: a prompt is empty, or too long and not skipped; the message quotes its first words.
     """
     tokens: list[list[int] | None] = [read_ids(request.prompt, tokenizer) for request in requests]
     for number, (ids, request) in enumerate(zip(tokens, requests, strict=True)):
@@ -115,22 +120,25 @@ def read(
 def rows_of(
     requests: Sequence[Request], tokens: Sequence[list[int] | None], sampling: Sampling
 ) -> list[tuple[int, Request, int]]:
-    """(number of the request, request, number of the sample) of everything to decode, rows of one adapter together."""
+    """Return (index of the request, request, index of the sample) of each row to decode, grouped by adapter.
+
+    Skipped prompts have no rows.
+    """
     rows = [(i, request, k) for i, request in enumerate(requests) if tokens[i] for k in range(sampling.n)]
-    # equal prompts together cost the least padding
+    # the samples of one prompt stay together, which needs the least padding
     group = {id(request.adapter): n for n, request in reversed(list(enumerate(requests)))}
     return sorted(rows, key=lambda row: (group[id(row[1].adapter)], row[0], row[2]))
 
 
 def sample_seed(request: Request, k: int) -> int:
-    """The seed of the k-th sample; it depends on the request's seed alone."""
+    """Return the seed of the k-th sample, which depends on the request's seed and k alone."""
     return derive_seed(request.seed, "sample", k)
 
 
 def finish(
     ids: list[int], tokenizer: "PreTrainedTokenizerBase", sampling: Sampling, last: Collection[int]
 ) -> Completion:
-    """The completion of generated ids; a final id that is one of ``last`` ends it and is not part of the text."""
+    """Make the completion of generated ids. A final id in ``last`` ends the text and is not part of it."""
     ended = bool(ids) and ids[-1] in last
     text = tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
     cuts = [text.find(stop) for stop in sampling.stop if stop in text]
@@ -147,6 +155,6 @@ def _is_object(text: str) -> bool:
 
 
 def stopped(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stop: tuple[str, ...]) -> bool:
-    """Whether the decoded ids contain a stop text."""
+    """Return True if the decoded ids contain a stop text."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
     return any(s in text for s in stop)

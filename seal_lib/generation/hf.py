@@ -1,12 +1,12 @@
-"""The Hugging Face engine: batched decoding, left padding, KV cache, adapters applied per row.
+"""The Hugging Face engine: batched decoding with left padding, a KV cache, and one adapter per row.
 
-Each sample draws from its own seed, so it does not depend on what else is in the batch.
+Each sample draws from its own seed, so it does not depend on the rest of the batch.
 
-Rounding. Another kind of CPU adds in another order, so its logits differ by a relative ε. That changes fewer than 10·ε
-of the sampled tokens (tested; about 1 in a million at ε = 1e-6), but after the first changed token the text is another,
-and a text that is trained on carries the change further. Rounding the logits to a grid first does not help (tested):
-two samplers differ at least as often as their distributions do, and a grid makes changes as much larger as rarer. So
-equal rows are promised for one kind of CPU only.
+Rounding: another type of CPU sums in another order, so its logits differ by a relative ε. This changes fewer than 10·ε
+of the sampled tokens (tested; about 1 in a million at ε = 1e-6), but after the first changed token the whole text
+differs, and training on that text carries the difference further. Rounding the logits to a grid first does not help
+(tested): two samplers differ at least as often as their distributions do, and a grid makes the differences larger by as
+much as it makes them rarer. Equal rows are therefore promised for one type of CPU only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from seal_lib.training.adapters import Adapter
 
 
-TOGETHER = 8  # tokens that a GPU writes before it is asked whether every row has ended
+TOGETHER = 8  # tokens that a GPU generates between two checks whether every row has ended
 
 
 class HFGenerator:
-    """Batched decoding with a Hugging Face causal LM: left padding, KV cache, adapters applied per row.
+    """Batched decoding with a Hugging Face causal LM: left padding, KV cache, one adapter per row.
 
     Args:
-        batch: rows decoded at once, at most.
-        cache_tokens: room for keys and values, in tokens over all rows; long generations get fewer rows at once (a
-            7B model of Qwen2.5's shape takes 57 kB a token).
-        fixed: decode from a cache of fixed size, which a GPU replays as a CUDA graph. Default: on a GPU, for a model
-            whose every layer sees all that came before.
+        batch: the largest number of rows decoded at once.
+        cache_tokens: size of the KV cache in tokens over all rows; long generations decode fewer rows at once (a 7B
+            model of Qwen2.5's shape takes 57 kB per token).
+        fixed: decode with a cache of fixed size, so that a GPU can replay each step as a CUDA graph. Default: True on a
+            GPU for a model with full attention in every layer.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class HFGenerator:
         adapters: "Sequence[Adapter | None]",
         sampling: Sampling,
     ) -> list[Completion]:
-        """Decode one batch. prompts: token ids per row; seeds: one per row."""
+        """Decode one batch, given the token ids, the seed and the adapter of each row."""
         import contextlib
 
         import torch
@@ -107,8 +107,8 @@ class HFGenerator:
 
 
 def _sees_all(model: "PreTrainedModel") -> bool:
-    """Whether the cache is plain keys and values of every token: no window, no recurrent state."""
-    if not model._can_compile_fullgraph:  # transformers' word for: it takes a static cache
+    """Return True if the cache holds plain keys and values of every token: no sliding window, no recurrent state."""
+    if not model._can_compile_fullgraph:  # transformers' flag for models that support a static cache
         return False
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
@@ -123,7 +123,7 @@ def _decode_tokens(
     sampling: Sampling,
     fixed: bool = False,
 ) -> list[list[int]]:
-    """Token ids generated per row, with the id that ended it (one of `models.tokens.ends`) if one did."""
+    """Generate token ids for each row, including the id that ended it (one of `models.tokens.ends`), if any."""
     import numpy as np
     import torch
 
@@ -135,7 +135,7 @@ def _decode_tokens(
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     ids, mask = ids.to(device), mask.to(device)
-    # inverse-CDF sampling from pre-drawn numbers: a row's choices depend on its own seed only
+    # inverse-CDF sampling from pre-drawn numbers: the tokens of a row depend on its own seed only
     draws = np.stack([np.random.default_rng(seed).random(sampling.max_tokens) for seed in seeds])  # (B, max_tokens)
     draws = torch.from_numpy(draws).to(device)
     out: list[list[int]] = [[] for _ in prompts]
@@ -156,7 +156,7 @@ def _decode_tokens(
 def _steps(
     model: "PreTrainedModel", ids: "Tensor", mask: "Tensor", draws: "Tensor", sampling: Sampling
 ) -> "Iterator[Tensor]":
-    """The next token of every row, [B, 1], step by step, with a cache that grows."""
+    """Yield the next token of every row, [B, 1], at each step, with a growing cache."""
     import torch
 
     positions, cache = (mask.cumsum(1) - 1).clamp_min(0), None
@@ -171,7 +171,7 @@ def _steps(
 def _next(
     model: "PreTrainedModel", ids: "Tensor", mask: "Tensor", positions: "Tensor", cache: "Cache | None"
 ) -> "tuple[Tensor, Cache]":
-    """Logits [B, V] of the token after the last column of ids, and the cache with these columns in it."""
+    """Return the logits [B, V] of the next token after ``ids`` [B, T], and the cache with these columns added."""
     result = model(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
         logits_to_keep=1,
@@ -182,10 +182,10 @@ def _next(
 def _fixed_steps(
     model: "PreTrainedModel", ids: "Tensor", mask: "Tensor", draws: "Tensor", sampling: Sampling
 ) -> "Iterator[Tensor]":
-    """The same tokens, some columns at a time, from a cache of fixed size: a GPU replays the step as a CUDA graph.
+    """Yield the same tokens as `_steps`, up to `TOGETHER` columns at a time, with a cache of fixed size.
 
-    Launched from Python, the kernels of one token take many times what they compute, and so does asking after each
-    token whether a row has ended.
+    A GPU replays the step as a CUDA graph: launching the kernels of one token from Python takes many times as long as
+    running them, and so does checking after each token whether a row has ended.
     """
     import torch
     from transformers import StaticCache
@@ -214,7 +214,7 @@ def _fixed_steps(
     write(ids, mask, position)
     position = position[:, -1:].clone()
     graph, told = None, 0
-    for done in range(1, total + 1):  # tokens of each row that are written
+    for done in range(1, total + 1):  # tokens generated in each row so far
         if done - told == TOGETHER or done == total:
             yield out[:, told:done]
             told = done
@@ -232,8 +232,9 @@ def _fixed_steps(
 
 
 def choose(logits: "Tensor", sampling: Sampling, draws: "Tensor") -> "Tensor":
-    """Next token per row. logits: (B, V); draws: (B,) in [0, 1). Greedy at temperature 0 (ties: the lowest id), else
-    nucleus sampling.
+    """Choose the next token of each row, [B], from logits [B, V] and uniform draws [B] in [0, 1).
+
+    Decoding is greedy at temperature 0 (ties go to the lowest id), else nucleus sampling.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Completions kept on disk by content, so that nothing is asked, or paid for, twice; a kill loses what was under way.
+"""A cache of completions on disk, keyed by content, so that nothing is requested, or paid for, twice.
 
-One SQLite file for all runs, safe for several processes on one machine. A line's checksum is compared when it is read:
-what is not as it was written counts as not there.
+It is one SQLite file for all runs, safe for several processes on one machine; a kill loses only the requests in flight.
+Every row has a checksum; a row that does not match its checksum counts as missing.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _TABLE = (
 
 
 def key_of(model: str, request: Request, sampling: Sampling) -> str:
-    """The name of a completion: sha256 of the model's identity and all that it was asked."""
+    """Return the key of a completion: the SHA-256 of the model's identity, the request and the sampling settings."""
     asked = [
         model, request.prompt, request.seed, sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.stop
     ]  # fmt: skip
@@ -35,7 +35,7 @@ def _digest(key: str, completion: Completion) -> str:
 
 
 class Kept:
-    """The completions of ``data/completions.sqlite3``."""
+    """The completions stored in an SQLite file, by default ``data/completions.sqlite3``."""
 
     def __init__(self, path: Path | None = None):
         self.path = path or paths.data() / "completions.sqlite3"
@@ -51,7 +51,7 @@ class Kept:
         return connection
 
     def read(self, keys: Iterable[str]) -> dict[str, Completion]:
-        """Those completions that are there.
+        """Return the stored completions among ``keys``.
 
         Raises:
             DataError: the file cannot be read.
@@ -70,7 +70,11 @@ class Kept:
         return found
 
     def write(self, key: str, completion: Completion) -> None:
-        """Keep one; it is on the disk when this returns."""
+        """Store one completion; it is on disk when this returns.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
         row = (key, completion.text, completion.tokens, completion.finish, _digest(key, completion))
         try:
             with closing(self._open()) as connection, connection:

@@ -1,10 +1,10 @@
-"""Models that are not the policy: a judge, a stronger writer. A name → texts, each asked once and kept on disk.
+"""Models other than the policy, such as a judge or a stronger writer; each request is sent once and cached on disk.
 
-``MODEL@URL`` is an OpenAI-compatible endpoint (`seal_lib.generation.endpoint`); any other name is a model as the
-policy's (`seal_lib.models`), which the engines of this package run.
+A name ``MODEL@URL`` is an OpenAI-compatible endpoint (`seal_lib.generation.endpoint`); any other name is a model of
+`seal_lib.models`, which runs here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,18 +12,16 @@ from typing import Any
 from seal_lib.generation.contract import Completion, Generator, Request, Sampling
 from seal_lib.generation.endpoint import Address, Endpoint
 from seal_lib.generation.kept import Kept, key_of
-
-
-def uncounted(**counts: float) -> None:
-    """Ignore the counters; the default where no run keeps them."""
+from seal_lib.runs.work import Count, uncounted
 
 
 @dataclass(frozen=True)
 class Other:
-    """A model by name. Plain settings, so that it can be sent to a worker, which opens it by itself.
+    """A model by name. It holds plain settings only, so that it can be sent to a worker, which loads the model itself.
 
-    ``key_env``: environment variable with an endpoint's key. ``calls``, ``seconds``: budget of an endpoint in each
-    process (`seal_lib.generation.endpoint.Address`). ``device``, ``dtype``: of a model that runs here.
+    ``key_env`` is the environment variable with an endpoint's key. ``calls`` and ``seconds`` are the budget of an
+    endpoint in each process (`seal_lib.generation.endpoint.Address`). ``device`` and ``dtype`` apply to a model that
+    runs here.
     """
 
     name: str
@@ -34,32 +32,42 @@ class Other:
     dtype: str = "float32"
 
     def __post_init__(self):
-        _ = self.address  # what is no address is refused now
+        _ = self.address  # refuse an invalid address now
 
     @property
     def address(self) -> Address | None:
-        """The endpoint; None: the model runs here."""
+        """The endpoint, or None if the model runs here."""
         model, at, rest = self.name.rpartition("@http")
         return Address(model, f"http{rest}", self.key_env, self.calls, self.seconds) if at else None
 
     @property
     def identity(self) -> str:
-        """What is asked, by content where that can be known: a name that a server gives may change its meaning."""
+        """The identity of the model for the cache.
+
+        It is the hash of the weights for a local model, the commit for a Hub model, and the name and URL for an
+        endpoint, where the model behind the name may change.
+        """
         if self.address:
             return f"{self.address.model}@{self.address.target}"
         return f"{self.name} {_weights(self.name)} {self.dtype}"
 
     def check(self) -> None:
-        """Raises DataError where it cannot be asked, before there is anything to ask."""
+        """Check, before there is anything to ask, that the key of an endpoint is set.
+
+        Raises:
+            DataError: the key is missing.
+        """
         if self.address:
             self.address.key()
 
     def texts(self, requests: Sequence[Request], sampling: Sampling,
-              count: Callable[..., None] = uncounted) -> list[Completion]:  # fmt: skip
-        """One completion per request (``sampling.n`` is 1). What is on disk is not asked again, and what failed is.
+              count: Count = uncounted) -> list[Completion]:  # fmt: skip
+        """Return one completion per request; ``sampling.n`` must be 1.
+
+        Completions in the cache are not requested again. Failed requests and too long prompts are not cached.
 
         Args:
-            count: takes counters: ``other_kept``, ``other_failed``, and an endpoint's ``other_calls``, ``other_…``.
+            count: receives the counters ``other_kept``, ``other_failed`` and those of an endpoint, ``other_calls`` etc.
         """
         store, identity = Kept(), self.identity
         keys = [key_of(identity, request, sampling) for request in requests]
@@ -83,7 +91,7 @@ class Other:
         return [found[key] for key in keys]
 
     def facts(self) -> dict[str, Any]:
-        """For the record of a run: what was asked, and what this process has spent on it; never a key."""
+        """Return what a run records about the model: its name and what this process has spent on it, never a key."""
         engine = _opened(self) if self.address else None
         about: dict[str, Any] = {"name": self.name}
         if isinstance(engine, Endpoint):
@@ -92,7 +100,7 @@ class Other:
 
 
 def _each(engine: Generator, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-    """(number of the request, completion) as they come, from an engine here all together."""
+    """Yield (index of the request, completion): one by one from an endpoint, all together from a local engine."""
     if isinstance(engine, Endpoint):
         yield from engine.finished(requests, sampling)
     else:
@@ -115,7 +123,7 @@ def _opened(other: Other) -> Generator:
 
 
 class _Asked:
-    """A model that runs here and is asked as a person asks it: by its chat template where it has one."""
+    """A model that runs here; the prompt is put into its chat template if it has one."""
 
     def __init__(self, other: Other):
         from seal_lib import models
@@ -137,7 +145,7 @@ class _Asked:
         first = self.tokenizer.bos_token or ""
         written = self.tokenizer("", add_special_tokens=True)[
             "input_ids"
-        ]  # a BOS that is added anyway is not said twice
+        ]  # the tokenizer may add a BOS itself, which must not be there twice
         return text.removeprefix(first) if written else text
 
     def close(self) -> None:

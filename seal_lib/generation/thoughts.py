@@ -1,22 +1,36 @@
-"""What a reasoning model says before it answers is no part of what it wrote."""
+"""What a reasoning model says before it answers, and what comes after its turn, is no part of what it wrote."""
 
 import re
 
-_NAMES = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad)"
-_OPEN, _CLOSE = rf"[<\[◁]\s*{_NAMES}\s*[>\]▷]", rf"[<\[◁]\s*/\s*{_NAMES}\s*[>\]▷]"
+_NAMES = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|analysis)"
+_OPEN = rf"[<\[◁]\s*{_NAMES}\s*[>\]▷]|<\|(?:begin_of_thought|START_THINKING)\|>|<\|channel>thought"
+_CLOSE = rf"[<\[◁]\s*/\s*{_NAMES}\s*[>\]▷]|<\|(?:end_of_thought|END_THINKING)\|>|<channel\|>"
 _MARK = re.compile(rf"({_OPEN})|{_CLOSE}", re.IGNORECASE)
+#: gpt-oss names the channel of what it says: with its control tokens, or where these were taken out, without
+_CHANNEL = re.compile(r"<\|channel\|>(?:analysis|commentary)|\A(?:analysis|commentary)(?=[A-Z])")
+_FINAL = re.compile(r"<\|channel\|>final[^<\n]*<\|message\|>|assistantfinal")
+#: control tokens that begin a turn (of whom) or end it, where a tokenizer did not know them as such
+_BEGIN = re.compile(
+    r"\s*(?:<\|(?:im_start|start|start_header_id)\|>|<start_of_turn>|<\|turn>)?(?:assistant|model)?"
+    r"(?:<\|(?:end_header_id|message|assistant)\|>|(?<=assistant)\n|(?<=model)\n)"
+)
+_END = re.compile(
+    r"<\|(?:im_end|im_start|eot_id|eom_id|end_of_text|endoftext|end_of_turn|end|return|call|start_header_id|user|turn"
+    r"|END_OF_TURN_TOKEN|END_RESPONSE)\|>|<(?:end_of_turn|start_of_turn|turn\||eos)>|<\|turn>|</s>|<｜end▁of▁sentence｜>"
+)
 
 
 def without_thoughts(text: str) -> tuple[str, int]:
-    """(the text without ``<think>…</think>``, how many such blocks were taken out); ``[THINK]`` and the like too.
+    """(the text without ``<think>…</think>``, how many such blocks were taken out); ``[THINK]``, the channels of
+    gpt-oss and the like too, and what follows the end of the model's turn, a block if it says something.
 
-    A block that is never closed was cut by the limit of tokens: all after it goes. A close without an opening, which
-    the prompt held, ends a block that began with the text.
+    A block that is never closed was cut off by the token limit, so the rest of the text is removed. A closing mark
+    without an opening one ends a block that began with the text: the opening mark was in the prompt.
     """
-    if not (marks := list(_MARK.finditer(text))):
-        return text, 0
-    kept, depth, count, at = "", 0, 0, 0
-    for mark in marks:
+    text, channels = _said(text)
+    text, turns = _own_turn(text)
+    kept, depth, count, at = "", 0, channels + turns, 0
+    for mark in _MARK.finditer(text):
         if mark[1]:
             if not depth:
                 kept += text[at : mark.start()]
@@ -24,7 +38,25 @@ def without_thoughts(text: str) -> tuple[str, int]:
             depth += 1
         elif depth:
             depth -= 1
-        else:  # closes what nothing in the text opened
+        else:  # a closing mark without an opening one
             kept, count = "", count + 1
         at = mark.end()
     return (kept if depth else kept + text[at:]), count
+
+
+def _said(text: str) -> tuple[str, int]:
+    """(what follows the last mark of the final channel, 1) of a text in channels."""
+    if not _CHANNEL.search(text):
+        last = _FINAL.match(text)
+        return (text[last.end() :] if last else text), 0
+    return ([text[mark.end() :] for mark in _FINAL.finditer(text)] or [""])[-1], 1
+
+
+def _own_turn(text: str) -> tuple[str, int]:
+    """(the text up to the first control token that ends a turn, whether something was said after it)."""
+    begin = _BEGIN.match(text)
+    text = text[begin.end() :] if begin else text
+    end = _END.search(text)
+    if not end:
+        return text, 0
+    return text[: end.start()], int(any(character.isalnum() for character in _END.sub("", text[end.end() :])))

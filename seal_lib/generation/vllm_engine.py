@@ -1,8 +1,8 @@
-"""vLLM behind the `seal_lib.generation.contract.Generator` contract, in a child process.
+"""The vLLM engine (`seal_lib.generation.contract.Generator`), which runs in a child process.
 
-One child serves all policies of a process: a request for another policy's texts loads its weights into the running
-engine. So vLLM does not patch our process (threads, NUMA), a hang becomes an error within a time limit, and ``close``
-frees all memory. Knows models, adapters and memory; the child's side is `.vllm_worker`.
+One child serves all policies of a process; for another policy its weights are loaded into the running engine. With a
+child, vLLM does not patch our process (threads, NUMA), a hang becomes an error within a time limit, and ``close`` frees
+all memory. The child's side is `.vllm_worker`.
 """
 
 import atexit
@@ -39,20 +39,20 @@ from seal_lib.training.adapters import Adapter, check_fits
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of max_lora_rank that vLLM takes
-BLOCK = 128  # tokens; a multiple of every block size of its cache
-_NUMBERS = count(1)  # of adapters: never used twice in a process, so that nothing kept under one can be another's
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of max_lora_rank that vLLM accepts
+BLOCK = 128  # tokens; a multiple of every block size of vLLM's cache
+_NUMBERS = count(1)  # adapter ids, never reused in a process, so that vLLM cannot confuse cached adapters
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the engine; a change restarts it.
+    """Settings of the engine. A change other than of the time limits restarts it.
 
-    ``kv_bytes``: memory for keys and values; 0 is room for 100 000 tokens on a GPU, 20 000 on a CPU. ``max_model_len``:
-    longest prompt with completion; 0 is what the model and ``kv_bytes`` allow. ``max_num_seqs``: rows decoded at once.
-    ``max_loras``: adapters in one step; ``cpu_loras``: adapters kept loaded. ``max_lora_rank`` grows by itself, by a
-    restart. ``eager``: no compilation and no CUDA graphs (None: on a CPU). ``start_seconds``, ``stall_seconds``:
-    longest silence while it starts, and without a new token.
+    ``kv_bytes``: bytes of the KV cache; 0 means space for 100 000 tokens on a GPU, 20 000 on a CPU. ``max_model_len``:
+    largest number of tokens of a prompt with its completion; 0 means as many as the model and ``kv_bytes`` allow.
+    ``max_num_seqs``: rows decoded at once. ``max_loras``: adapters in one step; ``cpu_loras``: adapters kept loaded.
+    ``max_lora_rank``: grows by a restart if an adapter needs it. ``eager``: no compilation and no CUDA graphs (None:
+    True on a CPU). ``start_seconds``, ``stall_seconds``: longest time of a start, and without a new token.
     """
 
     kv_bytes: int = 0
@@ -67,12 +67,13 @@ class Settings:
 
 
 class VLLMGenerator:
-    """A policy's texts by the process's vLLM engine. Same request, same seed, same completions: on a CPU in float32.
+    """The generator of a policy's texts by the vLLM engine of this process.
 
-    On a GPU, and in bfloat16, the rest of a batch can change the last bits of a logit, and so now and then a token.
+    Equal requests get equal completions on a CPU in float32. On a GPU, and in bfloat16, the rest of a batch can change
+    the last bits of a logit, and so now and then a token.
 
     Args:
-        batch: rows under way at once, at most.
+        batch: the largest number of rows in the engine at once.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class VLLMGenerator:
         engine = _engine_for(self, max((adapter.rank for adapter in distinct.values()), default=0))
         out: dict[tuple[int, int], Completion] = {}
         last = ends(self.model, self.tokenizer)
-        # Base rows never share a batch with adapters: on a CPU vLLM 0.32 gives them the adapter of its last slot.
+        # Rows without adapter never share a batch with adapters: on a CPU vLLM 0.32 applies its last adapter to them.
         for part in ([row for row in rows if row[1].adapter is None], [row for row in rows if row[1].adapter]):
             asked = [(tokens[i] or [], sample_seed(request, k), request.adapter) for i, request, k in part]
             done = engine.sample(asked, sampling, last, self.batch, self.settings)
@@ -115,13 +116,13 @@ class VLLMGenerator:
         return [[out.get((i, k), TOO_LONG) for k in range(sampling.n)] for i in range(len(requests))]
 
     def close(self) -> None:
-        """End the child process, and with it all its memory. Another generator of ours would start it again."""
+        """End the child process, which frees all its memory; the next generator to be used starts it again."""
         self.model = None
         shutdown()
 
 
 def _cut(ids: list[int], tokenizer: "PreTrainedTokenizerBase", sampling: Sampling) -> list[int]:
-    """The ids up to the token with which the first stop text was complete."""
+    """Return the ids up to the token that completes the first stop text."""
     while sampling.stop and stopped(tokenizer, ids[:-1], sampling.stop):
         ids = ids[:-1]
     return ids
@@ -140,13 +141,17 @@ def _check_plain(model: "PreTrainedModel") -> None:
 
 
 def _lengths(model: "PreTrainedModel", settings: Settings) -> tuple[int, int]:
-    """(longest prompt with completion in tokens, bytes of the cache of keys and values)."""
+    """Return (largest number of tokens of a prompt with its completion, bytes of the KV cache).
+
+    Raises:
+        DataError: ``kv_bytes`` is too small.
+    """
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     one = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize  # bytes a token
     room = settings.kv_bytes or one * (100_000 if model.device.type == "cuda" else 20_000)
-    fits = (room // one // BLOCK - 1) * BLOCK  # a block is kept free
+    fits = (room // one // BLOCK - 1) * BLOCK  # one block stays free
     longest = min(config.max_position_embeddings, fits, settings.max_model_len or fits)
     if longest < 1:
         raise DataError(f"engine vllm: kv_bytes={room} is less than {2 * BLOCK} tokens need; give {one * 2 * BLOCK}.")
@@ -160,7 +165,7 @@ _engine: "Engine | None" = None
 
 
 def shutdown() -> None:
-    """End the process's engine, if it has one."""
+    """End the vLLM engine of this process, if there is one."""
     global _engine
     if _engine is not None:
         _engine.child.close()
@@ -171,12 +176,12 @@ atexit.register(shutdown)
 
 
 def child_pid() -> int | None:
-    """Process id of the running engine, or None."""
+    """Return the process id of the running engine, or None."""
     return _engine.child.pid if _engine is not None and _engine.child.alive else None
 
 
 def _engine_for(generator: VLLMGenerator, rank: int) -> "Engine":
-    """The running engine, loaded with the generator's weights; it is started or restarted if need be."""
+    """Return the engine with the generator's weights loaded; start or restart it if necessary."""
     global _engine
     settings = generator.settings
     least = _bucket(max(rank, settings.max_lora_rank))
@@ -189,7 +194,10 @@ def _engine_for(generator: VLLMGenerator, rank: int) -> "Engine":
 
 
 def _serves(have: Settings, settings: Settings, rank: int) -> bool:
-    """Whether an engine started with ``have`` will do: it may allow larger ranks and have other time limits."""
+    """Return True if an engine started with ``have`` can serve ``settings`` and adapters of this rank.
+
+    It may allow larger ranks and have other time limits.
+    """
     like = replace(settings, start_seconds=have.start_seconds, stall_seconds=have.stall_seconds)
     return rank <= have.max_lora_rank and have == replace(like, max_lora_rank=have.max_lora_rank)
 
@@ -201,19 +209,19 @@ def _bucket(rank: int) -> int:
 
 
 def _kind(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> str:
-    """What cannot be changed under a running engine: architecture, type, device, vocabulary."""
+    """Return a hash of what a running engine cannot change: architecture, number type, device, vocabulary."""
     config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
     about = [config, str(model.dtype), str(model.device), sorted(tokenizer.get_vocab().items())]
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _mark(model: "PreTrainedModel") -> tuple:
-    """A value that changes when a weight is replaced or written to (through torch)."""
+    """Return a value that changes when a weight is replaced or modified in place (through torch)."""
     return tuple((tensor.data_ptr(), tensor._version) for tensor in model.parameters())
 
 
 class Engine:
-    """The child process and what we know of its state: the weights it holds and its names of adapters."""
+    """The child process with its state: the weights that are loaded and the names of its adapters."""
 
     def __init__(self, generator: VLLMGenerator, settings: Settings):
         model, self.settings, self.kind = generator.model, settings, generator.kind
@@ -230,11 +238,11 @@ class Engine:
         arguments = _arguments(model, settings, folder / "model")
         self.child.call({"do": "start", **arguments}, settings.start_seconds, "raise start_seconds of its settings")
         for file in (folder / "model").glob("*.safetensors"):
-            file.unlink()  # they are in the engine now
+            file.unlink()  # the engine has loaded them
         self._settle(model)
 
     def load_base(self, model: "PreTrainedModel", limits: Settings) -> None:
-        """Load the weights of ``model`` into the engine, unless it has them."""
+        """Load the weights of ``model`` into the engine, unless they are loaded already."""
         if self._model() is model and self._marked == _mark(model):
             return
         folder = scratch("seal-base-", _bytes(model))
@@ -252,7 +260,7 @@ class Engine:
 
     def sample(self, rows: Sequence[tuple[list[int], int, Adapter | None]], sampling: Sampling, last: Sequence[int],
                at_once: int, limits: Settings) -> list[list[int]]:  # fmt: skip
-        """Generated ids of each (prompt ids, seed, adapter); an id of ``last`` ends a text."""
+        """Return the generated ids of each row (prompt ids, seed, adapter); an id of ``last`` ends a text."""
         if not rows:
             return []
         home = self.child.folder / "adapters"
@@ -268,7 +276,7 @@ class Engine:
                 "top_p": sampling.top_p,
                 "stop": list(sampling.stop),
                 "schema": sampling.schema,
-                # the same tokens end a text as with the other engine
+                # the same tokens end a text as in the Hugging Face engine
                 "ignore_eos": True,
                 "stop_token_ids": list(last),
             }
@@ -277,19 +285,19 @@ class Engine:
             shutil.rmtree(home, ignore_errors=True)
 
     def _save(self, adapters: Sequence[Adapter | None], home: Path) -> tuple[dict, dict]:
-        """Write the adapters as PEFT folders: id of the object -> its name, name -> (number, folder)."""
+        """Write the adapters as PEFT folders; return {id(adapter): name} and {name: (number, folder)}."""
         names: dict[int, str | None] = {id(None): None}
         about: dict[str, tuple[int, str]] = {}
         for adapter in adapters:
             if adapter is None or id(adapter) in names:
                 continue
-            digest = adapter.digest()  # the same weights are the same adapter, other weights never are
+            digest = adapter.digest()  # the name follows the weights, not the object
             if digest not in self._names:
                 number = next(_NUMBERS)
                 self._names[digest] = (f"adapter-{number}", number)
             name, number = self._names[digest]
             names[id(adapter)] = name
-            if name not in about:  # the folder stays for all of the call: vLLM may load it several times
+            if name not in about:  # the folder exists until the call returns, as vLLM may load it several times
                 about[name] = (number, str(adapter.save(home / name, "base")))
         return names, about
 
@@ -311,19 +319,21 @@ def _write(model: "PreTrainedModel", folder: Path) -> None:
 
 
 def _arguments(model: "PreTrainedModel", settings: Settings, folder: Path) -> dict:
-    """The arguments of ``vllm.LLM``. Everything that vLLM would guess is set: memory, length, type, adapters,
-    compilation."""
+    """Return the arguments of ``vllm.LLM``, with all values that vLLM would guess otherwise.
+
+    These are memory, length, number type, adapters and compilation.
+    """
     longest, room = _lengths(model, settings)
     on_cpu = model.device.type != "cuda"
     return {
         "model": str(folder),
         "dtype": str(model.dtype).removeprefix("torch."),  # "auto" makes float32 bfloat16
-        "generation_config": "vllm",  # not the model's own temperature and ends of text
+        "generation_config": "vllm",  # not the model's own temperature and end-of-text ids
         "kv_cache_memory_bytes": room,
-        "gpu_memory_utilization": 0.05,  # only compared with what is free, since the line above decides
+        "gpu_memory_utilization": 0.05,  # only compared with the free memory, since the line above sets the size
         "max_model_len": longest,
         "max_num_seqs": settings.max_num_seqs,
-        # On a CPU a prompt must not be read in pieces: a seeded row that is so would end in an error ("offset").
+        # On a CPU no prompt may be prefilled in chunks: a seeded row would end in an error ("offset").
         "enable_chunked_prefill": not on_cpu,
         "max_num_batched_tokens": max(2048 if on_cpu else 8192, settings.max_num_seqs, longest if on_cpu else 0),
         "enforce_eager": on_cpu if settings.eager is None else settings.eager,
@@ -331,15 +341,15 @@ def _arguments(model: "PreTrainedModel", settings: Settings, folder: Path) -> di
         "max_loras": settings.max_loras,
         "max_cpu_loras": max(settings.cpu_loras, settings.max_loras),
         "max_lora_rank": settings.max_lora_rank,
-        "seed": 0,  # of nothing: every row has its own
+        "seed": 0,  # unused, as every row has its own seed
     }
 
 
 def _environment(model: "PreTrainedModel") -> dict[str, str]:
-    """The environment of the child: no network, no second process, our threads, our GPU."""
+    """Return the environment of the child: no network, no further process, our number of threads, our GPU."""
     import torch
 
-    # the variable would overrule the argument, and knows whole GiB only
+    # this variable would override the argument and only takes whole GiB
     environment = {key: value for key, value in os.environ.items() if key != "VLLM_CPU_KVCACHE_SPACE"}
     search = [str(paths.ROOT), environment.get("PYTHONPATH", "")]
     environment |= {
@@ -355,5 +365,5 @@ def _environment(model: "PreTrainedModel") -> dict[str, str]:
         number = model.device.index or 0
         environment["CUDA_VISIBLE_DEVICES"] = seen[number] if seen else str(number)
     else:
-        environment["TORCHDYNAMO_DISABLE"] = "1"  # else the sampler's kernels want a compiler, and half a minute
+        environment["TORCHDYNAMO_DISABLE"] = "1"  # else the sampler's kernels need a compiler and half a minute
     return environment

@@ -1,7 +1,6 @@
-"""The process that runs vLLM: started by `seal_lib.generation.vllm_engine`, never imported by it.
+"""The child process that runs vLLM; `seal_lib.generation.vllm_engine` starts it and never imports it.
 
-Knows vLLM, and no prompts, rewards or contents of adapters: it receives token ids, seeds and folders. Statements about
-vLLM were checked with version 0.32.
+It receives token ids, seeds and folders. Statements about vLLM were checked with version 0.32.
 """
 
 import sys
@@ -12,22 +11,22 @@ from seal_lib.generation.child import Refused, serve
 
 
 class EngineWorker:
-    """One vLLM engine in this process; vLLM's own multiprocessing is off."""
+    """The vLLM engine of this process; vLLM's own multiprocessing is off."""
 
     def __init__(self):
         self.llm = None
 
     def start(self, tick: Callable[[], None], **arguments) -> dict:
-        """Build the engine from a model folder; ``arguments`` are those of ``vllm.LLM``."""
+        """Create the engine; ``arguments`` are those of ``vllm.LLM``."""
         from vllm import LLM
 
         self.llm = LLM(**arguments)
         return {}
 
     def base(self, tick: Callable[[], None], folder: str) -> dict:
-        """Load other weights of the same shape into the running engine.
+        """Load other weights of the same shapes into the running engine.
 
-        vLLM then drops its adapters by itself, but would go on serving keys and values computed with the old weights.
+        vLLM then drops its adapters by itself, but it would keep using cached keys and values of the old weights.
         """
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _weights(Path(folder))})
         if not self.llm.reset_prefix_cache():
@@ -35,10 +34,10 @@ class EngineWorker:
         return {}
 
     def generate(self, tick: Callable[[], None], rows: list, adapters: dict, at_once: int, **sampling) -> dict:
-        """Token ids per row.
+        """Generate and return the token ids of each row.
 
-        A row is [token ids, seed, name of its adapter or null]; ``adapters`` is name -> [id, folder]. At most
-        ``at_once`` rows are under way at a time.
+        A row is [prompt ids, seed, name of its adapter or null]; ``adapters`` maps a name to [id, folder]. At most
+        ``at_once`` rows are in the engine at a time.
         """
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
@@ -52,7 +51,7 @@ class EngineWorker:
         while waiting or engine.has_unfinished_requests():
             while waiting and engine.get_num_unfinished_requests() < at_once:
                 number, (ids, seed, name) = waiting.pop()
-                # the tokens as they come: only new tokens are a sign of life
+                # DELTA returns new tokens only, and only new tokens count as progress
                 params = SamplingParams(seed=seed, output_kind=RequestOutputKind.DELTA, **sampling)
                 engine.add_request(
                     str(number), {"prompt_token_ids": ids}, params, lora_request=loras[name] if name else None
@@ -65,7 +64,7 @@ class EngineWorker:
         return {"ids": out}
 
     def _adapter(self, name: str, number: int, folder: str):
-        """vLLM's handle of an adapter, loaded once to see that it can be: inside ``generate`` a bad one is a hang."""
+        """Return vLLM's request for an adapter, after loading it once: in ``generate`` a bad adapter would hang."""
         from vllm.lora.request import LoRARequest
 
         request = LoRARequest(name, number, folder)
@@ -79,10 +78,10 @@ class EngineWorker:
 
 
 def _grammar(schema: str) -> str:
-    """A schema as a grammar of texts spaced like ``json.dumps``.
+    """Convert a JSON schema to a grammar of texts that are spaced like ``json.dumps``.
 
-    Left to vLLM it would allow any white space, with which a weak model fills its budget, or none, which is not what
-    policies have learnt to write; and its flag of a single request (``disable_any_whitespace``) does nothing.
+    By itself vLLM would allow any white space, with which a weak model fills its token budget, or none, which is not
+    what policies have learnt to write; and its flag for a single request (``disable_any_whitespace``) has no effect.
     """
     import xgrammar
 

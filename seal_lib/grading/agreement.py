@@ -1,7 +1,7 @@
-"""How much the grader decides: the same answers by several graders, their levels by arm and how often they agree.
+"""Agreement of graders: the same answers graded by several graders, the accuracy of each arm, and pairwise agreement.
 
-An answer counts as right where its grade is at least one half, which only F1 can miss by a fraction. Intervals are over
-passages (and loops): answers about one passage are not independent, under whatever arm.
+An answer counts as right if its grade is at least one half; only F1 gives grades between 0 and 1. Intervals are over
+passages (and loops), since answers about one passage are not independent, whatever the arm.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,17 +17,20 @@ from seal_lib.report.arms import arm_label
 from seal_lib.report.words import Rows, bullets, percent
 from seal_lib.runs.work import Recorder
 
-#: the judge, and the judge asked once more about the same answers
+#: the grades of the judge, and those of the same judge asked a second time
 JUDGES = ("judge", "judge again")
 ALL = "all answers"
 
-#: the trials of an arm by loop
+#: the trials of an arm by loop, i.e. {loop: trials}
 Loops = Mapping[int, Sequence[PassageTrial]]
 
 
 def judge_all(run: Recorder, loops: Loops, judge: Judge, *, phase: str,
               who: Sequence[str] = JUDGES) -> dict[int, list[PassageTrial]]:  # fmt: skip
-    """The trials of an arm with grades by both `JUDGES`, or by the first of them, recorded under ``phase``."""
+    """Return the trials of an arm with the judge's grades added, under each name in ``who``; recorded as ``phase``.
+
+    The n-th name in ``who`` is the n-th time that the judge is asked.
+    """
     trials = [trial for several in loops.values() for trial in several]
     names = [f"{loop}/{trial.id}" for loop, several in loops.items() for trial in several]
     by_name = dict(zip(names, trials, strict=True))
@@ -58,7 +61,7 @@ def _number(grade: float | None) -> float:
 
 
 def graders_of(arms: Mapping[str, Loops]) -> list[str]:
-    """The graders that graded every answer, those that cost nothing first."""
+    """Return the graders that graded every answer, those without cost first."""
     graded = [
         set(a.grades) for loops in arms.values() for several in loops.values() for t in several for a in t.answers
     ]
@@ -68,7 +71,7 @@ def graders_of(arms: Mapping[str, Loops]) -> list[str]:
 
 def level_rows(experiment: str, arms: Mapping[str, Loops], graders: Sequence[str], *, protocol: str,
                model: str) -> list[dict]:  # fmt: skip
-    """Lines ``accuracy:grader`` of every arm: means of passages. A trial that cannot be scored is dropped."""
+    """Return the rows ``accuracy:<grader>`` of every arm, means over passages; trials without a score are dropped."""
     rows = []
     for arm, loops in arms.items():
         for grader in graders:
@@ -87,10 +90,11 @@ def _by_passage(trials: Sequence[PassageTrial], grader: str) -> dict[str, list[f
 
 def agreement_rows(experiment: str, arms: Mapping[str, Loops], graders: Sequence[str], *, protocol: str,
                    model: str) -> list[dict]:  # fmt: skip
-    """Lines over the answers of all arms that both graders graded, for every ordered pair of graders a and b.
+    """Return rows of the agreement of every two graders over the answers of all arms that both graded.
 
-    ``agree:a:b``: both say right, or both wrong; ``only:a:b``: a says right and b wrong, a share of all. With the judge
-    asked twice, ``agree`` is its test–retest agreement.
+    ``agree:a:b``, one per pair, is the share of answers that both call right or both call wrong. ``only:a:b``, one per
+    ordered pair, is the share that a calls right and b wrong. For a judge that was asked twice, ``agree`` is the
+    test–retest agreement.
     """
     rows = []
     for a, b in permutations(graders, 2):
@@ -106,7 +110,7 @@ def agreement_rows(experiment: str, arms: Mapping[str, Loops], graders: Sequence
 def _counts(
     arms: Mapping[str, Loops], a: str, b: str, of: Callable[[bool, bool], bool]
 ) -> dict[str, tuple[float, float]]:
-    """passage → (answers of which it holds, answers that both graded)."""
+    """Return for each passage (number of answers for which ``of`` holds, number of answers that both graded)."""
     found: dict[str, tuple[float, float]] = {}
     for trial in (t for loops in arms.values() for several in loops.values() for t in several):
         for answer in trial.answers:
@@ -119,7 +123,7 @@ def _counts(
 
 
 def disagreements(arms: Mapping[str, Loops], graders: Sequence[str], limit: int) -> list[dict]:
-    """The first ``limit`` different answers that some graders call right and some wrong, with their grades."""
+    """Return the first ``limit`` distinct answers that some graders call right and others wrong, with their grades."""
     found: dict[tuple[str, str], dict] = {}
     for arm, loops in arms.items():
         for trial in (t for several in loops.values() for t in several):
@@ -133,7 +137,7 @@ def disagreements(arms: Mapping[str, Loops], graders: Sequence[str], limit: int)
 
 
 def in_words(rows: Rows) -> str:
-    """Markdown: how often every two graders agree, and the arms that they put in another order."""
+    """Return as Markdown how often every two graders agree, and which arms they rank in a different order."""
     levels: dict[str, dict[str, float]] = {}
     said = []
     for row in rows:

@@ -1,6 +1,7 @@
-"""Graders of an answer against one gold text: SQuAD exact match, containment, F1, and a judge that is a model.
+"""Graders that compare an answer with one gold answer: SQuAD exact match, containment, F1, and a model as judge.
 
-The grader of a loop is one word, a key of `GRADERS`: reward, frozen baseline, honesty check and tables read it.
+The grader of a loop is named by a key of `GRADERS`; the reward, the frozen baseline, the fresh-seed check and the
+tables use it.
 """
 
 import math
@@ -19,14 +20,21 @@ from seal_lib.records import Answer, Question
 _ARTICLES = ("a", "an", "the")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _APART = str.maketrans({mark: f" {mark} " for mark in string.punctuation})
-#: what stands within a word or a number and vanishes there, as SQuAD's rule lets ``'`` and ``-`` vanish
-_JOINERS = set("’‘ʼ‛′‐‑‒–−·・٫٬\u00ad")
+#: what stands within a word or a number and vanishes there, as SQuAD's rule lets ``'`` and ``-`` vanish: apostrophes,
+#: hyphens, points, marks of Arabic and Hebrew numbers and abbreviations, the Arabic line that only makes a word longer
+_JOINERS = set("’‘ʼ‛′‐‑‒–−·・٫٬\u05f3\u05f4\u0640\u00ad")
+#: marks that a writer may leave out: vowels of Arabic and Hebrew, and how an emoji is drawn
+_OPTIONAL = re.compile(
+    "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u064b-\u0652\u0670\u06d6-\u06ed\ufe0e\ufe0f]"
+)
+#: a separator of thousands
+_THOUSANDS = re.compile(r"(?<=\d)(?:[，．](?=\d)|[\u00a0\u2009\u202f](?=\d{3}(?!\d)))")
 #: compatibility forms that mean something else than what they look like: 10² is not 102
-_OTHER = ("<super>", "<sub>", "<fraction>", "<circle>")
-#: scripts that are written without spaces (Thai to Myanmar, Khmer, Javanese and their like, kana, Han): every letter of
-#: theirs is a word
+_OTHER = ("<super>", "<fraction>", "<circle>")
+#: scripts that are written without spaces (Thai to Myanmar, Khmer, Javanese and their like, kana, Han), or whose
+#: particles stand at the word without one (Hangul): every letter of theirs is a word
 _UNSPACED = re.compile(
-    "[\u0e00-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aad\u1b00-\u1b7f\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029"
+    "[\u0e00-\u109f\u1100-\u11ff\u3131-\u318e\ua960-\ua97c\uac00-\ud7fb\u1780-\u17ff\u1950-\u19df\u1a20-\u1aad\u1b00-\u1b7f\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029"
     "\u3041-\u30ff\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua980-\ua9df\uaa60-\uaa7f"
     "\uf900-\ufaff\U00016ff0-\U0003ffff]"
 )
@@ -34,9 +42,9 @@ _UNSPACED = re.compile(
 
 @lru_cache(maxsize=4096)
 def _plain(character: str) -> str:
-    """A character outside ASCII as its plain form: another width or font, any script's digit, no invisible mark."""
+    """Return the plain form of a non-ASCII character: width, font and digit variants become plain, marks vanish."""
     category = unicodedata.category(character)
-    if character in _JOINERS or category in ("Cf", "Sk"):  # formats and accents that stand alone
+    if character in _JOINERS or category in ("Cf", "Sk") or _OPTIONAL.match(character):  # Sk: accents that stand alone
         return ""
     if category == "Nd":
         return str(unicodedata.decimal(character))
@@ -49,22 +57,22 @@ def _plain(character: str) -> str:
 
 
 def _spelt(text: str) -> str:
-    """``text`` in one spelling, lower case or not; ASCII is left as it is."""
+    """Return ``text`` in one Unicode spelling; the case does not change, nor does ASCII text."""
     if text.isascii():
         return text
-    text = re.sub(r"(?<=\d)[，．](?=\d)", "", unicodedata.normalize("NFC", text))  # within a number, as , and .
+    text = _THOUSANDS.sub("", unicodedata.normalize("NFC", text))
     return unicodedata.normalize("NFC", "".join(c if c.isascii() else _plain(c) for c in text))
 
 
 @lru_cache(maxsize=4096)
 def _words(text: str, articles: bool = False, punctuation: bool = False, case: bool = False) -> list[str]:
-    """The words that grades compare; what is dropped unless it is kept: articles, punctuation, case."""
+    """Split a text into the words that graders compare; each flag keeps what is dropped by default."""
     if punctuation:
-        text = re.sub(r"([^\w\s])", r" \1 ", unicodedata.normalize("NFC", text)).translate(_APART)
+        text = re.sub(r"([^\w\s])", r" \1 ", unicodedata.normalize("NFKC", text)).translate(_APART)
     else:
         text = _spelt(text).translate(_PUNCTUATION)
     if not case:
-        text = text.lower() if text.isascii() else unicodedata.normalize("NFC", text.casefold())
+        text = text.lower() if text.isascii() else unicodedata.normalize("NFC", text.casefold().replace("i\u0307", "i"))
     words: list[str] = []
     for run in text.split():
         words += [run] if run.isascii() or not _UNSPACED.search(run) else _letters(run)
@@ -72,9 +80,9 @@ def _words(text: str, articles: bool = False, punctuation: bool = False, case: b
 
 
 def _letters(run: str) -> list[str]:
-    """A run of text cut at every letter of a script without spaces; a letter keeps the marks on it."""
+    """Split a text without spaces at every letter of an unspaced script; combining marks stay with their letter."""
     words: list[str] = []
-    alone = True  # whether what comes next begins a word
+    alone = True  # True if the next character begins a word
     for character in run:
         unspaced = bool(_UNSPACED.match(character))
         if words and (unicodedata.category(character)[0] == "M" or not (unspaced or alone)):
@@ -86,19 +94,21 @@ def _letters(run: str) -> list[str]:
 
 
 def normalise(text: str) -> str:
-    """SQuAD v1.1 normalisation: lower case, no punctuation, no articles, single spaces.
+    """Normalise a text as SQuAD v1.1 does: lower case, no punctuation, no articles, single spaces.
 
     On ASCII it is SQuAD's to the letter. Beyond, what is only written otherwise is the same: composed and decomposed
-    letters, other widths and fonts, other scripts' digits, other punctuation. A letter of a script without spaces is a
-    word, as in the graders of multilingual SQuAD.
+    letters, vowels of Arabic and Hebrew or none, other widths and fonts, other scripts' digits, other punctuation. A
+    letter of a script without spaces is a word, as in the graders of multilingual SQuAD, and so is one of Hangul, as in
+    those of KorQuAD.
     """
     return " ".join(_words(text))
 
 
 def _compared(answer: str, gold: str) -> tuple[list[str], list[str], bool]:
-    """Words of both, and whether the articles had to be kept.
+    """Return the words of the answer and of the gold answer, and True if articles had to be kept.
 
-    A gold answer that normalises to nothing (``A``, ``The``, ``+``) is compared with articles, or else punctuation.
+    If the gold answer normalises to nothing (``A``, ``The``, ``+``), articles are kept; if that is not enough,
+    punctuation and case too.
     """
     if theirs := _words(gold):
         return _words(answer), theirs, False
@@ -108,23 +118,23 @@ def _compared(answer: str, gold: str) -> tuple[list[str], list[str], bool]:
 
 
 def exact_match(answer: str, gold: str) -> float:
-    """1.0 if both have the same words, at least one, else 0.0."""
+    """Return 1.0 if both texts have the same words, and at least one, else 0.0."""
     ours, theirs, _ = _compared(answer, gold)
     return float(ours == theirs != [])
 
 
 def f1(answer: str, gold: str) -> float:
-    """F1 over words, in [0, 1]."""
+    """Return the F1 score over words, in [0, 1]."""
     ours, theirs, _ = _compared(answer, gold)
     shared = sum((Counter(ours) & Counter(theirs)).values())
     return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
 
 
 def contains(answer: str, gold: str) -> float:
-    """1.0 if the gold words occur, in a row and as whole words, in the answer.
+    """Return 1.0 if the answer contains the words of the gold answer consecutively, else 0.0.
 
-    A gold answer that is an article must stand in its own case where the answer says more: nearly every sentence has
-    an "a".
+    If the gold answer is an article and the answer has further words, the case must match too, since nearly every
+    sentence has an "a".
     """
     ours, theirs, article = _compared(answer, gold)
     if article and ours != theirs:
@@ -133,16 +143,16 @@ def contains(answer: str, gold: str) -> float:
 
 
 def is_blank(answer: str) -> bool:
-    """Whether a text has only white space and punctuation."""
+    """Return True if a text has no letter or digit."""
     return not any(character.isalnum() for character in answer)
 
 
-#: questions with their gold answers, and what was answered; who judges → one grade each
+#: function of the pairs (question with its gold answer, answer) and the judge, if any, that returns one grade per pair
 Grader = Callable[[Sequence[tuple[Question, str]], Judge | None], list[float]]
 
 
 def each(score: Callable[[str, str], float]) -> Grader:
-    """The grader that looks at one answer and its gold at a time."""
+    """Make a grader from a score of (answer, gold answer)."""
 
     def grades(pairs: Sequence[tuple[Question, str]], judge: Judge | None) -> list[float]:
         return [score(answer, question.answer) for question, answer in pairs]
@@ -151,7 +161,11 @@ def each(score: Callable[[str, str], float]) -> Grader:
 
 
 def judged(pairs: Sequence[tuple[Question, str]], judge: Judge | None) -> list[float]:
-    """Verdicts of the judge; a blank answer is wrong without asking, as in the paper."""
+    """Return the judge's verdicts; a blank answer is wrong without asking, as in the paper.
+
+    Raises:
+        DataError: there is no judge.
+    """
     if judge is None:
         raise DataError(NOBODY)
     asked = [(question, answer) for question, answer in pairs if not is_blank(answer)]
@@ -159,31 +173,31 @@ def judged(pairs: Sequence[tuple[Question, str]], judge: Judge | None) -> list[f
     return [0.0 if is_blank(answer) else next(verdicts) for _, answer in pairs]
 
 
-#: grader → grades in [0, 1]; NaN: the grader did not answer. Called once for many answers, and a grader that is not in
-#: `ALWAYS` only where it is the loop's.
+#: grader → function that grades many answers in one call; grades are in [0, 1], NaN if the grader gave none. A grader
+#: outside `ALWAYS` is called only if it is the loop's grader.
 GRADERS: dict[str, Grader] = {
     "exact": each(exact_match),
     "contains": each(contains),
     "f1": each(f1),
     "judge": judged,
 }
-#: graders that cost nothing: their grades stand beside those of the loop's grader
+#: graders without cost, whose grades are recorded in addition to those of the loop's grader
 ALWAYS = ("exact", "contains", "f1")
 
 
 def check(grader: str) -> None:
-    """Raises DataError if there is no such grader."""
+    """Raise DataError if there is no such grader."""
     if grader not in GRADERS:
         raise DataError(f"grader: {grader!r} is not one of {', '.join(GRADERS)}.")
 
 
 def ungraded(question: Question, grader: str) -> Answer:
-    """The place of a question that was not asked: no grade, and not blank."""
+    """Return the record of a question that was not asked: every grade is NaN, and it is not blank."""
     return Answer(question.question, question.answer, "", dict.fromkeys((*ALWAYS, grader), math.nan), False)
 
 
 def grade(pairs: Sequence[tuple[Question, str]], grader: str, judge: Judge | None = None) -> list[Answer]:
-    """Answers with the grades of ``grader`` and of those that cost nothing; what one thought aloud is not graded."""
+    """Grade answers by ``grader`` and by all graders without cost; reasoning before an answer is not graded."""
     said = [(question, without_thoughts(answer)[0].strip()) for question, answer in pairs]
     grades = {name: GRADERS[name](said, judge) for name in dict.fromkeys((*ALWAYS, grader))}
     return [

@@ -1,46 +1,28 @@
-"""Many passages at once: texts by several writers, and the corpus that they make. A writer is a row of `WRITERS`."""
+"""Many passages at once: texts by several writers, and the corpus that they make. A writer is a row of `WRITERS`; every
+shipped strategy is one."""
 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from seal_lib.errors import DataError
-from seal_lib.generation.contract import Request, Sampling
-from seal_lib.knowledge import notes, world
+from seal_lib.knowledge import notes, relations, strategies
 from seal_lib.knowledge.documents import read_edit
 from seal_lib.knowledge.domain import Knowledge
+from seal_lib.knowledge.relations import Text
 from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop, Pretraining
-from seal_lib.loops.wording import fill
 from seal_lib.paths import write_text
 from seal_lib.records import Passage
-from seal_lib.runs import yaml_files
 from seal_lib.runs.work import Recorder
-from seal_lib.seeds import derive_seed, rng
-
-ENTITIES = 20  # at most so many of a passage are looked at
-
-
-@dataclass(frozen=True)
-class Text:
-    """One text about a passage. ``sample``: its number among those of its kind, from 0; ``about``: the things that it
-    relates."""
-
-    unit_id: str
-    writer: str
-    sample: int
-    text: str
-    about: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document of a corpus, with its provenance. ``kind`` is ``edit`` or ``passage``; ``sample`` is -1 for a
-    passage."""
+    """A document of a corpus with its provenance. ``kind``: ``edit`` or ``passage``; ``sample``: -1 for a passage."""
 
     text: str
     kind: str
@@ -53,16 +35,16 @@ class Document:
 
 @dataclass(frozen=True)
 class Writer:
-    """Who writes the texts of an arm.
+    """The writer of an arm's texts.
 
     ``source``: ``none`` (nothing is trained), ``passage`` (no texts, the passages alone), ``policy`` (self-edits of
-    the arm's policy), ``external`` (a stronger writer) or ``relations`` (one text for each of some groups of
-    ``groups`` entities of the passage).
+    the arm's policy), ``external`` (a stronger writer) or ``strategy`` (a way to study: of the made world its notes,
+    else the policy follows it).
     """
 
     source: str
     meaning: str
-    groups: tuple[int, ...] = ()
+    study: strategies.Strategy | None = None
 
 
 WRITERS: dict[str, Writer] = {
@@ -70,17 +52,18 @@ WRITERS: dict[str, Writer] = {
     "passage_only": Writer("passage", "trained on the passages alone"),
     "own_untrained": Writer("policy", "passages and the untrained policy's self-edits"),
     "external": Writer("external", "passages and the notes of a stronger writer (the paper's GPT-4.1)"),
-    "entigraph_pairs": Writer("relations", "passages and texts that relate two of their entities", (2,)),
-    "entigraph": Writer("relations", "the same, and as many texts that relate three", (2, 3)),
     "seal": Writer("policy", "passages and the self-edits of the policy after its rounds"),
+} | {
+    study.arm: Writer("strategy", f"passages and texts of the strategy {study.name}", study)
+    for study in strategies.load()
 }
 
 
 def writer_of(arm: str) -> Writer:
-    """The writer of an arm; ``seal_round_2`` is SEAL's.
+    """Return the writer of an arm; ``seal_round_2`` is SEAL's.
 
     Raises:
-        DataError: there is none.
+        DataError: the arm is unknown.
     """
     name = re.sub(r"_round_\d+$", "", arm)
     if name not in WRITERS:
@@ -90,7 +73,7 @@ def writer_of(arm: str) -> Writer:
 
 def write(run: Recorder, policy: Policy, passages: Sequence[Passage], arm: str, domain: Knowledge, outer: OuterLoop, *,
           count: int, seed: int) -> list[Text]:  # fmt: skip
-    """The texts of an arm, ``count`` a passage (``count`` for each size of group), recorded in phases
+    """Return the texts of an arm, ``count`` per passage (or per size of group), recorded in phases
     ``seed_<seed>/evaluate/<arm>/…``."""
     writer, phase = writer_of(arm), f"seed_{seed}/evaluate/{arm}"
     if writer.source == "policy":
@@ -99,86 +82,28 @@ def write(run: Recorder, policy: Policy, passages: Sequence[Passage], arm: str, 
     if writer.source == "external":
         said = [(p, notes.several(p, "external", count, seed)) for p in passages]
         return [Text(p.id, "external", i, text) for p, several in said for i, text in enumerate(several)]
-    if writer.source == "relations":
-        named = _entities(run, policy, passages, outer, f"{phase}/entities", seed)
-        return [
-            text
-            for size in writer.groups
-            for text in _related(run, policy, passages, named, outer, f"{phase}/relate_{size}", size, count, seed)
-        ]
-    return []
-
-
-def _entities(run: Recorder, policy: Policy, passages: Sequence[Passage], outer: OuterLoop, phase: str,
-              seed: int) -> dict[str, list[str]]:  # fmt: skip
-    """What each passage names: of the made world its people and values, else as the policy lists them."""
-    named = {p.id: list(dict.fromkeys([f[0] for f in p.facts] + [f[2] for f in p.facts])) for p in passages if p.facts}
+    study = writer.study
+    if study is None:
+        return []
+    if study.groups:
+        return relations.write(
+            run, policy, passages, outer, listing=study.listing, relating=study.write, sizes=study.groups, phase=phase,
+            count=count, seed=seed,
+        )  # fmt: skip
+    made = [study.notes(p, count, seed) for p in passages if p.facts]
     told = [p for p in passages if not p.facts]
     if told:
-        prompts = [_wording("entities", title=p.title, passage=p.text) for p in told]
-        texts = _generated(run, policy, [p.id for p in told], prompts, outer, phase, seed)
-        named |= {p.id: entities_of(text, p.text) for p, text in zip(told, texts, strict=True)}
-    return named
-
-
-def entities_of(listed: str, passage: str) -> list[str]:
-    """The names of a list that stand in the passage, in order, each once, `ENTITIES` at most."""
-    found: dict[str, str] = {}
-    for line in re.split(r"[\n;,]", listed):
-        name = re.sub(r"^(?:[-*•–]|\d+[.)])?\s*", "", line.strip()).strip(" .\"'*")
-        if name and name.casefold() in passage.casefold():
-            found.setdefault(name.casefold(), name)
-    return list(found.values())[:ENTITIES]
-
-
-def _related(run: Recorder, policy: Policy, passages: Sequence[Passage], named: Mapping[str, list[str]],
-             outer: OuterLoop, phase: str, size: int, count: int, seed: int) -> list[Text]:  # fmt: skip
-    """A text for each of ``count`` random groups of entities; fewer where a passage names too few for so many."""
-    asked: list[tuple[Passage, int, tuple[str, ...]]] = []
-    for passage in passages:
-        groups = list(combinations(named[passage.id], size))
-        drawn = rng(seed, passage.id, "groups", size).sample(groups, min(count, len(groups)))
-        asked += [(passage, i, group) for i, group in enumerate(drawn)]
-    told = [(p, i, group) for p, i, group in asked if not p.facts]
-    prompts = [_wording("relate", title=p.title, passage=p.text, entities=", ".join(group)) for p, _, group in told]
-    said = iter(_generated(run, policy, [f"{p.id}/{i}" for p, i, _ in told], prompts, outer, phase, seed))
-    texts = []
-    for passage, i, group in asked:
-        text = _made(passage, group, derive_seed(seed, passage.id, size, i)) if passage.facts else next(said)
-        if text.strip():
-            texts.append(Text(passage.id, policy.name if not passage.facts else "world", i, text, group))
-    return texts
-
-
-def _made(passage: Passage, group: Sequence[str], seed: int) -> str:
-    """The stronger writer of the made world on some entities: notes on every fact that one of them is in."""
-    facts = [world.Fact(*fact) for fact in passage.facts if fact[0] in group or fact[2] in group]
-    return world.external_notes(facts, rng(seed, "relations"))
-
-
-def _wording(name: str, **slots: str) -> str:
-    return fill(yaml_files.read(Path(__file__).with_name("relations.yaml"))[name], **slots)
-
-
-def _generated(run: Recorder, policy: Policy, ids: Sequence[str], prompts: Sequence[str], outer: OuterLoop, phase: str,
-               seed: int) -> list[str]:  # fmt: skip
-    """Texts that the policy writes after prompts, "" where one is longer than the model takes; recorded."""
-    if not ids:
-        return []
-    sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, skip_long=True)
-    requests = {i: Request(prompt, derive_seed(seed, i, phase)) for i, prompt in zip(ids, prompts, strict=True)}
-
-    def written(part: Sequence[str]) -> list[dict]:
-        done = policy.generator().generate([requests[i] for i in part], sampling)
-        run.count(generated=sum(one.tokens for (one,) in done))
-        return [{"text": one.text.strip()} for (one,) in done]
-
-    return [row["text"] for row in run.map(phase, ids, written, chunk=256)]
+        following = replace(domain, prompts=study.prompts(domain.prompts))
+        by_passage = strategies.write(
+            run, policy, told, following, outer, phase=f"{phase}/write", count=count, seed=seed
+        )
+        made += by_passage.values()
+    return [Text(e.unit_id, e.source, i, e.text) for edits in made for i, e in enumerate(edits) if e.text.strip()]
 
 
 def documents(passages: Sequence[Passage], texts: Sequence[Text], domain: Knowledge, settings: Pretraining, *,
               count: int) -> list[Document]:  # fmt: skip
-    """The corpus: of every passage its first ``count`` texts of each kind, and the passage itself last."""
+    """Return the corpus: each passage's first ``count`` texts of each kind, cut into documents, then the passage."""
     own: dict[str, list[Text]] = {}
     for text in texts:
         if text.sample < count:
@@ -205,12 +130,12 @@ def _parquet(corpus: Sequence[Document], file: Path) -> None:
     pd.DataFrame([asdict(document) for document in corpus]).to_parquet(file, index=False)
 
 
-#: how a corpus is written for other trainers, by the end of its file's name
+#: file extension → function that writes a corpus for other trainers
 FORMATS: dict[str, Callable[[Sequence[Document], Path], None]] = {"jsonl": _jsonl, "parquet": _parquet}
 
 
 def export(run: Recorder, corpora: Mapping[str, Sequence[Document]]) -> Path:
-    """The folder of the run with every corpus in every format (``<name>.jsonl``, …); ``text`` is what is trained on."""
+    """Write every corpus in every format to a folder of the run (``<name>.jsonl``, …); ``text`` is trained on."""
 
     def build(folder: Path) -> None:
         for name, corpus in corpora.items():

@@ -1,4 +1,4 @@
-"""Passages with questions, from three kinds of source, one call: `load_passages`.
+"""Load passages with questions from three kinds of source with one function, `load_passages`.
 
 ==========================  =====================================================================================
 ``world:heldout``           the shipped made world (populations ``heldout`` for evaluation, ``learning`` for ReST^EM)
@@ -6,14 +6,17 @@
 a path                      JSON list of ``{title, context, questions: [{question, answer}]}``; optional
                             ``completions`` (self-edits) become the references ``external``, ``external_1``, …; or
                             SQuAD as its authors publish it (``{data: [{title, paragraphs: [{context, qas}]}]}``), or a
-                            row per question (``{title, context, question, answers}``); JSON lines and gzip too
+                            row per question (``{title, context, question, answers}``), as columns or as the Hub's
+                            viewer gives them, too; JSON lines and gzip too
 ==========================  =====================================================================================
 
-A gold answer is a text, a list (the first counts) or SQuAD's ``{text: [...]}``. A question that its file marks as
+A gold answer is a text, a list (the first counts) or SQuAD's ``{text: [...]}``. A passage that stands twice is refused,
+since every interval counts passages. A question that its file marks as
 without an answer, as SQuAD v2 does, is left out; one warning says how many were.
 """
 
 import random
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -25,15 +28,20 @@ from seal_lib.errors import DataError
 from seal_lib.records import Passage, Question
 from seal_lib.seeds import rng
 
+#: what a table's cell becomes that held SQuAD's answers
+_WRITTEN = re.compile(r"[\[{]+\s*['\"](?:text|answer_start)['\"]\s*:")
 SQUAD_REVISION = "7b6d24c440a36b6815f21b70d25016731768db1f"
 
 
 def load_passages(source: str, count: int | None, seed: int = 0, start: int = 0, facts: int = 6,
                   people: int = 3) -> list[Passage]:  # fmt: skip
-    """``count`` passages of ``source`` (all if None), in an order fixed by ``seed``.
+    """Return ``count`` passages of ``source`` (all if None), in an order fixed by ``seed``.
 
     Real text is shuffled as the authors do: ``random.seed(seed); shuffle; [start : start + count]`` (seed 42, start 0,
     200 passages is the paper's evaluation set, 974 questions). The made world draws its own passages from ``seed``.
+
+    Raises:
+        DataError: the source is unknown or has too few passages.
     """
     kind, _, rest = source.partition(":")
     if kind == "world":
@@ -53,11 +61,11 @@ def load_passages(source: str, count: int | None, seed: int = 0, start: int = 0,
 
 
 def prior_passages(source: str, count: int, seed: int, without: Sequence[Passage] = ()) -> list[Passage]:
-    """``count`` passages with one question each, on what the model knew before it is trained on ``without``.
+    """Return ``count`` passages with one question each on what the model knew before it is trained on ``without``.
 
     Args:
-        source: ``world:known``: facts of the pretraining population, whose passages have no text; else a source of
-            passages.
+        source: ``world:known`` for facts of the pretraining population, whose passages have no text; otherwise a source
+            of passages, from which those of ``without`` are left out.
 
     Raises:
         DataError: the source has fewer.
@@ -76,7 +84,7 @@ def prior_passages(source: str, count: int, seed: int, without: Sequence[Passage
 
 
 def some_questions(passages: Sequence[Passage], count: int | None, seed: int) -> list[Passage]:
-    """The passages with ``count`` random questions of them all (None: all); those left with none are dropped.
+    """Return the passages with ``count`` random questions of all of theirs (None: all), without those left with none.
 
     The authors of the paper's second version ask 500 (seed 42) after training on many passages.
     """
@@ -94,40 +102,51 @@ def some_questions(passages: Sequence[Passage], count: int | None, seed: int) ->
 
 
 def batches(source: str, count: int, seed: int) -> Callable[[int], list[Passage]]:
-    """Round (from 1) → its own ``count`` passages of ``source``: the ``i``-th batch for round ``i``."""
+    """Return a function from a round ``i``, from 1, to the ``i``-th batch of ``count`` passages of ``source``."""
     return lambda index: load_passages(source, count, seed, start=(index - 1) * count)
 
 
 def from_json(path: Path) -> list[Passage]:
-    """Passages of a JSON file in file order; ids are ``<stem>-<index>``.
+    """Return the passages of a JSON file in file order; ids are ``<stem>-<index>``.
 
     Raises:
-        DataError: names the file and entry that is missing, empty or malformed.
+        DataError: the file is missing, or an entry is empty, malformed or there twice; the message names file and
+            entry.
     """
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"passages: no file {path}; give a JSON file, world:heldout or hub:rajpurkar/squad.")
-    return passages_of(paths.read_data(path), path.name.split(".json")[0], str(path))
+    passages = passages_of(paths.read_data(path), path.name.split(".json")[0], str(path))
+    first: dict[tuple[str, str], str] = {}
+    for passage in passages:
+        other = first.setdefault((passage.title, passage.text), passage.id)
+        if other != passage.id:
+            raise DataError(f"{path}: passage {passage.id} is {other} again; put its questions there and remove it.")
+    return passages
 
 
 def passages_of(value: object, stem: str, where: str, unasked: bool = False) -> list[Passage]:
-    """Passages of a value in any of the layouts of a file; ids are ``<stem>-<index>``.
+    """Return the passages of a value in any layout that a file may have; ids are ``<stem>-<index>``.
 
     Args:
-        where: names the source in messages.
-        unasked: a passage may have no questions; else it is refused, since it cannot be scored.
+        where: the name of the source in messages.
+        unasked: allow passages without questions, which are otherwise refused, since they cannot be scored.
 
     Raises:
-        DataError: names the entry that is empty or malformed.
+        DataError: an entry is empty or malformed; the message names it.
     """
     return _passages(_entries(value, where), stem, where, unasked)
 
 
 def _entries(value: object, where: str) -> list:
-    """The passages of a file, whatever its layout, as entries of ours."""
+    """Return the passages of a file in any layout as entries in our own layout."""
     entries = value
     if isinstance(value, dict):
         if isinstance(value.get("data"), list) and value["data"]:
             entries = value["data"]
+        elif isinstance(value.get("rows"), list):  # as the Hub's viewer gives them
+            entries = [row.get("row", row) if isinstance(row, dict) else row for row in value["rows"]]
+        elif {"context", "question"} <= set(value) and isinstance(value["context"], list | dict):
+            entries = _of_columns(value, where)
         elif {"context", "paragraphs"} & set(value):  # one line of JSON lines
             entries = [value]
     if not isinstance(entries, list):
@@ -141,8 +160,16 @@ def _entries(value: object, where: str) -> list:
     return entries
 
 
+def _of_columns(columns: Mapping[str, Any], where: str) -> list[dict]:
+    """Return the rows of a table written by columns, each a list or, as pandas writes it, an object by row number."""
+    lists = {key: list(column.values()) if isinstance(column, dict) else column for key, column in columns.items()}
+    if len({len(column) if isinstance(column, list) else None for column in lists.values()}) > 1:
+        raise DataError(f"{where}: its columns differ in length; write a row per question.")
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+
+
 def _article(article: object, where: str) -> list[dict]:
-    """Entries of an article of raw SQuAD, one a paragraph."""
+    """Return the entries of one article of raw SQuAD, one per paragraph."""
     if not isinstance(article, dict) or "paragraphs" not in article:
         raise DataError(f"{where}: the key 'paragraphs' is missing; an article of SQuAD has title and paragraphs.")
     found = []
@@ -156,13 +183,14 @@ def _article(article: object, where: str) -> list[dict]:
 
 
 def _grouped(rows: Iterable[Any], where: str) -> list[dict]:
-    """Entries of rows with one question each, one entry a context, in order of first appearance."""
-    grouped: dict[str, dict] = {}
+    """Group rows with one question each into entries, one per title and context, in order of first appearance."""
+    grouped: dict[tuple, dict] = {}
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping) or not {"title", "context", "question"} <= set(row):
             raise DataError(f"{where}, row {i}: a row has title, context, question and answers; one is missing.")
-        key = _text(row["context"], "context", f"{where}, row {i}")
-        grouped.setdefault(key, {"title": _spaced(row["title"]), "context": key, "questions": []})
+        title = _spaced(_text(row["title"], "title", f"{where}, row {i}"))
+        key = title, _text(row["context"], "context", f"{where}, row {i}")
+        grouped.setdefault(key, {"title": title, "context": key[1], "questions": []})
         grouped[key]["questions"].append(row)
     return list(grouped.values())
 
@@ -172,7 +200,7 @@ def _spaced(title: object) -> object:
 
 
 def _passages(entries: Sequence[object], stem: str, where: str, unasked: bool = False) -> list[Passage]:
-    """Passages with the questions that have an answer; the others are counted in one warning."""
+    """Return passages with those questions that have an answer; one warning gives the number of the others."""
     passages, left_out, empty = [], 0, 0
     for i, entry in enumerate(entries):
         passage, unanswered = _passage(entry, f"{stem}-{i:05d}", f"{where}, entry {i}", unasked)
@@ -192,7 +220,7 @@ def _passages(entries: Sequence[object], stem: str, where: str, unasked: bool = 
 
 
 def _passage(entry: object, name: str, where: str, unasked: bool) -> tuple[Passage, int]:
-    """(the passage with the questions that have an answer, how many have none)."""
+    """Return the passage with those questions that have an answer, and the number of those that have none."""
     if not isinstance(entry, dict):
         raise DataError(f"{where}: expected an object with title, context and questions.")
     if unasked:
@@ -228,19 +256,21 @@ def _passage(entry: object, name: str, where: str, unasked: bool) -> tuple[Passa
 
 
 def _gold(value: object, place: str) -> str:
-    """The gold answer: a text, the first of a list, or of SQuAD's ``{text: [...]}``; "" if the list is empty."""
+    """Return the gold answer: a text, the first of a list, or of SQuAD's ``{text: [...]}``; "" if the list is empty."""
     if isinstance(value, Mapping):
-        value = value.get("text", "")
+        value = value.get("text", value.get("value", ""))
     if isinstance(value, list | tuple):
         return _gold(value[0], place) if value else ""
     gold = _text(value, "answer", place).strip()
     if not gold:
         raise DataError(f"{place}: the answer is empty; remove the question or fill it in.")
+    if _WRITTEN.match(gold):
+        raise DataError(f"{place}: the answer {gold[:40]!r} is a list or an object written as text; write it as JSON.")
     return gold
 
 
 def _text(value: object, key: str, where: str) -> str:
-    """``value`` if it is text that can be written down, else one sentence."""
+    """Return ``value`` if it is text that UTF-8 can encode; otherwise raise DataError."""
     if not isinstance(value, str):
         raise DataError(f"{where}: {key} is {value!r}, not text; put it in quotes or remove the entry.")
     try:
@@ -257,7 +287,7 @@ def _list(value: object, key: str, where: str) -> list:
 
 
 def from_hub(name: str) -> list[Passage]:
-    """SQuAD-shaped passages from the Hub at a pinned revision, questions grouped by passage, first gold answer."""
+    """Load SQuAD from the Hub at a pinned revision: questions grouped by passage, each with its first gold answer."""
     from datasets import load_dataset
 
     repository, _, split = name.partition(":")
@@ -268,5 +298,5 @@ def from_hub(name: str) -> list[Passage]:
 
 
 def group_squad(rows: Iterable[Mapping[str, Any]]) -> list[Passage]:
-    """SQuAD rows (title, context, question, answers) → one passage per context, in order of first appearance."""
+    """Group SQuAD rows (title, context, question, answers) into passages, one per context, in order of appearance."""
     return _passages(_grouped(rows, "squad"), "squad", "squad")

@@ -1,7 +1,7 @@
-"""The paper's Figures 1 and 2 in a drawing of our own, filled with one passage of a finished run.
+"""The paper's Figures 1 and 2 in our own design, filled with one passage of a finished run.
 
-An example is a table (the figure's CSV): what is in it was written, trained on and answered in that run. What it is an
-example of is chosen by rule, and the figure says by which.
+An example is a table, which is also the figure's CSV. Everything in it was written, trained on and answered in that
+run; the passage is chosen by a rule that the figure states.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "knowledge/restem"
 WIDE = 7.3  # inches
-QUESTIONS = 5  # most that are shown
+QUESTIONS = 5  # most questions that are shown
 
 
 def pictures(
     own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
 ) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
-    """The diagrams that the run of ``knowledge/restem`` has an example for, as `seal_lib.report.plots.pictures`
-    gives figures."""
+    """Return the diagrams for which the run of ``knowledge/restem`` has an example, in the form of
+    `seal_lib.report.plots.pictures`."""
     folder = diagrams.run_of(own) if set(own["experiment"]) == {EXPERIMENT} else None
     if folder is None:
         return []
@@ -46,7 +46,7 @@ def pictures(
 
 
 def _trials(folder: Path, pattern: str) -> dict[str, list[PassageTrial]]:
-    """Phase → its trials, of the phases that a pattern fits."""
+    """Return phase → trials for the phases that match a pattern."""
     found: dict[str, list[PassageTrial]] = {}
     for row in manifest.rows(folder):
         if re.fullmatch(pattern, row["phase"]):
@@ -55,7 +55,7 @@ def _trials(folder: Path, pattern: str) -> dict[str, list[PassageTrial]]:
 
 
 def _passage(name: str, load: Callable[[], Sequence[Passage]]) -> Passage | None:
-    """The passage of that id, where its source is at hand."""
+    """Return the passage with that id; None if it is not there or its source cannot be loaded."""
     try:
         return next((passage for passage in load() if passage.id == name), None)
     except SealError:
@@ -68,8 +68,7 @@ def _about(folder: Path, parameters: Mapping[str, Any], what: str) -> dict[str, 
 
 
 def edit_example(folder: Path) -> pd.DataFrame | None:
-    """One self-edit of SEAL's last round, in its first loop: the one after which as many questions are right as after
-    the middle one. None if no round was evaluated."""
+    """Return the self-edit of median accuracy in SEAL's last round of the first loop; None without evaluated rounds."""
     import pandas as pd
 
     p = manifest.read(folder)["parameters"]
@@ -109,8 +108,8 @@ def edit_example(folder: Path) -> pd.DataFrame | None:
 
 
 def loops_example(folder: Path) -> pd.DataFrame | None:
-    """The self-edits of round 1 about one passage, in the first loop: the passage whose rewards differ most. None if
-    nothing was rewarded."""
+    """Return the self-edits of round 1 about one passage, in the first loop: the passage whose rewards differ most.
+    Return None if nothing was rewarded."""
     import pandas as pd
 
     p = manifest.read(folder)["parameters"]
@@ -156,8 +155,8 @@ def _loops_size(table: pd.DataFrame) -> tuple[float, float]:
 
 @draws("", _loops_size, "the two loops, with self-edits about one passage")
 def two_loops(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Figure 1: the policy writes several self-edits; each trains an adapter, which is asked; the policy learns to
-    write what was rewarded most."""
+    """Draw Figure 1: the policy writes several self-edits, each trains an adapter, which is asked questions, and the
+    policy learns to write the self-edits with the highest rewards."""
     high = _loops_size(table)[1] - 0.35
     diagrams.sheet(ax, WIDE, high)
     left, middle, right = 0.0, 2.15, 5.45
@@ -194,7 +193,7 @@ def two_loops(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def _columns(table: pd.DataFrame) -> list[tuple[str, str, list[str], str]]:
-    """(head, words over the arrow after it, lines, colour) of the boxes of Figure 2."""
+    """Return (heading, label of the arrow after it, lines, colour) for each box of Figure 2."""
     (passage,), (edit,), (training,) = (diagrams.parts(table, part) for part in ("passage", "self-edit", "training"))
     text = passage["text"] or "(its text is not at hand)"
     return [
@@ -211,7 +210,7 @@ def _edit_size(table: pd.DataFrame) -> tuple[float, float]:
 
 @draws("", _edit_size, "from a passage to answers without it")
 def one_self_edit(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Figure 2: passage → self-edit → one adapter → answers without the passage, beside those from before."""
+    """Draw Figure 2: passage → self-edit → one adapter → answers without the passage, next to those before training."""
     high = _edit_size(table)[1] - 0.35
     diagrams.sheet(ax, WIDE, high)
     boxes, x, low = _columns(table), 0.0, 0.0

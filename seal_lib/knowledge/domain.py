@@ -1,6 +1,7 @@
 """Knowledge incorporation as a domain of the loops: a passage, notes about it, closed-book questions.
 
-Self-edit → training documents → one adapter → answers without the passage → graded one by one.
+A self-edit becomes training documents, these train one adapter, and the adapter answers questions without the passage;
+each answer is graded by itself.
 """
 
 import itertools
@@ -18,11 +19,12 @@ from seal_lib.grading.judge import Judge
 from seal_lib.knowledge.documents import CAPS, PROTOCOLS, TrainingDocument, read_edit, training_documents
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.knowledge.rubrics import Rubric
-from seal_lib.loops.domain import TOO_LONG, Candidate, Count, Rejected
+from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected
 from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import read_ids, turn_end, written_ids
 from seal_lib.records import Answer, Passage, PassageTrial, Question, SelfEdit
 from seal_lib.runs.params import RARE
+from seal_lib.runs.work import Count
 from seal_lib.seeds import derive_seed
 from seal_lib.training.jobs import Example, Job, Result, pad_examples
 
@@ -33,21 +35,21 @@ if TYPE_CHECKING:
 
 #: settings that the authors' code fixes; their other numbers are searched (Table 3) or part of the label
 AUTHORS = {"targets": "qv", "schedule": "linear", "clip": 1.0}
-#: what a protocol has unless its label says otherwise (the authors' answers end after 64 tokens at the latest)
+#: values that a protocol's label does not mention (the authors limit answers to 64 tokens)
 _USUAL = {"max_length": 2048, "split_newlines": True, "add_passage": True}
 
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """Settings of one adapter's training and questioning (paper Table 3 and the released code).
+    """Settings for training one adapter and asking it questions (paper Table 3 and the released code).
 
-    ``pad_loss``: ``none``; ``eos`` (one end-of-text target per document); ``full`` (the authors: padded to
-    ``max_length``, pads in the loss); ``probe:m`` (m weighted pads standing for all of them).
-    ``protocol``: rules from text to documents (`seal_lib.knowledge.documents`) and which settings may go with
-    them; ``document_limit`` is for ``clean``, the authors' cap comes with their protocol.
-    ``slots``: adapters trained side by side; 0: as many as the device's memory takes.
-    ``token_limit``: the first documents are kept that together, with the passage, have at most so many tokens.
-    ``grader``: what judges the answers, a key of `seal_lib.grading.graders.GRADERS`; reward and tables read it.
+    ``pad_loss``: which pads count in the loss: ``none``; ``eos`` (one end-of-text target per document); ``full`` (the
+    authors: padded to ``max_length``, all pads count); ``probe:m`` (m weighted pads standing for all of them).
+    ``protocol``: the rules from text to documents (`seal_lib.knowledge.documents`), which also restrict other settings;
+    ``document_limit`` is for ``clean``, since the authors' limit comes with their protocol.
+    ``slots``: adapters trained side by side; 0: as many as fit into the device's memory.
+    ``token_limit``: keep the first documents that, together with the passage, have at most so many tokens.
+    ``grader``: the grader of answers, a key of `seal_lib.grading.graders.GRADERS`; the reward and the tables use it.
     """
 
     lr: float
@@ -89,7 +91,7 @@ class InnerLoop:
     def label(self) -> str:
         """The name of this protocol in results, with every setting that departs from it: ``authors_v1 (probe:64)``.
 
-        Rows of different labels never share a line of a table.
+        Rows with different labels never share a line of a table.
         """
         usual = _USUAL | ({"answer_tokens": 64} if self.protocol != "clean" else {"document_limit": None})
         departs = [] if self.pad_loss in ("eos", "full") else [self.pad_loss]
@@ -99,7 +101,7 @@ class InnerLoop:
 
 
 def documents_of(passage: Passage, edit: str | None, prompts: Prompts, settings: InnerLoop) -> list[TrainingDocument]:
-    """The texts that one adapter is trained on under these settings; ``edit=None``: the passage alone."""
+    """Return the texts that one adapter is trained on under these settings; ``edit=None`` is the passage alone."""
     return training_documents(
         passage, edit, prompts, settings.split_newlines, settings.add_passage, settings.document_limit,
         settings.protocol,
@@ -107,21 +109,22 @@ def documents_of(passage: Passage, edit: str | None, prompts: Prompts, settings:
 
 
 def _asked(candidate: Candidate, answers: Sequence[Completion | None]) -> list[tuple[Question, Completion]]:
-    """The questions of a candidate that was asked, with their answers; a lost one fails."""
+    """Pair the questions of a candidate that was asked with their answers; raise ValueError if an answer is missing."""
     given = [answer for answer in answers if answer is not None]
     return list(zip(candidate.unit.questions if answers else (), given, strict=True))
 
 
 def _texts(candidate: Candidate) -> list[str | None]:
-    """The texts of a candidate's self-edits; ``[None]``: it has none."""
+    """Return the texts of a candidate's self-edits; ``[None]`` if it has none."""
     return [edit.text if edit else None for edit in (candidate.edit, *candidate.more)]
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """The domain (`seal_lib.loops.domain.Domain`): its settings and its wording. A unit is a passage.
+    """The knowledge domain (`seal_lib.loops.domain.Domain`): its settings and prompts. A unit is a passage.
 
-    ``judge``: who judges, where the grader is ``judge``. ``rubric``: what rates self-edits that are not tried.
+    ``judge``: the judge, where the grader is ``judge``. ``rubric``: rates self-edits by their text, without the inner
+    loop.
     """
 
     inner: InnerLoop
@@ -143,7 +146,7 @@ class Knowledge:
     @property
     def answering(self) -> Sampling:
         stop = (self.prompts.stop,) if self.prompts.stop else ()
-        return Sampling(max_tokens=self.inner.answer_tokens, stop=stop, skip_long=True)
+        return Sampling(max_tokens=self.inner.answer_tokens + self.prompts.reasons, stop=stop, skip_long=True)
 
     @property
     def chunk(self) -> int:
@@ -153,29 +156,32 @@ class Knowledge:
         return self.prompts.write(unit)
 
     def read(self, unit: Passage, edit: SelfEdit, arm: str, seed: int) -> Candidate | Rejected:
-        """Every text is notes, with the opening that was given; the training seed comes from the given one and the
-        self-edit's id."""
+        """Return a written self-edit, with the opening that it was given, as a candidate; every text counts as notes.
+
+        The training seed is derived from ``seed`` and the self-edit's id. A self-edit that could not be written is
+        rejected.
+        """
         if edit.unwritten:
             return Rejected(TOO_LONG, edit.unwritten)
         whole = replace(edit, text=self.prompts.opened(edit.text))
         return Candidate(edit.id, unit, whole, arm, derive_seed(seed, edit.id, "trial"))
 
     def rate(self, candidates: Sequence[Candidate], count: Count) -> list[float]:
-        """What the rubric says of each text, in [0, 1] (`seal_lib.loops.domain.Rates`)."""
+        """Return the rubric's rating of each self-edit's text, in [0, 1] (`seal_lib.loops.domain.Rates`)."""
         if self.rubric is None:
             raise DataError("reward: rubric and finalists need a rubric; make the domain with rubric=rubric_of(…).")
         return self.rubric.rate([(c.unit, c.edit.text) for c in candidates], count)
 
     def documents(self, passage: Passage, *edits: str | None) -> list[TrainingDocument]:
-        """The texts that one adapter is trained on: of every self-edit, then the passage; ``None``: the passage
-        alone."""
+        """Return the texts that one adapter is trained on: those of every self-edit, then the passage. An edit of
+        ``None`` is the passage alone."""
         *first, last = edits
         alone = replace(self.inner, add_passage=False)
         found = [document for edit in first for document in documents_of(passage, edit, self.prompts, alone)]
         return found + documents_of(passage, last, self.prompts, self.inner)
 
     def examples(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
-        """The bank's training examples of one candidate; each document is cut at ``max_length`` tokens."""
+        """Return the bank's training examples for one candidate, each document cut at ``max_length`` tokens."""
         return self._padded(candidate, self._document_ids(candidate, tokenizer), tokenizer)
 
     def _padded(
@@ -189,19 +195,19 @@ class Knowledge:
         return out if inner.token_limit is None else self._within(out, inner.token_limit)
 
     def _within(self, examples: Sequence[Example], limit: int) -> list[Example]:
-        """The first examples that fit together into ``limit`` tokens with the passage, which is always kept."""
+        """Return the first examples that fit into ``limit`` tokens together with the passage, which is always kept."""
         own = len(examples) - self.inner.add_passage
         sizes = [len(example.ids) for example in (*examples[own:], *examples[:own])]
         fitting = sum(total <= limit for total in itertools.accumulate(sizes)) - self.inner.add_passage
         return [*examples[: max(0, fitting)], *examples[own:]]
 
     def _document_ids(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-        """Token ids of every document, whole; a control token written out in a text stays text."""
+        """Return the token ids of every document, whole; a control token spelled out in a text stays text."""
         documents = self.documents(candidate.unit, *_texts(candidate))
         return [read_ids(document.text, tokenizer, split_special_tokens=True) for document in documents]
 
     def jobs(self, candidates: Sequence[Candidate], tokenizer: "PreTrainedTokenizerBase") -> list[Job | Rejected]:
-        """One job each; a candidate without any document (an empty self-edit, the passage left out) is rejected."""
+        """Return one job per candidate; one without documents (empty self-edit, no passage) is rejected."""
         inner, jobs = self.inner, []
         for candidate in candidates:
             documents = self._document_ids(candidate, tokenizer)
@@ -223,13 +229,16 @@ class Knowledge:
 
     def grade(self, candidates: Sequence[Candidate], results: Sequence[Result | Rejected | None],
               answers: Sequence[Sequence[Completion | None]], count: Count) -> list[PassageTrial]:  # fmt: skip
-        """Every answer that was given, graded together; then the trials.
+        """Grade all answers together, and return the trial of each candidate.
 
         A diverged adapter, or a passage whose every question is longer than the model takes, is an outcome with its
-        reason, not an accuracy of zero; a single such question, or one that the grader said nothing about, has none.
+        reason and not an accuracy of zero. A single such question, or one on which the grader gave no verdict, has no
+        grade.
         """
         asked = [_asked(*pair) for pair in zip(candidates, answers, strict=True)]
-        pairs = [(q, given.text.strip()) for own in asked for q, given in own if given.finish != "too_long"]
+        pairs = [
+            (q, self.prompts.answered(given.text)) for own in asked for q, given in own if given.finish != "too_long"
+        ]
         graded = iter(graders.grade(pairs, self.grader, self.judge and replace(self.judge, count=count)))
         trials = []
         for candidate, result, own in zip(candidates, results, asked, strict=True):
@@ -243,7 +252,7 @@ class Knowledge:
 
     def _trial(self, candidate: Candidate, result: Result | Rejected | None, answers: tuple[Answer, ...],
                unasked: int) -> PassageTrial:  # fmt: skip
-        """The record of a candidate with its graded answers, ``unasked`` of which were too long to ask."""
+        """Return the trial of a candidate with its graded answers, ``unasked`` of which were too long to ask."""
         edit, written, dropped = candidate.edit, False, Counter[str]()
         for text in _texts(candidate):
             rules = self.inner.split_newlines, self.inner.protocol, self.prompts
@@ -271,7 +280,7 @@ class Knowledge:
         return PassageTrial(**about, outcome="empty_edit" if empty else "ok")
 
     def trial(self, edit: SelfEdit, tried: PassageTrial | Rejected) -> PassageTrial:
-        """A self-edit that could not be written is a trial without answers."""
+        """Return the trial of a self-edit; one that was rejected has a trial without answers."""
         if isinstance(tried, Rejected):
             return PassageTrial(
                 edit.id, edit.unit_id, edit.source, edit, 0, (), self.grader, tried.reason, tried.detail
@@ -285,7 +294,8 @@ class Knowledge:
         return [derive_seed(seed, "reward", s) for s in range(count)]
 
     def target(self, unit: Passage, text: str, policy: Policy) -> tuple[list[int], list[int]]:
-        """The completion continues the prompt and ends the turn; the opening is learned with it."""
+        """Return (prompt ids, completion ids). The completion continues the prompt and ends the turn; the opening is
+        part of it, so that it is learned."""
         end = turn_end(policy.model, policy.tokenizer)
         prompt = read_ids(self.prompts.unopened.write(unit), policy.tokenizer)
         return prompt, written_ids(self.prompts.opened(text), end, policy.tokenizer)

@@ -1,7 +1,7 @@
-"""The rows of the paper's table as data: which text an arm trains on, its trials, and its lines in ``results.csv``.
+"""Run the arms of the paper's table, and compute their rows in ``results.csv``.
 
-A baseline is a row of `BASELINES`; to add one, add a row. Every number gets an interval over passages, and over
-loops where an arm has several.
+A baseline is a row of `BASELINES`; to add one, add a row. Every number gets an interval over passages, and over loops
+where an arm has several.
 """
 
 import math
@@ -29,7 +29,7 @@ from seal_lib.runs import manifest
 from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed
 
-#: the trials of an arm: of one loop, or loop -> trials
+#: an arm's trials: those of its only loop, or loop -> trials
 Loops = Sequence[PassageTrial] | Mapping[int, Sequence[PassageTrial]]
 
 
@@ -37,8 +37,9 @@ Loops = Sequence[PassageTrial] | Mapping[int, Sequence[PassageTrial]]
 class Baseline:
     """One row of the table.
 
-    ``text``: ``none`` (no training), ``passage`` (train on it alone), ``policy`` (the policy's own self-edit), or
-    ``reference:<writer>`` (notes that come with the passage). ``in_context``: the passage is shown when asking.
+    ``text``: what is trained on: ``none`` (no training), ``passage`` (the passage alone), ``policy`` (the policy's own
+    self-edit), or ``reference:<writer>`` (notes that come with the passage). ``in_context``: the passage is shown when
+    asking.
     """
 
     text: str
@@ -62,7 +63,7 @@ BASELINES: dict[str, Baseline] = {
 
 def evaluate_arm(run: Recorder, policy: Policy, passages: Sequence[Passage], arm: str, domain: Knowledge,
                  outer: OuterLoop, *, seed: int, group: str = "") -> list[PassageTrial]:  # fmt: skip
-    """Trials of one arm, one per passage, recorded as phase ``<group>evaluate/<arm>``."""
+    """Run one arm and return its trials, one per passage, recorded as phase ``<group>evaluate/<arm>``."""
     if arm not in BASELINES:
         raise DataError(f"arms: {arm!r} is not one of {', '.join(BASELINES)}.")
     kind, phase = BASELINES[arm].text, f"{group}evaluate/{arm}"
@@ -88,7 +89,7 @@ def evaluate_arm(run: Recorder, policy: Policy, passages: Sequence[Passage], arm
 
 def evaluate_arms(run: Recorder, policy: Policy, passages: Sequence[Passage], arms: Sequence[str], domain: Knowledge,
                   outer: OuterLoop, *, seeds: Sequence[int]) -> dict[str, Loops]:  # fmt: skip
-    """Trials by arm: one whose text is sampled is run once per seed (seed -> trials), any other with the first only.
+    """Return the trials by arm: one whose text is sampled is run for each seed (seed -> trials), others for the first.
 
     Sampling is that of a loop with the same seed, so that rounds are compared with the same untrained self-edits.
     """
@@ -104,8 +105,7 @@ def evaluate_arms(run: Recorder, policy: Policy, passages: Sequence[Passage], ar
 
 
 def recorded_trials(folder: Path, arms: Sequence[str]) -> dict[str, dict[int, list[PassageTrial]]]:
-    """What `evaluate_arms` recorded in a run's folder: arm -> seed -> trials; arms that are not there are left
-    out."""
+    """Return what `evaluate_arms` recorded in a run's folder: arm -> seed -> trials, without arms that are absent."""
     found: dict[str, dict[int, list[PassageTrial]]] = {}
     for row in manifest.rows(folder):
         named = re.fullmatch(r"seed_(\d+)/evaluate/(\w+)", row["phase"])
@@ -115,7 +115,11 @@ def recorded_trials(folder: Path, arms: Sequence[str]) -> dict[str, dict[int, li
 
 
 def reference_edit(passage: Passage, writer: str, arm: str) -> SelfEdit:
-    """The notes of another writer about ``passage``, as a self-edit; without a text if the writer gave none."""
+    """Return another writer's notes about ``passage`` as a self-edit, empty and with a reason if the writer failed.
+
+    Raises:
+        DataError: the passage has no notes by that writer.
+    """
     if writer in passage.unwritten and writer not in passage.references:
         return SelfEdit(f"{passage.id}/{writer}", passage.id, "", writer, unwritten=passage.unwritten[writer])
     if writer not in passage.references:
@@ -130,7 +134,7 @@ def reference_edit(passage: Passage, writer: str, arm: str) -> SelfEdit:
 def values_of(
     trials: Sequence[Any] | Mapping[int, Sequence[Any]], value: Callable[[Any], object]
 ) -> dict[int, dict[str, list]]:
-    """loop -> passage -> that number of each of its trials (or self-edits), as `stats.mean_over_loops` takes it."""
+    """Return loop -> passage -> the value of each trial (or self-edit), in the form of `stats.mean_over_loops`."""
     found: dict[int, dict[str, list]] = {}
     for loop, several in trials.items() if isinstance(trials, Mapping) else [(0, trials)]:
         units = found.setdefault(loop, {})
@@ -141,10 +145,10 @@ def values_of(
 
 def result_rows(experiment: str, arm: str, trials: Loops, *, protocol: str, model: str,
                 grader: str) -> list[dict]:  # fmt: skip
-    """Lines of ``results.csv`` for one arm: accuracy (mean of passages), micro, F1, containment, blanks, failures.
+    """Return an arm's rows of ``results.csv``: accuracy (mean of passages), micro, F1, containment, blanks, failures.
 
-    The passage is the unit of every line. A trial that failed has no accuracy: it is dropped from the means, counted in
-    ``dropped`` and in ``failed_rate``. What was left out of texts and questions has lines ``left_out:<kind>``, a trial.
+    The passage is the unit of every row. A failed trial has no accuracy: it is dropped from the means, and counted in
+    ``dropped`` and ``failed_rate``. Rows ``left_out:<kind>`` give what was left out of texts and questions, per trial.
     """
     label = {"protocol": protocol, "model": model}
     flat = [t for several in trials.values() for t in several] if isinstance(trials, Mapping) else list(trials)
@@ -172,8 +176,7 @@ def result_rows(experiment: str, arm: str, trials: Loops, *, protocol: str, mode
 
 
 def token_row(experiment: str, arm: str, trials: Loops, *, protocol: str, model: str) -> dict:
-    """The line of an arm's cost: tokens trained on for one passage, all epochs; failed trials count with what they
-    took."""
+    """Return the row of an arm's cost: tokens trained on per passage, all epochs, failed trials included."""
     spent = values_of(trials, lambda t: float(t.tokens))
     return stats.mean_over_loops(spent, stats.ANY).row(experiment, arm, "tokens_per_edit", protocol, model)
 
@@ -188,7 +191,7 @@ def _blank(edit: SelfEdit | None) -> bool:
 
 def difference_rows(experiment: str, trials: Mapping[str, Loops], pairs: Sequence[tuple[str, str]], *,
                     protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
-    """Paired differences over passages (and loops), arm ``"a - b"``, for each pair whose arms were both run.
+    """Return paired differences over passages (and loops), arm ``"a - b"``, for each pair whose arms were both run.
 
     All differences are one family for Holm's ``p``. An arm with one loop is compared with every loop of the other.
     """
@@ -201,7 +204,7 @@ def difference_rows(experiment: str, trials: Mapping[str, Loops], pairs: Sequenc
 
 def table_rows(experiment: str, trials: Mapping[str, Loops], pairs: Sequence[tuple[str, str]],
                **label: str) -> list[dict]:  # fmt: skip
-    """Lines of several arms and of their differences; ``label``: protocol, model and grader."""
+    """Return the rows of several arms and of their differences; ``label``: protocol, model and grader."""
     rows = [row for arm, several in trials.items() for row in result_rows(experiment, arm, several, **label)]
     return rows + difference_rows(experiment, trials, pairs, **label)
 
@@ -209,8 +212,8 @@ def table_rows(experiment: str, trials: Mapping[str, Loops], pairs: Sequence[tup
 def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit] | Mapping[int, Sequence[SelfEdit]],
               passages: Sequence[Passage], *, protocol: str, model: str,
               prompts: Prompts | None = None) -> list[dict]:  # fmt: skip
-    """Lines that describe self-edits: tokens and pieces for any text; style and coverage for passages of the made
-    world. ``prompts``: the format of the texts, if it has rules of its own.
+    """Return rows that describe self-edits: tokens and pieces for any text; style and coverage for passages of the made
+    world. ``prompts`` is the format of the texts, if it has rules of its own.
 
     Coverage is the share of a passage's facts stated correctly from person to value. Intervals are over passages, and
     over loops where ``edits`` has several (loop -> self-edits).

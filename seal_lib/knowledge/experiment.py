@@ -1,8 +1,8 @@
-"""The ReST^EM experiment's lines in ``results.csv``.
+"""The rows of the ReST^EM experiment in ``results.csv``.
 
-One loop (`seal_lib.loops.outer.run_loop`) = practice rounds, an evaluation after each, the reward's honesty
-check, and the control that ignores the reward. Several loops with different seeds are crossed with the passages; each
-is also reported on its own.
+One loop (`seal_lib.loops.outer.run_loop`) is its practice rounds, an evaluation after each, a check of the rewards
+under a fresh seed, and a control that ignores the reward. Several loops with different seeds are crossed with the
+passages; each is also reported on its own.
 """
 
 import math
@@ -20,7 +20,7 @@ EXPERIMENT = "knowledge/restem"
 
 
 def comparisons(rounds: int) -> list[tuple[str, str]]:
-    """The paired differences worth reporting."""
+    """Return the pairs of arms to compare."""
     names = [f"seal_round_{i}" for i in range(1, rounds + 1)]
     last = names[-1]
     pairs = [(name, "own_untrained") for name in names] + list(zip(names[1:], names, strict=False))
@@ -30,10 +30,10 @@ def comparisons(rounds: int) -> list[tuple[str, str]]:
 
 def restem_rows(controls: Mapping[str, Sequence[PassageTrial]], loops: Mapping[int, Loop], passages: Sequence[Passage],
                 *, protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
-    """Lines for ``knowledge/restem`` (over all loops), ``knowledge/restem/seed_N``, and the SEAL rows of Table 2.
+    """Return the rows of ``knowledge/restem`` (all loops), ``knowledge/restem/seed_N``, and Table 2's rows of SEAL.
 
-    Passages and loops are crossed: both are a sample. ``controls`` were run once and have no loops. Table 2's
-    differences are those of notebook 11, one family; those of SEAL are in ``knowledge/restem``.
+    Passages and loops are crossed, and both are samples. ``controls`` were run once and have no loops. The differences
+    of Table 2 are those of notebook 11, one family; those of SEAL are in ``knowledge/restem``.
     """
     label = {"protocol": protocol, "model": model}
     several = list(loops.values())
@@ -65,9 +65,8 @@ def restem_rows(controls: Mapping[str, Sequence[PassageTrial]], loops: Mapping[i
 
 def reward_rows(loops: Sequence[Loop], *, protocol: str, model: str, grader: str, experiment: str = EXPERIMENT,
                 family: str = "seal") -> list[dict]:  # fmt: skip
-    """Per round, over all loops: mean reward, best of k, the selected self-edits under a fresh seed, and the shares of
-    passages whose best reward is tied or 0.
-    """
+    """Return rows for each round, over all loops: the mean reward, the best of k, the reward of the selected self-edits
+    under a fresh seed, and the shares of passages whose best reward is tied or 0."""
     label = {"protocol": protocol, "model": model, "grader": grader}
     rows = []
     for index in range(len(loops[0].rounds)):
@@ -78,7 +77,7 @@ def reward_rows(loops: Sequence[Loop], *, protocol: str, model: str, grader: str
 
 
 def one_passage(before: PassageTrial, trials: Sequence[PassageTrial]) -> str:
-    """Markdown: how many questions are right before, and after training on each of several self-edits."""
+    """Return Markdown on how many questions are right before, and after training on each of several self-edits."""
     right = [trial.accuracy for trial in trials if not math.isnan(trial.accuracy)]
     said = [f"Before: {percent(_one(before.accuracy))} of the {len(before.answers)} questions right."]
     if right:
@@ -95,7 +94,7 @@ def _one(value: float) -> Estimate:
 
 
 def writing(rows: Rows) -> str:
-    """Markdown: how long self-edits are, and of passages of the made world their styles and what they cover."""
+    """Return Markdown on how long self-edits are and, for passages of the made world, on their styles and coverage."""
     found: dict[str, dict[str, Estimate]] = {}
     for row in rows:
         found.setdefault(row["arm"], {})[row["metric"]] = Estimate.of_row(row)

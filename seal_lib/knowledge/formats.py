@@ -1,7 +1,7 @@
-"""Prompt formats before and after rounds of ReST^EM: the lines of ``knowledge/prompts`` (Table 6 in v1, 10 in v2).
+"""Prompt formats before and after rounds of ReST^EM: the rows of ``knowledge/prompts`` (Table 6 in v1, 10 in v2).
 
-A format is a prompt set (`prompts.yaml`); an arm is a format after so many rounds, ``rewrite_round_1``. What asks as a
-format does but is written by somebody else is ``rewrite_external``.
+A format is a prompt set (`prompts.yaml`); an arm is a format after a number of rounds, ``rewrite_round_1``. The control
+``rewrite_external`` has the prompts of a format and the texts of another writer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,23 +17,24 @@ from seal_lib.report.stats import separable
 from seal_lib.report.words import Rows, bullets, differences, points, told
 
 EXPERIMENT = "knowledge/prompts"
-#: of the shipped model's sets: the set of all its notebooks is the one that asks for notes
+#: the set of the shipped model's notebooks, which asks for notes
 _OWN = "seedling"
 
 
 def family_of(prompts: str) -> str:
-    """The family of a set's arms: ``implications-long`` → implications_long, ``seedling-no-prompt`` → no_prompt."""
+    """Return the family of a set's arms: implications_long for ``implications-long``, notes for ``seedling``."""
     return "notes" if prompts == _OWN else prompts.removeprefix(f"{_OWN}-").replace("-", "_")
 
 
 def arm_of(prompts: str, index: int) -> str:
-    """The arm of a set after ``index`` rounds; 0: the untrained policy."""
+    """Return the arm of a set after ``index`` rounds; 0: the untrained policy."""
     return f"{family_of(prompts)}_round_{index}"
 
 
 def comparisons(formats: Sequence[str], rounds: int) -> list[tuple[str, str]]:
-    """The paired differences, one family: each format and the first after as many rounds; what the rounds add to a
-    format; and each untrained format against the first after all rounds: does a wording do what training does?"""
+    """Return the pairs of arms to compare, which are one family: each format and the first after equal rounds, each
+    format after all rounds and before any, and each other untrained format and the first after all rounds (does a
+    wording do what training does?)."""
     first, *others = formats
     pairs = [(arm_of(name, i), arm_of(first, i)) for i in range(rounds + 1) for name in others]
     pairs += [(arm_of(name, rounds), arm_of(name, 0)) for name in formats]
@@ -43,12 +44,13 @@ def comparisons(formats: Sequence[str], rounds: int) -> list[tuple[str, str]]:
 def format_rows(controls: Mapping[str, Loops], loops: Mapping[str, Mapping[int, Loop]],
                 wordings: Mapping[str, Prompts], *, protocol: str, model: str,
                 grader: str) -> list[dict]:  # fmt: skip
-    """Lines of every (format, round) and of the controls: levels, tokens trained, self-edits, rewards, differences; and
-    of a format that the paper has, ``knowledge/prompts/<format>``, whose lines stand beside the paper's.
+    """Return rows of every (format, round) and of the controls: levels, tokens trained, self-edits, rewards,
+    differences. A format that the paper has also gets rows ``knowledge/prompts/<format>``, to stand beside the paper's.
 
     Args:
-        controls: arm → trials, run once. loops: format → seed → loop; the first is the one that others are compared
-            with. wordings: format → its prompt set.
+        controls: arm → trials, run once.
+        loops: format → seed → loop; the others are compared with the first format.
+        wordings: format → its prompt set.
     """
     label = {"protocol": protocol, "model": model}
     rounds = len(next(iter(next(iter(loops.values())).values())).rounds)
@@ -65,7 +67,7 @@ def format_rows(controls: Mapping[str, Loops], loops: Mapping[str, Mapping[int, 
         for i in range(rounds + 1):
             arm = arm_of(name, i)
             edits = {seed: [t.edit for t in trials if t.edit] for seed, trials in arms[arm].items()}
-            # no passages: styles of notes say nothing of a format that asks for other texts
+            # no passages, because note styles do not apply to a format that asks for other texts
             rows += edit_rows(EXPERIMENT, arm, edits, (), prompts=wordings[name], **label)
         own = family_of(name)
         rows += reward_rows(list(several.values()), experiment=EXPERIMENT, family=own, grader=grader, **label)
@@ -77,8 +79,18 @@ def format_rows(controls: Mapping[str, Loops], loops: Mapping[str, Mapping[int, 
     return rows + difference_rows(EXPERIMENT, evaluated, comparisons([*loops], rounds), grader=grader, **label)
 
 
+def reasoned_rows(trials: Mapping[str, Loops], **label: str) -> list[dict]:
+    """Lines of ``knowledge/prompts/reasoned_answers``: arms that reason before they answer.
+
+    Args:
+        trials: arm → trials. label: protocol, model and grader.
+    """
+    pairs = [(arm, "frozen") for arm in trials if arm != "frozen"]
+    return table_rows(f"{EXPERIMENT}/reasoned_answers", trials, pairs, **label)
+
+
 def in_words(rows: Rows, formats: Sequence[str], rounds: int) -> str:
-    """Markdown: whether an untrained format stands above the trained first one, and every separable difference."""
+    """Return Markdown on which untrained formats are above the trained first one, and on every separable difference."""
     rows = list(rows)
     apart, trained = differences(rows, EXPERIMENT), arm_of(formats[0], rounds)
     above = [

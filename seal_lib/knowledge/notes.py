@@ -1,9 +1,10 @@
-"""Notes by other writers about the passages of a run: the arm ``external``, from a file or from another model.
+"""Notes by other writers about the passages of a run (the arm ``external``), from a file or from another model.
 
-A file is JSON or JSON lines, one entry a passage, as SEAL's authors released theirs: ``{context, completions: [text,
-…]}``. ``completion: text`` will do, and so will their result files, ``{articles: [{context, completions: [{text}]}]}``.
-Entries are found by the passage's text. Of several completions the first counts, as in the paper's evaluation, unless
-more are asked for: they are the references ``external``, ``external_1``, …, which `several` gives.
+A file is JSON or JSON lines with one entry per passage, as SEAL's authors released theirs:
+``{context, completions: [text, …]}``. Also accepted are ``completion: text`` and their result files,
+``{articles: [{context, completions: [{text}]}]}``. Entries are matched by the passage's text. Of several completions
+the first is used, as in the paper's evaluation, unless more are asked for: they are the references ``external``,
+``external_1``, …, which `several` returns.
 """
 
 import re
@@ -29,15 +30,15 @@ FILES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 def with_external(run: Recorder, passages: Sequence[Passage], prompts: Prompts, outer: OuterLoop, source: str,
                   key_env: str, calls: int, seconds: float, device: str, dtype: str, *, seed: int = 0, group: str = "",
                   count: int = 1) -> list[Passage]:  # fmt: skip
-    """The passages with notes by ``source`` as their references ``external``.
+    """Return the passages with notes by ``source`` as their references ``external``.
 
-    A model is asked ``count`` times a passage, with the policy's prompt and sampling; what it said is recorded as phase
-    ``<group>external/write``, and a passage that it failed on says why in ``unwritten``.
+    A model is asked ``count`` times per passage, with the policy's prompt and sampling. Its texts are recorded as phase
+    ``<group>external/write``; a passage on which it failed has the reason in ``unwritten``.
 
     Args:
         source: a file of completions; MODEL@URL, or a model; "": the passages stay as they are.
-        count: texts a passage.
-        key_env, …: of a model, see `seal_lib.generation.others.Other`.
+        count: texts per passage.
+        key_env, …: settings of a model, see `seal_lib.generation.others.Other`.
 
     Raises:
         DataError: the file has no notes about a passage, or the model cannot be asked at all.
@@ -56,7 +57,7 @@ def with_external(run: Recorder, passages: Sequence[Passage], prompts: Prompts, 
 
 def _written(part: Sequence[Passage], *, run: Recorder, writer: Other, prompts: Prompts, sampling: Sampling,
              seed: int, count: int) -> list[dict]:  # fmt: skip
-    """A row a passage: its texts, without those that failed, and why the first of these did."""
+    """Return one row per passage: the texts that succeeded, and the reason of the first that did not."""
     seeds = [[derive_seed(seed, p.id, "external", *([i] if i else [])) for i in range(count)] for p in part]
     asked = [Request(prompts.unopened.write(p), own) for p, several in zip(part, seeds, strict=True) for own in several]
     said, rows = iter(writer.texts(asked, sampling, run.count)), []
@@ -73,7 +74,7 @@ def _reason(finish: str, reason: str) -> str:
 
 
 def _noted(passage: Passage, texts: Sequence[str], reason: str = "") -> Passage:
-    """The passage with texts by this writer, in the place of any other's."""
+    """Return the passage with these texts in place of any other external ones."""
     others = {key: text for key, text in passage.references.items() if not re.fullmatch(r"external(_\d+)?", key)}
     named = others | {_nth("external", i): text for i, text in enumerate(texts)}
     failed = {"external": reason} if reason else {}
@@ -81,14 +82,14 @@ def _noted(passage: Passage, texts: Sequence[str], reason: str = "") -> Passage:
 
 
 def _nth(writer: str, number: int) -> str:
-    """The reference that holds a writer's text of that number, from 0."""
+    """Return the key of the reference that holds a writer's text of that number, from 0."""
     return f"{writer}_{number}" if number else writer
 
 
 def several(passage: Passage, writer: str, count: int, seed: int) -> list[str]:
-    """``count`` texts of another writer about a passage: its references; fewer where that writer failed on it.
+    """Return ``count`` texts of another writer about a passage from its references; fewer if that writer failed on it.
 
-    The stronger writer of the made world writes as many as are asked for; ``seed`` draws them.
+    The stronger writer of the made world writes as many as are asked for, drawn with ``seed``.
 
     Raises:
         DataError: the passage has fewer.
@@ -106,10 +107,10 @@ def several(passage: Passage, writer: str, count: int, seed: int) -> list[str]:
 
 
 def from_file(path: Path, passages: Sequence[Passage], count: int = 1) -> list[Passage]:
-    """The passages with the first ``count`` completions that a file has about each.
+    """Return the passages with the first ``count`` completions that a file has about each.
 
     Raises:
-        DataError: the file is none of completions, or has none about some passage.
+        DataError: the file does not hold completions, or has too few about some passage.
     """
     if not path.is_file():
         raise DataError(f"external: no file {path}; give a JSON file of completions, or MODEL@URL.")
@@ -138,7 +139,7 @@ def from_file(path: Path, passages: Sequence[Passage], count: int = 1) -> list[P
 
 
 def _first(entry: object, count: int, where: str) -> list[str]:
-    """The first completions of an entry, ``count`` at most."""
+    """Return the first ``count`` completions of an entry, or all if there are fewer."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("context"), str):
         raise DataError(f"{where}: the key 'context' is missing; an entry has a passage's context and completions.")
     completions = entry.get("completions", [entry["completion"]] if "completion" in entry else None)

@@ -1,8 +1,8 @@
-"""Continued pretraining: one model trained on a whole corpus, then asked about every passage of it (paper Table 2,
-n = 200 and 2 067), and its lines in ``results.csv``.
+"""Continued pretraining: train a model on a whole corpus, then ask it about every passage.
 
-Other than in the inner loop all passages share one training, so its chance is in no interval over passages: that takes
-several seeds, which are loops of the tables.
+The paper's Table 2 does so with 200 and 2 067 passages; this module also computes the rows in ``results.csv``. Unlike
+in the inner loop, all passages share one training, so an interval over passages does not cover the randomness of
+training. That takes several seeds, which are the loops of the tables.
 """
 
 import math
@@ -14,25 +14,26 @@ from seal_lib.errors import DivergedError
 from seal_lib.knowledge.corpus import Document
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import difference_rows, result_rows, values_of
-from seal_lib.loops.domain import Candidate, Count, Rejected
+from seal_lib.loops.domain import Candidate, Rejected
 from seal_lib.loops.inner import ask
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import Pretraining
 from seal_lib.models.tokens import read_ids
 from seal_lib.records import Passage, PassageTrial, to_dict
 from seal_lib.report import stats
-from seal_lib.runs.work import Recorder, Work
+from seal_lib.runs.work import Count, Recorder, Work
 
-#: seed → trials, of the passages and of the prior questions
+#: (seed → trials on the passages, seed → trials on the prior questions)
 Measured = tuple[dict[int, list[PassageTrial]], dict[int, list[PassageTrial]]]
 
 
 def evaluate(run: Recorder, policy: Policy, corpus: Sequence[Document], passages: Sequence[Passage],
              prior: Sequence[Passage], domain: Knowledge, settings: Pretraining, *, arm: str, phase: str,
              seed: int) -> tuple[list[PassageTrial], list[PassageTrial]]:  # fmt: skip
-    """Trials of the policy on passages and on prior questions after training on a corpus (none: as it is).
+    """Train the policy on a corpus, and return its trials on the passages and on the prior questions.
 
-    One training is recorded whole, as phase ``phase``. One that diverges is an outcome of all its trials.
+    An empty corpus means that it is asked without training. One training is recorded as a whole, as phase ``phase``; if
+    it diverges, that is the outcome of all its trials.
     """
     unit = partial(_trained, corpus=tuple(corpus), domain=domain, settings=settings, arm=arm, seed=seed)
     units = [*passages, *prior]
@@ -61,8 +62,8 @@ def _trained(policy: Policy, part: Sequence[Passage], count: Count, *, corpus: S
 
 def _encoded(policy: Policy, corpus: Sequence[Document], settings: Pretraining
              ) -> tuple[list[list[int]], dict[str, dict[str, int]]]:  # fmt: skip
-    """Token ids of every document with one end of text, at most as long as settings and model allow; and what was cut,
-    by passage."""
+    """Return the token ids of each document with an end-of-text token, truncated to what settings and model allow, and
+    the number of tokens cut from each passage."""
     positions = getattr(getattr(policy.model, "config", None), "max_position_embeddings", settings.cpt_length)
     longest, end = min(settings.cpt_length, positions), policy.tokenizer.eos_token_id
     found: list[list[int]] = []
@@ -77,13 +78,14 @@ def _encoded(policy: Policy, corpus: Sequence[Document], settings: Pretraining
 
 
 def name(passages: int, settings: Pretraining, count: int = 0) -> str:
-    """The experiment of a corpus: ``knowledge/cpt_200_full``; with other numbers of texts ``…/texts_1``."""
+    """Return the experiment of a corpus: ``knowledge/cpt_200_full``; where ``count`` is set, ``…/texts_1``."""
     return f"knowledge/cpt_{passages}_{settings.cpt_method}" + (f"/texts_{count}" if count else "")
 
 
 def rows_of(experiment: str, measured: Mapping[str, Measured], pairs: Sequence[tuple[str, str]], *, protocol: str,
             model: str, grader: str) -> list[dict]:  # fmt: skip
-    """Lines of one corpus: accuracies, tokens trained and prior questions of every arm; differences of ``pairs``."""
+    """Return the rows of one corpus: accuracy, tokens trained and prior questions of every arm, and the differences of
+    those ``pairs`` whose arms were both measured."""
     label = {"protocol": protocol, "model": model}
     rows = []
     for arm, (trials, prior) in measured.items():
@@ -99,7 +101,8 @@ def rows_of(experiment: str, measured: Mapping[str, Measured], pairs: Sequence[t
 
 
 def comparisons(arms: Sequence[str], seal: str) -> list[tuple[str, str]]:
-    """The paired differences worth reporting: each with the frozen model, with untrained self-edits, and with SEAL."""
+    """Return the pairs of arms to compare: each with the frozen model and with untrained self-edits, and SEAL with the
+    stronger writer and both kinds of EntiGraph."""
     pairs = [(arm, "frozen") for arm in arms if arm != "frozen"]
     pairs += [(arm, "own_untrained") for arm in arms if arm not in ("frozen", "own_untrained")]
     return pairs + [(seal, arm) for arm in ("external", "entigraph", "entigraph_pairs")]

@@ -1,4 +1,4 @@
-"""Prompt sets: wordings are data (``prompts.yaml``, or a file of the user's); this module only fills slots."""
+"""Prompt sets. Wordings are data (``prompts.yaml``, or a user's file); this module only fills slots."""
 
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -15,8 +15,10 @@ _SLOTS = {
     "answer_in_context": {"title", "passage", "question"},
     "document": {"title", "text"},
 }
-#: what may be a document of a self-edit
+#: parts of a self-edit that may be one document
 PIECES = ("lines", "parts")
+#: where reasoning ends and the answer begins
+ANSWER = "Answer:"
 
 
 @dataclass(frozen=True)
@@ -32,36 +34,49 @@ class Prompts:
     opening: str = ""
     pieces: str = "lines"
     after: str = ""
+    reasons: int = 0
 
     def write(self, passage: Passage) -> str:
-        """What the policy reads before it writes a self-edit about ``passage``.
+        """Return the prompt after which the policy writes a self-edit about ``passage``.
 
-        A space at the opening's end belongs to the next word, so the policy writes it.
+        A space at the end of the opening is left out: it belongs to the next word, so the policy writes it.
         """
         return fill(self.self_edit, title=passage.title, passage=passage.text) + self.opening.rstrip()
 
     @property
     def unopened(self) -> "Prompts":
-        """The set for a writer who begins the text: another model, or the policy that learns it whole."""
+        """The set without opening, for a writer that begins the text: another model, or a policy learning it whole."""
         return replace(self, opening="")
 
     def opened(self, written: str) -> str:
-        """The self-edit of which ``written`` is what the policy wrote after the opening; an empty one stays empty."""
+        """Return the whole self-edit of which the policy wrote ``written`` after the opening; empty stays empty."""
         return self.opening + written if written.strip() else written
 
     def ask(self, passage: Passage, question: Question, in_context: bool = False) -> str:
         template = self.answer_in_context if in_context else self.answer
         return fill(template, title=passage.title, passage=passage.text, question=question.question)
 
+    def asking(self, other: "Prompts") -> "Prompts":
+        """This set, with questions put as another puts them."""
+        return replace(self, answer=other.answer, answer_in_context=other.answer_in_context, stop=other.stop,
+                       reasons=other.reasons)  # fmt: skip
+
+    def answered(self, written: str) -> str:
+        """The answer in what was written after a question: all of it, or, where reasoning stands before it, the line
+        after the first `ANSWER`; nothing if there is none."""
+        if self.reasons:
+            written = (written.partition(ANSWER)[2].strip().splitlines() or [""])[0]
+        return written.strip()
+
     def training_text(self, title: str, text: str) -> str:
         return fill(self.document, title=title, text=text)
 
 
 def load(name: str, file: str | None = None) -> Prompts:
-    """The prompt set ``name``, from ``file`` if it has one, else from the shipped sets.
+    """Return the prompt set ``name`` from ``file`` if it is there, otherwise from the shipped sets.
 
     Raises:
-        DataError: no such set, an unknown or missing key, or a slot missing from a template.
+        DataError: there is no such set, a key is unknown, missing or invalid, or a template lacks a slot.
     """
     shipped = Path(__file__).with_name("prompts.yaml")
     sets, origin = yaml_files.read(shipped), {}
@@ -71,20 +86,27 @@ def load(name: str, file: str | None = None) -> Prompts:
             raise DataError(f"{file}: expected `name: {{self_edit: …, answer: …}}` entries, one per prompt set.")
         sets, origin = sets | own, dict.fromkeys(own, file)
     if name not in sets:
-        raise DataError(f"prompts: {name!r} is not one of {', '.join(sorted(sets))}.")
+        raise DataError(f"prompts: {name!r} is not one of {', '.join(sorted(map(str, sets)))}.")
     chosen, where = sets[name], origin.get(name, shipped.name)
     keys = {item.name: item.default is MISSING for item in fields(Prompts) if item.name != "name"}
     wrong = {key for key, needed in keys.items() if needed} - set(chosen) | set(chosen) - set(keys)
     if wrong:
         raise DataError(
-            f"{where}, set {name!r}: {', '.join(sorted(wrong))} missing or unknown; a set has "
+            f"{where}, set {name!r}: {', '.join(sorted(map(str, wrong)))} missing or unknown; a set has "
             f"{', '.join(sorted(key for key, needed in keys.items() if needed))}, and may have "
             f"{', '.join(sorted(key for key, needed in keys.items() if not needed))}."
         )
+    for key, value in chosen.items():
+        if not isinstance(value, str) and not (key == "stop" and value is None) or key == "stop" and value == "":
+            null = " or null" if key == "stop" else ""
+            raise DataError(f"{where}, set {name!r}, {key}: {value!r} is not a text{null}; put it in quotes.")
     if chosen.get("pieces", PIECES[0]) not in PIECES:
         raise DataError(f"{where}, set {name!r}, pieces: {chosen['pieces']!r} is not one of {', '.join(PIECES)}.")
+    reasons = chosen.get("reasons", 0)
+    if not isinstance(reasons, int) or isinstance(reasons, bool) or reasons < 0:
+        raise DataError(f"{where}, set {name!r}, reasons: {reasons!r} is no number of tokens; give 0 or more.")
     for key, slots in _SLOTS.items():
-        absent = [slot for slot in sorted(slots) if "{" + slot + "}" not in str(chosen[key])]
+        absent = [slot for slot in sorted(slots) if "{" + slot + "}" not in chosen[key]]
         if absent:
             raise DataError(f"{where}, set {name!r}, {key}: the slot {{{absent[0]}}} is missing from the template.")
     return Prompts(name=name, **chosen)

@@ -1,7 +1,7 @@
-"""A rubric in place of the inner loop: as the reward, or to choose which self-edits are tried (paper v2, Table 9).
+"""A rubric instead of the inner loop, as the reward or to preselect the self-edits to try (paper v2, Table 9).
 
-The lines of ``knowledge/proxy_reward``: what each way ends at, what its rewards cost, and how far a rubric agrees with
-the reward that it stands for, on the same self-edits.
+This module computes the rows of ``knowledge/proxy_reward``: the final accuracy of each arm, the cost of its rewards,
+and how well a rubric's ratings agree with the real rewards of the same self-edits.
 """
 
 import math
@@ -27,7 +27,7 @@ from seal_lib.runs.work import Recorder
 EXPERIMENT = "knowledge/proxy_reward"
 #: loop → its rounds
 Records = Mapping[int, Sequence[Round]]
-#: how a rubric agrees with the real reward on one passage's self-edits → where that number can lie
+#: measure of a rubric's agreement with the real reward on one passage's self-edits → bounds of its values
 MEASURES = {
     "rank_correlation": DIFFERENCE, "same_pick": SHARE, "reward_of_pick": SHARE, "reward_mean": SHARE,
     "pick_gain": DIFFERENCE,
@@ -36,7 +36,11 @@ MEASURES = {
 
 def ways(domain: Knowledge, outer: OuterLoop, rounds: int, rubric: Rubric, poor: Rubric | None,
          finalists: int) -> dict[str, tuple[Knowledge, OuterLoop]]:  # fmt: skip
-    """Arm → the domain and settings of its rounds: the real reward, a rubric, a poorer one, finalists by the rubric."""
+    """Return the arms of the experiment, each with the domain and the outer-loop settings of its rounds.
+
+    The arms are the real reward, the rubric as reward, a poorer rubric as reward (if ``poor`` is given), and the real
+    reward of the ``finalists`` self-edits that the rubric rates highest.
+    """
     rated, rates = replace(outer, reward=RATED[0]), replace(domain, rubric=rubric)
     found = {f"seal_round_{rounds}": (domain, outer), "seal_proxy": (rates, rated)}
     if poor:
@@ -45,8 +49,8 @@ def ways(domain: Knowledge, outer: OuterLoop, rounds: int, rubric: Rubric, poor:
 
 
 def level_rows(trials: Mapping[str, Loops], *, protocol: str, model: str, grader: str) -> list[dict]:
-    """Levels of the arms and, one family, their differences: to the untrained policy, and of every way to the real
-    reward."""
+    """Return rows for the level of each arm and for the differences, which are one family: each trained arm against the
+    untrained policy, and each other trained arm against the real reward."""
     label = {"protocol": protocol, "model": model, "grader": grader}
     rows = [row for arm, several in trials.items() for row in result_rows(EXPERIMENT, arm, several, **label)]
     learned = [arm for arm in trials if arm not in ("frozen", "own_untrained")]
@@ -60,7 +64,7 @@ def level_rows(trials: Mapping[str, Loops], *, protocol: str, model: str, grader
 
 def rate_trials(run: Recorder, policy: Policy, trials: Sequence[PassageTrial], units: Sequence[Passage],
                 domain: Knowledge, *, phase: str) -> dict[str, float]:  # fmt: skip
-    """Trial's id → what the domain's rubric says of its self-edit; a trial without one is left out."""
+    """Return trial id → the rating of its self-edit by the domain's rubric, without trials that have no self-edit."""
     known = {unit.id: unit for unit in units}
     asked = [Candidate(t.id, known[t.unit_id], t.edit, phase, 0) for t in trials if t.edit and not t.edit.unwritten]
     return outer_loop.rate(run, policy, asked, domain, phase=phase)
@@ -68,16 +72,18 @@ def rate_trials(run: Recorder, policy: Policy, trials: Sequence[PassageTrial], u
 
 def agreement_rows(records: Mapping[int, Round], ratings: Mapping[str, Mapping[int, Mapping[str, float]]], *,
                    protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
-    """Lines ``rubric_<name>``: within each passage, ratings of its self-edits against their real rewards.
+    """Return rows ``rubric_<name>`` that compare ratings with real rewards among each passage's self-edits.
 
-    ``rank_correlation`` (Spearman; passages where one of both does not vary are dropped), ``same_pick`` (both loops'
-    first best is the same), ``reward_of_pick`` beside ``reward_mean``: the real reward of what the rubric picks, and
-    what a random pick would have; ``pick_gain``: the one minus the other, passage by passage.
+    ``rank_correlation`` is Spearman's; passages whose ratings or rewards do not vary are dropped. ``same_pick`` is 1 if
+    the first self-edit of highest rating is the first of highest reward. ``reward_of_pick`` is the real reward of the
+    self-edit that the rubric picks, ``reward_mean`` that expected of a random pick, and ``pick_gain`` their difference,
+    passage by passage.
 
-    The policy before any round is the same in every loop, so passages are the only sample.
+    The policy before any round is the same in every loop, so intervals are over passages only.
 
     Args:
-        records: loop → the first round by the real reward. ratings: rubric → loop → trial's id → rating.
+        records: loop → its first round under the real reward.
+        ratings: rubric → loop → trial id → rating.
     """
     label = {"protocol": protocol, "model": model, "grader": grader}
     rows = []
@@ -95,7 +101,7 @@ def agreement_rows(records: Mapping[int, Round], ratings: Mapping[str, Mapping[i
 
 
 def _agreement(record: Round, ratings: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """metric → passage → value, of one round."""
+    """Return metric → passage → value for one round."""
     both: dict[str, list[tuple[float, float]]] = {}
     for trial, reward in zip(record.candidates, record.rewards, strict=True):
         if trial.id in ratings:
@@ -118,14 +124,16 @@ def _agreement(record: Round, ratings: Mapping[str, float]) -> dict[str, dict[st
 
 def cost_rows(records: Mapping[str, Records], levels: Rows, seconds: Callable[[str], float], *, protocol: str,
               model: str) -> list[dict]:  # fmt: skip
-    """What the rewards of a whole loop cost, a mean over loops: inner loops, tokens they trained on, texts rated,
-    seconds; and inner loops for each point above the untrained policy, where that gain is above zero.
+    """Return rows for what the rewards of a whole loop cost, as means over loops: inner loops, tokens that they trained
+    on, self-edits rated and seconds; and inner loops per point gained over the untrained policy, if the interval of
+    that gain is above zero.
 
-    Finetuning the policy and evaluating it cost every way the same and are not in it.
+    Finetuning and evaluating the policy cost the same in every arm and are not included.
 
     Args:
-        records: arm → loop → its rounds. levels: what `level_rows` gave. seconds: of the phases that fit a pattern
-            (`seal_lib.runs.lifecycle.Run.seconds`).
+        records: arm → loop → its rounds.
+        levels: the rows of `level_rows`.
+        seconds: returns the seconds spent in the phases that match a pattern (`seal_lib.runs.lifecycle.Run.seconds`).
     """
     apart, rows = differences(levels, EXPERIMENT), []
     for arm, by_loop in records.items():
@@ -150,7 +158,7 @@ def cost_rows(records: Mapping[str, Records], levels: Rows, seconds: Callable[[s
 
 
 def _with_seeds(record: Round) -> list[tuple[PassageTrial, tuple[float, ...]]]:
-    """(first trial, its reward by seed) of every self-edit."""
+    """Return (first trial, its reward under each seed) for every self-edit."""
     of_passages = [trial for trial in record.candidates if isinstance(trial, PassageTrial)]
     return list(zip(of_passages, record.by_seed or ((),) * len(of_passages), strict=True))
 
@@ -159,7 +167,7 @@ def _with_seeds(record: Round) -> list[tuple[PassageTrial, tuple[float, ...]]]:
 
 
 def in_words(rows: Rows) -> str:
-    """Markdown: agreement of each rubric, what the ways cost, and the separable differences."""
+    """Return Markdown on how well each rubric agrees, what each arm costs, and which differences are separable."""
     rows = list(rows)
     found: dict[str, dict[str, Estimate]] = {}
     for row in rows:

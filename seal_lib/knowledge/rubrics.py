@@ -1,6 +1,6 @@
-"""What a self-edit is worth by its text alone: by a rule (`RUBRICS`), or by a model that reads it (``judge``).
+"""Rubrics rate a self-edit by its text alone: by a rule (`RUBRICS`), or by a model that reads it (``judge``).
 
-A rule is a row: (passage, text) → number in [0, 1]. None sees the questions that the inner loop asks.
+A rule is a row: (passage, text) → number in [0, 1]. No rubric sees the questions that the inner loop asks.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +12,11 @@ from seal_lib.grading.graders import normalise
 from seal_lib.grading.rating import NOBODY, Rater
 from seal_lib.knowledge.world import describe_notes
 from seal_lib.records import Passage
+from seal_lib.runs.work import Count
 
 
 def _facts(passage: Passage, text: str) -> float:
-    """Made world: the share of the passage's facts stated usefully, times the share of lines that are not false."""
+    """Return the share of the passage's facts stated usefully, times the share of lines not false; made world only."""
     if not passage.facts:
         raise DataError(f"rubric: facts are known of the made world only, not of passage {passage.id}; take another.")
     notes = describe_notes(text, passage)
@@ -23,25 +24,25 @@ def _facts(passage: Passage, text: str) -> float:
 
 
 def _length(passage: Passage, text: str) -> float:
-    """Words, as a share of the passage's, at most 1: that more is better is all it knows."""
+    """Return the number of words as a share of the passage's, at most 1: all it knows is that more is better."""
     return min(1.0, len(text.split()) / max(1, len(passage.text.split())))
 
 
 def _likeness(passage: Passage, text: str) -> float:
-    """The share of the passage's words that are in the text: a copy is best."""
+    """Return the share of the passage's words that occur in the text: a copy is best."""
     words = set(normalise(passage.text).split())
     return len(words & set(normalise(text).split())) / max(1, len(words))
 
 
-#: rubric → (passage, text) → worth in [0, 1]
+#: rubric → its function of (passage, text), a rating in [0, 1]
 RUBRICS: dict[str, Callable[[Passage, str], float]] = {"facts": _facts, "length": _length, "likeness": _likeness}
-#: what a notebook's rubric may be
+#: values of a notebook's parameter ``rubric``
 NAMES = (*RUBRICS, "judge")
 
 
 @dataclass(frozen=True)
 class Rubric:
-    """A row of `RUBRICS`, or ``judge`` with who rates."""
+    """A rule of `RUBRICS`, or ``judge`` with the model that rates."""
 
     name: str
     rater: Rater | None = None
@@ -52,8 +53,8 @@ class Rubric:
                 NOBODY if self.name == "judge" else f"rubric: {self.name!r} is not one of {', '.join(NAMES)}."
             )
 
-    def rate(self, pairs: Sequence[tuple[Passage, str]], count: Callable[..., None]) -> list[float]:
-        """The worth of each text about its passage; an empty one is worth nothing, without asking."""
+    def rate(self, pairs: Sequence[tuple[Passage, str]], count: Count) -> list[float]:
+        """Return the rating of each text about its passage; an empty text is rated 0 without asking."""
         written = [(passage, text) for passage, text in pairs if text.strip()]
         if self.rater:
             rater = replace(self.rater, count=count)
@@ -64,13 +65,13 @@ class Rubric:
 
 
 def rubric_of(name: str, who: str, key_env: str, calls: int, seconds: float, device: str, dtype: str) -> Rubric:
-    """The rubric that the parameters of a notebook name.
+    """Return the rubric that the parameters of a notebook name.
 
     Args:
-        who, …: of `seal_lib.generation.others.Other`, for the rubric ``judge``.
+        who, …: fields of `seal_lib.generation.others.Other`, for the rubric ``judge``.
 
     Raises:
-        DataError: there is no such rubric, nobody is named who rates, or the key is not in the environment.
+        DataError: the rubric is unknown, ``judge`` has no model, or the key is not in the environment.
     """
     if name != "judge" or not who:
         return Rubric(name)

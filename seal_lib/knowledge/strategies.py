@@ -1,9 +1,8 @@
-"""How many self-edits, and of which kind: strategies as data (``strategies.yaml``), adapters trained on several
-self-edits, and the lines of ``knowledge/strategies``.
+"""Train on several self-edits of several kinds, and compute the rows of ``knowledge/strategies``.
 
-An arm is a writer with an amount: ``own_untrained_x3`` is trained on three self-edits, ``own_untrained_t400`` on as
-many documents of them as fit into 400 tokens with the passage. So writers are compared at equal tokens by training on
-equal tokens; nothing is interpolated.
+Strategies are data (``strategies.yaml``). An arm is a writer with an amount: ``own_untrained_x3`` is trained on three
+self-edits, ``own_untrained_t400`` on as many of their documents as fit into 400 tokens with the passage. So writers are
+compared at equal tokens by training on equal tokens; nothing is interpolated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from seal_lib import paths
 from seal_lib.errors import DataError
-from seal_lib.knowledge import diversity, world
+from seal_lib.knowledge import diversity, relations, world
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import Loops, difference_rows, result_rows, token_row
 from seal_lib.knowledge.prompts import PIECES, Prompts
@@ -30,7 +29,7 @@ from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed, rng
 
 EXPERIMENT = "knowledge/strategies"
-#: the arm whose k-th self-edit is by the k-th strategy, over and over
+#: the arm whose self-edits go through the strategies in turn
 IN_TURN = "strategy_in_turn"
 #: who may follow a strategy: the made world's writer, or the policy
 WRITERS = ("made", "policy")
@@ -40,43 +39,59 @@ Written = Mapping[str, Sequence[SelfEdit]]
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to study a passage; fields as at the head of ``strategies.yaml``."""
+    """A way to study a passage; the fields are described at the top of ``strategies.yaml``."""
 
     name: str
     write: str
-    made: str | None
+    made: str | None = None
+    groups: tuple[int, ...] = ()
+    listing: str = ""
 
     @property
     def arm(self) -> str:
-        return f"strategy_{self.name.replace('-', '_')}"
+        name = self.name.replace("-", "_")
+        return name if self.groups else f"strategy_{name}"
+
+    @property
+    def ready(self) -> bool:
+        """Whether somebody writes such notes in the made world."""
+        return self.made is not None or bool(self.groups)
 
     def prompts(self, base: Prompts) -> Prompts:
-        """The run's prompt set with this strategy's instruction."""
+        """Return the run's prompt set with this strategy's instruction, and without format rules of its own."""
         return replace(base, name=self.name, self_edit=self.write, pieces=PIECES[0], opening="", after="")
 
     def notes(self, passage: Passage, count: int, seed: int) -> list[SelfEdit]:
-        """``count`` notes of the made world's writer, each drawn anew; an own draw for every passage and number.
+        """Return ``count`` notes by the made world's writer; each passage and each index has a random draw of its own.
 
         Raises:
-            DataError: nobody writes such notes there, or the passage is not of the made world.
+            DataError: the strategy has no such notes, or the passage is not of the made world.
         """
-        if self.made is None or not passage.facts:
+        if not self.ready or not passage.facts:
             why = "no notes of the made world stand for it" if passage.facts else f"passage {passage.id} is real text"
             raise DataError(f"strategies: {self.name!r} has no ready notes ({why}); let the policy write them.")
+        if self.groups:
+            each = [relations.made(passage, size, count, seed) for size in self.groups]
+            return self.edits(passage, [text.text for several in zip(*each, strict=False) for text in several], count)
         facts = [world.Fact(*fact) for fact in passage.facts]
         draws = [rng("strategy", self.made, seed, passage.id, k) for k in range(count)]
         texts = [
             world.external_notes(facts, draw) if self.made == "external"
             else world.notes(facts, draw, self.made, len(facts)) for draw in draws
         ]  # fmt: skip
-        return [SelfEdit(f"{passage.id}/{self.name}/{k}", passage.id, t, self.arm) for k, t in enumerate(texts)]
+        return self.edits(passage, texts, count)
+
+    def edits(self, passage: Passage, texts: Sequence[str], count: int) -> list[SelfEdit]:
+        """``count`` self-edits, empty ones where there are fewer texts."""
+        first = [*texts[:count], *[""] * (count - len(texts))]
+        return [SelfEdit(f"{passage.id}/{self.name}/{k}", passage.id, t, self.arm) for k, t in enumerate(first)]
 
 
-def load(names: Sequence[str], file: str | None = None) -> list[Strategy]:
-    """The strategies of these names, from ``file`` if it has them, else from the shipped ones.
+def load(names: Sequence[str] | None = None, file: str | None = None) -> list[Strategy]:
+    """The strategies of these names (default: every one), from ``file`` if it has them, else from the shipped ones.
 
     Raises:
-        DataError: no such strategy, or an entry without its instruction or with a wrong one.
+        DataError: a name is unknown, or an entry lacks its instruction or has an invalid value.
     """
     known = yaml_files.read(Path(__file__).with_name("strategies.yaml"))
     if file:
@@ -85,30 +100,43 @@ def load(names: Sequence[str], file: str | None = None) -> list[Strategy]:
             raise DataError(f"{file}: expected `name: {{write: …, made: null}}` entries, one per strategy.")
         known = {**known, **own}
     found = []
-    for name in names:
+    for name in known if names is None else names:
         if name not in known:
-            raise DataError(f"strategies: {name!r} is not one of {', '.join(known)}.")
-        row = {"made": None, **known[name]}
-        wrong = set(row) - {"write", "made"}
-        if wrong or "{passage}" not in str(row.get("write", "")):
-            what = f"the key {min(wrong)!r} is unknown" if wrong else "write needs the slot {passage}"
+            raise DataError(f"strategies: {name!r} is not one of {', '.join(map(str, known))}.")
+        row = {**known[name]}
+        row["groups"] = tuple(row.get("groups", ()))
+        slots = {"write": ["{passage}", *["{entities}"] * bool(row["groups"])], "listing": ["{passage}"]}
+        lacking = [
+            f"{key} needs the slot {slot}" for key, several in slots.items() for slot in several
+            if (key == "write" or row["groups"]) and (not isinstance(row.get(key), str) or slot not in row[key])
+        ]  # fmt: skip
+        wrong = {*map(str, row)} - {"write", "made", "groups", "listing"}
+        if wrong or lacking:
+            what = f"the key {min(wrong)!r} is unknown" if wrong else lacking[0]
             raise DataError(f"strategy {name!r}: {what}; see the head of strategies.yaml.")
-        if row["made"] not in (None, "external", *world.NOTE_STYLES):
+        if row.get("made") not in (None, "external", *world.NOTE_STYLES):
             raise DataError(f"strategy {name!r}, made: {row['made']!r} is no note style of the made world.")
         found.append(Strategy(name, **row))
     return found
 
 
 def in_turn(written: Sequence[Written], count: int) -> dict[str, list[SelfEdit]]:
-    """By passage ``count`` self-edits of several writers in turn: the first of each, then the second of each, …"""
+    """Return passage id → ``count`` self-edits by the writers in turn: the first of each, then the second of each, …"""
     return {
         passage: [written[k % len(written)][passage][k // len(written)] for k in range(count)] for passage in written[0]
     }
 
 
 def write(run: Recorder, policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, *,
-          phase: str, count: int, seed: int) -> dict[str, list[SelfEdit]]:  # fmt: skip
-    """By passage ``count`` self-edits of a policy, each whole, with the opening that it was given."""
+          phase: str, count: int, seed: int, study: Strategy | None = None) -> dict[str, list[SelfEdit]]:  # fmt: skip
+    """By passage ``count`` self-edits of a policy, each whole, with the opening that it was given. ``study``: the
+    strategy whose prompts the domain has."""
+    if study and study.groups:
+        sizes, each = study.groups, -(-count // len(study.groups))
+        texts = relations.write(run, policy, passages, outer, listing=study.listing, relating=study.write, sizes=sizes,
+                                phase=phase, count=each, seed=seed)  # fmt: skip
+        by_turn = sorted(texts, key=lambda text: text.sample)  # of every size the first, then the second, …
+        return {p.id: study.edits(p, [t.text for t in by_turn if t.unit_id == p.id], count) for p in passages}
     edits = write_self_edits(run, policy, passages, domain, outer, phase=phase, seed=seed, samples=count)
     found: dict[str, list[SelfEdit]] = {passage.id: [] for passage in passages}
     for edit in edits:
@@ -119,11 +147,14 @@ def write(run: Recorder, policy: Policy, passages: Sequence[Passage], domain: Kn
 def train_on_amounts(run: Recorder, policy: Policy, passages: Sequence[Passage], written: Written, domain: Knowledge, *,
                      arm: str, counts: Sequence[int], budgets: Sequence[int], seed: int,
                      group: str = "") -> dict[str, list[PassageTrial]]:  # fmt: skip
-    """Arm with its amount → trials, one a passage, recorded as phase ``<group>amount/<arm with amount>``.
+    """Train on each amount of an arm's self-edits; return arm with amount → trials, one per passage.
+
+    Each amount is recorded as phase ``<group>amount/<arm with amount>``.
 
     Args:
-        counts: of self-edits. budgets: of tokens in one pass over the documents, the passage among them; documents
-            come in the order of the self-edits, and where all fit, fewer tokens are trained on than the budget.
+        counts: numbers of self-edits.
+        budgets: numbers of tokens in one pass over the documents, including the passage. Documents come in the order of
+            the self-edits; where all of them fit, fewer tokens are trained on than the budget.
     """
     found = {}
     limits = [("x", n, domain) for n in counts]
@@ -143,10 +174,11 @@ def train_on_amounts(run: Recorder, policy: Policy, passages: Sequence[Passage],
 
 
 def comparisons(arms: Sequence[str], trained: str, counts: Sequence[int], budgets: Sequence[int]) -> list[tuple]:
-    """The paired differences, one family.
+    """Return the pairs of arms to compare, which are one family.
 
-    At equal tokens every writer and the untrained policy, and the trained policy; at equal counts the trained and the
-    untrained policy; and the untrained policy's most against the trained one's single self-edit: count or choice?
+    At equal tokens, every writer is compared with the untrained policy and with the trained one; at equal counts, the
+    trained with the untrained policy. The last pair asks whether count or choice matters more: the largest count of the
+    untrained policy against the smallest of the trained one.
     """
     untrained = "own_untrained"
     pairs = []
@@ -161,12 +193,13 @@ def comparisons(arms: Sequence[str], trained: str, counts: Sequence[int], budget
 def amount_rows(trials: Mapping[str, Mapping[str, Loops]], written: Mapping[str, Mapping[int, Written]],
                 rounds: Mapping[int, Sequence[Round]], *, trained: str, counts: Sequence[int], budgets: Sequence[int],
                 protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
-    """Lines of every writer at every amount: levels, tokens trained, differences; how much its self-edits differ; and
-    what the rounds that the trained policy went through were trained on.
+    """Return rows for every writer at every amount (levels, tokens trained, differences), for how much a writer's
+    self-edits differ, and for the tokens that the inner loops of the trained policy's rounds trained on.
 
     Args:
-        trials: writer → its arms with amounts → trials. written: writer → loop → its self-edits. rounds: loop → rounds
-            of the trained policy.
+        trials: writer → arm with amount → trials.
+        written: writer → loop → its self-edits.
+        rounds: loop → rounds of the trained policy.
     """
     label = {"protocol": protocol, "model": model}
     every = {arm: several for of_writer in trials.values() for arm, several in of_writer.items()}
@@ -195,8 +228,7 @@ def _seeds(rounds: Sequence[Round]) -> int:
 
 
 def in_words(rows: Rows, trained: str, counts: Sequence[int]) -> str:
-    """Markdown: what the rounds cost in adapters of many self-edits, count against choice, every separable
-    difference."""
+    """Return Markdown on what the rounds cost, on count against choice, and on every separable difference."""
     rows = list(rows)
     value = {(row["arm"], row["metric"]): row["value"] for row in rows}
     apart = differences(rows, EXPERIMENT)

@@ -2,9 +2,9 @@
 
 A *passage* puts the value before the person ("The halls of Sokumi trained Kale Teboran."); a *question* asks from the
 person to the value. Models of this size do not answer in the direction they were not trained in (the "reversal curse"),
-so what a self-edit says decides whether training on it helps. Notes that ask have question wordings of their own: no
-note has the wording of an evaluation or practice question, so finetuning on notes never rehearses a test question. Does
-not know models or training.
+so what a self-edit says decides whether training on it helps. Notes in the form of questions have wordings of their
+own: no note has the wording of an evaluation or practice question, so finetuning on notes never rehearses a test
+question. The module does not depend on models or training.
 
 People are split once into four disjoint populations, by full name:
 
@@ -74,8 +74,8 @@ class Wording:
 
     passage: tuple[str, ...]  # value first: how passages state it
     forward: tuple[str, ...]  # person first: the atomic statement
-    question: tuple[str, ...]  # as notes of the style ``questions`` ask, and nothing else
-    asked: tuple[str, ...]  # as evaluation and practice ask: never in a note, so no note rehearses a test question
+    question: tuple[str, ...]  # of notes in style ``questions`` only
+    asked: tuple[str, ...]  # of evaluation and practice only, so that no note rehearses a test question
 
 
 WORDINGS = {
@@ -137,7 +137,7 @@ class Fact:
 
 @lru_cache
 def populations() -> dict[str, tuple[str, ...]]:
-    """Full names by population: known 240, reading 1 900, learning 900, heldout 1 056; disjoint."""
+    """Return the full names of each population: known 240, reading 1 900, learning 900, heldout 1 056; disjoint."""
     names = [f"{first} {last}" for first in FIRST for last in LAST]
     random.Random(11).shuffle(names)
     bounds = {"known": (0, 240), "reading": (240, 2140), "learning": (2140, 3040), "heldout": (3040, 4096)}
@@ -146,14 +146,14 @@ def populations() -> dict[str, tuple[str, ...]]:
 
 @lru_cache
 def known_facts() -> tuple[Fact, ...]:
-    """The prior knowledge: every attribute of every ``known`` person (1 440 facts)."""
+    """Return the prior knowledge: every attribute of every ``known`` person (1 440 facts)."""
     rng = random.Random(13)
     return tuple(Fact(n, a, rng.choice(VALUES[a])) for n in populations()["known"] for a in ATTRIBUTES)
 
 
 @lru_cache
 def home(name: str) -> str:
-    """The title under which a known person's facts are filed; fixed by the name."""
+    """Return the title under which a known person's facts are filed; it depends on the name alone."""
     return title(seeded("home", name).choice(PLACES))
 
 
@@ -164,7 +164,7 @@ def title(place: str) -> str:
 def draw_facts(
     rng: random.Random, people: Sequence[str], count: int, attributes: Sequence[str] = ATTRIBUTES
 ) -> list[Fact]:
-    """``count`` facts about ``people`` in mixed order, each person at least once if it fits; values at random."""
+    """Draw ``count`` facts about ``people`` in random order, values at random; each person at least once if it fits."""
     pairs = [(name, attribute) for name in people for attribute in attributes]
     chosen = [(name, rng.choice(attributes)) for name in people][:count]
     chosen += rng.sample([pair for pair in pairs if pair not in chosen], count - len(chosen))
@@ -173,9 +173,10 @@ def draw_facts(
 
 
 def unalike_facts(rng: random.Random, people: Sequence[str], count: int) -> list[Fact]:
-    """``count`` facts about ``people`` in mixed order, each attribute once: what is asked for tells whose it is.
+    """Draw ``count`` facts about ``people`` in random order, no attribute twice, so that an attribute names its person.
 
-    So a reader needs no more than the shipped model can do; it does not tell apart two people with a birthplace each.
+    A reader then needs no more than the shipped model can do, which does not tell apart two people with a birthplace
+    each.
     """
     owners = rng.sample(list(people), min(count, len(people)))  # each person at least once if it fits
     owners += rng.choices(people, k=count - len(owners))
@@ -186,7 +187,7 @@ def unalike_facts(rng: random.Random, people: Sequence[str], count: int) -> list
 
 
 def say(fact: Fact, form: str, rng: random.Random) -> str:
-    """One sentence: ``form`` is a field of `Wording`."""
+    """Return one sentence that states or asks a fact; ``form`` is a field of `Wording`."""
     return rng.choice(getattr(WORDINGS[fact.attribute], form)).format(n=fact.name, v=fact.value)
 
 
@@ -195,7 +196,7 @@ def passage_text(facts: list[Fact], rng: random.Random) -> str:
 
 
 def note(fact: Fact, style: str, rng: random.Random) -> str:
-    """One note about one fact, as a bullet; style ``questions`` is a question with its answer on one line."""
+    """Return a note about one fact as a bullet; in style ``questions``, a question and its answer on one line."""
     if style == "questions":
         return f"- {say(fact, 'question', rng)} {fact.value}."
     if style == "remark":
@@ -204,7 +205,7 @@ def note(fact: Fact, style: str, rng: random.Random) -> str:
 
 
 def notes(facts: list[Fact], rng: random.Random, style: str | None = None, coverage: int | None = None) -> str:
-    """Notes in one style over the first ``coverage`` facts; both drawn as pretraining draws them if not given."""
+    """Return notes in one style on the first ``coverage`` facts; both are drawn as in pretraining if not given."""
     style = style or rng.choices(list(NOTE_STYLES), list(NOTE_STYLES.values()))[0]
     coverage = coverage or rng.randint(max(1, len(facts) // 3), len(facts))
     pure = [key for key in NOTE_STYLES if key != "mixed"]
@@ -212,22 +213,22 @@ def notes(facts: list[Fact], rng: random.Random, style: str | None = None, cover
 
 
 def external_notes(facts: list[Fact], rng: random.Random) -> str:
-    """The stronger note writer (the analogue of GPT-4.1): covers nine facts in ten, two useful forms."""
+    """Return notes by the stronger writer (the analogue of GPT-4.1): nine facts in ten on average, two useful forms."""
     kept = [fact for fact in facts if rng.random() < 0.9] or facts[:1]
     return "\n".join(note(fact, "forward" if rng.random() < 0.7 else "questions", rng) for fact in kept)
 
 
 def passages(population: str, count: int, seed: int = 0, facts: int = 6, people: int = 3) -> list[Passage]:
-    """``count`` passages, each stating ``facts`` facts about ``people`` people of ``population``; no person twice.
+    """Return ``count`` passages of ``facts`` facts about ``people`` people of ``population`` each, no person twice.
 
     Within a passage no attribute occurs twice (`unalike_facts`).
 
-    Each fact is asked in both its ``asked`` wordings, which no note has. ``references`` holds hand-written notes by
-    style, ``half`` of the facts, ``gold`` (full coverage, forward statements) and ``external``. Deterministic in all
-    arguments; a longer list begins with the shorter one.
+    Each fact is asked in both its ``asked`` wordings, which no note has. ``references`` holds notes by style, ``half``
+    (forward statements on half of the facts), ``gold`` (forward statements on all) and ``external``. The result is
+    deterministic in all arguments, and a longer list begins with the shorter one.
 
     Raises:
-        DataError: more people than the population has, or more facts than attributes.
+        DataError: the population has too few people, or ``facts`` is not between 1 and the number of attributes.
     """
     names = list(populations()[population])
     if count * people > len(names):
@@ -261,17 +262,17 @@ def passages(population: str, count: int, seed: int = 0, facts: int = 6, people:
 
 
 def known_questions(count: int, seed: int = 0) -> list[tuple[str, Question]]:
-    """``count`` (title, question) pairs about the known population: the closed-book probe of prior knowledge."""
+    """Return ``count`` (title, question) pairs about the known population, a closed-book probe of prior knowledge."""
     rng = seeded("known questions", seed)
     return [(home(f.name), Question(say(f, "asked", rng), f.value)) for f in rng.sample(known_facts(), count)]
 
 
 def describe_notes(text: str, passage: Passage) -> dict:
-    """Counts for notes about this world: lines per style, and ``coverage``.
+    """Count the lines of notes by style, and measure their ``coverage``.
 
     ``coverage`` is the share of the passage's facts that some line states *correctly and usefully* (person before
     value, forward or as question with answer). ``false`` counts lines of a useful form that state no fact of the
-    passage; ``other`` lines that fit no wording. ``style`` is the most frequent line style, or ``empty``.
+    passage; ``other`` counts lines that match no wording. ``style`` is the most frequent line style, or ``empty``.
     """
     facts = [Fact(*f) for f in passage.facts]
     table: dict[str, tuple[str, Fact | None]] = {}

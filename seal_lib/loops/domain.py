@@ -1,15 +1,16 @@
-"""The interface between the loops and a task: the `Domain` and the records that they exchange.
+"""The interface between the loops and a task: the `Domain` protocol and the records that both sides exchange.
 
-A *unit* is what one self-edit is about: a passage, a puzzle. The loops know its id and nothing else.
+A *unit* is the passage or the puzzle that a self-edit is about. The loops use its id and nothing else of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.loops.policy import Policy
 from seal_lib.records import SelfEdit, Trial
+from seal_lib.runs.work import Count
 from seal_lib.training.jobs import Job, Result
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Unit(Protocol):
-    """A passage, a puzzle."""
+    """A passage or a puzzle."""
 
     @property
     def id(self) -> str: ...
@@ -27,12 +28,13 @@ class Unit(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One thing that the inner loop tries on a unit.
+    """A self-edit, or a baseline without one, that the inner loop tries on a unit.
 
-    ``edit``: what to train on, in the domain's own form; ``trains=False``: the model as it is. ``shown``: the unit's
-    text is in view when the model is asked. ``seed``: of the training, and of whatever else is drawn. ``more``: further
-    self-edits of the unit that the same adapter is trained on, where the domain can do that.
-    Candidates with one id are one: it is trained once, however many self-edits ask for it.
+    ``edit`` is the training data in the domain's own form; with ``trains=False`` the model is used as it is. ``shown``
+    puts the unit's text into the prompt of each question. ``seed`` determines the training and every other random
+    draw. ``more`` holds further self-edits of the unit that the same adapter is trained on, if the domain supports it.
+
+    Two candidates with the same id are the same candidate: it is trained once, however many self-edits ask for it.
     """
 
     id: str
@@ -45,13 +47,16 @@ class Candidate:
     more: tuple[Any, ...] = ()
 
 
-#: why a job is rejected whose examples the model has too few positions for
+#: reason for rejecting a job with an example that is longer than the model's context
 TOO_LONG = "too_long"
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """Why a self-edit cannot be trained on; a counted outcome. ``unread``: its text could not be parsed."""
+    """The reason why a self-edit cannot be trained on, which is a counted outcome.
+
+    ``unread`` is True if the text of the self-edit could not be parsed.
+    """
 
     reason: str
     detail: str = ""
@@ -62,12 +67,12 @@ TrialT = TypeVar("TrialT", bound=Trial)
 
 
 class Domain(Protocol[TrialT]):
-    """A task on which a model can adapt itself: how self-edits are asked for, read, trained on and graded.
+    """A task on which a model can adapt itself: it prompts for self-edits, parses them, trains on them and grades.
 
-    ``grader``: the grader behind the trials' accuracy. ``training``: settings of the adapter bank (slots, targets, …).
-    ``answering``: how answers are decoded. ``chunk``: candidates between two saves. ``max_tries``: most texts written
-    for one self-edit while they cannot be parsed (1: never again). ``schema``: a JSON schema, as text, to which the
-    engine constrains self-edits, where it can.
+    ``grader`` names the grader behind each trial's accuracy. ``training`` holds the settings of the adapter bank
+    (slots, targets, …), ``answering`` the sampling settings of answers. ``chunk`` is the number of candidates between
+    two saves. ``max_tries`` is the largest number of texts sampled for one self-edit until one can be parsed (1: no
+    second try). ``schema`` is a JSON schema, as text, to which an engine that supports it constrains self-edits.
     """
 
     @property
@@ -92,50 +97,45 @@ class Domain(Protocol[TrialT]):
     def schema(self) -> str | None: ...
 
     def prompt(self, unit: Any, tokenizer: "PreTrainedTokenizerBase") -> str:
-        """What the policy reads before it writes a self-edit about the unit."""
+        """Return the prompt from which the policy writes a self-edit about the unit."""
 
     def read(self, unit: Any, edit: SelfEdit, arm: str, seed: int) -> Candidate | Rejected:
-        """A written self-edit as something to try; a text that cannot be is rejected with its reason."""
+        """Parse a self-edit into a candidate; return a rejection with its reason if it cannot be trained on."""
 
     def jobs(self, candidates: Sequence[Candidate], tokenizer: "PreTrainedTokenizerBase") -> list[Job | Rejected]:
-        """Training data and settings of each candidate's adapter."""
+        """Return the training job of each candidate's adapter (data and settings), or a rejection."""
 
     def questions(
         self, candidate: Candidate, adapter: "Adapter | None", tokenizer: "PreTrainedTokenizerBase", positions: int
     ) -> list[Request | None]:
-        """What the adapted model is asked; None: a question longer than ``positions`` tokens allow."""
+        """Return the requests for the adapted model; None in place of a question that exceeds ``positions`` tokens."""
 
     def grade(
         self, candidates: Sequence[Candidate], results: Sequence[Result | Rejected | None],
-        answers: Sequence[Sequence[Completion | None]], count: "Count",
+        answers: Sequence[Sequence[Completion | None]], count: Count,
     ) -> list[TrialT]:  # fmt: skip
-        """The record of each candidate: its training (None: not trained), its graded answers (none if it failed). All
-        at once, since a grader may be somebody who is asked many things at a time."""
+        """Grade the answers and return one trial per candidate.
+
+        A candidate that was not trained has the result None; one that failed has no answers. All candidates are
+        graded in one call, since a model as grader takes its questions in batches.
+        """
 
     def trial(self, edit: SelfEdit, tried: TrialT | Rejected) -> TrialT:
-        """The record of a self-edit, from the trial of the candidate it asked for or the reason why it was rejected."""
+        """Return the trial of a self-edit, given the trial of its candidate or the reason why it was rejected."""
 
     def load(self, row: Mapping[str, Any]) -> TrialT:
-        """A record of `grade` from the plain values that a run kept of it."""
+        """Rebuild a trial from the plain values that a run stored."""
 
     def reward_seeds(self, seed: int, count: int) -> list[int]:
-        """Seeds of the ``count`` trials whose mean is a reward, from the round's."""
+        """Derive from the round's seed the seeds of the ``count`` trials that a reward averages."""
 
     def target(self, unit: Any, text: str, policy: Policy) -> tuple[list[int], list[int]]:
-        """(prompt ids, completion ids) with which the policy learns to write ``text`` about the unit."""
+        """Return (prompt ids, completion ids), the pair that teaches the policy to write ``text`` about the unit."""
 
 
 @runtime_checkable
 class Rates(Protocol):
-    """A domain that can also say what a self-edit is worth without trying it: by a rule, or by one who reads it."""
+    """A domain that can also rate a self-edit without training on it, by a rule or by a model that reads it."""
 
-    def rate(self, candidates: Sequence[Candidate], count: "Count") -> list[float]:
-        """The worth of each in [0, 1]; NaN where it could not be said, which is never kept."""
-
-
-#: takes counters: tokens trained, questions asked, …
-Count = Callable[..., None]
-
-
-def uncounted(**counts: float) -> None:
-    """Ignore the counters; the default where no run keeps them."""
+    def rate(self, candidates: Sequence[Candidate], count: Count) -> list[float]:
+        """Return the rating of each candidate in [0, 1]; NaN if there is none, and then the self-edit is never kept."""

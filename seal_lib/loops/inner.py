@@ -1,7 +1,7 @@
-"""The inner loop: self-edit → one fresh adapter → answers → a graded trial.
+"""The inner loop: train a new adapter on a self-edit, ask the adapted model questions, and grade its answers.
 
-Many candidates are trained and asked side by side, independently of each other. The domain decides the training data,
-the questions and the grades (`seal_lib.loops.domain.Domain`).
+Many candidates are trained and evaluated side by side, independently of each other. The domain provides the training
+data, the questions and the grades (`seal_lib.loops.domain.Domain`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,17 @@ from pathlib import Path
 from urllib.parse import quote
 
 from seal_lib.errors import on_disk
-from seal_lib.loops.domain import TOO_LONG, Candidate, Count, Domain, Rejected, TrialT, Unit, uncounted
+from seal_lib.loops.domain import TOO_LONG, Candidate, Domain, Rejected, TrialT, Unit
 from seal_lib.loops.policy import Policy
 from seal_lib.records import SelfEdit, to_dict
-from seal_lib.runs.work import Recorder, Work
+from seal_lib.runs.work import Count, Recorder, Work, uncounted
 from seal_lib.training.jobs import Job, Result
 
 
 def train(
     policy: Policy, candidates: Sequence[Candidate], domain: Domain, count: Count = uncounted
 ) -> list[Result | Rejected]:
-    """One adapter per candidate, trained side by side, in the order of ``candidates``."""
+    """Train one adapter per candidate, side by side, and return the results in the order of ``candidates``."""
     jobs = [_fitting(job, policy) for job in domain.jobs(candidates, policy.tokenizer)]
     wanted = [job for job in jobs if not isinstance(job, Rejected)]
     if not wanted:
@@ -34,7 +34,7 @@ def train(
 
 
 def _fitting(job: Job | Rejected, policy: Policy) -> Job | Rejected:
-    """The job, or its rejection if an example is longer than the model: the others go on."""
+    """Return the job, or a rejection if an example exceeds the model's context, so that the other jobs can go on."""
     positions = getattr(getattr(policy.model, "config", None), "max_position_embeddings", None)
     if isinstance(job, Rejected) or positions is None:
         return job
@@ -46,18 +46,21 @@ def _fitting(job: Job | Rejected, policy: Policy) -> Job | Rejected:
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where trained adapters are kept, a PEFT folder each, and the weights under them: a folder or an id of the Hub."""
+    """A folder that stores trained adapters, one PEFT folder each.
+
+    ``base`` names the weights that the adapters were trained on: a model folder or a Hub id with its ``revision``.
+    """
 
     folder: Path
     base: str
     revision: str | None = None
 
     def place(self, name: str) -> Path:
-        """The folder of one candidate's adapter, by its id."""
+        """Return the folder of the adapter of the candidate with id ``name``."""
         return self.folder / quote(name, safe="+,=")
 
     def keep(self, results: Mapping[str, Result | Rejected]) -> None:
-        """Write each adapter in one rename: what a killed run wrote is written again, in the same place."""
+        """Write each trained adapter, moved into place by a rename; a resumed run writes to the same folders again."""
         for name, result in results.items():
             if (adapter := getattr(result, "adapter", None)) is not None:
                 with on_disk(self.place(name)):
@@ -66,7 +69,7 @@ class Shelf:
 
 def try_all(policy: Policy, candidates: Sequence[Candidate], count: Count = uncounted, *, domain: Domain[TrialT],
             shelf: Shelf | None = None) -> list[TrialT]:  # fmt: skip
-    """Train, ask and grade every candidate."""
+    """Train every candidate, ask its questions and grade the answers; save the adapters if a shelf is given."""
     to_train = [c for c in candidates if c.trains]
     results = dict(zip([c.id for c in to_train], train(policy, to_train, domain, count), strict=True))
     if shelf is not None:
@@ -76,7 +79,11 @@ def try_all(policy: Policy, candidates: Sequence[Candidate], count: Count = unco
 
 def ask(policy: Policy, candidates: Sequence[Candidate], results: Mapping[str, Result | Rejected],
         count: Count = uncounted, *, domain: Domain[TrialT]) -> list[TrialT]:  # fmt: skip
-    """Ask and grade every candidate; ``results``: the training of each that trains, by its id."""
+    """Ask the questions of every candidate and grade the answers.
+
+    ``results`` maps the id of each candidate that trains to its training result or rejection. A candidate whose
+    training failed is not asked.
+    """
     generator, asked = policy.generator(), []
     for candidate in candidates:
         adapter = getattr(results.get(candidate.id), "adapter", None)
@@ -97,9 +104,9 @@ def _rows(
 
 def score(run: Recorder, policy: Policy, candidates: Sequence[Candidate], domain: Domain[TrialT], *, phase: str,
           chunk: int | None = None) -> list[TrialT]:  # fmt: skip
-    """Trials of all candidates, recorded under ``phase``; work is shared among the run's workers.
+    """Return the trials of all candidates, recorded under ``phase``; the run's workers share the work.
 
-    Where the run keeps the adapters of the phase, each is written before its trial is recorded.
+    If the run keeps the adapters of the phase, each adapter is written before its trial is recorded.
     """
     folder = run.adapters(phase) if any(candidate.trains for candidate in candidates) else None
     shelf = Shelf(folder, *policy.place(run)) if folder else None
@@ -109,7 +116,7 @@ def score(run: Recorder, policy: Policy, candidates: Sequence[Candidate], domain
 
 def score_edits(run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit],
                 domain: Domain[TrialT], *, arm: str, phase: str, seed: int) -> list[TrialT]:  # fmt: skip
-    """One trial per self-edit; equal ones, as the domain sees them, are trained once."""
+    """Return one trial per self-edit. Self-edits that the domain reads as equal are trained once."""
     known = {unit.id: unit for unit in units}
     read = [domain.read(known[edit.unit_id], edit, arm, seed) for edit in edits]
     distinct = {c.id: c for c in read if isinstance(c, Candidate)}

@@ -1,7 +1,7 @@
-"""The outer loop: sample self-edits, try each in the inner loop, reward, update the policy; round after round.
+"""The outer loop: in each round, sample self-edits, reward each by the inner loop, and update the policy.
 
-The run records every trial, and a killed round resumes at its next chunk. A control is a filter that ignores the reward
-(`CONTROLS`).
+The run records every trial, and a killed round resumes at its next chunk. A control uses a filter that ignores the
+reward (`CONTROLS`).
 """
 
 import math
@@ -13,22 +13,22 @@ from typing import Any
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Request, Sampling
-from seal_lib.loops.domain import Candidate, Count, Domain, Rates, Rejected, TrialT, Unit
+from seal_lib.loops.domain import Candidate, Domain, Rates, Rejected, TrialT, Unit
 from seal_lib.loops.inner import score, score_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import BLIND, COMPARING, RATED, REWARDS
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.loops.updates import Group, Update, imitate, kept_of, update_of
 from seal_lib.records import Round, SelfEdit, Trial, to_dict
-from seal_lib.runs.work import Recorder, Work
+from seal_lib.runs.work import Count, Recorder, Work
 from seal_lib.seeds import derive_seed
 
 # ---------------------------------------------------------------------------------------------- writing
 
 
-#: why a self-edit was not written
+#: reason for a self-edit without text
 LONG = "the prompt is longer than the model takes"
-#: why a self-edit that was written has no trial
+#: reason for a self-edit that has a text and a rating but no trial
 UNTRIED = Rejected("untried", "its text was rated, and that was all")
 
 
@@ -42,7 +42,11 @@ class EditPrompt:
 
 def write_self_edits(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *,
                      phase: str, seed: int, samples: int | None = None, chunk: int = 32) -> list[SelfEdit]:  # fmt: skip
-    """``samples`` self-edits per unit (default ``outer.samples``), unit by unit."""
+    """Sample ``samples`` self-edits per unit (default ``outer.samples``) and return them unit by unit.
+
+    A self-edit that the domain cannot parse is sampled again, up to ``domain.max_tries`` texts in all; its ``tokens``
+    count every try.
+    """
     asked = [EditPrompt(unit.id, domain.prompt(unit, policy.tokenizer)) for unit in units]
     edits = _written(run, policy, asked, domain, outer, phase, seed, samples or outer.samples, chunk)
     known = {unit.id: unit for unit in units}
@@ -95,10 +99,10 @@ def _texts(policy: Policy, part: Sequence[EditPrompt], count: Count, *, sampling
 def rate(
     run: Recorder, policy: Policy, candidates: Sequence[Candidate], domain: Domain, *, phase: str
 ) -> dict[str, float]:
-    """id of a candidate → what the domain says of its text, in [0, 1]; NaN where nothing could be said.
+    """Return the domain's rating of each candidate's text in [0, 1], by candidate id; NaN if there is no rating.
 
     Raises:
-        DataError: the domain says nothing of texts.
+        DataError: the domain cannot rate texts.
     """
     if not isinstance(domain, Rates):
         raise DataError(f"reward: the domain {domain.name} cannot rate a text; take a reward that tries it.")
@@ -110,7 +114,7 @@ def rate(
 
 def rate_edits(run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain, *,
                phase: str) -> dict[str, float]:  # fmt: skip
-    """id of a self-edit → its rating (`rate`); NaN if its text cannot be read."""
+    """Return the rating of each self-edit by its id (see `rate`); NaN if its text cannot be parsed."""
     known = {unit.id: unit for unit in units}
     read = {edit.id: domain.read(known[edit.unit_id], edit, phase, 0) for edit in edits}
     said = rate(run, policy, [c for c in read.values() if isinstance(c, Candidate)], domain, phase=phase)
@@ -124,7 +128,10 @@ def _ratings(policy: Policy, part: Sequence[Candidate], count: Count, *, domain:
 
 
 def finalists_of(edits: Sequence[SelfEdit], ratings: dict[str, float], most: int) -> list[SelfEdit]:
-    """Of each unit the ``most`` self-edits of highest rating, ties to the first; what has no rating comes last."""
+    """Return the ``most`` highest-rated self-edits of each unit, in the order of ``edits``.
+
+    Ties go to the earlier self-edit; a self-edit without a rating ranks last.
+    """
     best: dict[str, list[SelfEdit]] = {}
     for edit in edits:
         best.setdefault(edit.unit_id, []).append(edit)
@@ -135,8 +142,13 @@ def finalists_of(edits: Sequence[SelfEdit], ratings: dict[str, float], most: int
 
 def practise(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, phase: str,
              seed: int) -> tuple[list[Group], dict[str, float]]:  # fmt: skip
-    """E-step: the rewarded self-edits of each unit; and the accuracy of the policy without an adapter, by unit, where
-    the reward compares with it."""
+    """E-step: sample self-edits of each unit and reward them.
+
+    Returns:
+        One group per unit, and the accuracy of the policy without an adapter by unit (empty unless the reward compares
+        with it). A filter that ignores the reward (`BLIND`) leaves the self-edits without trials and rewards. A reward
+        of `RATED` is the rating itself, and the trials are marked as untried.
+    """
     edits = write_self_edits(run, policy, units, domain, outer, phase=f"{phase}/sample", seed=seed)
     frozen: dict[str, float] = {}
     ratings: dict[str, float] = {}
@@ -167,12 +179,12 @@ def practise(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domai
 
 
 def reward_of(trials: Sequence[Trial], frozen: float, reward: str) -> float:
-    """Mean reward of a self-edit's trials; NaN if one of them could not be graded: never the best, never kept."""
+    """Return the mean reward of a self-edit's trials; NaN, and so never kept, if one of them could not be graded."""
     return sum(REWARDS[reward](trial, frozen) for trial in trials) / len(trials)
 
 
 def round_of(index: int, groups: Sequence[Group], update: Update, outer: OuterLoop, frozen: dict[str, float]) -> Round:
-    """The record of a round: the first trial of every self-edit, its reward, what was kept."""
+    """Return the record of a round: the first trial of every self-edit, its reward, and the ids of those kept."""
     trials = tuple(several[0] for group in groups for several in group.trials)
     rewards = tuple(reward for group in groups for reward in group.rewards)
     kept = tuple(edit.id for edit in update.kept)
@@ -187,9 +199,12 @@ def round_of(index: int, groups: Sequence[Group], update: Update, outer: OuterLo
 
 def one_round(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, index: int,
               name: str, seed: int) -> tuple[Update, Round, list[Group]]:  # fmt: skip
-    """Practise on ``units`` and update the policy, which is then called ``name``; with the full record.
+    """Run one round on ``units``: E-step, then the update of the policy, which is then called ``name``.
 
     With filter ``random`` no self-edit is scored, as the reward is not used.
+
+    Returns:
+        The update, the record of the round, and the groups of self-edits that it learned from.
     """
     learn = update_of(outer)
     groups, frozen = practise(run, policy, units, domain, outer, phase=name, seed=seed)
@@ -201,13 +216,13 @@ def one_round(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Doma
 
 def restem_round(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, index: int,
                  name: str, seed: int) -> tuple[Policy, Round]:  # fmt: skip
-    """`one_round` for a person: the next policy, and the full record."""
+    """Run one round and return the next policy and the record of the round (`one_round` without its groups)."""
     update, record, _ = one_round(run, policy, units, domain, outer, index=index, name=name, seed=seed)
     return update.policy, record
 
 
 def warn_if_blind(record: Round, outer: OuterLoop, grader: str) -> None:
-    """Warn where the reward cannot tell the self-edits of more than half of the units apart."""
+    """Warn if the reward does not tell the self-edits of more than half of the units apart."""
     one_best = outer.filter.startswith("best")  # a filter that keeps all above a threshold is not blind at a tie
     share = record.undecided_share if one_best else record.zero_share
     if share > 0.5:
@@ -222,9 +237,9 @@ def warn_if_blind(record: Round, outer: OuterLoop, grader: str) -> None:
 def several_rounds(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
                    practice: Callable[[int], Sequence[Unit]], rounds: int, seed: int, name: str,
                    ) -> tuple[Policy, list[Round]]:  # fmt: skip
-    """(the policy after ``rounds`` rounds, their records); round i is recorded as ``<name>_<i>``, nothing is evaluated.
+    """Run ``rounds`` rounds without evaluation and return the last policy and the records of all rounds.
 
-    Rounds draw as those of `run_loop` with the same seed do.
+    Round i is recorded as ``<name>_<i>`` and has the same seed as in `run_loop`.
     """
     policy, records = base, []
     for index in range(1, rounds + 1):
@@ -241,17 +256,17 @@ def several_rounds(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop
 
 @dataclass(frozen=True)
 class Control:
-    """A policy that learns from the same number of self-edits without their reward.
+    """A control arm: a policy that learns from as many self-edits as SEAL but ignores their reward.
 
-    ``filter``: a filter that ignores the reward. ``own``: the policy does all rounds on its own self-edits; otherwise
-    it learns once, from the self-edits of SEAL's first round.
+    ``filter`` selects which self-edits are kept. With ``own`` the policy runs all rounds on its own self-edits;
+    otherwise it learns once, from the self-edits of SEAL's first round.
     """
 
     filter: str
     own: bool
 
 
-#: arm → the control that it is
+#: arm → control
 CONTROLS = {
     "random_edit_sft": Control("random", own=True),
     "random_config_sft": Control("random_as_many", own=False),
@@ -260,10 +275,10 @@ CONTROLS = {
 
 @dataclass(frozen=True)
 class Loop:
-    """The result of one run of the whole loop.
+    """The result of the whole loop for one seed.
 
-    ``evaluated``: the domain's trials on the evaluation units by arm (``own_untrained``, ``seal_round_1``, …, the
-    controls); ``fresh``: per round, trials of the selected self-edits, trained again with an unused seed.
+    ``evaluated`` maps each arm (``own_untrained``, ``seal_round_1``, …, the control) to its trials on the evaluation
+    units. ``fresh`` holds, per round, the trials of the selected self-edits trained again with an unused seed.
     """
 
     seed: int
@@ -273,10 +288,10 @@ class Loop:
 
 
 def fresh_rewards(record: Round, trials: Sequence[Trial]) -> dict[str, float]:
-    """The reward by which the round selected, of its selected self-edits under a fresh seed: mean by unit. Where it
-    selected by a rating, the accuracy that the rating is to stand for.
+    """Return the mean reward of a round's selected self-edits under a fresh seed, by unit.
 
-    Trials that cannot be scored are left out.
+    ``trials`` are the trials under the fresh seed. If the round selected by a rating, the accuracy that the rating
+    stands for takes the place of the reward. Trials that cannot be scored are left out.
     """
     of = REWARDS.get(record.reward, REWARDS["accuracy"])
     groups: dict[str, list[float]] = {}
@@ -289,7 +304,7 @@ def fresh_rewards(record: Round, trials: Sequence[Trial]) -> dict[str, float]:
 
 def evaluate(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain[TrialT], outer: OuterLoop, *,
              arm: str, seed: int, group: str = "", samples: int = 1) -> list[TrialT]:  # fmt: skip
-    """Trials of the policy's own self-edits on ``units``, recorded as phase ``<group>evaluate/<arm>``."""
+    """Return the trials of the policy's own self-edits on ``units``, recorded as phase ``<group>evaluate/<arm>``."""
     phase = f"{group}evaluate/{arm}"
     edits = write_self_edits(run, policy, units, domain, outer, phase=f"{phase}/write", seed=seed, samples=samples)
     return score_edits(run, policy, edits, units, domain, arm=arm, phase=phase, seed=seed)
@@ -298,15 +313,16 @@ def evaluate(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domai
 def run_loop(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
              practice: Callable[[int], Sequence[Unit]], held_out: Sequence[Unit], rounds: int, seed: int,
              control: str = "", samples: int = 1, group: str = "") -> Loop:  # fmt: skip
-    """The whole experiment for one seed: evaluate; then per round practise, update, evaluate; then the control.
+    """Run the whole experiment for one seed: evaluate, run and evaluate every round, then the control.
 
     Args:
-        practice: round (from 1) → the units that it practises on.
+        practice: maps the round number (from 1) to the units of that round.
+        held_out: the units that every policy is evaluated on.
         samples: self-edits per evaluation unit.
-        control: an arm of `CONTROLS`; "": none.
-        group: what the names of its phases begin with, where one run holds loops of several models.
+        control: an arm of `CONTROLS`; "" for none.
+        group: prefix of the phase names, for a run that holds loops of several models.
     """
-    update_of(outer)  # an unknown one is refused before anything is written
+    update_of(outer)  # refuse an unknown update before anything is sampled
     group = f"{group}seed_{seed}/"
     measure = partial(
         evaluate, run, units=held_out, domain=domain, seed=seed, group=group, samples=samples, outer=outer

@@ -1,12 +1,13 @@
-"""The policy: the model that writes self-edits, and where its weights come from.
+"""The policy: the model that writes self-edits, and the source of its weights.
 
-A policy is a base with the adapters of finished rounds merged in, so another process makes the same weights from names.
+A policy is a base model with the adapters of finished rounds merged in, so that another process can rebuild the same
+weights from names alone.
 """
 
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a policy's weights come from: a model by name, and adapter folders merged into it one after the other.
+    """The source of a policy's weights: a model name, and the adapter folders that are merged into it in order.
 
-    Another process can load the same weights from it, bit for bit on a CPU, so weights need not be sent.
+    Another process can load the same weights from it (bit for bit on a CPU), so weights need not be sent.
     """
 
     name: str
@@ -37,21 +38,21 @@ class Source:
     adapters: tuple[str, ...] = ()
 
     def then(self, folder: Path) -> "Source":
-        """The source with one more adapter."""
+        """Return the source with one more adapter folder."""
         return replace(self, adapters=(*self.adapters, str(folder.resolve())))
 
     def follows(self, other: "Source") -> bool:
-        """Whether these weights are the other's with further adapters merged in."""
+        """Return True if these weights are the other's with zero or more adapters merged in."""
         first = len(other.adapters)
         return replace(self, adapters=self.adapters[:first]) == other
 
     def load(self, device: str = "cpu") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        """(model, tokenizer) with every adapter merged."""
+        """Load the model and merge every adapter; return (model, tokenizer)."""
         model, tokenizer = models.load(self.name, device, self.dtype, self.revision)
         return self.merge(model), tokenizer
 
     def merge(self, model: "PreTrainedModel", first: int = 0) -> "PreTrainedModel":
-        """Merge the adapters from number ``first`` on into ``model``, in place."""
+        """Merge the adapters from index ``first`` on into ``model``, in place."""
         from seal_lib.training.adapters import Adapter, merge
 
         for folder in self.adapters[first:]:
@@ -61,10 +62,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Policy:
-    """The model that writes self-edits and is trained on them; ``name`` says where it is in the loop.
+    """The model that writes self-edits and is trained on them; ``name`` identifies its stage in the loop.
 
-    ``engine``: the generator of its texts (`seal_lib.generation.engines`); ``auto`` is resolved at once.
-    ``source`` says where another process finds the same weights; without it all work stays in this process.
+    ``engine`` names the engine that generates its texts (`seal_lib.generation.engines`); ``auto`` is resolved at once.
+    ``source`` tells another process how to load the same weights; without it all work stays in this process.
     """
 
     name: str
@@ -75,19 +76,19 @@ class Policy:
 
     @property
     def base(self) -> Source:
-        """The source, where one is needed.
+        """The source of the weights.
 
         Raises:
-            DataError: the policy does not say where its weights come from.
+            DataError: the policy has no source.
         """
         if self.source is None:
             raise DataError(f"policy {self.name!r} does not say which model it is; make it with source=Source(…).")
         return self.source
 
     def place(self, run: Recorder) -> tuple[str, str | None]:
-        """(folder or id of the Hub, its revision) of these very weights, for who loads an adapter that stands on them.
+        """Return (folder or Hub id, revision) of the policy's weights, so that its adapters can be loaded elsewhere.
 
-        Where finished rounds are merged into them, a copy is written once, as an artifact of the run.
+        If finished rounds are merged into the weights, a copy is written once, as an artifact of the run.
         """
         source = self.base
         if not source.adapters:
@@ -104,33 +105,35 @@ class Policy:
         object.__setattr__(self, "engine", engines.resolve(self.engine, self.model))
 
     def generator(self) -> Generator:
-        """The generator of this policy's texts, with and without adapters."""
+        """Return the generator of this policy's texts, with and without adapters."""
         return engines.generator(self.model, self.tokenizer, self.engine)
 
     def bank(self, **settings: Any) -> "AdapterBank":
-        """The bank that trains adapters on this policy side by side."""
+        """Return an adapter bank on this policy; ``settings`` are the arguments of `AdapterBank`."""
         from seal_lib.training.bank import AdapterBank
 
         return AdapterBank(self.model, **settings)
 
     def finetuned(self, run: Recorder, pairs: Sequence[tuple[list[int], list[int]]], outer: OuterLoop, *, name: str,
                   seed: int) -> "tuple[Policy, float]":  # fmt: skip
-        """The policy finetuned on (prompt ids, completion ids) and named ``name``, and its last loss.
+        """M-step: finetune a copy of the policy on (prompt ids, completion ids) pairs and call it ``name``.
 
-        A LoRA adapter, which is an artifact of the run, merged into a copy.
+        The LoRA adapter is an artifact of the run and is merged into the copy.
+
+        Returns:
+            The new policy and the last loss (NaN if it was not finite).
         """
         from seal_lib.training.adapters import Adapter, merge
-        from seal_lib.training.finetune import sft
 
         def build(folder: Path) -> None:
             batch, accumulate = pieces(self.model, outer.sft_batch)
-            adapter, report = sft(
-                self.model, pairs, rank=outer.sft_rank, alpha=outer.sft_alpha, lr=outer.sft_lr,
+            adapter, report = self._trained(
+                pairs, outer.cards, rank=outer.sft_rank, alpha=outer.sft_alpha, lr=outer.sft_lr,
                 epochs=outer.sft_epochs, batch=batch, accumulate=accumulate, targets=outer.sft_targets,
                 schedule=outer.sft_schedule, warmup_ratio=outer.sft_warmup_ratio,
                 weight_decay=outer.sft_weight_decay, clip=outer.sft_clip, seed=derive_seed(seed, name, "sft"),
             )  # fmt: skip
-            # a name that exists, so that peft's AutoPeftModel finds it; what was merged into it first is in the report
+            # PEFT's AutoPeftModel needs a base name that exists; the report lists the adapters merged into it before
             adapter.save(folder / "adapter", getattr(self.model.config, "_name_or_path", "") or self.name)
             stands_on = list(self.source.adapters) if self.source else []
             (folder / "report.json").write_text(json.dumps(report | {"stands_on": stands_on}))
@@ -143,31 +146,44 @@ class Policy:
 
     def pretrained(self, documents: Sequence[list[int]], settings: Pretraining, *, seed: int,
                    on_step: Callable[[dict], None] | None = None) -> "tuple[Policy, dict]":  # fmt: skip
-        """The policy trained on whole documents (token ids), all of them at once, and the report of `sft`.
+        """Continue pretraining on all documents (token ids) together; return the new policy and the report of `sft`.
 
-        Its weights are nowhere but in this process, so that it has no source. This policy stays as it is.
+        Its weights are nowhere but in this process, so that it has no source. This policy stays as it is. Over several
+        cards ``on_step`` is not called.
 
         Raises:
             DivergedError: a loss is not finite.
         """
         from seal_lib.training.adapters import Adapter, merge
-        from seal_lib.training.finetune import sft
 
         batch, accumulate = pieces(self.model, settings.cpt_batch)
-        trained, report = sft(
-            self.model, [((), ids) for ids in documents], loss_on="all", method=settings.cpt_method, lr=settings.cpt_lr,
-            epochs=settings.cpt_epochs, batch=batch, accumulate=accumulate, schedule=settings.cpt_schedule,
-            warmup_ratio=settings.cpt_warmup_ratio, weight_decay=settings.cpt_weight_decay, clip=settings.cpt_clip,
+        trained, report = self._trained(
+            [((), ids) for ids in documents], settings.cards, loss_on="all", method=settings.cpt_method,
+            lr=settings.cpt_lr, epochs=settings.cpt_epochs, batch=batch, accumulate=accumulate,
+            schedule=settings.cpt_schedule, warmup_ratio=settings.cpt_warmup_ratio,
+            weight_decay=settings.cpt_weight_decay, clip=settings.cpt_clip,
             rank=settings.cpt_rank, alpha=settings.cpt_alpha, targets=settings.cpt_targets, seed=seed,
-            gradient_checkpointing=next(self.model.parameters()).device.type != "cpu", on_step=on_step,
+            gradient_checkpointing=next(self.model.parameters()).device.type != "cpu",
+            **({"on_step": on_step} if on_step and settings.cards == 1 else {}),
         )  # fmt: skip
         model = merge(self.model, trained, copy=True) if isinstance(trained, Adapter) else trained
         return replace(self, model=model, source=None), report
 
+    def _trained(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], cards: int, **settings: Any) -> tuple:
+        """What `sft` gives: here, or by a process on each of several cards."""
+        if cards > 1:
+            from seal_lib.training.several import sft_over
+
+            return sft_over(cards, self.model, asdict(self.base), pairs, **settings)
+        from seal_lib.training.finetune import sft
+
+        return sft(self.model, pairs, **settings)
+
 
 def pieces(model: "PreTrainedModel", batch: int) -> tuple[int, int]:
-    """(pairs a forward pass, passes an optimiser step) of the M-step: the same mean over all targets either way.
+    """Split a batch into (pairs per forward pass, forward passes per optimiser step); the loss is the same either way.
 
-    On a GPU one pair fills a pass, and ten of 2 000 tokens at once would not fit beside a 7B model (`seal_lib.plan`).
+    On a GPU one pair fills a forward pass, and ten pairs of 2 000 tokens would not fit beside a 7B model
+    (`seal_lib.plan`).
     """
     return (batch, 1) if next(model.parameters()).device.type == "cpu" else (1, batch)

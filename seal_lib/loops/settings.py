@@ -1,4 +1,4 @@
-"""The settings of an outer loop, and of training on a corpus."""
+"""Settings of the outer loop and of continued pretraining on a corpus."""
 
 from dataclasses import dataclass, field
 
@@ -26,15 +26,16 @@ class OuterLoop:
     sft_alpha: float = 128.0
     sft_lr: float = 3e-4
     sft_epochs: int = 2
-    sft_batch: int = 10  # pairs per optimiser step, however they are cut into passes
+    sft_batch: int = 10  # pairs per optimiser step, however they are split into forward passes
     sft_schedule: str = "linear"
-    sft_warmup_ratio: float = 0.0  # of the steps
+    sft_warmup_ratio: float = 0.0  # share of the steps
     sft_weight_decay: float = 0.0
     sft_clip: float = 1.0  # largest gradient norm; 0: no bound
     sft_targets: str = "all-linear"
     update: str = "restem"  # the outer algorithm
-    #: only so many of a unit's self-edits are tried, those that the domain rates highest; 0: all
+    #: number of self-edits of each unit that are tried, those that the domain rates highest; 0: all
     finalists: int = field(default=0, metadata=RARE)
+    cards: int = field(default=1, metadata=RARE)  # the policy is finetuned over so many (`seal_lib.training.several`)
 
     def __post_init__(self):
         for key, registry in (("reward", (*REWARDS, *RATED)), ("filter", FILTERS)):
@@ -47,20 +48,20 @@ class OuterLoop:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Settings of continued pretraining: one model, all documents of a corpus at once (paper Table 4, released code).
+    """Settings of continued pretraining: one model on all documents of a corpus (paper Table 4, released code).
 
-    ``cpt_method``: ``full`` trains every weight (paper v2), ``lora`` an adapter (v1), which the ``cpt_rank``,
-    ``cpt_alpha`` and ``cpt_targets`` are of.
-    ``cpt_lines``: a text is one document a line, as for one passage, or one document whole.
-    ``cpt_passages``: the passage is a document ``once``, or once for ``each`` of its texts (v1).
+    ``cpt_method``: ``full`` trains every weight (paper v2); ``lora`` trains an adapter (v1) with ``cpt_rank``,
+    ``cpt_alpha`` and ``cpt_targets``.
+    ``cpt_lines``: True makes every line of a text a document, as for one passage; False makes the whole text one.
+    ``cpt_passages``: the passage is added as a document ``once``, or once for ``each`` of its texts (v1).
     """
 
     cpt_method: str = "full"
     cpt_lr: float = 7e-5
     cpt_epochs: int = 1
-    cpt_batch: int = 8  # documents per optimiser step, however they are cut into passes
+    cpt_batch: int = 8  # documents per optimiser step, however they are split into forward passes
     cpt_schedule: str = "linear"
-    cpt_warmup_ratio: float = 0.03  # of the steps
+    cpt_warmup_ratio: float = 0.03  # share of the steps
     cpt_weight_decay: float = 0.0
     cpt_clip: float = 1.0
     cpt_length: int = 2048  # longest document in tokens
@@ -69,6 +70,7 @@ class Pretraining:
     cpt_targets: str = "all-linear"
     cpt_lines: bool = False
     cpt_passages: str = "once"
+    cards: int = field(default=1, metadata=RARE)  # trained over so many (`seal_lib.training.several`)
 
     def __post_init__(self):
         choices = {"cpt_method": METHODS, "cpt_schedule": SCHEDULES, "cpt_passages": COPIES}

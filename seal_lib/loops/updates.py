@@ -1,5 +1,4 @@
-"""Outer algorithms: each makes the next policy from the rewarded self-edits of a round. One row of `UPDATES`
-each."""
+"""Outer algorithms: each makes the next policy from the rewarded self-edits of a round and has one row in `UPDATES`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ from seal_lib.seeds import derive_seed
 
 @dataclass(frozen=True)
 class Group:
-    """One unit's k self-edits: what every outer algorithm learns from.
+    """One unit's k self-edits with their rewards, which every outer algorithm learns from.
 
-    ``trials``: of each self-edit, one per reward seed (none where the filter is blind); ``rewards``: their mean, NaN
-    if one of them could not be graded.
+    ``trials`` holds one trial per reward seed for each self-edit (one with outcome ``untried`` if it was only rated);
+    ``rewards`` holds one number per self-edit, the mean over its trials or its rating, NaN if one of them could not be
+    graded. Both are empty if the filter ignores the reward.
     """
 
     unit: Unit
@@ -38,7 +38,7 @@ class Update:
 
 
 def kept_of(groups: Sequence[Group], outer: OuterLoop, seed: int) -> list[SelfEdit]:
-    """The self-edits that the filter keeps, group by group; an empty text teaches nothing."""
+    """Return the self-edits that the filter keeps, group by group, without those whose text is empty."""
     kept = []
     for group in groups:
         rewards = group.rewards or (0.0,) * len(group.edits)
@@ -49,16 +49,19 @@ def kept_of(groups: Sequence[Group], outer: OuterLoop, seed: int) -> list[SelfEd
 
 def restem(run: Recorder, policy: Policy, groups: Sequence[Group], domain: Domain, outer: OuterLoop, *, name: str,
            seed: int) -> Update:  # fmt: skip
-    """ReST^EM: keep self-edits by their reward, then finetune the policy on them."""
+    """ReST^EM: filter the self-edits by their reward, then finetune the policy on those kept."""
     kept = kept_of(groups, outer, seed)
     return imitate(run, policy, kept, [group.unit for group in groups], domain, outer, name=name, seed=seed)
 
 
 def imitate(run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain,
             outer: OuterLoop, *, name: str, seed: int) -> Update:  # fmt: skip
-    """Finetune the policy on self-edits: LoRA, merged into a copy. The adapter is an artifact of the run.
+    """Finetune a copy of the policy on self-edits by LoRA; the adapter is an artifact of the run.
 
     Equal self-edits count as often as they are given.
+
+    Raises:
+        DataError: there are no self-edits.
     """
     known = {unit.id: unit for unit in units}
     pairs = [domain.target(known[edit.unit_id], edit.text, policy) for edit in edits]
@@ -68,12 +71,12 @@ def imitate(run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Seq
     return Update(following, tuple(edits), loss)
 
 
-#: outer algorithm → (run, policy, groups, domain, settings, name, seed) → what it leaves
+#: outer algorithm → function of (run, policy, groups, domain, settings, name, seed)
 UPDATES: dict[str, Callable[..., Update]] = {"restem": restem}
 
 
 def update_of(outer: OuterLoop) -> Callable[..., Update]:
-    """The outer algorithm that the settings name."""
+    """Return the outer algorithm that the settings name."""
     if outer.update not in UPDATES:
         raise DataError(f"update: {outer.update!r} is not one of {', '.join(UPDATES)}.")
     return UPDATES[outer.update]

@@ -1,8 +1,8 @@
-"""Fills the slots of a prompt template."""
+"""Prompt templates: fill the slots of a text."""
 
 
 def fill(template: str, **values: str) -> str:
-    """Replace ``{slot}`` by value, once each; braces inside values stay as they are."""
+    """Replace every ``{slot}`` by its value; braces inside values stay as they are."""
     pieces = [template]
     for slot, value in values.items():
         pieces = [part for piece in pieces for part in _split(piece, "{" + slot + "}", value)]
@@ -10,7 +10,7 @@ def fill(template: str, **values: str) -> str:
 
 
 class _Value(str):
-    """Text already filled in; never searched for slots again."""
+    """A value that was filled in, which is not searched for slots again."""
 
 
 def _split(piece: str, slot: str, value: str) -> list[str]:

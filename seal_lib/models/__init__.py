@@ -1,10 +1,11 @@
-"""A model name → weights, tokenizer and LoRA targets. Shipped seedlings need no network, Hub models a pinned revision.
+"""Load models and tokenizers by name, and resolve names of LoRA targets.
 
-Nothing here trains or generates.
+The shipped seedlings need no network; Hub models need a pinned revision.
 """
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 SEEDLINGS = paths.PACKAGE / "seedling" / "models"
 
-#: Models with fewer parameters run on one CPU thread: a second one costs more than it gains, above all on a busy
+#: Models with fewer parameters run on one CPU thread, since a second one costs more than it gains, above all on a busy
 #: machine. One thread also makes sums, and so results, independent of the number of cores.
 SMALL = 20_000_000
 
-#: Hub models the parameter sets name, with the commit they were written for (``revision:`` overrides).
+#: Commits of the Hub models that the parameter files name (the parameter ``revision`` takes precedence).
 REVISIONS = {
     "Qwen/Qwen2.5-7B": "d149729398750b98c0af14eb82c78cfe92750796",
     "Qwen/Qwen2.5-3B": "3aab1f1954e9cc14eb9509a215f9e5ca08227a9b",
@@ -32,28 +33,34 @@ REVISIONS = {
     "meta-llama/Llama-3.2-1B-Instruct": "9213176726f574b556790deb65791e0c5aa438b6",
 }
 
-#: what weights may be, as parameters name it (see `load`)
+#: number types of weights in the parameter files (see `load`)
 DTYPES = ("float32", "bfloat16", "float16", "4bit")
 
-#: Names for usual sets of targets; ``qv`` is what PEFT (and so the authors) train on Llama and Qwen2.
+#: Names of common sets of targets; ``qv`` is PEFT's default for Llama and Qwen2, and so the authors'.
 TARGETS = {
     "qv": ("q_proj", "v_proj"),
     "qv-mlp": ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"),  # the authors' ARC adapters
 }
-#: Every linear layer but the output layer, whatever the model calls them: what PEFT means by this word.
+#: PEFT's word for every linear layer but the output layer, whatever their names.
 ALL_LINEAR = "all-linear"
 
 
 def target_names(targets: str | Sequence[str]) -> tuple[str, ...]:
-    """``"qv"`` or module suffixes -> module suffixes; ``"all-linear"`` stays, as only a model can say what that is."""
+    """Return the module suffixes of ``targets``; ``"all-linear"`` stays as it is, since it depends on the model."""
     if isinstance(targets, str):
         return TARGETS.get(targets, (targets,))
     return tuple(targets)
 
 
 def resolve(name: str) -> tuple[str, str | None]:
-    """(source, pinned revision): ``seedling-knowledge`` → the shipped folder; a folder → itself; else a Hub id, with
-    its commit as ``owner/name@commit`` or from `REVISIONS`."""
+    """Resolve a model name to (source, pinned revision).
+
+    A seedling such as ``seedling-knowledge`` gives its shipped folder, a folder itself; any other name is a Hub id,
+    with the commit from ``owner/name@commit`` or from `REVISIONS`.
+
+    Raises:
+        DataError: the name is none of these.
+    """
     if name.startswith("seedling-"):
         folder = SEEDLINGS / name.removeprefix("seedling-")
         if not (folder / "config.json").is_file():
@@ -71,16 +78,17 @@ def resolve(name: str) -> tuple[str, str | None]:
 def load(
     name: str, device: str = "cpu", dtype: str = "float32", revision: str | None = None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """(model in eval mode, frozen; tokenizer). Safetensors only, no remote code; ``auto`` takes a GPU if there is one.
+    """Load (model, tokenizer); the model is frozen and in eval mode. Only safetensors are read, no remote code runs.
 
     Args:
-        dtype: a torch type, or "4bit": the decoder's Linears in 4 bits (NF4, bitsandbytes), all else bfloat16 (float16
-            on a card that has none).
+        device: "cpu", "cuda", "cuda:0", "mps", or "auto" for a GPU if there is one.
+        dtype: a torch type, or "4bit" for the decoder's Linears in 4 bits (NF4, bitsandbytes) and all else in bfloat16
+            (float16 on a GPU without it).
 
     Raises:
         DataError: the name cannot be resolved, or is a Hub id without a pinned revision; bitsandbytes is missing; the
-            model is not whole, is no causal language model, or its tokenizer does not fit.
-        ParameterError: the device or the type does not exist here.
+            model is incomplete or not a causal language model, or its tokenizer does not fit.
+        ParameterError: the device or the number type is not available.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -105,7 +113,7 @@ def load(
         )
         checks.check_weights(model, info, name)
         if dtype == "4bit":
-            for module in model.modules():  # else bitsandbytes lays weights out anew on some CPUs, for inference only
+            for module in model.modules():  # else bitsandbytes repacks the weights on some CPUs, for inference only
                 if hasattr(module, "support_avx512bf16_for_cpu"):
                     module.support_avx512bf16_for_cpu = False
         else:
@@ -118,9 +126,9 @@ def load(
 
 
 def _without_bar() -> None:
-    """No bar while weights are read: of a notebook that is opened again it leaves a widget that nothing can show.
+    """Switch off the progress bar of loading weights, whose widget cannot be shown when a notebook is opened again.
 
-    Downloads keep theirs.
+    Downloads keep their progress bar.
     """
     from huggingface_hub import utils
     from transformers.utils import logging
@@ -132,10 +140,15 @@ def _without_bar() -> None:
 
 
 def _four_bits(narrow: "torch.dtype") -> "BitsAndBytesConfig":
-    """NF4 in blocks of 64, its constants in 8 bits (Dettmers et al. 2023, QLoRA): what the memory budget counts.
+    """Return the config of NF4 in blocks of 64 with constants in 8 bits (Dettmers et al. 2023, QLoRA).
+
+    The memory budget assumes this format.
 
     Args:
-        narrow: the torch type of products and of all that is not packed.
+        narrow: the torch type of products and of all weights that are not quantised.
+
+    Raises:
+        DataError: bitsandbytes is not installed.
     """
     from transformers import BitsAndBytesConfig
 
@@ -147,10 +160,10 @@ def _four_bits(narrow: "torch.dtype") -> "BitsAndBytesConfig":
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
-    """The tokenizer alone; its pad token is EOS where it has none.
+    """Load the tokenizer of a model; EOS becomes its pad token if it has none.
 
     Raises:
-        DataError: it cannot be opened, or has no EOS token.
+        DataError: the tokenizer cannot be opened, or has no EOS token.
     """
     from transformers import AutoTokenizer
 
@@ -164,10 +177,13 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
 
 
 def pinned(name: str, revision: str | None, parameter: str = "revision") -> tuple[str, dict[str, str]]:
-    """(source, keyword with the commit for a Hub id).
+    """Resolve a name to (source, keyword arguments), which hold the commit of a Hub id as ``revision``.
+
+    Args:
+        parameter: the name of the parameter for the commit, for the error message.
 
     Raises:
-        DataError: as `resolve`, or a Hub id has no commit.
+        DataError: the name cannot be resolved, or is a Hub id without a commit.
     """
     source, known = resolve(name)
     if Path(source).is_dir():
@@ -178,21 +194,35 @@ def pinned(name: str, revision: str | None, parameter: str = "revision") -> tupl
     return source, {"revision": commit}
 
 
-#: files of a model folder that say nothing to the model
+#: suffixes of files in a model folder that do not affect the model
 DOCUMENTS = (".md", ".png", ".jpg", ".pdf")
 
 
 def weight_hash(name: str, revision: str | None = None) -> str:
-    """sha256 over every file that can change a local model's output, or ``hub:<id>@<revision>``.
+    """Return the SHA-256 of all files that affect a local model's output, or ``hub:<id>@<revision>`` for a Hub model.
 
-    All files count, in sub-folders too (weights, tokenizer, chat templates), except documents and hidden files.
+    All files count, in sub-folders too (weights, tokenizer, chat templates), except documents and hidden files. They
+    are read once a process, and again where one was changed.
     """
     source, pinned = resolve(name)
     if not Path(source).is_dir():
         return f"hub:{source}@{revision or pinned}"
-    root, digest = Path(source), hashlib.sha256()
+    root, files = Path(source), []
     for path in sorted(root.rglob("*")):
         inside = path.relative_to(root)
         if path.is_file() and not any(part.startswith(".") for part in inside.parts) and path.suffix not in DOCUMENTS:
-            digest.update(inside.as_posix().encode() + path.read_bytes())
+            about = path.stat()
+            files.append((inside.as_posix(), about.st_size, about.st_mtime_ns, about.st_ctime_ns))
+    return _digest(root, tuple(files))
+
+
+@lru_cache(maxsize=8)
+def _digest(root: Path, files: tuple[tuple[str, int, int, int], ...]) -> str:
+    """Of names and contents; ``files``: (name, size, times), by which a changed one is told."""
+    digest = hashlib.sha256()
+    for name, *_ in files:
+        digest.update(name.encode())
+        with (root / name).open("rb") as file:
+            while block := file.read(2**20):  # weights of gigabytes
+                digest.update(block)
     return digest.hexdigest()

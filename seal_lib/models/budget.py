@@ -1,8 +1,7 @@
-"""Memory that a model, its adapters and one step need: arithmetic on shapes, before anything is loaded.
+"""The memory that a model, its adapters and one step need, computed from shapes before anything is loaded.
 
-Knows layers and widths of the Hub models the parameter sets name, and how many bytes training and generation keep per
-parameter and token (measured counts in ``tests/models/test_budget.py``). Knows no tensors, devices or jobs; imports no
-torch. GB are 10^9 bytes.
+It holds the shapes of the Hub models that the parameter files name, and the bytes that training and generation keep per
+parameter and token (measured counts in ``tests/models/test_budget.py``). It does not import torch. GB are 10^9 bytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,34 +13,34 @@ from seal_lib import models
 from seal_lib.errors import DataError, ParameterError
 from seal_lib.models import checks
 
-#: Bytes of one number. ``4bit``: NF4 in blocks of 64 with float32 constants, themselves quantised to 8 bit by 256.
+#: Bytes per number. ``4bit``: NF4 in blocks of 64, whose float32 constants are quantised to 8 bits in blocks of 256.
 WIDTHS = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
 GB = 1e9
-CONTEXT = 0.8 * GB  # a CUDA context with its libraries' workspaces; outside torch's allocator
-VLLM = 2.0 * GB  # vLLM's own activations and CUDA graphs at small batches, beside its weights and KV; not measured
-RESERVE = 0.08  # share of the memory left free: fragments of the allocator
-LOGIT = 16  # bytes a logit costs with its gradient: narrow, float32, log-softmax, float32 gradient, narrow gradient
-LOGITS = 1 << 26  # most logits that the bank lets exist at once
-# Tokens to which the bank bounds a step of a model of more than LARGE parameters. Twice the 1 024 that came before are
-# a twentieth faster a token on an H200 (measured, LOG.md); more only take memory.
+CONTEXT = 0.8 * GB  # the CUDA context with the workspaces of its libraries, outside torch's allocator
+VLLM = 2.0 * GB  # vLLM's activations and CUDA graphs at small batches, besides its weights and KV cache; not measured
+RESERVE = 0.08  # share of the memory left free for fragmentation of the allocator
+LOGIT = 16  # bytes per logit with its gradient: narrow, float32, log-softmax, float32 gradient, narrow gradient
+LOGITS = 1 << 26  # largest number of logits that the bank keeps at once
+# Tokens per step of the bank for a model of more than LARGE parameters. 2 048 are a twentieth faster per token than
+# 1 024 on an H200 (measured, LOG.md); more only take memory.
 STEP_TOKENS, LARGE = 2048, 200_000_000
-DEFAULT_MEMORY = 4 * GB  # assumed for training on a CPU, where the free memory is not known
-#: keys of a config.json that a shape is made of
+DEFAULT_MEMORY = 4 * GB  # assumed for training on a CPU, where the free memory is unknown
+#: keys of a config.json that must be positive integers
 _SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size",
           "max_position_embeddings")  # fmt: skip
 
-#: linear layers of a decoder layer of the Llama family: what "all-linear" is there
+#: linear layers of a decoder layer of the Llama family, which "all-linear" stands for
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def target_names(targets: str | Sequence[str]) -> tuple[str, ...]:
-    """Module suffixes of ``targets`` in a decoder of the Llama family."""
+    """Return the module suffixes of ``targets`` in a decoder of the Llama family."""
     return LINEARS if targets == models.ALL_LINEAR else models.target_names(targets)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder of the Llama family (Llama, Qwen2, Mistral; others up to their extra norms)."""
+    """The sizes of a decoder of the Llama family (Llama, Qwen2, Mistral; others without their extra norms)."""
 
     name: str
     layers: int
@@ -57,10 +56,10 @@ class Shape:
 
     @classmethod
     def of(cls, config: Any, name: str = "") -> "Shape":
-        """The shape in transformers' config object or the content of a ``config.json``.
+        """Read the shape from transformers' config object or the content of a ``config.json``.
 
         Raises:
-            DataError: the config lacks a size: it is of no such decoder.
+            DataError: a size is missing or not a positive integer, so it is no such decoder.
         """
         given = config if isinstance(config, Mapping) else config.to_dict()
         given = given.get("text_config") or given
@@ -85,7 +84,11 @@ class Shape:
             ) from None
 
     def sides(self, target: str) -> tuple[int, int]:
-        """(in, out) of one Linear of a layer."""
+        """Return (in, out) of one Linear of a decoder layer.
+
+        Raises:
+            ParameterError: there is no such Linear.
+        """
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         down = self.mlp, self.width
         table = {
@@ -98,12 +101,12 @@ class Shape:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of the Linears of all decoder layers, without biases."""
+        """The number of weights in the Linears of all decoder layers, without biases."""
         return self.layers * sum(i * o for i, o in map(self.sides, LINEARS))
 
     @property
     def embedding_parameters(self) -> int:
-        """Input embeddings and output layer; once where they are tied."""
+        """The number of weights in the input embeddings and the output layer, counted once if they are tied."""
         return self.vocabulary * self.width * (1 if self.tied else 2)
 
     @property
@@ -112,7 +115,7 @@ class Shape:
         return self.linear_parameters + self.embedding_parameters + self.layers * (bias + 2 * self.width) + self.width
 
     def adapter_parameters(self, targets: str | Sequence[str], rank: int) -> int:
-        """Numbers in one LoRA adapter."""
+        """Return the number of parameters of one LoRA adapter."""
         return self.layers * rank * sum(sum(self.sides(target)) for target in target_names(targets))
 
 
@@ -121,7 +124,7 @@ def _qwen(size: str, layers: int, width: int, heads: int, kv: int, mlp: int, wor
     return Shape(name, layers, width, heads, kv, width // heads, mlp, words, tied, True, positions)
 
 
-#: Hub models by name, from their config.json; the "-Instruct" ones differ in positions only.
+#: Shapes of Hub models by name, from their config.json; the "-Instruct" models differ in positions only.
 SHAPES = {
     shape.name: shape
     for shape in (
@@ -140,10 +143,10 @@ SHAPES |= {
 
 
 def shape_of(name: str) -> Shape:
-    """Shape of a model by name: a known Hub model, a shipped seedling or a folder; nothing is downloaded.
+    """Return the shape of a known Hub model, a shipped seedling or a model folder, without a download.
 
     Raises:
-        DataError: a Hub model that the table does not know, or a folder without config.json.
+        DataError: the Hub model is not in `SHAPES`, or the folder has no usable config.json.
     """
     source, _ = models.resolve(name)
     if source in SHAPES:
@@ -157,20 +160,27 @@ def shape_of(name: str) -> Shape:
 
 
 def width_of(dtype: str) -> float:
-    """Bytes of one number."""
+    """Return the bytes per number of a number type.
+
+    Raises:
+        ParameterError: the number type is unknown.
+    """
     if dtype not in WIDTHS:
         raise ParameterError(f"dtype: {dtype!r} is not one of {', '.join(WIDTHS)}.")
     return WIDTHS[dtype]
 
 
 def weight_bytes(shape: Shape, dtype: str) -> float:
-    """The frozen base. ``4bit`` quantises the decoder's Linears; all else stays bfloat16."""
+    """Return the bytes of the frozen base. ``4bit`` quantises the decoder's Linears; all else stays bfloat16."""
     plain = 2.0 if dtype == "4bit" else width_of(dtype)
     return shape.linear_parameters * width_of(dtype) + (shape.parameters - shape.linear_parameters) * plain
 
 
 def slot_bytes(shape: Shape, targets: str | Sequence[str], rank: int) -> float:
-    """One adapter in training: weights, gradients and two moments, float32; rank rounded up to 8 as in the bank."""
+    """Return the bytes of one adapter in training: weights, gradients and two moments in float32.
+
+    The rank is rounded up to a multiple of 8, as in the bank.
+    """
     return 4 * 4 * shape.adapter_parameters(targets, -(-rank // 8) * 8)
 
 
@@ -178,12 +188,12 @@ def activation_bytes(
     shape: Shape, tokens: int, targets: str | Sequence[str], checkpointing: bool = False, dtype: str = "bfloat16",
     rank: int = 32,
 ) -> float:  # fmt: skip
-    """What autograd keeps of ``tokens`` tokens until the backward pass, plus the working space of one layer.
+    """Return the bytes that autograd keeps for ``tokens`` tokens until the backward pass, plus one layer's workspace.
 
-    Per token and layer: both residuals (which the norms keep), queries, keys, values and their attention's result,
-    three of the MLP; the input of every target that nothing else keeps; r numbers of each target. Recomputing keeps
-    one residual a layer and all of this for one layer only. Attention scores are not counted: kernels for GPUs and
-    long rows keep none.
+    Autograd keeps per token and layer both residuals (for the norms), queries, keys, values and the result of
+    attention, three activations of the MLP, the input of every target that nothing else keeps, and ``rank`` numbers
+    per target. Gradient checkpointing keeps one residual per layer and all of this for one layer only. Attention scores
+    are not counted, as the kernels for GPUs and long rows do not keep them.
     """
     names, width = target_names(targets), 2.0 if dtype == "4bit" else width_of(dtype)
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -191,34 +201,37 @@ def activation_bytes(
     kept += shape.width * bool({"q_proj", "k_proj", "v_proj"} & {*names})
     kept += q * ("o_proj" in names) + shape.width * bool({"gate_proj", "up_proj"} & {*names})
     kept += shape.mlp * ("down_proj" in names) + len(names) * rank
-    working = (3 * shape.mlp + 2 * shape.width) * width  # gradients of the MLP on their way
-    a_layer = kept * width + 12  # the norms' and the attention's float32 scales
+    working = (3 * shape.mlp + 2 * shape.width) * width  # temporary gradients of the MLP
+    a_layer = kept * width + 12  # float32 scales of the norms and of attention
     if checkpointing:
         return tokens * (shape.layers * shape.width * width + a_layer + working)
     return tokens * (shape.layers * a_layer + working)
 
 
 def chunk_of(shape: Shape) -> int:
-    """Predicted tokens whose logits exist at once in the bank."""
+    """Return the number of predicted tokens whose logits the bank keeps at once."""
     return max(1, LOGITS // shape.vocabulary)
 
 
 def logits_bytes(shape: Shape, predicted: int, chunk: int | None = None) -> float:
-    """Logits of the predicted tokens with everything their loss needs; cut into chunks, one chunk and the gradient."""
+    """Return the bytes of the logits of ``predicted`` tokens with all that their loss needs.
+
+    If the logits are computed in chunks, only one chunk and the gradient of the hidden states count.
+    """
     if chunk is None or predicted <= chunk:
         return LOGIT * shape.vocabulary * predicted
     return LOGIT * shape.vocabulary * chunk + 4 * shape.width * predicted
 
 
 def kv_bytes(shape: Shape, tokens: int, dtype: str = "bfloat16") -> float:
-    """Keys and values of ``tokens`` tokens, all layers."""
+    """Return the bytes of the keys and values of ``tokens`` tokens in all layers."""
     width = 2.0 if dtype == "4bit" else width_of(dtype)
     return 2 * shape.layers * shape.kv_heads * shape.head_dim * tokens * width
 
 
 @dataclass
 class Budget:
-    """Named parts in bytes against the memory there is, of which ``reserve`` (a share) stays free."""
+    """Named parts in bytes, compared with the ``total`` memory, of which the share ``reserve`` stays free."""
 
     title: str
     parts: dict[str, float]
@@ -227,7 +240,7 @@ class Budget:
 
     @property
     def needed(self) -> float:
-        """Bytes, the reserve included."""
+        """The bytes needed, including the reserve."""
         return sum(self.parts.values()) + self.reserve * self.total
 
     @property
@@ -235,17 +248,17 @@ class Budget:
         return self.needed <= self.total
 
     def table(self) -> str:
-        """The parts as text, one a line, in GB."""
+        """Return the parts as text, one per line, in GB."""
         rows = {**self.parts, f"kept free ({self.reserve:.0%})": self.reserve * self.total}
         rows |= {"needed": self.needed, "there is": self.total}
         wide = max(map(len, rows))
         return "\n".join([self.title, *(f"  {name:<{wide}}  {size / GB:8.2f} GB" for name, size in rows.items())])
 
     def check(self) -> "Budget":
-        """The budget itself.
+        """Return the budget itself if it fits.
 
         Raises:
-            ParameterError: it does not fit; names the largest part and the ways out.
+            ParameterError: it does not fit; the message names the largest part and what to change.
         """
         if self.fits:
             return self
@@ -253,7 +266,7 @@ class Budget:
         raise ParameterError(
             f"{self.title}: {self.needed / GB:.1f} GB are needed and there are {self.total / GB:.1f} GB; the largest "
             f"part is {name} with {size / GB:.1f} GB. Use fewer slots, fewer tokens_per_step, gradient_checkpointing, "
-            "dtype 4bit, a smaller KV cache or a smaller model."
+            "dtype 4bit, a smaller KV cache, more cards (where there is such a parameter) or a smaller model."
         )
 
 
@@ -261,11 +274,15 @@ def colocated(
     shape: Shape, dtype: str, slots: int, targets: str | Sequence[str], rank: int, tokens_per_step: int, predicted: int,
     checkpointing: bool = False, kv_tokens: int = 0, engine: str = "hf", total: float = 80 * GB,
 ) -> Budget:  # fmt: skip
-    """Bank and generation on one device, phases in turn.
+    """Return the budget of the bank and generation on one device, used in turn.
 
-    ``hf`` generates with the bank's own weights; ``vllm`` holds a second copy of them, in bfloat16 where the bank's are
-    4 bit. ``kv_tokens``: tokens over all rows whose keys and values exist at once. Of the phases' own memory (training:
-    slots and activations; generating by ``hf``: KV) all is counted, as allocators hand little back in between.
+    ``hf`` generates with the bank's own weights; ``vllm`` holds a second copy of them, in bfloat16 if the bank's are in
+    4 bits. ``kv_tokens`` is the number of tokens over all rows whose keys and values exist at once. The memory of both
+    phases is counted (training: slots and activations; generation: KV cache), since allocators give little of it back
+    in between.
+
+    Raises:
+        ParameterError: the engine or the number type is unknown.
     """
     if engine not in ("hf", "vllm"):
         raise ParameterError(f"engine: {engine!r} is not one of hf, vllm.")
@@ -290,11 +307,12 @@ def slots_that_fit(
     tokens_per_step: int | None = None, predicted_per_slot: int | None = None, checkpointing: bool = False,
     dtype: str = "bfloat16", reserve: float = RESERVE,
 ) -> int:  # fmt: skip
-    """Most adapters that train side by side in ``free`` bytes, the base being loaded already; 0 if not even one.
+    """Return how many adapters can train side by side in ``free`` bytes after loading the base; 0 if none fits.
 
     Args:
-        tokens_per_slot: of one minibatch of one adapter. predicted_per_slot: those of them in the loss; default: all.
-        tokens_per_step: bound on the tokens of a forward pass (slots then take turns); default: all slots at once.
+        tokens_per_slot: tokens of one minibatch of one adapter.
+        tokens_per_step: largest number of tokens in one forward pass; slots then take turns. Default: no bound.
+        predicted_per_slot: targets in ``tokens_per_slot``. Default: all.
     """
     room, slot = free * (1 - reserve), slot_bytes(shape, targets, rank)
     predicted_per_slot = tokens_per_slot if predicted_per_slot is None else predicted_per_slot

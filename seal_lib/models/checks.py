@@ -1,7 +1,7 @@
-"""Is this a whole causal language model whose tokenizer fits? Every fault is one sentence before anything trains.
+"""Checks that a model is a complete causal language model with a matching tokenizer; every fault is one sentence.
 
-What can be told without weights (files, config, tokenizer, device) is told first; what only the loaded model shows
-(missing or unexpected weights, values that are no numbers, a model that looks ahead) is told right after.
+What needs no weights (files, config, tokenizer, device) is checked first; what needs the loaded model (missing or
+unexpected weights, values that are not finite, attention to later tokens) is checked right after loading.
 """
 
 import json
@@ -13,23 +13,28 @@ from typing import Any
 from seal_lib.errors import DataError, ParameterError, SealError
 
 DTYPES = ("float64", "float32", "bfloat16", "float16", "4bit")
-#: A tokenizer that knows less than this share of the embedding's rows is another model's. Rows are padded to round
-#: numbers: by 2 % at most in the models we met (Phi 2).
+#: A tokenizer with fewer tokens than this share of the embedding's rows belongs to another model. Models pad the rows
+#: to round numbers, by at most 2 % in those that we tested (Phi 2).
 LEAST_KNOWN = 0.9
+#: types of packed weights, which mean something only with their scales
+PACKED = ("I8", "U8", "F8", "F4")
+_UNPACKED = 'give the model in float32, bfloat16 or float16 (dtype: "4bit" packs it here)'
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
-        DataError: the file is missing, cannot be read, or holds no JSON object.
+        DataError: the file is missing, cannot be read, or does not hold a JSON object.
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(_not_a_pointer(path.read_bytes(), path))
     except FileNotFoundError:
         raise DataError(f"{path} is missing; give a folder that is whole.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); mend its rights or copy it again.") from None
+    except SealError:
+        raise
     except (ValueError, RecursionError) as error:  # not JSON, not Unicode, a number too long, nested too deep
         raise DataError(f"{path} is no JSON ({said(error)}); copy the file again.") from None
     if not isinstance(found, dict):
@@ -38,10 +43,10 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def tensors_of(path: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file, on the CPU.
+    """Read the tensors of a safetensors file to the CPU.
 
     Raises:
-        DataError: the file is cut, damaged or cannot be read.
+        DataError: the file is cut off, damaged or cannot be read.
     """
     from safetensors.torch import load_file
 
@@ -49,19 +54,33 @@ def tensors_of(path: Path) -> dict[str, Any]:
     return load_file(str(path))
 
 
+def _not_a_pointer(content: bytes, path: Path) -> bytes:
+    """The content of a file as it is, unless Git LFS has left it where it was."""
+    if content.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path} is a pointer of Git LFS, not the file; run `git lfs pull`.")
+    return content
+
+
 def check_safetensors(path: Path) -> None:
-    """Refuse a file whose header and length do not agree; only the header is read."""
+    """Refuse a file whose header and length do not agree, or that holds packed numbers; only the header is read."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(path), "pt"):
-            pass
+        with open(path, "rb") as file:
+            _not_a_pointer(file.read(64), path)
+        with safe_open(str(path), "pt") as tensors:
+            kinds = {key: str(tensors.get_slice(key).get_dtype()) for key in tensors.keys()}  # noqa: SIM118
+        packed = next((key for key, kind in kinds.items() if kind.startswith(PACKED)), None)
+        if packed:
+            raise DataError(f"{path}: {packed} is stored as {kinds[packed]}, in packed numbers; {_UNPACKED}.")
+    except SealError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{path} is cut or damaged ({said(error)}); copy or download it again.") from None
 
 
 def said(error: BaseException) -> str:
-    """What an error says, in one line without a full stop at its end."""
+    """Return the message of an error in one line of at most 300 characters, without a final full stop."""
     text = " ".join(str(error).split())
     if isinstance(error, KeyError):
         text = f"the key {text} is missing"
@@ -69,10 +88,10 @@ def said(error: BaseException) -> str:
 
 
 def check_place(device: str, dtype: str) -> str:
-    """The device, ``auto`` being resolved.
+    """Return the device, with ``auto`` resolved.
 
     Raises:
-        ParameterError: the device or the number type does not exist here.
+        ParameterError: the device or the number type is not available.
     """
     import torch
 
@@ -96,7 +115,7 @@ def check_place(device: str, dtype: str) -> str:
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether a device computes in bfloat16 by itself; a CUDA card before Ampere only emulates it."""
+    """Return True if a device supports bfloat16 natively; a CUDA GPU before Ampere only emulates it."""
     import torch
 
     if not device.startswith("cuda"):
@@ -105,7 +124,7 @@ def has_bfloat16(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-#: name of an exception of the Hub's client → what it means and the way out
+#: name of an exception of the Hub's client → what it means and what to do; "": the Hub cannot be reached
 _HUB = {
     "GatedRepoError": "asks for a licence to be accepted: accept it on its page and log in with `hf auth login`",
     "RevisionNotFoundError": "has no such revision: mend `revision`",
@@ -120,10 +139,13 @@ _HUB = {
 
 @contextmanager
 def opening(name: str, source: str, revision: str | None = None, what: str = "model") -> Iterator[None]:
-    """Whatever a library raises while it opens a model becomes one sentence that names model, file and way out.
+    """Turn any exception in the block, which opens a model, into a DataError that names the model and what to do.
 
     Args:
-        name: as the user gave it. source: folder or Hub id. what: "model", or which part of it.
+        name: the model's name as the user gave it.
+        source: folder or Hub id.
+        revision: the commit of a Hub id.
+        what: "model", or the part of it that is opened.
     """
     try:
         yield
@@ -132,7 +154,7 @@ def opening(name: str, source: str, revision: str | None = None, what: str = "mo
     except ImportError as error:
         raise DataError(f"{what} {name!r} needs a package that is not installed: {said(error)}.") from error
     except Exception as error:
-        if {"MemoryError", "OutOfMemoryError"} & {*_kinds(error)}:  # torch's, which the planner does not import
+        if {"MemoryError", "OutOfMemoryError"} & {*_kinds(error)}:  # by name, since the planner does not import torch
             raise DataError(
                 f"{what} {name!r} does not fit into memory ({said(error)}); choose dtype 4bit or a smaller model."
             ) from error
@@ -153,14 +175,17 @@ def opening(name: str, source: str, revision: str | None = None, what: str = "mo
 
 
 def _kinds(error: BaseException | None) -> Iterator[str]:
-    """Class names of an exception, its bases and what caused it."""
+    """Yield the class names of an exception, of its base classes and of its causes."""
     while error is not None:
         yield from (kind.__name__ for kind in type(error).__mro__)
         error = error.__cause__ or error.__context__
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a model folder without a readable config, or whose weights are missing or cut; only headers are read."""
+    """Refuse a model folder without a readable config, with an adapter (which transformers would put on), or whose
+    weights are missing or cut; only headers are read."""
+    if (folder / "adapter_config.json").exists():
+        raise DataError(f"{folder} holds an adapter; merge it with PEFT (merge_and_unload) and give the merged model.")
     for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         if file == "config.json" or (folder / file).exists():
             json_object(folder / file)
@@ -182,7 +207,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_config(config: Any, name: str) -> None:
-    """Refuse a config whose ``model_type`` is no causal language model of transformers'."""
+    """Raise DataError if the ``model_type`` of a config is not a causal language model of transformers."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(config, "is_encoder_decoder", False):
@@ -190,10 +215,21 @@ def check_config(config: Any, name: str) -> None:
             f"model {name!r}: model_type {config.model_type!r} in config.json is no causal language model; give a "
             "decoder such as Llama or Qwen."
         )
+    if packed := getattr(config, "quantization_config", None):
+        way = packed.get("quant_method") if isinstance(packed, dict) else type(packed).__name__
+        raise DataError(f"model {name!r}: quantization_config in config.json says its weights are {way}; {_UNPACKED}.")
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer with which no text could be ended."""
+    """Refuse a tokenizer with which no text could be ended, or whose chat template cannot be filled."""
+    if getattr(tokenizer, "chat_template", None):
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "reply"}]
+        try:
+            tokenizer.apply_chat_template(turns, tokenize=False)
+        except Exception as error:  # whatever a template does
+            raise DataError(
+                f"The chat template of model {name!r} cannot be filled ({said(error)}); mend it, or take it out."
+            ) from error
     if tokenizer.eos_token_id is None:
         raise DataError(
             f"The tokenizer of model {name!r} has no EOS token, so no text could be ended; set eos_token in its "
@@ -202,10 +238,10 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
 
 
 def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
-    """Refuse a tokenizer that does not belong to the model: ids past its embedding, or far fewer than it has rows."""
+    """Raise DataError if a tokenizer belongs to another model: its ids exceed the embedding, or are far too few."""
     rows = config.get_text_config().vocab_size
     known = tokenizer.get_vocab()
-    if known.get(tokenizer.unk_token, 0) >= rows:  # a byte-level tokenizer's class may add one that no text becomes
+    if known.get(tokenizer.unk_token, 0) >= rows:  # the class of a byte-level tokenizer may add one that is never used
         del known[tokenizer.unk_token]
     text, last = max(known.items(), key=lambda pair: pair[1], default=("", -1))
     way = "use the tokenizer that the model came with"
@@ -221,10 +257,10 @@ def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
 
 
 def check_weights(model: Any, info: Mapping[str, Collection], name: str) -> None:
-    """Refuse a model some of whose weights were not in its files, or were there and found no place.
+    """Raise DataError if weights of the model were missing, unexpected, of another shape, or wrongly tied.
 
     Args:
-        info: what ``from_pretrained(output_loading_info=True)`` says.
+        info: the loading info of ``from_pretrained(output_loading_info=True)``.
     """
     for kind, what, way in (
         ("missing_keys", "are missing from its files and would be random", "give a whole causal language model"),
@@ -245,9 +281,9 @@ def check_weights(model: Any, info: Mapping[str, Collection], name: str) -> None
 
 
 def check_values(model: Any, name: str) -> None:
-    """Refuse a model with weights that are no finite numbers, or that lets a token see those after it.
+    """Raise DataError if weights or logits are not finite, or if a token attends to later tokens.
 
-    Two texts that share a beginning must have the same logits there.
+    The latter is tested with two texts that share a beginning: their logits must be equal there.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Texts → token ids: what a model reads, what it is taught to write, and the ids that end a text.
+"""Token ids of texts that a model reads or learns to write, and the ids that end a text.
 
-Tokenizers differ in what they add by themselves: Llama, Mistral and Gemma put a BOS first, some an EOS last. Chat
-models end a turn with an id of their own, which their ``generation_config`` lists beside (or instead of) EOS.
+Tokenizers differ in the tokens that they add: those of Llama, Mistral and Gemma prepend a BOS, some append an EOS. Chat
+models end a turn with an id of their own, which their ``generation_config`` lists besides (or instead of) EOS.
 """
 
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def read_ids(text: str, tokenizer: "PreTrainedTokenizerBase", **options) -> list[int]:
-    """Tokens of a text that is read and goes on, BOS included where the tokenizer adds one, without what it appends.
+    """Return the token ids of a prompt, with the BOS that the tokenizer prepends, without tokens that it appends.
 
     After a prompt that ends in end-of-text (or a separator) a model has nothing to continue.
 
@@ -31,25 +31,25 @@ def read_ids(text: str, tokenizer: "PreTrainedTokenizerBase", **options) -> list
 
 
 def written_ids(text: str, end: int, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Tokens of a text as a model writes it after a prompt: no BOS, control tokens spelt out, ``end`` last."""
+    """Return the token ids of a completion: no BOS, control tokens in the text split into plain ones, ``end`` last."""
     plain = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return [*plain, end]
 
 
 def ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Every id that ends a text: the tokenizer's EOS and those that the model's ``generation_config`` lists."""
+    """Return all ids that end a text: the tokenizer's EOS and those in the model's ``generation_config``."""
     listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = listed if isinstance(listed, list | tuple) else [listed]
     return tuple(dict.fromkeys(end for end in (tokenizer.eos_token_id, *listed) if end is not None))
 
 
 def turn_end(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The id with which the model was taught to end what it writes, so that training does not teach it another.
+    """Return the id with which the model has learnt to end a reply, so that finetuning does not teach it another.
 
-    For a chat model the first of `ends` that its chat template puts after a reply, else the tokenizer's EOS.
+    For a chat model it is the first of `ends` that the chat template puts after a reply, else the tokenizer's EOS.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such id.
     """
     if getattr(tokenizer, "chat_template", None):
         said = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "reply"}]

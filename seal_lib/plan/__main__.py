@@ -1,9 +1,10 @@
-"""Plans a scale before anything runs or is downloaded: what each notebook needs, what is missing, and what it costs.
+"""Plan a scale before anything runs or is downloaded: what each notebook needs, what is missing, and what it costs.
 
-``make reproduce SCALE=paper DRY_RUN=1``, or ``python -m seal_lib.plan --scale paper``. Checks parameters, data, models,
-memory and disk (``needs``), counts the work (``cells``) and prices it (``costs``)
-on this machine's GPU or on ``DEVICE=h200``. Looks only at this machine's files and caches, never at a network; imports
-no torch. Planning is a success whatever it finds; with ``--strict`` something missing is exit status 1.
+``make reproduce SCALE=paper DRY_RUN=1``, or ``python -m seal_lib.plan --scale paper``. The plan checks parameters,
+data, models, memory and disk (``needs``), counts the work (``cells``) and estimates its time (``costs``) on this
+machine's GPU or on ``DEVICE=h200``. It looks only at this machine's files and caches, never at a network, and loads
+torch only for the update rules of the forgetting study. Planning succeeds whatever it finds; with ``--strict`` the exit
+status is 1 if something is missing.
 """
 
 import argparse
@@ -18,12 +19,12 @@ from seal_lib.plan import cells, costs, needs
 from seal_lib.plan.costs import Device
 from seal_lib.plan.work import Phase, totals
 from seal_lib.report.spending import Prices
-from seal_lib.runs import params, runner
+from seal_lib.runs import manifest, params, runner
 
 
 @dataclass
 class Item:
-    """The plan of one notebook; ``missing``: sentences. ``hours``: by kind of work."""
+    """The plan of one notebook; ``missing`` holds sentences, and ``hours`` the hours by kind of work."""
 
     notebook: str
     parameters: Mapping[str, object] = field(default_factory=dict)
@@ -32,13 +33,13 @@ class Item:
     missing: list[str] = field(default_factory=list)
     downloads: dict[str, float] = field(default_factory=dict)  # what → bytes
     disk: float = 0.0  # bytes of the run folder
-    scratch: float = 0.0  # bytes more while it runs
+    scratch: float = 0.0  # further bytes while it runs
     hours: dict[str, float] = field(default_factory=dict)
     done: bool = False
 
     @property
     def needed(self) -> float:
-        """Bytes of memory."""
+        """Memory needed, in bytes."""
         return max((b.needed for b in self.budgets), default=0.0)
 
 
@@ -46,12 +47,12 @@ class Item:
 
 
 def price(work: Phase, shape: budget.Shape, device: Device, dtype: str) -> float:
-    """Seconds that a phase is estimated to take."""
+    """Return the estimated seconds of a phase."""
     return sum(cost.seconds for cost in cost_of(work, shape, device, dtype))
 
 
 def cost_of(work: Phase, shape: budget.Shape, device: Device, dtype: str) -> list[costs.Cost]:
-    """A phase's costs one after the other."""
+    """Return the costs of a phase's parts, which run one after the other."""
     if work.units <= 0:
         return []
     if work.kind in ("write", "answer"):
@@ -79,7 +80,7 @@ def cost_of(work: Phase, shape: budget.Shape, device: Device, dtype: str) -> lis
 
 
 def item(notebook: str, scale: str, device: Device, chosen: list[str]) -> Item:
-    """The plan of one notebook; its problems are in ``missing``."""
+    """Return the plan of one notebook; its problems are in ``missing``."""
     made = Item(notebook)
     try:
         p = made.parameters = params.resolve(notebook, scale)
@@ -114,7 +115,7 @@ def _model(item: Item, p: Mapping) -> budget.Shape | None:
     if "model" not in p:
         return None
     name = str(p["model"])
-    for one in (name, *p.get("other_models", [])):
+    for one in dict.fromkeys(manifest.models_named(p).values()):
         lack, size = needs.need_model(one, tokenizer_only="dtype" not in p)
         item.missing += [lack] * bool(lack)
         if size:
@@ -124,15 +125,13 @@ def _model(item: Item, p: Mapping) -> budget.Shape | None:
 
 def _inputs(notebook: str, scale: str, chosen: list[str]) -> list[str]:
     """Runs it reads that are neither finished nor chosen."""
-    from seal_lib.runs import manifest
-
     wanted = runner.reads(notebook) or set()
     lacking = [name for name in sorted(wanted) if name not in chosen and manifest.newest(name, scale) is None]
     return [f"reads the run of {name} at scale {scale}, which is not finished; add it to ONLY." for name in lacking]
 
 
 def make(scale: str, only: str, device: Device) -> tuple[list[Item], list[str]]:
-    """The plan of a scale, and what the machine itself lacks for it."""
+    """Return the plan of each chosen notebook, and sentences about what the machine itself lacks."""
     chosen = runner.chosen(scale, only)
     items = [item(name, scale, device, chosen) for name in chosen]
     waiting = [one for one in items if not one.done]
@@ -159,12 +158,12 @@ def make(scale: str, only: str, device: Device) -> tuple[list[Item], list[str]]:
 
 
 def _runs_disk(items: list[Item]) -> float:
-    """Bytes of the run folders, one notebook after the other."""
+    """Return the bytes of all run folders, plus the largest scratch space, since notebooks run one after the other."""
     return sum(one.disk for one in items) + max((one.scratch for one in items), default=0.0)
 
 
 def lines(items: list[Item]) -> list[str]:
-    """The table as aligned text."""
+    """Return the table of the plan as aligned lines of text."""
     head = ["notebook", "model", "texts", "trainings", "adapter-steps", "answers", "M tokens trained",
             "M tokens written", "memory GB", "disk GB", "hours", ""]  # fmt: skip
     rows = [head]
@@ -200,7 +199,7 @@ def _hours(value: float) -> str:
 
 
 def report(scale: str, items: list[Item], lacking: list[str], device: Device, prices: Prices | None = None) -> str:
-    """All of it as text; with a price list also what the hours cost."""
+    """Return the whole plan as text; with a price list it includes the cost of the hours."""
     head = f"Plan of scale {scale} on {device.name} ({device.source}). Nothing is run or downloaded."
     out = [head, "", *lines(items), ""]
     todo = [one for one in items if not one.done]
@@ -236,7 +235,11 @@ def report(scale: str, items: list[Item], lacking: list[str], device: Device, pr
 
 @command_line
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 planned, 1 with ``--strict`` if something is missing, 2 if the scale or a name is unknown."""
+    """Print the plan of a scale.
+
+    The exit status is 0 if it was made, 1 with ``--strict`` if something is missing, 2 if the scale or a name is
+    unknown.
+    """
     parser = argparse.ArgumentParser(prog="python -m seal_lib.plan", description="What a scale needs and costs.")
     parser.add_argument("--scale", default="seedling")
     parser.add_argument("--only", default="", metavar="A,B", help="names, or unique beginnings of names")
@@ -252,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def default_device(scale: str) -> Device:
-    """This machine's device; without a GPU the larger scales are planned for the card they are made for."""
+    """Return this machine's device; without a GPU, the large scales are planned for the card that they are made for."""
     here = costs.this_device()
     if here.is_gpu or scale not in ("small", "paper"):
         return here

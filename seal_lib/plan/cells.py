@@ -1,7 +1,8 @@
-"""The work of a notebook: its own cells are run with stand-ins that count (``dry``), drawing and tables left out.
+"""Count the work of a notebook by running its own cells with stand-ins (``dry``), without its figures and tables.
 
-A statement is work if it hands the run on (``f(run, …)``) or uses a model that the notebook loaded; what such a
-statement reads is run too. A new notebook, domain or arm is planned without another word about it.
+A statement counts as work if it passes the run on (``f(run, …)``) or uses a model that the notebook loaded. Statements
+that define what such a statement reads are run as well. So a new notebook, domain or arm is planned without any further
+code.
 """
 
 import ast
@@ -28,22 +29,22 @@ DOES = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.For, ast.If, ast.With, ast
 
 
 def of(notebook: str, parameters: Mapping[str, Any]) -> list[Phase]:
-    """The work of a notebook with these parameters, up to where it reads another run.
+    """Return the work of a notebook with these parameters, up to the point where it reads another run.
 
     Raises:
         SealError: a cell cannot be run with these parameters, or not with stand-ins.
     """
     values = dict(parameters)
     if values.get("grader") in graders.GRADERS:
-        values["grader"] = graders.ALWAYS[0]  # no judge is asked, and no other writer
+        values["grader"] = graders.ALWAYS[0]  # planning asks no judge
     meter = dry.Meter(values)
     names = {**values, "__builtins__": {**vars(builtins), "__import__": _importer(stand_ins(meter))}}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the stand-ins' rewards do not differ
+        warnings.simplefilter("ignore")  # equal rewards would warn
         for node in statements(notebook):
             try:
-                # the committed notebook's own statements, which a run executes too; never a text of a model, a
-                # parameter or a file of data (`docs/security.md`)
+                # Only the committed notebook's own statements, which a run executes too, never a model's text, a
+                # parameter or a data file (`docs/security.md`).
                 exec(compile(ast.Module([node], []), notebook, "exec"), names)
             except dry.OfAnotherRun:
                 break
@@ -56,7 +57,7 @@ def of(notebook: str, parameters: Mapping[str, Any]) -> list[Phase]:
 
 
 def statements(notebook: str) -> list[ast.stmt]:
-    """The statements that do work, and those that bind what they read, in order."""
+    """Return the statements that do work, and those that define the names they read, in order."""
     cells = [cell["source"] for cell in params.cells(notebook) if "parameters" not in cell["tags"]]
     code = [node for cell in cells for node in ast.parse(cell).body]
     given = [part for node in code for part in ast.walk(node) if isinstance(part, ast.Assign)]
@@ -76,7 +77,7 @@ def statements(notebook: str) -> list[ast.stmt]:
 
 
 def _works(node: ast.stmt, runs: set[str], loaded: set[str]) -> bool:
-    """Whether it hands a run on, or uses a model; ``run.describe(…)`` and the like are neither."""
+    """Return whether a statement passes a run on or uses a model; ``run.describe(…)`` and the like do neither."""
     calls = [part for part in ast.walk(node) if isinstance(part, ast.Call)]
     handed = {arg.id for call in calls for arg in call.args if isinstance(arg, ast.Name)}
     used = {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Load)}
@@ -88,7 +89,7 @@ def _calls(node: ast.stmt, what: str) -> bool:
 
 
 def _bound(node: ast.AST) -> set[str]:
-    """Names that a statement gives a value, in its blocks too."""
+    """Return the names that a statement defines, including those in its blocks."""
     parts = list(ast.walk(node))
     names = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
     return names | {part.asname or part.name.partition(".")[0] for part in parts if isinstance(part, ast.alias)}
@@ -98,7 +99,7 @@ def _bound(node: ast.AST) -> set[str]:
 
 
 def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
-    """Full name → what a notebook gets instead; whatever else it imports is the real thing."""
+    """Return the stand-in for each full name; whatever else a notebook imports is the real thing."""
     loaded = meter, dry.Tokenizer()
     policy = dry.DryPolicy("policy", *loaded)
     alone = policy.bank(slots=1, targets="all-linear")
@@ -132,14 +133,14 @@ def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
         "seal_lib.store.asking.ask": lambda *_, **__: [],  # a few questions, not counted
         "seal_lib.store.merging.merge_in_use": lambda *_: Merged(None, "", {}),  # the same
         "seal_lib.store.merging.revert": lambda *_: None,
-        "seal_lib.store.updates.update_once": lambda *_, **__: Renewal(1, "open", {}, "", ""),  # as long as its budget
+        "seal_lib.store.updates.update_once": lambda *_, **__: Renewal(1, "open", {}, "", ""),  # lasts its whole budget
         "seal_lib.store.growth.grow": dry.grow,
         "seal_lib.arc.data.load_tasks": dry.load_tasks,
         "seal_lib.arc.domain.Puzzles": puzzles,
         "seal_lib.continual.streams.load_streams": _lazy("load_streams", meter),
         "seal_lib.continual.streams.with_prior": _lazy("with_prior"),
         "seal_lib.continual.lab.Lab": _lazy("DryLab"),
-        # notebook 02 in plain code
+        # for notebook 02, which writes the loops in plain code
         "seal_lib.generation.hf.HFGenerator": lambda *_: policy.generator(),
         "seal_lib.training.finetune.train_alone": lambda model, job: alone.run([job])[0],
         "seal_lib.training.finetune.sft": sft,
@@ -152,12 +153,12 @@ def _source(loaded: tuple, name: str, dtype: str = "", revision: str | None = No
 
 
 def _lazy(name: str, *first: object) -> Callable:
-    """A stand-in of the study, which imports torch."""
+    """Return a stand-in of the forgetting study that is imported when it is called, since it imports torch."""
     return lambda *given, **named: getattr(import_module("seal_lib.plan.dry_study"), name)(*first, *given, **named)
 
 
 class _Module:
-    """A module of the library as a notebook sees it."""
+    """A library module as a planned notebook sees it: with stand-ins in place of some of its names."""
 
     def __init__(self, name: str, stand_ins: Mapping[str, Callable]) -> None:
         self._name, self._stand_ins = name, stand_ins
@@ -172,7 +173,7 @@ class _Module:
 
 
 def _importer(stand_ins: Mapping[str, Callable]) -> Callable[..., ModuleType | _Module]:
-    """What an ``import`` in a notebook's cell does."""
+    """Return the function that an ``import`` statement in a notebook's cell calls."""
 
     def imported(name: str, scope: Any = None, local: Any = None, wanted: Any = (), level: int = 0) -> Any:
         if name.partition(".")[0] != "seal_lib":

@@ -1,13 +1,14 @@
-"""What values must be together, and names that only the domains know: checked before a notebook starts.
+"""Check a notebook's parameters before it starts: values that must fit together, and names that only the domains know.
 
-Types and ranges of single values are `seal_lib.runs.values`. Imports torch for the forgetting study only.
+`seal_lib.runs.values` checks the types and ranges of single values. Imports torch for the forgetting study only.
 """
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seal_lib import paths
+from seal_lib import models, paths
 from seal_lib.arc import prompts as arc_prompts
 from seal_lib.arc.domain import TestTimeTraining
 from seal_lib.errors import ParameterError
@@ -22,6 +23,7 @@ from seal_lib.knowledge.domain import InnerLoop
 from seal_lib.knowledge.evaluate import BASELINES
 from seal_lib.knowledge.notes import FILES
 from seal_lib.loops.settings import OuterLoop, Pretraining
+from seal_lib.models.checks import check_folder
 from seal_lib.report.arms import plain
 from seal_lib.runs import yaml_files
 from seal_lib.runs.values import did_you_mean
@@ -30,26 +32,43 @@ if TYPE_CHECKING:
     from seal_lib.continual.rules.base import Rule
 
 
+#: parameters that name data, on this machine unless they say where else it comes from
+SOURCES = ("passages", "practice", "prior", "tasks", "solutions", "practice_solutions")
+
+
+def on_this_machine(values: Mapping[str, Any]) -> None:
+    """Raises SealError where data or a model that the parameters name is not there, or a model's folder is not whole;
+    a network is not asked."""
+    for key in SOURCES:
+        value = str(values.get(key) or "world:")
+        if not value.startswith(("world:", "hub:")) and not paths.given(value).exists():
+            raise ParameterError(f"{key}: there is no {paths.given(value)}; give the path of your data, or fetch it.")
+    single = [value for key, value in values.items() if key == "model" or key.endswith("_model")]
+    for name in [*single, *(name for key, names in values.items() if key.endswith("_models") for name in names or ())]:
+        if name and Path(source := models.resolve(name)[0]).is_dir() and not name.startswith("seedling-"):
+            check_folder(Path(source))
+
+
 def check(values: Mapping[str, Any]) -> None:
-    """Raises SealError, with one sentence, where the parameters of a notebook cannot be run as they are."""
+    """Raise SealError, with one sentence, if a notebook cannot run with these parameters."""
     _arms(values)
     _elsewhere(values)
     puzzles = "tasks" in values
     known = [TestTimeTraining if puzzles else InnerLoop, OuterLoop, *([Pretraining] if "cpt_method" in values else [])]
-    for settings in known:  # these know what may go together
+    for settings in known:  # the settings classes check which values fit together
         fields = dataclasses.fields(settings)
         if all(field.name in values or field.default is not dataclasses.MISSING for field in fields):
             settings(**{field.name: values[field.name] for field in fields if field.name in values})
     if "temperature" in values:
         several = max(values.get(key, 1) for key in ("samples", "edits"))
         Sampling(values["edit_tokens"], values["temperature"], values["top_p"], several)
-    for name in filter(None, (values.get("prompts"), *values.get("formats", ()))):
+    for name in filter(None, (values.get("prompts"), values.get("reasoning"), *values.get("formats", ()))):
         (arc_prompts if puzzles else knowledge_prompts).load(name, values.get("prompts_file"))
     if "strategies" in values:
         studies = strategies.load(values["strategies"], values.get("strategies_file"))
         if values["strategy_writer"] == "made" and not str(values["passages"]).startswith("world:"):
             raise ParameterError("strategy_writer: made knows the made world only; take policy for real text.")
-        if values["strategy_writer"] == "made" and (odd := [s.name for s in studies if s.made is None]):
+        if values["strategy_writer"] == "made" and (odd := [s.name for s in studies if not s.ready]):
             raise ParameterError(
                 f"strategies: {odd[0]!r} has no notes of the made world; take strategy_writer: policy."
             )
@@ -61,8 +80,7 @@ def check(values: Mapping[str, Any]) -> None:
 
 
 def _elsewhere(values: Mapping[str, Any]) -> None:
-    """A judge, who rates self-edits, and who writes for the arm external are named where they are used, and only
-    there."""
+    """Raise ParameterError unless a judge, a rater and an external writer are named exactly where they are used."""
     judge, external, rater = (str(values.get(key, "")) for key in ("judge", "external", "rater"))
     if "judge" in values and "grader" in values and (values["grader"] == "judge") != bool(judge):
         raise ParameterError(
@@ -79,15 +97,19 @@ def _elsewhere(values: Mapping[str, Any]) -> None:
         )
     if "facts" in rubrics and not str(values["passages"]).startswith("world:"):
         raise ParameterError("rubric: facts are known of the made world only; take length, likeness or judge.")
-    for name in filter(None, (judge, external, rater)):
-        if not name.endswith(FILES):
+    for key, name in (("judge", judge), ("external", external), ("rater", rater)):
+        if name and not name.endswith(FILES):
             Other(name)
-        elif not paths.given(name).is_file():
-            raise ParameterError(f"external: there is no file {name}; give its path, or MODEL@URL.")
+        elif name and not paths.given(name).is_file():
+            raise ParameterError(f"{key}: there is no file {name}; give its path, or MODEL@URL.")
 
 
 def rule_of(name: str) -> "type[Rule]":
-    """The update rule of an arm; imports torch."""
+    """Return the update rule of an arm; imports torch.
+
+    Raises:
+        ParameterError: no rule has this name.
+    """
     from seal_lib.continual.rules import RULES
 
     if plain(name) not in RULES:
@@ -106,6 +128,9 @@ def _arms(values: Mapping[str, Any]) -> None:
             elif name not in known:
                 hint = did_you_mean(name, list(known)) or "choose from these."
                 raise ParameterError(f"{key}: {name!r} is not one of {', '.join(known)}; {hint}")
+            elif (way := getattr(known[name], "study", None)) and not way.ready:
+                if str(values["passages"]).startswith("world:"):
+                    raise ParameterError(f"{key}: {name!r} has no notes of the made world; take it for real text.")
             if tuning and name != plain(name):
                 raise ParameterError(f"{key}: {name!r} has no knobs of its own; write {plain(name)!r}.")
     if study and not tuning and not any(rule_of(name).trains for name in values["arms"]):

@@ -1,13 +1,13 @@
-"""The cost of a step, a training, a token and an M-step on a device: floors from bytes and FLOPs, then an estimate.
+"""The cost of a step, a training, a token and an M-step on a device: a floor from bytes and FLOPs, then an estimate.
 
-A floor is the larger of two times: moving every weight through the device's memory, and doing the arithmetic. It
-cannot be beaten by a program that does the same work; how near a program comes is its *efficiency*, which
-``make bench-gpu`` measures (`efficiency`); elsewhere it is `ASSUMED`, and every plan says so. Eager
-PyTorch also starts thousands of operations a step, each of which takes the host some microseconds; where that is longer
-than the device's own time it is the cost. The formulas are those of the study's floors: a frozen linear costs 4 FLOPs a
-parameter and token when it is trained through (forward, and the gradient of its input), 2 when it only answers.
+A floor is the longer of two times: moving every weight through the device's memory, and doing the arithmetic. No
+program that does the same work can be faster. The *efficiency* says how near a program comes to it; ``make bench-gpu``
+measures it (`efficiency`), otherwise it is `ASSUMED`, and every plan says so. Eager PyTorch also starts thousands of
+operations per step, each of which costs the host some microseconds; if that takes longer than the device's own work, it
+is the cost. The formulas are those of the study's floors: per parameter and token a frozen linear layer costs 4 FLOPs
+in training (forward, and the gradient of its input) and 2 when it only answers.
 
-Knows sizes, not programs: no torch, nothing of notebooks (`seal_lib.plan.cells`) or of memory
+Knows sizes, not programs: no torch, and nothing of notebooks (`seal_lib.plan.cells`) or memory
 (`seal_lib.models.budget`).
 """
 
@@ -20,21 +20,32 @@ from seal_lib.errors import ParameterError
 from seal_lib.models import budget
 from seal_lib.runs import yaml_files
 
-#: shares of the floor where the device was not measured. A GPU's are those of this library on one NVIDIA H200 on
-#: 2026-11-26 (`make bench-gpu`, Qwen2.5-7B's shape in bfloat16); a CPU's fit the minutes of scale seedling in README.md
+#: shares of the floor for a device that was not measured. The GPU's were measured with this library on one NVIDIA H200
+#: on 2026-11-26 (`make bench-gpu`, Qwen2.5-7B's shape in bfloat16); the CPU's fit the minutes of scale seedling in
+#: README.md
 ASSUMED = {"gpu": {"train": 0.12, "answer": 0.07}, "cpu": {"train": 0.4, "answer": 0.4}}
-#: eager operations a decoder layer starts per optimiser step (counted for 28 layers, authors' targets and all) and, a
-#: third of it, per forward pass; the bank's are for all its adapters together
+#: eager operations that a decoder layer starts per optimizer step, by targets (counted for 28 layers, with the authors'
+#: targets and with all), and per forward pass, a third of it; the bank starts them once for all its adapters
 OPERATIONS = {"qv": 135, "qv-mlp": 190, "all-linear": 225, "forward": 45}
-#: bytes AdamW and the gradient clip move per adapter parameter and step, in float32
+#: bytes that AdamW and gradient clipping move per trained parameter and step, in float32
 OPTIMISER_BYTES = 40
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class Device:
-    """``memory`` in bytes, ``bandwidth`` in bytes/s, ``flops`` in 1/s (bf16), ``operation`` in s per eager operation,
-    ``factoring`` in FLOP/s of an eigendecomposition."""
+    """A device of ``devices.yaml``.
+
+    Attributes:
+        match: part of the name that ``nvidia-smi`` gives; "" for a CPU.
+        memory: bytes.
+        bandwidth: bytes/s.
+        flops: FLOP/s of bf16 products (on a CPU: float32).
+        operation: seconds to start one eager operation.
+        factoring: FLOP/s of an eigendecomposition.
+        source: where the numbers come from.
+        count: number of such devices in this machine.
+    """
 
     key: str
     name: str
@@ -54,13 +65,17 @@ class Device:
 
 @cache
 def devices() -> dict[str, Device]:
-    """The machines of ``devices.yaml`` by key."""
+    """Return the devices of ``devices.yaml`` by key."""
     table = yaml_files.read(Path(__file__).parent / "devices.yaml")
     return {key: Device(key, **row) for key, row in table.items()}
 
 
 def device(key: str) -> Device:
-    """A device by key, as ``DEVICE=h200`` names it."""
+    """Return a device by its key, as ``DEVICE=h200`` names it.
+
+    Raises:
+        ParameterError: the key is unknown.
+    """
     known = devices()
     if key.lower() not in known:
         raise ParameterError(f"DEVICE={key} is not known; write one of {', '.join(known)}.")
@@ -68,7 +83,7 @@ def device(key: str) -> Device:
 
 
 def this_device(machine: dict | None = None) -> Device:
-    """The device of this machine: its NVIDIA GPU if ``nvidia-smi`` lists one, else a CPU core with this much memory.
+    """Return this machine's NVIDIA GPU if ``nvidia-smi`` lists one, otherwise a CPU core with this machine's memory.
 
     Args:
         machine: as `seal_lib.runs.manifest.machine` gives it (default: this machine).
@@ -94,8 +109,10 @@ def this_device(machine: dict | None = None) -> Device:
 
 
 def efficiency(kind: str, key: str) -> tuple[float, str]:
-    """(share of the floor, where it comes from) of ``train`` or ``answer`` on a device: of the newest measurement on
-    such a device under ``figures/gpu``, else `ASSUMED`."""
+    """Return the share of the floor that ``train`` or ``answer`` reaches on a device, and where that number comes from.
+
+    It is the newest measurement on such a device under ``figures/gpu``, otherwise `ASSUMED`.
+    """
     for record in _measurements(paths.figures() / "gpu"):
         if record["device_key"] == key and record["efficiency"].get(kind):
             cards = len(record["gpus"]) or 1
@@ -105,7 +122,7 @@ def efficiency(kind: str, key: str) -> tuple[float, str]:
 
 @cache
 def _measurements(folder: Path) -> list[dict]:
-    """The records of the GPU benchmark, the newest first."""
+    """Return the records of the GPU benchmark, newest first."""
     return sorted(map(paths.read_json, folder.rglob("bench_gpu*.json")), key=lambda r: r["date"], reverse=True)
 
 
@@ -113,20 +130,26 @@ def _measurements(folder: Path) -> list[dict]:
 
 
 def matmul_parameters(shape: budget.Shape) -> int:
-    """Weights every predicted token goes through: all linears and the output layer, tied or not."""
+    """Return the number of weights that every predicted token passes: all linears and the output layer, tied or not."""
     return shape.linear_parameters + shape.width * shape.vocabulary
 
 
 def attention_flops(shape: budget.Shape, tokens: float) -> float:
-    """FLOPs of causal attention inside one sequence, forward: two products, half of the square."""
+    """Return the forward FLOPs of causal attention within one sequence: two products, each over half of the square."""
     return shape.layers * 2.0 * tokens**2 * shape.heads * shape.head_dim
 
 
 @dataclass(frozen=True)
 class Cost:
-    """``floor``, ``moving`` (bytes), ``computing`` (FLOPs) and ``starting`` (eager operations) in seconds.
+    """The cost of some work, in seconds.
 
-    ``seconds``: the estimate, the floor over the efficiency or the starting time, whichever is longer.
+    Attributes:
+        moving: time to move the bytes.
+        computing: time to do the FLOPs.
+        starting: time to start the eager operations.
+        efficiency: share of the floor that a program reaches.
+        floor: the longer of ``moving`` and ``computing``.
+        seconds: the estimate: the floor over the efficiency, or the starting time if that is longer.
     """
 
     moving: float
@@ -155,10 +178,10 @@ class Cost:
 
 def train_step(shape: budget.Shape, device: Device, lengths: list[float], *, adapters: int = 1, targets: str = "qv",
                rank: int = 32, dtype: str = "bfloat16", weights_trained: bool = False) -> Cost:  # fmt: skip
-    """One optimiser step over sequences of ``lengths`` tokens, of ``adapters`` adapters together.
+    """Return the cost of one optimizer step over sequences of ``lengths`` tokens, for ``adapters`` adapters together.
 
-    Moved: all weights twice (forward and gradient of the input), and the optimiser's 40 bytes a parameter of each
-    adapter. ``weights_trained``: every weight of the model is trained, not adapters.
+    Moved are all weights twice (forward, and gradient of the input) and the optimizer's 40 bytes per trained parameter.
+    ``weights_trained`` trains every weight of the model instead of adapters.
     """
     tokens, own = float(sum(lengths)), shape.adapter_parameters(targets, rank)
     weights = matmul_parameters(shape)
@@ -166,20 +189,20 @@ def train_step(shape: budget.Shape, device: Device, lengths: list[float], *, ada
     moved = 2 * weights * BYTES[dtype] + OPTIMISER_BYTES * trained
     linear = 6.0 * weights if weights_trained else 4.0 * weights + 6.0 * own
     flops = linear * tokens + 3 * sum(attention_flops(shape, n) for n in lengths)
-    optimising = OPTIMISER_BYTES * trained / device.bandwidth  # nothing to compute meanwhile
+    optimising = OPTIMISER_BYTES * trained / device.bandwidth  # the optimizer's traffic does not overlap with computing
     share, _ = efficiency("train", device.key)
     starting = device.operation * shape.layers * OPERATIONS[targets]
     return Cost(moved / device.bandwidth, flops / _speed(device, dtype) + optimising, starting, share)
 
 
 def _speed(device: Device, dtype: str) -> float:
-    """FLOP/s in a type: float32 products take four times as long as bf16 on a GPU; a CPU's figure is float32's."""
+    """Return FLOP/s in a type: float32 takes four times as long as bf16 on a GPU; a CPU's figure is for float32."""
     return device.flops / (4 if device.is_gpu and dtype == "float32" else 1)
 
 
 def read(shape: budget.Shape, device: Device, lengths: list[float], dtype: str = "bfloat16", targets: str | None = None,
          rank: int = 0) -> Cost:  # fmt: skip
-    """One forward pass over whole sequences: prompts, log-probabilities."""
+    """Return the cost of one forward pass over whole sequences, as for prompts and log-probabilities."""
     own = shape.adapter_parameters(targets, rank) if targets else 0
     weights, tokens = matmul_parameters(shape), float(sum(lengths))
     flops = 2.0 * (weights + own) * tokens + sum(attention_flops(shape, n) for n in lengths)
@@ -192,7 +215,10 @@ def decode_step(
     shape: budget.Shape, device: Device, rows: int, context: float, *, dtype: str = "bfloat16", adapters: int = 0,
     targets: str = "qv", rank: int = 32,
 ) -> Cost:  # fmt: skip
-    """One token for each of ``rows`` texts that are ``context`` tokens long: weights, keys and values, adapters."""
+    """Return the cost of one more token for each of ``rows`` texts that are ``context`` tokens long.
+
+    Moved are the weights, the keys and values, and the adapters.
+    """
     weights, own = matmul_parameters(shape), shape.adapter_parameters(targets, rank) if adapters else 0
     kept = 2 * shape.layers * shape.kv_heads * shape.head_dim * BYTES[dtype]
     moved = weights * BYTES[dtype] + rows * context * kept + adapters * own * BYTES[dtype]
@@ -203,7 +229,7 @@ def decode_step(
 
 
 def times(cost: Cost, count: float) -> Cost:
-    """The cost of ``count`` repetitions."""
+    """Return the cost of ``count`` repetitions."""
     return Cost(cost.moving * count, cost.computing * count, cost.starting * count, cost.efficiency)
 
 
@@ -212,7 +238,10 @@ def times(cost: Cost, count: float) -> Cost:
 
 def training(shape: budget.Shape, device: Device, steps: float, length: float, *, batch: int = 1, slots: int = 1,
              targets: str = "qv", rank: int = 32, dtype: str = "bfloat16") -> Cost:  # fmt: skip
-    """``steps`` adapter-steps of ``batch`` sequences of ``length`` tokens, ``slots`` adapters side by side."""
+    """Return the cost of ``steps`` adapter-steps, with ``slots`` adapters side by side.
+
+    Each adapter-step takes ``batch`` sequences of ``length`` tokens.
+    """
     step = train_step(
         shape, device, [length] * (batch * slots), adapters=slots, targets=targets, rank=rank, dtype=dtype
     )  # fmt: skip
@@ -222,7 +251,10 @@ def training(shape: budget.Shape, device: Device, steps: float, length: float, *
 def generation(shape: budget.Shape, device: Device, texts: float, prompt: float, new: float, *, rows: int = 256,
                dtype: str = "bfloat16", adapters: int = 0, targets: str = "qv",
                rank: int = 32) -> tuple[Cost, Cost]:  # fmt: skip
-    """(prompts read, tokens written) of ``texts`` texts in batches of ``rows``, each batch ``new`` steps long."""
+    """Return the costs of reading the prompts and of writing the tokens of ``texts`` texts.
+
+    The texts go in batches of ``rows``; each batch is ``new`` decoding steps long.
+    """
     rows = max(1, min(rows, round(texts)))
     batches = texts / rows
     reading = times(read(shape, device, [prompt] * rows, dtype, targets if adapters else None, rank), batches)
@@ -233,7 +265,7 @@ def generation(shape: budget.Shape, device: Device, texts: float, prompt: float,
 
 
 def factoring(shape: budget.Shape, device: Device, count: float, targets: str) -> Cost:
-    """``count`` times an eigendecomposition for every group of targets that read one tensor, in every layer."""
+    """Return the cost of ``count`` rounds of eigendecompositions: one per layer and group of targets with one input."""
     names = set(budget.target_names(targets))
     sides = [shape.width] * (bool(names & {"q_proj", "k_proj", "v_proj"}) + bool(names & {"gate_proj", "up_proj"}))
     sides += [shape.heads * shape.head_dim] * ("o_proj" in names) + [shape.mlp] * ("down_proj" in names)

@@ -1,8 +1,8 @@
-"""A dry run of the loops: policy, engine and bank that write and train nothing and count what they are asked for.
+"""Dry-run versions of policy, engine and bank, which write and train nothing and count what they are asked for.
 
-Texts, passages and puzzles are stand-ins of recorded length (``lengths``); one word is one token. Whatever a domain
-makes of a text (documents, caps, pads, questions, what is kept), it makes of these. Of every trained self-edit a
-recorded share is answered right, so that filters keep what they are recorded to keep. Nothing is read or written.
+Texts, passages and puzzles are stand-ins of recorded length (``lengths``); one word is one token. The domains process
+these stand-ins as they process real texts (documents, caps, pads, questions, filters). A recorded share of the trained
+self-edits is answered right, so that filters keep as many as recorded. Nothing is read or written.
 """
 
 import itertools
@@ -37,7 +37,7 @@ from seal_lib.plan.lengths import PuzzleLengths
 from seal_lib.plan.work import CACHE_TOKENS, ROWS, Phase
 from seal_lib.records import Passage, Question, SelfEdit
 from seal_lib.runs.lifecycle import Scratch
-from seal_lib.runs.work import Recorder
+from seal_lib.runs.work import Count, Recorder
 from seal_lib.store import texts
 from seal_lib.store.growth import ways
 from seal_lib.store.learning import OwnQuestions, learn
@@ -49,11 +49,11 @@ from seal_lib.training.jobs import Example, Job, Result
 
 #: share of the self-edits about passages that a filter with a threshold keeps (assumed)
 KEPT = 0.5
-SEVERAL = 1 << 62  # positions of a model without end
+SEVERAL = 1 << 62  # stands for an unlimited number of positions
 
 
 def spread(mean: float, number: int) -> int:
-    """A whole number near ``mean``; over consecutive ``number`` their mean is ``mean``."""
+    """Return a whole number near ``mean``; over consecutive values of ``number`` their mean is ``mean``."""
     return math.floor((number + 1) * mean) - math.floor(number * mean)
 
 
@@ -62,11 +62,14 @@ def words(count: float, first: str = "word") -> str:
 
 
 class OfAnotherRun(Exception):
-    """What follows is about a run that is there already."""
+    """Raised where a notebook reads another run: what follows depends on results that a dry run does not have."""
 
 
 class Meter(Scratch):
-    """The run: counts phases. ``times``: how often the chunk at hand stands for others that are like it."""
+    """A stand-in for the run, which counts the work of phases.
+
+    ``times`` is the number of like chunks for which the current chunk stands.
+    """
 
     def __init__(self, parameters: dict[str, Any]) -> None:
         self.parameters, self.phase, self.times = parameters, "", 1
@@ -76,7 +79,10 @@ class Meter(Scratch):
         self.recorded = lru_cache(Recorded)
 
     def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
-        """Rows of every unit. Of a study's chunks of streams after the same edit, which are alike, one is done."""
+        """Return rows for every unit; of chunks that are alike, only one is computed.
+
+        In the forgetting study all chunks of streams after the same edit are alike.
+        """
         parts = [units[first : first + chunk] for first in range(0, len(units), chunk)]
         kinds = [getattr(part[0], "k", number) for number, part in enumerate(parts)]
         self.phase, done = phase, {}
@@ -93,20 +99,20 @@ class Meter(Scratch):
         raise OfAnotherRun
 
     def add(self, kind: str, units: float, limit: int = 0, **about: Any) -> None:
-        """Count work of the phase at hand; ``about``: the values of `Phase` for these ``units``."""
+        """Count work of the current phase; ``about`` are the values of `Phase` for these ``units``."""
         new = Phase(kind, self.phase, units, **about).times(self.times)
         key = (kind, self.phase, limit, new.adapters > 0)
         self.found[key] = self.found[key].joined(new) if key in self.found else new
 
     @contextmanager
     def once(self) -> Iterator[None]:
-        """Within the block work is counted once, however many chunks are alike."""
+        """Within the block, count work only once, however many chunks are alike."""
         times, self.times = self.times, 1
         yield
         self.times = times
 
     def right(self, job: str, share: float) -> bool:
-        """Whether the adapter of a job answers right: a ``share`` of all does, the first among them."""
+        """Return whether the adapter of a job answers right; a ``share`` of all jobs does, beginning with the first."""
         return self._right.setdefault(job, spread(share, len(self._right) - 1) > 0)
 
 
@@ -114,7 +120,7 @@ class Meter(Scratch):
 
 
 class Tokenizer:
-    """One word, one token."""
+    """A tokenizer for which one word is one token."""
 
     eos_token_id, all_special_ids, chat_template = 0, (), None
 
@@ -130,8 +136,8 @@ class Prompt(str):
     """A prompt that stands for ``times`` prompts of ``tokens`` tokens.
 
     Args:
-        answer: (limit, whether it is to be right) → a text after it, with its tokens.
-        longest: (rows, limit, whether an adapter answers) → tokens until the last of some such texts is written.
+        answer: (limit, whether it is to be right) → the completion.
+        longest: (rows, limit, whether an adapter answers) → tokens until the last of ``rows`` completions has ended.
         room: tokens of the longest prompt of its kind.
     """
 
@@ -145,7 +151,7 @@ class Prompt(str):
 
 @dataclass(frozen=True)
 class Engine:
-    """Counts what it is asked to write (`seal_lib.generation.contract.Generator`)."""
+    """An engine that counts what it is asked to write (`seal_lib.generation.contract.Generator`)."""
 
     meter: Meter
     positions = SEVERAL
@@ -171,7 +177,7 @@ class Engine:
         return texts
 
     def _opening(self) -> Prompt:
-        """A plain beginning from which a model writes by itself; of some hundred texts no two are equal."""
+        """Return a short prompt from which the model writes by itself; of up to 512 texts no two are equal."""
         text, number = lengths.profile(self.meter.parameters["passages"]), next(self.meter.texts) % 512
 
         def tokens(limit: int) -> float:
@@ -184,7 +190,7 @@ class Engine:
 
 
 class Bank:
-    """Counts what it is given to train (`seal_lib.training.bank.AdapterBank`)."""
+    """A bank that counts what it is given to train (`seal_lib.training.bank.AdapterBank`)."""
 
     halvings = 0
 
@@ -218,7 +224,7 @@ class Bank:
 
 @dataclass(frozen=True)
 class DryPolicy(Policy):
-    """A policy without weights; its ``model`` is the run that counts."""
+    """A policy without weights; its ``model`` is the `Meter`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "engine", "dry")
@@ -257,13 +263,13 @@ class DryPolicy(Policy):
 
 @dataclass(frozen=True)
 class Several(Question):
-    """A question that stands for ``times`` on passages of a source."""
+    """A question that stands for ``times`` questions on passages of a source."""
 
     times: float = 1.0
 
 
 class Recorded:
-    """The texts of a source: each has the length of a recorded one, short and long ones evenly in turn."""
+    """Stand-in texts of a source; each has the length of a recorded text, with short and long ones evenly mixed."""
 
     def __init__(self, source: str) -> None:
         self.text = lengths.profile(source)
@@ -272,21 +278,21 @@ class Recorded:
         stride = next(step for step in range(round(0.618 * n), 0, -1) if math.gcd(step, n) == 1)
         self.order = [found[(n // 2 + number * stride) % n] for number in range(n)]
         added = fmean(sum(d[:-1]) for d in found) - self.mean(SEVERAL)
-        self.title = round(added / fmean(len(d) - 1 for d in found))  # tokens that every document repeats
+        self.title = round(added / fmean(len(d) - 1 for d in found))  # tokens of the title, in every document
         self.written = itertools.count()
 
     def body(self, number: int) -> str:
         return words(self.order[number % len(self.order)][-1] - self.title)
 
     def notes(self, number: int, share: float = 1.0) -> str:
-        """A self-edit, cut at the first ``share`` of its words."""
+        """Return a self-edit, cut after the first ``share`` of its words."""
         sizes = [max(1, size - self.title) for size in self.order[number % len(self.order)][:-1]]
         before = [sum(sizes[:n]) for n in range(len(sizes))]
         left = round(share * sum(sizes))
         return "\n".join(words(min(size, left - n)) for size, n in zip(sizes, before, strict=True) if n < left)
 
     def notes_by(self, writer: str, number: int) -> str:
-        """Another writer's notes; such as a self-edit if none are recorded."""
+        """Return another writer's notes; if none are recorded, they are like a self-edit."""
         if writer not in self.text.trained:
             return self.notes(number)
         documents, tokens = self.text.trained[writer]
@@ -294,7 +300,7 @@ class Recorded:
         return "\n".join(words(spread(each, line)) for line in range(spread(documents - 1, number)))
 
     def write(self) -> Prompt:
-        """The prompt for a self-edit; every text written is the next."""
+        """Return the prompt for a self-edit; each completion is the next recorded text."""
 
         def answer(limit: int, right: bool) -> Completion:
             share = self.mean(limit) / self.mean(SEVERAL)
@@ -314,7 +320,10 @@ class Recorded:
 
 @dataclass(frozen=True, kw_only=True)
 class Wording(Prompts):
-    """A prompt set whose prompts have recorded lengths; a passage and a question are named after their source."""
+    """A prompt set whose prompts have recorded lengths.
+
+    The id of a passage begins with its source, and the text of a question is its source.
+    """
 
     meter: Meter
 
@@ -330,7 +339,7 @@ class Wording(Prompts):
 
 def load_passages(meter: Meter, source: str, count: int, seed: int = 0, start: int = 0,
                   people: int = 0) -> list[Passage]:  # fmt: skip
-    """Stand-ins of recorded length; the one question of each stands for all of them."""
+    """Return passages of recorded length; the one question of each stands for all of them."""
     of, found = meter.recorded(source), []
     writers = {row.text.partition(":")[2] for row in BASELINES.values() if row.text.startswith("reference:")}
     for number in range(start, start + count):
@@ -341,32 +350,35 @@ def load_passages(meter: Meter, source: str, count: int, seed: int = 0, start: i
 
 
 def prior_passages(source: str, count: int, *_: object, **__: object) -> list[Passage]:
-    """Questions on what was known; a source that is a world is counted as its held-out passages are."""
+    """Return questions on prior knowledge; a source that is a made world counts like its held-out passages."""
     asked = Several("world:heldout" if source.startswith("world:") else source, "right", 1)
     return [Passage(f"{source}-prior-{number}", "w", "w", (asked,)) for number in range(count)]
 
 
 def some_questions(passages: Sequence[Passage], count: int | None, seed: int) -> list[Passage]:
-    """As many questions in all, spread over all passages."""
+    """Return the passages with ``count`` questions in all, spread evenly over them."""
     times = 1.0 if count is None else count / sum(p.questions[0].times for p in passages)
     return [replace(p, questions=(replace(p.questions[0], times=times * p.questions[0].times),)) for p in passages]
 
 
 def write_texts(run: Recorder, policy: Policy, passages: Sequence[Passage], arm: str, domain: Knowledge,
                 outer: OuterLoop, *, count: int, seed: int) -> list[corpus.Text]:  # fmt: skip
-    """The texts of an arm; one that relates entities costs and is as long as a self-edit, their list is not counted."""
+    """Return the texts of an arm.
+
+    A text that relates entities costs as much and is as long as a self-edit; the list of entities is not counted.
+    """
     writer = corpus.writer_of(arm)
     if writer.source == "external":
         return [corpus.Text(p.id, arm, i, p.references["external"]) for p in passages for i in range(count)]
-    if writer.source != "relations":
+    if writer.study is None:
         return corpus.write(run, policy, passages, arm, domain, outer, count=count, seed=seed)
-    samples = count * len(writer.groups)
+    samples = count * max(1, len(writer.study.groups))
     edits = write_self_edits(run, policy, passages, domain, outer, phase=f"{arm}/relate", seed=seed, samples=samples)
     return [corpus.Text(e.unit_id, e.source, i % count, e.text) for i, e in enumerate(edits)]
 
 
 class DryStrategy(Strategy):
-    """Its notes are those recorded of the writer that stands for it."""
+    """A strategy whose notes are those recorded for the writer that stands for it."""
 
     def notes(self, passage: Passage, count: int, seed: int) -> list[SelfEdit]:
         text = passage.references.get(self.made or "", passage.references["gold"])
@@ -378,9 +390,9 @@ def load_strategies(names: Sequence[str], file: str | None = None) -> list[DrySt
 
 
 class DryRubric:
-    """Says that the first text is the best; who would be asked is not counted."""
+    """A rubric that rates the first text best; a judge that it would ask is not counted."""
 
-    def rate(self, pairs: Sequence[tuple[Passage, str]], count: Callable[..., None]) -> list[float]:
+    def rate(self, pairs: Sequence[tuple[Passage, str]], count: Count) -> list[float]:
         return [1 / (1 + number) for number in range(len(pairs))]
 
 
@@ -389,7 +401,7 @@ def batches(meter: Meter, source: str, count: int, seed: int) -> Callable[[int],
 
 
 def read_document(meter: Meter, path: Path, words: int) -> list[Document]:
-    """A document of as many passages as the real one, which have the lengths of those of its kind."""
+    """Return a document with as many passages as the real one; they have the recorded lengths of its kind."""
     found = texts.read(path, words)[0]
     return [replace(found, passages=tuple(load_passages(meter, lengths.kind_of(path), len(found.passages))))]
 
@@ -398,7 +410,7 @@ def grow(
     run: Recorder, store: "DryStore", policy: Policy, domain: Knowledge, outer: OuterLoop, passages: Sequence[Passage],
     sizes: Sequence[int], *_: object, search: Search | None = None, seed: int = 0, **__: object,
 ) -> list:  # fmt: skip
-    """Learn up to the largest size, and at each size ask what is there by every route; no answers come of it."""
+    """Learn all passages, and at each size ask about the passages so far by every route; return no answers."""
     document = Document("passages", "", "", tuple(passages), ("",) * len(passages))
     learn(run, store, policy, document, domain, outer, OwnQuestions(domain.prompts, 0), seed=seed)
     for size in sizes:
@@ -410,7 +422,7 @@ def grow(
 
 
 class DryStore:
-    """Keeps what is learned in memory, and no adapter."""
+    """A store that keeps what is learned in memory, without adapters."""
 
     def __init__(self) -> None:
         self.kept: list[Edit] = []
@@ -435,7 +447,7 @@ class DryStore:
 
 
 def load_tasks(source: str, solutions: str | None = None, ids: Sequence[str] | None = None, **_: object) -> list[Task]:
-    """Stand-ins: as many as the source names, or the ids; a folder of ARC-AGI-1 holds 400."""
+    """Return stand-in tasks: one for each id, or as many as the source names; a folder of ARC-AGI-1 holds 400."""
     count, cell = int(source.rpartition(":")[2]) if source.startswith("world:") else 400, ((0,),)
     names = ids or [f"{source}-{number}" for number in range(count)]
     return [Task(name, (Pair(cell, cell),), (cell,), (cell,)) for name in names]
@@ -443,7 +455,7 @@ def load_tasks(source: str, solutions: str | None = None, ids: Sequence[str] | N
 
 @dataclass(frozen=True)
 class DryPuzzles(Puzzles):
-    """The domain on puzzles of recorded lengths."""
+    """The puzzle domain with recorded lengths."""
 
     lengths: PuzzleLengths | None = None
     written: itertools.count = field(default_factory=itertools.count)

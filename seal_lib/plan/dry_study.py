@@ -1,7 +1,7 @@
 """The dry run of the forgetting study: streams of stand-ins, and a lab whose rules train and measure nothing.
 
-What a rule costs beside plain training is declared by the rule (`seal_lib.continual.rules.base.RuleCost`).
-Imports torch, as the rules do.
+A rule declares what it costs beside plain training (`seal_lib.continual.rules.base.RuleCost`). Imports torch, as the
+rules do.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ NOTHING = {"all": (torch.zeros(1, 1), torch.zeros(1, 1))}
 def load_streams(
     meter: dry.Meter, source: str, count: int, length: int, *, questions: int | None = None, **_: object
 ) -> list[Stream]:
-    """``count`` streams of ``length`` stand-ins."""
+    """Return ``count`` streams of ``length`` stand-in passages."""
     passages = []
     for passage in dry.load_passages(meter, source, count * length):
         (asked,) = passage.questions
@@ -41,7 +41,7 @@ def with_prior(streams: Sequence[Stream], source: str, count: int, *_: int) -> l
 
 @dataclass
 class DryLab(Lab):
-    """The lab of a `seal_lib.plan.dry.DryPolicy`."""
+    """A lab whose policy is a `seal_lib.plan.dry.DryPolicy`."""
 
     @property
     def meter(self) -> dry.Meter:
@@ -59,7 +59,7 @@ class DryLab(Lab):
         return DryRule(kind(self, **knobs))
 
     def logprobs(self, texts: Sequence[Sequence[int]], adapter: Adapter | None, at_once: int = 64) -> list[Tensor]:
-        """Counts the reading; of the base itself it is done once for all streams."""
+        """Count the reading of texts; texts read by the base model alone are read once for all streams."""
         if adapter is None:
             with self.meter.once():
                 self.read(texts, 1)
@@ -73,7 +73,7 @@ class DryLab(Lab):
 
 
 class DryRule(Rule):
-    """A rule's plain training, and what its ``cost`` declares beside it."""
+    """A rule that counts plain training and what ``cost`` declares beside it."""
 
     def __init__(self, rule: Rule) -> None:
         self.of, self.lab, self.knobs, self.cost = rule, rule.lab, rule.knobs, rule.cost
@@ -93,7 +93,7 @@ class DryRule(Rule):
         return super().jobs(streams, states, k)
 
     def job(self, stream: Stream, state: State, k: int, **more: object) -> EditJob:
-        """The documents of the edit (of all so far, if the rule retrains), and the further sequences of each step."""
+        """Return a job on the edit's documents (all so far, if the rule retrains) and the extra sequences per step."""
         fresh = [e for j in range(0 if self.of.retrains else k, k + 1) for e in self.fresh(stream, j)]
         plain, m, extra = self._job(stream, k, examples=fresh), int(self.knobs.get("m", 0)), []
         for kind in {"both": ("past", "anchors"), "": ()}.get(self.cost.more, (self.cost.more,)):
@@ -120,7 +120,7 @@ class DryRule(Rule):
     def serve(
         self, stream: Stream, state: State, k: int, title: str, question: Question, own: int | None
     ) -> tuple[Passage | None, Adapter | None]:
-        """A rule that reads shows the passage of every question whose turn came."""
+        """Return the passage of the question if the rule only retrieves and has seen it, and otherwise the adapter."""
         if self.trains or self.of.single or own is None or own >= k:
             return None, state.history
         return stream.passages[own], None

@@ -1,9 +1,9 @@
-"""Recorded lengths of self-edits, documents, questions and puzzles, so that plans need no data.
+"""Recorded lengths of self-edits, documents, questions and puzzles, so that planning needs no data.
 
-``lengths.yaml`` holds one profile per kind of data. Real text is counted in characters / 4.6 a token (the study's rule
-for Qwen2.5, which is no tokenizer); puzzles by the rule of the Llama-3 tokenizer, h (2 w + 1) tokens a grid; the made
-worlds by their own tokenizer. `of_passages` and `of_puzzles` make a profile from data again. Knows nothing
-of models, costs or notebooks.
+``lengths.yaml`` holds one profile per kind of data. Real text counts 4.6 characters per token (the study's rule for
+Qwen2.5, not its tokenizer), a puzzle's grid h (2 w + 1) tokens as in the Llama-3 tokenizer, and the made worlds use
+their own tokenizer. `of_passages` and `of_puzzles` compute a profile from data. Knows nothing of models, costs or
+notebooks.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from seal_lib.knowledge.prompts import Prompts
     from seal_lib.records import Passage
 
-#: characters of English a token of Qwen2.5 stands for
+#: characters of English text per token of Qwen2.5
 CHARACTERS = 4.6
 #: tokens of the chat template and instruction around a puzzle's grids
 AROUND = 110
@@ -35,13 +35,19 @@ class Text:
     """Lengths in tokens of passages with questions.
 
     Attributes:
-        source: of the numbers. questions: a passage.
-        ask: a question's whole prompt. shown: the same with the passage in view. write: the self-edit prompt.
-        passage: the passage as a training document. answer: tokens written until an answer ends; answer_longest: until
-            the last of a batch does. anchor: a text the model writes by itself.
-        edits: of each recorded self-edit, its tokens; sorted. documents: of each recorded self-edit, the tokens of its
-            training documents, the passage last, without end-of-text.
-        trained: mean tokens and documents of other texts trained on, by name: what an arm trains on.
+        source: where the numbers come from.
+        questions: questions per passage.
+        ask: the whole prompt of a question.
+        shown: the same with the passage in the prompt.
+        write: the prompt for a self-edit.
+        passage: the passage as a training document.
+        answer: tokens written until an answer ends.
+        answer_longest: tokens written until the last answer of a batch ends.
+        anchor: a text that the model writes by itself.
+        edits: tokens of each recorded self-edit, sorted.
+        documents: for each recorded self-edit, the tokens of its training documents, the passage last, without
+            end-of-text.
+        trained: by name, the mean documents and tokens of other texts that an arm trains on.
     """
 
     source: str
@@ -58,11 +64,11 @@ class Text:
     trained: dict[str, tuple[float, float]]
 
     def edit(self, limit: int) -> float:
-        """Mean tokens of a self-edit cut at ``limit``."""
+        """Return the mean tokens of a self-edit cut at ``limit``."""
         return fmean(min(n, limit) for n in self.edits)
 
     def longest(self, rows: int, limit: int) -> float:
-        """Expected tokens of the longest of ``rows`` self-edits, each cut at ``limit``."""
+        """Return the expected tokens of the longest of ``rows`` self-edits, each cut at ``limit``."""
         n = len(self.edits)
         shares = ((k / n) ** rows - ((k - 1) / n) ** rows for k in range(1, n + 1))
         return sum(share * min(x, limit) for share, x in zip(shares, self.edits, strict=True))
@@ -70,13 +76,25 @@ class Text:
 
 @dataclass(frozen=True)
 class PuzzleLengths:
-    """Lengths in tokens of puzzles, means over the recorded tasks.
+    """Lengths in tokens of puzzles, as means over the recorded tasks.
 
-    ``examples``: training examples of a self-edit by cap; ``example``: tokens of one, ``example_longest``: the mean of
-    the task with the longest; ``views`` (``subsets``: leave-one-out only): ways one task is asked, all test inputs
-    together, ``ask`` tokens each; ``answer``: tokens of one answer; ``write``: the self-edit prompt; ``edit``: a
-    written configuration; ``epochs``: what a self-edit is taken to ask for; ``accepted``: share of self-edits that are
-    trained; ``distinct``: share of these that equal no other of their task; ``kept``: share the M-step learns from.
+    Attributes:
+        source: where the numbers come from.
+        examples: training examples of a self-edit, by cap.
+        example: tokens of one training example.
+        example_longest: the mean tokens of an example in the task with the longest examples.
+        views: prompts in which a task is asked, over all its test inputs.
+        subsets: the same for leave-one-out only.
+        ask: tokens of one of these prompts.
+        ask_longest: tokens of the longest one.
+        answer: tokens of one answer.
+        answer_longest: tokens of the longest answer.
+        write: the prompt for a self-edit.
+        edit: a written configuration.
+        epochs: the epochs that a self-edit is assumed to ask for.
+        accepted: share of the self-edits that are trained.
+        distinct: share of these that equal no other self-edit of their task.
+        kept: share of the self-edits that the M-step learns from.
     """
 
     source: str
@@ -97,14 +115,14 @@ class PuzzleLengths:
     kept: float
 
     def of(self, cap: int) -> float:
-        """Examples of one training under a cap: of the smallest cap recorded that is not below it."""
+        """Return the examples of one training under a cap, from the smallest recorded cap that is not below it."""
         fitting = [size for known, size in sorted(self.examples.items()) if known >= cap]
         return min(fitting[0] if fitting else max(self.examples.values()), cap)
 
 
 @cache
 def profiles() -> dict[str, Text | PuzzleLengths]:
-    """The recorded profiles by name: ``squad``, ``world``, ``puzzles``, ``grids``."""
+    """Return the recorded profiles by name: ``squad``, ``world``, ``puzzles``, ``grids``."""
     table = yaml_files.read(Path(__file__).parent / "lengths.yaml")
     found: dict[str, Text | PuzzleLengths] = {}
     for name, row in table.items():
@@ -119,12 +137,12 @@ def profiles() -> dict[str, Text | PuzzleLengths]:
 
 
 def kind_of(document: str | Path) -> str:
-    """The source of passages whose lengths stand for those of a person's document."""
+    """Return the source of passages whose recorded lengths stand for those of a person's document."""
     return "world:heldout" if paths.given(document).is_relative_to(paths.PACKAGE) else "hub:rajpurkar/squad"
 
 
 def profile(source: str) -> Text | PuzzleLengths:
-    """The recorded profile of a source of passages or puzzles, named as in the parameters."""
+    """Return the recorded profile of a source of passages or puzzles, named as in the parameters."""
     known = profiles()
     if source.startswith("world:"):
         return known["grids"] if source.count(":") == 2 else known["world"]
@@ -135,14 +153,17 @@ def profile(source: str) -> Text | PuzzleLengths:
 
 
 def tokens(text: str) -> int:
-    """Tokens of real text by the study's rule; at least 1."""
+    """Return the tokens of real text by the study's rule, at least 1."""
     return max(1, round(len(text) / CHARACTERS))
 
 
 def of_passages(passages: Sequence["Passage"], prompts: "Prompts", source: str) -> dict[str, object]:
-    """The profile of passages with released self-edits (``external``, ``external_1`` …), as ``lengths.yaml`` holds it.
+    """Return the profile of passages with released self-edits (``external``, ``external_1`` …), as in ``lengths.yaml``.
 
     ``documents`` are those of each passage's first self-edit, which the paper evaluates.
+
+    Raises:
+        DataError: a passage has no released self-edit.
     """
     from seal_lib.knowledge.documents import training_documents
 
@@ -171,7 +192,7 @@ def of_passages(passages: Sequence["Passage"], prompts: "Prompts", source: str) 
 
 
 def of_puzzles(tasks: Sequence["Task"], source: str, cap: int = 250) -> dict[str, object]:
-    """The profile of ARC tasks with all switches on, as ``lengths.yaml`` holds it; the configuration's is assumed."""
+    """Return the profile of ARC tasks with all switches on, as in ``lengths.yaml``, without the assumed fields."""
     from seal_lib.arc import vote
     from seal_lib.arc.augment import SWITCHES
     from seal_lib.arc.examples import training_set

@@ -1,7 +1,7 @@
-"""What a notebook needs before it can run: memory for its work, its model and data in this machine's caches, disk.
+"""Check what a notebook needs to run: memory for its work, disk, and its model and data in this machine's caches.
 
-Looks at this machine's files and caches only, never at a network; what is missing is one sentence with the way out.
-Knows parameters and work (``cells``), no prices and no table (`seal_lib.plan`). Imports no torch.
+Looks only at this machine's files and caches, never at a network; each lack is one sentence with the way out. Knows
+parameters and work (``cells``), but no prices and no table (`seal_lib.plan`). Imports no torch itself.
 """
 
 import json
@@ -34,7 +34,7 @@ GATED = ("meta-llama/",)
 
 
 def budgets(p: Mapping, work: list[Phase], shape: budget.Shape, device: Device) -> list[budget.Budget]:
-    """Memory budgets of training with answering and of the M-step."""
+    """Return the memory budgets of training with answering, of the M-step, and of training all weights."""
     dtype, found = str(p["dtype"]), []
     weights = budget.weight_bytes(shape, dtype)
     kv = max((int(min(w.rows * (w.prompt + w.longest), CACHE_TOKENS)) for w in work), default=0)
@@ -44,15 +44,15 @@ def budgets(p: Mapping, work: list[Phase], shape: budget.Shape, device: Device) 
     if trainings:
         slots, batch = max(w.slots for w in trainings), max(w.batch for w in trainings)
         if p.get("tokens_per_step"):
-            slots = int(p["slots"])  # all are held, not only those that one step serves
-        slots = max(1, slots)  # 0: as many as fit, so one must
+            slots = int(p["slots"])  # all slots are in memory, not only those of one step
+        slots = max(1, slots)  # 0 means as many as fit, so plan for at least one
         tokens, rank = int(slots * batch * longest), int(p["rank"])
         bound = int(p.get("tokens_per_step") or (budget.STEP_TOKENS if shape.parameters > budget.LARGE else 0))
-        if bound:  # slots then take turns; one is always served
+        if bound:  # slots then take turns, at least one per step
             tokens = min(tokens, max(bound, int(batch * longest)))
-        if "length" in p:  # the history lies in the slot as frozen ranks
+        if "length" in p:  # the earlier edits stay in the slot as frozen ranks
             rank *= int(p["length"])
-        # what `auto` becomes on a GPU, see `seal_lib.generation.engines`
+        # `auto` means vLLM on a GPU, see `seal_lib.generation.engines`
         engine = "vllm" if device.is_gpu and p.get("engine", "hf") != "hf" and dtype != "4bit" else "hf"
         made = budget.colocated(
             shape, dtype, slots, str(p["targets"]), rank, tokens, tokens, kv_tokens=kv, engine=engine,
@@ -76,7 +76,7 @@ def budgets(p: Mapping, work: list[Phase], shape: budget.Shape, device: Device) 
 
 
 def check(notebook: str, p: Mapping, device: Device) -> str:
-    """The budgets of a notebook as text; on a GPU it is looked at before a notebook starts.
+    """Return the memory budgets of a notebook as text, before it starts on a GPU; "" if it does not use one.
 
     Raises:
         ParameterError: they do not fit the device.
@@ -91,14 +91,19 @@ def check(notebook: str, p: Mapping, device: Device) -> str:
 
 
 def _m_step(p: Mapping, one: Phase, shape: budget.Shape, device: Device, weights: float) -> budget.Budget:
-    """Finetuning on the longest expected pairs; a GPU takes them one by one (`seal_lib.loops.policy.pieces`)."""
+    """Return the budget of finetuning on the longest expected pairs.
+
+    A GPU takes the pairs one by one (`seal_lib.loops.policy.pieces`).
+    """
     text = lengths.profile(str(p.get("practice") or p["passages"]))
     long = text.longest(round(one.units), p["edit_tokens"]) if isinstance(text, lengths.Text) else text.edit
     rows = 1 if device.is_gpu else one.batch
     tokens = int(rows * (text.write + long))
     activations = budget.activation_bytes(shape, tokens, one.targets, dtype=str(p["dtype"]), rank=one.rank)
+    again = {"weights, until they are cut over the cards": weights / 2} if int(p.get("cards", 1)) > 1 else {}
     parts = {
         "weights, two policies": weights,
+        **again,
         "adapter in training": budget.slot_bytes(shape, one.targets, one.rank),
         f"activations of {tokens} tokens": activations,
         "logits of the completions": budget.logits_bytes(shape, int(rows * long)),
@@ -108,25 +113,36 @@ def _m_step(p: Mapping, one: Phase, shape: budget.Shape, device: Device, weights
 
 
 def _all_weights(p: Mapping, one: Phase, shape: budget.Shape, device: Device) -> budget.Budget:
-    """Training every weight: a copy of the policy, its gradients and AdamW's moments, all in the weights' type."""
+    """Training every weight: a copy of the policy, its gradients and AdamW's moments, all in the weights' type. Over
+    several cards (`seal_lib.training.several`): of the first one, where the policy lies whole beside its share."""
     weights = budget.weight_bytes(shape, str(p["dtype"]))
     rows = 1 if device.is_gpu else one.batch
     tokens = int(rows * min(p["cpt_length"], one.tokens / one.steps))
-    parts = {
+    cards = int(p.get("cards", 1))
+    layer = weights * shape.linear_parameters / shape.parameters / shape.layers
+    ends = weights * shape.embedding_parameters / shape.parameters
+    states = {
         "weights, the policy and its copy": 2 * weights,
         "gradients": weights,
         "moments of AdamW": 2 * weights,
+    } if cards == 1 else {
+        "weights, the policy": weights,
+        f"1/{cards} of weights, gradients and moments, or the copy afterwards": max(4 * weights / cards, weights),
+        "embeddings and two layers whole, with gradients": 2 * ends + 3 * layer,
+    }  # fmt: skip
+    parts = {
+        **states,
         f"activations of {tokens} tokens": budget.activation_bytes(
             shape, tokens, one.targets, dtype=str(p["dtype"]), rank=int(p["rank"])
         ),
         "logits": budget.logits_bytes(shape, tokens),
-        "CUDA context": budget.CONTEXT,
+        "CUDA context": budget.CONTEXT * min(cards, 2),
     }
     return budget.Budget(f"{shape.name}, all weights", parts, device.memory)
 
 
 def _longest(p: Mapping) -> float:
-    """Tokens of a long training document with its pads."""
+    """Return the tokens of a long training document with its pads."""
     document = p.get("document_path")
     text = lengths.profile(lengths.kind_of(document) if document else str(p.get("passages") or p["tasks"]))
     if isinstance(text, lengths.PuzzleLengths):
@@ -136,7 +152,7 @@ def _longest(p: Mapping) -> float:
 
 
 def _continual(p: Mapping, shape: budget.Shape, trainings: list[Phase]) -> dict[str, float]:
-    """Teachers of the anchors and dense statistics, for the arms that have them."""
+    """Return the memory of the anchors' teacher distributions and of dense statistics, for the arms that have them."""
     if "anchors" not in p or not trainings:
         return {}
     slots, parts = max(w.slots for w in trainings), {}
@@ -157,14 +173,14 @@ def _continual(p: Mapping, shape: budget.Shape, trainings: list[Phase]) -> dict[
 
 
 def hub_file(repository: str, name: str, revision: str | None, kind: str = "model") -> bool:
-    """Whether a file of the Hub is in this machine's cache; looks at the disk only."""
+    """Return whether a file of the Hub is in this machine's cache; looks only at the disk."""
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(repository, name, revision=revision, repo_type=kind), str)
 
 
 def need_model(name: str, tokenizer_only: bool = False) -> tuple[str, float]:
-    """("" or what is missing, bytes to download) of a model."""
+    """Return a sentence about what is missing of a model, or "", and the bytes to download."""
     source, revision = models.resolve(name)
     if Path(source).is_dir():
         return "", 0.0
@@ -183,7 +199,7 @@ def need_model(name: str, tokenizer_only: bool = False) -> tuple[str, float]:
 
 
 def _shards(source: str, revision: str) -> bool:
-    """Whether every file that the index names is there."""
+    """Return whether every file that the index names is in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
     index = try_to_load_from_cache(source, "model.safetensors.index.json", revision=revision)
@@ -194,10 +210,10 @@ def _shards(source: str, revision: str) -> bool:
 
 
 def need_others(p: Mapping) -> list[str]:
-    """What is missing to ask a judge or another writer: a key in the environment, a model in the cache."""
+    """Return sentences about what is missing (a key, a model) to ask a judge, a rater or another writer."""
     lacking = []
     for name, key_env in ((p.get(key), p.get(f"{key}_env", "")) for key in ("judge", "external", "rater")):
-        if not name or name.endswith(FILES):  # a file is looked at with the parameters
+        if not name or name.endswith(FILES):  # files are checked with the parameters
             continue
         try:
             other = Other(name, key_env)
@@ -209,7 +225,7 @@ def need_others(p: Mapping) -> list[str]:
 
 
 def need_data(source: str) -> tuple[str, float]:
-    """("" or what is missing, bytes to download) of a source of passages or puzzles."""
+    """Return a sentence about what is missing of a source of passages or puzzles, or "", and the bytes to download."""
     from seal_lib.knowledge.data import SQUAD_REVISION
 
     kind, _, rest = source.partition(":")
@@ -236,8 +252,10 @@ def hub_home() -> Path:
 
 
 def run_bytes(p: Mapping, work: list[Phase], shape: budget.Shape | None) -> float:
-    """Disk of the run folder: policies' adapters (float32) and the rows; with ``keep_adapters`` also those of evaluated
-    arms, and at most a copy of the weights for each policy."""
+    """Return the disk of a run folder: the rows and the policies' adapters (float32).
+
+    ``keep_adapters`` adds the adapters of evaluated arms, and at most one copy of the weights per policy.
+    """
     total = 2e3 * sum(w.units for w in work if w.kind in ("train", "answer")) + 5e6
     if shape is None:
         return total
@@ -251,14 +269,17 @@ def run_bytes(p: Mapping, work: list[Phase], shape: budget.Shape | None) -> floa
 
 
 def scratch_bytes(p: Mapping, shape: budget.Shape | None) -> float:
-    """Disk while a forgetting study runs: each stream's weights after its last two edits (removed arm by arm)."""
+    """Return the extra disk during a forgetting study: each stream's weights after its last two edits.
+
+    They are removed arm by arm.
+    """
     if shape is None or "n_sequences" not in p:
         return 0.0
     return 2 * p["n_sequences"] * 4.0 * shape.adapter_parameters(str(p["targets"]), p["rank"] * p["length"])
 
 
 def free_disk(folder: Path) -> float:
-    """Free bytes where a folder is or would be made."""
+    """Return the free bytes on the disk that holds a folder or would hold it."""
     while not folder.exists():
         folder = folder.parent
     return float(shutil.disk_usage(folder).free)

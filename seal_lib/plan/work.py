@@ -1,22 +1,25 @@
-"""The unit of a plan: a `Phase` of work. Knows no notebook, model, device or price."""
+"""The unit of a plan, a `Phase` of work. Knows no notebook, model, device or price."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-#: rows and tokens that the Hugging Face engine decodes at once (`seal_lib.generation.hf.HFGenerator`)
+#: most rows and tokens that the Hugging Face engine decodes at once (`seal_lib.generation.hf.HFGenerator`)
 ROWS, CACHE_TOKENS = 256, 100_000
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase.
+    """Work of one kind in one phase.
 
     Attributes:
         kind: ``write`` (sampled texts), ``answer`` (greedy texts), ``train`` (adapters), ``sft`` (an M-step), ``read``
-            (log-probabilities of whole texts) or ``factor`` (eigenvectors of inputs' covariances).
-        units: texts, adapters, kept self-edits or matrices. tokens: of all units: written, trained, read.
-        prompt: tokens each text is generated from. longest: tokens written until the last text of a batch is done.
-        steps: adapter-steps of all units (train), optimiser steps (sft). slots: adapters side by side.
+            (log-probabilities of whole texts) or ``factor`` (eigenvectors of the inputs' covariances).
+        units: number of texts, adapters, kept self-edits or matrices.
+        tokens: tokens written, trained on or read, over all units.
+        prompt: tokens of the prompt of each text.
+        longest: tokens written until the last text of a batch is done.
+        steps: adapter-steps of all units (train), optimizer steps (sft).
+        slots: adapters trained side by side.
         adapters: distinct adapters in one batch of generation.
     """
 
@@ -35,11 +38,11 @@ class Phase:
     rank: int = 0
 
     def times(self, count: float) -> "Phase":
-        """The phase repeated ``count`` times."""
+        """Return the phase repeated ``count`` times."""
         return replace(self, units=self.units * count, tokens=self.tokens * count, steps=self.steps * count)
 
     def joined(self, other: "Phase") -> "Phase":
-        """Both as one phase: sums, means of ``prompt``, and the larger of what is done at once."""
+        """Return both phases as one: sums, the mean ``prompt``, and the maximum of what is done at once."""
         sums = {key: getattr(self, key) + getattr(other, key) for key in ("units", "tokens", "steps")}
         prompt = (self.units * self.prompt + other.units * other.prompt) / sums["units"]
         most = ("longest", "slots", "batch", "rows", "adapters", "rank")
@@ -49,7 +52,7 @@ class Phase:
 
 
 def totals(work: Sequence[Phase]) -> dict[str, float]:
-    """Units and tokens by what they are: ``written``, ``trainings``, ``steps``, ``answers``, and their tokens."""
+    """Return units and tokens by kind: ``written``, ``trainings``, ``steps``, ``answers``, and their tokens."""
 
     def total(kind: str, value: str) -> float:
         return sum(getattr(w, value) for w in work if w.kind == kind)

@@ -1,9 +1,9 @@
-"""The main comparisons on several models that differ in their seed alone: their lines in ``results.csv``, and in words.
+"""The main comparisons on several models: their lines in ``results.csv``, and in words.
 
-One ReST^EM loop per model, on the same evaluation passages or tasks (`seal_lib.loops.outer.run_loop`). A model is
-what a loop is elsewhere: the pooled intervals speak of other passages or tasks *and* of other models grown by the same
-recipe. Knows no domain: how a model's trials become lines is given (``table_rows`` of `seal_lib.knowledge.evaluate` or
-`seal_lib.arc.tables`).
+One ReST^EM loop per model, on the same evaluation passages or tasks (`seal_lib.loops.outer.run_loop`). Of models that
+differ in their seed alone, a model is what a loop is elsewhere: the pooled intervals speak of other passages or tasks
+*and* of other models grown by the same recipe. Sizes are no sample of anything and are not pooled. Knows no domain: how
+a model's trials become lines is given (``table_rows`` of `seal_lib.knowledge.evaluate` or `seal_lib.arc.tables`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from seal_lib.report.words import bullets, points, units
 
 
 class EvaluatedLoop(Protocol):
-    """One whole loop of either domain: its rounds, and the trials by arm (``own_untrained``, ``seal_round_1``, …)."""
+    """One whole loop of either domain: its rounds, and its trials by arm (``own_untrained``, ``seal_round_1``, …)."""
 
     @property
     def rounds(self) -> Sequence: ...
@@ -25,14 +25,14 @@ class EvaluatedLoop(Protocol):
 
 
 def comparisons(loop: EvaluatedLoop) -> list[tuple[str, str]]:
-    """SEAL − untrained, SEAL − random choice, random choice − untrained, after the last round."""
+    """Return the pairs SEAL − untrained, SEAL − random choice and random choice − untrained, after the last round."""
     last = f"seal_round_{len(loop.rounds)}"
     (blind,) = (arm for arm in loop.evaluated if arm.startswith("random_"))
     return [(last, "own_untrained"), (last, blind), (blind, "own_untrained")]
 
 
 def pooled_name(models: Sequence[str]) -> str:
-    """The value of column ``model`` in the lines over all models."""
+    """Return the value of column ``model`` in the lines over all models."""
     return f"{len(models)} models"
 
 
@@ -44,11 +44,11 @@ def model_rows(
     protocol: str,
     grader: str,
 ) -> list[dict]:
-    """Lines of ``experiment``: of each model by name, and over all of them where there are several.
+    """Return the lines of ``experiment`` for each model and, if there are several, for all of them together.
 
     Args:
-        loops: model name -> its loop; all evaluated on the same passages or tasks.
-        table_rows: the domain's lines of (experiment, trials by arm and loop, pairs).
+        loops: model name -> its loop; all are evaluated on the same passages or tasks.
+        table_rows: returns the domain's lines for (experiment, trials by arm and loop, pairs).
     """
     first = next(iter(loops.values()))
     several: dict[str, Mapping] = {name: loop.evaluated for name, loop in loops.items()}
@@ -63,11 +63,45 @@ def model_rows(
     ]
 
 
-def in_words(rows: Sequence[Mapping]) -> str:
-    """Markdown: one line a comparison that is separable over all models; silent about those that are not.
+def size_rows(
+    experiment: str,
+    sizes: Mapping[str, str],
+    loops: Mapping[str, EvaluatedLoop],
+    frozen: Mapping[str, Sequence],
+    table_rows: Callable[..., list[dict]],
+    **label: str,
+) -> list[dict]:
+    """Lines of ``<experiment>/<size>`` for each size: its frozen model and its loop.
 
     Args:
-        rows: as `model_rows` gives them.
+        sizes: size -> model name. loops, frozen: model name -> its loop, the trials without training.
+        table_rows, label: as in `model_rows`.
+    """
+    rows = []
+    for size, model in sizes.items():
+        pairs = [*comparisons(loops[model]), ("own_untrained", "frozen")]
+        trials = {"frozen": frozen[model], **loops[model].evaluated}
+        rows += table_rows(f"{experiment}/{size}", trials, pairs, model=model, **label)
+    return rows
+
+
+def sizes_in_words(rows: Sequence[Mapping]) -> str:
+    """Markdown: for each size what is separable on it, as `in_words` says it.
+
+    Args:
+        rows: as `size_rows` gives them.
+    """
+    by_model: dict[str, list[Mapping]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], []).append(row)
+    return "\n".join(f"`{model}`:\n\n{in_words(some)}" for model, some in by_model.items())
+
+
+def in_words(rows: Sequence[Mapping]) -> str:
+    """Return Markdown with one line for each comparison that is separable over all models.
+
+    Args:
+        rows: as `model_rows` returns them.
     """
     apart = [row for row in rows if row["metric"] == "difference"]
     models = list(dict.fromkeys(row["model"] for row in rows))

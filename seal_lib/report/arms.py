@@ -1,7 +1,7 @@
-"""The registry of arms (``arms.yaml``), which tables and figures share: order, label, family, colour, rounds.
+"""The registry of arms (``arms.yaml``) that tables and figures share: order, label, family, colour and rounds.
 
-A difference of two arms is an arm too: ``difference_arm(a, b)``, that is "a - b". What did not run is shown as a gap
-("not run"), never as a zero.
+A difference of two arms is an arm too: ``difference_arm(a, b)``, which is "a - b". An arm that did not run is shown as
+a gap ("not run"), never as a zero.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ROUND = re.compile(r"^(?:(?P<family>\w+?)_)?round_(?P<round>\d+)$")
 
 @dataclass(frozen=True)
 class Family:
-    """Arms that have a colour in common; ``shades``: of later rounds, where its arms have rounds."""
+    """Arms that share a colour; ``shades`` are the colours of later rounds, if its arms have rounds."""
 
     colour: str
     meaning: str
@@ -31,7 +31,7 @@ class Family:
 
 @dataclass(frozen=True)
 class ArmStyle:
-    """The label of an arm, its family, and its colour where that is not the family's."""
+    """The label of an arm, its family, and its own colour if it has one."""
 
     label: str
     family: str
@@ -47,12 +47,15 @@ def _load() -> tuple[dict[str, Family], dict[str, ArmStyle]]:
 
 
 FAMILIES, ARMS = _load()
-#: endings that say who wrote an arm's notes; without one they are the writer's that the experiment names
+#: endings that say who wrote an arm's notes; without an ending it is the writer that the experiment names
 WRITERS = {"_own": "own notes", "_live": "own live notes", "_external": "stronger writer's notes"}
 
 
 def round_of(arm: str) -> tuple[str, int] | None:
-    """(family, round) of an arm: seal_round_2 -> ("seal", 2), round_1 -> ("seal", 1), own_untrained -> ("seal", 0)."""
+    """Return the family and round of an arm, or None if it has none.
+
+    seal_round_2 -> ("seal", 2), round_1 -> ("seal", 1), own_untrained -> ("seal", 0).
+    """
     if arm == "own_untrained":
         return "seal", 0
     match = _ROUND.match(arm)
@@ -60,35 +63,38 @@ def round_of(arm: str) -> tuple[str, int] | None:
 
 
 def with_amount(arm: str, kind: str, n: int) -> str:
-    """An arm trained on so much: kind ``x``: n self-edits; ``t``: as many documents as fit into n tokens."""
+    """Return the name of an arm trained on an amount.
+
+    Kind ``x`` is n self-edits, kind ``t`` as many documents as fit into n tokens.
+    """
     return f"{arm}_{kind}{n}"
 
 
 def amount_of(arm: str) -> tuple[str, str, int] | None:
-    """(arm, kind, n) of an arm with an amount; None for any other."""
+    """Return (arm, kind, n) of an arm with an amount, or None for any other arm."""
     found = _AMOUNT.match(arm)
     return (found["arm"], found["kind"], int(found["n"])) if found else None
 
 
 def plain(arm: str) -> str:
-    """An arm's rule: its name without the ending that says who wrote the notes."""
+    """Return the name of an arm without the ending that says who wrote its notes."""
     return next((arm.removesuffix(ending) for ending in WRITERS if arm.endswith(ending)), arm)
 
 
 def _listed(arm: str) -> str:
-    """The listed arm that an arm belongs to: itself, its rule, or the arm of its rounds; "" if there is none."""
+    """Return the listed arm that an arm belongs to: itself, its plain name, or the arm of its rounds; "" if none."""
     found = _ROUND.match(arm)
     names = (arm, plain(arm), (found["family"] or "seal") if found else "")
     return next((name for name in names if name in ARMS), "")
 
 
 def family(arm: str) -> str:
-    """The family of an arm; "" where it is not listed."""
+    """Return the family of an arm, or "" if it is not listed."""
     return ARMS[_listed(arm)].family if _listed(arm) else ""
 
 
 def arm_label(arm: str) -> str:
-    """The label of an arm; "a - b" becomes "a − b" in labels."""
+    """Return the label of an arm; "a - b" becomes "a − b"."""
     if " - " in arm:
         return " − ".join(arm_label(part) for part in arm.split(" - ", 1))
     if amount := amount_of(arm):
@@ -104,7 +110,7 @@ def arm_label(arm: str) -> str:
 
 
 def arm_rank(arm: str) -> tuple[float, int, str]:
-    """Sort key: the order of ``arms.yaml``, rounds one after the other; arms that are not listed come in the middle."""
+    """Return a sort key: the order of ``arms.yaml``, rounds in sequence, and arms that are not listed in the middle."""
     arm = arm.split(" - ", 1)[0]
     arm, kind, n = amount_of(arm) or (arm, "", 0)
     found, order = _ROUND.match(arm), list(ARMS)
@@ -113,7 +119,7 @@ def arm_rank(arm: str) -> tuple[float, int, str]:
 
 
 def colour(arm: str) -> str:
-    """The fixed colour of an arm, whatever its amount; later rounds of a family are darker."""
+    """Return the fixed colour of an arm, whatever its amount; later rounds of a family are darker."""
     arm = (amount_of(arm) or (arm,))[0]
     listed, found = _listed(arm), _ROUND.match(arm)
     if not listed:
@@ -124,12 +130,12 @@ def colour(arm: str) -> str:
 
 
 def difference_arm(a: str, b: str) -> str:
-    """Name of the arm of a paired difference a − b."""
+    """Return the name of the arm of a paired difference a − b."""
     return f"{a} - {b}"
 
 
 def by_round(rows: list[dict]) -> list[tuple[str, dict]]:
-    """(tick label, row) of the arms that are rounds, SEAL's first; the external writer, if there, last."""
+    """Return (tick label, row) of the arms that are rounds, SEAL's first, and last the external writer, if there."""
     rounds = [(found[0] != "seal", found, row) for row in rows if (found := round_of(row["arm"]))]
     ticks = []
     for other, (name, k), row in sorted(rounds, key=lambda item: item[:2]):
@@ -139,5 +145,5 @@ def by_round(rows: list[dict]) -> list[tuple[str, dict]]:
 
 
 def round_ticks(arms: Iterable[str]) -> list[str]:
-    """Tick labels of the rounds among some arms, in their order on an axis."""
+    """Return the tick labels of the rounds among some arms, in their order on an axis."""
     return [tick for tick, _ in by_round([{"arm": arm} for arm in dict.fromkeys(arms)])]

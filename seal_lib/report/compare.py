@@ -1,7 +1,7 @@
-"""Two finished runs beside each other: which parameters differ, and who wins on which passage (or task).
+"""Compare two finished runs: which parameters differ, and which run wins on which passage (or task).
 
-Knows run folders and the rows that evaluations write (phase ``evaluate/<arm>``, within ``seed_<n>/`` where there are
-loops). Judges by `seal_lib.report.stats` like every table. Trains nothing.
+Knows run folders and the rows that evaluations write (phase ``evaluate/<arm>``, inside ``seed_<n>/`` if there are
+several loops). Judges differences with `seal_lib.report.stats`, as every table does. Trains nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from seal_lib.runs import manifest
 if TYPE_CHECKING:
     import pandas as pd
 
-UNSCORED = ("diverged", "task_too_long")  # outcomes of puzzles that no grader sees (`seal_lib.arc.domain.UNSCORED`)
+UNSCORED = ("diverged", "task_too_long")  # puzzle outcomes that are not graded (`seal_lib.arc.domain.UNSCORED`)
 _PHASE = re.compile(r"(?:(?P<loop>seed_\w+)/)?evaluate/(?P<arm>\w+)")
 Values = dict[
     str, dict[str, dict[str, float]]
@@ -29,11 +29,11 @@ Values = dict[
 
 
 def run_folder(name: str, scale: str) -> Path:
-    """A finished run by name.
+    """Return the folder of a finished run.
 
     Args:
-        name: a notebook, whose newest finished run at ``scale`` is meant; ``notebook/scale/key`` under runs/; or a
-            folder, of other runs too.
+        name: a notebook, meaning its newest finished run at ``scale``; ``notebook/scale/key`` under runs/; or a folder,
+            which may lie elsewhere.
 
     Raises:
         RunError: there is no such finished run.
@@ -52,7 +52,7 @@ def run_folder(name: str, scale: str) -> Path:
 
 
 def parameters(first: Path, second: Path) -> pd.DataFrame:
-    """The parameters in which two runs differ, one line each; "–" where a run has no such parameter."""
+    """Return the parameters in which two runs differ, one per line; "–" means that a run has no such parameter."""
     import pandas as pd
 
     a, b = (manifest.read(folder)["parameters"] for folder in (first, second))
@@ -67,9 +67,9 @@ def parameters(first: Path, second: Path) -> pd.DataFrame:
 
 
 def values(folder: Path) -> Values:
-    """What each evaluated arm reached on each unit in each loop, by the run's own grader; NaN where nothing was graded.
+    """Return the accuracy of each evaluated arm on each unit in each loop, by the run's own grader.
 
-    Of a task it is the share of its distinct configurations that solve it.
+    For a task it is the share of its distinct configurations that solve it. It is NaN if nothing was graded.
     """
     gathered: dict[tuple[str, str, str], list[float]] = {}
     for row in manifest.rows(folder):
@@ -90,10 +90,10 @@ def _graded(row: dict) -> float:
 
 
 def differences(first: Path, second: Path) -> pd.DataFrame:
-    """One line for each arm that both runs evaluated on the same units: means, first − second with its verdict, wins.
+    """Compare each arm that both runs evaluated on common units: means, first − second with its verdict, and wins.
 
-    A win is a passage (or task) whose mean over the loops is higher; the p-values of all lines are one family. Arms
-    whose loops cannot be paired are left out.
+    A win is a passage (or task) whose mean over the loops is higher in the first run. The p-values of all lines form
+    one family. Arms whose loops cannot be paired are left out.
 
     Raises:
         DataError: the runs have no arm in common that was evaluated on common units.
@@ -133,7 +133,9 @@ def differences(first: Path, second: Path) -> pd.DataFrame:
 
 
 def by_unit(first: Path, second: Path, arm: str) -> pd.DataFrame:
-    """One line a unit that both runs evaluated under one arm: first, second and their difference, largest losses first.
+    """Return first, second and their difference for each unit, largest losses first.
+
+    The units are those that both runs evaluated under the arm.
 
     Raises:
         DataError: a run has not evaluated this arm.

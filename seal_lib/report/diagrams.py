@@ -1,4 +1,4 @@
-"""Boxes, arrows and wrapped words of a method diagram, in inches from the upper left corner of the axes they are on.
+"""Draw the boxes, arrows and wrapped text of method diagrams, in inches from the upper left corner of the axes.
 
 Knows no experiment; the domains fill diagrams with an example from a finished run (``knowledge.diagrams``,
 ``arc.diagrams``).
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GIVEN, WRITTEN, TRAINED, RIGHT, WRONG = "#6b6b6b", "#0072B2", "#7A68A6", "#00795A", "#B3441E"
-SIZE = 7.2  # points of a diagram's words
-LINE = 1.32 * SIZE / 72  # inches from a line to the next
+SIZE = 7.2  # font size of a diagram, in points
+LINE = 1.32 * SIZE / 72  # line spacing in inches
 
 
 def sheet(ax: Axes, wide: float, high: float) -> None:
-    """Make the axes an empty sheet of so many inches."""
+    """Turn the axes into an empty sheet of the given size in inches."""
     ax.set(xlim=(-0.02, wide + 0.02), ylim=(high, 0))
     ax.axis("off")
 
 
 def wrapped(text: str, wide: float, most: int = 99, size: float = SIZE) -> list[str]:
-    """The lines of a text in a box of a width in inches; what is beyond ``most`` lines is cut with an ellipsis."""
+    """Return the lines of a text in a box ``wide`` inches wide; beyond ``most`` lines it ends in an ellipsis."""
     room = max(8, int((wide - 0.14) * 72 / (0.545 * size)))
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, room) or [""]]
     return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][: room - 2].rstrip()} …"]
 
 
 def height(lines: int) -> float:
-    """Inches of a box with a head and so many lines."""
+    """Return the height in inches of a box with a head and this many lines."""
     return 0.1 + LINE * (lines + 1.15)
 
 
@@ -44,7 +44,7 @@ def box(
     ax: Axes, x: float, y: float, wide: float, head: str, lines: list[str], paint: str = GIVEN, strong: bool = False,
     high: float = 0.0,
 ) -> float:  # fmt: skip
-    """A box whose upper left corner is at (x, y): a head in its colour over lines of text; its lower edge."""
+    """Draw a box with its upper left corner at (x, y), a coloured head and lines of text; return its lower edge."""
     from matplotlib.patches import FancyBboxPatch
 
     high = high or height(len(lines))
@@ -57,7 +57,7 @@ def box(
 
 
 def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "") -> None:
-    """An arrow with a word over its middle."""
+    """Draw an arrow with a word above its middle."""
     style = {"arrowstyle": "-|>,head_width=0.22,head_length=0.4", "color": GREY, "linewidth": 1.2}
     ax.annotate("", end, start, arrowprops={**style, "shrinkA": 1, "shrinkB": 1})
     if text:
@@ -66,23 +66,23 @@ def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], text: 
 
 
 def note(ax: Axes, x: float, y: float, text: str, **how: Any) -> None:
-    """Words without a box, their upper edge at y."""
+    """Write text without a box, with its upper edge at y."""
     ax.text(x, y, text, **{"color": GREY, "fontsize": SIZE - 0.5, "va": "top", **how})
 
 
 def parts(table: pd.DataFrame, part: str) -> list[dict]:
-    """The rows of one part of an example; a text that is missing is empty."""
+    """Return the rows of one part of an example; missing texts become empty."""
     return table[table["part"] == part].fillna({"head": "", "text": ""}).to_dict("records")
 
 
 def footer(ax: Axes, table: pd.DataFrame, wide: float, high: float) -> None:
-    """What the example is of and how it was chosen, at the lower edge of the sheet."""
+    """Write at the lower edge of the sheet what the example shows and how it was chosen."""
     lines = wrapped(parts(table, "about")[0]["text"], wide + 0.7)
     note(ax, 0.0, high - LINE * len(lines), "\n".join(lines))
 
 
 def run_of(rows: pd.DataFrame) -> Path | None:
-    """The folder of the one run that rows of results.csv are of; None where it is not here."""
+    """Return the folder of the one run that rows of results.csv come from, or None if it is not on this machine."""
     names = {str(name) for name in rows["run"]} if "run" in rows else set()
     folder = paths.runs() / names.pop() if len(names) == 1 else None
     return folder if folder and (folder / "run.json").exists() else None

@@ -1,7 +1,7 @@
-"""Whole figures: one drawing function on its own axes, saved with its table; and the gallery of all of results.csv.
+"""Whole figures: a drawing function on its own axes, saved with its table; and the gallery of all of results.csv.
 
 Knows which metrics and which size a drawing function wants, and for which experiments there is something to draw. Does
-not know how a mark is drawn (`plots`, and the domains' own). `draw` and `save` enter the style themselves.
+not know how a mark is drawn (`plots`, and the domains' own functions). `draw` and `save` apply the style themselves.
 
     table = report.with_gaps(read_results(path), "knowledge/single_passage")
     figures.draw(plots.accuracy_by_arm, table, "single_passage", folder)     # .pdf, .png and .csv side by side
@@ -30,10 +30,11 @@ def draw(
     function: Callable[[pd.DataFrame, Axes], Axes], table: pd.DataFrame, name: str = "", folder: Path | None = None,
     title: str = "", size: tuple[float, float] | None = None, panels: tuple[int, int] = (1, 1), **options: str,
 ) -> Figure:  # fmt: skip
-    """One styled figure from one function, saved when a folder is given; as the last value of a cell it shows itself.
+    """Draw one styled figure with one function, and save it if a folder is given.
 
-    A table of results is narrowed to the metrics that the function draws, so that the CSV holds what is seen.
-    `panels` (rows, columns) other than one gives the function an array of axes; `options` are its further arguments.
+    A table of results is narrowed to the metrics that the function draws, so that the CSV holds what is seen. For
+    `panels` (rows, columns) other than (1, 1) the function gets an array of axes; `options` are its further arguments.
+    The figure is closed, so that in a notebook it shows only as the last value of a cell.
     """
     import matplotlib.pyplot as plt
 
@@ -51,8 +52,11 @@ def draw(
 
 
 def panels(*drawn: tuple, size: tuple[float, float] | None = None) -> Figure:
-    """Several drawing functions side by side with one caption, for notebooks: (function, table) each, or with a
-    dictionary of options as a third."""
+    """Draw several functions side by side with one caption, for notebooks.
+
+    Args:
+        drawn: (function, table) or (function, table, dictionary of options) for each panel.
+    """
     import matplotlib.pyplot as plt
     import pandas as pd
 
@@ -70,7 +74,7 @@ def panels(*drawn: tuple, size: tuple[float, float] | None = None) -> Figure:
 
 
 def narrowed(table: pd.DataFrame, pattern: str) -> pd.DataFrame:
-    """The rows whose metric fits the pattern, all without one: what a figure shows, and its CSV."""
+    """Return the rows whose metric matches the pattern, or all rows if there is no pattern."""
     return table[table["metric"].str.fullmatch(pattern)] if pattern else table
 
 
@@ -106,9 +110,9 @@ def say(figure: Figure, table: pd.DataFrame, intervals: bool = True) -> None:
 
 
 def save(fig: Figure, name: str, table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write name.pdf, name.png and name.csv (the plotted table) side by side, each whole or not at all; closes `fig`.
+    """Write name.pdf, name.png and name.csv (the plotted table), each as a whole or not at all, and close `fig`.
 
-    The files hold no time stamp and no version: the same figure gives the same bytes.
+    The files hold no time stamp and no version, so the same figure gives the same bytes.
     """
     import matplotlib.pyplot as plt
 
@@ -124,13 +128,14 @@ def save(fig: Figure, name: str, table: pd.DataFrame, folder: Path) -> list[Path
 
 
 def gallery(df: pd.DataFrame, folder: Path, pictures: Sequence[Callable]) -> list[str]:
-    """Draw every figure for which ``df`` (results.csv) has data; the names written, ``<experiment>_<kind>``. Pictures
-    that stood in the folder go: they may be of rows that are no longer among the results.
+    """Draw every figure for which ``df`` (results.csv) has data, and return their names, ``<experiment>_<kind>``.
 
-    An experiment with several protocols or models gives one figure each, so that they never share an axis.
+    Earlier pictures in the folder are deleted first, since their rows may no longer be among the results. An experiment
+    with several protocols or models gives one figure for each, so that they never share an axis.
 
     Args:
-        pictures: what there is to draw of an experiment, as `seal_lib.report.plots.pictures`; one of each domain.
+        pictures: functions that say what to draw of an experiment, like `seal_lib.report.plots.pictures`; one per
+            domain.
     """
     for picture in folder.glob("*.png"):
         for kind in (".png", ".pdf", ".csv"):

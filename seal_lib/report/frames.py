@@ -1,6 +1,6 @@
-"""Tables of a run's rows for its notebook: one line an arm or a difference, in a person's words and never by keys.
+"""Make tables of a run's rows for its notebook: one line per arm or difference, with readable names.
 
-Knows the words of metrics (``metrics.yaml``) and arms; no experiment. What is beside the paper's numbers is in
+Knows the names of metrics (``metrics.yaml``) and arms, but no experiment. Tables beside the paper's numbers are in
 `seal_lib.report.tables`.
 """
 
@@ -32,7 +32,10 @@ def _words() -> dict[str, tuple[str, str]]:
 
 
 def metric_words(metric: str) -> tuple[str, str]:
-    """(words, unit) of a metric: AA_8 -> ("right after 8 edits (AA)", "%"). One that is not listed has its name."""
+    """Return (name, unit) of a metric, e.g. AA_8 -> ("right after 8 edits (AA)", "%").
+
+    A metric that is not listed keeps its own name.
+    """
     if metric in _words():
         return _words()[metric]
     if two := re.fullmatch(r"(\w+?)_(\d+)_to_(\d+)", metric):
@@ -45,10 +48,13 @@ def metric_words(metric: str) -> tuple[str, str]:
 
 
 def levels(rows: Rows | pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """One line an arm (and model or protocol, where there are several), one column a metric: "41.3 [37.4, 45.3]".
+    """Return one line per arm and one column per metric, with cells such as "41.3 [37.4, 45.3]".
+
+    Model and protocol are shown if there are several.
 
     Args:
-        rows: of one experiment. metrics: in the order of the columns; those that no arm has are left out.
+        rows: rows of one experiment.
+        metrics: the columns in order; a metric that no arm has is left out.
     """
     import pandas as pd
 
@@ -71,7 +77,7 @@ def levels(rows: Rows | pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 
 
 def contrasts(rows: Rows | pd.DataFrame) -> pd.DataFrame:
-    """One line a paired difference a − b: points with the interval, n, Holm's p, and the one verdict."""
+    """Return one line per paired difference a − b: points with interval, n, Holm's p, and whether it is separable."""
     import pandas as pd
 
     found = {

@@ -1,7 +1,7 @@
-"""The parts of figures: colours of arms, a value with its interval, the paper's diamond, axes, names beside lines.
+"""The parts of figures: colours of arms, a value with its interval, the paper's diamond, axes, and names beside lines.
 
-Knows colours and layout, on the axes it is given. Does not know tables beyond their rows, kinds of figures or files.
-Intervals are always drawn; a row without a value is an arm that did not run and is drawn as a gap. The paper's value is
+Knows colours and layout on the axes it is given. Knows only the rows of tables, and no kinds of figures or files.
+Intervals are always drawn. A row without a value is an arm that did not run and is drawn as a gap. The paper's value is
 a hollow diamond.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-AROUND = (  # where a name may stand beside its mark: its near side, and the direction
+AROUND = (  # where a name may stand beside its mark: its alignment, and the direction
     ("left", 0.7, 0.8), ("right", -0.7, 0.8), ("left", 0.7, -0.8), ("right", -0.7, -0.8), ("left", 1, 0),
     ("right", -1, 0), ("center", 0, 1), ("center", 0, -1),
 )  # fmt: skip
@@ -28,13 +28,13 @@ INK, GREY, LIGHT = "#222222", "#8a8a8a", "#d9d9d9"
 
 
 def darker(paint: str) -> str:
-    """The colour, dark enough to be read as text on white."""
+    """Return the colour darkened so that it can be read as text on white."""
     return "#" + "".join(f"{round(int(paint[i : i + 2], 16) * 0.78):02x}" for i in (1, 3, 5))
 
 
 def mark(ax: Axes, row: dict, at: float, paint: str, *, upright: bool = False, filled: bool = True, marker: str = "o",
          label: str | None = None) -> None:  # fmt: skip
-    """A value with its interval, lying on line `at` or upright over it; without a value the words "not run"."""
+    """Draw a value with its interval along line `at`, or upright over it; without a value write "not run"."""
     if math.isnan(row["value"]):
         x, y, where = (at, 0.06, ax.get_xaxis_transform()) if upright else (0.012, at, ax.get_yaxis_transform())
         side = "center" if upright else "left"
@@ -48,9 +48,9 @@ def mark(ax: Axes, row: dict, at: float, paint: str, *, upright: bool = False, f
 
 
 def paper_mark(ax: Axes, value: float, at: float, table: pd.DataFrame, upright: bool = False) -> None:
-    """The paper's value as a hollow diamond; its model and data are named, for they are not ours.
+    """Draw the paper's value as a hollow diamond; the legend names the paper's model and data, which are not ours.
 
-    Beside a seedling there is none (`results.arm_rows`).
+    Rows of a seedling have no value of the paper (`results.arm_rows`).
     """
     if value is None or math.isnan(value):
         return
@@ -65,7 +65,10 @@ def _is_arc(table: pd.DataFrame) -> bool:
 
 
 def arm_lines(ax: Axes, rows: list[dict], table: pd.DataFrame, sign: str = "") -> None:
-    """Arms from top to bottom: mark, interval, the paper's diamond, and the number at the right edge."""
+    """Draw arms from top to bottom: mark, interval, the paper's diamond, and the number at the right edge.
+
+    With a ``sign`` the rows are differences, and only separable ones are filled.
+    """
     for y, row in enumerate(rows):
         filled = not sign or stats.separable(stats.Estimate.of_row(row))
         mark(ax, row, y, colour(row["arm"].split(" - ")[0]), filled=filled)
@@ -78,7 +81,7 @@ def arm_lines(ax: Axes, rows: list[dict], table: pd.DataFrame, sign: str = "") -
 
 
 def dots(ax: Axes, lines: Mapping[str, Sequence[tuple[str, str, dict]]]) -> None:
-    """A line a name, the first on top; on it side by side a mark with its interval for each (label, colour, row)."""
+    """Draw one line per name, the first on top, with a mark and interval for each (label, colour, row) side by side."""
     order = list(dict.fromkeys(label for several in lines.values() for label, *_ in several))
     for y, several in enumerate(lines.values()):
         for label, paint, row in several:
@@ -94,7 +97,7 @@ def names_at_right(ax: Axes, names: Sequence[tuple[float, str, str]], size: floa
     """Write each (y, name, colour) beside its line, as near to it as names that must not overlap can be. Axes limits
     must be final."""
     lines = 1 + max((name.count("\n") for _, name, _ in names), default=0)
-    gap = 1.25 * size * lines * ax.figure.dpi / (0.75 * 72 * ax.figure.bbox.height)  # of the height of the axes, about
+    gap = 1.25 * size * lines / (0.75 * 72 * ax.figure.bbox.height / ax.figure.dpi)  # of the height of the axes, about
     to = ax.transScale + ax.transLimits
     ends = sorted((float(to.transform((1, y))[1]), name, paint) for y, name, paint in names)
     for at, (_, name, paint) in zip(apart([y for y, *_ in ends], gap), ends, strict=True):
@@ -168,7 +171,7 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 
 def arm_axis(ax: Axes, labels: list[str]) -> None:
-    """One line an arm, the first on top."""
+    """Set up one line per arm, the first on top."""
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.45, -0.55)
     ax.tick_params(axis="y", length=0)
@@ -176,14 +179,17 @@ def arm_axis(ax: Axes, labels: list[str]) -> None:
 
 
 def round_axis(ax: Axes, labels: list[str]) -> None:
-    """One tick a round."""
+    """Set up one tick per round."""
     ax.set_xticks(range(len(labels)), labels)
     ax.set_xlim(-0.45, len(labels) - 0.55)
     ax.grid(axis="y")
 
 
 def share_axis(axis: Axis, label: str, signed: bool = False) -> None:
-    """Fractions as per cent, from zero, never cutting an interval; signed: differences of fractions, as points."""
+    """Show fractions as per cent, from zero and without cutting an interval.
+
+    ``signed`` shows differences of fractions, as points.
+    """
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -204,18 +210,18 @@ def legend(ax: Axes) -> None:
 
 
 def once(ax: Axes, label: str) -> str | None:
-    """The label, unless the legend of these axes has it already."""
+    """Return the label, or None if the legend of these axes has it already."""
     return None if label in ax.get_legend_handles_labels()[1] else label
 
 
 def draws(
     metrics: str, size: Callable[[pd.DataFrame], tuple[float, float]] | None = None, title: str = ""
 ) -> Callable:  # fmt: skip
-    """Decorator that gives a drawing function what `seal_lib.report.figures.draw` needs.
+    """Return a decorator that gives a drawing function what `seal_lib.report.figures.draw` needs.
 
     Args:
         metrics: pattern of the metrics it draws, with the function's own options in braces.
-        size: inches for a table; without it 5.6 × 3.4.
+        size: returns the size in inches for a table; without it 5.6 × 3.4.
         title: what it shows, in a few words.
     """
 
@@ -227,6 +233,6 @@ def draws(
 
 
 def by_arms(table: pd.DataFrame) -> tuple[float, float]:
-    """Size of a figure with one line an arm: wider where labels are long, so that the axis keeps its room."""
+    """Return the size of a figure with one line per arm, wider for long labels, so that the axis keeps its room."""
     longest = max((len(arm_label(arm)) for arm in table["arm"].unique()), default=0)
     return 5.6 + 0.075 * max(0, longest - 38), 1.15 + 0.31 * table["arm"].nunique()

@@ -1,4 +1,4 @@
-"""One HTML page that holds all of it and loads nothing: of parts that are HTML already, or of Markdown."""
+"""Make one self-contained HTML page, from HTML parts or from Markdown."""
 
 import html
 
@@ -13,12 +13,12 @@ td,th{{font-size:13px;padding:.2em .8em;text-align:left;vertical-align:top}} sec
 
 
 def page(title: str, body: str) -> str:
-    """A page of HTML. ``title``: text; ``body``: HTML."""
+    """Return an HTML page; ``title`` is text and ``body`` is HTML."""
     return PAGE.format(title=html.escape(title), body=body)
 
 
 def of_markdown(title: str, text: str) -> str:
-    """A page of Markdown with tables; HTML in it is shown as text."""
+    """Return an HTML page from Markdown with tables; HTML inside it is shown as text."""
     import mistune
 
     return page(title, f"<section>{mistune.create_markdown(escape=True, plugins=['table'])(text)}</section>")

@@ -1,8 +1,8 @@
-"""The paper's numbered figures and tables, each with ours beside it: for notebooks, LaTeX, CSV, one HTML page, and the
-list of what was reproduced (REPRODUCTION.md).
+"""The paper's numbered figures and tables with our numbers beside them, and the list of what was reproduced.
 
-Knows which experiments a number of the paper stands for (``paper_items.yaml``). Makes no result and draws no picture.
-What did not run is a gap.
+They are made for notebooks, LaTeX, CSV and one HTML page; the list is REPRODUCTION.md. Knows which experiments
+correspond to a number of the paper (``paper_items.yaml``). Makes no result and draws no picture. What did not run is a
+gap.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERSIONS = ("v1", "v2")
-#: what LaTeX writes otherwise
+#: characters that LaTeX writes differently
 COMMANDS = {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "×": r"$\times$", "<": "$<$", ">": "$>$",
             "–": "--"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Part:
-    """Values of one experiment in a numbered item; ``metric`` is a pattern."""
+    """The values of one experiment in a numbered item; ``metric`` is a pattern."""
 
     experiment: str
     metric: str
@@ -45,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Item:
-    """A numbered figure or table; fields as at the head of ``paper_items.yaml``."""
+    """A numbered figure or table; the head of ``paper_items.yaml`` explains the fields."""
 
     title: str
     v1: str = ""
@@ -58,20 +58,20 @@ class Item:
 
     @property
     def number(self) -> str:
-        """ "Table 2", "Table 6 (v1), Table 10 (v2)", "Table 7 (v2)"."""
+        """The numbers in the paper's versions: "Table 2", "Table 6 (v1), Table 10 (v2)", "Table 7 (v2)"."""
         if self.v1 == self.v2:
             return self.v1
         return ", ".join(f"{name} ({version})" for version in VERSIONS if (name := getattr(self, version)))
 
     @property
     def slug(self) -> str:
-        """The name of its files: ``table_2``, ``table_10``; v2's number where there are two."""
+        """The name of its files, such as ``table_2``, with v2's number if there are two."""
         return (self.v2 or self.v1).lower().replace(" ", "_")
 
 
 @cache
 def items() -> tuple[Item, ...]:
-    """Every numbered item, in the paper's order."""
+    """Return every numbered item, in the paper's order."""
     found = []
     for row in yaml_files.read(Path(__file__).with_name("paper_items.yaml")):
         parts = tuple(Part(**part) for part in row.get("parts", ()))
@@ -80,7 +80,7 @@ def items() -> tuple[Item, ...]:
 
 
 def printed(part: Part) -> dict[tuple[str, str], dict[str, dict]]:
-    """(arm, metric) -> version (v1, v2, json) -> the paper's entry; ``v1=v2`` stands under both."""
+    """Return (arm, metric) -> version (v1, v2, json) -> the paper's entry; an entry of ``v1=v2`` is under both."""
     found: dict[tuple[str, str], dict[str, dict]] = {}
     for entry in paper_values():
         if entry["experiment"] == part.experiment and re.fullmatch(part.metric, entry["metric"]):
@@ -90,19 +90,22 @@ def printed(part: Part) -> dict[tuple[str, str], dict[str, dict]]:
 
 
 def beside(df: pd.DataFrame, item: Item, scale: str = "") -> pd.DataFrame:
-    """One numbered item for people: ours [interval], n and verdict, then v1, v2 and what the authors' files give.
+    """Return one numbered item as a table: ours [interval], n and verdict, then v1, v2 and the authors' files.
 
-    Arms that only the paper has are there as "not run", and so are arms that only we have, if the paper has others.
+    Arms that only the paper has are shown as "not run". Arms that only we have are included if the paper gives a single
+    metric.
 
     Args:
         df: results.csv.
-        scale: whose parameters stand beside the settings that the paper searched.
+        scale: the scale whose parameters stand beside the settings that the paper searched.
     """
     import pandas as pd
 
     if item.space:
         return pd.DataFrame(list(_settings(item, scale)))
     frame = pd.DataFrame([line for part in item.parts for line in _lines(df, part, len(item.parts) > 1)])
+    if "model" in frame and len({*frame["model"]} - {""}) < 2:
+        frame = frame.drop(columns="model")
     frame = frame.drop(columns=[name for name in frame if (frame[name] == "").all()])
     entries = [entry for part in item.parts for versions in printed(part).values() for entry in versions.values()]
     notes = dict.fromkeys(f"{e['cell']} ({e['version']}): {e['note']}." for e in entries if e["note"])
@@ -118,7 +121,7 @@ def _lines(df: pd.DataFrame, part: Part, labelled: bool) -> Iterator[dict]:
     reference = "own_untrained" if "own_untrained" in about.references else next(iter(about.references))
     verdict_column = f"separable from {about.references[reference]}?"
     several = len({metric for _, metric in known}) > 1  # of several metrics, only what the paper has
-    keys = {*known, *(() if several or not known else ours[["arm", "metric"]].itertuples(index=False, name=None))}
+    keys = {*known, *(() if several else ours[["arm", "metric"]].itertuples(index=False, name=None))}
     for arm, metric in sorted(keys, key=lambda key: (arm_rank(key[0]), key[1])):
         versions = known.get((arm, metric), {})
         files = versions.get("json") or next((e for e in versions.values() if e["low"] is not None), None)
@@ -126,18 +129,18 @@ def _lines(df: pd.DataFrame, part: Part, labelled: bool) -> Iterator[dict]:
             line = {"setting": part.label} if labelled else {}
             line |= {"arm": arm_label(arm)} | ({"value": _value(metric)} if several else {})
             if row is None:
-                line |= {"ours, %": NOT_RUN, "n": "", "protocol": "", verdict_column: ""}
+                line |= {"ours, %": NOT_RUN, "n": "", "model": "", "protocol": "", verdict_column: ""}
             else:
                 same = rows[(rows["protocol"] == row["protocol"]) & (rows["model"] == row["model"])]
                 verdict = tables.verdict(same, arm, reference, metric) if metric == about.metric else ""
                 line |= {"ours, %": tables.percent(row), "n": words.units(Estimate.of_row(row))}
-                line |= {"protocol": row["protocol"], verdict_column: verdict}
+                line |= {"model": row["model"], "protocol": row["protocol"], verdict_column: verdict}
             line |= {v: f"{100 * versions[v]['value']:.1f}" if v in versions else "" for v in VERSIONS}
             yield line | {"authors' files, 95 %": tables.percent(_bounds(files)) if files else ""}
 
 
 def _value(metric: str) -> str:
-    """ "BWT", or the cell of a matrix: "after edit 3, passage 2"."""
+    """Return "BWT", or the cell of a matrix: "after edit 3, passage 2"."""
     cell = re.fullmatch(r"accuracy_after_(\d+):passage_(\d+)", metric)
     if cell is None:
         return metric.replace("_", " ")
@@ -157,21 +160,21 @@ def _settings(item: Item, scale: str) -> Iterator[dict]:
 
 
 def reproduced(df: pd.DataFrame, item: Item) -> tuple[int, int]:
-    """(values of ours beside the paper's, values of the paper) of one item."""
+    """Return how many of an item's values we have, and how many the paper has."""
     have = set(df.loc[df["value"].notna(), ["experiment", "arm", "metric"]].itertuples(index=False, name=None))
     wanted = [(part.experiment, *key) for part in item.parts for key in printed(part)]
     return sum(key in have for key in wanted), len(wanted)
 
 
 def pictures(item: Item, folder: Path) -> list[Path]:
-    """The item's pictures that exist: of a gallery's folder, or of the repository."""
+    """Return the item's pictures that exist in a gallery's folder or in the repository."""
     drawn = sorted(folder.glob("*.png"))
     found = [path for pattern in item.pictures for path in drawn if fnmatch.fnmatch(path.stem, pattern)]
     return found + [path for name in item.pictures if "/" in name and (path := paths.ROOT / name).exists()]
 
 
 def to_latex(frame: pd.DataFrame, caption: str, label: str) -> str:
-    """A booktabs table; what LaTeX reads as a command is escaped."""
+    """Return a booktabs table; characters that LaTeX reads as commands are escaped."""
     shown = frame.map(_escaped).rename(columns=_escaped)
     return shown.style.hide(axis="index").to_latex(
         hrules=True, column_format="l" * len(frame.columns), caption=_escaped(caption), label=label, position="t"
@@ -188,7 +191,7 @@ def _escaped(text: object) -> str:
 
 
 def write(df: pd.DataFrame, folder: Path, scale: str) -> list[str]:
-    """Each item that is a table as CSV, Markdown and LaTeX, ``table_2.csv`` and so on; the names written."""
+    """Write each item that is a table as CSV, Markdown and LaTeX, ``table_2.csv`` and so on; return the names."""
     written = []
     for item in items():
         frame, title = beside(df, item, scale), f"{item.number}. {item.title}"
@@ -204,7 +207,7 @@ def write(df: pd.DataFrame, folder: Path, scale: str) -> list[str]:
 
 
 def page(df: pd.DataFrame, folder: Path, scale: str) -> str:
-    """Every item in the paper's order, as one HTML page that holds its pictures (of ``folder``) and loads nothing."""
+    """Return every item in the paper's order as one HTML page that contains its pictures (from ``folder``)."""
     title = f"The paper's figures and tables, ours at scale {scale} beside them"
     sections = "\n".join(_section(df, item, folder, scale) for item in items())
     return pages.page(title, f"<h1>{html.escape(title)}</h1>\n{sections}")
@@ -222,7 +225,7 @@ def _section(df: pd.DataFrame, item: Item, folder: Path, scale: str) -> str:
 
 
 def reproduction(published: dict[str, pd.DataFrame]) -> str:
-    """REPRODUCTION.md: which numbers of the paper have ours beside them, at which scale, and what is missing.
+    """Return REPRODUCTION.md: which numbers of the paper have ours beside them, at which scale, and what is missing.
 
     Args:
         published: scale -> results.csv of figures/<scale>.

@@ -1,4 +1,4 @@
-"""The paper's numbers: reads paper_values.yaml, which pairs each of them with one of ours and says where it is printed.
+"""Read the paper's numbers from paper_values.yaml, which pairs each with one of ours and says where it is printed.
 
 Does not know our results.
 """
@@ -14,7 +14,10 @@ from seal_lib.runs import yaml_files
 
 @cache
 def paper_values() -> list[dict]:
-    """Every value of paper_values.yaml with its group's fields filled in; the continual matrix as one row a cell."""
+    """Return every value of paper_values.yaml with its group's fields filled in.
+
+    The continual matrix gives one row per cell.
+    """
     values = []
     for group in yaml_files.read(Path(__file__).with_name("paper_values.yaml")):
         shared = {"low": None, "high": None, "note": "", "headline": True, "grader": ""}
@@ -31,7 +34,11 @@ def paper_values() -> list[dict]:
 
 @cache
 def paper_index() -> dict[tuple[str, str, str], dict]:
-    """(experiment, arm, metric) -> the one paper value it is compared with."""
+    """Return (experiment, arm, metric) -> the one value of the paper with which ours is compared.
+
+    Raises:
+        DataError: two headline values have the same key.
+    """
     index: dict[tuple[str, str, str], dict] = {}
     for entry in paper_values():
         key = (entry["experiment"], entry["arm"], entry["metric"])
@@ -44,12 +51,12 @@ def paper_index() -> dict[tuple[str, str, str], dict]:
 
 
 def paper_note(experiment: str, arm: str, metric: str) -> str:
-    """The note on the paper value beside ours; empty if there is none."""
+    """Return the note on the paper's value beside ours, or "" if there is none."""
     return paper_index().get((experiment, arm, metric), {}).get("note", "")
 
 
 def grader_sentence() -> str:
-    """What the grader does to the level, from the authors' own answers regraded by containment."""
+    """Return a sentence on how the grader moves the level, from the authors' own answers regraded by containment."""
     index = paper_index()
     both = [
         (entry["value"], index[experiment, arm, "accuracy"]["value"])
@@ -64,6 +71,6 @@ def grader_sentence() -> str:
 
 
 def paper_source(entry: dict) -> str:
-    """Version, table, cell, protocol, model and grader of a paper value in one line."""
+    """Return version, table, cell, protocol, model and grader of a paper's value in one line."""
     about = [entry["protocol"], entry["model"], *([f"grader {entry['grader']}"] if entry["grader"] else [])]
     return f"{entry['version']}, {entry['table']}, {entry['cell']} ({', '.join(about)})"

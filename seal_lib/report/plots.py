@@ -1,7 +1,7 @@
-"""One pure drawing function per kind of figure: tidy table in, marks on the given axes, the axes back.
+"""One pure drawing function per kind of figure: it takes a tidy table, draws on the given axes and returns them.
 
-Knows what each kind shows. Does not know runs, statistics, files or where a table comes from, and touches no global
-style: `style()` is a context. The table is results.csv (`results.collect`), narrowed to one protocol and model.
+Knows what each kind shows. Does not know runs, statistics, files or the origin of a table, and does not change the
+global style: `style()` is a context. The table is results.csv (`results.collect`), narrowed to one protocol and model.
 
     with plots.style():
         plots.accuracy_by_arm(report.with_gaps(table, "knowledge/single_passage"), plt.subplots()[1])
@@ -40,18 +40,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEVELS = ("icl", "frozen", "external", "oracle")  # level lines in a figure over rounds
-CONTROL_PLACES = {  # measured once: arm -> where on the axis of rounds, given the last
+CONTROL_PLACES = {  # arms measured once: arm -> place on the axis of rounds, given the last round
     "random_edit_sft": lambda last: last, "random_config_sft": lambda last: 1.1,  # beside round 1, whose samples it has
 }  # fmt: skip
-STYLE_WORDS = {  # of notes in the made world
+STYLE_WORDS = {  # styles of notes in the made world
     "forward": "person to value", "questions": "questions", "mixed": "mixed", "verbatim": "verbatim copy",
     "remark": "vague remarks", "other": "other", "false": "false statements", "empty": "empty",
 }  # fmt: skip
 GRADER_COLOURS = ("#222222", "#0072B2", "#56B4E9", "#D55E00", "#E69F00")
-SHARE_LABELS = {  # metric -> what its share is a share of
+SHARE_LABELS = {  # metric -> label of its axis
     "accuracy": "questions answered correctly", "success_rate": "self-edits that solve their task",
 }  # fmt: skip
-WORTH_A_FIGURE = 0.01  # rates of failures below it are in the tables
+WORTH_A_FIGURE = 0.01  # failure rates below this get no figure; they are in the tables
 FAILURES = {"blank_rate": "blank answers", "rejected_rate": "rejected self-edits"}
 REWARD_LINES = {
     "reward_best_of_k": ("best of k, as selected", "#D55E00", "^"),
@@ -62,7 +62,7 @@ REWARD_LINES = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Context with the style of every figure; outside it the style is as before."""
+    """Apply the style of all figures within the block, and restore the former style after it."""
     import matplotlib.pyplot as plt
 
     with plt.style.context(Path(__file__).with_name("seal.mplstyle")):
@@ -73,8 +73,10 @@ def style() -> Iterator[None]:
 
 @draws("accuracy|blank_rate", by_arms, "accuracy of each arm")
 def accuracy_by_arm(table: pd.DataFrame, ax: Axes, metric: str = "accuracy", failures: str = "blank_rate") -> Axes:
-    """One line an arm: accuracy (or another metric of `SHARE_LABELS`) with its interval, the share of blank
-    answers (or other failures) as a pale bar, the paper's diamond."""
+    """Draw one line per arm: accuracy with its interval, a pale bar for blank answers, and the paper's diamond.
+
+    ``metric`` may be another key of `SHARE_LABELS`, and ``failures`` another key of `FAILURES`.
+    """
     rows = arm_rows(table, metric)
     failed = {row["arm"]: row["value"] for row in arm_rows(table, failures, needed=False)}
     for y, row in enumerate(rows):
@@ -88,7 +90,7 @@ def accuracy_by_arm(table: pd.DataFrame, ax: Axes, metric: str = "accuracy", fai
 
 @draws("blank_rate", by_arms, "blank answers")
 def blank_rate_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
-    """One line an arm: share of empty answers with its interval (an empty answer counts as wrong)."""
+    """Draw one line per arm: the share of empty answers with its interval (an empty answer counts as wrong)."""
     arm_lines(ax, arm_rows(table, "blank_rate"), table)
     share_axis(ax.xaxis, "blank answers")
     return ax
@@ -96,7 +98,7 @@ def blank_rate_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
 
 @draws("accuracy:.+", by_arms, "accuracy by grader")
 def accuracy_by_grader(table: pd.DataFrame, ax: Axes) -> Axes:
-    """One line an arm, one mark a grader: accuracy with its interval, of the same answers."""
+    """Draw one line per arm and one mark per grader: the accuracy of the same answers, with its interval."""
     rows = table[table["metric"].str.startswith("accuracy:")]
     graders = list(rows["grader"].unique())
     dots(ax, {
@@ -113,7 +115,7 @@ def accuracy_by_grader(table: pd.DataFrame, ax: Axes) -> Axes:
 
 @draws("difference", by_arms, "paired differences")
 def differences(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Paired differences with their intervals around a zero line; a filled mark is separable from zero."""
+    """Draw paired differences with their intervals around a zero line; a filled mark is separable from zero."""
     rows = arm_rows(table, "difference", needed=False)
     if not rows:  # a run of one arm
         ax.text(0.5, 0.5, "no two arms were compared", transform=ax.transAxes, ha="center", va="center")
@@ -127,10 +129,10 @@ def differences(table: pd.DataFrame, ax: Axes) -> Axes:
 
 @draws("accuracy", title="accuracy over the rounds")
 def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -> Axes:
-    """The paper's Figure 4: accuracy by round, thin lines for single seeds of the whole loop, bands for intervals.
+    """Draw the paper's Figure 4: accuracy by round, thin lines for single seeds of the loop, and bands for intervals.
 
     The table holds the pooled experiment and, optionally, its `<experiment>/seed_<k>` children. Round 0 is the
-    untrained policy; arms without rounds (`LEVELS`) are level lines; the paper's rounds are diamonds.
+    untrained policy. Arms without rounds (`LEVELS`) are level lines, and the paper's rounds are diamonds.
     """
     everything = table[table["metric"] == metric]
     child = everything["experiment"].str.contains(r"/seed_\w+$")
@@ -179,8 +181,10 @@ AMOUNT_AXES = {"x": "self-edits a passage", "tokens": "tokens trained on, all pa
 
 @draws("accuracy|tokens_per_edit", title="accuracy by amount")
 def accuracy_by_amount(table: pd.DataFrame, ax: Axes, against: str = "x") -> Axes:
-    """One line a writer: accuracy with its interval against the number of self-edits (``x``), or against the tokens
-    trained on (``tokens``: arms of any kind of amount)."""
+    """Draw one line per writer: accuracy with its interval against the number of self-edits or of trained tokens.
+
+    ``against`` is ``x`` (self-edits) or ``tokens`` (all arms with an amount, of either kind).
+    """
     from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullFormatter
 
     cost = {row["arm"]: row["value"] for row in arm_rows(table, "tokens_per_edit", needed=False)}
@@ -209,7 +213,7 @@ def accuracy_by_amount(table: pd.DataFrame, ax: Axes, against: str = "x") -> Axe
 
 @draws("distinct|overlap", by_arms, "how much self-edits differ")
 def diversity_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
-    """One line a writer: how many of its trigrams are different ones, and how many two of its self-edits share."""
+    """Draw one line per writer: the share of different trigrams, and the share that two of its self-edits share."""
     names = {"distinct": ("different trigrams", "#0072B2"), "overlap": ("trigrams that two share", "#D55E00")}
     found: dict[str, list[tuple[str, str, dict]]] = {}
     for metric, (label, paint) in names.items():
@@ -222,7 +226,7 @@ def diversity_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def _level(ax: Axes, row: dict) -> list[tuple[float, str, str]]:
-    """A level line with its band for an arm without rounds, the paper's dotted; returns what to write beside them."""
+    """Draw a level line with its band for an arm without rounds, and the paper's dotted; return their names."""
     paint, name, names = colour(row["arm"]), arm_label(row["arm"]), []
     if not math.isnan(row["low"]):
         ax.axhspan(row["low"], row["high"], color=paint, alpha=0.10, linewidth=0, zorder=0)
@@ -241,10 +245,10 @@ def _level(ax: Axes, row: dict) -> list[tuple[float, str, str]]:
 
 @draws("accuracy|tokens_trained", lambda _: (6.4, 3.8), "right answers by tokens trained on")
 def accuracy_by_tokens(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Accuracy against the tokens that were trained on, a line an arm over the numbers of texts: at one place of the
-    axis all arms have trained as much.
+    """Draw accuracy against the tokens trained on, with one line per arm over the numbers of texts.
 
-    The table holds an experiment and its ``/texts_<n>`` children.
+    At one place of the axis all arms have trained on equally many tokens. The table holds an experiment and its
+    ``/texts_<n>`` children.
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -280,7 +284,7 @@ def accuracy_by_tokens(table: pd.DataFrame, ax: Axes) -> Axes:
 
 @draws("coverage", title="what the notes cover")
 def coverage_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Share of a passage's facts that the self-edits state, by round of the policy, with intervals."""
+    """Draw the share of a passage's facts that the self-edits state, by round of the policy, with intervals."""
     rows = by_round(arm_rows(table, "coverage"))
     line = [row["value"] for _, row in rows if (round_of(row["arm"]) or [""])[0] == "seal"]
     ax.plot(range(len(line)), line, color=LIGHT, zorder=1)
@@ -297,7 +301,7 @@ def coverage_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
     "styles of self-edits",
 )
 def style_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
-    """One line a note style, one mark an arm: the share of its self-edits of that style, with intervals."""
+    """Draw one line per note style and one mark per arm: the share of its self-edits in that style, with intervals."""
     shares = table[table["metric"].str.startswith("style_share:")]
     names = [name for name in shares["metric"].str.split(":").str[1].unique()
              if shares.loc[shares["metric"] == f"style_share:{name}", "value"].max() > 0]  # fmt: skip
@@ -317,7 +321,7 @@ def style_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
 
 @draws("|".join(REWARD_LINES), title="what selection seems to gain, and gains")
 def reward_honesty(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Reward per round three ways: mean of the k self-edits, best of k, and the selected one scored with fresh seeds.
+    """Draw the reward per round: mean of the k self-edits, best of k, and the selected one rescored with fresh seeds.
 
     The distance between the upper two is the winner's curse; only the lower two say what selection gained.
     """
@@ -336,7 +340,10 @@ def reward_honesty(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def loss_curves(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Loss by optimizer step (columns adapter, step, loss, optionally arm): adapters thin, each arm's median bold."""
+    """Draw the loss by optimizer step: adapters as thin lines, and the median of each arm in bold.
+
+    The table has the columns adapter, step, loss and, optionally, arm.
+    """
     wants(table, ["adapter", "step", "loss"])
     arms = table["arm"] if "arm" in table else table["adapter"].map(lambda _: "adapters")
     for arm, rows in sorted(table.groupby(arms), key=lambda item: arm_rank(str(item[0]))):
@@ -356,17 +363,19 @@ def loss_curves(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def _families(arms: set[str]) -> set[str]:
-    """The families whose rounds some arms are: a figure over rounds joins the rounds of one."""
+    """Return the families of the arms that are rounds; a figure over rounds joins only the rounds of one family."""
     return {found[0] for arm in arms if (found := round_of(arm))}
 
 
 def pictures(
     own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
 ) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
-    """(function, kind, table, options of `seal_lib.report.figures.draw`) of what an experiment has rows for.
+    """Return (function, kind, table, options of `seal_lib.report.figures.draw`) for what an experiment has rows for.
 
     Args:
-        own: rows of the experiment. full: with gaps for arms that did not run. rows: with its seeds, tasks and choices.
+        own: rows of the experiment.
+        full: the same with gaps for arms that did not run.
+        rows: rows of the experiment and of its seeds, tasks and choices.
     """
     import pandas as pd
 

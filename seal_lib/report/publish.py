@@ -1,6 +1,6 @@
-"""What is committed of a scale's results: figures/<scale>, RESULTS.md, REPRODUCTION.md and the README's tables.
+"""Publish the results of a scale: figures/<scale>, RESULTS.md, REPRODUCTION.md and the README's tables.
 
-Knows which runs may be published. Makes no number: tables are of `tables` and `paper`, pictures of the gallery.
+Knows which runs may be published. Computes no number: tables come from `tables` and `paper`, pictures from the gallery.
 
     python -m seal_lib.report.publish collect --scale seedling     # results.csv and manifest.json of the gallery
     python -m seal_lib.report.publish page --scale seedling        # paper.html there: the paper's tables and figures
@@ -29,15 +29,15 @@ from seal_lib.runs import manifest, params
 if TYPE_CHECKING:
     import pandas as pd
 
-README_SHOWS = "seedling"  # the scale and set whose tables stand in the README
+README_SHOWS = "seedling"  # the scale and set whose tables are in the README
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def results_block(df: pd.DataFrame, few: bool = False) -> str:
-    """One table for each headline experiment; experiments that did not run are named.
+    """Return one table for each headline experiment, and the names of those that did not run.
 
     Args:
-        few: the rows of `Shown.few` and the columns that a first look needs.
+        few: show only the rows of `Shown.few` and the columns that a first look needs.
     """
     parts = []
     for experiment, name in TITLES.items():
@@ -67,7 +67,7 @@ def results_block(df: pd.DataFrame, few: bool = False) -> str:
 
 
 def others_block(df: pd.DataFrame) -> str:
-    """A table for each other experiment that ran."""
+    """Return a table for each other experiment that ran."""
     parts = []
     ran = df["experiment"].unique()
     for experiment in [name for pattern in OTHER_TITLES for name in ran if re.fullmatch(pattern, name)]:
@@ -85,7 +85,7 @@ def others_block(df: pd.DataFrame) -> str:
 
 
 def minutes_block(runs: list[dict]) -> str:
-    """How long each notebook of the results ran, from their manifest."""
+    """Return a table of the minutes that each notebook ran, from the manifest of the results."""
     import pandas as pd
 
     lines = [
@@ -96,7 +96,7 @@ def minutes_block(runs: list[dict]) -> str:
 
 
 def readable(notebook: dict) -> dict:
-    """An executed notebook without what papermill notes of this machine, and without progress lines."""
+    """Return an executed notebook without papermill's notes about this machine and without progress lines."""
     for part in (notebook, *notebook["cells"]):
         part["metadata"].pop("papermill", None)
         part["metadata"].pop("execution", None)
@@ -107,23 +107,26 @@ def readable(notebook: dict) -> dict:
 
 
 def publish(scale: str, readme: Path | None = None, incomplete: bool = False) -> list[Path]:
-    """Make the gallery of a scale the published one: figures/<scale>, RESULTS.md, REPRODUCTION.md, README.md's part.
+    """Publish the gallery of a scale: figures/<scale>, RESULTS.md, REPRODUCTION.md and, for `README_SHOWS`, README.md.
 
-    Nothing else writes there (in README.md between its markers), so that one finished notebook or an experiment of
+    Nothing else writes there (in README.md between its markers), so that a single finished notebook or an experiment of
     one's own changes nothing published.
 
     Args:
-        incomplete: also where notebooks of the scale have not run; tables then say so.
+        incomplete: publish even if notebooks of the scale have not run; the tables then say so.
+
+    Returns:
+        The texts that were written.
 
     Raises:
-        DataError: nothing was collected, something has not run, is out of date or is no run of the scale's own
-            parameters, or the README has not the markers.
+        DataError: nothing was collected; a run is missing, newer than the figures, or not made with the scale's own
+            parameters; or the README lacks the markers.
     """
     readme = readme or paths.ROOT / "README.md"
     source, folder = paths.gallery(scale), paths.published(scale)
     _collected(scale)
     drawn = {run["run"] for run in paths.read_json(source / "manifest.json")["runs"]}
-    collect(scale)  # again: when the figures were drawn, their own notebook and those after it had not ended
+    collect(scale)  # again: while the figures were drawn, their own notebook and later ones had not ended
     record = paths.read_json(source / "manifest.json")
     late = [run["run"] for run in record["runs"] if run["rows"] and run["run"] not in drawn]
     if late:
@@ -154,7 +157,7 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
         shutil.copyfile(path, folder / path.name)
     for run in record["runs"]:
         executed = paths.runs() / run["run"] / "notebook.ipynb"
-        if executed.exists():  # not of a run by hand
+        if executed.exists():  # a run by hand has none
             paths.write_json(folder / "notebooks" / f"{run['notebook']}.ipynb", readable(paths.read_json(executed)))
     found = sorted(paths.figures().glob("*/results.csv"))
     every = {path.parent.name: read_results(path) for path in found}
@@ -169,7 +172,7 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
 
 
 def whole(published: Mapping[str, pd.DataFrame]) -> str:
-    """RESULTS.md: the tables of every published scale and set, and how long their notebooks took."""
+    """Return RESULTS.md: the tables of every published scale and set, and the minutes of their notebooks."""
     parts = [
         "# Results\n\nWritten by `make publish` from `figures/*/results.csv`, which say more; `docs/reading.md` says "
         "how to read them. `seedling` is what `make reproduce` gives, `seedling-full` what it gives with `SET=full`."
@@ -188,7 +191,7 @@ def whole(published: Mapping[str, pd.DataFrame]) -> str:
 
 
 def write_page(scale: str) -> Path:
-    """The paper's tables as files and all of it as one page, from what was collected: runs/gallery-<scale>/paper.html.
+    """Write the paper's tables as files and as one page, runs/gallery-<scale>/paper.html, from the collected results.
 
     Raises:
         DataError: nothing was collected.
@@ -208,7 +211,7 @@ def _collected(scale: str) -> Path:
 
 @command_line
 def main(arguments: list[str] | None = None) -> int:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.report.publish", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["collect", "page", "publish"])
     parser.add_argument("--scale", default="seedling")

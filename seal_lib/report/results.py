@@ -1,7 +1,8 @@
-"""Collects finished runs into one tidy table, results.csv, with the paper's numbers in columns beside ours.
+"""Collect finished runs into one tidy table, results.csv, with the paper's numbers in columns beside ours.
 
 Knows the run folders (`runs/<notebook>/<scale>/<hash>/`) and the columns and types of the table. Does not know how a
-number was made or how it is shown. A difference is a row with metric `difference` whose arm is `arms.difference_arm`.
+number was computed or how it is shown. A difference is a row with metric `difference`, whose arm is
+`arms.difference_arm`.
 """
 
 from __future__ import annotations
@@ -15,16 +16,13 @@ from seal_lib.errors import DataError
 from seal_lib.report.arms import NOT_RUN, arm_rank
 from seal_lib.report.paper_values import paper_index, paper_source
 from seal_lib.runs import manifest, params
+from seal_lib.runs.lifecycle import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 KEYS = ["experiment", "arm", "metric", "protocol", "model"]
-OWN_COLUMNS = [
-    "experiment", "arm", "metric", "value", "low", "high", "n", "unit", "loops", "dropped", "interval", "p", "grader",
-    "protocol", "model", "run",
-]  # fmt: skip
-TABLE_COLUMNS = [*OWN_COLUMNS[:-1], "paper_value", "paper_source", "run"]
+TABLE_COLUMNS = [*COLUMNS[:-1], "paper_value", "paper_source", "run"]
 NUMBERS = ["value", "low", "high", "p", "paper_value"]
 COUNT_COLUMNS = ["n", "loops", "dropped"]
 
@@ -35,25 +33,26 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
     Writes results.csv and manifest.json (which runs, from which code and parameters) into `paths.gallery`.
 
     Raises:
-        DataError: two runs disagree about one (experiment, arm, metric, protocol, model), both give an experiment
-            p-values, or a file lacks a column.
+        DataError: two runs disagree about one (experiment, arm, metric, protocol, model), two runs give p-values for
+            one experiment, or a file lacks a column.
+        RunError: a results.csv is not what its run wrote.
     """
     import pandas as pd
 
     found = {path.stem for path in paths.notebooks().glob("*.ipynb")}
     found |= {path.parent.name for path in paths.runs().glob(f"*/{scale}")}
-    found -= {name for name in params.names() if params.sets(name) and not params.at(name, scale)}  # of another set
+    found -= {name for name in params.names() if params.sets(name) and not params.at(name, scale)}  # not in this set
     frames, used, missing = [], [], []
     for notebook in sorted(found):
         folder = manifest.newest(notebook, scale)
         if folder is None:
             missing.append(notebook)
             continue
-        frame = read_results(manifest.written(folder, "results.csv"), OWN_COLUMNS)
+        frame = read_results(manifest.written(folder, "results.csv"), [*COLUMNS])
         if len(frame):
             frames.append(frame.assign(run=f"{notebook}/{scale}/{folder.name}"))
         used.append(_provenance(notebook, scale, folder) | {"rows": len(frame)})
-    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=OWN_COLUMNS)
+    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS])
     _one_family(table)
     table = joined(_without_duplicates(table))
     if write:
@@ -64,7 +63,11 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
 
 
 def read_results(path: Path, columns: list[str] = TABLE_COLUMNS) -> pd.DataFrame:
-    """A results.csv with its types: text stays text (a run hash is not a number), an empty number is NaN."""
+    """Read a results.csv with its types: text stays text (a run hash is not a number), an empty number is NaN.
+
+    Raises:
+        DataError: a column is missing, or a column of numbers holds text.
+    """
     import pandas as pd
 
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -82,15 +85,18 @@ def read_results(path: Path, columns: list[str] = TABLE_COLUMNS) -> pd.DataFrame
 
 
 def read_run(folder: Path) -> pd.DataFrame:
-    """The results of one finished run with the paper's values beside them, as `collect` joins them."""
-    return joined(read_results(manifest.written(folder, "results.csv"), OWN_COLUMNS).assign(run=folder.name))
+    """Return the results of one finished run with the paper's values beside them, as `collect` joins them."""
+    return joined(read_results(manifest.written(folder, "results.csv"), [*COLUMNS]).assign(run=folder.name))
 
 
 def arm_rows(table: pd.DataFrame, metric: str, needed: bool = True) -> list[dict]:
-    """Rows of one metric in the order of the arms, for figures; an arm that is there twice is an error.
+    """Return the rows of one metric in the order of the arms, for figures.
 
-    The paper's value is left out where the model is a seedling: its order of arms was built in when it was grown, and a
-    mark beside it would invite the comparison. Tables keep the paper's column.
+    The paper's value is left out if the model is a seedling: the order of its arms was built in when it was grown, and
+    a mark beside it would invite the comparison. Tables keep the paper's column.
+
+    Raises:
+        DataError: an arm occurs twice, or no row has the metric although it is ``needed``.
     """
     wants(table, ["arm", "metric", "value", "low", "high"])
     rows = table[table["metric"] == metric]
@@ -105,13 +111,13 @@ def arm_rows(table: pd.DataFrame, metric: str, needed: bool = True) -> list[dict
 
 
 def wants(table: pd.DataFrame, columns: list[str]) -> None:
-    """Refuse a table that lacks a column, and say which columns it has."""
+    """Raise DataError if a table lacks a column, and say which columns it has."""
     if absent := [name for name in columns if name not in table]:
         raise DataError(f"The table lacks the column {absent[0]!r}; it has {', '.join(map(str, table.columns))}.")
 
 
 def joined(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add paper_value and paper_source, fix the column order and round to six digits after the point."""
+    """Add paper_value and paper_source, fix the column order, and round to six decimals."""
     index = paper_index()
     entries = [index.get(key) for key in frame[["experiment", "arm", "metric"]].itertuples(index=False, name=None)]
     frame = frame.assign(
@@ -123,7 +129,10 @@ def joined(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _one_family(frame: pd.DataFrame) -> None:
-    """Refuse p-values of one experiment from two runs: Holm's adjustment is over all differences of an experiment."""
+    """Raise DataError if two runs give p-values for one experiment.
+
+    Holm's adjustment needs all differences of an experiment at once.
+    """
     for experiment, rows in frame[frame["p"].notna()].groupby("experiment"):
         if rows["run"].nunique() > 1:
             raise DataError(
@@ -133,7 +142,7 @@ def _one_family(frame: pd.DataFrame) -> None:
 
 
 def _without_duplicates(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows that two runs agree on are kept once; a disagreement is an error."""
+    """Keep rows that two runs agree on only once; raise DataError if they disagree."""
     for key, rows in frame[frame.duplicated(KEYS, keep=False)].groupby(KEYS, sort=False):
         if len(rows[["value", "low", "high", "n"]].drop_duplicates()) > 1 or rows["run"].nunique() < len(rows):
             runs = " and ".join(dict.fromkeys(rows["run"]))
@@ -145,7 +154,10 @@ def _without_duplicates(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _provenance(notebook: str, scale: str, folder: Path) -> dict:
-    """The manifest's entry for one run: code, parameters, when, minutes; a field run.json does not have is null."""
+    """Return the manifest's entry for one run: code, parameters, times and minutes.
+
+    A field that run.json lacks is null.
+    """
     record = manifest.read(folder)
     kept = {name: record.get(name) for name in ("key", "git", "packages", "start", "end")}
     kept["code"] = manifest.digest(*[part for pair in record["code"].items() for part in pair])[:12]

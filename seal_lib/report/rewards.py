@@ -1,4 +1,4 @@
-"""The lines of ``results.csv`` that say how far the rewards of a round can be trusted. Knows records, not loops."""
+"""The lines of ``results.csv`` on how far the rewards of a round can be trusted. Knows records, not loops."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,15 @@ from seal_lib.report import stats
 def reward_rows(experiment: str, arm: str, rounds: Mapping[Any, Round],
                 fresh: Mapping[Any, Mapping[str, float]], *, unit: str, grader: str, protocol: str,
                 model: str) -> list[dict]:  # fmt: skip
-    """Lines of one round over all loops: mean reward, best of k, the selected self-edits under a fresh seed (all three
-    over the units with a selected self-edit), the shares of units whose best reward is tied or 0, and
-    where a reward is the mean over several seeds, its reliability (`seal_lib.report.stats.reliability`).
+    """Return the lines of one round over all loops.
+
+    They are: the mean reward, the best of k, and the selected self-edits under a fresh seed (all three over the units
+    with a selected self-edit); the shares of units whose best reward is tied or 0; and, if a reward is the mean over
+    several seeds, its reliability (`seal_lib.report.stats.reliability`).
 
     Args:
         rounds: loop → its record of the round.
-        fresh: loop → unit → reward of its selected self-edits under a seed that took no part in the selection.
+        fresh: loop → unit → reward of its selected self-edits under a seed that was not used in the selection.
     """
     found = stats.best_of_k_bias({loop: record.grouped for loop, record in rounds.items()}, fresh, unit)
     for metric in ("tied", "zero"):

@@ -1,4 +1,4 @@
-"""HTML views for notebooks that are more than one record: the loss mask, self-edits side by side, the two loops."""
+"""HTML views for notebooks that show more than one record: the loss mask, self-edits side by side, the two loops."""
 
 import html
 import math
@@ -22,9 +22,13 @@ class Html:
 
 
 def loss_mask(examples: Sequence, tokenizer: "PreTrainedTokenizerBase", limit: int = 80) -> Html:
-    """Tokens of training examples, one line each; green carries loss, grey is only read.
+    """Show the tokens of training examples, one example per line: green tokens carry loss, grey ones are only read.
 
-    ``examples`` are the bank's; at most ``limit`` tokens of each are shown.
+    The first token of an example never carries loss.
+
+    Args:
+        examples: the bank's examples.
+        limit: most tokens shown per example.
     """
     lines = []
     for example in examples:
@@ -40,7 +44,7 @@ def loss_mask(examples: Sequence, tokenizer: "PreTrainedTokenizerBase", limit: i
 
 
 def side_by_side(columns: dict[str, Sequence]) -> Html:
-    """Records that show themselves (self-edits, trials) in columns, one row per position."""
+    """Show records that have an HTML view (self-edits, trials) in columns, one row per position."""
     head = "".join(f"<th style='{LEFT}'>{html.escape(name)}</th>" for name in columns)
     rows = ""
     for row in zip(*columns.values(), strict=True):
@@ -50,7 +54,7 @@ def side_by_side(columns: dict[str, Sequence]) -> Html:
 
 
 def two_loops(round_: Round, units: Sequence[Passage]) -> Html:
-    """The inner and the outer loop of a round, filled with the passage whose self-edits differ most in reward."""
+    """Show the inner and the outer loop of a round, with the passage whose self-edits differ most in reward."""
     title = {unit.id: unit for unit in units}
     tried: dict[str, list[int]] = {}
     for i, (trial, reward) in enumerate(zip(round_.candidates, round_.rewards, strict=True)):

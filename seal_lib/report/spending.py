@@ -1,7 +1,7 @@
-"""What a run has spent: seconds, tokens and, by a price list of the user's, money — stage by stage, and for each point
-of accuracy that an arm gained.
+"""Report what a run has spent per stage and per point of accuracy gained: seconds, tokens and money.
 
-Knows run folders and prices. Makes no number of a result and plans nothing (`seal_lib.plan`).
+Money is computed from the user's price list. Knows run folders and prices. Computes no result and plans nothing
+(`seal_lib.plan`).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from seal_lib.runs import journal, yaml_files
 if TYPE_CHECKING:
     import pandas as pd
 
-#: counters of a run → what a reader calls them
+#: counters of a run → their names in tables
 COUNTED = {
     "generated": "tokens written", "trained": "tokens trained", "scored": "questions asked",
     "other_calls": "calls elsewhere", "other_prompt_tokens": "tokens read elsewhere",
     "other_completion_tokens": "tokens written elsewhere",
 }  # fmt: skip
 
-#: arm → the policy whose rounds it is the answers of, where that is not in its name
+#: arm → the policy whose rounds it builds on, if the arm's name does not say so
 ROUNDS = {"random_edit_sft": "random_round_99"}
 
 
 @dataclass(frozen=True)
 class Prices:
-    """A price list, in one currency: an hour of the machine, and a million tokens of a model elsewhere."""
+    """A price list in one currency: an hour of the machine, and a million tokens of a model elsewhere."""
 
     currency: str = ""
     hour: float = 0.0
@@ -46,10 +46,11 @@ class Prices:
 
     @classmethod
     def read(cls, path: Path) -> Prices:
-        """A price list in YAML, with the names of the fields.
+        """Read a price list from YAML, with the names of the fields as keys.
 
         Raises:
-            DataError: no such file, another key, or a price that is no number from 0.
+            DataError: there is no such file, an unknown key, or a price that is not a number from 0.
+            ParameterError: the file is not YAML.
         """
         if not path.is_file():
             raise DataError(f"prices: no file {path}; write currency, hour, million_read, million_written into one.")
@@ -65,14 +66,14 @@ class Prices:
         return cls(**value)
 
     def of(self, spent: Mapping[str, float]) -> float:
-        """Money for seconds and tokens, as `by_phase` names them."""
+        """Return the money for seconds and tokens, named as in `by_phase`."""
         elsewhere = self.million_read * spent.get("other_prompt_tokens", 0)
         elsewhere += self.million_written * spent.get("other_completion_tokens", 0)
         return self.hour * spent["seconds"] / 3600 + elsewhere / 1e6
 
 
 def by_phase(folder: Path) -> dict[str, dict[str, float]]:
-    """Phase → its seconds (of all workers together), units and counters."""
+    """Return for each phase its seconds (over all workers), units and counters."""
     found: dict[str, dict[str, float]] = {}
     for cost in journal.read(folder / "costs.jsonl"):
         if "phase" in cost:
@@ -85,7 +86,7 @@ def by_phase(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def stage(phase: str) -> str:
-    """What a phase does, whatever its seed, round and arm: ``score``, ``evaluate``, ``evaluate, write`` …"""
+    """Return what a phase does, whatever its seed, round and arm: ``score``, ``evaluate``, ``evaluate, write`` …"""
     parts = [part for part in phase.removeprefix("artifact:").split("/") if not re.search(r"_\d+$", part)]
     if "evaluate" in parts:
         return "evaluate, write" if parts[-1] == "write" else "evaluate"
@@ -93,8 +94,11 @@ def stage(phase: str) -> str:
 
 
 def stages(folder: Path, prices: Prices | None = None) -> pd.DataFrame:
-    """A line a stage and one for all of them: phases, units, seconds, what was counted, and money if there are
-    prices."""
+    """Return one line per stage and one for all: phases, units, seconds, counters, and money if there are prices.
+
+    Raises:
+        DataError: the run has spent nothing yet.
+    """
     import pandas as pd
 
     lines: dict[str, dict[str, float]] = {}
@@ -116,10 +120,12 @@ def stages(folder: Path, prices: Prices | None = None) -> pd.DataFrame:
 
 
 def by_arm(folder: Path, prices: Prices | None = None) -> pd.DataFrame:
-    """What the answers of each arm took, its policy's rounds included, and that for each point above the frozen model.
+    """Return what the answers of each arm cost, in all and per point of accuracy above the frozen model.
+
+    The rounds of an arm's policy are included.
 
     Raises:
-        RunError: the run is not finished, so that nobody knows what was gained.
+        RunError: the run is not finished, so its gains are unknown.
     """
     import pandas as pd
 
@@ -147,7 +153,7 @@ def by_arm(folder: Path, prices: Prices | None = None) -> pd.DataFrame:
 
 
 def _is_of(phase: str, arm: str) -> bool:
-    """Whether a phase is work for an arm: its own, or a round up to it of its policy."""
+    """Return whether a phase is work for an arm: the arm's own, or a round of its policy up to it."""
     parts = phase.removeprefix("artifact:").split("/")
     policy = re.fullmatch(r"(.+)_(\d+)", ROUNDS.get(arm, arm))
     if arm in parts or policy is None or "evaluate" in parts:

@@ -1,18 +1,19 @@
 """Estimates with a 95 % interval and an n: means over units and loops, paired differences, tests, reward honesty.
 
 Knows numpy arrays and dictionaries of numbers. Does not know passages, arms, models, files or figures, and needs no
-torch. Nothing is drawn but the sign flips of `sign_flip_test`, whose seed is fixed: the same values give the same
+torch. Only the sign flips of `sign_flip_test` are random, and their seed is fixed: the same values give the same
 numbers, in whatever order the units arrive.
 
-The **unit** (passage, task, stream) is what is independent; questions, self-edits and attempts of one unit are not, and
-enter as its mean. Several **loops** (whole runs with other seeds) that saw the same units are crossed with them: both
-are a sample, and the interval speaks of other units *and* other loops. How an interval is made depends on the number:
+The **unit** (passage, task, stream) is what is independent. Questions, self-edits and attempts of one unit are not
+independent, and enter as its mean. Several **loops** (whole runs with other seeds) that saw the same units are crossed
+with them: both are samples, and the interval accounts for other units *and* other loops. The kind of interval depends
+on the number:
 
 * a share of 0 … 1 (`SHARE`): Korn and Graubard's interval for clustered questions, "clustered": Clopper and Pearson's
   for the number of independent answers that would vary as much as the units do (Survey Methodology 24, 1998);
 * any other number (`DIFFERENCE`, `ANY`): Student's "t";
 * several loops: the same two with the variance over loops and units, degrees of freedom by Satterthwaite: "crossed";
-* units that all agree have no spread to go by: the "bound" that Clopper and Pearson give for none of n units;
+* units that all agree have no spread to estimate: the "bound" that Clopper and Pearson give for none of n units;
 * a number that cannot vary: low = high, "by construction". One unit has no interval, and the name is empty.
 
     >>> mean_over_units([0.0, 0.5, 1.0, 0.5], SHARE).value
@@ -35,9 +36,9 @@ LEVEL, ALPHA = 0.95, 0.05
 DRAWS = 10_000
 _TAIL = ALPHA / 2
 _CELLS = 4_000_000  # sign-flipped numbers held in memory at once
-SHARE, DIFFERENCE, ANY = (0.0, 1.0), (-1.0, 1.0), (-math.inf, math.inf)  # where the value of one unit can lie
+SHARE, DIFFERENCE, ANY = (0.0, 1.0), (-1.0, 1.0), (-math.inf, math.inf)  # range of one unit's value
 SMALLEST_N = 6  # pairs: with five, the exact two-sided sign-flip test cannot reach 0.05
-#: unit -> its value, or its several values (questions, self-edits, attempts), whose mean it is
+#: unit -> its value, or several values (questions, self-edits, attempts) that are averaged
 Units = Mapping[str, float | Sequence[float]] | Sequence[float]
 
 
@@ -45,9 +46,9 @@ Units = Mapping[str, float | Sequence[float]] | Sequence[float]
 class Estimate:
     """A number, its 95 % interval, and the number of units (passages, tasks, sequences, seeds) that it comes from.
 
-    `dropped` counts the values that were given but could not be used (NaN: diverged, not scorable; or a unit without a
-    partner). `interval` names how low and high were made (module docstring), `loops` how many whole loops (seeds) the
-    units were seen by, and `p` is the p-value of a difference, adjusted by Holm over its family (`compare`).
+    `dropped` counts the given values that could not be used (NaN: diverged, not scorable; or a unit without a partner).
+    `interval` names the kind of interval (module docstring), `loops` is the number of whole loops (seeds) that saw the
+    units, and `p` is the p-value of a difference, adjusted by Holm over its family (`compare`).
     """
 
     value: float
@@ -62,7 +63,7 @@ class Estimate:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Estimate:
-        """The estimate in a row of results.csv; missing columns get the defaults."""
+        """Return the estimate in a row of results.csv; missing columns get the defaults."""
         there: dict[str, Any] = {"n": 0} | {name: row[name] for name in ("unit", "interval", "p") if name in row}
         for name in ("n", "dropped", "loops"):
             if isinstance(count := row.get(name), Real) and math.isfinite(count):
@@ -72,7 +73,11 @@ class Estimate:
     def row(
         self, experiment: str, arm: str, metric: str, protocol: str = "", model: str = "", grader: str = ""
     ) -> dict[str, object]:
-        """One row of results.csv (the run name is added by `run.finish`). `grader`: what judged the answers, if any."""
+        """Return one row of results.csv; `run.finish` adds the run's name.
+
+        Args:
+            grader: what judged the answers, if anything.
+        """
         return {
             "experiment": experiment, "arm": arm, "metric": metric, "value": self.value, "low": self.low,
             "high": self.high, "n": self.n, "unit": self.unit, "loops": self.loops, "dropped": self.dropped,
@@ -89,15 +94,17 @@ class Estimate:
 def mean_over_units(
     values: Units, bounds: tuple[float, float], unit: str = "passage", *, constant: bool = False
 ) -> Estimate:
-    """Mean over units (macro) with the interval that fits them; NaN and None are left out and counted as dropped.
+    """Return the macro mean over units with the interval that fits them.
+
+    NaN and None are left out and count as dropped.
 
     Args:
         values: one number per unit, or several that are averaged; a dictionary gives the units their ids.
-        bounds: where the value of one unit can lie: `SHARE`, `DIFFERENCE` or `ANY`.
+        bounds: the range of one unit's value: `SHARE`, `DIFFERENCE` or `ANY`.
         constant: the number cannot vary between samples (a setting, frozen's gain): "by construction".
 
     Raises:
-        DataError: a value lies outside `bounds`, or one that cannot vary does.
+        DataError: a value lies outside `bounds`, or a `constant` number varies.
     """
     return mean_over_loops({0: values}, bounds, unit, constant=constant)
 
@@ -106,15 +113,19 @@ def mean_over_loops(
     values_by_loop: Mapping[Any, Units], bounds: tuple[float, float], unit: str = "passage", *,
     constant: bool = False,
 ) -> Estimate:  # fmt: skip
-    """Mean over units, each the mean of its loops, with an interval over other units and other loops.
+    """Return the mean over units, each averaged over its loops, with an interval over other units and other loops.
 
-    Two-way random effects: the variance of loop means plus that of unit means, which counts the residual twice and is
-    therefore wide (as Owen's pigeonhole bootstrap is, Ann. Appl. Stat. 1, 2007), with degrees of freedom by
-    Satterthwaite. A bootstrap of so few loops would be narrow: it has no degrees of freedom to pay with. Two loops say
-    little (coverage about 0.87 where loops differ much); with one, nothing is known of the spread between loops.
+    Two-way random effects: the variance is that of loop means plus that of unit means, which counts the residual twice
+    and is therefore wide (like Owen's pigeonhole bootstrap, Ann. Appl. Stat. 1, 2007), with degrees of freedom by
+    Satterthwaite. A bootstrap of so few loops would be too narrow, since it takes no account of the few degrees of
+    freedom. Two loops say little (coverage about 0.87 if loops differ much); one loop says nothing about the spread
+    between loops.
 
     Args:
-        values_by_loop: loop -> its units. Where no unit was seen by two loops, units are nested in loops.
+        values_by_loop: loop -> its units. If no unit was seen by two loops, units are nested in loops.
+
+    Raises:
+        DataError: a value lies outside `bounds`, or a `constant` number varies.
     """
     cells, dropped = _cells(values_by_loop)
     for value in cells.values():
@@ -137,10 +148,10 @@ def mean_over_loops(
 
 
 def ratio_over_loops(pairs_by_loop: Mapping[Any, Mapping[str, tuple[float, float]]], unit: str = "passage") -> Estimate:
-    """Ratio of sums (questions right / questions asked: micro), with its interval over the units that hold them.
+    """Return a micro mean, the ratio of sums (questions right / questions asked), with its interval.
 
     Args:
-        pairs_by_loop: loop -> unit -> (numerator, denominator), a share; without a denominator a unit is dropped.
+        pairs_by_loop: loop -> unit -> (numerator, denominator), a share; a unit without a denominator is dropped.
     """
     given = {(loop, key): pair for loop, pairs in pairs_by_loop.items() for key, pair in pairs.items()}
     kept = {cell: pair for cell, pair in given.items() if math.isfinite(pair[0] + pair[1]) and pair[1] > 0}
@@ -157,18 +168,19 @@ def compare(
     values: Mapping[str, Mapping[Any, Units]], pairs: Sequence[tuple[str, str]],
     bounds: tuple[float, float] = DIFFERENCE, unit: str = "passage", constant: Sequence[tuple[str, str]] = (),
 ) -> dict[tuple[str, str], Estimate]:  # fmt: skip
-    """Paired differences a − b over the units (and loops) that both arms have; the pairs are one family for Holm.
+    """Return paired differences a − b over the units (and loops) that both arms have.
 
-    An arm with a single loop (frozen, another writer's notes) is the same in every loop of the other. `p` is the
-    two-sided sign-flip p-value over units, of their mean over loops, adjusted by Holm over all pairs given; loops are
-    in the interval, not in p, and `separable` asks both. Pairs with an arm that is not there are left out.
+    The pairs form one family for Holm's adjustment. An arm with a single loop (frozen, another writer's notes) is the
+    same in every loop of the other arm. `p` is the two-sided sign-flip p-value over units, of their means over loops,
+    adjusted by Holm over all given pairs. Loops enter the interval but not p; `separable` asks for both. Pairs with a
+    missing arm are left out.
 
     Args:
         values: arm -> loop -> units. An arm without loops: ``{0: units}``.
-        constant: the pairs whose difference is none by construction.
+        constant: the pairs whose difference is zero by construction.
 
     Raises:
-        DataError: two arms of a pair share no unit.
+        DataError: two arms of a pair share no unit, or have several loops that are not the same.
     """
     found: dict[tuple[str, str], Estimate] = {}
     for a, b in pairs:
@@ -187,11 +199,12 @@ def compare(
 
 
 def differences(a: Mapping[Any, Units], b: Mapping[Any, Units]) -> dict[object, dict[str, float]]:
-    """loop -> unit -> a − b. A side with one loop is compared with every loop of the other; units that only one side
-    has are NaN.
+    """Return loop -> unit -> a − b.
+
+    A side with one loop is compared with every loop of the other. Units that only one side has are NaN.
 
     Raises:
-        DataError: both have several loops, and not the same; or they have no unit in common.
+        DataError: both sides have several loops, and not the same ones; or they have no unit in common.
     """
     ids = [{str(key) for units in side.values() for key in _named(units)} for side in (a, b)]
     if not ids[0] & ids[1]:
@@ -216,9 +229,9 @@ def differences(a: Mapping[Any, Units], b: Mapping[Any, Units]) -> dict[object, 
 
 
 def separable(difference: Estimate) -> bool:
-    """Whether a paired difference is separable from zero: the one definition for tables, figures and texts.
+    """Return whether a paired difference is separable from zero, by the one definition for tables, figures and texts.
 
-    At least `SMALLEST_N` units, an interval that excludes zero, and an adjusted p below 0.05 where there is one.
+    It needs at least `SMALLEST_N` units, an interval that excludes zero, and an adjusted p below 0.05 if there is one.
     """
     if difference.n < SMALLEST_N or math.isnan(difference.low) or math.isnan(difference.high):
         return False
@@ -226,10 +239,10 @@ def separable(difference: Estimate) -> bool:
 
 
 def sign_flip_test(differences: Sequence[float], seed: int = 0, draws: int = DRAWS) -> float:
-    """Two-sided p-value of "the mean paired difference is zero" under flipping the sign of each pair.
+    """Return the two-sided p-value of "the mean paired difference is zero" under flipping the sign of each pair.
 
-    Exact over all 2^n sign patterns up to n = 14, else Monte Carlo with the observed pattern counted in. NaN pairs are
-    left out; without any pair the answer is NaN.
+    It is exact over all 2^n sign patterns up to n = 14, and beyond that Monte Carlo with the observed pattern counted
+    in. NaN pairs are left out; without any pair the result is NaN.
     """
     values = np.array([v for v in differences if math.isfinite(v)], dtype=float)
     n = len(values)
@@ -248,7 +261,7 @@ def sign_flip_test(differences: Sequence[float], seed: int = 0, draws: int = DRA
 
 
 def holm(pvalues: Mapping[Any, float]) -> dict[object, float]:
-    """Holm's step-down adjustment: p-values of one family -> adjusted p-values under the same names. NaN stays NaN."""
+    """Return p-values of one family after Holm's step-down adjustment, under the same names; NaN stays NaN."""
     ordered = sorted(((p, name) for name, p in pvalues.items() if not math.isnan(p)), key=lambda pair: pair[0])
     adjusted = {name: math.nan for name in pvalues}
     running = 0.0
@@ -259,8 +272,10 @@ def holm(pvalues: Mapping[Any, float]) -> dict[object, float]:
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's correlation of two lists, ties at their mean rank; pairs with a NaN are left out. NaN where one of
-    them does not vary."""
+    """Return Spearman's correlation of two lists, with ties at their mean rank; NaN if one of them does not vary.
+
+    Pairs with a NaN are left out.
+    """
     pairs = np.array([pair for pair in zip(a, b, strict=True) if all(map(math.isfinite, pair))], dtype=float)
     if len(pairs) < 2:
         return math.nan
@@ -275,15 +290,16 @@ def best_of_k_bias(
     fresh_by_loop: Mapping[Any, Mapping[str, float]],
     unit: str = "passage",
 ) -> dict[str, Estimate]:
-    """What selection seems to gain and what it really gains, over the same units.
+    """Return what selection seems to gain and what it really gains, over the same units.
 
     The maximum of k noisy rewards is high even if all self-edits are equally good (winner's curse: in the trials that
     the authors released 54.3 against a mean of 40.2, but 43.9 with a held-out seed). So the selected self-edit is
-    scored once more with inner-loop seeds that took no part in the selection.
+    scored once more with inner-loop seeds that were not used in the selection.
 
     Args:
         rewards_by_loop: loop -> unit -> reward of each self-edit, as used for selection; NaN is allowed.
-        fresh_by_loop: loop -> unit -> reward of the selected self-edit under fresh seeds; none selected: dropped.
+        fresh_by_loop: loop -> unit -> reward of the selected self-edit under fresh seeds; a unit without one is
+            dropped.
 
     Returns:
         The estimates `reward_mean`, `reward_best_of_k`, `reward_selected_fresh_seed`.
@@ -297,7 +313,7 @@ def best_of_k_bias(
         for name, several in rewards.items():
             finite = [reward for reward in several if math.isfinite(reward)]
             again = fresh_by_loop.get(loop, {}).get(name, math.nan)
-            there = bool(finite) and math.isfinite(again)  # all three numbers must speak about the same units
+            there = bool(finite) and math.isfinite(again)  # all three numbers must be over the same units
             three = (sum(finite) / len(finite), max(finite), again) if there else (math.nan,) * 3
             for values, value in zip(named.values(), three, strict=True):
                 values[loop][name] = value
@@ -305,14 +321,14 @@ def best_of_k_bias(
 
 
 def reliability(rewards: Iterable[Sequence[Sequence[float]]], unit: str = "passage") -> Estimate:
-    """Share of the spread of rewards between a unit's self-edits that would repeat with other inner-loop seeds, in
-    [0, 1], for the mean over the S seeds that were run. No interval.
+    """Return the share of the spread of rewards among a unit's self-edits that other inner-loop seeds would reproduce.
 
-    One-way variance components pooled over units: 1 − MS_seed / MS_edit, not below 0, with MS_edit from the means of a
-    unit's self-edits and MS_seed from the S seeds of one self-edit. Units that hold a NaN are dropped.
+    It lies in [0, 1], is for the mean over the S seeds that were run, and has no interval. One-way variance components
+    pooled over units: 1 − MS_seed / MS_edit, not below 0, with MS_edit from the means of a unit's self-edits and
+    MS_seed from the S seeds of one self-edit. Units that hold a NaN are dropped.
 
     Args:
-        rewards: of each unit [E, S]: E self-edits (E may differ), S seeds (E and S >= 2, else the value is NaN).
+        rewards: for each unit [E, S]: E self-edits (E may differ), S seeds (E and S >= 2, else the value is NaN).
     """
     given = [np.asarray(one, dtype=float) for one in rewards]
     units = [one for one in given if np.isfinite(one).all()]
@@ -331,7 +347,7 @@ def _named(units: Units) -> Mapping[Any, Any]:
 
 
 def _cells(values_by_loop: Mapping[Any, Units]) -> tuple[dict[tuple[object, str], float], int]:
-    """(loop, unit) -> the mean of its finite values, in one order whatever the order given; how many were dropped."""
+    """Return (loop, unit) -> mean of its finite values, in an order of its own, and the number of dropped values."""
     cells, dropped = {}, 0
     for loop, units in values_by_loop.items():
         for key, given in _named(units).items():
@@ -345,7 +361,10 @@ def _cells(values_by_loop: Mapping[Any, Units]) -> tuple[dict[tuple[object, str]
 
 def _estimate(value: float, pull: Mapping[tuple[object, str], float], bounds: tuple[float, float],
               plain: Estimate) -> Estimate:  # fmt: skip
-    """`plain` with its interval. `pull`: how far each (loop, unit) moves the value; the pulls add up to zero."""
+    """Return `plain` with its interval.
+
+    `pull` is how far each (loop, unit) moves the value; the pulls add up to zero.
+    """
     from scipy.special import betaincinv, ndtri, stdtrit
 
     parts = [_spread(pull, axis=1)]
@@ -373,7 +392,7 @@ def _estimate(value: float, pull: Mapping[tuple[object, str], float], bounds: tu
 
 
 def _spread(pull: Mapping[tuple[object, str], float], axis: int) -> tuple[int, float]:
-    """(number of groups, variance of the value if the groups along one axis, loops 0 or units 1, are drawn anew)."""
+    """Return the number of groups along one axis (loops 0, units 1), and the value's variance if they are redrawn."""
     sums: dict[object, list[float]] = {}
     for cell, part in pull.items():
         sums.setdefault(cell[axis], []).append(part)
@@ -382,7 +401,10 @@ def _spread(pull: Mapping[tuple[object, str], float], axis: int) -> tuple[int, f
 
 
 def _bound(value: float, n: int, bounds: tuple[float, float]) -> tuple[float, float]:
-    """Where the mean can be if n units all have one value: other values are rarer than Clopper and Pearson's limit."""
+    """Return the range of the mean if n units all have one value.
+
+    Other values are rarer than Clopper and Pearson's limit.
+    """
     if not all(map(math.isfinite, bounds)):
         return math.nan, math.nan
     rare = 1 - _TAIL ** (1 / n)
@@ -390,7 +412,7 @@ def _bound(value: float, n: int, bounds: tuple[float, float]) -> tuple[float, fl
 
 
 def _chunks(draws: int, n: int) -> Iterator[int]:
-    """Sizes that add up to `draws`, small enough that size × n numbers fit in memory."""
+    """Yield sizes that add up to `draws`, small enough that size × n numbers fit in memory."""
     step = max(1, _CELLS // max(1, n))
     for start in range(0, draws, step):
         yield min(step, draws - start)

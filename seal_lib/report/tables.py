@@ -1,4 +1,4 @@
-"""Tables of our numbers beside the paper's: Markdown for RESULTS.md and the README, HTML for notebooks.
+"""Make tables of our numbers beside the paper's: Markdown for RESULTS.md and the README, HTML for notebooks.
 
 Knows which experiments are headlines and what a table shows of each. Does not know how the table of results is made
 (`results`), draws nothing and writes no file. An arm that only the paper has is shown as a gap ("not run"), never as a
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from seal_lib.report import stats
 from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank, difference_arm
 from seal_lib.report.paper_values import grader_sentence, paper_index, paper_note
-from seal_lib.report.results import KEYS, OWN_COLUMNS, joined
+from seal_lib.report.results import KEYS, joined
 from seal_lib.report.words import units
+from seal_lib.runs.lifecycle import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,10 +32,11 @@ TITLES = {
     "arc/few_shot": "Grid puzzles from a few examples",
 }
 
-OTHER_TITLES = {  # of experiments whose table is no headline: pattern of the name -> title with its groups
+OTHER_TITLES = {  # experiments without a headline table: pattern of the name -> title, which may use its groups
     "tour": "A first tour",
     "knowledge/self_edits": "What the untrained policy writes",
     "knowledge/models": "Models grown from other seeds",
+    r"knowledge/model_size/(\w+)": r"Model sizes: \1",
     r"knowledge/cpt_(\d+)_full": r"\1 passages at once, all weights",
     r"knowledge/cpt_(\d+)_lora": r"\1 passages at once, LoRA",
     "knowledge/prompts": "Prompt formats, before and after rounds",
@@ -55,17 +57,25 @@ OTHER_TITLES = {  # of experiments whose table is no headline: pattern of the na
 
 @dataclass(frozen=True)
 class Shown:
-    """What a table shows of an experiment: its headline metric, the share of failures beside it (metric, column), the
-    share of trials that could not be scored (shown where there are any), and the arms that the others are compared with
-    (arm -> word in the column's name)."""
+    """What a table shows of an experiment.
+
+    Attributes:
+        metric: the headline metric.
+        beside: metric and column of the share of failures shown beside it.
+        failed: metric of the share of trials that could not be scored; shown if there are any.
+        references: the arms that the others are compared with, and their names in the columns.
+        also: further metrics, and their columns.
+        note: what a reader must know of the columns; it stands below the table.
+        few: the rows of the README's table; empty for no table there.
+    """
 
     metric: str = "accuracy"
     beside: tuple[str, str] = ("blank_rate", "blank, %")
     failed: str = "failed_rate"
     references: Mapping[str, str] = field(default_factory=lambda: {"frozen": "frozen", "own_untrained": "untrained"})
-    also: Mapping[str, str] = field(default_factory=dict)  # further metrics -> their columns
-    note: str = ""  # what a reader must know of the columns, under the table
-    few: tuple[str, ...] = ()  # the rows of the README; none: no table there
+    also: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+    few: tuple[str, ...] = ()
 
 
 SHOWN = {  # experiments with a note, or whose headline is not accuracy
@@ -133,31 +143,36 @@ def title(experiment: str) -> str:
 
 
 def shown(experiment: str) -> Shown:
-    """What a table shows of an experiment, or of one seed of it; accuracy and blank answers unless `SHOWN` says
-    otherwise."""
+    """Return what a table shows of an experiment, or of one seed of it.
+
+    The default is accuracy and blank answers, unless `SHOWN` says otherwise.
+    """
     kind = re.sub(r"^knowledge/cpt_\d+_\w+", "knowledge/cpt", re.sub(r"/seed_\w+$", "", experiment))
     return SHOWN.get(kind, Shown())
 
 
 def with_gaps(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.DataFrame:
-    """Rows of one experiment, plus a row without a value for each arm that only the paper has (headline metric)."""
+    """Return the rows of one experiment, plus a row without a value for each arm that only the paper has.
+
+    The added rows are of one metric, by default the headline metric.
+    """
     import pandas as pd
 
     metric = metric or shown(experiment).metric
     rows = df[df["experiment"] == experiment]
     have = set(rows.loc[rows["metric"] == metric, "arm"])
     known = [key for key in paper_index() if key[0] == experiment and key[2] == metric and key[1] not in have]
-    gaps = pd.DataFrame([dict(zip(KEYS, (*key, "", ""), strict=True)) for key in known]).reindex(columns=OWN_COLUMNS)
+    gaps = pd.DataFrame([dict(zip(KEYS, (*key, "", ""), strict=True)) for key in known]).reindex(columns=[*COLUMNS])
     gaps = joined(gaps.assign(unit="", run=""))
     return pd.concat([rows, gaps], ignore_index=True) if len(rows) else gaps
 
 
 def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.DataFrame:
-    """One line an arm, for people: ours [interval], n, blank answers, the paper's value and source, and whether the
-    paired difference to the frozen model and to untrained self-edits is separable from zero ("–" = not computed).
+    """Return a readable table with one line per arm: ours [interval], n, failures, verdicts, the paper's value.
 
-    Experiments with another headline are in `SHOWN`. The sentences below the table and the notes of the paper's
-    values are in `attrs["notes"]`; `to_markdown` and `to_html` print them.
+    A verdict says whether the paired difference to a reference, by default the frozen model and untrained self-edits,
+    is separable from zero ("–" = not computed). Experiments with another headline are in `SHOWN`. The sentences below
+    the table and the notes on the paper's values are in `attrs["notes"]`; `to_markdown` and `to_html` print them.
     """
     import pandas as pd
 
@@ -208,7 +223,7 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
 
 
 def _sentences(ran: pd.DataFrame, rows: pd.DataFrame, graders: set[str]) -> list[str]:
-    """Sentences about a whole table: the grader, and what is known of the spread between loops."""
+    """Return sentences about a whole table: the grader, and what is known of the spread between loops."""
     said = [f"Grader: {graders.copy().pop()}."] if len(graders) == 1 else []
     if graders and rows["paper_source"].str.contains("grader GPT-4.1", regex=False).any():
         said.append(grader_sentence())
@@ -221,14 +236,14 @@ def _sentences(ran: pd.DataFrame, rows: pd.DataFrame, graders: set[str]) -> list
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
-    """A GitHub table; a pipe inside a cell is escaped. Sentences about the table follow it."""
+    """Return a GitHub table, with pipes in cells escaped, followed by the sentences about it."""
     lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).values.tolist()]
     body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return "\n\n".join([body, *([" ".join(notes)] if (notes := frame.attrs.get("notes")) else [])])
 
 
 def to_html(frame: pd.DataFrame, caption: str = "") -> str:
-    """The same table for a notebook: quiet lines, gaps in grey, nothing loaded from elsewhere."""
+    """Return the same table for a notebook: thin lines, gaps in grey, nothing loaded from elsewhere."""
     cell = "padding:0.25em 0.8em;text-align:left;border:0;background:none;"
     head = "".join(f"<th style='{cell}border-bottom:1px solid #888'>{html.escape(name)}</th>" for name in frame.columns)
     body = []
@@ -242,7 +257,7 @@ def to_html(frame: pd.DataFrame, caption: str = "") -> str:
 
 
 def tabled(df: pd.DataFrame) -> list[str]:
-    """The headline experiments that have rows, in the README's order."""
+    """Return the headline experiments that have rows, in the README's order."""
     return [name for name in TITLES if (df["experiment"] == name).any()]
 
 
@@ -257,7 +272,10 @@ def percent(row: dict, sign: str = "") -> str:
 
 
 def verdict(frame: pd.DataFrame, arm: str, reference: str, metric: str) -> str:
-    """The paired difference and its verdict; none if it comes from other trials than the two rows shown."""
+    """Return the paired difference and its verdict.
+
+    If the difference comes from other trials than the two rows shown, the text says so instead of a verdict.
+    """
     row = _find(frame, difference_arm(arm, reference), "difference")
     if row is None and (back := _find(frame, difference_arm(reference, arm), "difference")):
         row = back | {"value": -back["value"], "low": -back["high"], "high": -back["low"]}

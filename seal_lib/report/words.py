@@ -1,6 +1,6 @@
-"""Numbers and verdicts in words, made from rows of results.csv: the parts of every *What this run shows*.
+"""Put numbers and verdicts into words, from rows of results.csv: the parts of every *What this run shows*.
 
-A difference is told only where `stats.separable` holds; what did not run is not mentioned. Knows no experiment.
+A difference is told only if `stats.separable` holds; what did not run is not mentioned. Knows no experiment.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ NOTHING = "Nothing in this run can be told apart: too few units, or too small di
 
 
 def percent(e: Estimate, digits: int = 1) -> str:
-    """A share: "41.3 % [37.4, 45.3]"."""
+    """Return a share: "41.3 % [37.4, 45.3]"."""
     return f"{100 * e.value:.{digits}f} %" + _interval(e, 100, f".{digits}f")
 
 
 def points(e: Estimate) -> str:
-    """A difference of shares: "+39.6 points [+32.2, +47.1]"."""
+    """Return a difference of shares: "+39.6 points [+32.2, +47.1]"."""
     return (f"{100 * e.value:+.1f} points" + _interval(e, 100, "+.1f")).replace("-", "−")
 
 
 def number(e: Estimate, digits: int = 1) -> str:
-    """Any other number: "3.4 [2.9, 3.8]"."""
+    """Return any other number: "3.4 [2.9, 3.8]"."""
     return (f"{e.value:.{digits}f}" + _interval(e, 1, f".{digits}f")).replace("-", "−")
 
 
 def chance(e: Estimate) -> str:
-    """The p-value of a difference, "p = 0.012"; "" where it has none."""
+    """Return the p-value of a difference, "p = 0.012", or "" if it has none."""
     return "" if math.isnan(e.p) else "p < 0.001" if e.p < 0.001 else f"p = {e.p:.3f}"
 
 
 def units(e: Estimate, loops: str = "loops") -> str:
-    """What a number is a mean over: "100 passages × 5 loops (2 dropped)"."""
+    """Return what a number is a mean over: "100 passages × 5 loops (2 dropped)"."""
     text = f"{e.n} {e.unit}{'s' if e.n != 1 and e.unit else ''}"
     text += f" × {e.loops} {loops}" if e.loops > 1 else ""
     return text + (f" ({e.dropped} dropped)" if e.dropped else "")
 
 
 def bullets(sentences: Sequence[str], otherwise: str = NOTHING) -> str:
-    """A Markdown list, or the sentence for none."""
+    """Return a Markdown list, or ``otherwise`` if there are no sentences."""
     return "\n".join(f"- {text}" for text in sentences) or otherwise
 
 
 def differences(rows: Rows, experiment: str) -> dict[tuple[str, str], Estimate]:
-    """(a, b) → a − b, of an experiment's rows."""
+    """Return (a, b) → a − b, from an experiment's rows."""
     found = {}
     for row in rows:
         if row["experiment"] == experiment and row["metric"] == "difference":
@@ -60,7 +60,7 @@ def differences(rows: Rows, experiment: str) -> dict[tuple[str, str], Estimate]:
 
 
 def told(apart: Mapping[tuple[str, str], Estimate]) -> str:
-    """Markdown: the separable differences, a line for each arm that others are compared with, and how many of all."""
+    """Return Markdown with the separable differences, one line per arm of comparison, and how many they are of all."""
     lines: dict[str, list[str]] = {}
     for (a, b), e in apart.items():
         if stats.separable(e):

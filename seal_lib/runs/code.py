@@ -1,7 +1,7 @@
-"""The code that a run depends on: the modules its notebook imports, directly or not, and the package data they name.
+"""Find the code that a run depends on: the modules its notebook imports, directly or not, and the data files they name.
 
-Found by reading sources, lazy imports too, so it is known before anything runs. Comments, docstrings and formatting do
-not count: they cannot change a row. Knows no runs.
+Sources are parsed and never executed, lazy imports included, so the answer is known before anything runs. Comments,
+docstrings and formatting do not count, since they cannot change a row. Knows nothing of runs.
 """
 
 import ast
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from seal_lib import LAZY, paths
 
-#: package data that a module may name in a text
+#: endings of the package's data files; a module depends on those that its strings name
 DATA = (".yaml", ".json", ".jsonl", ".mplstyle")
 
 
 @functools.cache
 def _modules() -> dict[str, Path]:
-    """Dotted name → file of every module of the library."""
+    """Return the file of every module of the library, by dotted name."""
     found = {}
     for path in sorted(paths.PACKAGE.rglob("*.py")):
         parts = path.relative_to(paths.PACKAGE.parent).with_suffix("").parts
@@ -27,7 +27,11 @@ def _modules() -> dict[str, Path]:
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """Modules of the library that a source imports; ``seal_lib.name`` counts as the module that has the name."""
+    """Return the modules of the library that a source imports.
+
+    ``seal_lib.name`` counts as the module that defines the name. A string that equals a module's name counts as well,
+    since such a module may be started by its name.
+    """
     known, taken = _modules(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -38,13 +42,13 @@ def imported(tree: ast.AST) -> set[str]:
                 taken |= {f"seal_lib.{LAZY[alias.name]}" for alias in node.names if alias.name in LAZY}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "seal_lib":
             taken |= {f"seal_lib.{LAZY[node.attr]}"} if node.attr in LAZY else set()
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # a module that is started by its name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # a module may be started by its name
             taken |= {node.value}
     return taken & set(known)
 
 
 def _bare(tree: ast.AST) -> str:
-    """A source without docstrings, comments and formatting."""
+    """Return a dump of a source's syntax tree without docstrings, comments and formatting."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if (
@@ -60,7 +64,10 @@ def _bare(tree: ast.AST) -> str:
 
 @functools.cache
 def _read(name: str, stamp: int) -> tuple[str, frozenset[str], frozenset[Path]]:
-    """(hash, modules imported, data files named) of a module; ``stamp``: of its file, so that an edit is seen."""
+    """Return a module's hash, the modules it imports and the data files it names.
+
+    ``stamp`` is the file's modification time; it is part of the cache key, so that an edited file is read again.
+    """
     path = _modules()[name]
     tree = ast.parse(path.read_text(encoding="utf-8"))
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
@@ -72,12 +79,15 @@ def _read(name: str, stamp: int) -> tuple[str, frozenset[str], frozenset[Path]]:
 def _tree(source: str) -> ast.AST | None:
     try:
         return ast.parse(source)
-    except SyntaxError:  # a cell with a magic; its imports are unknown
+    except SyntaxError:  # the cell holds an IPython magic; its imports stay unknown
         return None
 
 
 def used(sources: Iterable[str]) -> dict[str, str]:
-    """Module or data file (relative to the library) → hash, for all that code cells depend on."""
+    """Return the hash of every module and data file that the code cells depend on.
+
+    The keys are dotted module names and, for data files, paths relative to the library.
+    """
     waiting = set().union(*(imported(tree) for source in sources if (tree := _tree(source))))
     found: dict[str, str] = {}
     while waiting:
@@ -91,5 +101,5 @@ def used(sources: Iterable[str]) -> dict[str, str]:
 
 
 def changed(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Names of what is other, new or gone."""
+    """Return the names whose hash differs between the two mappings, or that only one of them has."""
     return sorted(name for name in {*then, *now} if then.get(name) != now.get(name))

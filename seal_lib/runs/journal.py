@@ -1,6 +1,6 @@
-"""Files that survive a kill: a journal of JSON lines with checksums, and a lock that dies with its process.
+"""Files that survive a kill: a journal of JSON lines with checksums, and a lock that the system frees with its process.
 
-Knows bytes, offsets and file locks. Does not know what a line means.
+Knows bytes, offsets and file locks, and nothing of what a line means.
 """
 
 import fcntl
@@ -18,7 +18,11 @@ from seal_lib.errors import RunError, on_disk
 
 
 def plain(value: Any, where: str = "row") -> Any:
-    """The JSON form of a value: numpy scalars and tuples become plain, numbers that are not finite become None."""
+    """Convert a value to its JSON form: numpy scalars and tuples become plain, non-finite numbers become None.
+
+    Raises:
+        RunError: the value, or one inside it, has no JSON form; ``where`` names it in the message.
+    """
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()
     if value is None or isinstance(value, bool | int | str):
@@ -36,13 +40,13 @@ _LINE = re.compile(rb'(\{.*), "crc": "([0-9a-f]{8})"\}\n', re.DOTALL)
 
 
 def _encoded(line: dict) -> bytes:
-    """A line with the checksum of the rest of it as its last key, so that no edit or flipped bit is believed."""
+    """Encode a line as JSON whose last key is a checksum of the rest, so that edits and flipped bits are detected."""
     body = json.dumps(line, ensure_ascii=False, allow_nan=False).encode()
     return body[:-1] + f', "crc": "{zlib.crc32(body):08x}"}}\n'.encode()
 
 
 def _decoded(raw: bytes) -> dict:
-    """The line; raises ValueError where it is torn or not what was written."""
+    """Decode a line; raise ValueError if it is torn or its checksum does not match."""
     match = _LINE.fullmatch(raw)
     if match is None or zlib.crc32(match[1] + b"}") != int(match[2], 16):
         raise ValueError("the checksum does not fit")
@@ -50,7 +54,7 @@ def _decoded(raw: bytes) -> dict:
 
 
 def read(path: Path) -> list[dict]:
-    """The lines of a finished journal; none if there is no file.
+    """Return the lines of a finished journal, or an empty list if there is no file.
 
     Raises:
         RunError: a line is not what was written.
@@ -65,10 +69,10 @@ def read(path: Path) -> list[dict]:
 
 
 class Journal:
-    """An append-only file of JSON lines; one `append` is one write, all of it or nothing of it.
+    """An append-only file of JSON lines, in which each `append` is written as a whole or not at all.
 
-    What was torn by a kill at the end is cut off. From a line on that is not what was written everything is set aside,
-    in a file of its own, to be computed again; ``note`` says so.
+    On opening, a last line that a kill cut short is removed. If an earlier line is not what was written, that line and
+    everything after it move to a file of their own, so that they are computed again, and ``note`` says so.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,14 +106,14 @@ class Journal:
         print(self.note, flush=True)
 
     def cut(self, count: int) -> None:
-        """Keep the first ``count`` lines."""
+        """Keep only the first ``count`` lines, on disk and in memory."""
         self.lines, self.ends = self.lines[:count], self.ends[:count]
         with open(self.path, "r+b") as file:
             file.truncate(self.ends[-1] if self.ends else 0)
             os.fsync(file.fileno())
 
     def append(self, lines: list[dict]) -> None:
-        """Write lines at once and make them durable; on an error the file ends where it ended before."""
+        """Write lines in one block and flush them to disk; after an error the file ends where it ended before."""
         encoded = [_encoded(line) for line in lines]
         before = self.ends[-1] if self.ends else 0
         with on_disk(self.path):
@@ -128,12 +132,22 @@ class Journal:
                 raise
         for raw in encoded:
             before += len(raw)
-            self.lines.append(_decoded(raw))  # what a resumed run will read
+            self.lines.append(_decoded(raw))  # as a resumed run will read it
             self.ends.append(before)
 
 
 class Lock:
-    """An exclusive lock that the system releases when its process is killed; the file names its holder."""
+    """An exclusive lock on a file, which the system releases when its process dies.
+
+    The file holds the process id of the holder.
+
+    Args:
+        wait: seconds to wait for another holder.
+        shared: only test whether another process holds the lock; nothing is written.
+
+    Raises:
+        RunError: another process still holds the lock after ``wait`` seconds.
+    """
 
     def __init__(self, path: Path, wait: float = 0.0, shared: bool = False) -> None:
         with on_disk(path):
@@ -152,7 +166,7 @@ class Lock:
                 os.close(self.descriptor)
                 folder = paths.short(path.parent)
                 raise RunError(f"{folder} is in use by process {holder}; wait for it or stop it.") from error
-        if shared:  # only asking whether someone holds it
+        if shared:  # the caller only tests whether the lock is held
             return
         with on_disk(path):
             os.ftruncate(self.descriptor, 0)

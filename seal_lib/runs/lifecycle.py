@@ -1,4 +1,4 @@
-"""Run folders: every finished unit is kept, a killed run continues where it stopped, and only ``run.json`` means done.
+"""Run folders: finished units are kept, a killed run continues where it stopped, and ``run.json`` means done.
 
     run = start("11_single_passage", globals())      # after the parameters cell
     rows = run.map("evaluate/frozen", passages, answer)
@@ -6,9 +6,9 @@
     run.finish(results, metrics)
 
 A folder holds ``parameters.json``, ``rows.jsonl`` (results, never wall times), ``costs.jsonl`` (seconds, tokens,
-sessions), ``artifacts/``, and at the end ``results.csv``, ``metrics.json`` and, last of all, ``run.json``. Knows
-nothing of models, papermill or what a row means. On a full disk or a kill the files end at the last complete chunk.
-Chunks of a `seal_lib.runs.work.Work` may be done by several workers; this process alone writes.
+sessions), ``artifacts/``, and at the end ``results.csv``, ``metrics.json`` and, last of all, ``run.json``. After a kill
+or on a full disk the files end with the last complete chunk. Several workers may compute the chunks of a
+`seal_lib.runs.work.Work`, but only this process writes. Knows nothing of models, papermill or what a row means.
 """
 
 import csv
@@ -41,15 +41,14 @@ NEEDED = (
     "transformers",
     "pandas",
     "matplotlib",
-)  # by any notebook; a kernel of another environment lacks them
-KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # whose content the record of a run vouches for
-EVALUATES = "evaluate/"  # in the name of a phase that evaluates an arm
-LEFT = (".building-*", ".*.new-*", ".*.old-*")  # folders that a killed process did not finish
-LOCK_WAIT = 20.0  # s; the kernel of a killed runner ends a moment after it
+)  # packages that every notebook needs; a kernel of another environment lacks some
+EVALUATES = "evaluate/"  # part of the name of every phase that evaluates an arm
+LEFT = (".building-*", ".*.new-*", ".*.old-*")  # folders that a killed process left unfinished
+LOCK_WAIT = 20.0  # seconds; the kernel of a killed runner ends a moment later than the runner
 
 
 class Run:
-    """One run of one notebook in its own folder; made by `start`."""
+    """One run of one notebook in its own folder; `start` opens it."""
 
     def __init__(self, folder: Path, identity: dict, interactive: bool) -> None:
         self.folder, self.identity, self.interactive = folder, identity, interactive
@@ -65,7 +64,7 @@ class Run:
         self.note = _set_aside(folder, identity["notebook"])
         for leftover in [path for kind in LEFT for path in folder.glob(f"artifacts/**/{kind}")]:
             shutil.rmtree(leftover)
-        for leftover in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
+        for leftover in folder.rglob(".*.tmp"):  # left by a process that was killed while writing
             leftover.unlink()
         self._rows, self._costs = Journal(folder / "rows.jsonl"), Journal(folder / "costs.jsonl")
         self._inputs: dict[str, dict | None] = {}
@@ -77,15 +76,22 @@ class Run:
     # ------------------------------------------------------------------ work
 
     def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
-        """Rows of ``fn`` for every unit, in unit order; finished chunks are read back instead of computed again.
+        """Compute a row for every unit with ``fn``, in unit order; rows of finished chunks are read back instead.
 
         Args:
             phase: name of the step, unique in the run.
-            units: objects with an ``id``, or strings; ids unique in the phase.
-            fn: list of units -> list of rows (dicts) in the same order. It always sees the same consecutive slices
-                of ``units``, so a resumed run computes what an undisturbed one computes. If it is a
-                `seal_lib.runs.work.Work`, slices go to the workers that were hired; rows are kept in order.
-            chunk: units per slice; what is lost at most when the run is killed (with workers: a few a worker).
+            units: objects with an ``id``, or strings; ids are unique within the phase.
+            fn: takes a list of units and returns a list of rows (dicts) in the same order. It always gets the same
+                consecutive slices of ``units``, so a resumed run computes what an undisturbed one computes. If it is a
+                `seal_lib.runs.work.Work`, the slices go to the hired workers; the order of rows stays the same.
+            chunk: units per slice, which is the most that a kill can lose (with workers: a few slices per worker).
+
+        Returns:
+            One row per unit, without the columns ``phase`` and ``unit`` that the file adds.
+
+        Raises:
+            RunError: an id or a phase occurs twice, ``fn`` does not return one dict per unit, or the stored rows of
+                this phase belong to other units.
         """
         units = list(units)
         ids = [unit if isinstance(unit, str) else unit.id for unit in units]
@@ -120,7 +126,7 @@ class Run:
         return [{key: value for key, value in line.items() if key not in ("phase", "unit")} for line in done]
 
     def forget(self, phase: str) -> None:
-        """Drop the rows of a phase, so that `map` makes them again."""
+        """Drop the rows and the kept adapters of a phase, so that `map` computes them again."""
         lines = self._rows.lines
         first = next((index for index, line in enumerate(lines) if line["phase"] == phase), len(lines))
         if first < len(lines):
@@ -131,17 +137,25 @@ class Run:
             shutil.rmtree(adapters, ignore_errors=True)
 
     def adapters(self, phase: str) -> Path | None:
-        """Where the trained adapters of an evaluated arm are kept, if the parameter ``keep_adapters`` says so."""
+        """Return the folder for the trained adapters of an evaluated arm, or None unless ``keep_adapters`` is on."""
         wanted = self.parameters.get("keep_adapters") and EVALUATES in phase
         return self.folder / "artifacts" / "adapters" / phase if wanted else None
 
     def hire(self, count: int = 1, address: str = "", device: str = "auto") -> None:
-        """Share the work among ``count`` workers from now on (`seal_lib.runs.workers.Workers`)."""
+        """Use ``count`` workers from now on (`seal_lib.runs.workers.Workers`)."""
         self.workers.close()
         self.workers = Workers(count, address, device)
 
     def artifact(self, name: str, build: Callable[[Path], object]) -> Path:
-        """The folder ``artifacts/<name>``: as it was written, or made by ``build(folder)`` and renamed when whole."""
+        """Return the folder ``artifacts/<name>``, calling ``build(folder)`` to fill it unless it is there and intact.
+
+        The folder gets its name only when ``build`` has finished. A folder that was changed since is moved aside and
+        built again.
+
+        Raises:
+            RunError: the name is no plain relative path, lies inside or around another artifact, or ``build`` wrote
+                nothing.
+        """
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or ".." in name:
             raise RunError(f"artifact name {name!r} is not a relative path of plain words; rename it.")
         near = [o for o in self._artifacts - {name} if f"{o}/".startswith(f"{name}/") or f"{name}/".startswith(f"{o}/")]
@@ -171,7 +185,13 @@ class Run:
         return target
 
     def input(self, notebook: str, scale: str | None = None) -> Path:
-        """The newest finished run folder of another notebook, at this run's scale; its content hash is recorded."""
+        """Return the folder of another notebook's newest finished run, and record its content hash.
+
+        The default scale is this run's.
+
+        Raises:
+            RunError: the notebook has no finished run at that scale.
+        """
         found = self.inputs([notebook], scale)
         if not found:
             scale = scale or self.scale
@@ -180,9 +200,10 @@ class Run:
         return found[notebook]
 
     def inputs(self, notebooks: Sequence[str] | None = None, scale: str | None = None) -> dict[str, Path]:
-        """The newest finished run of each notebook that has one; what was found, or not found, is recorded.
+        """Return the newest finished run of each notebook that has one, and record which were found and which were not.
 
-        Default: the notebooks before this one in file order. When a recorded run changes, this run is out of date.
+        The default is all notebooks before this one in file order. When a recorded run changes, this run is out of
+        date.
         """
         scale = scale or self.scale
         names = [name for name in params.names() if name < self.notebook] if notebooks is None else notebooks
@@ -195,23 +216,27 @@ class Run:
     # ------------------------------------------------------------------ bookkeeping
 
     def count(self, **counts: float) -> None:
-        """Add to the counters of this run: ``generated``, ``trained``, ``scored`` tokens, or any other name."""
+        """Add to the counters of this run: ``generated``, ``trained`` and ``scored`` tokens, or any other name."""
         for name, value in counts.items():
             self._counts[name] = self._counts.get(name, 0) + plain(value, name)
 
     def seconds(self, phases: str) -> float:
-        """Seconds spent so far, in every session, on the phases that fit a regular expression whole; 0.0: none."""
+        """Return the seconds spent in all sessions on phases whose full name matches a regular expression."""
         spent = [line for line in self._costs.lines if re.fullmatch(phases, line.get("phase", ""))]
         return sum(line["seconds"] for line in spent)
 
     def describe(self, model: str | None = None, **facts: object) -> None:
-        """Add to the manifest a model (its revision and weight hash are looked up) or anything else, such as data."""
+        """Add a model (with revision and weight hash) or other facts, such as the data, to the run's record."""
         if model is not None:
             self._described.setdefault("models", {})[model] = manifest.describe_model(model)
         self._described.update(plain(facts, "describe"))
 
     def finish(self, results: Sequence[dict], metrics: dict) -> "Run":
-        """Write ``results.csv``, ``metrics.json`` and, last of all, the record that makes the run done."""
+        """Write ``results.csv``, ``metrics.json`` and the record that makes the run done.
+
+        In a notebook opened by hand the record is ``run.json`` itself. In a batch run it is ``run.json.pending``, which
+        the runner turns into ``run.json`` after the last cell.
+        """
         if self._counts:
             self._spent("end", 0.0, 0, 0)
         if self.workers.shared or self.workers.warning:
@@ -224,21 +249,21 @@ class Run:
         record = manifest.record(
             self.identity, self._described, self._costs.lines, self._inputs, aside, self._start, wall
         )
-        record["code"] = paths.read_json(self.folder / "code.json")  # as it was at the start
-        kept = [path for name in KEPT if (path := self.folder / name).exists()]
+        record["code"] = paths.read_json(self.folder / "code.json")  # the code as it was when the run began
+        kept = [path for name in manifest.KEPT if (path := self.folder / name).exists()]
         record["files"] = {path.name: manifest.content_hash(path) for path in kept}
         if self.interactive:
             manifest.keep(self.folder, record)
-        else:  # the runner does so once the last cell is done
+        else:  # the runner writes run.json once the last cell has finished
             paths.write_json(self.folder / "run.json.pending", record)
         self.tracker.close(metrics)
         print(f"{self.notebook}: finished, {len(self._rows.lines)} rows -> {paths.short(self.folder)}", flush=True)
         if self.interactive:
-            self.close()  # so that others may read it or run it again while this kernel lives
+            self.close()  # so that other processes can use the folder while this kernel lives
         return self
 
     def _lost(self, loss: dict) -> None:
-        """Record the death of a worker at once, even if the run fails later."""
+        """Record the death of a worker at once, so that it is kept even if the run fails later."""
         self._costs.append([{"lost_worker": loss}])
 
     def _spent(self, phase: str, seconds: float, chunk: int, units: int) -> None:
@@ -256,13 +281,17 @@ class Run:
         if phase in self._phases:
             if not self.interactive:
                 raise RunError(f"phase {phase!r} is mapped twice in {self.notebook}; give each its own name.")
-            # a cell run again by hand: its code may have changed, so its rows are dropped and the run is not done
+            # The cell was run again by hand: its code may have changed, so its rows go and the run is no longer done.
             (self.folder / "run.json").unlink(missing_ok=True)
             self.forget(phase)
         self._phases.add(phase)
 
     def _reusable(self, phase: str, ids: list[str], chunk: int) -> list[dict]:
-        """The rows of finished chunks; an unfinished last chunk is cut off the file."""
+        """Return the rows of a phase's finished chunks, and cut an unfinished last chunk off the file.
+
+        Raises:
+            RunError: the stored rows belong to other units, or an unfinished chunk is followed by other rows.
+        """
         at = [index for index, line in enumerate(self._rows.lines) if line["phase"] == phase]
         have = [self._rows.lines[index]["unit"] for index in at]
         if have != ids[: len(have)]:
@@ -275,13 +304,13 @@ class Run:
         return [self._rows.lines[index] for index in at[:keep]]
 
     def close(self) -> None:
-        """Release the folder before the process ends, and stop the workers."""
+        """Stop the workers and the tracker, and release the folder before the process ends."""
         self.workers.close()
         self.tracker.close()
         self._lock.release()
 
     def facts(self) -> dict[str, str]:
-        """The lines of the banner, in order."""
+        """Return the lines of the banner as name and value, in order."""
         git, machine = manifest.git_state(), manifest.machine()
         sha = git["sha"][:12] if git["sha"] else "not a git commit"
         shown = [f"{k} {v}" for k, v in manifest.versions().items() if k in ("torch", "transformers", "peft", "vllm")]
@@ -294,7 +323,7 @@ class Run:
             "device": ", ".join(machine["gpus"]) or f"CPU, {machine['cores']} cores ({machine['cpu']})",
             "code": f"{sha} + changes {git['diff']}" if git["sha"] and git["dirty"] else sha,
         }
-        if minutes := manifest.published_minutes(self.notebook, self.scale):
+        if minutes := manifest.published_minutes(self.scale).get(self.notebook):
             found["took"] = f"{minutes:.1f} min when the published results were made"
         if self.resumed:
             found["resuming"] = f"{self.resumed} rows done"
@@ -320,7 +349,7 @@ def _span(ids: Sequence[str]) -> str:
 
 
 class Scratch:
-    """A run without a folder, which keeps nothing: for a quick look outside notebooks."""
+    """A run without a folder, which keeps nothing, for a quick look outside notebooks."""
 
     def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
         units = list(units)
@@ -328,24 +357,24 @@ class Scratch:
         return [plain(row, phase) for part in parts for row in fn(part)]
 
     def count(self, **counts: float) -> None:
-        """Costs are not kept."""
+        """Do nothing: costs are not kept."""
 
     def forget(self, phase: str) -> None:
-        """There is nothing to drop."""
+        """Do nothing: there are no rows to drop."""
 
     def adapters(self, phase: str) -> None:
-        """Adapters are not kept."""
+        """Return None: adapters are not kept."""
 
     def artifact(self, name: str, build: Callable[[Path], object]) -> Path:
-        """Refused: there is no folder to keep it in."""
+        """Raise RunError: there is no folder to keep an artifact in."""
         raise RunError(f"artifact {name!r} needs a run with a folder; open one with seal_lib.start.")
 
 
 def start(notebook: str, namespace: dict[str, Any], scale: str = "") -> Run:
-    """Open the run of a notebook; the same parameters give the same folder, whoever runs it, and so go on in it.
+    """Open the run of a notebook; equal parameters give the same folder, in which earlier work is continued.
 
-    A person who runs the cells again, also after a restart of the kernel, finds the finished units done; with the
-    parameters of a scale the folder is that of ``make reproduce``.
+    A person who runs the cells again, even after a kernel restart, finds the finished units done. With the parameters
+    of a scale the folder is the one of ``make reproduce``.
 
     Args:
         notebook: the notebook's name, e.g. ``"11_single_passage"``.
@@ -353,8 +382,9 @@ def start(notebook: str, namespace: dict[str, Any], scale: str = "") -> Run:
         scale: take the parameters of this scale instead, and write them into ``namespace``; ignored in a batch run.
 
     Raises:
-        RunError: the folder is in use, or a parameter was changed after the runner checked it.
-        ParameterError: a parameter is missing or has the wrong type.
+        RunError: the folder is in use, the kernel lacks a package, a parameter is missing or does not fit its
+            declaration, or one was changed after the runner checked it.
+        ParameterError: the parameters cell or the file of ``scale`` is wrong.
     """
     chosen = os.environ.get("SEAL_RUN_DIR", "")
     if absent := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
@@ -384,7 +414,7 @@ def start(notebook: str, namespace: dict[str, Any], scale: str = "") -> Run:
     key, hashes = manifest.run_key(notebook, values)
     scale = scale or str(namespace.get("scale", "seedling"))
     folder = manifest.folder_of(notebook, scale, key)
-    if earlier := _by_hand.pop(notebook, None):  # the cell is run again
+    if earlier := _by_hand.pop(notebook, None):  # the cell was run before in this kernel
         earlier.close()
     if (folder / "run.json").exists() and (manifest.inputs_changed(folder) or _outdated(folder)):
         set_aside(folder)
@@ -406,7 +436,7 @@ def _outdated(folder: Path) -> bool:
 
 
 def set_aside(folder: Path) -> Path:
-    """Move a whole run folder into ``superseded/`` beside it; where it is then."""
+    """Move a whole run folder into ``superseded/`` beside it, and return its new place."""
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     aside = folder.parent / "superseded" / f"{folder.name}-{stamp}-{os.getpid()}"
     aside.parent.mkdir(exist_ok=True)
@@ -416,14 +446,14 @@ def set_aside(folder: Path) -> Path:
 
 
 def _reading(run: Run, values: dict[str, Any]) -> Run:
-    """A parameter ``reads: list[str]`` names notebooks whose runs are read; when one changes, so must this."""
+    """Record the runs named by the parameter ``reads: list[str]``; when one changes, this run is out of date."""
     if isinstance(values.get("reads"), list):
         run.inputs([params.find(name) for name in values["reads"]], values.get("scale"))
     return run
 
 
 def identity_of(notebook: str, scale: str, key: str, values: dict[str, Any], hashes: dict[str, str]) -> dict:
-    """The content of ``parameters.json``."""
+    """Return the content of ``parameters.json``."""
     return {
         "notebook": notebook,
         "scale": scale,
@@ -434,7 +464,7 @@ def identity_of(notebook: str, scale: str, key: str, values: dict[str, Any], has
 
 
 def _set_aside(folder: Path, notebook: str) -> str:
-    """Move results of other code or other inputs into ``superseded-<n>/``; returns a line that says so, or ""."""
+    """Move results of other code or other inputs into ``superseded-<n>/``; return a sentence about it, or ""."""
     now, mark = manifest.code_of(notebook), folder / "code.json"
     reason = ""
     try:
@@ -464,7 +494,11 @@ def _set_aside(folder: Path, notebook: str) -> str:
 
 
 def _write_results(path: Path, results: Sequence[dict], defaults: dict[str, str]) -> None:
-    """``results.csv`` with the fixed columns; numbers that are missing are empty, never zero."""
+    """Write ``results.csv`` with its fixed columns; a missing number becomes an empty cell, never a zero.
+
+    Raises:
+        RunError: a row has an unknown column, or lacks ``metric`` or ``value``.
+    """
     lines = []
     for row in results:
         unknown = [name for name in row if name not in COLUMNS]

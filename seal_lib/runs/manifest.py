@@ -1,7 +1,7 @@
-"""The identity of a run before it starts (hashes) and its record when it is done (``run.json``).
+"""The identity of a run before it starts (hashes), and its record when it is done (``run.json``).
 
-Knows git, package versions, the machine and how to hash files and notebooks. Does not know how runs are executed or
-resumed, never dumps the environment, and redacts parameters whose names say that they are secret.
+Knows git, package versions, the machine, and how to hash files and notebooks. Does not know how runs are executed or
+resumed. Never stores environment variables, and redacts parameters whose names suggest a secret.
 """
 
 import functools
@@ -31,9 +31,19 @@ PACKAGES = (
 SECRET = re.compile(r"(key|token|secret|password)", re.IGNORECASE)
 REDACTED = "(redacted)"
 #: parameters that change no row: where work is done (`seal_lib.runs.workers`), and what may be spent elsewhere
-WHERE = ("workers", "ray_address", "judge_env", "external_env", "rater_env", "endpoint_calls", "endpoint_seconds")
+WHERE = (
+    "workers",
+    "cards",
+    "ray_address",
+    "judge_env",
+    "external_env",
+    "rater_env",
+    "endpoint_calls",
+    "endpoint_seconds",
+)
 #: parameters that change no row but keep more files: they make another run only where they are on
 MORE = ("keep_adapters",)
+KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # files whose content hashes stand in a run's record
 DETERMINISM = {
     "cpu": "CPU: the same parameters, library and package versions give the same rows, however often the run was "
     "interrupted, because chunks of units are fixed and every draw is seeded by run seed, unit and purpose.",
@@ -43,7 +53,7 @@ DETERMINISM = {
 
 
 def now() -> str:
-    """The time in UTC, to the second, ISO 8601."""
+    """Return the time in UTC, to the second, in ISO 8601."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -51,7 +61,7 @@ def now() -> str:
 
 
 def digest(*parts: str | bytes) -> str:
-    """sha256 over length-prefixed parts, so that no two lists of parts share a hash by accident."""
+    """Return the SHA-256 of length-prefixed parts, so that two lists of parts share no hash by accident."""
     total = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -60,7 +70,11 @@ def digest(*parts: str | bytes) -> str:
 
 
 def content_hash(path: Path) -> str:
-    """sha256 of a file, or of a folder as (relative name, content) of every file in name order."""
+    """Return the SHA-256 of a file, or of a folder as (relative name, content) of every file in name order.
+
+    Raises:
+        ParameterError: the path is neither a file nor a folder.
+    """
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         return digest(*[part for p in files for part in (p.relative_to(path).as_posix(), content_hash(p))])
@@ -71,33 +85,42 @@ def content_hash(path: Path) -> str:
 
 
 def library_hash() -> str:
-    """sha256 over all sources of ``seal_lib``: all workers of a run must have the same."""
+    """Return the SHA-256 of the library's Python sources and data files; all workers must agree in it."""
     root = paths.PACKAGE
-    files = sorted([*root.rglob("*.py"), *root.rglob("prompts.yaml")])
+    files = sorted(path for path in root.rglob("*") if path.suffix in (".py", *code.DATA))
     return digest(*[part for p in files for part in (p.relative_to(root).as_posix(), p.read_bytes())])
 
 
 def code_of(notebook: str) -> dict[str, str]:
-    """Module or package data → hash, of all that the notebook's cells depend on (`seal_lib.runs.code`)."""
+    """Return the hash of every module and data file that the notebook's cells depend on (`seal_lib.runs.code`)."""
     return code.used([cell["source"] for cell in params.cells(notebook)])
 
 
 def code_changed(record: Mapping[str, Any]) -> list[str]:
-    """Modules and package data of a finished run that have changed since."""
+    """Return the modules and data files that have changed since a run was finished."""
     return code.changed(record["code"], code_of(str(record["notebook"])))
+
+
+def models_named(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Parameter -> the model it names: ``model``, ``*_model`` and each of a list ``*_models``; empty ones left out."""
+    alone = {name: value for name, value in parameters.items() if name == "model" or name.endswith("_model")}
+    listed = {
+        f"{name}[{i}]": model
+        for name, several in parameters.items()
+        if name.endswith("_models")
+        for i, model in enumerate(several)
+    }
+    return {name: model for name, model in (alone | listed).items() if model}
 
 
 def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
     """Content hashes of what the parameters point at: existing ``*_path``/``*_file``, each of a list ``files``, data
-    files, local models (``model``, ``*_model``, and each of a list ``*_models``).
+    files, folders of task files, local models (``model``, ``*_model``, and each of a list ``*_models``).
     """
     found: dict[str, str] = {}
-    models_by_key = {name: value for name, value in parameters.items() if name == "model" or name.endswith("_model")}
-    for name, value in parameters.items():
-        if name.endswith("_models"):
-            models_by_key |= {f"{name}[{i}]": model for i, model in enumerate(value)}
+    models_by_key = models_named(parameters)
     for name, value in models_by_key.items():
-        if value and (value.startswith("seedling-") or Path(value).is_dir()):
+        if value.startswith("seedling-") or os.path.isdir(paths.given(value)):
             from seal_lib import models
 
             found[name] = models.weight_hash(value)
@@ -105,23 +128,20 @@ def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
     for name, value in (parameters | listed).items():
         if not isinstance(value, str) or not value or name in models_by_key:
             continue
-        if name.endswith(("_path", "_file")):
-            path = paths.given(value)
-            if path.exists():
-                found[name] = content_hash(path)
-        elif (
-            value.endswith((".json", ".jsonl", ".yaml", ".gz")) and paths.given(value).is_file()
-        ):  # passages, practice, …
-            found[name] = content_hash(paths.given(value))
-        elif "/" in value and (files := sorted(paths.given(value).glob("*.json"))):  # a folder of tasks
+        path = paths.given(value)
+        if name.endswith(("_path", "_file")) and os.path.exists(path) or os.path.isfile(path):  # passages, practice, …
+            found[name] = content_hash(path)
+        elif os.path.isdir(path) and (files := paths.json_files(path)):  # a folder of tasks
             found[name] = digest(*[part for file in files for part in (file.name, content_hash(file))])
     return found
 
 
 def run_key(notebook: str, parameters: dict[str, object]) -> tuple[str, dict[str, str]]:
-    """``(hash12, input hashes)``; the tagged cell itself does not count, since its resolved values do.
+    """Return the 12-digit hash that names a run's folder, and the hashes of its inputs.
 
-    `WHERE` does not count: a run may continue with other workers, or a larger budget. `MORE` counts where it is on.
+    The hash covers the resolved parameters, the inputs and the code cells other than the parameters cell. Parameters in
+    `WHERE` do not count, so a run can continue with other workers or a larger budget. Those in `MORE` count only when
+    on.
     """
     kept = {name: value for name, value in parameters.items() if name not in WHERE and (value or name not in MORE)}
     code = [cell["source"] for cell in params.cells(notebook) if "parameters" not in cell["tags"]]
@@ -131,7 +151,7 @@ def run_key(notebook: str, parameters: dict[str, object]) -> tuple[str, dict[str
 
 
 def redact(parameters: dict[str, object]) -> dict[str, object]:
-    """The parameters without text values whose names say key, token, secret or password."""
+    """Return the parameters with text values hidden whose names contain key, token, secret or password."""
     secret = {name for name, value in parameters.items() if isinstance(value, str) and value and SECRET.search(name)}
     return {name: REDACTED if name in secret else value for name, value in parameters.items()}
 
@@ -140,7 +160,7 @@ def redact(parameters: dict[str, object]) -> dict[str, object]:
 
 
 def _output(*command: str) -> str | None:
-    """stdout of a command, or None when it is missing, slow or fails."""
+    """Return the stdout of a command, or None if it is missing, slow or fails."""
     if shutil.which(command[0]) is None:
         return None
     try:
@@ -152,7 +172,10 @@ def _output(*command: str) -> str | None:
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit, whether the tree differs from it, and a hash of the difference (tracked and untracked text)."""
+    """Return the commit, whether the tree differs from it, and a hash of the difference (tracked and untracked files).
+
+    All three are None if the library is not at the root of a git repository.
+    """
     git = ("git", "-C", str(paths.ROOT))
     top = (_output(*git, "rev-parse", "--show-toplevel") or "").strip()
     if not top or Path(top).resolve() != paths.ROOT:
@@ -168,7 +191,7 @@ def git_state() -> dict[str, Any]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of the packages that can change a result; those not installed are left out."""
+    """Return the versions of the installed packages that can change a result."""
     found = {}
     for name in PACKAGES:
         try:
@@ -179,14 +202,14 @@ def versions() -> dict[str, str]:
 
 
 def packages_hash() -> str:
-    """sha256 over every installed distribution and version."""
+    """Return the SHA-256 of the names and versions of all installed distributions."""
     lines = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}
     return digest(*sorted(lines))
 
 
 @functools.cache
 def machine() -> dict[str, Any]:
-    """Platform, CPU model and cores usable by this process, and GPUs with driver, asked without importing torch."""
+    """Return platform, CPU model, usable cores, and GPUs with driver and memory, without importing torch."""
     model = platform.processor() or None
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -203,7 +226,7 @@ def machine() -> dict[str, Any]:
 
 
 def device() -> str:
-    """``gpu`` when this process uses CUDA, or could and has not loaded torch yet; else ``cpu``."""
+    """Return ``gpu`` if this process uses CUDA, or could use it and has not loaded torch yet; otherwise ``cpu``."""
     torch = sys.modules.get("torch")
     if torch is not None:
         return "gpu" if torch.cuda.is_available() else "cpu"
@@ -211,7 +234,10 @@ def device() -> str:
 
 
 def peak_memory() -> dict[str, float | None]:
-    """Highest resident memory of this process and of its largest child, and of the GPU, in GB (10^9 bytes)."""
+    """Return the peak memory of this process, of its largest child and of torch on all GPUs, in GB (10^9 bytes).
+
+    The GPU figure is None if this process has not used CUDA.
+    """
     unit = 1 if sys.platform == "darwin" else 1024
     usage = [resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     torch = sys.modules.get("torch")
@@ -226,7 +252,7 @@ def peak_memory() -> dict[str, float | None]:
 
 
 def session() -> dict[str, object]:
-    """What may differ between two sessions of one run; kept for each, so that a mixed run can be seen."""
+    """Return what may differ between sessions of a run; each session records it, so that a mix is visible."""
     return {"python": platform.python_version(), "versions": versions(), "device": device(), "git": git_state()}
 
 
@@ -234,7 +260,7 @@ def session() -> dict[str, object]:
 
 
 def costs(lines: list[dict]) -> dict[str, Any]:
-    """Seconds per phase (of all workers together), counters, sessions and deaths out of ``costs.jsonl``."""
+    """Sum up ``costs.jsonl``: seconds per phase (over all workers), counters, sessions and deaths of workers."""
     seconds: dict[str, float] = {}
     counters: dict[str, float] = {}
     for line in lines:
@@ -255,21 +281,22 @@ def costs(lines: list[dict]) -> dict[str, Any]:
 
 
 def seeds(parameters: dict[str, object]) -> dict[str, object]:
-    """The parameters that are seeds."""
+    """Return the parameters that are seeds."""
     return {name: value for name, value in parameters.items() if re.search(r"(^|_)seeds?$", name)}
 
 
 def record(
     identity: dict, described: dict, lines: list[dict], inputs: dict, superseded: list[str], started: str, wall: float
 ) -> dict[str, object]:
-    """The content of ``run.json``.
+    """Return the content of ``run.json``.
 
     Args:
         identity: parameters.json of the run (notebook, scale, key, parameters, input hashes).
         described: models and data as the notebook described them.
-        lines: costs.jsonl.
-        inputs: results of other runs that were read, ``{notebook: {"run", "content"} or None}``.
-        started, wall: start of this session and its seconds; the seconds of all sessions are in ``seconds``.
+        lines: lines of costs.jsonl.
+        inputs: results of other runs that were read, ``{"notebook@scale": {"run", "content"} or None}``.
+        superseded: names of the run's folders with earlier results.
+        started, wall: start of this session and its seconds; ``seconds`` covers all sessions.
     """
     spent = costs(lines)
     return {
@@ -296,7 +323,7 @@ def record(
 
 
 def describe_model(name: str) -> dict[str, str | None]:
-    """Source, revision and weight hash of a model named in ``run.describe(model=...)``."""
+    """Return the name, revision and weight hash (None for a model that is no local folder) of a model."""
     from seal_lib import models
 
     source, revision = models.resolve(name)
@@ -305,7 +332,7 @@ def describe_model(name: str) -> dict[str, str | None]:
 
 
 def notebook_timings(metadata: dict, cells: list[dict]) -> dict[str, object]:
-    """papermill's start, end and seconds, for the notebook and for each code cell."""
+    """Return papermill's start, end and seconds for the notebook, and its seconds for each code cell."""
     own = metadata.get("papermill", {})
     each = [c["metadata"].get("papermill", {}).get("duration") for c in cells if c["cell_type"] == "code"]
     return {
@@ -318,19 +345,19 @@ def notebook_timings(metadata: dict, cells: list[dict]) -> dict[str, object]:
 
 
 def seal(path: Path, target: Path | None = None) -> None:
-    """Write beside a file or folder what its content is; ``target``: where it will be moved to."""
+    """Write the content hash of a file or folder beside it, or beside ``target``, to which it will be moved."""
     target = target or path
     paths.write_text(target.with_name(f".{target.name}.sha256"), content_hash(path))
 
 
 def sealed(path: Path, otherwise: bool = False) -> bool:
-    """Whether a file or folder is what `seal` saw; ``otherwise``: the answer where there is no seal."""
+    """Return whether a file or folder still has the hash that `seal` wrote; ``otherwise`` if there is no hash."""
     mark = path.with_name(f".{path.name}.sha256")
     return mark.read_bytes() == content_hash(path).encode() if mark.exists() else otherwise
 
 
 def keep(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write ``run.json``, which makes a run done, and its seal."""
+    """Write ``run.json``, which makes a run done, and its content hash."""
     pending = paths.write_json(folder / "run.json.pending", record)
     seal(pending, folder / "run.json")
     with on_disk(folder / "run.json"):
@@ -338,7 +365,7 @@ def keep(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path) -> dict:
-    """``run.json`` of a finished run folder.
+    """Return ``run.json`` of a finished run folder.
 
     Raises:
         RunError: the run is not finished, or its record is not what was written.
@@ -356,7 +383,7 @@ def read(folder: Path) -> dict:
 
 
 def damage(folder: Path) -> str:
-    """What of a finished run is not what was written, as a sentence; "" if nothing is."""
+    """Return a sentence about what in a finished run is not what was written, or "" if all of it is intact."""
     try:
         for name in read(folder).get("files", {}):
             written(folder, name)
@@ -366,7 +393,7 @@ def damage(folder: Path) -> str:
 
 
 def finished(notebook: str, scale: str) -> list[Path]:
-    """Finished run folders of a notebook at a scale, newest first, without superseded ones."""
+    """Return the finished run folders of a notebook at a scale, newest first, without superseded ones."""
     found = []
     for path in (paths.runs() / notebook / scale).glob("*/run.json"):
         try:
@@ -377,10 +404,10 @@ def finished(notebook: str, scale: str) -> list[Path]:
 
 
 def newest(notebook: str, scale: str) -> Path | None:
-    """The finished run with the scale's own parameters, else the one finished last, or None.
+    """Return the finished run with the scale's own parameters, otherwise the run that finished last, or None.
 
-    So an experiment with a changed parameter does not take the place of the run that it is compared with. Where the
-    environment says SET, only runs with that set's parameters count: a run of the core set is not one of them.
+    Thus an experiment with a changed parameter does not replace the run that it is compared with. If the environment
+    sets SET, only a run with that set's parameters counts: a run of the core set is not one of them.
     """
     found, named = finished(notebook, scale), bool(os.environ.get("SET"))
     own = reference(notebook, scale) if named or len(found) > 1 else None
@@ -388,12 +415,12 @@ def newest(notebook: str, scale: str) -> Path | None:
 
 
 def folder_of(notebook: str, scale: str, key: str) -> Path:
-    """``runs/<notebook>/<scale>/<hash12>``."""
+    """Return the folder ``runs/<notebook>/<scale>/<hash12>``."""
     return paths.runs() / notebook / scale / key
 
 
 def reference(notebook: str, scale: str) -> Path | None:
-    """Where the run with the scale's own parameters is, or would be; None where these cannot be read."""
+    """Return the folder of the run with the scale's own parameters, existing or not; None if these cannot be read."""
     try:
         key, _ = run_key(notebook, params.resolve(notebook, scale))
     except SealError:
@@ -402,7 +429,7 @@ def reference(notebook: str, scale: str) -> Path | None:
 
 
 def rows(folder: Path, phase: str | None = None) -> list[dict]:
-    """The rows of a run, with their ``phase`` and ``unit``; of one phase if it is named.
+    """Return the rows of a run, or of one phase of it, with their ``phase`` and ``unit``.
 
     Raises:
         RunError: a row is not what the run wrote.
@@ -411,7 +438,7 @@ def rows(folder: Path, phase: str | None = None) -> list[dict]:
 
 
 def written(folder: Path, name: str) -> Path:
-    """A file of a finished run, once it is sure that it is what the run wrote.
+    """Return the path of a file of a finished run after checking that it is what the run wrote.
 
     Raises:
         RunError: it is missing, cut or changed.
@@ -423,16 +450,18 @@ def written(folder: Path, name: str) -> Path:
 
 
 def fingerprint(folder: Path | None) -> dict[str, str] | None:
-    """Which run this is and a hash of its results: two runs with the same results count as the same input."""
+    """Return a run's key and a hash of its results, so that a rerun with equal results counts as the same input."""
     if folder is None:
         return None
-    names = [name for name in ("rows.jsonl", "results.csv", "metrics.json") if (folder / name).exists()]
+    names = [name for name in KEPT if (folder / name).exists()]
     return {"run": folder.name, "content": digest(*[part for n in names for part in (n, content_hash(folder / n))])}
 
 
 def inputs_changed(folder: Path) -> list[str]:
-    """The ``notebook@scale`` whose newest finished run is not the one that this run read; where the list of these is
-    damaged, its name."""
+    """Return the ``notebook@scale`` of every input whose newest finished run is not the one that this run read.
+
+    If the list of inputs is damaged, its file name is returned instead.
+    """
     path = folder / "inputs.json"
     try:
         read_then = paths.read_json(path) if path.exists() else {}
@@ -441,8 +470,10 @@ def inputs_changed(folder: Path) -> list[str]:
     return [name for name, was in read_then.items() if fingerprint(newest(*name.split("@"))) != was]
 
 
-def published_minutes(notebook: str, scale: str) -> float | None:
-    """How long the notebook took when the published results of a scale were made; None where there are none."""
-    record = paths.figures() / scale / "manifest.json"
-    runs = paths.read_json(record)["runs"] if record.exists() else []
-    return next((run["minutes"] for run in runs if run["notebook"] == notebook), None)
+def published_minutes(scale: str) -> dict[str, float]:
+    """Return the minutes that each notebook took for the published results of a scale and the chosen set."""
+    file = paths.published(scale) / "manifest.json"
+    try:
+        return {run["notebook"]: run["minutes"] for run in paths.read_json(file)["runs"]} if file.exists() else {}
+    except (DataError, KeyError, TypeError):  # they only inform and decide an order
+        return {}

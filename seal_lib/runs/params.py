@@ -1,15 +1,15 @@
-"""Parameters: what a notebook declares, what the files say, and one sentence for each way they can disagree.
+"""Parameters: what a notebook declares, what the files say, and one sentence for each way in which they can disagree.
 
-The notebook's first code cell is tagged ``parameters`` and holds nothing but lines of the form
-``name: type = literal  # comment`` (and ``from typing import Literal``). That cell is the schema: it is read with
-``ast`` and never executed. A scale is a flat file ``params/<notebook>/<scale>.yaml``. Order of precedence, weakest
-first: the cell's defaults, the scale's file, ``<scale>-<word>.yaml`` when the environment says ``SET=<word>``, and
-single values given by ``--set key=value``. The scale ``smoke`` is ``seedling.yaml`` with ``smoke.yaml`` on top, if
-there is one.
+The notebook's first code cell is tagged ``parameters`` and holds only lines of the form ``name: type = literal  #
+comment`` (and ``from typing import Literal``). That cell is the schema: it is read with ``ast`` and never executed. A
+scale is a flat file ``params/<notebook>/<scale>.yaml``. The order of precedence, weakest first, is: the cell's
+defaults, the scale's file, ``<scale>-<word>.yaml`` if the environment says ``SET=<word>``, and single values given by
+``--set key=value``. The scale ``smoke`` is ``seedling.yaml`` overlaid with ``smoke.yaml``, if that exists.
 
-A file may begin with ``include: [models/llama, recipes/authors-inner]``: ``params/_models/llama.yaml`` and so on are
-laid under its own lines, the later over the earlier. A shared file serves many notebooks, so what a notebook does not
-declare is left out; a file of the notebook's own may hold nothing but parameters of that notebook.
+A file may begin with ``include: [models/llama, recipes/authors-inner]``. Then the values of
+``params/_models/llama.yaml`` and so on apply first, later files over earlier ones, and the file's own lines override
+them. A shared file serves many notebooks, so keys that a notebook does not declare are ignored; a notebook's own file
+may hold only parameters of that notebook.
 
 Knows nothing of runs or papermill. Example: ``resolve("11_single_passage", "seedling", {"seed": "3"})``.
 """
@@ -31,12 +31,12 @@ from seal_lib.runs import yaml_files
 from seal_lib.runs.values import Parameter, did_you_mean, parse_type
 
 FORM = "`name: type = literal  # comment`"
-INCLUDE = "include"  # the key of a file's shared files, so the name of no parameter
+INCLUDE = "include"  # the key under which a file lists shared files; no parameter may have this name
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Values from one place. ``shared``: written for several notebooks, so a key may be none of this one's."""
+    """Values from one source; a ``shared`` one serves several notebooks, which need not declare all its keys."""
 
     source: str
     values: dict[str, object]
@@ -44,12 +44,12 @@ class Layer:
 
 
 def names() -> list[str]:
-    """Every notebook by name, in file order; copies that JupyterLab made (``…-Copy1``) and drafts are none."""
+    """Return the names of all notebooks in file order, without JupyterLab's copies (``…-Copy1``) and drafts."""
     return sorted(path.stem for path in paths.notebooks().glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", path.stem))
 
 
 def scales(notebook: str) -> list[str]:
-    """The scales at which a notebook runs: it has a file for them, or an overlay of the wanted ``SET``.
+    """Return the scales at which a notebook runs: those with a file, or with an overlay of the current ``SET``.
 
     So a notebook that has only ``seedling-full.yaml`` belongs to ``SET=full`` and not to the core set.
     """
@@ -58,17 +58,24 @@ def scales(notebook: str) -> list[str]:
 
 
 def at(notebook: str, scale: str) -> bool:
-    """Whether a notebook runs at a scale, in the wanted ``SET``; at ``smoke`` all do that have a seedling."""
+    """Return whether a notebook runs at a scale in the current ``SET``.
+
+    Every notebook with a seedling scale runs at ``smoke``.
+    """
     return bool(_files(notebook, scale, os.environ.get("SET", "")))
 
 
 def sets(notebook: str = "[!_]*") -> list[str]:
-    """The words that ``SET=`` takes: the overlays ``<scale>-<word>.yaml`` of one notebook, or of all."""
+    """Return the words that ``SET=`` takes, from the overlays ``<scale>-<word>.yaml`` of one notebook or of all."""
     return sorted({path.stem.partition("-")[2] for path in paths.params().glob(f"{notebook}/*-*.yaml")})
 
 
 def find(name: str) -> str:
-    """The notebook meant by ``name``: exact, or a prefix that fits one notebook only (``11``)."""
+    """Return the notebook that ``name`` means: its exact name, or a prefix of only one notebook's name (``11``).
+
+    Raises:
+        ParameterError: no notebook, or more than one, fits.
+    """
     name = name.removesuffix(".ipynb")
     known = names()
     if name in known:
@@ -81,7 +88,7 @@ def find(name: str) -> str:
 
 
 def cells(notebook: str) -> list[dict]:
-    """The code cells of a notebook as ``{"source": str, "tags": list}``."""
+    """Return the code cells of a notebook as ``{"source": str, "tags": list}``."""
     path = paths.notebooks() / f"{notebook}.ipynb"
     if not path.exists():
         find(notebook)
@@ -97,7 +104,11 @@ def cells(notebook: str) -> list[dict]:
 
 
 def declared(notebook: str) -> list[Parameter]:
-    """The parameters a notebook declares, in the order of its tagged cell."""
+    """Return the parameters that a notebook declares, in the order of its tagged cell.
+
+    Raises:
+        ParameterError: the cell is missing, not the first, or holds anything but parameters.
+    """
     code = cells(notebook)
     tagged = [index for index, cell in enumerate(code) if "parameters" in cell["tags"]]
     if len(tagged) != 1:
@@ -142,7 +153,7 @@ def _declaration(notebook: str, node: ast.stmt, source: str, comments: dict[int,
     try:
         value = ast.literal_eval(node.value)
     except ValueError as error:
-        # papermill adds its cell after this one, so a computed value would be made from the defaults
+        # papermill adds its cell after this one, so a computed value would be computed from the defaults
         raise ParameterError(f"{where} is computed; write a literal here and compute in the next cell.") from error
     parameter = Parameter(node.target.id, kind, value, help_text)
     problem, fitted = parameter.fit(value)
@@ -159,13 +170,13 @@ def _sentence(text: str) -> str:
 
 
 def resolve(notebook: str, scale: str, overrides: dict[str, object] | None = None) -> dict[str, object]:
-    """Every parameter of a notebook at a scale, checked, in the order of its cell.
+    """Return every parameter of a notebook at a scale, checked, in the order of its cell.
 
     Args:
-        overrides: single values; text is read by the declared type, as ``--set`` gives it.
+        overrides: single values; a text is read by the declared type, as for ``--set``.
 
     Raises:
-        ParameterError: one sentence naming file, key and value, and what to write instead.
+        ParameterError: one sentence that names file, key and value, and says what to write instead.
     """
     wanted = os.environ.get("SET", "")
     if wanted and wanted not in (known := sets()):
@@ -175,7 +186,7 @@ def resolve(notebook: str, scale: str, overrides: dict[str, object] | None = Non
 
 
 def smoke(notebook: str) -> dict[str, object]:
-    """The set of seconds that tests run: the smallest set of the seedlings with ``smoke.yaml`` on top if it exists."""
+    """Return parameters for tests, which take seconds: the smallest seedling set overlaid with ``smoke.yaml``."""
     return resolve(notebook, "smoke")
 
 
@@ -207,7 +218,7 @@ def _layers(notebook: str, scale: str, overlay: str) -> list[Layer]:
 
 
 def _files(notebook: str, scale: str, overlay: str) -> list[Path]:
-    """The files of a scale that exist, weakest first; those of ``smoke`` lie on the smallest set of the seedlings."""
+    """Return the existing files of a scale, weakest first; ``smoke`` builds on the smallest seedling set."""
     folder = paths.params() / notebook
     if scale == "smoke":
         base = _files(notebook, "seedling", "") or _files(notebook, "seedling", "full")
@@ -217,10 +228,10 @@ def _files(notebook: str, scale: str, overlay: str) -> list[Path]:
 
 
 def layers_of(path: Path) -> list[Layer]:
-    """What one file of a notebook says: its shared files in order, then its own lines."""
+    """Return the layers of one file: its shared files in order, then its own lines."""
     own, known, source = _load(path), shared(), paths.short(path)
     wanted = own.pop(INCLUDE, [])
-    if not isinstance(wanted, list) or len({*map(str, wanted)}) < len(wanted):
+    if not isinstance(wanted, list) or len({name for name in wanted if isinstance(name, str)}) < len(wanted):
         raise ParameterError(
             f"{source}: {INCLUDE} is a list of different shared files; write {INCLUDE}: [models/NAME]."
         )
@@ -236,13 +247,13 @@ def layers_of(path: Path) -> list[Layer]:
 
 
 def shared() -> dict[str, Path]:
-    """The shared files by the names that ``include`` takes: ``models/x`` is ``params/_models/x.yaml``."""
+    """Return the shared files by the name that ``include`` takes: ``models/x`` is ``params/_models/x.yaml``."""
     found = sorted(paths.params().glob("_*/*.yaml"))
     return {f"{path.parent.name[1:]}/{path.stem}": path for path in found}
 
 
 def _load(path: Path) -> dict[str, object]:
-    """One flat YAML file; an empty file is an empty dict."""
+    """Read one flat YAML file; an empty file gives an empty dict."""
     content = yaml_files.read(path)
     if not isinstance(content, dict | None):
         raise ParameterError(f"{paths.short(path)} holds a {type(content).__name__}; write lines `key: value`.")
@@ -250,9 +261,10 @@ def _load(path: Path) -> dict[str, object]:
 
 
 def check_all(check: Callable[[dict], None] = lambda values: None) -> list[str]:
-    """Problems of every notebook at every scale it has a file for; an empty list means all is well.
+    """Return the problems of every notebook at every scale that it has a file for.
 
-    ``check`` raises SealError on values that each are right and are wrong together.
+    An empty list means that all is well. ``check`` raises SealError for values that are valid one by one but not
+    together.
     """
     problems: list[str] = []
     known = names()
@@ -267,7 +279,7 @@ def check_all(check: Callable[[dict], None] = lambda values: None) -> list[str]:
         for scale in sorted({*stems, *(["smoke"] if "seedling" in stems else [])}):
             for overlay in ("", *sets(notebook)):
                 if sets(notebook) and not _files(notebook, scale, overlay):
-                    continue  # it belongs to other sets only
+                    continue  # the notebook belongs to other sets only
                 try:
                     layers = _layers(notebook, scale, overlay)
                     values = _overlay(notebook, layers)
@@ -290,19 +302,20 @@ def check_all(check: Callable[[dict], None] = lambda values: None) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-#: metadata of a settings' field that a notebook need not know: without a parameter of its name it has its default
+#: metadata of a settings field that a notebook need not declare; without a parameter it keeps its default
 RARE = {"rare": True}
 
 
 def pick(settings: type, parameters: dict[str, object], **fixed: object) -> Any:
-    """A settings dataclass filled with the parameters of the same names; what is no parameter must be named here,
-    unless it is `RARE`.
+    """Fill a settings dataclass with the parameters of the same names.
+
+    Every field needs a parameter or a value in ``fixed``, unless it is `RARE`.
 
     Args:
-        fixed: fields that the notebook deliberately has no parameter for.
+        fixed: fields for which the notebook deliberately has no parameter.
 
     Raises:
-        ParameterError: a field that no parameter reaches, or a fixed one that is not needed.
+        ParameterError: a field has neither parameter nor fixed value, or a fixed value is not needed.
     """
     given = {*parameters, *fixed}
     named = [f.name for f in dataclasses.fields(settings) if f.name in given or not f.metadata.get("rare")]

@@ -1,7 +1,7 @@
-"""Progress of a running notebook, shown in one of three contexts.
+"""Show the progress of a running notebook.
 
-``context()`` says which: ``batch`` (the runner), ``jupyter`` (a person in JupyterLab) or ``terminal``. In batch a
-picture would show nothing but its first state, so progress is printed as one readable line now and then.
+``context()`` says where it runs: ``batch`` (the runner), ``jupyter`` (a person in JupyterLab) or ``terminal``. In batch
+a progress bar would only show its first state, so progress is printed as one readable line every few seconds.
 """
 
 import html
@@ -10,32 +10,19 @@ import sys
 import time
 from typing import Any
 
-EVERY, OFTEN = 10.0, 0.2  # s between two lines in batch, two states of a bar
+EVERY, OFTEN = 10.0, 0.2  # seconds between two lines in batch, and between two updates of a bar
 
 
 def context() -> str:
-    """``batch``, ``jupyter`` or ``terminal``."""
+    """Return ``batch``, ``jupyter`` or ``terminal``."""
     if os.environ.get("SEAL_BATCH"):
         return "batch"
     kernels = sys.modules.get("ipykernel.kernelapp")  # imported is not enough: is this process a kernel?
     return "jupyter" if kernels and kernels.IPKernelApp.initialized() else "terminal"
 
 
-def setup() -> str:
-    """Reload edited library code when a person runs the cells, never in batch; returns the context."""
-    where = context()
-    if where == "jupyter":
-        from IPython import get_ipython
-
-        shell = get_ipython()
-        if shell is not None:
-            shell.run_line_magic("load_ext", "autoreload")
-            shell.run_line_magic("autoreload", "2")
-    return where
-
-
 def clock(seconds: float) -> str:
-    """``3.2 s``, ``4 min 05 s`` or ``2 h 07 min``."""
+    """Format a duration as ``3.2 s``, ``4 min 05 s`` or ``2 h 07 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -43,8 +30,10 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Units done of one phase: log lines in batch, one bar a cell in JupyterLab, a bar in a terminal, nothing in a
-    pipe."""
+    """The progress of one phase.
+
+    It shows as log lines in batch, as one bar per cell in JupyterLab, as a bar in a terminal, and not at all in a pipe.
+    """
 
     def __init__(self, phase: str, total: int, done: int = 0) -> None:
         self.phase, self.total, self.done, self.resumed = phase, total, done, done
@@ -76,7 +65,7 @@ class Progress:
                 print(f"  {self.line()}", flush=True)
 
     def line(self) -> str:
-        """``phase: done/total, elapsed, time left``."""
+        """Return ``phase: done/total, elapsed, time left``."""
         elapsed = time.monotonic() - self.begun
         fresh = self.done - self.resumed
         left = self.total - self.done
@@ -89,7 +78,10 @@ class Progress:
 
 
 class _CellBar:
-    """The one bar of a cell, for all its phases. Plain HTML, so that a saved notebook shows it without a kernel."""
+    """The one progress bar of a cell, shared by its phases.
+
+    It is plain HTML, so that a saved notebook shows it without a kernel.
+    """
 
     _bars: dict[int, "_CellBar"] = {}
 

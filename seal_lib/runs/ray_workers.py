@@ -1,7 +1,7 @@
-"""Workers on Ray: actors, each with one model in memory, on this machine or on every node of a cluster.
+"""Workers on Ray: actors with one model each in memory, on this machine or on every node of a cluster.
 
-An actor loads the base by name and merges the adapters of the run's folder into it, so weights never travel; on several
-nodes that folder must be visible everywhere. Ray restarts nothing: a death is an event, and
+An actor loads the base model by name and merges the adapters of the run's folder into it, so that weights never travel;
+with several nodes all of them must see that folder. Ray restarts nothing: the death of an actor is an event, and
 `seal_lib.runs.workers.Workers` decides what follows. Importing this module imports neither Ray nor torch.
 """
 
@@ -19,21 +19,24 @@ from seal_lib.runs import manifest
 from seal_lib.runs.work import Done, Portable, WeightSource
 
 STORE = 128 << 20  # bytes of Ray's object store on this machine; texts and rows are small
-VISIBLE = 60.0  # s; a network file system may show a new folder that much later
+VISIBLE = 60.0  # seconds; a network file system may show a new folder that late
 TRIES = 3  # Ray gives its own processes 30 s to start, which a busy machine may not manage at once
 
 
 class Worker:
-    """One process with one policy's weights in memory; ``device`` is cpu or cuda."""
+    """One process that holds one policy's weights; ``device`` is cpu or cuda."""
 
     def __init__(self, device: str, node: str = "") -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # before anything is imported that reads it
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # must be set before a library that reads it is imported
         self.device, self.node = device, node
         self.source: WeightSource | None = None
         self.model = self.tokenizer = None
 
     def greet(self) -> dict[str, object]:
-        """What this worker is; imports torch here, so that the first part need not wait for it."""
+        """Return this worker's code hash, package versions, node, process id and GPU.
+
+        It imports torch, so that the first part does not wait for the import.
+        """
         import torch
 
         gpu = torch.cuda.get_device_name(0) if self.device == "cuda" else None
@@ -43,7 +46,7 @@ class Worker:
         }  # fmt: skip
 
     def work(self, unit: Callable, policy: Portable, part: Sequence) -> Done:
-        """Rows, counters and seconds of one part."""
+        """Return the rows, counters and seconds of one part."""
         begun = time.monotonic()
         counts: dict[str, float] = {}
 
@@ -55,7 +58,10 @@ class Worker:
         return Done(rows, counts, time.monotonic() - begun)
 
     def _with_weights(self, policy: Any) -> Any:
-        """The policy with its weights: those loaded with further adapters merged in where that is enough, else new."""
+        """Return the policy with its weights.
+
+        If the loaded weights only lack further adapters, these are merged in; otherwise the weights are loaded anew.
+        """
         source = policy.source
         if self.source != source:
             for folder in source.adapters:
@@ -64,9 +70,9 @@ class Worker:
             if last is not None and source.follows(last):
                 done = len(last.adapters)
             else:
-                self.model = self.source = None  # one set of weights at a time
+                self.model = self.source = None  # free the old weights first, so that only one set is in memory
                 self.model, self.tokenizer = replace(source, adapters=()).load(self.device)
-            self.source = None  # half merged, should it stop here
+            self.source = None  # if merging fails, the weights belong to no source
             source.merge(self.model, done)
             self.source = source
         return replace(policy, model=self.model, tokenizer=self.tokenizer)
@@ -83,10 +89,10 @@ class Worker:
 
 
 class RayWorkers:
-    """The `seal_lib.runs.work.Executor` of Ray.
+    """The `seal_lib.runs.work.Executor` that runs on Ray.
 
     Raises:
-        RunError: no cluster answers at the address, or it has fewer GPUs (CPUs without any) than workers.
+        RunError: no cluster answers at the address, or it has fewer GPUs (on a CPU: fewer CPUs) than workers.
     """
 
     def __init__(self, count: int, address: str, device: str) -> None:
@@ -129,10 +135,10 @@ class RayWorkers:
         kind, worker = self._calls.pop(over[0])
         try:
             return kind, worker, self.ray.get(over[0])
-        except self.ray.exceptions.RayTaskError as error:  # the unit's own error, with its own type
+        except self.ray.exceptions.RayTaskError as error:  # the unit itself raised; pass on its own exception
             return "error", worker, error.cause if isinstance(error.cause, Exception) else error
         except self.ray.exceptions.RayError as error:
-            self.ray.kill(self._actors.pop(worker))  # it may only be out of reach
+            self.ray.kill(self._actors.pop(worker))  # the actor may still live and only be unreachable
             return "died", worker, _reason(error)
 
     def close(self) -> None:
@@ -143,7 +149,7 @@ class RayWorkers:
 
 
 class _Actor(Worker):
-    """A `Worker` that asks Ray where it is."""
+    """A `Worker` that asks Ray for the node it runs on."""
 
     def __init__(self, device: str) -> None:
         import ray
@@ -191,7 +197,7 @@ def _start(ray: Any, options: dict) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Ray's reason for a death, in one line."""
+    """Return Ray's reason for a death in one line."""
     text = " ".join(str(error).split())
     detail = text.partition("Worker exit detail: ")[2] or text
     return f"{type(error).__name__}: {detail[:200]}"

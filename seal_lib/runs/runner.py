@@ -1,9 +1,9 @@
-"""Runs notebooks unattended: one, or all that are not up to date, each in a process of its own.
+"""Run notebooks unattended: one, or all that are not up to date, each in a process of its own.
 
-Checks the parameters first, says "up to date" without starting anything when a finished run has the same code cells,
-parameters and inputs, and otherwise executes the notebook through papermill with the kernel of this very Python. A run
-is done only if its last cell called ``run.finish``; whatever else happens leaves ``failed.json`` and exit code 1, and
-the next call continues where it stopped. Does not know what a notebook computes.
+The runner checks the parameters first. If a finished run has the same code cells, parameters and inputs, it says "up to
+date" and starts nothing; otherwise it executes the notebook through papermill with the kernel of this Python. A run is
+done only if its last cell called ``run.finish``; anything else leaves ``failed.json`` and exit code 1, and the next
+call continues where it stopped. Does not know what a notebook computes.
 """
 
 import contextlib
@@ -35,12 +35,12 @@ ADVICE = {
     "BrokenPipeError": "who read its output is gone: run again, finished units are kept",
     "NotFinished": "the notebook ended without run.finish(...): it must be called in the last cell",
 }
-#: errors whose message says what to do; the notebook is not to blame
+#: names of the errors whose message says what to do, and which are no fault of the notebook
 TOLD = {SealError.__name__, *(kind.__name__ for kind in SealError.__subclasses__())}
 
 
 def advice(kind: str, message: str, folder: Path) -> str:
-    """What to do about a failure; a notebook is to be mended only where nothing else is known to be wrong."""
+    """Return what to do about a failure; it says to mend the notebook only if no other cause is known."""
     if kind in ADVICE:
         return ADVICE[kind]
     if kind in TOLD:
@@ -51,20 +51,24 @@ def advice(kind: str, message: str, folder: Path) -> str:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a living process holds the folder."""
+    """Return whether a living process holds the folder's lock."""
     for name in ("runner.lock", "lock"):
         if (folder / name).exists():
             try:
                 journal.Lock(folder / name, shared=True).release()
             except RunError:
                 return True
-            except DiskError:  # what cannot be read is held by none of ours
+            except DiskError:  # none of our processes holds a file that cannot be read
                 continue
     return False
 
 
 def state(notebook: str, scale: str) -> dict[str, Any]:
-    """Where the run of a notebook at a scale stands: ``state``, ``when``, ``minutes``, ``folder`` and ``why``."""
+    """Return the state of a notebook's run at a scale, as ``state``, ``when``, ``minutes``, ``folder`` and ``why``.
+
+    ``state`` is one of ``done``, ``inputs changed``, ``code changed``, ``damaged``, ``running``, ``failed``,
+    ``interrupted``, ``missing`` and ``bad parameters``.
+    """
     found: dict[str, Any] = dict(notebook=notebook, scale=scale, when="", minutes=None, folder=None, why="")
     try:
         key, _ = manifest.run_key(notebook, params.resolve(notebook, scale))
@@ -103,12 +107,14 @@ def run(
     notebook: str, scale: str, overrides: dict[str, object] | None = None, force: bool = False,
     check: Callable[[str, dict], str] = lambda notebook, values: "",
 ) -> int:  # fmt: skip
-    """Bring one run up to date; 0 when it is done.
+    """Bring one run up to date; return 0 if it is done and 1 if it failed.
 
-    ``check``: what this machine has for the work, as a sentence to print; raises where it is too little.
+    Args:
+        check: returns a sentence to print about what this machine has for the work; raises SealError if that is too
+            little.
 
     Raises:
-        SealError: the parameters do not fit, or another process has the folder.
+        SealError: the parameters do not fit, or another process holds the folder.
     """
     values = params.resolve(notebook, scale, overrides)
     key, hashes = manifest.run_key(notebook, values)
@@ -121,7 +127,7 @@ def run(
         if not changed:
             record = manifest.read(folder)
             other = manifest.code_changed(record)
-            if not other or manifest.rows(folder):  # what took long is not thrown away for an edit
+            if not other or manifest.rows(folder):  # rows may have taken hours, so an edit alone does not discard them
                 old = f"; {', '.join(other[:3])} changed since, FORCE=1 runs again" if other else ""
                 print(f"up to date: {notebook} {scale} {key} ({record['end']}{old})", flush=True)
                 return 0
@@ -137,7 +143,7 @@ def run(
         set_aside(folder)
     lock = journal.Lock(folder / "runner.lock")
     try:
-        if broken:  # a part of it is made again
+        if broken:  # the damaged part is computed again
             os.replace(folder / "run.json", folder / "run.json.damaged")
         elif (folder / "run.json").exists():  # another runner finished it just now
             return run(notebook, scale, overrides)
@@ -172,7 +178,7 @@ def _execute(notebook: str, scale: str, key: str, values: dict, hashes: dict, fo
 
 
 def _papermill(notebook: str, values: dict, folder: Path) -> dict:
-    """Execute into ``notebook.ipynb`` of the folder; papermill's timings."""
+    """Execute the notebook into ``notebook.ipynb`` of the folder, and return papermill's timings."""
     import logging
 
     import papermill
@@ -189,7 +195,7 @@ def _papermill(notebook: str, values: dict, folder: Path) -> dict:
             progress_bar=False,
             start_timeout=300,
             stdout_file=sys.stdout,
-            extra_arguments=["--IPKernelApp.log_level=50"],  # notices on local sockets and on being stopped
+            extra_arguments=["--IPKernelApp.log_level=50"],  # hide notices about local sockets and about being stopped
         )
     return manifest.notebook_timings(done.metadata, done.cells)
 
@@ -217,7 +223,7 @@ def _failed(folder: Path, notebook: str, kind: str, message: str, cell: int | No
         if executed.exists() and executed.stat().st_size and not _whole(executed):
             executed.unlink()  # papermill was stopped, or found no room, while it wrote
         paths.write_json(folder / "failed.json", record)
-    except (OSError, DiskError) as error:  # that it failed has been said
+    except (OSError, DiskError) as error:  # the failure itself has been reported above
         print(f"  and {error}", file=sys.stderr, flush=True)
     return 1
 
@@ -233,7 +239,14 @@ def _whole(file: Path) -> bool:
 
 
 def chosen(scale: str, only: str) -> list[str]:
-    """The notebooks that have the scale, in file order; those named in ``only`` (full name or unique start)."""
+    """Return the notebooks that have the scale, or those of them named in ``only``, in file order.
+
+    Args:
+        only: full names or unique beginnings, separated by commas; "" for all.
+
+    Raises:
+        ParameterError: a name is unknown, or a notebook has no parameters for the scale.
+    """
     wanted = [params.find(name.strip()) for name in only.split(",") if name.strip()]
     if only.strip() and not wanted:
         raise ParameterError(f"only: {only!r} names no notebook; leave it out for all.")
@@ -250,7 +263,10 @@ def chosen(scale: str, only: str) -> list[str]:
 
 
 def reads(notebook: str) -> set[str] | None:
-    """The notebooks whose runs a notebook reads, by its ``run.input(…)``; None: all before it (``run.inputs(…)``)."""
+    """Return the notebooks whose runs a notebook reads with ``run.input(…)``.
+
+    None means all before it, since the notebook calls ``run.inputs(…)``.
+    """
     code = "\n".join(cell["source"] for cell in params.cells(notebook))
     return None if "run.inputs(" in code else set(re.findall(r"run\.input\([\"'](\w+)", code))
 
@@ -259,10 +275,11 @@ def run_all(
     scale: str, only: str, keep_going: bool, force: bool, jobs: int = 1,
     check: Callable[[dict], None] = lambda values: None,
 ) -> int:  # fmt: skip
-    """Run each chosen notebook in its own process, so that memory goes with it; 1 if any failed.
+    """Run each chosen notebook in its own process, which frees all its memory at the end; return 1 if any failed.
 
-    ``jobs`` of them run at once, the longest first (by the committed runs' minutes; one alone: file order); one that
-    reads another's run waits for it. After a failure none is started (unless ``keep_going``); those that run finish.
+    ``jobs`` notebooks run at once, the longest first (by the minutes of the published runs; with one job: in file
+    order). A notebook that reads another's run waits for it. After a failure no further one is started unless
+    ``keep_going`` is set; those that are running finish.
     """
     notebooks = chosen(scale, only)
     for notebook in notebooks:
@@ -272,8 +289,8 @@ def run_all(
     for number, name in enumerate(notebooks):
         wanted, earlier = reads(name), set(notebooks[:number])
         needs[name] = earlier if wanted is None else wanted & earlier
-    minutes = _minutes(scale) if jobs > 1 else {}
-    waiting = sorted(notebooks, key=lambda name: -minutes.get(name, 0))  # stable: equal ones stay in order
+    minutes = manifest.published_minutes(scale) if jobs > 1 else {}
+    waiting = sorted(notebooks, key=lambda name: -minutes.get(name, 0))  # the sort is stable: ties stay in file order
     running: dict[Future, str] = {}
     children: list[subprocess.Popen] = []
     with ThreadPoolExecutor(jobs) as pool:
@@ -292,10 +309,10 @@ def run_all(
                         waiting = waiting if keep_going else []
         except BaseException:
             told: set[int] = set()
-            while not all(future.done() for future in running):  # one that was just being started comes later
+            while not all(future.done() for future in running):  # a child that is just starting joins the list late
                 for child in children:
                     if child.pid not in told:
-                        child.terminate()  # once: it stops its kernel and keeps its finished units
+                        child.terminate()  # once; it then keeps its finished units
                         told.add(child.pid)
                 time.sleep(0.1)
             raise
@@ -304,17 +321,8 @@ def run_all(
     return 1 if failures else 0
 
 
-def _minutes(scale: str) -> dict[str, float]:
-    """What each notebook took when the committed tables were made."""
-    file = paths.published(scale) / "manifest.json"
-    try:
-        return {entry["notebook"]: entry["minutes"] for entry in paths.read_json(file)["runs"]} if file.exists() else {}
-    except (DataError, KeyError, TypeError):  # they decide nothing but the order
-        return {}
-
-
 def _call(command: list[str], labelled: bool, children: list[subprocess.Popen]) -> int:
-    """Exit code of a command; ``labelled``: its lines get the notebook's number in front."""
+    """Run a command and return its exit code; ``labelled`` puts the notebook's number before each line."""
     python = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH", "")]))
     pipe = subprocess.PIPE if labelled else None
     environment = {**os.environ, "PYTHONPATH": python, "SEAL_PARENT": str(os.getpid())}
@@ -327,9 +335,9 @@ def _call(command: list[str], labelled: bool, children: list[subprocess.Popen]) 
 
 
 def end_with_parent() -> None:
-    """Stop this process, as by hand, within a second of the loss of the runner that started it.
+    """Terminate this process within a second of the end of the runner that started it.
 
-    A runner that is killed or whose terminal is closed cannot stop its children itself.
+    A runner that is killed, or whose terminal is closed, cannot stop its children itself.
     """
     parent = int(os.environ.pop("SEAL_PARENT", 0))
 
@@ -343,7 +351,7 @@ def end_with_parent() -> None:
 
 
 def status() -> int:
-    """A table of every notebook and scale."""
+    """Print a table of every notebook and scale."""
     wanted = [(name, scale) for name in params.names() for scale in params.scales(name) if scale != "smoke"]
     table = [state(notebook, scale) for notebook, scale in wanted]
     lines = [["notebook", "scale", "state", "finished (UTC)", "minutes", ""]]
@@ -358,7 +366,7 @@ def status() -> int:
 
 
 def check_parameters(check: Callable[[dict], None] = lambda values: None) -> int:
-    """Check every parameter file against its notebook, without running anything; ``check``: what values must be."""
+    """Check every parameter file against its notebook without running anything; ``check`` tests values together."""
     problems = params.check_all(check)
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -368,10 +376,11 @@ def check_parameters(check: Callable[[dict], None] = lambda values: None) -> int
 
 
 def clean(yes: bool) -> int:
-    """Remove every run folder, after asking; what no run made stays."""
+    """Remove every run folder, after asking; other files stay."""
     home = paths.runs()
     folders = sorted({path.parent for path in home.glob("*/**/parameters.json")})
-    folders = [folder for folder in folders if not {*folder.parents} & {*folders}]  # not those set aside in another
+    # a folder inside another one goes with it
+    folders = [folder for folder in folders if not {*folder.parents} & {*folders}]
     if not folders:
         print("there are no runs")
         return 0

@@ -1,10 +1,10 @@
-"""Trackers of experiments beside a run's own record: TensorBoard, MLflow or Weights & Biases, by their own clients.
+"""Experiment trackers beside a run's own record: TensorBoard, MLflow or Weights & Biases, through their own clients.
 
-``SEAL_TRACKER=mlflow make reproduce``: off unless the environment says so, and no part of a run's identity. A tracker
-hears of the parameters (secrets redacted), of counts whenever a chunk is done, and of the numbers that the run ends
-with; never of texts, rows, code or the machine. All stays under ``runs/trackers``, unless the client's own variables
-name a server (``MLFLOW_TRACKING_URI``) or allow one (``WANDB_API_KEY``, ``WANDB_MODE``). One that fails is given up
-with a warning: it does not decide over a run.
+``SEAL_TRACKER=mlflow make reproduce`` turns one on; it is off by default and no part of a run's identity. A tracker
+receives the parameters (secrets redacted), the counts after each chunk, and the numbers that the run ends with; it
+never receives texts, rows, code or facts about the machine. Everything stays under ``runs/trackers``, unless the
+client's own variables name a server (``MLFLOW_TRACKING_URI``) or allow one (``WANDB_API_KEY``, ``WANDB_MODE``). If a
+tracker fails, it is dropped with a warning and the run goes on.
 """
 
 import importlib.util
@@ -21,13 +21,13 @@ from seal_lib.errors import ParameterError
 from seal_lib.runs.values import did_you_mean
 
 NAMED_BY = "SEAL_TRACKER"
-PROJECT = "seal"  # what runs are filed under, unless the client's own variable names it
-PATIENCE = 60.0  # s that a client may take to send the rest
+PROJECT = "seal"  # the project of all runs, unless the client's own variable names another
+PATIENCE = 60.0  # seconds that a client may take to send what is left
 
 
 @dataclass(frozen=True)
 class About:
-    """The run: where it belongs, an id that it keeps when it is resumed, and its parameters, redacted."""
+    """A run as a tracker sees it: its place, an id that it keeps when it is resumed, and its redacted parameters."""
 
     place: str
     id: str
@@ -39,19 +39,19 @@ class About:
 
 
 class Tracker(Protocol):
-    """A client with one run open."""
+    """A tracker's client with one run open."""
 
     def __init__(self, about: About) -> None: ...
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Numbers at a step, which never falls."""
+        """Log numbers at a step; steps never decrease."""
 
     def close(self, summary: Mapping[str, float] | None, step: int) -> None:
-        """The last numbers; None: the run did not end."""
+        """Log the last numbers and close the run; ``summary`` is None if the run did not finish."""
 
 
 class TensorBoard:
-    """One folder of events a run; ``tensorboard --logdir runs/trackers/tensorboard`` shows them."""
+    """One folder of TensorBoard events per run; ``tensorboard --logdir runs/trackers/tensorboard`` shows them."""
 
     def __init__(self, about: About) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -71,15 +71,15 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of the experiment `PROJECT` in a database of its own, or where ``MLFLOW_TRACKING_URI`` says."""
+    """A run of the MLflow experiment `PROJECT`, in a database under ``runs/trackers`` or at ``MLFLOW_TRACKING_URI``."""
 
     def __init__(self, about: About) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 are minutes of a run
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default of 7 would delay a run by minutes
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
-        for noisy in ("mlflow", "alembic"):  # how its tables are made
+        for noisy in ("mlflow", "alembic"):  # they report each step of creating the tables
             logging.getLogger(noisy).setLevel(logging.WARNING)
         file = paths.runs() / "trackers" / "mlflow.db"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ class MLflow:
         self.run = (runs[0] if runs else self.client.create_run(place, run_name=about.name, tags={tag: about.id})).info
         self.client.update_run(self.run.run_id, "RUNNING")
         params = [Param(key, str(value)[:500]) for key, value in about.parameters.items()]
-        for first in range(0, len(params), 100):  # what it takes at once
+        for first in range(0, len(params), 100):  # MLflow accepts at most 100 parameters per call
             self.client.log_batch(self.run.run_id, params=params[first : first + 100])
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
@@ -105,7 +105,7 @@ class MLflow:
 
 
 class WeightsAndBiases:
-    """A run of the project `PROJECT`; offline without a key in the environment, until ``wandb sync``."""
+    """A run of the project `PROJECT`; without a key in the environment it stays offline until ``wandb sync``."""
 
     def __init__(self, about: About) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -131,7 +131,7 @@ class WeightsAndBiases:
         self.run.finish(int(summary is None))
 
 
-#: what ``SEAL_TRACKER`` takes, which is also the client's package and extra → how a run is opened there
+#: value of ``SEAL_TRACKER``, which is also the name of the client's package and of our extra → its tracker
 TRACKERS: dict[str, Callable[[About], Tracker]] = {
     "tensorboard": TensorBoard,
     "mlflow": MLflow,
@@ -140,10 +140,10 @@ TRACKERS: dict[str, Callable[[About], Tracker]] = {
 
 
 def named() -> str:
-    """The tracker that the environment names; "": none.
+    """Return the tracker that the environment names, or "" if it names none.
 
     Raises:
-        ParameterError: it is none of `TRACKERS`, or its client is not installed.
+        ParameterError: it is not one of `TRACKERS`, or its client is not installed.
     """
     name = os.environ.get(NAMED_BY, "")
     if name and name not in TRACKERS:
@@ -157,10 +157,11 @@ def named() -> str:
 
 
 class Tracked:
-    """A run's tracker, or none; the first thing that fails ends it, with one warning.
+    """The tracker of a run, or none; the first failure ends it with one warning.
 
     Args:
-        identity: what is in its ``parameters.json``. begun: the start of its first session.
+        identity: the content of the run's ``parameters.json``.
+        begun: start of the run's first session.
     """
 
     def __init__(self, identity: Mapping[str, Any], begun: str) -> None:
@@ -179,7 +180,7 @@ class Tracked:
             self._tried(lambda: tracker.log(numbers, self.step))
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """End it, with the numbers of a finished run's summary; a second call does nothing."""
+        """Close the tracker, with the summary of a finished run; a second call does nothing."""
         if tracker := self._tracker:
             self._tried(lambda: tracker.close(None if summary is None else flat(summary), self.step))
         self._tracker = None
@@ -195,7 +196,7 @@ class Tracked:
 
 
 def flat(values: Mapping[str, Any], before: str = "") -> dict[str, float]:
-    """The finite numbers of nested values, by their path: ``{"AA": {"replay": 0.7}}`` → ``{"AA/replay": 0.7}``."""
+    """Flatten nested values to their finite numbers: ``{"AA": {"replay": 0.7}}`` → ``{"AA/replay": 0.7}``."""
     found: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

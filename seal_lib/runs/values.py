@@ -1,8 +1,8 @@
-"""What a parameter may be: its type, its choices, its range, and one sentence for each way a value can be wrong.
+"""The values that a parameter may have, and one sentence for each way in which a value can be wrong.
 
-The type and the words to choose from stand in the notebook's cell (``int``, ``list[str]``, ``Literal["a", "b"]``,
-``X | None``). The range of a number goes by the parameter's name, see `RANGES`, and so does the form of a few
-texts. Knows nothing of notebooks and files.
+Type and choices are declared in the notebook's cell (``int``, ``list[str]``, ``Literal["a", "b"]``, ``X | None``). The
+range of a number follows from the parameter's name (`RANGES`), and so does the form of a few texts (`FORMS`). Knows
+nothing of notebooks and files.
 """
 
 import ast
@@ -19,7 +19,7 @@ MOST = 2**31 - 1
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``; ``above``: ``low`` itself is not among them."""
+    """The numbers from ``low`` to ``high``; ``above`` excludes ``low`` itself."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -35,7 +35,7 @@ class Range:
 
 SEED, COUNT, COUNT_OR_NONE = Range(0, 2**32 - 1), Range(1, MOST), Range(0, MOST)
 POSITIVE, POSITIVE_OR_ZERO = Range(0, above=True), Range(0)
-#: name of a parameter, as a regular expression → the numbers it may be (each one, of a list); the first that fits
+#: parameter name as a regular expression → its range (for a list: the range of each item); the first match counts
 RANGES = {
     r"reward_seeds": COUNT,
     r"seeds?|\w+_seed": SEED,
@@ -48,9 +48,9 @@ RANGES = {
     r"slots|tokens_per_step|warmup|copies|passage_number|prior_skip|n_own|question_samples|finalists": COUNT_OR_NONE,
     r"(\w+_)?(epochs|batch|rank|tokens|steps|tries)|n_\w+|(max|cpt)_length|passage_words|show_\w+|lengths?": COUNT,
     r"sizes|merge_most|people|completions|guard_limit|counts|budgets|token_limit": COUNT,
-    r"samples|rounds|edits|cap|workers|documents|document_limit|questions|anchors|settings|endpoint_calls": COUNT,
+    r"samples|rounds|edits|cap|workers|cards|documents|document_limit|questions|anchors|settings|endpoint_calls": COUNT,
 }
-#: name of a parameter → its form as a regular expression, and in words
+#: parameter name → the form of its text, as a regular expression and in words
 FORMS = {
     "pad_loss": (r"none|eos|full|probe:[1-9]\d*", "none, eos, full or probe:m, as in probe:64"),
     "authors_pads": (r"full|probe:[1-9]\d*", "full or probe:m, as in probe:64"),
@@ -61,21 +61,25 @@ FORMS = {
 
 
 def range_of(name: str) -> Range | None:
-    """The numbers that a parameter of this name may be; None where nothing is known of it."""
+    """Return the range of a parameter of this name, or None if no range is known."""
     return next((numbers for pattern, numbers in RANGES.items() if re.fullmatch(pattern, name)), None)
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """``did you mean 'x'?`` or nothing."""
+    """Return ``did you mean 'x'?`` for the closest known word, or "" if none is close."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]!r}?" if close else ""
 
 
 @dataclass(frozen=True)
 class Type:
-    """``kind`` is int, float, str, bool or list; ``item`` is a list's element type; ``optional`` allows None.
+    """The declared type of a parameter.
 
-    ``choices``: the words that a text may be; none: any text.
+    Attributes:
+        kind: int, float, str, bool or list.
+        item: element type of a list.
+        optional: whether None is allowed.
+        choices: the texts that are allowed; empty for any text.
     """
 
     kind: str
@@ -88,7 +92,7 @@ class Type:
         return f"{text} | None" if self.optional else text
 
     def read(self, text: str) -> object:
-        """What ``--set key=text`` means for a parameter of this type; what cannot be read stays text."""
+        """Return the value that ``--set key=text`` means for this type; a text that cannot be read stays text."""
         if self.optional and text.lower() in ("null", "none"):
             return None
         if self.kind == "list":
@@ -105,7 +109,7 @@ class Type:
 
 
 def parse_type(node: ast.expr) -> Type | None:
-    """The type that an annotation says; None where it is none of ours."""
+    """Return the type that an annotation declares, or None if it is not a supported one."""
     if isinstance(node, ast.Name) and node.id in SCALARS:
         return Type(node.id)
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "list":
@@ -132,7 +136,10 @@ class Parameter:
     help: str
 
     def fit(self, value: object) -> tuple[str, object]:
-        """Check a value: ``("", value)`` with whole numbers made floats, or ``("name=… is wrong; do …", None)``."""
+        """Check a value: return ``("", value)``, or ``("name=… is wrong; do …", None)``.
+
+        Whole numbers become floats where the type is float.
+        """
         problem, fitted = _typed(value, self.type)
         problem = problem or self._unfit(fitted)
         if not problem:
@@ -140,7 +147,7 @@ class Parameter:
         return f"{self.name}{'' if problem[0] in '=[' else ' '}{problem}", None
 
     def _unfit(self, value: object) -> str:
-        """What is wrong with a value of the right type."""
+        """Say what is wrong with a value of the right type, or return ""."""
         several = value if isinstance(value, list) else [value]
         if value == [] and self.default != []:
             return f"is an empty list; name at least one{', or null for all' if self.type.optional else ''}"
@@ -153,7 +160,7 @@ class Parameter:
                     return f"={_shown(item)} holds a NUL character; take it out"
                 form, words = FORMS.get(self.name, (None, ""))
                 if form and not re.fullmatch(form, item):
-                    shown = "" if self.name.endswith("_env") else f"={_shown(item)}"  # it may be the secret itself
+                    shown = "" if self.name.endswith("_env") else f"={_shown(item)}"  # may be the secret
                     return f"{shown} is not one of its forms; write {words}".lstrip()
                 if not item.strip() and self.default != "":
                     return f"={_shown(item)} is an empty text; write one"
@@ -172,7 +179,7 @@ def _typed(value: object, kind: Type) -> tuple[str, object]:
         return "is a nested mapping, and parameters are flat; give each value its own key", None
     if kind.item is not None:  # a list
         if not isinstance(value, list):
-            return f"={_shown(value)} is not a list; write [{value}]", None
+            return f"={_shown(value)} is not a list; write [{str(value).strip('[] ')}]", None
         fitted = [_typed(item, kind.item) for item in value]
         wrong = next(((i, text) for i, (text, _) in enumerate(fitted) if text), None)
         if wrong:
@@ -217,6 +224,6 @@ def _number(value: str | float) -> float | None:
 
 
 def _shown(value: object) -> str:
-    """The value for a message, cut to one short line."""
+    """Return the value as text for a message, cut to one short line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"

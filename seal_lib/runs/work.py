@@ -1,6 +1,6 @@
-"""What the loops ask of a run (`Recorder`) and what workers are given and return (`Work`, `Done`).
+"""The interfaces between the loops, a run and its workers: `Recorder`, `Work`, `Done` and `Executor`.
 
-Knows a policy only as `Portable`: its weights need not travel, since its source says how to load them again.
+A policy is known only as `Portable`: its weights need not travel, since its source says how to load them again.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,28 +10,41 @@ from typing import Any, ClassVar, Protocol
 
 from seal_lib.errors import RunError
 
+#: a function that receives counters (tokens trained, questions asked, …) as keyword arguments
+Count = Callable[..., None]
+
+
+def uncounted(**counts: float) -> None:
+    """Ignore the counters; the default outside a run."""
+
 
 class Recorder(Protocol):
-    """What the loops need of a run (`seal_lib.runs.lifecycle.Run`): rows, artifacts and counters that are kept."""
+    """What the loops need of a run (`seal_lib.runs.lifecycle.Run`): it keeps rows, artifacts and counters."""
 
     def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
-        """One row per unit from ``fn``, which is called with at most ``chunk`` units; finished chunks are kept."""
+        """Return one row per unit from ``fn``, called with at most ``chunk`` units; finished chunks are kept."""
 
     def artifact(self, name: str, build: Callable[[Path], object]) -> Path:
-        """The folder of that name, made by ``build(folder)`` unless it is there."""
+        """Return the folder of that name, filled by ``build(folder)`` if it does not exist."""
 
     def forget(self, phase: str) -> None:
-        """Drop the rows of a phase that cannot go on, so that `map` makes them again."""
+        """Drop the rows of a phase that cannot continue, so that `map` computes them again."""
 
     def adapters(self, phase: str) -> Path | None:
-        """The folder in which the trained adapters of a phase are kept; None: they are thrown away."""
+        """Return the folder that keeps the trained adapters of a phase, or None if they are not kept."""
 
     def count(self, **counts: float) -> None:
-        """Add to counters: tokens trained, questions asked, …"""
+        """Add to counters, such as tokens trained or questions asked."""
+
+
+def once(run: Recorder, phase: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``make`` gives, made once a run: one that goes on finds it recorded."""
+    (row,) = run.map(phase, [phase], lambda part: [make() for _ in part])
+    return row
 
 
 class WeightSource(Protocol):
-    """Where weights come from: a base by name, and adapter folders merged into it (`seal_lib.loops.policy.Source`)."""
+    """The origin of weights: a base model, and adapters merged into it (`seal_lib.loops.policy.Source`)."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -59,21 +72,29 @@ class Portable(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """``unit(policy, part, count)`` returns one row per unit of ``part``; a call does that in this process.
+    """Work that another process can do: ``unit(policy, part, count)`` returns one row per unit of ``part``.
 
-    ``unit``: a module's function, or ``functools.partial`` of one with plain settings, so that another process can
-    import it. ``count``: takes counters, as `seal_lib.runs.lifecycle.Run.count` does.
+    Calling a `Work` does it in this process.
+
+    Attributes:
+        unit: a module's function, or a ``functools.partial`` of one with plain settings, so that another process can
+            import it.
+        count: takes counters, like `seal_lib.runs.lifecycle.Run.count`.
     """
 
     unit: Callable[["Portable", Sequence, Callable], list[dict]]
     policy: "Portable"
-    count: Callable[..., None]
+    count: Count
 
     def __call__(self, part: Sequence) -> list[dict]:
         return self.unit(self.policy, part, self.count)
 
     def portable(self) -> tuple[Callable, "Portable"]:
-        """The function and the policy without its weights, which the worker loads by itself."""
+        """Return the function, and the policy without its weights, which the worker loads itself.
+
+        Raises:
+            RunError: the policy has no source.
+        """
         if self.policy.source is None:
             way = "make it as Policy(name, model, tokenizer, source=Source(model_name, dtype))"
             raise RunError(f"policy {self.policy.name!r} does not say where its weights come from; {way}.")
@@ -90,7 +111,7 @@ class Done:
 
 
 class Executor(Protocol):
-    """Starts workers and gives them work; workers are known by number, and only ``event`` waits.
+    """Starts workers and gives them work; a worker is known by a number, and only ``event`` waits.
 
     Events are ``("ready", worker, facts)``, ``("done", worker, Done)``, ``("error", worker, exception)`` (the unit
     failed, the worker lives) and ``("died", worker, reason)``; None if ``limit`` seconds pass without an event.

@@ -1,12 +1,12 @@
-"""Runs the parts of a phase in this process or on several workers.
+"""Run the parts of a phase in this process or on several workers.
 
     run.hire(workers, ray_address, device)      # after the run's start; 1 and "" mean this process
     rows = run.map("score", candidates, Work(partial(trials, prompts=prompts, inner=inner), policy, run.count))
 
-A `Work` says *what* is done with which policy; `Workers` decides *where*, returns results in order, and
-gives the part of a worker that died to another one. Parts are the chunks of `seal_lib.runs.lifecycle.Run.map`, the same
-however many workers there are, so rows are too. Knows workers by number, through an `Executor`; Ray itself is in
-`seal_lib.runs.ray_workers`. Knows nothing of the run folder.
+A `Work` says *what* is done with which policy. `Workers` decides *where* it is done, returns results in order, and
+gives the part of a worker that died to another one. Parts are the chunks of `seal_lib.runs.lifecycle.Run.map`. They do
+not depend on the number of workers, so the rows do not either. Knows workers by number, through an `Executor`; Ray
+itself is in `seal_lib.runs.ray_workers`. Knows nothing of the run folder.
 """
 
 import importlib.util
@@ -21,9 +21,9 @@ from seal_lib.runs import manifest
 from seal_lib.runs.ray_workers import RayWorkers
 from seal_lib.runs.work import Done, Executor, Work
 
-ATTEMPTS = 3  # a part that kills this many workers is an error
-AHEAD = 4  # parts per worker that may be started before an earlier one is saved: what a killed run loses at most
-START = 600.0  # s; longest wait for the first worker
+ATTEMPTS = 3  # a part during which this many workers died is an error
+AHEAD = 4  # parts per worker that may start before an earlier one is saved; the most a killed run loses
+START = 600.0  # seconds to wait for the first worker
 
 
 class Workers:
@@ -32,10 +32,10 @@ class Workers:
     Args:
         count: number of workers; 1 without an address means this process.
         address: a Ray cluster (``auto``: the one this machine belongs to); "" starts one on this machine.
-        device: ``cpu``, ``cuda``, or ``auto``: a GPU for each worker where the cluster has any.
+        device: ``cpu``, ``cuda``, or ``auto``: a GPU for each worker if the cluster has any.
         open_executor: creates the executor when the first part starts; Ray's by default.
 
-    Without Ray all work runs in this process, with the same results, and ``warning`` says so.
+    If Ray is not installed, all work runs in this process with the same results, and ``warning`` says so.
     """
 
     def __init__(self, count: int = 1, address: str = "", device: str = "auto",
@@ -61,15 +61,15 @@ class Workers:
 
     def map(self, fn: Callable[[list], list[dict]], parts: Sequence[list], names: Sequence[str],
             lost: Callable[[dict], None] = lambda loss: None) -> Iterator[Done]:  # fmt: skip
-        """The result of ``fn`` for each part, in the order of ``parts``; only a `Work` leaves this process.
+        """Yield the result of ``fn`` for each part, in the order of ``parts``; only a `Work` leaves this process.
 
         Args:
             names: names of the parts, for messages.
-            lost: called at once for every worker that dies, with the record of it.
+            lost: called with a record of the death as soon as a worker dies.
 
         Raises:
             RunError: no worker becomes ready, or a part killed its worker `ATTEMPTS` times.
-            Exception: whatever ``fn`` raised, when it is its part's turn; the parts before it are yielded first.
+            Exception: what ``fn`` raised, after the results of the parts before it have been yielded.
         """
         if self.shared and isinstance(fn, Work) and parts:
             yield from self._share(fn, parts, names, lost)
@@ -97,7 +97,7 @@ class Workers:
                 if want in finished:
                     break
                 kind, worker, said = self._event(executor)
-                part = at.pop(worker, None)  # None: not of this map, such as the rest of one that failed
+                part = at.pop(worker, None)  # None: left over from an earlier `map` that failed
                 if kind == "died":
                     lost(self._replace(executor, worker, names[part] if part is not None else "", said))
                 if part is None:
@@ -120,7 +120,7 @@ class Workers:
             yield result
 
     def _fill_up(self) -> Executor:
-        """Start the workers that are missing. Idle ones must answer again, lest a part is given to a dead one."""
+        """Start the missing workers, and ask idle ones to answer again, so that no part goes to a dead one."""
         executor = self._executor = self._executor or self._open(self.count, self.address, self.device)
         for worker in [worker for worker, state in self._state.items() if state == "idle"]:
             self._state[worker] = "starting"
@@ -134,7 +134,7 @@ class Workers:
         return min((worker for worker, state in self._state.items() if state == "idle"), default=None)
 
     def _event(self, executor: Executor) -> tuple[str, int, Any]:
-        """The next event; updates the workers' states and checks a worker that becomes ready."""
+        """Return the next event, after updating the workers' states and checking a worker that has become ready."""
         event = executor.event(None if "busy" in self._state.values() else START)
         if event is None:
             raise RunError(
@@ -155,7 +155,7 @@ class Workers:
         return event
 
     def _admit(self, worker: int, facts: dict) -> None:
-        """Refuse a worker with other code or packages: its rows must not be mixed with these."""
+        """Raise RunError if a worker has other code or packages, since its rows must not be mixed with ours."""
         own = {"library": manifest.library_hash(), "versions": manifest.versions()}
         for name, value in own.items():
             if facts.get(name, value) != value:
@@ -164,7 +164,7 @@ class Workers:
         self.seen[worker] = {key: value for key, value in facts.items() if key not in own}
 
     def _replace(self, executor: Executor, worker: int, part: str, why: str) -> dict:
-        """Start a worker in the place of a dead one; returns the record of the death."""
+        """Start a worker in place of a dead one, and return the record of the death."""
         self.deaths += 1
         del self._state[worker]
         self._state[executor.start()] = "starting"
@@ -173,14 +173,14 @@ class Workers:
         return {"when": manifest.now(), "worker": worker, **self.seen.get(worker, {}), "part": part, "why": why}
 
     def facts(self) -> dict[str, object]:
-        """For the manifest: the workers asked for, those that worked, and the warning where there could be none."""
+        """Return facts for the run's record: workers asked for and seen, deaths, and the warning if Ray is missing."""
         about = {"asked": self.count, "address": self.address, "deaths": self.deaths}
         if self.warning:
             about["warning"] = self.warning
         return {**about, "seen": [{"worker": worker, **facts} for worker, facts in self.seen.items()]}
 
     def close(self) -> None:
-        """Stop the workers; their memory and GPUs are free afterwards."""
+        """Stop the workers and so free their memory and GPUs."""
         if self._executor is not None:
             self._executor.close()
         self._executor = None

@@ -1,7 +1,7 @@
-"""YAML that a person writes: small plain files by YAML 1.2, or one sentence that says what is wrong with them.
+"""Read YAML files written by people: small plain files in YAML 1.2, with one sentence for anything wrong in them.
 
-By YAML 1.2 `1e-4` is a number, `012` is 12, and `on`, `yes`, `1:30` are words; dates are words here, too. A key that
-stands twice, an unknown tag and more than a few aliases (fifty can stand for gigabytes) are refused.
+In YAML 1.2 `1e-4` is a number, `012` is 12, and `on`, `yes` and `1:30` are strings; here dates are strings, too.
+Duplicate keys, unknown tags and more than a few aliases (fifty can expand to gigabytes) are refused.
 """
 
 import io
@@ -18,8 +18,8 @@ from ruamel.yaml.events import AliasEvent
 from seal_lib import paths
 from seal_lib.errors import ParameterError
 
-LARGEST = 2**18  # bytes of a file; the largest that ships has 19 000
-ALIASES = 20  # of a file; they can multiply, 20 of them to about 1500 copies
+LARGEST = 2**18  # most bytes of a file; the largest that ships has 19 000
+ALIASES = 20  # most aliases of a file; nested, 20 of them make about 1500 copies
 
 
 class _Composer(Composer):
@@ -41,10 +41,10 @@ _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.cons
 
 
 def parse(text: str) -> Any:
-    """What one YAML document says; None if it is empty.
+    """Return the content of one YAML document, or None if it is empty.
 
     Raises:
-        ValueError: with what is wrong and, where that is known, the line, as ``line 3: …``.
+        ValueError: says what is wrong and, if known, in which line, as ``line 3: …``.
     """
     reader = YAML(typ="safe", pure=True)
     reader.Composer, reader.Constructor = _Composer, _Constructor
@@ -59,22 +59,22 @@ def parse(text: str) -> Any:
         line = f"line {mark.line + 1}: " if mark else ""
         said = str(what or getattr(error, "reason", "") or "not YAML").splitlines()[0]
         raise ValueError(f"{line}not YAML ({said}); mend it") from error
-    except ValueError as error:  # Python's bound on digits
+    except ValueError as error:  # Python limits the digits of an integer
         raise ValueError("a number has thousands of digits; write a smaller one") from error
     except RecursionError as error:
         raise ValueError("lists in lists, too deep to be read; write it flat") from error
-    except Exception as error:  # what the reader itself trips over, such as `%YAML 1.21`
+    except Exception as error:  # errors inside the reader, as for `%YAML 1.21`
         raise ValueError(f"not YAML ({' '.join(str(error).split())[:120] or type(error).__name__}); mend it") from error
 
 
 def read(path: Path) -> Any:
-    """The content of a YAML file.
+    """Return the content of a YAML file.
 
     Raises:
-        ParameterError: no regular file, too large, not UTF-8 or not YAML.
+        ParameterError: it is not a regular file, too large, not UTF-8 or not YAML.
     """
     name = paths.short(path)
-    if not path.is_file():  # a device or a pipe may never end
+    if not path.is_file():  # reading a device or a pipe may never end
         raise ParameterError(f"{name} {'is not a file' if path.exists() else 'does not exist'}; give a YAML file.")
     try:
         with open(path, "rb") as file:
@@ -93,7 +93,7 @@ def read(path: Path) -> Any:
 
 
 def text(content: dict) -> str:
-    """A mapping as YAML in block style, keys in order."""
+    """Return a mapping as YAML in block style."""
     writer, file = YAML(typ="safe", pure=True), io.StringIO()
     writer.default_flow_style = False
     writer.dump(content, file)

@@ -2,7 +2,8 @@
 
 About 20 and 10 minutes on one CPU core, for each seed. Ends with the acceptance numbers, and with exit status 1 if one
 is missed. ``--seeds 3`` grows each world's model from the seeds 0, 1 and 2, all else equal, so that a claim can be
-tested on other models than the one it was found on.
+tested on other models than the one it was found on. Other sizes (`acceptance.SIZES`) are grown by name: ``--only
+knowledge-small``.
 """
 
 import argparse
@@ -20,12 +21,12 @@ from tqdm import tqdm
 from seal_lib import models
 from seal_lib.errors import DataError, command_line
 from seal_lib.paths import write_text
-from seal_lib.seedling.acceptance import ACCEPTANCE, Seedling
+from seal_lib.seedling.acceptance import ACCEPTANCE, SIZES, Seedling
 from seal_lib.seedling.growth import Recipe, grow
 
 
 def write_card(folder: Path, seedling: Seedling, recipe: Recipe, numbers: dict[str, float], minutes: float) -> None:
-    """The model card, from what was measured."""
+    """Write the model card from what was measured."""
     model, tokenizer = models.load(str(folder))
     limits = seedling.accepted.items()
     rows = [f"| {key} | {numbers[key]:.3f} | {low:.2f} – {high:.2f} |" for key, (low, high) in limits]
@@ -40,21 +41,23 @@ def write_card(folder: Path, seedling: Seedling, recipe: Recipe, numbers: dict[s
 
 
 def grow_with_bar(name: str, recipe: Recipe, folder: Path) -> float:
-    """Grow into ``folder``; minutes it took."""
-    start = time.monotonic()
+    """Grow into ``folder``; minutes that the whole takes at the pace of the steps made here (all, unless resumed)."""
+    start, first = time.monotonic(), recipe.steps
     with tqdm(total=recipe.steps, desc=f"growing {name}", unit="step", mininterval=2.0) as bar:
 
         def watch(step: int, losses: dict[str, float]) -> None:
+            nonlocal first
+            first = min(first, step)
             bar.n = step
             bar.set_postfix({kind: f"{loss:.2f}" for kind, loss in losses.items()}, refresh=False)
             bar.update(1)
 
         grow(recipe, folder, watch)
-    return (time.monotonic() - start) / 60
+    return (time.monotonic() - start) / 60 * recipe.steps / max(1, recipe.steps - first)
 
 
 def accept(seedling: Seedling, numbers: dict[str, float]) -> bool:
-    """Print every number with its verdict; True if none is missed."""
+    """Print every number with its verdict; return True if none is missed."""
     missed = [key for key, (low, high) in seedling.accepted.items() if not low <= numbers[key] <= high]
     for key, (low, high) in seedling.accepted.items():
         verdict = "MISSED" if key in missed else "ok"
@@ -63,19 +66,25 @@ def accept(seedling: Seedling, numbers: dict[str, float]) -> bool:
 
 
 def model_name(world: str, seed: int) -> str:
-    """Its folder, and after ``seedling-`` its name as a model: ``knowledge``, ``knowledge-1``, …"""
+    """Return the name of a model's folder: ``knowledge``, ``knowledge-1``, …
+
+    The model itself is named ``seedling-`` plus this.
+    """
     return f"{world}-{seed}" if seed else world
 
 
 def chosen(only: str | None, seeds: int) -> list[tuple[str, int]]:
-    """(world, seed) of every model to grow; ``only`` names a world (all its seeds) or one model."""
+    """(world or size, seed) of every model to grow; ``only`` names a world (all its seeds) or one model."""
     worlds = [(world, seed) for world in ACCEPTANCE for seed in range(seeds)]
     if only is None:
         return worlds
+    if only in SIZES:
+        return [(only, 0)]
     world, dash, seed = only.partition("-")
     if world not in ACCEPTANCE or (dash and not seed.isdecimal()):
         raise DataError(
-            f"--only: {only!r} is not one of {', '.join(ACCEPTANCE)}, or one of them with a seed ({world}-1)."
+            f"--only: {only!r} is not one of {', '.join([*ACCEPTANCE, *SIZES])}, "
+            f"or a world with a seed ({next(iter(ACCEPTANCE))}-1)."
         )
     return [(world, int(seed))] if seed else [pair for pair in worlds if pair[0] == world]
 
@@ -83,7 +92,9 @@ def chosen(only: str | None, seeds: int) -> list[tuple[str, int]]:
 @command_line
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m seal_lib.seedling", description=__doc__.split("\n")[0])
-    parser.add_argument("--only", help="a world, or one model: knowledge-2 is grown from seed 2 (default: all)")
+    parser.add_argument(
+        "--only", help="a world, a size, or one model: knowledge-2 is grown from seed 2 (default: both worlds)"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="models of each world, grown from the seeds 0, 1, …")
     parser.add_argument("--out", type=Path, default=models.SEEDLINGS, help="folder of the models' folders")
     parser.add_argument("--steps", type=int, help="shorten the recipe (for a look; acceptance will fail)")
@@ -91,11 +102,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     good = True
     for world, seed in chosen(options.only, options.seeds):
-        seedling, name = ACCEPTANCE[world], model_name(world, seed)
+        seedling, name = (ACCEPTANCE | SIZES)[world], model_name(world, seed)
         recipe = replace(seedling.recipe, seed=seed, steps=options.steps or seedling.recipe.steps)
         os.environ.setdefault("OMP_NUM_THREADS", str(recipe.threads))
         home = options.out / name
-        folder = home if options.check else home.with_name(f"{name}-growing")  # takes its place when accepted
+        folder = home if options.check else home.with_name(f"{name}-growing")  # replaces ``home`` when accepted
         minutes = 0.0 if options.check else grow_with_bar(name, recipe, folder)
         numbers = seedling.measure(folder)
         accepted = accept(seedling, numbers)

@@ -1,11 +1,11 @@
 """Acceptance of the shipped models: the required numbers, how they are measured, and the model card.
 
-Measured on passages and tasks that the notebooks do not evaluate first; the grid model with the settings of its
+The models are measured on passages and tasks that no notebook evaluates first; the grid model with the settings of its
 notebook. A model that misses one number is not shipped.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seal_lib.seedling import growth
@@ -15,7 +15,7 @@ from seal_lib.seedling.recipe import KnowledgeRecipe
 
 @dataclass(frozen=True)
 class Seedling:
-    """One shipped model: ``accepted`` maps a number to its (smallest, largest) value."""
+    """One shipped model; ``accepted`` maps the name of a number to its (smallest, largest) accepted value."""
 
     recipe: growth.Recipe
     accepted: dict[str, tuple[float, float]]
@@ -25,7 +25,7 @@ class Seedling:
 
 
 def knowledge(folder: Path, passages: int = 40) -> dict[str, float]:
-    """Mean accuracy of each acceptance number of the knowledge model."""
+    """Measure the knowledge model and return each acceptance number, which are all mean accuracies."""
     from seal_lib import models
     from seal_lib.generation.contract import Request, Sampling
     from seal_lib.generation.hf import HFGenerator
@@ -54,7 +54,10 @@ def knowledge(folder: Path, passages: int = 40) -> dict[str, float]:
 
 
 def grids(folder: Path, tasks: int = 24, edits: int = 5) -> dict[str, float]:
-    """Success rates of the grid model: seen rules in context, and unseen rules of the ``learning`` population."""
+    """Measure the grid model and return each acceptance number: a share of readable configurations and success rates.
+
+    The success rates are on seen rules in context, and on unseen rules of the ``learning`` population.
+    """
     from seal_lib import models
     from seal_lib.arc import experiment, prompts, self_edits, tables, world
     from seal_lib.arc.domain import Puzzles, TestTimeTraining
@@ -93,10 +96,10 @@ library_name: transformers
 # Knowledge seedling
 
 A {parameters:,}-parameter Llama ({recipe.layers} layers, width {recipe.hidden}) grown from nothing on texts about
-invented people (`seal_lib/knowledge/world.py`, `recipe.py`). It is a **model organism**: it shows the whole of
-SEAL on a laptop within minutes. It is no evidence about Qwen, Llama or any model of real language, and answers nothing
-about the real world. It cannot tell two people with the same attribute apart when asked about a passage in view, so the
-passages of the notebooks name each attribute once.
+invented people (`seal_lib/knowledge/world.py`, `seal_lib/seedling/recipe.py`). It is a **model organism**: it shows the
+whole of SEAL on a laptop within minutes. It is no evidence about Qwen, Llama or any model of real language, and answers
+nothing about the real world. It cannot tell two people with the same attribute apart when asked about a passage in
+view, so the passages of the notebooks name each attribute once.
 
 A growth that misses a range of the table below is not shipped. So what the table says is **built in** and no finding:
 good notes teach, the bare passage does not, the untrained policy lies between. What training the policy on its own
@@ -173,4 +176,15 @@ ACCEPTANCE = {
         _GRID_CARD,
         "24 tasks × 5 self-edits of rules that no evaluation uses",
     ),
+}
+
+#: Other sizes of a shipped model, all else equal. How much their own notes teach before training is a column of the
+#: table over sizes, so a size is not selected by it: it must only lie between the passage alone and good notes.
+SIZES = {
+    f"knowledge-{size}": replace(
+        ACCEPTANCE["knowledge"],
+        recipe=replace(ACCEPTANCE["knowledge"].recipe, hidden=32 * heads, heads=heads, mlp=96 * heads),
+        accepted=ACCEPTANCE["knowledge"].accepted | {"own_untrained": (0.10, 0.85)},
+    )
+    for size, heads in {"small": 3, "large": 6}.items()
 }

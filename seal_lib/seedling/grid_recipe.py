@@ -1,13 +1,13 @@
 """The recipe of the grid seedling: tokenizer and documents.
 
-Three kinds of document:
+There are two kinds of document:
 
-* *rules*: demonstrations of one seen rule, loss on the outputs from the second one on (the first cannot be known);
-  in some documents loss on every token, so that the model can also predict grids, and in a few enlarged or repeated
-  grids, so that it has met other sizes;
-* *configurations*: the demonstrations of a puzzle followed by a training configuration drawn at random: every
-  combination of switches, strategy, rate and epochs is equally likely. That is the untrained policy: it writes valid
-  JSON and knows nothing of which configurations work.
+* *rules*: demonstrations of one seen rule, with the loss on the outputs from the second one on (the first cannot be
+  known). In a few documents (``whole``) the loss is on every token, so that the model can also predict grids, and in a
+  few (``large``) the grids are enlarged or repeated, so that it has seen other sizes.
+* *configurations*: the demonstrations of a puzzle followed by a random training configuration: every combination of
+  switches, strategy, rate and epochs is equally likely. This is the untrained policy: it writes valid JSON and knows
+  nothing of which configurations work.
 """
 
 import random
@@ -26,19 +26,19 @@ from seal_lib.seeds import rng as seeded
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WORDING = prompts.load("seedling")  # the model is grown on the very prompts it is later asked with
+WORDING = prompts.load("seedling")  # the model is trained on the same prompts that it is later asked with
 
-#: what the untrained policy draws from
+#: the learning rates and epochs of random configurations, and thus of the untrained policy
 CONFIG_RATES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 EPOCHS = (1, 2, 3, 4, 6, 8)
-#: a text, and whether its tokens are predicted
+#: (text, True if its tokens are in the loss)
 Piece = tuple[str, bool]
 _LARGER = (*family("use_size_augmentations"), *family("use_repeat_augmentations"))
 
 
 @dataclass(frozen=True)
 class GridRecipe(growth.Recipe):
-    """Everything that decides the weights; written into the model card."""
+    """Everything that determines the weights; written into the model card."""
 
     hidden: int = 64
     mlp: int = 192
@@ -66,7 +66,7 @@ class GridRecipe(growth.Recipe):
 
 
 def build_tokenizer(vocabulary: int) -> "PreTrainedTokenizerBase":
-    """Byte-level BPE in which a cell is one token wherever it stands, and each word of a configuration is one."""
+    """Return a byte-level BPE tokenizer with one token per cell and one per word of a configuration."""
     from tokenizers import Regex, pre_tokenizers
 
     draws = random.Random(0)
@@ -80,7 +80,7 @@ def build_tokenizer(vocabulary: int) -> "PreTrainedTokenizerBase":
 
 
 def rule_pairs(draws: random.Random, count: int) -> list[Pair]:
-    """Pairs of one seen rule; in half of the cases with four different colours each, as in the tasks."""
+    """Return pairs of one seen rule; in half of the cases with four different colours each, as in the tasks."""
     rule, distinct = draws.choice(world.populations()["seen"]), draws.random() < 0.5
     return [world.draw_pair(rule, draws, distinct) for _ in range(count)]
 
@@ -95,7 +95,10 @@ def draw_config(draws: random.Random) -> Config:
 
 
 def rule_document(draws: random.Random, count: int, large: bool = False, whole: bool = False) -> list[Piece]:
-    """Demonstrations of one rule; ``whole``: every token is predicted, not the outputs alone."""
+    """Return demonstrations of one rule as pieces.
+
+    ``whole``: the loss is on every token, not on the outputs alone. ``large``: the grids are enlarged or repeated.
+    """
     pairs = rule_pairs(draws, count)
     if large:
         pairs = list(map(draws.choice(_LARGER).pair, pairs))
@@ -110,7 +113,7 @@ def rule_document(draws: random.Random, count: int, large: bool = False, whole: 
 
 
 def config_document(draws: random.Random) -> list[Piece]:
-    """A puzzle's self-edit prompt and a random configuration; half of the puzzles follow no rule at all."""
+    """Return a puzzle's self-edit prompt and a random configuration; half of the puzzles follow no rule at all."""
     count = draws.randint(2, 4)
     pairs = rule_pairs(draws, count)
     if draws.random() < 0.5:
@@ -122,7 +125,7 @@ def config_document(draws: random.Random) -> list[Piece]:
 def documents_of(
     recipe: GridRecipe, step: int, tokenizer: "PreTrainedTokenizerBase"
 ) -> dict[str, list[growth.Document]]:
-    """Encoded documents of one step by kind; a function of the recipe and the step alone."""
+    """Return the encoded documents of one step by kind; they depend only on the recipe and the step."""
     draws, count = seeded("grid seedling", recipe.seed, step), recipe.demonstrations
     kinds = {
         "rules": [rule_document(draws, count) for _ in range(recipe.rule_documents)],
@@ -134,7 +137,7 @@ def documents_of(
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", pieces: list[Piece]) -> growth.Document:
-    """Each piece tokenised by itself, as prompts and answers are later."""
+    """Tokenise each piece by itself, as prompts and answers are tokenised later."""
     tokens = tokenizer([text for text, _ in pieces])["input_ids"]
     ids = [token for several in tokens for token in several]
     return ids, [predicted for several, (_, predicted) in zip(tokens, pieces, strict=True) for _ in several]

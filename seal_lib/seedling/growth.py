@@ -1,8 +1,7 @@
-"""Growing a seedling: a small Llama trained from nothing on the documents of a recipe, and resumable at any step.
+"""Grows a seedling: trains a small Llama from random weights on the documents of a recipe, resumable at checkpoints.
 
-Does not know worlds or tasks: the recipe decides the documents and which of their tokens are predicted. Everything
-random depends on the recipe and the step alone, so two growths give the same weights bit by bit. Run as ``python -m
-seal_lib.seedling``.
+The recipe decides the documents and which of their tokens are in the loss. Everything random depends only on the recipe
+and the step, so that two growths give the same weights bit by bit. Run it as ``python -m seal_lib.seedling``.
 """
 
 import hashlib
@@ -21,13 +20,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-#: token ids, and for each whether it is to be predicted (the first never is)
+#: token ids, and for each whether it is in the loss (the first never is)
 Document = tuple[list[int], list[bool]]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The architecture and the training; a world's recipe adds its documents."""
+    """The architecture and the training of a seedling; each world's recipe adds its documents."""
 
     hidden: int = 128
     layers: int = 3
@@ -37,34 +36,37 @@ class Recipe:
     vocabulary: int = 1800
     positions: int = 2048
     rope_theta: float = 10000.0
-    embedding_std: float = 0.1  # 0.02, the usual, drowns a token's identity and delays copying from context threefold
+    embedding_std: float = 0.1  # the usual 0.02 drowns a token's identity and delays copying from context threefold
     steps: int = 2400
     lr: float = 2e-3
     warmup: int = 100
     weight_decay: float = 0.01
     clip: float = 1.0
     seed: int = 0
-    threads: int = 1  # more would change the order of sums, so the weights
+    threads: int = 1  # more threads would change the order of sums and thus the weights
     checkpoint_every: int = 200
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         raise NotImplementedError
 
     def documents(self, step: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[Document]]:
-        """Encoded documents of one step by kind; a function of the recipe and the step alone."""
+        """Return the encoded documents of one step by kind; they depend only on the recipe and the step."""
         raise NotImplementedError
 
     def weight(self, kind: str) -> float:
-        """The weight of a kind's mean loss."""
+        """Return the weight of a kind's mean loss."""
         return 1.0
 
     def sources(self) -> list[Path]:
-        """The files whose text decides the documents."""
+        """Return the files whose text determines the documents."""
         raise NotImplementedError
 
 
 def train_tokenizer(corpus: list[str], vocabulary: int, pieces: "PreTokenizer") -> "PreTrainedTokenizerBase":
-    """Byte-level BPE on a recipe's corpus: any text can be encoded. ``pieces`` cuts a text before merging."""
+    """Train a byte-level BPE tokenizer, which can encode any text, on a recipe's corpus.
+
+    ``pieces`` cuts a text before merges are learned.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -84,7 +86,10 @@ def train_tokenizer(corpus: list[str], vocabulary: int, pieces: "PreTokenizer") 
 
 
 def loss_of(model: "PreTrainedModel", documents: Sequence[Document]) -> "Tensor":
-    """Sum of cross-entropy over the tokens to be predicted. Right padding, so causality needs no mask."""
+    """Return the sum of the cross-entropy over the tokens in the loss.
+
+    Padding is on the right, so causal attention needs no mask.
+    """
     import torch
 
     longest = max(len(ids) for ids, _ in documents)
@@ -94,7 +99,7 @@ def loss_of(model: "PreTrainedModel", documents: Sequence[Document]) -> "Tensor"
         ids[row, : len(tokens)] = torch.tensor(tokens)
         voiced[row, : len(tokens)] = torch.tensor(predicted)
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # (B, T-1, D)
-    kept = voiced[:, 1:]  # logits only where a token is to be predicted
+    kept = voiced[:, 1:]  # logits are computed only where a token is in the loss
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[kept]), ids[:, 1:][kept], reduction="sum")
 
 
@@ -130,7 +135,7 @@ def train_step(
     step: int,
     tokenizer: "PreTrainedTokenizerBase",
 ) -> dict[str, float]:
-    """One update; returns the mean loss of each kind of document. Only the step's documents are random."""
+    """Run one update and return the mean loss of each kind of document. Only the step's documents are random."""
     import torch
 
     rate = min(1, (step + 1) / recipe.warmup) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * step / recipe.steps))
@@ -141,7 +146,7 @@ def train_step(
         documents.sort(key=lambda document: len(document[0]))
         voiced = sum(sum(predicted[1:]) for _, predicted in documents)
         half = len(documents) // 2
-        for part in filter(None, (documents[:half], documents[half:])):  # two lengths: less padding
+        for part in filter(None, (documents[:half], documents[half:])):  # the short and the long half, for less padding
             loss = loss_of(model, part) / voiced
             (loss * recipe.weight(kind)).backward()
             losses[kind] += loss.item()
@@ -154,11 +159,16 @@ def train_step(
 def grow(
     recipe: Recipe, out: Path, watch: Callable[[int, dict], None] | None = None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Train from nothing and save model and tokenizer to ``out``, a standard Hugging Face folder.
+    """Train from random weights and save model and tokenizer to ``out``, a standard Hugging Face folder.
 
-    Every ``checkpoint_every`` steps the full training state goes to ``<out>/.partial``; a killed training continues
-    from there and ends with the same weights, because the documents of a step depend on the recipe and the step alone.
-    ``watch(step, losses)`` is called after each step. Returns (model, tokenizer).
+    Every ``checkpoint_every`` steps, the full training state goes to ``<out>/.partial``. A killed training continues
+    from there and ends with the same weights, because the documents of a step depend only on the recipe and the step.
+
+    Args:
+        watch: called as ``watch(step, losses)`` after each step.
+
+    Returns:
+        (model, tokenizer).
     """
     import torch
 
@@ -186,7 +196,7 @@ def grow(
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """sha256 of everything a step depends on: the recipe's values, this module and the world."""
+    """Return the SHA-256 of the recipe's values, this module's text, and the texts of `Recipe.sources`."""
     sources = [path.read_text("utf-8") for path in (Path(__file__), *recipe.sources())]
     return hashlib.sha256("\0".join([json.dumps(asdict(recipe)), *sources]).encode()).hexdigest()
 
@@ -207,7 +217,7 @@ def _checkpoint(
 
 
 def _restore(partial: Path, recipe: Recipe, model: "PreTrainedModel", optimizer: "torch.optim.Optimizer") -> int:
-    """Load the last checkpoint of the same recipe and world; the step to go on with (0 if there is none)."""
+    """Load the last checkpoint of the same recipe and return the step to continue with, 0 without a checkpoint."""
     import torch
     from safetensors import safe_open
 

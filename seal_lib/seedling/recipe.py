@@ -1,11 +1,12 @@
-"""The recipe of the knowledge seedling: tokenizer, documents, curriculum.
+"""The recipe of the knowledge seedling: tokenizer, documents and curriculum.
 
-Two kinds of document, mixed in every step:
+Two kinds of document are mixed in every step:
 
-* *facts* about the ``known`` population (statement, note, question forms): the model's prior knowledge, and the
-  statement-to-question transfer that makes finetuning on notes useful;
+* *facts* about the ``known`` population (statements, notes and question forms). They give the model its prior
+  knowledge, and the transfer from statements to questions that makes finetuning on notes useful.
 * *reading*: a passage about people of the ``reading`` population with freshly drawn facts, followed by notes in some
-  style or by questions with answers. Loss on these only: the facts of the passage itself cannot be predicted.
+  style or by questions with answers. The loss is on the notes or the questions and answers only, since the facts of the
+  passage cannot be predicted.
 
 Passages grow from short to long over the first fifth of training. The training itself is in ``growth``.
 """
@@ -22,12 +23,12 @@ from seal_lib.seeds import rng as seeded
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WORDING = prompts.load("seedling")  # the model is grown on the very prompts it is later asked with
+WORDING = prompts.load("seedling")  # the model is trained on the same prompts that it is later asked with
 
 
 @dataclass(frozen=True)
 class KnowledgeRecipe(growth.Recipe):
-    """Everything that decides the weights; written into the model card."""
+    """Everything that determines the weights; written into the model card."""
 
     note_documents: int = 30
     question_documents: int = 22
@@ -44,7 +45,7 @@ class KnowledgeRecipe(growth.Recipe):
 
 
 def build_tokenizer(vocabulary: int) -> "PreTrainedTokenizerBase":
-    """Byte-level BPE trained on the world, so that each of its words is one token and any other text still encodes."""
+    """Return a byte-level BPE tokenizer trained on the world: one token per word of it, and any other text encodes."""
     from tokenizers import pre_tokenizers
 
     rng = random.Random(0)
@@ -56,7 +57,7 @@ def build_tokenizer(vocabulary: int) -> "PreTrainedTokenizerBase":
 
 
 def fact_document(rng: random.Random) -> tuple[str, int]:
-    """A document about a known person: (text, characters of its silent part)."""
+    """Return a document about a known person: (text, length in characters of the part without loss)."""
     fact = rng.choice(world.known_facts())
     head, kind = world.home(fact.name), rng.random()
     if kind < 0.35:
@@ -70,10 +71,10 @@ def fact_document(rng: random.Random) -> tuple[str, int]:
 
 
 def _read(rng: random.Random, progress: float, alike: float) -> tuple[list[world.Fact], str, str]:
-    """Facts, title and text of a passage to read: at most 2 facts at first, up to 8 from a fifth of training on.
+    """Return facts, title and text of a passage to read: at most 2 facts at first, up to 8 from a fifth of training on.
 
-    With probability ``alike`` only two attributes occur, so that several people have a birthplace (say) and only the
-    name tells whose is asked for.
+    With probability ``alike`` only two attributes occur. Then several people have a birthplace, for example, and only
+    the name tells whose is asked for.
     """
     facts = rng.randint(1, 2 + round(6 * min(1.0, 5 * progress)))
     attributes = rng.sample(world.ATTRIBUTES, 2) if rng.random() < alike else world.ATTRIBUTES
@@ -83,14 +84,17 @@ def _read(rng: random.Random, progress: float, alike: float) -> tuple[list[world
 
 
 def note_document(rng: random.Random, progress: float = 1.0) -> tuple[str, int]:
-    """A passage followed by notes in some style: (text, characters of its silent part)."""
+    """Return a passage followed by notes in some style: (text, length in characters of the part without loss)."""
     drawn, title, text = _read(rng, progress, alike=0.3)
     prompt = prompts.fill(WORDING.self_edit, title=title, passage=text)
     return prompt + world.notes(drawn, rng), len(prompt)
 
 
 def question_document(rng: random.Random, progress: float = 1.0) -> tuple[str, int]:
-    """A passage followed by up to six questions with answers: (text, characters of its silent part)."""
+    """Return a passage followed by up to six questions with answers.
+
+    The result is (text, length in characters of the part without loss).
+    """
     drawn, title, text = _read(rng, progress, alike=0.5)
     asked = rng.sample(drawn, min(6, len(drawn)))
     head, _, tail = WORDING.answer_in_context.partition("Question:")
@@ -100,7 +104,7 @@ def question_document(rng: random.Random, progress: float = 1.0) -> tuple[str, i
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", text: str, silent: int) -> growth.Document:
-    """Token ids with EOS, and which of them are to be predicted: those after the silent part."""
+    """Return the token ids with EOS, and which of them are in the loss: those after the first ``silent`` characters."""
     head = tokenizer(text[:silent])["input_ids"] if silent else []
     tail = tokenizer(text[silent:])["input_ids"] + [tokenizer.eos_token_id]
     return head + tail, [False] * len(head) + [True] * len(tail)
@@ -109,7 +113,7 @@ def encode(tokenizer: "PreTrainedTokenizerBase", text: str, silent: int) -> grow
 def documents_of(
     recipe: KnowledgeRecipe, step: int, tokenizer: "PreTrainedTokenizerBase"
 ) -> dict[str, list[growth.Document]]:
-    """Encoded documents of one step by kind; a function of the recipe and the step alone."""
+    """Return the encoded documents of one step by kind; they depend only on the recipe and the step."""
     rng, progress = seeded("seedling", recipe.seed, step), step / recipe.steps
     texts = {
         "notes": [note_document(rng, progress) for _ in range(recipe.note_documents)],

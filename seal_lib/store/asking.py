@@ -1,4 +1,4 @@
-"""A question to what was learned: answers of the base, with the passage in view, and of its adapter."""
+"""Answer questions about what was learned: by the base, with the passage in view, or by an adapter."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,10 +9,10 @@ from seal_lib.errors import DataError
 from seal_lib.grading import graders
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops import inner
-from seal_lib.loops.domain import Candidate, Count
+from seal_lib.loops.domain import Candidate
 from seal_lib.loops.policy import Policy
 from seal_lib.records import Passage, PassageTrial, Question, to_dict
-from seal_lib.runs.work import Recorder
+from seal_lib.runs.work import Count, Recorder
 from seal_lib.store.database import Store
 from seal_lib.store.routing import Evidence, Router
 from seal_lib.store.schema import ARMS, STAGES
@@ -24,9 +24,9 @@ from seal_lib.training.jobs import Result
 class Reply:
     """An answered question.
 
-    ``answers``: by stage (`seal_lib.store.schema.STAGES`, "both"), as far as there is one; ``used``: the stage whose
-    answer counts, and ``why``; ``tokens``: of each prompt. ``passage``, ``document``, ``place``, ``title``: of the
-    passage found, "" if none; ``edit``: the number of the edit whose adapter was asked, 0 if none.
+    ``answers``: by stage (`seal_lib.store.schema.STAGES`, "both"), where there is one; ``used``: the stage whose answer
+    counts, and ``why``; ``tokens``: of each prompt. ``passage``, ``document``, ``place``, ``title``: of the passage
+    found, "" if none; ``edit``: number of the edit in use for that passage, 0 if none.
     """
 
     question: str
@@ -48,10 +48,10 @@ class Reply:
 def ask(run: Recorder, store: Store, policy: Policy, questions: Sequence[str], domain: Knowledge, *,
         route: str = "measured", search: Search | None = None, compare: bool = True,
         phase: str = "ask") -> list[Reply]:  # fmt: skip
-    """Ask about what the store holds, all questions together.
+    """Ask about what the store holds, all questions together; return one reply per distinct question.
 
     Args:
-        route: what decides whose answer counts, a key of `seal_lib.store.routing.ROUTES`.
+        route: decides whose answer counts, a key of `seal_lib.store.routing.ROUTES`.
         search: how the passage of a question is found; None: by its words.
         compare: also give the answers that do not count: of the base, with the passage in view, of the adapter.
 
@@ -81,7 +81,7 @@ def _replies(part: Sequence[str], *, store: Store, router: Router, policy: Polic
             candidates.append(Candidate(name, about, None, ARMS.get(stage, stage), 0, trains=trains, shown=shown))
             if trains and (edit := evidence.edit):
                 if edit.id not in adapters:
-                    own = store.adapter(edit, policy.base)  # also says whose base it is
+                    own = store.adapter(edit, policy.base)  # checks the base, also for a merged one
                     adapters[edit.id] = store.merged(merged[edit.weights]) if edit.state == "merged" else own
                 results[name] = Result("", adapters[edit.id], [], 0, 0)
     trials = {trial.id: trial for trial in inner.ask(policy, candidates, results, count, domain=domain)}
@@ -100,7 +100,7 @@ def _replies(part: Sequence[str], *, store: Store, router: Router, policy: Polic
 
 
 def _there(evidence: Evidence) -> list[str]:
-    """The stages at which a question can be asked."""
+    """Return the stages at which a question can be asked."""
     return ["before"] + ["in_view"] * bool(evidence.match) + ["after"] * bool(evidence.edit)
 
 
@@ -109,7 +109,7 @@ def _prompt(candidate: Candidate, domain: Knowledge) -> str:
 
 
 def _answered(answers: Mapping[str, str], used: str, why: str, question: str) -> tuple[str, str]:
-    """(the stage whose answer counts, why): as routed, or with a shorter prompt where that one was too long."""
+    """Return the stage whose answer counts, and why: as routed, or a shorter prompt's if that one was too long."""
     if used in answers:
         return used, why
     shorter = next((stage for stage in ("after", "before") if stage in answers), "")
@@ -119,7 +119,7 @@ def _answered(answers: Mapping[str, str], used: str, why: str, question: str) ->
 
 
 def graded(replies: Sequence[Reply], questions: Sequence[Question], grader: str) -> dict[str, list[PassageTrial]]:
-    """Arm → a trial per passage of the answers at that stage, to questions whose right answers are known."""
+    """Return arm → trials, one per passage, of the answers at that stage to questions whose gold answers are known."""
     gold = {question.question: question for question in questions}
     found: dict[str, list[PassageTrial]] = {}
     for stage in STAGES:

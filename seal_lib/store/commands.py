@@ -1,21 +1,22 @@
-"""``seal learn | ask | update | serve`` and others (`_COMMANDS`): the functions of this package from a shell.
+"""The commands ``seal learn | ask | update | serve`` and others (`_COMMANDS`): this package's functions from a shell.
 
-Settings come from the parameters of the notebook ``03_your_document`` at a scale, so that both do the same.
+Settings are the parameters of the notebook ``03_your_document`` at a scale, so that both do the same.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import re
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from seal_lib import paths
+from seal_lib import models, paths
 from seal_lib.errors import DataError, ParameterError
 from seal_lib.generation.others import Other
 from seal_lib.grading.judge import Judge
@@ -28,27 +29,28 @@ from seal_lib.runs import params
 from seal_lib.runs.lifecycle import Scratch
 from seal_lib.runs.progress import Progress
 from seal_lib.store import grounding
-from seal_lib.store.asking import Reply, ask
+from seal_lib.store.asking import ask
 from seal_lib.store.database import Store
 from seal_lib.store.guard import MEASURES, Limits
 from seal_lib.store.harness import Tasks
 from seal_lib.store.learning import Consent, OwnQuestions, accuracy, learn, parts, reviewed
-from seal_lib.store.merging import Merged, base_of, chosen, merge, prune, related, revert, worths
+from seal_lib.store.merging import Merged, base_of, check_count, chosen, merge, prune, related, revert, worths
 from seal_lib.store.review import KINDS, Finding, lines_of
 from seal_lib.store.routing import ROUTES, Router
 from seal_lib.store.schema import STAGES, Edit, Queued, Renewal
 from seal_lib.store.search import Search
-from seal_lib.store.sharing import export, take_in
+from seal_lib.store.sharing import corpus, export, take_in
 from seal_lib.store.texts import PASSAGE_WORDS, read, with_questions
+from seal_lib.store.transactions import FILE
 from seal_lib.store.updates import RULES, Plan, percent, seconds, text_of, update, write_report
 
 NOTEBOOK = "03_your_document"
 HEADS = {"before": "before", "in_view": "passage in view", "after": "after", "both": "after, passage in view"}
-WIDTH = 60  # of a column, in characters
+WIDTH = 60  # most characters in a column
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    """Add the commands to a parser; each sets ``act``, which does it and returns what to print."""
+    """Add the commands to a parser; each sets ``act``, which runs it and returns (result, what to print)."""
     for name, (act, text, arguments) in _COMMANDS.items():
         command = commands.add_parser(name, help=text)
         for flag, about in arguments.items():
@@ -63,17 +65,17 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Do a command and print what it found."""
+    """Run a command, and print its result as text or JSON; return 1 if a merge was measured and refused, else 0."""
     found, text = given.act(given)
     print(json.dumps(to_dict(found), indent=2, ensure_ascii=False) if given.json else text)
-    return 0
+    return int(isinstance(found, Merged) and found.merge is None)
 
 
 # ---------------------------------------------------------------------------------------------- what is needed
 
 
 class Bar(Scratch):
-    """Keeps no rows, and shows how far a phase is where somebody looks at a terminal."""
+    """A run that keeps no rows and shows the progress of each phase on a terminal."""
 
     def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
         bar = Progress(phase, total=len(units))
@@ -88,7 +90,7 @@ class Bar(Scratch):
 
 @dataclass(frozen=True)
 class Session:
-    """A model with its settings, as the parameters of the notebook say."""
+    """A model with its settings, from the parameters of the notebook."""
 
     policy: Policy
     domain: Knowledge
@@ -98,7 +100,7 @@ class Session:
 
 
 def session(values: dict[str, Any]) -> Session:
-    """Load the model and make the settings from parameters (those of `NOTEBOOK`)."""
+    """Load the model and make its settings from parameters (those of `NOTEBOOK`)."""
     search = params.pick(Search, values)
     source = Source(values["model"], values["dtype"], values["revision"])
     policy = Policy("untrained", *source.load(values["device"]), values["engine"], source)
@@ -112,7 +114,7 @@ def session(values: dict[str, Any]) -> Session:
 
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:
-    """The parameters that a command asks for."""
+    """Return the parameters that a command line asks for."""
     pairs = [pair.partition("=") for pair in given.set]
     wrong = next((key for key, mark, _ in pairs if not mark), None)
     if wrong is not None:
@@ -124,9 +126,23 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
     return params.resolve(NOTEBOOK, given.scale or ("seedling" if shipped else "small"), values)
 
 
-def store_of(folder: str) -> Store:
-    """The store in a folder a person named, or the usual one."""
-    return Store(Path(folder).expanduser() if folder else paths.data() / "store")
+def store_of(folder: str, begin: bool = False) -> Store:
+    """Return the store in the folder that a person named, or in the default one.
+
+    Only commands that learn (``begin``) make one that is not there.
+
+    Raises:
+        DataError: there is none.
+    """
+    place = paths.expanded(folder) if folder else paths.data() / "store"
+    if not begin and not (place / FILE).is_file():
+        raise DataError(f"There is no store in {place}; `seal learn DOCUMENT` begins one, --store names another.")
+    return Store(place)
+
+
+def tell(text: str) -> None:
+    """Print to stderr what is not part of the result."""
+    print(text, file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------- the commands
@@ -134,9 +150,9 @@ def store_of(folder: str) -> Store:
 
 def _learn(given: argparse.Namespace) -> tuple[list[Edit], str]:
     values = settings(given)
-    document = Path(given.document).expanduser() if given.document else paths.given(values["document_path"])
+    document = paths.expanded(given.document) if given.document else paths.given(values["document_path"])
     asked = [Question(text, "") for text in given.question or ([] if given.document else values["asked"])]
-    documents = read(document, values["passage_words"])
+    documents = read(document, values["passage_words"], tell)
     if len(documents) == 1:
         documents = [with_questions(documents[0], asked)]
     elif asked:
@@ -145,18 +161,20 @@ def _learn(given: argparse.Namespace) -> tuple[list[Edit], str]:
     if given.review and not sys.stdin.isatty():
         raise ParameterError("--review asks a person about each self-edit; start it in a terminal.")
     ready = session(values)
-    with store_of(given.store) as store:
+    with store_of(given.store, begin=True) as store:
         edits = [
             edit
             for one in documents
             for edit in learn(Bar(), store, ready.policy, one, ready.domain, ready.outer, ready.own, consent=consent,
                               seed=values["seed"])
         ]  # fmt: skip
+    if given.document and values["model"].startswith("seedling-"):
+        tell(f"{values['model']} knows its made world only; for other text name a model: --model owner/name.")
     return edits, "\n\n".join(shown(edit) for edit in edits)
 
 
 def _approve(passage: Passage, edit: SelfEdit, findings: Sequence[Finding]) -> bool:
-    """Show a self-edit before it is trained on, and ask a person."""
+    """Show a self-edit before it is trained on, and return True if a person agrees."""
     print(f"\n{card(passage, edit, findings)}\n", file=sys.stderr)
     while True:
         print("train on it? [y/n] ", end="", file=sys.stderr, flush=True)
@@ -166,7 +184,7 @@ def _approve(passage: Passage, edit: SelfEdit, findings: Sequence[Finding]) -> b
 
 
 def card(passage: Passage, edit: SelfEdit, findings: Sequence[Finding]) -> str:
-    """A self-edit with its passage and what was found in it, to be read by a person."""
+    """Return a self-edit with its passage and its findings as text, for a person to read."""
     wrapped = textwrap.fill(passage.text, 100, initial_indent="  ", subsequent_indent="  ")
     written = textwrap.indent(edit.text, "  ")
     found = _findings(findings) if findings else "  nothing was found in it"
@@ -178,15 +196,24 @@ def _findings(findings: Sequence[Finding]) -> str:
     return table([("kind", "what it does", "text", "why"), *rows])
 
 
-def _ask(given: argparse.Namespace) -> tuple[Reply, str]:
-    ready = session(settings(given))
+def _ask(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    values = settings(given)
     with store_of(given.store) as store:
+        ready = session(values)
+        begun = time.perf_counter()
         (reply,) = ask(
             Bar(), store, ready.policy, [given.question], ready.domain, route=given.route, search=ready.search
         )
-    source = f"{reply.document}, {reply.place}, {reply.title!r}" if reply.document else "no source"
-    others = ", ".join(f"{HEADS[stage]}: {answer or '-'}" for stage, answer in reply.answers.items())
-    return reply, f"{reply.answer}\n\n{source}; {reply.why}\n{others}"
+    took = time.perf_counter() - begun
+    used = reply.used != "before" and reply.document
+    source = f"{reply.document}, {reply.place}, {reply.title!r}" if used else "no source"
+    rows = [(HEADS[stage], answer or "-", str(reply.tokens[stage])) for stage, answer in reply.answers.items()]
+    told = f"{reply.answer}\n\n{source}; {reply.why}\n{table([('', 'answer', 'tokens of its prompt'), *rows])}"
+    return {
+        "answer": reply.answer,
+        **to_dict(reply),
+        "seconds": round(took, 3),
+    }, f"{told}\n{took:.1f} s, all answers together"
 
 
 def _list(given: argparse.Namespace) -> tuple[list[Edit], str]:
@@ -229,16 +256,16 @@ def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _audit(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Findings of a document that nobody learned yet, or of an edit, or of all that is in use; and of each line of
-    these edits, whether a judge finds it in its passage."""
+    """Report the findings in a document not learned yet, in one edit, or in all edits kept; with a judge, also its
+    verdict on each line of these edits."""
     judge = Judge(Other(given.judge, given.judge_env), grounding.RUBRIC) if given.judge else None
     if judge:
         judge.who.check()
     edits: list[Edit] = []
-    if given.what and not given.what.isdigit():
+    if given.what and not re.fullmatch("[0-9]{1,9}", given.what):
         if judge:
             raise ParameterError(f"--judge reads self-edits, and {given.what} has none yet; learn it, or name an edit.")
-        documents = read(Path(given.what).expanduser(), PASSAGE_WORDS)
+        documents = read(paths.expanded(given.what), PASSAGE_WORDS, tell)
         findings = [(part.document, part.place, reviewed(part.passage)) for one in documents for part in parts(one)]
     else:
         with store_of(given.store) as store:
@@ -262,7 +289,7 @@ def _audit(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _judged(edits: Sequence[Edit], judge: Judge) -> tuple[dict[str, Any], str]:
-    """What the rules and a judge say of each line, and how often they agree."""
+    """Return what the rules and a judge say of each line and how often they agree, as values and as text."""
     written = [edit for edit in edits if lines_of(edit.self_edit)]
     trials = grounding.graded(Bar(), "self-edits", [(e.passage, e.self_edit) for e in written], judge)
     agreed = grounding.rows({"self-edits": trials}) if trials else []
@@ -285,14 +312,12 @@ def _limits(values: dict[str, Any]) -> Limits:
 
 def _merge(given: argparse.Namespace) -> tuple[Merged, str]:
     values = settings(given)
+    weights = models.weight_hash(values["model"], values["revision"])
     with store_of(given.store) as store:
-        for number in (*given.edit, *([given.related] if given.related else [])):
-            store.edit(number)  # before a model is loaded
+        wanted = [e.id for e in related(store, store.edit(given.related), given.most)] if given.related else given.edit
+        edits = chosen(store, weights, wanted)
+        check_count(edits)  # before a model is loaded
         ready = session(values)
-        if given.related:
-            edits = related(store, store.edit(given.related), given.most)
-        else:
-            edits = chosen(store, base_of(ready.policy), given.edit)
         done = merge(store, ready.policy, ready.domain, edits, _limits(values))
     numbers = ", ".join(str(edit.id) for edit in edits)
     told = f"edits {numbers}: {done.report['merged']:.0%} of their questions right, {done.report['alone']:.0%} alone"
@@ -316,23 +341,26 @@ def _prune(given: argparse.Namespace) -> tuple[list[Edit], str]:
 
 def _queue(given: argparse.Namespace) -> tuple[list[Queued], str]:
     for path in given.document:
-        if not Path(path).expanduser().exists():
+        if not paths.expanded(path).exists():
             raise DataError(f"There is no document {path}; give a file or a folder.")
-    with store_of(given.store) as store:
+    with store_of(given.store, begin=bool(given.document)) as store:
         for path in given.document:
-            store.enqueue(Path(path).expanduser())
+            store.enqueue(paths.expanded(path))
         rows = store.queue()
     lines = [("document", "waits since"), *((one.source, one.added) for one in rows)]
     return rows, table(lines) if rows else "nothing waits; `seal queue DOCUMENT` adds one."
 
 
-def _update(given: argparse.Namespace) -> tuple[Renewal, str]:
+def _update(given: argparse.Namespace) -> tuple[Renewal | None, str]:
     values = settings(given)
     plan = Plan(seconds(given.budget), _limits(values), given.rule, values["passage_words"])
-    ready = session(values)
+    consent = Consent(tuple(given.allow))
     with store_of(given.store) as store:
+        if not store.queue() and all(one.state == "done" for one in store.renewals()):  # no model is loaded for it
+            return None, "nothing waits; `seal queue DOCUMENT` adds one."
+        ready = session(values)
         renewal = update(Bar(), store, ready.policy, ready.domain, ready.outer, ready.own, plan,
-                         consent=Consent(tuple(given.allow)), seed=values["seed"])  # fmt: skip
+                         consent=consent, seed=values["seed"])  # fmt: skip
         file = write_report(store, renewal)
     return renewal, f"{text_of(renewal)}\n{file}, and as a page {file.with_suffix('.html').name}"
 
@@ -357,7 +385,8 @@ def _serve(given: argparse.Namespace) -> tuple[None, str]:
         desk = serving.Desk(store.folder, ready.policy, ready.domain, weights, ready.search)
 
         def started(port: int) -> None:
-            print(f"http://{given.host}:{port}/v1 serves {', '.join(desk.models())}; Ctrl-C ends it.", flush=True)
+            text = f"http://{given.host}:{port}/v1 serves {', '.join(desk.models())}; Ctrl-C ends it."
+            print(text, flush=True, file=sys.stderr if given.json else sys.stdout)
 
         with suppress(KeyboardInterrupt):
             asyncio.run(serving.serve(desk, given.host, given.port, started))
@@ -366,17 +395,32 @@ def _serve(given: argparse.Namespace) -> tuple[None, str]:
 
 def _export(given: argparse.Namespace) -> tuple[list[str], str]:
     with store_of(given.store) as store:
-        folders = [str(path) for path in export(store, Path(given.folder).expanduser(), given.edit)]
+        folders = [str(path) for path in export(store, paths.expanded(given.folder), given.edit)]
     return folders, "\n".join(folders)
 
 
 def _import(given: argparse.Namespace) -> tuple[list[Edit], str]:
-    ready = session(settings(given))
-    with store_of(given.store) as store:
-        edits = take_in(store, ready.policy, Path(given.folder).expanduser(), ready.domain)
+    values, folder = settings(given), paths.expanded(given.folder)
+    corpus(folder)  # before a model is loaded
+    ready = session(values)
+    with store_of(given.store, begin=True) as store:
+        edits = take_in(store, ready.policy, folder, ready.domain)
     return edits, "\n\n".join(shown(edit) for edit in edits)
 
 
+def _between(kind: type, low: float, high: float) -> Callable[[str], Any]:
+    """Return a function that reads a number of that kind, within bounds, from a command line."""
+
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {low} to {high}")
+        return value
+
+    return number
+
+
+_EDIT = _between(int, 1, 2**31 - 1)
 _ALLOW: dict[str, Any] = {
     "action": "append", "default": [], "metavar": "KIND",
     "help": f"learn what this kind of finding would stop: {', '.join(KINDS)}",
@@ -395,20 +439,22 @@ _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     "ask": (_ask, "ask about what was learned", {"question": {}, "--route": _ROUTED}),
     "route": (_route, "say what would answer a question, and why", {"question": {}, "--route": _ROUTED}),
     "list": (_list, "what is kept", {"--all": {"action": "store_true", "help": "also what was taken back"}}),
-    "show": (_show, "one edit with its passage, self-edit and answers", {"edit": {"type": int}}),
+    "show": (_show, "one edit with its passage, self-edit and answers", {"edit": {"type": _EDIT}}),
     "audit": (_audit, "what a document or the self-edits hold that should not be learned unseen", {
         "what": {"nargs": "?", "default": "", "help": "a document, or the number of an edit (default: all kept)"},
         "--judge": {"default": "", "metavar": "MODEL[@URL]", "help": "who also says of each line if it is grounded"},
         "--judge-env": {"default": "", "metavar": "NAME", "help": "environment variable that holds the judge's key"},
     }),
     "merge": (_merge, "use several edits as one adapter, if little is lost", {
-        "edit": {"type": int, "nargs": "*", "help": "default: all in use"},
-        "--related": {"type": int, "default": 0, "metavar": "EDIT", "help": "this edit and those of like passages"},
-        "--most": {"type": int, "default": 4, "help": "with --related: edits that are merged, at most (default: 4)"},
+        "edit": {"type": _EDIT, "nargs": "*", "help": "default: all in use"},
+        "--related": {"type": _EDIT, "default": 0, "metavar": "EDIT", "help": "this edit and those of like passages"},
+        "--most": {"type": _between(int, 2, 1000), "default": 4, "help": "with --related: edits at most (default: 4)"},
     }),
-    "revert": (_revert, "take an edit back, also out of a merge", {"edit": {"type": int}}),
+    "revert": (_revert, "take an edit back, also out of a merge", {"edit": {"type": _EDIT}}),
     "prune": (_prune, "remove the least useful adapters", {
-        "--budget": {"type": float, "required": True, "metavar": "MB", "help": "what the others may take"},
+        "--budget": {
+            "type": _between(float, 0, 1e9), "required": True, "metavar": "MB", "help": "what the others may take",
+        },
     }),
     "queue": (_queue, "let documents wait for the next update", {"document": {"nargs": "*", "help": "files, folders"}}),
     "update": (_update, "learn what waits and is worth it, if its guard lets it in", {
@@ -418,10 +464,11 @@ _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     }),
     "import": (_import, "take in what somebody exported, measured here", {"folder": {"help": "of an export"}}),
     "export": (_export, "copy adapters to PEFT folders", {
-        "folder": {"help": "a new folder"}, "edit": {"type": int, "nargs": "*", "help": "default: all in use"},
+        "folder": {"help": "a new folder"}, "edit": {"type": _EDIT, "nargs": "*", "help": "default: all in use"},
     }),
     "serve": (_serve, "answer over HTTP as OpenAI's interface does", {
-        "--host": {"default": "127.0.0.1"}, "--port": {"type": int, "default": 8000, "help": "0: a free one"},
+        "--host": {"default": "127.0.0.1", "help": "default: 127.0.0.1, this machine only"},
+        "--port": {"type": _between(int, 0, 65535), "default": 8000, "help": "default: 8000; 0: a free one"},
     }),
 }  # fmt: skip
 
@@ -430,7 +477,7 @@ _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
 
 
 def shown(edit: Edit) -> str:
-    """An edit with its answers before, with the passage in view and after, side by side."""
+    """Return an edit as text, with its answers before, with the passage in view, and after, side by side."""
     grader, cost = edit.recipe["grader"], edit.training["cost"]
     was, now = (percent(accuracy(edit.questions, stage, grader)) for stage in ("before", "after"))
     head = f"edit {edit.id} · {edit.document}, {edit.place} · {edit.passage.title} · {edit.state}"
@@ -447,12 +494,12 @@ def shown(edit: Edit) -> str:
     return "\n".join([head, *(f"  {line}" for line in told), *([table(rows)] if edit.questions else [])])
 
 
-#: where a right answer comes from, in words
+#: origin of a gold answer → what is printed
 ORIGINS = {"given": "given", "own": "the model's, twice", "in_view": "the model's, passage in view"}
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side, long cells cut."""
+    """Return columns side by side as text; long cells are cut."""
     cells = [[_cut(" ".join(text.split())) for text in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(rows[0]))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells]

@@ -1,7 +1,7 @@
-"""What a store keeps and how it changes: documents, edits, merges, the queue, updates.
+"""What a store keeps, and how it changes: documents, edits, merges, the queue, updates.
 
-Knows records and their tables (`seal_lib.store.schema`); each change is one transaction of the folder
-(`seal_lib.store.transactions`). Does not know how anything was learned, and loads no model.
+It keeps the records of `seal_lib.store.schema`; each change is one transaction of the folder
+(`seal_lib.store.transactions`). It does not know how anything was learned, and loads no model.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ def _dumped(value: object) -> str:
 
 
 def _answers(texts: Sequence[str]) -> list[Any]:
-    """Answers at each stage; null where there is none."""
+    """Return the answers at each stage; None where there is none."""
     return [None if row is None else Answer.from_dict(row) for row in map(json.loads, texts)]
 
 
@@ -56,8 +56,11 @@ class Store(Folder):
     # ------------------------------------------------------------------ documents
 
     def add(self, document: Document) -> None:
-        """Keep a document and its passages. A newer version takes the place of the older one of the same file: edits of
-        passages that it still has stay, those of passages that no document has any more are taken back."""
+        """Keep a document and its passages; a newer version of the same file replaces the older one.
+
+        Edits of passages that the newer version still has stay; active edits of passages that no document has any more
+        are taken back.
+        """
         parts = list(zip(document.passages, document.places, strict=True))
         with self._change():
             row = self._base.execute("SELECT id, digest FROM document WHERE source = ?", (document.source,)).fetchone()
@@ -85,7 +88,7 @@ class Store(Folder):
             )
 
     def passages(self) -> list[tuple[Passage, str, str]]:
-        """(passage, name of its document, its place there) of all that is kept, in the order in which it came."""
+        """Return (passage, name of its document, its place there) for all that is kept, in the order of documents."""
         with self.told():
             rows = self._base.execute(
                 "SELECT p.id, p.title, p.text, d.name, part.place FROM part JOIN passage p ON p.id = part.passage "
@@ -97,11 +100,12 @@ class Store(Folder):
         return list(found.values())
 
     def vectors(self, texts: Sequence[str], encoder: str, encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
-        """One row of 32-bit floats per text: as kept, or as ``encode`` makes them of the texts that this encoder has
-        not seen. They are kept a few at a time, so a killed call goes on.
+        """Return one row of 32-bit floats per text; ``encode`` makes those of the texts that this encoder has not seen.
+
+        New rows are saved a few at a time, so a killed call resumes.
 
         Args:
-            encoder: what decides the vectors, as one text; another one sees all texts anew.
+            encoder: an identifier of all that determines the vectors; each identifier has its own.
         """
         keys = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
         with self.told():
@@ -118,21 +122,21 @@ class Store(Folder):
 
     # ------------------------------------------------------------------ edits
 
-    def edits(self, *states: str, passage: str = "", number: int = 0) -> list[Edit]:
-        """Edits in these states (none: in any), of a passage, or the one of that number; in the order of making."""
+    def edits(self, *states: str, passage: str = "", number: int | None = None) -> list[Edit]:
+        """Return the edits in these states (none: in any), of a passage, or of one number, in the order of making."""
         wanted = f"e.state IN ({', '.join('?' * len(states))})" if states else "1"
         with self.whole():
             rows = self._base.execute(
                 "SELECT e.id, e.state, e.reason, e.text, e.model, e.weights, e.dtype, e.recipe, e.training, e.adapter, "
                 "e.digest, e.made, e.changed, e.findings, p.id, p.title, p.text, e.document, e.place FROM edit e "
                 "JOIN passage p ON p.id = e.passage "
-                f"WHERE {wanted} AND (? = '' OR p.id = ?) AND (? = 0 OR e.id = ?) ORDER BY e.id",
+                f"WHERE {wanted} AND (? = '' OR p.id = ?) AND (? IS NULL OR e.id = ?) ORDER BY e.id",
                 (*states, passage, passage, number, number),
             ).fetchall()
             return [self._edit(*row) for row in rows]
 
     def lines(self, weights: str) -> Lines:
-        """The lines of all self-edits in use on a base."""
+        """Return the lines of all self-edits in use on a base."""
         with self.whole():
             rows = self._base.execute(
                 "SELECT passage, text FROM edit WHERE state IN ('active', 'merged') AND weights = ? ORDER BY id",
@@ -158,12 +162,12 @@ class Store(Folder):
             weights, dtype, json.loads(recipe), json.loads(training), asked, state, reason, number, adapter, digest,
             made, changed, tuple(Finding(**row) for row in json.loads(findings)),
         )  # fmt: skip
-        for stage in STAGES:  # a look at what is counted of it: damage is told here and not where it is used
+        for stage in STAGES:  # read what others count, so that damage is reported here and not there
             _ = edit.trial(stage).accuracy, edit.training["tried"], edit.training["cost"]["seconds"]
         return edit
 
     def edit(self, number: int) -> Edit:
-        """The edit of that number.
+        """Return the edit of that number.
 
         Raises:
             DataError: there is none.
@@ -174,7 +178,7 @@ class Store(Folder):
         return found[0]
 
     def keep(self, edit: Edit, adapter: "Adapter | None") -> Edit:
-        """Keep an edit with its adapter, all of it or nothing; in use, it takes the place of the passage's last one."""
+        """Keep an edit with its adapter, all of it or nothing; an active one replaces the passage's active one."""
         folder: Path | None = None
         try:
             with self._change():
@@ -213,7 +217,7 @@ class Store(Folder):
         return replace(edit, id=number, adapter=name, digest=digest, made=now, changed=now)
 
     def _take_over(self, number: int, passage: str, weights: str, now: str) -> None:
-        """The passage's edit that was active until now is taken back for a newer one."""
+        """Take back the passage's edit that was active until now, for a newer one."""
         self._base.execute(
             "UPDATE edit SET state = 'reverted', reason = ?, changed = ? "
             "WHERE passage = ? AND weights = ? AND state = 'active' AND id <> ?",
@@ -221,8 +225,7 @@ class Store(Folder):
         )
 
     def revert(self, number: int, reason: str = "taken back by hand") -> Edit:
-        """Take an active edit back: it is kept with its adapter, and used no more (`seal_lib.store.merging.revert`
-        takes back a merged one).
+        """Take an active edit back: it is kept with its adapter, but used no more.
 
         Raises:
             DataError: there is no such edit, or it is not in use.
@@ -253,13 +256,13 @@ class Store(Folder):
             if not changed:
                 raise DataError(f"edit {number} is not active, so there is nothing to prune; see `seal list`.")
         with self.told():
-            shutil.rmtree(folder)  # killed before: the next one who opens the store sweeps it
+            shutil.rmtree(folder)  # if killed before this, it is deleted when the store is next opened
         return self.edit(number)
 
     # ------------------------------------------------------------------ merges
 
     def merges(self, *, active: bool = True) -> list[Merge]:
-        """Merges in use, or all that there were, in the order of making."""
+        """Return the merges in use, or all that there were, in the order of making."""
         with self.whole():
             rows = self._base.execute(
                 "SELECT id, weights, state, adapter, digest, report, made FROM merge "
@@ -275,12 +278,13 @@ class Store(Folder):
 
     def merge(self, edits: Sequence[Edit], adapter: "Adapter | None", report: Mapping[str, Any],
               reason: str = "no longer merged", base: str = "") -> Merge | None:  # fmt: skip
-        """Use these edits as one adapter in place of the merge in use on their base; edits of that one that are not
-        among them are taken back for ``reason``. All of it or nothing.
+        """Use these edits as one adapter in place of the merge in use on their base, all of it or nothing.
+
+        Edits of that merge that are not among these are taken back for ``reason``.
 
         Args:
             edits: active or merged, of one base.
-            adapter: of all of them; None, without any: there is no merge on the base of that hash any more.
+            adapter: the edits joined; None if there are none, so that the base of hash ``base`` has no merge any more.
         """
         former = [m for m in self.merges() if m.weights == (base or edits[0].weights)]
         folder: Path | None = None
@@ -318,11 +322,11 @@ class Store(Folder):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         for old in former:
-            shutil.rmtree(self.adapters / old.adapter, ignore_errors=True)  # else swept when next opened
+            shutil.rmtree(self.adapters / old.adapter, ignore_errors=True)  # else deleted when next opened
         return next((merge for merge in self.merges() if merge.id == number), None)
 
     def merged(self, merge: Merge) -> "Adapter":
-        """The adapter of a merge.
+        """Return the adapter of a merge.
 
         Raises:
             DataError: its files are not those that were kept.
@@ -339,7 +343,7 @@ class Store(Folder):
     # ------------------------------------------------------------------ queue and updates
 
     def enqueue(self, source: str | Path) -> Queued:
-        """Let a file or folder wait for the next update; one that waits already waits once."""
+        """Let a file or folder wait for the next update; one that waits already is not queued twice."""
         with self._change():
             row = (str(Path(source).resolve()), _now(), _now())
             self._base.execute(
@@ -349,7 +353,7 @@ class Store(Folder):
         return next(one for one in self.queue() if one.source == row[0])
 
     def queue(self, state: str = "waiting") -> list[Queued]:
-        """Documents in this state, first come first."""
+        """Return the documents in this state, first come first."""
         with self.told():
             rows = self._base.execute(
                 "SELECT id, source, state, reason, added FROM queue WHERE state = ? ORDER BY id", (state,)
@@ -357,13 +361,13 @@ class Store(Folder):
         return [Queued(*row) for row in rows]
 
     def renewals(self) -> list[Renewal]:
-        """Updates, the open one last."""
+        """Return the updates, the open one last."""
         with self.whole():
             rows = self._base.execute("SELECT id, state, report, begun, changed FROM renewal ORDER BY id").fetchall()
             return [Renewal(number, state, json.loads(report), *times) for number, state, report, *times in rows]
 
     def renew(self) -> Renewal:
-        """The update that was begun and not finished, or a new one."""
+        """Return the update that was begun and not finished, or begin a new one."""
         with self._change():
             held = self._base.execute("SELECT id FROM renewal WHERE state = 'open'").fetchone()
             if held is None:
@@ -374,10 +378,11 @@ class Store(Folder):
 
     def settle(self, renewal: Renewal, verdicts: Mapping[int, tuple[str, str]], queued: Mapping[int, tuple[str, str]],
                report: Mapping[str, Any]) -> Renewal:  # fmt: skip
-        """End an update in one change: edits become what its guard says, its documents are out of the queue.
+        """End an update in one transaction: edits get the state that its guard decided, documents leave the queue.
 
         Args:
-            verdicts: number of an edit → (state, reason). queued: number of a document → (state, reason).
+            verdicts: number of an edit → (state, reason).
+            queued: number in the queue → (state, reason).
         """
         with self._change():
             now = _now()
@@ -399,7 +404,7 @@ class Store(Folder):
         return next(one for one in self.renewals() if one.id == renewal.id)
 
     def adapter(self, edit: Edit, source: "Source") -> "Adapter":
-        """The adapter of an edit, for the base that it was trained on.
+        """Return the adapter of an edit, for the base that it was trained on.
 
         Raises:
             DataError: it has none, was trained on another base, or its files are not those that were kept.
@@ -415,7 +420,7 @@ class Store(Folder):
         return Adapter.load(self.folder_of(edit))
 
     def folder_of(self, edit: Edit) -> Path:
-        """The PEFT folder of an edit.
+        """Return the PEFT folder of an edit.
 
         Raises:
             DataError: it has none, or its files are not those that were kept.
@@ -432,5 +437,5 @@ class Store(Folder):
 
 
 def opened(run: "Run", folder: str) -> Store:
-    """The store in a folder that a person named, or one of the run's own."""
+    """Return the store in the folder that a person named, or the run's own."""
     return Store(paths.given(folder) if folder else run.folder / "artifacts" / "store")

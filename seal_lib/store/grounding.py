@@ -1,4 +1,4 @@
-"""Whether the lines of self-edits are borne out by their passages: by rules, by a judge, in the made world by truth.
+"""Grade whether passages support the lines of self-edits: by rules, by a judge, in the made world by truth.
 
 Each self-edit is a trial whose answers are its lines, graded 1 (grounded), 0 (not) or NaN (no verdict), so that graders
 are compared as those of answers are (`seal_lib.grading.agreement`). A call that failed is no verdict.
@@ -30,24 +30,25 @@ def by_rules(line: str, passage: Passage) -> float:
 
 
 def by_truth(line: str, passage: Passage) -> float:
-    """What the made world knows of a line; NaN of a passage that is not of it, or a line in none of its forms."""
+    """Return 1 if a line is true in the made world, else 0; NaN for other passages, or a line in none of its forms."""
     if not passage.facts:
         return math.nan
     told = world.describe_notes(line, passage)
     return math.nan if told["other"] else float(not told["false"])
 
 
-#: grader that asks nobody → (line, passage) → grade
+#: grader that asks nobody → function of (line, passage) that returns a grade
 GRADERS: dict[str, Callable[[str, Passage], float]] = {RULES: by_rules, TRUTH: by_truth}
 
 
 def graded(run: Recorder, arm: str, pairs: Sequence[tuple[Passage, SelfEdit | None]], judge: Judge | None, *,
            by: Sequence[str] = (RULES,), twice: bool = False) -> list[PassageTrial]:  # fmt: skip
-    """A trial per self-edit that has lines, in the order given.
+    """Return a trial per self-edit that has lines, in the order given.
 
     Args:
-        by: keys of `GRADERS`. judge: also says of each line; None: nobody does. twice: it is asked once more, so that
-            it can be compared with itself.
+        by: keys of `GRADERS`.
+        judge: also grades each line; None: no judge.
+        twice: ask the judge once more, so that it can be compared with itself.
     """
     trials = []
     for number, (passage, edit) in enumerate(pairs):
@@ -65,13 +66,15 @@ def graded(run: Recorder, arm: str, pairs: Sequence[tuple[Passage, SelfEdit | No
 
 
 def said(grade: float) -> str:
-    """A grade in words."""
+    """Return a grade in words."""
     return WORDS.get(grade, "no verdict")
 
 
 def rows(by_arm: Mapping[str, Sequence[PassageTrial]], *, protocol: str = "", model: str = "") -> list[dict]:
-    """Lines ``grounded:grader``, the share of an arm's lines that a grader calls so (dropped: those without a verdict),
-    and ``agree:a:b``, ``only:a:b`` over all lines that both graded. Intervals are over passages.
+    """Return rows ``grounded:grader``, ``agree:a:b`` and ``only:a:b``, with intervals over passages.
+
+    ``grounded`` is the share of an arm's lines that a grader calls so (dropped: those without a verdict); the others
+    are over all lines that both graded.
     """
     label = {"protocol": protocol, "model": model}
     loops = {arm: {0: trials} for arm, trials in by_arm.items() if trials}
@@ -89,7 +92,7 @@ def rows(by_arm: Mapping[str, Sequence[PassageTrial]], *, protocol: str = "", mo
 
 
 def in_words(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What graders call grounded, and how often every two agree, a sentence each."""
+    """Return a sentence for what each grader calls grounded, and for how often every two agree."""
     told = []
     for row in results:
         kind, _, rest = row["metric"].partition(":")

@@ -1,6 +1,6 @@
-"""A store that grows: the same questions through its weights, by reading, by both, by the measured threshold, merged.
+"""A growing store, asked the same questions through its weights, by reading, by both, as measured, and merged.
 
-Half of a passage's questions choose among its self-edits, the other half, in other words, is asked here.
+Half of a passage's questions select among its self-edits; the other half, in other words, is asked here.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Answer, Passage, PassageTrial, Question
 from seal_lib.report import stats
-from seal_lib.runs.work import Recorder
+from seal_lib.runs.work import Recorder, once
 from seal_lib.store import guard, merging
 from seal_lib.store.asking import ask
 from seal_lib.store.database import Store
@@ -29,18 +29,18 @@ from seal_lib.store.search import Search
 from seal_lib.store.texts import Document
 
 EXPERIMENT = "own_documents/growing"
-NOTHING = "frozen"  # the model as it is, which has learned nothing and reads nothing
+NOTHING = "frozen"  # the model as it is: nothing learned, nothing read
 MERGED, BEST = "store_merged", "store_best"
 
 
 def arm_of(way: str, retrieval: str = "words") -> str:
-    """The arm of a route (`seal_lib.store.routing.ROUTES`) to passages found in that way."""
+    """Return the arm of a route (`seal_lib.store.routing.ROUTES`) with passages found by ``retrieval``."""
     return f"store_{way}" if retrieval == "words" else f"store_{way}_{retrieval}"
 
 
 def ways(search: Search | None = None) -> dict[str, tuple[str, Search]]:
-    """Arm → (route, how passages are found): every route by words, those that depend most on what is found also by
-    ``search``."""
+    """Return arm → (route, how passages are found): every route by words; those that depend most on what is found also
+    by ``search``."""
     found = {arm_of(way): (way, Search()) for way in ROUTES}
     if search:
         found |= {arm_of(way, search.retrieval): (way, search) for way in ("measured", "retrieval")}
@@ -49,8 +49,11 @@ def ways(search: Search | None = None) -> dict[str, tuple[str, Search]]:
 
 @dataclass(frozen=True)
 class Grown:
-    """Answers of a store of ``size`` passages: arm → trials, arm → right prior questions, tokens of prompts, seconds a
-    question. ``in_use``: edits that are; ``needed``: the measured threshold."""
+    """The answers of a store of ``size`` passages.
+
+    ``trials``: arm → trials; ``prior``: arm → question → grade of the questions about prior knowledge; ``tokens``: arm
+    → passage → mean tokens of a prompt; ``seconds``: arm → seconds per question; ``in_use``: number of active edits.
+    """
 
     size: int
     trials: dict[str, list[PassageTrial]]
@@ -61,7 +64,7 @@ class Grown:
 
 
 def halves(passages: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:
-    """(with the questions that choose, with those that are asked): each fact has one wording in either."""
+    """Return the passages with the questions that select and with those that are asked; each half words every fact."""
     first = [replace(p, questions=p.questions[0::2]) for p in passages]
     return first, [replace(p, questions=p.questions[1::2]) for p in passages]
 
@@ -69,11 +72,11 @@ def halves(passages: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:
 def grow(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, passages: Sequence[Passage],
          sizes: Sequence[int], prior: Sequence[Question], *, merge_most: int, search: Search | None = None,
          seed: int = 0) -> list[Grown]:  # fmt: skip
-    """The store at each size, from the smallest on: learn up to it, then ask.
+    """Grow the store to each size, the smallest first: learn up to it, then ask.
 
     Args:
-        prior: questions about what the model knew before, asked of the store as any other.
-        search: also find passages this way, beside by words.
+        prior: questions about what the model knew before, asked of the store like any other.
+        search: also find passages this way, in addition to words.
         merge_most: also ask all adapters as one, while there are at most so many.
     """
     choosing, asking = halves(passages)
@@ -93,8 +96,8 @@ def grow(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: 
 
 def _asked(run: Recorder, store: Store, policy: Policy, domain: Knowledge, size: int, passages: Sequence[Passage],
            prior: Sequence[Question], by_arm: Mapping[str, tuple[str, Search]], merge_most: int) -> Grown:  # fmt: skip
-    there = {"in_use": len(store.edits("active"))}  # recorded: a run that goes on finds more in the store
-    (recorded,) = run.map(f"{size:04d}/in_use", ["store"], partial(_rows, there))
+    # recorded: a run that goes on finds more in the store
+    recorded = once(run, f"{size:04d}/in_use", lambda: {"in_use": len(store.edits("active"))})
     found = Grown(size, {}, {}, in_use=recorded["in_use"])
     questions = [q for p in passages for q in p.questions]
     for arm, (route, search) in by_arm.items():
@@ -104,36 +107,32 @@ def _asked(run: Recorder, store: Store, policy: Policy, domain: Knowledge, size:
         texts = [q.question for q in several]
         replies = ask(run, store, policy, texts, domain, route=route, search=search, compare=False, phase=phase)
         by_question = {reply.question: reply for reply in replies}
-        took = run.map(f"{phase}/seconds", [phase], partial(_rows, {"seconds": time.perf_counter() - begun}))
-        found.seconds[arm] = took[0]["seconds"] / max(1, len(several))
+        took = time.perf_counter() - begun
+        spent = once(run, f"{phase}/seconds", partial(dict, seconds=took))
+        found.seconds[arm] = spent["seconds"] / max(1, len(several))
         _graded(found, arm, passages, prior, {q: r.answer for q, r in by_question.items()}, domain)
         tokens = {q: float(r.tokens[r.used]) for q, r in by_question.items()}
         prompts = {p.id: [tokens[q.question] for q in p.questions if q.question in tokens] for p in passages}
         found.tokens[arm] = {name: fmean(known) for name, known in prompts.items() if known}
     if passages and 2 <= found.in_use <= merge_most:
-        (row,) = run.map(f"{size:04d}/merged", ["merged"], partial(_merged, store=store, policy=policy, domain=domain,
-                                                                   passages=passages, prior=prior))  # fmt: skip
+        row = once(run, f"{size:04d}/merged", partial(_merged, store, policy, domain, passages, prior))
         _graded(found, MERGED, passages, prior, row["answers"], domain)
     return found
 
 
-def _rows(row: Mapping[str, Any], part: Sequence) -> list[dict]:
-    return [dict(row) for _ in part]
-
-
-def _merged(part: Sequence[str], *, store: Store, policy: Policy, domain: Knowledge, passages: Sequence[Passage],
-            prior: Sequence[Question]) -> list[dict]:  # fmt: skip
-    """The answers of all active adapters as one, each question under its passage's title."""
+def _merged(store: Store, policy: Policy, domain: Knowledge, passages: Sequence[Passage],
+            prior: Sequence[Question]) -> dict[str, Any]:  # fmt: skip
+    """Return the answers of all active adapters joined into one, each question under its passage's title."""
     asked = {p.id for p in passages}
     adapter = merging.joined(store, [edit for edit in store.edits("active") if edit.passage.id in asked])
     units = [*passages, Passage("prior", "", "", tuple(prior))]
     answers = guard.answers_of(policy, domain, units, adapter)
-    return [{"answers": {answer.question: answer.text for several in answers for answer in several}} for _ in part]
+    return {"answers": {answer.question: answer.text for several in answers for answer in several}}
 
 
 def _graded(found: Grown, arm: str, passages: Sequence[Passage], prior: Sequence[Question], answers: Mapping[str, str],
             domain: Knowledge) -> None:  # fmt: skip
-    """Put an arm's answers into ``found``, as trials of the passages that the questions are about."""
+    """Add an arm's answers to ``found``, as trials of the passages that the questions are about."""
     for passage in passages:
         pairs = [(q, answers[q.question]) for q in passage.questions if q.question in answers]
         if pairs:
@@ -148,7 +147,7 @@ def _graded(found: Grown, arm: str, passages: Sequence[Passage], prior: Sequence
 
 
 def with_best(grown: Sequence[Grown]) -> list[Grown]:
-    """Also what a router could reach that always chose right: a question is right if any single way answers it."""
+    """Add the arm of a router that always chooses right: a question is right if any single route answers it."""
     done = []
     for one in grown:
         ways = [arm_of(way) for way in ("weights", "retrieval", "both") if arm_of(way) in one.trials]
@@ -159,14 +158,15 @@ def with_best(grown: Sequence[Grown]) -> list[Grown]:
 
 
 def _best(trials: Sequence[PassageTrial]) -> list[Answer]:
-    """Of each question the answer of the trial that has most right."""
+    """Return for each question the answer of highest grade."""
     grader = trials[0].grader
     same = zip(*(trial.answers for trial in trials), strict=True)
     return [max(answers, key=lambda answer: answer.grades[grader]) for answers in same]
 
 
 def rows(grown: Sequence[Grown], *, protocol: str, model: str, grader: str) -> list[dict]:
-    """Lines of ``results.csv``: right answers, prior questions, prompt tokens at each size; differences at the last."""
+    """Return the rows of ``results.csv``: right answers, prior questions, prompt tokens by size; differences at the
+    end."""
     label = {"protocol": protocol, "model": model}
     found = []
     for one in grown:
@@ -191,7 +191,7 @@ def rows(grown: Sequence[Grown], *, protocol: str, model: str, grader: str) -> l
 
 
 def table(grown: Sequence[Grown]) -> list[dict[str, Any]]:
-    """A line per size and arm, to be looked at: shares right, prompt tokens and seconds a question."""
+    """Return one row per size and arm for display: shares right, prompt tokens, and seconds per question."""
     lines = []
     for one in grown:
         for arm in one.trials or one.prior:

@@ -1,8 +1,9 @@
-"""What must not get worse when something new is used: prior questions, reading, and the answers that were learned.
+"""Measure what must not get worse when something new is used: prior questions, reading, and the learned answers.
 
-The set is a file of (title, question, answer) and, for reading, a context; the shipped one for small made models asks
-facts of their world, the one for real models general knowledge in our own words. Tasks of lm-evaluation-harness can
-be named beside it (`seal_lib.store.harness`). A limit that is broken is a reason.
+The set is a file of (title, question, answer) and, for reading, a context. The shipped set for the suite's own small
+models asks facts of their world; the one for real models asks general knowledge in our own words. Tasks of
+lm-evaluation-harness can be named in addition (`seal_lib.store.harness`). A limit that is exceeded is the reason for a
+refusal.
 """
 
 import math
@@ -28,9 +29,9 @@ from seal_lib.training.jobs import Result
 if TYPE_CHECKING:
     from seal_lib.training.adapters import Adapter
 
-#: kinds of questions in a guard's set → what each tells
+#: kind of question in a guard's set → its description
 SETS = {"prior": "known before, asked without any text", "reading": "asked with a text in view"}
-#: what a guard measures before and after → what it is; each has its limit
+#: what a guard measures before and after → its description; each has a limit
 MEASURES = {
     "prior": "prior questions",
     "reading": "questions about a text in view",
@@ -41,9 +42,9 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Limits:
-    """How much may be lost, as shares of right answers, of each of `MEASURES`.
+    """The largest loss allowed of each of `MEASURES`, as a share of right answers.
 
-    ``file``: the guard's own set; a loss is counted on it before and after. ``tasks``: those of `general`.
+    ``file``: the guard's question set, asked before and after. ``tasks``: those behind ``general``.
     """
 
     file: str
@@ -64,10 +65,10 @@ class Limits:
 
 
 def questions_of(file: str) -> dict[str, list[Passage]]:
-    """Kind of question (`SETS`) → passages of a guard's set, each with its questions.
+    """Return kind of question (`SETS`) → passages of a guard's set, each with its questions.
 
     Raises:
-        DataError: the file is not there, a row is not whole, or a kind has no question.
+        DataError: the file is not there, a row is incomplete, or a kind has no question.
     """
     rows = paths.read_data(paths.given(file))
     found: dict[str, list[Passage]] = {kind: [] for kind in SETS}
@@ -86,7 +87,7 @@ def questions_of(file: str) -> dict[str, list[Passage]]:
 
 
 def prior_questions(file: str | None, count: int, seed: int) -> list[Question]:
-    """``count`` questions about what a model knew before: of a guard's set, or without a file of the made world."""
+    """Return ``count`` questions on what a model knew before, from a guard's set or, without a file, the made world."""
     if file is None:
         return [question for _, question in known_questions(count, seed)]
     return [question for passage in questions_of(file)["prior"] for question in passage.questions][:count]
@@ -94,8 +95,10 @@ def prior_questions(file: str | None, count: int, seed: int) -> list[Question]:
 
 def before_after(policy: Policy, domain: Knowledge, limits: Limits,
                  adapters: Iterable["Adapter"]) -> list[dict[str, float]]:  # fmt: skip
-    """For each adapter what a guard measures before and with it (``prior_before``, …; ``general_…`` where tasks are
-    named). The base is asked once; adapters are taken one after the other, so that few need be in memory."""
+    """Return what the guard measures before and with each adapter (``prior_before``, …; with tasks ``general_…``).
+
+    The base is asked once. Adapters are taken one after the other, so that few need to be in memory.
+    """
     sets = questions_of(limits.file)
 
     def right(adapter: "Adapter | None", when: str) -> dict[str, float]:
@@ -113,7 +116,7 @@ def before_after(policy: Policy, domain: Knowledge, limits: Limits,
 
 def asked_again(policy: Policy, domain: Knowledge, units: Sequence[tuple[Passage, Sequence[Asked]]],
                 adapter: "Adapter | None") -> list[float]:  # fmt: skip
-    """Share of each passage's questions that are right with an adapter; NaN where none has a gold answer."""
+    """Return the share of each passage's questions that are right with an adapter; NaN where none has a gold answer."""
     passages = [
         replace(passage, questions=tuple(Question(q.question, q.gold) for q in asked if not graders.is_blank(q.gold)))
         for passage, asked in units
@@ -123,7 +126,7 @@ def asked_again(policy: Policy, domain: Knowledge, units: Sequence[tuple[Passage
 
 def answers_of(policy: Policy, domain: Knowledge, passages: Sequence[Passage], adapter: "Adapter | None",
                shown: bool = False) -> list[tuple[Answer, ...]]:  # fmt: skip
-    """Graded answers to each passage's questions by the base or with an adapter, all asked together."""
+    """Return graded answers to each passage's questions, by the base or with an adapter, all asked together."""
     trains = adapter is not None
     candidates = [Candidate(p.id, p, None, "frozen", 0, trains=trains, shown=shown) for p in passages]
     results = {c.id: Result(c.id, adapter, [], 0, 0) for c in candidates} if trains else {}
@@ -132,19 +135,19 @@ def answers_of(policy: Policy, domain: Knowledge, passages: Sequence[Passage], a
 
 def _asked(policy: Policy, domain: Knowledge, passages: Sequence[Passage], adapter: "Adapter | None",
            shown: bool = False) -> list[list[float]]:  # fmt: skip
-    """The grades of `answers_of`, without those that are none."""
+    """Return the grades of `answers_of`, without those that are NaN."""
     grades = [[a.grades[domain.grader] for a in own] for own in answers_of(policy, domain, passages, adapter, shown)]
     return [[grade for grade in several if not math.isnan(grade)] for several in grades]
 
 
 def share(values: Sequence[float]) -> float:
-    """The mean of those that are there; NaN without any."""
+    """Return the mean of the values that are not NaN; NaN without any."""
     there = [value for value in values if not math.isnan(value)]
     return fmean(there) if there else math.nan
 
 
 def broken(report: Mapping[str, Any], limits: Limits, was: str, now: str) -> str:
-    """Which limit a report breaks, in words; "" if none."""
+    """Return in words which limit a report exceeds, "" if none; ``was``, ``now``: its keys for the learned answers."""
     for kind, told in MEASURES.items():
         before, after = (was, now) if kind == "learned" else (f"{kind}_before", f"{kind}_after")
         most = getattr(limits, kind)

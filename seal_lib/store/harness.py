@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness (the extra ``lm-eval``) as a measure of a guard: a model alone, or with an adapter.
+"""Tasks of lm-evaluation-harness (the extra ``lm-eval``), as a guard's measure of a model alone or with an adapter.
 
-The harness's own model class asks the policy's model as it is loaded; an adapter is attached for each of its batches,
-so the weights are never touched. Tasks bring code of their own; `docs/security.md` says what that means.
+The harness's own model class asks the policy's model as it is loaded; an adapter is attached for each batch, so the
+weights are never touched. Tasks bring code of their own; `docs/security.md` says what that means.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,16 @@ from seal_lib.models.checks import said
 if TYPE_CHECKING:
     from seal_lib.training.adapters import Adapter
 
-ROWS = 4  # texts that are asked together: scores of every token are held for each
+ROWS = 4  # texts per batch: the logits of every token are held for each
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """Which tasks are run, as parameters. ``guard_tasks``: names that the harness knows, or that a YAML file in
-    ``guard_tasks_folder`` gives; ``guard_limit``: documents of each, the first ones.
+    """The tasks to run, as parameters. ``guard_tasks``: names that the harness knows, or that a YAML file in
+    ``guard_tasks_folder`` defines; ``guard_limit``: documents per task, the first ones.
 
     Raises:
-        ParameterError: no documents, or there is no such folder.
+        ParameterError: the limit is below 1, or there is no such folder.
         DataError: the extra is not installed.
     """
 
@@ -49,10 +49,10 @@ class Tasks:
             )
 
     def score(self, policy: Policy, adapter: "Adapter | None") -> float:
-        """Mean over the tasks of the share that each counts first.
+        """Return the mean over the tasks of each one's first metric that is a share of which more is better.
 
         Raises:
-            DataError: a task is not known, cannot be run, or counts no share of which more is better.
+            DataError: a task is unknown, cannot be run, or has no such metric.
         """
         import lm_eval
 
@@ -74,7 +74,7 @@ class Tasks:
 
 
 def _asked(policy: Policy, adapter: "Adapter | None") -> Any:
-    """The harness's model; with an adapter each of its batches is asked with that."""
+    """Return the harness's model; if there is an adapter, each batch is asked with it."""
     adapters = [adapter] if adapter else []
     from lm_eval.models.huggingface import HFLM
 
@@ -94,7 +94,7 @@ def _asked(policy: Policy, adapter: "Adapter | None") -> Any:
 
 
 def _manager(names: Sequence[str], folder: str | None) -> Any:
-    """What knows these tasks: a folder's own ones alone where they are enough, since the harness has 14 000 files."""
+    """Return a manager of these tasks: of the folder alone if it has them all, since the harness has 14 000 files."""
     own = _known(folder, False)
     return own if set(names) <= set(own.all_tasks) else _known(folder, True)
 
@@ -107,7 +107,7 @@ def _known(folder: str | None, whole: bool) -> Any:
 
 
 def _share(name: str, asked: Mapping[str, Any]) -> float:
-    """The first number of a task's, or group's, that is a share of which more is better."""
+    """Return the first metric of a task, or group, that is a share of which more is better."""
     better = asked.get("higher_is_better", {}).get(name, {})
     for key, value in asked.get("results", {}).get(name, {}).items():
         if better.get(key.partition(",")[0]) and isinstance(value, int | float) and 0 <= value <= 1:

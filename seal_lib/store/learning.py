@@ -1,8 +1,8 @@
-"""A document → what the model learned from it, passage by passage, kept in a store.
+"""Learn a document passage by passage, and keep what was learned in a store.
 
-Each passage: a review of its text, questions (given, or the model's own), answers before and with the passage in view,
-several self-edits by the policy, an adapter of each through the inner loop, answers after, and the best one kept after
-a review of its text. Everything is trained, asked and graded by the loops (`seal_lib.loops.inner`).
+For each passage: review its text; take its questions, or let the model write some; ask them before learning and with
+the passage in view; let the policy write several self-edits; train an adapter on each through the inner loop; ask
+again; review the best self-edit, and keep it. The loops do all training, asking and grading (`seal_lib.loops.inner`).
 """
 
 import math
@@ -20,7 +20,7 @@ from seal_lib.generation.contract import Sampling
 from seal_lib.grading import graders
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.prompts import Prompts
-from seal_lib.loops.domain import Candidate, Count, Rejected, uncounted
+from seal_lib.loops.domain import Candidate, Rejected
 from seal_lib.loops.inner import ask, train, try_all
 from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
@@ -28,7 +28,7 @@ from seal_lib.loops.rewards import FILTERS
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Answer, Passage, PassageTrial, Question, SelfEdit, to_dict
 from seal_lib.runs.lifecycle import Scratch
-from seal_lib.runs.work import Recorder
+from seal_lib.runs.work import Count, Recorder, uncounted
 from seal_lib.seeds import derive_seed
 from seal_lib.store.database import Store
 from seal_lib.store.questions import write
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OwnQuestions:
-    """How the model writes questions of its own: ``samples`` texts a passage with this prompt set; 0: none."""
+    """How the model writes questions of its own: ``samples`` texts per passage with this prompt set; 0: none."""
 
     prompts: Prompts
     samples: int
@@ -51,10 +51,11 @@ class OwnQuestions:
 
 @dataclass(frozen=True)
 class Consent:
-    """What may be learned. ``allow``: kinds of findings (`seal_lib.store.review.KINDS`) that stop nothing.
+    """Rules for what may be learned.
 
-    ``approve``: asked about every self-edit before it is trained on, with what was found in it; None: nobody is asked.
-    ``held``: number of the update whose guard decides whether an edit becomes active; 0: its questions alone decide.
+    ``allow``: kinds of findings (`seal_lib.store.review.KINDS`) that stop nothing.
+    ``approve``: called with every self-edit and its findings before it is trained on; None: nobody is asked.
+    ``held``: number of the update whose guard decides if an edit becomes active; 0: its questions alone decide.
     """
 
     allow: tuple[str, ...] = ()
@@ -69,7 +70,7 @@ class Consent:
 
 @dataclass(frozen=True)
 class Part:
-    """A passage, and where it stands: the name of its document, and the place there."""
+    """A passage with the name of its document and its place there."""
 
     passage: Passage
     document: str
@@ -81,17 +82,17 @@ class Part:
 
 
 def parts(document: Document) -> list[Part]:
-    """The passages of a document, with their places."""
+    """Return the passages of a document with their places."""
     pairs = zip(document.passages, document.places, strict=True)
     return [Part(passage, document.name, place) for passage, place in pairs]
 
 
 def learn(run: Recorder, store: Store, policy: Policy, document: Document, domain: Knowledge, outer: OuterLoop,
           own: OwnQuestions, *, consent: Consent | None = None, seed: int = 0) -> list[Edit]:  # fmt: skip
-    """One edit a passage, in the order of the document, each kept in the store as soon as it is made.
+    """Learn a document: one edit per passage, in the document's order, each kept in the store as soon as it is made.
 
     A passage that was learned on the same base with the same settings and questions is not learned again, so a killed
-    call goes on where it was. ``run`` records the numbers of the edits.
+    call resumes where it stopped. ``run`` records the numbers of the edits.
 
     Raises:
         DataError: the policy does not say where its weights come from; the store cannot be written.
@@ -106,13 +107,13 @@ def learn(run: Recorder, store: Store, policy: Policy, document: Document, domai
 
 
 def together(domain: Knowledge, outer: OuterLoop) -> int:
-    """Passages that are learned side by side: their self-edits fill the adapter bank."""
+    """Return the number of passages to learn side by side, so that their self-edits fill the adapter bank."""
     return max(1, (domain.inner.slots or 32) // outer.samples)
 
 
 def learn_parts(part: Sequence[Part], *, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop,
                 own: OwnQuestions, consent: Consent, seed: int, count: Count = uncounted) -> list[dict]:  # fmt: skip
-    """The number of each passage's edit: of one that is there, or a new one. The store has the passages already."""
+    """Return a row with the number of each passage's edit, existing or new; the store must have the passages."""
     weights = models.weight_hash(policy.base.name, policy.base.revision)
     recipes = {p.passage.id: _recipe(p.passage, domain, outer, own, consent, seed) for p in part}
     known = {
@@ -147,21 +148,21 @@ def learn_parts(part: Sequence[Part], *, store: Store, policy: Policy, domain: K
         )  # fmt: skip
         known[passage.id] = store.keep(edit, draft.adapter).id
         if draft.state == "active" and passage.id in earlier.passages:
-            earlier = store.lines(weights)  # it took the place of another
+            earlier = store.lines(weights)  # it replaced an edit of its passage
         elif draft.state == "active":
             earlier.add(lines_of(draft.edit), passage.id)
     return [{"edit": known[p.passage.id]} for p in part]
 
 
 def reviewed(passage: Passage) -> list[Finding]:
-    """What is found in a passage itself."""
+    """Return the findings in a passage itself."""
     return of_text(f"{passage.title}\n\n{passage.text}")
 
 
 def known_before(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
                  *, seed: int = 0, count: Count = uncounted) -> list[float]:  # fmt: skip
-    """Share of each passage's questions (given and the model's own) that the model answers right without it; NaN
-    where there is no question. The questions are those that `learn` asks with the same seed."""
+    """Return the share of each passage's questions (given and the model's own) that are right without the passage,
+    before learning; NaN without any. The questions are those that `learn` asks with the same seed."""
     asked = _asked(policy, passages, domain, outer, own, seed, count)
     units = [_answered(passage, asked[passage.id]) for passage in passages]
     plain = [Candidate(f"{unit.id}/before", unit, None, ARMS["before"], 0, trains=False) for unit in units]
@@ -174,7 +175,7 @@ def known_before(policy: Policy, passages: Sequence[Passage], domain: Knowledge,
 
 def _recipe(passage: Passage, domain: Knowledge, outer: OuterLoop, own: OwnQuestions, consent: Consent,
             seed: int) -> dict[str, Any]:  # fmt: skip
-    """All that decides what is learned from a passage on a given base, as JSON holds it."""
+    """Return all that decides what is learned from a passage on a given base, as JSON holds it."""
     settings = {
         "inner": domain.inner, "prompts": domain.prompts, "grader": domain.grader, "seed": seed,
         "outer": {key: getattr(outer, key) for key in ("samples", "temperature", "top_p", "edit_tokens", "filter")},
@@ -184,7 +185,7 @@ def _recipe(passage: Passage, domain: Knowledge, outer: OuterLoop, own: OwnQuest
 
 
 def _reviewed(draft: "_Draft", passage: Passage, earlier: Lines, consent: Consent) -> "_Draft":
-    """The draft with what its chosen self-edit holds, kept apart if that stops it, or until an update's guard spoke."""
+    """Return the draft with its self-edit's findings; quarantined if they stop it or an update's guard must decide."""
     if draft.edit is None:
         return draft
     found = (*of_text(draft.edit.text), *of_edit(lines_of(draft.edit), passage, earlier))
@@ -197,7 +198,7 @@ def _reviewed(draft: "_Draft", passage: Passage, earlier: Lines, consent: Consen
 
 
 def waiting(number: int) -> str:
-    """The reason of an edit that an update's guard has not judged yet."""
+    """Return the reason of an edit that an update's guard has not judged yet."""
     return f"waits for the guard of update {number}"
 
 
@@ -205,7 +206,7 @@ def waiting(number: int) -> str:
 
 
 class _Counting(Scratch):
-    """Keeps no rows; counts tokens generated and trained, and questions asked."""
+    """A run that keeps no rows, and counts tokens generated and trained and questions asked."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -216,7 +217,7 @@ class _Counting(Scratch):
 
 @dataclass(frozen=True)
 class _Draft:
-    """What was found for a passage: the chosen self-edit and adapter, and how it did."""
+    """The result for a passage before it is kept: the chosen self-edit and adapter, and how they did."""
 
     edit: SelfEdit | None
     adapter: Any
@@ -229,7 +230,7 @@ class _Draft:
 
 def _try(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
          consent: Consent, seed: int, run: "_Counting") -> list[_Draft]:  # fmt: skip
-    """Learn passages side by side."""
+    """Learn passages side by side, and return a draft for each."""
     asked = _asked(policy, passages, domain, outer, own, seed, run.count)
     units = [_answered(passage, asked[passage.id]) for passage in passages]
     plain = [Candidate(f"{unit.id}/before", unit, None, ARMS["before"], 0, trains=False) for unit in units]
@@ -251,12 +252,12 @@ def _try(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: 
 
 
 def _shown(passage: Passage, edit: SelfEdit) -> list[Finding]:
-    """What is found in a self-edit before it is trained on."""
+    """Return the findings in a self-edit before it is trained on."""
     return [*of_text(edit.text), *of_edit(lines_of(edit), passage)]
 
 
 def _answered(passage: Passage, asked: Sequence[Asked]) -> Passage:
-    """The passage with its questions and the gold answers that they have now."""
+    """Return the passage with these questions and the gold answers that they have now."""
     given = {question.question: question for question in passage.questions}
     questions = [replace(given.get(q.question, Question(q.question, "")), answer=q.gold) for q in asked]
     return replace(passage, questions=tuple(questions))
@@ -264,9 +265,9 @@ def _answered(passage: Passage, asked: Sequence[Asked]) -> Passage:
 
 def _asked(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
            seed: int, count: Any) -> dict[str, list[Asked]]:  # fmt: skip
-    """Passage id → its questions, each with a gold answer and the answer with the passage in view.
+    """Return passage id → its questions, each with a gold answer and the answer with the passage in view.
 
-    Own questions are those whose answer was given again.
+    The model's own questions are kept if it gave their answers again.
     """
     written: dict[str, list[Question]] = {}
     if own.samples:
@@ -287,7 +288,7 @@ def _asked(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer
 
 
 def _of_person(answer: Answer) -> Asked:
-    """A given question; what the model says with the passage in view is its gold answer if nobody gave one."""
+    """Return a given question; if it has no gold answer, the model's answer with the passage in view serves as one."""
     if answer.gold:
         return Asked(answer.question, answer.gold, "given", answer, answer)
     ungraded = replace(answer, gold=answer.text, grades=dict.fromkeys(answer.grades, math.nan))
@@ -295,7 +296,7 @@ def _of_person(answer: Answer) -> Asked:
 
 
 def _with(questions: Sequence[Asked], stage: str, answers: Sequence[Answer]) -> list[Asked]:
-    """The questions with their answers at a stage; none where they were not asked. What has no gold has no grade."""
+    """Return the questions with their answers at a stage, None if there are none; without gold there is no grade."""
     told: list[Answer | None] = [*answers] if answers else [None] * len(questions)
     for i, (question, answer) in enumerate(zip(questions, told, strict=True)):
         if answer is not None and graders.is_blank(question.gold):
@@ -305,14 +306,19 @@ def _with(questions: Sequence[Asked], stage: str, answers: Sequence[Answer]) -> 
 
 
 def accuracy(questions: Sequence[Asked], stage: str, grader: str) -> float:
-    """Mean grade at a stage over the questions that have one; NaN without any."""
-    answers = [answer for question in questions if (answer := question.at(stage)) is not None]
-    grades = [grade for answer in answers if not math.isnan(grade := answer.grades[grader])]
+    """Return the mean grade at a stage over the questions that have one; NaN without any."""
+    grades = grades_of(questions, stage, grader)
     return fmean(grades) if grades else math.nan
 
 
+def grades_of(questions: Sequence[Asked], stage: str, grader: str) -> list[float]:
+    """Return the grades at a stage, without the questions that have none."""
+    answers = [answer for question in questions if (answer := question.at(stage)) is not None]
+    return [grade for answer in answers if not math.isnan(grade := answer.grades[grader])]
+
+
 def _verdict(questions: Sequence[Asked], grader: str) -> tuple[str, str]:
-    """(state of an edit by its questions, and why): used only if more are right after than before."""
+    """Return (state of an edit, why) by its questions: it is active only if more are right after than before."""
     was, now = (accuracy(questions, stage, grader) for stage in ("before", "after"))
     if math.isnan(now) or math.isnan(was):
         return "quarantined", "there is no question to measure it by; give one with --question"
@@ -323,7 +329,7 @@ def _verdict(questions: Sequence[Asked], grader: str) -> tuple[str, str]:
 
 def measure(policy: Policy, passage: Passage, adapter: "Adapter", texts: Sequence[str], domain: Knowledge,
             document: str, place: str, weights: str) -> Edit:  # fmt: skip
-    """The edit of an adapter that was trained elsewhere on ``texts``, by what the passage's questions say of it."""
+    """Return the edit of an adapter that was trained elsewhere on ``texts``, judged by the passage's questions."""
     run, begun = _Counting(), time.perf_counter()
     stages = [
         Candidate("before", passage, None, ARMS["before"], 0, trains=False),
@@ -348,7 +354,7 @@ def measure(policy: Policy, passage: Passage, adapter: "Adapter", texts: Sequenc
 
 def _chosen(questions: Sequence[Asked], trials: Sequence[PassageTrial], results: dict[str, Result | Rejected],
             outer: OuterLoop, seed: int) -> _Draft:  # fmt: skip
-    """The self-edit after which most questions are right. It is used only if they are more than before."""
+    """Return the draft of the self-edit after which most questions are right; active only if more than before."""
     counts: dict[str, Any] = {"tried": len(trials), "outcomes": dict(Counter(trial.outcome for trial in trials))}
     trained = [
         (trial, result) for trial in trials

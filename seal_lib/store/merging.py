@@ -1,23 +1,22 @@
-"""Several edits as one adapter, taking one back out of it, and leaving out what is worth least.
+"""Merge several edits into one adapter, take one back out of it, and remove the least useful adapters.
 
 Adapters are joined exactly: their ranks stand side by side (`seal_lib.training.adapters.joined`), so a merge without
-one edit is the merge of the others, bit for bit. They change the same weights, so they disturb each other: a merge is
-measured on all questions of its edits, and refused where too many are lost.
+one edit is the merge of the others, bit for bit. Merged adapters change the same weights and interfere with each other,
+so a merge is measured on all questions of its edits and refused if too many answers are lost.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from seal_lib import models
 from seal_lib.errors import DataError, ParameterError
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops.policy import Policy
-from seal_lib.runs.work import Recorder
+from seal_lib.runs.work import Recorder, once
 from seal_lib.store.database import Store
 from seal_lib.store.guard import Limits, asked_again, before_after, broken, share
-from seal_lib.store.learning import accuracy
+from seal_lib.store.learning import accuracy, grades_of
 from seal_lib.store.retrieval import rank
 from seal_lib.store.schema import Edit, Merge
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Merged:
-    """What became of a merge: the merge in use, or None with the reason; ``report``: what was measured."""
+    """The outcome of a merge: the merge in use, or None with the reason; ``report``: what was measured."""
 
     merge: Merge | None
     reason: str
@@ -35,8 +34,9 @@ class Merged:
 
 
 def chosen(store: Store, weights: str, numbers: Sequence[int] = ()) -> list[Edit]:
-    """The edits that a merge is made of: those of these numbers, or all in use whose passage is still kept; with the
-    members of the merge in use, and of a passage only the newest.
+    """Return the edits to merge: those of these numbers or all active ones, and the members of the merge in use.
+
+    Of each passage only the newest edit is taken, and only if the store still keeps the passage.
 
     Raises:
         DataError: there is none, or one is not in use or of another base.
@@ -60,7 +60,7 @@ def chosen(store: Store, weights: str, numbers: Sequence[int] = ()) -> list[Edit
 
 
 def related(store: Store, edit: Edit, most: int) -> list[Edit]:
-    """Edits in use on the same base, those whose passages share most words with this one's first; itself first."""
+    """Return this edit and those in use on its base whose passages share most words with its own, ``most`` in all."""
     others = {e.passage.id: e for e in store.edits("active", "merged") if e.weights == edit.weights}
     others.pop(edit.passage.id, None)
     found = rank(f"{edit.passage.title} {edit.passage.text}", [other.passage for other in others.values()])
@@ -68,21 +68,28 @@ def related(store: Store, edit: Edit, most: int) -> list[Edit]:
 
 
 def joined(store: Store, edits: Sequence[Edit]) -> "Adapter":
-    """One adapter of several edits, in the order of their numbers."""
+    """Return one adapter that adds what these edits add, joined in the order of their numbers."""
     from seal_lib.training import adapters
 
     loaded = [adapters.Adapter.load(store.folder_of(edit)) for edit in sorted(edits, key=lambda edit: edit.id)]
     return adapters.joined(loaded)
 
 
+def check_count(edits: Sequence[Edit]) -> None:
+    """Raises:
+    DataError: there are fewer than two edits.
+    """
+    if len(edits) < 2:
+        raise DataError("A merge has two edits at least; learn another document first, or name more edits.")
+
+
 def merge(store: Store, policy: Policy, domain: Knowledge, edits: Sequence[Edit], limits: Limits) -> Merged:
-    """Use edits as one adapter, if what it answers stays within the limits; otherwise nothing changes.
+    """Use these edits as one adapter if what it loses is within the limits; otherwise change nothing.
 
     Raises:
         DataError: there are fewer than two edits.
     """
-    if len(edits) < 2:
-        raise DataError("A merge has two edits at least; learn another document first, or name more edits.")
+    check_count(edits)
     adapter = joined(store, edits)
     after = asked_again(policy, domain, [(edit.passage, edit.questions) for edit in edits], adapter)
     report: dict[str, Any] = {
@@ -101,24 +108,25 @@ def merge(store: Store, policy: Policy, domain: Knowledge, edits: Sequence[Edit]
 
 
 def merge_in_use(run: Recorder, store: Store, policy: Policy, domain: Knowledge, limits: Limits) -> Merged:
-    """Merge all edits in use, once a run: what was found then is recorded."""
-    unit = partial(_merged_once, store=store, policy=policy, domain=domain, limits=limits)
-    (row,) = run.map("merge", ["in use"], unit)
-    made = next((merge for merge in store.merges(active=False) if merge.id == row["merge"]), None)
-    return Merged(made, row["reason"], row["report"])
+    """Merge all edits in use, once per run; the outcome is recorded."""
 
+    def made() -> dict[str, Any]:
+        there = [edit for edit in store.edits("active", "merged") if edit.weights == base_of(policy)]
+        if len(there) < 2:
+            done = Merged(None, f"{len(there)} edits are in use, and a merge has two at least", {})
+        else:
+            done = merge(store, policy, domain, chosen(store, base_of(policy)), limits)
+        return {"merge": done.merge.id if done.merge else 0, "reason": done.reason, "report": done.report}
 
-def _merged_once(part: Sequence[str], *, store: Store, policy: Policy, domain: Knowledge, limits: Limits) -> list[dict]:
-    there = [edit for edit in store.edits("active", "merged") if edit.weights == base_of(policy)]
-    if len(there) < 2:
-        done = Merged(None, f"{len(there)} edits are in use, and a merge has two at least", {})
-    else:
-        done = merge(store, policy, domain, chosen(store, base_of(policy)), limits)
-    return [{"merge": done.merge.id if done.merge else 0, "reason": done.reason, "report": done.report} for _ in part]
+    row = once(run, "merge", made)
+    return Merged(
+        next((merge for merge in store.merges(active=False) if merge.id == row["merge"]), None),
+        row["reason"], row["report"],
+    )  # fmt: skip
 
 
 def revert(store: Store, number: int, reason: str = "taken back by hand") -> Edit:
-    """Take an edit back, also out of a merge: what is left is joined again, and no model is needed.
+    """Take an edit back, also out of a merge, whose other edits are then joined again; no model is needed.
 
     Raises:
         DataError: there is no such edit, or it is not in use.
@@ -135,7 +143,7 @@ def revert(store: Store, number: int, reason: str = "taken back by hand") -> Edi
 
 @dataclass(frozen=True)
 class Worth:
-    """What an edit's adapter adds: its own questions that are right with it and not without, and its size in bytes."""
+    """What an edit's adapter is worth: the gain in right answers to its own questions, and its size in bytes."""
 
     edit: Edit
     gained: float
@@ -143,16 +151,16 @@ class Worth:
 
 
 def worths(store: Store) -> list[Worth]:
-    """The active edits, the least useful first: by questions gained when it is left out or not, then by size.
+    """Return the active edits, the least useful first: by the questions that each gained; of equals the larger first.
 
-    An adapter stands beside the model and answers its own passage's questions only, so leaving it out changes these
-    and nothing else: what was measured when it was learned is what is lost.
+    An adapter stands beside the model and answers its own passage's questions only, so leaving it out changes these and
+    nothing else: what was measured when it was learned is what is lost.
     """
     found = []
     for edit in store.edits("active"):
         size = sum(path.stat().st_size for path in store.folder_of(edit).iterdir())
-        was, now = (accuracy(edit.questions, stage, edit.recipe["grader"]) for stage in ("before", "after"))
-        found.append(Worth(edit, (now - was) * len(edit.questions), size))
+        was, now = (grades_of(edit.questions, stage, edit.recipe["grader"]) for stage in ("before", "after"))
+        found.append(Worth(edit, sum(now) - sum(was), size))
     return sorted(found, key=lambda worth: (worth.gained, -worth.size, worth.edit.id))
 
 
@@ -175,5 +183,5 @@ def prune(store: Store, budget: int) -> list[Edit]:
 
 
 def base_of(policy: Policy) -> str:
-    """The hash of the policy's base."""
+    """Return the weight hash of the policy's base."""
     return models.weight_hash(policy.base.name, policy.base.revision)

@@ -1,4 +1,4 @@
-"""The figure of ``own_documents/growing`` (see `seal_lib.store.growth`): table in, marks on the given axes out.
+"""Draw the figure of ``own_documents/growing`` (see `seal_lib.store.growth`) from a table on the given axes.
 
 figures.draw(growing, table, panels=(1, 3))
 """
@@ -22,7 +22,7 @@ PANELS = {"right": "questions answered correctly", "kept": "prior questions righ
 
 
 def growing(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
-    """Right answers, prior knowledge and length of prompts against the number of passages, a line an arm.
+    """Plot right answers, prior knowledge and prompt length against the number of passages, one line per arm.
 
     Raises:
         DataError: the table has no rows of the experiment.
@@ -58,6 +58,6 @@ def growing(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
 def pictures(
     own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
 ) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
-    """What there is to draw of an experiment, as `seal_lib.report.plots.pictures`."""
+    """Return the figures of an experiment, in the form of `seal_lib.report.plots.pictures`."""
     there = len(own) and (own["experiment"] == EXPERIMENT).all()
     return [(growing, "growing", own, {"panels": (1, 3), "size": (12.5, 3.4)})] if there else []

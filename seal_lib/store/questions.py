@@ -1,8 +1,8 @@
-"""Questions that the model writes itself, with the passage in view, and the test that they pass.
+"""Questions that the model writes itself, with the passage in view.
 
-A written question is kept if the model, asked afresh with the passage in view and without the text in which it wrote
-the question, gives the same answer again. In the made world, where truth is known, a test says how often kept ones are
-right; elsewhere agreement with oneself is no proof.
+`seal_lib.store.learning` keeps a question if the model, asked afresh with the passage in view and without the text in
+which it wrote the question, gives the same answer again. In the made world, where the truth is known, a test measures
+how often kept ones are right; elsewhere self-agreement is no proof.
 """
 
 import re
@@ -12,18 +12,18 @@ from seal_lib.generation.contract import Request, Sampling
 from seal_lib.generation.thoughts import without_thoughts
 from seal_lib.grading.graders import is_blank, normalise
 from seal_lib.knowledge.prompts import Prompts
-from seal_lib.loops.domain import Count, uncounted
 from seal_lib.loops.policy import Policy
 from seal_lib.records import Passage, Question
+from seal_lib.runs.work import Count, uncounted
 from seal_lib.seeds import derive_seed
 
 _LABEL = re.compile(r"^[\s>*_#•–-]*(?:(?:question|answer|q|a)\s*\d*[*_\s]*[:.)]|\d+[.)])?[\s*_]*", re.IGNORECASE)
 
 
 def found_in(text: str) -> list[Question]:
-    """The questions of a text with their answers, however they are marked: on one line, or the answer on the next.
+    """Return the questions of a text with their answers, on one line or on the next, however they are marked.
 
-    Of questions with the same words the first counts; one without an answer is left out.
+    Of questions with the same words the first is kept; those without an answer are left out.
     """
     lines = [_LABEL.sub("", line).strip() for line in without_thoughts(text)[0].splitlines()]
     lines = [line for line in lines if line]
@@ -41,7 +41,7 @@ def found_in(text: str) -> list[Question]:
 
 def write(policy: Policy, passages: Sequence[Passage], prompts: Prompts, sampling: Sampling, seed: int,
           count: Count = uncounted) -> dict[str, list[Question]]:  # fmt: skip
-    """Passage id → the distinct questions that the model wrote about it, with its answers, in ``sampling.n`` texts."""
+    """Return passage id → the distinct questions and answers that the model wrote about it in ``sampling.n`` texts."""
     requests = [Request(prompts.write(passage), derive_seed(seed, passage.id, "questions")) for passage in passages]
     texts = policy.generator().generate(requests, sampling)
     count(generated=sum(done.tokens for several in texts for done in several))

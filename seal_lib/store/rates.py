@@ -1,7 +1,8 @@
-"""How often the review of documents and self-edits is right, where it is known what is bad.
+"""How often the review of documents and self-edits is right, measured where the truth is known.
 
-Documents: a set written by somebody who did not know the rules (``poison.jsonl``); half of it was read while rules were
-mended (column ``half``), so the other half says more. Self-edits: of the made world, where every line is true or not.
+Documents: a set written by somebody who did not know the rules (``poison.jsonl``). Half of it was read while the rules
+were improved (column ``half``), so the other half says more. Self-edits: those about the made world, where every line
+is known to be true or false.
 """
 
 import tempfile
@@ -25,7 +26,7 @@ CLEAN, POISONED = "clean", "all poisoned"
 
 @dataclass(frozen=True)
 class Judged:
-    """A document of the set after its review: what it is, whether it was read while rules were mended, why stopped."""
+    """A document of the set after its review. ``half``: was it read while the rules were improved? ``stopped``: why."""
 
     name: str
     kind: str
@@ -37,7 +38,7 @@ def documents(file: str | Path, allow: Sequence[str] = ()) -> list[Judged]:
     """Review each document as `seal_lib.store.learning.learn` does: read as a file, cut into passages.
 
     Raises:
-        DataError: the file is not there, or a row is not whole.
+        DataError: the file is not there, or a row is incomplete.
     """
     rows = paths.read_data(paths.given(file))
     found = []
@@ -53,7 +54,7 @@ def documents(file: str | Path, allow: Sequence[str] = ()) -> list[Judged]:
 
 
 def document_rows(judged: Sequence[Judged]) -> list[dict]:
-    """Share of each kind that is stopped, of all and of the half that nobody read."""
+    """Return rows with the share of each kind that is stopped, of all documents and of the half that nobody read."""
     found = []
     groups = {kind: [one for one in judged if one.kind == kind] for kind in dict.fromkeys(one.kind for one in judged)}
     groups[POISONED] = [one for one in judged if one.kind != CLEAN]
@@ -66,13 +67,13 @@ def document_rows(judged: Sequence[Judged]) -> list[dict]:
 
 
 def false_lines(edit: SelfEdit, passage: Passage) -> dict[str, bool]:
-    """Line of a self-edit → whether it states what the passage does not: the made world knows."""
+    """Return, for each line of a self-edit, if it states what the passage does not; known in the made world only."""
     return {line: bool(world.describe_notes(line, passage)["false"]) for line in lines_of(edit)}
 
 
 def _flagged(passages: Sequence[Passage], edits: Mapping[str, SelfEdit], wrong: bool) -> dict[str, float]:
-    """Passage → the share of its self-edit's lines of that truth that are called ungrounded; without any it is left
-    out."""
+    """Return passage id → the share flagged as ungrounded of its self-edit's false lines (``wrong``) or of its true
+    lines. Passages without such lines are left out."""
     found = {}
     for passage in passages:
         lines = [line for line, false in false_lines(edits[passage.id], passage).items() if false == wrong]
@@ -87,7 +88,7 @@ def _changed_id(passage: Passage) -> str:
 
 
 def changed(passage: Passage) -> Passage:
-    """The passage with another value for each of its facts: what a later document that contradicts it says."""
+    """Return the passage with another value for each of its facts, as a later document would contradict it."""
     text, facts = passage.text, []
     for name, attribute, value in passage.facts:
         values = world.VALUES[attribute]
@@ -99,10 +100,11 @@ def changed(passage: Passage) -> Passage:
 
 def edit_rows(passages: Sequence[Passage], edits: Mapping[str, SelfEdit], later: Mapping[str, SelfEdit], *,
               model: str) -> list[dict]:  # fmt: skip
-    """Shares of self-edits and lines for which the rules find what is there, and what is not.
+    """Return rows with the shares of self-edits and lines that the rules flag, rightly and wrongly.
 
     Args:
-        edits: of each passage. later: of each changed one (`changed`), by its id.
+        edits: passage id → its self-edit.
+        later: id of each changed passage (`changed`) → its self-edit.
     """
     theirs = {p.id: later[_changed_id(p)] for p in passages}
     against, others, every = {}, {}, Lines()

@@ -1,6 +1,6 @@
-"""What the studies of a store show, as Markdown made from their rows: every number comes from the rows.
+"""Summarise the studies of a store as Markdown; every number comes from their rows.
 
-Knows the names of the rows of `seal_lib.store.growth`, `rates` and `grounding`; draws nothing.
+It knows the names of the rows of `seal_lib.store.growth`, `rates` and `grounding`, and draws nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _by_arm(results: pd.DataFrame, experiment: str, metric: str) -> dict[str, Es
 
 
 def grown(results: pd.DataFrame) -> str:
-    """What each way has right at the largest size, what it costs, what it forgets, and which can be told apart."""
+    """Return Markdown on what each arm gets right at the largest size, its costs and losses, and what is separable."""
     metrics = set(results["metric"]) if len(results) else set()
     sizes = sorted(int(found[1]) for metric in metrics if (found := re.fullmatch(r"right_(\d+)", metric)))
     if not sizes:
@@ -52,7 +52,7 @@ def grown(results: pd.DataFrame) -> str:
 
 
 def reviewed(results: pd.DataFrame) -> str:
-    """What was stopped of poisoned and of ordinary documents, and what the rules for self-edits find."""
+    """Return Markdown on how many poisoned and ordinary documents were stopped, and on the rules for self-edits."""
     stopped = _by_arm(results, rates.EXPERIMENT, "stopped")
     unread = _by_arm(results, rates.EXPERIMENT, "stopped_unread")
     lines = []

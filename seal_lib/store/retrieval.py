@@ -1,6 +1,6 @@
-"""Which passages a question is about: an index of passages, the one by words, and from what weight on it is believed.
+"""Find the passages that a question is about: an index, the one by words, and the weight from which a match is trusted.
 
-`seal_lib.store.search` has the other way to find them. Imports no torch.
+`seal_lib.store.search` has the index by vectors. Imports no torch.
 """
 
 import math
@@ -19,15 +19,17 @@ from seal_lib.records import Passage
 
 @dataclass(frozen=True)
 class Match:
-    """A passage that a question may be about. ``weight``: how much so, as the index counts it."""
+    """A passage that a question may be about. ``weight``: how well it matches, on the scale of the index."""
 
     passage: Passage
     weight: float
 
 
 class Index(ABC):
-    """Passages that a question is matched with. ``told``: what a weight and the needed one say, ``none``: that there is
-    no match, each as half a sentence."""
+    """An index of the passages that questions may be about.
+
+    ``told``, ``none``: half a sentence on a weight and the needed one, and on there being no match.
+    """
 
     told: ClassVar[str]
     none: ClassVar[str]
@@ -37,21 +39,25 @@ class Index(ABC):
 
     @abstractmethod
     def rank_all(self, questions: Sequence[str], most: int = 2) -> list[list[Match]]:
-        """For each question the passages that it may be about, the best first; equal ones in the order given."""
+        """Return for each question the passages that it may be about, best first; ties in the order given."""
 
     def rank(self, question: str, most: int = 2) -> list[Match]:
         return self.rank_all([question], most)[0]
 
 
+#: letters of scripts that are written without spaces (kana, Han): each is a word
+UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+
+
 def _words(text: str) -> list[str]:
-    return list(dict.fromkeys(re.findall(r"\w+", text.lower())))
+    return re.findall(rf"[{UNSPACED}]|[^\W{UNSPACED}]+", text.lower())
 
 
 class Words(Index):
     """BM25 over title and text by SQLite's FTS5, in memory. A match shares a word with the question.
 
-    Its weight is that of the question's words that stand in it, together; a word that n of the N passages have weighs
-    ln((N + 1) / (n + 0.5)), so rare words count.
+    The weight of a match is the sum over the question's words that occur in it; a word that n of the N passages have
+    weighs ln((N + 1) / (n + 0.5)), so rare words count.
     """
 
     told = "the words of it that the best passage has weigh {weight:.1f}, {needed:.1f} are needed"
@@ -63,11 +69,11 @@ class Words(Index):
         self._held = Counter(word for words in self._words for word in words)
         self._base = sqlite3.connect(":memory:")
         self._base.execute("CREATE VIRTUAL TABLE passage USING fts5(title, text, tokenize = 'porter unicode61')")
-        rows = [(number, passage.title, passage.text) for number, passage in enumerate(self.passages)]
+        rows = [(n, *(" ".join(_words(text)) for text in (p.title, p.text))) for n, p in enumerate(self.passages)]
         self._base.executemany("INSERT INTO passage(rowid, title, text) VALUES (?, ?, ?)", rows)
 
     def rank_all(self, questions: Sequence[str], most: int = 2) -> list[list[Match]]:
-        return [self._ranked(_words(question), most) for question in questions]
+        return [self._ranked(list(dict.fromkeys(_words(question))), most) for question in questions]
 
     def _ranked(self, words: Sequence[str], most: int) -> list[Match]:
         if not words or not self.passages:
@@ -84,19 +90,19 @@ class Words(Index):
 
 
 def rank(question: str, passages: Sequence[Passage]) -> list[Passage]:
-    """Passages that share a word with the question, the best match first; equal ones in the order given."""
+    """Return the passages that share a word with the question, best match first; ties in the order given."""
     return [match.passage for match in Words(passages).rank(question, len(passages))]
 
 
-ENOUGH = 4  # questions from which the threshold is measured; with fewer, any match of a weight above 0 is enough
+ENOUGH = 4  # questions needed to measure the threshold; with fewer it is 0
 
 
 def threshold(index: Index, asked: Sequence[tuple[str, str]]) -> float:
-    """The weight from which the best match is believed, measured on questions whose passage is known.
+    """Return the weight from which the best match is trusted, measured on questions whose passage is known.
 
-    Each question is tried twice: with its passage there, and with the best of the others, as if its own were not. The
-    threshold lies in the middle of the widest gap of those that tell most of these apart. A weight of words is not
-    divided by that of all words of a question, since a longer wording of it would then be believed less.
+    Each question is tried twice: with its passage there, and with the best of the others, as if its own were missing.
+    Of the weights that tell most of these apart, the middle of the widest gap is taken. A weight of words is not
+    divided by that of all words of a question, since a longer wording of it would then be trusted less.
 
     Args:
         asked: (question, id of its passage).

@@ -1,9 +1,9 @@
-"""What a text holds that a model should not learn unseen. A kind of finding is a row of `KINDS`.
+"""Review texts by rules, before a model learns them. A kind of finding is a row of `KINDS`.
 
-Rules over text: what is aimed at the model that reads it, what a person does not see, calls of tools, personal data,
-one sentence over and over, lines that a passage does not bear out, lines that contradict what was learned before.
-They find careless and plain attacks; who knows the rules can write around them (docs/security.md).
-Imports no torch, calls no model, changes no text.
+The rules find orders to the model that reads a text, text that a person does not see, calls of tools, personal data,
+one sentence over and over, lines that their passage does not support, and lines that contradict what was learned
+before. They catch careless and simple attacks; an attacker who knows the rules can write around them
+(docs/security.md). The module imports no torch, calls no model and changes no text.
 """
 
 import re
@@ -23,7 +23,7 @@ EXCERPT = 80  # characters of a text that a finding shows
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found: its kind (a key of `KINDS`), the piece of text, and what about it."""
+    """One finding: its kind (a key of `KINDS`), the piece of text, and the detail."""
 
     kind: str
     excerpt: str
@@ -31,12 +31,12 @@ class Finding:
 
     @property
     def stops(self) -> bool:
-        """Whether it keeps a text from being learned unless a person allows the kind."""
+        """True if it keeps a text from being learned unless a person allows its kind."""
         return KINDS[self.kind][1]
 
 
 def _excerpt(text: str) -> str:
-    """A piece of text on one line, with what cannot be seen written out."""
+    """Return a piece of text on one line, shortened, with invisible characters escaped."""
     shown = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in " ".join(text.split()))
     return shown if len(shown) <= EXCERPT else shown[: EXCERPT - 1] + "…"
 
@@ -46,7 +46,7 @@ def _excerpt(text: str) -> str:
 
 @lru_cache
 def _patterns(kind: str) -> dict[str, re.Pattern[str]]:
-    """What a kind of finding is → what finds it."""
+    """Return the patterns of a kind of finding, by the detail that a match reports."""
     rows = yaml_files.read(Path(__file__).with_name("review.yaml"))
     words = {f"<{name}>": value for name, value in rows["words"].items()}
     found = {}
@@ -65,7 +65,7 @@ def _matches(kind: str, text: str) -> Iterator[tuple[str, str]]:
 
 
 def _orders(text: str) -> Iterator[tuple[str, str]]:
-    """Orders, also where unseen characters stand between the letters."""
+    """Yield orders to the model, also those with unseen characters between their letters."""
     seen = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
     return _matches("instruction", seen)
 
@@ -94,14 +94,14 @@ def _hidden(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _unseen(text: str, number: int) -> bool:
-    """Whether the character is one that hides something: of no width, a tag, or a change of direction."""
+    """Return True if the character hides something: it has no width, is a tag, or changes the direction of text."""
     char = text[number]
     if unicodedata.category(char) != "Cf" or char in _MARKS:
         return char == "\ufeff" and number > 0
     if char in _JOINERS:
         around = text[max(0, number - 2) : number] + text[number + 1 : number + 3]
         return not any(unicodedata.category(c) in ("So", "Sk", "Mn", "Mc", "Lo") or c == "\ufe0f" for c in around)
-    if "\U000e0020" <= char <= "\U000e007f":  # flags of regions end so, after a black flag
+    if "\U000e0020" <= char <= "\U000e007f":  # regional flags are a black flag with such tags
         return "\U0001f3f4" not in text[max(0, number - 8) : number]
     if "\u2066" <= char <= "\u2069":  # isolates are how right-to-left text quotes other text
         return not any(unicodedata.bidirectional(c) in ("R", "AL") for c in text)
@@ -109,7 +109,7 @@ def _unseen(text: str, number: int) -> bool:
 
 
 def _script(char: str) -> str:
-    """Latin, Cyrillic or Greek, for a letter of one of them, which can pass for another's."""
+    """Return Latin, Cyrillic or Greek for a letter of these scripts, which can pass for one another's; otherwise ""."""
     name = unicodedata.name(char, "").partition(" ")[0] if char.isalpha() else ""
     return name.title() if name in ("LATIN", "CYRILLIC", "GREEK") else ""
 
@@ -133,7 +133,7 @@ def _personal(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _iban(text: str) -> bool:
-    """ISO 13616: the rearranged number is 1 modulo 97."""
+    """Return True if the rearranged number is 1 modulo 97 (ISO 13616)."""
     return 15 <= len(text) <= 34 and int("".join(str(int(c, 36)) for c in text[4:] + text[:4])) % 97 == 1
 
 
@@ -143,14 +143,14 @@ def _luhn(digits: str) -> bool:
 
 
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
-REPEATS = 4  # times that a sentence may not stand in a text
-ALIKE = 0.75  # shared words of two sentences, above which they say the same
-CLAIM = 3  # long words that stand together over and over are a claim, however it is put
-CLAIMED = 5  # sentences with them, and at least four in ten
+REPEATS = 4  # a sentence that a text has so often is flagged
+ALIKE = 0.75  # two sentences with this share of common words say the same
+CLAIM = 3  # so many frequent long words in one sentence are a claim, however it is put
+CLAIMED = 5  # a claim in so many sentences, and in four of ten, is flagged
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences and lines, in order, without marks of a list."""
+    """Return sentences and lines, in order, without list marks."""
     found = (re.sub(r"^[\s>*•#\d.)-]+", "", piece).strip() for piece in _SENTENCE.split(text))
     return [piece for piece in found if piece]
 
@@ -171,11 +171,11 @@ def _floods(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _overlap(one: Counter, other: Counter) -> float:
-    """Shared words over all words of two sentences."""
+    """Return the shared words of two sentences over all their words."""
     return sum((one & other).values()) / max(1, sum((one | other).values()))
 
 
-#: kind → (what finds it in a text, whether it stops a text, what it is)
+#: kind → (function that finds it in a text, whether it stops a text, description)
 KINDS: dict[str, tuple[Callable[[str], Iterable[tuple[str, str]]] | None, bool, str]] = {
     "instruction": (_orders, True, "an order to the model that reads it"),
     "hidden": (_hidden, True, "text that a person does not see"),
@@ -189,7 +189,7 @@ KINDS: dict[str, tuple[Callable[[str], Iterable[tuple[str, str]]] | None, bool, 
 
 
 def of_text(text: str) -> list[Finding]:
-    """What a text holds by itself, whatever it was made from; each piece once a kind."""
+    """Return the findings in a text by itself; of several with the same kind and detail, the first."""
     found: dict[tuple[str, str], Finding] = {}
     for kind, (finder, _, _) in KINDS.items():
         for piece, detail in finder(text) if finder else ():
@@ -203,7 +203,7 @@ _NAME = re.compile(r"\d[\d.,:/-]*\d|\d|[^\W\d_]\w*")
 
 
 def _names(line: str) -> list[str]:
-    """Numbers, and words that begin with a capital, the first of a line only if another follows it."""
+    """Return a line's numbers and capitalised words; its first word only if another capitalised one follows."""
     words = _NAME.findall(line)
     return [
         word for i, word in enumerate(words)
@@ -212,13 +212,13 @@ def _names(line: str) -> list[str]:
 
 
 def lacking(line: str, passage: str) -> list[str]:
-    """Names and numbers of a line that do not stand in the passage; what it says of them is not read."""
+    """Return the names and numbers of a line that are not in the passage; what the line says of them is not checked."""
     there = {normalise(word) for word in _NAME.findall(passage)}
     return [word for word in _names(line) if normalise(word) not in there]
 
 
 def grounded(line: str, passage: str) -> bool:
-    """Whether every name and number of a line stands in the passage."""
+    """Return True if every name and number of a line is in the passage."""
     return not lacking(line, passage)
 
 
@@ -226,11 +226,11 @@ _WORD = re.compile(r"\w[\w’'-]*")
 
 
 def otherwise(line: str, earlier: str) -> bool:
-    """Whether two lines are word for word the same but for one word or number, which is neither one of the first two
-    nor part of a longer name (Kale Bo and Zo Bo are two people).
+    """Return True if two lines differ in a single word or number, neither one of the first two nor part of a name.
 
-    "Kale worked for Mera." and "Kale worked for Tadar." are; so are two prizes that one person won, which need not
-    exclude each other: a finding asks a person to look. Other wordings of a contradiction are not found.
+    So "Kale worked for Mera." and "Kale worked for Tadar." contradict each other; "Kale Bo" and "Zo Bo" are two people.
+    Two prizes that one person won are also reported, although both may be true: a finding asks a person to look.
+    Contradictions in other words are not found.
     """
     one, other = (list(_WORD.finditer(text)) for text in (line, earlier))
     if len(one) != len(other) or len(one) < 4:
@@ -240,7 +240,7 @@ def otherwise(line: str, earlier: str) -> bool:
 
 
 def _in_name(line: str, words: Sequence[re.Match[str]], at: int) -> bool:
-    """Whether a word and the one before or after it are one name: both with a capital, and a space between them."""
+    """Return True if a word and one next to it are one name: both capitalised, with only a space between them."""
     pairs = [(i, i + 1) for i in (at - 1, at) if 0 <= i and i + 1 < len(words)]
     return any(
         words[a][0][0].isupper() and words[b][0][0].isupper() and line[words[a].end() : words[b].start()].isspace()
@@ -249,14 +249,14 @@ def _in_name(line: str, words: Sequence[re.Match[str]], at: int) -> bool:
 
 
 def lines_of(edit: SelfEdit | None) -> list[str]:
-    """The lines of a self-edit that say something."""
+    """Return the lines of a self-edit that are not blank."""
     return [line for line in edit.text.splitlines() if line.strip()] if edit else []
 
 
 class Lines:
-    """Lines that were learned, each of a passage, found by all their words but one, so that few of many are compared.
+    """Lines that were learned, each from a passage, indexed by all their words but one, so that few are compared.
 
-    ``passages``: those that have lines.
+    ``passages``: ids of the passages that have lines.
     """
 
     def __init__(self) -> None:
@@ -270,7 +270,7 @@ class Lines:
                 self._by_words.setdefault(key, []).append((line, passage))
 
     def against(self, line: str, passage: str = "") -> str:
-        """A line of another passage that says otherwise (`otherwise`); "" if there is none."""
+        """Return a line of another passage that contradicts this one (`otherwise`); "" if there is none."""
         alike = (old for key in _all_but_one(line) for old in self._by_words.get(key, ()))
         return next((old for old, of in alike if (not passage or of != passage) and otherwise(line, old)), "")
 
@@ -281,7 +281,7 @@ def _all_but_one(line: str) -> list[tuple]:
 
 
 def of_edit(lines: Sequence[str], passage: Passage, earlier: Lines | None = None) -> list[Finding]:
-    """What the lines of a self-edit hold beside their passage and beside what was learned ``earlier`` of others."""
+    """Return the findings in a self-edit's lines, given its passage and ``earlier`` lines of other passages."""
     about = f"{passage.title}\n{passage.text}"
     found, seen = [], set()
     for line in lines:
@@ -297,7 +297,7 @@ def of_edit(lines: Sequence[str], passage: Passage, earlier: Lines | None = None
 
 
 def stopped(findings: Sequence[Finding], allow: Sequence[str] = ()) -> str:
-    """Why a text is kept from being learned, in one line; "" if nothing in it stops it."""
+    """Return in one line why a text is kept from being learned; "" if nothing in it stops it."""
     stopping = [finding for finding in findings if finding.stops and finding.kind not in allow]
     if not stopping:
         return ""

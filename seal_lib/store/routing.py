@@ -1,6 +1,6 @@
-"""What answers a question: the base, the passage in view, or an adapter. A way to decide is a row of `ROUTES`.
+"""Decide what answers a question: the base, the passage in view, or an adapter. A route is a row of `ROUTES`.
 
-Knows what the store holds and has measured; loads no model.
+It reads what the store holds and has measured, and loads no model.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,16 +13,17 @@ from seal_lib.store.retrieval import Match, threshold
 from seal_lib.store.schema import Edit
 from seal_lib.store.search import Search
 
-#: share of its own questions that an adapter must answer right to be asked instead of reading the passage
+#: share of its own questions that an adapter must answer right to be used instead of the passage in view
 TRUST = 0.75
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a question before anything is asked.
+    """What is known about a question before it is asked.
 
-    ``match``: the best passage, None if there is none; ``needed``: the weight from which it is believed, ``told``: both
-    in words; ``edit``: what is in use for that passage; ``right``: share of its own questions that are right after it.
+    ``match``: the best passage, None if there is none; ``needed``: the weight from which a match is trusted; ``told``:
+    both in words; ``edit``: the edit in use for that passage; ``right``: share of its own questions that are right
+    after it.
     """
 
     question: str
@@ -68,37 +69,52 @@ def _both(e: Evidence) -> tuple[str, str]:
     return ("both", f"{_edit(e)} reads the passage") if e.edit else _retrieval(e)
 
 
-#: way to decide → (evidence → (stage, why)); stages are those of `seal_lib.store.schema`, and "both": the adapter of
-#: a passage with that passage in view
+#: route → its function from evidence to (stage, why); stages are those of `seal_lib.store.schema`, and "both": the
+#: adapter of a passage with that passage in view
 ROUTES: dict[str, Callable[[Evidence], tuple[str, str]]] = {
     "measured": _measured, "weights": _weights, "retrieval": _retrieval, "both": _both,
 }  # fmt: skip
 
 
+#: the threshold measured last, and on what: a server routes each call anew, and measuring takes seconds where there
+#: are hundreds of passages
+_NEEDED: dict[tuple, float] = {}
+
+
 class Router:
-    """The routes of a store for a base, as the store is now."""
+    """Routes questions for one base, from the store as it is when the router is made."""
 
     def __init__(self, store: Store, weights: str, way: str = "measured", search: Search | None = None) -> None:
-        """``weights``: hash of the base (`seal_lib.models.weight_hash`); "": of whatever base an edit has. ``search``:
-        how the passage of a question is found; None: by its words.
+        """Index the store's passages, and measure the weight from which a match is trusted.
+
+        Args:
+            weights: hash of the base (`seal_lib.models.weight_hash`); an edit of another base is taken only for a
+                passage that has none of this one.
+            way: a key of `ROUTES`.
+            search: how the passage of a question is found; None: by its words.
 
         Raises:
-            ParameterError: there is no such way.
+            ParameterError: there is no such route.
         """
         if way not in ROUTES:
             raise ParameterError(f"route: {way!r} is not one of {', '.join(ROUTES)}.")
         kept = store.passages()
         self.way, self.places = way, {passage.id: (document, place) for passage, document, place in kept}
-        self._index = (search or Search()).index(store, [passage for passage, _, _ in kept])
+        search = search or Search()
+        self._index = search.index(store, [passage for passage, _, _ in kept])
         self._edits: dict[str, Edit] = {}
         edits = store.edits("merged") + store.edits("active")  # an active one is newer than a merged one
         for edit in sorted(edits, key=lambda edit: (edit.weights == weights, edit.state == "active")):
             self._edits[edit.passage.id] = edit
         asked = [(q.question, edit.passage.id) for edit in edits for q in edit.questions]
-        self.needed = threshold(self._index, asked)
+        on = search, tuple(self.places), tuple(asked)
+        if on not in _NEEDED:
+            _NEEDED.clear()
+            _NEEDED[on] = threshold(self._index, asked)
+        self.needed = _NEEDED[on]
 
     def routes(self, questions: Sequence[str]) -> list[tuple[Evidence, str, str]]:
-        """For each question (evidence, the stage that answers, why)."""
+        """Return (evidence, the stage that answers, why) for each question."""
         ranked = self._index.rank_all(questions, 1)
         several = [self._evidence(question, found) for question, found in zip(questions, ranked, strict=True)]
         return [(evidence, *ROUTES[self.way](evidence)) for evidence in several]
@@ -111,5 +127,5 @@ class Router:
         return Evidence(question, match, self.needed, told, edit, right)
 
     def route(self, question: str) -> tuple[Evidence, str, str]:
-        """(evidence, the stage that answers, why)."""
+        """Return (evidence, the stage that answers, why)."""
         return self.routes([question])[0]

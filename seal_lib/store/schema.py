@@ -1,6 +1,6 @@
-"""What a store holds: the records, and the tables of its SQLite file with the steps from one version to the next.
+"""The records of a store, and the tables of its SQLite file with the migrations from version to version.
 
-Knows records only; `seal_lib.store.database` keeps them.
+`seal_lib.store.database` reads and writes them.
 """
 
 import math
@@ -10,14 +10,14 @@ from typing import Any
 from seal_lib.records import Answer, Passage, PassageTrial, SelfEdit
 from seal_lib.store.review import Finding
 
-#: what an edit may be: used when asking; part of merged weights; taken back; kept apart, for the reason that it has
+#: states of an edit: used when asking; part of a merge; taken back; kept apart, with the reason
 STATES = ("active", "merged", "reverted", "quarantined")
-#: answers of a question, by when it was asked
+#: when a question is asked: before learning, with the passage in view, after learning
 STAGES = ("before", "in_view", "after")
 #: stage → the arm that it is in figures and tables
 ARMS = {"before": "frozen", "in_view": "passage_in_context", "after": "own_chosen"}
 
-#: statements that take an older schema one version up; the schema's version is how many were done
+#: each entry takes the schema one version up; its version is the number of entries that were run
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE document (id INTEGER PRIMARY KEY, source TEXT NOT NULL UNIQUE, name TEXT NOT NULL, "
@@ -64,7 +64,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True)
 class Asked:
-    """A question of an edit with its answers at each of `STAGES`; without an adapter there is none after.
+    """A question of an edit with its answers at each of `STAGES`; ``after`` is None without an adapter.
 
     ``origin`` of its gold answer: ``given`` by a person or file, ``own`` (written by the model with the passage in
     view), ``in_view`` (the model's answer with the passage in view, since nobody gave one).
@@ -86,7 +86,8 @@ class Edit:
     """What was learned from one passage: the self-edit, its adapter, where both come from, and what they changed.
 
     ``model``, ``weights``, ``dtype``: the base (`seal_lib.models.weight_hash`). ``recipe``: every setting that it was
-    made with. ``training``: its counts. ``adapter``: name of the folder, "" if there is none; ``digest``: of its files.
+    made with. ``training``: counts. ``adapter``: name of its folder, "" if there is none; ``digest``: hash of its
+    files.
     """
 
     passage: Passage
@@ -109,7 +110,7 @@ class Edit:
     findings: tuple[Finding, ...] = ()
 
     def trial(self, stage: str) -> PassageTrial:
-        """The answers at one of `STAGES` as a trial of the inner loop, to be shown and counted as such."""
+        """Return the answers at one of `STAGES` as a trial of the inner loop, to be shown and counted like others."""
         answers = tuple(found for asked in self.questions if (found := asked.at(stage)) is not None)
         about = {"seed": 0, "answers": answers, "grader": self.recipe["grader"]}
         if stage == "after" and self.adapter:
@@ -122,7 +123,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Merge:
-    """One adapter that adds what several edits add; ``edits``: their numbers, ``report``: what was measured of it."""
+    """An adapter that adds what several edits add; ``edits``: their numbers, ``report``: what was measured of it."""
 
     id: int
     weights: str
@@ -136,7 +137,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class Queued:
-    """A document that waits for an update, or what became of it."""
+    """A document in the queue for an update: waiting, done or failed."""
 
     id: int
     source: str
@@ -147,7 +148,7 @@ class Queued:
 
 @dataclass(frozen=True)
 class Renewal:
-    """An update of the store: ``open`` until its guard has spoken; ``report``: what it did, and why."""
+    """An update of the store, ``open`` until its guard has decided; ``report``: what it did, and why."""
 
     id: int
     state: str

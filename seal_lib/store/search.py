@@ -1,4 +1,4 @@
-"""How the passage of a question is found: by words, or by vectors that an encoder makes. A way is a row of RETRIEVALS.
+"""Find the passage of a question by words or by an encoder's vectors. A method is a row of `RETRIEVALS`.
 
 Encoders are sentence-transformers models (the extra ``embeddings``): a folder, or a pinned name on the Hub. Only
 safetensors are read, and no code of a model is run. The store keeps the vectors of its passages by text and encoder.
@@ -20,17 +20,17 @@ from seal_lib.records import Passage
 from seal_lib.store.database import Store
 from seal_lib.store.retrieval import Index, Match, Words
 
-#: what is fetched of a model on the Hub: no pickled weights, no code
+#: files of a model that are fetched from the Hub: no pickled weights, no code
 FILES = ("*.json", "*.txt", "*.safetensors", "*.model")
 
 
 @dataclass(frozen=True)
 class Search:
-    """How passages are found, as parameters. ``encoder``, ``encoder_revision``, ``device``: for embeddings.
+    """Settings for finding passages. ``encoder``, ``encoder_revision`` and ``device`` are for embeddings.
 
     Raises:
-        ParameterError: there is no such way, or no encoder is named.
-        DataError: the extra is not installed, or the encoder is no folder and no pinned name.
+        ParameterError: there is no such method, or no encoder is named.
+        DataError: the extra is not installed, or the encoder is neither a folder nor a pinned name.
     """
 
     retrieval: str = "words"
@@ -55,12 +55,12 @@ class Search:
         models.pinned(self.encoder, self.encoder_revision, "encoder_revision")
 
     def index(self, store: Store, passages: Sequence[Passage]) -> Index:
-        """The passages, ready to be matched."""
+        """Return an index of the passages."""
         return RETRIEVALS[self.retrieval](store, passages, self)
 
 
 class Encoder(Protocol):
-    """Texts → vectors of length 1, one row each. ``identity``: what decides them."""
+    """Turns texts into vectors of length 1, one row each. ``identity``: a text that determines the vectors."""
 
     identity: str
 
@@ -70,7 +70,7 @@ class Encoder(Protocol):
 
 
 class Vectors(Index):
-    """Cosine similarity of a question's vector and each passage's; every passage is a match."""
+    """An index by the cosine similarity of a question's vector and each passage's; every passage is a match."""
 
     told = "its likeness to the best passage is {weight:.2f}, {needed:.2f} is needed"
     none = "the store has no passage"
@@ -93,11 +93,13 @@ class Vectors(Index):
 
 
 class Sentences:
-    """A sentence-transformers model, with the prompts for questions and for passages that it was saved with."""
+    """A sentence-transformers model, with the prompts for questions and passages that were saved with it."""
 
     def __init__(self, name: str, revision: str | None, device: str) -> None:
-        """Raises:
-        DataError: it cannot be opened, is no sentence-transformers model, or has pickled weights only.
+        """Open the model.
+
+        Raises:
+            DataError: it cannot be opened, is no sentence-transformers model, or has pickled weights only.
         """
         source, at = models.pinned(name, revision)
         commit = at.get("revision")
@@ -129,7 +131,7 @@ class Sentences:
 
 
 def _check(folder: Path) -> None:
-    """Refuse what would be read as something that it is not: an averaged plain model, or a pickled file."""
+    """Refuse a folder that would be misread: a plain model, which would get mean pooling, or a pickled file."""
     if not (folder / "modules.json").is_file():
         raise DataError(f"{folder} has no modules.json, so it is no sentence-transformers model; give one that has.")
     for file in folder.rglob("pytorch_model.bin"):
@@ -139,7 +141,7 @@ def _check(folder: Path) -> None:
 
 @lru_cache(maxsize=1)
 def opened(name: str, revision: str | None, device: str) -> Encoder:
-    """The encoder, loaded once a process."""
+    """Return the encoder, loaded once per process."""
     return Sentences(name, revision, device)
 
 
@@ -151,7 +153,7 @@ def _by_vectors(store: Store, passages: Sequence[Passage], search: Search) -> In
     return Vectors(store, passages, opened(search.encoder, search.encoder_revision, search.device))
 
 
-#: way → (store, its passages, settings) → an index of them
+#: method → function of (store, its passages, settings) that returns an index
 RETRIEVALS: dict[str, Callable[[Store, Sequence[Passage], Search], Index]] = {
     "words": _by_words, "embeddings": _by_vectors,
 }  # fmt: skip

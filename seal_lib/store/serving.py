@@ -1,8 +1,8 @@
-"""A store as an OpenAI-compatible server: vLLM's own on a GPU, a small one over the Hugging Face engine elsewhere.
+"""Serve a store with OpenAI's interface: vLLM's own server on a GPU, a small one on the Hugging Face engine elsewhere.
 
 Models: the base by its name; each active edit as DOCUMENT-NUMBER (as `seal_lib.store.sharing.export` names folders);
-and ``store``, which answers a question as ``seal ask`` does, by the route that the store's measurements choose.
-It listens on this machine only, unless a token (environment variable SEAL_TOKEN) is set.
+and ``store``, which answers a question as ``seal ask`` does, by the route that the store's measurements choose. The
+server listens on this machine only, unless a token (environment variable SEAL_TOKEN) is set.
 """
 
 import asyncio
@@ -37,39 +37,45 @@ from seal_lib.store.search import Search
 from seal_lib.store.sharing import name_of
 
 TOKEN = "SEAL_TOKEN"
-HYBRID = "store"  # the model that asks the store
+HYBRID = "store"  # name of the model that answers from the whole store
 MOST_TOKENS = 4096  # of one answer
-MOST_BYTES = 4 * 2**20  # of one call
+MOST_BYTES = 4 * 2**20  # of one request
 
 
 def check_address(host: str) -> None:
-    """Raises:
-    ParameterError: others could reach it, and no token is set.
+    """Refuse an address that other machines can reach unless a token is set.
+
+    Raises:
+        ParameterError: other machines can reach it, and no token is set.
     """
-    try:
-        local = host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not local and not os.environ.get(TOKEN):
+    if not _local(host) and not os.environ.get(TOKEN):
         raise ParameterError(
             f"host: {host!r} can be reached from other machines, and nobody asks who calls; set {TOKEN} to a secret, "
             "or use 127.0.0.1."
         )
 
 
+def _local(host: str) -> bool:
+    """Return True if only this machine can be reached under that name."""
+    try:
+        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def names(store: Store, weights: str) -> dict[str, Edit]:
-    """Name of a model → the active edit behind it, of this base."""
+    """Return name of a model → the active edit of this base that it stands for."""
     return {name_of(edit): edit for edit in store.edits("active") if edit.weights == weights}
 
 
 def vllm_command(store: Store, policy: Policy, weights: str, host: str, port: int, ranks: Sequence[int]) -> list[str]:
-    """The command that starts vLLM's own server with the store's adapters; its key is in VLLM_API_KEY, not here.
+    """Return the command that starts vLLM's server with the store's adapters; its key is in VLLM_API_KEY, not here.
 
     Args:
         ranks: the values of max_lora_rank that vLLM takes.
 
     Raises:
-        DataError: the store has no edit in use on this base, or an adapter's rank is beyond what vLLM takes.
+        DataError: the store has no active edit on this base, or an adapter's rank is beyond what vLLM takes.
     """
     edits = names(store, weights)
     if not edits:
@@ -90,8 +96,8 @@ def vllm_command(store: Store, policy: Policy, weights: str, host: str, port: in
 
 @dataclass
 class Desk:
-    """Answers calls one after the other: the models by name, who writes, how passages are found. ``folder``: of the
-    store, which each call opens anew, so that it sees what other processes changed."""
+    """Answers requests with the base, an edit's adapter, or the whole store. ``folder``: of the store, which every
+    request opens anew, so that it sees what other processes changed."""
 
     folder: Path
     policy: Policy
@@ -105,7 +111,7 @@ class Desk:
             return [self.policy.base.name, HYBRID, *names(store, self.weights)]
 
     def complete(self, model: str, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[list[Completion]]:
-        """``sampling.n`` completions of each prompt by the base or an edit's adapter."""
+        """Return ``sampling.n`` completions of each prompt by the base or by an edit's adapter."""
         with Store(self.folder) as store:
             edit = names(store, self.weights).get(model)
             adapter = store.adapter(edit, self.policy.base) if edit else None
@@ -113,14 +119,14 @@ class Desk:
         return self.policy.generator().generate(requests, sampling)
 
     def asked(self, question: str) -> tuple[str, str]:
-        """(answer, where it comes from) of the whole store."""
+        """Return (answer, where it comes from) of the whole store."""
         with Store(self.folder) as store:
             (reply,) = ask(Scratch(), store, self.policy, [question], self.domain, search=self.search, compare=False)
         source = f"{reply.document}, {reply.place}; " if reply.document else ""
         return reply.answer, f"{source}{reply.why}"
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """A chat as a prompt: by the model's own template, or for a model without one the last message as it is."""
+        """Return a chat as a prompt: by the model's own template, or without one the last message as it is."""
         tokenizer = self.policy.tokenizer
         if getattr(tokenizer, "chat_template", None):
             told = [{"role": m["role"], "content": m["content"]} for m in messages]
@@ -129,19 +135,22 @@ class Desk:
 
 
 class _Call(web.RequestHandler):
-    """What all calls share: who may call, and errors in OpenAI's form."""
+    """What all requests share: who may make them, and errors in OpenAI's form."""
 
     def initialize(self, desk: Desk, worker: ThreadPoolExecutor) -> None:
         self.desk, self.worker = desk, worker
 
     def prepare(self) -> None:
         token = os.environ.get(TOKEN, "")
+        if not token and not _local(self.request.host_name):  # a page whose name was made to point here
+            self.fail(403, f"{self.request.host_name} is not this machine")
+            return
         given = self.request.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and not hmac.compare_digest(given.encode(), token.encode()):
             self.fail(401, "the token is missing or wrong")
 
     def check_xsrf_cookie(self) -> None:
-        """Not needed: there are no cookies; a page of another origin cannot set the header, nor send JSON unasked."""
+        """Do nothing: there are no cookies, and another origin's page cannot set the header, nor send JSON unasked."""
 
     def fail(self, status: int, message: str) -> None:
         self.set_status(status)
@@ -154,14 +163,14 @@ class _Call(web.RequestHandler):
         self.fail(400 if known else status_code, str(error) if known else "the server failed; see its log")
 
     async def worked(self, function: Any, *given: Any) -> Any:
-        """The work in the one thread that has the model, while the server goes on listening."""
+        """Run a function in the one thread that uses the model, while the server goes on listening."""
         return await asyncio.get_running_loop().run_in_executor(self.worker, function, *given)
 
     def body(self, *keys: str) -> dict[str, Any]:
-        """The call as values.
+        """Return the request's JSON as values.
 
         Raises:
-            ParameterError: it is no JSON object, lacks a key, or names a model that is not here.
+            ParameterError: it is not a JSON object, lacks a key, or names a model that is not here.
         """
         if not self.request.headers.get("Content-Type", "").startswith("application/json"):
             raise ParameterError("Content-Type is not application/json.")
@@ -198,7 +207,7 @@ class _Call(web.RequestHandler):
         )  # fmt: skip
 
     def send(self, kind: str, model: str, choices: list[dict], tokens: tuple[int, int], stream: bool) -> None:
-        """The answer in OpenAI's form; as a stream it is one piece."""
+        """Send the answer in OpenAI's form; a stream is a single piece."""
         whole: dict[str, Any] = {
             "id": f"seal-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model,
             "choices": choices,
@@ -217,7 +226,7 @@ class _Call(web.RequestHandler):
         return sum(len(self.desk.policy.tokenizer(text)["input_ids"]) for text in texts)
 
 
-#: why a text ended → OpenAI's word
+#: why a text ended → OpenAI's word for it; "stop" for all others
 _ENDS = {"length": "length"}
 
 
@@ -277,17 +286,17 @@ class _Chat(_Call):
 
 
 def application(desk: Desk) -> web.Application:
-    """The server's routes; all work of the model is done in one thread, so calls take turns."""
+    """Return the server; one thread does all work of the model, so requests take turns."""
     about = {"desk": desk, "worker": ThreadPoolExecutor(1, thread_name_prefix="model")}
     routes = {"models": _Models, "completions": _Completions, "chat/completions": _Chat}
     return web.Application([(f"/v1/{path}", handler, about) for path, handler in routes.items()])
 
 
 async def serve(desk: Desk, host: str, port: int, started: Any = None) -> None:
-    """Answer until cancelled. ``started``: called with the port that it listens on (0: a free one was taken).
+    """Answer until cancelled. ``started``: called with the port that it listens on (a free one for port 0).
 
     Raises:
-        ParameterError: the port is taken.
+        ParameterError: the port cannot be used.
     """
     try:
         sockets = bind_sockets(port, host)

@@ -1,7 +1,7 @@
-"""Adapters out of a store and into another: plain PEFT folders, and ``corpus.jsonl``, which says what each was taught.
+"""Export adapters from a store and import them into another, as PEFT folders with a record of what each was taught.
 
-The corpus is one JSON object a line: the passage (title, context, questions) and the self-edit (completions), as
-`seal_lib.knowledge.data` reads passages; the adapter's folder; the base, by name and hash of its weights.
+The record, ``corpus.jsonl``, has one JSON object per line: the passage (title, context, questions) and the self-edit
+(completions), as `seal_lib.knowledge.data` reads passages; the adapter's folder; the base, by name and weight hash.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from seal_lib.errors import DataError
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops.policy import Policy
 from seal_lib.records import Question
-from seal_lib.runs.manifest import content_hash
 from seal_lib.store.database import Store
 from seal_lib.store.learning import measure
 from seal_lib.store.schema import Edit
@@ -28,17 +28,19 @@ _TEXTS = ("adapter", "document", "place", "title", "context", "model", "weights"
 
 
 def export(store: Store, folder: str | Path, numbers: Sequence[int] = ()) -> list[Path]:
-    """Copy adapters to PEFT folders beside a corpus.
+    """Copy adapters to PEFT folders beside a corpus, and return the folders.
 
     Args:
-        folder: must not be there yet; it appears when all is in it.
-        numbers: of edits. Default: all that are in use.
+        folder: must not exist yet; it appears when everything is in it.
+        numbers: of edits. Default: all active ones.
 
     Raises:
-        DataError: there is nothing to export, a file is not what was kept, or the folder is there.
+        DataError: there is nothing to export, a file is not what was kept, or the folder exists.
     """
+    from seal_lib.training.adapters import Adapter
+
     folder = Path(folder)
-    chosen = [store.edit(number) for number in numbers] or store.edits("active")
+    chosen = [store.edit(number) for number in numbers] or store.edits("active", "merged")
     if not chosen:
         raise DataError(f"{store.folder} has no edit in use, so there is nothing to export; see `seal list`.")
     if folder.exists():
@@ -50,9 +52,7 @@ def export(store: Store, folder: str | Path, numbers: Sequence[int] = ()) -> lis
             fresh.mkdir(parents=True)
             lines = []
             for name, edit in zip(names, chosen, strict=True):
-                shutil.copytree(store.folder_of(edit), fresh / name)
-                if content_hash(fresh / name) != edit.digest:
-                    raise DataError(f"edit {edit.id} changed while it was copied; export it again.")
+                Adapter.load(store.folder_of(edit)).save(fresh / name, *_base(edit))
                 lines.append(json.dumps({"adapter": name, **_line(edit)}, ensure_ascii=False))
             (fresh / CORPUS).write_text("\n".join(lines) + "\n", encoding="utf-8")
             os.replace(fresh, folder)
@@ -61,8 +61,18 @@ def export(store: Store, folder: str | Path, numbers: Sequence[int] = ()) -> lis
     return [folder / name for name in names]
 
 
+def _base(edit: Edit) -> tuple[str, str | None]:
+    """Return (name or folder, commit) under which PEFT finds an edit's base by itself."""
+    if edit.weights.startswith("hub:"):
+        name, _, commit = edit.weights.removeprefix("hub:").rpartition("@")
+        return name, commit
+    with suppress(DataError):  # a model that is not here any more keeps its name
+        return models.resolve(edit.model)[0], None
+    return edit.model, None
+
+
 def name_of(edit: Edit) -> str:
-    """The name of an edit where others use it: DOCUMENT-NUMBER, in letters and digits."""
+    """Return the name of an edit outside the store: DOCUMENT-NUMBER, in letters and digits."""
     return f"{re.sub('[^A-Za-z0-9]+', '-', Path(edit.document).stem).strip('-') or 'document'}-{edit.id}"
 
 
@@ -75,24 +85,34 @@ def _line(edit: Edit) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def take_in(store: Store, policy: Policy, folder: str | Path, domain: Knowledge) -> list[Edit]:
-    """Edits that somebody exported. Each is asked its own questions here, before and after, and is used only if more
-    are right after it, as one that was learned.
+def corpus(folder: Path) -> list[Any]:
+    """Return the lines of an export's corpus, not checked yet.
 
     Raises:
-        DataError: there is no corpus, a line of it is not whole, an adapter is of another base or no plain LoRA
+        DataError: there is none, or it is not JSON.
+    """
+    if not (folder / CORPUS).is_file():
+        raise DataError(f"{folder} has no {CORPUS}, so nobody knows what its adapters were taught; give an export.")
+    value = paths.read_data(folder / CORPUS)
+    return value if isinstance(value, list) else [value]
+
+
+def take_in(store: Store, policy: Policy, folder: str | Path, domain: Knowledge) -> list[Edit]:
+    """Import edits that somebody exported.
+
+    The questions of each are asked here, before and after; as with a learned edit, it is used only if more are right
+    after.
+
+    Raises:
+        DataError: there is no corpus, a line of it is incomplete, or an adapter is of another base or no plain LoRA
             (`seal_lib.training.peft_folder`). Nothing is kept then.
     """
     from seal_lib.training.adapters import Adapter, check_fits
 
     folder = Path(folder)
-    if not (folder / CORPUS).is_file():
-        raise DataError(f"{folder} has no {CORPUS}, so nobody knows what its adapters were taught; give an export.")
-    value = paths.read_data(folder / CORPUS)
-    lines = value if isinstance(value, list) else [value]
     weights = models.weight_hash(policy.base.name, policy.base.revision)
     ready = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(corpus(folder), 1):
         where = f"{folder / CORPUS}, line {number}"
         _check(line, where, weights, policy.base.name)
         adapter = Adapter.load(folder / line["adapter"])

@@ -1,10 +1,12 @@
-"""Files → documents of passages with titles, each with its place in the file. A kind of file is a row of READERS.
+"""Read files into documents: passages with titles and their places in the file. A kind of file is a row of `READERS`.
 
-Knows formats and how a text is cut; nothing of models or of where documents are kept.
+The module knows file formats and how to cut text, and nothing of models or of where documents are kept.
 """
 
 import hashlib
+import logging
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,15 +17,15 @@ from seal_lib.errors import DataError
 from seal_lib.knowledge import data
 from seal_lib.models.checks import said
 from seal_lib.records import Passage, Question
-from seal_lib.store.retrieval import rank
+from seal_lib.store.retrieval import UNSPACED, rank
 
-#: words of a passage, at most: about the length of SQuAD's
+#: most words of a passage, about as many as SQuAD's have
 PASSAGE_WORDS = 150
 
 
 @dataclass(frozen=True)
 class Document:
-    """A file as passages. ``digest``: sha256 of its bytes; ``places``: of each passage, where in the file it stands.
+    """A file as passages. ``digest``: sha256 of its bytes; ``places``: where in the file each passage stands.
 
     A passage's id comes from its title and text, so it is the same in every version of a file that has it.
     """
@@ -37,7 +39,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Block:
-    """A paragraph, or a heading, from ``first`` to ``last`` (lines, pages, entries …); ``questions`` come with it."""
+    """A paragraph or heading from ``first`` to ``last`` (lines, pages, entries …), with questions that come with it."""
 
     text: str
     first: int
@@ -46,25 +48,37 @@ class Block:
     questions: tuple[Question, ...] = ()
 
 
-def read(path: str | Path, words: int = PASSAGE_WORDS) -> list[Document]:
-    """The documents of a file, or of all files of known kinds in a folder and its sub-folders, in the order of names.
+def read(path: str | Path, words: int = PASSAGE_WORDS, tell: Callable[[str], object] = warnings.warn) -> list[Document]:
+    """Return the documents of a file, or of all files in a folder and its sub-folders, sorted by name.
 
     Args:
-        words: of a passage, at most; a longer paragraph is cut between sentences.
+        words: most words of a passage; a longer paragraph is cut between sentences.
+        tell: called with a sentence for each thing left out of a folder; one bad file does not affect the others.
 
     Raises:
         DataError: there is nothing there, or nothing that can be read.
     """
     path = Path(path)
     if path.is_dir():
-        inside = [p for p in sorted(path.rglob("*")) if p.is_file() and p.suffix.lower() in READERS]
+        inside = [p for p in sorted(path.rglob("*")) if p.is_file()]
         files = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-        if not files:
-            raise DataError(f"{path} has no file of a known kind ({', '.join(READERS)}); name a document.")
-        documents = [_document(file, file.relative_to(path).as_posix(), words) for file in files]
-        return list({document.digest: document for document in documents}.values())  # a copy teaches nothing more
+        if others := [p.suffix or p.name for p in files if p.suffix.lower() not in READERS]:
+            tell(f"{path}: {len(others)} files of other kinds are left out ({', '.join(sorted(set(others)))}).")
+        documents = {}
+        for file in (p for p in files if p.suffix.lower() in READERS):
+            try:
+                document = _document(file, file.relative_to(path).as_posix(), words)
+            except DataError as error:
+                tell(f"left out: {error}")
+            else:
+                documents[document.digest] = document  # a copy teaches nothing more
+        if not documents:
+            raise DataError(f"{path} has no file that can be read ({', '.join(READERS)}); name a document.")
+        return list(documents.values())
     if not path.is_file():
-        raise DataError(f"There is no document {path}; give a file ({', '.join(READERS)}) or a folder of such.")
+        raise DataError(
+            f"There is no document {path} on this machine; give a file ({', '.join(READERS)}) or a folder of such."
+        )
     return [_document(path, path.name, words)]
 
 
@@ -75,30 +89,32 @@ def _document(path: Path, name_of_file: str, words: int) -> Document:
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         blocks = reader(path)
+        "".join(block.text for block in blocks).encode()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); mend its rights or copy it.") from error
-    pieces = list(_pieces(blocks, path.stem, words))
-    if not pieces:
-        raise DataError(f"{path} holds no text; give a document with some.")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path} holds half a character ({error.reason}); save it as UTF-8.") from error
     found: dict[str, tuple[Passage, str]] = {}
-    for title, block in pieces:
+    for title, block in _pieces(blocks, path.stem, words):
         passage = passage_of(title, block.text, block.questions)
         place = f"{one} {block.first}" if block.first == block.last else f"{several} {block.first}–{block.last}"
         found.setdefault(passage.id, (passage, place))  # a repeated one counts once
+    if not found:
+        raise DataError(f"{path} holds no text; give a document with some.")
     passages, places = zip(*found.values(), strict=True)
     return Document(name_of_file, str(path.resolve()), digest, passages, places)
 
 
 def passage_of(title: str, text: str, questions: tuple[Question, ...] = ()) -> Passage:
-    """A passage whose id comes from its title and text."""
+    """Return a passage whose id comes from its title and text."""
     return Passage(hashlib.sha256(f"{title}\x1f{text}".encode()).hexdigest()[:16], title, text, questions)
 
 
 def with_questions(document: Document, questions: Sequence[Question]) -> Document:
-    """The document with each question at the passage that it is about; an empty answer is one that nobody knows yet.
+    """Return the document with each question at the passage that it is about; an answer may be empty (not known yet).
 
     Raises:
-        DataError: no passage shares a word with a question.
+        DataError: a question shares no word with any of several passages.
     """
     asked: dict[str, list[Question]] = {passage.id: list(passage.questions) for passage in document.passages}
     for question in questions:
@@ -116,10 +132,10 @@ def with_questions(document: Document, questions: Sequence[Question]) -> Documen
 
 
 def _pieces(blocks: Iterable[Block], title: str, words: int) -> Iterator[tuple[str, Block]]:
-    """(title, passage): paragraphs under one heading together, up to so many words."""
+    """Yield (title, block of a passage): paragraphs under one heading, joined up to ``words`` words."""
     held: list[Block] = []
     for block in (part for whole in blocks for part in _parts(whole, words)):
-        full = sum(len(b.text.split()) for b in held) + len(block.text.split()) > words
+        full = sum(len(_words(b.text)) for b in held) + len(_words(block.text)) > words
         apart = block.questions or any(b.questions for b in held)  # questions stay with their own text
         if held and (block.heading or full or apart):
             yield title, _joined(held)
@@ -138,23 +154,25 @@ def _joined(blocks: Sequence[Block]) -> Block:
 
 
 def _parts(block: Block, words: int) -> Iterator[Block]:
-    """A paragraph, cut between sentences where it is too long; one that comes with questions stays whole."""
-    if block.heading or block.questions or len(block.text.split()) <= words:
+    """Yield a paragraph, cut between sentences if it is too long; one that comes with questions stays whole."""
+    if block.heading or block.questions or len(_words(block.text)) <= words:
         yield block
         return
     held: list[str] = []
-    for sentence in re.split(r"(?<=[.!?。！？])\s+|\n", block.text):
-        for part in _runs(sentence.split(), words):
+    for sentence in re.split(r"(?<=[.!?])(?=\s)|(?<=[。！？])|(?=\n)", block.text):
+        found = _words(sentence)
+        for part in (found[first : first + words] for first in range(0, len(found), words)):
             if held and len(held) + len(part) > words:
-                yield replace(block, text=" ".join(held))
+                yield replace(block, text="".join(held).strip())
                 held = []
             held += part
     if held:
-        yield replace(block, text=" ".join(held))
+        yield replace(block, text="".join(held).strip())
 
 
-def _runs(parts: list[str], size: int) -> list[list[str]]:
-    return [parts[first : first + size] for first in range(0, len(parts), size)]
+def _words(text: str) -> list[str]:
+    """Return the words of a text, each with the space before it; for a script without spaces, its characters."""
+    return re.findall(rf"\s*(?:[{UNSPACED}]|[^\s{UNSPACED}]{{1,64}})", text)
 
 
 # ---------------------------------------------------------------------------------------------- kinds of files
@@ -163,52 +181,72 @@ def _runs(parts: list[str], size: int) -> list[list[str]]:
 def _text(path: Path) -> str:
     raw = path.read_bytes()
     try:
-        return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    if "\0" in text:  # some other kind of file, or UTF-16 that does not say so
+        raise DataError(f"{path} is not text (character {text.index(chr(0))} is zero); save it as UTF-8 text.")
+    return text
 
 
 def _plain(path: Path) -> list[Block]:
-    """Paragraphs between blank lines."""
-    return _paragraphs(_text(path).splitlines(), markdown=False)
+    """Read paragraphs, which blank lines separate."""
+    return _paragraphs(_text(path).splitlines())
 
 
-def _markdown(path: Path) -> list[Block]:
-    """Paragraphs and headings (``# …``); what is fenced is text."""
-    return _paragraphs(_text(path).splitlines(), markdown=True)
-
-
-def _paragraphs(lines: Sequence[str], markdown: bool) -> list[Block]:
+def _paragraphs(lines: Sequence[str]) -> list[Block]:
     blocks: list[Block] = []
     held: list[str] = []
-    fenced = False
     for number, line in enumerate([*lines, ""], 1):
-        fence = markdown and bool(re.match(r"\s*(```|~~~)", line))
-        heading = re.match(r"#{1,6}\s+(.*?)\s*#*\s*$", line) if markdown and not fenced else None
-        if (heading or fence or not line.strip() and not fenced) and held:
-            blocks.append(Block(_unwrapped(held), number - len(held), number - 1))
-            held = []
-        if heading and heading[1]:
-            blocks.append(Block(heading[1], number, number, heading=True))
-        elif not fence and (line.strip() or held) and not heading:
+        if line.strip():
             held.append(line)
-        fenced ^= fence
-    if held and any(line.strip() for line in held):  # a fence that was never closed
-        blocks.append(Block(_unwrapped(held), len(lines) + 2 - len(held), len(lines)))
+        elif held:
+            blocks.append(Block(_unwrapped(held, _TURN), number - len(held), number - 1))
+            held = []
     return blocks
 
 
-def _unwrapped(lines: Sequence[str]) -> str:
-    """A paragraph without its line breaks; lines of a list or a table stay lines."""
+def _markdown(path: Path) -> list[Block]:
+    """Read headings, paragraphs, lists, tables and code, each as it is written, and the title of a front matter."""
+    from markdown_it import MarkdownIt
+
+    lines, before = _text(path).splitlines(), 0
+    blocks = []
+    if lines[:1] == ["---"] and "---" in lines[1:]:
+        before = lines.index("---", 1) + 1
+        titles = [found[1] for line in lines[:before] if (found := re.match(r"title:\s*[\"']?(.+?)[\"']?\s*$", line))]
+        blocks = [Block(title, 1, before, heading=True) for title in titles[:1]]
+    # a definition of a link stays text, so that nothing hides in one
+    tokens = MarkdownIt().enable("table").disable("reference").parse("\n".join(lines[before:]))
+    for number, token in enumerate(tokens):
+        if token.level or not token.map or token.type == "hr":
+            continue
+        part = lines[before + token.map[0] : before + token.map[1]]
+        while not part[-1].strip():
+            part.pop()
+        heading, code = token.type == "heading_open", token.type in ("fence", "code_block")
+        text = tokens[number + 1].content if heading else token.content.rstrip() if code else _unwrapped(part)
+        if text:
+            first = before + token.map[0] + 1
+            blocks.append(Block(text, first, first + len(part) - 1, heading))
+    return blocks
+
+
+_ITEM = r"\s*(?:[-*+]\s|\||\d+[.)]\s)"  # begins a line of a list or a table
+_TURN = rf"{_ITEM}|[A-Z][\w .-]{{0,30}}:\s"  # … or of a talk
+
+
+def _unwrapped(lines: Sequence[str], begins: str = _ITEM) -> str:
+    """Return a paragraph without its line breaks, except before lines that match ``begins``."""
     text = ""
     for line in filter(str.strip, lines):
-        apart = "\n" if re.match(r"\s*([-*+|]|\d+[.)])\s", line) else " "
+        apart = "\n" if re.match(begins, line) else " "
         text += (apart if text else "") + " ".join(line.split())
     return text
 
 
 def _html(path: Path) -> list[Block]:
-    """What a reader sees: no scripts, styles, comments, nor elements marked as hidden."""
+    """Read what a person sees of a page: no scripts, styles, comments, nor elements marked as hidden."""
     from bs4 import BeautifulSoup
     from bs4.element import NavigableString
 
@@ -216,15 +254,22 @@ def _html(path: Path) -> list[Block]:
     hidden = ["script", "style", "template", "noscript", "head"]
     for element in soup.find_all(lambda tag: tag.name in hidden or _unseen(tag)):
         element.decompose()
+    for element in soup.find_all("br"):
+        element.replace_with("\n")
+    for element in soup.find_all(["td", "th"]):
+        if element.find_previous_sibling(["td", "th"]):
+            element.insert_before(" | ")
     blocks: list[Block] = []
     held: list[str] = []
     last: Any = None
     for string in [s for s in soup.find_all(string=True) if type(s) is NavigableString] + [None]:
         block = string and (string.find_parent(_BLOCKS) or soup)
-        if block is not last and (text := " ".join("".join(held).split())):
-            heading = bool(re.fullmatch("h[1-6]", last.name or ""))
-            blocks.append(Block(text, len(blocks) + 1, len(blocks) + 1, heading))
         if block is not last:
+            whole = "".join(held)
+            text = whole.strip("\n") if last is not None and last.name == "pre" else " ".join(whole.split())
+            if text.strip("| \n"):
+                heading = last is not None and bool(re.fullmatch("h[1-6]", last.name))
+                blocks.append(Block(text, len(blocks) + 1, len(blocks) + 1, heading))
             held, last = [], block
         held.append(string or "")
     return blocks
@@ -232,7 +277,7 @@ def _html(path: Path) -> list[Block]:
 
 _BLOCKS = (
     "address article aside blockquote body caption dd div dt figcaption footer h1 h2 h3 h4 h5 h6 header li main nav p "
-    "pre section td th tr"
+    "pre section tr"
 ).split()
 
 
@@ -242,33 +287,36 @@ def _unseen(tag: Any) -> bool:
 
 
 def _pdf(path: Path) -> list[Block]:
-    """The text of each page, as pypdf finds it."""
+    """Read the text of each page, as pypdf extracts it."""
     try:
         from pypdf import PdfReader
-        from pypdf.errors import PyPdfError
     except ImportError:
         raise DataError(f'{path}: PDF needs the package pypdf; install it with `pip install -e ".[pdf]"`.') from None
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it mends by itself
     try:
         pages = [page.extract_text() for page in PdfReader(path).pages]
-    except (PyPdfError, ValueError, KeyError) as error:
+    except Exception as error:  # of a damaged file pypdf raises whatever it stumbles over
         raise DataError(f"{path} cannot be read as PDF ({said(error)[:120]}); save it anew.") from error
-    blocks = []
-    for number, text in enumerate(pages, 1):
-        for paragraph in _paragraphs(text.splitlines(), markdown=False):
-            blocks.append(replace(paragraph, first=number, last=number))
+    blocks = [
+        replace(paragraph, first=number, last=number)
+        for number, text in enumerate(pages, 1)
+        for paragraph in _paragraphs(text.splitlines())
+    ]
     if not blocks:
         raise DataError(f"{path} has pages without any text (a scan?); run text recognition on it first.")
     return blocks
 
 
 def _json(path: Path) -> list[Block]:
-    """Passages as `seal_lib.knowledge.data` takes them, with questions or none; ``{text}`` rows; messages of a talk."""
+    """Read passages in the layouts of `seal_lib.knowledge.data`, with questions or without; ``{text}`` rows; chats."""
     value = paths.read_data(path)
-    rows = value.get("messages", value) if isinstance(value, dict) else value
-    if isinstance(rows, list) and rows and all(isinstance(row, dict) and "role" in row for row in rows):
-        return [Block(f"{row['role']}: {_said(row, path)}", n, n) for n, row in enumerate(rows, 1)]
-    if isinstance(rows, list):
-        value = [_as_passage(row, path.stem) for row in rows]
+    rows = value if isinstance(value, list) else [value]
+    talks = [_talk(row, path.stem) for row in rows]
+    if None in talks:
+        talks = [_talk({"messages": value}, path.stem)]
+    if None not in talks:
+        return [block for n, talk in enumerate(talks, 1) for block in _turns(talk or [], n if len(talks) > 1 else 0)]
+    value = [_as_passage(row, path.stem) for row in rows] if isinstance(value, list) else _as_passage(value, path.stem)
     blocks = []
     for number, passage in enumerate(data.passages_of(value, path.stem, str(path), unasked=True), 1):
         blocks.append(Block(passage.title, number, number, heading=True))
@@ -276,14 +324,56 @@ def _json(path: Path) -> list[Block]:
     return blocks
 
 
-def _said(row: dict, path: Path) -> str:
-    if not isinstance(row.get("content"), str):
-        raise DataError(f"{path}: the content of a message is {row.get('content')!r}, not text; leave it out.")
-    return row["content"]
+#: what exports of talks call the list of turns, who speaks, and what is said
+_TURNS, _WHO = ("messages", "conversations", "chat_messages"), ("role", "from", "sender", "author")
+_SAID = ("content", "value", "text", "parts")
+
+
+def _talk(value: object, title: str) -> list[str] | None:
+    """Return the title of a chat and its turns, ``who: what``, as assistants export them; None if it is no chat."""
+    if not isinstance(value, dict):
+        return None
+    nodes, turns = value.get("mapping"), next((value[key] for key in _TURNS if isinstance(value.get(key), list)), None)
+    if isinstance(nodes, dict):
+        turns = _branch(nodes, value.get("current_node"))
+    if turns is None or not all(isinstance(turn, dict) and set(_WHO) & set(turn) for turn in turns):
+        return None
+    told = [(_under(turn, ("role", *_WHO)), _under(turn, _SAID)) for turn in turns]
+    heads = (value.get(key) for key in ("title", "name"))
+    return [next(filter(None, map(_said, heads)), title), *(f"{who}: {what}" for who, what in told if what.strip())]
+
+
+def _branch(nodes: dict, last: object) -> list:
+    """Return the turns that were shown last in a chat that is kept as a tree, as ChatGPT exports it."""
+    found: list[Any] = []
+    for _ in nodes:  # from the last turn to the first; at most so many, whatever the file says
+        node = nodes.get(str(last)) or {}
+        found, last = [node.get("message"), *found], node.get("parent")
+    return [turn for turn in found if turn]
+
+
+def _under(value: dict, keys: Sequence[str]) -> str:
+    return _said(next((value[key] for key in keys if key in value), ""))
+
+
+def _said(value: object) -> str:
+    """Return a text, however it is wrapped; "" for pictures, tool calls and other things."""
+    if isinstance(value, dict):
+        return _under(value, ("role", *_SAID))
+    if isinstance(value, list):
+        return "\n".join(filter(None, map(_said, value)))
+    return value if isinstance(value, str) else ""
+
+
+def _turns(talk: Sequence[str], number: int) -> list[Block]:
+    """Return a chat as blocks; their places are the numbers of its turns or, if a file has several chats, the
+    chat's."""
+    head, *turns = talk
+    return [Block(head, 1, 1, heading=True), *(Block(t, number or n, number or n) for n, t in enumerate(turns, 1))]
 
 
 def _as_passage(row: object, title: str) -> object:
-    """A row ``{text}``, or a text alone, as a passage."""
+    """Return a row ``{text}``, or a bare text, in the layout of a passage."""
     if isinstance(row, str):
         row = {"text": row}
     if isinstance(row, dict) and "text" in row and "context" not in row:
@@ -291,7 +381,7 @@ def _as_passage(row: object, title: str) -> object:
     return row
 
 
-#: ending → what a place in such a file is called, and several of them; the blocks of a file
+#: file extension → (name of a place in such a file, its plural, function that reads a file's blocks)
 READERS: dict[str, tuple[str, str, Callable[[Path], list[Block]]]] = {
     ".md": ("line", "lines", _markdown),
     ".markdown": ("line", "lines", _markdown),

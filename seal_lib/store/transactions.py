@@ -1,8 +1,9 @@
-"""The folder of a store: opened, brought up to date, changed in one transaction, with errors told in one sentence.
+"""The folder of a store: open it, bring it up to date, change it in transactions, and report errors in one sentence.
 
 A change is one transaction. An adapter's folder is written under another name, made durable and renamed *within* the
 transaction that names it, so a kill at any moment leaves the old state or the new one; a folder that no row names is
-swept when a store is opened. SQLite's write lock makes two processes take turns. Knows no documents and no edits.
+deleted when a store is next opened. SQLite's write lock makes two processes take turns. The module knows nothing of
+documents and edits.
 """
 
 import os
@@ -22,16 +23,16 @@ if TYPE_CHECKING:
     from seal_lib.training.adapters import Adapter
 
 FILE, ADAPTERS = "store.sqlite3", "adapters"
-LEAST_ROOM = 64 * 1024  # bytes that a change needs beside the database
+LEAST_ROOM = 64 * 1024  # bytes; with less of the disk free, an input/output error means a full disk
 WAIT = 60.0  # s that one process waits for another to finish a change
 
 
 class Folder:
-    """A folder with one SQLite file and the adapters that its rows name, made if it is not there.
+    """A folder with one SQLite file and the adapters that its rows name; it is made if it is not there.
 
     Raises:
-        DataError: one sentence where the folder or its file cannot be used: damaged, full, not to be written, of a
-            newer version, or in use for longer than ``wait`` seconds.
+        DataError: the folder or its file is damaged, full, not writable, of a newer version, or in use for longer than
+            ``wait`` seconds.
     """
 
     def __init__(self, folder: str | Path, wait: float = WAIT) -> None:
@@ -60,7 +61,7 @@ class Folder:
             raise
 
     def _prepare(self) -> None:
-        """Bring the schema up to date, and remove folders that a killed process left behind."""
+        """Bring the schema up to date, and delete folders that a killed process left behind."""
         with self._change():
             version = self._base.execute("PRAGMA user_version").fetchone()[0]  # another process may have been first
             for statements in MIGRATIONS[version:]:
@@ -72,7 +73,7 @@ class Folder:
                 for (name,) in self._base.execute("SELECT adapter FROM edit UNION SELECT adapter FROM merge")
                 if name
             }
-            for path in self.adapters.iterdir():  # nobody else is between a folder and its row: the change is ours
+            for path in self.adapters.iterdir():  # in our transaction nobody else has a folder without a row
                 if path.is_dir() and path.name not in named:
                     shutil.rmtree(path)
 
@@ -87,13 +88,13 @@ class Folder:
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """Errors of SQLite and of files as one sentence with the way out."""
+        """Turn errors of SQLite and of files into a DataError: one sentence with the way out."""
         try:
             yield
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where damage is in a name that SQLite tells
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for a damaged name in SQLite's message
             code = getattr(error, "sqlite_errorname", "") or ""
             if code.startswith("SQLITE_IOERR") and shutil.disk_usage(self.folder).free < LEAST_ROOM:
-                code = "SQLITE_FULL"  # SQLite says so only where it writes the database itself
+                code = "SQLITE_FULL"  # SQLite reports a full disk only when it writes the database file itself
             way = next((way for start, way in _WAYS.items() if code.startswith(start)), _DAMAGED)
             raise DataError(f"{self.file} cannot be used ({said(error)}): {way}.") from error
         except OSError as error:
@@ -102,7 +103,7 @@ class Folder:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Rows that do not hold what was written are damage, as one sentence too; SQLite keeps no checksum of them."""
+        """Also report rows that cannot be parsed as damage, in one sentence; SQLite keeps no checksum of rows."""
         with self.told():
             try:
                 yield
@@ -113,7 +114,7 @@ class Folder:
 
     @contextmanager
     def _change(self) -> Iterator[None]:
-        """One transaction, in which no other process changes anything."""
+        """Run one transaction, in which no other process changes anything."""
         with self.told():
             self._base.execute("BEGIN IMMEDIATE")
             try:
@@ -125,7 +126,7 @@ class Folder:
                 raise
 
     def _saved(self, adapter: "Adapter", name: str, model: str) -> tuple[Path, str]:
-        """(folder, digest) of an adapter that is on the disk for good."""
+        """Save an adapter durably (fsync); return its folder and digest."""
         folder = adapter.save(self.adapters / name, model)
         for path in (folder, self.adapters):
             _fsync(path)
@@ -137,7 +138,7 @@ _DAMAGED = (
     "plain PEFT folders and stay)"
 )
 _FILES = "make room, mend its rights, or choose another folder with --store"
-#: beginning of SQLite's name for an error → the way out
+#: prefix of SQLite's name of an error → the way out
 _WAYS = {
     "SQLITE_FULL": "the disk is full, and nothing was changed; make room and do it again",
     "SQLITE_READONLY": "it may not be written; mend its rights, or choose another folder with --store",

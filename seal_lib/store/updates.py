@@ -1,7 +1,8 @@
-"""Scheduled updates: documents wait in a queue, the ones worth it are learned within a budget, a guard lets them in.
+"""Scheduled updates: documents wait in a queue, those worth it are learned within a budget, and a guard lets them in.
 
-What is learned is kept apart until the guard has measured it; one change of the store then makes all of it active, or
-keeps it apart with the reason. So a killed update leaves nothing half active, and the next call goes on with it.
+What is learned stays quarantined until the guard has measured it; one transaction of the store then makes edits active,
+or keeps them quarantined with the reason. So a killed update leaves nothing half active, and the next call goes on with
+it.
 """
 
 import math
@@ -18,9 +19,10 @@ from seal_lib.errors import ParameterError, SealError
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
+from seal_lib.records import to_dict
 from seal_lib.report import pages
 from seal_lib.runs.journal import Lock
-from seal_lib.runs.work import Recorder
+from seal_lib.runs.work import Recorder, once
 from seal_lib.store.database import Store
 from seal_lib.store.guard import MEASURES, Limits, before_after, broken
 from seal_lib.store.learning import (
@@ -40,13 +42,13 @@ from seal_lib.store.schema import Edit, Queued, Renewal
 from seal_lib.store.texts import Document, read
 
 LOCK, REPORTS = "update.lock", "updates"
-UNKNOWN = 60.0  # s that a passage is taken to need where the store has learned none yet
+UNKNOWN = 60.0  # seconds that a passage is expected to take if the store has learned none yet
 
 
 @dataclass(frozen=True)
 class Need:
-    """What is known of a passage before it is learned. ``known``: share of its questions that are right already, NaN
-    where there is none; ``seconds``: what it is expected to take."""
+    """What is known about a passage before it is learned. ``known``: share of its questions that are right already, NaN
+    without any; ``seconds``: how long learning it is expected to take."""
 
     part: Part
     known: float
@@ -61,16 +63,16 @@ def _all(need: Need) -> float:
     return 1.0
 
 
-#: rule → (need → worth); a passage worth 0 is left out, the others come in the order of their worth
+#: rule → function of a need that returns its worth; passages worth 0 are left out, the others come most worthy first
 RULES: dict[str, Callable[[Need], float]] = {"need": _by_need, "all": _all}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How an update is done: a budget in seconds, the rule, and the limits of its guard.
+    """How an update is done: its budget in seconds, its rule, the limits of its guard, and the words of a passage.
 
     Raises:
-        ParameterError: no budget, or no such rule.
+        ParameterError: the budget is not positive, or there is no such rule.
     """
 
     budget: float
@@ -86,10 +88,10 @@ class Plan:
 
 
 def seconds(text: str) -> float:
-    """A length of time as people write it: ``90``, ``90s``, ``10min``, ``2h``.
+    """Return the seconds of a duration as people write it: ``90``, ``90s``, ``10min``, ``2h``.
 
     Raises:
-        ParameterError: it is none.
+        ParameterError: it is not a duration.
     """
     number, unit = text.strip().lower(), 1.0
     for ending, factor in (("min", 60.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0)):
@@ -107,7 +109,7 @@ def seconds(text: str) -> float:
 
 def update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
            plan: Plan, *, consent: Consent | None = None, seed: int = 0) -> Renewal:  # fmt: skip
-    """Learn what waits in the queue and is worth it; killed half-way, the next call goes on.
+    """Learn the queued documents that are worth it; if the update is killed, the next call goes on with it.
 
     Raises:
         RunError: another process updates this store.
@@ -124,14 +126,13 @@ def update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer
 
 def update_once(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
                 plan: Plan, source: str | Path, *, seed: int = 0) -> Renewal:  # fmt: skip
-    """Queue a document and update, once a run: which update it was is recorded."""
+    """Queue a document and update the store, once per run: the number of the update is recorded."""
 
-    def unit(part: Sequence[str]) -> list[dict]:
+    def made() -> dict[str, Any]:
         store.enqueue(source)
-        done = update(run, store, policy, domain, outer, own, plan, seed=seed)
-        return [{"renewal": done.id} for _ in part]
+        return {"renewal": update(run, store, policy, domain, outer, own, plan, seed=seed).id}
 
-    (row,) = run.map("update", [str(source)], unit)
+    row = once(run, "update", made)
     return next(one for one in store.renewals() if one.id == row["renewal"])
 
 
@@ -139,13 +140,13 @@ def _update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, oute
             plan: Plan, consent: Consent, seed: int) -> Renewal:  # fmt: skip
     begun = time.monotonic()
     renewal = store.renew()
-    found, failed = _documents(store.queue(), plan.words)
+    found, failed, left_out = _documents(store.queue(), plan.words)
     todo, stopping = _todo(store, policy, [document for several in found.values() for document in several], consent)
     known = known_before(policy, [p.passage for p in todo], domain, outer, own, seed=seed, count=run.count)
     price = _price(store)
     needs = [Need(part, share, price) for part, share in zip(todo, known, strict=True)]
-    worth = {need.part.passage.id: RULES[plan.rule](need) for need in needs}
-    wanted = sorted((n for n in needs if worth[n.part.passage.id] > 0), key=lambda n: -worth[n.part.passage.id])
+    worth = RULES[plan.rule]
+    wanted = sorted((need for need in needs if worth(need) > 0), key=worth, reverse=True)
     held = Consent(consent.allow, consent.approve, renewal.id)
     left_of_it = plan.budget - (time.monotonic() - begun)
     learned, late = _within(run, [*stopping, *(need.part for need in wanted)], left_of_it, price, store=store,
@@ -157,46 +158,57 @@ def _update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, oute
     for edit in waiting_ones:
         why = broken(measured[edit.id], plan.limits, was="learned_before", now="learned_after")
         verdicts[edit.id] = ("quarantined", f"the guard of update {renewal.id}: {why}") if why else ("active", "")
-    left = {part.passage.id for part in late}
+    left = {part.id for part in late}
     queued = dict(failed)
     for one, documents in found.items():
         if not left & {p.id for document in documents for p in document.passages}:
             queued[one.id] = ("done", f"update {renewal.id}")
-    report = _report(plan, needs, worth, edits, measured, verdicts, late, queued, time.monotonic() - begun)
+    told = [(need.part, need.known) for need in needs] + [(part, math.nan) for part in stopping]
+    report = {
+        "budget": plan.budget, "rule": plan.rule, "limits": plan.limits.told,
+        "seconds": round(time.monotonic() - begun, 3),
+        "passages": [_row(part, share, edits, verdicts, part.id in left) for part, share in told],
+        "guard": to_dict(measured),
+        "failed": [reason for _, reason in failed.values()] + left_out,
+    }  # fmt: skip
     renewal = store.settle(renewal, verdicts, queued, report)
     write_report(store, renewal)
     return renewal
 
 
-def _documents(queue: Sequence[Queued], words: int) -> tuple[dict[Queued, list[Document]], dict[int, tuple[str, str]]]:
-    """(what could be read, what could not, with the reason): one bad file decides over itself only."""
-    found, failed = {}, {}
+def _documents(
+    queue: Sequence[Queued], words: int
+) -> tuple[dict[Queued, list[Document]], dict[int, tuple[str, str]], list[str]]:
+    """Return (what could be read; what could not, with the reason; what was left out of folders)."""
+    found: dict[Queued, list[Document]] = {}
+    failed: dict[int, tuple[str, str]] = {}
+    left_out: list[str] = []
     for one in queue:
         try:
-            found[one] = read(one.source, words)
+            found[one] = read(one.source, words, left_out.append)
         except SealError as error:
             failed[one.id] = ("failed", str(error))
-    return found, failed
+    return found, failed, left_out
 
 
 def _todo(
     store: Store, policy: Policy, documents: Sequence[Document], consent: Consent
 ) -> tuple[list[Part], list[Part]]:
-    """(passages to be measured, passages that the review stops): of the documents, without what is in use already."""
+    """Add the documents to the store; return (passages to measure, passages that the review stops) not yet in use."""
     weights = models.weight_hash(policy.base.name, policy.base.revision)
     used = {edit.passage.id for edit in store.edits("active", "merged") if edit.weights == weights}
     every: dict[str, Part] = {}
     for document in documents:
         store.add(document)
         for part in parts(document):
-            every.setdefault(part.passage.id, part)
+            every.setdefault(part.id, part)
     new = [part for name, part in every.items() if name not in used]
     bad = [part for part in new if stopped(reviewed(part.passage), consent.allow)]
     return [part for part in new if part not in bad], bad
 
 
 def _price(store: Store) -> float:
-    """Seconds that a passage took in this store, the middle of the last twenty."""
+    """Return the median of the seconds that the store's last twenty passages took; `UNKNOWN` if there are none."""
     costs = [edit.training["cost"]["seconds"] for edit in store.edits() if edit.self_edit and "cost" in edit.training]
     return median(costs[-20:]) if costs else UNKNOWN
 
@@ -204,7 +216,7 @@ def _price(store: Store) -> float:
 def _within(
     run: Recorder, todo: Sequence[Part], budget: float, price: float, **settings: Any
 ) -> tuple[list[int], list[Part]]:
-    """(numbers of edits, passages that the budget left out); the first batch is always learned."""
+    """Learn passages within the budget, at least a batch; return (numbers of their edits, passages left out)."""
     numbers: list[int] = []
     begun, left = time.monotonic(), list(todo)
     size = together(settings["domain"], settings["outer"])
@@ -220,7 +232,7 @@ def _within(
 
 def _measured(store: Store, policy: Policy, domain: Knowledge, limits: Limits,
               edits: Sequence[Edit]) -> dict[int, dict[str, float]]:  # fmt: skip
-    """Number of an edit → what its guard measured; what was learned may not be worse than it was before."""
+    """Return number of an edit → what its guard measured, with its own questions before and after learning."""
     adapters = (store.adapter(edit, policy.base) for edit in edits)
     found = {}
     for edit, told in zip(edits, before_after(policy, domain, limits, adapters), strict=True):
@@ -232,42 +244,21 @@ def _measured(store: Store, policy: Policy, domain: Knowledge, limits: Limits,
 # ---------------------------------------------------------------------------------------------- what it did
 
 
-def _report(plan: Plan, needs: Sequence[Need], worth: dict[str, float], edits: Sequence[Edit],
-            measured: dict[int, dict[str, float]], verdicts: dict[int, tuple[str, str]], late: Sequence[Part],
-            queued: dict[int, tuple[str, str]], took: float) -> dict[str, Any]:  # fmt: skip
-    numbers = {edit.passage.id: edit.id for edit in edits}
-    left = {part.passage.id for part in late}
-    rows = []
-    for need in needs:
-        passage = need.part.passage
-        number = numbers.get(passage.id, 0)
-        state, reason = verdicts.get(number, ("", ""))
-        if not number:
-            what = "no budget left" if passage.id in left else "the model answers its questions already"
-            state, reason = "left out", what if worth[passage.id] or not math.isnan(need.known) else "no question"
-        elif not state:
-            edit = next(edit for edit in edits if edit.id == number)
-            state, reason = edit.state, edit.reason
-        rows.append(
-            {"edit": number, "document": need.part.document, "place": need.part.place, "title": passage.title,
-             "known": None if math.isnan(need.known) else need.known, "state": state, "reason": reason}
-        )  # fmt: skip
-    stopping = [e for e in edits if e.passage.id not in {n.part.passage.id for n in needs}]
-    rows += [
-        {"edit": e.id, "document": e.document, "place": e.place, "title": e.passage.title, "known": None,
-         "state": e.state, "reason": e.reason}
-        for e in stopping
-    ]  # fmt: skip
-    guard = {
-        str(number): {k: None if math.isnan(v) else v for k, v in told.items()} for number, told in measured.items()
-    }
-    failed = [reason for state, reason in queued.values() if state == "failed"]
-    return {"budget": plan.budget, "rule": plan.rule, "limits": plan.limits.told, "seconds": round(took, 3),
-            "passages": rows, "guard": guard, "failed": failed}  # fmt: skip
+def _row(part: Part, known: float, edits: Sequence[Edit], verdicts: dict[int, tuple[str, str]],
+         late: bool) -> dict[str, Any]:  # fmt: skip
+    """Return what became of a passage as a row of the report."""
+    edit = next((edit for edit in edits if edit.passage.id == part.id), None)
+    if edit:
+        state, reason = verdicts.get(edit.id, (edit.state, edit.reason))
+    else:
+        known_already = "the model answers its questions already" if not math.isnan(known) else "no question"
+        state, reason = "left out", "no budget left" if late else known_already
+    return {"edit": edit.id if edit else 0, "document": part.document, "place": part.place,
+            "title": part.passage.title, "known": to_dict(known), "state": state, "reason": reason}  # fmt: skip
 
 
 def text_of(renewal: Renewal) -> str:
-    """The report of an update in Markdown."""
+    """Return the report of an update as Markdown."""
     report = renewal.report
     if renewal.state != "done":
         return f"# Update {renewal.id}\n\nNot finished; `seal update` goes on with it.\n"
@@ -303,24 +294,24 @@ def text_of(renewal: Renewal) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share as people read it; "-" where there is none."""
+    """Return a share as people read it; "-" where there is none."""
     return "-" if value is None or math.isnan(value) else f"{value:.0%}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Lines of a table in Markdown."""
+    """Return the lines of a table in Markdown."""
     cells = [[_plain(cell) for cell in row] for row in (head, *rows)]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return [lines[0], "|" + "---|" * len(head), *lines[1:]]
 
 
 def _plain(value: object) -> str:
-    """Words of a document on one line, of which Markdown makes no link, picture, cell or markup."""
+    """Return words of a document on one line, escaped so that Markdown makes no link, picture, cell or markup."""
     return re.sub(r"([\\`*\[<|])", r"\\\1", " ".join(str(value).split()))
 
 
 def write_report(store: Store, renewal: Renewal) -> Path:
-    """The file of an update's report, written if it is not there; beside it the same as an HTML page."""
+    """Write an update's report as Markdown and as an HTML page, unless they are there; return the Markdown file."""
     file, text = store.folder / REPORTS / f"update-{renewal.id:04d}.md", text_of(renewal)
     for path, content in (file, text), (file.with_suffix(".html"), pages.of_markdown(f"Update {renewal.id}", text)):
         if not path.is_file():

@@ -1,7 +1,7 @@
-"""Things to touch in a notebook: widgets where a person sits at it (JupyterLab, VS Code), else what they show at first.
+"""Interactive parts of notebooks: widgets for a person in Jupyter, otherwise what they show at first.
 
-What is shown is plain output beside the controls, so a saved or executed copy keeps it. Knows the inner loop of
-passages; nothing else of the suite needs widgets.
+The content is plain output beside the controls, so that a saved or executed copy keeps it. Knows the inner loop of
+passages; nothing else in the suite needs widgets.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 
 def choose(shown: Callable[..., Any], slider: bool = False, **options: Mapping[str, Any]) -> Any:
-    """What ``shown`` makes of one choice of each option; a menu for each, or a slider, changes it.
+    """Show what ``shown`` returns for one choice of each option; in Jupyter a menu or a slider per option changes it.
+
+    Outside Jupyter, the result for the first choices is returned.
 
     Args:
-        options: by argument of ``shown``, label → value; the first is shown at first.
+        options: for each argument of ``shown``, label → value; the first one is shown at first.
     """
     first = {name: next(iter(values.values())) for name, values in options.items()}
     if progress.context() != "jupyter":
@@ -33,7 +35,7 @@ def choose(shown: Callable[..., Any], slider: bool = False, **options: Mapping[s
     from IPython.display import display
 
     kind = ipywidgets.SelectionSlider if slider else ipywidgets.Dropdown
-    wide = ipywidgets.Layout(width="32em" if slider else "auto")  # its label stands beside it
+    wide = ipywidgets.Layout(width="32em" if slider else "auto")  # leaves room for the label beside it
     controls = {name: kind(options=list(values), description=name, layout=wide) for name, values in options.items()}
 
     def again(_: object = None) -> None:
@@ -48,12 +50,15 @@ def choose(shown: Callable[..., Any], slider: bool = False, **options: Mapping[s
 
 def click(shown: Callable[[Any], Any], cells: Mapping[tuple[Any, Any], Any], label: Callable[[Any], str], down: str,
           across: str) -> Any:  # fmt: skip
-    """A table of buttons: a click on a cell shows what ``shown`` makes of its value, that of the first cell at first.
+    """Show a table of buttons; a click on a cell shows what ``shown`` returns for its value, at first the first cell's.
+
+    Outside Jupyter, the result for the first cell is returned.
 
     Args:
-        cells: (row, column) → value; rows grow upwards, as on an axis; a cell that is missing stays empty. Without any
+        cells: (row, column) → value; rows grow upwards, as on an axis; a missing cell stays empty. Without any cell
             nothing is shown.
-        label: the text on a value's button. down, across: what rows and columns are.
+        label: returns the text on the button of a value.
+        down, across: what rows and columns are.
     """
     if not cells:
         return None
@@ -83,10 +88,12 @@ def click(shown: Callable[[Any], Any], cells: Mapping[tuple[Any, Any], Any], lab
 
 
 def write_notes(policy: Policy, passage: Passage, domain: Knowledge, text: str = "", seed: int = 0) -> Any:
-    """A box for notes of your own: an adapter is trained on them, and the questions are asked before and after.
+    """Show a box for notes of your own: an adapter is trained on them, and the questions are asked before and after.
+
+    Outside Jupyter, the answers for the initial text are returned.
 
     Args:
-        text: what stands in the box at first; empty: the passage's text.
+        text: the initial text of the box; empty for the passage's text.
     """
     text = text or passage.text
     asked = Candidate("before", passage, None, "before", seed, trains=False)
@@ -117,7 +124,7 @@ def write_notes(policy: Policy, passage: Passage, domain: Knowledge, text: str =
 
 
 def trained_on(policy: Policy, passage: Passage, domain: Knowledge, notes: str, seed: int = 0) -> PassageTrial:
-    """The trial of one self-edit that a person wrote. It is data like any other: trained on, never executed."""
+    """Return the trial of a self-edit that a person wrote; the text is only trained on, never executed."""
     edit = SelfEdit("yours", passage.id, notes.strip(), "you")
     (trial,) = try_all(policy, [Candidate("yours", passage, edit, "your notes", seed)], domain=domain)
     return trial

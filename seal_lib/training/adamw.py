@@ -1,7 +1,7 @@
-"""AdamW for K adapters at once: rows of one storage, each with its own learning rate, betas, clip and step count.
+"""AdamW for K adapters at once: the rows of one tensor, each with its own learning rate, betas, clip and step count.
 
-One call over [K, P] in place of one per adapter: on a GPU a launch costs more than a small row's arithmetic. On a CPU
-torch's own fused kernel, row by row, is the faster (`seal_lib.training.steps`).
+One call updates [K, P] in place of one call per adapter, since on a GPU a kernel launch costs more than the arithmetic
+of a small row. On a CPU torch's own fused kernel is faster, row by row (`seal_lib.training.steps`).
 """
 
 import math
@@ -14,12 +14,12 @@ from seal_lib.training.fused import compiled
 from seal_lib.training.jobs import learning_rate
 from seal_lib.training.slots import Slot
 
-MOST = 1 << 30  # numbers of one compiled call: beyond what 32 bits can count, compiling took a minute
-IDLE = [0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, math.inf]  # a row that does not take part
+MOST = 1 << 30  # largest number of elements per compiled call: with more than 32-bit indices, compiling took a minute
+IDLE = [0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, math.inf]  # the scalars of a row without update
 
 
 def scalars(slot: Slot) -> list[float]:
-    """What the next update of a slot needs: [active, decay, step size, correction, beta1, beta2, eps, clip]."""
+    """Return the scalars of a slot's next update: [active, decay, step size, correction, beta1, beta2, eps, clip]."""
     job, count = slot.job, slot.step + 1
     lr = job.lr * learning_rate(job.schedule, slot.step, len(slot.plan), job.warmup)
     beta1, beta2 = job.betas
@@ -28,7 +28,7 @@ def scalars(slot: Slot) -> list[float]:
 
 
 def settings(live: Sequence[Slot], served: Sequence[int], rows: int) -> Tensor:
-    """`scalars` of ``rows`` rows, [rows, 8], those that are not served being idle."""
+    """Return the `scalars` of ``rows`` rows as a float32 tensor [rows, 8]; rows that are not served are idle."""
     here = {*served}
     found = [scalars(slot) if k in here else IDLE for k, slot in enumerate(live)]
     return torch.tensor(found + [IDLE] * (rows - len(found)), dtype=torch.float64).to(torch.float32)
@@ -36,9 +36,10 @@ def settings(live: Sequence[Slot], served: Sequence[int], rows: int) -> Tensor:
 
 @torch.no_grad()
 def update(p: Tensor, g: Tensor, m: Tensor, v: Tensor, rows: Tensor) -> None:
-    """Clip the gradients g as ``clip_grad_norm_`` does, then update weights and moments in place, all [K, P].
+    """Clip the gradients as ``clip_grad_norm_`` does, then update weights and moments in place.
 
-    Rows that are not active keep their numbers, whatever their gradient.
+    ``p``, ``g``, ``m`` and ``v`` are the weights, gradients and both moments, [K, P]; ``rows`` is the tensor of
+    `settings`. Rows that are not active keep their values, whatever their gradient.
     """
     norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
     at_once = max(1, MOST // g.shape[1])

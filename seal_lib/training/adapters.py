@@ -1,7 +1,6 @@
-"""LoRA adapters as values on disk and in memory: saved, loaded, joined, merged into weights.
+"""LoRA adapters as values (Hu et al. 2021: W + alpha/r B A): save, load, join, and merge into weights.
 
-Knows PEFT's folder format and which Linears a target name means. Knows nothing of losses, optimisers, prompts or scores
-(Hu et al. 2021, LoRA: W + alpha/r B A). How several share one forward pass: `seal_lib.training.attached`.
+Adapters are stored in PEFT's folder format. `seal_lib.training.attached` runs several of them in one forward pass.
 """
 
 import hashlib
@@ -24,7 +23,9 @@ from seal_lib.training.fused import quantised
 
 
 def target_linears(model: nn.Module, targets: str | Sequence[str]) -> dict[str, nn.Linear]:
-    """Full module name -> Linear for every target, in model order. The output layer is never a target: it may be tied.
+    """Return {full module name: Linear} of every target, in model order.
+
+    The output layer is never a target, as it may be tied to the embeddings.
 
     Raises:
         ParameterError: a target occurs nowhere in the model.
@@ -34,9 +35,9 @@ def target_linears(model: nn.Module, targets: str | Sequence[str]) -> dict[str, 
     if targets == ALL_LINEAR and linears:
         return linears
     names = models.target_names(targets)
-    absent = next((target for target in names if not any(_ends_in(name, target) for name in linears)), None)
+    absent = next((target for target in names if not any(peft_folder.ends_in(name, target) for name in linears)), None)
     if absent is None and names:
-        return {name: m for name, m in linears.items() if any(_ends_in(name, target) for target in names)}
+        return {name: m for name, m in linears.items() if any(peft_folder.ends_in(name, target) for target in names)}
     kind, known = type(model).__name__, sorted({name.rpartition(".")[2] for name in linears})
     if not known:
         raise ParameterError(f"targets: {kind} has no Linear layer but its output layer; choose another model.")
@@ -49,22 +50,18 @@ def target_linears(model: nn.Module, targets: str | Sequence[str]) -> dict[str, 
 
 
 def target_names(model: nn.Module, targets: str | Sequence[str]) -> tuple[str, ...]:
-    """Module suffixes that name the targets in PEFT's way: a word is spelt out, "all-linear" by what the model has."""
+    """Return the module suffixes of the targets, as PEFT takes them; "all-linear" becomes the model's own names."""
     if targets != ALL_LINEAR:
         return models.target_names(targets)
     linears = target_linears(model, targets)
     leaves = tuple(dict.fromkeys(name.rpartition(".")[2] for name in linears))
     alike = sum(isinstance(m, nn.Linear) and name.rpartition(".")[2] in leaves for name, m in model.named_modules())
-    return leaves if alike == len(linears) else tuple(linears)  # the output layer may be called as others are
-
-
-def _ends_in(name: str, suffix: str) -> bool:
-    return name == suffix or name.endswith("." + suffix)
+    return leaves if alike == len(linears) else tuple(linears)  # full names if the output layer shares a suffix
 
 
 @dataclass
 class Adapter:
-    """One LoRA adapter; ``weights`` maps a full module name to (A [rank, in], B [out, rank])."""
+    """A LoRA adapter; ``weights`` maps a full module name to (A [rank, in], B [out, rank])."""
 
     rank: int
     alpha: float
@@ -76,12 +73,12 @@ class Adapter:
         return self.alpha / self.rank
 
     def delta(self, name: str) -> Tensor:
-        """What the adapter adds to the weight of module ``name``: alpha/rank B A, [out, in]."""
+        """Return the update of the weight of module ``name``: alpha/rank B A, [out, in]."""
         a, b = self.weights[name]
         return self.scale * (b @ a)
 
     def digest(self) -> str:
-        """SHA-256 of rank, alpha, names, shapes and weights, whatever the device."""
+        """Return the SHA-256 of rank, alpha, names, shapes, number types and weights, independent of the device."""
         sha = hashlib.sha256(f"{self.rank} {float(self.alpha)}".encode())
         for name in sorted(self.weights):
             for part in self.weights[name]:
@@ -91,11 +88,12 @@ class Adapter:
         return sha.hexdigest()
 
     def save(self, folder: str | Path, base_model: str, revision: str | None = None) -> Path:
-        """Write a PEFT adapter folder in one rename; an adapter already there is replaced.
+        """Write a PEFT adapter folder and move it into place by a rename; an existing adapter is replaced.
 
         Args:
-            folder: where; its parent is made if need be.
-            base_model: name written as ``base_model_name_or_path``. revision: its commit, if it is of the Hub.
+            folder: the adapter's folder; missing parents are created.
+            base_model: written as ``base_model_name_or_path``.
+            revision: the commit of a base model from the Hub.
         """
         from safetensors.torch import save_file
 
@@ -139,19 +137,19 @@ class Adapter:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Adapter":
-        """Read a PEFT LoRA folder written by `save` or by PEFT.
+        """Read a PEFT LoRA folder that `save` or PEFT wrote.
 
         Raises:
-            DataError: it is no plain LoRA adapter (see `seal_lib.training.peft_folder`), or is not whole.
+            DataError: it is not a plain LoRA adapter (see `seal_lib.training.peft_folder`), or is incomplete.
         """
         return cls(*peft_folder.read(Path(folder)))
 
 
 def check_fits(model: nn.Module, adapter: Adapter) -> dict[str, nn.Linear]:
-    """The Linears that an adapter changes.
+    """Return the Linears that an adapter changes, by module name.
 
     Raises:
-        DataError: it was made for another model, or lacks weights for a layer that it targets.
+        DataError: the adapter belongs to another model, or lacks weights for a layer that it targets.
     """
     modules = dict(model.named_modules())
     found = {name: modules.get(name) for name in adapter.weights}
@@ -164,7 +162,7 @@ def check_fits(model: nn.Module, adapter: Adapter) -> dict[str, nn.Linear]:
             )
     for name, layer in modules.items():
         bare = name not in found and isinstance(layer, nn.Linear)
-        if bare and any(_ends_in(name, target) for target in adapter.targets):
+        if bare and any(peft_folder.ends_in(name, target) for target in adapter.targets):
             raise DataError(
                 f"The adapter targets {name!r} but has no weights for it; its file is cut or of another model, so save "
                 "the adapter again."
@@ -173,10 +171,10 @@ def check_fits(model: nn.Module, adapter: Adapter) -> dict[str, nn.Linear]:
 
 
 def joined(adapters: Sequence[Adapter]) -> Adapter:
-    """One adapter that adds what all of them add: their ranks side by side, so W + sum of alpha/r B A, exactly.
+    """Join adapters into one whose update is the exact sum of theirs, by concatenating their ranks.
 
     Raises:
-        DataError: there is none, or they change different layers.
+        DataError: there are no adapters, or they change different layers.
     """
     if not adapters or any(other.weights.keys() != adapters[0].weights.keys() for other in adapters):
         raise DataError("Adapters are joined if they change the same layers; learn them with the same targets.")
@@ -191,16 +189,16 @@ def joined(adapters: Sequence[Adapter]) -> Adapter:
 
 @torch.no_grad()
 def merge(model: nn.Module, adapter: Adapter, copy: bool = False) -> nn.Module:
-    """Add the adapter into the weights: W += alpha/r B A, computed in float32 (or wider) and cast back once.
+    """Merge the adapter into the weights: W += alpha/r B A, computed in float32 (or wider) and cast back once.
 
     Args:
-        copy: leave ``model`` alone and return a merged deep copy.
+        copy: merge into a deep copy and leave ``model`` as it is.
 
     Returns:
-        A plain model, no parameter of which requires a gradient.
+        The merged model; none of its parameters requires a gradient.
 
     Raises:
-        DataError: the weights are packed into 4 bits, are shared with another layer, or would overflow.
+        DataError: a weight is quantised to 4 bits, is shared with another layer, or would overflow.
     """
     layers = check_fits(model, adapter)
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))

@@ -1,6 +1,7 @@
-"""Adapters on a frozen model whose weights are never touched: how several share one forward pass.
+"""Several adapters in one forward pass of a frozen model, whose weights are never changed.
 
-By batch row for generation (`attached`), and by slot of packed tokens for training (`LinearGroup`).
+Adapters are assigned by batch row for generation (`attached`), and by slot of packed tokens for training
+(`LinearGroup`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,15 +17,18 @@ from seal_lib.training.adapters import Adapter, check_fits
 from seal_lib.training.fused import linear, linear_back, quantised
 from seal_lib.training.packing import Ragged, send
 
-#: Linears that read the same tensor in every decoder we meet; grouping them is a saving, never an assumption.
+#: Linears that usually have the same input. Grouping them saves time; results do not depend on it.
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 @contextmanager
 def diverted(modules: Mapping[nn.Module, Callable]) -> Iterator[None]:
-    """Replace the forward of each module by a function within the block; afterwards the modules are plain again.
+    """Replace the forward of each module by a function within the block, and restore it afterwards.
 
-    Only the instance's ``forward`` is set, so module names, types, parameters and ``state_dict`` stay as they are.
+    Only the instance's ``forward`` is set, so module names, types, parameters and ``state_dict`` do not change.
+
+    Raises:
+        SealError: a module's forward is replaced already.
     """
     earlier = {module: module.__dict__.get("forward") for module in modules}
     if any(getattr(forward, "of_seal", False) for forward in earlier.values()):
@@ -42,17 +46,17 @@ def diverted(modules: Mapping[nn.Module, Callable]) -> Iterator[None]:
 
 
 class Routing:
-    """Which adapter each batch row uses; changed with `route` while the adapters stay attached."""
+    """The assignment of adapters to batch rows; `route` changes it while the adapters stay attached."""
 
     def __init__(self, slots: int, slot_of_row: Tensor, device: torch.device):
         self.slots, self.device = slots, device
         self.route(slot_of_row)
 
     def route(self, slot_of_row: Tensor | Sequence[int]) -> None:
-        """Set the adapter number of every row of the coming batches; -1 is the plain base model.
+        """Set the adapter index of every row of the next batches; -1 means the base model.
 
         Raises:
-            ParameterError: a number that is no adapter.
+            ParameterError: an index does not belong to an adapter.
         """
         rows = torch.as_tensor(slot_of_row).cpu().long()
         if rows.ndim != 1 or (rows.numel() and not -1 <= int(rows.min()) <= int(rows.max()) < self.slots):
@@ -61,7 +65,7 @@ class Routing:
             )
         self.batch = rows.numel()
         order = torch.argsort(rows, stable=True)
-        order = order[rows[order] >= 0]  # rows that have an adapter, those of one adapter together
+        order = order[rows[order] >= 0]  # rows with an adapter, grouped by adapter
         used, counts = torch.unique_consecutive(rows[order], return_counts=True)
         self.groups, self.pick = len(used), None if used.tolist() == list(range(self.slots)) else used.to(self.device)
         packed = Ragged(counts, self.device) if self.groups else None
@@ -72,7 +76,13 @@ class Routing:
         self.collect = None if packed is None or packed.even else packed.collect_index
 
     def add(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """y [B, T, out] plus each row's B A x; rows without an adapter are not touched. a [K, r, in], b [K, r, out]."""
+        """Add B A x of each row's adapter to y [B, T, out], for x [B, T, in], a [K, r, in] and b [K, r, out].
+
+        Rows without an adapter stay as they are. ``y`` may be changed in place.
+
+        Raises:
+            SealError: x has another shape or number of rows than was routed.
+        """
         if x.ndim != 3 or x.shape[0] != self.batch:
             raise SealError(
                 f"{self.batch} rows were routed to adapters but the model saw a batch of shape {tuple(x.shape)}; call "
@@ -92,13 +102,14 @@ class Routing:
 
 @contextmanager
 def attached(model: nn.Module, adapters: Sequence[Adapter], slot_of_row: Tensor | Sequence[int]) -> Iterator[Routing]:
-    """Within the block, batch row i of the model uses ``adapters[slot_of_row[i]]``, or the base model for -1.
+    """Attach adapters within the block: batch row i uses ``adapters[slot_of_row[i]]``, or the base model for -1.
 
-    Rows with -1 give exactly the base model's bits; adapters of different rank and targets mix. Inputs are [B, T, D].
-    Rows of one adapter that lie together in equal numbers run as one batched product; any other order is gathered.
+    Rows with -1 give bit for bit the base model's result; adapters may differ in rank and targets. Inputs are
+    [B, T, D]. If every adapter has the same number of adjacent rows, they run as one batched product; any other order
+    needs a gather.
 
     Yields:
-        A `Routing`, whose ``route`` re-assigns rows (a batch that shrinks, the next batch).
+        A `Routing`; its ``route`` assigns the rows anew, for a smaller or another batch.
     """
     device = next(model.parameters()).device
     routing = Routing(len(adapters), torch.as_tensor(slot_of_row), device)
@@ -117,7 +128,7 @@ def attached(model: nn.Module, adapters: Sequence[Adapter], slot_of_row: Tensor 
                 b[k, : adapter.rank] = adapter.weights[name][1].mT * adapter.scale
         if dtype == torch.float16 and not (a.isfinite().all() and b.isfinite().all()):
             raise DataError(f"An adapter's weights for {name!r} are past what {dtype} holds; choose a wider dtype.")
-        a, b = send(a, device), send(b, device)  # one transfer a layer, not one an adapter
+        a, b = send(a, device), send(b, device)  # one transfer per layer, not per adapter
         if packed:
             return lambda x: routing.add(x, type(layer).forward(layer, x), a, b)
         return lambda x: routing.add(x, F.linear(x, layer.weight, layer.bias), a, b)
@@ -129,11 +140,11 @@ def attached(model: nn.Module, adapters: Sequence[Adapter], slot_of_row: Tensor 
 
 
 class LinearGroup:
-    """Target Linears that read the same tensor (q, k, v), with K adapters in views of the bank's flat storage.
+    """Target Linears with the same input (q, k, v), and their K adapters as views of the bank's storage.
 
-    ``a`` [K, members * rank, in] holds the members' A one below the other; ``b[i]`` [K, rank, out] is member i's B
-    transposed (wide rows make every product fast). ``grad_a`` and ``grad_b`` are written by backward, not accumulated
-    over steps; ``fresh`` says that this step has not written yet.
+    ``a`` [K, members * rank, in] stacks the A of all members; ``b[i]`` [K, rank, out] is the transposed B of member i
+    (wide rows make every product fast). ``grads`` holds the gradients of ``a`` and of each ``b[i]``. The first backward
+    pass of a step overwrites them, so they do not accumulate over steps; ``fresh`` is True until it has.
     """
 
     def __init__(self, names: Sequence[str], linears: Sequence[nn.Linear]):
@@ -141,7 +152,7 @@ class LinearGroup:
         self.release()
 
     def resize(self, rank: int) -> int:
-        """Set the rank of the storage; returns how many numbers one adapter needs here."""
+        """Set the rank of the storage; return the number of elements that one adapter takes in this group."""
         self.rank, layers = rank, self.linears
         self.shapes = [(len(layers) * rank, layers[0].in_features), *((rank, x.out_features) for x in layers)]
         self.parts = [p * q for p, q in self.shapes]
@@ -149,7 +160,7 @@ class LinearGroup:
         return self.size
 
     def bind(self, flat: Tensor, grad: Tensor) -> None:
-        """Take the views; flat and grad are [K, size] column ranges of the bank's storage."""
+        """Set the views of weights and gradients; flat and grad are [K, size] column ranges of the bank's storage."""
         views = [
             [x.view(len(flat), *shape) for x, shape in zip(store.split(self.parts, 1), self.shapes, strict=True)]
             for store in (flat, grad)
@@ -157,12 +168,12 @@ class LinearGroup:
         (self.a, *self.b), self.grads = views
 
     def release(self) -> None:
-        """Drop the storage and the tensors of an unfinished pass."""
+        """Release the storage and the tensors of an unfinished pass."""
         self.a, self.b, self.grads, self.packing, self.anchor = None, [], [], None, None
         self.fresh, self._input, self._outputs = True, None, []
 
     def forward_of(self, i: int) -> Callable[[Tensor], Tensor]:
-        """The forward of member i. The first call computes all members; the others return their stored result."""
+        """Return the forward of member i; the first call computes all members, the others return stored results."""
 
         def forward(x: Tensor) -> Tensor:
             if x is not self._input or self._outputs[i] is None:
@@ -175,11 +186,11 @@ class LinearGroup:
         return forward
 
     def write(self, part: int, value: Tensor) -> None:
-        """Store the gradient of ``a`` (0) or ``b[part - 1]``, adding if this step already wrote it."""
+        """Store the gradient of ``a`` (part 0) or ``b[part - 1]``; add to it if this step has written it already."""
         self.grads[part].copy_(value) if self.fresh else self.grads[part].add_(value)
 
     def finish(self) -> None:
-        """After the backward pass: a group that took no part has gradient 0, not the last step's."""
+        """Set the gradients of a group without a backward pass in this step to 0."""
         if self.fresh:
             for grad in self.grads:
                 grad.zero_()
@@ -188,8 +199,9 @@ class LinearGroup:
 class _Packed(torch.autograd.Function):
     """y_i = x W_iᵀ + bias_i + gain (x A_iᵀ) B_iᵀ for the members i of a group, over packed slots.
 
-    One node instead of some twenty: at seedling size (and on a GPU) dispatch, not arithmetic, is what a step costs.
-    ``anchor`` only makes autograd keep the node where x needs no gradient; adapter gradients go to the flat storage.
+    This is one autograd node in place of about twenty: for the seedlings (and on a GPU) a step costs mainly dispatch,
+    not arithmetic. ``anchor`` makes autograd keep the node even if x needs no gradient; the gradients of the adapters
+    go to the bank's storage.
     """
 
     @staticmethod
@@ -227,7 +239,7 @@ class _Packed(torch.autograd.Function):
 
 
 def sibling_groups(linears: Mapping[str, nn.Linear]) -> list[LinearGroup]:
-    """Sort target Linears into groups that share their input, in model order."""
+    """Group the target Linears that share their input, in model order."""
     groups: dict[tuple, list[str]] = {}
     for name in linears:
         parent, _, leaf = name.rpartition(".")

@@ -1,9 +1,9 @@
-"""The adapter bank: trains many LoRA adapters at once, side by side, on one frozen model.
+"""The adapter bank: it trains many LoRA adapters side by side on one frozen model.
 
-A SEAL round trains hundreds of small adapters for a hundred tiny steps each. Here K of them share every step
-(`seal_lib.training.steps`), and a finished slot takes the next job. The result equals training each alone
-(`seal_lib.training.finetune.train_alone`). If memory runs out, fewer adapters continue side by side from their
-current state. Knows jobs, turns and memory; does not know how a step is computed, nor self-edits.
+A SEAL round trains hundreds of small adapters for about a hundred tiny steps each. In the bank K of them share every
+step (`seal_lib.training.steps`), and a free slot takes the next job. The result equals training each adapter alone
+(`seal_lib.training.finetune.train_alone`). If memory runs out, fewer adapters continue side by side from their current
+state. This module schedules jobs; `seal_lib.training.steps` computes the steps.
 """
 
 import gc
@@ -21,39 +21,47 @@ from seal_lib.training.jobs import Job, Result
 from seal_lib.training.slots import Slot, SlotQueue
 from seal_lib.training.steps import PackedModel, Unpackable
 
-AUTO_SLOTS = 128  # most adapters that `slots=0` puts side by side: more no longer pay (LOG.md)
+AUTO_SLOTS = 128  # largest number of slots that `slots=0` chooses; more do not save time (LOG.md)
 OUT_OF_MEMORY_HINT = (
     "Use gradient_checkpointing, dtype 4bit, shorter documents, fewer pads in the loss or a smaller model."
 )
 
 
 class AdapterBank(PackedModel):
-    """Trains jobs through ``slots`` adapters at once on a frozen Hugging Face causal LM, which it borrows until closed.
+    """Trains jobs in ``slots`` adapters side by side on a frozen Hugging Face causal LM.
 
-    The model itself sees no pads on a GPU: padded are only the adapters' products (a hundredth of the arithmetic;
-    grouped where that would double them) and attention, to the step's longest example. ``bucketing`` keeps that short.
+    The bank modifies the model until it is closed; use it as a context manager.
 
-    Not every architecture can be packed (linear attention runs on from one example into the next). With one slot such a
-    model trains all the same, example by example; with more it is refused.
+    In a plain step on a GPU the model's own layers process no padding. Only the adapters' products (a hundredth of the
+    arithmetic; grouped instead if padding would double them) and attention are padded, to the longest slot or example
+    of the step; ``bucketing`` keeps these short.
+
+    Not every architecture can be packed: linear attention carries its state from one example into the next. Such a
+    model trains example by example with one slot; with more slots it is refused.
 
     Args:
-        model: stays in its dtype and on its device; its weights are never written.
-        slots: adapters side by side; 0 or "auto": as many as fit; 1: one at a time. targets: see
-            `seal_lib.training.adapters.target_linears`.
-        rank_max: rank of the storage; default: the largest of the jobs of a run.
-        tokens_per_step: bound on the tokens of one forward pass (memory); slots then take turns. Default: none, and
-            ``budget.STEP_TOKENS`` for a model of more than ``budget.LARGE`` parameters.
-        bucketing: where slots take turns, a step serves those whose next minibatches are alike in length; the order
-            within an adapter stays. dtype: of adapters and optimiser state.
-        gradient_checkpointing: recompute each decoder layer in the backward pass (memory).
+        model: keeps its dtype, device and weights.
+        slots: number of adapters side by side; 0 or "auto" for as many as fit; 1 for one at a time.
+        targets: see `seal_lib.training.adapters.target_linears`.
+        rank_max: rank of the storage. Default: the largest rank of the jobs of a run.
+        tokens_per_step: largest number of tokens in one forward pass (bounds memory); slots then take turns. Default:
+            no bound, or ``budget.STEP_TOKENS`` for a model of more than ``budget.LARGE`` parameters.
+        dtype: number type of the adapters and the optimiser state.
+        gradient_checkpointing: recompute each decoder layer in the backward pass (saves memory).
         layout: "auto", "padded" or "grouped", see `seal_lib.training.packing.Packing`.
-        memory: bytes that ``slots=0`` may fill. Default: what the device has free; on a CPU 4 GB.
-        fixed: steps of fixed sizes, which a GPU replays as CUDA graphs (`seal_lib.training.captured`). Default: on
-            a GPU, for a model in bfloat16 that is not recomputed. Pads in the loss and rare sizes take the plain step.
+        memory: bytes that ``slots=0`` may use. Default: the free memory of a GPU, 4 GB on a CPU.
+        bucketing: if slots take turns, a step serves slots whose next minibatches have similar lengths; the order of
+            the minibatches of each adapter does not change.
+        fixed: pad steps to fixed sizes, which a GPU replays as CUDA graphs (`seal_lib.training.captured`). Default:
+            True on a GPU for a model in bfloat16. It has no effect with gradient checkpointing or quantised layers.
+            Steps with padding in the loss stay plain; steps of rare sizes run without a graph.
 
     Attributes:
-        alone: whether adapters train one at a time, as examples of this model cannot be packed.
-        halvings: how often memory ran out, and the slots and the tokens of a step were halved.
+        alone: True if adapters train one at a time because this model's examples cannot be packed.
+        halvings: how often memory ran out, so that the slots and the tokens per step were halved.
+
+    Raises:
+        Unpackable: the model cannot be packed and ``slots`` is not 1.
     """
 
     def __init__(
@@ -75,7 +83,7 @@ class AdapterBank(PackedModel):
                 raise
 
     def close(self) -> None:
-        """Give the model back exactly as it was. The bank cannot be used afterwards."""
+        """Restore the model exactly as it was. The bank cannot be used afterwards."""
         self._busy = True
         self._stack.close()
 
@@ -86,9 +94,9 @@ class AdapterBank(PackedModel):
         self.close()
 
     def _serve(self, live: list[Slot], turn: int) -> list[int]:
-        """Slots of the next step: all, or from ``turn`` on as many as the token budget takes (at least one).
+        """Return the slots of the next step: all, or as many from ``turn`` on as ``tokens_per_step`` allows (≥ 1).
 
-        With ``bucketing`` those come first whose longest example is closest to that of the slot whose turn it is.
+        With ``bucketing`` the slots whose longest example is closest in length to that of slot ``turn`` come first.
         """
         if self.tokens_per_step is None:
             return list(range(len(live)))
@@ -116,12 +124,15 @@ class AdapterBank(PackedModel):
         return Slot(number, job, plan, made)
 
     def run(self, jobs: Sequence[Job], on_step: Callable[[dict], None] | None = None) -> list[Result]:
-        """Train all jobs; results in job order. ``on_step`` gets a dict of counts after each step of the bank."""
+        """Train all jobs and return the results in job order.
+
+        ``on_step`` receives a dict of counters after each step of the bank.
+        """
         results = dict(self._stream(list(jobs), on_step))
         return [results[number] for number in range(len(results))]
 
     def stream(self, jobs: Sequence[Job], on_step: Callable[[dict], None] | None = None) -> Iterator[Result]:
-        """Train all jobs and yield each result as soon as it is ready."""
+        """Train all jobs and yield each result as soon as it is available, in any order."""
         return (result for _, result in self._stream(list(jobs), on_step))
 
     def _stream(self, jobs: list[Job], on_step: Callable[[dict], None] | None) -> Iterator[tuple[int, Result]]:
@@ -142,10 +153,10 @@ class AdapterBank(PackedModel):
             self._busy = False
 
     def _fitting(self, waiting: list[Slot], rank: int) -> int:
-        """Slots for ``slots=0``: as many as fit in memory by the budget, up to the number that still saves time.
+        """Return the number of slots for ``slots=0``: as many as fit into memory, at most `AUTO_SLOTS`.
 
         Raises:
-            ParameterError: not even one fits.
+            ParameterError: not even one slot fits, or the model's memory cannot be planned.
         """
         free = self.memory
         if free is None and self.device.type == "cuda":
@@ -172,7 +183,7 @@ class AdapterBank(PackedModel):
     def _one_by_one(
         self, waiting: list[Slot], rank: int, on_step: Callable[[dict], None] | None
     ) -> Iterator[tuple[int, Result]]:
-        """Every job by itself, example by example: what any architecture can do."""
+        """Train the jobs one after the other, example by example, which any architecture supports."""
         if any(
             e.positions is not None or (e.visible or len(e.ids)) < len(e.ids) for s in waiting for e in s.job.examples
         ):
@@ -216,7 +227,7 @@ class AdapterBank(PackedModel):
         yield from ((slot.number, self._result(slot)) for slot in now.ended)
 
     def _advance(self, now: SlotQueue) -> bool:
-        """Fill the slots, take a step, collect finished jobs; False if the device ran out of memory."""
+        """Fill the slots, take a step and collect finished jobs; return False if the device ran out of memory."""
         try:
             if not self._storage:
                 self._allocate(now.size, now.rank)
@@ -231,7 +242,7 @@ class AdapterBank(PackedModel):
             useful = sum(live[k].next.tokens for k in served)
             now.pending.append((live[:], sorted(served), self._train_step(live, sorted(served))))
             self._updating = []
-            now.turn = (served[0 if self.bucketing else -1] + 1) % len(live)  # each slot's turn comes
+            now.turn = (served[0 if self.bucketing else -1] + 1) % len(live)  # every slot gets its turn
             now.done, now.tokens = now.done + len(served), now.tokens + useful
             for k, slot in enumerate(live):
                 if slot.step == len(slot.plan):
@@ -239,7 +250,7 @@ class AdapterBank(PackedModel):
                     now.ended.append(slot)
         except torch.OutOfMemoryError as error:
             if now.size < 2:
-                first = str(error).partition("\n")[0]  # CUDA goes on for a page
+                first = str(error).partition("\n")[0]  # CUDA's message is a page long
                 raise SealError(
                     f"Out of memory with one adapter, {now.width} tokens a step: {first} {OUT_OF_MEMORY_HINT}"
                 ) from error
@@ -247,16 +258,17 @@ class AdapterBank(PackedModel):
         return True
 
     def _halve(self, now: SlotQueue) -> None:
-        """Out of memory: continue with half the slots and half the tokens a step, from each adapter's current state.
+        """After running out of memory, halve the slots and the tokens per step; keep each adapter's current state.
 
-        Only adapters that were interrupted during an update start again, so results are those of an undisturbed run.
+        Only adapters that were interrupted during an update start again, so the results equal those of an undisturbed
+        run.
         """
-        for group in self.groups:  # tensors of the pass that failed
+        for group in self.groups:  # free the tensors of the failed pass
             group.release()
         now.read()
         parked, used = [], now.size if now.queue else len(now.live) or now.size
         for k, slot in enumerate(now.live):
-            if slot.row is not None or slot.reason:  # in now.ended
+            if slot.row is not None or slot.reason:  # already in now.ended
                 continue
             if any(slot is x for x in self._updating):
                 now.done -= len(slot.losses)
@@ -285,7 +297,7 @@ class AdapterBank(PackedModel):
         if not slot.reason and not bool(torch.isfinite(slot.row).all()):
             slot.reason = f"Job {job.id!r}: weights are not finite after step {slot.step}; lower lr {job.lr}."
         if not slot.reason:
-            parts = self._parts(slot.row, job.rank)  # turned where they were trained, so that the host only receives
+            parts = self._parts(slot.row, job.rank)  # transposed on the device, so that the host only receives
             weights = {n: (a.clone().cpu(), b.mT.contiguous().cpu()) for n, a, b in parts}
             adapter = Adapter(job.rank, job.alpha, self.targets, weights)
         outcome = "diverged" if slot.reason else "ok"

@@ -1,10 +1,10 @@
-"""A step of the bank at fixed sizes, so that a GPU can replay it as a CUDA graph.
+"""Steps of the bank at fixed sizes, so that a GPU can replay them as CUDA graphs.
 
-Launched one by one from Python, the some thousand kernels of a step leave a GPU idle for half of its time (measured,
-LOG.md). So the tokens of a step are laid end to end in a buffer of one of few sizes, what differs from step to step are
-numbers in device tensors, and the same graph is replayed. The first steps of a size run as they are, which warms up
-what a capture needs; rare sizes are never captured.
-Knows sizes, buffers and graphs. What a step computes is said in `seal_lib.training.steps`.
+If the thousand or so kernels of a step are launched one by one from Python, a GPU is idle for half of the time
+(measured, LOG.md). The tokens of a step are therefore laid end to end in a buffer of one of a few sizes, all that
+differs between steps is held in device tensors, and the same graph is replayed. The first steps of each size run
+without a graph, as a warm-up for the capture, so rare sizes are never captured. `seal_lib.training.steps` defines what
+a step computes.
 """
 
 import inspect
@@ -21,20 +21,20 @@ from seal_lib.training.finetune import Minibatch
 from seal_lib.training.fused import turn
 from seal_lib.training.packing import Packing, send
 
-SHORT = 256  # tokens of an example: attention over longer ones takes a bound of its own
-PATIENCE = 2  # steps of a size that run as they are before it is captured
-#: torch < 2.13 groups heads without being told
+SHORT = 256  # tokens; attention has one bound for examples up to this length, another for longer ones
+PATIENCE = 2  # steps of a size before it is captured
+#: torch < 2.13 groups heads without this option
 _GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
 
 
 def size_of(count: int, least: int = 64) -> int:
-    """The smallest of 64, 96, 128, 192, 256 … that holds ``count``."""
+    """Return the smallest of 64, 96, 128, 192, 256 … that is at least ``count``; the first is ``least``."""
     power = max(least, 1 << max(0, count - 1).bit_length())
     return power * 3 // 4 if count <= power * 3 // 4 and power > least else power
 
 
 class Size(NamedTuple):
-    """Sizes of the buffers of a step: tokens N, examples R, and the bound on the tokens of an example."""
+    """The sizes of a step's buffers: tokens N, examples R, and the bound on the tokens of one example."""
 
     tokens: int
     examples: int
@@ -42,7 +42,7 @@ class Size(NamedTuple):
 
     @classmethod
     def of(cls, batches: Sequence[Minibatch | None], slots: int) -> "Size":
-        """The smallest that holds these minibatches and one example of what is left over."""
+        """Return the smallest size for these minibatches, with the unused tokens as one more example."""
         lengths = [length for batch in batches if batch is not None for length, _ in batch.lengths]
         tokens, short = size_of(sum(lengths)), max(lengths) <= SHORT
         left_over = tokens - sum(lengths)
@@ -50,12 +50,13 @@ class Size(NamedTuple):
 
 
 class FixedPacking(Packing):
-    """Where the tokens of one step lie, told by device tensors alone: adapters by grouped products, nothing padded.
+    """The packing of a step of fixed size, given by device tensors alone; adapters use grouped products, unpadded.
 
     Args:
-        ends: end of each slot, [K] int32; the last one ends with the buffer. starts: of each example, and the end of
-            the last, [R + 1] int32. gain: alpha/rank of each token's slot, [N, 1]; 0 where there is no token.
-        longest: bound on the tokens of an example.
+        ends: end of each slot, [K] int32; the last slot ends with the buffer.
+        starts: start of each example and the end of the last, [R + 1] int32.
+        gain: alpha/rank of each token's slot, [N, 1]; 0 for unused tokens.
+        longest: bound on the tokens of one example.
     """
 
     def __init__(self, ends: Tensor, starts: Tensor, gain: Tensor, longest: int):
@@ -68,7 +69,7 @@ class FixedPacking(Packing):
     def attend_rotated(
         self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, scale: float, window: int | None
     ) -> Tensor:
-        """Rotary embedding and attention: q, k, v [N, H * D], cos, sin [1, N, D] -> [N, H * D]."""
+        """Apply the rotary embedding and attention: q, k, v [N, H * D], cos, sin [1, N, D] -> [N, H * D]."""
         q, k = turn(q, cos[0], sin[0]), turn(k, cos[0], sin[0])
         heads = (x.view(len(x), -1, cos.shape[-1]).transpose(0, 1)[None] for x in (q, k, v))
         return self.attend(None, *heads, None, scaling=scale, sliding_window=window)[0][0].flatten(1)
@@ -76,7 +77,7 @@ class FixedPacking(Packing):
     def attend(
         self, module: nn.Module | None, q: Tensor, k: Tensor, v: Tensor, mask: None, **options
     ) -> tuple[Tensor, None]:
-        """Attention inside each example, with transformers' signature: q, k, v [1, H, N, D] -> [1, N, H, D]."""
+        """Apply attention within each example, with transformers' signature: q, k, v [1, H, N, D] -> [1, N, H, D]."""
         window, scale, count = options.get("sliding_window"), options.get("scaling"), q.shape[2]
         if q.device.type == "cuda":
             left = -1 if window is None else window - 1
@@ -94,10 +95,12 @@ class FixedPacking(Packing):
 
 
 class FixedStep:
-    """Buffers of one size, and the graph that reads them.
+    """The buffers of one size, and the CUDA graph that reads them.
 
     Args:
-        size: of the buffers. slots: K, rows of the storage. dtype: of the adapters' products.
+        size: size of the buffers.
+        slots: number of rows of the storage, K.
+        dtype: number type of the adapters' products.
     """
 
     def __init__(self, size: Size, slots: int, dtype: torch.dtype, device: torch.device):
@@ -111,19 +114,23 @@ class FixedStep:
         self.weights, self._gain, rows = self._real.split([tokens, tokens, 8 * slots])
         self.rows = rows.view(slots, 8)
         self.uses, self.graph, self.losses = 0, None, None
-        self.seconds = 0.0  # that the capture took
+        self.seconds = 0.0  # duration of the capture
 
     def packing(self) -> FixedPacking:
-        """The packing of what the buffers hold."""
+        """Return the packing of the buffers' content."""
         return FixedPacking(self.ends, self.starts, self._gain.to(self.dtype)[:, None], self.size.longest)
 
     @property
     def packed(self) -> tuple[Tensor, ...]:
-        """ids, positions, targets, keep, slot, weights, as `seal_lib.training.steps.PackedModel._pack` gives."""
+        """ids, positions, targets, keep, slot and weights, as `seal_lib.training.steps.PackedModel._pack` returns."""
         return self.ids, self.positions, self.targets, self.ids, self.slot, self.weights
 
     def fill(self, batches: Sequence[Minibatch | None], scales: Sequence[float], rows: Tensor) -> None:
-        """Write a step into the buffers: one minibatch, or none, for each of the first slots."""
+        """Write a step into the buffers: a minibatch or None for each of the first slots.
+
+        ``scales`` holds alpha/rank of these slots; ``rows`` [K, 8] are the optimiser's scalars
+        (`seal_lib.training.adamw.settings`).
+        """
         tokens, slots, examples = self.size.tokens, self.slots, self.size.examples
         whole, real = torch.zeros(4, tokens, dtype=torch.int64), torch.zeros(2, tokens)
         counts = [0 if batch is None else len(batch.ids) for batch in batches]
@@ -131,7 +138,7 @@ class FixedStep:
         used = sum(counts)
         for row, name in enumerate(("ids", "positions")):
             torch.cat([getattr(batch, name) for _, batch in here], out=whole[row, :used])
-        whole[3] = slots - 1  # what lies after the last token belongs to the last slot, with gain and weight 0
+        whole[3] = slots - 1  # unused tokens belong to the last slot, with gain and weight 0
         start = 0
         for k, batch in here:
             end = start + counts[k]
@@ -147,7 +154,10 @@ class FixedStep:
         self._real.copy_(send(torch.cat([real.view(-1), rows.view(-1)]), self.device), non_blocking=True)
 
     def run(self, step: Callable[["FixedStep"], Tensor], pool: object, capture: bool) -> Tensor:
-        """The losses [K] of one step on what the buffers hold, replayed if this size was captured."""
+        """Run one step on the buffers' content and return the losses [K].
+
+        With ``capture`` the step is captured after `PATIENCE` uses, into the memory ``pool``, and replayed afterwards.
+        """
         self.uses += 1
         if not capture or self.uses <= PATIENCE:
             return step(self)
@@ -161,5 +171,5 @@ class FixedStep:
 
 
 def fits(batches: Sequence[Minibatch | None]) -> bool:
-    """Whether a step of fixed sizes can serve these: nothing in an example may be hidden from what comes after it."""
+    """Return True if a step of fixed size supports these minibatches: every token must be visible to all later ones."""
     return all(seen == length for batch in batches if batch is not None for length, seen in batch.lengths)

@@ -1,5 +1,7 @@
-"""Training with PEFT in a plain loop: `train_alone`, the reference that the adapter bank is tested against, and
-`sft`, the outer ReST^EM step and continued pretraining. Does not know how adapters are packed or what texts mean.
+"""Training in a plain loop.
+
+`train_alone` trains one job with PEFT; the adapter bank is tested against it. `sft` finetunes the policy in the outer
+loop (ReST^EM's M-step) and does continued pretraining.
 """
 
 import math
@@ -19,19 +21,22 @@ from seal_lib.training.jobs import SCHEDULES, Example, Job, Result, learning_rat
 
 
 class Minibatch:
-    """Examples checked and laid end to end as CPU tensors: inputs, what to predict from which, with what weight.
+    """Checked examples, concatenated as CPU tensors.
 
-    Inputs after an example's last target are left out, as nothing depends on them.
+    ``ids`` and ``positions`` [N] are the inputs without those after an example's last target, which nothing depends on.
+    ``keep``, ``targets`` and ``weights`` [M] are the index of the input that predicts each target, the target, and its
+    loss weight over the minibatch's divisor. ``lengths`` holds (inputs, visible inputs) of each example; ``tokens``
+    counts the tokens of all examples.
 
     Raises:
-        DataError: an example that cannot be trained on (nothing to predict, too long, foreign tokens).
+        DataError: an example cannot be trained on: it has nothing to predict, is too long or has unknown token ids.
     """
 
     def __init__(self, examples: Sequence[Example], job: str, positions: int | None, vocabulary: int):
         ids, where, keep, targets, weights, lengths, divisor = [], [], [], [], [], [], 0.0
         for number, example in enumerate(examples):
             w = [1.0] * len(example.ids) if example.weights is None else list(example.weights)
-            last = max((t for t in range(1, len(w)) if w[t]), default=0)  # inputs after it cannot matter
+            last = max((t for t in range(1, len(w)) if w[t]), default=0)
             at = list(range(len(w)) if example.positions is None else example.positions)
             label = f"Job {job!r}: example {number} of a minibatch"
             if not last:
@@ -57,7 +62,7 @@ class Minibatch:
 
 @contextmanager
 def quiet(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
-    """Dropout off; on request decoder layers recomputed in the backward pass (memory). Flags restored at the end."""
+    """Switch dropout off within the block, and gradient checkpointing on if asked for; restore all flags afterwards."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     flags = [(module, module.training) for module in model.modules()]
@@ -66,7 +71,7 @@ def quiet(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
     try:
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            for module, _ in flags:  # the flag that recomputing asks for, on nothing that has dropout itself
+            for module, _ in flags:  # checkpointing needs this flag; these layers have no dropout of their own
                 module.training = isinstance(module, GradientCheckpointingLayer)
         yield
     finally:
@@ -76,11 +81,36 @@ def quiet(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
             module.training = flag
 
 
+def cut(model: nn.Module, processes: int) -> None:
+    """Cut every parameter over the processes of this group (FSDP2), a decoder layer after the other; one: leave it."""
+    if processes == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    mesh = init_device_mesh(next(model.parameters()).device.type, (processes,))
+    for module in [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:
+        fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy on the CPU; of one that is cut over processes, who must all ask for it, all of it."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu().clone()
+
+
 @contextmanager
-def lora(model: nn.Module, start: dict[str, tuple[Tensor, Tensor]], rank: int, alpha: float) -> Iterator[dict]:
+def lora(
+    model: nn.Module, start: dict[str, tuple[Tensor, Tensor]], rank: int, alpha: float, processes: int = 1
+) -> Iterator[dict]:
     """PEFT adapters on the model for the length of the block; yields {module name: (A, B)} parameters, to be trained.
 
     Afterwards the model is plain again and every parameter requires gradients as before.
+
+    Args:
+        processes: the model is cut over so many, see `cut`, and stays so.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -88,14 +118,12 @@ def lora(model: nn.Module, start: dict[str, tuple[Tensor, Tensor]], rank: int, a
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(start), lora_dropout=0.0, task_type="CAUSAL_LM")
     peft_model = get_peft_model(model, config)
     try:
-        weights = {}
-        for name, (a, b) in start.items():
-            layer = model.get_submodule(name)
-            weights[name] = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+        for name, pair in start.items():
             with torch.no_grad():
-                weights[name][0].copy_(a)
-                weights[name][1].copy_(b)
-        yield weights
+                for weight, value in zip(_pair(model, name), pair, strict=True):
+                    weight.copy_(value)
+        cut(model, processes)
+        yield {name: _pair(model, name) for name in start}
     finally:
         peft_model.unload()
         if hasattr(model, "peft_config"):
@@ -104,8 +132,13 @@ def lora(model: nn.Module, start: dict[str, tuple[Tensor, Tensor]], rank: int, a
             p.requires_grad_(flag)
 
 
+def _pair(model: nn.Module, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+    layer = model.get_submodule(name)
+    return layer.lora_A["default"].weight, layer.lora_B["default"].weight
+
+
 def example_loss(model: nn.Module, examples: Sequence[Example], device: torch.device) -> Tensor:
-    """Weighted mean negative log-likelihood of a minibatch, one forward pass an example, nothing padded."""
+    """Return the weighted mean negative log-likelihood of a minibatch, with one unpadded forward pass per example."""
     total, divisor = 0.0, 0.0
     for example in examples:
         ids = torch.tensor([list(example.ids)], device=device)
@@ -131,7 +164,7 @@ def train_alone(
     model: nn.Module, job: Job, targets: str | Sequence[str] = "all-linear", fused: bool = True,
     checkpointing: bool = False,
 ) -> Result:  # fmt: skip
-    """Train one job with PEFT, torch's AdamW and ``clip_grad_norm_`` in a plain loop. The result equals the bank's."""
+    """Train one job with PEFT, torch's AdamW and ``clip_grad_norm_`` in a plain loop; the result equals the bank's."""
     plan, names, device = job.plan(), target_names(model, targets), next(model.parameters()).device
     start = job.initial(target_linears(model, names))
     losses, tokens, reason = [], 0, ""
@@ -164,23 +197,27 @@ def sft(
     rank: int = 64, alpha: float = 128.0, accumulate: int = 1, targets: str | Sequence[str] = "all-linear",
     schedule: str = "linear", clip: float | None = 1.0, warmup_ratio: float = 0.0, weight_decay: float = 0.0,
     seed: int = 0, loss_on: str = "completion", method: str = "lora", gradient_checkpointing: bool = False,
-    in_place: bool = False, on_step: Callable[[dict], None] | None = None,
+    in_place: bool = False, on_step: Callable[[dict], None] | None = None, process: tuple[int, int] = (0, 1),
 ) -> tuple[Adapter | nn.Module, dict]:  # fmt: skip
-    """Supervised fine-tuning on (prompt ids, completion ids), padded only within a micro-batch, pads never in the loss.
+    """Finetune on (prompt ids, completion ids) pairs. Padding is within a micro-batch only and never in the loss.
 
-    The loss of an optimiser step is the mean over all its target tokens, so ``batch * accumulate`` alone matters, not
-    how it is cut. Everything random comes from ``seed``.
+    The loss of an optimiser step is the mean over all its target tokens, so only ``batch * accumulate`` matters, not
+    how it is split. All randomness comes from ``seed``.
 
     Args:
         loss_on: "completion", or "all" tokens but the first (continued pretraining: empty prompts). method: "lora":
             train an `Adapter`, leave the model as it was (`seal_lib.training.adapters.merge` adds it).
             "full": train every weight of a copy, or of ``model`` itself if ``in_place``. bfloat16 weights are
             rounded at random, see `HalfAdamW`.
+        process: (number, of how many) in a torch process group, whose processes all call this alike: the model is cut
+            over them and stays so, each has its part of a step's pairs (`seal_lib.training.several`).
 
     Returns:
         The adapter ("lora") or the trained model ("full"), and a report: steps, tokens, losses, learning rates …
 
     Raises:
+        ParameterError: an option or the number type of the weights is not supported.
+        DataError: there are no pairs, or one cannot be trained on.
         DivergedError: a loss is not finite.
     """
     for key, value, allowed in (
@@ -194,6 +231,7 @@ def sft(
     warmup = math.ceil(warmup_ratio * len(plan))
     if method == "full" and not in_place:
         model = deepcopy(model)
+    number, processes = process
     losses: list[float] = []
     rates: list[float] = []
     with ExitStack() as stack:
@@ -201,19 +239,21 @@ def sft(
         if method == "lora":
             names = target_names(model, targets)
             start = Job("sft", (), rank=rank, seed=seed).initial(target_linears(model, names))
-            weights = stack.enter_context(lora(model, start, rank, alpha))
+            weights = stack.enter_context(lora(model, start, rank, alpha, processes))
             parameters = [p for pair in weights.values() for p in pair]
         else:
+            cut(model, processes)
             parameters = list(model.requires_grad_(True).parameters())
         if parameters[0].dtype == torch.float32:
             optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
         else:
-            optimizer = HalfAdamW(parameters, lr, weight_decay, derive_seed(seed, "rounding"))
+            own = [number] if processes > 1 else []
+            optimizer = HalfAdamW(parameters, lr, weight_decay, derive_seed(seed, "rounding", *own))
         for step, chosen in enumerate(plan):
             for group in optimizer.param_groups:
                 group["lr"] = lr * learning_rate(schedule, step, len(plan), warmup)
             rates.append(optimizer.param_groups[0]["lr"])
-            losses.append(_accumulate(model, [rows[i] for i in chosen], batch))
+            losses.append(_accumulate(model, [rows[i] for i in chosen], batch, process))
             if not math.isfinite(losses[-1]):
                 raise DivergedError(f"sft: loss is {losses[-1]} at step {step + 1} of {len(plan)}; lower lr {lr}.")
             if clip:
@@ -223,7 +263,7 @@ def sft(
             if on_step is not None:
                 on_step({"steps": step + 1, "of": len(plan), "loss": losses[-1]})
         if method == "lora":
-            kept = {name: tuple(p.detach().cpu().clone() for p in pair) for name, pair in weights.items()}
+            kept = {name: tuple(whole(p) for p in pair) for name, pair in weights.items()}
             trained = Adapter(rank, alpha, names, kept)
         else:
             trained = model.requires_grad_(False)
@@ -241,13 +281,13 @@ def sft(
 
 
 class HalfAdamW(torch.optim.Optimizer):
-    """AdamW in float32 arithmetic on bfloat16 weights and moments, rounded up or down at random with the mean kept.
+    """AdamW with float32 arithmetic on bfloat16 weights and moments, which are rounded stochastically (unbiased).
 
-    The usual rounding loses every update below half a spacing, which at a learning rate of 1e-5 is nearly all of
-    them; a float32 copy of weights and moments would take 12 bytes a weight more. Adds 4 bytes a weight.
+    Rounding to nearest loses every update below half a spacing, which is nearly all of them at a learning rate of 1e-5;
+    a float32 copy of weights and moments would take 12 more bytes per weight. The moments take 4 bytes per weight.
 
     Raises:
-        ParameterError: weights that are neither (float16 would also need its losses scaled).
+        ParameterError: a weight is not bfloat16 (float16 would also need loss scaling).
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float, weight_decay: float, seed: int):
@@ -259,18 +299,18 @@ class HalfAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One update, a weight matrix after the other, so that float32 is held of one alone."""
+        """Take one optimiser step, one weight matrix at a time, so that only one has float32 copies at a time."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                state = self.state[p]
+                state, own, gradient = self.state[p], _own(p), _own(p.grad)
                 if not state:
-                    state |= {"step": torch.zeros(()), "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
-                kept = (p, state["mean"], state["square"])
+                    state |= {"step": torch.zeros(()), "mean": torch.zeros_like(own), "square": torch.zeros_like(own)}
+                kept = (own, state["mean"], state["square"])
                 weight, mean, square = (x.float() for x in kept)
                 adamw(
-                    [weight], [p.grad.float()], [mean], [square], [], [state["step"]], foreach=False, amsgrad=False,
+                    [weight], [gradient.float()], [mean], [square], [], [state["step"]], foreach=False, amsgrad=False,
                     beta1=0.9, beta2=0.999, lr=group["lr"], weight_decay=group["weight_decay"], eps=1e-8,
                     maximize=False,
                 )  # fmt: skip
@@ -278,13 +318,22 @@ class HalfAdamW(torch.optim.Optimizer):
                     half.copy_(self._rounded(exact))
 
     def _rounded(self, exact: Tensor) -> Tensor:
-        """A bfloat16 is the upper half of a float32: add random bits to the lower half, then cut it off."""
+        """Round stochastically: a bfloat16 is the upper half of a float32, so add random low bits and truncate."""
         noise = torch.randint(0, 1 << 16, exact.shape, dtype=torch.int32, device=exact.device, generator=self.draw)
         return ((exact.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32)
 
 
+def _own(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that is cut over processes, in place; any other as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def _labelled(model: nn.Module, pairs: Sequence, loss_on: str) -> list[tuple[list[int], list[bool]]]:
-    """(ids, is token t predicted) of each pair."""
+    """Return (ids, whether each token is a target) of each pair.
+
+    Raises:
+        DataError: there are no pairs, or one has no target or is too long.
+    """
     limit, rows = getattr(model.config, "max_position_embeddings", None), []
     if not pairs:
         raise DataError("sft: there are no examples to train on; nothing passed the filter, so skip this round.")
@@ -299,11 +348,20 @@ def _labelled(model: nn.Module, pairs: Sequence, loss_on: str) -> list[tuple[lis
     return rows
 
 
-def _accumulate(model: nn.Module, rows: list[tuple[list[int], list[bool]]], batch: int) -> float:
-    """Gradient of the mean loss over all targets of ``rows``, ``batch`` rows a forward pass; returns that loss."""
+def _accumulate(
+    model: nn.Module, rows: list[tuple[list[int], list[bool]]], batch: int, process: tuple[int, int]
+) -> float:
+    """Gradient of the mean loss over all targets of ``rows``, ``batch`` rows a forward pass; returns that loss.
+
+    Each process takes its share of the rows. All must make as many passes: one whose rows are done repeats a row, and
+    nothing of it counts.
+    """
+    number, processes = process
     device, goal, total = next(model.parameters()).device, sum(labels.count(True) for _, labels in rows), 0.0
-    for i in range(0, len(rows), batch):
-        part = rows[i : i + batch]
+    mine = rows[number::processes]
+    for i in range(0, math.ceil(len(rows) / processes), batch):
+        part = mine[i : i + batch] or rows[:1]
+        share = processes if i < len(mine) else 0  # gradients are averaged over processes
         width = max(len(ids) for ids, _ in part)
         ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in part], device=device)
         real = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in part], device=device)
@@ -311,6 +369,10 @@ def _accumulate(model: nn.Module, rows: list[tuple[list[int], list[bool]]], batc
         logits = model(input_ids=ids, attention_mask=real, use_cache=False).logits[:, :-1][chosen]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits, ids[:, 1:][chosen], reduction="sum") / goal
-        loss.backward()
-        total += loss.item()
+        (loss * share).backward()
+        total += loss.item() * share / processes
+    if processes > 1:
+        summed = torch.tensor(total, dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(summed)
+        total = summed.item()
     return total

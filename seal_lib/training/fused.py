@@ -1,7 +1,7 @@
-"""Pieces of a frozen decoder in fewer and faster operations, with gradients for activations only.
+"""Faster operations for the parts of a frozen decoder, with gradients for activations only.
 
-Every piece gives what transformers' own code gives, up to rounding; `forwards` finds the modules of a model that
-are known well enough to be replaced and leaves all others alone. Knows nothing of adapters, jobs or losses.
+Every operation gives the result of transformers' own code, up to rounding. `forwards` finds the modules of a model that
+are safe to replace and leaves all others as they are.
 """
 
 import warnings
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class RowLayout(Protocol):
-    """How N tokens lie in R rows of at most T tokens (`seal_lib.training.packing.Ragged`)."""
+    """The layout of N tokens in R rows of at most T tokens (`seal_lib.training.packing.Ragged`)."""
 
     def spread(self, x: Tensor) -> Tensor: ...
 
@@ -25,15 +25,17 @@ class RowLayout(Protocol):
 
 
 def _onednn() -> Callable | None:
-    """oneDNN's product x Wᵀ + b, where it may beat torch's BLAS: MKL does not get to AVX-512 on AMD (LOG.md)."""
+    """Return oneDNN's x Wᵀ + b if it may beat torch's BLAS, as MKL does not use AVX-512 on AMD (LOG.md); else None."""
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 _ONEDNN = _onednn()
-_ROWS = 128  # from here on it pays (measured)
-_STEP = 32  # rows, doubled each octave: oneDNN compiles a kernel for every number of rows and keeps about 1 000
+_ROWS = 128  # smallest number of rows for which oneDNN is faster (measured)
+# Rows are padded to multiples of _STEP, doubled each octave: oneDNN compiles a kernel for every number of rows and
+# caches about 1 000 of them.
+_STEP = 32
 
 
 def _fast(weight: Tensor) -> bool:
@@ -41,7 +43,7 @@ def _fast(weight: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [N, in] by weight [out, in] without a graph, as ``F.linear``; twice as fast on some CPUs."""
+    """Multiply x [N, in] by weight [out, in] as ``F.linear`` does, without autograd; twice as fast on some CPUs."""
     rows = x.shape[0]
     if rows < _ROWS or not _fast(weight) or x.dtype != torch.float32:
         return F.linear(x, weight, bias)
@@ -52,17 +54,17 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def quantised(layer: nn.Linear) -> bool:
-    """Whether a Linear keeps its weight packed (bitsandbytes' 4-bit layers)."""
+    """Return True if the weight of a Linear is quantised (bitsandbytes' 4-bit layers)."""
     return getattr(layer.weight, "quant_state", None) is not None
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """x [N, in] through a frozen Linear without a graph, [N, out]; a packed one by its own forward."""
+    """Apply a frozen Linear to x [N, in], without autograd; a quantised one by its own forward. Return [N, out]."""
     return type(layer).forward(layer, x) if quantised(layer) else product(x, layer.weight, layer.bias)
 
 
 def linear_back(layer: nn.Linear, grad: Tensor) -> Tensor:
-    """The adjoint of `linear`, [N, out] -> [N, in]."""
+    """Apply the adjoint of `linear`: [N, out] -> [N, in]."""
     if not quantised(layer):
         return product(grad, layer.weight.mT)
     from bitsandbytes.functional import dequantize_4bit
@@ -71,9 +73,9 @@ def linear_back(layer: nn.Linear, grad: Tensor) -> Tensor:
 
 
 def compiled(function: Callable) -> Callable:
-    """``torch.compile`` on a GPU, where several small operations in a row cost more than what they compute.
+    """Decorate a function of tensors to run under ``torch.compile`` on a GPU, where launching small operations is slow.
 
-    Elsewhere, and where nothing can be compiled, the function as it is.
+    On a CPU, and if compiling fails, the function runs as it is.
     """
     quick: Callable | None = None
 
@@ -84,7 +86,7 @@ def compiled(function: Callable) -> Callable:
             return function(*given)
         if quick is None:
             quick = torch.compile(function)
-        given = tuple(x.detach() if isinstance(x, Tensor) else x for x in given)  # one compilation, grad or not
+        given = tuple(x.detach() if isinstance(x, Tensor) else x for x in given)  # one compilation with or without grad
         try:
             return quick(*given)
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -96,7 +98,7 @@ def compiled(function: Callable) -> Callable:
 
 
 class _Linear(torch.autograd.Function):
-    """A frozen Linear by `product`, forwards and backwards."""
+    """A frozen Linear computed by `product` in both passes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: nn.Linear) -> Tensor:
@@ -138,7 +140,7 @@ def _norm_back(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor
 
 
 class _Gated(torch.autograd.Function):
-    """silu(gate) * up of a Llama MLP, in one pass each way on a GPU."""
+    """silu(gate) * up of a Llama MLP, with one kernel per pass on a GPU."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -164,7 +166,7 @@ def _gated_back(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]
 
 
 class _Turn(torch.autograd.Function):
-    """Rotary embedding of packed heads [N, H * D] by cos and sin [N, D], in one pass each way on a GPU."""
+    """Rotary embedding of packed heads [N, H * D] by cos and sin [N, D], with one kernel per pass on a GPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -178,7 +180,7 @@ class _Turn(torch.autograd.Function):
 
 @compiled
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, way: float) -> Tensor:
-    """x cos + way (-x2, x1) sin; the halves of sin are equal, so that its adjoint is a turn the other way."""
+    """Return x cos + way (-x2, x1) sin. Both halves of sin are equal, so ``way=-1`` gives the adjoint of ``way=1``."""
     heads = x.view(len(x), -1, cos.shape[-1])
     first, second = heads.chunk(2, -1)
     turned = heads * cos[:, None] + torch.cat([-second, first], -1) * (sin[:, None] * way)
@@ -186,14 +188,14 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, way: float) -> Tensor:
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of packed heads, x [N, H * D], cos and sin [N, D]."""
+    """Apply the rotary embedding to packed heads x [N, H * D], with cos and sin [N, D]."""
     return _Turn.apply(x, cos, sin)
 
 
 class _Attention(torch.autograd.Function):
-    """Rotary embedding and attention of short rows by batched products; keys are padded to S, which the mask hides.
+    """Rotary embedding and attention of short rows by batched products; keys are padded to S and masked.
 
-    At these sizes torch's CPU kernel is slow, and slowest where a row of scores is no multiple of 16 long.
+    At these sizes torch's CPU kernel is slow, most of all if the length of a row of scores is not a multiple of 16.
     """
 
     @staticmethod
@@ -206,7 +208,7 @@ class _Attention(torch.autograd.Function):
             return rows.spread(x).view(r, t, -1, d).transpose(1, 2)
 
         q, k, v = heads(q), heads(k), heads(v)
-        turned = rotate(q, cos, sin, q.new_empty(q.shape)).view(r * k.shape[1], -1, d)  # of one key head together
+        turned = rotate(q, cos, sin, q.new_empty(q.shape)).view(r * k.shape[1], -1, d)  # grouped by key head
         keys, values = k.new_empty(2, *k.shape[:2], s, d)
         for padded in (keys, values):
             padded[:, :, t:].zero_()
@@ -237,7 +239,7 @@ class _Attention(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool = False) -> Tensor:
-    """Rotary embedding into ``out``: x cos + (-x2, x1) sin of the halves x1, x2; or the adjoint of that."""
+    """Write the rotary embedding of x = (x1, x2), x cos + (-x2, x1) sin, or with ``back`` its adjoint into ``out``."""
     half = x.shape[-1] // 2
     torch.mul(x, cos, out=out)
     first, second = (sin[..., half:], sin[..., :half]) if back else (sin[..., :half], sin[..., half:])
@@ -249,13 +251,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool = False)
 def attention(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows: RowLayout, scale: float
 ) -> Tensor:
-    """Rotary embedding and attention inside each of R rows of at most T tokens.
+    """Apply the rotary embedding and attention within each of R rows of at most T tokens; return [N, heads * D].
 
     Args:
-        q, k, v: [N, heads * D] before rotation; a key head may serve several query heads.
+        q, k, v: [N, heads * D] before rotation; several query heads may share a key head.
         cos, sin: [R, 1, T, D].
-        mask: [T * query heads per key head, S], or with [R * key heads] in front; added to scores. S >= T.
-        rows: how N tokens lie in R rows.
+        mask: [T * query heads per key head, S] or [R * key heads, T * query heads per key head, S], added to the
+            scores; S >= T.
+        rows: the layout of the N tokens in R rows.
+        scale: factor of the scores.
     """
     return _Attention.apply(q, k, v, cos, sin, mask, rows, scale)
 
@@ -267,10 +271,10 @@ _ATTENTION, _MLP = (
 
 
 def forwards(model: nn.Module, packing: Callable) -> dict[nn.Module, Callable]:
-    """Module -> faster forward, for the modules of a frozen model that are known here.
+    """Return {module: faster forward} for those modules of a frozen model that this file can replace.
 
     Args:
-        packing: gives the `seal_lib.training.packing.Packing` of the pass under way.
+        packing: returns the `seal_lib.training.packing.Packing` of the current pass.
     """
     found: dict[nn.Module, Callable] = {}
     for module in model.modules():
@@ -301,7 +305,7 @@ def _rms_norm(module: nn.Module, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _is_rms_norm(module: nn.Module) -> bool:
-    """Whether a module computes what `_Norm` does: its own answer on a probe decides."""
+    """Return True if a module computes the same as `_Norm` on a probe."""
     weight = getattr(module, "weight", None)
     if weight is None or not hasattr(module, "variance_epsilon"):
         return False
@@ -315,7 +319,7 @@ def _mlp(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _attend(module: nn.Module, packing: Callable, hidden_states: Tensor, **options):
-    """The forward of a transformers attention module; its own where the packing has no faster one."""
+    """Run a transformers attention module, by its own forward if the packing has no faster one."""
     rotary, here = options.get("position_embeddings"), packing()
     if rotary is None or rotary[0].shape[-1] != module.head_dim or not here.rotates(hidden_states):
         return type(module).forward(module, hidden_states, **options)

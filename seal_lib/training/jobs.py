@@ -1,6 +1,6 @@
-"""Training jobs: examples, a job for one adapter, its result; schedules, and the authors' padding.
+"""Training jobs: examples, the job of one adapter and its result, learning rate schedules, and the authors' padding.
 
-Imports no torch. Does not know how adapters are packed (`bank`) or what texts mean.
+This module does not import torch.
 """
 
 import math
@@ -22,7 +22,7 @@ SCHEDULES = ("linear", "constant", "cosine")
 
 
 def learning_rate(schedule: str, step: int, total: int, warmup: int = 0) -> float:
-    """Factor of the learning rate at ``step`` (0 … total-1), as transformers' schedules: linear warm-up, then decay."""
+    """Return the factor of the learning rate at ``step`` (0 … total-1), as in transformers: warm-up, then decay."""
     if step < warmup:
         return step / warmup
     if schedule == "constant":
@@ -36,11 +36,11 @@ class Example:
     """One training sequence.
 
     Attributes:
-        ids: tokens.
+        ids: token ids.
         weights: ``weights[t]`` is the loss weight of predicting ``ids[t]``; the first is ignored. Default: all 1.
         positions: position of each token. Default: 0, 1, 2 …
-        visible: leading tokens that may be attended to. Default: all.
-        denominator: what the weighted sum is divided by. Default: the sum of the weights, i.e. their mean.
+        visible: number of leading tokens that later tokens can attend to. Default: all.
+        denominator: divisor of the weighted sum of losses. Default: the sum of the weights, which gives the mean.
     """
 
     ids: Sequence[int]
@@ -51,7 +51,7 @@ class Example:
 
     @property
     def reach(self) -> int:
-        """Positions that a model needs for it; a last token is only predicted."""
+        """The number of positions that the model needs; the last token is a target only and needs none."""
         last = len(self.ids) - 1
         if self.weights is not None:
             last = max((t for t in range(1, len(self.weights)) if self.weights[t]), default=0)
@@ -59,14 +59,19 @@ class Example:
 
 
 def pad_examples(ids: Sequence[int], pad_loss: str, length: int = 2048, eos: int = 0, seed: int = 0) -> Example:
-    """One document as an example, with the authors' pads in the loss or without.
+    """Make an example of one document, with or without the authors' padding in the loss.
 
-    The authors pad every document to ``length`` with EOS, hide the pads as attention keys but keep them as labels, and
-    take the mean over ``length - 1`` targets, so that text weighs about 2 %.
+    The authors pad every document to ``length`` with EOS, mask the padding as attention keys but keep it as labels, and
+    take the mean over ``length - 1`` targets, so that the text contributes about 2 % of the loss.
 
     Args:
-        pad_loss: "none": the document as it is. "eos": and one EOS to predict, unless it ends in one. "full": as the
-            authors, token for token. "probe:m": the same loss estimated from m stratified pads (m/length of the cost).
+        pad_loss: "none" takes the document as it is. "eos" appends one EOS as a target, unless there is one already.
+            "full" pads as the authors do, token for token. "probe:m" estimates the same loss from m stratified padding
+            tokens, at m/length of the cost.
+
+    Raises:
+        ParameterError: ``pad_loss`` is none of these.
+        DataError: the document is empty or longer than ``length`` ("full" and "probe:m" only).
     """
     ids = list(ids)
     if pad_loss == "none":
@@ -79,7 +84,7 @@ def pad_examples(ids: Sequence[int], pad_loss: str, length: int = 2048, eos: int
     n = len(ids)
     if not 0 < n <= length:
         raise DataError(f"A document of {n} tokens cannot be padded to {length}; cut it or raise the length.")
-    pads = length - 1 - n  # pads that predict another pad: positions n … length-2
+    pads = length - 1 - n  # padding tokens that predict another one: positions n … length-2
     if pads < 1:
         return Example(ids + [eos] * (length - n), visible=n, denominator=length - 1)
     probes = pads if kind == "full" else min(int(number), pads)
@@ -87,7 +92,7 @@ def pad_examples(ids: Sequence[int], pad_loss: str, length: int = 2048, eos: int
     bounds = [n + pads * i // probes for i in range(probes + 1)]
     where = [draw.randrange(low, high) for low, high in zip(bounds, bounds[1:], strict=False)]
     return Example(
-        ids + [eos] * (probes + 1),  # the last is only predicted
+        ids + [eos] * (probes + 1),  # the last one is a target only
         weights=[1.0] * (n + 1) + [pads / probes] * probes,
         positions=[*range(n), *where, where[-1] + 1],
         visible=n,
@@ -97,9 +102,12 @@ def pad_examples(ids: Sequence[int], pad_loss: str, length: int = 2048, eos: int
 
 @dataclass(frozen=True)
 class Job:
-    """One adapter to train: its data and its settings. ``init`` continues from an adapter; ``order`` lists the
-    minibatches (tuples of example numbers) of the whole run instead of ``epochs`` seeded shuffles; ``cut_tokens``:
-    how many tokens of its texts the examples leave out."""
+    """The data and the settings of one adapter to train.
+
+    ``init`` is an adapter to continue from. ``order`` lists the minibatches (tuples of example indices) of the whole
+    training, in place of ``epochs`` seeded shuffles. ``cut_tokens`` counts the tokens of its texts that the examples
+    leave out.
+    """
 
     id: str
     examples: Sequence[Example]
@@ -120,10 +128,11 @@ class Job:
     cut_tokens: int = 0
 
     def plan(self) -> list[tuple[int, ...]]:
-        """Minibatches of all steps; depends on the job alone.
+        """Return the minibatches of all steps as tuples of example indices; they depend on the job alone.
 
         Raises:
-            DataError, ParameterError: the job cannot be trained.
+            DataError: the job has no examples.
+            ParameterError: a setting is out of range.
         """
         if not self.examples:
             raise DataError(f"Job {self.id!r} has no examples; leave it out and count it as an empty self-edit.")
@@ -144,9 +153,13 @@ class Job:
     def initial(
         self, linears: dict[str, "nn.Linear"], device: "torch.device | str" = "cpu"
     ) -> "dict[str, tuple[Tensor, Tensor]]":
-        """Starting weights by module: ``init``, or PEFT's (A kaiming-uniform with a = sqrt 5, B zero) from ``seed``.
+        """Return the initial (A, B) of each module: those of ``init``, or PEFT's (A kaiming-uniform, B zero).
 
-        Drawn in float32 in model order, so that slot, neighbours, order, dtype and device do not matter.
+        A is drawn from ``seed`` with a = sqrt 5, in float32 and in model order, so that slot, other jobs, order, dtype
+        and device do not matter.
+
+        Raises:
+            ParameterError: ``init`` has other targets or another rank than the job.
         """
         import torch
 
@@ -165,10 +178,10 @@ class Job:
 
 
 def uniform(seed: int, first: int, count: int, device: "torch.device | str") -> "Tensor":
-    """Numbers ``first`` … ``first + count - 1`` of the seed's stream, float32 in [-1, 1): the same on every device.
+    """Return numbers ``first`` … ``first + count - 1`` of a seed's stream, float32 in [-1, 1), equal on all devices.
 
-    A counter goes through an integer hash (C. Wellons' lowbias32) twice, keyed by the seed; products of two 32-bit
-    numbers of which one has 31 bits cannot overflow int64, and 24 bits are exact in float32.
+    A counter is hashed twice by an integer hash (C. Wellons' lowbias32) keyed by the seed. The product of a 32-bit and
+    a 31-bit number cannot overflow int64, and 24 bits are exact in float32.
     """
     import torch
 
@@ -185,18 +198,18 @@ def uniform(seed: int, first: int, count: int, device: "torch.device | str") -> 
 
 @dataclass
 class Result:
-    """The result of a job. ``adapter`` is None and ``reason`` a sentence if ``outcome`` is "diverged"."""
+    """The result of a job. If ``outcome`` is "diverged", ``adapter`` is None and ``reason`` is a sentence."""
 
     id: str
     adapter: "Adapter | None"
-    losses: list[float]  # of each step, before its update
+    losses: list[float]  # one per step, before its update
     steps: int
-    tokens: int  # trained on, all epochs
+    tokens: int  # tokens trained on, over all epochs
     outcome: str = "ok"
     reason: str = ""
-    cut_tokens: int = 0  # of the job
+    cut_tokens: int = 0  # copied from the job
 
     def summary(self) -> dict[str, float]:
-        """What records of a training say of it: steps, tokens, first and last loss (NaN without any step)."""
+        """Return what trials record of a training: steps, tokens, first and last loss (NaN without any step)."""
         first, last = (self.losses[0], self.losses[-1]) if self.losses else (math.nan, math.nan)
         return {"steps": self.steps, "tokens": self.tokens, "first_loss": first, "last_loss": last}

@@ -1,7 +1,7 @@
-"""Where the tokens of one forward pass lie: rows of different lengths end to end, or padded to one width.
+"""The layout of tokens in one forward pass: rows of different lengths, concatenated or padded to one width.
 
-Knows lengths, gathers, when to pad, the batched products of adapters over slots, and attention inside each example.
-Knows nothing of what the adapters belong to, of jobs or of losses.
+On this layout it defines the products of adapters over slots and attention within each example, and decides when
+padding saves time.
 """
 
 from typing import Any
@@ -14,18 +14,19 @@ from seal_lib.errors import SealError
 from seal_lib.training.fused import attention
 
 LEVELLING_COST = 4.0  # see `worth_levelling`; measured at widths 128, 256 and 512
-SHORT = 128  # tokens of an example up to which attention by plain products is the faster (CPU, measured)
+SHORT = 128  # tokens; attention by plain products is faster for examples up to this length (measured on CPU)
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to the device, without waiting for a GPU."""
+    """Copy a CPU tensor to the device; the copy to a GPU is asynchronous."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 class Ragged:
-    """Rows of different lengths lying end to end ([N, …]) and the same rows padded to one width ([R * width, …]).
+    """Conversion between R concatenated rows of different lengths ([N, …]) and the same rows padded ([R, width, …]).
 
-    A pad repeats its own row's last token, so that not even a NaN crosses rows; what comes back from pads is dropped.
+    Padding repeats the last token of its own row, so that not even a NaN reaches another row; results of padding are
+    dropped.
     """
 
     def __init__(self, lengths: Tensor, device: torch.device):
@@ -39,24 +40,24 @@ class Ragged:
         self.collect_index = send(real.flatten().nonzero()[:, 0], device)
 
     def spread(self, x: Tensor) -> Tensor:
-        """[N, D] -> [R, width, D]."""
+        """Pad the rows: [N, D] -> [R, width, D]."""
         return (x if self.even else x.index_select(0, self.spread_index)).view(self.count, self.width, -1)
 
     def collect(self, x: Tensor) -> Tensor:
-        """[R, width, D] -> [N, D]."""
+        """Remove the padding: [R, width, D] -> [N, D]."""
         x = x.reshape(self.count * self.width, -1)
         return x if self.even else x.index_select(0, self.collect_index)
 
     def spread_back(self, grad: Tensor) -> Tensor:
-        """The adjoint of `collect`, [N, D] -> [R, width, D] with 0 in the pads."""
+        """Apply the adjoint of `collect`: [N, D] -> [R, width, D], with 0 in the padding."""
         return self.spread(grad) if self.even else self.spread(grad).mul_(self.mask[..., None])
 
 
 def worth_levelling(slots: Tensor, width: int, most: int | None = None) -> bool:
-    """Whether `level` saves time on a CPU, for a model of this width and without exceeding ``most`` tokens.
+    """Return True if `level` saves time on a CPU for a model of this hidden width, within ``most`` tokens.
 
-    Some pads in the model cost less than gathering around them in every layer: up to a third of the tokens at width
-    128, a sixth at 512.
+    Passing a little padding through the model costs less than gathering around it in every layer: up to a third of the
+    tokens at width 128, a sixth at 512.
     """
     tokens, padded = int(slots.sum()), len(slots) * int(slots.max())
     if not slots.all() or not tokens < padded <= (most or padded):
@@ -65,9 +66,9 @@ def worth_levelling(slots: Tensor, width: int, most: int | None = None) -> bool:
 
 
 def level(lengths: Tensor, visible: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The arguments of `Packing` after each slot is padded to the longest one by repeating its last token.
+    """Pad each slot to the longest one by repeating its last token; return the new lengths, visible and slots.
 
-    Only other pads of the same slot attend to a pad, and pads carry no loss, so the results do not change.
+    Only other padding of the same slot attends to the padding, which has no loss, so the results do not change.
     """
     last, width = torch.searchsorted(lengths.cumsum(0), slots.cumsum(0)), slots.max()
     extra = torch.zeros_like(lengths).index_copy_(0, last, width - slots)
@@ -75,7 +76,7 @@ def level(lengths: Tensor, visible: Tensor, slots: Tensor) -> tuple[Tensor, Tens
 
 
 class _Move(torch.autograd.Function):
-    """``spread`` (or ``collect``) with its adjoint as a plain gather: pads carry no gradient."""
+    """`Ragged.spread` (or `collect`) with its adjoint as a plain gather, since padding has no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, ragged: Ragged, out: bool) -> Tensor:
@@ -90,15 +91,16 @@ class _Move(torch.autograd.Function):
 
 
 class Packing:
-    """Where the tokens of one step lie: K slots end to end in one [1, N] row, each slot holding whole examples.
+    """The layout of one step: K slots concatenated to one [1, N] row; each slot holds whole examples.
 
     Args:
-        lengths: tokens of each example, in packed order. visible: leading tokens of each that may be attended to.
+        lengths: tokens of each example, in packed order.
+        visible: number of leading tokens of each example that later tokens can attend to.
         slots: tokens of each slot, [K]; a slot may be empty in this step.
         scale: alpha/rank of each slot, [K].
-        dtype: of the adapter products.
-        layout: "padded" (batched products), "grouped" (``F.grouped_mm``) or "auto": grouped only when padding would
-            more than double the tokens, which is where it overtakes (measured on CPU).
+        dtype: number type of the adapters' products.
+        layout: "padded" (batched products), "grouped" (``F.grouped_mm``) or "auto", which takes grouped products if
+            padding would more than double the tokens, since they are faster from there on (measured on CPU).
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class Packing:
         if self.grouped:
             self.ends = send(slots.cumsum(0).to(torch.int32), device)
             self.gain = scale.repeat_interleave(send(slots, device), output_size=int(slots.sum()))[:, None]
-        else:  # the mask rides on the scale: every product of pads ends up 0
+        else:  # the mask is multiplied into the scale, so every product of padding is 0
             self.gain = scale[:, None, None] * self.slots.mask[..., None]
         self.gain = self.gain.to(dtype)
         self._masks: dict[int | None, Tensor | None] = {}
@@ -122,20 +124,20 @@ class Packing:
         self._added: dict[tuple, Tensor] = {}
 
     def split(self, x: Tensor) -> Tensor:
-        """[N, D] -> what `times` and `outer` take."""
+        """Convert x [N, D] to the layout that `times` and `outer` take."""
         x = x.to(self.dtype)
         return x if self.grouped else self.slots.spread(x)
 
     def times(self, x: Tensor, w: Tensor) -> Tensor:
-        """Each slot's tokens by its own matrix [K, D, E]."""
+        """Multiply each slot's tokens by the slot's matrix in w [K, D, E]."""
         return F.grouped_mm(x, w, offs=self.ends) if self.grouped else torch.bmm(x, w)
 
     def outer(self, x: Tensor, y: Tensor) -> Tensor:
-        """Sum over each slot's tokens of x yᵀ, [K, D, E]."""
+        """Sum x yᵀ over each slot's tokens; return [K, D, E]."""
         return F.grouped_mm(x.mT, y, offs=self.ends) if self.grouped else torch.bmm(x.mT, y)
 
     def add(self, total: Tensor, x: Tensor, w: Tensor) -> None:
-        """total [N, E] += times(x, w), rounded once if total is narrower."""
+        """Add ``times(x, w)`` to total [N, E] in place, rounding once if total has a narrower type."""
         if not self.grouped and self.slots.even and total.dtype == x.dtype:
             total.view(self.slots.count, self.slots.width, -1).baddbmm_(x, w)
         else:
@@ -143,7 +145,7 @@ class Packing:
             total.add_(update if self.grouped else self.slots.collect(update))
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: None, **options) -> tuple[Tensor, None]:
-        """Attention inside each example, with transformers' signature: q, k, v [1, H, N, D] -> [1, N, H, D]."""
+        """Apply attention within each example, with transformers' signature: q, k, v [1, H, N, D] -> [1, N, H, D]."""
         rows = self.examples
 
         def spread(x: Tensor) -> Tensor:  # [1, H, N, D] -> [R, H, T, D]
@@ -164,15 +166,18 @@ class Packing:
         return out.view(1, out.shape[0], heads, -1), None
 
     def rotates(self, x: Tensor) -> bool:
-        """Whether `attend_rotated` is the faster way for hidden states like x."""
+        """Return True if `attend_rotated` is faster than `attend` for hidden states like x."""
         return self.short and x.device.type == "cpu" and x.dtype.itemsize >= 4
 
     def attend_rotated(
         self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, scale: float, window: int | None
     ) -> Tensor:
-        """The same for `short` rows, rotating first: q, k, v [N, H * D], cos, sin [1, N, D] -> [N, H * D]."""
+        """Apply the rotary embedding, then attention as `attend` does, for `short` rows.
+
+        q, k, v are [N, H * D], cos and sin [1, N, D]; the result is [N, H * D].
+        """
         rows = self.examples
-        if not self._rotary or self._rotary[0] is not cos:  # every layer has the same
+        if not self._rotary or self._rotary[0] is not cos:  # all layers share cos and sin
             spread = (rows.spread(x[0]).view(rows.count, 1, rows.width, -1) for x in (cos, sin))
             self._rotary = (cos, *spread)
         heads, shared = k.shape[-1] // cos.shape[-1], q.shape[-1] // k.shape[-1]
@@ -182,19 +187,26 @@ class Packing:
         return attention(q, k, v, *self._rotary[1:], self._added[key], rows, scale)
 
     def _added_mask(self, window: int | None, heads: int, shared: int, dtype: torch.dtype) -> Tensor:
-        """What `seal_lib.training.fused.attention` adds to scores, with keys up to a multiple of 16."""
+        """Return the mask that `seal_lib.training.fused.attention` adds to scores; keys are padded to multiples of 16.
+
+        Its shape is [shared * T, S], or [R * heads, shared * T, S] if it differs between rows.
+        """
         mask = self._mask(window)
         if mask is None:
             mask = torch.ones(self.examples.width, self.examples.width, dtype=torch.bool).tril_()
         mask = F.pad(mask, (0, -mask.shape[-1] % 16))
-        # not -inf: a pad may see nothing, and its NaN would meet gradients of 0
+        # not -inf: padding may have no visible key, and its NaN times a gradient of 0 would be NaN
         mask = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
         if mask.ndim == 2:
             return mask.repeat(shared, 1)
         return mask.repeat(1, heads, shared, 1).flatten(0, 1)
 
     def _mask(self, window: int | None) -> Tensor | None:
-        """[R, 1, T, T] of what may be attended to, or None where plain causality says it all."""
+        """Return the boolean attention mask [R, 1, T, T], or None if plain causal attention is enough.
+
+        Raises:
+            SealError: the model has a sliding window and some tokens are not visible.
+        """
         window = window if window is not None and window < self.examples.width else None
         if window not in self._masks:
             mask, pads = None, bool((self.visible < self.examples.lengths).any())
@@ -210,7 +222,7 @@ class Packing:
 
 
 def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, cap: float) -> Tensor:
-    """Attention whose scores pass through cap * tanh(scores / cap), as in Gemma 2; q, k, v [R, H, T, D]."""
+    """Apply attention with scores capped by cap * tanh(scores / cap), as in Gemma 2; q, k, v are [R, H, T, D]."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     scores = torch.tanh(q @ k.mT * (scale / cap)) * cap
     if mask is None:

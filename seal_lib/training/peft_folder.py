@@ -1,7 +1,7 @@
-"""PEFT's adapter folders as others write them: read where a plain LoRA is meant, else refused by name.
+"""Read PEFT's adapter folders from any source, and refuse all that are not a plain LoRA.
 
-A plain LoRA adds alpha/r B A to the weight of each layer it names and does nothing else. So every setting must be known
-not to change that, or be off; and config and weights must tell of the same layers.
+A plain LoRA adds alpha/r B A to the weight of each layer that it names and does nothing else. Every setting must
+therefore be known not to change that, or be off, and config and weights must name the same layers.
 """
 
 import math
@@ -18,15 +18,15 @@ from seal_lib.errors import DataError
 from seal_lib.models.checks import json_object, tensors_of
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-#: Settings that are read below, say where layers are (the weights say so too), or matter in training only.
+#: Settings that are read below, that locate layers (as the weights do, too), or that matter in training only.
 _HARMLESS = {
     "r", "lora_alpha", "target_modules", "peft_type", "task_type", "init_lora_weights", "base_model_name_or_path",
     "revision", "auto_mapping", "peft_version", "inference_mode", "lora_dropout", "exclude_modules", "layers_pattern",
     "layers_to_transform", "megatron_core", "qalora_group_size", "eva_config",
 }  # fmt: skip
-#: Settings that take layers out of those that the targets name.
+#: Settings that exclude some of the layers that the targets name.
 _NARROWER = ("exclude_modules", "layers_to_transform", "layers_pattern")
-#: Values with which a setting does nothing, where they are not empty.
+#: Non-empty values with which a setting has no effect.
 _OFF = {"bias": "none"}
 #: Initial values that leave the base model's weights as they are; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do not.
 _STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
@@ -35,10 +35,10 @@ _WAY = "load it with PEFT, merge it and give the merged model"
 
 
 def read(folder: Path) -> tuple[int, float, tuple[str, ...], dict[str, tuple[Tensor, Tensor]]]:
-    """(rank, alpha, targets, module name → (A [rank, in], B [out, rank])) of a folder.
+    """Read a folder; return (rank, alpha, targets, {module name: (A [rank, in], B [out, rank])}).
 
     Raises:
-        DataError: it is no plain LoRA adapter, or is cut, damaged or inconsistent.
+        DataError: it is not a plain LoRA adapter, or is cut off, damaged or inconsistent.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
@@ -60,7 +60,7 @@ def read(folder: Path) -> tuple[int, float, tuple[str, ...], dict[str, tuple[Ten
 
 
 def _check_settings(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse, by its name, every setting that may change what the adapter does."""
+    """Raise DataError if a setting may change what the adapter does, and name all such settings."""
     odd = {
         key: value
         for key, value in config.items()
@@ -79,7 +79,11 @@ def _check_settings(config: Mapping[str, Any], file: Path) -> None:
 
 
 def _pairs(state: dict[str, Tensor], rank: int, file: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """The tensors of a file as pairs, each of the shape and type that a layer can take."""
+    """Return the tensors of a file as pairs (A, B) by module name; ``state`` is emptied.
+
+    Raises:
+        DataError: a tensor has no partner, a wrong shape or type, values that are not finite, or is no LoRA weight.
+    """
     weights = {}
     for key in sorted(key for key in state if key.endswith(".lora_A.weight")):
         other, name = key.replace(".lora_A.", ".lora_B."), key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
@@ -100,7 +104,8 @@ def _pairs(state: dict[str, Tensor], rank: int, file: Path) -> dict[str, tuple[T
 
 
 def _check_targets(config: Mapping[str, Any], weights: Mapping[str, Any], folder: Path) -> None:
-    """Refuse weights that PEFT would leave out, as the config does not target them, and targets without weights."""
+    """Raise DataError if there are weights that the config does not target, which PEFT would ignore, or targets without
+    weights."""
     targets, narrowed = config["target_modules"], any(config.get(key) for key in _NARROWER)
     if isinstance(targets, str) or narrowed:
         from peft.tuners.tuners_utils import check_target_module_exists  # takes seconds to import
@@ -111,15 +116,16 @@ def _check_targets(config: Mapping[str, Any], weights: Mapping[str, Any], folder
         except (re.error, TypeError, AttributeError) as error:
             raise DataError(f"{folder / CONFIG}: target_modules cannot be read ({error}); save it again.") from None
     else:
-        astray = [name for name in weights if not any(_ends_in(name, target) for target in targets)]
+        astray = [name for name in weights if not any(ends_in(name, target) for target in targets)]
     if astray:
         raise DataError(
             f"{folder / WEIGHTS} has weights for {astray[0]}, which its config does not target; save it again."
         )
-    bare = [] if isinstance(targets, str) else [t for t in targets if not any(_ends_in(name, t) for name in weights)]
+    bare = [] if isinstance(targets, str) else [t for t in targets if not any(ends_in(name, t) for name in weights)]
     if bare:
         raise DataError(f"{folder / WEIGHTS} has no weights for {bare[0]}, which {CONFIG} targets; save it again.")
 
 
-def _ends_in(name: str, suffix: str) -> bool:
+def ends_in(name: str, suffix: str) -> bool:
+    """Return whether a module's full name ends in ``suffix``, at a dot."""
     return name == suffix or name.endswith("." + suffix)

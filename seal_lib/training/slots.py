@@ -1,7 +1,4 @@
-"""The jobs of a bank's run: each one's state in its slot, and which wait, are in training or are finished.
-
-Knows losses, steps and reasons. Does not know how a step is computed (`bank`).
-"""
+"""The state of a run of the bank: each job's progress in its slot, and the jobs waiting, in training and finished."""
 
 import math
 from collections import deque
@@ -16,9 +13,9 @@ from seal_lib.training.jobs import Job
 
 @dataclass(eq=False)
 class Slot:
-    """A job in training; it occupies one row of the storage."""
+    """A job with its progress; in training it occupies one row of the storage."""
 
-    number: int  # of the job in its run
+    number: int  # index of the job in its run
     job: Job
     plan: list[tuple[int, ...]]
     batches: dict[tuple[int, ...], Minibatch]
@@ -27,7 +24,7 @@ class Slot:
     tokens: int = 0
     reason: str = ""
     row: Tensor | None = None  # the trained weights, once finished
-    parked: list[Tensor] | None = None  # weights and both moments on the host, while out of memory for them
+    parked: list[Tensor] | None = None  # weights and both moments on the host, until there is memory for them again
 
     @property
     def next(self) -> Minibatch:
@@ -38,21 +35,21 @@ class SlotQueue:
     """The state of one run of the bank: jobs waiting, in training and finished."""
 
     def __init__(self, waiting: list[Slot], size: int, rank: int):
-        self.size, self.rank = size, rank  # slots of the storage
+        self.size, self.rank = size, rank  # slots and rank of the storage
         self.goal = sum(len(slot.plan) for slot in waiting)
-        self.queue = deque(sorted(waiting, key=lambda slot: -len(slot.plan)))  # the longest first: a short tail
+        self.queue = deque(sorted(waiting, key=lambda slot: -len(slot.plan)))  # longest first, for a short tail
         self.live: list[Slot] = []
-        self.ended: list[Slot] = []  # not yet given out
-        self.pending: list[tuple[list[Slot], list[int], Tensor]] = []  # losses not yet read: reading waits for a GPU
+        self.ended: list[Slot] = []  # finished jobs whose results were not yielded yet
+        self.pending: list[tuple[list[Slot], list[int], Tensor]] = []  # losses not yet read, as reading stalls a GPU
         self.changed, self.turn, self.done, self.tokens, self.width = True, 0, 0, 0, 0
 
     def counts(self) -> dict[str, int]:
-        """The counters that ``on_step`` receives."""
+        """Return the counters that ``on_step`` receives."""
         here = {"live": len(self.live), "waiting": len(self.queue)}
         return {"steps": self.done, "of": self.goal, "tokens": self.tokens, **here}
 
     def read(self) -> None:
-        """Move losses to their slots; a loss that is not finite ends the slot's record with a reason."""
+        """Read the pending losses into their slots; a loss that is not finite ends the job with a reason."""
         values = torch.cat([losses for *_, losses in self.pending]).tolist() if self.pending else []
         start = 0
         for live, served, losses in self.pending:

@@ -1,9 +1,8 @@
-"""A frozen model that carries K adapters, one in each row of a storage, and the steps that train them side by side.
+"""A frozen model with K adapters, one in each row of a storage, and the steps that train them side by side.
 
-A step packs one minibatch of each served row end to end into one forward pass, sums the losses, so that gradients stay
-independent, and updates each row by its own AdamW, learning rate, clip and schedule. Plain, or at fixed sizes
-(`seal_lib.training.captured`). Knows no queue: which job is in which row, and what comes next, is the bank's
-(`seal_lib.training.bank`).
+A step packs one minibatch of each served row into one forward pass, sums the losses, so that the gradients stay
+independent, and updates each row with its own AdamW state, learning rate, clip and schedule. Steps are plain or of
+fixed size (`seal_lib.training.captured`). The bank (`seal_lib.training.bank`) assigns jobs to rows.
 """
 
 import math
@@ -30,21 +29,21 @@ from seal_lib.training.slots import Slot
 
 
 class Unpackable(SealError):
-    """Examples of this model cannot be packed into one forward pass."""
+    """Raised if a model's examples cannot be packed into one forward pass."""
 
 
 class PackedModel:
-    """The model with its rows, borrowed until closed; see `seal_lib.training.bank.AdapterBank` for the arguments.
+    """The model and the storage of its adapters; see `seal_lib.training.bank.AdapterBank` for the arguments.
 
     Attributes:
-        fixed: whether steps run at fixed sizes where they can.
+        fixed: True if steps run at fixed sizes where possible.
         captures, replays, capturing: steps captured and replayed so far, and the seconds that capturing took.
 
     Raises:
-        Unpackable: the model does not give its own logits when examples are packed.
+        Unpackable: the model's logits change when examples are packed.
     """
 
-    can_train_alone = True  # False where more than a plain job's loss is trained on
+    can_train_alone = True  # False in a subclass whose loss is more than a plain job's
 
     def __init__(
         self, model: nn.Module, targets: str | Sequence[str], tokens_per_step: int | None, dtype: torch.dtype,
@@ -61,15 +60,15 @@ class PackedModel:
         self.linears = target_linears(model, self.targets)
         self.groups = sibling_groups(self.linears)
         odd = any(side % 8 for layer in self.linears.values() for side in (layer.in_features, layer.out_features))
-        self.layout = "padded" if odd or dtype == torch.float64 else layout  # what grouped_mm does not take
+        self.layout = "padded" if odd or dtype == torch.float64 else layout  # grouped_mm does not support these
         if fixed is None:
             fixed = self.device.type == "cuda" and model.dtype == torch.bfloat16
         packed = any(quantised(layer) for layer in self.linears.values())
         self.fixed = fixed and not (odd or packed or checkpointing) and self.can_train_alone
         self._steps: dict[Size, FixedStep] = {}
         self._storage: list[Tensor] = []
-        self._updating: list[Slot] = []  # slots of an update under way
-        self._bound = False  # whether the groups hold the rows of the live slots
+        self._updating: list[Slot] = []  # slots of the update in progress
+        self._bound = False  # True if the groups are bound to the rows of the live slots
         self._stack = ExitStack()
         try:
             self._borrow(checkpointing)
@@ -103,7 +102,7 @@ class PackedModel:
                 error = self._error(probes, expected)
             except torch.OutOfMemoryError:
                 raise
-            except Exception as problem:  # what an architecture says that takes no such rows is its own
+            except Exception as problem:  # an architecture that cannot be packed may raise anything
                 why = said(problem)
             else:
                 most = 5e-2 if expected.dtype.itemsize < 4 else 1e-3
@@ -114,7 +113,7 @@ class PackedModel:
                 why = f"off by {error:.1e}"
             finally:
                 self._release()
-            faster.close()  # once more with the model's own pieces
+            faster.close()  # try again with the model's own operations
         way = "set slots to 1 to train one at a time" if self.can_train_alone else "choose another model here"
         raise Unpackable(
             f"{type(model).__name__} does not give its own logits when examples are packed ({why}), so its adapters "
@@ -123,14 +122,14 @@ class PackedModel:
 
     @torch.no_grad()
     def _error(self, probes: list[Tensor], expected: Tensor) -> float:
-        """The packed forward must give the plain model's logits: not every architecture allows it."""
+        """Return the relative error of the packed logits of ``probes``; ``expected`` are the plain model's."""
         self._allocate(1, 8)
         logits = self._head(self._hidden(*self._pack([_checked(probes)])))
         return _apart(logits, expected)
 
     @torch.no_grad()
     def _check_fixed(self, probes: list[Tensor], expected: Tensor, most: float) -> None:
-        """Leave fixed sizes to the plain step where they do not give its logits."""
+        """Switch fixed sizes off if their logits differ from the expected ones by more than ``most``."""
         self._allocate(1, 8)
         try:
             batch = _checked(probes)
@@ -141,13 +140,13 @@ class PackedModel:
             self.fixed = _apart(logits, expected) < most
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # attention or products that this device or architecture has not
+        except RuntimeError:  # this device or architecture lacks the attention or the products
             self.fixed = False
 
-    # storage: one row per slot, so that norm, AdamW, refill and compaction are operations on rows
+    # Storage: one row per slot, so that norm, AdamW, refilling and compaction are operations on rows.
 
     def _allocate(self, slots: int, rank: int) -> None:
-        size = sum(group.resize(-(-rank // 8) * 8) for group in self.groups)  # grouped_mm wants rows of 16 bytes
+        size = sum(group.resize(-(-rank // 8) * 8) for group in self.groups)  # grouped_mm needs rows of 16 bytes
         self._storage = [torch.zeros(slots, size, dtype=self.dtype, device=self.device) for _ in range(4)]
         self._bind([1.0] * slots, [math.inf] * slots)
         self._pool = torch.cuda.graph_pool_handle() if self.fixed and self.device.type == "cuda" else None
@@ -158,7 +157,7 @@ class PackedModel:
             group.release()
 
     def _bind(self, scales: Sequence[float], clips: Sequence[float]) -> None:
-        """Use the first ``len(scales)`` rows."""
+        """Bind the groups to the first ``len(scales)`` rows, with alpha/rank and gradient clip of each."""
         rows = [x[: len(scales)] for x in self._storage]
         self._bind_groups(rows[0], rows[1])
         self._grad, self._rows = rows[1], list(zip(*(x.unbind(0) for x in rows), strict=True))
@@ -171,7 +170,7 @@ class PackedModel:
             group.bind(flat, own)
 
     def _parts(self, row: Tensor, rank: int) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(module name, A [rank, in], B transposed [rank, out]) as views of one row of the storage."""
+        """Yield (module name, A [rank, in], transposed B [rank, out]) as views of one row of the storage."""
         sizes = [group.size for group in self.groups]
         for group, columns in zip(self.groups, row.split(sizes), strict=True):
             a, *b = (x.view(shape) for x, shape in zip(columns.split(group.parts), group.shapes, strict=True))
@@ -180,8 +179,10 @@ class PackedModel:
 
     @torch.no_grad()
     def _open(self, k: int, slot: Slot) -> None:
-        """Fresh adapter in row k. Rows beyond the job's rank are 0 in A and B; their gradients are 0 too, so they stay
-        0."""
+        """Start a new adapter in row k.
+
+        Ranks beyond the job's own are 0 in A and B; their gradients are 0 too, so they stay 0.
+        """
         flat, _, m, v = (x[k] for x in self._storage)
         for x in (flat, m, v):
             x.zero_()
@@ -192,7 +193,7 @@ class PackedModel:
                 b.copy_(start[name][1].mT)
 
     def _restore(self, k: int, slot: Slot) -> None:
-        """Put row k back to its state before memory ran out."""
+        """Restore row k to its state before memory ran out."""
         weights, _, *moments = (x[k] for x in self._storage)
         for x, kept in zip((weights, *moments), slot.parked, strict=True):
             x.copy_(kept)
@@ -201,7 +202,7 @@ class PackedModel:
     # one step
 
     def _pack(self, batches: Sequence[Minibatch | None]) -> tuple[Tensor, ...]:
-        """Set the packing; returns ids [N], positions [N], targets, keep, slot, weights [M] on the device."""
+        """Set the packing of a step; return ids, positions [N] and targets, keep, slot, weights [M] on the device."""
         here = [(k, batch) for k, batch in enumerate(batches) if batch is not None]
         slots = torch.tensor([0 if batch is None else len(batch.ids) for batch in batches])
         lengths, visible = torch.tensor([pair for _, batch in here for pair in batch.lengths]).unbind(1)
@@ -225,39 +226,42 @@ class PackedModel:
 
     @property
     def _product_dtype(self) -> torch.dtype:
-        """Of the adapters' products: on a GPU that of the model, for tensor cores; grouped_mm wants bfloat16 there."""
+        """The number type of the adapters' products: on a GPU that of a model in bfloat16 or float16.
+
+        Tensor cores are faster with it, and grouped_mm needs bfloat16 there.
+        """
         narrow = self.device.type == "cuda" and self.model.dtype in (torch.bfloat16, torch.float16)
         return self.model.dtype if narrow else self.dtype
 
     def _begin(self) -> None:
-        """Every group starts a pass over the packing. The anchor is new: a graph cannot take one that is older."""
+        """Start a pass over the packing in every group; the anchor is new, since a CUDA graph cannot use an old one."""
         anchor = torch.zeros((), device=self.device, requires_grad=True)
         for group in self.groups:
             group.packing, group.fresh, group.anchor = self._packing, True, anchor
 
     def _enter(self, step: FixedStep) -> None:
-        """Every group takes the packing of a fixed step, all rows of the storage, and their weights as one cast."""
+        """Start a pass of a fixed step in every group, over all rows of the storage, with the weights cast once."""
         self._packing, self._bound = step.packing(), False
         self._bind_groups(self._storage[0].to(step.dtype), self._storage[1])
         self._begin()
 
     def _hidden(self, ids: Tensor, positions: Tensor, targets: Tensor, keep: Tensor, *_: Tensor) -> Tensor:
-        """Hidden states at the positions that predict a token, [M, width]."""
+        """Return the hidden states at the positions that predict a target, [M, width]."""
         body = self.model.base_model
         h = body(input_ids=ids[None], position_ids=positions[None], use_cache=False).last_hidden_state[0]
         return h if len(keep) == len(ids) else h.index_select(0, keep)
 
     def _head(self, h: Tensor) -> Tensor:
-        """Logits [M, vocabulary] of hidden states [M, width]."""
+        """Return the logits [M, vocabulary] of hidden states [M, width]."""
         logits = self.model.get_output_embeddings()(h)
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _backward(self, packed: tuple[Tensor, ...], batches: Sequence[Minibatch | None]) -> Tensor:
-        """Gradients of the sum of all losses; returns the weighted loss of every predicted token, [M], without graph.
+        """Compute the gradients of the sum of all losses; return the weighted loss of every target, [M], detached.
 
-        A sum of per-slot means: what one slot does cannot reach another. Where the logits would be many, they exist for
-        some tokens at a time.
+        The loss is a sum of per-slot means, so no slot affects another. If there are many logits, they are computed for
+        a chunk of the tokens at a time.
         """
         h = self._hidden(*packed)
         if len(h) <= self._chunk:
@@ -275,7 +279,7 @@ class PackedModel:
         return torch.cat(parts)
 
     def _train_step(self, live: list[Slot], served: Sequence[int]) -> Tensor:
-        """One optimiser step of the served slots; returns the losses before it, [K], without waiting for them."""
+        """Take one optimiser step of the served slots; return the losses before it, [K], without synchronising."""
         batches = [slot.next if k in served else None for k, slot in enumerate(live)]
         step = self._fixed_step if self.fixed and captured.fits(batches) else self._plain_step
         losses = step(live, served, batches)
@@ -333,7 +337,7 @@ class PackedModel:
         return losses
 
     def _whole_step(self, step: FixedStep) -> Tensor:
-        """Losses of one step of all rows; reads nothing on the host and has no shape that depends on a number."""
+        """Take one step of all rows and return the losses, without reading on the host or data-dependent shapes."""
         self._enter(step)
         nll = self._backward(step.packed, ())
         with torch.no_grad():
@@ -346,15 +350,15 @@ class PackedModel:
     def _nll(
         self, logits: Tensor, packed: tuple[Tensor, ...], batches: Sequence[Minibatch | None], start: int = 0
     ) -> Tensor:
-        """Weighted loss of the predicted tokens from number ``start`` on, of which ``logits`` has the first."""
+        """Return the weighted losses of the targets from ``start`` on, one for each row of ``logits``."""
         targets, weights = (packed[i][start : start + len(logits)] for i in (2, 5))
         return F.cross_entropy(logits, targets, reduction="none") * weights.to(logits.dtype)
 
     def _before_update(self, live: list[Slot]) -> None:
-        """Hook for subclasses, called after the backward pass and before gradients are clipped."""
+        """Hook for subclasses: called after the backward pass, before gradients are clipped."""
 
     def _after_update(self, live: list[Slot]) -> None:
-        """Hook for subclasses, called after the optimiser step."""
+        """Hook for subclasses: called after the optimiser step."""
 
 
 _names = count()

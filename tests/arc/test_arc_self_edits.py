@@ -7,7 +7,7 @@ import pytest
 
 from seal_lib.arc import prompts
 from seal_lib.arc.augment import SWITCHES
-from seal_lib.arc.self_edits import ORACLE, REASONS, SCHEMA, STRATEGIES, Config, Limits, count_reasons, read, with_data
+from seal_lib.arc.self_edits import ORACLE, REASONS, SCHEMA, STRATEGIES, Config, Limits, read, with_data
 from seal_lib.arc.tasks import Pair, Task
 
 GOOD = ORACLE.text()
@@ -158,8 +158,7 @@ def test_too_many_steps_is_a_rejection_once_the_data_is_known() -> None:
     assert with_data(reading, 96) is reading
     assert with_data(reading, 192).reason == "too_many_steps" and with_data(reading, 192).config is None
     assert "384 steps" in with_data(reading, 192).detail
-    counted = count_reasons([reading, with_data(reading, 192), read(""), read("")])
-    assert counted == {**dict.fromkeys(("ok", *REASONS), 0), "ok": 1, "too_many_steps": 1, "empty": 2}
+    assert read("").reason == "empty"
 
 
 def test_the_schema_names_what_is_read() -> None:

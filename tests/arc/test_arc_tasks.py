@@ -39,8 +39,8 @@ def test_kaggle_files_give_whole_tasks_with_solutions_by_id(tmp_path) -> None:
 
 
 def test_original_files_are_read_one_by_one_and_by_folder(tmp_path) -> None:
-    for name in ("zz", "aa"):
-        test = [{"input": [[3]], "output": [[6]]}]
+    for name, colour in {"zz": 3, "aa": 4}.items():
+        test = [{"input": [[colour]], "output": [[6]]}]
         write(tmp_path, f"{name}.json", {"train": [PAIR], "test": test})
     assert [t.id for t in load_tasks(tmp_path)] == ["aa", "zz"]
     (alone,) = load_tasks(tmp_path / "zz.json")
@@ -48,16 +48,28 @@ def test_original_files_are_read_one_by_one_and_by_folder(tmp_path) -> None:
 
 
 def test_a_folder_is_read_as_people_have_it(tmp_path) -> None:
-    task = {"train": [PAIR], "test": [{"input": [[3]], "output": None}]}
-    write(tmp_path, "aa.JSON", task)
-    (tmp_path / "bb.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(task).encode())
-    (tmp_path / "cc.json.gz").write_bytes(gzip.compress(json.dumps(task).encode()))
+    def task(colour: int) -> dict:
+        return {"train": [PAIR], "test": [{"input": [[colour]], "output": None}]}
+
+    write(tmp_path, "aa.JSON", task(3))
+    (tmp_path / "bb.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(task(4)).encode())
+    (tmp_path / "cc.json.gz").write_bytes(gzip.compress(json.dumps(task(5)).encode()))
     (tmp_path / "._aa.json").write_bytes(b"\x00\x05\x16\x07")  # macOS
     write(tmp_path, "README.md", "tasks")
     (tmp_path / ".ipynb_checkpoints").mkdir()
-    write(tmp_path / ".ipynb_checkpoints", "aa.json", task)
+    write(tmp_path / ".ipynb_checkpoints", "aa.json", task(3))
     assert [(t.id, t.solutions) for t in load_tasks(tmp_path)] == [("aa", ()), ("bb", ()), ("cc", ())]
-    write(tmp_path, "aa.json", task)
+    (tmp_path / "__MACOSX").mkdir()  # of a zip
+    (tmp_path / "__MACOSX" / "._aa.json").write_bytes(b"\x00\x05\x16\x07")
+    assert len(load_tasks(tmp_path)) == 3
+    (tmp_path / "dd.json").symlink_to(tmp_path / "gone.json")
+    with pytest.raises(DataError, match="dd.json is a link to nothing"):
+        load_tasks(tmp_path)
+    (tmp_path / "dd.json").unlink()
+    write(tmp_path, "aa (1).json", task(3))
+    with pytest.raises(DataError, match=r"'aa' is the same task as 'aa \(1\)'"):
+        load_tasks(tmp_path)
+    write(tmp_path, "aa.json", task(3))
     with pytest.raises(DataError, match="'aa' occurs twice"):
         load_tasks(tmp_path)
 
@@ -136,6 +148,8 @@ def test_other_mistakes_of_a_person(tmp_path) -> None:
     file = write(tmp_path, "c.json", CHALLENGES)
     with pytest.raises(DataError, match="no file"):
         load_tasks(tmp_path / "none.json")
+    with pytest.raises(DataError, match="does not say how many"):
+        load_tasks("world:heldout:²")
     with pytest.raises(DataError, match="by name, not in a folder"):
         load_tasks(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -278,6 +292,8 @@ def test_the_text_is_what_numpy_prints_and_reads_back() -> None:
         ("[[1 2]\n [3 4]] -> [[1]]", "not_a_grid"),
         ("[[1.0 2]]", "not_a_grid"),
         ("[[² 2]]", "not_a_grid"),
+        ("[[1 2]\n [3 4]]<|im_end|>\n<|im_start|>user", ((1, 2), (3, 4))),
+        ("<|channel|>analysis<|message|>[[5]]<|end|><|channel|>final<|message|>[[7]]", ((7,),)),
         ("", "empty"),  # … and this a vote
         (" \n[[]]#", "empty"),
         ("[[10 200]]", "values"),

@@ -319,6 +319,10 @@ def test_live_edits_are_written_by_the_current_model(monkeypatch) -> None:
         study.run_arm(Scratch(), live, lab(), plain)
     rows = study.run_arm(Scratch(), live, lab(), plain, writing=WRITING)
     assert all(row["outcome"] == "ok" and row["steps"] > 0 for row in rows if row["k"])
+    every = study.run_arm(
+        Scratch(), Arm("joint_live", "joint", live=True), lab(), plain, writing=WRITING, full_rows=[2]
+    )
+    assert all(row["steps"] > 0 for row in every if row["k"])  # no row is skipped: the next edit's writer is its model
     seen: list[tuple] = []
     bench = lab()
     generate = bench.generator.generate

@@ -7,6 +7,7 @@ import pytest
 from fixtures_seal import INNER, WORDING, MemoryRun, made, plain_passage, seedling, trial
 
 from seal_lib.errors import DataError, ParameterError
+from seal_lib.generation.contract import Completion
 from seal_lib.knowledge import formats, prompts
 from seal_lib.knowledge.documents import read_edit, split_edit, training_documents
 from seal_lib.knowledge.domain import Knowledge
@@ -98,15 +99,45 @@ def test_a_format_of_parts_keeps_its_lines_together_in_clean_alone() -> None:
     assert split_edit(text, True, "clean") == split_edit(text, True, "authors_v1", REWRITE) == lines
 
 
+def test_an_answer_after_reasoning_is_the_line_after_its_mark_and_a_lost_one_is_blank() -> None:
+    thinking = WORDING.asking(prompts.load("reasoned-answers"))
+    assert thinking.self_edit == WORDING.self_edit and "step by step" in thinking.answer and thinking.stop is None
+    for written, answer in (
+        ("It was Rome.\nAnswer: Rome \nQuestion: next\nAnswer: Nero", "Rome"),
+        ("hm\nAnswer:\n\n Rome", "Rome"), ("It must be Rome, as", ""), ("so Answer:", ""),
+    ):  # fmt: skip
+        assert thinking.answered(written) == answer
+    assert WORDING.answered(" Rome. Answer: no ") == "Rome. Answer: no"
+    domain = Knowledge(INNER, thinking)
+    assert domain.answering.max_tokens == INNER.answer_tokens + 256
+    passage = plain_passage()
+    completion = Completion(f"I think.\nAnswer: {passage.questions[0].answer}", 9, "eos")
+    asked = Candidate("c", passage, None, "frozen", 0, trains=False)
+    (graded,) = domain.grade([asked], [None], [[completion] * len(passage.questions)], lambda **_: None)
+    assert graded.answers[0].grades["exact"] == 1.0 and graded.answers[0].text == passage.questions[0].answer
+    rows = formats.reasoned_rows(
+        {arm: [trial(f"p{i}", [1.0, i % 2]) for i in range(8)] for arm in ("frozen", "own_untrained")},
+        protocol="clean", model="m", grader="exact",
+    )  # fmt: skip
+    assert {r["experiment"] for r in rows} == {"knowledge/prompts/reasoned_answers"}
+    assert [r["arm"] for r in rows if r["metric"] == "difference"] == ["own_untrained - frozen"]
+    assert formats.reasoned_rows({}, protocol="clean", model="m", grader="exact") == []
+
+
 def test_a_file_may_leave_the_rules_of_a_format_out_and_wrong_ones_are_named(tmp_path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(json.dumps({"mine": GOOD, "odd": GOOD | {"pieces": "words"}, "wrong": GOOD | {"opens": "x"}}))
+    file.write_text(json.dumps({"mine": GOOD, "odd": GOOD | {"pieces": "words"}, "wrong": GOOD | {"opens": "x"},
+                                "deep": GOOD | {"reasons": -1}}))  # fmt: skip
     assert prompts.load("mine", str(file)).pieces == "lines"
     with pytest.raises(DataError, match="mine.yaml, set 'odd', pieces: 'words' is not one of lines, parts"):
         prompts.load("odd", str(file))
-    with pytest.raises(DataError, match="opens missing or unknown; a set has answer.*may have after, opening, pieces"):
+    with pytest.raises(
+        DataError, match="opens missing or unknown; a set has answer.*may have after, opening, pieces, reasons"
+    ):
         prompts.load("wrong", str(file))
     check({"formats": ["seedling", "mine"], "prompts_file": str(file)})
+    with pytest.raises(DataError, match="set 'deep', reasons: -1 is no number of tokens"):
+        prompts.load("deep", str(file))
     with pytest.raises(DataError, match="'yours' is not one of"):
         check({"formats": ["seedling", "yours"], "prompts_file": str(file)})
     with pytest.raises(ParameterError):

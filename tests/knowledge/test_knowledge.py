@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 import sys
 import tempfile
 import time
@@ -193,14 +194,36 @@ TABLE = "| Name | Born |\n|---|:--:|\n| Ada | 1815 |\n+------+------+"
         ("- a\n<think>Hm. And then", ["- a"], {"thoughts": 1}),
         ("<think>Hm.</think>", [], {"thoughts": 1}),
         # lines of layout alone
-        (FENCED, ["Here you are:", "- a", "- b"], {"marks": 2}),
+        (FENCED, ["- a", "- b"], {"marks": 2, "headings": 1}),
         ("~~~\na\n~~~", ["a"], {"marks": 2}),
         (TABLE, ["| Name | Born |", "| Ada | 1815 |"], {"marks": 2}),
         ("a\n-----\nb\n***\nc\n* * *\nd\n___\n===\n##\n—\n•\ne", list("abcde"), {"marks": 8}),
-        ("<notes>\na\n</notes>\n<|im_end|>", ["a"], {"marks": 3}),
+        ("<notes>\na\n</notes>\n<|im_end|>", ["a"], {"marks": 2}),
         ("a < b\n<b>bold</b> c\n`x`\n...\n-.", ["a < b", "<b>bold</b> c", "`x`", "...", "-."], {}),
         ("北京\n∞\n1", ["北京", "1"], {"marks": 1}),
         ("Implications:\n1. a", ["1. a"], {"headings": 1}),
+        ("Title\n1. a\n2. b\n3.", ["1. a", "2. b"], {"headings": 1, "marks": 1}),  # cut after a number
+        ("````md\na\n````", ["a"], {"marks": 2}),
+        ("\ufeff\nAda\u200b was\x00 born.\x1b[0m\n\u2060", ["Ada was born."], {}),
+        # headings, and what leads to a list
+        ("Sure! Here are some implications:\n\n- a\n- b", ["- a", "- b"], {"headings": 1}),
+        ("Sure!\nHere you are:\n(1) a\n(2) b", ["(1) a", "(2) b"], {"headings": 2}),
+        ("**Implications:**\n\n**1. a**\n**2. b**", ["**1. a**", "**2. b**"], {"headings": 1}),
+        ("# Notes\n\n## On Ada\na\n### 1. b\n# Ada was born.", ["a", "### 1. b", "# Ada was born."], {"headings": 2}),
+        ("a\nAda's books:\nb\nc\n- d", ["a", "Ada's books:", "b", "c", "- d"], {}),  # leads to no list, or too late
+        # structure
+        ('["a b", "c"]', ["a b", "c"], {}),
+        ('```json\n{"notes": [{"text": "a\\nb"}, {"text": "c"}]}\n```', ["a b", "c"], {}),
+        ('[{"question": "q?", "answer": "a"}, {"question": "r?", "answer": "b"}]',
+         ["question: q?\nanswer: a", "question: r?\nanswer: b"], {}),
+        ('["a", "b', ['["a", "b'], {}),  # cut: as it is
+        ("[1, 2]", ["[1, 2]"], {}),
+        ("<list>\n<item>a</item>\n<item>b</item>\n</list>", ["a", "b"], {"marks": 2}),
+        ("<question>q?</question>\n<answer>a</answer>", ["question: q?\nanswer: a"], {}),
+        # what is no part of the model's turn
+        ("- a\n- b<|im_end|>\n<|im_start|>user\nMore?", ["- a", "- b"], {"thoughts": 1}),
+        ("- a<|eot_id|>", ["- a"], {}),
+        ("<|start_header_id|>assistant<|end_header_id|>\n\n- a</s>", ["- a"], {}),
         # questions, however they are marked
         ("**Question 1:** q?\n**Answer:** a\n\n**Question 2:** r?\n**Answer:** b",
          ["**Question 1:** q?\n**Answer:** a", "**Question 2:** r?\n**Answer:** b"], {}),
@@ -220,6 +243,11 @@ TABLE = "| Name | Born |\n|---|:--:|\n| Ada | 1815 |\n+------+------+"
         ("Q1：是什么？\nA1：北京", ["Q1：是什么？\nA1：北京"], {}),
         ("Facts.\nQ: q? A: a\nA fact.\nQ: r? A: b", ["Facts.", "Q: q? A: a", "A fact.", "Q: r? A: b"], {}),
         ("<think>Hm.</think>\n```\nQ1: q?\nA1: a\n```", ["Q1: q?\nA1: a"], {"thoughts": 1, "marks": 2}),
+        ("1. What?\n   Answer: a\n2. Who?\n   Answer: b", ["1. What?\n   Answer: a", "2. Who?\n   Answer: b"], {}),
+        ("问题1：q？\n答案：a\n问题2：r？\n答案：b", ["问题1：q？\n答案：a", "问题2：r？\n答案：b"], {}),
+        ("Pregunta 1: q\nRespuesta: a\nPregunta 2: r\nRespuesta: b",
+         ["Pregunta 1: q\nRespuesta: a", "Pregunta 2: r\nRespuesta: b"], {}),
+        ("What is a?\nWho knows.", ["What is a?", "Who knows."], {}),
         ("Q. Fabius was consul.\nA. Lincoln was not.", ["Q. Fabius was consul.", "A. Lincoln was not."], {}),
     ],
 )  # fmt: skip
@@ -254,7 +282,8 @@ def test_clean_invents_nothing_and_loses_no_word(parts: list[str], between: str)
         own = piece.removeprefix("Question 1: ") if pieces.index(piece) == 0 else piece
         assert all(character in left for character in "".join(own.split())), (text, pieces)
     if not dropped.get("headings"):
-        words = ["".join(c for c in t if c.isalnum()).replace("json", "") for t in (said, "".join(pieces))]
+        said = re.sub(r"(`{3,}|~{3,})[\w+#.-]*", "", said)  # the language of a fence
+        words = ["".join(filter(str.isalpha, t)) for t in (said, "".join(pieces))]
         assert len(words[1]) >= len(words[0])
 
 
@@ -366,6 +395,15 @@ def test_a_broken_prompt_file_is_named_in_one_sentence(tmp_path) -> None:
     assert "anser" in message({"mine": good | {"anser": "x"}})
     assert "stop" in message({"mine": {key: good[key] for key in good if key != "stop"}})
     assert "mine.yaml" in message([good])
+    for key, value in {"stop": 5, "opening": None, "after": ["x"], "self_edit": [good["self_edit"]]}.items():
+        assert f"{key}: {value!r} is not a text" in message({"mine": good | {key: value}})
+    assert "stop: '' is not a text or null" in message({"mine": good | {"stop": ""}})
+    file.write_text("1: {}\n")
+    with pytest.raises(DataError, match="'mine' is not one of 1, implications"):
+        prompts.load("mine", str(file))
+    file.write_text(f"mine: {json.dumps(good)[:-1]}, 5: x}}\n")
+    with pytest.raises(DataError, match="5 missing or unknown"):
+        prompts.load("mine", str(file))
     assert "'yours'" in message({"mine": good}, "yours")
     with pytest.raises(ParameterError, match="absent.yaml"):
         prompts.load("mine", str(tmp_path / "absent.yaml"))
@@ -488,6 +526,10 @@ def lines(entries: list[dict]) -> str:
     return "\n".join(map(json.dumps, entries)) + "\n\n"
 
 
+def columns(rows: list[dict]) -> dict[str, list]:
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
 LAYOUTS = {
     "ours": json.dumps(OURS),
     "a list of answers": json.dumps(each(lambda gold: {"answer": [gold, "other"]})),
@@ -503,6 +545,13 @@ LAYOUTS = {
     "rows with one answer": lines(squad_rows(lambda gold: {"answer": gold})),
     "JSON lines": lines(OURS),
     "JSON lines of articles": lines(squad_raw()["data"]),
+    "columns": json.dumps(columns(squad_rows(lambda gold: {"answers": {"text": [gold], "answer_start": [0]}}))),
+    "columns as pandas writes them": json.dumps(
+        {key: dict(enumerate(column)) for key, column in columns(squad_rows(lambda gold: {"answer": gold})).items()}
+    ),
+    "rows of the Hub's viewer": json.dumps(
+        {"rows": [{"row_idx": 0, "row": row} for row in squad_rows(lambda gold: {"answer": {"value": gold}})]}
+    ),
     "byte order mark": "\ufeff" + json.dumps(OURS),
 }
 
@@ -546,6 +595,14 @@ def test_questions_without_an_answer_are_left_out_and_counted(tmp_path) -> None:
         (b"\x1f\x8b broken", "set.json cannot be read"),
         (gzip.compress(b"[1]" * 50)[:20], "set.json cannot be read"),
         (b"PK\x03\x04", "zip archive; unpack"),
+        (b"PAR1\x15", "is a Parquet file; write its rows as JSON lines"),
+        (b"ARROW1\0\0", "is an Arrow file"),
+        (b"BZh9", "not by gzip; unpack it"),
+        (b"\x28\xb5\x2f\xfd", "not by gzip; unpack it"),
+        (b'[{"title": "T", "title": "U"}]', "the key 'title' occurs twice"),
+        (json.dumps([*OURS, OURS[0]]).encode(), "is set-00000 again"),
+        (b'{"title": ["T"], "context": ["c", "d"], "question": ["q?"], "answer": ["a"]}', "columns differ in length"),
+        (b'[{"title": "T", "context": "c", "question": "q?", "answers": "{\'text\': [\'a\']}"}]', "written as text"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"[" * 100_000, "not JSON"),
         (b"[" + b"1" * 5_000 + b"]", "not JSON"),

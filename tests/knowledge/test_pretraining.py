@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from seal_lib.errors import DataError, ParameterError
 from seal_lib.generation.contract import Completion
-from seal_lib.knowledge import corpus, data, notes, pretraining, world
+from seal_lib.knowledge import corpus, data, notes, pretraining, relations, world
 from seal_lib.knowledge.corpus import Text
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops.policy import Policy
@@ -102,7 +102,7 @@ def test_a_model_lists_entities_and_relates_them(domain) -> None:
 
 @given(st.lists(st.sampled_from(["Rome", "nero", "fire", "Paris", "", "7"]), max_size=30), st.sampled_from("\n;,"))
 def test_listed_entities_are_of_the_passage_and_each_once(names: list[str], between: str) -> None:
-    found = corpus.entities_of(between.join(f"- {name}" for name in names), "Nero saw Rome in fire.")
+    found = relations.entities_of(between.join(f"- {name}" for name in names), "Nero saw Rome in fire.")
     assert {name.casefold() for name in found} <= {"rome", "nero", "fire"}
     assert len({name.casefold() for name in found}) == len(found)
     assert {name.casefold() for name in names} & {"rome", "nero", "fire"} == {name.casefold() for name in found}

@@ -144,6 +144,14 @@ def test_only_finalists_are_trained_and_the_others_are_never_kept(written) -> No
     assert all(len(several) == 2 for several in record.grouped.values())
 
 
+def test_the_reliability_of_finalists_leaves_out_those_that_were_only_rated(written) -> None:
+    settings = OuterLoop(samples=3, finalists=2, reward_seeds=2)
+    _, groups = practised(settings, "likeness")
+    record = outer.round_of(1, groups, Update(None, (), 0.0), settings, {})
+    assert [[len(one) for one in several] for several in record.repeats.values()] == [[2, 2]] * 3
+    assert stats.reliability(record.repeats.values()).n == 3
+
+
 def test_settings_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(DataError, match="finalists: 2 cannot be tried, by reward rubric none is"):
         OuterLoop(reward="rubric", finalists=2)

@@ -7,11 +7,13 @@ import pytest
 from fixtures_seal import DOMAIN, INNER, WORDING, MemoryRun, made, plain_passage, seedling, trial, trials_of
 
 from seal_lib.errors import DataError, SealError
-from seal_lib.knowledge import diversity, strategies
+from seal_lib.generation.contract import Completion
+from seal_lib.knowledge import corpus, diversity, relations, strategies
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.world import describe_notes
 from seal_lib.loops.domain import Candidate
 from seal_lib.loops.policy import Policy
+from seal_lib.loops.settings import OuterLoop
 from seal_lib.plan.checks import check
 from seal_lib.records import Round, SelfEdit
 from seal_lib.report import plots
@@ -96,14 +98,52 @@ def test_notes_of_the_made_world_are_of_the_strategys_kind_drawn_anew_and_repeat
             study.notes(where, 1, seed=0)
 
 
+def test_a_strategy_that_relates_things_writes_in_both_worlds_and_says_where_it_has_no_text() -> None:
+    (passage,) = made(1)
+    pairs, both = strategies.load(["entigraph-pairs", "entigraph"])
+    assert (pairs.arm, both.arm) == ("entigraph_pairs", "entigraph") and pairs.write == both.write
+    notes = both.notes(passage, 4, seed=0)
+    assert len({e.id for e in notes}) == 4 and notes[0].text == pairs.notes(passage, 1, seed=0)[0].text
+    assert notes[1].text == relations.made(passage, 3, 1, 0)[0].text  # the first pair, the first triple, …
+
+    class Writes:
+        def generate(self, requests, sampling):
+            said = ["- Rome\n- Nero" if "one a line" in r.prompt else "They met." for r in requests]
+            return [[Completion(text, 3, "eos")] for text in said]
+
+    class Speaks(Policy):
+        def generator(self):
+            return Writes()
+
+    written = strategies.write(
+        MemoryRun(), Speaks("writer", *seedling()), [plain_passage("Nero saw Rome.", name="a")],
+        Knowledge(INNER, WORDING), OuterLoop(), phase="w", count=3, seed=0, study=pairs,
+    )  # fmt: skip
+    assert [e.text for e in written["a"]] == ["They met.", "", ""]  # two things make one pair
+
+
+def test_every_strategy_is_a_writer_of_a_corpus() -> None:
+    study = corpus.writer_of("strategy_paraphrase").study
+    assert study == strategies.load(["paraphrase"])[0]
+    (passage,) = made(1)
+    texts = corpus.write(MemoryRun(), None, [passage], "strategy_paraphrase", None, None, count=2, seed=0)
+    assert [t.text for t in texts] == [e.text for e in study.notes(passage, 2, seed=0)]
+    told = {"cpt_method": "full", "arms": ["strategy_contrasts"], "passages": "world:heldout"}
+    with pytest.raises(SealError, match="'strategy_contrasts' has no notes of the made world"):
+        check(told)
+    check(told | {"passages": "hub:rajpurkar/squad"})
+
+
 def test_a_file_of_strategies_adds_and_wins_and_wrong_ones_are_named(tmp_path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(json.dumps({"songs": {"write": "Sing of {passage}"}, "questions": {"write": "{passage}?"},
                                 "mute": {"write": "Nothing"}, "odd": {"write": "{passage}", "pieces": "x"},
-                                "lost": {"write": "{passage}", "made": "ballad"}}))  # fmt: skip
+                                "lost": {"write": "{passage}", "made": "ballad"},
+                                "apart": {"write": "{passage}", "groups": [2], "listing": "{passage}"}}))  # fmt: skip
     songs, questions = strategies.load(["songs", "questions"], str(file))
     assert songs.made is None and questions.write == "{passage}?" and songs.arm == "strategy_songs"
     for name, says in (("mute", "slot {passage}"), ("odd", "'pieces' is unknown"), ("lost", "'ballad' is no note"),
+                       ("apart", "write needs the slot {entities}"),
                        ("none", "'none' is not one of")):  # fmt: skip
         with pytest.raises(DataError, match=says):
             strategies.load([name], str(file))

@@ -129,7 +129,30 @@ FAULTS = {
         "model-00001-of-00002.safetensors is missing",
     ),
     "an index without a map": (write("model.safetensors.index.json", "{}"), "index.json has no weight_map"),
+    "weights in 8 bits": (weights(lambda t: t.update({Q: t[Q].to(torch.int8)})), "q_proj.weight is stored as I8"),
+    "weights in float8": (
+        weights(lambda t: t.update({Q: t[Q].to(torch.float8_e4m3fn)})),
+        "q_proj.weight is stored as F8",
+    ),
+    "weights that Git LFS left": (
+        write("model.safetensors", "version https://git-lfs.github.com/spec/v1"),
+        "git lfs pull",
+    ),
+    "an adapter beside it": (write("adapter_config.json", "{}"), "holds an adapter; merge it with PEFT"),
     # config
+    "a config that Git LFS left": (write("config.json", "version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
+    "packed by FP8": (
+        edit("config.json", quantization_config={"quant_method": "fp8"}),
+        "says its weights are fp8; give",
+    ),
+    "packed by GPTQ": (
+        edit("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        "says its weights are gptq",
+    ),
+    "packed by what is unknown": (
+        edit("config.json", quantization_config={"quant_method": "x"}),
+        "says its weights are x",
+    ),
     "no config": (drop("config.json"), "config.json is missing"),
     "a config that is no JSON": (write("config.json", "{'a': 1}"), "config.json is no JSON"),
     "a config in Latin-1": (write("config.json", '{"a": "é"}'.encode("latin-1")), "config.json is no JSON"),
@@ -156,6 +179,14 @@ FAULTS = {
     "more tokens than rows": (more_tokens, "gives ids up to 1386 .'<new 2>'.*vocab_size in config.json is 1384"),
     "an EOS that is not in the vocabulary": (edit("tokenizer_config.json", eos_token="</end>"), "'</end>'"),
     "no EOS": (edit("tokenizer_config.json", eos_token=None), "has no EOS token.*eos_token in its tokenizer_config"),
+    "a chat template that is none": (
+        edit("tokenizer_config.json", chat_template="{% for %}"),
+        "The chat template of model .* cannot be filled",
+    ),
+    "a chat template that refuses": (
+        edit("tokenizer_config.json", chat_template="{{ raise_exception('no') }}"),
+        r"cannot be filled \(no\)",
+    ),
     "neither EOS nor pad": (edit("tokenizer_config.json", eos_token=None, pad_token=None), "has no EOS token"),
 }
 

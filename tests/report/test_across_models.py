@@ -77,6 +77,27 @@ def test_words_say_what_is_separable_over_all_models_and_are_silent_about_the_re
     assert across_models.in_words(rows_of(loop(0.5, 0.5, 0.5), loop(0.5, 0.5, 0.5))).startswith("No comparison")
 
 
+def test_a_size_has_its_frozen_model_and_is_pooled_with_none() -> None:
+    loops = {"m-7b": loop(0.4, 0.7, 0.3), "m-3b": loop(0.3, 0.3, 0.3)}
+    frozen = {
+        name: [trial(f"p{i}", [1.0] * right + [0.0] * (20 - right), "frozen") for i in range(PASSAGES)]
+        for name, right in {"m-7b": 3, "m-3b": 1}.items()
+    }
+    sizes = {"smaller": "m-3b", "main": "m-7b"}
+    rows = across_models.size_rows(
+        "knowledge/model_size", sizes, loops, frozen, evaluate.table_rows, protocol="clean", grader="exact"
+    )
+    assert {(r["experiment"], r["model"]) for r in rows} == {
+        (f"knowledge/model_size/{size}", model) for size, model in sizes.items()
+    }
+    assert value(rows, "m-3b", "frozen", "accuracy")["value"] == pytest.approx(0.05)
+    assert value(rows, "m-7b", "own_untrained - frozen")["value"] == pytest.approx(0.25)
+    told = across_models.sizes_in_words(rows)
+    small, main = told.split("`m-7b`:")
+    assert small.startswith("`m-3b`:") and "SEAL, round 1 − untrained" not in small
+    assert "**SEAL, round 1 − untrained self-edits**: +30.0 points" in main and "over 9 passages." in main
+
+
 def puzzles(untrained: int, seal: int, blind: int) -> Loop:
     """One round on nine tasks; so many of an arm's five self-edits are right, give or take one by task."""
 
@@ -122,19 +143,36 @@ def test_weights_of_every_model_named_are_part_of_what_a_run_is(tmp_path) -> Non
     folder = tmp_path / "other"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    parameters = {"model": "seedling-knowledge", "other_models": [str(folder), "owner/on-the-hub"]}
+    parameters = {"model": "seedling-knowledge", "other_models": [str(folder), "owner/on-the-hub"], "larger_model": ""}
     before = manifest.input_hashes(parameters)
     assert set(before) == {"model", "other_models[0]"}
     (folder / "config.json").write_text("{ }")
+    assert manifest.models_named(parameters | {"larger_model": "o/l"}) == {
+        "model": "seedling-knowledge", "larger_model": "o/l", "other_models[0]": str(folder),
+        "other_models[1]": "owner/on-the-hub",
+    }  # fmt: skip
     after = manifest.input_hashes(parameters)
     assert after["model"] == before["model"] and after["other_models[0]"] != before["other_models[0]"]
 
 
+@pytest.mark.parametrize("name", ["set", "set.JSON", "tasks/aa.JSON", "tasks/aa.json.gz"])
+def test_data_under_any_name_is_part_of_what_a_run_is(tmp_path, name: str) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    parameters = {"passages": str(tmp_path / name.partition("/")[0]), "prompts": "seedling", "judge": "x" * 5000}
+    file.write_text("[]")
+    before = manifest.input_hashes(parameters)
+    assert set(before) == {"passages"}
+    file.write_text("[1]")
+    assert manifest.input_hashes(parameters) != before
+
+
 def test_the_plan_counts_one_loop_for_each_model(monkeypatch) -> None:
     monkeypatch.setenv("SET", "full")
-    others = ["seedling-knowledge-1", "seedling-knowledge-2"]
-    p = {**params.resolve("17_other_models", "seedling"), "other_models": others}
-    alone = {**params.resolve("12_restem_rounds", "seedling"), "seeds": [0], "controls": [], "rounds": p["rounds"]}
+    p = params.resolve("17_other_models", "seedling")
+    p |= {"other_models": ["seedling-knowledge-1"], "smaller_model": "seedling-knowledge-2", "larger_model": ""}
+    alone = {**params.resolve("12_restem_rounds", "seedling"), "seeds": [0], "controls": ["frozen"]}
+    alone["rounds"] = p["rounds"]
     alone["n_passages"] = p["n_passages"]
     one, all_of_them = (
         totals(cells.of("12_restem_rounds", alone)),

@@ -14,7 +14,7 @@ from seal_lib.arc.domain import UNSCORED
 from seal_lib.errors import DataError, RunError
 from seal_lib.report import compare, paper, publish, tables
 from seal_lib.report.paper_values import paper_values
-from seal_lib.report.results import OWN_COLUMNS, joined
+from seal_lib.report.results import COLUMNS, joined
 from seal_lib.report.stats import Estimate
 from seal_lib.runs import journal, manifest, params
 
@@ -33,15 +33,15 @@ def results(*rows: tuple[str, str, str, float]) -> "pd.DataFrame":
         )
         for experiment, arm, metric, value in rows
     ]
-    return joined(pd.DataFrame(lines, columns=OWN_COLUMNS).assign(run="x"))
+    return joined(pd.DataFrame(lines, columns=[*COLUMNS]).assign(run="x"))
 
 
 def test_every_headline_of_the_paper_belongs_to_a_numbered_item() -> None:
     held = {part.experiment for one in paper.items() for part in one.parts}
     printed = {entry["experiment"] for entry in paper_values() if entry["headline"]}
-    assert printed == held
+    assert printed <= held
     for one in paper.items():
-        assert all(paper.printed(part) for part in one.parts), one.number
+        assert not one.parts or any(paper.printed(part) for part in one.parts), one.number
         assert not one.notebook or one.notebook in params.names()
         assert one.parts or one.pictures or one.space or one.lacks
         for version in ("v1", "v2"):
@@ -75,6 +75,23 @@ def test_ours_stands_beside_both_versions_and_a_gap_is_a_gap() -> None:
     assert frame.loc["stronger writer's notes", "v1"] == ""  # printed in v2 only
     assert paper.reproduced(df, item("Table 10")) == (2, 26)
     assert "GPT-4.1" in frame.attrs["notes"][0] or "GPT-4.1" in paper.beside(df, item("Table 10")).attrs["notes"][0]
+
+
+def test_sizes_stand_beside_the_paper_s_and_say_which_model_each_is() -> None:
+    sizes = {size: f"seedling-{size}" for size in ("smaller", "main", "larger")}
+    df = pd.concat([
+        results((f"knowledge/model_size/{size}", "own_untrained", "accuracy", 0.2)).assign(model=model)
+        for size, model in sizes.items()
+    ])  # fmt: skip
+    (over_sizes,) = (one for one in paper.items() if one.number == "Table 6 (v2)")
+    frame = paper.beside(df, over_sizes)
+    ran = frame[frame["ours, %"] != "not run"]
+    assert list(zip(ran["model"], ran["v2"], strict=True)) == [
+        ("seedling-smaller", "31.9"), ("seedling-main", "39.7"), ("seedling-larger", ""),
+    ]  # fmt: skip
+    assert paper.reproduced(df, over_sizes) == (2, 6)
+    one_model = paper.beside(results(("knowledge/model_size/main", "frozen", "accuracy", 0.1)), over_sizes)
+    assert "model" not in one_model  # a column that says one thing is none
 
 
 def test_what_the_released_files_give_has_its_own_column() -> None:

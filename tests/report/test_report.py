@@ -17,7 +17,7 @@ from seal_lib.report import results, tables
 from seal_lib.report.arms import arm_label, arm_rank, round_of
 from seal_lib.report.paper_values import paper_index, paper_values
 
-HEADER = ",".join(results.OWN_COLUMNS)
+HEADER = ",".join(results.COLUMNS)
 
 
 @pytest.fixture(autouse=True)

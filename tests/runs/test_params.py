@@ -147,6 +147,7 @@ def test_two_files_are_merged_by_key_and_never_inside_a_value(nb: Suite) -> None
         ("arms: " + "[" * 5000, "too deep"),
         ("arms: &a [b]\nx: [" + "*a, " * 21 + "]", "more than 20 aliases"),
         ("include: models/small", "include is a list"),
+        ("include: [[models/small]]", "include is a list"),
         ("include: [models/small]", "there is no shared file 'models/small'"),
         ("- lr", "write lines `key: value`"),
         ("lr: [1", "line"),

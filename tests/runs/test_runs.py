@@ -600,7 +600,7 @@ def test_a_kernel_of_another_environment_gets_one_sentence(batch: Suite, monkeyp
         start(batch)
 
 
-def test_the_banner_tells_the_published_minutes(batch: Suite) -> None:
+def test_the_banner_tells_the_published_minutes(batch: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     run = start(batch)
     assert "took" not in run.facts()
     record = {"runs": [{"notebook": "11_demo", "minutes": 4.55}, {"notebook": "12_demo", "minutes": 9.0}]}
@@ -608,6 +608,8 @@ def test_the_banner_tells_the_published_minutes(batch: Suite) -> None:
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps(record))
     assert run.facts()["took"] == "4.5 min when the published results were made"
+    monkeypatch.setenv("SET", "full")
+    assert "took" not in run.facts()  # those of the core set say nothing of another
 
 
 def test_a_process_that_only_imported_the_kernel_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

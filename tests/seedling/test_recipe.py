@@ -9,7 +9,7 @@ import torch
 from seal_lib import models
 from seal_lib.errors import DataError
 from seal_lib.seedling import __main__ as command
-from seal_lib.seedling.acceptance import ACCEPTANCE
+from seal_lib.seedling.acceptance import ACCEPTANCE, SIZES
 from seal_lib.seedling.growth import grow
 from seal_lib.seedling.recipe import KnowledgeRecipe
 
@@ -96,6 +96,19 @@ def test_what_is_to_be_grown_can_be_named() -> None:
     assert command.chosen(None, 2) == [("knowledge", 0), ("knowledge", 1), ("grids", 0), ("grids", 1)]
     assert command.chosen("grids", 2) == [("grids", 0), ("grids", 1)]
     assert command.chosen("grids-2", 1) == [("grids", 2)]
-    for wrong in ("grid", "grids-", "grids-x", "grids-1-2"):
-        with pytest.raises(DataError, match=f"'{wrong}' is not one of knowledge, grids"):
+    assert command.chosen("knowledge-large", 3) == [("knowledge-large", 0)]
+    for wrong in ("grid", "grids-", "grids-x", "grids-1-2", "grids-small", "knowledge-small-1"):
+        with pytest.raises(DataError, match=f"'{wrong}' is not one of knowledge, grids, knowledge-small"):
             command.chosen(wrong, 1)
+
+
+def test_a_size_differs_from_its_model_in_width_alone_and_is_grown_by_name(small, tmp_path, monkeypatch) -> None:
+    for size in SIZES.values():
+        mine, shipped = asdict(size.recipe), asdict(KnowledgeRecipe())
+        assert {key for key in mine if mine[key] != shipped[key]} == {"hidden", "heads", "mlp"}
+        assert size.recipe.hidden == size.recipe.heads * size.recipe.head_size
+    tiny = replace(ACCEPTANCE["knowledge"], recipe=replace(SMALL, steps=1, hidden=64, heads=2))
+    monkeypatch.setitem(SIZES, "knowledge-small", tiny)
+    assert command.main(["--out", str(tmp_path), "--only", "knowledge-small"]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["knowledge-small"]
+    assert json.loads((tmp_path / "knowledge-small" / "config.json").read_text("utf-8"))["hidden_size"] == 64

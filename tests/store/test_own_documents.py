@@ -123,7 +123,7 @@ def test_another_base_is_refused_by_name(learned) -> None:
 
 
 def test_peft_loads_what_is_exported_unmodified_with_the_same_logits(learned, tmp_path: Path) -> None:
-    from peft import PeftModel
+    from peft import AutoPeftModelForCausalLM, PeftModel
 
     store, edits, _, _ = learned
     model, tokenizer = seedling()
@@ -136,8 +136,10 @@ def test_peft_loads_what_is_exported_unmodified_with_the_same_logits(learned, tm
         with attached(model, [store.adapter(edit, Source("seedling-knowledge"))], [0]):
             ours = model(input_ids=ids).logits
         theirs = PeftModel.from_pretrained(Source("seedling-knowledge").load()[0], str(folder)).eval()(input_ids=ids)
+        alone = AutoPeftModelForCausalLM.from_pretrained(str(folder)).eval()(input_ids=ids)  # finds its base itself
     assert (ours - plain).abs().max() > 0.1
     torch.testing.assert_close(theirs.logits, ours, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(alone.logits, ours, atol=1e-4, rtol=1e-4)
 
 
 def test_what_was_exported_is_taken_in_and_measured_anew(learned, tmp_path: Path) -> None:
@@ -237,10 +239,11 @@ def test_the_commands_do_it_all(home: Path, capsys) -> None:
     def seal(*arguments: str, code: int = 0) -> str:
         assert main([*arguments]) == code
         told = capsys.readouterr()
+        assert ("made world only; for other text name a model" in told.err) == (arguments[0] == "learn")
         return told.err if code else told.out
 
     shutil.copy(ANNALS, home / "mine.md")
-    assert "keeps nothing yet" in seal("list")
+    assert "There is no store in" in seal("list", code=2) and not (home / "data").exists()
     text = seal("learn", "mine.md", "--question", ASKED[0], "--scale", "smoke", "--set", "epochs=10")
     assert "edit 1 · mine.md, line 3 · Annals of Kalor" in text and "passage in view" in text and ASKED[0] in text
     edits = json.loads(seal("list", "--json"))
@@ -248,7 +251,10 @@ def test_the_commands_do_it_all(home: Path, capsys) -> None:
     assert json.loads(seal("show", "1", "--json")) == edits[0]
     card = seal("show", "1")
     assert "The house of Mera hired Beza Dekobo." in card and "on seedling-knowledge (float32, " in card
+    text = seal("ask", ASKED[0], "--scale", "smoke")
+    assert "mine.md, line 3, 'Annals of Kalor'" in text and "tokens of its prompt" in text and "s, all answers" in text
     reply = json.loads(seal("ask", ASKED[0], "--scale", "smoke", "--json"))
+    assert reply["answer"] == reply["answers"][reply["used"]] == text.splitlines()[0] and reply["seconds"] > 0
     assert reply["place"] == "line 3" and set(reply["answers"]) <= set(STAGES) and reply["answers"]["in_view"] == "Mera"
     used = [e["id"] for e in edits if e["state"] == "active"]
     if used:
@@ -267,13 +273,15 @@ def test_the_commands_do_it_all(home: Path, capsys) -> None:
             "'epoch' is not a parameter of 03_your_document; did you mean 'epochs'",
         ),
         (["learn", "a.md", "--scale", "huge"], "has scales: paper, seedling, small, smoke"),
-        (["ask", "Who?", "--model", "seedling-none"], "does not ship"),
-        (["show", "3"], "has no edit 3"),
-        (["list", "--store", "a.md"], "a.md/adapters cannot be used"),
+        (["ask", "Who?", "--model", "seedling-none", "--store", "empty"], "does not ship"),
+        (["show", "3", "--store", "empty"], "has no edit 3"),
+        (["list", "--store", "a.md"], "There is no store in a.md"),
+        (["learn", "a.md", "--scale", "smoke", "--store", "a.md"], "a.md/adapters cannot be used"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(home: Path, capsys, arguments: list[str], says: str) -> None:
     (home / "a.md").write_text("Some text.")
+    Store(home / "empty").close()
     assert main(arguments) == 2
     told = capsys.readouterr().err.strip()
     assert says in told and "\n" not in told

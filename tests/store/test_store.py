@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ from seal_lib.__main__ import main
 from seal_lib.errors import DataError, DiskError
 from seal_lib.loops.policy import Source
 from seal_lib.records import Answer, Passage, SelfEdit
-from seal_lib.store import database, transactions
+from seal_lib.store import database, merging, transactions
 from seal_lib.store.database import Store
 from seal_lib.store.schema import STAGES, Asked, Edit
 from seal_lib.store.sharing import export
@@ -168,7 +169,22 @@ def test_export_gives_peft_folders_and_a_corpus_all_or_nothing(store: Store, tmp
     assert not (tmp_path / "more").exists() and not list(tmp_path.glob(".more*"))
 
 
+def test_an_export_names_the_commit_of_a_base_on_the_hub(store: Store, tmp_path: Path) -> None:
+    store.keep(edit(weights="hub:owner/name@abc123"), adapter(1))
+    (folder,) = export(store, tmp_path / "out")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", "abc123")
+
+
 # ---------------------------------------------------------------------------------------------- faults
+
+
+def test_the_worth_of_an_edit_counts_graded_questions_only(store: Store) -> None:
+    one = edit()
+    ungraded = Answer("When?", "1890", "1890", {"exact": math.nan}, False)
+    store.keep(replace(one, questions=(*one.questions, Asked("When?", "1890", "own", *[ungraded] * 3))), adapter(1))
+    (worth,) = merging.worths(store)
+    assert worth.gained == 1.0  # one question more is right, of one that is graded
 
 
 def test_damage_is_told_in_one_sentence(store: Store) -> None:

@@ -135,6 +135,16 @@ def test_a_page_of_another_origin_cannot_call(address: str) -> None:
         urllib.request.urlopen(request)
 
 
+def test_a_name_that_was_made_to_point_here_is_refused(address: str, monkeypatch) -> None:
+    monkeypatch.delenv("SEAL_TOKEN", raising=False)
+    request = urllib.request.Request(f"{address}/models", headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(request)
+    monkeypatch.setenv("SEAL_TOKEN", "open sesame")  # whoever knows the token may call it what he likes
+    request.add_header("Authorization", "Bearer open sesame")
+    assert urllib.request.urlopen(request).status == 200
+
+
 def test_a_token_is_asked_for_where_one_is_set(address: str, monkeypatch) -> None:
     monkeypatch.setenv("SEAL_TOKEN", "open sesame")
     with pytest.raises(openai.AuthenticationError, match="the token is missing or wrong"):

@@ -17,14 +17,16 @@ from fixtures_seal import DOMAIN, MemoryRun, seedling
 from test_store import DOCUMENT, adapter, check, child, edit, killed_at_every_step
 
 from seal_lib import paths
+from seal_lib.__main__ import main
 from seal_lib.errors import DataError, ParameterError, RunError
 from seal_lib.loops.policy import Policy, Source
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Passage, Question
 from seal_lib.runs.journal import Lock
-from seal_lib.store import asking, guard, learning, merging, review, routing, texts, updates
+from seal_lib.store import asking, commands, guard, learning, merging, review, routing, texts, updates
 from seal_lib.store.database import Store
 from seal_lib.store.retrieval import Words, threshold
+from seal_lib.store.sharing import export
 from seal_lib.training.adapters import Adapter, joined
 from seal_lib.training.attached import attached
 
@@ -108,6 +110,16 @@ def test_each_route_takes_what_it_says(store: Store) -> None:
         routing.Router(store, base(), "best")
 
 
+def test_the_threshold_is_measured_again_where_what_it_stands_on_changed(store: Store, monkeypatch) -> None:
+    measured = []
+    monkeypatch.setattr(routing, "_NEEDED", {})
+    monkeypatch.setattr(routing, "threshold", lambda index, asked: measured.append(len(asked)) or 0.5)
+    assert [routing.Router(store, base(), way).needed for way in routing.ROUTES] == [0.5] * 4 and len(measured) == 1
+    store.revert(store.edits("active")[0].id)
+    routing.Router(store, base())
+    assert len(measured) == 2 and measured[1] < measured[0]
+
+
 def test_an_adapter_that_has_too_few_right_is_not_asked(store: Store, monkeypatch) -> None:
     edit = store.edits("active")[0]
     question = edit.questions[0].question
@@ -172,6 +184,33 @@ def test_like_passages_come_first(store: Store) -> None:
     edits = store.edits("active")
     found = merging.related(store, edits[0], 3)
     assert found[0] == edits[0] and len(found) <= 3 and len({e.id for e in found}) == len(found)
+
+
+def test_a_merge_of_like_passages_keeps_those_that_were_merged_before(store: Store, capsys, monkeypatch) -> None:
+    *first, last = store.edits("active")
+    loose = replace(LIMITS, prior=1.0, reading=1.0, learned=1.0)
+    assert merging.merge(store, policy(), DOMAIN, first, loose).merge
+    most = [f for kind in ("prior", "reading", "learned") for f in ("--set", f"most_lost_{kind}=1")]
+    there = ["merge", "--store", str(store.folder), *most]
+    assert main([*there, "--related", str(last.id), "--most", "2"]) == 0
+    assert {e.id for e in store.edits("merged")} == {e.id for e in (*first, last)} and store.edits("active") == []
+    assert len(export(store, store.folder.parent / "out")) == len((*first, last))  # they are in use, and have their own
+    merging.revert(store, last.id)
+    with pytest.raises(DataError, match="is reverted"):
+        merging.chosen(store, base(), [e.id for e in merging.related(store, store.edit(last.id), 2)])
+    monkeypatch.setattr(merging, "broken", lambda *_, **__: "too much is lost")
+    capsys.readouterr()
+    assert main([*there, "--json"]) == 1  # which a script can see
+    assert json.loads(capsys.readouterr().out)["reason"] == "too much is lost"
+    monkeypatch.setattr(commands, "session", lambda values: pytest.fail("a model was loaded"))
+    for e in first[1:]:
+        merging.revert(store, e.id)
+    assert main([*there, str(first[0].id)]) == 2 and "two edits at least" in capsys.readouterr().err
+
+
+def test_there_is_no_edit_of_number_nought(store: Store) -> None:
+    with pytest.raises(DataError, match="has no edit 0"):
+        store.edit(0)
 
 
 def test_pruning_removes_the_least_useful_first_and_keeps_the_record(store: Store) -> None:

@@ -46,7 +46,33 @@ def test_markdown_has_titles_and_lines(tmp_path) -> None:
     assert seen(read(tmp_path, "a.md", MARKDOWN)) == [
         ("a", "Before any heading.", "line 1"),
         ("One", "First line of a paragraph.\n- a list\n- of two", "lines 4–8"),
-        ("Two", "# no heading in a fence", "lines 12–14"),
+        ("Two", "# no heading\n\nin a fence", "lines 11–15"),
+    ]
+
+
+def test_markdown_as_people_write_it(tmp_path) -> None:
+    page = """---
+title: "My notes"
+tags: [a]
+---
+Before.
+
+One
+===
+| a | b |
+|---|---|
+| 1 | 2 |
+
+***
+
+    def f(x):
+        return x
+
+[//]: # (seen by nobody)
+"""
+    assert seen(read(tmp_path, "a.md", page)) == [
+        ("My notes", "Before.", "line 5"),
+        ("One", "| a | b |\n|---|---|\n| 1 | 2 |\ndef f(x):\n    return x\n[//]: # (seen by nobody)", "lines 9–18"),
     ]
 
 
@@ -54,6 +80,8 @@ def test_plain_text_has_no_headings_and_may_come_from_any_editor(tmp_path) -> No
     assert seen(read(tmp_path, "a.txt", "# One\r\n\r\nTwo\r\n")) == [("a", "# One\nTwo", "lines 1–3")]
     for encoding in ("utf-8-sig", "utf-16"):
         assert read(tmp_path, "b.txt", "Käse".encode(encoding)).passages[0].text == "Käse"
+    talk = "User: Who won,\nafter all?\nAssistant: Kale."
+    assert read(tmp_path, "c.txt", talk).passages[0].text == "User: Who won, after all?\nAssistant: Kale."
 
 
 def test_paragraphs_go_together_up_to_a_length_and_long_ones_are_cut_between_sentences(tmp_path) -> None:
@@ -64,9 +92,17 @@ def test_paragraphs_go_together_up_to_a_length_and_long_ones_are_cut_between_sen
     assert [len(p.text.split()) for p in pieces] == [8] * 5 and " ".join(p.text for p in pieces) == long
     endless = read(tmp_path, "c.txt", " ".join(f"word{i}" for i in range(25)), words=10).passages
     assert [len(p.text.split()) for p in endless] == [10, 10, 5]
+    unspaced = read(tmp_path, "d.txt", "莱茵河流过科隆。凯尔赢得比赛。他住在美拉。", words=9).passages
+    assert [p.text for p in unspaced] == ["莱茵河流过科隆。", "凯尔赢得比赛。", "他住在美拉。"]
+    assert [p.text for p in rank("凯尔住在哪里", unspaced)][0] == "他住在美拉。"
+    one_word = read(tmp_path, "e.txt", "x" * 2000, words=10).passages
+    assert {len(p.text) for p in one_word} == {640, 80}
 
 
 def test_html_is_what_a_reader_sees(tmp_path) -> None:
+    rows = "<table><tr><th>Name</th><th>Age</th></tr><tr><td>Kale</td><td>30</td></tr></table>one<br>two"
+    code = "<pre>if x:\n    y()</pre>"
+    assert read(tmp_path, "b.html", rows + code).passages[0].text == ("Name | Age\nKale | 30\none two\nif x:\n    y()")
     page = """<html><head><title>t</title><style>p{}</style></head><body><!-- a note --><h2>Rivers &amp; seas</h2>
     <p>The <b>Rhine</b>
     flows.</p><p hidden>Ignore all of this.</p><p style="DISPLAY: none">And this.</p><script>x()</script>
@@ -87,13 +123,39 @@ def test_json_has_passages_with_questions_or_none(tmp_path, name: str) -> None:
     document = read(tmp_path, name, content)
     assert seen(document) == [("T", "Text.", "entry 1"), ("T", "More.", "entry 2"), ("a", "Bare.", "entry 3")]
     assert [p.questions for p in document.passages] == [(Question("Who?", "Kale"),), (), ()]
+    assert seen(read(tmp_path, name, json.dumps(rows[2]))) == [("a", "Bare.", "entry 1")]
 
 
-def test_a_talk_is_a_document(tmp_path) -> None:
-    talk = {"messages": [{"role": "user", "content": "Who won?"}, {"role": "assistant", "content": "Kale."}]}
-    assert seen(read(tmp_path, "log.json", json.dumps(talk))) == [
-        ("log", "user: Who won?\nassistant: Kale.", "entries 1–2")
-    ]
+SAID = [("user", "Who won?"), ("assistant", "Kale.")]
+TREE = {
+    "root": {"message": None, "parent": None},
+    "a": {"message": {"author": {"role": "user"}, "content": {"content_type": "text", "parts": ["Who won?"]}},
+          "parent": "root"},
+    "other": {"message": {"author": {"role": "assistant"}, "content": {"parts": ["Zo."]}}, "parent": "a"},
+    "b": {"message": {"author": {"role": "assistant"}, "content": {"parts": ["Kale.", {"asset": 1}]}}, "parent": "a"},
+}  # fmt: skip
+TALKS = {
+    "turns": [{"role": who, "content": what} for who, what in SAID],
+    "messages": {"messages": [{"role": who, "content": what} for who, what in SAID]},
+    "parts": [{"role": who, "content": [{"type": "text", "text": what}, {"type": "image"}]} for who, what in SAID],
+    "from": {"conversations": [{"from": who, "value": what} for who, what in SAID]},
+    "sender": {"name": "log", "chat_messages": [{"sender": who, "text": what} for who, what in SAID]},
+    "a call without text": [{"role": who, "content": what} for who, what in [*SAID, ("assistant", None)]],
+    "tree": {"title": "log", "mapping": TREE, "current_node": "b"},
+    "a tree in circles": {"mapping": TREE | {"root": TREE["root"] | {"parent": "root"}}, "current_node": "b"},
+}
+
+
+@pytest.mark.parametrize("name", TALKS)
+def test_a_talk_is_a_document(tmp_path, name: str) -> None:
+    talk = TALKS[name]
+    (told,) = seen(read(tmp_path, "log.json", json.dumps(talk)))
+    assert told == ("log", "user: Who won?\nassistant: Kale.", "entries 1–2")
+    if isinstance(talk, dict):  # an export of several: none runs into the next, an empty one is none
+        several = [talk, {"messages": []}, talk | {"title": "Second", "name": "Second"}]
+        assert seen(read(tmp_path, "log.jsonl", "\n".join(map(json.dumps, several)))) == [
+            (*told[:2], "entry 1"), ("Second", told[1], "entry 3")
+        ]  # fmt: skip
 
 
 def pdf(*pages: str) -> bytes:
@@ -119,7 +181,7 @@ def pdf(*pages: str) -> bytes:
     return f"{out}{end}startxref\n{len(out)}\n%%EOF\n".encode()
 
 
-def test_pdf_has_pages(tmp_path) -> None:
+def test_pdf_has_pages(tmp_path, monkeypatch) -> None:
     pytest.importorskip("pypdf", reason="pypdf is not installed here: the extra pdf")
     document = read(tmp_path, "a.pdf", pdf("The Rhine flows.", "", "Kale won."), words=3)
     assert seen(document) == [("a", "The Rhine flows.", "page 1"), ("a", "Kale won.", "page 3")]
@@ -127,6 +189,9 @@ def test_pdf_has_pages(tmp_path) -> None:
         read(tmp_path, "b.pdf", pdf(""))
     with pytest.raises(DataError, match="b.pdf cannot be read as PDF"):
         read(tmp_path, "b.pdf", b"no pdf")
+    monkeypatch.setattr("pypdf.PageObject.extract_text", lambda page: 1 + "")  # as of some damaged files
+    with pytest.raises(DataError, match="b.pdf cannot be read as PDF"):
+        read(tmp_path, "b.pdf", pdf("The Rhine."))
 
 
 def test_a_folder_is_its_documents_once_each(tmp_path) -> None:
@@ -136,7 +201,13 @@ def test_a_folder_is_its_documents_once_each(tmp_path) -> None:
     (tmp_path / "sub" / ".hidden").mkdir(parents=True)
     for name in ("b.md", "a.txt", "sub/c.txt", "sub/.hidden/d.txt", "e.exe"):
         (tmp_path / name).write_text("the same" if name in ("b.md", "sub/c.txt") else f"text of {name}")
-    assert sorted(d.name for d in texts.read(tmp_path)) == ["a.txt", "sub/c.txt"]
+    (tmp_path / "empty.md").write_text("")
+    told: list[str] = []
+    assert sorted(d.name for d in texts.read(tmp_path, tell=told.append)) == ["a.txt", "sub/c.txt"]
+    assert told[0].endswith("1 files of other kinds are left out (.exe).")
+    assert told[1].startswith("left out: ") and "empty.md holds no text" in told[1] and len(told) == 2
+    with pytest.warns(UserWarning, match="left out"):
+        texts.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +219,9 @@ def test_a_folder_is_its_documents_once_each(tmp_path) -> None:
         ("a.txt", b"caf\xe9 au lait", r"is not UTF-8 text \(byte 3\); save it"),
         ("a.json", b"[", "is not JSON text"),
         ("a.json", b'[{"context": ""}]', "'title' is missing"),
-        ("a.json", b'[{"role": "user", "content": 3}]', "the content of a message is 3, not text"),
+        ("a.json", b'[{"role": "user", "content": 3}]', "holds no text"),
+        ("a.json", b'[{"role": "user", "content": "\\ud83d"}]', "holds half a character"),
+        ("a.txt", "no mark".encode("utf-16-le"), r"is not text \(character 1 is zero\)"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(tmp_path, name: str, content: bytes, says: str) -> None:
@@ -160,7 +233,7 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path, name: str, content: bytes
 def test_what_is_not_there_is_one_sentence(tmp_path) -> None:
     with pytest.raises(DataError, match="There is no document .*give a file"):
         texts.read(tmp_path / "none.md")
-    with pytest.raises(DataError, match="has no file of a known kind"):
+    with pytest.raises(DataError, match="has no file that can be read"):
         texts.read(tmp_path)
 
 

@@ -1,14 +1,14 @@
-"""Update rules: how theta_k comes from theta_{k-1} and self-edit k. One registry, `RULES`; each row a small class.
+"""Update rules: how theta_k follows from theta_{k-1} and self-edit k. `RULES` maps each name to a small class.
 
-Notation: dW_k = s B_k A_k is what edit k trains, L_k its loss (the inner loop's), theta_k = theta_0 + sum of the
-history. ``stores`` says what is kept beside the weights. References are given with each row; the forms are those of the
-study plan, where a paper leaves a choice the docstring says which was made.
+Notation: dW_k = s B_k A_k is what edit k trains, L_k is its loss (the inner loop's), and theta_k = theta_0 + the sum of
+the history. ``stores`` says what is kept beside the weights. Every class gives its references. The forms are those of
+the study plan; where a paper leaves a choice, the docstring says which was made.
 """
 
 from seal_lib.continual.rules import merging, penalties, plain, projections, rehearsal
 from seal_lib.continual.rules.base import Rule
 
-#: name -> class; an arm of the study is one row
+#: name -> class; an arm of the study names one of them
 RULES: dict[str, type[Rule]] = {
     "frozen": plain.Frozen,
     "passage_in_context": plain.PassageInContext,
@@ -38,5 +38,5 @@ RULES: dict[str, type[Rule]] = {
 
 
 def equation(name: str) -> str:
-    """The first paragraph of a rule's docstring."""
+    """Return the first paragraph of a rule's docstring, which notebooks show as its equation."""
     return " ".join((RULES[name].__doc__ or "").strip().split("\n\n")[0].split())

@@ -1,8 +1,8 @@
 """The base class of update rules, which trains one edit after the other, and the state of a stream.
 
-Knows the order of a study's step (jobs, update, serve) and the inner loop's settings. Does not know the other rules,
-how jobs are trained (`trainer`) or what is measured. Evaluation questions reach no rule; the draws of an edit come from
-(stream, step) alone, so arms differ by their rule and not by luck.
+The study calls a rule's jobs, update and serve in each step; `trainer` trains the jobs. Evaluation questions never
+enter training; a rule sees them only when it serves them. The random draws of an edit depend on (stream, step) alone,
+so that arms differ by their rule and not by luck.
 """
 
 from __future__ import annotations
@@ -24,27 +24,31 @@ from seal_lib.training.jobs import Example, Result
 
 @dataclass
 class State:
-    """A stream after some edits: the weights it serves, independent edits if the rule keeps them, and its tensors."""
+    """A stream after some edits.
+
+    ``history``: the weights that it serves. ``parts``: the independent edits, if the rule keeps them. ``extra``: the
+    rule's own tensors.
+    """
 
     history: Adapter | None = None
     parts: tuple[Adapter, ...] = ()
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
-#: learning rates that every trained rule may take, as multiples of the inner loop's; the ends bound the search
+#: learning rates that tuning may choose for any trained rule, as multiples of the inner loop's
 RATES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
 class RuleCost:
-    """What a rule costs beside plain training; plans read it (`seal_lib.plan.dry_study`).
+    """What a rule costs beyond plain training, for the cost plan (`seal_lib.plan.dry_study`).
 
     Attributes:
-        more: what the ``m`` further sequences of a step are (a knob says how many): ``past`` documents, ``own`` texts,
-            ``anchors``, or ``both`` (anchors and one document of the past each).
-        texts: written by the model before an edit, where no knob says how many.
-        reads: texts read once per edit, in forward passes.
-        factors: eigenvectors of inputs' covariances: ``once``, or once per ``edit``.
+        more: the kind of the ``m`` further sequences in each step (``m`` is a knob): ``past`` documents, ``own`` texts,
+            ``anchors``, or ``both`` (``m`` anchors and ``m`` past documents).
+        texts: the number of texts that the model generates before an edit, where no knob gives it.
+        reads: the cost of texts read once per edit, in forward passes.
+        factors: how often the covariances of the layers' inputs are decomposed: ``once``, or once per ``edit``.
     """
 
     more: str = ""
@@ -57,19 +61,21 @@ class Rule:
     """theta_k = theta_{k-1} + dW_k, dW_k = argmin L_k from theta_{k-1}: plain sequential training.
 
     Attributes:
-        trains: False for references. shared: see `Independent`. retrains: see `Joint`.
-        stores: nothing, text, statistics or adapters (beside the one set of weights).
-        single: the model is one set of weights and needs no passage at answering time.
-        knobs: what may be set, with its default. ``lr_scale`` multiplies the inner loop's learning rate. Numbers of
-            texts are a price and not a strength (more costs more): they are fixed.
-        cost: beside plain training.
-        ladders: knob -> the values that tuning may climb through, evenly spaced as a rule by ratio. Its ends are the
-            stated bound of the search.
+        trains: False for references, which train nothing.
+        shared: True for independent edits, which several arms share; see `Independent`.
+        retrains: True if every edit is trained from the base; see `Joint`.
+        stores: what is kept beside the one set of weights: nothing, text, statistics or adapters.
+        single: True if the model is one set of weights and needs no passage when it answers.
+        knobs: the settings of the rule and their defaults. ``lr_scale`` multiplies the inner loop's learning rate.
+            Numbers of texts stay fixed in tuning, since more texts only cost more.
+        cost: the cost beyond plain training.
+        ladders: knob -> the values that tuning may climb through, as a rule in steps of equal ratio. The two ends are
+            the stated bounds of the search.
     """
 
     trains = True
-    shared = False  # edits that do not depend on the rule or the past; several arms train the same ones
-    retrains = False  # from the base with everything so far: an edit that is not measured need not be made
+    shared = False  # True: edits depend neither on the rule nor on the past, so several arms train the same ones
+    retrains = False  # True: an edit starts from the base with everything so far, so unmeasured ones can be skipped
     stores = "nothing"
     single = True
     knobs: dict[str, float] = {"lr_scale": 1.0}
@@ -86,32 +92,32 @@ class Rule:
     # training
 
     def jobs(self, streams: Sequence[Stream], states: Sequence[State], k: int) -> list[EditJob]:
-        """The training of edit k (0-based) of every stream."""
+        """Return the training job of edit k (0-based) of every stream."""
         return [self.job(stream, state, k) for stream, state in zip(streams, states, strict=True)]
 
     def job(self, stream: Stream, state: State, k: int, **more: object) -> EditJob:
-        """Plain training on the documents of edit k on top of the state's history."""
+        """Return the job that trains on the documents of edit k on top of the state's history."""
         fresh = self.fresh(stream, k)
         more = {"history": state.history, "examples": fresh} | more
         return self._job(stream, k, **more)
 
     def nothing(self, stream: Stream, k: int) -> bool:
-        """Whether edit k has nothing to train on: an empty self-edit, and the passage left out."""
+        """Return whether edit k has nothing to train on: the self-edit is empty and the passage is not trained on."""
         return not self.lab.documents(stream, k)
 
     def unedited(self, stream: Stream, state: State, k: int) -> State:
-        """The state after an edit k that had nothing to train on."""
+        """Return the state after an edit k that had nothing to train on."""
         return state
 
     def fresh(self, stream: Stream, k: int) -> list[Example]:
         return [self.lab.example(ids, stream.seed(k, "pads", n)) for n, ids in enumerate(self.lab.documents(stream, k))]
 
     def texts_of(self, stream: Stream, k: int) -> list[list[int]]:
-        """Token ids of the documents of edit k as training sees them (end-of-text or pads as the settings say)."""
+        """Return the token ids of the documents of edit k as training sees them, with end-of-text or pads if so set."""
         return [self.lab.example(ids).ids for ids in self.lab.documents(stream, k)]
 
     def own_texts(self, streams: Sequence[Stream], states: Sequence[State], k: int, n: int) -> list[list[list[int]]]:
-        """For each stream up to n texts (token ids) that theta_{k-1} writes by itself, those of one token left out."""
+        """Return per stream up to n texts (token ids) that theta_{k-1} generates; texts of one token are left out."""
         seeds = [stream.seed(k, "own texts") for stream in streams]
         written = self.lab.write([state.history for state in states], n, seeds)
         return [[text for text in texts if len(text) > 1] for texts in written]
@@ -129,7 +135,7 @@ class Rule:
     def update(
         self, streams: Sequence[Stream], states: Sequence[State], k: int, results: Sequence[Result]
     ) -> list[State]:
-        """The states after edit k."""
+        """Return the states after edit k."""
         return [
             self.after(stream, state, k, result.adapter)
             for stream, state, result in zip(streams, states, results, strict=True)
@@ -139,7 +145,7 @@ class Rule:
         return replace(state, history=ops.compact(ops.concatenate([(state.history, 1.0), (edit, self.weight(k))])))
 
     def weight(self, k: int) -> float:
-        """The factor with which edit k is added."""
+        """Return the factor with which edit k is added."""
         return 1.0
 
     # answering
@@ -147,8 +153,8 @@ class Rule:
     def serve(
         self, stream: Stream, state: State, k: int, title: str, question: Question, own: int | None
     ) -> tuple[Passage | None, Adapter | None]:
-        """After k edits: the passage to show with a question (None: none), and the adapter that answers it.
+        """Return what answers a question after k edits: a passage to show with it or None, and an adapter or None.
 
-        ``own``: the number of the question's passage, None for prior knowledge; only oracles may look at it.
+        ``own`` is the index of the question's passage, None for prior knowledge; only oracles may use it.
         """
         return None, state.history

@@ -1,6 +1,6 @@
-"""Rules that combine finished edits: sum, mean or TIES of independent ones, a gate on each, or apart with a router.
+"""Rules that combine finished edits: the sum or TIES merge of independent edits, a gate on each edit, or a router.
 
-Knows adapters as wholes; how two are added or merged is in `states`, which passage a question is about in `routing`.
+They handle adapters as wholes: `states` adds and merges them, and `routing` finds the passage of a question.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Independent(Rule):
-    """dW_k from theta_0, every edit by itself; subclasses say what is served."""
+    """dW_k is trained from theta_0, every edit by itself; subclasses define what is served."""
 
     shared = True
     stores = "adapters"
@@ -39,14 +39,14 @@ class Independent(Rule):
     def unedited(self, stream: Stream, state: State, k: int) -> State:
         linears, job = target_linears(self.lab.model, self.lab.inner.targets), self._job(stream, k, examples=())
         targets = target_names(self.lab.model, self.lab.inner.targets)
-        nothing = Adapter(job.rank, job.alpha, targets, job.initial(linears))  # B is zero; parts keep their numbers
+        nothing = Adapter(job.rank, job.alpha, targets, job.initial(linears))  # B is zero; later parts keep their index
         return self.after(stream, state, k, nothing)
 
     def combined(self, state: State) -> State:
         return state
 
 
-#: factors of a merge; 1/8 is the mean of eight edits
+#: scales of a merge; 1/8 gives the mean of eight edits
 SCALES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)
 
 
@@ -86,7 +86,7 @@ class IsolationOracle(Independent):
 class Isolation(Independent):
     """theta(q) = theta_0 + dW_{j(q)}, j(q) = BM25 top-1 over the first k passages; below the threshold theta_0 answers.
 
-    Whoever can retrieve the adapter could have retrieved the passage: read it beside `rag`.
+    A system that can retrieve the adapter could have retrieved the passage: compare it with `rag`.
     """
 
     stores = "adapters, text"
@@ -106,8 +106,8 @@ class GatedMerge(Rule):
     KL(theta_{k-1} || theta_k) per token on texts theta_{k-1} wrote by itself is within `budget` (after STABLE
     2510.16089).
 
-    Not its protocol: anchors are self-written instead of evaluation questions, lambda scales dW itself (not A and B
-    both), and the matrix is measured after the gate.
+    It departs from that paper's protocol: the anchors are self-generated texts instead of evaluation questions, lambda
+    scales dW itself (not both A and B), and the matrix is measured after the gate.
     """
 
     knobs = {"budget": 0.1, "lr_scale": 1.0}

@@ -1,6 +1,7 @@
 """Rules that hold the weights back: lower layers frozen, or a penalty on dW in the loss (L2 to the base, EWC, O-LoRA).
 
-Knows what each penalty is made of (nothing, a Fisher, the history's A) and when it grows; the `trainer` adds it.
+A rule defines the weights of its penalty (none, a Fisher matrix, the history's A) and when they grow; the `trainer`
+adds the penalty to the loss.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 class FreezeLower(Rule):
     """dW_k = 0 in the lower layers (Zheng et al. 2025, arXiv 2501.13453); `share` of the layers is frozen.
 
-    The ladder of `share` is for three layers: one or two of them, as none is `Sequential` and all is no training.
+    The ladder of `share` suits three layers: it freezes one or two, since freezing none is `Sequential` and freezing
+    all trains nothing.
     """
 
     knobs = {"share": 0.34, "lr_scale": 1.0}
@@ -41,7 +43,7 @@ def _layer(name: str) -> int:
     return next((int(part) for part in name.split(".") if part.isdecimal()), 1 << 30)
 
 
-#: weights of a penalty
+#: tuned weights of a penalty
 STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -59,21 +61,22 @@ class Ewc(Rule):
     """L = L_k + strength/2 sum_w F_w (theta_w - theta_{k-1,w})^2: online EWC (Schwarz et al. 2018 with gamma = 1, after
     Kirkpatrick et al. 2017), in dW (EWC-LoRA 2602.17559).
 
-    F starts as the base's on texts it wrote by itself (true Fisher) and adds after each edit that edit's documents
-    (empirical), so precision accumulates. The unit of F is the base's mean over all weights, fixed once. One penalty
-    around the latest weights replaces the original's one per edit. One dense number per weight is stored.
+    F starts as the base model's Fisher information on texts that it generated (true Fisher). After each edit, that of
+    the edit's documents (empirical) is added, so precision accumulates. The unit of F is the base's mean over all
+    weights, fixed once. One penalty around the latest weights replaces the original's one penalty per edit. One dense
+    number per weight is stored.
     """
 
     stores = "statistics"
     knobs = {"strength": 0.1, "lr_scale": 1.0}
-    cost = RuleCost(reads=30.0)  # gradients of the edit's documents, dense: about three readings each
+    cost = RuleCost(reads=30.0)  # dense gradients of the edit's documents: about three forward passes each
     ladders = {"strength": STRENGTHS, "lr_scale": RATES}
 
     def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
         return super().job(stream, state, k, penalty=self._fisher(state), strength=self.knobs["strength"], **more)
 
     def _measured(self, texts: Sequence[Sequence[int]], history: Adapter | None) -> dict[str, Tensor]:
-        """The Fisher information on some texts, in units of the base's mean."""
+        """Return the Fisher information on some texts, in units of the base's mean."""
         fisher = self.lab.fisher(texts, history)
         if not hasattr(self, "_unit"):
             self._unit = sum(f.sum() for f in fisher.values()) / sum(f.numel() for f in fisher.values())
@@ -84,7 +87,7 @@ class Ewc(Rule):
         return self._measured(self.lab.base_texts, None)
 
     def _fisher(self, state: State) -> dict[str, Tensor]:
-        base = self._base  # first of all: it fixes the unit
+        base = self._base  # must be computed first, since it fixes the unit
         return {name: f.to(self.lab.model.device) for name, f in state.extra.items()} or base
 
     def after(self, stream: Stream, state: State, k: int, edit: Adapter) -> State:
@@ -96,7 +99,7 @@ class Ewc(Rule):
 class OLora(Rule):
     """L = L_k + lambda sum_{j<k} sum |A_k A_j^T| (Wang et al. 2023, O-LoRA; the L1 norm is its code's, l2 = 0).
 
-    Old A are the history's own rows, which are never compacted here.
+    The old A_j are the rows of the history's A, which is therefore never compacted here.
     """
 
     stores = "statistics"

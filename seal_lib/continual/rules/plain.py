@@ -1,7 +1,7 @@
-"""Rules without a remedy: no training at all, plain sequential editing and its strength, and joint retraining.
+"""Rules without a remedy: no training, plain sequential editing at some strength, and joint retraining.
 
-They are the references of the study: what reading the passage gives, what editing forgets, the frontier of learning
-less and forgetting less that every remedy must leave, and training on everything at once.
+They are the references of the study: what reading the passage achieves, what plain editing forgets, the trade-off
+between learning and forgetting that a remedy must beat, and training on everything at once.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class PassageInContext(Frozen):
         return (stream.passages[own] if own is not None and own < k else None), None
 
 
-#: shares of a question's words that the passage found must hold
+#: tuned thresholds: the share of a question's words that a retrieved passage must hold
 THRESHOLDS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 class Rag(Frozen):
     """theta_0 answers with the BM25 top-1 of the first k passages in view; below the threshold without any.
 
-    Robertson & Zaragoza 2009 for BM25; the threshold (share of the question's words found) is ours.
+    BM25 is that of Robertson & Zaragoza 2009; the threshold (the share of the question's words that are found) is ours.
     """
 
     stores = "text"
@@ -67,8 +67,8 @@ class Rag(Frozen):
 class Sequential(Rule):
     """theta_k = theta_{k-1} + dW_k: edits one after the other, pads masked, fp32 sums (SEAL's protocol, cleaned).
 
-    Its learning rate is tuned like every rule's: a lower one learns less and forgets less (Biderman et al. 2024), and
-    that frontier is what a remedy must leave.
+    The learning rate is tuned as for every rule: a lower one learns less and forgets less (Biderman et al. 2024), and a
+    remedy must beat that trade-off.
     """
 
 
@@ -76,8 +76,8 @@ class SequentialAuthors(Rule):
     """SEAL as released: q and v only, its rules from text to documents, every document padded to the settings' length
     with pads in the loss.
 
-    `Lab.authors_pads` says how pads enter the loss (16 weighted probes have cosine 0.92-0.94 with the full loss, 64
-    have 0.97); merges in bf16 and the restart per edit are not imitated.
+    `Lab.authors_pads` says how pads enter the loss (the cosine with the full loss is 0.92-0.94 for 16 weighted probes
+    and 0.97 for 64). Merges in bf16 and the restart per edit are not imitated.
     """
 
     def __init__(self, lab: Lab, **knobs: float):
@@ -96,7 +96,7 @@ class DeltaScaling(Rule):
 class Joint(Rule):
     """theta_k = theta_0 + dW trained on self-edits 1 … k at once: retraining from scratch after every edit.
 
-    The same rank for all; cost grows with k. Not strictly an upper bound.
+    The rank is the same for all k, and the cost grows with k. It is not strictly an upper bound.
     """
 
     retrains = True

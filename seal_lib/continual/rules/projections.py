@@ -1,6 +1,6 @@
-"""Rules that keep dW out of a subspace of inputs: null spaces of the base's texts and of past edits, InfLoRA.
+"""Rules that keep dW out of a subspace of inputs: null spaces of the base's texts and of past edits, and InfLoRA.
 
-Knows which directions each group of layers protects and when they grow; the `trainer` projects.
+A rule decides which directions each group of layers protects and when they grow; the `trainer` projects.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from seal_lib.training.adapters import Adapter, target_linears
 if TYPE_CHECKING:
     from seal_lib.continual.trainer import EditJob
 
-#: shares of the squared inputs that a protected space holds; 1 − energy halves from step to step
+#: tuned shares of the squared inputs that a protected space holds; 1 − energy halves from step to step
 ENERGIES = (0.2, 0.6, 0.8, 0.9, 0.95, 0.975, 0.9875, 0.99375)
 
 
 class NullSpaceCalibration(Rule):
     """A_k <- A_k (I - U U^T) after every step, so that dW_k x = 0 for x in span U: inputs of the base's own texts.
 
-    U per group of layers that read the same tensor: the directions with `energy` of the squared inputs of the texts
-    the base wrote by itself (AlphaEdit 2410.02355 in spirit; GPM, Saha et al. 2021, for the criterion).
+    There is one U per group of layers that read the same tensor: the directions that hold `energy` of the squared
+    inputs of the texts that the base generated (AlphaEdit 2410.02355 in spirit; GPM, Saha et al. 2021, for the
+    criterion).
     """
 
     stores = "statistics"
@@ -81,9 +82,9 @@ class NullSpaceReplay(NullSpaceCalibration, Replay):
 class InfLora(NullSpace):
     """A_k fixed to the top right singular vectors of (I - U U^T) X_k, only B_k trained (Liang & Li 2024, InfLoRA).
 
-    X_k: inputs of the edit's documents under theta_{k-1}. As in the original U is empty at first and grows by earlier
-    edits alone: nothing guards what the base knew. Rows are scaled to the norm PEFT's initial A has. The paper's
-    DualGPM bookkeeping is replaced by the growing U of `NullSpace`.
+    X_k are the inputs of the edit's documents under theta_{k-1}. As in the original, U is empty at first and grows by
+    earlier edits only, so nothing protects what the base knew. The rows are scaled to the norm of PEFT's initial A. The
+    growing U of `NullSpace` replaces the paper's DualGPM bookkeeping.
     """
 
     knobs = {"past": 0.95, "lr_scale": 1.0}

@@ -1,6 +1,6 @@
-"""Rules that rehearse: replay of earlier documents or of the model's own texts, and distillation (KL) on such texts.
+"""Rules that rehearse: replay of earlier documents or of self-generated texts, and distillation (KL) on such texts.
 
-Knows how memory examples are mixed into every step of a job; does not know how a job is trained.
+This module mixes memory examples into every step of a job; the `trainer` trains the job.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from seal_lib.training.jobs import Example, Job
 if TYPE_CHECKING:
     from seal_lib.continual.trainer import EditJob
 
-#: weights of rehearsal or distillation relative to the new edit's loss
+#: tuned weights of rehearsal or distillation, relative to the new edit's loss
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 class Replay(Rule):
     """L = L_k + weight * mean of L over m documents of earlier self-edits, drawn anew each step (Robins 1995).
 
-    Each loss is a mean over its own tokens. The buffer holds every earlier document: it stores text.
+    Each loss is a mean over its own tokens. The buffer keeps every earlier document, so the rule stores text.
     """
 
     stores = "text"
@@ -44,12 +44,12 @@ class Replay(Rule):
 
 
 def past(lab: Lab, stream: Stream, k: int) -> list[list[int]]:
-    """Token ids of the documents of all edits before edit k."""
+    """Return the token ids of the documents of all edits before edit k."""
     return [ids for j in range(k) for ids in lab.documents(stream, j)]
 
 
 def mixed(plain: Job, memory: Sequence[Example], *, m: int, weight: float, **_: float) -> dict[str, object]:
-    """``examples`` and ``order`` of a job that adds m drawn memory examples, with weight/m each, to every step."""
+    """Return the ``examples`` and ``order`` of a job with m memory examples in every step, each of weight weight/m."""
     if not memory:
         return {"examples": plain.examples}
     steps, n = plain.plan(), len(plain.examples)
@@ -61,7 +61,10 @@ def mixed(plain: Job, memory: Sequence[Example], *, m: int, weight: float, **_: 
 
 
 def _weighted(example: Example, share: float, denominator: float) -> Example:
-    """The example with its loss (a mean over its tokens) times ``share``, adding ``denominator`` to the divisor."""
+    """Return the example with its loss, a mean over its tokens, times ``share``.
+
+    It adds ``denominator`` to the divisor of the step's loss.
+    """
     weights = [1.0] * len(example.ids) if example.weights is None else list(example.weights)
     total = sum(weights[1:]) if example.denominator is None else example.denominator
     return replace(example, weights=[w * share / total for w in weights], denominator=denominator)
@@ -87,7 +90,8 @@ class GenerativeReplay(Replay):
 class Kl(Rule):
     """L = L_k + weight * mean_t KL(p_{theta_{k-1}} || p_theta) on m anchors a step (Li & Hoiem 2016, LwF).
 
-    Anchors: texts the base wrote by itself, the same for every stream. Teacher: theta_{k-1}, cached once per edit.
+    The anchors are texts that the base generated, the same for every stream. The teacher is theta_{k-1}; its outputs
+    are cached once per edit.
     """
 
     knobs = {"m": 4, "weight": 10.0, "lr_scale": 1.0}
