@@ -215,10 +215,13 @@ class PassageTrial:
 
 
 def _colour(grade: float) -> str:
-    """Return green for a right answer, red for a wrong one, amber in between, grey if there is no grade."""
+    """Return green for a right answer, red for a wrong one, amber in between, grey if there is no grade.
+
+    Each has the contrast 4 on white and on a dark page alike, about the most that one colour can have on both.
+    """
     if math.isnan(grade):
         return "#888888"
-    return "#0a7d3c" if grade == 1 else "#d13b30" if grade == 0 else "#9a6700"
+    return "#1e9150" if grade == 1 else "#e04a3f" if grade == 0 else "#ae7712"
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,14 @@ def test_every_room_has_a_floor_and_few_modules_are_loose() -> None:
     assert len(loose) <= 6, loose
 
 
+def test_tests_are_laid_out_like_the_packages_they_test() -> None:
+    """A test of one package is in the folder of its name; what needs several, or the repository, is beside them."""
+    tests = REPOSITORY / "tests"
+    folders = {path.parent.name for path in tests.rglob("test_*.py") if path.parent != tests}
+    rooms = {path.parent.name for path in (REPOSITORY / "seal_lib").glob("*/__init__.py")}
+    assert len(folders) > 10 and folders <= rooms
+
+
 def test_no_arrow_points_up() -> None:
     up = [
         f"{name} takes {module}"

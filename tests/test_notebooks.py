@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 
 from seal_lib import paths
 from seal_lib.errors import ParameterError
-from seal_lib.runs import lifecycle, manifest, params, runner
+from seal_lib.runs import lifecycle, manifest, params, runner, yaml_files
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 LONGEST = 40  # lines of a code cell; what is longer belongs in the library
@@ -137,12 +137,14 @@ def test_readings_belong_to_their_numbers(path: Path) -> None:
 
 
 def test_arms_have_labels_in_texts_and_no_keys() -> None:
+    metrics = {"_own", "_live", *yaml_files.read(REPOSITORY / "seal_lib" / "report" / "metrics.yaml")}
     keys = re.compile(r"(?<![\w`/])(own_untrained|random_\w+_sft|seal_round_\d|passage_in_context|sequential_\w+)\b")
     for path in NOTEBOOKS:
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] == "markdown":
                 text = "".join(cell["source"]).replace("\\_", "_")
                 assert not keys.search(text), (path.stem, keys.search(text))
+                assert not set(re.findall(r"`(\w+)`", text)) & metrics, path.stem
 
 
 @pytest.fixture(scope="module")

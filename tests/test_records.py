@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -66,6 +67,19 @@ def test_faces_in_jupyter_escape_what_a_model_wrote() -> None:
         assert "&lt;script&gt;" in item._repr_html_()
     assert "own" not in replace(failed, arm="own_untrained")._repr_html_()  # labels where an arm is named, never keys
     assert "diverged" in failed._repr_html_() and "nan" not in failed._repr_html_()
+
+
+def test_what_is_right_can_be_read_on_white_and_in_the_dark() -> None:
+    def light(paint: str) -> float:
+        parts = [int(paint[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05
+
+    face = trial("p", [1, 0])._repr_html_()
+    paints = set(re.findall(r"color:(#\w{6})", face))
+    assert len(paints) == 2
+    for paint in paints:
+        assert light("#ffffff") / light(paint) > 3.9 and light(paint) / light("#1e2129") > 3.9, paint
 
 
 def test_a_long_text_is_cut_in_the_face_but_not_in_the_record() -> None:

@@ -266,7 +266,8 @@ def cost_curve(table: pd.DataFrame, axes: Axes | np.ndarray) -> Axes | np.ndarra
         own = table[table["model"] == model]
         ks, names = sorted(own.loc[own["variant"] == "bank", "K"].unique()), []
         for targets, paint in paints.items():
-            _bank(own[(own["variant"] == "bank") & (own["targets"] == targets)].sort_values("K"), ax, targets, paint)
+            bank = own[(own["variant"] == "bank") & (own["targets"] == targets)].sort_values("K")
+            names += _bank(bank, ax, targets, paint)
             for variant, style in (("authors", (0, (6, 2))), ("sequential", (0, (1, 1)))):
                 rows = own[(own["variant"] == variant) & (own["targets"] == targets)]
                 for y in rows["seconds_per_edit"].dropna():
@@ -280,18 +281,18 @@ def cost_curve(table: pd.DataFrame, axes: Axes | np.ndarray) -> Axes | np.ndarra
     return axes
 
 
-def _bank(rows: pd.DataFrame, ax: Axes, targets: str, paint: str) -> None:
+def _bank(rows: pd.DataFrame, ax: Axes, targets: str, paint: str) -> list[tuple[float, str, str]]:
+    """Draw the bank's lines; returns what `names_at_right` writes beside them."""
     good = rows.dropna(subset=["seconds_per_edit"])
     for row in rows[rows["seconds_per_edit"].isna()].itertuples():
         ax.text(row.K, 0.98, "×", color=paint, ha="center", va="top", transform=ax.get_xaxis_transform())
     if good.empty:
-        return
+        return []
     ax.fill_between(good["K"], good["low"], good["high"], color=paint, alpha=0.2, linewidth=0)
     ax.plot(good["K"], good["seconds_per_edit"], color=paint, marker="o", markersize=4, gid=f"bank:{targets}")
     ax.plot(good["K"], good["train_s"], color=paint, linewidth=1, linestyle="--", gid=f"training:{targets}")
     floors = good["floor_ms"] / good["ms_per_step"] * good["train_s"]
     ax.plot(good["K"], floors, color=paint, linewidth=1, linestyle=":", gid=f"floor:{targets}")
     least = good.loc[good["seconds_per_edit"].idxmin()]
-    words = f"bank, {TARGET_LABELS[targets]}: {least['seconds_per_edit']:.3g} s at K = {least['K']:.0f}"
-    at, away = (least["K"], least["seconds_per_edit"]), -12 if targets == "qv" else 5
-    ax.annotate(words, at, (4, away), textcoords="offset points", color=paint, fontsize=8, ha="right")
+    words = f"bank, {TARGET_LABELS[targets]}:\n{least['seconds_per_edit']:.3g} s at K = {least['K']:.0f}"
+    return [(least["seconds_per_edit"], words, paint)]

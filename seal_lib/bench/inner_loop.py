@@ -292,7 +292,9 @@ def check_same(model: PreTrainedModel, jobs: list) -> float:
         for a, b in zip(result.losses, train_alone(model, job).losses, strict=True)
     )
     if not error < 1e-4:
-        raise SealError(f"Bank and PEFT loop disagree by {error:.1e} in a loss; run the tests in tests/test_bank.py.")
+        raise SealError(
+            f"Bank and PEFT loop disagree by {error:.1e} in a loss; run the tests in tests/training/test_bank.py."
+        )
     return error
 
 

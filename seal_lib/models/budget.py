@@ -1,7 +1,7 @@
 """The memory that a model, its adapters and one step need, computed from shapes before anything is loaded.
 
 It holds the shapes of the Hub models that the parameter files name, and the bytes that training and generation keep per
-parameter and token (measured counts in ``tests/test_budget.py``). It does not import torch. GB are 10^9 bytes.
+parameter and token (measured counts in ``tests/models/test_budget.py``). It does not import torch. GB are 10^9 bytes.
 """
 
 from collections.abc import Mapping, Sequence

@@ -88,7 +88,7 @@ _ARROW = "<span style='padding:0 .4em;font-size:140%'>→</span>"
 
 def _box(head: str, text: str, wide: int, strong: bool = False) -> str:
     shown = html.escape(text if len(text) <= 260 else text[:260] + " …").replace("\n", "<br>")
-    edge = "2px solid #0a7d3c" if strong else "1px solid #888"
+    edge = "2px solid #1e9150" if strong else "1px solid #888"
     return (
         f"<div style='border:{edge};border-radius:4px;padding:.3em .6em;margin:.3em 0;width:{wide}em;{LEFT}'>"
         f"<small><b>{html.escape(head)}</b></small><br>{shown}</div>"
