@@ -81,7 +81,7 @@ def _check_settings(config: Mapping[str, Any], file: Path) -> None:
 def _pairs(state: dict[str, Tensor], rank: int, file: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """The tensors of a file as pairs, each of the shape and type that a layer can take."""
     weights = {}
-    for key in sorted(key for key in state if key.endswith(".lora_A.weight")):
+    for key in sorted(key for key in state if key.startswith(PREFIX) and key.endswith(".lora_A.weight")):
         other, name = key.replace(".lora_A.", ".lora_B."), key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
         if other not in state:
             raise DataError(f"{file}: {key} has no {other}; the file is cut, so save the adapter again.")
