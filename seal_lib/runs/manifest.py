@@ -437,7 +437,10 @@ def inputs_changed(folder: Path) -> list[str]:
 
 
 def published_minutes(notebook: str, scale: str) -> float | None:
-    """How long the notebook took when the published results of a scale were made; None where there are none."""
+    """How long the notebook took when the published results of a scale were made; None where that is not known."""
     record = paths.figures() / scale / "manifest.json"
-    runs = paths.read_json(record)["runs"] if record.exists() else []
-    return next((run["minutes"] for run in runs if run["notebook"] == notebook), None)
+    try:
+        runs = paths.read_json(record)["runs"] if record.exists() else []
+        return next((float(run["minutes"]) for run in runs if run["notebook"] == notebook), None)
+    except (DataError, KeyError, TypeError, ValueError):  # such as git's marks of a conflict; it is said only
+        return None
