@@ -29,9 +29,10 @@ from seal_lib.generation.contract import Completion, Request, Sampling, sample_s
 #: number of consecutive requests without an answer after which the endpoint counts as lost
 LOST = 20
 LARGEST = 2**24  # bytes of a reply
-PAUSE = 0.5  # s; the upper bound of the random pause after the first try; it doubles with each further try
-LONGEST = 600.0  # s; a request is given up if the server asks for a longer pause
-AGAIN = (408, 409, 425, 429)  # transient statuses, besides those from 500 on
+PAUSE = 0.5  # s; a try is followed by a random pause of up to twice as long as the one before
+LONGEST = 600.0  # s; a server that asks for a longer pause is not waited for
+AGAIN = (408, 409, 425, 429)  # statuses that may pass, beside those from 500 on
+BROKEN = ("error", "abort")  # reasons to end a reply that leave it cut
 REFUSED = {401: "does not take the key", 403: "does not take the key", 404: "does not know the path or the model"}
 
 
@@ -268,12 +269,18 @@ class Endpoint:
             reply = json.loads(raw)
             choice = reply["choices"][0]
             text = choice["message"]["content"] if "message" in choice else choice["text"]
+            if isinstance(text, list):  # parts, of which some may be thoughts
+                text = "".join(part["text"] for part in text if part["type"] == "text")
             if isinstance(text, str):
                 text.encode()  # raises for a lone surrogate, which is half a character
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise Again("a reply that is none") from error
         ended = choice.get("finish_reason")
-        if text is None and ended == "length":  # the reasoning took all tokens
+        if ended == "content_filter":
+            raise Refused("the server withheld the reply (content_filter)")
+        if ended in BROKEN:
+            raise Again(f"the reply ended in {ended}")
+        if text is None and ended == "length":  # it thought until the limit
             text = ""
         if not isinstance(text, str):
             raise Again("a reply without text")

@@ -18,7 +18,7 @@ DTYPES = ("float64", "float32", "bfloat16", "float16", "4bit")
 LEAST_KNOWN = 0.9
 #: types of packed weights, which mean something only with their scales
 PACKED = ("I8", "U8", "F8", "F4")
-_UNPACKED = 'give the model in float32, bfloat16 or float16 (dtype: "4bit" packs it here)'
+_UNPACKED = 'give it in float32, bfloat16 or float16 (dtype: "4bit" packs a model here)'
 
 
 def json_object(path: Path) -> dict[str, Any]:

@@ -37,9 +37,17 @@ def written_ids(text: str, end: int, tokenizer: "PreTrainedTokenizerBase") -> li
 
 
 def ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Return all ids that end a text: the tokenizer's EOS and those in the model's ``generation_config``."""
+    """Every id that ends a text: the tokenizer's EOS and those that the model's ``generation_config`` lists.
+
+    Raises:
+        DataError: it lists what is no id, which no text would end with.
+    """
     listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = listed if isinstance(listed, list | tuple) else [listed]
+    if odd := [end for end in listed if end is not None and (not isinstance(end, int) or isinstance(end, bool))]:
+        raise DataError(
+            f"generation_config.json: eos_token_id holds {odd[0]!r}, which is no id; write the token's number."
+        )
     return tuple(dict.fromkeys(end for end in (tokenizer.eos_token_id, *listed) if end is not None))
 
 

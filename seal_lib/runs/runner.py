@@ -339,7 +339,8 @@ def end_with_parent() -> None:
 
     A runner that is killed, or whose terminal is closed, cannot stop its children itself.
     """
-    parent = int(os.environ.pop("SEAL_PARENT", 0))
+    told = os.environ.pop("SEAL_PARENT", "")
+    parent = int(told) if told.isdecimal() else 0
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -85,7 +85,7 @@ def _pairs(state: dict[str, Tensor], rank: int, file: Path) -> dict[str, tuple[T
         DataError: a tensor has no partner, a wrong shape or type, values that are not finite, or is no LoRA weight.
     """
     weights = {}
-    for key in sorted(key for key in state if key.endswith(".lora_A.weight")):
+    for key in sorted(key for key in state if key.startswith(PREFIX) and key.endswith(".lora_A.weight")):
         other, name = key.replace(".lora_A.", ".lora_B."), key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
         if other not in state:
             raise DataError(f"{file}: {key} has no {other}; the file is cut, so save the adapter again.")

@@ -129,6 +129,29 @@ def test_the_budget_of_calls_and_of_seconds_ends_it(serve) -> None:
     assert {c.finish for c in said} == {"failed"} and server.calls <= 2  # the others were not sent any more
 
 
+def whole(content: object, ended: str = "stop") -> tuple:
+    return 200, {}, json.dumps({"choices": [{"finish_reason": ended, "message": {"content": content}}]})
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "reason", "calls"),
+    [
+        (whole([{"type": "thinking", "thinking": []}, {"type": "text", "text": "yes"}]), "yes", "", 1),
+        (whole([{"type": "text", "text": "y"}, {"type": "text", "text": "es"}]), "yes", "", 1),
+        (whole([{"type": "image_url"}]), "", "", 1),
+        (whole(["yes"]), "", "a reply that is none", 3),
+        (whole("ye", "content_filter"), "", "withheld the reply", 1),  # never half a text
+        (whole("ye", "error"), "", "ended in error", 3),
+        (whole("ye", "abort"), "", "ended in abort", 3),
+    ],
+)
+def test_replies_of_other_servers_are_read_whole_or_counted_as_failed(serve, said, text, reason, calls) -> None:
+    server = serve(lambda prompt, nth: said)
+    (one,) = Endpoint(Address("m", server.url, tries=3)).generate([Request("a")], GREEDY)[0]
+    assert one.text == text and reason in one.reason and bool(reason) == (one.finish == "failed")
+    assert server.calls == calls
+
+
 def test_a_request_that_is_refused_is_not_repeated(serve) -> None:
     server = serve(
         lambda prompt, nth: (400, {}, '{"error": {"message": "too long\\n for us"}}') if prompt == "b" else "y"

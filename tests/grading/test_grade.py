@@ -1,6 +1,7 @@
 """Graders against a hand-labelled table: SQuAD exact match, F1, containment, blank."""
 
 import json
+import math
 import re
 import string
 import unicodedata
@@ -11,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from seal_lib.generation.thoughts import without_thoughts
-from seal_lib.grading.graders import contains, exact_match, f1, grade, is_blank, normalise
+from seal_lib.grading.graders import contains, exact_match, f1, grade, is_blank, normalise, ungraded
 from seal_lib.records import Question
 
 # answer, gold, exact, F1, contains, blank
@@ -129,6 +130,12 @@ def test_normalise_is_idempotent_and_a_graded_answer_keeps_the_text_as_given() -
     (told,) = grade([(Question("Where?", "Paris"), "In Paris!")], "contains")
     assert (told.question, told.gold, told.text) == ("Where?", "Paris", "In Paris!")
     assert told.grades == {"exact": 0.0, "contains": 1.0, "f1": pytest.approx(2 / 3)} and not told.blank
+
+
+def test_a_question_that_was_not_asked_has_no_grade_and_is_not_blank() -> None:
+    one = ungraded(Question("Where?", "Paris"), "judge")
+    assert {*one.grades} == {"exact", "contains", "f1", "judge"} and all(map(math.isnan, one.grades.values()))
+    assert one.text == "" and not one.blank
 
 
 def squad(text: str) -> str:

@@ -143,7 +143,7 @@ FAULTS = {
     "a config that Git LFS left": (write("config.json", "version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
     "packed by FP8": (
         edit("config.json", quantization_config={"quant_method": "fp8"}),
-        "says its weights are fp8; give",
+        "says its weights are fp8; give it in",
     ),
     "packed by GPTQ": (
         edit("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),

@@ -130,6 +130,12 @@ def test_generation_ends_at_every_id_that_ends_a_text(listed, last: set[int]) ->
     assert any(c.finish == "eos" for c in done) and not any("<end_of_turn>" in c.text for c in done)
 
 
+@pytest.mark.parametrize("listed", ["<|im_end|>", [2, "</s>"], True, [[2]]])
+def test_an_end_that_is_no_id_is_named(listed) -> None:
+    with pytest.raises(DataError, match="eos_token_id holds"):
+        ends(model(listed), tokenizer())
+
+
 def test_vllm_is_told_the_same_ends(tmp_path) -> None:
     from seal_lib.generation.vllm_engine import Engine, Settings
 

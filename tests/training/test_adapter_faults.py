@@ -187,6 +187,13 @@ FAULTS = {
     "layers left out": (config(layers_to_transform=[0]), r"layers.1.*which its config does not target"),
     "A without B": (tensors(lambda t: t.pop(f"{LAYER}.lora_B.weight")), "has no .*lora_B.weight"),
     "B without A": (tensors(lambda t: t.pop(f"{LAYER}.lora_A.weight")), "no LoRA pair.*lora_B"),
+    "names without their prefix": (
+        tensors(lambda t: [t.update({key.removeprefix("base_model.model."): t.pop(key)}) for key in list(t)]),
+        "no LoRA pair.*model.layers.0",  # PEFT would leave them out
+    ),
+    "8 bits": (
+        tensors(lambda t: t.update({f"{LAYER}.lora_A.weight": torch.ones(4, 32, dtype=torch.int8)})), "stored as I8",
+    ),
     "no pairs": (tensors(lambda t: t.clear()), "no tensors at all"),
     "a foreign tensor": (tensors(lambda t: t.update(extra=torch.zeros(1))), "no LoRA pair.*extra"),
     "ranks that differ": (tensors(lambda t: t.update({f"{LAYER}.lora_A.weight": torch.ones(3, 32)})), r"\[3, 32\]"),
