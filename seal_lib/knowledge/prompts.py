@@ -97,6 +97,8 @@ def load(name: str, file: str | None = None) -> Prompts:
             f"{', '.join(sorted(key for key, needed in keys.items() if not needed))}."
         )
     for key, value in chosen.items():
+        if key == "reasons":
+            continue  # a number
         if not isinstance(value, str) and not (key == "stop" and value is None) or key == "stop" and value == "":
             null = " or null" if key == "stop" else ""
             raise DataError(f"{where}, set {name!r}, {key}: {value!r} is not a text{null}; put it in quotes.")

@@ -470,11 +470,11 @@ def inputs_changed(folder: Path) -> list[str]:
     return [name for name, was in read_then.items() if fingerprint(newest(*name.split("@"))) != was]
 
 
-def published_minutes(notebook: str, scale: str) -> float | None:
-    """How long the notebook took when the published results of a scale were made; None where that is not known."""
-    record = paths.figures() / scale / "manifest.json"
+def published_minutes(scale: str) -> dict[str, float]:
+    """Return the minutes that each notebook took for the published results of a scale and the chosen set."""
+    file = paths.published(scale) / "manifest.json"
     try:
-        runs = paths.read_json(record)["runs"] if record.exists() else []
-        return next((float(run["minutes"]) for run in runs if run["notebook"] == notebook), None)
-    except (DataError, KeyError, TypeError, ValueError):  # such as git's marks of a conflict; it is said only
-        return None
+        runs = paths.read_json(file)["runs"] if file.exists() else []
+        return {run["notebook"]: float(run["minutes"]) for run in runs}
+    except (DataError, KeyError, TypeError, ValueError):  # such as git's marks of a conflict; they only inform
+        return {}
