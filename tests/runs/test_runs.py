@@ -608,6 +608,9 @@ def test_the_banner_tells_the_published_minutes(batch: Suite, monkeypatch: pytes
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps(record))
     assert run.facts()["took"] == "4.5 min when the published results were made"
+    with monkeypatch.context() as other:
+        other.setenv("SET", "full")
+        assert "took" not in run.facts()  # those of the core set say nothing of another
     for damaged in ("<<<<<<< HEAD", "[]", '{"runs": [{}]}', '{"runs": [{"notebook": "11_demo", "minutes": null}]}'):
         (folder / "manifest.json").write_text(damaged)
         assert "took" not in run.facts()  # and the run goes on
