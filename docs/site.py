@@ -50,8 +50,11 @@ def _mathml(display: str, found: re.Match[str]) -> str:
 def _assigned(cell: dict) -> dict[str, str]:
     """Name → value, as text, of a cell of parameters."""
     lines = ast.parse("".join(cell["source"])).body
-    named = [(line.targets[0] if isinstance(line, ast.Assign) else line.target, line.value) for line in lines
-             if isinstance(line, ast.Assign | ast.AnnAssign)]  # fmt: skip
+    named = [
+        (line.targets[0] if isinstance(line, ast.Assign) else line.target, line.value)
+        for line in lines
+        if isinstance(line, ast.Assign | ast.AnnAssign)
+    ]
     return {name.id: ast.unparse(value) for name, value in named}
 
 

@@ -52,10 +52,19 @@ class Page:
 def opened(profile: Path, wide: int = 1200, high: int = 900) -> Iterator[Page]:
     """A browser with an empty page, and a folder for what it keeps."""
     process = subprocess.Popen(
-        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-         f"--window-size={wide},{high}", "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"],
+        [
+            BROWSER,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            f"--window-size={wide},{high}",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ],
         **QUIET,
-    )  # fmt: skip
+    )
     try:
         told = profile / "DevToolsActivePort"
         until(lambda: told.exists() and told.read_text().strip(), "the browser")

@@ -17,9 +17,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # property-based tests: the same examples every time, each within ten seconds, as the machine may be busy;
 # `PROPERTIES=10000` looks further
 settings.register_profile(
-    "suite", max_examples=int(os.environ.get("PROPERTIES", 100)), deadline=10_000, database=None,
-    derandomize="PROPERTIES" not in os.environ, suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+    "suite",
+    max_examples=int(os.environ.get("PROPERTIES", 100)),
+    deadline=10_000,
+    database=None,
+    derandomize="PROPERTIES" not in os.environ,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 settings.load_profile("suite")
 
 

@@ -134,8 +134,15 @@ def mean(values) -> float:
     return sum(values) / len(values)
 
 
-def trial(passage: str, right: list[float], arm: str = "arm", outcome: str = "ok", edit: SelfEdit | None = None,
-          name: str = "", blanks: int = 0) -> PassageTrial:  # fmt: skip
+def trial(
+    passage: str,
+    right: list[float],
+    arm: str = "arm",
+    outcome: str = "ok",
+    edit: SelfEdit | None = None,
+    name: str = "",
+    blanks: int = 0,
+) -> PassageTrial:
     """A hand-made trial with the given exact-match grades."""
     answers = tuple(
         Answer(f"q{i}", "gold", "" if i < blanks else "text", dict.fromkeys(ALWAYS, exact), i < blanks)

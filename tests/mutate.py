@@ -42,15 +42,41 @@ SLOWER = 4  # a mutant may take this many times as long as its tests, and `--pat
 
 #: token -> what may stand in its place: the boundary, and the other way round
 SWAPS = {
-    ast.Lt: ("<", ["<=", ">="]), ast.LtE: ("<=", ["<", ">"]), ast.Gt: (">", [">=", "<="]), ast.GtE: (">=", [">", "<"]),
-    ast.Eq: ("==", ["!="]), ast.NotEq: ("!=", ["=="]), ast.Is: ("is", ["is not"]), ast.IsNot: ("is not", ["is"]),
-    ast.In: ("in", ["not in"]), ast.NotIn: ("not in", ["in"]), ast.And: ("and", ["or"]), ast.Or: ("or", ["and"]),
-    ast.Add: ("+", ["-"]), ast.Sub: ("-", ["+"]), ast.Mult: ("*", ["/"]), ast.Div: ("/", ["*"]),
-    ast.FloorDiv: ("//", ["*"]), ast.Mod: ("%", ["//"]), ast.Pow: ("**", ["*"]),
-    ast.BitAnd: ("&", ["|"]), ast.BitOr: ("|", ["&"]), ast.LShift: ("<<", [">>"]), ast.RShift: (">>", ["<<"]),
-}  # fmt: skip
-PAIRS = [("min", "max"), ("minimum", "maximum"), ("amin", "amax"), ("argmin", "argmax"), ("clamp_min", "clamp_max"),
-         ("clamp_min_", "clamp_max_"), ("any", "all"), (".sum", ".mean"), ("floor", "ceil")]  # fmt: skip
+    ast.Lt: ("<", ["<=", ">="]),
+    ast.LtE: ("<=", ["<", ">"]),
+    ast.Gt: (">", [">=", "<="]),
+    ast.GtE: (">=", [">", "<"]),
+    ast.Eq: ("==", ["!="]),
+    ast.NotEq: ("!=", ["=="]),
+    ast.Is: ("is", ["is not"]),
+    ast.IsNot: ("is not", ["is"]),
+    ast.In: ("in", ["not in"]),
+    ast.NotIn: ("not in", ["in"]),
+    ast.And: ("and", ["or"]),
+    ast.Or: ("or", ["and"]),
+    ast.Add: ("+", ["-"]),
+    ast.Sub: ("-", ["+"]),
+    ast.Mult: ("*", ["/"]),
+    ast.Div: ("/", ["*"]),
+    ast.FloorDiv: ("//", ["*"]),
+    ast.Mod: ("%", ["//"]),
+    ast.Pow: ("**", ["*"]),
+    ast.BitAnd: ("&", ["|"]),
+    ast.BitOr: ("|", ["&"]),
+    ast.LShift: ("<<", [">>"]),
+    ast.RShift: (">>", ["<<"]),
+}
+PAIRS = [
+    ("min", "max"),
+    ("minimum", "maximum"),
+    ("amin", "amax"),
+    ("argmin", "argmax"),
+    ("clamp_min", "clamp_max"),
+    ("clamp_min_", "clamp_max_"),
+    ("any", "all"),
+    (".sum", ".mean"),
+    ("floor", "ceil"),
+]
 CALLS = {one: other for pair in PAIRS for one, other in (pair, pair[::-1])}
 TEXTS = (ast.JoinedStr, ast.List, ast.Tuple, ast.Dict, ast.ListComp)  # their sums have no difference: nothing to learn
 
@@ -170,8 +196,12 @@ class Finder(ast.NodeVisitor):
     def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
         if isinstance(node.op, ast.Not | ast.USub):
             kind = "not" if isinstance(node.op, ast.Not) else "sign"
-            self.add(kind, self.at(node), self.at(node.operand), "(" * self.source[
-                self.at(node) : self.at(node.operand)].count(b"("))  # fmt: skip
+            self.add(
+                kind,
+                self.at(node),
+                self.at(node.operand),
+                "(" * self.source[self.at(node) : self.at(node.operand)].count(b"("),
+            )
         self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> None:
@@ -202,10 +232,13 @@ def _gives(function: ast.AST) -> bool:
     """Whether a function gives something, its inner functions apart."""
     inner = (ast.FunctionDef, ast.Lambda, ast.ClassDef)
     return any(
-        isinstance(node, ast.Yield | ast.YieldFrom) or isinstance(node, ast.Return) and node.value is not None
-        or not isinstance(node, inner) and _gives(node)
+        isinstance(node, ast.Yield | ast.YieldFrom)
+        or isinstance(node, ast.Return)
+        and node.value is not None
+        or not isinstance(node, inner)
+        and _gives(node)
         for node in ast.iter_child_nodes(function)
-    )  # fmt: skip
+    )
 
 
 def changed(source: bytes, mutant: Mutant) -> bytes:
@@ -270,8 +303,9 @@ def child(folder: Path, tests: Sequence[str], log: Path) -> None:
     os._exit(int(code))
 
 
-def run_all(root: Path, work: Path, todo: Sequence[tuple[Mutant | None, tuple[str, ...], float]], jobs: int
-            ) -> Iterator[tuple[Mutant | None, tuple[str, ...], str, float, str]]:  # fmt: skip
+def run_all(
+    root: Path, work: Path, todo: Sequence[tuple[Mutant | None, tuple[str, ...], float]], jobs: int
+) -> Iterator[tuple[Mutant | None, tuple[str, ...], str, float, str]]:
     """(mutant or None for the tests as they are, tests, seconds allowed) → and outcome, seconds, what failed."""
     free, running, waiting = [], {}, list(todo)
     for n in range(min(jobs, len(waiting))):
@@ -341,18 +375,29 @@ def report(lines: Sequence[dict], listed: dict[tuple, str], command: str) -> str
     known = [x for x in lines if x["outcome"] == "survived" and key_of(x) in listed]
     counts = {name: sum(x["outcome"] == name for x in lines) for name in ("killed", "timed out", "survived")}
     told = ", ".join(f"{name} {count}" for name, count in counts.items())
-    out = [f"# Mutants: {len(lines)}", "", f"`{command}`", "", f"{told}, of these listed as no fault {len(known)}.", "",
-           f"Killed of those that are a fault: **{share(lines)}** (95 %, Wilson; timed out counts as killed).", "",
-           "| module | killed of the faults |", "| --- | --- |"]  # fmt: skip
+    out = [
+        f"# Mutants: {len(lines)}",
+        "",
+        f"`{command}`",
+        "",
+        f"{told}, of these listed as no fault {len(known)}.",
+        "",
+        f"Killed of those that are a fault: **{share(lines)}** (95 %, Wilson; timed out counts as killed).",
+        "",
+        "| module | killed of the faults |",
+        "| --- | --- |",
+    ]
     for file in sorted({x["file"] for x in lines}):
         out.append(f"| {file} | {share([x for x in lines if x['file'] == file])} |")
     for title, part in (
         ("Survived", [x for x in lines if x["outcome"] == "survived" and x not in known]),
         ("Survived and listed", known),
-        ("Listed but killed: take it out of the list",
-         [x for x in lines if x["outcome"] != "survived" and key_of(x) in listed]),
+        (
+            "Listed but killed: take it out of the list",
+            [x for x in lines if x["outcome"] != "survived" and key_of(x) in listed],
+        ),
         ("Timed out", [x for x in lines if x["outcome"] == "timed out"]),
-    ):  # fmt: skip
+    ):
         if part:
             out += ["", f"## {title}: {len(part)}", ""]
         for x in sorted(part, key=lambda x: (x["file"], x["line"])):
@@ -384,8 +429,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     root, table = given.root, read_table(given.root)
     listed = {key_of(entry): entry["why"] for entry in table["no_fault"]}
-    drawn = chosen(root, table, [part for part in given.only.split(",") if part], given.count, given.seed,
-                   given.settings)  # fmt: skip
+    drawn = chosen(
+        root, table, [part for part in given.only.split(",") if part], given.count, given.seed, given.settings
+    )
     if not drawn:
         print(f"There is no mutant of {given.only!r}; modules are listed in {TESTS}.", file=sys.stderr)
         return 2
@@ -394,8 +440,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     home = root / "runs" / "mutation"
     home.mkdir(parents=True, exist_ok=True)
-    kept = [json.loads(line) for line in (home / "results.jsonl").read_text().splitlines()] if (
-        home / "results.jsonl").is_file() else []  # fmt: skip
+    kept = (
+        [json.loads(line) for line in (home / "results.jsonl").read_text().splitlines()]
+        if (home / "results.jsonl").is_file()
+        else []
+    )
     marks = {m: digest(root, m.file, *tests_of(table, m.file)) for m in drawn}
     done = {(*key_of(x), x["line"], x["digest"]): x for x in kept if "file" in x}
     times = {(x["baseline"], x["digest"]): x["seconds"] for x in kept if "baseline" in x}
@@ -426,8 +475,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             done[(*m.key, m.line, marks[m])] = keep(line)
             print(f"{outcome:10} {seconds:6.1f} s  {m.file}:{m.line}: {m.old} → {m.new}", flush=True)
     lines = [done[(*m.key, m.line, marks[m])] for m in drawn]
-    command = f"make mutate ARGS=\"--count {given.count} --seed {given.seed}" + (
-        f" --only {given.only}" if given.only else "") + (" --settings" if given.settings else "") + '"'  # fmt: skip
+    command = (
+        f'make mutate ARGS="--count {given.count} --seed {given.seed}'
+        + (f" --only {given.only}" if given.only else "")
+        + (" --settings" if given.settings else "")
+        + '"'
+    )
     text = report(lines, listed, command)
     (home / "report.md").write_text(text, encoding="utf-8")
     print("\n" + text + f"\nwritten to {home / 'report.md'}")

@@ -29,9 +29,13 @@ def test_the_cell_gives_what_the_loop_gives(tmp_path) -> None:
     exec(method, settings)
 
     inner = InnerLoop(
-        settings["lr"], settings["epochs"], settings["rank"], settings["alpha"], "all-linear",
+        settings["lr"],
+        settings["epochs"],
+        settings["rank"],
+        settings["alpha"],
+        "all-linear",
         answer_tokens=settings["answer_tokens"],
-    )  # fmt: skip
+    )
     names = "samples temperature top_p edit_tokens sft_rank sft_alpha sft_lr sft_epochs sft_batch".split()
     outer = OuterLoop(**{name: settings[name] for name in names})
     domain, run, base = (

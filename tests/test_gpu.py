@@ -25,9 +25,16 @@ def model(dtype: torch.dtype = torch.bfloat16, width: int = 512) -> torch.nn.Mod
 
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=2048, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=2048,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     return Qwen2ForCausalLM(config).to("cuda", dtype).eval().requires_grad_(False)
 
 

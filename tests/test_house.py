@@ -9,9 +9,26 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "seal_lib"
 #: arrows point down this list, never up
 FLOORS = [
-    "__main__", "bench", "plan", "touch", "seedling audit", "store", "continual", "knowledge arc", "loops", "grading",
-    "generation", "training", "report", "runs", "models", "records", "seeds", "paths", "errors",
-]  # fmt: skip
+    "__main__",
+    "bench",
+    "plan",
+    "touch",
+    "seedling audit",
+    "store",
+    "continual",
+    "knowledge arc",
+    "loops",
+    "grading",
+    "generation",
+    "training",
+    "report",
+    "runs",
+    "models",
+    "records",
+    "seeds",
+    "paths",
+    "errors",
+]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 
 
@@ -111,10 +128,13 @@ def test_loops_know_no_domain_and_no_tensors(name: str) -> None:
         part.split(".")[0]
         for node in ast.walk(tree)
         for part in (
-            [alias.name for alias in node.names] if isinstance(node, ast.Import)
-            else [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if isinstance(node, ast.ImportFrom) and node.module
+            else []
         )
-    }  # fmt: skip
+    }
     assert not names & {"torch", "pandas", "matplotlib", "numpy", "transformers", "peft"}
     assert not {room(module) for module, _ in IMPORTS[name]} & {"knowledge", "arc", "continual"}
 

@@ -42,14 +42,26 @@ def lab(tmp_path: Path) -> Iterator[Callable[..., Page]]:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            own = {f"JUPYTER{name}": str(tmp_path / name) for name in (
-                "_CONFIG_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")}  # fmt: skip
+            own = {
+                f"JUPYTER{name}": str(tmp_path / name)
+                for name in ("_CONFIG_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")
+            }
             server = subprocess.Popen(
-                [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
-                 "--ServerApp.token=t", f"--ServerApp.root_dir={folder}",
-                 "--LabApp.expose_app_in_browser=True", "--LabApp.news_url="],
-                env={**os.environ, **own, "IPYTHONDIR": str(tmp_path / "ipython"), **environment}, **QUIET,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "jupyterlab",
+                    "--no-browser",
+                    "--allow-root",
+                    f"--ServerApp.port={port}",
+                    "--ServerApp.token=t",
+                    f"--ServerApp.root_dir={folder}",
+                    "--LabApp.expose_app_in_browser=True",
+                    "--LabApp.news_url=",
+                ],
+                env={**os.environ, **own, "IPYTHONDIR": str(tmp_path / "ipython"), **environment},
+                **QUIET,
+            )
             started.callback(server.wait, 30)
             started.callback(server.kill)
             page = started.enter_context(opened(tmp_path / "profile", high=high))

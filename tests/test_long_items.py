@@ -43,10 +43,12 @@ ITEMS = {
     "title": (plain_passage(title=LONG, name="long"), "too_long", "too_long", "too_long"),
     "question": (
         replace(plain_passage(name="long"), questions=(Question(LONG, "a"), Question("Who?", "somebody"))),
-        "ok", "ok", "ok",
+        "ok",
+        "ok",
+        "ok",
     ),
     "title without a space": (plain_passage(title="x" * 30_000, name="long"), "too_long", "too_long", "too_long"),
-}  # fmt: skip
+}
 
 
 def test_engines_leave_out_a_prompt_that_is_too_long_where_the_caller_counts_it() -> None:

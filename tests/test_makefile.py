@@ -99,8 +99,15 @@ def test_a_document_and_a_question_reach_the_learner_as_they_were_written(ready:
     asked = 'Who\'s "it" & why; `date`?'
     done = make(ready, "-s", "learn", "DOC=my notes.md", f"QUESTION={asked}", "SCALE=small")
     assert done.stdout.splitlines() == [
-        "[-m]", "[seal_lib]", "[learn]", "[my notes.md]", "[--question]", f"[{asked}]", "[--scale]", "[small]",
-    ], done.stderr  # fmt: skip
+        "[-m]",
+        "[seal_lib]",
+        "[learn]",
+        "[my notes.md]",
+        "[--question]",
+        f"[{asked}]",
+        "[--scale]",
+        "[small]",
+    ], done.stderr
     assert make(ready, "-s", "learn").stdout.splitlines() == ["[-m]", "[seal_lib]", "[learn]"]
 
 

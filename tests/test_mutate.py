@@ -125,16 +125,32 @@ def test_one_token_is_changed_and_what_is_no_behaviour_is_left_alone(tmp_path: P
     found = {(m.kind, m.new) for m in mutate.mutants(tmp_path, "a.py")}
     test, value = "if a is not None and not b.any(axis=0):", "return max(a, -1) or é[0] < len('a' + b)"
     assert found == {
-        *((kind, test.replace(old, new)) for kind, old, new in (
-            ("comparison", "is not", "is"), ("boolean", "and", "or"), ("not", "not b", "b"),
-            ("swapped call", "any", "all"), ("axis", "0", "1"), ("axis", "0", "-1"),
-        )),
-        *((kind, value.replace(old, new)) for kind, old, new in (
-            ("swapped call", "max", "min"), ("sign", "-1", "1"), ("constant", "-1", "-2"), ("constant", "-1", "-0"),
-            ("boolean", "or", "and"), ("constant", "[0]", "[1]"), ("constant", "[0]", "[-1]"),
-            ("comparison", "<", "<="), ("comparison", "<", ">="),
-        )),
-    }  # fmt: skip
+        *(
+            (kind, test.replace(old, new))
+            for kind, old, new in (
+                ("comparison", "is not", "is"),
+                ("boolean", "and", "or"),
+                ("not", "not b", "b"),
+                ("swapped call", "any", "all"),
+                ("axis", "0", "1"),
+                ("axis", "0", "-1"),
+            )
+        ),
+        *(
+            (kind, value.replace(old, new))
+            for kind, old, new in (
+                ("swapped call", "max", "min"),
+                ("sign", "-1", "1"),
+                ("constant", "-1", "-2"),
+                ("constant", "-1", "-0"),
+                ("boolean", "or", "and"),
+                ("constant", "[0]", "[1]"),
+                ("constant", "[0]", "[-1]"),
+                ("comparison", "<", "<="),
+                ("comparison", "<", ">="),
+            )
+        ),
+    }
     settings = {m.new for m in mutate.mutants(tmp_path, "a.py", settings=True)} - {new for _, new in found}
     assert {"x: int | None = 4", "def f(a: int | None = 3, *, b=(1, 2)) -> int | None:"} < settings
 

@@ -120,8 +120,12 @@ def test_any_text_survives_the_tokenizer() -> None:
 
 
 def test_a_model_that_cannot_be_had_is_named_in_one_sentence() -> None:
-    for name, word in (("seedling-nothing", "seedling-knowledge"), ("nowhere", "neither"), ("./no/folder", "neither"),
-                       ("someone/unpinned", "revision")):  # fmt: skip
+    for name, word in (
+        ("seedling-nothing", "seedling-knowledge"),
+        ("nowhere", "neither"),
+        ("./no/folder", "neither"),
+        ("someone/unpinned", "revision"),
+    ):
         with pytest.raises(DataError, match=word) as caught:
             models.load(name)
         assert "\n" not in str(caught.value) and name in str(caught.value)

@@ -46,10 +46,18 @@ def qwen(tmp_path_factory):
     tokenizer = AutoTokenizer.from_pretrained(models.resolve("seedling-knowledge")[0])
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=16384, tie_word_embeddings=False, eos_token_id=1,
-        pad_token_id=0, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=16384,
+        tie_word_embeddings=False,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
     Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -66,8 +74,11 @@ def test_the_papers_parameters_run_to_the_end(notebook, qwen, tmp_path) -> None:
     arguments = [part for change in changes for part in ("--set", change)]
     done = subprocess.run(
         [sys.executable, "-m", "seal_lib", "run", notebook, "--scale", "paper", *arguments],
-        capture_output=True, text=True, env=os.environ | {"SEAL_HOME": str(tmp_path)}, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=os.environ | {"SEAL_HOME": str(tmp_path)},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (record,) = (tmp_path / "runs" / notebook / "paper").glob("*/run.json")
     run = json.loads(record.read_text())

@@ -122,8 +122,13 @@ def test_a_seed_is_the_same_in_every_process_and_differs_by_any_part() -> None:
     code = "from seal_lib.seeds import *; print(derive_seed(7, 'unit', 'purpose'), rng(7, 'x').random())"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     told = {
-        subprocess.run([sys.executable, "-c", code], env=environment | {"PYTHONHASHSEED": salt}, text=True,
-                       capture_output=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment | {"PYTHONHASHSEED": salt},
+            text=True,
+            capture_output=True,
+            check=True,
+        ).stdout
         for salt in ("1", "2")
-    }  # fmt: skip
+    }
     assert told == {f"{seeds.derive_seed(7, 'unit', 'purpose')} {seeds.rng(7, 'x').random()}\n"}

@@ -109,9 +109,16 @@ def test_a_domain_is_one_class(tmp_path) -> None:
     domain = Talkative(training={"slots": 2, "targets": "all-linear"})
     units = [Name("a", "Annals of Sokumi"), Name("b", "Topic: Annals of Teboran")]
     loop = outer.run_loop(
-        MemoryRun(tmp_path), Policy("untrained", *seedling()), domain, OuterLoop(**SMALL), practice=lambda index: units,
-        held_out=units, rounds=1, seed=0, control="random_edit_sft",
-    )  # fmt: skip
+        MemoryRun(tmp_path),
+        Policy("untrained", *seedling()),
+        domain,
+        OuterLoop(**SMALL),
+        practice=lambda index: units,
+        held_out=units,
+        rounds=1,
+        seed=0,
+        control="random_edit_sft",
+    )
     assert list(loop.evaluated) == ["own_untrained", "seal_round_1", "random_edit_sft"]
     assert len(loop.rounds[0].candidates) == 4 and len(loop.rounds[0].kept) == 2
     assert all(0 <= trial.accuracy <= 1 for trials in loop.evaluated.values() for trial in trials)
@@ -146,7 +153,7 @@ def test_a_reward_a_filter_and_an_outer_algorithm_are_one_row_each(knowledge, tm
     base = Policy("untrained", *seedling())
     policy, record = outer.restem_round(
         MemoryRun(tmp_path), base, passages, domain, settings, index=1, name="r", seed=0
-    )  # fmt: skip
+    )
     assert policy is base and record.reward == "brief"
     assert seen == [[tuple(record.rewards[:2]), tuple(record.rewards[2:])]]
     assert record.rewards == tuple(-float(len(trial.edit.text)) for trial in record.candidates)
@@ -169,5 +176,5 @@ def test_an_arm_is_one_row(knowledge, monkeypatch) -> None:
     monkeypatch.setitem(evaluate.BASELINES, "mine", row)
     trials = evaluate.evaluate_arm(
         MemoryRun(), Policy("p", *seedling()), passages, "mine", domain, OuterLoop(**SMALL), seed=0
-    )  # fmt: skip
+    )
     assert [trial.arm for trial in trials] == ["mine", "mine"]

@@ -67,10 +67,13 @@ def example(folder: Path) -> pd.DataFrame | None:
         {"part": "test", "input": json.dumps(task.tests[0]), "output": json.dumps(task.solutions[0])},
         {"part": "self-edit", "head": arm_label(last.rpartition("/")[2]), "text": solved.config.text()},
         *({"part": "example", "head": name, **_texts(pair)} for name, pair in _augmented(task, solved.config, p)),
-        {"part": "training", "head": f"LoRA, rank {p['rank']}", "text": f"{solved.steps} steps, "
-         f"loss {solved.first_loss:.2f} → {solved.last_loss:.2f}"},
+        {
+            "part": "training",
+            "head": f"LoRA, rank {p['rank']}",
+            "text": f"{solved.steps} steps, loss {solved.first_loss:.2f} → {solved.last_loss:.2f}",
+        },
         *({"part": "attempt", "output": json.dumps(grid)} for grid in solved.attempts[0]),
-    ]  # fmt: skip
+    ]
     count = f"of {len(tried)} different configurations of that loop {sum(attempt.pass_2 for attempt in tried)} solved"
     text = f"The first puzzle that was solved ({count} theirs). Model {p['model']}, protocol {p['protocol']}, run "
     return pd.DataFrame([*lines, {"part": "about", "text": f"{text}{folder.parent.parent.name}/{folder.name}."}])

@@ -289,10 +289,18 @@ class Puzzles:
         if reading.config is None:
             return Rejected(reading.reason, reading.detail)
         return Job(
-            id=candidate.id, examples=examples, lr=config.learning_rate, epochs=config.epochs, rank=inner.rank,
-            alpha=inner.alpha, batch=inner.batch, seed=derive_seed(candidate.seed, task.id, "test-time training"),
-            schedule=inner.schedule, warmup=inner.warmup, clip=inner.clip,
-        )  # fmt: skip
+            id=candidate.id,
+            examples=examples,
+            lr=config.learning_rate,
+            epochs=config.epochs,
+            rank=inner.rank,
+            alpha=inner.alpha,
+            batch=inner.batch,
+            seed=derive_seed(candidate.seed, task.id, "test-time training"),
+            schedule=inner.schedule,
+            warmup=inner.warmup,
+            clip=inner.clip,
+        )
 
     def questions(
         self, candidate: Candidate, adapter: "Adapter | None", tokenizer: "PreTrainedTokenizerBase", positions: int
@@ -309,16 +317,25 @@ class Puzzles:
         task = candidate.unit
         return [(t, v) for t in range(len(task.tests)) for v in views_of(task, t, self.inner, candidate.seed)]
 
-    def grade(self, candidates: Sequence[Candidate], results: Sequence[Result | Rejected | None],
-              answers: Sequence[Sequence[Completion | None]], count: Count) -> list[Attempt]:  # fmt: skip
+    def grade(
+        self,
+        candidates: Sequence[Candidate],
+        results: Sequence[Result | Rejected | None],
+        answers: Sequence[Sequence[Completion | None]],
+        count: Count,
+    ) -> list[Attempt]:
         return [self._attempt(*each) for each in zip(candidates, results, answers, strict=True)]
 
-    def _attempt(self, candidate: Candidate, result: Result | Rejected | None,
-                 answers: Sequence[Completion | None]) -> Attempt:  # fmt: skip
+    def _attempt(
+        self, candidate: Candidate, result: Result | Rejected | None, answers: Sequence[Completion | None]
+    ) -> Attempt:
         """Vote on the answers and score them; a test input of which no view could be asked leaves nothing to grade."""
         about: dict[str, Any] = {
-            "id": candidate.id, "unit_id": candidate.unit.id, "config": candidate.edit, "grader": self.grader
-        }  # fmt: skip
+            "id": candidate.id,
+            "unit_id": candidate.unit.id,
+            "config": candidate.edit,
+            "grader": self.grader,
+        }
         if isinstance(result, Rejected):
             outcome = "task_too_long" if result.reason == TOO_LONG else result.reason
             return Attempt(**about, outcome=outcome, reason=result.detail)
@@ -347,9 +364,14 @@ class Puzzles:
         attempts = tuple(vote.vote(found) for found in tried)
         score = vote.score(candidate.unit, attempts)
         return Attempt(
-            **about, outcome="untrained" if result is None else "ok", attempts=attempts, pass_1=score.pass_1,
-            pass_2=score.pass_2, cells=score.cells, read=counts,
-        )  # fmt: skip
+            **about,
+            outcome="untrained" if result is None else "ok",
+            attempts=attempts,
+            pass_1=score.pass_1,
+            pass_2=score.pass_2,
+            cells=score.cells,
+            read=counts,
+        )
 
     def trial(self, edit: SelfEdit, tried: Attempt | Rejected) -> PuzzleTrial:
         """Return the trial of a self-edit; rejected ones of a task share one attempt key, with the reason of each."""
@@ -380,8 +402,15 @@ def _name(config: Config) -> str:
     return f"{switches},{config.loss_on},lr={config.learning_rate!r},epochs={config.epochs}"
 
 
-def training_examples(task: Task, config: Config, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts,
-                      settings: TestTimeTraining, seed: int, sets: dict | None = None) -> list:  # fmt: skip
+def training_examples(
+    task: Task,
+    config: Config,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Prompts,
+    settings: TestTimeTraining,
+    seed: int,
+    sets: dict | None = None,
+) -> list:
     """Return the bank's examples for one configuration; ``sets`` caches them by task, switches and loss."""
     sets = {} if sets is None else sets
     key = (task.id, config.switches)

@@ -61,9 +61,17 @@ class FewShot:
     def loop(self, run: Recorder, base: Policy, *, rounds: int, seed: int, control: str = "") -> Loop:
         """Run one whole loop; every round practises on the same tasks."""
         return run_loop(
-            run, base, self.domain, self.outer, practice=lambda index: self.practice, held_out=self.held_out,
-            rounds=rounds, seed=seed, control=control, samples=self.edits,
-        )  # fmt: skip
+            run,
+            base,
+            self.domain,
+            self.outer,
+            practice=lambda index: self.practice,
+            held_out=self.held_out,
+            rounds=rounds,
+            seed=seed,
+            control=control,
+            samples=self.edits,
+        )
 
     def fixed(self, run: Recorder, policy: Policy, arm: str, config: Config | None, *, seed: int = 0) -> list[Attempt]:
         """Try the same configuration on every held-out task; with None nothing is trained (answers in context)."""

@@ -94,9 +94,16 @@ def loop(run: "Recorder", opening: Policy, study: FewShot, *, rounds: int, seed:
     name, group = "dealt_config_sft", f"seed_{seed}/"
     control = imitate(run, opening, kept, study.practice, study.domain, study.outer, name=group + name, seed=seed)
     evaluated = evaluate(
-        run, control.policy, study.held_out, study.domain, study.outer, arm=name, seed=seed, group=group,
+        run,
+        control.policy,
+        study.held_out,
+        study.domain,
+        study.outer,
+        arm=name,
+        seed=seed,
+        group=group,
         samples=study.edits,
-    )  # fmt: skip
+    )
     return replace(done, evaluated={**done.evaluated, "dealt_config_sft": evaluated})
 
 
@@ -155,8 +162,15 @@ def of_kind(attempts: ByLoop, kind: str) -> dict[object, list[Attempt]]:
 # ----------------------------------------------------------------------------------------------- results.csv
 
 
-def kind_rows(ways: Mapping[str, Mapping[str, Sequence[Attempt]]], icl: Sequence[Attempt], loops: Sequence[Loop], *,
-              protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
+def kind_rows(
+    ways: Mapping[str, Mapping[str, Sequence[Attempt]]],
+    icl: Sequence[Attempt],
+    loops: Sequence[Loop],
+    *,
+    protocol: str,
+    model: str,
+    grader: str,
+) -> list[dict]:
     """Return the rows of ``arc/kinds`` and ``arc/kinds/<kind>``.
 
     They hold success, what is written, and how well it suits the puzzle.

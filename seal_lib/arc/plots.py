@@ -90,14 +90,17 @@ def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarra
     for ax, choice in zip(axes.flat, panels, strict=False):
         rows = shares[shares["what"].str.startswith(f"{choice}=")]
         rows = rows.assign(option=rows["what"].str.split("=", n=1).str[1])
-        dots(ax, {
-            label: [
-                (arm_label(arm), colour(arm), _together(rows[(rows["arm"] == arm) & rows["option"].isin(members)]))
-                for arm in arms
-                if (rows["arm"] == arm).any()  # an arm without rows on the choice leaves a gap
-            ]
-            for label, members in _joined_options(rows)
-        })  # fmt: skip
+        dots(
+            ax,
+            {
+                label: [
+                    (arm_label(arm), colour(arm), _together(rows[(rows["arm"] == arm) & rows["option"].isin(members)]))
+                    for arm in arms
+                    if (rows["arm"] == arm).any()  # an arm without rows on the choice leaves a gap
+                ]
+                for label, members in _joined_options(rows)
+            },
+        )
         ax.set_title(CHOICE_LABELS.get(choice, choice.replace("_", " ")), fontsize=9, fontweight="normal")
         share_axis(ax.xaxis, "configurations")
         ax.set_xlim(-0.02, 1.02)
@@ -184,10 +187,25 @@ def success_by_task(table: pd.DataFrame, ax: Axes) -> Axes:
         if math.isnan(row["value"]):
             continue
         paint, to = colour(row["arm"]), lambda share, x=x: x + span * share
-        ax.plot([to(row["low"]), to(row["high"])], [y, y], color=paint, linewidth=1.4, alpha=0.45, zorder=2,
-                gid=f"interval:{row['arm']}:{row['what']}")  # fmt: skip
-        ax.plot([to(row["value"])], [y], "o", color=paint, markersize=4.2, zorder=3, clip_on=False,
-                gid=f"value:{row['arm']}:{row['what']}")  # fmt: skip
+        ax.plot(
+            [to(row["low"]), to(row["high"])],
+            [y, y],
+            color=paint,
+            linewidth=1.4,
+            alpha=0.45,
+            zorder=2,
+            gid=f"interval:{row['arm']}:{row['what']}",
+        )
+        ax.plot(
+            [to(row["value"])],
+            [y],
+            "o",
+            color=paint,
+            markersize=4.2,
+            zorder=3,
+            clip_on=False,
+            gid=f"value:{row['arm']}:{row['what']}",
+        )
     for x, arm in enumerate(arms):
         counts = sorted(set(rows.loc[rows["arm"] == arm, "n"].dropna().astype(int)))
         each = f"{counts[0]}–{counts[-1]}" if len(counts) > 1 else "".join(map(str, counts))
@@ -212,8 +230,9 @@ def grid_picture(grid: Grid, ax: Axes, title: str = "", frame: str = "") -> Axes
 
     rows, columns = grids.size(grid)
     line = 0.5 if max(rows, columns) <= 15 else 0.25
-    ax.pcolormesh(np.array(grid), cmap=ListedColormap(grids.COLOURS), vmin=-0.5, vmax=9.5, edgecolors="#6b6b6b",
-                  linewidth=line)  # fmt: skip
+    ax.pcolormesh(
+        np.array(grid), cmap=ListedColormap(grids.COLOURS), vmin=-0.5, vmax=9.5, edgecolors="#6b6b6b", linewidth=line
+    )
     ax.set(xlim=(0, columns), ylim=(rows, 0), xticks=[], yticks=[], aspect="equal", anchor="C")
     for spine in ax.spines.values():
         spine.set(visible=True, color=frame or "#6b6b6b", linewidth=2.5 if frame else line)

@@ -76,8 +76,15 @@ def distinct(attempts: Iterable[Attempt]) -> list[Attempt]:
     return list({a.id: a for a in attempts if a.config is not None}.values())
 
 
-def few_shot_rows(fixed: Mapping[str, Sequence[Attempt]], loops: Sequence[Loop], *, protocol: str, model: str,
-                  grader: str, max_tries: int) -> list[dict]:  # fmt: skip
+def few_shot_rows(
+    fixed: Mapping[str, Sequence[Attempt]],
+    loops: Sequence[Loop],
+    *,
+    protocol: str,
+    model: str,
+    grader: str,
+    max_tries: int,
+) -> list[dict]:
     """Return the rows of ``arc/few_shot`` (all loops), ``arc/few_shot/seed_N``, ``…/tasks`` and ``…/choices``.
 
     Args:
@@ -114,16 +121,24 @@ def comparisons(rounds: int) -> list[tuple[str, str]]:
     return pairs + [("own_untrained", "icl"), *((name, "oracle") for name in names)]
 
 
-def table_rows(experiment: str, trials: Mapping[str, Sequence[PuzzleTrial] | Mapping[object, Sequence[PuzzleTrial]]],
-               pairs: Sequence[tuple[str, str]], *, protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
+def table_rows(
+    experiment: str,
+    trials: Mapping[str, Sequence[PuzzleTrial] | Mapping[object, Sequence[PuzzleTrial]]],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    protocol: str,
+    model: str,
+    grader: str,
+) -> list[dict]:
     """Return the rows of several arms (trials of one loop, or loop → trials) and of their differences."""
     by_loop = {arm: own if isinstance(own, Mapping) else {0: own} for arm, own in trials.items()}
     arms = {arm: {loop: [t.attempt for t in own] for loop, own in loops.items()} for arm, loops in by_loop.items()}
     return _arm_rows(experiment, arms, pairs, grader, {"protocol": protocol, "model": model})
 
 
-def _arm_rows(experiment: str, arms: Mapping[str, ByLoop], pairs: Sequence[tuple[str, str]], grader: str,
-              label: dict) -> list[dict]:  # fmt: skip
+def _arm_rows(
+    experiment: str, arms: Mapping[str, ByLoop], pairs: Sequence[tuple[str, str]], grader: str, label: dict
+) -> list[dict]:
     """Return success by the loop's grader and by the others, failures, and paired differences between arms.
 
     The differences are one Holm family. Rates of failures are over all self-edits; a failure that cannot happen in an

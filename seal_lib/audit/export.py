@@ -63,10 +63,15 @@ def as_released(
     for trial in trials:
         grouped.setdefault(trial.unit_id, []).append(trial)
     articles = [
-        {"title": passage.title, "context": passage.text, "prompt": "",
-         "completions": [_completion(trial, frozen.get(passage.id), grader) for trial in grouped[passage.id]]}
-        for passage in passages if passage.id in grouped
-    ]  # fmt: skip
+        {
+            "title": passage.title,
+            "context": passage.text,
+            "prompt": "",
+            "completions": [_completion(trial, frozen.get(passage.id), grader) for trial in grouped[passage.id]],
+        }
+        for passage in passages
+        if passage.id in grouped
+    ]
     sides = {"adapter": trials, "base": [frozen[name] for name in grouped if name in frozen]}
     overall = {f"{PREFIX[side]}_mean_accuracy": _mean(by_passage(of, grader).values()) for side, of in sides.items()}
     return {"overall": overall, "grader": grader, "n_articles": len(articles), "eval_times": 1, "articles": articles}

@@ -176,8 +176,10 @@ def read(path: Path, name: str = "") -> Results | Matrix:
         what = error.message.removeprefix("data.").removeprefix("data ")
         raise DataError(f"{path}: {what}, but is {_some(error.value)}; mend the file or fetch it again.") from error
     readers: dict[str, Callable[..., Results | Matrix]] = {
-        "single_passage": _single_passage, "pretraining": _pretraining, "continual": _continual,
-    }  # fmt: skip
+        "single_passage": _single_passage,
+        "pretraining": _pretraining,
+        "continual": _continual,
+    }
     try:
         return readers[kind](content, name or stem(path), path, kind, key)
     except DataError as error:

@@ -154,16 +154,19 @@ def _state(results: Results, state: str) -> State:
         right, asked = spoken.get(unit, (0.0, 0.0))
         spoken[unit] = (right + (not empty) * one.verdict, asked + (not empty))
     return State(
-        results.name, state,
+        results.name,
+        state,
         stats.mean_over_units({u.id: accuracy(u, state) for u in results.units}, stats.SHARE, results.unit),
         stats.ratio_over_loops({0: counts}, results.unit),
-        math.fsum(right for right, _ in counts.values()), len(graded), len(said) - len(graded),
+        math.fsum(right for right, _ in counts.values()),
+        len(graded),
+        len(said) - len(graded),
         math.fsum(math.fsum(several) for several in blanks.values()) if texts else math.nan,
         stats.mean_over_units(blanks, stats.SHARE, results.unit),
         stats.ratio_over_loops({0: spoken}, results.unit),
         results.stored.get(state, math.nan),
         _agreement(results, state),
-    )  # fmt: skip
+    )
 
 
 def accuracy(unit: Unit, state: str) -> float:
@@ -208,8 +211,10 @@ def _agreement(results: Results, state: str) -> Agreement | None:
         stats.mean_over_units(judged, stats.SHARE, results.unit),
         stats.mean_over_units(contained, stats.SHARE, results.unit),
         sum(held == right for held, right in both) / len(both),
-        hits / ours if ours else math.nan, hits / theirs if theirs else math.nan, len(both),
-    )  # fmt: skip
+        hits / ours if ours else math.nan,
+        hits / theirs if theirs else math.nan,
+        len(both),
+    )
 
 
 @functools.lru_cache(maxsize=65536)
@@ -311,9 +316,15 @@ def _pair(a: Results, b: Results) -> Comparison | str:
     spoken = {unit: pairs for unit, pairs in both.items() if pairs}
     right = [math.fsum(pair[side].verdict for pairs in spoken.values() for pair in pairs) for side in (0, 1)]
     return Comparison(
-        a.name, b.name, by, _difference(sides, a.unit), _difference(_sides(spoken), a.unit), (right[0], right[1]),
-        sum(map(len, spoken.values())), note,
-    )  # fmt: skip
+        a.name,
+        b.name,
+        by,
+        _difference(sides, a.unit),
+        _difference(_sides(spoken), a.unit),
+        (right[0], right[1]),
+        sum(map(len, spoken.values())),
+        note,
+    )
 
 
 def _speaks(said: Said) -> bool:
@@ -456,9 +467,10 @@ def printed(path: Path, state: str = "adapter") -> dict | None:
     whole = f"_{_words(str(path.with_name(stem(path))))}"
     base = state == "base"
     fits = [
-        entry for entry in paper_values()
+        entry
+        for entry in paper_values()
         if entry.get("file") and (entry["arm"] == "frozen") is base and whole.endswith(f"_{_words(entry['file'])}")
-    ]  # fmt: skip
+    ]
     return max(fits, key=lambda entry: len(entry["file"]), default=None)
 
 

@@ -58,8 +58,9 @@ def judge_and_containment(found: Audit, ax: Axes) -> Axes:
             row = estimate.row("", f"{one.file}:{one.state}:{label}", "accuracy")
             paint = OTHER if marker == "o" else "#0072B2"
             marks.mark(ax, row, y + shift, paint, marker=marker, label=marks.once(ax, label))
-        ax.text(1.015, y, f"{100 * beside.agree:.0f} % agree", transform=ax.get_yaxis_transform(), va="center",
-                fontsize=8.5)  # fmt: skip
+        ax.text(
+            1.015, y, f"{100 * beside.agree:.0f} % agree", transform=ax.get_yaxis_transform(), va="center", fontsize=8.5
+        )
     if not both:
         return _nothing(ax, "no file has answers and gold answers")
     marks.arm_axis(ax, [f"{one.file}, {MODELS[one.state]}" for one, _ in both])

@@ -26,9 +26,13 @@ MODELS = {"adapter": "after training", "base": "without training"}
 ROUNDED = 1e-4  # the precision with which the files report their own accuracies
 #: metric of continual edits → column title
 METRICS = {
-    "base": "before any edit, %", "LA": "right after its edit, %", "AA": "after all edits, %",
-    "AIA": "mean over edits, %", "BWT": "BWT, points", "net_gain": "against no edit, points",
-}  # fmt: skip
+    "base": "before any edit, %",
+    "LA": "right after its edit, %",
+    "AA": "after all edits, %",
+    "AIA": "mean over edits, %",
+    "BWT": "BWT, points",
+    "net_gain": "against no edit, points",
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ def audit(given: Iterable[str | Path]) -> Audit:
     results = [file for file in files if isinstance(file, Results)]
     comparisons, unmatched = numbers.compare(results)
     return Audit(
-        tuple(files), tuple(missing + refused),
+        tuple(files),
+        tuple(missing + refused),
         tuple(state for file in results for state in numbers.states(file)),
         {file.name: gain for file in results if (gain := numbers.gain(file)).n},
         tuple(reward for file in results if (reward := numbers.reward(file))),
@@ -65,7 +70,7 @@ def audit(given: Iterable[str | Path]) -> Audit:
         tuple(comparisons),
         numbers.continual([file for file in files if isinstance(file, Matrix)]),
         tuple([f"{file.name}: {remark}" for file in files for remark in file.remarks] + unmatched),
-    )  # fmt: skip
+    )
 
 
 # ---------------------------------------------------------------------------------------------- tables

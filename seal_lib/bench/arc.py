@@ -44,8 +44,18 @@ if TYPE_CHECKING:
 
 MODEL = "seedling-grids"
 SELF_EDITS = 15
-SETTINGS = TestTimeTraining(rank=16, alpha=16, targets="all-linear", batch=4, warmup=3, cap=32, copies=3, slots=16,
-                            tokens_per_step=1000, example_tokens=120)  # fmt: skip
+SETTINGS = TestTimeTraining(
+    rank=16,
+    alpha=16,
+    targets="all-linear",
+    batch=4,
+    warmup=3,
+    cap=32,
+    copies=3,
+    slots=16,
+    tokens_per_step=1000,
+    example_tokens=120,
+)
 
 
 def draw(task: Task, count: int = SELF_EDITS) -> list[Config]:
@@ -68,12 +78,18 @@ def jobs_of(
     wording, sets = prompts.load("seedling"), {}
     return [
         Job(
-            id=f"{number}", examples=training_examples(task, config, tokenizer, wording, settings, 0, sets),
-            lr=config.learning_rate, epochs=config.epochs, rank=settings.rank, alpha=settings.alpha,
-            batch=settings.batch, schedule=settings.schedule, warmup=settings.warmup,
+            id=f"{number}",
+            examples=training_examples(task, config, tokenizer, wording, settings, 0, sets),
+            lr=config.learning_rate,
+            epochs=config.epochs,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            batch=settings.batch,
+            schedule=settings.schedule,
+            warmup=settings.warmup,
         )
         for number, config in enumerate(configs)
-    ]  # fmt: skip
+    ]
 
 
 def padded(job: Job, pad: int) -> Job:
@@ -103,9 +119,14 @@ def tokens(jobs: Sequence[Job]) -> int:
     return sum(job.epochs * sum(len(example.ids) for example in job.examples) for job in jobs)
 
 
-def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task,
-            settings: TestTimeTraining = SETTINGS, repetitions: int = 5,
-            count: int = SELF_EDITS) -> pd.DataFrame:  # fmt: skip
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    settings: TestTimeTraining = SETTINGS,
+    repetitions: int = 5,
+    count: int = SELF_EDITS,
+) -> pd.DataFrame:
     """Train ``count`` self-edits of a task in every way and return one row per way.
 
     ``ms_per_useful_token`` is the median over interleaved repetitions in CPU milliseconds, ``low`` and ``high`` are the
@@ -151,11 +172,17 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Ta
         several = [1e3 * s / useful for s in seconds[name]]
         rows.append(
             {
-                "variant": name, "ms_per_useful_token": statistics.median(several), "low": min(several),
-                "high": max(several), "useful_share": share, "seconds": statistics.median(seconds[name]),
-                "self_edits": len(configs), "distinct": len(once), "tokens": length,
+                "variant": name,
+                "ms_per_useful_token": statistics.median(several),
+                "low": min(several),
+                "high": max(several),
+                "useful_share": share,
+                "seconds": statistics.median(seconds[name]),
+                "self_edits": len(configs),
+                "distinct": len(once),
+                "tokens": length,
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(rows)
 
 

@@ -64,11 +64,19 @@ def build(shape: budget.Shape, device: str) -> "PreTrainedModel":
     kind = Qwen2Config if shape.qkv_bias else LlamaConfig
     own = {} if shape.qkv_bias else {"head_dim": shape.head_dim}
     config = kind(
-        vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.mlp,
-        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=shape.positions, tie_word_embeddings=shape.tied, bos_token_id=None,
-        eos_token_id=None, pad_token_id=0, **own,
-    )  # fmt: skip
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.positions,
+        tie_word_embeddings=shape.tied,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+        **own,
+    )
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if device == "cpu" else torch.bfloat16)

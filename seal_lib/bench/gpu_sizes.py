@@ -28,9 +28,19 @@ class GpuPlan:
 
 
 TINY = GpuPlan(
-    (("tiny", 1.0),), ("qv", "all-linear"), (2, 1), epochs=1, padding=64, padded_steps=2, answer_tokens=3,
-    minutes=600.0, repetitions=1, documents=3, longest=24, tiny=True,
-)  # fmt: skip
+    (("tiny", 1.0),),
+    ("qv", "all-linear"),
+    (2, 1),
+    epochs=1,
+    padding=64,
+    padded_steps=2,
+    answer_tokens=3,
+    minutes=600.0,
+    repetitions=1,
+    documents=3,
+    longest=24,
+    tiny=True,
+)
 TINY_SHAPE = budget.Shape("tiny", 2, 64, 4, 2, 16, 128, 512, False, True, 512)
 
 

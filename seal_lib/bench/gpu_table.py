@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 #: the goal in seconds per 7B self-edit on one H200, answers included, for q and v or for all linears
 GOAL = 0.5
 LABELS = {
-    "authors": "authors' code: padded to 2 048", "sequential": "one at a time, nothing padded", "bank": "adapter bank",
-}  # fmt: skip
+    "authors": "authors' code: padded to 2 048",
+    "sequential": "one at a time, nothing padded",
+    "bank": "adapter bank",
+}
 BENCH_PACKAGES = ("torch", "transformers", "peft", "accelerate")
 TARGET_LABELS = {"qv": "q and v", "all-linear": "all linears"}
 
@@ -81,18 +83,24 @@ def machine(device: str) -> dict[str, object]:
         "dtype": "bfloat16" if device == "cuda" else "float32",
         "git": manifest.git_state(),
         "date": manifest.now(),
-    }  # fmt: skip
+    }
 
 
 def begin(file: Path, record: dict, plan: gpu_sizes.GpuPlan, shapes: dict[str, budget.Shape]) -> None:
     """Write an empty table of rows, and the record of machine and sizes, before the first measurement."""
     edits = gpu_sizes.documents(plan)
     sizes = {
-        "rank": gpu_sizes.RANK, "alpha": gpu_sizes.ALPHA, "lr": gpu_sizes.LR, "epochs": plan.epochs,
-        "epochs_of_an_edit": gpu_sizes.EPOCHS, "questions": gpu_sizes.QUESTIONS, "answer_tokens": plan.answer_tokens,
-        "padding": plan.padding, "documents_per_edit": statistics.fmean(map(len, edits)), "tokens_per_document":
-        sum(map(sum, edits)) / sum(map(len, edits)),
-    }  # fmt: skip
+        "rank": gpu_sizes.RANK,
+        "alpha": gpu_sizes.ALPHA,
+        "lr": gpu_sizes.LR,
+        "epochs": plan.epochs,
+        "epochs_of_an_edit": gpu_sizes.EPOCHS,
+        "questions": gpu_sizes.QUESTIONS,
+        "answer_tokens": plan.answer_tokens,
+        "padding": plan.padding,
+        "documents_per_edit": statistics.fmean(map(len, edits)),
+        "tokens_per_document": sum(map(sum, edits)) / sum(map(len, edits)),
+    }
     table = {name: dataclasses.asdict(shape) for name, shape in shapes.items()}
     paths.write_json(_record(file), record | {"sizes": sizes, "shapes": table, "efficiency": {}})
     paths.write_text(file, ",".join(_TYPES) + "\n")
@@ -161,18 +169,23 @@ def summary(rows: Sequence[Row], record: dict) -> pd.DataFrame:
         both = [m / 1e3 * steps + a for m, a in zip(ms, asked, strict=True)]
         middle = _middle(ms)
         line = dict(zip(("model", "targets", "variant", "K"), key, strict=True)) | {
-            "seconds_per_edit": _middle(both), "low": min(both, default=math.nan), "high": max(both, default=math.nan),
-            "train_s": middle / 1e3 * steps, "answer_s": _middle(asked), "ms_per_step": middle,
+            "seconds_per_edit": _middle(both),
+            "low": min(both, default=math.nan),
+            "high": max(both, default=math.nan),
+            "train_s": middle / 1e3 * steps,
+            "answer_s": _middle(asked),
+            "ms_per_step": middle,
             "tokens_per_s": _middle([r.tokens / r.train_seconds for r in good]),
-        }  # fmt: skip
+        }
         line |= _shares(key, record, device, middle, _middle(asked))
         line |= {
             "start_s": _middle([r.start_seconds for r in good if not math.isnan(r.start_seconds)]),
             "busy": _middle([r.busy for r in good if not math.isnan(r.busy)]),
             "launches": _middle([r.launches for r in good if not math.isnan(r.launches)]),
             "peak_gb": max((r.peak_gb for r in good), default=math.nan),
-            "outcome": bad or "ok", "measured": len(good),
-        }  # fmt: skip
+            "outcome": bad or "ok",
+            "measured": len(good),
+        }
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -192,9 +205,14 @@ def _shares(key: tuple, record: dict, device: costs.Device | None, ms: float, an
     options = {"targets": targets, "rank": sizes["rank"], "dtype": record["dtype"]}
     step = costs.train_step(shape, device, [length] * k, adapters=k, **options)
     asked = costs.generation(
-        shape, device, k * sizes["questions"], lengths.profiles()["squad"].ask, sizes["answer_tokens"], adapters=k,
+        shape,
+        device,
+        k * sizes["questions"],
+        lengths.profiles()["squad"].ask,
+        sizes["answer_tokens"],
+        adapters=k,
         **options,
-    )  # fmt: skip
+    )
     answers = sum(part.floor for part in asked) / k
     floor, moving, computing = (1e3 * part / k for part in (step.floor, step.moving, step.computing))
     return dict(zip(names, (floor, floor / ms, moving / ms, computing / ms, answers / answering), strict=True))

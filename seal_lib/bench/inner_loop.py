@@ -85,10 +85,15 @@ def load(plan: CpuPlan) -> PreTrainedModel:
         return models.load(MODEL)[0]
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(models.load_tokenizer(MODEL)), hidden_size=plan.hidden, intermediate_size=3 * plan.hidden,
-        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=plan.length,
+        vocab_size=len(models.load_tokenizer(MODEL)),
+        hidden_size=plan.hidden,
+        intermediate_size=3 * plan.hidden,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=plan.length,
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
@@ -167,9 +172,13 @@ class Timing:
 
 
 def with_trainer(
-    model: PreTrainedModel, job: Job, pad_to: int | None, max_steps: int, targets: str = "all-linear",
+    model: PreTrainedModel,
+    job: Job,
+    pad_to: int | None,
+    max_steps: int,
+    targets: str = "all-linear",
     clock: Callable[[], float] = time.process_time,
-) -> Timing:  # fmt: skip
+) -> Timing:
     """Train one job with HF Trainer and PEFT and return its timing.
 
     The time by which the first step exceeds the others counts as start-up; a run of one step has no start-up. On a GPU
@@ -210,15 +219,29 @@ def with_trainer(
         lora(model, job.initial(target_linears(model, targets)), job.rank, job.alpha),
     ):
         arguments = TrainingArguments(
-            folder, per_device_train_batch_size=1, num_train_epochs=job.epochs, max_steps=max_steps,
-            learning_rate=job.lr, lr_scheduler_type=job.schedule, weight_decay=job.weight_decay, max_grad_norm=job.clip,
-            seed=job.seed, save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, use_cpu=cpu,
+            folder,
+            per_device_train_batch_size=1,
+            num_train_epochs=job.epochs,
+            max_steps=max_steps,
+            learning_rate=job.lr,
+            lr_scheduler_type=job.schedule,
+            weight_decay=job.weight_decay,
+            max_grad_norm=job.clip,
+            seed=job.seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=cpu,
             bf16=not cpu,
-        )  # fmt: skip
+        )
         trainer = Trainer(
-            model=model, args=arguments, train_dataset=[row(list(example.ids)) for example in job.examples],
-            data_collator=padding_collator() if pad_to is None else stack, callbacks=[Watch],
-        )  # fmt: skip
+            model=model,
+            args=arguments,
+            train_dataset=[row(list(example.ids)) for example in job.examples],
+            data_collator=padding_collator() if pad_to is None else stack,
+            callbacks=[Watch],
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         steps = trainer.state.global_step

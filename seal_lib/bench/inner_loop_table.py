@@ -12,9 +12,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BENCH_COLUMNS = (
-    "lengths", "tokens", "steps", "model", "rank", "variant", "K", "ms_per_adapter_step", "low", "high", "peak_mb",
+    "lengths",
+    "tokens",
+    "steps",
+    "model",
+    "rank",
+    "variant",
+    "K",
+    "ms_per_adapter_step",
+    "low",
+    "high",
+    "peak_mb",
     "adapters",
-)  # fmt: skip
+)
 LABELS = {
     "authors": "authors' code: padded to 2 048",
     "trainer_dynamic": "HF Trainer, nothing padded",
@@ -73,8 +83,16 @@ def _panel(table: pd.DataFrame, times: dict, ax: Axes) -> None:
         ax.axhspan(row.low, row.high, color=paint, alpha=0.2, linewidth=0)
         share = times[row.lengths, row.variant][0]
         label = f"{LABELS[row.variant]}, {_digits(row.ms_per_adapter_step)} ms, {_digits(share, 2)} × the bank"
-        ax.text(slots[-1], row.ms_per_adapter_step * 1.09, label, color=darker(paint), ha="right", va="bottom",
-                fontsize=8, bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.3})  # fmt: skip
+        ax.text(
+            slots[-1],
+            row.ms_per_adapter_step * 1.09,
+            label,
+            color=darker(paint),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.3},
+        )
     best = bank.loc[bank["ms_per_adapter_step"].idxmin()]
     ax.fill_between(bank["K"], bank["low"], bank["high"], color=colours["bank"], alpha=0.2, linewidth=0)
     ax.plot(bank["K"], bank["ms_per_adapter_step"], color=colours["bank"], marker="o", markersize=4)

@@ -87,8 +87,16 @@ def gallery(df: pd.DataFrame, folder: Path) -> list[str]:
     names = []
     made = df["model"].astype(str).str.startswith("seedling").any()  # the committed sweep was run on a seedling
     more = {scatter_figure: {"sweep": committed_sweep() if made else None}}
-    kinds = (overview_figure, age_figure, scatter_figure, fates_figure, cost_figure, paper_figure, maps_figure,
-             length_figure)  # fmt: skip
+    kinds = (
+        overview_figure,
+        age_figure,
+        scatter_figure,
+        fates_figure,
+        cost_figure,
+        paper_figure,
+        maps_figure,
+        length_figure,
+    )
     for kind in kinds:
         rows = kind.only(df[df["experiment"] == kind.experiment])
         if (figure := kind(rows, **more.get(kind, {}))) is not None:

@@ -61,9 +61,14 @@ class Comparison:
 
 
 def summary(
-    R: object, isolated: object = None, joint: object = None, sequences: int | None = None,
-    constant: Collection[str] = (), seed: int = 0, draws: int = DRAWS,
-) -> dict[str, Measure]:  # fmt: skip
+    R: object,
+    isolated: object = None,
+    joint: object = None,
+    sequences: int | None = None,
+    constant: Collection[str] = (),
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> dict[str, Measure]:
     """Return every metric of a matrix, or of a stack of matrices, by name.
 
     The names are those of `metrics.LINEAR` (AA as AA_<K>), F_<K>, half_life, break_even, AA_<k>, age_<t>, and
@@ -219,9 +224,12 @@ class _Over:
         return Measure(estimate, missing.outcome, missing.note) if missing else Measure(estimate)
 
     def ratio(
-        self, metric: Callable[[np.ndarray], np.ndarray], stack: np.ndarray, centred: bool = False,
+        self,
+        metric: Callable[[np.ndarray], np.ndarray],
+        stack: np.ndarray,
+        centred: bool = False,
         constant: bool = False,
-    ) -> Measure:  # fmt: skip
+    ) -> Measure:
         """Return `metric` of the mean matrix, with an interval from resampled sequences.
 
         Whole sequences are resampled and averaged before the metric is taken. With few sequences the interval is

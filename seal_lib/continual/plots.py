@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FATE_STYLE = {
-    "kept_base": ("known before, kept", "#222222"), "kept_injected": ("taught, kept", "#009E73"),
-    "lost_base": ("known before, lost", "#8a8a8a"), "lost_injected": ("taught, lost", "#D55E00"),
-    "never": ("never learned", "#e9e0d0"), "blank": ("no answer", "#56B4E9"),
-}  # fmt: skip
+    "kept_base": ("known before, kept", "#222222"),
+    "kept_injected": ("taught, kept", "#009E73"),
+    "lost_base": ("known before, lost", "#8a8a8a"),
+    "lost_injected": ("taught, lost", "#D55E00"),
+    "never": ("never learned", "#e9e0d0"),
+    "blank": ("no answer", "#56B4E9"),
+}
 BOUNDS = ("joint", "isolation_oracle")  # upper references: drawn dashed or as a star
 _CELL = re.compile(r"accuracy_after_(\d+):passage_(\d+)")
 
@@ -126,7 +129,7 @@ def _banded(ax: Axes, rows: pd.DataFrame, x: str, arm: str, alpha: float, **mark
 
 def plasticity_stability(
     table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | None = None, zoom: Axes | None = None
-) -> Axes:  # fmt: skip
+) -> Axes:
     """Draw the learned gain (LA − base) against backward transfer, with grey lines of equal AA_K.
 
     The lines are exact, since AA_K = LA + BWT (K−1)/K. Arms that train nothing are left out.
@@ -225,8 +228,16 @@ def fates_by_age(table: pd.DataFrame, ax: Axes, arm: str) -> Axes:
     bottom = [0.0] * len(ages)
     for fate in FATES:
         heights = [values.get((fate, str(age)), 0.0) for age in ages]
-        ax.bar(ages, heights, 0.8, bottom, color=FATE_STYLE[fate][1], label=FATE_STYLE[fate][0], edgecolor="white",
-               linewidth=0.4)  # fmt: skip
+        ax.bar(
+            ages,
+            heights,
+            0.8,
+            bottom,
+            color=FATE_STYLE[fate][1],
+            label=FATE_STYLE[fate][0],
+            edgecolor="white",
+            linewidth=0.4,
+        )
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
     ax.set(xlabel="later edits", ylim=(0, 1), xlim=(ages[0] - 0.5, ages[-1] + 0.5))
     share_axis(ax.yaxis, "questions on edited passages")
@@ -298,8 +309,16 @@ def overview(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
         for y, arm in enumerate(arms):
             row = rows.get(arm, {"value": math.nan})
             if math.isnan(row["value"]):
-                ax.text(0.02, y, "diverged" if arm in rows else NOT_RUN, color=GREY, style="italic",
-                        va="center", fontsize=7.5, transform=ax.get_yaxis_transform())  # fmt: skip
+                ax.text(
+                    0.02,
+                    y,
+                    "diverged" if arm in rows else NOT_RUN,
+                    color=GREY,
+                    style="italic",
+                    va="center",
+                    fontsize=7.5,
+                    transform=ax.get_yaxis_transform(),
+                )
                 continue
             ax.plot([row["low"], row["high"]], [y, y], color=colour(arm), linewidth=2.2, gid=f"interval:{arm}")
             ax.plot([row["value"]], [y], "o", color=colour(arm), markersize=4.5, gid=f"value:{arm}")

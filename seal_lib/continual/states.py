@@ -151,8 +151,9 @@ def load(path: Path) -> tuple[dict[str, Adapter], dict[str, Tensor], dict[str, s
 
 def _digest(tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> str:
     """Return the SHA-256 of everything that a file holds."""
-    sha = hashlib.sha256(json.dumps([note, [(k, str(t.dtype), t.shape) for k, t in sorted(tensors.items())]],
-                                    sort_keys=True).encode())  # fmt: skip
+    sha = hashlib.sha256(
+        json.dumps([note, [(k, str(t.dtype), t.shape) for k, t in sorted(tensors.items())]], sort_keys=True).encode()
+    )
     for _, tensor in sorted(tensors.items()):
         sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return sha.hexdigest()

@@ -59,9 +59,15 @@ def authors_sequences(kind: str = "authors", passages: int = SQUAD_DEV, length: 
 
 
 def load_streams(
-    source: str, count: int, length: int, *, seed: int = 0, sequences: str = "disjoint",
-    questions: int | None = None, skip: int = 0,
-) -> list[Stream]:  # fmt: skip
+    source: str,
+    count: int,
+    length: int,
+    *,
+    seed: int = 0,
+    sequences: str = "disjoint",
+    questions: int | None = None,
+    skip: int = 0,
+) -> list[Stream]:
     """Return ``count`` streams of ``length`` passages of ``source``, without self-edits.
 
     Args:

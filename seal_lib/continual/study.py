@@ -45,9 +45,16 @@ class EditUnit:
 
 
 def run_arm(
-    run: "Recorder", arm: Arm, lab: Lab, streams: Sequence[Stream], *, slots: int = 16,
-    writing: Sampling | None = None, group: str = "", full_rows: Sequence[int] | None = None,
-) -> list[dict]:  # fmt: skip
+    run: "Recorder",
+    arm: Arm,
+    lab: Lab,
+    streams: Sequence[Stream],
+    *,
+    slots: int = 16,
+    writing: Sampling | None = None,
+    group: str = "",
+    full_rows: Sequence[int] | None = None,
+) -> list[dict]:
     """Run one arm and return its rows in the order (edit, stream), recorded as phase ``<group><arm>``.
 
     A row holds ``stream``, ``k``, ``protocol`` (`InnerLoop.label` of the rule's lab), ``outcome`` (ok, diverged or
@@ -139,9 +146,12 @@ def check_lengths(lab: Lab, streams: Sequence[Stream], writing: Sampling) -> Non
         texts = {
             "trained on": ([d.text for d in domain.documents(passage, None)], 0, lab.inner.max_length),
             "read for its notes": ([domain.prompt(passage, lab.tokenizer)], writing.max_tokens, room),
-            "asked about": ([domain.prompts.ask(passage, q, True) for q in passage.questions],
-                            lab.inner.answer_tokens, room),
-        }  # fmt: skip
+            "asked about": (
+                [domain.prompts.ask(passage, q, True) for q in passage.questions],
+                lab.inner.answer_tokens,
+                room,
+            ),
+        }
         for what, (given, more, most) in texts.items():
             longest = max((len(read_ids(text, lab.tokenizer)) for text in given), default=0) + more
             if longest > most:
@@ -170,8 +180,9 @@ def run_arms(
 class _Work:
     """The work function of ``run.map``: called with the units of one edit of some streams."""
 
-    def __init__(self, run: "Recorder", arm: Arm, lab: Lab, writing: Sampling | None, group: str,
-                 full_rows: Sequence[int] | None):  # fmt: skip
+    def __init__(
+        self, run: "Recorder", arm: Arm, lab: Lab, writing: Sampling | None, group: str, full_rows: Sequence[int] | None
+    ):
         self.run, self.arm, self.writing = run, arm, writing
         self.full_rows, self.rule = full_rows, arm.make(lab)
         self.lab = self.rule.lab
@@ -322,14 +333,15 @@ class _Work:
             {
                 "right": [right.get((i, own)) for own in range(len(streams[i]))],
                 "blank": [blank.get((i, own)) for own in range(len(streams[i]))],
-                "prior": right.get((i, None), ""), "prior_blank": blank.get((i, None), ""),
+                "prior": right.get((i, None), ""),
+                "prior_blank": blank.get((i, None), ""),
                 "norm": ops.size(states[i].history) if full else None,
                 "drift": self._drift(states[i]) if full else None,
                 "stored": ops.bytes_of(states[i].history, *states[i].parts)
                 + sum(x.numel() * x.element_size() for x in states[i].extra.values()),
             }
             for i in asked
-        ]  # fmt: skip
+        ]
 
     def _drift(self, state: State) -> float:
         """Return KL(theta_0 || theta_k) per token on a quarter of the anchor texts, which the base generated."""

@@ -23,34 +23,84 @@ MAPS_EXPERIMENT = "continual/maps"  # the matrices of every arm
 FATES = ("kept_base", "kept_injected", "lost_base", "lost_injected", "never", "blank")
 #: our metric -> its name in paper_values.yaml
 PAPER_NAMES = {
-    "LA": "learning_accuracy", "BWT": "backward_transfer", "AIA": "average_incremental_accuracy",
+    "LA": "learning_accuracy",
+    "BWT": "backward_transfer",
+    "AIA": "average_incremental_accuracy",
     "net_gain": "net_knowledge_gain",
-}  # fmt: skip
+}
 
 #: The comparisons of the study, one family for Holm's correction. Those of the study plan (3.3) were registered before
 #: the test streams were run; one of them, a lower learning rate, is now a setting of plain editing and left out. Those
 #: on the model's own self-edits were registered when these became arms.
 CONTRASTS = (
-    ("replay", "sequential"), ("generative_replay", "sequential"), ("kl_replay", "sequential"),
-    ("null_space", "sequential"), ("null_space_replay", "sequential"), ("isolation", "sequential"),
-    ("sequential", "frozen"), ("kl_replay", "joint"), ("null_space_replay", "joint"), ("isolation", "joint"),
-    ("null_space_replay_live", "sequential_live"), ("sequential_live", "sequential_own"),
-    ("sequential_live", "frozen"), ("sequential_authors_live", "frozen"),
-)  # fmt: skip
+    ("replay", "sequential"),
+    ("generative_replay", "sequential"),
+    ("kl_replay", "sequential"),
+    ("null_space", "sequential"),
+    ("null_space_replay", "sequential"),
+    ("isolation", "sequential"),
+    ("sequential", "frozen"),
+    ("kl_replay", "joint"),
+    ("null_space_replay", "joint"),
+    ("isolation", "joint"),
+    ("null_space_replay_live", "sequential_live"),
+    ("sequential_live", "sequential_own"),
+    ("sequential_live", "frozen"),
+    ("sequential_authors_live", "frozen"),
+)
 
 #: rule -> the metrics that cannot vary between streams, whatever the model does (see `intervals.summary`)
 CONSTANT = {
-    "frozen": ("LA_gain", "net_gain", "BWT", "FWT", "loss_per_edit", "age", "F", "recovery_isolated", "recovery_joint",
-               "prior_kept", "prior_learned", "drift", "norm", "stored_bytes", "tokens_per_edit", "diverged",
-               "empty_edits"),
-    "passage_in_context": ("BWT", "FWT", "loss_per_edit", "F", "prior_kept", "prior_learned", "drift", "norm",
-                           "stored_bytes", "tokens_per_edit", "diverged", "empty_edits"),
+    "frozen": (
+        "LA_gain",
+        "net_gain",
+        "BWT",
+        "FWT",
+        "loss_per_edit",
+        "age",
+        "F",
+        "recovery_isolated",
+        "recovery_joint",
+        "prior_kept",
+        "prior_learned",
+        "drift",
+        "norm",
+        "stored_bytes",
+        "tokens_per_edit",
+        "diverged",
+        "empty_edits",
+    ),
+    "passage_in_context": (
+        "BWT",
+        "FWT",
+        "loss_per_edit",
+        "F",
+        "prior_kept",
+        "prior_learned",
+        "drift",
+        "norm",
+        "stored_bytes",
+        "tokens_per_edit",
+        "diverged",
+        "empty_edits",
+    ),
     "rag": ("drift", "norm", "stored_bytes", "tokens_per_edit", "diverged", "empty_edits"),
-    "isolation_oracle": ("BWT", "FWT", "loss_per_edit", "F", "recovery_isolated", "intransigence_isolated",
-                         "prior_kept", "prior_learned", "drift", "norm", "stored_bytes"),
+    "isolation_oracle": (
+        "BWT",
+        "FWT",
+        "loss_per_edit",
+        "F",
+        "recovery_isolated",
+        "intransigence_isolated",
+        "prior_kept",
+        "prior_learned",
+        "drift",
+        "norm",
+        "stored_bytes",
+    ),
     "isolation": ("drift", "norm", "stored_bytes"),
     "joint": ("recovery_joint", "stored_bytes"),
-}  # fmt: skip
+}
 
 Rows = Sequence[Mapping[str, object]]
 
@@ -165,14 +215,29 @@ def references(by_arm: Mapping[str, Rows]) -> dict[str, np.ndarray]:
 
 
 #: metrics that do not depend on grades
-UNJUDGED = ("drift", "norm", "stored_bytes", "tokens_per_edit", "seconds_per_edit", "diverged", "empty_edits",
-            "blank_rate", "tuning_settings", "tuning_trainings")  # fmt: skip
+UNJUDGED = (
+    "drift",
+    "norm",
+    "stored_bytes",
+    "tokens_per_edit",
+    "seconds_per_edit",
+    "diverged",
+    "empty_edits",
+    "blank_rate",
+    "tuning_settings",
+    "tuning_trainings",
+)
 
 
 def result_rows(
-    by_arm: Mapping[str, Rows], *, model: str, grader: str, experiment: str = EXPERIMENT,
-    seconds: Mapping[str, float] | None = None, price: Mapping[str, tuple[int, int]] | None = None,
-) -> list[dict]:  # fmt: skip
+    by_arm: Mapping[str, Rows],
+    *,
+    model: str,
+    grader: str,
+    experiment: str = EXPERIMENT,
+    seconds: Mapping[str, float] | None = None,
+    price: Mapping[str, tuple[int, int]] | None = None,
+) -> list[dict]:
     """Return the rows of results.csv of all arms; metrics that the paper has too also appear under its names.
 
     An arm with self-edits of its own has no share of the gain of joint or isolated training, since these trained on
@@ -215,9 +280,13 @@ def matrix_rows(by_arm: Mapping[str, Rows], *, model: str, grader: str, experime
 
 
 def comparisons(
-    by_arm: Mapping[str, Rows], pairs: Sequence[tuple[str, str]] = CONTRASTS, *, model: str, grader: str,
+    by_arm: Mapping[str, Rows],
+    pairs: Sequence[tuple[str, str]] = CONTRASTS,
+    *,
+    model: str,
+    grader: str,
     experiment: str = EXPERIMENT,
-) -> tuple[list[dict], list[intervals.Comparison]]:  # fmt: skip
+) -> tuple[list[dict], list[intervals.Comparison]]:
     """Return the paired differences of AA_K over streams, as rows of results.csv and as comparisons; one Holm family.
 
     A pair is left out if one of its arms did not run or no stream of it survived.
@@ -320,10 +389,15 @@ def targets(by_arm: Mapping[str, Rows]) -> list[dict]:
         ("isolation + BM25: share of isolated's gain", "isolation", of("isolation")["recovery_isolated"], ">=", 0.98),
     ]
     return [
-        {"target": name, "arm": arm, "measured": round(value, 4), "wanted": f"{sign} {goal}",
-         "met": bool(value <= goal if sign == "<=" else value >= goal)}
+        {
+            "target": name,
+            "arm": arm,
+            "measured": round(value, 4),
+            "wanted": f"{sign} {goal}",
+            "met": bool(value <= goal if sign == "<=" else value >= goal),
+        }
         for name, arm, value, sign, goal in lines
-    ]  # fmt: skip
+    ]
 
 
 def committed_sweep() -> "pd.DataFrame | None":

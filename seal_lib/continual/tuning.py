@@ -35,9 +35,11 @@ Knobs = dict[str, float]
 
 
 def climb(
-    defaults: Mapping[str, float], ladders: Mapping[str, Sequence[float]], score: Callable[[Knobs], float],
+    defaults: Mapping[str, float],
+    ladders: Mapping[str, Sequence[float]],
+    score: Callable[[Knobs], float],
     most: int = MOST,
-) -> tuple[Knobs, str]:  # fmt: skip
+) -> tuple[Knobs, str]:
     """Return the knobs that no single step on a ladder improves, and what cut the search short.
 
     Args:
@@ -88,9 +90,14 @@ class _UsedUp(Exception):
 
 
 def sweep(
-    run: "Recorder", rules: Sequence[str], lab: Lab, streams: Sequence[Stream], *, slots: int = 16,
+    run: "Recorder",
+    rules: Sequence[str],
+    lab: Lab,
+    streams: Sequence[Stream],
+    *,
+    slots: int = 16,
     most: int = MOST,
-) -> list[dict]:  # fmt: skip
+) -> list[dict]:
     """Tune rules and return one line per setting, in the order tried.
 
     A line holds rule, protocol, knobs (JSON), AA, LA, BWT, prior, blank, diverged, trainings, and whether the setting
@@ -125,11 +132,15 @@ def measured(rows: tables.Rows) -> dict[str, float]:
     """Return the numbers of a sweep line from the rows of a setting."""
     R, K = tables.stack(rows), max(row["k"] for row in rows)
     means = {
-        "AA": metrics.average_accuracy(R), "LA": metrics.learning_accuracy(R), "BWT": metrics.backward_transfer(R),
-        "prior": tables.prior(rows)[:, K], "blank": tables.stack(rows, "blank")[:, K].mean(-1),
-    }  # fmt: skip
-    found = {name: round(float(np.mean(v[~np.isnan(v)])), 6) if (~np.isnan(v)).any() else None
-             for name, v in means.items()}  # fmt: skip
+        "AA": metrics.average_accuracy(R),
+        "LA": metrics.learning_accuracy(R),
+        "BWT": metrics.backward_transfer(R),
+        "prior": tables.prior(rows)[:, K],
+        "blank": tables.stack(rows, "blank")[:, K].mean(-1),
+    }
+    found = {
+        name: round(float(np.mean(v[~np.isnan(v)])), 6) if (~np.isnan(v)).any() else None for name, v in means.items()
+    }
     lost = sum(row["outcome"] == "diverged" for row in rows if row["k"] == K)
     return found | {"diverged": lost, "trainings": sum(bool(row.get("steps")) for row in rows)}
 

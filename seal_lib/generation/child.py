@@ -73,9 +73,14 @@ class Child:
         with open(folder / _LOG, "wb") as log, theirs:
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()], cwd=folder,
-                env=dict(environment), start_new_session=True,  # an interrupt in the terminal must not reach it
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                cwd=folder,
+                env=dict(environment),
+                start_new_session=True,  # an interrupt in the terminal must not reach it
+            )
         self._socket = ours
 
     @property

@@ -178,9 +178,12 @@ class Endpoint:
         """Send one request, with retries, and return its completion."""
         pause = wait_random_exponential(multiplier=PAUSE, max=30)
         retrying = Retrying(
-            retry=retry_if_exception_type(Again), reraise=True, sleep=self._pause,
-            wait=lambda state: max(_after(state), pause(state)), stop=self._enough,
-        )  # fmt: skip
+            retry=retry_if_exception_type(Again),
+            reraise=True,
+            sleep=self._pause,
+            wait=lambda state: max(_after(state), pause(state)),
+            stop=self._enough,
+        )
         try:
             return retrying(self._once, request, sampling, key)
         except (Again, Refused) as error:

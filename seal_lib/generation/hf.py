@@ -173,9 +173,13 @@ def _next(
 ) -> "tuple[Tensor, Cache]":
     """Return the logits [B, V] of the next token after ``ids`` [B, T], and the cache with these columns added."""
     result = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
         logits_to_keep=1,
-    )  # fmt: skip
+    )
     return result.logits[:, -1], result.past_key_values
 
 

@@ -24,8 +24,14 @@ _TABLE = (
 def key_of(model: str, request: Request, sampling: Sampling) -> str:
     """Return the key of a completion: the SHA-256 of the model's identity, the request and the sampling settings."""
     asked = [
-        model, request.prompt, request.seed, sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.stop
-    ]  # fmt: skip
+        model,
+        request.prompt,
+        request.seed,
+        sampling.max_tokens,
+        sampling.temperature,
+        sampling.top_p,
+        sampling.stop,
+    ]
     return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()
 
 

@@ -60,8 +60,7 @@ class Other:
         if self.address:
             self.address.key()
 
-    def texts(self, requests: Sequence[Request], sampling: Sampling,
-              count: Count = uncounted) -> list[Completion]:  # fmt: skip
+    def texts(self, requests: Sequence[Request], sampling: Sampling, count: Count = uncounted) -> list[Completion]:
         """Return one completion per request; ``sampling.n`` must be 1.
 
         Completions in the cache are not requested again. Failed requests and too long prompts are not cached.

@@ -132,8 +132,10 @@ def _check_plain(model: "PreTrainedModel") -> None:
     import torch
 
     if getattr(model.config, "quantization_config", None) is not None or model.dtype not in (
-        torch.float32, torch.float16, torch.bfloat16,
-    ):  # fmt: skip
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+    ):
         raise DataError(
             f"engine vllm takes float32, float16 and bfloat16 models, not {model.dtype} or quantised weights; use "
             "engine hf."
@@ -258,8 +260,14 @@ class Engine:
         self._model, self._marked = weakref.ref(model), _mark(model)
         self._names.clear()  # the engine has dropped its adapters
 
-    def sample(self, rows: Sequence[tuple[list[int], int, Adapter | None]], sampling: Sampling, last: Sequence[int],
-               at_once: int, limits: Settings) -> list[list[int]]:  # fmt: skip
+    def sample(
+        self,
+        rows: Sequence[tuple[list[int], int, Adapter | None]],
+        sampling: Sampling,
+        last: Sequence[int],
+        at_once: int,
+        limits: Settings,
+    ) -> list[list[int]]:
         """Return the generated ids of each row (prompt ids, seed, adapter); an id of ``last`` ends a text."""
         if not rows:
             return []

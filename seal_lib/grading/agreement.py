@@ -25,8 +25,9 @@ ALL = "all answers"
 Loops = Mapping[int, Sequence[PassageTrial]]
 
 
-def judge_all(run: Recorder, loops: Loops, judge: Judge, *, phase: str,
-              who: Sequence[str] = JUDGES) -> dict[int, list[PassageTrial]]:  # fmt: skip
+def judge_all(
+    run: Recorder, loops: Loops, judge: Judge, *, phase: str, who: Sequence[str] = JUDGES
+) -> dict[int, list[PassageTrial]]:
     """Return the trials of an arm with the judge's grades added, under each name in ``who``; recorded as ``phase``.
 
     The n-th name in ``who`` is the n-th time that the judge is asked.
@@ -69,8 +70,9 @@ def graders_of(arms: Mapping[str, Loops]) -> list[str]:
     return sorted(common, key=lambda name: ([*ALWAYS, *JUDGES].index(name) if name in (*ALWAYS, *JUDGES) else 99, name))
 
 
-def level_rows(experiment: str, arms: Mapping[str, Loops], graders: Sequence[str], *, protocol: str,
-               model: str) -> list[dict]:  # fmt: skip
+def level_rows(
+    experiment: str, arms: Mapping[str, Loops], graders: Sequence[str], *, protocol: str, model: str
+) -> list[dict]:
     """Return the rows ``accuracy:<grader>`` of every arm, means over passages; trials without a score are dropped."""
     rows = []
     for arm, loops in arms.items():
@@ -88,8 +90,9 @@ def _by_passage(trials: Sequence[PassageTrial], grader: str) -> dict[str, list[f
     return found
 
 
-def agreement_rows(experiment: str, arms: Mapping[str, Loops], graders: Sequence[str], *, protocol: str,
-                   model: str) -> list[dict]:  # fmt: skip
+def agreement_rows(
+    experiment: str, arms: Mapping[str, Loops], graders: Sequence[str], *, protocol: str, model: str
+) -> list[dict]:
     """Return rows of the agreement of every two graders over the answers of all arms that both graded.
 
     ``agree:a:b``, one per pair, is the share of answers that both call right or both call wrong. ``only:a:b``, one per

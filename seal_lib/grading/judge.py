@@ -78,8 +78,16 @@ class Judge:
         ]
 
 
-def judge_of(grader: str, who: str, key_env: str, calls: int, seconds: float, device: str, dtype: str,
-             rubric: str = "same-answer") -> Judge | None:  # fmt: skip
+def judge_of(
+    grader: str,
+    who: str,
+    key_env: str,
+    calls: int,
+    seconds: float,
+    device: str,
+    dtype: str,
+    rubric: str = "same-answer",
+) -> Judge | None:
     """Return the judge that a notebook's parameters name; None unless ``grader`` is ``judge``.
 
     Args:

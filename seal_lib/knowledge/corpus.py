@@ -71,8 +71,17 @@ def writer_of(arm: str) -> Writer:
     return WRITERS[name]
 
 
-def write(run: Recorder, policy: Policy, passages: Sequence[Passage], arm: str, domain: Knowledge, outer: OuterLoop, *,
-          count: int, seed: int) -> list[Text]:  # fmt: skip
+def write(
+    run: Recorder,
+    policy: Policy,
+    passages: Sequence[Passage],
+    arm: str,
+    domain: Knowledge,
+    outer: OuterLoop,
+    *,
+    count: int,
+    seed: int,
+) -> list[Text]:
     """Return the texts of an arm, ``count`` per passage (or per size of group), recorded in phases
     ``seed_<seed>/evaluate/<arm>/…``."""
     writer, phase = writer_of(arm), f"seed_{seed}/evaluate/{arm}"
@@ -87,9 +96,17 @@ def write(run: Recorder, policy: Policy, passages: Sequence[Passage], arm: str, 
         return []
     if study.groups:
         return relations.write(
-            run, policy, passages, outer, listing=study.listing, relating=study.write, sizes=study.groups, phase=phase,
-            count=count, seed=seed,
-        )  # fmt: skip
+            run,
+            policy,
+            passages,
+            outer,
+            listing=study.listing,
+            relating=study.write,
+            sizes=study.groups,
+            phase=phase,
+            count=count,
+            seed=seed,
+        )
     made = [study.notes(p, count, seed) for p in passages if p.facts]
     told = [p for p in passages if not p.facts]
     if told:
@@ -101,8 +118,9 @@ def write(run: Recorder, policy: Policy, passages: Sequence[Passage], arm: str, 
     return [Text(e.unit_id, e.source, i, e.text) for edits in made for i, e in enumerate(edits) if e.text.strip()]
 
 
-def documents(passages: Sequence[Passage], texts: Sequence[Text], domain: Knowledge, settings: Pretraining, *,
-              count: int) -> list[Document]:  # fmt: skip
+def documents(
+    passages: Sequence[Passage], texts: Sequence[Text], domain: Knowledge, settings: Pretraining, *, count: int
+) -> list[Document]:
     """Return the corpus: each passage's first ``count`` texts of each kind, cut into documents, then the passage."""
     own: dict[str, list[Text]] = {}
     for text in texts:

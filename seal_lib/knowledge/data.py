@@ -33,8 +33,9 @@ _WRITTEN = re.compile(r"[\[{]+\s*['\"](?:text|answer_start)['\"]\s*:")
 SQUAD_REVISION = "7b6d24c440a36b6815f21b70d25016731768db1f"
 
 
-def load_passages(source: str, count: int | None, seed: int = 0, start: int = 0, facts: int = 6,
-                  people: int = 3) -> list[Passage]:  # fmt: skip
+def load_passages(
+    source: str, count: int | None, seed: int = 0, start: int = 0, facts: int = 6, people: int = 3
+) -> list[Passage]:
     """Return ``count`` passages of ``source`` (all if None), in an order fixed by ``seed``.
 
     Real text is shuffled as the authors do: ``random.seed(seed); shuffle; [start : start + count]`` (seed 42, start 0,

@@ -91,18 +91,27 @@ def edit_example(folder: Path) -> pd.DataFrame | None:
     lines: list[dict[str, Any]] = [
         {"part": "passage", "head": title, "text": text},
         {"part": "self-edit", "head": arm, "text": chosen.edit.text if chosen.edit else ""},
-        {"part": "training", "head": f"LoRA, rank {p['rank']}", "text":
-         f"{'each line is a document' if p['split_newlines'] else 'the self-edit is a document'}"
-         f"{', and so is the passage' if p['add_passage'] else ''}\n\n{p['epochs']} passes, {chosen.steps} steps, "
-         f"{chosen.tokens} tokens\n\nloss {chosen.first_loss:.2f} → {chosen.last_loss:.2f}"},
-    ]  # fmt: skip
+        {
+            "part": "training",
+            "head": f"LoRA, rank {p['rank']}",
+            "text": f"{'each line is a document' if p['split_newlines'] else 'the self-edit is a document'}"
+            f"{', and so is the passage' if p['add_passage'] else ''}\n\n{p['epochs']} passes, {chosen.steps} steps, "
+            f"{chosen.tokens} tokens\n\nloss {chosen.first_loss:.2f} → {chosen.last_loss:.2f}",
+        },
+    ]
     for answer in chosen.answers:
         first = old.get(answer.question)
         lines.append(
-            {"part": "question", "text": answer.question, "gold": answer.gold, "after": answer.text,
-             "after_grade": answer.grades[p["grader"]], "before": first.text if first else "",
-             "before_grade": first.grades[p["grader"]] if first else math.nan}
-        )  # fmt: skip
+            {
+                "part": "question",
+                "text": answer.question,
+                "gold": answer.gold,
+                "after": answer.text,
+                "after_grade": answer.grades[p["grader"]],
+                "before": first.text if first else "",
+                "before_grade": first.grades[p["grader"]] if first else math.nan,
+            }
+        )
     rule = f"Of {len(trials)} held-out passages the one whose share of right answers is the middle one."
     return pd.DataFrame([*lines, _about(folder, p, rule)])
 
@@ -132,10 +141,12 @@ def loops_example(folder: Path) -> pd.DataFrame | None:
     kept = {trial.id for trial in chosen}
     lines = [
         {"part": "passage", "head": passage.title if passage else unit, "text": passage.text if passage else ""},
-        *({"part": "self-edit", "text": t.edit.text if t.edit else "", "reward": t.accuracy, "kept": t.id in kept}
-          for t in several),
+        *(
+            {"part": "self-edit", "text": t.edit.text if t.edit else "", "reward": t.accuracy, "kept": t.id in kept}
+            for t in several
+        ),
         {"part": "policy", "text": f"finetuned on the {len(kept)} kept self-edits of {len(by_passage)} passages"},
-    ]  # fmt: skip
+    ]
     rule = "Round 1; of the practised passages the one whose self-edits differ most."
     return pd.DataFrame([*lines, _about(folder, p, rule)])
 
@@ -172,16 +183,23 @@ def two_loops(table: pd.DataFrame, ax: Axes) -> Axes:
         diagrams.arrow(ax, (middle + 3.0, at), (right, at))
         ax.barh(at, 1.1, 0.16, left=right, color="#ececec")
         ax.barh(at, 1.1 * row["reward"], 0.16, left=right, color=paint)
-        diagrams.note(ax, right + 1.16, at - 0.06, f"{100 * row['reward']:.0f} %{'  kept' if row['kept'] else ''}",
-                      color=paint, fontweight="bold" if row["kept"] else None)  # fmt: skip
+        diagrams.note(
+            ax,
+            right + 1.16,
+            at - 0.06,
+            f"{100 * row['reward']:.0f} %{'  kept' if row['kept'] else ''}",
+            color=paint,
+            fontweight="bold" if row["kept"] else None,
+        )
         y = low + 0.08
     diagrams.note(ax, right, 0.08, "reward, without passage")
     text = diagrams.wrapped(passage["text"] or "(its text is not at hand)", 1.75, 12)
     low = diagrams.box(ax, left, top, 1.75, passage["head"], text)
     box = low + 0.3
     diagrams.arrow(ax, (0.87, low), (0.87, box))
-    low = diagrams.box(ax, left, box, 1.75, "policy", diagrams.wrapped("reads the passage and writes self-edits", 1.75),
-                       WRITTEN)  # fmt: skip
+    low = diagrams.box(
+        ax, left, box, 1.75, "policy", diagrams.wrapped("reads the passage and writes self-edits", 1.75), WRITTEN
+    )
     for at in middles:
         diagrams.arrow(ax, (1.75, (box + low) / 2), (middle, at))
     end = max(y, low) + 0.22

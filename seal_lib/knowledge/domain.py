@@ -103,9 +103,14 @@ class InnerLoop:
 def documents_of(passage: Passage, edit: str | None, prompts: Prompts, settings: InnerLoop) -> list[TrainingDocument]:
     """Return the texts that one adapter is trained on under these settings; ``edit=None`` is the passage alone."""
     return training_documents(
-        passage, edit, prompts, settings.split_newlines, settings.add_passage, settings.document_limit,
+        passage,
+        edit,
+        prompts,
+        settings.split_newlines,
+        settings.add_passage,
+        settings.document_limit,
         settings.protocol,
-    )  # fmt: skip
+    )
 
 
 def _asked(candidate: Candidate, answers: Sequence[Completion | None]) -> list[tuple[Question, Completion]]:
@@ -213,11 +218,23 @@ class Knowledge:
             documents = self._document_ids(candidate, tokenizer)
             examples = self._padded(candidate, documents, tokenizer)
             beyond = sum(max(0, len(ids) - inner.max_length) for ids in documents)
-            job = Job(
-                id=candidate.id, examples=examples, lr=inner.lr, epochs=inner.epochs, rank=inner.rank,
-                alpha=inner.alpha, batch=inner.batch, seed=derive_seed(candidate.seed, "inner loop"),
-                schedule=inner.schedule, clip=inner.clip, cut_tokens=beyond,
-            ) if examples else Rejected("empty_edit", "nothing to train on")  # fmt: skip
+            job = (
+                Job(
+                    id=candidate.id,
+                    examples=examples,
+                    lr=inner.lr,
+                    epochs=inner.epochs,
+                    rank=inner.rank,
+                    alpha=inner.alpha,
+                    batch=inner.batch,
+                    seed=derive_seed(candidate.seed, "inner loop"),
+                    schedule=inner.schedule,
+                    clip=inner.clip,
+                    cut_tokens=beyond,
+                )
+                if examples
+                else Rejected("empty_edit", "nothing to train on")
+            )
             jobs.append(job)
         return jobs
 
@@ -227,8 +244,13 @@ class Knowledge:
         passage = candidate.unit
         return [Request(self.prompts.ask(passage, q, candidate.shown), adapter=adapter) for q in passage.questions]
 
-    def grade(self, candidates: Sequence[Candidate], results: Sequence[Result | Rejected | None],
-              answers: Sequence[Sequence[Completion | None]], count: Count) -> list[PassageTrial]:  # fmt: skip
+    def grade(
+        self,
+        candidates: Sequence[Candidate],
+        results: Sequence[Result | Rejected | None],
+        answers: Sequence[Sequence[Completion | None]],
+        count: Count,
+    ) -> list[PassageTrial]:
         """Grade all answers together, and return the trial of each candidate.
 
         A diverged adapter, or a passage whose every question is longer than the model takes, is an outcome with its
@@ -250,8 +272,9 @@ class Knowledge:
             trials.append(self._trial(candidate, result, kept, sum(long)))
         return trials
 
-    def _trial(self, candidate: Candidate, result: Result | Rejected | None, answers: tuple[Answer, ...],
-               unasked: int) -> PassageTrial:  # fmt: skip
+    def _trial(
+        self, candidate: Candidate, result: Result | Rejected | None, answers: tuple[Answer, ...], unasked: int
+    ) -> PassageTrial:
         """Return the trial of a candidate with its graded answers, ``unasked`` of which were too long to ask."""
         edit, written, dropped = candidate.edit, False, Counter[str]()
         for text in _texts(candidate):
@@ -261,13 +284,20 @@ class Knowledge:
             dropped.update(lost)
         silent = sum(math.isnan(answer.grades[self.grader]) for answer in answers) - unasked
         left_out = {**dropped} | {
-            "cut_tokens": getattr(result, "cut_tokens", 0), "questions": unasked, "verdicts": silent
-        }  # fmt: skip
+            "cut_tokens": getattr(result, "cut_tokens", 0),
+            "questions": unasked,
+            "verdicts": silent,
+        }
         about = {
-            "id": candidate.id, "unit_id": candidate.unit.id, "arm": candidate.arm, "edit": edit,
-            "seed": candidate.seed, "answers": answers, "grader": self.grader,
+            "id": candidate.id,
+            "unit_id": candidate.unit.id,
+            "arm": candidate.arm,
+            "edit": edit,
+            "seed": candidate.seed,
+            "answers": answers,
+            "grader": self.grader,
             "left_out": {kind: n for kind, n in left_out.items() if n},
-        }  # fmt: skip
+        }
         if isinstance(result, Rejected):
             return PassageTrial(**about, outcome=result.reason, reason=result.detail)
         if result is not None:

@@ -61,8 +61,17 @@ BASELINES: dict[str, Baseline] = {
 }
 
 
-def evaluate_arm(run: Recorder, policy: Policy, passages: Sequence[Passage], arm: str, domain: Knowledge,
-                 outer: OuterLoop, *, seed: int, group: str = "") -> list[PassageTrial]:  # fmt: skip
+def evaluate_arm(
+    run: Recorder,
+    policy: Policy,
+    passages: Sequence[Passage],
+    arm: str,
+    domain: Knowledge,
+    outer: OuterLoop,
+    *,
+    seed: int,
+    group: str = "",
+) -> list[PassageTrial]:
     """Run one arm and return its trials, one per passage, recorded as phase ``<group>evaluate/<arm>``."""
     if arm not in BASELINES:
         raise DataError(f"arms: {arm!r} is not one of {', '.join(BASELINES)}.")
@@ -87,8 +96,16 @@ def evaluate_arm(run: Recorder, policy: Policy, passages: Sequence[Passage], arm
     ]
 
 
-def evaluate_arms(run: Recorder, policy: Policy, passages: Sequence[Passage], arms: Sequence[str], domain: Knowledge,
-                  outer: OuterLoop, *, seeds: Sequence[int]) -> dict[str, Loops]:  # fmt: skip
+def evaluate_arms(
+    run: Recorder,
+    policy: Policy,
+    passages: Sequence[Passage],
+    arms: Sequence[str],
+    domain: Knowledge,
+    outer: OuterLoop,
+    *,
+    seeds: Sequence[int],
+) -> dict[str, Loops]:
     """Return the trials by arm: one whose text is sampled is run for each seed (seed -> trials), others for the first.
 
     Sampling is that of a loop with the same seed, so that rounds are compared with the same untrained self-edits.
@@ -143,8 +160,7 @@ def values_of(
     return found
 
 
-def result_rows(experiment: str, arm: str, trials: Loops, *, protocol: str, model: str,
-                grader: str) -> list[dict]:  # fmt: skip
+def result_rows(experiment: str, arm: str, trials: Loops, *, protocol: str, model: str, grader: str) -> list[dict]:
     """Return an arm's rows of ``results.csv``: accuracy (mean of passages), micro, F1, containment, blanks, failures.
 
     The passage is the unit of every row. A failed trial has no accuracy: it is dropped from the means, and counted in
@@ -158,9 +174,14 @@ def result_rows(experiment: str, arm: str, trials: Loops, *, protocol: str, mode
         rows.append(estimate.row(experiment, arm, metric, grader="" if of == "blank" else of, **label))
     counts = values_of(trials, lambda t: (sum(t.scores(grader)), len(t.scores(grader))))
     micro = stats.ratio_over_loops(
-        {loop: {p: (sum(right for right, _ in several), sum(asked for _, asked in several))
-                for p, several in units.items()} for loop, units in counts.items()}
-    )  # fmt: skip
+        {
+            loop: {
+                p: (sum(right for right, _ in several), sum(asked for _, asked in several))
+                for p, several in units.items()
+            }
+            for loop, units in counts.items()
+        }
+    )
     rows.insert(1, micro.row(experiment, arm, "accuracy_micro", grader=grader, **label))
     untrained = all(t.edit is None and not t.steps and t.outcome == "ok" for t in flat)  # so that nothing can diverge
     failed = values_of(trials, lambda t: float(t.outcome not in ("ok", "empty_edit")))
@@ -189,8 +210,15 @@ def _blank(edit: SelfEdit | None) -> bool:
     return edit is not None and not edit.unwritten and not edit.text.strip()
 
 
-def difference_rows(experiment: str, trials: Mapping[str, Loops], pairs: Sequence[tuple[str, str]], *,
-                    protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
+def difference_rows(
+    experiment: str,
+    trials: Mapping[str, Loops],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    protocol: str,
+    model: str,
+    grader: str,
+) -> list[dict]:
     """Return paired differences over passages (and loops), arm ``"a - b"``, for each pair whose arms were both run.
 
     All differences are one family for Holm's ``p``. An arm with one loop is compared with every loop of the other.
@@ -202,16 +230,24 @@ def difference_rows(experiment: str, trials: Mapping[str, Loops], pairs: Sequenc
     ]
 
 
-def table_rows(experiment: str, trials: Mapping[str, Loops], pairs: Sequence[tuple[str, str]],
-               **label: str) -> list[dict]:  # fmt: skip
+def table_rows(
+    experiment: str, trials: Mapping[str, Loops], pairs: Sequence[tuple[str, str]], **label: str
+) -> list[dict]:
     """Return the rows of several arms and of their differences; ``label``: protocol, model and grader."""
     rows = [row for arm, several in trials.items() for row in result_rows(experiment, arm, several, **label)]
     return rows + difference_rows(experiment, trials, pairs, **label)
 
 
-def edit_rows(experiment: str, arm: str, edits: Sequence[SelfEdit] | Mapping[int, Sequence[SelfEdit]],
-              passages: Sequence[Passage], *, protocol: str, model: str,
-              prompts: Prompts | None = None) -> list[dict]:  # fmt: skip
+def edit_rows(
+    experiment: str,
+    arm: str,
+    edits: Sequence[SelfEdit] | Mapping[int, Sequence[SelfEdit]],
+    passages: Sequence[Passage],
+    *,
+    protocol: str,
+    model: str,
+    prompts: Prompts | None = None,
+) -> list[dict]:
     """Return rows that describe self-edits: tokens and pieces for any text; style and coverage for passages of the made
     world. ``prompts`` is the format of the texts, if it has rules of its own.
 

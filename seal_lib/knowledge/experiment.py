@@ -28,8 +28,15 @@ def comparisons(rounds: int) -> list[tuple[str, str]]:
     return pairs + [(name, "frozen") for name in ("own_untrained", *names, "random_edit_sft", "external")]
 
 
-def restem_rows(controls: Mapping[str, Sequence[PassageTrial]], loops: Mapping[int, Loop], passages: Sequence[Passage],
-                *, protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
+def restem_rows(
+    controls: Mapping[str, Sequence[PassageTrial]],
+    loops: Mapping[int, Loop],
+    passages: Sequence[Passage],
+    *,
+    protocol: str,
+    model: str,
+    grader: str,
+) -> list[dict]:
     """Return the rows of ``knowledge/restem`` (all loops), ``knowledge/restem/seed_N``, and Table 2's rows of SEAL.
 
     Passages and loops are crossed, and both are samples. ``controls`` were run once and have no loops. The differences
@@ -63,8 +70,9 @@ def restem_rows(controls: Mapping[str, Sequence[PassageTrial]], loops: Mapping[i
     return rows + reward_rows(several, grader=grader, **label)
 
 
-def reward_rows(loops: Sequence[Loop], *, protocol: str, model: str, grader: str, experiment: str = EXPERIMENT,
-                family: str = "seal") -> list[dict]:  # fmt: skip
+def reward_rows(
+    loops: Sequence[Loop], *, protocol: str, model: str, grader: str, experiment: str = EXPERIMENT, family: str = "seal"
+) -> list[dict]:
     """Return rows for each round, over all loops: the mean reward, the best of k, the reward of the selected self-edits
     under a fresh seed, and the shares of passages whose best reward is tied or 0."""
     label = {"protocol": protocol, "model": model, "grader": grader}

@@ -41,9 +41,15 @@ def comparisons(formats: Sequence[str], rounds: int) -> list[tuple[str, str]]:
     return pairs + [(arm_of(name, 0), arm_of(first, rounds)) for name in others]
 
 
-def format_rows(controls: Mapping[str, Loops], loops: Mapping[str, Mapping[int, Loop]],
-                wordings: Mapping[str, Prompts], *, protocol: str, model: str,
-                grader: str) -> list[dict]:  # fmt: skip
+def format_rows(
+    controls: Mapping[str, Loops],
+    loops: Mapping[str, Mapping[int, Loop]],
+    wordings: Mapping[str, Prompts],
+    *,
+    protocol: str,
+    model: str,
+    grader: str,
+) -> list[dict]:
     """Return rows of every (format, round) and of the controls: levels, tokens trained, self-edits, rewards,
     differences. A format that the paper has also gets rows ``knowledge/prompts/<format>``, to stand beside the paper's.
 
@@ -57,8 +63,9 @@ def format_rows(controls: Mapping[str, Loops], loops: Mapping[str, Mapping[int, 
     names = ["own_untrained", *(f"seal_round_{i}" for i in range(1, rounds + 1))]
     arms: dict[str, Mapping[int, Sequence[PassageTrial]]] = {
         arm_of(name, i): {seed: loop.evaluated[names[i]] for seed, loop in several.items()}
-        for name, several in loops.items() for i in range(rounds + 1)
-    }  # fmt: skip
+        for name, several in loops.items()
+        for i in range(rounds + 1)
+    }
     rows, evaluated = [], {**controls, **arms}
     for arm, trials in evaluated.items():
         rows += result_rows(EXPERIMENT, arm, trials, grader=grader, **label)
@@ -94,8 +101,9 @@ def in_words(rows: Rows, formats: Sequence[str], rounds: int) -> str:
     rows = list(rows)
     apart, trained = differences(rows, EXPERIMENT), arm_of(formats[0], rounds)
     above = [
-        f"{arm_label(a)} {points(e)}" for (a, b), e in apart.items() if b == trained and a.endswith("_round_0")
-        and separable(e) and e.value > 0
-    ]  # fmt: skip
+        f"{arm_label(a)} {points(e)}"
+        for (a, b), e in apart.items()
+        if b == trained and a.endswith("_round_0") and separable(e) and e.value > 0
+    ]
     first = f"Untrained, but above **{arm_label(trained)}**: {'; '.join(above) or 'no format, as far as can be told'}."
     return f"{bullets([first])}\n{told(apart)}"

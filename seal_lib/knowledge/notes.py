@@ -27,9 +27,22 @@ from seal_lib.seeds import derive_seed, rng
 FILES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
-def with_external(run: Recorder, passages: Sequence[Passage], prompts: Prompts, outer: OuterLoop, source: str,
-                  key_env: str, calls: int, seconds: float, device: str, dtype: str, *, seed: int = 0, group: str = "",
-                  count: int = 1) -> list[Passage]:  # fmt: skip
+def with_external(
+    run: Recorder,
+    passages: Sequence[Passage],
+    prompts: Prompts,
+    outer: OuterLoop,
+    source: str,
+    key_env: str,
+    calls: int,
+    seconds: float,
+    device: str,
+    dtype: str,
+    *,
+    seed: int = 0,
+    group: str = "",
+    count: int = 1,
+) -> list[Passage]:
     """Return the passages with notes by ``source`` as their references ``external``.
 
     A model is asked ``count`` times per passage, with the policy's prompt and sampling. Its texts are recorded as phase
@@ -55,8 +68,16 @@ def with_external(run: Recorder, passages: Sequence[Passage], prompts: Prompts, 
     return [_noted(passage, row["texts"], row["reason"]) for passage, row in zip(passages, found, strict=True)]
 
 
-def _written(part: Sequence[Passage], *, run: Recorder, writer: Other, prompts: Prompts, sampling: Sampling,
-             seed: int, count: int) -> list[dict]:  # fmt: skip
+def _written(
+    part: Sequence[Passage],
+    *,
+    run: Recorder,
+    writer: Other,
+    prompts: Prompts,
+    sampling: Sampling,
+    seed: int,
+    count: int,
+) -> list[dict]:
     """Return one row per passage: the texts that succeeded, and the reason of the first that did not."""
     seeds = [[derive_seed(seed, p.id, "external", *([i] if i else [])) for i in range(count)] for p in part]
     asked = [Request(prompts.unopened.write(p), own) for p, several in zip(part, seeds, strict=True) for own in several]

@@ -27,9 +27,19 @@ from seal_lib.runs.work import Count, Recorder, Work
 Measured = tuple[dict[int, list[PassageTrial]], dict[int, list[PassageTrial]]]
 
 
-def evaluate(run: Recorder, policy: Policy, corpus: Sequence[Document], passages: Sequence[Passage],
-             prior: Sequence[Passage], domain: Knowledge, settings: Pretraining, *, arm: str, phase: str,
-             seed: int) -> tuple[list[PassageTrial], list[PassageTrial]]:  # fmt: skip
+def evaluate(
+    run: Recorder,
+    policy: Policy,
+    corpus: Sequence[Document],
+    passages: Sequence[Passage],
+    prior: Sequence[Passage],
+    domain: Knowledge,
+    settings: Pretraining,
+    *,
+    arm: str,
+    phase: str,
+    seed: int,
+) -> tuple[list[PassageTrial], list[PassageTrial]]:
     """Train the policy on a corpus, and return its trials on the passages and on the prior questions.
 
     An empty corpus means that it is asked without training. One training is recorded as a whole, as phase ``phase``; if
@@ -42,8 +52,17 @@ def evaluate(run: Recorder, policy: Policy, corpus: Sequence[Document], passages
     return trials[: len(passages)], trials[len(passages) :]
 
 
-def _trained(policy: Policy, part: Sequence[Passage], count: Count, *, corpus: Sequence[Document], domain: Knowledge,
-             settings: Pretraining, arm: str, seed: int) -> list[dict]:  # fmt: skip
+def _trained(
+    policy: Policy,
+    part: Sequence[Passage],
+    count: Count,
+    *,
+    corpus: Sequence[Document],
+    domain: Knowledge,
+    settings: Pretraining,
+    arm: str,
+    seed: int,
+) -> list[dict]:
     asked = [Candidate(f"{arm}/{p.id}", p, None, arm, seed, trains=False) for p in part]
     if not corpus:
         return [to_dict(trial) for trial in ask(policy, asked, {}, count, domain=domain)]
@@ -60,8 +79,9 @@ def _trained(policy: Policy, part: Sequence[Passage], count: Count, *, corpus: S
     return [to_dict(replace(t, **about, left_out=t.left_out | cut.get(t.unit_id, {}))) for t in trials]
 
 
-def _encoded(policy: Policy, corpus: Sequence[Document], settings: Pretraining
-             ) -> tuple[list[list[int]], dict[str, dict[str, int]]]:  # fmt: skip
+def _encoded(
+    policy: Policy, corpus: Sequence[Document], settings: Pretraining
+) -> tuple[list[list[int]], dict[str, dict[str, int]]]:
     """Return the token ids of each document with an end-of-text token, truncated to what settings and model allow, and
     the number of tokens cut from each passage."""
     positions = getattr(getattr(policy.model, "config", None), "max_position_embeddings", settings.cpt_length)
@@ -82,8 +102,15 @@ def name(passages: int, settings: Pretraining, count: int = 0) -> str:
     return f"knowledge/cpt_{passages}_{settings.cpt_method}" + (f"/texts_{count}" if count else "")
 
 
-def rows_of(experiment: str, measured: Mapping[str, Measured], pairs: Sequence[tuple[str, str]], *, protocol: str,
-            model: str, grader: str) -> list[dict]:  # fmt: skip
+def rows_of(
+    experiment: str,
+    measured: Mapping[str, Measured],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    protocol: str,
+    model: str,
+    grader: str,
+) -> list[dict]:
     """Return the rows of one corpus: accuracy, tokens trained and prior questions of every arm, and the differences of
     those ``pairs`` whose arms were both measured."""
     label = {"protocol": protocol, "model": model}

@@ -58,8 +58,9 @@ class Prompts:
 
     def asking(self, other: "Prompts") -> "Prompts":
         """This set, with questions put as another puts them."""
-        return replace(self, answer=other.answer, answer_in_context=other.answer_in_context, stop=other.stop,
-                       reasons=other.reasons)  # fmt: skip
+        return replace(
+            self, answer=other.answer, answer_in_context=other.answer_in_context, stop=other.stop, reasons=other.reasons
+        )
 
     def answered(self, written: str) -> str:
         """The answer in what was written after a question: all of it, or, where reasoning stands before it, the line

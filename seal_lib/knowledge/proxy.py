@@ -29,13 +29,17 @@ EXPERIMENT = "knowledge/proxy_reward"
 Records = Mapping[int, Sequence[Round]]
 #: measure of a rubric's agreement with the real reward on one passage's self-edits → bounds of its values
 MEASURES = {
-    "rank_correlation": DIFFERENCE, "same_pick": SHARE, "reward_of_pick": SHARE, "reward_mean": SHARE,
+    "rank_correlation": DIFFERENCE,
+    "same_pick": SHARE,
+    "reward_of_pick": SHARE,
+    "reward_mean": SHARE,
     "pick_gain": DIFFERENCE,
-}  # fmt: skip
+}
 
 
-def ways(domain: Knowledge, outer: OuterLoop, rounds: int, rubric: Rubric, poor: Rubric | None,
-         finalists: int) -> dict[str, tuple[Knowledge, OuterLoop]]:  # fmt: skip
+def ways(
+    domain: Knowledge, outer: OuterLoop, rounds: int, rubric: Rubric, poor: Rubric | None, finalists: int
+) -> dict[str, tuple[Knowledge, OuterLoop]]:
     """Return the arms of the experiment, each with the domain and the outer-loop settings of its rounds.
 
     The arms are the real reward, the rubric as reward, a poorer rubric as reward (if ``poor`` is given), and the real
@@ -62,16 +66,29 @@ def level_rows(trials: Mapping[str, Loops], *, protocol: str, model: str, grader
 # ---------------------------------------------------------------------------------------------- agreement
 
 
-def rate_trials(run: Recorder, policy: Policy, trials: Sequence[PassageTrial], units: Sequence[Passage],
-                domain: Knowledge, *, phase: str) -> dict[str, float]:  # fmt: skip
+def rate_trials(
+    run: Recorder,
+    policy: Policy,
+    trials: Sequence[PassageTrial],
+    units: Sequence[Passage],
+    domain: Knowledge,
+    *,
+    phase: str,
+) -> dict[str, float]:
     """Return trial id → the rating of its self-edit by the domain's rubric, without trials that have no self-edit."""
     known = {unit.id: unit for unit in units}
     asked = [Candidate(t.id, known[t.unit_id], t.edit, phase, 0) for t in trials if t.edit and not t.edit.unwritten]
     return outer_loop.rate(run, policy, asked, domain, phase=phase)
 
 
-def agreement_rows(records: Mapping[int, Round], ratings: Mapping[str, Mapping[int, Mapping[str, float]]], *,
-                   protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
+def agreement_rows(
+    records: Mapping[int, Round],
+    ratings: Mapping[str, Mapping[int, Mapping[str, float]]],
+    *,
+    protocol: str,
+    model: str,
+    grader: str,
+) -> list[dict]:
     """Return rows ``rubric_<name>`` that compare ratings with real rewards among each passage's self-edits.
 
     ``rank_correlation`` is Spearman's; passages whose ratings or rewards do not vary are dropped. ``same_pick`` is 1 if
@@ -122,8 +139,9 @@ def _agreement(record: Round, ratings: Mapping[str, float]) -> dict[str, dict[st
 # --------------------------------------------------------------------------------------------------- cost
 
 
-def cost_rows(records: Mapping[str, Records], levels: Rows, seconds: Callable[[str], float], *, protocol: str,
-              model: str) -> list[dict]:  # fmt: skip
+def cost_rows(
+    records: Mapping[str, Records], levels: Rows, seconds: Callable[[str], float], *, protocol: str, model: str
+) -> list[dict]:
     """Return rows for what the rewards of a whole loop cost, as means over loops: inner loops, tokens that they trained
     on, self-edits rated and seconds; and inner loops per point gained over the untrained policy, if the interval of
     that gain is above zero.
@@ -176,11 +194,13 @@ def in_words(rows: Rows) -> str:
         f"**{arm_label(arm)}**: rank correlation {number(one['rank_correlation'], 2)} with the real reward; its pick "
         f"is the real one's in {percent(one['same_pick'])} of the passages, worth {percent(one['reward_of_pick'])}, "
         f"{points(one['pick_gain'])} against a random one."
-        for arm, one in found.items() if "same_pick" in one
-    ]  # fmt: skip
+        for arm, one in found.items()
+        if "same_pick" in one
+    ]
     said += [
         f"**{arm_label(arm)}**: {one['inner_loops'].value:.0f} inner loops for its rewards"
         + (f", {number(one['inner_loops_per_point'])} a point." if "inner_loops_per_point" in one else ".")
-        for arm, one in found.items() if "inner_loops" in one
-    ]  # fmt: skip
+        for arm, one in found.items()
+        if "inner_loops" in one
+    ]
     return f"{bullets(said)}\n{told(differences(rows, EXPERIMENT))}"

@@ -30,8 +30,19 @@ class Text:
     about: tuple[str, ...] = ()
 
 
-def write(run: Recorder, policy: Policy, passages: Sequence[Passage], outer: OuterLoop, *, listing: str, relating: str,
-          sizes: Sequence[int], phase: str, count: int, seed: int) -> list[Text]:  # fmt: skip
+def write(
+    run: Recorder,
+    policy: Policy,
+    passages: Sequence[Passage],
+    outer: OuterLoop,
+    *,
+    listing: str,
+    relating: str,
+    sizes: Sequence[int],
+    phase: str,
+    count: int,
+    seed: int,
+) -> list[Text]:
     """``count`` texts a passage for each size of group, fewer where it names too few things for so many; recorded in
     phases ``<phase>/…``. About the made world they are `made`, else the policy writes them.
 
@@ -83,8 +94,9 @@ def entities_of(listed: str, passage: str) -> list[str]:
     return list(found.values())[:ENTITIES]
 
 
-def _generated(run: Recorder, policy: Policy, ids: Sequence[str], prompts: Sequence[str], outer: OuterLoop, phase: str,
-               seed: int) -> list[str]:  # fmt: skip
+def _generated(
+    run: Recorder, policy: Policy, ids: Sequence[str], prompts: Sequence[str], outer: OuterLoop, phase: str, seed: int
+) -> list[str]:
     """Texts that the policy writes after prompts, "" where one is longer than the model takes; recorded."""
     if not ids:
         return []

@@ -76,9 +76,11 @@ class Strategy:
         facts = [world.Fact(*fact) for fact in passage.facts]
         draws = [rng("strategy", self.made, seed, passage.id, k) for k in range(count)]
         texts = [
-            world.external_notes(facts, draw) if self.made == "external"
-            else world.notes(facts, draw, self.made, len(facts)) for draw in draws
-        ]  # fmt: skip
+            world.external_notes(facts, draw)
+            if self.made == "external"
+            else world.notes(facts, draw, self.made, len(facts))
+            for draw in draws
+        ]
         return self.edits(passage, texts, count)
 
     def edits(self, passage: Passage, texts: Sequence[str], count: int) -> list[SelfEdit]:
@@ -107,9 +109,11 @@ def load(names: Sequence[str] | None = None, file: str | None = None) -> list[St
         row["groups"] = tuple(row.get("groups", ()))
         slots = {"write": ["{passage}", *["{entities}"] * bool(row["groups"])], "listing": ["{passage}"]}
         lacking = [
-            f"{key} needs the slot {slot}" for key, several in slots.items() for slot in several
+            f"{key} needs the slot {slot}"
+            for key, several in slots.items()
+            for slot in several
             if (key == "write" or row["groups"]) and (not isinstance(row.get(key), str) or slot not in row[key])
-        ]  # fmt: skip
+        ]
         wrong = {*map(str, row)} - {"write", "made", "groups", "listing"}
         if wrong or lacking:
             what = f"the key {min(wrong)!r} is unknown" if wrong else lacking[0]
@@ -127,14 +131,34 @@ def in_turn(written: Sequence[Written], count: int) -> dict[str, list[SelfEdit]]
     }
 
 
-def write(run: Recorder, policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, *,
-          phase: str, count: int, seed: int, study: Strategy | None = None) -> dict[str, list[SelfEdit]]:  # fmt: skip
+def write(
+    run: Recorder,
+    policy: Policy,
+    passages: Sequence[Passage],
+    domain: Knowledge,
+    outer: OuterLoop,
+    *,
+    phase: str,
+    count: int,
+    seed: int,
+    study: Strategy | None = None,
+) -> dict[str, list[SelfEdit]]:
     """By passage ``count`` self-edits of a policy, each whole, with the opening that it was given. ``study``: the
     strategy whose prompts the domain has."""
     if study and study.groups:
         sizes, each = study.groups, -(-count // len(study.groups))
-        texts = relations.write(run, policy, passages, outer, listing=study.listing, relating=study.write, sizes=sizes,
-                                phase=phase, count=each, seed=seed)  # fmt: skip
+        texts = relations.write(
+            run,
+            policy,
+            passages,
+            outer,
+            listing=study.listing,
+            relating=study.write,
+            sizes=sizes,
+            phase=phase,
+            count=each,
+            seed=seed,
+        )
         by_turn = sorted(texts, key=lambda text: text.sample)  # of every size the first, then the second, …
         return {p.id: study.edits(p, [t.text for t in by_turn if t.unit_id == p.id], count) for p in passages}
     edits = write_self_edits(run, policy, passages, domain, outer, phase=phase, seed=seed, samples=count)
@@ -144,9 +168,19 @@ def write(run: Recorder, policy: Policy, passages: Sequence[Passage], domain: Kn
     return found
 
 
-def train_on_amounts(run: Recorder, policy: Policy, passages: Sequence[Passage], written: Written, domain: Knowledge, *,
-                     arm: str, counts: Sequence[int], budgets: Sequence[int], seed: int,
-                     group: str = "") -> dict[str, list[PassageTrial]]:  # fmt: skip
+def train_on_amounts(
+    run: Recorder,
+    policy: Policy,
+    passages: Sequence[Passage],
+    written: Written,
+    domain: Knowledge,
+    *,
+    arm: str,
+    counts: Sequence[int],
+    budgets: Sequence[int],
+    seed: int,
+    group: str = "",
+) -> dict[str, list[PassageTrial]]:
     """Train on each amount of an arm's self-edits; return arm with amount → trials, one per passage.
 
     Each amount is recorded as phase ``<group>amount/<arm with amount>``.
@@ -190,9 +224,18 @@ def comparisons(arms: Sequence[str], trained: str, counts: Sequence[int], budget
     return [*pairs, (with_amount(untrained, "x", max(counts)), with_amount(trained, "x", min(counts)))]
 
 
-def amount_rows(trials: Mapping[str, Mapping[str, Loops]], written: Mapping[str, Mapping[int, Written]],
-                rounds: Mapping[int, Sequence[Round]], *, trained: str, counts: Sequence[int], budgets: Sequence[int],
-                protocol: str, model: str, grader: str) -> list[dict]:  # fmt: skip
+def amount_rows(
+    trials: Mapping[str, Mapping[str, Loops]],
+    written: Mapping[str, Mapping[int, Written]],
+    rounds: Mapping[int, Sequence[Round]],
+    *,
+    trained: str,
+    counts: Sequence[int],
+    budgets: Sequence[int],
+    protocol: str,
+    model: str,
+    grader: str,
+) -> list[dict]:
     """Return rows for every writer at every amount (levels, tokens trained, differences), for how much a writer's
     self-edits differ, and for the tokens that the inner loops of the trained policy's rounds trained on.
 
@@ -243,8 +286,10 @@ def in_words(rows: Rows, trained: str, counts: Sequence[int]) -> str:
         )
     if (many, one) in apart:
         which = apart[many, one]
-        verdict = "no difference can be told" if not stats.separable(which) else (
-            "count wins" if which.value > 0 else "choice wins"
-        )  # fmt: skip
+        verdict = (
+            "no difference can be told"
+            if not stats.separable(which)
+            else ("count wins" if which.value > 0 else "choice wins")
+        )
         said.append(f"**{arm_label(many)}** against **{arm_label(one)}**: {verdict}.")
     return f"{bullets(said, '')}\n{told(apart)}"

@@ -111,9 +111,12 @@ class Domain(Protocol[TrialT]):
         """Return the requests for the adapted model; None in place of a question that exceeds ``positions`` tokens."""
 
     def grade(
-        self, candidates: Sequence[Candidate], results: Sequence[Result | Rejected | None],
-        answers: Sequence[Sequence[Completion | None]], count: Count,
-    ) -> list[TrialT]:  # fmt: skip
+        self,
+        candidates: Sequence[Candidate],
+        results: Sequence[Result | Rejected | None],
+        answers: Sequence[Sequence[Completion | None]],
+        count: Count,
+    ) -> list[TrialT]:
         """Grade the answers and return one trial per candidate.
 
         A candidate that was not trained has the result None; one that failed has no answers. All candidates are

@@ -67,8 +67,14 @@ class Shelf:
                     adapter.save(self.place(name), self.base, self.revision)
 
 
-def try_all(policy: Policy, candidates: Sequence[Candidate], count: Count = uncounted, *, domain: Domain[TrialT],
-            shelf: Shelf | None = None) -> list[TrialT]:  # fmt: skip
+def try_all(
+    policy: Policy,
+    candidates: Sequence[Candidate],
+    count: Count = uncounted,
+    *,
+    domain: Domain[TrialT],
+    shelf: Shelf | None = None,
+) -> list[TrialT]:
     """Train every candidate, ask its questions and grade the answers; save the adapters if a shelf is given."""
     to_train = [c for c in candidates if c.trains]
     results = dict(zip([c.id for c in to_train], train(policy, to_train, domain, count), strict=True))
@@ -77,8 +83,14 @@ def try_all(policy: Policy, candidates: Sequence[Candidate], count: Count = unco
     return ask(policy, candidates, results, count, domain=domain)
 
 
-def ask(policy: Policy, candidates: Sequence[Candidate], results: Mapping[str, Result | Rejected],
-        count: Count = uncounted, *, domain: Domain[TrialT]) -> list[TrialT]:  # fmt: skip
+def ask(
+    policy: Policy,
+    candidates: Sequence[Candidate],
+    results: Mapping[str, Result | Rejected],
+    count: Count = uncounted,
+    *,
+    domain: Domain[TrialT],
+) -> list[TrialT]:
     """Ask the questions of every candidate and grade the answers.
 
     ``results`` maps the id of each candidate that trains to its training result or rejection. A candidate whose
@@ -102,8 +114,15 @@ def _rows(
     return [to_dict(trial) for trial in try_all(policy, part, count, domain=domain, shelf=shelf)]
 
 
-def score(run: Recorder, policy: Policy, candidates: Sequence[Candidate], domain: Domain[TrialT], *, phase: str,
-          chunk: int | None = None) -> list[TrialT]:  # fmt: skip
+def score(
+    run: Recorder,
+    policy: Policy,
+    candidates: Sequence[Candidate],
+    domain: Domain[TrialT],
+    *,
+    phase: str,
+    chunk: int | None = None,
+) -> list[TrialT]:
     """Return the trials of all candidates, recorded under ``phase``; the run's workers share the work.
 
     If the run keeps the adapters of the phase, each adapter is written before its trial is recorded.
@@ -114,8 +133,17 @@ def score(run: Recorder, policy: Policy, candidates: Sequence[Candidate], domain
     return [domain.load(row) for row in run.map(phase, candidates, work, chunk=chunk or domain.chunk)]
 
 
-def score_edits(run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit],
-                domain: Domain[TrialT], *, arm: str, phase: str, seed: int) -> list[TrialT]:  # fmt: skip
+def score_edits(
+    run: Recorder,
+    policy: Policy,
+    edits: Sequence[SelfEdit],
+    units: Sequence[Unit],
+    domain: Domain[TrialT],
+    *,
+    arm: str,
+    phase: str,
+    seed: int,
+) -> list[TrialT]:
     """Return one trial per self-edit. Self-edits that the domain reads as equal are trained once."""
     known = {unit.id: unit for unit in units}
     read = [domain.read(known[edit.unit_id], edit, arm, seed) for edit in edits]

@@ -40,8 +40,18 @@ class EditPrompt:
     prompt: str
 
 
-def write_self_edits(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *,
-                     phase: str, seed: int, samples: int | None = None, chunk: int = 32) -> list[SelfEdit]:  # fmt: skip
+def write_self_edits(
+    run: Recorder,
+    policy: Policy,
+    units: Sequence[Unit],
+    domain: Domain,
+    outer: OuterLoop,
+    *,
+    phase: str,
+    seed: int,
+    samples: int | None = None,
+    chunk: int = 32,
+) -> list[SelfEdit]:
     """Sample ``samples`` self-edits per unit (default ``outer.samples``) and return them unit by unit.
 
     A self-edit that the domain cannot parse is sampled again, up to ``domain.max_tries`` texts in all; its ``tokens``
@@ -67,8 +77,17 @@ def _unread(domain: Domain, unit: Unit, edit: SelfEdit) -> bool:
     return isinstance(read, Rejected) and read.unread
 
 
-def _written(run: Recorder, policy: Policy, asked: Sequence[EditPrompt], domain: Domain, outer: OuterLoop, phase: str,
-             seed: int, samples: int, chunk: int) -> list[SelfEdit]:  # fmt: skip
+def _written(
+    run: Recorder,
+    policy: Policy,
+    asked: Sequence[EditPrompt],
+    domain: Domain,
+    outer: OuterLoop,
+    phase: str,
+    seed: int,
+    samples: int,
+    chunk: int,
+) -> list[SelfEdit]:
     sampling = Sampling(
         outer.edit_tokens, outer.temperature, outer.top_p, samples, schema=domain.schema, skip_long=True
     )
@@ -83,11 +102,16 @@ def _texts(policy: Policy, part: Sequence[EditPrompt], count: Count, *, sampling
     for asked, completions in zip(part, texts, strict=True):
         edits = [
             SelfEdit(
-                f"{asked.id}/{k}", asked.id, done.text.strip(), policy.name, seed, done.tokens,
+                f"{asked.id}/{k}",
+                asked.id,
+                done.text.strip(),
+                policy.name,
+                seed,
+                done.tokens,
                 unwritten=LONG if done.finish == "too_long" else "",
             )
             for k, done in enumerate(completions)
-        ]  # fmt: skip
+        ]
         rows.append({"edits": [to_dict(edit) for edit in edits]})
     count(generated=sum(edit["tokens"] for row in rows for edit in row["edits"]))
     return rows
@@ -112,8 +136,9 @@ def rate(
     return {n: math.nan if row["rating"] is None else row["rating"] for n, row in zip(distinct, rows, strict=True)}
 
 
-def rate_edits(run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain, *,
-               phase: str) -> dict[str, float]:  # fmt: skip
+def rate_edits(
+    run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain, *, phase: str
+) -> dict[str, float]:
     """Return the rating of each self-edit by its id (see `rate`); NaN if its text cannot be parsed."""
     known = {unit.id: unit for unit in units}
     read = {edit.id: domain.read(known[edit.unit_id], edit, phase, 0) for edit in edits}
@@ -140,8 +165,9 @@ def finalists_of(edits: Sequence[SelfEdit], ratings: dict[str, float], most: int
     return [edit for edit in edits if edit.id in chosen]
 
 
-def practise(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, phase: str,
-             seed: int) -> tuple[list[Group], dict[str, float]]:  # fmt: skip
+def practise(
+    run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, phase: str, seed: int
+) -> tuple[list[Group], dict[str, float]]:
     """E-step: sample self-edits of each unit and reward them.
 
     Returns:
@@ -197,8 +223,17 @@ def round_of(index: int, groups: Sequence[Group], update: Update, outer: OuterLo
     return Round(index, trials, rewards, kept, update.loss, outer.reward, frozen, by_seed)
 
 
-def one_round(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, index: int,
-              name: str, seed: int) -> tuple[Update, Round, list[Group]]:  # fmt: skip
+def one_round(
+    run: Recorder,
+    policy: Policy,
+    units: Sequence[Unit],
+    domain: Domain,
+    outer: OuterLoop,
+    *,
+    index: int,
+    name: str,
+    seed: int,
+) -> tuple[Update, Round, list[Group]]:
     """Run one round on ``units``: E-step, then the update of the policy, which is then called ``name``.
 
     With filter ``random`` no self-edit is scored, as the reward is not used.
@@ -214,8 +249,17 @@ def one_round(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Doma
     return update, record, groups
 
 
-def restem_round(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, index: int,
-                 name: str, seed: int) -> tuple[Policy, Round]:  # fmt: skip
+def restem_round(
+    run: Recorder,
+    policy: Policy,
+    units: Sequence[Unit],
+    domain: Domain,
+    outer: OuterLoop,
+    *,
+    index: int,
+    name: str,
+    seed: int,
+) -> tuple[Policy, Round]:
     """Run one round and return the next policy and the record of the round (`one_round` without its groups)."""
     update, record, _ = one_round(run, policy, units, domain, outer, index=index, name=name, seed=seed)
     return update.policy, record
@@ -234,9 +278,17 @@ def warn_if_blind(record: Round, outer: OuterLoop, grader: str) -> None:
         )
 
 
-def several_rounds(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
-                   practice: Callable[[int], Sequence[Unit]], rounds: int, seed: int, name: str,
-                   ) -> tuple[Policy, list[Round]]:  # fmt: skip
+def several_rounds(
+    run: Recorder,
+    base: Policy,
+    domain: Domain,
+    outer: OuterLoop,
+    *,
+    practice: Callable[[int], Sequence[Unit]],
+    rounds: int,
+    seed: int,
+    name: str,
+) -> tuple[Policy, list[Round]]:
     """Run ``rounds`` rounds without evaluation and return the last policy and the records of all rounds.
 
     Round i is recorded as ``<name>_<i>`` and has the same seed as in `run_loop`.
@@ -244,9 +296,15 @@ def several_rounds(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop
     policy, records = base, []
     for index in range(1, rounds + 1):
         policy, record = restem_round(
-            run, policy, practice(index), domain, outer, index=index, name=f"{name}_{index}",
+            run,
+            policy,
+            practice(index),
+            domain,
+            outer,
+            index=index,
+            name=f"{name}_{index}",
             seed=derive_seed(seed, index),
-        )  # fmt: skip
+        )
         records.append(record)
     return policy, records
 
@@ -302,17 +360,38 @@ def fresh_rewards(record: Round, trials: Sequence[Trial]) -> dict[str, float]:
     return {unit: sum(values) / len(values) for unit, values in groups.items()}
 
 
-def evaluate(run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain[TrialT], outer: OuterLoop, *,
-             arm: str, seed: int, group: str = "", samples: int = 1) -> list[TrialT]:  # fmt: skip
+def evaluate(
+    run: Recorder,
+    policy: Policy,
+    units: Sequence[Unit],
+    domain: Domain[TrialT],
+    outer: OuterLoop,
+    *,
+    arm: str,
+    seed: int,
+    group: str = "",
+    samples: int = 1,
+) -> list[TrialT]:
     """Return the trials of the policy's own self-edits on ``units``, recorded as phase ``<group>evaluate/<arm>``."""
     phase = f"{group}evaluate/{arm}"
     edits = write_self_edits(run, policy, units, domain, outer, phase=f"{phase}/write", seed=seed, samples=samples)
     return score_edits(run, policy, edits, units, domain, arm=arm, phase=phase, seed=seed)
 
 
-def run_loop(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
-             practice: Callable[[int], Sequence[Unit]], held_out: Sequence[Unit], rounds: int, seed: int,
-             control: str = "", samples: int = 1, group: str = "") -> Loop:  # fmt: skip
+def run_loop(
+    run: Recorder,
+    base: Policy,
+    domain: Domain,
+    outer: OuterLoop,
+    *,
+    practice: Callable[[int], Sequence[Unit]],
+    held_out: Sequence[Unit],
+    rounds: int,
+    seed: int,
+    control: str = "",
+    samples: int = 1,
+    group: str = "",
+) -> Loop:
     """Run the whole experiment for one seed: evaluate, run and evaluate every round, then the control.
 
     Args:
@@ -337,10 +416,16 @@ def run_loop(run: Recorder, base: Policy, domain: Domain, outer: OuterLoop, *,
         history.append(record)
         fresh.append(
             score_edits(
-                run, before, update.kept, units, domain, arm=name, phase=f"{group}{name}/fresh_seed",
+                run,
+                before,
+                update.kept,
+                units,
+                domain,
+                arm=name,
+                phase=f"{group}{name}/fresh_seed",
                 seed=derive_seed(seed, index, "fresh seed"),
             )
-        )  # fmt: skip
+        )
         evaluated[name] = measure(policy, arm=name)
         if index == 1 and blind and not blind.own:
             kept = kept_of(groups, replace(outer, filter=blind.filter), draw)

@@ -114,8 +114,9 @@ class Policy:
 
         return AdapterBank(self.model, **settings)
 
-    def finetuned(self, run: Recorder, pairs: Sequence[tuple[list[int], list[int]]], outer: OuterLoop, *, name: str,
-                  seed: int) -> "tuple[Policy, float]":  # fmt: skip
+    def finetuned(
+        self, run: Recorder, pairs: Sequence[tuple[list[int], list[int]]], outer: OuterLoop, *, name: str, seed: int
+    ) -> "tuple[Policy, float]":
         """M-step: finetune a copy of the policy on (prompt ids, completion ids) pairs and call it ``name``.
 
         The LoRA adapter is an artifact of the run and is merged into the copy.
@@ -128,11 +129,21 @@ class Policy:
         def build(folder: Path) -> None:
             batch, accumulate = pieces(self.model, outer.sft_batch)
             adapter, report = self._trained(
-                pairs, outer.cards, rank=outer.sft_rank, alpha=outer.sft_alpha, lr=outer.sft_lr,
-                epochs=outer.sft_epochs, batch=batch, accumulate=accumulate, targets=outer.sft_targets,
-                schedule=outer.sft_schedule, warmup_ratio=outer.sft_warmup_ratio,
-                weight_decay=outer.sft_weight_decay, clip=outer.sft_clip, seed=derive_seed(seed, name, "sft"),
-            )  # fmt: skip
+                pairs,
+                outer.cards,
+                rank=outer.sft_rank,
+                alpha=outer.sft_alpha,
+                lr=outer.sft_lr,
+                epochs=outer.sft_epochs,
+                batch=batch,
+                accumulate=accumulate,
+                targets=outer.sft_targets,
+                schedule=outer.sft_schedule,
+                warmup_ratio=outer.sft_warmup_ratio,
+                weight_decay=outer.sft_weight_decay,
+                clip=outer.sft_clip,
+                seed=derive_seed(seed, name, "sft"),
+            )
             # PEFT's AutoPeftModel needs a base name that exists; the report lists the adapters merged into it before
             adapter.save(folder / "adapter", getattr(self.model.config, "_name_or_path", "") or self.name)
             stands_on = list(self.source.adapters) if self.source else []
@@ -144,8 +155,14 @@ class Policy:
         source = self.source and self.source.then(folder / "adapter")
         return replace(self, name=name, model=merged, source=source), math.nan if loss is None else loss
 
-    def pretrained(self, documents: Sequence[list[int]], settings: Pretraining, *, seed: int,
-                   on_step: Callable[[dict], None] | None = None) -> "tuple[Policy, dict]":  # fmt: skip
+    def pretrained(
+        self,
+        documents: Sequence[list[int]],
+        settings: Pretraining,
+        *,
+        seed: int,
+        on_step: Callable[[dict], None] | None = None,
+    ) -> "tuple[Policy, dict]":
         """Continue pretraining on all documents (token ids) together; return the new policy and the report of `sft`.
 
         Its weights are nowhere but in this process, so that it has no source. This policy stays as it is. Over several
@@ -158,14 +175,25 @@ class Policy:
 
         batch, accumulate = pieces(self.model, settings.cpt_batch)
         trained, report = self._trained(
-            [((), ids) for ids in documents], settings.cards, loss_on="all", method=settings.cpt_method,
-            lr=settings.cpt_lr, epochs=settings.cpt_epochs, batch=batch, accumulate=accumulate,
-            schedule=settings.cpt_schedule, warmup_ratio=settings.cpt_warmup_ratio,
-            weight_decay=settings.cpt_weight_decay, clip=settings.cpt_clip,
-            rank=settings.cpt_rank, alpha=settings.cpt_alpha, targets=settings.cpt_targets, seed=seed,
+            [((), ids) for ids in documents],
+            settings.cards,
+            loss_on="all",
+            method=settings.cpt_method,
+            lr=settings.cpt_lr,
+            epochs=settings.cpt_epochs,
+            batch=batch,
+            accumulate=accumulate,
+            schedule=settings.cpt_schedule,
+            warmup_ratio=settings.cpt_warmup_ratio,
+            weight_decay=settings.cpt_weight_decay,
+            clip=settings.cpt_clip,
+            rank=settings.cpt_rank,
+            alpha=settings.cpt_alpha,
+            targets=settings.cpt_targets,
+            seed=seed,
             gradient_checkpointing=next(self.model.parameters()).device.type != "cpu",
             **({"on_step": on_step} if on_step and settings.cards == 1 else {}),
-        )  # fmt: skip
+        )
         model = merge(self.model, trained, copy=True) if isinstance(trained, Adapter) else trained
         return replace(self, model=model, source=None), report
 

@@ -47,15 +47,25 @@ def kept_of(groups: Sequence[Group], outer: OuterLoop, seed: int) -> list[SelfEd
     return kept
 
 
-def restem(run: Recorder, policy: Policy, groups: Sequence[Group], domain: Domain, outer: OuterLoop, *, name: str,
-           seed: int) -> Update:  # fmt: skip
+def restem(
+    run: Recorder, policy: Policy, groups: Sequence[Group], domain: Domain, outer: OuterLoop, *, name: str, seed: int
+) -> Update:
     """ReST^EM: filter the self-edits by their reward, then finetune the policy on those kept."""
     kept = kept_of(groups, outer, seed)
     return imitate(run, policy, kept, [group.unit for group in groups], domain, outer, name=name, seed=seed)
 
 
-def imitate(run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain,
-            outer: OuterLoop, *, name: str, seed: int) -> Update:  # fmt: skip
+def imitate(
+    run: Recorder,
+    policy: Policy,
+    edits: Sequence[SelfEdit],
+    units: Sequence[Unit],
+    domain: Domain,
+    outer: OuterLoop,
+    *,
+    name: str,
+    seed: int,
+) -> Update:
     """Finetune a copy of the policy on self-edits by LoRA; the adapter is an artifact of the run.
 
     Equal self-edits count as often as they are given.

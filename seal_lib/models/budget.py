@@ -26,8 +26,14 @@ LOGITS = 1 << 26  # largest number of logits that the bank keeps at once
 STEP_TOKENS, LARGE = 2048, 200_000_000
 DEFAULT_MEMORY = 4 * GB  # assumed for training on a CPU, where the free memory is unknown
 #: keys of a config.json that must be positive integers
-_SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size",
-          "max_position_embeddings")  # fmt: skip
+_SIZES = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_size",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
 
 #: linear layers of a decoder layer of the Llama family, which "all-linear" stands for
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -74,10 +80,18 @@ class Shape:
             heads, width = given["num_attention_heads"], given["hidden_size"]
             bias = given.get("attention_bias", given["model_type"] == "qwen2")
             return cls(
-                name, given["num_hidden_layers"], width, heads, given.get("num_key_value_heads") or heads,
-                given.get("head_dim") or width // heads, given["intermediate_size"], given["vocab_size"],
-                bool(given.get("tie_word_embeddings")), bool(bias), given["max_position_embeddings"],
-            )  # fmt: skip
+                name,
+                given["num_hidden_layers"],
+                width,
+                heads,
+                given.get("num_key_value_heads") or heads,
+                given.get("head_dim") or width // heads,
+                given["intermediate_size"],
+                given["vocab_size"],
+                bool(given.get("tie_word_embeddings")),
+                bool(bias),
+                given["max_position_embeddings"],
+            )
         except KeyError as error:
             raise DataError(
                 f"The config of model {name!r} has no {error.args[0]!r}; only Llama-like decoders can be planned."
@@ -92,9 +106,14 @@ class Shape:
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         down = self.mlp, self.width
         table = {
-            "q_proj": (self.width, q), "k_proj": (self.width, kv), "v_proj": (self.width, kv),
-            "o_proj": (q, self.width), "gate_proj": down[::-1], "up_proj": down[::-1], "down_proj": down,
-        }  # fmt: skip
+            "q_proj": (self.width, q),
+            "k_proj": (self.width, kv),
+            "v_proj": (self.width, kv),
+            "o_proj": (q, self.width),
+            "gate_proj": down[::-1],
+            "up_proj": down[::-1],
+            "down_proj": down,
+        }
         if target not in table:
             raise ParameterError(f"targets: {target!r} is not planned for; choose from: {', '.join(table)}.")
         return table[target]
@@ -185,9 +204,13 @@ def slot_bytes(shape: Shape, targets: str | Sequence[str], rank: int) -> float:
 
 
 def activation_bytes(
-    shape: Shape, tokens: int, targets: str | Sequence[str], checkpointing: bool = False, dtype: str = "bfloat16",
+    shape: Shape,
+    tokens: int,
+    targets: str | Sequence[str],
+    checkpointing: bool = False,
+    dtype: str = "bfloat16",
     rank: int = 32,
-) -> float:  # fmt: skip
+) -> float:
     """Return the bytes that autograd keeps for ``tokens`` tokens until the backward pass, plus one layer's workspace.
 
     Autograd keeps per token and layer both residuals (for the norms), queries, keys, values and the result of
@@ -271,9 +294,18 @@ class Budget:
 
 
 def colocated(
-    shape: Shape, dtype: str, slots: int, targets: str | Sequence[str], rank: int, tokens_per_step: int, predicted: int,
-    checkpointing: bool = False, kv_tokens: int = 0, engine: str = "hf", total: float = 80 * GB,
-) -> Budget:  # fmt: skip
+    shape: Shape,
+    dtype: str,
+    slots: int,
+    targets: str | Sequence[str],
+    rank: int,
+    tokens_per_step: int,
+    predicted: int,
+    checkpointing: bool = False,
+    kv_tokens: int = 0,
+    engine: str = "hf",
+    total: float = 80 * GB,
+) -> Budget:
     """Return the budget of the bank and generation on one device, used in turn.
 
     ``hf`` generates with the bank's own weights; ``vllm`` holds a second copy of them, in bfloat16 if the bank's are in
@@ -303,10 +335,17 @@ def colocated(
 
 
 def slots_that_fit(
-    shape: Shape, free: float, targets: str | Sequence[str], rank: int, tokens_per_slot: int,
-    tokens_per_step: int | None = None, predicted_per_slot: int | None = None, checkpointing: bool = False,
-    dtype: str = "bfloat16", reserve: float = RESERVE,
-) -> int:  # fmt: skip
+    shape: Shape,
+    free: float,
+    targets: str | Sequence[str],
+    rank: int,
+    tokens_per_slot: int,
+    tokens_per_step: int | None = None,
+    predicted_per_slot: int | None = None,
+    checkpointing: bool = False,
+    dtype: str = "bfloat16",
+    reserve: float = RESERVE,
+) -> int:
     """Return how many adapters can train side by side in ``free`` bytes after loading the base; 0 if none fits.
 
     Args:

@@ -58,10 +58,18 @@ def cost_of(work: Phase, shape: budget.Shape, device: Device, dtype: str) -> lis
     if work.kind in ("write", "answer"):
         return list(
             costs.generation(
-                shape, device, work.units, work.prompt, work.longest, rows=work.rows, dtype=dtype,
-                adapters=work.adapters, targets=work.targets, rank=work.rank,
+                shape,
+                device,
+                work.units,
+                work.prompt,
+                work.longest,
+                rows=work.rows,
+                dtype=dtype,
+                adapters=work.adapters,
+                targets=work.targets,
+                rank=work.rank,
             )
-        )  # fmt: skip
+        )
     if work.kind == "factor":
         return [costs.factoring(shape, device, work.units, work.targets)]
     if work.kind == "read":
@@ -70,10 +78,17 @@ def cost_of(work: Phase, shape: budget.Shape, device: Device, dtype: str) -> lis
     length = work.tokens / max(work.steps * work.batch, 1e-9)
     return [
         costs.training(
-            shape, device, work.steps, length, batch=work.batch, slots=work.slots, targets=work.targets,
-            rank=work.rank, dtype=dtype,
+            shape,
+            device,
+            work.steps,
+            length,
+            batch=work.batch,
+            slots=work.slots,
+            targets=work.targets,
+            rank=work.rank,
+            dtype=dtype,
         )
-    ]  # fmt: skip
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- the plan
@@ -136,8 +151,11 @@ def make(scale: str, only: str, device: Device) -> tuple[list[Item], list[str]]:
     items = [item(name, scale, device, chosen) for name in chosen]
     waiting = [one for one in items if not one.done]
     wanted = {name: size for one in waiting for name, size in one.downloads.items()}
-    wanted = {name: size for name, size in wanted.items() if name.removesuffix(" (tokenizer)") == name or
-              name.removesuffix(" (tokenizer)") not in wanted}  # fmt: skip
+    wanted = {
+        name: size
+        for name, size in wanted.items()
+        if name.removesuffix(" (tokenizer)") == name or name.removesuffix(" (tokenizer)") not in wanted
+    }
     places = {needs.hub_home(): sum(wanted.values()), paths.runs(): _runs_disk(waiting)}
     lacking: list[str] = []
     by_disk: dict[int, tuple[float, float]] = {}
@@ -164,8 +182,20 @@ def _runs_disk(items: list[Item]) -> float:
 
 def lines(items: list[Item]) -> list[str]:
     """Return the table of the plan as aligned lines of text."""
-    head = ["notebook", "model", "texts", "trainings", "adapter-steps", "answers", "M tokens trained",
-            "M tokens written", "memory GB", "disk GB", "hours", ""]  # fmt: skip
+    head = [
+        "notebook",
+        "model",
+        "texts",
+        "trainings",
+        "adapter-steps",
+        "answers",
+        "M tokens trained",
+        "M tokens written",
+        "memory GB",
+        "disk GB",
+        "hours",
+        "",
+    ]
     rows = [head]
     for one in items:
         t = totals(one.work)
@@ -173,13 +203,17 @@ def lines(items: list[Item]) -> list[str]:
         state = "done already" if one.done else f"{len(one.missing)} missing" if one.missing else "ready"
         rows.append(
             [
-                one.notebook, name, *(_count(t[key]) for key in ("written", "trainings", "steps", "answers")),
+                one.notebook,
+                name,
+                *(_count(t[key]) for key in ("written", "trainings", "steps", "answers")),
                 f"{(t['trained_tokens'] + t['sft_tokens']) / 1e6:.2f}",
                 f"{(t['written_tokens'] + t['answered_tokens']) / 1e6:.2f}",
-                f"{one.needed / budget.GB:.1f}", f"{(one.disk + one.scratch) / budget.GB:.2f}",
-                _hours(sum(one.hours.values())), state,
+                f"{one.needed / budget.GB:.1f}",
+                f"{(one.disk + one.scratch) / budget.GB:.2f}",
+                _hours(sum(one.hours.values())),
+                state,
             ]
-        )  # fmt: skip
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return [
         "  ".join(

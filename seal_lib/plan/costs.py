@@ -176,8 +176,17 @@ class Cost:
 # ---------------------------------------------------------------------------------------------- floors
 
 
-def train_step(shape: budget.Shape, device: Device, lengths: list[float], *, adapters: int = 1, targets: str = "qv",
-               rank: int = 32, dtype: str = "bfloat16", weights_trained: bool = False) -> Cost:  # fmt: skip
+def train_step(
+    shape: budget.Shape,
+    device: Device,
+    lengths: list[float],
+    *,
+    adapters: int = 1,
+    targets: str = "qv",
+    rank: int = 32,
+    dtype: str = "bfloat16",
+    weights_trained: bool = False,
+) -> Cost:
     """Return the cost of one optimizer step over sequences of ``lengths`` tokens, for ``adapters`` adapters together.
 
     Moved are all weights twice (forward, and gradient of the input) and the optimizer's 40 bytes per trained parameter.
@@ -200,8 +209,14 @@ def _speed(device: Device, dtype: str) -> float:
     return device.flops / (4 if device.is_gpu and dtype == "float32" else 1)
 
 
-def read(shape: budget.Shape, device: Device, lengths: list[float], dtype: str = "bfloat16", targets: str | None = None,
-         rank: int = 0) -> Cost:  # fmt: skip
+def read(
+    shape: budget.Shape,
+    device: Device,
+    lengths: list[float],
+    dtype: str = "bfloat16",
+    targets: str | None = None,
+    rank: int = 0,
+) -> Cost:
     """Return the cost of one forward pass over whole sequences, as for prompts and log-probabilities."""
     own = shape.adapter_parameters(targets, rank) if targets else 0
     weights, tokens = matmul_parameters(shape), float(sum(lengths))
@@ -212,9 +227,16 @@ def read(shape: budget.Shape, device: Device, lengths: list[float], dtype: str =
 
 
 def decode_step(
-    shape: budget.Shape, device: Device, rows: int, context: float, *, dtype: str = "bfloat16", adapters: int = 0,
-    targets: str = "qv", rank: int = 32,
-) -> Cost:  # fmt: skip
+    shape: budget.Shape,
+    device: Device,
+    rows: int,
+    context: float,
+    *,
+    dtype: str = "bfloat16",
+    adapters: int = 0,
+    targets: str = "qv",
+    rank: int = 32,
+) -> Cost:
     """Return the cost of one more token for each of ``rows`` texts that are ``context`` tokens long.
 
     Moved are the weights, the keys and values, and the adapters.
@@ -236,21 +258,41 @@ def times(cost: Cost, count: float) -> Cost:
 # ---------------------------------------------------------------------------------------------- whole phases
 
 
-def training(shape: budget.Shape, device: Device, steps: float, length: float, *, batch: int = 1, slots: int = 1,
-             targets: str = "qv", rank: int = 32, dtype: str = "bfloat16") -> Cost:  # fmt: skip
+def training(
+    shape: budget.Shape,
+    device: Device,
+    steps: float,
+    length: float,
+    *,
+    batch: int = 1,
+    slots: int = 1,
+    targets: str = "qv",
+    rank: int = 32,
+    dtype: str = "bfloat16",
+) -> Cost:
     """Return the cost of ``steps`` adapter-steps, with ``slots`` adapters side by side.
 
     Each adapter-step takes ``batch`` sequences of ``length`` tokens.
     """
     step = train_step(
         shape, device, [length] * (batch * slots), adapters=slots, targets=targets, rank=rank, dtype=dtype
-    )  # fmt: skip
+    )
     return times(step, steps / slots)
 
 
-def generation(shape: budget.Shape, device: Device, texts: float, prompt: float, new: float, *, rows: int = 256,
-               dtype: str = "bfloat16", adapters: int = 0, targets: str = "qv",
-               rank: int = 32) -> tuple[Cost, Cost]:  # fmt: skip
+def generation(
+    shape: budget.Shape,
+    device: Device,
+    texts: float,
+    prompt: float,
+    new: float,
+    *,
+    rows: int = 256,
+    dtype: str = "bfloat16",
+    adapters: int = 0,
+    targets: str = "qv",
+    rank: int = 32,
+) -> tuple[Cost, Cost]:
     """Return the costs of reading the prompts and of writing the tokens of ``texts`` texts.
 
     The texts go in batches of ``rows``; each batch is ``new`` decoding steps long.
@@ -260,7 +302,7 @@ def generation(shape: budget.Shape, device: Device, texts: float, prompt: float,
     reading = times(read(shape, device, [prompt] * rows, dtype, targets if adapters else None, rank), batches)
     step = decode_step(
         shape, device, rows, prompt + new / 2, dtype=dtype, adapters=adapters, targets=targets, rank=rank
-    )  # fmt: skip
+    )
     return reading, times(step, batches * new)
 
 

@@ -144,8 +144,14 @@ class Prompt(str):
     def __new__(cls, *_: object, **__: object) -> "Prompt":
         return super().__new__(cls, "prompt")
 
-    def __init__(self, tokens: float, answer: Callable[[int, bool], Completion],
-                 longest: Callable[[int, int, bool], float], room: float = 0.0, times: float = 1.0):  # fmt: skip
+    def __init__(
+        self,
+        tokens: float,
+        answer: Callable[[int, bool], Completion],
+        longest: Callable[[int, int, bool], float],
+        room: float = 0.0,
+        times: float = 1.0,
+    ):
         self.tokens, self.answer, self.longest, self.room, self.times = tokens, answer, longest, room or tokens, times
 
 
@@ -168,12 +174,16 @@ class Engine:
         rows = max(1, min(ROWS, int(CACHE_TOKENS // (max(one.room for one in asked) + limit)), round(n)))
         about = {"targets": meter.parameters.get("targets", "all-linear"), "rank": meter.parameters.get("rank", 8)}
         meter.add(
-            "write" if sampling.temperature else "answer", n, limit, rows=rows,
+            "write" if sampling.temperature else "answer",
+            n,
+            limit,
+            rows=rows,
             prompt=sum(one.times * one.tokens for one in asked) * sampling.n / n,
             tokens=sum(one.times * text.tokens for one, several in zip(asked, texts, strict=True) for text in several),
             longest=asked[0].longest(rows, limit, adapters > 0),
-            adapters=max(1, round(adapters * rows / n)) if adapters else 0, **(about if adapters else {}),
-        )  # fmt: skip
+            adapters=max(1, round(adapters * rows / n)) if adapters else 0,
+            **(about if adapters else {}),
+        )
         return texts
 
     def _opening(self) -> Prompt:
@@ -184,9 +194,10 @@ class Engine:
             return min(text.anchor - 2, limit)
 
         return Prompt(
-            2.0, lambda limit, right: Completion(" " + words(tokens(limit), f"n{number}"), tokens(limit), "length"),
+            2.0,
+            lambda limit, right: Completion(" " + words(tokens(limit), f"n{number}"), tokens(limit), "length"),
             lambda rows, limit, adapted: tokens(limit) + 2,
-        )  # fmt: skip
+        )
 
 
 class Bank:
@@ -216,9 +227,15 @@ class Bank:
         batch = jobs[0].batch if jobs[0].order is None else max(map(len, jobs[0].order))
         served = int((self.bound or SEVERAL) // (tokens / steps))
         self.meter.add(
-            "train", len(jobs), tokens=tokens, steps=steps, batch=batch, rank=jobs[0].rank, targets=self.targets,
+            "train",
+            len(jobs),
+            tokens=tokens,
+            steps=steps,
+            batch=batch,
+            rank=jobs[0].rank,
+            targets=self.targets,
             slots=max(1, min(self.slots, served, len(jobs))),
-        )  # fmt: skip
+        )
         return done
 
 
@@ -237,24 +254,36 @@ class DryPolicy(Policy):
         about = lengths.profile(puzzles) if puzzles else None
         return Bank(self.model, about.kept / about.accepted if about else KEPT, **settings)
 
-    def finetuned(self, run: Any, pairs: Sequence[tuple[list[int], list[int]]], outer: OuterLoop, *, name: str,
-                  seed: int) -> tuple[Policy, float]:  # fmt: skip
+    def finetuned(
+        self, run: Any, pairs: Sequence[tuple[list[int], list[int]]], outer: OuterLoop, *, name: str, seed: int
+    ) -> tuple[Policy, float]:
         tokens, steps = sum(len(asked) + len(text) for asked, text in pairs), -(-len(pairs) // outer.sft_batch)
         self.model.phase = name
         self.model.add(
-            "sft", len(pairs), tokens=outer.sft_epochs * tokens, steps=outer.sft_epochs * steps,
-            batch=outer.sft_batch, targets=outer.sft_targets, rank=outer.sft_rank,
-        )  # fmt: skip
+            "sft",
+            len(pairs),
+            tokens=outer.sft_epochs * tokens,
+            steps=outer.sft_epochs * steps,
+            batch=outer.sft_batch,
+            targets=outer.sft_targets,
+            rank=outer.sft_rank,
+        )
         return replace(self, name=name), math.nan
 
-    def pretrained(self, documents: Sequence[list[int]], settings: Pretraining, *, seed: int,
-                   on_step: object = None) -> tuple[Policy, dict]:  # fmt: skip
+    def pretrained(
+        self, documents: Sequence[list[int]], settings: Pretraining, *, seed: int, on_step: object = None
+    ) -> tuple[Policy, dict]:
         tokens, steps = sum(map(len, documents)), -(-len(documents) // settings.cpt_batch)
         lora = settings.cpt_method == "lora"
         self.model.add(
-            "sft", len(documents), tokens=settings.cpt_epochs * tokens, steps=settings.cpt_epochs * steps,
-            batch=settings.cpt_batch, targets=settings.cpt_targets, rank=settings.cpt_rank if lora else 0,
-        )  # fmt: skip
+            "sft",
+            len(documents),
+            tokens=settings.cpt_epochs * tokens,
+            steps=settings.cpt_epochs * steps,
+            batch=settings.cpt_batch,
+            targets=settings.cpt_targets,
+            rank=settings.cpt_rank if lora else 0,
+        )
         return self, {"tokens": tokens, "steps": steps, "first_loss": math.nan, "last_loss": math.nan}
 
 
@@ -337,8 +366,9 @@ class Wording(Prompts):
         return f"{title}\n{text}"
 
 
-def load_passages(meter: Meter, source: str, count: int, seed: int = 0, start: int = 0,
-                  people: int = 0) -> list[Passage]:  # fmt: skip
+def load_passages(
+    meter: Meter, source: str, count: int, seed: int = 0, start: int = 0, people: int = 0
+) -> list[Passage]:
     """Return passages of recorded length; the one question of each stands for all of them."""
     of, found = meter.recorded(source), []
     writers = {row.text.partition(":")[2] for row in BASELINES.values() if row.text.startswith("reference:")}
@@ -361,8 +391,17 @@ def some_questions(passages: Sequence[Passage], count: int | None, seed: int) ->
     return [replace(p, questions=(replace(p.questions[0], times=times * p.questions[0].times),)) for p in passages]
 
 
-def write_texts(run: Recorder, policy: Policy, passages: Sequence[Passage], arm: str, domain: Knowledge,
-                outer: OuterLoop, *, count: int, seed: int) -> list[corpus.Text]:  # fmt: skip
+def write_texts(
+    run: Recorder,
+    policy: Policy,
+    passages: Sequence[Passage],
+    arm: str,
+    domain: Knowledge,
+    outer: OuterLoop,
+    *,
+    count: int,
+    seed: int,
+) -> list[corpus.Text]:
     """Return the texts of an arm.
 
     A text that relates entities costs as much and is as long as a self-edit; the list of entities is not counted.
@@ -407,9 +446,18 @@ def read_document(meter: Meter, path: Path, words: int) -> list[Document]:
 
 
 def grow(
-    run: Recorder, store: "DryStore", policy: Policy, domain: Knowledge, outer: OuterLoop, passages: Sequence[Passage],
-    sizes: Sequence[int], *_: object, search: Search | None = None, seed: int = 0, **__: object,
-) -> list:  # fmt: skip
+    run: Recorder,
+    store: "DryStore",
+    policy: Policy,
+    domain: Knowledge,
+    outer: OuterLoop,
+    passages: Sequence[Passage],
+    sizes: Sequence[int],
+    *_: object,
+    search: Search | None = None,
+    seed: int = 0,
+    **__: object,
+) -> list:
     """Learn all passages, and at each size ask about the passages so far by every route; return no answers."""
     document = Document("passages", "", "", tuple(passages), ("",) * len(passages))
     learn(run, store, policy, document, domain, outer, OwnQuestions(domain.prompts, 0), seed=seed)

@@ -188,7 +188,7 @@ def of_passages(passages: Sequence["Passage"], prompts: "Prompts", source: str) 
             [tokens(d.text) for d in training_documents(p, p.references["external"], prompts)] for p in passages
         ],
         "trained": {},
-    }  # fmt: skip
+    }
 
 
 def of_puzzles(tasks: Sequence["Task"], source: str, cap: int = 250) -> dict[str, object]:

@@ -55,9 +55,17 @@ def budgets(p: Mapping, work: list[Phase], shape: budget.Shape, device: Device) 
         # `auto` means vLLM on a GPU, see `seal_lib.generation.engines`
         engine = "vllm" if device.is_gpu and p.get("engine", "hf") != "hf" and dtype != "4bit" else "hf"
         made = budget.colocated(
-            shape, dtype, slots, str(p["targets"]), rank, tokens, tokens, kv_tokens=kv, engine=engine,
+            shape,
+            dtype,
+            slots,
+            str(p["targets"]),
+            rank,
+            tokens,
+            tokens,
+            kv_tokens=kv,
+            engine=engine,
             total=device.memory,
-        )  # fmt: skip
+        )
     else:
         parts = {f"weights ({dtype})": weights, f"keys and values of {kv} tokens": budget.kv_bytes(shape, kv, dtype)}
         made = budget.Budget(f"{shape.name}, generation", parts, device.memory)
@@ -121,15 +129,19 @@ def _all_weights(p: Mapping, one: Phase, shape: budget.Shape, device: Device) ->
     cards = int(p.get("cards", 1))
     layer = weights * shape.linear_parameters / shape.parameters / shape.layers
     ends = weights * shape.embedding_parameters / shape.parameters
-    states = {
-        "weights, the policy and its copy": 2 * weights,
-        "gradients": weights,
-        "moments of AdamW": 2 * weights,
-    } if cards == 1 else {
-        "weights, the policy": weights,
-        f"1/{cards} of weights, gradients and moments, or the copy afterwards": max(4 * weights / cards, weights),
-        "embeddings and two layers whole, with gradients": 2 * ends + 3 * layer,
-    }  # fmt: skip
+    states = (
+        {
+            "weights, the policy and its copy": 2 * weights,
+            "gradients": weights,
+            "moments of AdamW": 2 * weights,
+        }
+        if cards == 1
+        else {
+            "weights, the policy": weights,
+            f"1/{cards} of weights, gradients and moments, or the copy afterwards": max(4 * weights / cards, weights),
+            "embeddings and two layers whole, with gradients": 2 * ends + 3 * layer,
+        }
+    )
     parts = {
         **states,
         f"activations of {tokens} tokens": budget.activation_bytes(
@@ -161,9 +173,11 @@ def _continual(p: Mapping, shape: budget.Shape, trainings: list[Phase]) -> dict[
         tokens = p["anchors"] * 50
         parts[f"teachers of {slots} streams"] = 4.0 * slots * tokens * shape.vocabulary
     if "ewc" in arms:
-        dense = 4.0 * shape.layers * sum(
-            shape.sides(t)[0] * shape.sides(t)[1] for t in budget.target_names(str(p["targets"]))
-        )  # fmt: skip
+        dense = (
+            4.0
+            * shape.layers
+            * sum(shape.sides(t)[0] * shape.sides(t)[1] for t in budget.target_names(str(p["targets"])))
+        )
         merged = budget.weight_bytes(shape, str(p["dtype"]))
         parts[f"EWC: dense weights of {slots} streams, a merged model"] = dense * (2 * slots + 2) + merged
     return parts

@@ -58,9 +58,14 @@ def totals(work: Sequence[Phase]) -> dict[str, float]:
         return sum(getattr(w, value) for w in work if w.kind == kind)
 
     return {
-        "written": total("write", "units"), "written_tokens": total("write", "tokens"),
-        "trainings": total("train", "units"), "steps": total("train", "steps"),
-        "trained_tokens": total("train", "tokens"), "answers": total("answer", "units"),
-        "answered_tokens": total("answer", "tokens"), "sft_steps": total("sft", "steps"),
-        "sft_tokens": total("sft", "tokens"), "read_tokens": total("read", "tokens"),
-    }  # fmt: skip
+        "written": total("write", "units"),
+        "written_tokens": total("write", "tokens"),
+        "trainings": total("train", "units"),
+        "steps": total("train", "steps"),
+        "trained_tokens": total("train", "tokens"),
+        "answers": total("answer", "units"),
+        "answered_tokens": total("answer", "tokens"),
+        "sft_steps": total("sft", "steps"),
+        "sft_tokens": total("sft", "tokens"),
+        "read_tokens": total("read", "tokens"),
+    }

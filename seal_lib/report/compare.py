@@ -120,15 +120,19 @@ def differences(first: Path, second: Path) -> pd.DataFrame:
         units = {u: [of[u] for of in loops.values() if not math.isnan(of[u])] for u in next(iter(loops.values()))}
         means = [sum(v) / len(v) for v in units.values() if v]
         first_mean, second_mean = (stats.mean_over_loops(side[arm], stats.SHARE) for side in (ours, theirs))
-        lines.append({
-            "arm": arm_label(arm),
-            "first, %": tables.percent(first_mean.row("", "", "")),
-            "second, %": tables.percent(second_mean.row("", "", "")),
-            "difference": tables.percent(estimate.row("", "", ""), "+"),
-            "separable?": "yes" if stats.separable(estimate) else "no",
-            "n": words.units(estimate),
-            "wins": sum(m > 0 for m in means), "ties": sum(m == 0 for m in means), "losses": sum(m < 0 for m in means),
-        })  # fmt: skip
+        lines.append(
+            {
+                "arm": arm_label(arm),
+                "first, %": tables.percent(first_mean.row("", "", "")),
+                "second, %": tables.percent(second_mean.row("", "", "")),
+                "difference": tables.percent(estimate.row("", "", ""), "+"),
+                "separable?": "yes" if stats.separable(estimate) else "no",
+                "n": words.units(estimate),
+                "wins": sum(m > 0 for m in means),
+                "ties": sum(m == 0 for m in means),
+                "losses": sum(m < 0 for m in means),
+            }
+        )
     return pd.DataFrame(lines)
 
 

@@ -41,9 +41,16 @@ def height(lines: int) -> float:
 
 
 def box(
-    ax: Axes, x: float, y: float, wide: float, head: str, lines: list[str], paint: str = GIVEN, strong: bool = False,
+    ax: Axes,
+    x: float,
+    y: float,
+    wide: float,
+    head: str,
+    lines: list[str],
+    paint: str = GIVEN,
+    strong: bool = False,
     high: float = 0.0,
-) -> float:  # fmt: skip
+) -> float:
     """Draw a box with its upper left corner at (x, y), a coloured head and lines of text; return its lower edge."""
     from matplotlib.patches import FancyBboxPatch
 

@@ -27,9 +27,15 @@ if TYPE_CHECKING:
 
 
 def draw(
-    function: Callable[[pd.DataFrame, Axes], Axes], table: pd.DataFrame, name: str = "", folder: Path | None = None,
-    title: str = "", size: tuple[float, float] | None = None, panels: tuple[int, int] = (1, 1), **options: str,
-) -> Figure:  # fmt: skip
+    function: Callable[[pd.DataFrame, Axes], Axes],
+    table: pd.DataFrame,
+    name: str = "",
+    folder: Path | None = None,
+    title: str = "",
+    size: tuple[float, float] | None = None,
+    panels: tuple[int, int] = (1, 1),
+    **options: str,
+) -> Figure:
     """Draw one styled figure with one function, and save it if a folder is given.
 
     A table of results is narrowed to the metrics that the function draws, so that the CSV holds what is seen. For

@@ -86,13 +86,20 @@ def contrasts(rows: Rows | pd.DataFrame) -> pd.DataFrame:
         if row["metric"] == "difference"
     }
     several = _several(found)
-    return _indexed(pd.DataFrame([
-        _named(key, several) | {
-            "difference, points": _cell(e, "points"), "n": units(e), "chance (Holm)": chance(e),
-            "separable": "yes" if stats.separable(e) else "no",
-        }
-        for key, e in found.items()
-    ]))  # fmt: skip
+    return _indexed(
+        pd.DataFrame(
+            [
+                _named(key, several)
+                | {
+                    "difference, points": _cell(e, "points"),
+                    "n": units(e),
+                    "chance (Holm)": chance(e),
+                    "separable": "yes" if stats.separable(e) else "no",
+                }
+                for key, e in found.items()
+            ]
+        )
+    )
 
 
 def _records(rows: Rows | pd.DataFrame) -> Sequence[Mapping[str, Any]]:

@@ -21,9 +21,15 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 AROUND = (  # where a name may stand beside its mark: its alignment, and the direction
-    ("left", 0.7, 0.8), ("right", -0.7, 0.8), ("left", 0.7, -0.8), ("right", -0.7, -0.8), ("left", 1, 0),
-    ("right", -1, 0), ("center", 0, 1), ("center", 0, -1),
-)  # fmt: skip
+    ("left", 0.7, 0.8),
+    ("right", -0.7, 0.8),
+    ("left", 0.7, -0.8),
+    ("right", -0.7, -0.8),
+    ("left", 1, 0),
+    ("right", -1, 0),
+    ("center", 0, 1),
+    ("center", 0, -1),
+)
 INK, GREY, LIGHT = "#222222", "#8a8a8a", "#d9d9d9"
 
 
@@ -32,8 +38,17 @@ def darker(paint: str) -> str:
     return "#" + "".join(f"{round(int(paint[i : i + 2], 16) * 0.78):02x}" for i in (1, 3, 5))
 
 
-def mark(ax: Axes, row: dict, at: float, paint: str, *, upright: bool = False, filled: bool = True, marker: str = "o",
-         label: str | None = None) -> None:  # fmt: skip
+def mark(
+    ax: Axes,
+    row: dict,
+    at: float,
+    paint: str,
+    *,
+    upright: bool = False,
+    filled: bool = True,
+    marker: str = "o",
+    label: str | None = None,
+) -> None:
     """Draw a value with its interval along line `at`, or upright over it; without a value write "not run"."""
     if math.isnan(row["value"]):
         x, y, where = (at, 0.06, ax.get_xaxis_transform()) if upright else (0.012, at, ax.get_yaxis_transform())
@@ -41,10 +56,18 @@ def mark(ax: Axes, row: dict, at: float, paint: str, *, upright: bool = False, f
         ax.text(x, y, NOT_RUN, transform=where, color=GREY, style="italic", va="center", ha=side)
         return
     turn = (lambda along, across: (across, along)) if upright else (lambda along, across: (along, across))
-    ax.plot(*turn([row["low"], row["high"]], [at, at]), color=paint, linewidth=2.2, zorder=3,
-            gid=f"interval:{row['arm']}")  # fmt: skip
-    ax.plot(*turn([row["value"]], [at]), marker, color=paint, markerfacecolor=paint if filled else "white", zorder=4,
-            label=label, gid=f"value:{row['arm']}")  # fmt: skip
+    ax.plot(
+        *turn([row["low"], row["high"]], [at, at]), color=paint, linewidth=2.2, zorder=3, gid=f"interval:{row['arm']}"
+    )
+    ax.plot(
+        *turn([row["value"]], [at]),
+        marker,
+        color=paint,
+        markerfacecolor=paint if filled else "white",
+        zorder=4,
+        label=label,
+        gid=f"value:{row['arm']}",
+    )
 
 
 def paper_mark(ax: Axes, value: float, at: float, table: pd.DataFrame, upright: bool = False) -> None:
@@ -56,8 +79,18 @@ def paper_mark(ax: Axes, value: float, at: float, table: pd.DataFrame, upright: 
         return
     label = once(ax, "paper (Llama-3.2-1B, ARC)" if _is_arc(table) else "paper (Qwen2.5-7B, SQuAD)")
     x, y = (at, value) if upright else (value, at)
-    ax.plot([x], [y], "D", color=INK, markerfacecolor="none", markersize=7, markeredgewidth=1, zorder=5, label=label,
-            gid="paper")  # fmt: skip
+    ax.plot(
+        [x],
+        [y],
+        "D",
+        color=INK,
+        markerfacecolor="none",
+        markersize=7,
+        markeredgewidth=1,
+        zorder=5,
+        label=label,
+        gid="paper",
+    )
 
 
 def _is_arc(table: pd.DataFrame) -> bool:
@@ -146,9 +179,20 @@ def names_near(ax: Axes, marks: Sequence[tuple[float, float, str, str]]) -> None
         _, _, far, box, side, offset = min(places, key=lambda place: place[:2])
         boxes.append(box)
         arrow = {"arrowstyle": "-", "linewidth": 0.4, "color": paint, "shrinkA": 0, "shrinkB": 2} if far > 15 else None
-        ax.annotate(name, (data_x, data_y), offset, textcoords="offset points", ha=side, va="center", fontsize=size,
-                    color=darker(paint), arrowprops=arrow, annotation_clip=False, zorder=6,
-                    path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
+        ax.annotate(
+            name,
+            (data_x, data_y),
+            offset,
+            textcoords="offset points",
+            ha=side,
+            va="center",
+            fontsize=size,
+            color=darker(paint),
+            arrowprops=arrow,
+            annotation_clip=False,
+            zorder=6,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+        )
 
 
 def _along(ax: Axes, wide: float, high: float) -> tuple[np.ndarray, np.ndarray]:
@@ -214,9 +258,7 @@ def once(ax: Axes, label: str) -> str | None:
     return None if label in ax.get_legend_handles_labels()[1] else label
 
 
-def draws(
-    metrics: str, size: Callable[[pd.DataFrame], tuple[float, float]] | None = None, title: str = ""
-) -> Callable:  # fmt: skip
+def draws(metrics: str, size: Callable[[pd.DataFrame], tuple[float, float]] | None = None, title: str = "") -> Callable:
     """Return a decorator that gives a drawing function what `seal_lib.report.figures.draw` needs.
 
     Args:

@@ -30,8 +30,15 @@ if TYPE_CHECKING:
 
 VERSIONS = ("v1", "v2")
 #: characters that LaTeX writes differently
-COMMANDS = {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "×": r"$\times$", "<": "$<$", ">": "$>$",
-            "–": "--"}  # fmt: skip
+COMMANDS = {
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    "×": r"$\times$",
+    "<": "$<$",
+    ">": "$>$",
+    "–": "--",
+}
 
 
 @dataclass(frozen=True)

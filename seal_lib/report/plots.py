@@ -41,16 +41,24 @@ if TYPE_CHECKING:
 
 LEVELS = ("icl", "frozen", "external", "oracle")  # level lines in a figure over rounds
 CONTROL_PLACES = {  # arms measured once: arm -> place on the axis of rounds, given the last round
-    "random_edit_sft": lambda last: last, "random_config_sft": lambda last: 1.1,  # beside round 1, whose samples it has
-}  # fmt: skip
+    "random_edit_sft": lambda last: last,
+    "random_config_sft": lambda last: 1.1,  # beside round 1, whose samples it has
+}
 STYLE_WORDS = {  # styles of notes in the made world
-    "forward": "person to value", "questions": "questions", "mixed": "mixed", "verbatim": "verbatim copy",
-    "remark": "vague remarks", "other": "other", "false": "false statements", "empty": "empty",
-}  # fmt: skip
+    "forward": "person to value",
+    "questions": "questions",
+    "mixed": "mixed",
+    "verbatim": "verbatim copy",
+    "remark": "vague remarks",
+    "other": "other",
+    "false": "false statements",
+    "empty": "empty",
+}
 GRADER_COLOURS = ("#222222", "#0072B2", "#56B4E9", "#D55E00", "#E69F00")
 SHARE_LABELS = {  # metric -> label of its axis
-    "accuracy": "questions answered correctly", "success_rate": "self-edits that solve their task",
-}  # fmt: skip
+    "accuracy": "questions answered correctly",
+    "success_rate": "self-edits that solve their task",
+}
 WORTH_A_FIGURE = 0.01  # failure rates below this get no figure; they are in the tables
 FAILURES = {"blank_rate": "blank answers", "rejected_rate": "rejected self-edits"}
 REWARD_LINES = {
@@ -101,13 +109,16 @@ def accuracy_by_grader(table: pd.DataFrame, ax: Axes) -> Axes:
     """Draw one line per arm and one mark per grader: the accuracy of the same answers, with its interval."""
     rows = table[table["metric"].str.startswith("accuracy:")]
     graders = list(rows["grader"].unique())
-    dots(ax, {
-        arm_label(arm): [
-            (row["grader"], GRADER_COLOURS[graders.index(row["grader"]) % len(GRADER_COLOURS)], row)
-            for row in rows[rows["arm"] == arm].to_dict("records")
-        ]
-        for arm in sorted(rows["arm"].unique(), key=arm_rank)
-    })  # fmt: skip
+    dots(
+        ax,
+        {
+            arm_label(arm): [
+                (row["grader"], GRADER_COLOURS[graders.index(row["grader"]) % len(GRADER_COLOURS)], row)
+                for row in rows[rows["arm"] == arm].to_dict("records")
+            ]
+            for arm in sorted(rows["arm"].unique(), key=arm_rank)
+        },
+    )
     share_axis(ax.xaxis, SHARE_LABELS["accuracy"])
     legend(ax)
     return ax
@@ -144,8 +155,15 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
     for _, rows in everything[child].groupby("experiment"):
         rounds_of_seal = [(round_of(row["arm"]), row["value"]) for row in arm_rows(rows, metric)]
         one = sorted((found[1], value) for found, value in rounds_of_seal if found and found[0] == "seal")
-        ax.plot([x for x, _ in one], [value for _, value in one], color=colour("seal"), linewidth=0.9,
-                alpha=0.55, zorder=2, label=once(ax, "single seeds of the loop"))  # fmt: skip
+        ax.plot(
+            [x for x, _ in one],
+            [value for _, value in one],
+            color=colour("seal"),
+            linewidth=0.9,
+            alpha=0.55,
+            zorder=2,
+            label=once(ax, "single seeds of the loop"),
+        )
     start = {0: families["seal"][0]} if 0 in families.get("seal", {}) else {}
     for family, rounds in families.items():
         paint, known = colour(family), start | rounds
@@ -303,17 +321,23 @@ def coverage_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
 def style_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
     """Draw one line per note style and one mark per arm: the share of its self-edits in that style, with intervals."""
     shares = table[table["metric"].str.startswith("style_share:")]
-    names = [name for name in shares["metric"].str.split(":").str[1].unique()
-             if shares.loc[shares["metric"] == f"style_share:{name}", "value"].max() > 0]  # fmt: skip
+    names = [
+        name
+        for name in shares["metric"].str.split(":").str[1].unique()
+        if shares.loc[shares["metric"] == f"style_share:{name}", "value"].max() > 0
+    ]
     if not names:
         raise DataError("The table has no row whose metric starts with 'style_share:' and is above zero.")
-    dots(ax, {
-        STYLE_WORDS.get(name, name): [
-            (arm_label(row["arm"]), colour(row["arm"]), row)
-            for _, row in by_round(arm_rows(shares, f"style_share:{name}"))
-        ]
-        for name in sorted(names, key=lambda name: [*STYLE_WORDS, name].index(name))
-    })  # fmt: skip
+    dots(
+        ax,
+        {
+            STYLE_WORDS.get(name, name): [
+                (arm_label(row["arm"]), colour(row["arm"]), row)
+                for _, row in by_round(arm_rows(shares, f"style_share:{name}"))
+            ]
+            for name in sorted(names, key=lambda name: [*STYLE_WORDS, name].index(name))
+        },
+    )
     share_axis(ax.xaxis, "self-edits of the style")
     legend(ax)
     return ax

@@ -7,9 +7,17 @@ from seal_lib.records import Round
 from seal_lib.report import stats
 
 
-def reward_rows(experiment: str, arm: str, rounds: Mapping[Any, Round],
-                fresh: Mapping[Any, Mapping[str, float]], *, unit: str, grader: str, protocol: str,
-                model: str) -> list[dict]:  # fmt: skip
+def reward_rows(
+    experiment: str,
+    arm: str,
+    rounds: Mapping[Any, Round],
+    fresh: Mapping[Any, Mapping[str, float]],
+    *,
+    unit: str,
+    grader: str,
+    protocol: str,
+    model: str,
+) -> list[dict]:
     """Return the lines of one round over all loops.
 
     They are: the mean reward, the best of k, and the selected self-edits under a fresh seed (all three over the units

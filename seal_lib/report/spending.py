@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 
 #: counters of a run → their names in tables
 COUNTED = {
-    "generated": "tokens written", "trained": "tokens trained", "scored": "questions asked",
-    "other_calls": "calls elsewhere", "other_prompt_tokens": "tokens read elsewhere",
+    "generated": "tokens written",
+    "trained": "tokens trained",
+    "scored": "questions asked",
+    "other_calls": "calls elsewhere",
+    "other_prompt_tokens": "tokens read elsewhere",
     "other_completion_tokens": "tokens written elsewhere",
-}  # fmt: skip
+}
 
 #: arm → the policy whose rounds it builds on, if the arm's name does not say so
 ROUNDS = {"random_edit_sft": "random_round_99"}

@@ -79,10 +79,22 @@ class Estimate:
             grader: what judged the answers, if anything.
         """
         return {
-            "experiment": experiment, "arm": arm, "metric": metric, "value": self.value, "low": self.low,
-            "high": self.high, "n": self.n, "unit": self.unit, "loops": self.loops, "dropped": self.dropped,
-            "interval": self.interval, "p": self.p, "grader": grader, "protocol": protocol, "model": model,
-        }  # fmt: skip
+            "experiment": experiment,
+            "arm": arm,
+            "metric": metric,
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "n": self.n,
+            "unit": self.unit,
+            "loops": self.loops,
+            "dropped": self.dropped,
+            "interval": self.interval,
+            "p": self.p,
+            "grader": grader,
+            "protocol": protocol,
+            "model": model,
+        }
 
     def __str__(self) -> str:
         units = f"n = {self.n} {self.unit}" + (f" × {self.loops} loops" if self.loops > 1 else "")
@@ -110,9 +122,12 @@ def mean_over_units(
 
 
 def mean_over_loops(
-    values_by_loop: Mapping[Any, Units], bounds: tuple[float, float], unit: str = "passage", *,
+    values_by_loop: Mapping[Any, Units],
+    bounds: tuple[float, float],
+    unit: str = "passage",
+    *,
     constant: bool = False,
-) -> Estimate:  # fmt: skip
+) -> Estimate:
     """Return the mean over units, each averaged over its loops, with an interval over other units and other loops.
 
     Two-way random effects: the variance is that of loop means plus that of unit means, which counts the residual twice
@@ -165,9 +180,12 @@ def ratio_over_loops(pairs_by_loop: Mapping[Any, Mapping[str, tuple[float, float
 
 
 def compare(
-    values: Mapping[str, Mapping[Any, Units]], pairs: Sequence[tuple[str, str]],
-    bounds: tuple[float, float] = DIFFERENCE, unit: str = "passage", constant: Sequence[tuple[str, str]] = (),
-) -> dict[tuple[str, str], Estimate]:  # fmt: skip
+    values: Mapping[str, Mapping[Any, Units]],
+    pairs: Sequence[tuple[str, str]],
+    bounds: tuple[float, float] = DIFFERENCE,
+    unit: str = "passage",
+    constant: Sequence[tuple[str, str]] = (),
+) -> dict[tuple[str, str], Estimate]:
     """Return paired differences a − b over the units (and loops) that both arms have.
 
     The pairs form one family for Holm's adjustment. An arm with a single loop (frozen, another writer's notes) is the
@@ -359,8 +377,9 @@ def _cells(values_by_loop: Mapping[Any, Units]) -> tuple[dict[tuple[object, str]
     return dict(sorted(cells.items(), key=lambda cell: (str(cell[0][0]), cell[0][1]))), dropped
 
 
-def _estimate(value: float, pull: Mapping[tuple[object, str], float], bounds: tuple[float, float],
-              plain: Estimate) -> Estimate:  # fmt: skip
+def _estimate(
+    value: float, pull: Mapping[tuple[object, str], float], bounds: tuple[float, float], plain: Estimate
+) -> Estimate:
     """Return `plain` with its interval.
 
     `pull` is how far each (loop, unit) moves the value; the pulls add up to zero.

@@ -33,9 +33,23 @@ from seal_lib.runs.values import did_you_mean
 from seal_lib.runs.workers import Workers
 
 COLUMNS = (
-    "experiment", "arm", "metric", "value", "low", "high", "n", "unit", "loops", "dropped", "interval", "p", "grader",
-    "protocol", "model", "run",
-)  # fmt: skip
+    "experiment",
+    "arm",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "n",
+    "unit",
+    "loops",
+    "dropped",
+    "interval",
+    "p",
+    "grader",
+    "protocol",
+    "model",
+    "run",
+)
 NEEDED = (
     "torch",
     "transformers",

@@ -295,8 +295,10 @@ def check_all(check: Callable[[dict], None] = lambda values: None) -> list[str]:
     problems += [f"{source} is included by no file; remove it." for source, keys in unused.items() if INCLUDE in keys]
     problems += [
         f"{source}: {key!r} is a parameter of no notebook that includes this file; remove it."
-        for source, keys in unused.items() if INCLUDE not in keys for key in sorted(keys)
-    ]  # fmt: skip
+        for source, keys in unused.items()
+        if INCLUDE not in keys
+        for key in sorted(keys)
+    ]
     folders = [path.name for path in paths.params().glob("[!_]*") if path.is_dir()]
     problems += [f"params/{name} belongs to no notebook; rename or remove it." for name in folders if name not in known]
     return list(dict.fromkeys(problems))

@@ -41,9 +41,12 @@ class Worker:
 
         gpu = torch.cuda.get_device_name(0) if self.device == "cuda" else None
         return {
-            "library": manifest.library_hash(), "versions": manifest.versions(), "node": self.node,
-            "pid": os.getpid(), "gpu": gpu,
-        }  # fmt: skip
+            "library": manifest.library_hash(),
+            "versions": manifest.versions(),
+            "node": self.node,
+            "pid": os.getpid(),
+            "gpu": gpu,
+        }
 
     def work(self, unit: Callable, policy: Portable, part: Sequence) -> Done:
         """Return the rows, counters and seconds of one part."""

@@ -104,9 +104,12 @@ def state(notebook: str, scale: str) -> dict[str, Any]:
 
 
 def run(
-    notebook: str, scale: str, overrides: dict[str, object] | None = None, force: bool = False,
+    notebook: str,
+    scale: str,
+    overrides: dict[str, object] | None = None,
+    force: bool = False,
     check: Callable[[str, dict], str] = lambda notebook, values: "",
-) -> int:  # fmt: skip
+) -> int:
     """Bring one run up to date; return 0 if it is done and 1 if it failed.
 
     Args:
@@ -272,9 +275,13 @@ def reads(notebook: str) -> set[str] | None:
 
 
 def run_all(
-    scale: str, only: str, keep_going: bool, force: bool, jobs: int = 1,
+    scale: str,
+    only: str,
+    keep_going: bool,
+    force: bool,
+    jobs: int = 1,
     check: Callable[[dict], None] = lambda values: None,
-) -> int:  # fmt: skip
+) -> int:
     """Run each chosen notebook in its own process, which frees all its memory at the end; return 1 if any failed.
 
     ``jobs`` notebooks run at once, the longest first (by the minutes of the published runs; with one job: in file

@@ -115,13 +115,27 @@ class WeightsAndBiases:
         os.makedirs(folder, exist_ok=True)
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         settings = wandb.Settings(
-            mode=mode, silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True,
-            x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False, finish_timeout=PATIENCE,
-        )  # fmt: skip
+            mode=mode,
+            silent=True,
+            console="off",
+            save_code=False,
+            disable_git=True,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            finish_timeout=PATIENCE,
+        )
         self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT), id=about.id, name=about.name, resume="allow",
-            config=dict(about.parameters), dir=folder, settings=settings, reinit="create_new",
-        )  # fmt: skip
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            id=about.id,
+            name=about.name,
+            resume="allow",
+            config=dict(about.parameters),
+            dir=folder,
+            settings=settings,
+            reinit="create_new",
+        )
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         self.run.log(dict(numbers), step=step)

@@ -38,8 +38,13 @@ class Workers:
     If Ray is not installed, all work runs in this process with the same results, and ``warning`` says so.
     """
 
-    def __init__(self, count: int = 1, address: str = "", device: str = "auto",
-                 open_executor: Callable[[int, str, str], Executor] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        count: int = 1,
+        address: str = "",
+        device: str = "auto",
+        open_executor: Callable[[int, str, str], Executor] | None = None,
+    ) -> None:
         if count < 1:
             raise ParameterError(f"workers: {count} is not a number of workers; give at least 1.")
         self.count, self.address, self.device = count, address, device
@@ -59,8 +64,13 @@ class Workers:
                 )
                 print(f"warning: {self.warning}", flush=True)
 
-    def map(self, fn: Callable[[list], list[dict]], parts: Sequence[list], names: Sequence[str],
-            lost: Callable[[dict], None] = lambda loss: None) -> Iterator[Done]:  # fmt: skip
+    def map(
+        self,
+        fn: Callable[[list], list[dict]],
+        parts: Sequence[list],
+        names: Sequence[str],
+        lost: Callable[[dict], None] = lambda loss: None,
+    ) -> Iterator[Done]:
         """Yield the result of ``fn`` for each part, in the order of ``parts``; only a `Work` leaves this process.
 
         Args:

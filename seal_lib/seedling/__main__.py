@@ -34,9 +34,12 @@ def write_card(folder: Path, seedling: Seedling, recipe: Recipe, numbers: dict[s
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         vocabulary=len(tokenizer),
         digest=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
-        table="\n".join(rows), text=json.dumps(asdict(recipe), indent=1),
-        recipe=recipe, minutes=minutes, measured_on=seedling.measured_on,
-    )  # fmt: skip
+        table="\n".join(rows),
+        text=json.dumps(asdict(recipe), indent=1),
+        recipe=recipe,
+        minutes=minutes,
+        measured_on=seedling.measured_on,
+    )
     write_text(folder / "README.md", card)
 
 

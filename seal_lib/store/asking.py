@@ -45,9 +45,18 @@ class Reply:
         return self.answers[self.used]
 
 
-def ask(run: Recorder, store: Store, policy: Policy, questions: Sequence[str], domain: Knowledge, *,
-        route: str = "measured", search: Search | None = None, compare: bool = True,
-        phase: str = "ask") -> list[Reply]:  # fmt: skip
+def ask(
+    run: Recorder,
+    store: Store,
+    policy: Policy,
+    questions: Sequence[str],
+    domain: Knowledge,
+    *,
+    route: str = "measured",
+    search: Search | None = None,
+    compare: bool = True,
+    phase: str = "ask",
+) -> list[Reply]:
     """Ask about what the store holds, all questions together; return one reply per distinct question.
 
     Args:
@@ -63,8 +72,9 @@ def ask(run: Recorder, store: Store, policy: Policy, questions: Sequence[str], d
     return [Reply(**row) for row in run.map(phase, list(dict.fromkeys(questions)), unit, chunk=64)]
 
 
-def _replies(part: Sequence[str], *, store: Store, router: Router, policy: Policy, domain: Knowledge, compare: bool,
-             count: Count) -> list[dict]:  # fmt: skip
+def _replies(
+    part: Sequence[str], *, store: Store, router: Router, policy: Policy, domain: Knowledge, compare: bool, count: Count
+) -> list[dict]:
     merged = {merge.weights: merge for merge in store.merges()}
     adapters = {}
     candidates, results, routed = [], {}, []

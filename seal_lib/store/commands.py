@@ -108,9 +108,12 @@ def session(values: dict[str, Any]) -> Session:
     domain = Knowledge(params.pick(InnerLoop, values), wording)
     outer = OuterLoop(**{key: values[key] for key in ("samples", "temperature", "top_p", "edit_tokens")})
     return Session(
-        policy, domain, outer, OwnQuestions(prompts.load(values["question_prompts"]), values["question_samples"]),
+        policy,
+        domain,
+        outer,
+        OwnQuestions(prompts.load(values["question_prompts"]), values["question_samples"]),
         search,
-    )  # fmt: skip
+    )
 
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:
@@ -165,9 +168,18 @@ def _learn(given: argparse.Namespace) -> tuple[list[Edit], str]:
         edits = [
             edit
             for one in documents
-            for edit in learn(Bar(), store, ready.policy, one, ready.domain, ready.outer, ready.own, consent=consent,
-                              seed=values["seed"])
-        ]  # fmt: skip
+            for edit in learn(
+                Bar(),
+                store,
+                ready.policy,
+                one,
+                ready.domain,
+                ready.outer,
+                ready.own,
+                consent=consent,
+                seed=values["seed"],
+            )
+        ]
     if given.document and values["model"].startswith("seedling-"):
         tell(f"{values['model']} knows its made world only; for other text name a model: --model owner/name.")
     return edits, "\n\n".join(shown(edit) for edit in edits)
@@ -247,10 +259,16 @@ def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
     document, place = router.places[passage.id] if passage else ("", "")
     weight = evidence.match.weight if evidence.match else 0.0
     found = {
-        "question": given.question, "answered": stage, "why": why, "document": document, "place": place,
-        "title": passage.title if passage else "", "weight": weight, "needed": evidence.needed,
+        "question": given.question,
+        "answered": stage,
+        "why": why,
+        "document": document,
+        "place": place,
+        "title": passage.title if passage else "",
+        "weight": weight,
+        "needed": evidence.needed,
         "edit": evidence.edit.id if evidence.edit else 0,
-    }  # fmt: skip
+    }
     source = f"{document}, {place}, {passage.title!r}" if passage else "no passage"
     return found, f"{HEADS[stage]}: {why}\n{source}; {evidence.told}"
 
@@ -359,8 +377,9 @@ def _update(given: argparse.Namespace) -> tuple[Renewal | None, str]:
         if not store.queue() and all(one.state == "done" for one in store.renewals()):  # no model is loaded for it
             return None, "nothing waits; `seal queue DOCUMENT` adds one."
         ready = session(values)
-        renewal = update(Bar(), store, ready.policy, ready.domain, ready.outer, ready.own, plan,
-                         consent=consent, seed=values["seed"])  # fmt: skip
+        renewal = update(
+            Bar(), store, ready.policy, ready.domain, ready.outer, ready.own, plan, consent=consent, seed=values["seed"]
+        )
         file = write_report(store, renewal)
     return renewal, f"{text_of(renewal)}\n{file}, and as a page {file.with_suffix('.html').name}"
 
@@ -422,55 +441,112 @@ def _between(kind: type, low: float, high: float) -> Callable[[str], Any]:
 
 _EDIT = _between(int, 1, 2**31 - 1)
 _ALLOW: dict[str, Any] = {
-    "action": "append", "default": [], "metavar": "KIND",
+    "action": "append",
+    "default": [],
+    "metavar": "KIND",
     "help": f"learn what this kind of finding would stop: {', '.join(KINDS)}",
-}  # fmt: skip
+}
 _ROUTED: dict[str, Any] = {
-    "default": "measured", "choices": tuple(ROUTES), "help": "what decides whose answer counts (default: measured)"
-}  # fmt: skip
+    "default": "measured",
+    "choices": tuple(ROUTES),
+    "help": "what decides whose answer counts (default: measured)",
+}
 _WITH_MODEL = ("learn", "ask", "route", "import", "merge", "update", "serve")
 _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
-    "learn": (_learn, "learn a document, and show answers before and after", {
-        "document": {"nargs": "?", "default": "", "help": "a file or folder (default: the notebook's)"},
-        "--question": {"action": "append", "default": [], "help": "what to ask about it; may be given several times"},
-        "--review": {"action": "store_true", "help": "show each self-edit before it is trained on, and ask"},
-        "--allow": _ALLOW,
-    }),
+    "learn": (
+        _learn,
+        "learn a document, and show answers before and after",
+        {
+            "document": {"nargs": "?", "default": "", "help": "a file or folder (default: the notebook's)"},
+            "--question": {
+                "action": "append",
+                "default": [],
+                "help": "what to ask about it; may be given several times",
+            },
+            "--review": {"action": "store_true", "help": "show each self-edit before it is trained on, and ask"},
+            "--allow": _ALLOW,
+        },
+    ),
     "ask": (_ask, "ask about what was learned", {"question": {}, "--route": _ROUTED}),
     "route": (_route, "say what would answer a question, and why", {"question": {}, "--route": _ROUTED}),
     "list": (_list, "what is kept", {"--all": {"action": "store_true", "help": "also what was taken back"}}),
     "show": (_show, "one edit with its passage, self-edit and answers", {"edit": {"type": _EDIT}}),
-    "audit": (_audit, "what a document or the self-edits hold that should not be learned unseen", {
-        "what": {"nargs": "?", "default": "", "help": "a document, or the number of an edit (default: all kept)"},
-        "--judge": {"default": "", "metavar": "MODEL[@URL]", "help": "who also says of each line if it is grounded"},
-        "--judge-env": {"default": "", "metavar": "NAME", "help": "environment variable that holds the judge's key"},
-    }),
-    "merge": (_merge, "use several edits as one adapter, if little is lost", {
-        "edit": {"type": _EDIT, "nargs": "*", "help": "default: all in use"},
-        "--related": {"type": _EDIT, "default": 0, "metavar": "EDIT", "help": "this edit and those of like passages"},
-        "--most": {"type": _between(int, 2, 1000), "default": 4, "help": "with --related: edits at most (default: 4)"},
-    }),
-    "revert": (_revert, "take an edit back, also out of a merge", {"edit": {"type": _EDIT}}),
-    "prune": (_prune, "remove the least useful adapters", {
-        "--budget": {
-            "type": _between(float, 0, 1e9), "required": True, "metavar": "MB", "help": "what the others may take",
+    "audit": (
+        _audit,
+        "what a document or the self-edits hold that should not be learned unseen",
+        {
+            "what": {"nargs": "?", "default": "", "help": "a document, or the number of an edit (default: all kept)"},
+            "--judge": {
+                "default": "",
+                "metavar": "MODEL[@URL]",
+                "help": "who also says of each line if it is grounded",
+            },
+            "--judge-env": {
+                "default": "",
+                "metavar": "NAME",
+                "help": "environment variable that holds the judge's key",
+            },
         },
-    }),
+    ),
+    "merge": (
+        _merge,
+        "use several edits as one adapter, if little is lost",
+        {
+            "edit": {"type": _EDIT, "nargs": "*", "help": "default: all in use"},
+            "--related": {
+                "type": _EDIT,
+                "default": 0,
+                "metavar": "EDIT",
+                "help": "this edit and those of like passages",
+            },
+            "--most": {
+                "type": _between(int, 2, 1000),
+                "default": 4,
+                "help": "with --related: edits at most (default: 4)",
+            },
+        },
+    ),
+    "revert": (_revert, "take an edit back, also out of a merge", {"edit": {"type": _EDIT}}),
+    "prune": (
+        _prune,
+        "remove the least useful adapters",
+        {
+            "--budget": {
+                "type": _between(float, 0, 1e9),
+                "required": True,
+                "metavar": "MB",
+                "help": "what the others may take",
+            },
+        },
+    ),
     "queue": (_queue, "let documents wait for the next update", {"document": {"nargs": "*", "help": "files, folders"}}),
-    "update": (_update, "learn what waits and is worth it, if its guard lets it in", {
-        "--budget": {"default": "10min", "help": "90s, 10min, 2h (default: 10min)"},
-        "--rule": {"default": "need", "choices": tuple(RULES), "help": "what is worth it (default: need)"},
-        "--allow": _ALLOW,
-    }),
+    "update": (
+        _update,
+        "learn what waits and is worth it, if its guard lets it in",
+        {
+            "--budget": {"default": "10min", "help": "90s, 10min, 2h (default: 10min)"},
+            "--rule": {"default": "need", "choices": tuple(RULES), "help": "what is worth it (default: need)"},
+            "--allow": _ALLOW,
+        },
+    ),
     "import": (_import, "take in what somebody exported, measured here", {"folder": {"help": "of an export"}}),
-    "export": (_export, "copy adapters to PEFT folders", {
-        "folder": {"help": "a new folder"}, "edit": {"type": _EDIT, "nargs": "*", "help": "default: all in use"},
-    }),
-    "serve": (_serve, "answer over HTTP as OpenAI's interface does", {
-        "--host": {"default": "127.0.0.1", "help": "default: 127.0.0.1, this machine only"},
-        "--port": {"type": _between(int, 0, 65535), "default": 8000, "help": "default: 8000; 0: a free one"},
-    }),
-}  # fmt: skip
+    "export": (
+        _export,
+        "copy adapters to PEFT folders",
+        {
+            "folder": {"help": "a new folder"},
+            "edit": {"type": _EDIT, "nargs": "*", "help": "default: all in use"},
+        },
+    ),
+    "serve": (
+        _serve,
+        "answer over HTTP as OpenAI's interface does",
+        {
+            "--host": {"default": "127.0.0.1", "help": "default: 127.0.0.1, this machine only"},
+            "--port": {"type": _between(int, 0, 65535), "default": 8000, "help": "default: 8000; 0: a free one"},
+        },
+    ),
+}
 
 
 # ---------------------------------------------------------------------------------------------- as text

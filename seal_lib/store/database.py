@@ -148,9 +148,28 @@ class Store(Folder):
                 found.add(lines_of(SelfEdit.from_dict(written) if written else None), passage)
         return found
 
-    def _edit(self, number: int, state: str, reason: str, text: str, model: str, weights: str, dtype: str, recipe: str,
-              training: str, adapter: str, digest: str, made: str, changed: str, findings: str, passage: str,
-              title: str, body: str, document: str, place: str) -> Edit:  # fmt: skip
+    def _edit(
+        self,
+        number: int,
+        state: str,
+        reason: str,
+        text: str,
+        model: str,
+        weights: str,
+        dtype: str,
+        recipe: str,
+        training: str,
+        adapter: str,
+        digest: str,
+        made: str,
+        changed: str,
+        findings: str,
+        passage: str,
+        title: str,
+        body: str,
+        document: str,
+        place: str,
+    ) -> Edit:
         rows = self._base.execute(
             "SELECT question, gold, origin, before, in_view, after FROM question WHERE edit = ? ORDER BY number",
             (number,),
@@ -158,10 +177,25 @@ class Store(Folder):
         asked = tuple(Asked(q, gold, origin, *_answers(texts)) for q, gold, origin, *texts in rows)
         written = json.loads(text)
         edit = Edit(
-            Passage(passage, title, body, ()), document, place, SelfEdit.from_dict(written) if written else None, model,
-            weights, dtype, json.loads(recipe), json.loads(training), asked, state, reason, number, adapter, digest,
-            made, changed, tuple(Finding(**row) for row in json.loads(findings)),
-        )  # fmt: skip
+            Passage(passage, title, body, ()),
+            document,
+            place,
+            SelfEdit.from_dict(written) if written else None,
+            model,
+            weights,
+            dtype,
+            json.loads(recipe),
+            json.loads(training),
+            asked,
+            state,
+            reason,
+            number,
+            adapter,
+            digest,
+            made,
+            changed,
+            tuple(Finding(**row) for row in json.loads(findings)),
+        )
         for stage in STAGES:  # read what others count, so that damage is reported here and not there
             _ = edit.trial(stage).accuracy, edit.training["tried"], edit.training["cost"]["seconds"]
         return edit
@@ -183,16 +217,27 @@ class Store(Folder):
         try:
             with self._change():
                 now = _now()
-                row = (
-                    edit.passage.id, edit.document, edit.place, "quarantined", edit.reason, _dumped(edit.self_edit),
-                    edit.self_edit.source if edit.self_edit else "", edit.model, edit.weights, edit.dtype,
-                    _dumped(edit.recipe), _dumped(edit.training), "", "", now, now, _dumped(edit.findings),
-                )  # fmt: skip
-                number = self._base.execute(
-                    "INSERT INTO edit (passage, document, place, state, reason, text, writer, model, weights, dtype, "
-                    f"recipe, training, adapter, digest, made, changed, findings) VALUES ({', '.join('?' * len(row))})",
-                    row,
-                ).lastrowid or 0  # fmt: skip
+                row = {
+                    "passage": edit.passage.id,
+                    "document": edit.document,
+                    "place": edit.place,
+                    "state": "quarantined",
+                    "reason": edit.reason,
+                    "text": _dumped(edit.self_edit),
+                    "writer": edit.self_edit.source if edit.self_edit else "",
+                    "model": edit.model,
+                    "weights": edit.weights,
+                    "dtype": edit.dtype,
+                    "recipe": _dumped(edit.recipe),
+                    "training": _dumped(edit.training),
+                    "adapter": "",
+                    "digest": "",
+                    "made": now,
+                    "changed": now,
+                    "findings": _dumped(edit.findings),
+                }
+                statement = f"INSERT INTO edit ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
+                number = self._base.execute(statement, tuple(row.values())).lastrowid or 0
                 self._base.executemany(
                     "INSERT INTO question VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     [
@@ -251,8 +296,9 @@ class Store(Folder):
             self.edit(number)
             changed = self._base.execute(
                 "UPDATE edit SET state = 'reverted', reason = ?, adapter = '', digest = '', changed = ? "
-                "WHERE id = ? AND state = 'active' AND adapter <> ''", (reason, _now(), number),
-            ).rowcount  # fmt: skip
+                "WHERE id = ? AND state = 'active' AND adapter <> ''",
+                (reason, _now(), number),
+            ).rowcount
             if not changed:
                 raise DataError(f"edit {number} is not active, so there is nothing to prune; see `seal list`.")
         with self.told():
@@ -276,8 +322,14 @@ class Store(Folder):
                 found.append(Merge(number, weights, state, adapter, digest, edits, json.loads(report), made))
             return found
 
-    def merge(self, edits: Sequence[Edit], adapter: "Adapter | None", report: Mapping[str, Any],
-              reason: str = "no longer merged", base: str = "") -> Merge | None:  # fmt: skip
+    def merge(
+        self,
+        edits: Sequence[Edit],
+        adapter: "Adapter | None",
+        report: Mapping[str, Any],
+        reason: str = "no longer merged",
+        base: str = "",
+    ) -> Merge | None:
         """Use these edits as one adapter in place of the merge in use on their base, all of it or nothing.
 
         Edits of that merge that are not among these are taken back for ``reason``.
@@ -304,11 +356,14 @@ class Store(Folder):
                     )
                 number = 0
                 if adapter is not None:
-                    number = self._base.execute(
-                        "INSERT INTO merge (weights, state, adapter, digest, report, made) "
-                        "VALUES (?, 'active', '', '', ?, ?)",
-                        (edits[0].weights, _dumped(dict(report)), now),
-                    ).lastrowid or 0  # fmt: skip
+                    number = (
+                        self._base.execute(
+                            "INSERT INTO merge (weights, state, adapter, digest, report, made) "
+                            "VALUES (?, 'active', '', '', ?, ?)",
+                            (edits[0].weights, _dumped(dict(report)), now),
+                        ).lastrowid
+                        or 0
+                    )
                     name = f"merge-{number:06d}-{adapter.digest()[:12]}"
                     folder, digest = self._saved(adapter, name, edits[0].model)
                     self._base.execute("UPDATE merge SET adapter = ?, digest = ? WHERE id = ?", (name, digest, number))
@@ -376,8 +431,13 @@ class Store(Folder):
                 )
         return self.renewals()[-1]
 
-    def settle(self, renewal: Renewal, verdicts: Mapping[int, tuple[str, str]], queued: Mapping[int, tuple[str, str]],
-               report: Mapping[str, Any]) -> Renewal:  # fmt: skip
+    def settle(
+        self,
+        renewal: Renewal,
+        verdicts: Mapping[int, tuple[str, str]],
+        queued: Mapping[int, tuple[str, str]],
+        report: Mapping[str, Any],
+    ) -> Renewal:
         """End an update in one transaction: edits get the state that its guard decided, documents leave the queue.
 
         Args:

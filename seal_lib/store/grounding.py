@@ -41,8 +41,15 @@ def by_truth(line: str, passage: Passage) -> float:
 GRADERS: dict[str, Callable[[str, Passage], float]] = {RULES: by_rules, TRUTH: by_truth}
 
 
-def graded(run: Recorder, arm: str, pairs: Sequence[tuple[Passage, SelfEdit | None]], judge: Judge | None, *,
-           by: Sequence[str] = (RULES,), twice: bool = False) -> list[PassageTrial]:  # fmt: skip
+def graded(
+    run: Recorder,
+    arm: str,
+    pairs: Sequence[tuple[Passage, SelfEdit | None]],
+    judge: Judge | None,
+    *,
+    by: Sequence[str] = (RULES,),
+    twice: bool = False,
+) -> list[PassageTrial]:
     """Return a trial per self-edit that has lines, in the order given.
 
     Args:

@@ -69,9 +69,20 @@ def halves(passages: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:
     return first, [replace(p, questions=p.questions[1::2]) for p in passages]
 
 
-def grow(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, passages: Sequence[Passage],
-         sizes: Sequence[int], prior: Sequence[Question], *, merge_most: int, search: Search | None = None,
-         seed: int = 0) -> list[Grown]:  # fmt: skip
+def grow(
+    run: Recorder,
+    store: Store,
+    policy: Policy,
+    domain: Knowledge,
+    outer: OuterLoop,
+    passages: Sequence[Passage],
+    sizes: Sequence[int],
+    prior: Sequence[Question],
+    *,
+    merge_most: int,
+    search: Search | None = None,
+    seed: int = 0,
+) -> list[Grown]:
     """Grow the store to each size, the smallest first: learn up to it, then ask.
 
     Args:
@@ -94,8 +105,17 @@ def grow(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: 
     return grown
 
 
-def _asked(run: Recorder, store: Store, policy: Policy, domain: Knowledge, size: int, passages: Sequence[Passage],
-           prior: Sequence[Question], by_arm: Mapping[str, tuple[str, Search]], merge_most: int) -> Grown:  # fmt: skip
+def _asked(
+    run: Recorder,
+    store: Store,
+    policy: Policy,
+    domain: Knowledge,
+    size: int,
+    passages: Sequence[Passage],
+    prior: Sequence[Question],
+    by_arm: Mapping[str, tuple[str, Search]],
+    merge_most: int,
+) -> Grown:
     # recorded: a run that goes on finds more in the store
     recorded = once(run, f"{size:04d}/in_use", lambda: {"in_use": len(store.edits("active"))})
     found = Grown(size, {}, {}, in_use=recorded["in_use"])
@@ -120,8 +140,9 @@ def _asked(run: Recorder, store: Store, policy: Policy, domain: Knowledge, size:
     return found
 
 
-def _merged(store: Store, policy: Policy, domain: Knowledge, passages: Sequence[Passage],
-            prior: Sequence[Question]) -> dict[str, Any]:  # fmt: skip
+def _merged(
+    store: Store, policy: Policy, domain: Knowledge, passages: Sequence[Passage], prior: Sequence[Question]
+) -> dict[str, Any]:
     """Return the answers of all active adapters joined into one, each question under its passage's title."""
     asked = {p.id for p in passages}
     adapter = merging.joined(store, [edit for edit in store.edits("active") if edit.passage.id in asked])
@@ -130,8 +151,14 @@ def _merged(store: Store, policy: Policy, domain: Knowledge, passages: Sequence[
     return {"answers": {answer.question: answer.text for several in answers for answer in several}}
 
 
-def _graded(found: Grown, arm: str, passages: Sequence[Passage], prior: Sequence[Question], answers: Mapping[str, str],
-            domain: Knowledge) -> None:  # fmt: skip
+def _graded(
+    found: Grown,
+    arm: str,
+    passages: Sequence[Passage],
+    prior: Sequence[Question],
+    answers: Mapping[str, str],
+    domain: Knowledge,
+) -> None:
     """Add an arm's answers to ``found``, as trials of the passages that the questions are about."""
     for passage in passages:
         pairs = [(q, answers[q.question]) for q in passage.questions if q.question in answers]
@@ -199,7 +226,14 @@ def table(grown: Sequence[Grown]) -> list[dict[str, Any]]:
             prior = guard.share(list(one.prior.get(arm, {}).values()))
             tokens = guard.share(list(one.tokens.get(arm, {}).values()))
             lines.append(
-                {"passages": one.size, "arm": arm, "right": right, "prior right": prior, "prompt tokens": tokens,
-                 "seconds": one.seconds.get(arm, math.nan), "in use": one.in_use}
-            )  # fmt: skip
+                {
+                    "passages": one.size,
+                    "arm": arm,
+                    "right": right,
+                    "prior right": prior,
+                    "prompt tokens": tokens,
+                    "seconds": one.seconds.get(arm, math.nan),
+                    "in use": one.in_use,
+                }
+            )
     return lines

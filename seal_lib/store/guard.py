@@ -93,8 +93,9 @@ def prior_questions(file: str | None, count: int, seed: int) -> list[Question]:
     return [question for passage in questions_of(file)["prior"] for question in passage.questions][:count]
 
 
-def before_after(policy: Policy, domain: Knowledge, limits: Limits,
-                 adapters: Iterable["Adapter"]) -> list[dict[str, float]]:  # fmt: skip
+def before_after(
+    policy: Policy, domain: Knowledge, limits: Limits, adapters: Iterable["Adapter"]
+) -> list[dict[str, float]]:
     """Return what the guard measures before and with each adapter (``prior_before``, …; with tasks ``general_…``).
 
     The base is asked once. Adapters are taken one after the other, so that few need to be in memory.
@@ -114,8 +115,9 @@ def before_after(policy: Policy, domain: Knowledge, limits: Limits,
     return found
 
 
-def asked_again(policy: Policy, domain: Knowledge, units: Sequence[tuple[Passage, Sequence[Asked]]],
-                adapter: "Adapter | None") -> list[float]:  # fmt: skip
+def asked_again(
+    policy: Policy, domain: Knowledge, units: Sequence[tuple[Passage, Sequence[Asked]]], adapter: "Adapter | None"
+) -> list[float]:
     """Return the share of each passage's questions that are right with an adapter; NaN where none has a gold answer."""
     passages = [
         replace(passage, questions=tuple(Question(q.question, q.gold) for q in asked if not graders.is_blank(q.gold)))
@@ -124,8 +126,9 @@ def asked_again(policy: Policy, domain: Knowledge, units: Sequence[tuple[Passage
     return [fmean(grades) if grades else math.nan for grades in _asked(policy, domain, passages, adapter)]
 
 
-def answers_of(policy: Policy, domain: Knowledge, passages: Sequence[Passage], adapter: "Adapter | None",
-               shown: bool = False) -> list[tuple[Answer, ...]]:  # fmt: skip
+def answers_of(
+    policy: Policy, domain: Knowledge, passages: Sequence[Passage], adapter: "Adapter | None", shown: bool = False
+) -> list[tuple[Answer, ...]]:
     """Return graded answers to each passage's questions, by the base or with an adapter, all asked together."""
     trains = adapter is not None
     candidates = [Candidate(p.id, p, None, "frozen", 0, trains=trains, shown=shown) for p in passages]
@@ -133,8 +136,9 @@ def answers_of(policy: Policy, domain: Knowledge, passages: Sequence[Passage], a
     return [trial.answers for trial in inner.ask(policy, candidates, results, domain=domain)]
 
 
-def _asked(policy: Policy, domain: Knowledge, passages: Sequence[Passage], adapter: "Adapter | None",
-           shown: bool = False) -> list[list[float]]:  # fmt: skip
+def _asked(
+    policy: Policy, domain: Knowledge, passages: Sequence[Passage], adapter: "Adapter | None", shown: bool = False
+) -> list[list[float]]:
     """Return the grades of `answers_of`, without those that are NaN."""
     grades = [[a.grades[domain.grader] for a in own] for own in answers_of(policy, domain, passages, adapter, shown)]
     return [[grade for grade in several if not math.isnan(grade)] for several in grades]

@@ -60,9 +60,13 @@ class Tasks:
         folder = str(paths.given(self.guard_tasks_folder)) if self.guard_tasks_folder else None
         try:
             asked = lm_eval.simple_evaluate(
-                _asked(policy, adapter), tasks=names, limit=self.guard_limit, bootstrap_iters=0, log_samples=False,
+                _asked(policy, adapter),
+                tasks=names,
+                limit=self.guard_limit,
+                bootstrap_iters=0,
+                log_samples=False,
                 task_manager=_manager(names, folder),
-            )  # fmt: skip
+            )
         except SealError:
             raise
         except Exception as error:  # of the harness, of a task's own code, of what fetches its data

@@ -87,8 +87,18 @@ def parts(document: Document) -> list[Part]:
     return [Part(passage, document.name, place) for passage, place in pairs]
 
 
-def learn(run: Recorder, store: Store, policy: Policy, document: Document, domain: Knowledge, outer: OuterLoop,
-          own: OwnQuestions, *, consent: Consent | None = None, seed: int = 0) -> list[Edit]:  # fmt: skip
+def learn(
+    run: Recorder,
+    store: Store,
+    policy: Policy,
+    document: Document,
+    domain: Knowledge,
+    outer: OuterLoop,
+    own: OwnQuestions,
+    *,
+    consent: Consent | None = None,
+    seed: int = 0,
+) -> list[Edit]:
     """Learn a document: one edit per passage, in the document's order, each kept in the store as soon as it is made.
 
     A passage that was learned on the same base with the same settings and questions is not learned again, so a killed
@@ -99,8 +109,17 @@ def learn(run: Recorder, store: Store, policy: Policy, document: Document, domai
     """
     assert policy.base  # before anything is written
     store.add(document)
-    unit = partial(learn_parts, store=store, policy=policy, domain=domain, outer=outer, own=own,
-                   consent=consent or Consent(), seed=seed, count=run.count)  # fmt: skip
+    unit = partial(
+        learn_parts,
+        store=store,
+        policy=policy,
+        domain=domain,
+        outer=outer,
+        own=own,
+        consent=consent or Consent(),
+        seed=seed,
+        count=run.count,
+    )
     phase = f"learn/{document.digest[:12]}"
     rows = run.map(phase, parts(document), unit, chunk=together(domain, outer))
     return [store.edit(row["edit"]) for row in rows]
@@ -111,8 +130,18 @@ def together(domain: Knowledge, outer: OuterLoop) -> int:
     return max(1, (domain.inner.slots or 32) // outer.samples)
 
 
-def learn_parts(part: Sequence[Part], *, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop,
-                own: OwnQuestions, consent: Consent, seed: int, count: Count = uncounted) -> list[dict]:  # fmt: skip
+def learn_parts(
+    part: Sequence[Part],
+    *,
+    store: Store,
+    policy: Policy,
+    domain: Knowledge,
+    outer: OuterLoop,
+    own: OwnQuestions,
+    consent: Consent,
+    seed: int,
+    count: Count = uncounted,
+) -> list[dict]:
     """Return a row with the number of each passage's edit, existing or new; the store must have the passages."""
     weights = models.weight_hash(policy.base.name, policy.base.revision)
     recipes = {p.passage.id: _recipe(p.passage, domain, outer, own, consent, seed) for p in part}
@@ -142,10 +171,20 @@ def learn_parts(part: Sequence[Part], *, store: Store, policy: Policy, domain: K
             why = stopped(found[passage.id], consent.allow)
             draft, cost = _Draft(None, None, (), {"tried": 0}, "quarantined", f"not learned: {why}"), {"seconds": 0.0}
         edit = Edit(
-            passage, p.document, p.place, draft.edit, policy.base.name, weights, policy.base.dtype,
-            recipes[passage.id], {**draft.counts, "cost": cost}, draft.questions, draft.state, draft.reason,
+            passage,
+            p.document,
+            p.place,
+            draft.edit,
+            policy.base.name,
+            weights,
+            policy.base.dtype,
+            recipes[passage.id],
+            {**draft.counts, "cost": cost},
+            draft.questions,
+            draft.state,
+            draft.reason,
             findings=(*found[passage.id], *draft.findings),
-        )  # fmt: skip
+        )
         known[passage.id] = store.keep(edit, draft.adapter).id
         if draft.state == "active" and passage.id in earlier.passages:
             earlier = store.lines(weights)  # it replaced an edit of its passage
@@ -159,8 +198,16 @@ def reviewed(passage: Passage) -> list[Finding]:
     return of_text(f"{passage.title}\n\n{passage.text}")
 
 
-def known_before(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
-                 *, seed: int = 0, count: Count = uncounted) -> list[float]:  # fmt: skip
+def known_before(
+    policy: Policy,
+    passages: Sequence[Passage],
+    domain: Knowledge,
+    outer: OuterLoop,
+    own: OwnQuestions,
+    *,
+    seed: int = 0,
+    count: Count = uncounted,
+) -> list[float]:
     """Return the share of each passage's questions (given and the model's own) that are right without the passage,
     before learning; NaN without any. The questions are those that `learn` asks with the same seed."""
     asked = _asked(policy, passages, domain, outer, own, seed, count)
@@ -173,14 +220,20 @@ def known_before(policy: Policy, passages: Sequence[Passage], domain: Knowledge,
     ]
 
 
-def _recipe(passage: Passage, domain: Knowledge, outer: OuterLoop, own: OwnQuestions, consent: Consent,
-            seed: int) -> dict[str, Any]:  # fmt: skip
+def _recipe(
+    passage: Passage, domain: Knowledge, outer: OuterLoop, own: OwnQuestions, consent: Consent, seed: int
+) -> dict[str, Any]:
     """Return all that decides what is learned from a passage on a given base, as JSON holds it."""
     settings = {
-        "inner": domain.inner, "prompts": domain.prompts, "grader": domain.grader, "seed": seed,
+        "inner": domain.inner,
+        "prompts": domain.prompts,
+        "grader": domain.grader,
+        "seed": seed,
         "outer": {key: getattr(outer, key) for key in ("samples", "temperature", "top_p", "edit_tokens", "filter")},
-        "questions": passage.questions, "own": own, "allow": sorted(consent.allow),
-    }  # fmt: skip
+        "questions": passage.questions,
+        "own": own,
+        "allow": sorted(consent.allow),
+    }
     return to_dict(settings)
 
 
@@ -228,8 +281,16 @@ class _Draft:
     findings: tuple[Finding, ...] = ()
 
 
-def _try(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
-         consent: Consent, seed: int, run: "_Counting") -> list[_Draft]:  # fmt: skip
+def _try(
+    policy: Policy,
+    passages: Sequence[Passage],
+    domain: Knowledge,
+    outer: OuterLoop,
+    own: OwnQuestions,
+    consent: Consent,
+    seed: int,
+    run: "_Counting",
+) -> list[_Draft]:
     """Learn passages side by side, and return a draft for each."""
     asked = _asked(policy, passages, domain, outer, own, seed, run.count)
     units = [_answered(passage, asked[passage.id]) for passage in passages]
@@ -263,8 +324,15 @@ def _answered(passage: Passage, asked: Sequence[Asked]) -> Passage:
     return replace(passage, questions=tuple(questions))
 
 
-def _asked(policy: Policy, passages: Sequence[Passage], domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
-           seed: int, count: Any) -> dict[str, list[Asked]]:  # fmt: skip
+def _asked(
+    policy: Policy,
+    passages: Sequence[Passage],
+    domain: Knowledge,
+    outer: OuterLoop,
+    own: OwnQuestions,
+    seed: int,
+    count: Any,
+) -> dict[str, list[Asked]]:
     """Return passage id → its questions, each with a gold answer and the answer with the passage in view.
 
     The model's own questions are kept if it gave their answers again.
@@ -327,8 +395,16 @@ def _verdict(questions: Sequence[Asked], grader: str) -> tuple[str, str]:
     return "quarantined", f"{now:.0%} of its questions right after it, {was:.0%} before it"
 
 
-def measure(policy: Policy, passage: Passage, adapter: "Adapter", texts: Sequence[str], domain: Knowledge,
-            document: str, place: str, weights: str) -> Edit:  # fmt: skip
+def measure(
+    policy: Policy,
+    passage: Passage,
+    adapter: "Adapter",
+    texts: Sequence[str],
+    domain: Knowledge,
+    document: str,
+    place: str,
+    weights: str,
+) -> Edit:
     """Return the edit of an adapter that was trained elsewhere on ``texts``, judged by the passage's questions."""
     run, begun = _Counting(), time.perf_counter()
     stages = [
@@ -347,19 +423,34 @@ def measure(policy: Policy, passage: Passage, adapter: "Adapter", texts: Sequenc
     counts["cost"] = {**run.counts, "seconds": round(time.perf_counter() - begun, 3)}
     recipe = {"imported": True, "grader": domain.grader}
     return Edit(
-        passage, document, place, written, policy.base.name, weights, policy.base.dtype, recipe, counts,
-        tuple(asked), *_verdict(asked, domain.grader),
-    )  # fmt: skip
+        passage,
+        document,
+        place,
+        written,
+        policy.base.name,
+        weights,
+        policy.base.dtype,
+        recipe,
+        counts,
+        tuple(asked),
+        *_verdict(asked, domain.grader),
+    )
 
 
-def _chosen(questions: Sequence[Asked], trials: Sequence[PassageTrial], results: dict[str, Result | Rejected],
-            outer: OuterLoop, seed: int) -> _Draft:  # fmt: skip
+def _chosen(
+    questions: Sequence[Asked],
+    trials: Sequence[PassageTrial],
+    results: dict[str, Result | Rejected],
+    outer: OuterLoop,
+    seed: int,
+) -> _Draft:
     """Return the draft of the self-edit after which most questions are right; active only if more than before."""
     counts: dict[str, Any] = {"tried": len(trials), "outcomes": dict(Counter(trial.outcome for trial in trials))}
     trained = [
-        (trial, result) for trial in trials
+        (trial, result)
+        for trial in trials
         if isinstance(result := results[trial.id], Result) and result.adapter is not None
-    ]  # fmt: skip
+    ]
     if not trained:
         return _Draft(None, None, tuple(questions), counts, "quarantined", "no self-edit could be trained on")
     answered = [_with(questions, "after", trial.answers) for trial, _ in trained]

@@ -121,8 +121,9 @@ def merge_in_use(run: Recorder, store: Store, policy: Policy, domain: Knowledge,
     row = once(run, "merge", made)
     return Merged(
         next((merge for merge in store.merges(active=False) if merge.id == row["merge"]), None),
-        row["reason"], row["report"],
-    )  # fmt: skip
+        row["reason"],
+        row["report"],
+    )
 
 
 def revert(store: Store, number: int, reason: str = "taken back by hand") -> Edit:

@@ -39,8 +39,14 @@ def found_in(text: str) -> list[Question]:
     return list(found.values())
 
 
-def write(policy: Policy, passages: Sequence[Passage], prompts: Prompts, sampling: Sampling, seed: int,
-          count: Count = uncounted) -> dict[str, list[Question]]:  # fmt: skip
+def write(
+    policy: Policy,
+    passages: Sequence[Passage],
+    prompts: Prompts,
+    sampling: Sampling,
+    seed: int,
+    count: Count = uncounted,
+) -> dict[str, list[Question]]:
     """Return passage id → the distinct questions and answers that the model wrote about it in ``sampling.n`` texts."""
     requests = [Request(prompts.write(passage), derive_seed(seed, passage.id, "questions")) for passage in passages]
     texts = policy.generator().generate(requests, sampling)

@@ -98,8 +98,9 @@ def changed(passage: Passage) -> Passage:
     return Passage(_changed_id(passage), passage.title, text, (), facts=tuple(facts))
 
 
-def edit_rows(passages: Sequence[Passage], edits: Mapping[str, SelfEdit], later: Mapping[str, SelfEdit], *,
-              model: str) -> list[dict]:  # fmt: skip
+def edit_rows(
+    passages: Sequence[Passage], edits: Mapping[str, SelfEdit], later: Mapping[str, SelfEdit], *, model: str
+) -> list[dict]:
     """Return rows with the shares of self-edits and lines that the rules flag, rightly and wrongly.
 
     Args:

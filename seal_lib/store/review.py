@@ -206,9 +206,10 @@ def _names(line: str) -> list[str]:
     """Return a line's numbers and capitalised words; its first word only if another capitalised one follows."""
     words = _NAME.findall(line)
     return [
-        word for i, word in enumerate(words)
+        word
+        for i, word in enumerate(words)
         if word[0].isdigit() or (word[0].isupper() and (i or (len(words) > 1 and words[1][0].isupper())))
-    ]  # fmt: skip
+    ]
 
 
 def lacking(line: str, passage: str) -> list[str]:

@@ -72,8 +72,11 @@ def _both(e: Evidence) -> tuple[str, str]:
 #: route → its function from evidence to (stage, why); stages are those of `seal_lib.store.schema`, and "both": the
 #: adapter of a passage with that passage in view
 ROUTES: dict[str, Callable[[Evidence], tuple[str, str]]] = {
-    "measured": _measured, "weights": _weights, "retrieval": _retrieval, "both": _both,
-}  # fmt: skip
+    "measured": _measured,
+    "weights": _weights,
+    "retrieval": _retrieval,
+    "both": _both,
+}
 
 
 #: the threshold measured last, and on what: a server routes each call anew, and measuring takes seconds where there

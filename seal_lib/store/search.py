@@ -113,9 +113,12 @@ class Sentences:
                 folder = Path(snapshot_download(source, revision=commit, allow_patterns=list(FILES)))
             _check(folder)
             self._model = SentenceTransformer(
-                str(folder), device=checks.check_place(device, "float32"), trust_remote_code=False,
-                local_files_only=True, model_kwargs={"use_safetensors": True},
-            )  # fmt: skip
+                str(folder),
+                device=checks.check_place(device, "float32"),
+                trust_remote_code=False,
+                local_files_only=True,
+                model_kwargs={"use_safetensors": True},
+            )
 
     def passages(self, texts: Sequence[str]) -> np.ndarray:
         return self._whole(self._model.encode_document, texts)
@@ -155,5 +158,6 @@ def _by_vectors(store: Store, passages: Sequence[Passage], search: Search) -> In
 
 #: method → function of (store, its passages, settings) that returns an index
 RETRIEVALS: dict[str, Callable[[Store, Sequence[Passage], Search], Index]] = {
-    "words": _by_words, "embeddings": _by_vectors,
-}  # fmt: skip
+    "words": _by_words,
+    "embeddings": _by_vectors,
+}

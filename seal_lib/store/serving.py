@@ -87,11 +87,26 @@ def vllm_command(store: Store, policy: Policy, weights: str, host: str, port: in
     source, pinned = models.resolve(policy.base.name)
     revision = policy.base.revision or pinned
     return [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", source, "--host", host, "--port",
-        str(port), "--served-model-name", policy.base.name, "--dtype", policy.base.dtype, "--enable-lora",
-        "--max-lora-rank", str(fits), *(["--revision", revision] if revision else []), "--lora-modules",
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        source,
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--served-model-name",
+        policy.base.name,
+        "--dtype",
+        policy.base.dtype,
+        "--enable-lora",
+        "--max-lora-rank",
+        str(fits),
+        *(["--revision", revision] if revision else []),
+        "--lora-modules",
         *(f"{name}={store.folder_of(edit)}" for name, edit in edits.items()),
-    ]  # fmt: skip
+    ]
 
 
 @dataclass
@@ -202,16 +217,21 @@ class _Call(web.RequestHandler):
         limit = "max_completion_tokens" if value.get("max_completion_tokens") is not None else "max_tokens"
         return Sampling(
             number(limit, self.desk.domain.inner.answer_tokens, 1, MOST_TOKENS, whole=True),
-            number("temperature", 0.0, 0, 2), number("top_p", 1.0, 1e-6, 1), number("n", 1, 1, 16, whole=True),
+            number("temperature", 0.0, 0, 2),
+            number("top_p", 1.0, 1e-6, 1),
+            number("n", 1, 1, 16, whole=True),
             (*stop, *self.desk.domain.answering.stop),
-        )  # fmt: skip
+        )
 
     def send(self, kind: str, model: str, choices: list[dict], tokens: tuple[int, int], stream: bool) -> None:
         """Send the answer in OpenAI's form; a stream is a single piece."""
         whole: dict[str, Any] = {
-            "id": f"seal-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model,
+            "id": f"seal-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": model,
             "choices": choices,
-        }  # fmt: skip
+        }
         if not stream:
             usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
             self.finish(whole | {"usage": usage})
@@ -261,10 +281,14 @@ class _Chat(_Call):
     async def post(self) -> None:
         value = self.body("messages")
         messages = value["messages"]
-        whole = isinstance(messages, list) and messages and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-            for m in messages
-        )  # fmt: skip
+        whole = (
+            isinstance(messages, list)
+            and messages
+            and all(
+                isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+                for m in messages
+            )
+        )
         if not whole:
             raise ParameterError("messages: a list of {role, content} with texts is needed.")
         if value["model"] == HYBRID:
@@ -277,10 +301,14 @@ class _Chat(_Call):
             (several,) = await self.worked(self.desk.complete, value["model"], [prompt], self.sampling(value), seed)
             done = [(completion, {}) for completion in several]
         choices = [
-            {"index": i, "message": {"role": "assistant", "content": c.text, **more}, "logprobs": None,
-             "finish_reason": _ENDS.get(c.finish, "stop")}
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": c.text, **more},
+                "logprobs": None,
+                "finish_reason": _ENDS.get(c.finish, "stop"),
+            }
             for i, (c, more) in enumerate(done)
-        ]  # fmt: skip
+        ]
         tokens = self.length([prompt]), sum(c.tokens for c, _ in done)
         self.send("chat.completion", value["model"], choices, tokens, bool(value.get("stream")))
 

@@ -79,10 +79,15 @@ def name_of(edit: Edit) -> str:
 def _line(edit: Edit) -> dict[str, Any]:
     asked = [{"question": q.question, "answer": q.gold} for q in edit.questions if q.gold.strip()]
     return {
-        "document": edit.document, "place": edit.place, "title": edit.passage.title, "context": edit.passage.text,
-        "questions": asked, "completions": [edit.self_edit.text] if edit.self_edit else [], "model": edit.model,
+        "document": edit.document,
+        "place": edit.place,
+        "title": edit.passage.title,
+        "context": edit.passage.text,
+        "questions": asked,
+        "completions": [edit.self_edit.text] if edit.self_edit else [],
+        "model": edit.model,
         "weights": edit.weights,
-    }  # fmt: skip
+    }
 
 
 def corpus(folder: Path) -> list[Any]:

@@ -36,7 +36,7 @@ from seal_lib.store.learning import (
     reviewed,
     together,
     waiting,
-)  # fmt: skip
+)
 from seal_lib.store.review import stopped
 from seal_lib.store.schema import Edit, Queued, Renewal
 from seal_lib.store.texts import Document, read
@@ -107,8 +107,18 @@ def seconds(text: str) -> float:
     return found
 
 
-def update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
-           plan: Plan, *, consent: Consent | None = None, seed: int = 0) -> Renewal:  # fmt: skip
+def update(
+    run: Recorder,
+    store: Store,
+    policy: Policy,
+    domain: Knowledge,
+    outer: OuterLoop,
+    own: OwnQuestions,
+    plan: Plan,
+    *,
+    consent: Consent | None = None,
+    seed: int = 0,
+) -> Renewal:
     """Learn the queued documents that are worth it; if the update is killed, the next call goes on with it.
 
     Raises:
@@ -124,8 +134,18 @@ def update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer
         lock.release()
 
 
-def update_once(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
-                plan: Plan, source: str | Path, *, seed: int = 0) -> Renewal:  # fmt: skip
+def update_once(
+    run: Recorder,
+    store: Store,
+    policy: Policy,
+    domain: Knowledge,
+    outer: OuterLoop,
+    own: OwnQuestions,
+    plan: Plan,
+    source: str | Path,
+    *,
+    seed: int = 0,
+) -> Renewal:
     """Queue a document and update the store, once per run: the number of the update is recorded."""
 
     def made() -> dict[str, Any]:
@@ -136,8 +156,17 @@ def update_once(run: Recorder, store: Store, policy: Policy, domain: Knowledge, 
     return next(one for one in store.renewals() if one.id == row["renewal"])
 
 
-def _update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, outer: OuterLoop, own: OwnQuestions,
-            plan: Plan, consent: Consent, seed: int) -> Renewal:  # fmt: skip
+def _update(
+    run: Recorder,
+    store: Store,
+    policy: Policy,
+    domain: Knowledge,
+    outer: OuterLoop,
+    own: OwnQuestions,
+    plan: Plan,
+    consent: Consent,
+    seed: int,
+) -> Renewal:
     begun = time.monotonic()
     renewal = store.renew()
     found, failed, left_out = _documents(store.queue(), plan.words)
@@ -149,8 +178,19 @@ def _update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, oute
     wanted = sorted((need for need in needs if worth(need) > 0), key=worth, reverse=True)
     held = Consent(consent.allow, consent.approve, renewal.id)
     left_of_it = plan.budget - (time.monotonic() - begun)
-    learned, late = _within(run, [*stopping, *(need.part for need in wanted)], left_of_it, price, store=store,
-                            policy=policy, domain=domain, outer=outer, own=own, consent=held, seed=seed)  # fmt: skip
+    learned, late = _within(
+        run,
+        [*stopping, *(need.part for need in wanted)],
+        left_of_it,
+        price,
+        store=store,
+        policy=policy,
+        domain=domain,
+        outer=outer,
+        own=own,
+        consent=held,
+        seed=seed,
+    )
     edits = [store.edit(number) for number in learned]
     waiting_ones = [e for e in store.edits("quarantined") if e.reason == waiting(renewal.id)]
     measured = _measured(store, policy, domain, plan.limits, waiting_ones)
@@ -165,12 +205,14 @@ def _update(run: Recorder, store: Store, policy: Policy, domain: Knowledge, oute
             queued[one.id] = ("done", f"update {renewal.id}")
     told = [(need.part, need.known) for need in needs] + [(part, math.nan) for part in stopping]
     report = {
-        "budget": plan.budget, "rule": plan.rule, "limits": plan.limits.told,
+        "budget": plan.budget,
+        "rule": plan.rule,
+        "limits": plan.limits.told,
         "seconds": round(time.monotonic() - begun, 3),
         "passages": [_row(part, share, edits, verdicts, part.id in left) for part, share in told],
         "guard": to_dict(measured),
         "failed": [reason for _, reason in failed.values()] + left_out,
-    }  # fmt: skip
+    }
     renewal = store.settle(renewal, verdicts, queued, report)
     write_report(store, renewal)
     return renewal
@@ -230,8 +272,9 @@ def _within(
     return numbers, left
 
 
-def _measured(store: Store, policy: Policy, domain: Knowledge, limits: Limits,
-              edits: Sequence[Edit]) -> dict[int, dict[str, float]]:  # fmt: skip
+def _measured(
+    store: Store, policy: Policy, domain: Knowledge, limits: Limits, edits: Sequence[Edit]
+) -> dict[int, dict[str, float]]:
     """Return number of an edit → what its guard measured, with its own questions before and after learning."""
     adapters = (store.adapter(edit, policy.base) for edit in edits)
     found = {}
@@ -244,8 +287,9 @@ def _measured(store: Store, policy: Policy, domain: Knowledge, limits: Limits,
 # ---------------------------------------------------------------------------------------------- what it did
 
 
-def _row(part: Part, known: float, edits: Sequence[Edit], verdicts: dict[int, tuple[str, str]],
-         late: bool) -> dict[str, Any]:  # fmt: skip
+def _row(
+    part: Part, known: float, edits: Sequence[Edit], verdicts: dict[int, tuple[str, str]], late: bool
+) -> dict[str, Any]:
     """Return what became of a passage as a row of the report."""
     edit = next((edit for edit in edits if edit.passage.id == part.id), None)
     if edit:
@@ -253,8 +297,15 @@ def _row(part: Part, known: float, edits: Sequence[Edit], verdicts: dict[int, tu
     else:
         known_already = "the model answers its questions already" if not math.isnan(known) else "no question"
         state, reason = "left out", "no budget left" if late else known_already
-    return {"edit": edit.id if edit else 0, "document": part.document, "place": part.place,
-            "title": part.passage.title, "known": to_dict(known), "state": state, "reason": reason}  # fmt: skip
+    return {
+        "edit": edit.id if edit else 0,
+        "document": part.document,
+        "place": part.place,
+        "title": part.passage.title,
+        "known": to_dict(known),
+        "state": state,
+        "reason": reason,
+    }
 
 
 def text_of(renewal: Renewal) -> str:
@@ -271,11 +322,18 @@ def text_of(renewal: Renewal) -> str:
     lines += _table(
         ("edit", "document", "place", "title", "known before", "state", "why"),
         [
-            (row["edit"] or "-", row["document"], row["place"], row["title"], percent(row["known"]), row["state"],
-             row["reason"])
+            (
+                row["edit"] or "-",
+                row["document"],
+                row["place"],
+                row["title"],
+                percent(row["known"]),
+                row["state"],
+                row["reason"],
+            )
             for row in report["passages"]
         ],
-    )  # fmt: skip
+    )
     if report["guard"]:
         most, guard = report["limits"], list(report["guard"].values())
         kinds = [kind for kind in MEASURES if f"{kind}_before" in guard[0]]

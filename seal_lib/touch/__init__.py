@@ -48,8 +48,13 @@ def choose(shown: Callable[..., Any], slider: bool = False, **options: Mapping[s
     return None
 
 
-def click(shown: Callable[[Any], Any], cells: Mapping[tuple[Any, Any], Any], label: Callable[[Any], str], down: str,
-          across: str) -> Any:  # fmt: skip
+def click(
+    shown: Callable[[Any], Any],
+    cells: Mapping[tuple[Any, Any], Any],
+    label: Callable[[Any], str],
+    down: str,
+    across: str,
+) -> Any:
     """Show a table of buttons; a click on a cell shows what ``shown`` returns for its value, at first the first cell's.
 
     Outside Jupyter, the result for the first cell is returned.

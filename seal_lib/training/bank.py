@@ -65,11 +65,19 @@ class AdapterBank(PackedModel):
     """
 
     def __init__(
-        self, model: nn.Module, slots: int | str = 16, targets: str | Sequence[str] = "all-linear",
-        rank_max: int | None = None, tokens_per_step: int | None = None, dtype: torch.dtype = torch.float32,
-        gradient_checkpointing: bool = False, layout: str = "auto", memory: float | None = None,
-        bucketing: bool = False, fixed: bool | None = None,
-    ):  # fmt: skip
+        self,
+        model: nn.Module,
+        slots: int | str = 16,
+        targets: str | Sequence[str] = "all-linear",
+        rank_max: int | None = None,
+        tokens_per_step: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        gradient_checkpointing: bool = False,
+        layout: str = "auto",
+        memory: float | None = None,
+        bucketing: bool = False,
+        fixed: bool | None = None,
+    ):
         slots = 0 if slots == "auto" else slots
         if not isinstance(slots, int) or slots < 0:
             raise ParameterError(f"slots: a bank needs at least 1, or 0 for as many as fit, not {slots!r}.")
@@ -168,9 +176,16 @@ class AdapterBank(PackedModel):
         dtype, targets = str(self.model.dtype).removeprefix("torch."), {n.rpartition(".")[2] for n in self.linears}
         try:
             found = budget.slots_that_fit(
-                budget.Shape.of(self.model.config), free, sorted(targets), rank, tokens, self.tokens_per_step,
-                predicted, self.checkpointing, dtype,
-            )  # fmt: skip
+                budget.Shape.of(self.model.config),
+                free,
+                sorted(targets),
+                rank,
+                tokens,
+                self.tokens_per_step,
+                predicted,
+                self.checkpointing,
+                dtype,
+            )
         except SealError as error:
             raise ParameterError(f"slots: how many fit cannot be planned here, so give a number: {error}") from error
         if not found:

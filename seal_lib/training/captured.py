@@ -82,9 +82,15 @@ class FixedPacking(Packing):
         if q.device.type == "cuda":
             left = -1 if window is None else window - 1
             out = varlen.varlen_attn(
-                *(x[0].transpose(0, 1) for x in (q, k, v)), self.starts, self.starts, self.longest, self.longest,
-                scale=scale, window_size=(left, 0), **_GROUPED,
-            )  # fmt: skip
+                *(x[0].transpose(0, 1) for x in (q, k, v)),
+                self.starts,
+                self.starts,
+                self.longest,
+                self.longest,
+                scale=scale,
+                window_size=(left, 0),
+                **_GROUPED,
+            )
             return out[None], None
         t = torch.arange(count, device=q.device)
         example = torch.searchsorted(self.starts, t, right=True)

@@ -161,9 +161,12 @@ def example_loss(model: nn.Module, examples: Sequence[Example], device: torch.de
 
 
 def train_alone(
-    model: nn.Module, job: Job, targets: str | Sequence[str] = "all-linear", fused: bool = True,
+    model: nn.Module,
+    job: Job,
+    targets: str | Sequence[str] = "all-linear",
+    fused: bool = True,
     checkpointing: bool = False,
-) -> Result:  # fmt: skip
+) -> Result:
     """Train one job with PEFT, torch's AdamW and ``clip_grad_norm_`` in a plain loop; the result equals the bank's."""
     plan, names, device = job.plan(), target_names(model, targets), next(model.parameters()).device
     start = job.initial(target_linears(model, names))
@@ -193,12 +196,28 @@ def train_alone(
 
 
 def sft(
-    model: nn.Module, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, lr: float, epochs: int, batch: int,
-    rank: int = 64, alpha: float = 128.0, accumulate: int = 1, targets: str | Sequence[str] = "all-linear",
-    schedule: str = "linear", clip: float | None = 1.0, warmup_ratio: float = 0.0, weight_decay: float = 0.0,
-    seed: int = 0, loss_on: str = "completion", method: str = "lora", gradient_checkpointing: bool = False,
-    in_place: bool = False, on_step: Callable[[dict], None] | None = None, process: tuple[int, int] = (0, 1),
-) -> tuple[Adapter | nn.Module, dict]:  # fmt: skip
+    model: nn.Module,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    lr: float,
+    epochs: int,
+    batch: int,
+    rank: int = 64,
+    alpha: float = 128.0,
+    accumulate: int = 1,
+    targets: str | Sequence[str] = "all-linear",
+    schedule: str = "linear",
+    clip: float | None = 1.0,
+    warmup_ratio: float = 0.0,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    loss_on: str = "completion",
+    method: str = "lora",
+    gradient_checkpointing: bool = False,
+    in_place: bool = False,
+    on_step: Callable[[dict], None] | None = None,
+    process: tuple[int, int] = (0, 1),
+) -> tuple[Adapter | nn.Module, dict]:
     """Finetune on (prompt ids, completion ids) pairs. Padding is within a micro-batch only and never in the loss.
 
     The loss of an optimiser step is the mean over all its target tokens, so only ``batch * accumulate`` matters, not
@@ -221,9 +240,10 @@ def sft(
         DivergedError: a loss is not finite.
     """
     for key, value, allowed in (
-        ("loss_on", loss_on, ("completion", "all")), ("method", method, ("lora", "full")),
+        ("loss_on", loss_on, ("completion", "all")),
+        ("method", method, ("lora", "full")),
         ("schedule", schedule, SCHEDULES),
-    ):  # fmt: skip
+    ):
         if value not in allowed:
             raise ParameterError(f"sft: {key} is one of {', '.join(allowed)}, not {value!r}.")
     rows = _labelled(model, pairs, loss_on)
@@ -310,10 +330,21 @@ class HalfAdamW(torch.optim.Optimizer):
                 kept = (own, state["mean"], state["square"])
                 weight, mean, square = (x.float() for x in kept)
                 adamw(
-                    [weight], [gradient.float()], [mean], [square], [], [state["step"]], foreach=False, amsgrad=False,
-                    beta1=0.9, beta2=0.999, lr=group["lr"], weight_decay=group["weight_decay"], eps=1e-8,
+                    [weight],
+                    [gradient.float()],
+                    [mean],
+                    [square],
+                    [],
+                    [state["step"]],
+                    foreach=False,
+                    amsgrad=False,
+                    beta1=0.9,
+                    beta2=0.999,
+                    lr=group["lr"],
+                    weight_decay=group["weight_decay"],
+                    eps=1e-8,
                     maximize=False,
-                )  # fmt: skip
+                )
                 for half, exact in zip(kept, (weight, mean, square), strict=True):
                     half.copy_(self._rounded(exact))
 

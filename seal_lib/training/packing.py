@@ -158,9 +158,14 @@ class Packing:
             out = _capped(spread(q), spread(k), spread(v), mask, options["scaling"], cap)
         else:
             out = F.scaled_dot_product_attention(
-                spread(q), spread(k), spread(v), attn_mask=mask, is_causal=mask is None, scale=options.get("scaling"),
+                spread(q),
+                spread(k),
+                spread(v),
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=options.get("scaling"),
                 enable_gqa=q.shape[1] != k.shape[1],
-            )  # fmt: skip
+            )
         heads = out.shape[1]
         out = _Move.apply(out.transpose(1, 2).flatten(2), rows, False)
         return out.view(1, out.shape[0], heads, -1), None

@@ -20,10 +20,25 @@ from seal_lib.models.checks import json_object, tensors_of
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 #: Settings that are read below, that locate layers (as the weights do, too), or that matter in training only.
 _HARMLESS = {
-    "r", "lora_alpha", "target_modules", "peft_type", "task_type", "init_lora_weights", "base_model_name_or_path",
-    "revision", "auto_mapping", "peft_version", "inference_mode", "lora_dropout", "exclude_modules", "layers_pattern",
-    "layers_to_transform", "megatron_core", "qalora_group_size", "eva_config",
-}  # fmt: skip
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "peft_type",
+    "task_type",
+    "init_lora_weights",
+    "base_model_name_or_path",
+    "revision",
+    "auto_mapping",
+    "peft_version",
+    "inference_mode",
+    "lora_dropout",
+    "exclude_modules",
+    "layers_pattern",
+    "layers_to_transform",
+    "megatron_core",
+    "qalora_group_size",
+    "eva_config",
+}
 #: Settings that exclude some of the layers that the targets name.
 _NARROWER = ("exclude_modules", "layers_to_transform", "layers_pattern")
 #: Non-empty values with which a setting has no effect.

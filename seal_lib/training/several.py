@@ -27,9 +27,12 @@ from seal_lib.training.finetune import sft, whole
 
 
 def sft_over(
-    cards: int, model: nn.Module, source: Mapping[str, Any], pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    cards: int,
+    model: nn.Module,
+    source: Mapping[str, Any],
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     **settings: Any,
-) -> tuple[Adapter | nn.Module, dict]:  # fmt: skip
+) -> tuple[Adapter | nn.Module, dict]:
     """What `sft` gives with the same arguments, up to the order of its sums; on CPUs by as many processes.
 
     Weights of bfloat16 that are all trained are rounded by other draws for another number of cards.
@@ -53,8 +56,16 @@ def sft_over(
         folder = Path(place)
         write_json(folder / "asked.json", {"source": dict(source), "device": device, "settings": settings})
         write_text(folder / "pairs.json", json.dumps([[list(part) for part in pair] for pair in pairs]))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cards}",
-                   "-m", __name__, place]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={cards}",
+            "-m",
+            __name__,
+            place,
+        ]
         python = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]))
         done = subprocess.run(command, env={**os.environ, "PYTHONPATH": python}, capture_output=True, text=True)
         if (folder / "failed.json").exists():
@@ -82,8 +93,9 @@ def main(place: str) -> None:
         torch.cuda.set_device(number)
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
-        model = models.load(source["name"], f"{device}:{number}" if device == "cuda" else device, source["dtype"],
-                            source["revision"])[0]  # fmt: skip
+        model = models.load(
+            source["name"], f"{device}:{number}" if device == "cuda" else device, source["dtype"], source["revision"]
+        )[0]
         for adapter in source["adapters"]:
             model = merge(model, Adapter.load(Path(adapter)))
         trained, report = sft(

@@ -46,9 +46,15 @@ class PackedModel:
     can_train_alone = True  # False in a subclass whose loss is more than a plain job's
 
     def __init__(
-        self, model: nn.Module, targets: str | Sequence[str], tokens_per_step: int | None, dtype: torch.dtype,
-        checkpointing: bool, layout: str, fixed: bool | None,
-    ):  # fmt: skip
+        self,
+        model: nn.Module,
+        targets: str | Sequence[str],
+        tokens_per_step: int | None,
+        dtype: torch.dtype,
+        checkpointing: bool,
+        layout: str,
+        fixed: bool | None,
+    ):
         self.model, self.targets, self.checkpointing = model, target_names(model, targets), checkpointing
         if tokens_per_step is None and sum(p.numel() for p in model.parameters()) > budget.LARGE:
             tokens_per_step = budget.STEP_TOKENS
@@ -314,11 +320,20 @@ class PackedModel:
         p, g, m, v = self._rows[k]
         job, count = slot.job, torch.tensor(float(slot.step + 1))
         torch._fused_adamw_(
-            [p], [g], [m], [v], [], [count],
+            [p],
+            [g],
+            [m],
+            [v],
+            [],
+            [count],
             lr=job.lr * learning_rate(job.schedule, slot.step, len(slot.plan), job.warmup),
-            beta1=job.betas[0], beta2=job.betas[1], weight_decay=job.weight_decay, eps=job.eps,
-            amsgrad=False, maximize=False,
-        )  # fmt: skip
+            beta1=job.betas[0],
+            beta2=job.betas[1],
+            weight_decay=job.weight_decay,
+            eps=job.eps,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def _fixed_step(self, live: list[Slot], served: Sequence[int], batches: Sequence[Minibatch | None]) -> Tensor:
         rows = len(self._storage[0])

@@ -121,15 +121,24 @@ def test_a_round_reports_and_warns_where_no_task_was_solved() -> None:
 def test_the_honest_reward_of_a_round_is_that_of_the_kept_under_a_fresh_seed() -> None:
     """Rewards by task: a 1 0 (the 1 written twice), b 1 1 0, c 0 0, d 1 (its fresh training diverges)."""
     practised = [
-        trial("a", 0, True, 0), trial("a", 0, True, 1), trial("a", 1, False, 2), trial("b", 0, True, 0),
-        trial("b", 1, True, 1), trial("b", 2, False, 2), trial("c", 0, False, 0), trial("c", 1, False, 1),
+        trial("a", 0, True, 0),
+        trial("a", 0, True, 1),
+        trial("a", 1, False, 2),
+        trial("b", 0, True, 0),
+        trial("b", 1, True, 1),
+        trial("b", 2, False, 2),
+        trial("c", 0, False, 0),
+        trial("c", 1, False, 1),
         trial("d", 0, True, 0),
-    ]  # fmt: skip
+    ]
     kept = ["a/0", "a/1", "b/0", "b/1", "d/0"]
     fresh = [
-        trial("a", 0, False, 0), trial("a", 0, False, 1), trial("b", 0, True, 0), trial("b", 1, False, 1),
+        trial("a", 0, False, 0),
+        trial("a", 0, False, 1),
+        trial("b", 0, True, 0),
+        trial("b", 1, False, 1),
         trial("d", 0, number=0, outcome="diverged"),
-    ]  # fmt: skip
+    ]
     rows = rows_of([loop(0, {"own_untrained": [trial("t")]}, practised, kept, fresh)])
     for where in (MAIN, f"{MAIN}/seed_0"):
         found = {m: rows[e, arm, m] for e, arm, m in rows if (e, arm) == (where, "seal_round_1")}
@@ -229,12 +238,15 @@ def test_loops_are_a_sample_as_tasks_are() -> None:
     """Three loops that differ much: an interval over tasks alone is narrow, the reported one is not."""
     gains = {0: 0.9, 1: 0.5, 2: 0.1}
     made = [
-        loop(seed, {
-            "own_untrained": [trial(f"t{k}", j, False, j) for k in range(20) for j in range(10)],
-            "seal_round_1": [trial(f"t{k}", j, j < 10 * gain, j) for k in range(20) for j in range(10)],
-        })
+        loop(
+            seed,
+            {
+                "own_untrained": [trial(f"t{k}", j, False, j) for k in range(20) for j in range(10)],
+                "seal_round_1": [trial(f"t{k}", j, j < 10 * gain, j) for k in range(20) for j in range(10)],
+            },
+        )
         for seed, gain in gains.items()
-    ]  # fmt: skip
+    ]
     rows = rows_of(made)
     row = rows[MAIN, "seal_round_1", "success_rate"]
     assert (row["n"], row["loops"], row["interval"], row["unit"]) == (20, 3, "crossed", "task")
@@ -410,9 +422,11 @@ def test_scale_paper_is_the_authors_way_in_both_domains_and_clean_is_the_other(m
         found = params.resolve("21_arc_self_edits", "paper")
         assert found["resample"] == (word == "")
         domain = Puzzles(
-            params.pick(TestTimeTraining, found), prompts.load(found["prompts"]),
-            found["max_tries"] if found["resample"] else 1, found["constrained"],
-        )  # fmt: skip
+            params.pick(TestTimeTraining, found),
+            prompts.load(found["prompts"]),
+            found["max_tries"] if found["resample"] else 1,
+            found["constrained"],
+        )
         experiment.FewShot(TASKS[:1], TASKS[1:], domain, params.pick(OuterLoop, found), found["edits"])
 
 
@@ -428,10 +442,16 @@ def table(gain: float, oracle: float = 1.0, blind: float = 0.0):
         return [trial(f"t{k}", k0 + (j >= right), j < right, j) for k in range(12) for j in range(10)]
 
     made = [
-        loop(seed, {"own_untrained": trials(0.1, 0), "random_config_sft": trials(0.1 + blind, 0),
-                    "seal_round_1": trials(0.1 + gain, 10)})
+        loop(
+            seed,
+            {
+                "own_untrained": trials(0.1, 0),
+                "random_config_sft": trials(0.1 + blind, 0),
+                "seal_round_1": trials(0.1 + gain, 10),
+            },
+        )
         for seed in range(3)
-    ]  # fmt: skip
+    ]
     fixed = {"oracle": [attempt(f"t{k}", right=k < 12 * oracle) for k in range(12)]}
     return pd.DataFrame(tables.few_shot_rows(fixed, made, protocol="clean", model="m", grader="grid", max_tries=1))
 

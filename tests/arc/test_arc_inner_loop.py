@@ -27,9 +27,18 @@ from seal_lib.records import SelfEdit, to_dict
 from seal_lib.runs.lifecycle import Run
 
 SETTINGS = TestTimeTraining(
-    rank=4, alpha=4, targets="all-linear", batch=4, warmup=1, cap=8, max_steps=12, views="leave_one_out",
-    answer_tokens=24, slots=4, example_tokens=150,
-)  # fmt: skip
+    rank=4,
+    alpha=4,
+    targets="all-linear",
+    batch=4,
+    warmup=1,
+    cap=8,
+    max_steps=12,
+    views="leave_one_out",
+    answer_tokens=24,
+    slots=4,
+    example_tokens=150,
+)
 GOOD = Config(SWITCHES[3:], "train_using_output_tokens", 0.01, 2)
 WORDING = prompts.load("seedling")
 DOMAIN = Puzzles(SETTINGS, WORDING)
@@ -101,9 +110,7 @@ def test_what_cannot_be_trained_earns_nothing_and_says_why(policy, tasks) -> Non
     texts = [c.text() for c in wild] + ["", "\x00\xff" * 50, "[" * 10_000, GOOD.text() * 2]
     made = score(MemoryRun(), policy, texts, [tasks[0]] * len(texts))
     outcomes = [attempt.outcome for attempt in made]
-    assert outcomes == [
-        "out_of_range", "out_of_range", "too_many_steps", "empty", "not_json", "too_long", "not_json"
-    ]  # fmt: skip
+    assert outcomes == ["out_of_range", "out_of_range", "too_many_steps", "empty", "not_json", "too_long", "not_json"]
     assert all(attempt.success == 0 and attempt.reason and not attempt.attempts for attempt in made)
 
 
@@ -143,9 +150,18 @@ def test_candidates_have_names_that_tell_them_apart(tasks) -> None:
 # ------------------------------------------------------------------------------------------------ the outer loop
 
 OUTER = OuterLoop(
-    samples=3, temperature=1.0, top_p=1.0, edit_tokens=80, filter="threshold", threshold=-1.0, sft_rank=4, sft_alpha=4,
-    sft_lr=1e-3, sft_epochs=1, sft_batch=2,
-)  # fmt: skip
+    samples=3,
+    temperature=1.0,
+    top_p=1.0,
+    edit_tokens=80,
+    filter="threshold",
+    threshold=-1.0,
+    sft_rank=4,
+    sft_alpha=4,
+    sft_lr=1e-3,
+    sft_epochs=1,
+    sft_batch=2,
+)
 
 
 def study(tasks: list[Task], **changes) -> experiment.FewShot:
@@ -198,8 +214,10 @@ def test_the_loop_trains_the_kept_again_under_an_unused_seed(policy, tasks, tmp_
     assert set(first) == set(again) == {t.key for t in fresh if t.attempt.config}
     for before, after in zip(record.candidates, fresh, strict=True):
         assert (after.key, after.attempt.outcome, after.attempt.config) == (
-            before.key, before.attempt.outcome, before.attempt.config
-        )  # fmt: skip
+            before.key,
+            before.attempt.outcome,
+            before.attempt.config,
+        )
         if after.attempt.steps:
             assert after.attempt.first_loss != before.attempt.first_loss  # other data, another start
     assert any(t.attempt.steps for t in fresh)
@@ -210,8 +228,14 @@ def test_the_loop_resumes_after_a_kill_with_the_same_rows(policy, tasks, tmp_pat
 
     def loop(run):
         made = study(tasks).loop(run, policy, rounds=1, seed=0, control="random_config_sft")
-        return tables.few_shot_rows({"icl": study(tasks).fixed(run, policy, "icl", None)}, [made], protocol="clean",
-                                        model="m", grader="grid", max_tries=1)  # fmt: skip
+        return tables.few_shot_rows(
+            {"icl": study(tasks).fixed(run, policy, "icl", None)},
+            [made],
+            protocol="clean",
+            model="m",
+            grader="grid",
+            max_tries=1,
+        )
 
     with run_in(tmp_path / "whole") as run:
         rows, undisturbed = loop(run), (run.folder / "rows.jsonl").read_bytes()

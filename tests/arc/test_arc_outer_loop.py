@@ -62,9 +62,17 @@ def test_every_setting_of_the_m_step_reaches_it(policy, tmp_path, monkeypatch) -
 
     monkeypatch.setattr(training, "sft", sft)
     other = {
-        "sft_rank": 8, "sft_alpha": 8.0, "sft_lr": 1e-4, "sft_epochs": 1, "sft_batch": 3, "sft_schedule": "constant",
-        "sft_warmup_ratio": 0.5, "sft_weight_decay": 0.1, "sft_clip": 0.0, "sft_targets": "qv",
-    }  # fmt: skip
+        "sft_rank": 8,
+        "sft_alpha": 8.0,
+        "sft_lr": 1e-4,
+        "sft_epochs": 1,
+        "sft_batch": 3,
+        "sft_schedule": "constant",
+        "sft_warmup_ratio": 0.5,
+        "sft_weight_decay": 0.1,
+        "sft_clip": 0.0,
+        "sft_targets": "qv",
+    }
     names = [field.name for field in fields(OuterLoop) if field.name.startswith("sft_")]
     assert set(names) == set(other)
     for k, changes in enumerate(({}, *({name: other[name]} for name in names))):

@@ -34,10 +34,18 @@ def llama(tmp_path_factory):
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=8192, tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -62,16 +70,31 @@ def test_the_papers_parameters_run_to_the_end(protocol, llama, tmp_path) -> None
         folder_of(tmp_path, "training", ["aaaa", "bbbb"], 1),
     )
     changes = {
-        "model": llama, "tasks": evaluation, "practice": practice, "ids": json.dumps(IDS),
-        "practice_ids": '["aaaa", "bbbb"]', "protocol": protocol, "cap": 4, "answer_tokens": 12, "samples": 2,
-        "edits": 1, "edit_tokens": 12, "rank": 4, "threshold": -1.0, "sft_epochs": 1,
-        "resample": str(protocol == "authors").lower(), "max_tries": 3,
-    }  # fmt: skip
+        "model": llama,
+        "tasks": evaluation,
+        "practice": practice,
+        "ids": json.dumps(IDS),
+        "practice_ids": '["aaaa", "bbbb"]',
+        "protocol": protocol,
+        "cap": 4,
+        "answer_tokens": 12,
+        "samples": 2,
+        "edits": 1,
+        "edit_tokens": 12,
+        "rank": 4,
+        "threshold": -1.0,
+        "sft_epochs": 1,
+        "resample": str(protocol == "authors").lower(),
+        "max_tries": 3,
+    }
     arguments = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     done = subprocess.run(
         [sys.executable, "-m", "seal_lib", "run", "21", "--scale", "paper", *arguments],
-        capture_output=True, text=True, env=os.environ | {"SEAL_HOME": str(tmp_path)}, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=os.environ | {"SEAL_HOME": str(tmp_path)},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (record,) = (tmp_path / "runs" / "21_arc_self_edits" / "paper").glob("*/run.json")
     run = json.loads(record.read_text())

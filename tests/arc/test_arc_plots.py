@@ -136,11 +136,17 @@ def test_success_by_arm_is_the_rate_with_rejected_self_edits_and_the_papers_valu
     papers = sorted(float(line.get_xdata()[0]) for line in ax.lines if line.get_gid() == "paper")
     assert papers == [0.0, 0.2, 0.725, 1.0]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
-        "paper (Llama-3.2-1B, ARC)", "rejected self-edits",
-    ]  # fmt: skip
+        "paper (Llama-3.2-1B, ARC)",
+        "rejected self-edits",
+    ]
     assert [text.get_text() for text in ax.get_yticklabels()] == [
-        "in context only", "untrained self-edits", "random self-edits kept", "SEAL, round 1", "SEAL, round 2", "oracle",
-    ]  # fmt: skip
+        "in context only",
+        "untrained self-edits",
+        "random self-edits kept",
+        "SEAL, round 1",
+        "SEAL, round 2",
+        "oracle",
+    ]
 
 
 def test_success_by_round_has_seeds_levels_and_the_control_beside_the_round_it_learned_from(results):
@@ -296,8 +302,14 @@ def test_a_task_shows_demonstrations_tests_truth_and_what_was_tried():
     assert where.shape == (2, arc.task_columns(puzzle, [])) == (2, 7)
     above, below = titles(where)
     assert above == [
-        "demonstration 1", "demonstration 2", "demonstration 3", "test 1", "attempt 1: ✗ wrong", "test 2", "attempt 1",
-    ]  # fmt: skip
+        "demonstration 1",
+        "demonstration 2",
+        "demonstration 3",
+        "test 1",
+        "attempt 1: ✗ wrong",
+        "test 2",
+        "attempt 1",
+    ]
     assert below == ["↓", "↓", "↓", "↓ truth", "attempt 2: ✓ right", "↓ truth", "attempt 2"]
     assert faces(where[0, 1]) == [grids.COLOURS[2]] * 2 and where[1, 1].get_ylim() == (2, 0)
     assert to_hex(where[1, 4].spines["left"].get_edgecolor()) == arc.RIGHT.lower()
@@ -334,8 +346,9 @@ def test_bench_bars_are_the_costs_and_their_useful_part():
     )
     assert [text.get_text() for text in ax.get_yticklabels()] == ["one at a time, padded", "adapter bank"]
     assert [text.get_text() for text in ax.texts] == [
-        "4 ms · 50 % useful · 800 s", "0.5 ms · 90 % useful · 100 s · 0.12 of the first",
-    ]  # fmt: skip
+        "4 ms · 50 % useful · 800 s",
+        "0.5 ms · 90 % useful · 100 s · 0.12 of the first",
+    ]
     spread = pd.DataFrame([("bank", 0.5, 0.9, 100.0, 0.4, 0.7)], columns=[*columns, "low", "high"])
     assert list(marks(arc.bench_arc(spread, axes()), "interval")["bank"][0]) == [0.4, 0.7]
     with pytest.raises(DataError, match="useful_share"):
@@ -343,9 +356,15 @@ def test_bench_bars_are_the_costs_and_their_useful_part():
 
 
 KINDS = [
-    "differences", "reward_honesty", "success_by_arm", "success_by_round", "success_by_task", "choices",
-    "success_map_rate_epochs", "success_map_switches_strategy",
-]  # fmt: skip
+    "differences",
+    "reward_honesty",
+    "success_by_arm",
+    "success_by_round",
+    "success_by_task",
+    "choices",
+    "success_map_rate_epochs",
+    "success_map_switches_strategy",
+]
 
 
 def test_the_gallery_draws_grid_puzzles_from_results_alone(results, tmp_path):
@@ -375,9 +394,13 @@ def test_the_reports_table_shows_success_beside_the_paper(results):
     told = f"{100 * first.value:.1f} [{100 * first.low:.1f}, {100 * first.high:.1f}]"
     assert shown.loc["SEAL, round 1", "success rate, %"] == told
     assert shown["paper, %"].to_dict() == {
-        "in context only": "0.0 (note 1)", "untrained self-edits": "20.0 (note 2)", "random self-edits kept": "",
-        "SEAL, round 1": "72.5 (note 3)", "SEAL, round 2": "", "oracle": "100.0 (note 4)",
-    }  # fmt: skip
+        "in context only": "0.0 (note 1)",
+        "untrained self-edits": "20.0 (note 2)",
+        "random self-edits kept": "",
+        "SEAL, round 1": "72.5 (note 3)",
+        "SEAL, round 2": "",
+        "oracle": "100.0 (note 4)",
+    }
     assert shown.loc["SEAL, round 2", "separable from random?"].startswith("yes")
     assert float(shown.loc["untrained self-edits", "rejected, %"]) > 0
     block = publish.results_block(results)

@@ -146,8 +146,10 @@ def test_the_authors_text_is_what_tokenising_the_rendered_conversation_gives() -
         chat = [("system", said), ("user", ask), ("assistant", answer)]
         text = tokenizer(kind).apply_chat_template(
             [{"role": role, "content": content} for role, content in chat],
-            tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024",
-        )  # fmt: skip
+            tokenize=False,
+            add_generation_prompt=True,
+            date_string="26 Jul 2024",
+        )
         trained = render.training_example(example, tokenizer(kind), wording(kind), "output", "authors")
         assert trained.ids == tokenizer(kind)(text)["input_ids"]
 
@@ -277,9 +279,14 @@ def test_unknown_words_are_refused() -> None:
 
 
 GOOD = {
-    "chat": False, "instruction": "", "persona": None, "self_edit": "{demonstrations}now:",
-    "demonstration": "{input}={output};", "grid": "rows", "stop": "!",
-}  # fmt: skip
+    "chat": False,
+    "instruction": "",
+    "persona": None,
+    "self_edit": "{demonstrations}now:",
+    "demonstration": "{input}={output};",
+    "grid": "rows",
+    "stop": "!",
+}
 
 
 def test_a_file_of_the_user_adds_to_the_sets_and_wins(tmp_path) -> None:

@@ -92,7 +92,7 @@ def malformed() -> dict[str, list[str]]:
             *(raw("learning_rate", v) for v in ("1e9", "1e999", "-1e999", "1e-999", "9" * 3000)),
             *(raw("num_train_epochs", v) for v in ("0", "-1", "376", "1000000000", "9" * 3000, "-" + "9" * 3000)),
         ],
-    }  # fmt: skip
+    }
 
 
 CORPUS = malformed()

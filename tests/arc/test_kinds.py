@@ -140,9 +140,15 @@ def results() -> pd.DataFrame:
     }
     icl = [attempt(task, "plain", False) for task in TASKS]
     return pd.DataFrame(
-        kinds.kind_rows({"practice": practice, "held_out": tried}, icl, [loop_of(arms, s) for s in (0, 1)],
-                        protocol="clean", model="m", grader="grid")
-    )  # fmt: skip
+        kinds.kind_rows(
+            {"practice": practice, "held_out": tried},
+            icl,
+            [loop_of(arms, s) for s in (0, 1)],
+            protocol="clean",
+            model="m",
+            grader="grid",
+        )
+    )
 
 
 def value(table: pd.DataFrame, arm: str, metric: str, experiment: str = "arc/kinds") -> float:

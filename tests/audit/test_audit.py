@@ -33,13 +33,17 @@ def query(seed: int = 0, passages: int = 8, edits: int = 1, runs: int = 1, level
         for e in range(edits):
             asked = [
                 {
-                    "rep": rep, "question": f"Where is {p}.{q}?", "answer": f"in Town{q}",
-                    "baseline_answer": f"Town{q}" if q == 0 else "elsewhere", "baseline_correct": q == 0,
+                    "rep": rep,
+                    "question": f"Where is {p}.{q}?",
+                    "answer": f"in Town{q}",
+                    "baseline_answer": f"Town{q}" if q == 0 else "elsewhere",
+                    "baseline_correct": q == 0,
                     "adapter_answer": (said := rng.choice(["", f"It is in Town{q}.", "elsewhere"])),
                     "adapter_correct": bool(said) and rng.random() < level,
                 }
-                for rep in range(runs) for q in range(3)
-            ]  # fmt: skip
+                for rep in range(runs)
+                for q in range(3)
+            ]
             stats_ = {"baseline_mean": 1 / 3, "adapter_mean": 0.5, "adapter_std": 0.0, "gain_mean": 0.1}
             completions.append({"text": f"note {e}", "stats": stats_, "questions": asked})
         articles.append({"stats": {}, "title": f"T{p}", "context": f"C{p}", "completions": completions, "prompt": ""})
@@ -50,10 +54,11 @@ def pretraining(seed: int = 0, n: int = 40, layout: str = "per_question") -> dic
     """A file of continued pretraining; the verdicts on the base model do not depend on the seed."""
     fixed, rng = random.Random(1), random.Random(seed)
     reply = {
-        "baseline_texts": ["town"] * n, "baseline_correct": [fixed.random() < 0.4 for _ in range(n)],
+        "baseline_texts": ["town"] * n,
+        "baseline_correct": [fixed.random() < 0.4 for _ in range(n)],
         "adapter_texts": [rng.choice(["", "city", "town"]) for _ in range(n)],
         "adapter_correct": [rng.random() < 0.6 for _ in range(n)],
-    }  # fmt: skip
+    }
     return {"timestamp": "x", "dataset": "d", "eval_questions": n, "args": {"k": 5}, "metrics": {}, layout: reply}
 
 
@@ -299,8 +304,9 @@ def test_questions_are_matched_whatever_their_order_and_number(tmp_path) -> None
     assert found.difference.n == 8  # of the passages that both have, the questions that both asked
     by_hand = {
         (article["title"], item["question"]): not item["adapter_correct"]
-        for article in theirs["articles"] for item in article["completions"][0]["questions"]
-    }  # fmt: skip
+        for article in theirs["articles"]
+        for item in article["completions"][0]["questions"]
+    }
     means = []
     for article in ours["articles"]:
         pairs = [
@@ -349,8 +355,10 @@ def test_p_values_are_one_family_and_many_files_meet_the_first_only(tmp_path) ->
     found, remarks = numbers.compare(several[:6:2])
     raw = {}
     for one in found:
-        sides = [{u.id: numbers.accuracy(u, "adapter") for u in next(s for s in several if s.name == n).units}
-                 for n in (one.a, one.b)]  # fmt: skip
+        sides = [
+            {u.id: numbers.accuracy(u, "adapter") for u in next(s for s in several if s.name == n).units}
+            for n in (one.a, one.b)
+        ]
         raw[one.a, one.b] = stats.sign_flip_test([sides[0][u] - sides[1][u] for u in sides[0]])
     assert {(o.a, o.b): o.difference.p for o in found} == pytest.approx(stats.holm(raw)) and len(found) == 3
     assert any(o.difference.p > raw[o.a, o.b] + 0.01 for o in found)
@@ -466,15 +474,21 @@ def test_paths_that_lead_to_nothing(tmp_path, capsys) -> None:
 # ---------------------------------------------------------------------------------------------- any damage
 
 SMALL = {
-    "query": query(passages=3, edits=2, runs=2), "reply": pretraining(n=7, layout="server_reply"),
-    "question": pretraining(n=7), "matrix": matrix(edits=3),
-}  # fmt: skip
+    "query": query(passages=3, edits=2, runs=2),
+    "reply": pretraining(n=7, layout="server_reply"),
+    "question": pretraining(n=7),
+    "matrix": matrix(edits=3),
+}
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=4)
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.floats()
+    | st.text(max_size=4)
     | st.sampled_from([10**400, -1, "", "\ud800", 1e308]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["title", "stats", "x"]), inner),
     max_leaves=4,
-)  # fmt: skip
+)
 
 
 def damage(data, content: object) -> object:

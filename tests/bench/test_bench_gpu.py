@@ -15,11 +15,22 @@ from seal_lib.plan import costs, lengths
 
 matplotlib.use("Agg")
 RECORD = {
-    "device": "a card", "device_key": "h200", "dtype": "bfloat16", "date": "2026-11-21T00:00:00Z",
-    "sizes": {"rank": 32, "epochs": 10, "epochs_of_an_edit": 10, "questions": 5, "answer_tokens": 64, "padding": 2048,
-              "documents_per_edit": 8.6, "tokens_per_document": 47.0},
+    "device": "a card",
+    "device_key": "h200",
+    "dtype": "bfloat16",
+    "date": "2026-11-21T00:00:00Z",
+    "sizes": {
+        "rank": 32,
+        "epochs": 10,
+        "epochs_of_an_edit": 10,
+        "questions": 5,
+        "answer_tokens": 64,
+        "padding": 2048,
+        "documents_per_edit": 8.6,
+        "tokens_per_document": 47.0,
+    },
     "shapes": {"Qwen/Qwen2.5-7B": dataclasses.asdict(budget.SHAPES["Qwen/Qwen2.5-7B"])},
-}  # fmt: skip
+}
 
 
 def row(variant: str, k: int, ms: float, turn: int = 0, **more) -> Row:
@@ -29,10 +40,14 @@ def row(variant: str, k: int, ms: float, turn: int = 0, **more) -> Row:
 
 
 ROWS = [
-    row("bank", 16, 4.0), row("authors", 1, 140.0), row("sequential", 1, 30.0), row("bank", 1, 28.0),
+    row("bank", 16, 4.0),
+    row("authors", 1, 140.0),
+    row("sequential", 1, 30.0),
+    row("bank", 1, 28.0),
     row("bank", 64, math.nan, outcome="out of memory", steps=0, answers=0, reason="tried, in vain"),
-    row("bank", 16, 5.0, 1), row("bank", 16, 3.9, 2),
-]  # fmt: skip
+    row("bank", 16, 5.0, 1),
+    row("bank", 16, 3.9, 2),
+]
 
 
 def test_a_tiny_run_measures_every_way_and_writes_everything(tmp_path, monkeypatch, capsys) -> None:

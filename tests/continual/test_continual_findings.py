@@ -30,8 +30,11 @@ def test_a_comparison_is_told_with_its_own_numbers_if_it_is_separable() -> None:
     low, high = (f"{100 * replay[end]:+.1f}" for end in ("low", "high"))
     assert f"**replay** ends above **sequential edits** by {100 * replay['value']:+.1f} points [{low}, {high}]" in text
     assert replay["p"] < 0.05 and "(16 streams, p" in text
-    separable = [row for row in compared if stats.separable(stats.Estimate(
-        row["value"], row["low"], row["high"], row["n"], p=row["p"]))]  # fmt: skip
+    separable = [
+        row
+        for row in compared
+        if stats.separable(stats.Estimate(row["value"], row["low"], row["high"], row["n"], p=row["p"]))
+    ]
     assert text.count(" ends ") == len(separable)
     assert f"{len(separable)} of {len(compared)} comparisons can be told apart." in text
     kept = next(r for r in rows if (r["arm"], r["metric"]) == ("replay", "prior_kept"))
@@ -77,21 +80,34 @@ def test_retention_tells_changes_between_lengths() -> None:
     text = findings.retention(rows)
     assert f"**sequential edits** loses {100 * change['sequential']['value']:+.1f} points".replace("-", "−") in text
     assert "Of the prior questions it answers" in text
-    gone = [arm for arm, row in change.items() if not stats.separable(stats.Estimate(
-        row["value"], row["low"], row["high"], row["n"], p=row["p"]))]  # fmt: skip
+    gone = [
+        arm
+        for arm, row in change.items()
+        if not stats.separable(stats.Estimate(row["value"], row["low"], row["high"], row["n"], p=row["p"]))
+    ]
     assert gone and all(f"**{arm}**" not in text for arm in gone)
 
 
 def test_tuning_tells_its_price_and_what_was_cut_short() -> None:
     made = [
-        ("sequential", {"lr_scale": 1.0}, False, ""), ("sequential", {"lr_scale": 0.5}, True, ""),
-        ("ewc", {"strength": 30.0, "lr_scale": 1.0}, True, "unfinished, strength"), ("ewc", {}, False, ""),
-    ]  # fmt: skip
-    text = findings.tuning([
-        {"rule": rule, "knobs": json.dumps(knobs), "chosen": chosen, "edge": edge, "trainings": 48,
-         "diverged": int(not knobs)}
-        for rule, knobs, chosen, edge in made
-    ])  # fmt: skip
+        ("sequential", {"lr_scale": 1.0}, False, ""),
+        ("sequential", {"lr_scale": 0.5}, True, ""),
+        ("ewc", {"strength": 30.0, "lr_scale": 1.0}, True, "unfinished, strength"),
+        ("ewc", {}, False, ""),
+    ]
+    text = findings.tuning(
+        [
+            {
+                "rule": rule,
+                "knobs": json.dumps(knobs),
+                "chosen": chosen,
+                "edge": edge,
+                "trainings": 48,
+                "diverged": int(not knobs),
+            }
+            for rule, knobs, chosen, edge in made
+        ]
+    )
     assert "4 settings of 2 rules were tried, 192 trainings of one edit: 2 to 2 settings a rule." in text
     assert "No neighbour is better than the choice: sequential edits." in text
     assert "**online EWC** (strength = 30, lr_scale = 1): the settings were used up, and the values of stre" in text

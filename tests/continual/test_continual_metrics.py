@@ -293,8 +293,14 @@ def test_the_authors_matrix(capsys: pytest.CaptureFixture) -> None:
     assert found["held"] == ["triangle"] and found["passages"] == 8
     got = found["metrics"]
     published = {
-        "base": 0.3075, "LA": 0.4146, "AA_8": 0.2474, "BWT": -0.1911, "AIA": 0.3370, "net_gain": -0.0601, "F_8": 0.1911,
-    }  # fmt: skip
+        "base": 0.3075,
+        "LA": 0.4146,
+        "AA_8": 0.2474,
+        "BWT": -0.1911,
+        "AIA": 0.3370,
+        "net_gain": -0.0601,
+        "F_8": 0.1911,
+    }
     assert {name: got[name]["value"] for name in published} == pytest.approx(published, abs=6e-5)
     assert got["half_life"]["value"] == pytest.approx(0.92, abs=0.005)
     assert got["break_even"]["value"] == pytest.approx(1.63, abs=0.005)

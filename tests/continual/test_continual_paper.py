@@ -33,8 +33,11 @@ def test_the_papers_parameters_run_to_the_end(notebook, qwen, tmp_path) -> None:
     arguments = [part for change in changes for part in ("--set", change)]
     done = subprocess.run(
         [sys.executable, "-m", "seal_lib", "run", notebook, "--scale", "paper", *arguments],
-        capture_output=True, text=True, env=os.environ | {"SEAL_HOME": str(tmp_path)}, timeout=600,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=os.environ | {"SEAL_HOME": str(tmp_path)},
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (record,) = (tmp_path / "runs" / notebook / "paper").glob("*/run.json")
     run = json.loads(record.read_text())

@@ -28,13 +28,21 @@ def study(K: int = 4, S: int = 6) -> dict[str, list[dict]]:
     for arm, keep in ARMS.items():
         by_arm[arm] = [
             {
-                "stream": f"s{s}", "k": k, "protocol": "clean", "outcome": "ok",
+                "stream": f"s{s}",
+                "k": k,
+                "protocol": "clean",
+                "outcome": "ok",
                 "prior": digits(0.9 * keep**k if keep else 0.9),
                 "right": [digits(0.9 * keep ** (k - i - 1) if keep and i < k else 0.1) for i in range(K)],
-                "blank": ["0" * 10] * K, "tokens": 100 if k else 0, "stored": 10, "norm": 1.0, "drift": 0.1,
+                "blank": ["0" * 10] * K,
+                "tokens": 100 if k else 0,
+                "stored": 10,
+                "norm": 1.0,
+                "drift": 0.1,
             }
-            for k in range(K + 1) for s in range(S)
-        ]  # fmt: skip
+            for k in range(K + 1)
+            for s in range(S)
+        ]
     return by_arm
 
 
@@ -108,9 +116,11 @@ def test_fates_fill_the_bar(results: pd.DataFrame) -> None:
 
 def test_a_figure_says_that_it_has_intervals_only_where_it_draws_them(results: pd.DataFrame) -> None:
     rows = {name: some for name, some in results.groupby("experiment")}
-    for drawn in (figures.paper_figure(rows[tables.MATRIX], ["sequential"]),
-                  figures.maps_figure(rows["continual/maps"], ["sequential"]),
-                  figures.fates_figure(rows[tables.EXPERIMENT], ["sequential"])):  # fmt: skip
+    for drawn in (
+        figures.paper_figure(rows[tables.MATRIX], ["sequential"]),
+        figures.maps_figure(rows["continual/maps"], ["sequential"]),
+        figures.fates_figure(rows[tables.EXPERIMENT], ["sequential"]),
+    ):
         assert "intervals are in the CSV file" in " ".join(drawn.get_supxlabel().split())
     assert "means with 95 % intervals;" in figures.age_figure(rows[tables.EXPERIMENT], ["sequential"]).get_supxlabel()
 

@@ -371,14 +371,19 @@ def test_live_notes_may_be_as_long_as_the_parameters_say(monkeypatch, notebook: 
 def test_notes_have_an_author() -> None:
     writers = {a: notes_by(a, "reference:external") for a in ("frozen", "ewc", "ewc_own", "ewc_live")}
     assert writers == {
-        "frozen": "–", "ewc": "stronger writer", "ewc_own": "the unedited model, once",
+        "frozen": "–",
+        "ewc": "stronger writer",
+        "ewc_own": "the unedited model, once",
         "ewc_live": "the edited model, before each edit",
-    }  # fmt: skip
+    }
     assert notes_by("ewc", "policy") == "the unedited model, once"
     assert arm_label("sequential_live") == "sequential edits, own live notes"
     assert [a for a in sorted(["rag", "sequential_live", "sequential", "frozen"], key=arm_rank)] == [
-        "frozen", "sequential", "sequential_live", "rag",
-    ]  # fmt: skip
+        "frozen",
+        "sequential",
+        "sequential_live",
+        "rag",
+    ]
     rows = [row | {"norm": 1.0, "drift": 0.1} for row in hand()]
     lines = tables.result_rows({"sequential": rows, "sequential_live": rows, "joint": rows}, **LABEL)
     # joint's gain is measured on the writer's notes, so an arm on its own notes has no share of it
@@ -580,8 +585,10 @@ def test_measurements_are_those_of_the_merged_model_text_by_text() -> None:
         linears = {name: plain.get_submodule(name) for names in bench.groups for name in names}
         assert len(linears) == 7 * bench.model.config.num_hidden_layers
         read: dict[str, list] = {name: [] for name in linears}
-        hooks = [x.register_forward_pre_hook(lambda m, given, to=read[n]: to.append(given[0][0].detach()))
-                 for n, x in linears.items()]  # fmt: skip
+        hooks = [
+            x.register_forward_pre_hook(lambda m, given, to=read[n]: to.append(given[0][0].detach()))
+            for n, x in linears.items()
+        ]
         rows, squares = [], dict.fromkeys(linears, 0.0)
         for x in linears.values():
             x.weight.requires_grad_(True)
@@ -642,8 +649,9 @@ def test_a_step_of_kl_and_replay_takes_new_text_anchors_and_the_past() -> None:
     assert shares == pytest.approx([1.0] * fresh + [2 / 3] * anchors + [1 / 3] * old)
     divisors = [example.denominator for example in job.examples]
     assert divisors == [1.0] * fresh + [0.0] * (anchors + old)
-    for example, log in zip(job.examples[fresh : fresh + anchors], rule.lab.logprobs(rule.lab.base_texts, None),
-                            strict=True):  # fmt: skip
+    for example, log in zip(
+        job.examples[fresh : fresh + anchors], rule.lab.logprobs(rule.lab.base_texts, None), strict=True
+    ):
         assert np.allclose(example.teacher, log, atol=1e-5)
     assert [list(e.ids) for e in job.examples[-old:]] == rule.texts_of(stream, 0)
 

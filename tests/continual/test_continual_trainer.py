@@ -66,10 +66,14 @@ def test_histories_are_summed_where_that_takes_little_memory(monkeypatch) -> Non
     job = EditJob("b", examples(2), seed=2, history=states.concatenate([(first.adapter, 1.0)]), **STEPS)
     all_slots = 4 * 3 * sum(layer.weight.numel() for layer in target_linears(model, "all-linear").values())
     for bound, history, change, dense in (
-        (all_slots + 1, "auto", {}, True), (all_slots, "auto", {}, False), (0, "dense", {}, True),
-        (all_slots + 1, "ranks", {}, False), (all_slots + 1, "auto", {"orthogonal": 0.1}, False),
-        (all_slots + 1, "auto", {"from_base": True}, False), (all_slots + 1, "auto", {"history": None}, False),
-    ):  # fmt: skip
+        (all_slots + 1, "auto", {}, True),
+        (all_slots, "auto", {}, False),
+        (0, "dense", {}, True),
+        (all_slots + 1, "ranks", {}, False),
+        (all_slots + 1, "auto", {"orthogonal": 0.1}, False),
+        (all_slots + 1, "auto", {"from_base": True}, False),
+        (all_slots + 1, "auto", {"history": None}, False),
+    ):
         monkeypatch.setattr(trainer, "DENSE_BYTES", bound)
         with StreamBank(model, slots=3, history=history) as bank:
             assert bank.run([replace(job, **change)])[0].outcome == "ok"
@@ -155,11 +159,15 @@ def test_a_protected_space_is_left_before_the_first_step_too() -> None:
     """The first gradient is that of an A that lies in the complement already."""
     model = make(dtype=torch.float64)
     init = start(model, 1)
-    groups = {n: n.replace("k_proj", "q_proj").replace("v_proj", "q_proj").replace("up_proj", "gate_proj")
-              for n in init.weights}  # fmt: skip
+    groups = {
+        n: n.replace("k_proj", "q_proj").replace("v_proj", "q_proj").replace("up_proj", "gate_proj")
+        for n in init.weights
+    }
     draw = torch.Generator().manual_seed(2)
-    read = {n: torch.linalg.qr(torch.randn(init.weights[n][0].shape[1], 3, generator=draw).double())[0]
-            for n in dict.fromkeys(groups.values())}  # fmt: skip
+    read = {
+        n: torch.linalg.qr(torch.randn(init.weights[n][0].shape[1], 3, generator=draw).double())[0]
+        for n in dict.fromkeys(groups.values())
+    }
     space = {n: read[first] for n, first in groups.items()}
     out = {n: (a - a @ space[n] @ space[n].mT, b) for n, (a, b) in init.weights.items()}
     job = EditJob("e", examples(1, 1), rank=4, alpha=8.0, init=init)
@@ -192,9 +200,10 @@ def test_penalties_have_the_gradient_of_their_equation(which: str) -> None:
     }
     job = EditJob("e", examples(1, 1), rank=4, alpha=8.0, init=init, history=past)
     more = {
-        "l2": dict(strength=0.3, from_base=True), "ewc": dict(strength=0.3, penalty=fisher),
+        "l2": dict(strength=0.3, from_base=True),
+        "ewc": dict(strength=0.3, penalty=fisher),
         "o_lora": dict(orthogonal=0.2),
-    }[which]  # fmt: skip
+    }[which]
     plain, with_term = gradient(job, model), gradient(replace(job, **more), model)
     for name, (a0, b0) in init.weights.items():
         a, b = a0.clone().requires_grad_(), b0.clone().requires_grad_()

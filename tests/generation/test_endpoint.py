@@ -64,8 +64,14 @@ def test_samples_differ_by_their_seed_and_a_plain_address_gets_the_plain_prompt(
     first, second = server.bodies
     assert {first["seed"], second["seed"]} and first["seed"] != second["seed"]
     assert first | {"seed": 0} == {
-        "model": "m", "prompt": "p", "max_tokens": 8, "temperature": 1.0, "top_p": 0.9, "stop": ["\n"], "seed": 0,
-    }  # fmt: skip
+        "model": "m",
+        "prompt": "p",
+        "max_tokens": 8,
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "stop": ["\n"],
+        "seed": 0,
+    }
     assert engine.counts == {"calls": 2, "prompt_tokens": 14, "completion_tokens": 4}
     assert engine.served == {"served-model"}
 
@@ -241,8 +247,12 @@ def test_nothing_is_asked_twice_and_what_failed_is_asked_again(serve) -> None:
     said = other.texts([Request(p) for p in ("a", "b", "a")], GREEDY, count)
     assert [c.text for c in said] == ["said a", "", "said a"] and server.seen == {"a": 1, "b": 6}
     assert counted == {
-        "other_kept": 0, "other_calls": 7, "other_failed": 1, "other_prompt_tokens": 7, "other_completion_tokens": 2
-    }  # fmt: skip
+        "other_kept": 0,
+        "other_calls": 7,
+        "other_failed": 1,
+        "other_prompt_tokens": 7,
+        "other_completion_tokens": 2,
+    }
     said = other.texts([Request(p) for p in ("a", "b")], GREEDY, count)
     assert [c.text for c in said] == ["said a", "said b"] and server.seen == {"a": 1, "b": 7}
     assert counted["other_kept"] == 1 and counted["other_calls"] == 8

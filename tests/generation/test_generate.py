@@ -192,9 +192,9 @@ def test_an_adapter_answers_as_peft_answers_with_the_exported_folder(engine: str
     base = ENGINES[engine]().generate([Request(p) for p in asked], Sampling(24))
     for prompt, (mine,) in zip(asked, ours, strict=True):
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        theirs = peft.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24
-        )[0, ids.shape[1] :].tolist()  # fmt: skip
+        theirs = peft.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24)[
+            0, ids.shape[1] :
+        ].tolist()
         assert mine.tokens == len(theirs) and mine.text == tokenizer.decode(theirs, skip_special_tokens=True)
     assert ours != base
 
@@ -223,8 +223,12 @@ def test_a_prompt_that_cannot_be_read_is_named(engine: str) -> None:
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(DataError, match="n=3 greedy"):
         Sampling(5, n=3)
-    for wrong in ({"max_tokens": 0}, {"max_tokens": 5, "top_p": 0.0}, {"max_tokens": 5, "top_p": 1.5},
-                  {"max_tokens": 5, "temperature": -1.0}):  # fmt: skip
+    for wrong in (
+        {"max_tokens": 0},
+        {"max_tokens": 5, "top_p": 0.0},
+        {"max_tokens": 5, "top_p": 1.5},
+        {"max_tokens": 5, "temperature": -1.0},
+    ):
         with pytest.raises(DataError, match="max_tokens ≥ 1"):
             Sampling(**wrong)
 
@@ -343,11 +347,16 @@ def test_texts_and_answers_do_not_hang_on_the_last_bits_of_sums() -> None:
     other = {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default"}
     told = [
         json.loads(
-            subprocess.run([sys.executable, "-c", textwrap.dedent(SUMS)], env={**os.environ, **environment}, text=True,
-                           capture_output=True, check=True).stdout.splitlines()[-1]
+            subprocess.run(
+                [sys.executable, "-c", textwrap.dedent(SUMS)],
+                env={**os.environ, **environment},
+                text=True,
+                capture_output=True,
+                check=True,
+            ).stdout.splitlines()[-1]
         )
         for environment in ({}, other)
-    ]  # fmt: skip
+    ]
     for (text, answers, loss), (same_text, same_answers, other_loss) in zip(*told, strict=True):
         assert text == same_text and answers == same_answers
         assert loss == pytest.approx(other_loss, rel=1e-2)

@@ -291,11 +291,9 @@ def test_a_knowledge_round_on_vllm(tmp_path: Path) -> None:
     edits = [t.edit for t in record.candidates]
     # questions are answered greedily, so both engines grade the same self-edits alike
     ours, theirs = (
-        score_edits(
-            MemoryRun(), replace(policy, engine=engine), edits, passages, domain, arm="one", phase="s", seed=7
-        )
+        score_edits(MemoryRun(), replace(policy, engine=engine), edits, passages, domain, arm="one", phase="s", seed=7)
         for engine in ("vllm", "hf")
-    )  # fmt: skip
+    )
     assert [t.answers for t in ours] == [t.answers for t in theirs] and sum(t.accuracy for t in ours) > 0
     trial = candidate(passages[0], passages[0].references["gold"])
     learnt = score(MemoryRun(), following, [trial], DOMAIN, phase="s")
@@ -327,13 +325,31 @@ def study(constrained: bool):
     from seal_lib.arc.domain import Puzzles, TestTimeTraining
 
     inner = TestTimeTraining(
-        16, 16.0, "all-linear", batch=4, warmup=3, cap=8, example_tokens=120, max_steps=6, max_epochs=100,
-        views="leave_one_out", answer_tokens=24,
-    )  # fmt: skip
+        16,
+        16.0,
+        "all-linear",
+        batch=4,
+        warmup=3,
+        cap=8,
+        example_tokens=120,
+        max_steps=6,
+        max_epochs=100,
+        views="leave_one_out",
+        answer_tokens=24,
+    )
     outer = OuterLoop(
-        samples=4, temperature=1.0, top_p=1.0, edit_tokens=80, filter="threshold", threshold=-1.0, sft_rank=16,
-        sft_alpha=16.0, sft_lr=1e-3, sft_epochs=1, sft_batch=5,
-    )  # fmt: skip
+        samples=4,
+        temperature=1.0,
+        top_p=1.0,
+        edit_tokens=80,
+        filter="threshold",
+        threshold=-1.0,
+        sft_rank=16,
+        sft_alpha=16.0,
+        sft_lr=1e-3,
+        sft_epochs=1,
+        sft_batch=5,
+    )
     found = [data.load_tasks(f"world:{which}:2", seed=0) for which in ("learning", "heldout")]
     return experiment.FewShot(*found, Puzzles(inner, wordings.load("seedling"), constrained=constrained), outer, 2)
 

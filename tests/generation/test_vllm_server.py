@@ -37,8 +37,11 @@ pytestmark = list(NEEDS_VLLM)
 def serving(command: list[str], port: int, log: Path) -> Iterator[str]:
     """The URL of a server, from when it answers."""
     environment = os.environ | {
-        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1"
-    }  # fmt: skip
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+    }
     with open(log, "w") as file:
         child = subprocess.Popen(
             command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
@@ -73,10 +76,23 @@ def server(tmp_path_factory: pytest.TempPathFactory):
     port = free_port()
     source, _ = models.resolve("seedling-knowledge")
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(Path(source)), "--port", str(port),
-        "--served-model-name", "small", "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager",
-        "--api-key", "s3cr3t-word",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(Path(source)),
+        "--port",
+        str(port),
+        "--served-model-name",
+        "small",
+        "--host",
+        "127.0.0.1",
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        "--api-key",
+        "s3cr3t-word",
+    ]
     with serving(command, port, tmp_path_factory.mktemp("server") / "log") as url:
         yield url
 

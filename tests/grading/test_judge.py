@@ -41,10 +41,19 @@ def judge(server: FakeEndpoint) -> Judge:
 @pytest.mark.parametrize(
     ("reply", "says"),
     [
-        ("yes", 1), ("Yes.", 1), ("**NO**", 0), ("Verdict: no", 0), ("<think>yes? no!</think>\nyes", 1),
-        ("yes and no", None), ("", None), ("maybe", None), ("know", None), ("noyes", None), ("<think>yes", None),
+        ("yes", 1),
+        ("Yes.", 1),
+        ("**NO**", 0),
+        ("Verdict: no", 0),
+        ("<think>yes? no!</think>\nyes", 1),
+        ("yes and no", None),
+        ("", None),
+        ("maybe", None),
+        ("know", None),
+        ("noyes", None),
+        ("<think>yes", None),
     ],
-)  # fmt: skip
+)
 def test_a_verdict_is_yes_or_no_and_anything_else_is_none(reply: str, says: float | None) -> None:
     assert math.isnan(verdict(reply)) if says is None else verdict(reply) == says
 

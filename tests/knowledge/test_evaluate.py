@@ -24,8 +24,9 @@ OF_EDITS = {"protocol": "clean", "model": "tiny"}
 
 
 def metric(rows: list[dict], name: str, arm: str | None = None, experiment: str | None = None) -> dict:
-    (row,) = [r for r in rows if r["metric"] == name and arm in (None, r["arm"])
-              and experiment in (None, r["experiment"])]  # fmt: skip
+    (row,) = [
+        r for r in rows if r["metric"] == name and arm in (None, r["arm"]) and experiment in (None, r["experiment"])
+    ]
     return row
 
 
@@ -67,9 +68,10 @@ def test_the_grade_that_decides_is_the_one_asked_for() -> None:
 
 
 def test_differences_are_paired_by_passage() -> None:
-    a, b = [trial(p, r, "a") for p, r in (("x", [1, 1]), ("y", [1, 0]), ("z", [1]))], [
-        trial(p, r, "b") for p, r in (("y", [0, 0]), ("x", [1, 0]), ("w", [1]))
-    ]  # fmt: skip
+    a, b = (
+        [trial(p, r, "a") for p, r in (("x", [1, 1]), ("y", [1, 0]), ("z", [1]))],
+        [trial(p, r, "b") for p, r in (("y", [0, 0]), ("x", [1, 0]), ("w", [1]))],
+    )
     (row,) = difference_rows("e", {"a": a, "b": b}, [("a", "b"), ("a", "absent")], **LABEL)
     assert (row["arm"], row["metric"], row["value"], row["n"]) == ("a - b", "difference", 0.5, 2)  # x and y alone
     assert set(row) <= set(lifecycle.COLUMNS)
@@ -98,8 +100,10 @@ def test_loops_are_crossed_with_passages_and_their_spread_is_in_every_interval()
         found = {key: metric(several, name) for key, several in rows.items()}
         width = {key: row["high"] - row["low"] for key, row in found.items()}
         assert {key: (row["n"], row["loops"]) for key, row in found.items()} == {
-            "one": (40, 1), "same": (40, 3), "apart": (40, 3),
-        }  # fmt: skip
+            "one": (40, 1),
+            "same": (40, 3),
+            "apart": (40, 3),
+        }
         assert found["one"]["value"] == pytest.approx(found["apart"]["value"]), name
         assert width["same"] == pytest.approx(width["one"], rel=0.01), name  # the same loop thrice is no new evidence
         assert width["apart"] > 3 * width["one"], name  # loops at 25, 50 and 75 %: three of them say little
@@ -112,9 +116,13 @@ def test_loops_are_crossed_with_passages_and_their_spread_is_in_every_interval()
 def test_rows_name_the_grader_that_made_them() -> None:
     rows = result_rows("x", "arm", [trial("a", [1]), trial("b", [0])], **LABEL | {"grader": "contains"})
     assert {r["metric"]: r["grader"] for r in rows} == {
-        "accuracy": "contains", "accuracy_micro": "contains", "blank_rate": "", "f1": "f1", "contains": "contains",
+        "accuracy": "contains",
+        "accuracy_micro": "contains",
+        "blank_rate": "",
+        "f1": "f1",
+        "contains": "contains",
         "failed_rate": "",
-    }  # fmt: skip
+    }
     both = {"a": [trial("p", [1])], "b": [trial("p", [0])]}
     assert difference_rows("x", both, [("a", "b")], **LABEL | {"grader": "f1"})[0]["grader"] == "f1"
 
@@ -129,8 +137,10 @@ def test_nothing_that_could_vary_has_an_interval_without_width() -> None:
 
 def test_differences_of_one_experiment_are_one_family() -> None:
     rng = random.Random(0)
-    arms = {name: [trial(f"p{i}", [float(rng.random() < share) for _ in range(12)]) for i in range(12)]
-            for name, share in (("a", 0.9), ("b", 0.6), ("c", 0.5))}  # fmt: skip
+    arms = {
+        name: [trial(f"p{i}", [float(rng.random() < share) for _ in range(12)]) for i in range(12)]
+        for name, share in (("a", 0.9), ("b", 0.6), ("c", 0.5))
+    }
     pairs = [("a", "b"), ("b", "c"), ("a", "c")]
     alone = [difference_rows("x", arms, [pair], **LABEL)[0]["p"] for pair in pairs]
     together = [row["p"] for row in difference_rows("x", arms, pairs, **LABEL)]
@@ -205,9 +215,16 @@ def test_an_unknown_arm_or_absent_notes_are_named() -> None:
 def test_the_loop_practises_on_new_passages_each_round_and_its_rows_are_complete(tmp_path) -> None:
     run, passages = MemoryRun(tmp_path), made(2, facts=4)
     loop = run_loop(
-        run, Policy("untrained", *seedling()), DOMAIN, OUTER, practice=batches("world:learning", 2, 1),
-        held_out=passages, rounds=2, seed=0, control="random_edit_sft",
-    )  # fmt: skip
+        run,
+        Policy("untrained", *seedling()),
+        DOMAIN,
+        OUTER,
+        practice=batches("world:learning", 2, 1),
+        held_out=passages,
+        rounds=2,
+        seed=0,
+        control="random_edit_sft",
+    )
     assert list(loop.evaluated) == ["own_untrained", "seal_round_1", "seal_round_2", "random_edit_sft"]
     practised = [{t.unit_id for t in r.candidates} for r in loop.rounds]
     assert len(practised) == 2 and not practised[0] & practised[1]
@@ -238,9 +255,13 @@ def test_comparisons_name_the_last_round_against_the_controls() -> None:
     pairs = comparisons(2)
     assert len(set(pairs)) == len(pairs)
     assert set(pairs) >= {
-        ("seal_round_1", "own_untrained"), ("seal_round_2", "own_untrained"), ("seal_round_2", "seal_round_1"),
-        ("random_edit_sft", "own_untrained"), ("seal_round_2", "random_edit_sft"), ("seal_round_2", "external"),
-    }  # fmt: skip
+        ("seal_round_1", "own_untrained"),
+        ("seal_round_2", "own_untrained"),
+        ("seal_round_2", "seal_round_1"),
+        ("random_edit_sft", "own_untrained"),
+        ("seal_round_2", "random_edit_sft"),
+        ("seal_round_2", "external"),
+    }
     assert ("seal_round_3", "random_edit_sft") in comparisons(3) and ("seal_round_1", "own_untrained") in comparisons(1)
 
 
@@ -298,8 +319,9 @@ def test_every_difference_of_the_single_passage_table_is_that_of_two_of_its_rows
     rows += difference_rows("knowledge/single_passage", alone, pairs, **LABEL)
 
     learnt = ("own_untrained", "seal_round_1", "random_edit_sft")
-    loops = {s: Loop(s, (Round(1, (), (), ()),), {a: graded(passages, a, s, lean[a]) for a in learnt}, ([],))
-             for s in seeds}  # fmt: skip
+    loops = {
+        s: Loop(s, (Round(1, (), (), ()),), {a: graded(passages, a, s, lean[a]) for a in learnt}, ([],)) for s in seeds
+    }
     controls = {name: alone[name] for name in ("frozen", "external")}
     rows += restem_rows(controls, loops, passages, **LABEL)
     loops_of = {(r["arm"], r["metric"]): r["loops"] for r in rows if r["experiment"] == "knowledge/single_passage"}
@@ -326,13 +348,18 @@ def test_the_p_values_of_an_experiment_are_one_family() -> None:
 
     passages, seeds = [plain_passage(name=f"p{i}") for i in range(8)], [0, 1]
     arms = {"own_untrained": 0.4, "seal_round_1": 0.7, "random_edit_sft": 0.3}
-    loops = {s: Loop(s, (Round(1, (), (), ()),), {a: graded(passages, a, s, x) for a, x in arms.items()}, ([],))
-             for s in seeds}  # fmt: skip
+    loops = {
+        s: Loop(s, (Round(1, (), (), ()),), {a: graded(passages, a, s, x) for a, x in arms.items()}, ([],))
+        for s in seeds
+    }
     controls = {"frozen": graded(passages, "frozen", 0, 0.1)}
     rows = [row for row in restem_rows(controls, loops, passages, **LABEL) if row["metric"] == "difference"]
     assert {r["experiment"] for r in rows} == {"knowledge/restem", "knowledge/restem/seed_0", "knowledge/restem/seed_1"}
-    levels = {r["arm"] for r in restem_rows(controls, loops, passages, **LABEL)
-              if r["experiment"] == "knowledge/single_passage"}  # fmt: skip
+    levels = {
+        r["arm"]
+        for r in restem_rows(controls, loops, passages, **LABEL)
+        if r["experiment"] == "knowledge/single_passage"
+    }
     assert levels == {"seal_round_1", "random_edit_sft"}
 
 
@@ -353,10 +380,12 @@ def test_words_name_what_is_separable_and_are_silent_about_the_rest() -> None:
         return stats.Estimate(value, low, high, n, p=p).row("x", arm, "difference", **LABEL) | other
 
     rows = [
-        row("seal_round_2 - own_untrained", 0.221, 0.18, 0.26), row("seal_round_2 - external", -0.01, -0.04, 0.02),
+        row("seal_round_2 - own_untrained", 0.221, 0.18, 0.26),
+        row("seal_round_2 - external", -0.01, -0.04, 0.02),
         row("random_edit_sft - own_untrained", -0.05, -0.08, -0.02),
-        row("gold_notes - frozen", 0.5, 0.4, 0.6, n=4), row("elsewhere - frozen", 0.5, 0.4, 0.6, experiment="y"),
-    ]  # fmt: skip
+        row("gold_notes - frozen", 0.5, 0.4, 0.6, n=4),
+        row("elsewhere - frozen", 0.5, 0.4, 0.6, experiment="y"),
+    ]
     told = words.told(words.differences(rows, "x"))
     assert "against **untrained self-edits**: SEAL, round 2 +22.1 points [+18.0, +26.0]; random" in told
     assert "−5.0 points [−8.0, −2.0]" in told and "2 of 4 differences can be told apart" in told

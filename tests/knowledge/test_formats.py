@@ -26,9 +26,12 @@ QUESTIONS, REASONING, REWRITE = (
     prompts.load(name) for name in ("seedling-questions", "implications-reasoning", "rewrite")
 )
 GOOD = {
-    "self_edit": "{title} {passage}", "answer": "{title} {question}", "document": "{title} {text}",
-    "answer_in_context": "{title} {passage} {question}", "stop": None,
-}  # fmt: skip
+    "self_edit": "{title} {passage}",
+    "answer": "{title} {question}",
+    "document": "{title} {text}",
+    "answer_in_context": "{title} {passage} {question}",
+    "stop": None,
+}
 
 
 # ------------------------------------------------------------------------------------------- opening
@@ -104,8 +107,10 @@ def test_an_answer_after_reasoning_is_the_line_after_its_mark_and_a_lost_one_is_
     assert thinking.self_edit == WORDING.self_edit and "step by step" in thinking.answer and thinking.stop is None
     for written, answer in (
         ("It was Rome.\nAnswer: Rome \nQuestion: next\nAnswer: Nero", "Rome"),
-        ("hm\nAnswer:\n\n Rome", "Rome"), ("It must be Rome, as", ""), ("so Answer:", ""),
-    ):  # fmt: skip
+        ("hm\nAnswer:\n\n Rome", "Rome"),
+        ("It must be Rome, as", ""),
+        ("so Answer:", ""),
+    ):
         assert thinking.answered(written) == answer
     assert WORDING.answered(" Rome. Answer: no ") == "Rome. Answer: no"
     domain = Knowledge(INNER, thinking)
@@ -117,8 +122,10 @@ def test_an_answer_after_reasoning_is_the_line_after_its_mark_and_a_lost_one_is_
     assert graded.answers[0].grades["exact"] == 1.0 and graded.answers[0].text == passage.questions[0].answer
     rows = formats.reasoned_rows(
         {arm: [trial(f"p{i}", [1.0, i % 2]) for i in range(8)] for arm in ("frozen", "own_untrained")},
-        protocol="clean", model="m", grader="exact",
-    )  # fmt: skip
+        protocol="clean",
+        model="m",
+        grader="exact",
+    )
     assert {r["experiment"] for r in rows} == {"knowledge/prompts/reasoned_answers"}
     assert [r["arm"] for r in rows if r["metric"] == "difference"] == ["own_untrained - frozen"]
     assert formats.reasoned_rows({}, protocol="clean", model="m", grader="exact") == []
@@ -126,8 +133,16 @@ def test_an_answer_after_reasoning_is_the_line_after_its_mark_and_a_lost_one_is_
 
 def test_a_file_may_leave_the_rules_of_a_format_out_and_wrong_ones_are_named(tmp_path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(json.dumps({"mine": GOOD, "odd": GOOD | {"pieces": "words"}, "wrong": GOOD | {"opens": "x"},
-                                "deep": GOOD | {"reasons": -1}}))  # fmt: skip
+    file.write_text(
+        json.dumps(
+            {
+                "mine": GOOD,
+                "odd": GOOD | {"pieces": "words"},
+                "wrong": GOOD | {"opens": "x"},
+                "deep": GOOD | {"reasons": -1},
+            }
+        )
+    )
     assert prompts.load("mine", str(file)).pieces == "lines"
     with pytest.raises(DataError, match="mine.yaml, set 'odd', pieces: 'words' is not one of lines, parts"):
         prompts.load("odd", str(file))
@@ -180,10 +195,12 @@ def test_every_format_and_round_is_a_line_and_differences_are_to_the_first_forma
     assert level == {"implications_round_0": 0, "implications_round_1": 0.5, "rewrite_round_0": 1, "rewrite_round_1": 1}
     apart = {row["arm"]: (row["value"], row["loops"]) for row in rows if row["metric"] == "difference"}
     assert apart == {
-        "rewrite_round_0 - implications_round_0": (1.0, 2), "rewrite_round_1 - implications_round_1": (0.5, 2),
-        "implications_round_1 - implications_round_0": (0.5, 2), "rewrite_round_1 - rewrite_round_0": (0.0, 2),
+        "rewrite_round_0 - implications_round_0": (1.0, 2),
+        "rewrite_round_1 - implications_round_1": (0.5, 2),
+        "implications_round_1 - implications_round_0": (0.5, 2),
+        "rewrite_round_1 - rewrite_round_0": (0.0, 2),
         "rewrite_round_0 - implications_round_1": (0.5, 2),
-    }  # fmt: skip
+    }
     p = min(row["p"] for row in rows if row["metric"] == "difference")
     assert p == pytest.approx(5 * stats.sign_flip_test([1.0] * 10))  # one family of five
     assert len(frames.levels(rows, ["accuracy", "tokens_per_edit"])) == 4

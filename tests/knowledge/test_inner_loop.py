@@ -118,8 +118,10 @@ def test_untrained_rows_ask_the_frozen_model_with_or_without_the_passage() -> No
     passages = made(6)
     frozen, ceiling = trials_of(untrained(passages)), trials_of(untrained(passages, "ceiling", shown=True))
     assert [t.id for t in frozen] == [f"frozen/{p.id}" for p in passages]
-    assert all(t.steps == 0 and t.edit is None and len(t.answers) == len(p.questions)
-               for t, p in zip(frozen, passages, strict=True))  # fmt: skip
+    assert all(
+        t.steps == 0 and t.edit is None and len(t.answers) == len(p.questions)
+        for t, p in zip(frozen, passages, strict=True)
+    )
     assert mean(t.accuracy for t in ceiling) > mean(t.accuracy for t in frozen) + 0.3
 
 

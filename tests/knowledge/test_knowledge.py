@@ -51,16 +51,20 @@ LONG = "\n".join(f"line {i}" for i in range(50))
         ("a\n---\nb", ["a", "b"]),
         ("a --- b\n---c", ["a", "b", "c"]),
         # question blocks stay together over lines
-        ("Question 1: q?\nAnswer: a\nQuestion 2: r?\nAnswer: b",
-         ["Question 1: q?\nAnswer: a", "Question 2: r?\nAnswer: b"]),
-        ("Question  10: q?\nAnswer : a\nmore\nQuestion 11: r?\nAnswer: b",
-         ["Question  10: q?\nAnswer : a\nmore", "Question 11: r?\nAnswer: b"]),
+        (
+            "Question 1: q?\nAnswer: a\nQuestion 2: r?\nAnswer: b",
+            ["Question 1: q?\nAnswer: a", "Question 2: r?\nAnswer: b"],
+        ),
+        (
+            "Question  10: q?\nAnswer : a\nmore\nQuestion 11: r?\nAnswer: b",
+            ["Question  10: q?\nAnswer : a\nmore", "Question 11: r?\nAnswer: b"],
+        ),
         ("q?\nAnswer: a\nQuestion 2: r?\nAnswer: b", ["Question 1: q?\nAnswer: a", "Question 2: r?\nAnswer: b"]),
         # both marks are needed for blocks
         ("Question 1: q?\nQuestion 2: r?", ["Question 1: q?", "Question 2: r?"]),
         ("Q1 2023: up\nA: a", ["Q1 2023: up", "A: a"]),
     ],
-)  # fmt: skip
+)
 def test_pieces_of_a_self_edit_that_all_protocols_agree_on(text: str, pieces: list[str], protocol: str) -> None:
     assert split_edit(text, protocol=protocol) == pieces
 
@@ -72,28 +76,39 @@ def test_pieces_of_a_self_edit_that_all_protocols_agree_on(text: str, pieces: li
         ("First:\n1. a\n---\nSecond:\n1. b", ["1. a", "1. b"], ["1. a", "Second:", "1. b"]),
         ("Note\n---\n1. a", ["Note", "1. a"], ["1. a"]),
         ("---\n---", [], ["---", "---"]),  # nothing but marks is a text
-        ("Question 1: q?\nAnswer: a\n---\nQuestion 2: r?\nAnswer: b",
-         ["Question 1: q?\nAnswer: a", "Question 2: r?\nAnswer: b"],
-         ["Question 1: q?\nAnswer: a\n---", "Question 2: r?\nAnswer: b"]),
-        ("Notes\n1. a\n---\nQuestion 2: r?\nAnswer: b",
-         ["1. a", "Question 2: r?\nAnswer: b"],
-         ["Question 1: Notes\n1. a\n---", "Question 2: r?\nAnswer: b"]),
+        (
+            "Question 1: q?\nAnswer: a\n---\nQuestion 2: r?\nAnswer: b",
+            ["Question 1: q?\nAnswer: a", "Question 2: r?\nAnswer: b"],
+            ["Question 1: q?\nAnswer: a\n---", "Question 2: r?\nAnswer: b"],
+        ),
+        (
+            "Notes\n1. a\n---\nQuestion 2: r?\nAnswer: b",
+            ["1. a", "Question 2: r?\nAnswer: b"],
+            ["Question 1: Notes\n1. a\n---", "Question 2: r?\nAnswer: b"],
+        ),
         ("Question 1: q?\n---\nAnswer: a", ["Question 1: q?", "Answer: a"], ["Question 1: q?\n---\nAnswer: a"]),
         # a blank line before a question stays with the one before it; a question inside a line begins nothing
-        ("Question 1: q?\nAnswer: a\n\nQuestion 2: r?\nAnswer: b",
-         ["Question 1: q?\nAnswer: a", "Question 2: r?\nAnswer: b"],
-         ["Question 1: q?\nAnswer: a\n", "Question 2: r?\nAnswer: b"]),
-        ("Question 1: q?\nAnswer: a Question 2: r?\n  Question 3: s?",
-         ["Question 1: q?\nAnswer: a", "Question 2: r?", "Question 3: s?"],
-         ["Question 1: q?\nAnswer: a Question 2: r?\n  Question 3: s?"]),
-        ("Questions:\nQuestion 1: q?\nAnswer: a", ["Questions:", "Question 1: q?\nAnswer: a"],
-         ["Questions:", "Question 1: q?\nAnswer: a"]),
+        (
+            "Question 1: q?\nAnswer: a\n\nQuestion 2: r?\nAnswer: b",
+            ["Question 1: q?\nAnswer: a", "Question 2: r?\nAnswer: b"],
+            ["Question 1: q?\nAnswer: a\n", "Question 2: r?\nAnswer: b"],
+        ),
+        (
+            "Question 1: q?\nAnswer: a Question 2: r?\n  Question 3: s?",
+            ["Question 1: q?\nAnswer: a", "Question 2: r?", "Question 3: s?"],
+            ["Question 1: q?\nAnswer: a Question 2: r?\n  Question 3: s?"],
+        ),
+        (
+            "Questions:\nQuestion 1: q?\nAnswer: a",
+            ["Questions:", "Question 1: q?\nAnswer: a"],
+            ["Questions:", "Question 1: q?\nAnswer: a"],
+        ),
         # the authors know three dashes, and one way to mark a question
         ("a\n-----\n----c", ["a", "c"], ["a", "--", "-c"]),
         ("Question: q?\nAnswer: a", ["Question: q?\nAnswer: a"], ["Question: q?", "Answer: a"]),
         ("Q1: q?\nA: a", ["Q1: q?\nA: a"], ["Q1: q?", "A: a"]),
     ],
-)  # fmt: skip
+)
 def test_pieces_where_the_authors_look_at_the_whole_text(text: str, clean: list[str], authors: list[str]) -> None:
     assert split_edit(text, protocol="clean") == clean
     for protocol in AUTHORS:
@@ -104,15 +119,18 @@ def test_pieces_where_the_authors_look_at_the_whole_text(text: str, clean: list[
     ("text", "first", "later"),
     [
         ("Well.\nImplications:\n1. a\n2. b", ["Well.", "Implications:", "1. a", "2. b"], ["1. a", "2. b"]),
-        ("x\nImplications: \n\n a\nImplications:\nb",
-         ["x", "Implications:", "a", "Implications:", "b"], ["a", "Implications:", "b"]),  # the first one counts
+        (
+            "x\nImplications: \n\n a\nImplications:\nb",
+            ["x", "Implications:", "a", "Implications:", "b"],
+            ["a", "Implications:", "b"],
+        ),  # the first one counts
         ("Implications:\na", ["Implications:", "a"], ["Implications:", "a"]),  # a heading has something before it
         ("x\n Implications:\na", ["x", "Implications:", "a"], ["x", "Implications:", "a"]),
         ("x\nImplications:\n", ["x", "Implications:"], []),
         ("Question 1: q?\nAnswer: a\nImplications: b", ["Question 1: q?\nAnswer: a\nImplications: b"], ["b"]),
         (LONG, LONG.split("\n"), LONG.split("\n")[:30]),
     ],
-)  # fmt: skip
+)
 def test_the_later_code_has_a_heading_rule_and_a_cap(text: str, first: list[str], later: list[str]) -> None:
     assert split_edit(text, protocol="authors_v1") == first
     assert split_edit(text, protocol="authors_v2") == later
@@ -136,10 +154,33 @@ def test_an_unknown_protocol_is_refused() -> None:
 
 
 FRAGMENTS = [
-    "---", "--", "Question 1:", "Question 12:", "Question\n3:", "Question", "Answer:", "Answer :", "answer:",
-    "# heading", "1.", "1. one", "2. two", "**bold**", "\n", "\n\n", "\r\n", " ", "\t", "\u2028",
-    "Implications:", "\nImplications:\n", "Q:", "A:", "text", "ünïcode",
-]  # fmt: skip
+    "---",
+    "--",
+    "Question 1:",
+    "Question 12:",
+    "Question\n3:",
+    "Question",
+    "Answer:",
+    "Answer :",
+    "answer:",
+    "# heading",
+    "1.",
+    "1. one",
+    "2. two",
+    "**bold**",
+    "\n",
+    "\n\n",
+    "\r\n",
+    " ",
+    "\t",
+    "\u2028",
+    "Implications:",
+    "\nImplications:\n",
+    "Q:",
+    "A:",
+    "text",
+    "ünïcode",
+]
 
 
 def by_hand(text: str, split_newlines: bool, later: bool) -> list[str]:
@@ -214,8 +255,11 @@ TABLE = "| Name | Born |\n|---|:--:|\n| Ada | 1815 |\n+------+------+"
         # structure
         ('["a b", "c"]', ["a b", "c"], {}),
         ('```json\n{"notes": [{"text": "a\\nb"}, {"text": "c"}]}\n```', ["a b", "c"], {}),
-        ('[{"question": "q?", "answer": "a"}, {"question": "r?", "answer": "b"}]',
-         ["question: q?\nanswer: a", "question: r?\nanswer: b"], {}),
+        (
+            '[{"question": "q?", "answer": "a"}, {"question": "r?", "answer": "b"}]',
+            ["question: q?\nanswer: a", "question: r?\nanswer: b"],
+            {},
+        ),
         ('["a", "b', ['["a", "b'], {}),  # cut: as it is
         ("[1, 2]", ["[1, 2]"], {}),
         ("<list>\n<item>a</item>\n<item>b</item>\n</list>", ["a", "b"], {"marks": 2}),
@@ -225,18 +269,30 @@ TABLE = "| Name | Born |\n|---|:--:|\n| Ada | 1815 |\n+------+------+"
         ("- a<|eot_id|>", ["- a"], {}),
         ("<|start_header_id|>assistant<|end_header_id|>\n\n- a</s>", ["- a"], {}),
         # questions, however they are marked
-        ("**Question 1:** q?\n**Answer:** a\n\n**Question 2:** r?\n**Answer:** b",
-         ["**Question 1:** q?\n**Answer:** a", "**Question 2:** r?\n**Answer:** b"], {}),
+        (
+            "**Question 1:** q?\n**Answer:** a\n\n**Question 2:** r?\n**Answer:** b",
+            ["**Question 1:** q?\n**Answer:** a", "**Question 2:** r?\n**Answer:** b"],
+            {},
+        ),
         ("**Question 1**: q?\n\n**Answer**: a", ["**Question 1**: q?\n\n**Answer**: a"], {}),
-        ("**Question 1:** q? **Answer:** a **Question 2:** r? **Answer:** b",
-         ["**Question 1:** q? **Answer:** a", "**Question 2:** r? **Answer:** b"], {}),
+        (
+            "**Question 1:** q? **Answer:** a **Question 2:** r? **Answer:** b",
+            ["**Question 1:** q? **Answer:** a", "**Question 2:** r? **Answer:** b"],
+            {},
+        ),
         ("Q1: q?\nA1: a\nQ2: r?\nA2: b", ["Q1: q?\nA1: a", "Q2: r?\nA2: b"], {}),
         ("Q1: q? A1: a Q2: r? A2: b", ["Q1: q? A1: a", "Q2: r? A2: b"], {}),
         ("**Q:** q?\n**A:** a\n\n---\n\n**Q:** r?\n**A:** b", ["**Q:** q?\n**A:** a", "**Q:** r?\n**A:** b"], {}),
-        ("1. **Q:** q?\n   **A:** a\n2. **Q:** r?\n   **A:** b",
-         ["1. **Q:** q?\n   **A:** a", "2. **Q:** r?\n   **A:** b"], {}),
-        ("### Question 1\nq?\n### Answer\na\nmore\n### Question 2\nr?\n### Answer\nb",
-         ["### Question 1\nq?\n### Answer\na\nmore", "### Question 2\nr?\n### Answer\nb"], {}),
+        (
+            "1. **Q:** q?\n   **A:** a\n2. **Q:** r?\n   **A:** b",
+            ["1. **Q:** q?\n   **A:** a", "2. **Q:** r?\n   **A:** b"],
+            {},
+        ),
+        (
+            "### Question 1\nq?\n### Answer\na\nmore\n### Question 2\nr?\n### Answer\nb",
+            ["### Question 1\nq?\n### Answer\na\nmore", "### Question 2\nr?\n### Answer\nb"],
+            {},
+        ),
         ("> Notes\n- Question: q?\n  - Answer: a", ["> Notes", "- Question: q?\n  - Answer: a"], {}),
         ("Q1. q?\nA1. a", ["Q1. q?\nA1. a"], {}),
         ("QUESTION 1: q?\nANSWER: a", ["QUESTION 1: q?\nANSWER: a"], {}),
@@ -245,12 +301,15 @@ TABLE = "| Name | Born |\n|---|:--:|\n| Ada | 1815 |\n+------+------+"
         ("<think>Hm.</think>\n```\nQ1: q?\nA1: a\n```", ["Q1: q?\nA1: a"], {"thoughts": 1, "marks": 2}),
         ("1. What?\n   Answer: a\n2. Who?\n   Answer: b", ["1. What?\n   Answer: a", "2. Who?\n   Answer: b"], {}),
         ("问题1：q？\n答案：a\n问题2：r？\n答案：b", ["问题1：q？\n答案：a", "问题2：r？\n答案：b"], {}),
-        ("Pregunta 1: q\nRespuesta: a\nPregunta 2: r\nRespuesta: b",
-         ["Pregunta 1: q\nRespuesta: a", "Pregunta 2: r\nRespuesta: b"], {}),
+        (
+            "Pregunta 1: q\nRespuesta: a\nPregunta 2: r\nRespuesta: b",
+            ["Pregunta 1: q\nRespuesta: a", "Pregunta 2: r\nRespuesta: b"],
+            {},
+        ),
         ("What is a?\nWho knows.", ["What is a?", "Who knows."], {}),
         ("Q. Fabius was consul.\nA. Lincoln was not.", ["Q. Fabius was consul.", "A. Lincoln was not."], {}),
     ],
-)  # fmt: skip
+)
 def test_protocol_clean_reads_what_models_write_and_counts_what_it_drops(text, pieces, dropped) -> None:
     assert read_edit(text, protocol="clean") == (pieces, dropped)
     for protocol in AUTHORS:  # theirs stays theirs
@@ -261,14 +320,29 @@ def test_protocol_clean_reads_what_models_write_and_counts_what_it_drops(text, p
 
 def test_without_line_splitting_the_same_is_dropped() -> None:
     assert read_edit(f"<think>Hm.</think>{FENCED}---\n-----\nc", False, "clean") == (
-        ["Here you are:\n- a\n- b", "c"], {"thoughts": 1, "marks": 3}
-    )  # fmt: skip
+        ["Here you are:\n- a\n- b", "c"],
+        {"thoughts": 1, "marks": 3},
+    )
 
 
 MODERN = [
-    *FRAGMENTS, "<think>", "</think>", "```", "```json", "-----", "|---|", "**Question 1:**", "**Answer:**", "Q1:",
-    "A1:", "Q:", "### Question", "a b", "c.", "…",
-]  # fmt: skip
+    *FRAGMENTS,
+    "<think>",
+    "</think>",
+    "```",
+    "```json",
+    "-----",
+    "|---|",
+    "**Question 1:**",
+    "**Answer:**",
+    "Q1:",
+    "A1:",
+    "Q:",
+    "### Question",
+    "a b",
+    "c.",
+    "…",
+]
 
 
 @given(st.lists(st.sampled_from(MODERN) | st.text(max_size=5), max_size=40), st.sampled_from(("", " ", "\n")))
@@ -369,9 +443,12 @@ def test_the_paper_sets_stop_at_end_of_text_only() -> None:
 def test_a_file_of_the_user_adds_to_the_sets_and_wins(tmp_path) -> None:
     file = tmp_path / "mine.yaml"
     own = {
-        "self_edit": "{title} {passage} write", "answer": "{title} {question}", "document": "{title}: {text}",
-        "answer_in_context": "{title} {passage} {question}", "stop": None,
-    }  # fmt: skip
+        "self_edit": "{title} {passage} write",
+        "answer": "{title} {question}",
+        "document": "{title}: {text}",
+        "answer_in_context": "{title} {passage} {question}",
+        "stop": None,
+    }
     file.write_text(json.dumps({"mine": own, "seedling": own}))
     assert prompts.load("mine", str(file)).training_text("T", "x") == "T: x"
     assert prompts.load("seedling", str(file)).self_edit == own["self_edit"]
@@ -381,9 +458,12 @@ def test_a_file_of_the_user_adds_to_the_sets_and_wins(tmp_path) -> None:
 def test_a_broken_prompt_file_is_named_in_one_sentence(tmp_path) -> None:
     file = tmp_path / "mine.yaml"
     good = {
-        "self_edit": "{title} {passage}", "answer": "{title} {question}", "document": "{title} {text}",
-        "answer_in_context": "{title} {passage} {question}", "stop": None,
-    }  # fmt: skip
+        "self_edit": "{title} {passage}",
+        "answer": "{title} {question}",
+        "document": "{title} {text}",
+        "answer_in_context": "{title} {passage} {question}",
+        "stop": None,
+    }
 
     def message(content, name="mine") -> str:
         file.write_text(json.dumps(content))
@@ -606,7 +686,7 @@ def test_questions_without_an_answer_are_left_out_and_counted(tmp_path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"[" * 100_000, "not JSON"),
         (b"[" + b"1" * 5_000 + b"]", "not JSON"),
-        ("[\"Müller\"]".encode("latin-1"), "not JSON"),
+        ('["Müller"]'.encode("latin-1"), "not JSON"),
         (lines(OURS).encode() + b"{", "not JSON"),
         (b'{"data": [{"title": "T", "paragraphs": [{"context": "c"}]}]}', "article 0, paragraph 0: the key 'qas'"),
         (b'{"data": [{"title": "T", "paragraphs": [{"qas": []}]}]}', "entry 0: the key 'context'"),
@@ -617,7 +697,7 @@ def test_questions_without_an_answer_are_left_out_and_counted(tmp_path) -> None:
         (b'{"title": "T"}', "holds a dict; expected a list of passages, or SQuAD's"),
         (b"null", "holds a NoneType"),
     ],
-)  # fmt: skip
+)
 def test_another_layout_is_refused_in_one_sentence(tmp_path, content: bytes, words: str) -> None:
     (tmp_path / "set.json").write_bytes(content)
     with pytest.raises(DataError, match=words) as caught:
@@ -627,11 +707,31 @@ def test_another_layout_is_refused_in_one_sentence(tmp_path, content: bytes, wor
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["data", "title", "context", "question", "questions", "answer", "answers", "text", "paragraphs",
-                         "qas", "is_impossible", "completions"]), inner, max_size=4,
-    ), max_leaves=12,
-)  # fmt: skip
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "data",
+                    "title",
+                    "context",
+                    "question",
+                    "questions",
+                    "answer",
+                    "answers",
+                    "text",
+                    "paragraphs",
+                    "qas",
+                    "is_impossible",
+                    "completions",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
 
 
 @given(JSON)

@@ -174,8 +174,9 @@ def test_training_all_weights_costs_prior_knowledge_that_is_reported(learned) ->
     rows = pretraining.rows_of(
         "knowledge/cpt_4_full",
         {"frozen": ({0: before[0]}, {0: before[1]}), "external": ({0: after[0]}, {0: after[1]})},
-        pretraining.comparisons(["frozen", "external", "own_untrained"], "seal_round_2"), **LABEL,
-    )  # fmt: skip
+        pretraining.comparisons(["frozen", "external", "own_untrained"], "seal_round_2"),
+        **LABEL,
+    )
     kept = {row["arm"]: row["value"] for row in rows if row["metric"] == "prior_right"}
     assert kept["frozen"] > 0.8 > kept["external"]
     tokens = {row["arm"]: row["value"] for row in rows if row["metric"] == "tokens_trained"}
@@ -233,9 +234,11 @@ def test_some_questions_are_drawn_among_all_and_the_rest_is_not_asked() -> None:
 
 def test_prior_questions_are_not_of_the_learned_passages(tmp_path) -> None:
     file = tmp_path / "p.json"
-    file.write_text(json.dumps([
-        {"title": "t", "context": f"text {i}", "questions": [{"question": "q", "answer": "a"}]} for i in range(4)
-    ]))  # fmt: skip
+    file.write_text(
+        json.dumps(
+            [{"title": "t", "context": f"text {i}", "questions": [{"question": "q", "answer": "a"}]} for i in range(4)]
+        )
+    )
     taken = data.from_json(file)[:1]
     assert {p.text for p in data.prior_passages(str(file), 3, 0, without=taken)} == {"text 1", "text 2", "text 3"}
     with pytest.raises(DataError, match="n_prior: .* has 3 passages for 4 questions"):
@@ -251,9 +254,10 @@ def test_small_updates_of_bfloat16_weights_are_not_lost() -> None:
     half, usual = (torch.nn.Parameter(torch.ones(4096, dtype=torch.bfloat16)) for _ in range(2))
     lr = 2.0**-8 / 100  # spacing of bfloat16 below 1: 2^-8
     optimisers = [
-        torch.optim.AdamW([exact], lr=lr, weight_decay=0.0), HalfAdamW([half], lr, 0.0, 1),
+        torch.optim.AdamW([exact], lr=lr, weight_decay=0.0),
+        HalfAdamW([half], lr, 0.0, 1),
         torch.optim.AdamW([usual], lr=lr, weight_decay=0.0),
-    ]  # fmt: skip
+    ]
     for _ in range(1000):
         for weights, optimiser in zip((exact, half, usual), optimisers, strict=True):
             weights.grad = torch.full_like(weights, 0.5)

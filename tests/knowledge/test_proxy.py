@@ -86,8 +86,11 @@ def marks(mark: int) -> str:
 def test_a_judge_that_fails_gives_no_rating_and_it_is_counted(serve, fault) -> None:
     server = serve(lambda prompt, nth: fault if "bad notes" in prompt else marks(5 if "best" in prompt else 2))
     run, passages = MemoryRun(), [plain_passage(name="a"), plain_passage(name="b")]
-    edits = [SelfEdit(f"{p.id}/{k}", p.id, text, "policy") for p in passages
-             for k, text in enumerate(("some notes", "bad notes", "best notes", ""))]  # fmt: skip
+    edits = [
+        SelfEdit(f"{p.id}/{k}", p.id, text, "policy")
+        for p in passages
+        for k, text in enumerate(("some notes", "bad notes", "best notes", ""))
+    ]
     domain = Knowledge(INNER, WORDING, rubric=judge(server))
     said = outer.rate_edits(run, None, edits, passages, domain, phase="rate")
     assert [said[f"a/{k}"] for k in (0, 2, 3)] == [0.25, 1.0, 0.0] and math.isnan(said["a/1"])
@@ -249,8 +252,12 @@ def test_costs_are_of_rewards_alone_and_a_gain_that_may_be_none_has_no_price() -
     rows = proxy.cost_rows(records, levels, lambda phases: asked.append(phases) or 6.0, **LABEL)
     found = {arm: {m: row["value"] for m, row in by_metric(rows, arm).items()} for arm in records}
     assert found["seal_round_1"] == {
-        "inner_loops": 12, "tokens_reward": 1200, "rated": 0, "seconds_reward": 6, "inner_loops_per_point": 0.6
-    }  # fmt: skip
+        "inner_loops": 12,
+        "tokens_reward": 1200,
+        "rated": 0,
+        "seconds_reward": 6,
+        "inner_loops_per_point": 0.6,
+    }
     assert found["seal_proxy"] == {"inner_loops": 0, "tokens_reward": 0, "rated": 2, "seconds_reward": 6}
     assert "inner_loops_per_point" not in found["seal_prefilter"]
     price = by_metric(rows, "seal_round_1")["inner_loops_per_point"]
@@ -262,7 +269,7 @@ def test_costs_are_of_rewards_alone_and_a_gain_that_may_be_none_has_no_price() -
         ("seed_0/seal_round_1_round_1/sample", False),
         ("seed_0/evaluate/seal_round_1", False),
     ):
-        assert bool(re.fullmatch(pattern, phase)) == counted, phase  # fmt: skip
+        assert bool(re.fullmatch(pattern, phase)) == counted, phase
 
 
 def test_every_way_has_its_reward_and_its_rubric() -> None:
@@ -271,9 +278,11 @@ def test_every_way_has_its_reward_and_its_rubric() -> None:
     assert [*ways] == ["seal_round_2", "seal_proxy", "seal_poor_proxy", "seal_prefilter"]
     found = {arm: (domain.rubric, outer.reward, outer.finalists) for arm, (domain, outer) in ways.items()}
     assert found == {
-        "seal_round_2": (None, "accuracy", 0), "seal_proxy": (good, "rubric", 0),
-        "seal_poor_proxy": (poor, "rubric", 0), "seal_prefilter": (good, "accuracy", 2),
-    }  # fmt: skip
+        "seal_round_2": (None, "accuracy", 0),
+        "seal_proxy": (good, "rubric", 0),
+        "seal_poor_proxy": (poor, "rubric", 0),
+        "seal_prefilter": (good, "accuracy", 2),
+    }
 
 
 def test_parameters_of_a_rubric_fit_each_other() -> None:

@@ -52,8 +52,13 @@ def test_a_budget_keeps_the_first_documents_that_fit_with_the_passage() -> None:
     tokenizer, texts = seedling()[1], ("one\ntwo two two", "three")
     sizes = [len(example.ids) for example in DOMAIN.examples(several(*texts), tokenizer)]
     assert len(sizes) == 4
-    for limit, kept in ((sum(sizes), [0, 1, 2, 3]), (sum(sizes) - 1, [0, 1, 3]), (sizes[0] + sizes[3], [0, 3]),
-                        (sizes[0] + sizes[3] - 1, [3]), (1, [3])):  # fmt: skip
+    for limit, kept in (
+        (sum(sizes), [0, 1, 2, 3]),
+        (sum(sizes) - 1, [0, 1, 3]),
+        (sizes[0] + sizes[3], [0, 3]),
+        (sizes[0] + sizes[3] - 1, [3]),
+        (1, [3]),
+    ):
         small = Knowledge(replace(INNER, token_limit=limit), WORDING)
         found = [len(example.ids) for example in small.examples(several(*texts), tokenizer)]
         assert found == [sizes[i] for i in kept], limit
@@ -116,9 +121,16 @@ def test_a_strategy_that_relates_things_writes_in_both_worlds_and_says_where_it_
             return Writes()
 
     written = strategies.write(
-        MemoryRun(), Speaks("writer", *seedling()), [plain_passage("Nero saw Rome.", name="a")],
-        Knowledge(INNER, WORDING), OuterLoop(), phase="w", count=3, seed=0, study=pairs,
-    )  # fmt: skip
+        MemoryRun(),
+        Speaks("writer", *seedling()),
+        [plain_passage("Nero saw Rome.", name="a")],
+        Knowledge(INNER, WORDING),
+        OuterLoop(),
+        phase="w",
+        count=3,
+        seed=0,
+        study=pairs,
+    )
     assert [e.text for e in written["a"]] == ["They met.", "", ""]  # two things make one pair
 
 
@@ -136,15 +148,27 @@ def test_every_strategy_is_a_writer_of_a_corpus() -> None:
 
 def test_a_file_of_strategies_adds_and_wins_and_wrong_ones_are_named(tmp_path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(json.dumps({"songs": {"write": "Sing of {passage}"}, "questions": {"write": "{passage}?"},
-                                "mute": {"write": "Nothing"}, "odd": {"write": "{passage}", "pieces": "x"},
-                                "lost": {"write": "{passage}", "made": "ballad"},
-                                "apart": {"write": "{passage}", "groups": [2], "listing": "{passage}"}}))  # fmt: skip
+    file.write_text(
+        json.dumps(
+            {
+                "songs": {"write": "Sing of {passage}"},
+                "questions": {"write": "{passage}?"},
+                "mute": {"write": "Nothing"},
+                "odd": {"write": "{passage}", "pieces": "x"},
+                "lost": {"write": "{passage}", "made": "ballad"},
+                "apart": {"write": "{passage}", "groups": [2], "listing": "{passage}"},
+            }
+        )
+    )
     songs, questions = strategies.load(["songs", "questions"], str(file))
     assert songs.made is None and questions.write == "{passage}?" and songs.arm == "strategy_songs"
-    for name, says in (("mute", "slot {passage}"), ("odd", "'pieces' is unknown"), ("lost", "'ballad' is no note"),
-                       ("apart", "write needs the slot {entities}"),
-                       ("none", "'none' is not one of")):  # fmt: skip
+    for name, says in (
+        ("mute", "slot {passage}"),
+        ("odd", "'pieces' is unknown"),
+        ("lost", "'ballad' is no note"),
+        ("apart", "write needs the slot {entities}"),
+        ("none", "'none' is not one of"),
+    ):
         with pytest.raises(DataError, match=says):
             strategies.load([name], str(file))
     known = {"strategies": ["relations"], "strategy_writer": "made", "passages": "world:heldout"}
@@ -165,14 +189,16 @@ def test_more_self_edits_and_bigger_budgets_train_more_and_writers_share_their_d
     written = {p.id: study.notes(p, 3, seed=0) for p in passages}
     quick = Knowledge(replace(INNER, epochs=1), WORDING)
     policy = Policy("untrained", *seedling())
-    found = strategies.train_on_amounts(run, policy, passages, written, quick, arm="a", counts=[1, 3], budgets=[150],
-                                        seed=0, group="g/")  # fmt: skip
+    found = strategies.train_on_amounts(
+        run, policy, passages, written, quick, arm="a", counts=[1, 3], budgets=[150], seed=0, group="g/"
+    )
     assert [*found] == ["a_x1", "a_x3", "a_t150"] and [*run.phases] == [f"g/amount/{name}" for name in found]
     tokens = {name: [t.tokens for t in several] for name, several in found.items()}
     assert all(x1 < x3 for x1, x3 in zip(tokens["a_x1"], tokens["a_x3"], strict=True))
     assert all(120 < t <= 150 for t in tokens["a_t150"]) and min(tokens["a_x3"]) > 150
-    again = strategies.train_on_amounts(MemoryRun(), policy, passages, written, quick, arm="b", counts=[1], budgets=[],
-                                        seed=0)  # fmt: skip
+    again = strategies.train_on_amounts(
+        MemoryRun(), policy, passages, written, quick, arm="b", counts=[1], budgets=[], seed=0
+    )
     assert [t.first_loss for t in again["b_x1"]] == [t.first_loss for t in found["a_x1"]]
 
 
@@ -213,9 +239,7 @@ def rows_of(right: dict[str, dict[str, int]]) -> list[dict]:
     done = (replace(trial("q", [1]), tokens=2000),)
     rounds = {0: [Round(1, done, (1.0,), (), by_seed=((1.0, 1.0),))]}
     label = {"protocol": "clean", "model": "m", "grader": "exact"}
-    return strategies.amount_rows(
-        trials, written, rounds, trained="seal_round_1", counts=[1, 9], budgets=[5], **label
-    )  # fmt: skip
+    return strategies.amount_rows(trials, written, rounds, trained="seal_round_1", counts=[1, 9], budgets=[5], **label)
 
 
 BOTH = {"own_untrained": {"x1": 0, "x9": 10, "t5": 2}, "seal_round_1": {"x1": 1, "x9": 10, "t5": 10}}
@@ -227,10 +251,13 @@ def test_every_writer_has_a_line_at_every_amount_and_all_differences_are_one_fam
     assert level["own_untrained_x9"] == 1.0 and level["strategy_copying_t5"] == 0.0 and len(level) == 9
     apart = {row["arm"]: row["value"] for row in rows if row["metric"] == "difference"}
     assert apart == {
-        "seal_round_1_t5 - own_untrained_t5": 0.8, "strategy_copying_t5 - own_untrained_t5": -0.2,
-        "strategy_copying_t5 - seal_round_1_t5": -1.0, "seal_round_1_x1 - own_untrained_x1": 0.1,
-        "seal_round_1_x9 - own_untrained_x9": 0.0, "own_untrained_x9 - seal_round_1_x1": 0.9,
-    }  # fmt: skip
+        "seal_round_1_t5 - own_untrained_t5": 0.8,
+        "strategy_copying_t5 - own_untrained_t5": -0.2,
+        "strategy_copying_t5 - seal_round_1_t5": -1.0,
+        "seal_round_1_x1 - own_untrained_x1": 0.1,
+        "seal_round_1_x9 - own_untrained_x9": 0.0,
+        "own_untrained_x9 - seal_round_1_x1": 0.9,
+    }
     values = {(row["arm"], row["metric"]): row["value"] for row in rows}
     assert values["own_untrained_x9", "overlap"] == 1.0 and values["own_untrained_x9", "distinct"] == 0.5
     assert values["seal_round_1", "tokens_reward"] == 4000  # two reward seeds

@@ -19,8 +19,11 @@ from seal_lib.seeds import rng
 def test_populations_are_disjoint_and_whole() -> None:
     people = world.populations()
     assert {key: len(names) for key, names in people.items()} == {
-        "known": 240, "reading": 1900, "learning": 900, "heldout": 1056,
-    }  # fmt: skip
+        "known": 240,
+        "reading": 1900,
+        "learning": 900,
+        "heldout": 1056,
+    }
     for a, b in combinations(people.values(), 2):
         assert not set(a) & set(b)
     names = [name for group in people.values() for name in group]
@@ -41,9 +44,10 @@ def test_pretraining_never_names_a_heldout_or_learning_person() -> None:
     for step in range(0, 4000):
         progress = step / 4000
         for text, _ in (
-            recipe.note_document(made_by, progress), recipe.question_document(made_by, progress),
+            recipe.note_document(made_by, progress),
+            recipe.question_document(made_by, progress),
             recipe.fact_document(made_by),
-        ):  # fmt: skip
+        ):
             words = text.replace(".", " ").replace("?", " ").replace(",", " ").split()
             names = {f"{a} {b}" for a, b in zip(words, words[1:], strict=False) if a in first and b in last}
             seen |= names
@@ -166,9 +170,13 @@ def test_references_say_what_their_name_promises() -> None:
     for passage in world.passages("heldout", 10, seed=4, facts=6):
         told = {key: world.describe_notes(text, passage) for key, text in passage.references.items()}
         assert {key: told[key]["style"] for key in ("gold", "forward", "questions", "verbatim", "remark", "half")} == {
-            "gold": "forward", "forward": "forward", "questions": "questions", "verbatim": "verbatim",
-            "remark": "remark", "half": "forward",
-        }  # fmt: skip
+            "gold": "forward",
+            "forward": "forward",
+            "questions": "questions",
+            "verbatim": "verbatim",
+            "remark": "remark",
+            "half": "forward",
+        }
         assert told["gold"]["coverage"] == told["questions"]["coverage"] == 1.0
         assert told["half"]["coverage"] == 0.5 and told["half"]["lines"] == 3
         assert told["verbatim"]["coverage"] == told["remark"]["coverage"] == 0.0
@@ -201,9 +209,16 @@ def test_describe_notes_counts_by_hand() -> None:
     ]
     told = world.describe_notes("\n".join(lines), passage)
     assert told == {
-        "style": "forward", "coverage": 2 / 6, "lines": 8, "forward": 2, "questions": 1, "verbatim": 1, "false": 2,
-        "remark": 1, "other": 1,
-    }  # fmt: skip
+        "style": "forward",
+        "coverage": 2 / 6,
+        "lines": 8,
+        "forward": 2,
+        "questions": 1,
+        "verbatim": 1,
+        "false": 2,
+        "remark": 1,
+        "other": 1,
+    }
 
 
 def test_describe_notes_of_nothing_and_of_wrong_notes() -> None:
@@ -267,8 +282,11 @@ def test_the_shipped_model_has_the_shape_of_the_recipe() -> None:
     settings, config = recipe.KnowledgeRecipe(), model.config
     assert len(tokenizer) == config.vocab_size <= settings.vocabulary
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size) == (
-        settings.hidden, settings.layers, settings.heads, settings.mlp,
-    )  # fmt: skip
+        settings.hidden,
+        settings.layers,
+        settings.heads,
+        settings.mlp,
+    )
 
 
 def test_known_questions_ask_what_pretraining_taught() -> None:

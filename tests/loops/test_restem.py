@@ -180,10 +180,14 @@ def bandit(monkeypatch, settings: OuterLoop, rounds: int = 3, seed: int = 0) -> 
         scored.extend(candidates)
         chance = {"good": 0.8, "bad": 0.4, "ugly": 0.4}
         return [
-            trial(c.unit.id, [float(rng(c.seed, q).random() < chance[c.edit.text]) for q in range(4)],
-                  edit=c.edit, name=c.id)
+            trial(
+                c.unit.id,
+                [float(rng(c.seed, q).random() < chance[c.edit.text]) for q in range(4)],
+                edit=c.edit,
+                name=c.id,
+            )
             for c in candidates
-        ]  # fmt: skip
+        ]
 
     def finetuned(policy, run, texts, outer, *, name, seed):
         return replace(policy, name=name, model=[texts.count(arm) + 1 for arm in ARMS]), 0.0
@@ -195,9 +199,15 @@ def bandit(monkeypatch, settings: OuterLoop, rounds: int = 3, seed: int = 0) -> 
     passages = [plain_passage(name=f"p{i}") for i in range(200)]
     for index in range(1, rounds + 1):
         policy, record = outer.restem_round(
-            None, policy, passages, Bandit(INNER, WORDING), settings, index=index, name=f"round_{index}",
+            None,
+            policy,
+            passages,
+            Bandit(INNER, WORDING),
+            settings,
+            index=index,
+            name=f"round_{index}",
             seed=seed + index,
-        )  # fmt: skip
+        )
         assert len(record.kept) == 200 and policy.name == f"round_{index}" and record.index == index
         shares.append(policy.model[0] / sum(policy.model))
     assert bool(scored) is (settings.filter != "random")  # the control does not pay for a reward it ignores

@@ -29,10 +29,16 @@ TOTALS = {
 def config_of(shape: Shape):
     kind = Qwen2Config if shape.qkv_bias else LlamaConfig
     return kind(
-        vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.mlp, head_dim=shape.head_dim,
-        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=shape.positions, tie_word_embeddings=shape.tied,
-    )  # fmt: skip
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        head_dim=shape.head_dim,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.positions,
+        tie_word_embeddings=shape.tied,
+    )
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -111,8 +117,14 @@ def test_activations_are_what_autograd_keeps(targets, dtype, slots, length):
     kept, planned = [], []
     for layers in (1, 3):
         torch.manual_seed(0)
-        config = Qwen2Config(vocab_size=104, hidden_size=112, intermediate_size=592, num_hidden_layers=layers,
-                             num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+        config = Qwen2Config(
+            vocab_size=104,
+            hidden_size=112,
+            intermediate_size=592,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
         model = Qwen2ForCausalLM._from_config(config, dtype=getattr(torch, dtype)).eval()
         kept.append(kept_by_autograd(model, targets, slots, length, False))
         planned.append(budget.activation_bytes(Shape.of(config), slots * length, targets, dtype=dtype))
@@ -159,6 +171,11 @@ def test_as_many_slots_as_fit_and_not_one_more():
 
 def test_planning_loads_no_torch():
     code = "import sys, seal_lib.models.budget as b; b.shape_of('seedling-knowledge'); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          env={"PYTHONPATH": str(models.paths.ROOT)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(models.paths.ROOT)},
+    )
     assert done.stdout == "False\n"

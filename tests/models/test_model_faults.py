@@ -77,8 +77,16 @@ def more_tokens(folder: Path) -> None:
 def bert():
     from transformers import BertConfig, BertLMHeadModel
 
-    return BertLMHeadModel(BertConfig(vocab_size=1384, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                                      intermediate_size=48, initializer_range=0.2))  # fmt: skip
+    return BertLMHeadModel(
+        BertConfig(
+            vocab_size=1384,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            initializer_range=0.2,
+        )
+    )
 
 
 def t5():

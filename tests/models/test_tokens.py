@@ -31,9 +31,12 @@ def tokenizer(added: str = "<bos> $A", chat: str | None = None):
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     inner.post_processor = processors.TemplateProcessing(single=added, special_tokens=[("<bos>", BOS), ("<eos>", EOS)])
     made = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
         additional_special_tokens=["<start_of_turn>", "<end_of_turn>"],
-    )  # fmt: skip
+    )
     made.chat_template = chat
     return made
 
@@ -45,9 +48,17 @@ def model(listed):
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=261, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
-    )  # fmt: skip
+        vocab_size=261,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
     made = LlamaForCausalLM(config).eval()
     torch.nn.init.zeros_(made.lm_head.weight)
     made.generation_config.eos_token_id = listed
@@ -118,9 +129,7 @@ def test_without_any_end_it_is_said() -> None:
 def test_generation_ends_at_every_id_that_ends_a_text(listed, last: set[int]) -> None:
     weights, tok, limit = model(listed), tokenizer(), 100
     assert set(ends(weights, tok)) == last
-    sampled = _decode_tokens(
-        weights, tok, [[BOS, 40]] * 300, list(range(300)), Sampling(limit, temperature=1.0)
-    )  # fmt: skip
+    sampled = _decode_tokens(weights, tok, [[BOS, 40]] * 300, list(range(300)), Sampling(limit, temperature=1.0))
     ended = [ids for ids in sampled if len(ids) < limit]
     assert {ids[-1] for ids in ended} == last and len(ended) > 30
     assert not any(token in last for ids in sampled for token in ids[:-1])

@@ -102,9 +102,16 @@ def test_units_of_the_whole_loop_are_those_of_the_loop_itself(monkeypatch, chang
         evaluate.evaluate_arm(run, policy, data, arm, domain, outer, seed=0)
     for seed in p["seeds"]:
         run_loop(
-            run, policy, domain, outer, practice=batches(p["practice"], p["n_practice"], seed), held_out=data,
-            rounds=p["rounds"], seed=seed, control="random_edit_sft" if p["random_control"] else "",
-        )  # fmt: skip
+            run,
+            policy,
+            domain,
+            outer,
+            practice=batches(p["practice"], p["n_practice"], seed),
+            held_out=data,
+            rounds=p["rounds"],
+            seed=seed,
+            control="random_edit_sft" if p["random_control"] else "",
+        )
     total = totals(work)
     rows = [row for phase in run.phases.values() for row in phase.values()]
     assert total["written"] == sum(len(row["edits"]) for row in rows if "edits" in row)

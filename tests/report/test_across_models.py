@@ -126,8 +126,12 @@ def test_puzzles_are_told_as_passages_are() -> None:
     assert list(dict.fromkeys(r["model"] for r in rows)) == [*loops, "3 models"]
     level = value(rows, "3 models", "seal_round_1", "success_rate")
     assert (level["value"], level["n"], level["loops"], level["unit"], level["grader"]) == (
-        pytest.approx(11 / 15), PASSAGES, 3, "task", "grid",
-    )  # fmt: skip
+        pytest.approx(11 / 15),
+        PASSAGES,
+        3,
+        "task",
+        "grid",
+    )
     assert value(rows, "grids-2", "seal_round_1 - own_untrained")["value"] == pytest.approx(0.4)
     told = across_models.in_words(rows)
     assert "**SEAL, round 1 − untrained self-edits**: +53.3 points" in told
@@ -148,9 +152,11 @@ def test_weights_of_every_model_named_are_part_of_what_a_run_is(tmp_path) -> Non
     assert set(before) == {"model", "other_models[0]"}
     (folder / "config.json").write_text("{ }")
     assert manifest.models_named(parameters | {"larger_model": "o/l"}) == {
-        "model": "seedling-knowledge", "larger_model": "o/l", "other_models[0]": str(folder),
+        "model": "seedling-knowledge",
+        "larger_model": "o/l",
+        "other_models[0]": str(folder),
         "other_models[1]": "owner/on-the-hub",
-    }  # fmt: skip
+    }
     after = manifest.input_hashes(parameters)
     assert after["model"] == before["model"] and after["other_models[0]"] != before["other_models[0]"]
 
@@ -187,8 +193,9 @@ def test_the_plan_counts_one_loop_of_puzzles_for_each_model(monkeypatch) -> None
     p = {**params.resolve("24_other_puzzle_models", "seedling"), "other_models": others}
     theirs = params.resolve("21_arc_self_edits", "seedling")
     alone = {**theirs, **p, "oracle": "", "seeds": [0], "random_control": True}
-    one, all_of_them = (totals(cells.of(name, given)) for name, given in (
-        ("21_arc_self_edits", alone), ("24_other_puzzle_models", p)))  # fmt: skip
+    one, all_of_them = (
+        totals(cells.of(name, given)) for name, given in (("21_arc_self_edits", alone), ("24_other_puzzle_models", p))
+    )
     in_context = totals([w for w in cells.of("21_arc_self_edits", alone) if w.phase == "evaluate/icl"])
     assert in_context["answers"] > 0
     assert all_of_them == {

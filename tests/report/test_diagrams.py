@@ -22,8 +22,14 @@ from seal_lib.report.results import TABLE_COLUMNS
 from seal_lib.runs import journal
 
 pd = pytest.importorskip("pandas")
-TEXTS = {"passages": "world:heldout", "n_passages": 3, "passages_seed": 0, "practice": "world:learning",
-         "n_practice": 2, "practice_seed": 0}  # fmt: skip
+TEXTS = {
+    "passages": "world:heldout",
+    "n_passages": 3,
+    "passages_seed": 0,
+    "practice": "world:learning",
+    "n_practice": 2,
+    "practice_seed": 0,
+}
 BOTH = {"model": "m", "protocol": "clean", "grader": "exact", "rank": 8}
 PASSAGES = {**BOTH, **TEXTS, "epochs": 2, "split_newlines": True, "add_passage": True}
 PUZZLES = {**BOTH, "tasks": "world:heldout:3", "solutions": None, "ids": None, "tasks_seed": 0}
@@ -141,8 +147,11 @@ def test_without_the_run_or_its_rounds_there_is_no_diagram(run, domain) -> None:
 
 
 def test_the_papers_figures_find_them(tmp_path: Path) -> None:
-    wanted = {"Figure 1": "knowledge_restem_two_loops", "Figure 2": "knowledge_restem_one_self_edit",
-              "Figure 3": "arc_few_shot_one_configuration"}  # fmt: skip
+    wanted = {
+        "Figure 1": "knowledge_restem_two_loops",
+        "Figure 2": "knowledge_restem_one_self_edit",
+        "Figure 3": "arc_few_shot_one_configuration",
+    }
     for name in wanted.values():
         (tmp_path / f"{name}.png").write_bytes(b"png")
     shown = {item.number: [path.stem for path in paper.pictures(item, tmp_path)] for item in paper.items()}

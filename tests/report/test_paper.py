@@ -79,16 +79,20 @@ def test_ours_stands_beside_both_versions_and_a_gap_is_a_gap() -> None:
 
 def test_sizes_stand_beside_the_paper_s_and_say_which_model_each_is() -> None:
     sizes = {size: f"seedling-{size}" for size in ("smaller", "main", "larger")}
-    df = pd.concat([
-        results((f"knowledge/model_size/{size}", "own_untrained", "accuracy", 0.2)).assign(model=model)
-        for size, model in sizes.items()
-    ])  # fmt: skip
+    df = pd.concat(
+        [
+            results((f"knowledge/model_size/{size}", "own_untrained", "accuracy", 0.2)).assign(model=model)
+            for size, model in sizes.items()
+        ]
+    )
     (over_sizes,) = (one for one in paper.items() if one.number == "Table 6 (v2)")
     frame = paper.beside(df, over_sizes)
     ran = frame[frame["ours, %"] != "not run"]
     assert list(zip(ran["model"], ran["v2"], strict=True)) == [
-        ("seedling-smaller", "31.9"), ("seedling-main", "39.7"), ("seedling-larger", ""),
-    ]  # fmt: skip
+        ("seedling-smaller", "31.9"),
+        ("seedling-main", "39.7"),
+        ("seedling-larger", ""),
+    ]
     assert paper.reproduced(df, over_sizes) == (2, 6)
     one_model = paper.beside(results(("knowledge/model_size/main", "frozen", "accuracy", 0.1)), over_sizes)
     assert "model" not in one_model  # a column that says one thing is none
@@ -200,10 +204,21 @@ def answered(unit: str, right: int, outcome: str = "ok") -> dict:
         for k in range(4)
     ]
     return {
-        "id": f"a/{unit}", "unit_id": unit, "arm": "a", "edit": None, "seed": 0, "grader": "exact", "reason": "",
-        "steps": 1, "tokens": 1, "left_out": {}, "first_loss": None, "last_loss": None,
-        "answers": answers if outcome == "ok" else [], "outcome": outcome,
-    }  # fmt: skip
+        "id": f"a/{unit}",
+        "unit_id": unit,
+        "arm": "a",
+        "edit": None,
+        "seed": 0,
+        "grader": "exact",
+        "reason": "",
+        "steps": 1,
+        "tokens": 1,
+        "left_out": {},
+        "first_loss": None,
+        "last_loss": None,
+        "answers": answers if outcome == "ok" else [],
+        "outcome": outcome,
+    }
 
 
 @pytest.fixture

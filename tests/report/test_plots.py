@@ -23,23 +23,43 @@ SINGLE, LOOP = "knowledge/single_passage", "knowledge/restem"
 
 def row(arm, value, metric="accuracy", experiment=LOOP, half=0.05, paper=math.nan, protocol="clean"):
     return {
-        "experiment": experiment, "arm": arm, "metric": metric, "value": value, "low": value - half,
-        "high": value + half, "n": 40, "unit": "passage", "loops": 1, "dropped": 0, "interval": "BCa", "p": math.nan,
-        "grader": "exact", "protocol": protocol, "model": "small-7b",
-        "paper_value": paper, "paper_source": "", "run": "r",
-    }  # fmt: skip
+        "experiment": experiment,
+        "arm": arm,
+        "metric": metric,
+        "value": value,
+        "low": value - half,
+        "high": value + half,
+        "n": 40,
+        "unit": "passage",
+        "loops": 1,
+        "dropped": 0,
+        "interval": "BCa",
+        "p": math.nan,
+        "grader": "exact",
+        "protocol": protocol,
+        "model": "small-7b",
+        "paper_value": paper,
+        "paper_source": "",
+        "run": "r",
+    }
 
 
 def results():
     rows = [
-        row("frozen", 0.05), row("own_untrained", 0.2, paper=0.397), row("seal_round_1", 0.5, paper=0.437),
-        row("seal_round_2", 0.75, paper=0.47), row("random_round_1", 0.22), row("external", 0.8, paper=0.463),
-        row("seal_round_1", 0.52, experiment=f"{LOOP}/seed_0"), row("seal_round_1", 0.48, experiment=f"{LOOP}/seed_1"),
+        row("frozen", 0.05),
+        row("own_untrained", 0.2, paper=0.397),
+        row("seal_round_1", 0.5, paper=0.437),
+        row("seal_round_2", 0.75, paper=0.47),
+        row("random_round_1", 0.22),
+        row("external", 0.8, paper=0.463),
+        row("seal_round_1", 0.52, experiment=f"{LOOP}/seed_0"),
+        row("seal_round_1", 0.48, experiment=f"{LOOP}/seed_1"),
         row("own_untrained", 0.2, experiment=f"{LOOP}/seed_0"),
         row("seal_round_2 - own_untrained", 0.55, "difference"),
         row("random_round_1 - own_untrained", 0.02, "difference"),
-        row("own_untrained", 0.1, "blank_rate"), row("seal_round_1", 0.06, "blank_rate"),
-    ]  # fmt: skip
+        row("own_untrained", 0.1, "blank_rate"),
+        row("seal_round_1", 0.06, "blank_rate"),
+    ]
     for arm, forward in (("own_untrained", 0.2), ("seal_round_1", 0.7)):
         rows += [row(arm, forward, "style_share:forward"), row(arm, 1 - forward, "style_share:remark")]
         rows += [row(arm, forward + 0.2, "coverage")]
@@ -50,9 +70,14 @@ def results():
 
 
 FUNCTIONS = [
-    plots.accuracy_by_arm, plots.blank_rate_by_arm, plots.differences, plots.accuracy_by_round,
-    plots.coverage_by_round, plots.style_by_round, plots.reward_honesty,
-]  # fmt: skip
+    plots.accuracy_by_arm,
+    plots.blank_rate_by_arm,
+    plots.differences,
+    plots.accuracy_by_round,
+    plots.coverage_by_round,
+    plots.style_by_round,
+    plots.reward_honesty,
+]
 
 
 def pooled():
@@ -194,12 +219,17 @@ def test_styles_have_a_line_each_and_a_mark_an_arm():
     table = pooled()
     ax = plots.style_by_round(table, axes())
     assert [text.get_text() for text in ax.get_yticklabels()] == ["person to value", "vague remarks"]
-    places = [(line.get_gid(), round(float(line.get_ydata()[0])), float(line.get_xdata()[0]))
-              for line in ax.lines if str(line.get_gid()).startswith("value:")]  # fmt: skip
+    places = [
+        (line.get_gid(), round(float(line.get_ydata()[0])), float(line.get_xdata()[0]))
+        for line in ax.lines
+        if str(line.get_gid()).startswith("value:")
+    ]
     assert places == [
-        ("value:own_untrained", 0, 0.2), ("value:seal_round_1", 0, 0.7),
-        ("value:own_untrained", 1, 0.8), ("value:seal_round_1", 1, pytest.approx(0.3)),
-    ]  # fmt: skip
+        ("value:own_untrained", 0, 0.2),
+        ("value:seal_round_1", 0, 0.7),
+        ("value:own_untrained", 1, 0.8),
+        ("value:seal_round_1", 1, pytest.approx(0.3)),
+    ]
     gone = (table["arm"] == "own_untrained") & (table["metric"] == "style_share:forward")
     ax = plots.style_by_round(table[~gone], axes())
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["SEAL, round 1", "untrained self-edits"]
@@ -210,8 +240,9 @@ def test_differences_are_points_and_those_to_the_frozen_model_stay_in_the_table(
     ax = plots.differences(pooled(), axes())
     ticks = [ax.xaxis.get_major_formatter()(v, 0) for v in (-0.2, 0.0, 0.2)]
     assert ticks == ["−20", "0", "+20"] and ax.get_xlabel().endswith(", points")
-    drawn = {function: table for function, _, table, _ in plots.pictures(
-        pd.concat([pooled(), frozen]), pooled(), pooled())}  # fmt: skip
+    drawn = {
+        function: table for function, _, table, _ in plots.pictures(pd.concat([pooled(), frozen]), pooled(), pooled())
+    }
     assert "seal_round_2 - own_untrained" in set(drawn[plots.differences]["arm"])
     assert not drawn[plots.differences]["arm"].str.endswith(" - frozen").any()
 

@@ -39,8 +39,19 @@ def make_run(notebook, lines, name="123456789012", finished=True, when=1000):
     return folder
 
 
-def line(arm, value, metric="accuracy", experiment="knowledge/single_passage", low="", high="", n=20, loops=1,
-         dropped=0, p="", grader="exact"):  # fmt: skip
+def line(
+    arm,
+    value,
+    metric="accuracy",
+    experiment="knowledge/single_passage",
+    low="",
+    high="",
+    n=20,
+    loops=1,
+    dropped=0,
+    p="",
+    grader="exact",
+):
     counts = f"{n},passage,{loops},{dropped}"
     return f"{experiment},{arm},{metric},{value},{low},{high},{counts},BCa,{p},{grader},clean,seedling,x"
 
@@ -134,8 +145,12 @@ def test_table_orders_arms_judges_differences_and_shows_gaps():
     shown = tables.table(example(), "knowledge/single_passage")
     by_arm = shown.set_index("arm")
     assert list(shown["arm"]) == [
-        "frozen model", "passage only", "untrained self-edits", "SEAL, round 2", "stronger writer's notes",
-    ]  # fmt: skip
+        "frozen model",
+        "passage only",
+        "untrained self-edits",
+        "SEAL, round 2",
+        "stronger writer's notes",
+    ]
     assert by_arm.loc["stronger writer's notes", "accuracy, %"] == "not run"
     assert by_arm.loc["stronger writer's notes", "paper, %"] == "46.3"
     assert by_arm.loc["frozen model", "accuracy, %"] == "0.0 [0.0, 0.0]"  # a measured zero is not a gap
@@ -159,9 +174,12 @@ def test_a_table_says_loops_graders_failures_and_p():
     shown = tables.table(results.collect("seedling"), "knowledge/single_passage")
     by_arm = shown.set_index("arm")
     assert by_arm["n"].to_dict() == {
-        "frozen model": "100 passages", "passage only": "", "untrained self-edits": "100 passages × 3 loops",
-        "SEAL, round 2": "98 passages × 3 loops (6 dropped)", "stronger writer's notes": "",
-    }  # fmt: skip
+        "frozen model": "100 passages",
+        "passage only": "",
+        "untrained self-edits": "100 passages × 3 loops",
+        "SEAL, round 2": "98 passages × 3 loops (6 dropped)",
+        "stronger writer's notes": "",
+    }
     assert by_arm.loc["passage only", "accuracy, %"] == "none: 100 dropped"  # ran, and every trial failed
     assert by_arm.loc["SEAL, round 2", "failed, %"] == "2.0"
     assert by_arm.loc["SEAL, round 2", "separable from untrained?"] == "yes, +40.0 [+30.0, +50.0], p < 0.001"
@@ -192,10 +210,12 @@ def test_a_note_stands_where_the_papers_value_is():
 def test_a_difference_of_other_trials_than_the_rows_shown_is_not_passed_off_as_theirs():
     """62.1 − 41.6 is not 22.1: the difference was taken against an untrained arm of other seeds."""
     rows = [
-        line("own_untrained", 0.416), line("seal_round_2", 0.621), line("frozen", 0.1),
+        line("own_untrained", 0.416),
+        line("seal_round_2", 0.621),
+        line("frozen", 0.1),
         line("seal_round_2 - own_untrained", 0.221, "difference", low=0.18, high=0.26),
         line("seal_round_2 - frozen", 0.521, "difference", low=0.45, high=0.6),
-    ]  # fmt: skip
+    ]
     make_run("11_single_passage", rows)
     shown = tables.table(results.collect("seedling"), "knowledge/single_passage").set_index("arm")
     assert shown.loc["SEAL, round 2", "separable from untrained?"] == f"{tables.OTHER_TRIALS} (+22.1)"
@@ -396,8 +416,13 @@ def test_the_papers_continual_matrix_gives_its_own_headlines():
 def test_arms_have_names_ranks_and_rounds():
     arms = ["external", "seal_round_2", "frozen", "random_round_1", "own_untrained", "seal_round_10"]
     assert sorted(arms, key=arm_rank) == [
-        "frozen", "own_untrained", "random_round_1", "seal_round_2", "seal_round_10", "external",
-    ]  # fmt: skip
+        "frozen",
+        "own_untrained",
+        "random_round_1",
+        "seal_round_2",
+        "seal_round_10",
+        "external",
+    ]
     assert arm_label("seal_round_2 - own_untrained") == "SEAL, round 2 − untrained self-edits"
     assert arm_label("round_1") == "round 1"
     assert round_of("random_round_1") == ("random", 1) and round_of("frozen") is None

@@ -62,9 +62,12 @@ def test_stages_add_up_whatever_seed_round_and_arm(folder: Path) -> None:
 def test_an_arm_takes_its_policy_s_rounds_and_a_point_is_priced_where_the_gain_is_certain(folder: Path) -> None:
     table = spending.by_arm(folder, PRICES)
     assert table["seconds"].to_dict() == {
-        "frozen model": 1, "untrained self-edits": 32, "SEAL, round 1": 4 + 50 + 6 + 10,
-        "SEAL, round 2": 4 + 50 + 6 + 70 + 11, "random self-edit kept": 8 + 12,
-    }  # fmt: skip
+        "frozen model": 1,
+        "untrained self-edits": 32,
+        "SEAL, round 1": 4 + 50 + 6 + 10,
+        "SEAL, round 2": 4 + 50 + 6 + 70 + 11,
+        "random self-edit kept": 8 + 12,
+    }
     assert table.loc["untrained self-edits", "seconds a point"] == 32 / 20 == 1.6
     assert table.loc["SEAL, round 1", "EUR a point"] == pytest.approx((36 * 70 / 3600 + 3) / 40)
     assert table.loc["SEAL, round 2", "seconds a point"] == "no certain gain"
@@ -83,11 +86,14 @@ def test_the_command_tells_it_of_a_notebook(folder: Path, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("hour: -1", "hour: -1 is no price; write a number from 0"), ("hour: .inf", "hour: inf is no price"),
-        ("hour: yes", "hour: 'yes' is no price"), ("hour: true", "hour: True is no price"),
-        ("hours: 3", "hours is no price; a list has currency, hour"), ("- 3", "is no price; a list has currency"),
+        ("hour: -1", "hour: -1 is no price; write a number from 0"),
+        ("hour: .inf", "hour: inf is no price"),
+        ("hour: yes", "hour: 'yes' is no price"),
+        ("hour: true", "hour: True is no price"),
+        ("hours: 3", "hours is no price; a list has currency, hour"),
+        ("- 3", "is no price; a list has currency"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_price_list_gets_one_sentence(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "prices.yaml").write_text(text)
     with pytest.raises(DataError, match=says):

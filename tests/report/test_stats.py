@@ -69,9 +69,11 @@ def test_nan_units_are_left_out_and_counted():
 
 def test_one_unit_has_a_value_but_no_interval():
     for estimate in (
-        stats.mean_over_units([0.25], stats.SHARE), stats.ratio_over_loops({0: {"p": (1, 4)}}),
-        stats.mean_over_units({"p": [0.0, 0.5]}, stats.SHARE), stats.mean_over_loops({0: [0.2], 1: [0.3]}, stats.SHARE),
-    ):  # fmt: skip
+        stats.mean_over_units([0.25], stats.SHARE),
+        stats.ratio_over_loops({0: {"p": (1, 4)}}),
+        stats.mean_over_units({"p": [0.0, 0.5]}, stats.SHARE),
+        stats.mean_over_loops({0: [0.2], 1: [0.3]}, stats.SHARE),
+    ):
         assert estimate.value == 0.25 and estimate.n == 1
         assert math.isnan(estimate.low) and math.isnan(estimate.high) and estimate.interval == ""
         assert not stats.separable(estimate)
@@ -235,16 +237,19 @@ def test_separable_has_one_definition():
 
 def test_one_family_of_differences_is_adjusted_as_one():
     rng = np.random.default_rng(8)
-    arms = {name: {0: dict(enumerate(rng.normal(level, 0.1, size=14)))}
-            for name, level in (("a", 0.1), ("b", 0.05), ("c", 0.0))}  # fmt: skip
+    arms = {
+        name: {0: dict(enumerate(rng.normal(level, 0.1, size=14)))}
+        for name, level in (("a", 0.1), ("b", 0.05), ("c", 0.0))
+    }
     pairs = [("a", "b"), ("b", "c"), ("a", "c")]
     alone = {pair: stats.compare(arms, [pair])[pair].p for pair in pairs}
     raw = stats.sign_flip_test([arms["a"][0][i] - arms["b"][0][i] for i in range(14)])
     assert alone["a", "b"] == raw
     assert {pair: e.p for pair, e in stats.compare(arms, pairs).items()} == stats.holm(alone)
     assert stats.holm(alone)["b", "c"] > alone["b", "c"]
-    none = stats.compare({"a": {0: {"x": 0.0, "y": 0.0}}, "f": {0: {"x": 0.0, "y": 0.0}}}, [("a", "f")],
-                         constant=[("a", "f")])["a", "f"]  # fmt: skip
+    none = stats.compare(
+        {"a": {0: {"x": 0.0, "y": 0.0}}, "f": {0: {"x": 0.0, "y": 0.0}}}, [("a", "f")], constant=[("a", "f")]
+    )["a", "f"]
     assert none.interval == "by construction" and math.isnan(none.p) and not stats.separable(none)
 
 

@@ -57,8 +57,9 @@ def test_words_do_not_count_and_statements_do(library: Path) -> None:
     assert edited("bench/inner_loop.py", "import argparse", "import argparse, re") == []  # no run depends on it
     assert edited("knowledge/prompts.yaml", ":", ": ") == ["knowledge/prompts.yaml"]
     assert edited("loops/rewards.py", "reward > threshold", "reward >= threshold") == [
-        "knowledge/prompts.yaml", "seal_lib.loops.rewards",
-    ]  # fmt: skip
+        "knowledge/prompts.yaml",
+        "seal_lib.loops.rewards",
+    ]
 
 
 def test_a_cell_with_a_magic_is_left_out() -> None:

@@ -207,8 +207,13 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(case: int, undisturbed: Undi
         ]
         about += f", {damage(draw.choice(sorted(files)), draw)}" if files else ""
     assert runner.state(notebook, "smoke")["state"] in (
-        "failed", "interrupted", "missing", "done", "damaged", "inputs changed",
-    ), about  # fmt: skip
+        "failed",
+        "interrupted",
+        "missing",
+        "done",
+        "damaged",
+        "inputs changed",
+    ), about
     again = run(notebook, tmp_path)
     assert again.status == 0 and "Traceback" not in again.said, (about, again.said)
     folder = folder_of(notebook, tmp_path)
@@ -267,8 +272,11 @@ def test_a_damaged_finished_run_is_seen_and_made_whole(case: int, undisturbed: U
     about = f"case {case}: {notebook}, {damage(folder / draw.choice(names), draw)}"
     state = runner.state(notebook, "smoke")
     assert state["state"] == "damaged" and "run the notebook again" in state["why"], about
-    assert {name: runner.state(name, "smoke")["state"] for name in before if notebook not in (runner.reads(name) or ())
-            and name != notebook}.items() <= before.items(), about  # fmt: skip
+    assert {
+        name: runner.state(name, "smoke")["state"]
+        for name in before
+        if notebook not in (runner.reads(name) or ()) and name != notebook
+    }.items() <= before.items(), about
     again = run(notebook, tmp_path)
     assert again.status == 0 and "Traceback" not in again.said, (about, again.said)
     assert all(same(folder / name, whole / name) for name in ("rows.jsonl", "results.csv")), about

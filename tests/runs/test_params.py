@@ -392,8 +392,10 @@ def test_a_rare_setting_has_its_default_unless_a_parameter_or_the_notebook_names
     made = dataclasses.make_dataclass(
         "Rare", [("lr", float), ("few", int, dataclasses.field(default=0, metadata=params.RARE))]
     )
-    found = [params.pick(made, given, **fixed).few for given, fixed in (
-        ({"lr": 0.1}, {}), ({"lr": 0.1, "few": 2}, {}), ({"lr": 0.1}, {"few": 3}))]  # fmt: skip
+    found = [
+        params.pick(made, given, **fixed).few
+        for given, fixed in (({"lr": 0.1}, {}), ({"lr": 0.1, "few": 2}, {}), ({"lr": 0.1}, {"few": 3}))
+    ]
     assert found == [0, 2, 3]
 
 
@@ -485,14 +487,29 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
     from seal_lib.training.jobs import SCHEDULES
 
     rows = {
-        "dtype": models.DTYPES, "device": ("auto", "cpu", "cuda"), "engine": ("auto", *ENGINES),
-        "schedule": SCHEDULES, "sft_schedule": SCHEDULES, "reward": REWARDS, "filter": FILTERS, "update": UPDATES,
-        "views": arc.VIEWS, "route": ROUTES, "grader": GRADERS, "protocol": PROTOCOLS, "loss_on": ("output", "all"),
-        "sequences": ("disjoint", "authors", "authors_dev"), "cpt_method": METHODS, "cpt_passages": COPIES,
-        "cpt_schedule": SCHEDULES, "seal_from": ("policy", "base"), "retrieval": RETRIEVALS,
+        "dtype": models.DTYPES,
+        "device": ("auto", "cpu", "cuda"),
+        "engine": ("auto", *ENGINES),
+        "schedule": SCHEDULES,
+        "sft_schedule": SCHEDULES,
+        "reward": REWARDS,
+        "filter": FILTERS,
+        "update": UPDATES,
+        "views": arc.VIEWS,
+        "route": ROUTES,
+        "grader": GRADERS,
+        "protocol": PROTOCOLS,
+        "loss_on": ("output", "all"),
+        "sequences": ("disjoint", "authors", "authors_dev"),
+        "cpt_method": METHODS,
+        "cpt_passages": COPIES,
+        "cpt_schedule": SCHEDULES,
+        "seal_from": ("policy", "base"),
+        "retrieval": RETRIEVALS,
         "strategy_writer": strategies.WRITERS,
-        "rubric": rubrics.NAMES, "poor_rubric": rubrics.NAMES,
-    }  # fmt: skip
+        "rubric": rubrics.NAMES,
+        "poor_rubric": rubrics.NAMES,
+    }
     puzzles = {"grader": arc.PUZZLE_GRADERS, "protocol": augment.ARC_PROTOCOLS}
     study = {"grader": VERDICTS, "protocol": ("clean",), "engine": ENGINES}
     special = dict.fromkeys(("13", "14", "15", "16"), study) | dict.fromkeys(("03", "04", "05"), {"grader": ALWAYS})
@@ -511,15 +528,52 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
 # ---------------------------------------------------------------------------------------------- any file, any value
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=4)
-VALUES = st.recursive(SCALARS, lambda inside: st.lists(inside, max_size=3) | st.dictionaries(
-    st.text(max_size=4), inside, max_size=2), max_leaves=5)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=4), inside, max_size=2),
+    max_leaves=5,
+)
 KEYS = st.sampled_from(NAMES.split()) | st.text(max_size=6)
 #: what stands in a parameter file, in any order and half of it broken
-PIECES = st.sampled_from([
-    *(f"\n{name}: " for name in NAMES.split()), "\ninclude: ", "1", "1e-3", "true", "null", "[", "]", "{", "}", ", ",
-    "- ", "  ", "\t", "'", '"', "&a ", "*a", "!!python/object:x ", "!!binary ", "<<: ", "? ", "|", "#", "---",
-    "%YAML 1.2", "2026-01-01", "0x1f", ".nan", "-.inf", "9" * 5000, "\u0085", "\ufeff", "\x00", "é",
-]) | st.text(max_size=4)  # fmt: skip
+PIECES = st.sampled_from(
+    [
+        *(f"\n{name}: " for name in NAMES.split()),
+        "\ninclude: ",
+        "1",
+        "1e-3",
+        "true",
+        "null",
+        "[",
+        "]",
+        "{",
+        "}",
+        ", ",
+        "- ",
+        "  ",
+        "\t",
+        "'",
+        '"',
+        "&a ",
+        "*a",
+        "!!python/object:x ",
+        "!!binary ",
+        "<<: ",
+        "? ",
+        "|",
+        "#",
+        "---",
+        "%YAML 1.2",
+        "2026-01-01",
+        "0x1f",
+        ".nan",
+        "-.inf",
+        "9" * 5000,
+        "\u0085",
+        "\ufeff",
+        "\x00",
+        "é",
+    ]
+) | st.text(max_size=4)
 
 
 def fits_or_is_one_sentence(overrides: dict | None = None) -> None:
@@ -532,8 +586,11 @@ def fits_or_is_one_sentence(overrides: dict | None = None) -> None:
         assert all(p.fit(found[p.name]) == ("", found[p.name]) for p in params.declared("10_demo"))
 
 
-@given(st.lists(PIECES, max_size=12).map("".join).map(lambda text: text.encode("utf-8", "surrogatepass")) |
-       st.binary(max_size=60) | st.text(max_size=20).map(lambda text: text.encode("utf-16")))  # fmt: skip
+@given(
+    st.lists(PIECES, max_size=12).map("".join).map(lambda text: text.encode("utf-8", "surrogatepass"))
+    | st.binary(max_size=60)
+    | st.text(max_size=20).map(lambda text: text.encode("utf-16"))
+)
 def test_any_bytes_are_parameters_or_one_sentence(nb: Suite, content: bytes) -> None:
     nb.params("10_demo").write_bytes(content)
     fits_or_is_one_sentence()

@@ -61,9 +61,16 @@ def test_a_run_is_done_once_and_its_record_is_whole(suite: Suite, capfd) -> None
     assert dict(os.environ) == before
     assert "work: 4/4" in capfd.readouterr().out  # progress in batch is lines, not a frozen widget
     assert sorted(p.name for p in folder.iterdir() if p.suffix != ".lock" and p.name != "lock") == [
-        ".run.json.sha256", "code.json", "costs.jsonl", "metrics.json", "notebook.ipynb", "parameters.json",
-        "results.csv", "rows.jsonl", "run.json",
-    ]  # fmt: skip
+        ".run.json.sha256",
+        "code.json",
+        "costs.jsonl",
+        "metrics.json",
+        "notebook.ipynb",
+        "parameters.json",
+        "results.csv",
+        "rows.jsonl",
+        "run.json",
+    ]
     record = manifest.read(folder)
     assert record["parameters"] == {"n": 4, "lr": 0.1}
     assert len(record["notebook_timings"]["cell_seconds"]) == 5 and record["notebook_timings"]["seconds"] > 0
@@ -216,8 +223,11 @@ def test_a_killed_runner_is_resumed_with_the_same_rows(suite: Suite, number: sig
 @pytest.mark.slow
 def test_a_runner_and_its_kernel_without_room_end_in_one_sentence(suite: Suite) -> None:
     """The limit on the size of a file stands for a full disk: it holds for this process, its kernel, and papermill."""
-    demo(suite, work="rows = run.map('work', [f'u{i}' for i in range(200)], lambda part: [{'lr': lr} for _ in part])\n"
-                     "here = ''")  # fmt: skip
+    demo(
+        suite,
+        work="rows = run.map('work', [f'u{i}' for i in range(200)], lambda part: [{'lr': lr} for _ in part])\n"
+        "here = ''",
+    )
     command = [sys.executable, "-m", "seal_lib", "run", "10_demo"]
     for kilobytes in (0, 4, 12):
         limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes,) * 2)  # noqa: B023, E731

@@ -251,9 +251,14 @@ def test_no_flipped_bit_is_read_as_a_row(tmp_path: Path) -> None:
 
 #: what happens to a run between two starts: units of ``a`` and of ``b`` that are done, then a fault and where (0 to 1)
 STEPS = st.lists(
-    st.tuples(st.integers(0, 23), st.integers(0, 23), st.sampled_from(["", "cut", "flip", "junk"]),
-              st.floats(0, 1, exclude_max=True)), max_size=6,
-)  # fmt: skip
+    st.tuples(
+        st.integers(0, 23),
+        st.integers(0, 23),
+        st.sampled_from(["", "cut", "flip", "junk"]),
+        st.floats(0, 1, exclude_max=True),
+    ),
+    max_size=6,
+)
 
 
 @settings(max_examples=25)
@@ -286,8 +291,12 @@ def test_whatever_happens_to_a_run_its_rows_are_those_of_an_undisturbed_one(batc
             at = int(where * len(content))
             content[at] ^= 1 << at % 8 if fault == "flip" else 0
             path.write_bytes(content[:at] if fault == "cut" else content + b"{" * (fault == "junk"))
-    rows = [{"phase": phase, "unit": u, **r} for phase, size in (("a", 5), ("b", 4)) for n in range(0, 23, size)
-            for u, r in zip(UNITS[n:], square(UNITS[n : n + size]), strict=False)]  # fmt: skip
+    rows = [
+        {"phase": phase, "unit": u, **r}
+        for phase, size in (("a", 5), ("b", 4))
+        for n in range(0, 23, size)
+        for u, r in zip(UNITS[n:], square(UNITS[n : n + size]), strict=False)
+    ]
     assert journal.read(path) == [journal.plain(row) for row in rows]
 
 

@@ -164,9 +164,7 @@ def test_the_hand_made_configuration_teaches_an_unseen_rule(seedling) -> None:
     domain = Puzzles(inner, prompts.load("seedling"))
     study = experiment.FewShot([], world.tasks("learning", 6, seed=12), domain, OuterLoop())
     right = study.fixed(MemoryRun(), Policy("untrained", *seedling), "oracle", config)
-    wrong = study.fixed(
-        MemoryRun(), Policy("untrained", *seedling), "idle", replace(config, learning_rate=1e-5)
-    )  # fmt: skip
+    wrong = study.fixed(MemoryRun(), Policy("untrained", *seedling), "idle", replace(config, learning_rate=1e-5))
     assert sum(a.success for a in right) >= 5 and sum(a.success for a in wrong) == 0
 
 

@@ -14,9 +14,17 @@ from seal_lib.seedling.growth import grow
 from seal_lib.seedling.recipe import KnowledgeRecipe
 
 SMALL = KnowledgeRecipe(
-    hidden=32, layers=1, heads=1, mlp=32, steps=5, note_documents=2, question_documents=2, fact_documents=2, warmup=2,
+    hidden=32,
+    layers=1,
+    heads=1,
+    mlp=32,
+    steps=5,
+    note_documents=2,
+    question_documents=2,
+    fact_documents=2,
+    warmup=2,
     checkpoint_every=2,
-)  # fmt: skip
+)
 
 
 class Killed(Exception):

@@ -46,8 +46,20 @@ def edit(number: int = 0, state: str = "active", weights: str = BASE, reason: st
     asked = Asked("Who?", "Kale", "given", answer("", 0.0), answer("Kale", 1.0), answer("Kale", 1.0))
     written = SelfEdit(f"{PASSAGES[number].id}/0", PASSAGES[number].id, "- Kale was here.", "untrained", 3, 5)
     training = {"steps": 4, "tokens": 40, "first_loss": 2.0, "last_loss": None, "tried": 1, "cost": {"seconds": 0.1}}
-    return Edit(PASSAGES[number], "notes.md", "line 1", written, "some-model", weights, "float32", {"grader": "exact"},
-                training, (asked,), state, reason)  # fmt: skip
+    return Edit(
+        PASSAGES[number],
+        "notes.md",
+        "line 1",
+        written,
+        "some-model",
+        weights,
+        "float32",
+        {"grader": "exact"},
+        training,
+        (asked,),
+        state,
+        reason,
+    )
 
 
 @pytest.fixture
@@ -100,8 +112,11 @@ def test_a_new_edit_takes_the_place_of_the_last_one_and_a_quarantined_one_does_n
     second = store.keep(edit(), adapter(3))
     other = store.keep(edit(weights="cd" * 32), adapter(4))  # of another base: beside it
     assert [(e.id, e.state) for e in store.edits()] == [
-        (first.id, "reverted"), (bad.id, "quarantined"), (second.id, "active"), (other.id, "active"),
-    ]  # fmt: skip
+        (first.id, "reverted"),
+        (bad.id, "quarantined"),
+        (second.id, "active"),
+        (other.id, "active"),
+    ]
     assert store.edit(first.id).reason == f"edit {second.id} took its place"
 
 
@@ -114,12 +129,16 @@ def test_a_newer_version_of_a_file_keeps_what_was_learned_of_what_it_still_has(s
     store.add(other)
     store.add(newer)
     assert [(e.passage.id, e.state) for e in store.edits()] == [
-        ("aa-0000", "active"), ("aa-0001", "reverted"), ("aa-0002", "active"),
-    ]  # fmt: skip
+        ("aa-0000", "active"),
+        ("aa-0001", "reverted"),
+        ("aa-0002", "active"),
+    ]
     assert store.edit(2).reason == "its passage is no longer in notes.md" and store.edit(2).place == "line 1"
     assert [(p.id, name, place) for p, name, place in store.passages()] == [
-        ("aa-0002", "notes.md", "line 1"), ("bb-0000", "notes.md", "line 2"), ("aa-0000", "copy.md", "line 9"),
-    ]  # fmt: skip
+        ("aa-0002", "notes.md", "line 1"),
+        ("bb-0000", "notes.md", "line 2"),
+        ("aa-0000", "copy.md", "line 9"),
+    ]
 
 
 def test_revert_keeps_the_record_and_is_done_once(store: Store) -> None:
@@ -159,8 +178,9 @@ def test_export_gives_peft_folders_and_a_corpus_all_or_nothing(store: Store, tmp
     assert [Adapter.load(folder).digest() for folder in folders] == [adapter(1).digest(), adapter(2).digest()]
     lines = [json.loads(line) for line in (tmp_path / "out" / "corpus.jsonl").read_text().splitlines()]
     assert [(line["adapter"], line["context"]) for line in lines] == [
-        ("notes-1", PASSAGES[0].text), ("notes-2", PASSAGES[1].text),
-    ]  # fmt: skip
+        ("notes-1", PASSAGES[0].text),
+        ("notes-2", PASSAGES[1].text),
+    ]
     with pytest.raises(DataError, match="is there already"):
         export(store, tmp_path / "out")
     (store.folder_of(second) / "adapter_config.json").write_text("{}")

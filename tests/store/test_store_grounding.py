@@ -80,8 +80,10 @@ def test_a_call_that_fails_is_no_verdict_and_never_not_grounded(serve, fault: st
     assert grades[0] == grades[3] == 1.0 and grades[2] == 0.0
     assert grades[1] == 1.0 if fault == "slow" else math.isnan(grades[1])  # late, "yes"
     (trial,) = grounding.graded(MemoryRun(), "arm", [(PASSAGE, written())], None)
-    trial = replace(trial, answers=tuple(replace(a, grades=a.grades | {"judge": g}) for a, g in
-                    zip(trial.answers, grades, strict=True)))  # fmt: skip
+    trial = replace(
+        trial,
+        answers=tuple(replace(a, grades=a.grades | {"judge": g}) for a, g in zip(trial.answers, grades, strict=True)),
+    )
     row = next(r for r in grounding.rows({"arm": [trial]}) if r["metric"] == "grounded:judge")
     assert row["dropped"] == (fault != "slow") and row["value"] == pytest.approx(3 / 4 if fault == "slow" else 2 / 3)
 

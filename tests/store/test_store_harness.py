@@ -46,10 +46,14 @@ filter_list:
 metric_list:
   - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
 """
-LOST = "task: own_loss\n" + CHOICES.split("output_type")[0].split("\n", 2)[2] + (
-    'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{{{question}}}}"\n'
-    "metric_list:\n  - {{metric: word_perplexity}}\n"
-)  # fmt: skip
+LOST = (
+    "task: own_loss\n"
+    + CHOICES.split("output_type")[0].split("\n", 2)[2]
+    + (
+        'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{{{question}}}}"\n'
+        "metric_list:\n  - {{metric: word_perplexity}}\n"
+    )
+)
 
 
 def wild(size: float) -> Adapter:

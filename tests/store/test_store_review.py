@@ -68,10 +68,12 @@ def test_an_edit_is_compared_with_its_passage_and_with_what_was_learned() -> Non
     lines = ["- Kale Bo worked for Mera.", "- Kale Bo worked for Mera.", "- Kale Bo won in 1891.", "- Tove Ra sang."]
     found = review.of_edit(lines, passage, earlier)
     assert [(f.kind, f.excerpt) for f in found] == [
-        ("contradiction", "- Kale Bo worked for Mera."), ("duplicate", "- Kale Bo worked for Mera."),
-        ("contradiction", "- Kale Bo worked for Mera."), ("ungrounded", "- Kale Bo won in 1891."),
+        ("contradiction", "- Kale Bo worked for Mera."),
+        ("duplicate", "- Kale Bo worked for Mera."),
+        ("contradiction", "- Kale Bo worked for Mera."),
+        ("ungrounded", "- Kale Bo won in 1891."),
         ("ungrounded", "- Tove Ra sang."),
-    ]  # fmt: skip
+    ]
     assert found[3].detail == "not in the passage: 1891" and found[0].detail == "earlier: - Kale Bo worked for Tadar."
 
 

@@ -133,8 +133,14 @@ def test_the_threshold_is_measured_on_what_finds_the_passages(store: Store, fake
     needed = threshold(near().index(store, HERE), asked)
     own = [next(m.weight for m in near().index(store, HERE).rank(q, 3) if m.passage.id == p) for q, p in asked]
     assert 0 < needed < min(own) < 1 and needed != threshold(Words(HERE), asked)
-    store.keep(replace(edit(), passage=HERE[0], questions=tuple(replace(edit().questions[0], question=q) for q, _ in
-               asked[::2] * 2)), None)  # fmt: skip
+    store.keep(
+        replace(
+            edit(),
+            passage=HERE[0],
+            questions=tuple(replace(edit().questions[0], question=q) for q, _ in asked[::2] * 2),
+        ),
+        None,
+    )
     router = routing.Router(store, "ab" * 32, "measured", near())
     evidence, stage, why = router.route("Who paid him?")
     assert evidence.found and stage == "after" and router.needed > 0

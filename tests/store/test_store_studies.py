@@ -29,8 +29,9 @@ def grown(tmp_path_factory) -> list[growth.Grown]:
     passages = world.passages("heldout", 4, seed=3, people=2)
     prior = guard.prior_questions(None, 6, 0)
     with Store(tmp_path_factory.mktemp("growth") / "store") as store:
-        found = growth.grow(MemoryRun(), store, policy(), DOMAIN, replace(OUTER, samples=4), passages, [2, 4], prior,
-                            merge_most=2)  # fmt: skip
+        found = growth.grow(
+            MemoryRun(), store, policy(), DOMAIN, replace(OUTER, samples=4), passages, [2, 4], prior, merge_most=2
+        )
     return growth.with_best(found)
 
 
@@ -54,11 +55,24 @@ def test_each_size_is_asked_through_every_way_and_nothing_that_chose_is_asked(gr
 
 def test_the_best_way_is_right_where_any_is() -> None:
     def trial(arm: str, *grades: float) -> PassageTrial:
-        return PassageTrial("p", "p", arm, None, 0, tuple(Answer(f"q{i}", "g", arm, {"exact": g}, False)
-                            for i, g in enumerate(grades)), "exact")  # fmt: skip
+        return PassageTrial(
+            "p",
+            "p",
+            arm,
+            None,
+            0,
+            tuple(Answer(f"q{i}", "g", arm, {"exact": g}, False) for i, g in enumerate(grades)),
+            "exact",
+        )
 
-    one = growth.Grown(1, {f"store_{way}": [trial(way, *grades)] for way, grades in
-                           {"weights": (1, 0, 0), "retrieval": (0, 1, 0), "both": (0, 0, 0)}.items()}, {})  # fmt: skip
+    one = growth.Grown(
+        1,
+        {
+            f"store_{way}": [trial(way, *grades)]
+            for way, grades in {"weights": (1, 0, 0), "retrieval": (0, 1, 0), "both": (0, 0, 0)}.items()
+        },
+        {},
+    )
     (best,) = growth.with_best([one])[0].trials["store_best"]
     assert [a.grades["exact"] for a in best.answers] == [1, 1, 0] and best.arm == "store_best"
     assert (

@@ -77,8 +77,12 @@ def base() -> str:
 
 
 def test_the_best_match_is_believed_from_a_measured_weight_on() -> None:
-    passages = [Passage(f"p{i}", f"Annals {i}", f"{name} was in {place}.", ()) for i, (name, place) in enumerate(
-        [("Kale Bo", "Mera"), ("Zo Teb", "Tadar"), ("Rin Ahl", "Kodis"), ("Ove Sum", "Gokal")])]  # fmt: skip
+    passages = [
+        Passage(f"p{i}", f"Annals {i}", f"{name} was in {place}.", ())
+        for i, (name, place) in enumerate(
+            [("Kale Bo", "Mera"), ("Zo Teb", "Tadar"), ("Rin Ahl", "Kodis"), ("Ove Sum", "Gokal")]
+        )
+    ]
     index = Words(passages)
     assert [m.passage.id for m in index.rank("Where was Zo Teb?")][0] == "p1"
     assert index.rank("Zyx?") == [] and index.rank("???") == [] and Words([]).rank("Zo") == []
@@ -275,10 +279,13 @@ def test_only_what_a_person_approves_is_trained_on(tmp_path: Path) -> None:
 def written(file: Path, first: int, last: int) -> Path:
     """Passages of the shipped document with questions, as a JSON file of their own."""
     rows = [
-        {"title": p.title, "context": p.text,
-         "questions": [{"question": q.question, "answer": q.answer} for q in p.questions]}
+        {
+            "title": p.title,
+            "context": p.text,
+            "questions": [{"question": q.question, "answer": q.answer} for q in p.questions],
+        }
         for p in annals().passages[first:last]
-    ]  # fmt: skip
+    ]
     file.write_text(json.dumps(rows))
     return file
 
@@ -355,16 +362,32 @@ def test_the_guard_hears_an_adapter_that_destroys_the_model() -> None:
     model, _ = seedling()
     names = {n: m for n, m in model.named_modules() if n.endswith("q_proj")}
     draw = torch.Generator().manual_seed(0)
-    weights = {n: (torch.randn(2, m.in_features, generator=draw), torch.randn(m.out_features, 2, generator=draw))
-               for n, m in names.items()}  # fmt: skip
+    weights = {
+        n: (torch.randn(2, m.in_features, generator=draw), torch.randn(m.out_features, 2, generator=draw))
+        for n, m in names.items()
+    }
     wild = Adapter(2, 40.0, ("q_proj",), weights)
     (told,) = guard.before_after(policy(), DOMAIN, LIMITS, [wild])
     assert told["prior_before"] == told["reading_before"] == 1.0 and told["prior_after"] < 0.5
     report = told | {"was": 1.0, "now": 1.0}
     assert guard.broken(report, LIMITS, "was", "now").startswith("prior questions: ")
     assert guard.broken(told | {"prior_after": 1.0, "reading_after": 1.0, "was": 0.9, "now": 0.5}, LIMITS, "was", "now")
-    assert guard.broken({"prior_before": math.nan, "prior_after": math.nan, "reading_before": 1, "reading_after": 1,
-                         "was": 0.5, "now": 0.5}, LIMITS, "was", "now") == ""  # fmt: skip
+    assert (
+        guard.broken(
+            {
+                "prior_before": math.nan,
+                "prior_after": math.nan,
+                "reading_before": 1,
+                "reading_after": 1,
+                "was": 0.5,
+                "now": 0.5,
+            },
+            LIMITS,
+            "was",
+            "now",
+        )
+        == ""
+    )
 
 
 def test_the_base_is_asked_once_however_many_adapters_are_guarded(store: Store, monkeypatch) -> None:
@@ -395,9 +418,20 @@ def test_what_the_model_knows_already_is_left_out_and_the_budget_is_kept(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("text", "length"), [("90", 90), ("90s", 90), ("10min", 600), ("10 m", 600), ("2h", 7200), ("0", None),
-                         ("soon", None), ("-3s", None), ("nan", None), ("", None)],
-)  # fmt: skip
+    ("text", "length"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("10min", 600),
+        ("10 m", 600),
+        ("2h", 7200),
+        ("0", None),
+        ("soon", None),
+        ("-3s", None),
+        ("nan", None),
+        ("", None),
+    ],
+)
 def test_lengths_of_time(text: str, length: float | None) -> None:
     if length is None:
         with pytest.raises(ParameterError, match="is no length of time; write 90s, 10min or 2h"):

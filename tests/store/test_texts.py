@@ -129,11 +129,13 @@ def test_json_has_passages_with_questions_or_none(tmp_path, name: str) -> None:
 SAID = [("user", "Who won?"), ("assistant", "Kale.")]
 TREE = {
     "root": {"message": None, "parent": None},
-    "a": {"message": {"author": {"role": "user"}, "content": {"content_type": "text", "parts": ["Who won?"]}},
-          "parent": "root"},
+    "a": {
+        "message": {"author": {"role": "user"}, "content": {"content_type": "text", "parts": ["Who won?"]}},
+        "parent": "root",
+    },
     "other": {"message": {"author": {"role": "assistant"}, "content": {"parts": ["Zo."]}}, "parent": "a"},
     "b": {"message": {"author": {"role": "assistant"}, "content": {"parts": ["Kale.", {"asset": 1}]}}, "parent": "a"},
-}  # fmt: skip
+}
 TALKS = {
     "turns": [{"role": who, "content": what} for who, what in SAID],
     "messages": {"messages": [{"role": who, "content": what} for who, what in SAID]},
@@ -154,8 +156,9 @@ def test_a_talk_is_a_document(tmp_path, name: str) -> None:
     if isinstance(talk, dict):  # an export of several: none runs into the next, an empty one is none
         several = [talk, {"messages": []}, talk | {"title": "Second", "name": "Second"}]
         assert seen(read(tmp_path, "log.jsonl", "\n".join(map(json.dumps, several)))) == [
-            (*told[:2], "entry 1"), ("Second", told[1], "entry 3")
-        ]  # fmt: skip
+            (*told[:2], "entry 1"),
+            ("Second", told[1], "entry 3"),
+        ]
 
 
 def pdf(*pages: str) -> bytes:
@@ -273,6 +276,8 @@ A2: in 1900
 Nobody asks here. And why?
 """
     assert found_in(text) == [
-        Question("What was the trade of Kale?", "baker"), Question("Who won?", "Kale Teboran"),
-        Question("Where?", "In Sokumi"), Question("When?", "in 1900"),
-    ]  # fmt: skip
+        Question("What was the trade of Kale?", "baker"),
+        Question("Who won?", "Kale Teboran"),
+        Question("Where?", "In Sokumi"),
+        Question("When?", "in 1900"),
+    ]

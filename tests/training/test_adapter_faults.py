@@ -17,8 +17,15 @@ from seal_lib.training.adapters import Adapter, merge
 from seal_lib.training.attached import attached
 
 torch.set_num_threads(1)
-SIZES = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=64)  # fmt: skip
+SIZES = dict(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+)
 IDS = torch.arange(1, 25).view(3, 8)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LAYER = "base_model.model.model.layers.1.self_attn.q_proj"
@@ -192,18 +199,20 @@ FAULTS = {
         "no LoRA pair.*model.layers.0",  # PEFT would leave them out
     ),
     "8 bits": (
-        tensors(lambda t: t.update({f"{LAYER}.lora_A.weight": torch.ones(4, 32, dtype=torch.int8)})), "stored as I8",
+        tensors(lambda t: t.update({f"{LAYER}.lora_A.weight": torch.ones(4, 32, dtype=torch.int8)})),
+        "stored as I8",
     ),
     "no pairs": (tensors(lambda t: t.clear()), "no tensors at all"),
     "a foreign tensor": (tensors(lambda t: t.update(extra=torch.zeros(1))), "no LoRA pair.*extra"),
     "ranks that differ": (tensors(lambda t: t.update({f"{LAYER}.lora_A.weight": torch.ones(3, 32)})), r"\[3, 32\]"),
     "a flat tensor": (tensors(lambda t: t.update({f"{LAYER}.lora_A.weight": torch.ones(128)})), r"\[128\]"),
     "whole numbers": (
-        tensors(lambda t: t.update({f"{LAYER}.lora_A.weight": torch.ones(4, 32, dtype=torch.int32)})), "torch.int32",
+        tensors(lambda t: t.update({f"{LAYER}.lora_A.weight": torch.ones(4, 32, dtype=torch.int32)})),
+        "torch.int32",
     ),
     "a NaN": (tensors(lambda t: set_value(t, torch.nan)), "layers.1.self_attn.q_proj has values that are not finite"),
     "an infinity": (tensors(lambda t: set_value(t, torch.inf)), "layers.1.self_attn.q_proj has values that are not"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -256,9 +265,12 @@ def test_an_adapter_too_large_for_float16_is_refused(how: str, tmp_path: Path) -
 SETTINGS = st.sampled_from(
     [None, True, False, 0, 1, 4, 6, 8, -1, 0.5, 1e400, "", "q_proj", "none", "gaussian", [], {}]
 ) | (
-    st.recursive(st.integers() | st.text(max_size=5), lambda x: st.lists(x, max_size=2) | st.dictionaries(
-        st.sampled_from(["q_proj", "layers"]), x, max_size=2), max_leaves=3)
-)  # fmt: skip
+    st.recursive(
+        st.integers() | st.text(max_size=5),
+        lambda x: st.lists(x, max_size=2) | st.dictionaries(st.sampled_from(["q_proj", "layers"]), x, max_size=2),
+        max_leaves=3,
+    )
+)
 
 
 @pytest.fixture(scope="module")

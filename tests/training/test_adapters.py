@@ -11,8 +11,16 @@ from seal_lib.training.adapters import Adapter, merge, target_linears, target_na
 from seal_lib.training.attached import attached
 
 torch.set_num_threads(1)
-SIZES = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True)  # fmt: skip
+SIZES = dict(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    tie_word_embeddings=True,
+)
 FAMILIES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
@@ -90,8 +98,10 @@ def test_load_refuses_what_is_no_plain_lora(model, tmp_path):
 @pytest.mark.parametrize("rows", [[0, 0, 1, 1, 2, 2], [2, -1, 0, 1, 1, -1], [1] * 6, [-1] * 6, [2, 2, 0, 0, 1, 1]])
 def test_each_row_uses_its_own_adapter_and_minus_one_is_bitwise_the_base(model, rows):
     adapters = [
-        random_adapter(model, 1), random_adapter(model, 2, rank=2, targets=("q_proj",)), random_adapter(model, 3),
-    ]  # fmt: skip
+        random_adapter(model, 1),
+        random_adapter(model, 2, rank=2, targets=("q_proj",)),
+        random_adapter(model, 3),
+    ]
     ids = torch.randint(0, 61, (6, 5))
     plain = logits(model, ids)
     alone = []

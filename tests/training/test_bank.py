@@ -27,8 +27,16 @@ from seal_lib.training.finetune import lora, train_alone
 from seal_lib.training.jobs import Example, Job, Result, pad_examples, uniform
 
 torch.set_num_threads(1)
-SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=96, tie_word_embeddings=True)  # fmt: skip
+SIZES = dict(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=96,
+    tie_word_embeddings=True,
+)
 FAMILIES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
@@ -50,9 +58,10 @@ def make(family: str = "llama", dtype=torch.float32):
 def exact(monkeypatch):
     """A float64 model without Hugging Face's float32 islands, so that only the order of sums differs."""
     monkeypatch.setattr(
-        LlamaRMSNorm, "forward",
+        LlamaRMSNorm,
+        "forward",
         lambda self, x: self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon),
-    )  # fmt: skip
+    )
     return make(dtype=torch.float64)
 
 
@@ -68,7 +77,7 @@ def mixed_jobs() -> list[Job]:
     """Eleven jobs that differ in everything a job can differ in."""
     masked = [
         replace(e, weights=[0.0, 0.0, *[0.5 + i % 3 for i in range(len(e.ids) - 3)], 0.0]) for e in examples(3, 4)
-    ]  # fmt: skip
+    ]
     return [
         Job("plain", examples(0), lr=1e-2, epochs=3, rank=4, alpha=8, seed=1),
         Job("pairs", examples(1, 5), lr=3e-3, epochs=2, rank=4, alpha=4, batch=2, seed=2),
@@ -115,8 +124,10 @@ def test_every_family_equals_peft_in_float32(family, layout):
 
 
 def test_bfloat16_base_is_as_near_to_alone_as_rounding_allows():
-    model, jobs = make(dtype=torch.bfloat16), [Job(str(i), examples(i), lr=5e-3, epochs=4, rank=4, alpha=8, seed=i)
-                                               for i in range(4)]  # fmt: skip
+    model, jobs = (
+        make(dtype=torch.bfloat16),
+        [Job(str(i), examples(i), lr=5e-3, epochs=4, rank=4, alpha=8, seed=i) for i in range(4)],
+    )
     with AdapterBank(model, slots=4) as bank:
         results = bank.run(jobs)
     for job, result in zip(jobs, results, strict=True):
@@ -355,8 +366,11 @@ def test_a_padded_example_by_hand():
 
 def test_a_result_sums_up_its_first_and_last_loss():
     assert Result("j", None, [3.0, 2.0, 1.0], 3, 7).summary() == {
-        "steps": 3, "tokens": 7, "first_loss": 3.0, "last_loss": 1.0,
-    }  # fmt: skip
+        "steps": 3,
+        "tokens": 7,
+        "first_loss": 3.0,
+        "last_loss": 1.0,
+    }
     assert math.isnan(Result("j", None, [], 0, 0).summary()["last_loss"])
 
 

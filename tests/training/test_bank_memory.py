@@ -277,8 +277,14 @@ def test_the_run_is_told_of_a_shortage(monkeypatch):
 def test_a_step_reads_nothing_back_from_the_device(layout, chunk, checkpointing):
     """On torch's device without memory (meta) every read of a value is an error, and the code is that of a GPU."""
     torch.manual_seed(0)
-    config = Qwen2Config(vocab_size=104, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+    config = Qwen2Config(
+        vocab_size=104,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     model = Qwen2ForCausalLM._from_config(config, dtype=torch.bfloat16).eval()
     jobs = [replace(job, rank=8) for job in mixed_jobs()[:5]]
     with AdapterBank(model, slots=5, layout=layout, dtype=torch.bfloat16, gradient_checkpointing=checkpointing) as bank:

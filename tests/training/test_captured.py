@@ -132,8 +132,11 @@ def test_sizes_are_few_and_waste_at_most_half():
 
 
 def test_buffers_hold_what_the_minibatches_say_and_what_is_left_over_has_no_weight():
-    batches = [Minibatch([Example([5, 6, 7]), Example([8, 9])], "a", None, 97), None, Minibatch([Example([1, 2, 3, 4])],
-               "b", None, 97)]  # fmt: skip
+    batches = [
+        Minibatch([Example([5, 6, 7]), Example([8, 9])], "a", None, 97),
+        None,
+        Minibatch([Example([1, 2, 3, 4])], "b", None, 97),
+    ]
     assert captured.Size.of(batches, 4) == (64, 64, 256) and captured.Size.of(batches, 70).examples == 71
     long = Minibatch([Example([1] * 258)], "c", None, 97)
     assert captured.Size.of([long], 4) == (384, 64, 384) and captured.Size.of([long, long], 4).tokens == 768
@@ -150,10 +153,17 @@ def test_buffers_hold_what_the_minibatches_say_and_what_is_left_over_has_no_weig
 def test_one_call_updates_every_row_as_adamw_and_its_clip_would():
     draw, live = random.Random(0), []
     for k in range(5):
-        job = Job(str(k), examples(k), lr=draw.uniform(1e-3, 1e-1), epochs=9, weight_decay=draw.choice([0.0, 0.3]),
-                  betas=(draw.uniform(0.5, 0.95), draw.uniform(0.9, 0.999)), eps=10 ** draw.uniform(-9, -3),
-                  clip=draw.choice([None, 0.1, 1.0]),
-                  schedule=draw.choice(["linear", "cosine", "constant"]))  # fmt: skip
+        job = Job(
+            str(k),
+            examples(k),
+            lr=draw.uniform(1e-3, 1e-1),
+            epochs=9,
+            weight_decay=draw.choice([0.0, 0.3]),
+            betas=(draw.uniform(0.5, 0.95), draw.uniform(0.9, 0.999)),
+            eps=10 ** draw.uniform(-9, -3),
+            clip=draw.choice([None, 0.1, 1.0]),
+            schedule=draw.choice(["linear", "cosine", "constant"]),
+        )
         live.append(Slot(k, job, job.plan(), {}))
     torch.manual_seed(0)
     p, m, v = torch.randn(5, 40), torch.zeros(5, 40), torch.zeros(5, 40)

@@ -32,11 +32,25 @@ from seal_lib.training.bank import AdapterBank
 from seal_lib.training.finetune import train_alone
 from seal_lib.training.jobs import Example, Job, pad_examples
 
-SIZES = dict(vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=3, max_position_embeddings=256,
-             num_attention_heads=6, num_key_value_heads=2, head_dim=8)  # fmt: skip
+SIZES = dict(
+    vocab_size=97,
+    hidden_size=48,
+    intermediate_size=64,
+    num_hidden_layers=3,
+    max_position_embeddings=256,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=8,
+)
 #: rotary embedding of Llama 3.2, with a context small enough that its rescaling shows within 40 tokens
-LLAMA3 = dict(rope_type="llama3", rope_theta=500000.0, factor=32.0, high_freq_factor=4.0, low_freq_factor=1.0,
-              original_max_position_embeddings=16)  # fmt: skip
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=500000.0,
+    factor=32.0,
+    high_freq_factor=4.0,
+    low_freq_factor=1.0,
+    original_max_position_embeddings=16,
+)
 FAMILIES = {
     "qwen2.5": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, rope_theta=1e6)),
     "llama3.2": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True, rope_parameters=LLAMA3)),
@@ -52,8 +66,14 @@ FAMILIES = {
 
 def gemma2(**options):
     """Caps tight enough to be felt; every other layer has a window."""
-    config = Gemma2Config(**SIZES, sliding_window=6, attn_logit_softcapping=0.5, final_logit_softcapping=2.0,
-                          query_pre_attn_scalar=8, **options)  # fmt: skip
+    config = Gemma2Config(
+        **SIZES,
+        sliding_window=6,
+        attn_logit_softcapping=0.5,
+        final_logit_softcapping=2.0,
+        query_pre_attn_scalar=8,
+        **options,
+    )
     config._attn_implementation = "eager"
     return Gemma2ForCausalLM(config)
 
@@ -167,12 +187,15 @@ ARCHITECTURES = {
         "in_proj_qkv in_proj_z in_proj_b in_proj_a out_proj gate_proj up_proj down_proj q_proj k_proj v_proj o_proj",
         False,
     ),
-    "bloom": ({"vocab_size": 97, "hidden_size": 48, "n_layer": 2, "n_head": 4},
-              "query_key_value dense dense_h_to_4h dense_4h_to_h", False),
+    "bloom": (
+        {"vocab_size": 97, "hidden_size": 48, "n_layer": 2, "n_head": 4},
+        "query_key_value dense dense_h_to_4h dense_4h_to_h",
+        False,
+    ),
     "cohere": (_PLAIN | _KV, "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj", False),
     "olmo2": (_PLAIN | _KV, "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj", True),
     "gpt2": ({"vocab_size": 97, "n_embd": 48, "n_layer": 2, "n_head": 4}, None, None),
-}  # fmt: skip
+}
 
 
 def architecture(kind: str):

@@ -24,9 +24,17 @@ SETTINGS = dict(rank=4, alpha=8, lr=1e-2, epochs=2, batch=4, seed=3)
 def model():
     torch.manual_seed(0)
     return LlamaForCausalLM(
-        LlamaConfig(vocab_size=53, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                    num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=True)
-    ).eval()  # fmt: skip
+        LlamaConfig(
+            vocab_size=53,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=32,
+            tie_word_embeddings=True,
+        )
+    ).eval()
 
 
 @pytest.fixture
@@ -73,8 +81,9 @@ def test_first_loss_is_the_mean_over_completion_tokens_alone(model, pairs):
     assert abs(whole["first_loss"] - report["first_loss"]) > 1e-3
 
 
-@pytest.mark.parametrize("options", [{"batch": 2, "accumulate": 2}, {"batch": 1, "accumulate": 4},
-                                     {"gradient_checkpointing": True}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options", [{"batch": 2, "accumulate": 2}, {"batch": 1, "accumulate": 4}, {"gradient_checkpointing": True}]
+)
 def test_how_a_batch_is_cut_and_padded_does_not_matter(model, pairs, options):
     whole, report = sft(model, pairs, **SETTINGS)
     cut, other = sft(model, pairs, **SETTINGS | options)

@@ -25,8 +25,15 @@ needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reaso
 def folder(tmp_path_factory):
     """A random Qwen2 on disk, with a tokenizer beside it."""
     torch.manual_seed(0)
-    config = Qwen2Config(vocab_size=384, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)  # fmt: skip
+    config = Qwen2Config(
+        vocab_size=384,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+    )
     model = Qwen2ForCausalLM(config)
     for name, p in model.named_parameters():
         if "proj.weight" in name:

@@ -25,8 +25,15 @@ from seal_lib.training.jobs import Example, Job
 from seal_lib.training.packing import Packing
 
 torch.set_num_threads(1)
-SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=96)  # fmt: skip
+SIZES = dict(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=96,
+)
 FAMILIES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
@@ -48,10 +55,17 @@ def make(family: str = "llama", dtype=torch.float32):
 def jobs(count: int = 3) -> list[Job]:
     draw = torch.Generator().manual_seed(2)
     return [
-        Job(str(i), [Example(torch.randint(1, 97, (7 + (i + j) % 5,), generator=draw).tolist()) for j in range(2)],
-            lr=1e-2, epochs=3, rank=4, alpha=8, seed=i)
+        Job(
+            str(i),
+            [Example(torch.randint(1, 97, (7 + (i + j) % 5,), generator=draw).tolist()) for j in range(2)],
+            lr=1e-2,
+            epochs=3,
+            rank=4,
+            alpha=8,
+            seed=i,
+        )
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def difference(a, b) -> float:

@@ -41,14 +41,26 @@ def test_levelling_is_for_slots_of_nearly_one_length_in_narrow_models():
 
 def test_levelled_or_not_the_adapters_are_the_same(monkeypatch):
     monkeypatch.setattr(
-        LlamaRMSNorm, "forward",
+        LlamaRMSNorm,
+        "forward",
         lambda self, x: self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon),
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                    num_key_value_heads=2, max_position_embeddings=96)
-    ).double().eval()  # fmt: skip
+    model = (
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=97,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=96,
+            )
+        )
+        .double()
+        .eval()
+    )
     draw = torch.Generator().manual_seed(1)
 
     def ids(n: int) -> list[int]:

@@ -126,11 +126,18 @@ class Rule:
         inner = self.lab.inner
         return EditJob(
             **{
-                "id": f"{stream.id}/{k + 1}", "lr": inner.lr, "epochs": inner.epochs, "rank": inner.rank,
-                "alpha": inner.alpha, "batch": inner.batch, "seed": stream.seed(k, "inner loop"),
-                "schedule": inner.schedule, "clip": inner.clip, **more,
+                "id": f"{stream.id}/{k + 1}",
+                "lr": inner.lr,
+                "epochs": inner.epochs,
+                "rank": inner.rank,
+                "alpha": inner.alpha,
+                "batch": inner.batch,
+                "seed": stream.seed(k, "inner loop"),
+                "schedule": inner.schedule,
+                "clip": inner.clip,
+                **more,
             }
-        )  # fmt: skip
+        )
 
     def update(
         self, streams: Sequence[Stream], states: Sequence[State], k: int, results: Sequence[Result]
