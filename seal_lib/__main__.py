@@ -17,7 +17,7 @@ from seal_lib.store import commands as own
 
 
 def ready(values: dict[str, object]) -> None:
-    """Raises SealError where parameters do not go together, or name what is not on this machine."""
+    """Raise SealError if the parameters do not go together, or name something that is not on this machine."""
     checks.check(values)
     checks.on_this_machine(values)
 
@@ -26,7 +26,7 @@ def enough(notebook: str, values: dict[str, object]) -> str:
     """Compare this machine's memory with a notebook's need before it starts, and return the comparison as text.
 
     Raises:
-        SealError: it is too little, or as `ready`.
+        SealError: the memory is too small, or as `ready`.
     """
     ready(values)
     return needs.check(notebook, values, costs.this_device())

@@ -79,12 +79,12 @@ vars(test_data)["__test__"] = False  # the name starts with test_, but pytest mu
 
 
 def given(path: str | Path) -> Path:
-    """A path a person gave in a parameter: a relative one counts from the checkout."""
+    """Resolve a path from a parameter; a relative path counts from the checkout."""
     return ROOT / expanded(path)
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with ``~`` as the home; it stays where nobody has that name, or this user has no home."""
+    """Return a path with ``~`` expanded, or unchanged if there is no such user or this user has no home."""
     return Path(os.path.expanduser(path))
 
 
@@ -144,21 +144,24 @@ def read_json(path: Path) -> dict:
     return content
 
 
-#: the end of the name of a JSON file
+#: suffix of a JSON file
 JSON = re.compile(r"\.json(?:\.gz)?$", re.IGNORECASE)
 
 
 def is_json(path: Path) -> bool:
-    """Whether a file is named as JSON; hidden ones (macOS puts a ``._x.json`` beside ``x.json``) are not."""
+    """Return True if a path, other than a folder, is named as a JSON file.
+
+    Hidden files do not count, since macOS puts a ``._x.json`` beside ``x.json``.
+    """
     return bool(JSON.search(path.name)) and not path.name.startswith(".") and not path.is_dir()
 
 
 def json_files(folder: Path) -> list[Path]:
-    """JSON files of a folder in the order of their names; links to nothing are among them."""
+    """Return the JSON files of a folder, sorted by name; broken links are included."""
     return [path for path in sorted(folder.iterdir()) if is_json(path)]
 
 
-#: how files begin that are no JSON text → what they are and the way out
+#: first bytes of other kinds of file → what the file is and what to do
 _OTHERS = {
     b"PK\x03\x04": "is a zip archive; unpack it and give the file inside",
     b"version https://git-lfs": "is a pointer of Git LFS, not the file; run `git lfs pull`",
@@ -168,7 +171,11 @@ _OTHERS = {
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object of its (key, value) pairs; a key that stands twice is an error, not a silent loss."""
+    """Make a JSON object from its (key, value) pairs (an ``object_pairs_hook`` of `json.loads`).
+
+    Raises:
+        DataError: a key occurs twice; JSON would silently drop one value.
+    """
     table = dict(pairs)
     if len(table) < len(pairs):
         seen = [key for key, _ in pairs]
@@ -177,11 +184,13 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_data(path: Path) -> Any:
-    """The JSON value of a file that somebody gives: UTF-8 or -16, with a byte order mark or not, gzipped or not. JSON
-    lines are the list of their values.
+    """Read the JSON value of a file from the user; a file of JSON lines gives the list of their values.
+
+    The text may be UTF-8, UTF-16 or UTF-32, with or without a byte order mark, and may be gzipped.
 
     Raises:
-        DataError: one sentence naming the file; a key that stands twice in an object, too.
+        DataError: the file cannot be read, is not JSON (archives, tables and Git LFS pointers are named as such), or an
+            object has a key twice; the message names the file.
     """
     if path.exists() and not path.is_file():  # a device or a pipe may never end
         raise DataError(f"{path} is {'a folder' if path.is_dir() else 'a device'}, not a file; give a file.")

@@ -217,7 +217,7 @@ class PassageTrial:
 def _colour(grade: float) -> str:
     """Return green for a right answer, red for a wrong one, amber in between, grey if there is no grade.
 
-    Each has the contrast 4 on white and on a dark page alike, about the most that one colour can have on both.
+    Each colour has a contrast of 4 to a white and to a dark page, about the most that one colour can have to both.
     """
     if math.isnan(grade):
         return "#888888"
@@ -248,7 +248,7 @@ class Round:
         groups: dict[str, dict[str, tuple[float, ...]]] = {trial.unit_id: {} for trial in self.candidates}
         seeds = max(map(len, self.by_seed), default=0)
         for trial, rewards in zip(self.candidates, self.by_seed, strict=False):
-            if len(rewards) == seeds:  # a self-edit that was rated only has no trials
+            if len(rewards) == seeds:  # a self-edit that was only rated has no trials
                 groups[trial.unit_id][trial.key] = rewards
         return {unit: list(rewards.values()) for unit, rewards in groups.items() if rewards}
 

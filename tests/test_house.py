@@ -74,7 +74,7 @@ def test_every_room_has_a_floor_and_few_modules_are_loose() -> None:
 
 
 def test_tests_are_laid_out_like_the_packages_they_test() -> None:
-    """A test of one package is in the folder of its name; what needs several, or the repository, is beside them."""
+    """Tests of one package are in the folder of its name; tests of several or of the repository are beside them."""
     tests = REPOSITORY / "tests"
     folders = {path.parent.name for path in tests.rglob("test_*.py") if path.parent != tests}
     rooms = {path.parent.name for path in (REPOSITORY / "seal_lib").glob("*/__init__.py")}

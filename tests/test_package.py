@@ -154,4 +154,4 @@ def test_the_weight_hash_follows_weights_and_tokenizer(tmp_path, monkeypatch) ->
     assert models.weight_hash(str(copy)) != models.weight_hash("seedling-knowledge")
     again, opened = models.weight_hash(str(copy)), []
     monkeypatch.setattr(Path, "open", lambda path, *_: opened.append(path))
-    assert models.weight_hash(str(copy)) == again and not opened  # gigabytes are read once a process
+    assert models.weight_hash(str(copy)) == again and not opened  # weights are read once per process

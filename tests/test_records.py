@@ -65,7 +65,7 @@ def test_faces_in_jupyter_escape_what_a_model_wrote() -> None:
     for item in (EDIT, answered, failed, passage, whole, *views):
         assert "<script>" not in item._repr_html_(), type(item).__name__
         assert "&lt;script&gt;" in item._repr_html_()
-    assert "own" not in replace(failed, arm="own_untrained")._repr_html_()  # labels where an arm is named, never keys
+    assert "own" not in replace(failed, arm="own_untrained")._repr_html_()  # arms are shown by label, never by key
     assert "diverged" in failed._repr_html_() and "nan" not in failed._repr_html_()
 
 

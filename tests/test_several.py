@@ -1,5 +1,7 @@
-"""Finetuning over several cards, here over processes on a CPU: the same weights as one process gives, the same errors,
-and a plan that says how many cards it takes."""
+"""Finetuning over several cards, here over several processes on a CPU.
+
+The weights and errors are those of one process, and the plan says how many cards a run takes.
+"""
 
 from dataclasses import replace
 
@@ -20,13 +22,13 @@ from seal_lib.training.several import sft_over
 
 NAME = "seedling-grids"
 OUTER = OuterLoop(sft_rank=4, sft_alpha=8.0, sft_lr=1e-2, sft_epochs=2, sft_batch=3)
-#: seven texts in steps of three: shares of two and one, and a last step of which the second process has nothing
+#: seven texts in steps of three: shares of two and one, and a last step with nothing for the second process
 TEXTS = [([1 + n, 2, 3], [5 + n, 6, 7, 8][: 2 + n % 3]) for n in range(7)]
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory) -> Policy:
-    """One round old, so that the processes must merge an adapter to start from the same weights."""
+    """A policy after one round, so that the processes must merge an adapter to start from the same weights."""
     base = Policy("untrained", *models.load(NAME), source=Source(NAME))
     return base.finetuned(MemoryRun(tmp_path_factory.mktemp("run")), TEXTS[:3], OUTER, name="round_1", seed=0)[0]
 
@@ -102,4 +104,4 @@ def test_the_plan_says_what_one_card_and_what_several_need() -> None:
 
     assert not all_weights(1).fits and all_weights(2).fits
     assert all_weights(1).needed > all_weights(2).needed > all_weights(4).needed
-    assert manifest.run_key(name, p) == manifest.run_key(name, p | {"cards": 4})  # where, not what
+    assert manifest.run_key(name, p) == manifest.run_key(name, p | {"cards": 4})  # not part of the key

@@ -101,7 +101,11 @@ def choose(tasks: Iterable[Task], ids: Sequence[str], where: str = "the tasks gi
 
 
 def _folder(source: Path) -> list[Task]:
-    """Tasks of a folder, one a file."""
+    """Return the tasks of a folder, one per file.
+
+    Raises:
+        DataError: the folder holds no JSON file or other folders of tasks, or a task or its id occurs twice.
+    """
     files = paths.json_files(source)
     seen = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
     deeper = [path.name for path in seen if path.is_dir() and any(map(paths.is_json, path.rglob("*")))]
@@ -247,7 +251,11 @@ def _list(value: object, where: str) -> list:
 
 
 def _read(path: Path) -> Any:
-    """The JSON object or list of a file."""
+    """Return the JSON object or list of a file.
+
+    Raises:
+        DataError: there is no such file, it holds another value, or a key occurs twice (JSON would silently drop one).
+    """
     if not path.is_file():
         what = "is a link to nothing" if path.is_symlink() else "is no file"
         raise DataError(f"tasks: {path} {what}; give a challenges file, a task file or a folder of task files.")

@@ -122,7 +122,7 @@ def vote(answers: Sequence[tuple[str, Grid]]) -> tuple[Grid, ...]:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Which test outputs of a task were right, by the first attempt and by either, and the shares of right cells."""
+    """The score of a task: its right test outputs, by the first attempt and by either, and its shares of right cells."""
 
     id: str
     first: tuple[bool, ...]

@@ -85,7 +85,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Reward:
-    """How reliable the rewards of a file with several self-edits per passage are; the reward is the accuracy.
+    """The reliability of the rewards in a file with several self-edits per passage; the reward is the accuracy.
 
     Attributes:
         edits: self-edits per unit.

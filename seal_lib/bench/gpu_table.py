@@ -300,7 +300,7 @@ def cost_curve(table: pd.DataFrame, axes: Axes | np.ndarray) -> Axes | np.ndarra
 
 
 def _bank(rows: pd.DataFrame, ax: Axes, targets: str, paint: str) -> list[tuple[float, str, str]]:
-    """Draw the bank's lines; returns what `names_at_right` writes beside them."""
+    """Draw the bank's lines; return the names that `names_at_right` writes beside them."""
     good = rows.dropna(subset=["seconds_per_edit"])
     for row in rows[rows["seconds_per_edit"].isna()].itertuples():
         ax.text(row.K, 0.98, "×", color=paint, ha="center", va="top", transform=ax.get_xaxis_transform())

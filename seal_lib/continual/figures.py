@@ -50,13 +50,15 @@ FATED = ("sequential_authors", "sequential", "sequential_live", "replay", "null_
 
 
 def shows(experiment: str, metrics: str, of: Sequence[str] = (), intervals: bool = True) -> Callable:
-    """Decorator of a figure: it is given the rows of these metrics and arms alone, drawn in the style, and has a
-    caption.
+    """Decorate a figure so that it gets only the rows of some metrics and arms, the library's style and a caption.
+
+    The decorated function returns None if the table has no such row.
 
     Args:
-        experiment: whose rows the gallery draws it from. metrics: pattern of the metrics it shows.
-        of: the arms it shows, in their order, unless its caller names others; none: all.
-        intervals: whether it draws them.
+        experiment: the experiment whose rows the gallery passes to it.
+        metrics: regular expression of the metrics it shows.
+        of: the arms it shows, in order, unless the caller names others; empty: all arms.
+        intervals: whether the figure draws intervals.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -175,7 +177,7 @@ def fates_figure(rows: pd.DataFrame, arms: Sequence[str]) -> Figure:
     for at, (ax, arm) in enumerate(zip(axes.flatten(), arms, strict=False)):
         fates_by_age(rows, ax, arm)
         ax.label_outer()
-        if at + columns >= len(arms):  # the lowest of its column
+        if at + columns >= len(arms):  # the lowest panel of its column
             ax.tick_params(labelbottom=True)
             ax.set_xlabel("later edits")
     for ax in axes.flatten()[len(arms) :]:

@@ -212,7 +212,7 @@ class _Work:
 
     def __call__(self, units: Sequence[EditUnit]) -> list[dict]:
         k = units[0].k
-        skips = self.rule.retrains and not self.arm.live  # a live self-edit is written by the model of the edit before
+        skips = self.rule.retrains and not self.arm.live  # the model after edit k-1 writes live self-edit k
         if skips and k and self.full_rows is not None and k not in self.full_rows:
             for unit in units:
                 self._remember(unit.stream, State(), k)

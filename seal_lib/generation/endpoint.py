@@ -30,9 +30,9 @@ from seal_lib.generation.contract import Completion, Request, Sampling, sample_s
 LOST = 20
 LARGEST = 2**24  # bytes of a reply
 PAUSE = 0.5  # s; a try is followed by a random pause of up to twice as long as the one before
-LONGEST = 600.0  # s; a server that asks for a longer pause is not waited for
-AGAIN = (408, 409, 425, 429)  # statuses that may pass, beside those from 500 on
-BROKEN = ("error", "abort")  # reasons to end a reply that leave it cut
+LONGEST = 600.0  # s; if a server asks for a longer pause, the request is given up
+AGAIN = (408, 409, 425, 429)  # HTTP statuses that are tried again, like those from 500 on
+BROKEN = ("error", "abort")  # finish reasons of a broken reply
 REFUSED = {401: "does not take the key", 403: "does not take the key", 404: "does not know the path or the model"}
 
 
@@ -272,7 +272,7 @@ class Endpoint:
             reply = json.loads(raw)
             choice = reply["choices"][0]
             text = choice["message"]["content"] if "message" in choice else choice["text"]
-            if isinstance(text, list):  # parts, of which some may be thoughts
+            if isinstance(text, list):  # parts, some of which may be reasoning
                 text = "".join(part["text"] for part in text if part["type"] == "text")
             if isinstance(text, str):
                 text.encode()  # raises for a lone surrogate, which is half a character
@@ -283,7 +283,7 @@ class Endpoint:
             raise Refused("the server withheld the reply (content_filter)")
         if ended in BROKEN:
             raise Again(f"the reply ended in {ended}")
-        if text is None and ended == "length":  # it thought until the limit
+        if text is None and ended == "length":  # its reasoning reached the token limit
             text = ""
         if not isinstance(text, str):
             raise Again("a reply without text")

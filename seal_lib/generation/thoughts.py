@@ -1,4 +1,4 @@
-"""What a reasoning model says before it answers, and what comes after its turn, is no part of what it wrote."""
+"""Reduce a model's output to its answer: remove the reasoning before it and any text after the end of its turn."""
 
 import re
 
@@ -6,10 +6,10 @@ _NAMES = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratch
 _OPEN = rf"[<\[◁]\s*{_NAMES}\s*[>\]▷]|<\|(?:begin_of_thought|START_THINKING)\|>|<\|channel>thought"
 _CLOSE = rf"[<\[◁]\s*/\s*{_NAMES}\s*[>\]▷]|<\|(?:end_of_thought|END_THINKING)\|>|<channel\|>"
 _MARK = re.compile(rf"({_OPEN})|{_CLOSE}", re.IGNORECASE)
-#: gpt-oss names the channel of what it says: with its control tokens, or where these were taken out, without
+#: gpt-oss names the channel of each message, by control tokens or, where a tokenizer removed them, by words alone
 _CHANNEL = re.compile(r"<\|channel\|>(?:analysis|commentary)|\A(?:analysis|commentary)(?=[A-Z])")
 _FINAL = re.compile(r"<\|channel\|>final[^<\n]*<\|message\|>|assistantfinal")
-#: control tokens that begin a turn (of whom) or end it, where a tokenizer did not know them as such
+#: control tokens that begin a turn, with its role, or end it, for tokenizers that leave them in the text
 _BEGIN = re.compile(
     r"\s*(?:<\|(?:im_start|start|start_header_id)\|>|<start_of_turn>|<\|turn>)?(?:assistant|model)?"
     r"(?:<\|(?:end_header_id|message|assistant)\|>|(?<=assistant)\n|(?<=model)\n)"
@@ -21,8 +21,10 @@ _END = re.compile(
 
 
 def without_thoughts(text: str) -> tuple[str, int]:
-    """(the text without ``<think>…</think>``, how many such blocks were taken out); ``[THINK]``, the channels of
-    gpt-oss and the like too, and what follows the end of the model's turn, a block if it says something.
+    """Return the text without reasoning and without what follows the model's turn, and the number of blocks removed.
+
+    Reasoning is ``<think>…</think>`` and similar marks (``[THINK]``, …), and the channels of gpt-oss other than the
+    final one. What follows the end of the turn counts as a block if it holds a letter or a digit.
 
     A block that is never closed was cut off by the token limit, so the rest of the text is removed. A closing mark
     without an opening one ends a block that began with the text: the opening mark was in the prompt.
@@ -45,7 +47,10 @@ def without_thoughts(text: str) -> tuple[str, int]:
 
 
 def _said(text: str) -> tuple[str, int]:
-    """(what follows the last mark of the final channel, 1) of a text in channels."""
+    """Return (the text of the final channel, 1) for a text in gpt-oss channels, otherwise (the text, 0).
+
+    The final channel is what follows its last mark, or "" if there is no such mark.
+    """
     if not _CHANNEL.search(text):
         last = _FINAL.match(text)
         return (text[last.end() :] if last else text), 0
@@ -53,7 +58,10 @@ def _said(text: str) -> tuple[str, int]:
 
 
 def _own_turn(text: str) -> tuple[str, int]:
-    """(the text up to the first control token that ends a turn, whether something was said after it)."""
+    """Return the text before the first control token that ends a turn, and 1 if anything is said after it, else 0.
+
+    The control tokens that begin the turn are removed too.
+    """
     begin = _BEGIN.match(text)
     text = text[begin.end() :] if begin else text
     end = _END.search(text)

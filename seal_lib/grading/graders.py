@@ -20,19 +20,19 @@ from seal_lib.records import Answer, Question
 _ARTICLES = ("a", "an", "the")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _APART = str.maketrans({mark: f" {mark} " for mark in string.punctuation})
-#: what stands within a word or a number and vanishes there, as SQuAD's rule lets ``'`` and ``-`` vanish: apostrophes,
-#: hyphens, points, marks of Arabic and Hebrew numbers and abbreviations, the Arabic line that only makes a word longer
+#: characters within a word or a number that are removed, as SQuAD's rule removes ``'`` and ``-``: apostrophes, hyphens,
+#: points, marks of Arabic and Hebrew numbers and abbreviations, and the Arabic line that only lengthens a word
 _JOINERS = set("’‘ʼ‛′‐‑‒–−·・٫٬\u05f3\u05f4\u0640\u00ad")
-#: marks that a writer may leave out: vowels of Arabic and Hebrew, and how an emoji is drawn
+#: optional marks: vowels of Arabic and Hebrew, and the variant selectors of emoji
 _OPTIONAL = re.compile(
     "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u064b-\u0652\u0670\u06d6-\u06ed\ufe0e\ufe0f]"
 )
-#: a separator of thousands
+#: separators of thousands
 _THOUSANDS = re.compile(r"(?<=\d)(?:[，．](?=\d)|[\u00a0\u2009\u202f](?=\d{3}(?!\d)))")
-#: compatibility forms that mean something else than what they look like: 10² is not 102
+#: kinds of compatibility forms that are not replaced, since their meaning would change: 10² is not 102
 _OTHER = ("<super>", "<fraction>", "<circle>")
-#: scripts that are written without spaces (Thai to Myanmar, Khmer, Javanese and their like, kana, Han), or whose
-#: particles stand at the word without one (Hangul): every letter of theirs is a word
+#: scripts written without spaces (Thai to Myanmar, Khmer, Javanese and similar, kana, Han) or with particles joined to
+#: the word (Hangul): each of their letters is a word
 _UNSPACED = re.compile(
     "[\u0e00-\u109f\u1100-\u11ff\u3131-\u318e\ua960-\ua97c\uac00-\ud7fb\u1780-\u17ff\u1950-\u19df\u1a20-\u1aad\u1b00-\u1b7f\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029"
     "\u3041-\u30ff\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua980-\ua9df\uaa60-\uaa7f"
@@ -44,7 +44,7 @@ _UNSPACED = re.compile(
 def _plain(character: str) -> str:
     """Return the plain form of a non-ASCII character: width, font and digit variants become plain, marks vanish."""
     category = unicodedata.category(character)
-    if character in _JOINERS or category in ("Cf", "Sk") or _OPTIONAL.match(character):  # Sk: accents that stand alone
+    if character in _JOINERS or category in ("Cf", "Sk") or _OPTIONAL.match(character):  # Sk: accents without a letter
         return ""
     if category == "Nd":
         return str(unicodedata.decimal(character))
@@ -96,10 +96,10 @@ def _letters(run: str) -> list[str]:
 def normalise(text: str) -> str:
     """Normalise a text as SQuAD v1.1 does: lower case, no punctuation, no articles, single spaces.
 
-    On ASCII it is SQuAD's to the letter. Beyond, what is only written otherwise is the same: composed and decomposed
-    letters, vowels of Arabic and Hebrew or none, other widths and fonts, other scripts' digits, other punctuation. A
-    letter of a script without spaces is a word, as in the graders of multilingual SQuAD, and so is one of Hangul, as in
-    those of KorQuAD.
+    For ASCII text this is exactly SQuAD's rule. For other text, spelling variants become equal: composed and decomposed
+    letters, Arabic and Hebrew with and without vowel marks, width and font variants, digits of all scripts, other
+    punctuation. A letter of a script without spaces is a word, as in the graders of multilingual SQuAD, and so is a
+    letter of Hangul, as in the grader of KorQuAD.
     """
     return " ".join(_words(text))
 

@@ -1,5 +1,7 @@
-"""Many passages at once: texts by several writers, and the corpus that they make. A writer is a row of `WRITERS`; every
-shipped strategy is one."""
+"""Texts by several writers about many passages, and the corpus that they form.
+
+A writer is a row of `WRITERS`; every shipped strategy is one.
+"""
 
 import json
 import re
@@ -37,9 +39,9 @@ class Document:
 class Writer:
     """The writer of an arm's texts.
 
-    ``source``: ``none`` (nothing is trained), ``passage`` (no texts, the passages alone), ``policy`` (self-edits of
-    the arm's policy), ``external`` (a stronger writer) or ``strategy`` (a way to study: of the made world its notes,
-    else the policy follows it).
+    ``source``: ``none`` (no training), ``passage`` (no texts, the passages alone), ``policy`` (self-edits of the arm's
+    policy), ``external`` (a stronger writer) or ``strategy`` (a way to study, ``study``: the made world has ready notes
+    for it; about other passages the policy follows it).
     """
 
     source: str

@@ -6,13 +6,13 @@
 a path                      JSON list of ``{title, context, questions: [{question, answer}]}``; optional
                             ``completions`` (self-edits) become the references ``external``, ``external_1``, …; or
                             SQuAD as its authors publish it (``{data: [{title, paragraphs: [{context, qas}]}]}``), or a
-                            row per question (``{title, context, question, answers}``), as columns or as the Hub's
-                            viewer gives them, too; JSON lines and gzip too
+                            row per question (``{title, context, question, answers}``), which may also be stored by
+                            columns or in the format of the Hub's viewer; JSON lines and gzip too
 ==========================  =====================================================================================
 
-A gold answer is a text, a list (the first counts) or SQuAD's ``{text: [...]}``. A passage that stands twice is refused,
-since every interval counts passages. A question that its file marks as
-without an answer, as SQuAD v2 does, is left out; one warning says how many were.
+A gold answer is a text, a list (the first counts) or SQuAD's ``{text: [...]}``. A passage that occurs twice is an
+error, since every interval counts passages. A question that its file marks as without an answer, as SQuAD v2 does, is
+left out; one warning says how many were.
 """
 
 import random
@@ -28,7 +28,7 @@ from seal_lib.errors import DataError
 from seal_lib.records import Passage, Question
 from seal_lib.seeds import rng
 
-#: what a table's cell becomes that held SQuAD's answers
+#: SQuAD's answers as text, which they become when a table is saved as such
 _WRITTEN = re.compile(r"[\[{]+\s*['\"](?:text|answer_start)['\"]\s*:")
 SQUAD_REVISION = "7b6d24c440a36b6815f21b70d25016731768db1f"
 
@@ -144,7 +144,7 @@ def _entries(value: object, where: str) -> list:
     if isinstance(value, dict):
         if isinstance(value.get("data"), list) and value["data"]:
             entries = value["data"]
-        elif isinstance(value.get("rows"), list):  # as the Hub's viewer gives them
+        elif isinstance(value.get("rows"), list):  # the format of the Hub's viewer
             entries = [row.get("row", row) if isinstance(row, dict) else row for row in value["rows"]]
         elif {"context", "question"} <= set(value) and isinstance(value["context"], list | dict):
             entries = _of_columns(value, where)
@@ -162,7 +162,10 @@ def _entries(value: object, where: str) -> list:
 
 
 def _of_columns(columns: Mapping[str, Any], where: str) -> list[dict]:
-    """Return the rows of a table written by columns, each a list or, as pandas writes it, an object by row number."""
+    """Return the rows of a table stored by columns.
+
+    A column is a list or, as pandas writes it, an object keyed by row number.
+    """
     lists = {key: list(column.values()) if isinstance(column, dict) else column for key, column in columns.items()}
     if len({len(column) if isinstance(column, list) else None for column in lists.values()}) > 1:
         raise DataError(f"{where}: its columns differ in length; write a row per question.")

@@ -54,7 +54,7 @@ _HEADING = re.compile(r"\nImplications:\s*")
 _SENTENCE = ".!?,;'\"()…。！？，"  # a line with these is a sentence, if an empty one, and no rule
 _FENCE, _TAGS = re.compile(r"\s*(?:`{3,}|~{3,})[\w+#.-]*\s*"), re.compile(r"\s*(?:</?[^<>\n]{1,40}>\s*)+")
 _NUMBER, _TAGGED = re.compile(r"\s*\(?\d{1,3}[.)]\s*"), re.compile(r"\s*<(\w{1,20})>(.*)</\1>\s*")
-#: characters that nobody sees: controls, colours of a terminal, spaces of no width, marks of byte order
+#: invisible characters: control characters, terminal colours, zero-width spaces, byte order marks
 _UNSEEN = re.compile(r"\x1b\[[\d;]*m|[\x00-\x08\x0e-\x1b\x7f\u200b\u2060\ufeff]")
 #: an item of a list; a heading of Markdown that is neither a numbered item nor a sentence
 _ITEM = re.compile(r"[*_]*(?:\(?(?:\d{1,3}|[a-z])[.)]|[-*+•·‣–]\s)")
@@ -143,7 +143,7 @@ def _without_heading(lines: list[str]) -> list[str]:
 
 
 def _without_titles(lines: list[str]) -> list[str]:
-    """Return the lines without headings, and without the lines that introduce the list that they form."""
+    """Return the lines without headings, and without the lines that introduce a list."""
     lines = [line for line in lines if not _TITLE.fullmatch(line)]
     first = next((i for i, line in enumerate(lines) if _ITEM.match(line)), 0)
     leads = 0 < first <= 2 and lines[first - 1].rstrip("*_ ").endswith((":", "："))
@@ -180,8 +180,10 @@ def _says_nothing(line: str) -> bool:
 
 
 def _unpacked(text: str) -> str:
-    """Return a JSON list, in a fence or under one key, as lines (of objects, a line per key); any other text as it
-    is."""
+    """Return a JSON list, in a fence or under one key, as lines; return any other text as it is.
+
+    An object of the list becomes a line per key.
+    """
     inside = "\n".join(line for line in text.splitlines() if not _FENCE.fullmatch(line)).strip()
     try:
         found = json.loads(inside) if inside[:1] in ("[", "{") else None
@@ -211,7 +213,7 @@ def _lines_or_questions(lines: list[str], opens: bool) -> tuple[list[str], int]:
     lines = [piece for line in lines for piece in _NEXT.split(line)]
     asks = [bool(_ASKS.match(line.strip())) for line in lines]
     answers = [bool(_ANSWERS.match(line.strip()) or _WITHIN.search(line)) for line in lines]
-    if not any(asks):  # a line that asks, before one that answers
+    if not any(asks):  # a question may be unmarked: a line with ? before an answer
         said = [i for i, line in enumerate(lines) if line.strip()]
         for one, other in pairwise(said):
             asked = lines[one].rstrip(" \t\r\n*_").endswith(("?", "？"))

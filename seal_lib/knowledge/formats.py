@@ -87,10 +87,11 @@ def format_rows(
 
 
 def reasoned_rows(trials: Mapping[str, Loops], **label: str) -> list[dict]:
-    """Lines of ``knowledge/prompts/reasoned_answers``: arms that reason before they answer.
+    """Return the lines of ``knowledge/prompts/reasoned_answers``, whose arms reason before they answer.
 
     Args:
-        trials: arm → trials. label: protocol, model and grader.
+        trials: arm → its trials.
+        label: protocol, model and grader.
     """
     pairs = [(arm, "frozen") for arm in trials if arm != "frozen"]
     return table_rows(f"{EXPERIMENT}/reasoned_answers", trials, pairs, **label)

@@ -17,7 +17,7 @@ _SLOTS = {
 }
 #: parts of a self-edit that may be one document
 PIECES = ("lines", "parts")
-#: where reasoning ends and the answer begins
+#: mark between reasoning and answer
 ANSWER = "Answer:"
 
 
@@ -57,14 +57,16 @@ class Prompts:
         return fill(template, title=passage.title, passage=passage.text, question=question.question)
 
     def asking(self, other: "Prompts") -> "Prompts":
-        """This set, with questions put as another puts them."""
+        """Return this set with the question prompts of another set."""
         return replace(
             self, answer=other.answer, answer_in_context=other.answer_in_context, stop=other.stop, reasons=other.reasons
         )
 
     def answered(self, written: str) -> str:
-        """The answer in what was written after a question: all of it, or, where reasoning stands before it, the line
-        after the first `ANSWER`; nothing if there is none."""
+        """Return the answer in a text that was written after a question.
+
+        It is the whole text or, in a set with ``reasons``, the line after the first `ANSWER`, "" if there is none.
+        """
         if self.reasons:
             written = (written.partition(ANSWER)[2].strip().splitlines() or [""])[0]
         return written.strip()
@@ -99,7 +101,7 @@ def load(name: str, file: str | None = None) -> Prompts:
         )
     for key, value in chosen.items():
         if key == "reasons":
-            continue  # a number
+            continue  # a number, checked elsewhere
         if not isinstance(value, str) and not (key == "stop" and value is None) or key == "stop" and value == "":
             null = " or null" if key == "stop" else ""
             raise DataError(f"{where}, set {name!r}, {key}: {value!r} is not a text{null}; put it in quotes.")

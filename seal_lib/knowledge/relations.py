@@ -1,5 +1,8 @@
-"""Texts about groups of things that a passage names (the idea: EntiGraph, arXiv 2409.07431): the things are listed,
-groups of them drawn, and a text is written for each group. Knows no registry: the wordings are given."""
+"""Write texts about groups of entities of a passage (the idea: EntiGraph, arXiv 2409.07431).
+
+The policy lists the entities that a passage names, groups of them are drawn, and one text is written per group. Knows
+no registry: the caller gives the prompts.
+"""
 
 import re
 from collections.abc import Sequence
@@ -15,13 +18,14 @@ from seal_lib.records import Passage
 from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed, rng
 
-ENTITIES = 20  # at most so many of a passage are looked at
+ENTITIES = 20  # at most this many entities of a passage are used
 
 
 @dataclass(frozen=True)
 class Text:
-    """One text about a passage. ``sample``: its number among those of its kind, from 0; ``about``: the things that it
-    relates."""
+    """A text about a passage. ``sample``: its index among those of its kind, from 0; ``about``: the entities it
+    relates.
+    """
 
     unit_id: str
     writer: str
@@ -43,12 +47,14 @@ def write(
     count: int,
     seed: int,
 ) -> list[Text]:
-    """``count`` texts a passage for each size of group, fewer where it names too few things for so many; recorded in
-    phases ``<phase>/…``. About the made world they are `made`, else the policy writes them.
+    """Return ``count`` texts per passage and group size, fewer if a passage names too few entities for as many groups.
+
+    The texts about passages of the made world are `made`; the policy writes the others, recorded in phases
+    ``<phase>/…``. Blank texts are left out.
 
     Args:
-        listing, relating: what the policy reads before it lists what a passage names, and before it relates
-            {entities}.
+        listing: prompt after which the policy lists the entities that a passage names; slots {title} {passage}.
+        relating: prompt after which it writes about a group of them, the slot {entities}.
     """
     told = [p for p in passages if not p.facts]
     prompts = [fill(listing, title=p.title, passage=p.text) for p in told]
@@ -68,8 +74,10 @@ def write(
 
 
 def made(passage: Passage, size: int, count: int, seed: int) -> list[Text]:
-    """Texts about groups of a passage of the made world: the stronger writer's notes on every fact that one of the
-    group is in."""
+    """Return texts about ``count`` groups of ``size`` entities of a made-world passage, fewer if there are not so many.
+
+    A text is the stronger writer's notes on every fact about an entity of its group.
+    """
     names = list(dict.fromkeys([f[0] for f in passage.facts] + [f[2] for f in passage.facts]))
     texts = []
     for i, group in enumerate(_drawn(passage, names, size, count, seed)):
@@ -85,7 +93,7 @@ def _drawn(passage: Passage, names: Sequence[str], size: int, count: int, seed: 
 
 
 def entities_of(listed: str, passage: str) -> list[str]:
-    """The names of a list that stand in the passage, in order, each once, `ENTITIES` at most."""
+    """Return the listed names that occur in the passage, in order, each once, at most `ENTITIES`."""
     found: dict[str, str] = {}
     for line in re.split(r"[\n;,]", listed):
         name = re.sub(r"^(?:[-*•–]|\d+[.)])?\s*", "", line.strip()).strip(" .\"'*")
@@ -97,7 +105,7 @@ def entities_of(listed: str, passage: str) -> list[str]:
 def _generated(
     run: Recorder, policy: Policy, ids: Sequence[str], prompts: Sequence[str], outer: OuterLoop, phase: str, seed: int
 ) -> list[str]:
-    """Texts that the policy writes after prompts, "" where one is longer than the model takes; recorded."""
+    """Return the text that the policy writes for each prompt, "" where the model cannot take the prompt; recorded."""
     if not ids:
         return []
     sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, skip_long=True)

@@ -54,7 +54,7 @@ class Strategy:
 
     @property
     def ready(self) -> bool:
-        """Whether somebody writes such notes in the made world."""
+        """True if the made world has notes for this strategy."""
         return self.made is not None or bool(self.groups)
 
     def prompts(self, base: Prompts) -> Prompts:
@@ -84,13 +84,13 @@ class Strategy:
         return self.edits(passage, texts, count)
 
     def edits(self, passage: Passage, texts: Sequence[str], count: int) -> list[SelfEdit]:
-        """``count`` self-edits, empty ones where there are fewer texts."""
+        """Return the texts as ``count`` self-edits; if there are fewer texts, the last self-edits are empty."""
         first = [*texts[:count], *[""] * (count - len(texts))]
         return [SelfEdit(f"{passage.id}/{self.name}/{k}", passage.id, t, self.arm) for k, t in enumerate(first)]
 
 
 def load(names: Sequence[str] | None = None, file: str | None = None) -> list[Strategy]:
-    """The strategies of these names (default: every one), from ``file`` if it has them, else from the shipped ones.
+    """Return the strategies of these names (None: all), from ``file`` where it has them, otherwise the shipped ones.
 
     Raises:
         DataError: a name is unknown, or an entry lacks its instruction or has an invalid value.
@@ -143,8 +143,12 @@ def write(
     seed: int,
     study: Strategy | None = None,
 ) -> dict[str, list[SelfEdit]]:
-    """By passage ``count`` self-edits of a policy, each whole, with the opening that it was given. ``study``: the
-    strategy whose prompts the domain has."""
+    """Let a policy write ``count`` self-edits per passage; return them by passage id, each whole, with its opening.
+
+    Args:
+        study: the strategy whose prompts ``domain`` has. If it has groups, the self-edits are texts about groups
+            (`seal_lib.knowledge.relations.write`), one of each size in turn.
+    """
     if study and study.groups:
         sizes, each = study.groups, -(-count // len(study.groups))
         texts = relations.write(
@@ -159,7 +163,7 @@ def write(
             count=each,
             seed=seed,
         )
-        by_turn = sorted(texts, key=lambda text: text.sample)  # of every size the first, then the second, …
+        by_turn = sorted(texts, key=lambda text: text.sample)  # the first text of every size, then the second, …
         return {p.id: study.edits(p, [t.text for t in by_turn if t.unit_id == p.id], count) for p in passages}
     edits = write_self_edits(run, policy, passages, domain, outer, phase=phase, seed=seed, samples=count)
     found: dict[str, list[SelfEdit]] = {passage.id: [] for passage in passages}

@@ -165,8 +165,8 @@ class Policy:
     ) -> "tuple[Policy, dict]":
         """Continue pretraining on all documents (token ids) together; return the new policy and the report of `sft`.
 
-        Its weights are nowhere but in this process, so that it has no source. This policy stays as it is. Over several
-        cards ``on_step`` is not called.
+        The new policy has no source, as its weights exist in this process only. This policy stays as it is.
+        ``on_step`` is not called if there are several cards.
 
         Raises:
             DivergedError: a loss is not finite.
@@ -198,7 +198,7 @@ class Policy:
         return replace(self, model=model, source=None), report
 
     def _trained(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], cards: int, **settings: Any) -> tuple:
-        """What `sft` gives: here, or by a process on each of several cards."""
+        """Return what `sft` returns, trained in this process or, with several ``cards``, by one process per card."""
         if cards > 1:
             from seal_lib.training.several import sft_over
 

@@ -201,8 +201,8 @@ DOCUMENTS = (".md", ".png", ".jpg", ".pdf")
 def weight_hash(name: str, revision: str | None = None) -> str:
     """Return the SHA-256 of all files that affect a local model's output, or ``hub:<id>@<revision>`` for a Hub model.
 
-    All files count, in sub-folders too (weights, tokenizer, chat templates), except documents and hidden files. They
-    are read once a process, and again where one was changed.
+    All files count (weights, tokenizer, chat templates, also in subfolders), except documents and hidden files.
+    A process reads them once, and again after a change.
     """
     source, pinned = resolve(name)
     if not Path(source).is_dir():
@@ -218,11 +218,14 @@ def weight_hash(name: str, revision: str | None = None) -> str:
 
 @lru_cache(maxsize=8)
 def _digest(root: Path, files: tuple[tuple[str, int, int, int], ...]) -> str:
-    """Of names and contents; ``files``: (name, size, times), by which a changed one is told."""
+    """Return the SHA-256 of the names and contents of ``files``: (name, size, two times) each.
+
+    Size and times are in the cache key, so that changed files are read again.
+    """
     digest = hashlib.sha256()
     for name, *_ in files:
         digest.update(name.encode())
         with (root / name).open("rb") as file:
-            while block := file.read(2**20):  # weights of gigabytes
+            while block := file.read(2**20):  # weights can have gigabytes
                 digest.update(block)
     return digest.hexdigest()

@@ -16,7 +16,7 @@ DTYPES = ("float64", "float32", "bfloat16", "float16", "4bit")
 #: A tokenizer with fewer tokens than this share of the embedding's rows belongs to another model. Models pad the rows
 #: to round numbers, by at most 2 % in those that we tested (Phi 2).
 LEAST_KNOWN = 0.9
-#: types of packed weights, which mean something only with their scales
+#: number types of packed weights, which are meaningless without their scales
 PACKED = ("I8", "U8", "F8", "F4")
 _UNPACKED = 'give it in float32, bfloat16 or float16 (dtype: "4bit" packs a model here)'
 
@@ -55,14 +55,17 @@ def tensors_of(path: Path) -> dict[str, Any]:
 
 
 def _not_a_pointer(content: bytes, path: Path) -> bytes:
-    """The content of a file as it is, unless Git LFS has left it where it was."""
+    """Return the content of a file, or raise DataError if it is a pointer of Git LFS."""
     if content.startswith(b"version https://git-lfs"):
         raise DataError(f"{path} is a pointer of Git LFS, not the file; run `git lfs pull`.")
     return content
 
 
 def check_safetensors(path: Path) -> None:
-    """Refuse a file whose header and length do not agree, or that holds packed numbers; only the header is read."""
+    """Raise DataError if a file is damaged, cut off or a pointer of Git LFS, or holds packed numbers.
+
+    Only the header is read.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -182,8 +185,10 @@ def _kinds(error: BaseException | None) -> Iterator[str]:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a model folder without a readable config, with an adapter (which transformers would put on), or whose
-    weights are missing or cut; only headers are read."""
+    """Raise DataError if a model folder has no readable config, holds an adapter, or lacks whole weights.
+
+    An adapter is refused because transformers would add it to the model. Only the headers of the weights are read.
+    """
     if (folder / "adapter_config.json").exists():
         raise DataError(f"{folder} holds an adapter; merge it with PEFT (merge_and_unload) and give the merged model.")
     for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -207,7 +212,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_config(config: Any, name: str) -> None:
-    """Raise DataError if the ``model_type`` of a config is not a causal language model of transformers."""
+    """Raise DataError if a config is of no causal language model of transformers, or if its weights are packed."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(config, "is_encoder_decoder", False):
@@ -221,12 +226,12 @@ def check_config(config: Any, name: str) -> None:
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer with which no text could be ended, or whose chat template cannot be filled."""
+    """Raise DataError if a tokenizer has no EOS token (no text could end), or its chat template cannot be filled."""
     if getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "reply"}]
         try:
             tokenizer.apply_chat_template(turns, tokenize=False)
-        except Exception as error:  # whatever a template does
+        except Exception as error:  # a template may raise anything
             raise DataError(
                 f"The chat template of model {name!r} cannot be filled ({said(error)}); mend it, or take it out."
             ) from error

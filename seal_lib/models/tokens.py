@@ -37,10 +37,10 @@ def written_ids(text: str, end: int, tokenizer: "PreTrainedTokenizerBase") -> li
 
 
 def ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Every id that ends a text: the tokenizer's EOS and those that the model's ``generation_config`` lists.
+    """Return all ids that end a text: the tokenizer's EOS and those in the model's ``generation_config``.
 
     Raises:
-        DataError: it lists what is no id, which no text would end with.
+        DataError: ``generation_config`` lists a value that is not an id.
     """
     listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = listed if isinstance(listed, list | tuple) else [listed]

@@ -139,7 +139,7 @@ def _model(item: Item, p: Mapping) -> budget.Shape | None:
 
 
 def _inputs(notebook: str, scale: str, chosen: list[str]) -> list[str]:
-    """Runs it reads that are neither finished nor chosen."""
+    """Return a sentence for each run that the notebook reads and that is neither finished nor chosen."""
     wanted = runner.reads(notebook) or set()
     lacking = [name for name in sorted(wanted) if name not in chosen and manifest.newest(name, scale) is None]
     return [f"reads the run of {name} at scale {scale}, which is not finished; add it to ONLY." for name in lacking]

@@ -32,13 +32,15 @@ if TYPE_CHECKING:
     from seal_lib.continual.rules.base import Rule
 
 
-#: parameters that name data, on this machine unless they say where else it comes from
+#: parameters that name data: a path on this machine, unless the value begins with ``world:`` or ``hub:``
 SOURCES = ("passages", "practice", "prior", "tasks", "solutions", "practice_solutions")
 
 
 def on_this_machine(values: Mapping[str, Any]) -> None:
-    """Raises SealError where data or a model that the parameters name is not there, or a model's folder is not whole;
-    a network is not asked."""
+    """Raise SealError if data or a model that the parameters name is missing here, or a model folder is incomplete.
+
+    Names on the Hub are not looked up, so no network is used.
+    """
     for key in SOURCES:
         value = str(values.get(key) or "world:")
         if not value.startswith(("world:", "hub:")) and not paths.given(value).exists():

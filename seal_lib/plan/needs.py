@@ -121,8 +121,11 @@ def _m_step(p: Mapping, one: Phase, shape: budget.Shape, device: Device, weights
 
 
 def _all_weights(p: Mapping, one: Phase, shape: budget.Shape, device: Device) -> budget.Budget:
-    """Training every weight: a copy of the policy, its gradients and AdamW's moments, all in the weights' type. Over
-    several cards (`seal_lib.training.several`): of the first one, where the policy lies whole beside its share."""
+    """Return the budget of training all weights.
+
+    It holds a copy of the policy, its gradients and AdamW's moments, all in the weights' type. With several cards
+    (`seal_lib.training.several`) it is the budget of the first card, which holds the whole policy beside its share.
+    """
     weights = budget.weight_bytes(shape, str(p["dtype"]))
     rows = 1 if device.is_gpu else one.batch
     tokens = int(rows * min(p["cpt_length"], one.tokens / one.steps))

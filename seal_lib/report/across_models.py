@@ -1,9 +1,10 @@
-"""The main comparisons on several models: their lines in ``results.csv``, and in words.
+"""The main comparisons on several models, as lines of ``results.csv`` and in words.
 
-One ReST^EM loop per model, on the same evaluation passages or tasks (`seal_lib.loops.outer.run_loop`). Of models that
-differ in their seed alone, a model is what a loop is elsewhere: the pooled intervals speak of other passages or tasks
-*and* of other models grown by the same recipe. Sizes are no sample of anything and are not pooled. Knows no domain: how
-a model's trials become lines is given (``table_rows`` of `seal_lib.knowledge.evaluate` or `seal_lib.arc.tables`).
+Each model has one ReST^EM loop, and all are evaluated on the same passages or tasks (`seal_lib.loops.outer.run_loop`).
+Models that differ only in their seed are pooled: a model takes the role that a loop has elsewhere, so the pooled
+intervals account for other passages or tasks *and* for other models grown by the same recipe. Models of several sizes
+are not a sample of anything and are not pooled. Knows no domain: the caller gives the function that turns a model's
+trials into lines (``table_rows`` of `seal_lib.knowledge.evaluate` or `seal_lib.arc.tables`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -71,11 +72,14 @@ def size_rows(
     table_rows: Callable[..., list[dict]],
     **label: str,
 ) -> list[dict]:
-    """Lines of ``<experiment>/<size>`` for each size: its frozen model and its loop.
+    """Return the lines of ``<experiment>/<size>`` for each size: its frozen model and its loop.
 
     Args:
-        sizes: size -> model name. loops, frozen: model name -> its loop, the trials without training.
-        table_rows, label: as in `model_rows`.
+        sizes: size -> model name.
+        loops: model name -> its loop.
+        frozen: model name -> the trials without training.
+        table_rows: as in `model_rows`.
+        label: protocol and grader, as in `model_rows`.
     """
     rows = []
     for size, model in sizes.items():
@@ -86,10 +90,10 @@ def size_rows(
 
 
 def sizes_in_words(rows: Sequence[Mapping]) -> str:
-    """Markdown: for each size what is separable on it, as `in_words` says it.
+    """Return Markdown with the separable comparisons of each size, as by `in_words`.
 
     Args:
-        rows: as `size_rows` gives them.
+        rows: as `size_rows` returns them.
     """
     by_model: dict[str, list[Mapping]] = {}
     for row in rows:

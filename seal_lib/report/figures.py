@@ -85,10 +85,10 @@ def narrowed(table: pd.DataFrame, pattern: str) -> pd.DataFrame:
 
 
 def caption(table: pd.DataFrame, intervals: bool = True) -> str:
-    """What a figure of these rows must say: intervals, n, loops, model, protocol, grader. "" for another table.
+    """Return the caption of these rows (intervals, n, loops, model, protocol, grader), or "" for other tables.
 
     Args:
-        intervals: whether the figure draws them; those of one that has no room for them are in its CSV.
+        intervals: whether the figure draws the intervals; if not, the caption says that they are in the CSV file.
     """
     if not {"value", "low", "n", "unit", "model", "protocol", "grader"} <= set(table.columns):
         return ""
@@ -105,7 +105,7 @@ def caption(table: pd.DataFrame, intervals: bool = True) -> str:
     for name in ("model", "protocol", "grader"):
         values = [str(value) for value in rows[name].dropna().unique() if value]
         few = " / ".join(values) if len(values) < 4 else ""
-        said += [few if few.endswith(f"{name}s") else f"{name} {few}"] if few else []  # "3 models" says it
+        said += [few if few.endswith(f"{name}s") else f"{name} {few}"] if few else []  # "3 models" needs no name
     return "; ".join(said)
 
 
@@ -152,7 +152,7 @@ def gallery(df: pd.DataFrame, folder: Path, pictures: Sequence[Callable]) -> lis
         own = rows[rows["experiment"] == experiment]
         kinds = df.loc[parent == experiment, ["protocol", "model"]].drop_duplicates()
         slug = re.sub(r"\W+", "_", " ".join([experiment, *([protocol, model] if len(kinds) > 1 else [])])).strip("_")
-        # the paper's other arms are no gap of a small model that was grown here: they were never meant to run on it
+        # arms of the paper that a shipped model lacks are no gaps: they were never meant to run on it
         full = own if str(model).startswith("seedling") else tables.with_gaps(own, experiment)
         for function, kind, table, options in [one for find in pictures for one in find(own, full, rows)]:
             names.append(f"{slug}_{kind}")

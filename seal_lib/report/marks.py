@@ -127,10 +127,12 @@ def dots(ax: Axes, lines: Mapping[str, Sequence[tuple[str, str, dict]]]) -> None
 
 
 def names_at_right(ax: Axes, names: Sequence[tuple[float, str, str]], size: float = 8.5) -> None:
-    """Write each (y, name, colour) beside its line, as near to it as names that must not overlap can be. Axes limits
-    must be final."""
+    """Write each (y, name, colour) beside its line, as near to it as possible without overlap.
+
+    The limits of the axes must be final.
+    """
     lines = 1 + max((name.count("\n") for _, name, _ in names), default=0)
-    gap = 1.25 * size * lines / (0.75 * 72 * ax.figure.bbox.height / ax.figure.dpi)  # of the height of the axes, about
+    gap = 1.25 * size * lines / (0.75 * 72 * ax.figure.bbox.height / ax.figure.dpi)  # roughly, as a share of the axes
     to = ax.transScale + ax.transLimits
     ends = sorted((float(to.transform((1, y))[1]), name, paint) for y, name, paint in names)
     for at, (_, name, paint) in zip(apart([y for y, *_ in ends], gap), ends, strict=True):
@@ -138,8 +140,8 @@ def names_at_right(ax: Axes, names: Sequence[tuple[float, str, str]], size: floa
 
 
 def apart(places: Sequence[float], gap: float) -> list[float]:
-    """Ascending places, moved as little as it takes (least squares) for ``gap`` between any two."""
-    blocks: list[list[float]] = []  # of places that push each other, each less the room below it
+    """Move ascending places as little as possible (least squares) so that neighbours are at least ``gap`` apart."""
+    blocks: list[list[float]] = []  # places that touch, each less the gaps below it
     for k, place in enumerate(places):
         blocks.append([place - k * gap])
         while len(blocks) > 1 and sum(blocks[-2]) / len(blocks[-2]) > sum(blocks[-1]) / len(blocks[-1]):
@@ -149,12 +151,14 @@ def apart(places: Sequence[float], gap: float) -> list[float]:
 
 
 def names_near(ax: Axes, marks: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each (x, y, name, colour) close to its mark where it hides no other mark and no other name, and as few
-    lines as can be, with a thin leader where it stands off. Axes limits must be final."""
+    """Write each (x, y, name, colour) close to its mark, where it hides no other mark or name and crosses few lines.
+
+    A name that stands off gets a thin leader line. The limits of the axes must be final.
+    """
     from matplotlib.patheffects import withStroke
 
     whole = ax.figure.bbox
-    # points, about: titles, legends and captions come later
+    # approximate size of the axes in points: titles, legends and captions are drawn later
     wide, high = (72 * share * side / ax.figure.dpi for share, side in ((0.9, whole.width), (0.73, whole.height)))
     count = ax.get_subplotspec()
     wide = wide / count.get_gridspec().ncols if count else wide
@@ -196,7 +200,7 @@ def names_near(ax: Axes, marks: Sequence[tuple[float, float, str, str]]) -> None
 
 
 def _along(ax: Axes, wide: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """x and y [points] of places 2 points apart on every line of some axes that are so large."""
+    """Return the x and y of points along every line of axes of ``wide`` × ``high`` points, 2 points apart."""
     import numpy as np
 
     found: list[np.ndarray] = [np.zeros((0, 2))]

@@ -127,7 +127,7 @@ def _lines(df: pd.DataFrame, part: Part, labelled: bool) -> Iterator[dict]:
     ours = rows[rows["metric"].str.fullmatch(part.metric)]
     reference = "own_untrained" if "own_untrained" in about.references else next(iter(about.references))
     verdict_column = f"separable from {about.references[reference]}?"
-    several = len({metric for _, metric in known}) > 1  # of several metrics, only what the paper has
+    several = len({metric for _, metric in known}) > 1  # if the paper has several metrics, show only its values
     keys = {*known, *(() if several else ours[["arm", "metric"]].itertuples(index=False, name=None))}
     for arm, metric in sorted(keys, key=lambda key: (arm_rank(key[0]), key[1])):
         versions = known.get((arm, metric), {})

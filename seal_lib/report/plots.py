@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 LEVELS = ("icl", "frozen", "external", "oracle")  # level lines in a figure over rounds
 CONTROL_PLACES = {  # arms measured once: arm -> place on the axis of rounds, given the last round
     "random_edit_sft": lambda last: last,
-    "random_config_sft": lambda last: 1.1,  # beside round 1, whose samples it has
+    "random_config_sft": lambda last: 1.1,  # beside round 1, whose samples it uses
 }
 STYLE_WORDS = {  # styles of notes in the made world
     "forward": "person to value",

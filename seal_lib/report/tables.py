@@ -57,7 +57,7 @@ OTHER_TITLES = {  # experiments without a headline table: pattern of the name ->
 
 @dataclass(frozen=True)
 class Shown:
-    """What a table shows of an experiment.
+    """The part of an experiment that a table shows.
 
     Attributes:
         metric: the headline metric.
@@ -134,7 +134,7 @@ LEVELS = {
 
 
 def title(experiment: str) -> str:
-    """What a figure of the experiment, or of a part of it, is headed by."""
+    """Return the title of an experiment, or of a part of it, for figures and tables."""
     found = ((re.fullmatch(pattern, experiment), name) for pattern, name in OTHER_TITLES.items())
     if own := next((match.expand(name) for match, name in found if match), TITLES.get(experiment)):
         return own

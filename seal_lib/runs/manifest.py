@@ -30,7 +30,7 @@ PACKAGES = (
 ).split()
 SECRET = re.compile(r"(key|token|secret|password)", re.IGNORECASE)
 REDACTED = "(redacted)"
-#: parameters that change no row: where work is done (`seal_lib.runs.workers`), and what may be spent elsewhere
+#: parameters that affect no row: where work is done (`seal_lib.runs.workers`), keys, and limits on endpoints
 WHERE = (
     "workers",
     "cards",
@@ -41,9 +41,9 @@ WHERE = (
     "endpoint_calls",
     "endpoint_seconds",
 )
-#: parameters that change no row but keep more files: they make another run only where they are on
+#: parameters that affect no row but keep more files: they change a run's key only if they are on
 MORE = ("keep_adapters",)
-KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # files whose content hashes stand in a run's record
+KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # files whose content hashes are in a run's record
 DETERMINISM = {
     "cpu": "CPU: the same parameters, library and package versions give the same rows, however often the run was "
     "interrupted, because chunks of units are fixed and every draw is seeded by run seed, unit and purpose.",
@@ -102,7 +102,10 @@ def code_changed(record: Mapping[str, Any]) -> list[str]:
 
 
 def models_named(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Parameter -> the model it names: ``model``, ``*_model`` and each of a list ``*_models``; empty ones left out."""
+    """Return parameter → the model it names, for ``model``, ``*_model`` and each entry of a list ``*_models``.
+
+    Empty values are left out.
+    """
     alone = {name: value for name, value in parameters.items() if name == "model" or name.endswith("_model")}
     listed = {
         f"{name}[{i}]": model
@@ -114,8 +117,10 @@ def models_named(parameters: Mapping[str, Any]) -> dict[str, str]:
 
 
 def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
-    """Content hashes of what the parameters point at: existing ``*_path``/``*_file``, each of a list ``files``, data
-    files, folders of task files, local models (``model``, ``*_model``, and each of a list ``*_models``).
+    """Return the content hashes of the files, folders and local models that the parameters point at.
+
+    These are existing ``*_path`` and ``*_file`` values, each entry of the list ``files``, other values that name an
+    existing data file or a folder of JSON files, and local models (`models_named`).
     """
     found: dict[str, str] = {}
     models_by_key = models_named(parameters)
@@ -476,5 +481,5 @@ def published_minutes(scale: str) -> dict[str, float]:
     try:
         runs = paths.read_json(file)["runs"] if file.exists() else []
         return {run["notebook"]: float(run["minutes"]) for run in runs}
-    except (DataError, KeyError, TypeError, ValueError):  # such as git's marks of a conflict; they only inform
+    except (DataError, KeyError, TypeError, ValueError):  # such as conflict marks of git; minutes only inform
         return {}

@@ -19,7 +19,7 @@ def uncounted(**counts: float) -> None:
 
 
 class Recorder(Protocol):
-    """What the loops need of a run (`seal_lib.runs.lifecycle.Run`): it keeps rows, artifacts and counters."""
+    """The part of a run (`seal_lib.runs.lifecycle.Run`) that loops need: it keeps rows, artifacts and counters."""
 
     def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
         """Return one row per unit from ``fn``, called with at most ``chunk`` units; finished chunks are kept."""
@@ -38,7 +38,7 @@ class Recorder(Protocol):
 
 
 def once(run: Recorder, phase: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``make`` gives, made once a run: one that goes on finds it recorded."""
+    """Return the value of ``make``, which is called once per run; a continued run returns the recorded value."""
     (row,) = run.map(phase, [phase], lambda part: [make() for _ in part])
     return row
 

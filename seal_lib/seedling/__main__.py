@@ -1,9 +1,9 @@
 """``python -m seal_lib.seedling``: grow the shipped models from nothing and check what they must be able to do.
 
-About 20 and 10 minutes on one CPU core, for each seed. Ends with the acceptance numbers, and with exit status 1 if one
-is missed. ``--seeds 3`` grows each world's model from the seeds 0, 1 and 2, all else equal, so that a claim can be
-tested on other models than the one it was found on. Other sizes (`acceptance.SIZES`) are grown by name: ``--only
-knowledge-small``.
+This takes about 20 minutes (knowledge) and 10 minutes (grids) on one CPU core, for each seed. It ends with the
+acceptance numbers, and with exit status 1 if one is missed. ``--seeds 3`` grows each world's model from the seeds 0, 1
+and 2, all else equal, so that a claim can be tested on other models than the one it was found on. Other sizes
+(`acceptance.SIZES`) are grown by name: ``--only knowledge-small``.
 """
 
 import argparse
@@ -44,7 +44,10 @@ def write_card(folder: Path, seedling: Seedling, recipe: Recipe, numbers: dict[s
 
 
 def grow_with_bar(name: str, recipe: Recipe, folder: Path) -> float:
-    """Grow into ``folder``; minutes that the whole takes at the pace of the steps made here (all, unless resumed)."""
+    """Grow a model into ``folder`` with a progress bar; return the minutes that all its steps take.
+
+    If the growth was resumed, they are estimated from the pace of the steps made now.
+    """
     start, first = time.monotonic(), recipe.steps
     with tqdm(total=recipe.steps, desc=f"growing {name}", unit="step", mininterval=2.0) as bar:
 
@@ -77,7 +80,11 @@ def model_name(world: str, seed: int) -> str:
 
 
 def chosen(only: str | None, seeds: int) -> list[tuple[str, int]]:
-    """(world or size, seed) of every model to grow; ``only`` names a world (all its seeds) or one model."""
+    """Return the (world or size, seed) of every model to grow; ``only`` names a world (all its seeds) or one model.
+
+    Raises:
+        DataError: ``only`` is neither.
+    """
     worlds = [(world, seed) for world in ACCEPTANCE for seed in range(seeds)]
     if only is None:
         return worlds

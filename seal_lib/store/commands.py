@@ -374,7 +374,7 @@ def _update(given: argparse.Namespace) -> tuple[Renewal | None, str]:
     plan = Plan(seconds(given.budget), _limits(values), given.rule, values["passage_words"])
     consent = Consent(tuple(given.allow))
     with store_of(given.store) as store:
-        if not store.queue() and all(one.state == "done" for one in store.renewals()):  # no model is loaded for it
+        if not store.queue() and all(one.state == "done" for one in store.renewals()):  # before a model is loaded
             return None, "nothing waits; `seal queue DOCUMENT` adds one."
         ready = session(values)
         renewal = update(

@@ -1,4 +1,4 @@
-"""What a store keeps, and how it changes: documents, edits, merges, the queue, updates.
+"""The contents of a store and their changes: documents, edits, merges, the queue, updates.
 
 It keeps the records of `seal_lib.store.schema`; each change is one transaction of the folder
 (`seal_lib.store.transactions`). It does not know how anything was learned, and loads no model.

@@ -116,7 +116,7 @@ def _asked(
     by_arm: Mapping[str, tuple[str, Search]],
     merge_most: int,
 ) -> Grown:
-    # recorded: a run that goes on finds more in the store
+    # recorded, because a continued run finds more in the store
     recorded = once(run, f"{size:04d}/in_use", lambda: {"in_use": len(store.edits("active"))})
     found = Grown(size, {}, {}, in_use=recorded["in_use"])
     questions = [q for p in passages for q in p.questions]

@@ -76,9 +76,7 @@ def joined(store: Store, edits: Sequence[Edit]) -> "Adapter":
 
 
 def check_count(edits: Sequence[Edit]) -> None:
-    """Raises:
-    DataError: there are fewer than two edits.
-    """
+    """Raise DataError if there are fewer than two edits."""
     if len(edits) < 2:
         raise DataError("A merge has two edits at least; learn another document first, or name more edits.")
 
@@ -144,7 +142,7 @@ def revert(store: Store, number: int, reason: str = "taken back by hand") -> Edi
 
 @dataclass(frozen=True)
 class Worth:
-    """What an edit's adapter is worth: the gain in right answers to its own questions, and its size in bytes."""
+    """The worth of an edit's adapter: the gain in right answers to its own questions, and its size in bytes."""
 
     edit: Edit
     gained: float

@@ -1,4 +1,4 @@
-"""How often the review of documents and self-edits is right, measured where the truth is known.
+"""Measure how often the review of documents and self-edits is right, where the truth is known.
 
 Documents: a set written by somebody who did not know the rules (``poison.jsonl``). Half of it was read while the rules
 were improved (column ``half``), so the other half says more. Self-edits: those about the made world, where every line

@@ -19,7 +19,7 @@ TRUST = 0.75
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about a question before it is asked.
+    """The facts about a question that are known before it is asked.
 
     ``match``: the best passage, None if there is none; ``needed``: the weight from which a match is trusted; ``told``:
     both in words; ``edit``: the edit in use for that passage; ``right``: share of its own questions that are right
@@ -79,8 +79,8 @@ ROUTES: dict[str, Callable[[Evidence], tuple[str, str]]] = {
 }
 
 
-#: the threshold measured last, and on what: a server routes each call anew, and measuring takes seconds where there
-#: are hundreds of passages
+#: the last measured threshold, by what it was measured on: a server makes a router for each call, and measuring takes
+#: seconds with hundreds of passages
 _NEEDED: dict[tuple, float] = {}
 
 

@@ -83,7 +83,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Edit:
-    """What was learned from one passage: the self-edit, its adapter, where both come from, and what they changed.
+    """The record of learning one passage: the self-edit, its adapter, where both come from, and what they changed.
 
     ``model``, ``weights``, ``dtype``: the base (`seal_lib.models.weight_hash`). ``recipe``: every setting that it was
     made with. ``training``: counts. ``adapter``: name of its folder, "" if there is none; ``digest``: hash of its

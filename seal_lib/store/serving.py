@@ -111,8 +111,10 @@ def vllm_command(store: Store, policy: Policy, weights: str, host: str, port: in
 
 @dataclass
 class Desk:
-    """Answers requests with the base, an edit's adapter, or the whole store. ``folder``: of the store, which every
-    request opens anew, so that it sees what other processes changed."""
+    """Answers requests with the base, an edit's adapter, or the whole store.
+
+    ``folder``: the folder of the store. Every request opens it anew and so sees what other processes changed.
+    """
 
     folder: Path
     policy: Policy
@@ -150,14 +152,14 @@ class Desk:
 
 
 class _Call(web.RequestHandler):
-    """What all requests share: who may make them, and errors in OpenAI's form."""
+    """Base of all requests: it checks who may make them, and reports errors in OpenAI's form."""
 
     def initialize(self, desk: Desk, worker: ThreadPoolExecutor) -> None:
         self.desk, self.worker = desk, worker
 
     def prepare(self) -> None:
         token = os.environ.get(TOKEN, "")
-        if not token and not _local(self.request.host_name):  # a page whose name was made to point here
+        if not token and not _local(self.request.host_name):  # a foreign name that points here (DNS rebinding)
             self.fail(403, f"{self.request.host_name} is not this machine")
             return
         given = self.request.headers.get("Authorization", "").removeprefix("Bearer ")

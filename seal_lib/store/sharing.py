@@ -62,11 +62,11 @@ def export(store: Store, folder: str | Path, numbers: Sequence[int] = ()) -> lis
 
 
 def _base(edit: Edit) -> tuple[str, str | None]:
-    """Return (name or folder, commit) under which PEFT finds an edit's base by itself."""
+    """Return the name or folder of an edit's base, and the commit of a base on the Hub, under which PEFT finds it."""
     if edit.weights.startswith("hub:"):
         name, _, commit = edit.weights.removeprefix("hub:").rpartition("@")
         return name, commit
-    with suppress(DataError):  # a model that is not here any more keeps its name
+    with suppress(DataError):  # a model that is gone is known by its name only
         return models.resolve(edit.model)[0], None
     return edit.model, None
 

@@ -71,7 +71,7 @@ def read(path: str | Path, words: int = PASSAGE_WORDS, tell: Callable[[str], obj
             except DataError as error:
                 tell(f"left out: {error}")
             else:
-                documents[document.digest] = document  # a copy teaches nothing more
+                documents[document.digest] = document  # copies count once
         if not documents:
             raise DataError(f"{path} has no file that can be read ({', '.join(READERS)}); name a document.")
         return list(documents.values())
@@ -184,7 +184,7 @@ def _text(path: Path) -> str:
         text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    if "\0" in text:  # some other kind of file, or UTF-16 that does not say so
+    if "\0" in text:  # another kind of file, or UTF-16 without a byte order mark
         raise DataError(f"{path} is not text (character {text.index(chr(0))} is zero); save it as UTF-8 text.")
     return text
 
@@ -216,7 +216,7 @@ def _markdown(path: Path) -> list[Block]:
         before = lines.index("---", 1) + 1
         titles = [found[1] for line in lines[:before] if (found := re.match(r"title:\s*[\"']?(.+?)[\"']?\s*$", line))]
         blocks = [Block(title, 1, before, heading=True) for title in titles[:1]]
-    # a definition of a link stays text, so that nothing hides in one
+    # link definitions stay text, so that nothing can be hidden in them
     tokens = MarkdownIt().enable("table").disable("reference").parse("\n".join(lines[before:]))
     for number, token in enumerate(tokens):
         if token.level or not token.map or token.type == "hr":
@@ -292,10 +292,10 @@ def _pdf(path: Path) -> list[Block]:
         from pypdf import PdfReader
     except ImportError:
         raise DataError(f'{path}: PDF needs the package pypdf; install it with `pip install -e ".[pdf]"`.') from None
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it mends by itself
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # hide its warnings about what it repairs
     try:
         pages = [page.extract_text() for page in PdfReader(path).pages]
-    except Exception as error:  # of a damaged file pypdf raises whatever it stumbles over
+    except Exception as error:  # pypdf raises errors of any kind on a damaged file
         raise DataError(f"{path} cannot be read as PDF ({said(error)[:120]}); save it anew.") from error
     blocks = [
         replace(paragraph, first=number, last=number)
@@ -324,7 +324,7 @@ def _json(path: Path) -> list[Block]:
     return blocks
 
 
-#: what exports of talks call the list of turns, who speaks, and what is said
+#: keys in exported chats: the list of turns, the speaker, the text
 _TURNS, _WHO = ("messages", "conversations", "chat_messages"), ("role", "from", "sender", "author")
 _SAID = ("content", "value", "text", "parts")
 
@@ -346,7 +346,7 @@ def _talk(value: object, title: str) -> list[str] | None:
 def _branch(nodes: dict, last: object) -> list:
     """Return the turns that were shown last in a chat that is kept as a tree, as ChatGPT exports it."""
     found: list[Any] = []
-    for _ in nodes:  # from the last turn to the first; at most so many, whatever the file says
+    for _ in nodes:  # from the last turn to the first; a cycle cannot go on for ever
         node = nodes.get(str(last)) or {}
         found, last = [node.get("message"), *found], node.get("parent")
     return [turn for turn in found if turn]
@@ -366,8 +366,10 @@ def _said(value: object) -> str:
 
 
 def _turns(talk: Sequence[str], number: int) -> list[Block]:
-    """Return a chat as blocks; their places are the numbers of its turns or, if a file has several chats, the
-    chat's."""
+    """Return a chat as blocks.
+
+    A block's place is the number of its turn or, if a file has several chats, the number of its chat.
+    """
     head, *turns = talk
     return [Block(head, 1, 1, heading=True), *(Block(t, number or n, number or n) for n, t in enumerate(turns, 1))]
 

@@ -47,8 +47,11 @@ UNKNOWN = 60.0  # seconds that a passage is expected to take if the store has le
 
 @dataclass(frozen=True)
 class Need:
-    """What is known about a passage before it is learned. ``known``: share of its questions that are right already, NaN
-    without any; ``seconds``: how long learning it is expected to take."""
+    """The facts about a passage that are known before it is learned.
+
+    ``known``: share of its questions that are right already, NaN without any; ``seconds``: how long learning it is
+    expected to take.
+    """
 
     part: Part
     known: float
@@ -69,7 +72,7 @@ RULES: dict[str, Callable[[Need], float]] = {"need": _by_need, "all": _all}
 
 @dataclass(frozen=True)
 class Plan:
-    """How an update is done: its budget in seconds, its rule, the limits of its guard, and the words of a passage.
+    """The plan of an update: its budget in seconds, its rule, the limits of its guard, and the words of a passage.
 
     Raises:
         ParameterError: the budget is not positive, or there is no such rule.

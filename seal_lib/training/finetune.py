@@ -82,7 +82,10 @@ def quiet(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
 
 
 def cut(model: nn.Module, processes: int) -> None:
-    """Cut every parameter over the processes of this group (FSDP2), a decoder layer after the other; one: leave it."""
+    """Shard every parameter over the processes of this group (FSDP2), one decoder layer at a time.
+
+    With one process, do nothing.
+    """
     if processes == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
@@ -96,7 +99,7 @@ def cut(model: nn.Module, processes: int) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A copy on the CPU; of one that is cut over processes, who must all ask for it, all of it."""
+    """Return a copy of a tensor on the CPU; a sharded one is gathered whole, for which all processes must call this."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu().clone()
 
@@ -105,12 +108,13 @@ def whole(tensor: Tensor) -> Tensor:
 def lora(
     model: nn.Module, start: dict[str, tuple[Tensor, Tensor]], rank: int, alpha: float, processes: int = 1
 ) -> Iterator[dict]:
-    """PEFT adapters on the model for the length of the block; yields {module name: (A, B)} parameters, to be trained.
+    """Add a PEFT adapter to the model within the block and yield its trainable parameters, {module name: (A, B)}.
 
-    Afterwards the model is plain again and every parameter requires gradients as before.
+    ``start`` gives the initial A [rank, in] and B [out, rank] of each target. Afterwards the adapter is removed and
+    every parameter requires a gradient as before.
 
     Args:
-        processes: the model is cut over so many, see `cut`, and stays so.
+        processes: number of processes that the model is sharded over (`cut`); it stays sharded.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -224,12 +228,14 @@ def sft(
     how it is split. All randomness comes from ``seed``.
 
     Args:
-        loss_on: "completion", or "all" tokens but the first (continued pretraining: empty prompts). method: "lora":
-            train an `Adapter`, leave the model as it was (`seal_lib.training.adapters.merge` adds it).
-            "full": train every weight of a copy, or of ``model`` itself if ``in_place``. bfloat16 weights are
-            rounded at random, see `HalfAdamW`.
-        process: (number, of how many) in a torch process group, whose processes all call this alike: the model is cut
-            over them and stays so, each has its part of a step's pairs (`seal_lib.training.several`).
+        loss_on: "completion", or "all" tokens but the first (for continued pretraining, with empty prompts).
+        method: "lora" trains an `Adapter` and leaves the model as it was (`seal_lib.training.adapters.merge` adds it);
+            "full" trains every weight of a copy, or of ``model`` itself with ``in_place``. bfloat16 weights are rounded
+            stochastically, see `HalfAdamW`.
+        on_step: receives the step, the number of steps and the loss after each optimiser step.
+        process: (rank, number of processes) in a torch process group. All its processes make the same call; the model
+            is sharded over them and stays so, and each trains on its share of a step's pairs
+            (`seal_lib.training.several`).
 
     Returns:
         The adapter ("lora") or the trained model ("full"), and a report: steps, tokens, losses, learning rates …
@@ -355,7 +361,7 @@ class HalfAdamW(torch.optim.Optimizer):
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that is cut over processes, in place; any other as it is."""
+    """Return this process's shard of a sharded tensor (not a copy), or any other tensor as it is."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
@@ -382,17 +388,17 @@ def _labelled(model: nn.Module, pairs: Sequence, loss_on: str) -> list[tuple[lis
 def _accumulate(
     model: nn.Module, rows: list[tuple[list[int], list[bool]]], batch: int, process: tuple[int, int]
 ) -> float:
-    """Gradient of the mean loss over all targets of ``rows``, ``batch`` rows a forward pass; returns that loss.
+    """Accumulate the gradient of the mean loss over all targets, ``batch`` rows per forward pass; return the loss.
 
-    Each process takes its share of the rows. All must make as many passes: one whose rows are done repeats a row, and
-    nothing of it counts.
+    Each process takes its share of the rows. All processes must make the same number of passes, so one that has no
+    rows left repeats a row with weight 0.
     """
     number, processes = process
     device, goal, total = next(model.parameters()).device, sum(labels.count(True) for _, labels in rows), 0.0
     mine = rows[number::processes]
     for i in range(0, math.ceil(len(rows) / processes), batch):
         part = mine[i : i + batch] or rows[:1]
-        share = processes if i < len(mine) else 0  # gradients are averaged over processes
+        share = processes if i < len(mine) else 0  # FSDP averages gradients over processes
         width = max(len(ids) for ids, _ in part)
         ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in part], device=device)
         real = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in part], device=device)

@@ -1,7 +1,7 @@
-"""`sft` over several cards of one machine: one process a card, weights, gradients and moments cut over them (FSDP2).
+"""Run `sft` over several cards of one machine: one process per card, weights, gradients and moments sharded (FSDP2).
 
-The caller's model is not sent: the processes load it by name, with the adapters that are merged into it. Started by
-torchrun; knows neither policies nor what the texts mean.
+torchrun starts the processes. The caller's model is not sent to them: they load it by name, with the adapters that are
+merged into it. Knows neither policies nor what the texts mean.
 """
 
 import json
@@ -33,17 +33,20 @@ def sft_over(
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     **settings: Any,
 ) -> tuple[Adapter | nn.Module, dict]:
-    """What `sft` gives with the same arguments, up to the order of its sums; on CPUs by as many processes.
+    """Return what `sft` returns for the same arguments, up to the order of its sums.
 
-    Weights of bfloat16 that are all trained are rounded by other draws for another number of cards.
+    If all weights are trained in bfloat16, the random draws of their rounding depend on the number of cards.
 
     Args:
-        model: whose weights are trained; stays as it is. source: where the processes find the same: name, dtype,
-            revision and adapters, as `seal_lib.loops.policy.Source` has them.
+        cards: number of processes, each with a card of its own unless the model is on the CPU.
+        model: the model whose weights are trained; it stays as it is.
+        source: where the processes find the same weights: name, dtype, revision and adapters, as in
+            `seal_lib.loops.policy.Source`.
 
     Raises:
-        DivergedError, DataError, ParameterError: as `sft`; there are fewer cards.
-        RunError: a process ended before its time.
+        ParameterError: the machine has fewer cards, or as `sft`.
+        DivergedError, DataError: as `sft`.
+        RunError: a process ended early.
     """
     device = next(model.parameters()).device.type
     if device == "cuda" and cards > torch.cuda.device_count():
@@ -51,7 +54,7 @@ def sft_over(
             f"cards: {cards} were asked for, this machine shows {torch.cuda.device_count()}; lower it."
         )
     if device == "cuda":
-        torch.cuda.empty_cache()  # the first card is this process's too
+        torch.cuda.empty_cache()  # this process shares the first card
     with tempfile.TemporaryDirectory(prefix="seal-cards-") as place:
         folder = Path(place)
         write_json(folder / "asked.json", {"source": dict(source), "device": device, "settings": settings})
@@ -85,7 +88,7 @@ def sft_over(
 
 
 def main(place: str) -> None:
-    """One of the processes: train, and leave the result in the folder."""
+    """Train as one of the processes; the first one writes the result, or the error, into the folder."""
     folder, number, of = Path(place), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     asked = read_json(folder / "asked.json")
     source, device = asked["source"], asked["device"]
@@ -113,7 +116,7 @@ def main(place: str) -> None:
             trained.save(folder / "adapter", source["name"])
         if number == 0:
             write_json(folder / "report.json", report)
-    except SealError as error:  # every process comes to the same
+    except SealError as error:  # every process raises the same error
         if number == 0:
             write_json(folder / "failed.json", {"kind": type(error).__name__, "message": str(error)})
     finally:

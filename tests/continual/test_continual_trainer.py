@@ -260,7 +260,7 @@ def test_ties_by_hand() -> None:
     )
     # density .5 keeps [4, 0, -3, 0], [2, -5, 0, 0], [0, -3, -4, 0]; signs + - - 0; means of those that agree
     assert torch.allclose(states.ties([one, two, three], 0.5).delta("w"), torch.tensor([[3.0, -4.0], [-3.5, 0.0]]))
-    # density 1 trims nothing, the smallest weight neither: signs + - - +
+    # density 1 trims nothing, not even the smallest weight: signs + - - +
     assert torch.allclose(states.ties([one, two, three], 1.0).delta("w"), torch.tensor([[6.5 / 3, -4.0], [-3.5, 0.2]]))
 
 

@@ -146,7 +146,7 @@ def whole(content: object, ended: str = "stop") -> tuple:
         (whole([{"type": "text", "text": "y"}, {"type": "text", "text": "es"}]), "yes", "", 1),
         (whole([{"type": "image_url"}]), "", "", 1),
         (whole(["yes"]), "", "a reply that is none", 3),
-        (whole("ye", "content_filter"), "", "withheld the reply", 1),  # never half a text
+        (whole("ye", "content_filter"), "", "withheld the reply", 1),  # a partial text is never returned
         (whole("ye", "error"), "", "ended in error", 3),
         (whole("ye", "abort"), "", "ended in abort", 3),
     ],

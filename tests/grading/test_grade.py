@@ -79,7 +79,7 @@ TABLE = [
     ("10²", "102", 0, 0, 0, False),  # … but a power is no digit
     ("½", "12", 0, 0, 0, False),
     ("Par\u200bis\ufeff", "Paris", 1, 1, 1, False),
-    # what a writer may leave out: vowel marks, a line that lengthens, how an emoji is drawn
+    # optional marks: vowels, the line that lengthens a word, variant selectors of emoji
     ("\u0645\u064f\u062d\u064e\u0645\u0651\u064e\u062f", "محمد", 1, 1, 1, False),
     ("كتـــاب", "كتاب", 1, 1, 1, False),
     ("\u0623\u064e\u062d\u0645\u062f", "\u0627\u0654\u062d\u0645\u062f", 1, 1, 1, False),
@@ -91,7 +91,7 @@ TABLE = [
     ("H₂O", "H2O", 1, 1, 1, False),
     ("10\u202f000 km", "10,000 km", 1, 1, 1, False),
     ("1990\u00a01991", "1990 1991", 1, 1, 1, False),
-    # Hangul: particles stand at the word
+    # Hangul: particles are joined to the word
     ("서울입니다", "서울", 0, 4 / 7, 1, False),
     ("1990년에", "1990", 0, 1 / 2, 1, False),
     ("부산에", "서울", 0, 0, 0, False),

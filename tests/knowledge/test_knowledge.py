@@ -246,12 +246,12 @@ TABLE = "| Name | Born |\n|---|:--:|\n| Ada | 1815 |\n+------+------+"
         ("Title\n1. a\n2. b\n3.", ["1. a", "2. b"], {"headings": 1, "marks": 1}),  # cut after a number
         ("````md\na\n````", ["a"], {"marks": 2}),
         ("\ufeff\nAda\u200b was\x00 born.\x1b[0m\n\u2060", ["Ada was born."], {}),
-        # headings, and what leads to a list
+        # headings, and lines that introduce a list
         ("Sure! Here are some implications:\n\n- a\n- b", ["- a", "- b"], {"headings": 1}),
         ("Sure!\nHere you are:\n(1) a\n(2) b", ["(1) a", "(2) b"], {"headings": 2}),
         ("**Implications:**\n\n**1. a**\n**2. b**", ["**1. a**", "**2. b**"], {"headings": 1}),
         ("# Notes\n\n## On Ada\na\n### 1. b\n# Ada was born.", ["a", "### 1. b", "# Ada was born."], {"headings": 2}),
-        ("a\nAda's books:\nb\nc\n- d", ["a", "Ada's books:", "b", "c", "- d"], {}),  # leads to no list, or too late
+        ("a\nAda's books:\nb\nc\n- d", ["a", "Ada's books:", "b", "c", "- d"], {}),  # introduces no list, or too late
         # structure
         ('["a b", "c"]', ["a b", "c"], {}),
         ('```json\n{"notes": [{"text": "a\\nb"}, {"text": "c"}]}\n```', ["a b", "c"], {}),
@@ -264,7 +264,7 @@ TABLE = "| Name | Born |\n|---|:--:|\n| Ada | 1815 |\n+------+------+"
         ("[1, 2]", ["[1, 2]"], {}),
         ("<list>\n<item>a</item>\n<item>b</item>\n</list>", ["a", "b"], {"marks": 2}),
         ("<question>q?</question>\n<answer>a</answer>", ["question: q?\nanswer: a"], {}),
-        # what is no part of the model's turn
+        # text outside the model's turn
         ("- a\n- b<|im_end|>\n<|im_start|>user\nMore?", ["- a", "- b"], {"thoughts": 1}),
         ("- a<|eot_id|>", ["- a"], {}),
         ("<|start_header_id|>assistant<|end_header_id|>\n\n- a</s>", ["- a"], {}),

@@ -82,5 +82,5 @@ def test_graders_that_turn_the_order_of_arms_are_named() -> None:
     same = [r for r in rows if r["metric"] != "accuracy:contains"] + [row("gold_notes", "accuracy:contains", 0.4)]
     assert "the same order" in agreement.in_words(same + [row("external", "accuracy:contains", 0.7)])
     alone = [r for r in rows if r["metric"] == "accuracy:exact"]
-    assert "order" not in agreement.in_words(alone)  # one grader has nothing to agree with
+    assert "order" not in agreement.in_words(alone)  # one grader alone has no agreement
     assert math.isnan(ROWS[0]["p"])

@@ -95,7 +95,7 @@ def test_sizes_stand_beside_the_paper_s_and_say_which_model_each_is() -> None:
     ]
     assert paper.reproduced(df, over_sizes) == (2, 6)
     one_model = paper.beside(results(("knowledge/model_size/main", "frozen", "accuracy", 0.1)), over_sizes)
-    assert "model" not in one_model  # a column that says one thing is none
+    assert "model" not in one_model  # a column with one value is left out
 
 
 def test_what_the_released_files_give_has_its_own_column() -> None:

@@ -279,7 +279,7 @@ def test_names_stand_near_their_marks_and_hide_none():
 
 
 def test_names_stand_beside_intervals_and_not_on_them():
-    """A name struck through by somebody's interval cannot be read."""
+    """A name that an interval strikes through cannot be read."""
     ax = axes()
     ax.set(xlim=(0, 1), ylim=(0, 1))
     at = [(0.3, 0.5, "the first arm", "#0072B2"), (0.36, 0.55, "the second arm", "#D55E00")]

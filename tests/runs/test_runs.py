@@ -619,10 +619,10 @@ def test_the_banner_tells_the_published_minutes(batch: Suite, monkeypatch: pytes
     assert run.facts()["took"] == "4.5 min when the published results were made"
     with monkeypatch.context() as other:
         other.setenv("SET", "full")
-        assert "took" not in run.facts()  # those of the core set say nothing of another
+        assert "took" not in run.facts()  # the core set's minutes say nothing about another set
     for damaged in ("<<<<<<< HEAD", "[]", '{"runs": [{}]}', '{"runs": [{"notebook": "11_demo", "minutes": null}]}'):
         (folder / "manifest.json").write_text(damaged)
-        assert "took" not in run.facts()  # and the run goes on
+        assert "took" not in run.facts()  # and the run continues
 
 
 def test_a_process_that_only_imported_the_kernel_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

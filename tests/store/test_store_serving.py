@@ -140,7 +140,7 @@ def test_a_name_that_was_made_to_point_here_is_refused(address: str, monkeypatch
     request = urllib.request.Request(f"{address}/models", headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(request)
-    monkeypatch.setenv("SEAL_TOKEN", "open sesame")  # whoever knows the token may call it what he likes
+    monkeypatch.setenv("SEAL_TOKEN", "open sesame")  # with the token any host name is allowed
     request.add_header("Authorization", "Bearer open sesame")
     assert urllib.request.urlopen(request).status == 200
 

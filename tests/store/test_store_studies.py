@@ -214,7 +214,7 @@ def test_what_cannot_be_done_is_one_sentence(home: Path, capsys, arguments: list
     assert main(arguments) == 2
     told = capsys.readouterr().err.strip()
     assert says in told and "\n" not in told
-    assert sorted(path.name for path in home.iterdir()) == ["a.md", "empty"]  # what is refused begins no store
+    assert sorted(path.name for path in home.iterdir()) == ["a.md", "empty"]  # a refused command creates no store
 
 
 @pytest.mark.parametrize(

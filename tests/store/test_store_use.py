@@ -198,7 +198,7 @@ def test_a_merge_of_like_passages_keeps_those_that_were_merged_before(store: Sto
     there = ["merge", "--store", str(store.folder), *most]
     assert main([*there, "--related", str(last.id), "--most", "2"]) == 0
     assert {e.id for e in store.edits("merged")} == {e.id for e in (*first, last)} and store.edits("active") == []
-    assert len(export(store, store.folder.parent / "out")) == len((*first, last))  # they are in use, and have their own
+    assert len(export(store, store.folder.parent / "out")) == len((*first, last))  # in use, each with its own adapter
     merging.revert(store, last.id)
     with pytest.raises(DataError, match="is reverted"):
         merging.chosen(store, base(), [e.id for e in merging.related(store, store.edit(last.id), 2)])

@@ -153,7 +153,7 @@ def test_a_talk_is_a_document(tmp_path, name: str) -> None:
     talk = TALKS[name]
     (told,) = seen(read(tmp_path, "log.json", json.dumps(talk)))
     assert told == ("log", "user: Who won?\nassistant: Kale.", "entries 1–2")
-    if isinstance(talk, dict):  # an export of several: none runs into the next, an empty one is none
+    if isinstance(talk, dict):  # an export of several: chats stay apart, empty ones are skipped
         several = [talk, {"messages": []}, talk | {"title": "Second", "name": "Second"}]
         assert seen(read(tmp_path, "log.jsonl", "\n".join(map(json.dumps, several)))) == [
             (*told[:2], "entry 1"),
@@ -192,7 +192,7 @@ def test_pdf_has_pages(tmp_path, monkeypatch) -> None:
         read(tmp_path, "b.pdf", pdf(""))
     with pytest.raises(DataError, match="b.pdf cannot be read as PDF"):
         read(tmp_path, "b.pdf", b"no pdf")
-    monkeypatch.setattr("pypdf.PageObject.extract_text", lambda page: 1 + "")  # as of some damaged files
+    monkeypatch.setattr("pypdf.PageObject.extract_text", lambda page: 1 + "")  # as with some damaged files
     with pytest.raises(DataError, match="b.pdf cannot be read as PDF"):
         read(tmp_path, "b.pdf", pdf("The Rhine."))
 

@@ -196,7 +196,7 @@ FAULTS = {
     "B without A": (tensors(lambda t: t.pop(f"{LAYER}.lora_A.weight")), "no LoRA pair.*lora_B"),
     "names without their prefix": (
         tensors(lambda t: [t.update({key.removeprefix("base_model.model."): t.pop(key)}) for key in list(t)]),
-        "no LoRA pair.*model.layers.0",  # PEFT would leave them out
+        "no LoRA pair.*model.layers.0",  # PEFT would ignore them
     ),
     "8 bits": (
         tensors(lambda t: t.update({f"{LAYER}.lora_A.weight": torch.ones(4, 32, dtype=torch.int8)})),

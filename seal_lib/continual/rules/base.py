@@ -41,7 +41,7 @@ RATES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
 
 @dataclass(frozen=True)
 class RuleCost:
-    """What a rule costs beyond plain training, for the cost plan (`seal_lib.plan.dry_study`).
+    """The cost of a rule beyond plain training, for the cost plan (`seal_lib.plan.dry_study`).
 
     Attributes:
         more: the kind of the ``m`` further sequences in each step (``m`` is a knob): ``past`` documents, ``own`` texts,
