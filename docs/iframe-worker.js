@@ -1,4 +1,4 @@
-// A page that is read from the disk may start no Worker. The site's search asks for one: here it runs in a hidden frame.
+// A page opened from the disk may not start a Worker, which the site's search needs. This one runs in a hidden frame.
 if (location.protocol === "file:") {
   window.IFrameWorker = window.Worker = class extends EventTarget {
     constructor(url) {

@@ -48,7 +48,7 @@ def _mathml(display: str, found: re.Match[str]) -> str:
 
 
 def _assigned(cell: dict) -> dict[str, str]:
-    """Name → value, as text, of a cell of parameters."""
+    """Return name → value, as source text, of the assignments in a cell of parameters."""
     lines = ast.parse("".join(cell["source"])).body
     named = [
         (line.targets[0] if isinstance(line, ast.Assign) else line.target, line.value)
@@ -59,7 +59,7 @@ def _assigned(cell: dict) -> dict[str, str]:
 
 
 def told_once(cells: list[dict]) -> list[dict]:
-    """The cells; of the parameters that were injected only those that are not the notebook's own are told again."""
+    """Return the cells; a cell of injected parameters keeps only values that differ from the notebook's own, if any."""
     kept, defaults = [], {}
     for cell in cells:
         tags = cell["metadata"].get("tags", [])

@@ -175,7 +175,7 @@ def test_who_only_looks_installs_nothing(checkout: Path, target: str) -> None:
     assert not (checkout / "asked").exists() and not (checkout / ".venv").exists()
     make(checkout, "env", fake, "EXTRAS=none")
     asked(checkout)
-    os.utime(checkout / "requirements/cpu.lock", (2**31, 2**31))  # nor does it have what a newer lock asks for
+    os.utime(checkout / "requirements/cpu.lock", (2**31, 2**31))  # nor do they install what a newer lock asks for
     make(checkout, target, fake)
     assert (checkout / "asked").exists() and not asked(checkout)
 

@@ -122,7 +122,7 @@ def vote(answers: Sequence[tuple[str, Grid]]) -> tuple[Grid, ...]:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """The score of a task: its right test outputs, by the first attempt and by either, and its shares of right cells."""
+    """The score of a task: its right test outputs, by the first attempt and by either, and the share of right cells."""
 
     id: str
     first: tuple[bool, ...]

@@ -49,7 +49,7 @@ def without_thoughts(text: str) -> tuple[str, int]:
 def _said(text: str) -> tuple[str, int]:
     """Return (the text of the final channel, 1) for a text in gpt-oss channels, otherwise (the text, 0).
 
-    The final channel is what follows its last mark, or "" if there is no such mark.
+    The final channel is what follows its last mark, "" without such a mark. Other texts lose a final mark at their start.
     """
     if not _CHANNEL.search(text):
         last = _FINAL.match(text)

@@ -35,7 +35,9 @@ class OuterLoop:
     update: str = "restem"  # the outer algorithm
     #: number of self-edits of each unit that are tried, those that the domain rates highest; 0: all
     finalists: int = field(default=0, metadata=RARE)
-    cards: int = field(default=1, metadata=RARE)  # GPUs that finetune the policy (`seal_lib.training.several`)
+    cards: int = field(
+        default=1, metadata=RARE
+    )  # number of GPUs that finetune the policy (`seal_lib.training.several`)
 
     def __post_init__(self):
         for key, registry in (("reward", (*REWARDS, *RATED)), ("filter", FILTERS)):
@@ -70,7 +72,7 @@ class Pretraining:
     cpt_targets: str = "all-linear"
     cpt_lines: bool = False
     cpt_passages: str = "once"
-    cards: int = field(default=1, metadata=RARE)  # GPUs that train it (`seal_lib.training.several`)
+    cards: int = field(default=1, metadata=RARE)  # number of GPUs that train it (`seal_lib.training.several`)
 
     def __post_init__(self):
         choices = {"cpt_method": METHODS, "cpt_schedule": SCHEDULES, "cpt_passages": COPIES}

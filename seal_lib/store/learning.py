@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OwnQuestions:
-    """Settings of questions that the model writes itself: ``samples`` texts per passage with this prompt set; 0: none."""
+    """Settings of questions that the model writes itself: ``samples`` texts per passage by this prompt set; 0: none."""
 
     prompts: Prompts
     samples: int
