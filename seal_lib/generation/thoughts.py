@@ -49,7 +49,8 @@ def without_thoughts(text: str) -> tuple[str, int]:
 def _said(text: str) -> tuple[str, int]:
     """Return (the text of the final channel, 1) for a text in gpt-oss channels, otherwise (the text, 0).
 
-    The final channel is what follows its last mark, "" without such a mark. Other texts lose a final mark at their start.
+    The final channel is what follows its last mark, "" without such a mark. A text without other channels only loses a
+    final mark at its start.
     """
     if not _CHANNEL.search(text):
         last = _FINAL.match(text)

@@ -187,8 +187,8 @@ def _kinds(error: BaseException | None) -> Iterator[str]:
 def check_folder(folder: Path) -> None:
     """Raise DataError if a model folder cannot be loaded as it is.
 
-    That is if it has no readable config, holds an adapter (which transformers would add to the model), or its weights are
-    missing or cut off. Only the headers of the weights are read.
+    It must have a readable config and whole weights, and no adapter, which transformers would add to the model. Only
+    the headers of the weights are read.
     """
     if (folder / "adapter_config.json").exists():
         raise DataError(f"{folder} holds an adapter; merge it with PEFT (merge_and_unload) and give the merged model.")
