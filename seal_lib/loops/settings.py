@@ -35,9 +35,7 @@ class OuterLoop:
     update: str = "restem"  # the outer algorithm
     #: number of self-edits of each unit that are tried, those that the domain rates highest; 0: all
     finalists: int = field(default=0, metadata=RARE)
-    cards: int = field(
-        default=1, metadata=RARE
-    )  # number of GPUs that finetune the policy (`seal_lib.training.several`)
+    cards: int = field(default=1, metadata=RARE)  # number of GPUs of the M-step (`seal_lib.training.several`)
 
     def __post_init__(self):
         for key, registry in (("reward", (*REWARDS, *RATED)), ("filter", FILTERS)):
