@@ -146,8 +146,8 @@ def write(
     """Let a policy write ``count`` self-edits per passage; return them by passage id, each whole, with its opening.
 
     Args:
-        study: the strategy whose prompts ``domain`` has. If it has groups, the self-edits are texts about groups, one of
-            each size in turn (`seal_lib.knowledge.relations.write`, which takes ready notes for the made world).
+        study: the strategy whose prompts ``domain`` has. If it has groups, the self-edits are texts about groups, one
+            of each size in turn (`seal_lib.knowledge.relations.write`, which takes ready notes for the made world).
     """
     if study and study.groups:
         sizes, each = study.groups, -(-count // len(study.groups))
