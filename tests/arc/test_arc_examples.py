@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -97,7 +98,7 @@ def test_seeds_decide_and_hash_seeds_do_not() -> None:
         "sets = [training_set(made(n), on, 5, p) for n in (2, 4) for on, p in both];"
         "print(hashlib.sha256(repr(sets).encode()).hexdigest())"
     )
-    path = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))
+    path = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests"), str(Path(__file__).parent)))
     printed = {
         subprocess.run(
             [sys.executable, "-c", code],
