@@ -351,7 +351,7 @@ def test_paper_values_are_fractions_with_a_source_and_one_headline_each():
     assert index["knowledge/restem", "seal_round_1", "accuracy"]["value"] == 0.437
     assert "42.7" in index["knowledge/restem", "seal_round_1", "accuracy"]["note"]
     assert "53.6" in index["knowledge/prompts/rewrite", "external", "accuracy"]["note"]
-    assert "reasoning" in index["knowledge/prompts/implications_reasoning", "frozen", "accuracy"]["note"]
+    assert "reasoning" in index["knowledge/prompts/reasoned_answers", "frozen", "accuracy"]["note"]
     assert index["knowledge/cpt_200_lora", "seal_round_2", "accuracy"]["value"] == 0.438
     assert index["knowledge/cpt_200_full", "seal_round_2", "accuracy"]["value"] == 0.582
     grids = {arm: entry["value"] for (where, arm, metric), entry in index.items() if where == "arc/few_shot"}
