@@ -192,6 +192,7 @@ def test_wrong_settings_are_told_before_anything_is_loaded(monkeypatch, settings
 
 
 def test_without_the_extra_one_sentence_says_how_to_get_it(home: Path, monkeypatch, capsys) -> None:  # noqa: F811
+    Store(paths.data() / "store").close()  # else that is said first
     monkeypatch.setattr(search, "find_spec", lambda name: None)
     chosen = ["--set", "retrieval=embeddings", "--set", f"encoder={SEEDLING}"]
     for command in (["ask", "Who?"], ["route", "Who?"]):
