@@ -127,23 +127,8 @@ class Policy:
         from seal_lib.training.adapters import Adapter, merge
 
         def build(folder: Path) -> None:
-            batch, accumulate = pieces(self.model, outer.sft_batch)
-            adapter, report = self._trained(
-                pairs,
-                outer.cards,
-                rank=outer.sft_rank,
-                alpha=outer.sft_alpha,
-                lr=outer.sft_lr,
-                epochs=outer.sft_epochs,
-                batch=batch,
-                accumulate=accumulate,
-                targets=outer.sft_targets,
-                schedule=outer.sft_schedule,
-                warmup_ratio=outer.sft_warmup_ratio,
-                weight_decay=outer.sft_weight_decay,
-                clip=outer.sft_clip,
-                seed=derive_seed(seed, name, "sft"),
-            )
+            how = recipe(outer, "sft_") | {"seed": derive_seed(seed, name, "sft")}
+            adapter, report = self._trained(pairs, outer.cards, **how)
             # PEFT's AutoPeftModel needs a base name that exists; the report lists the adapters merged into it before
             adapter.save(folder / "adapter", getattr(self.model.config, "_name_or_path", "") or self.name)
             stands_on = list(self.source.adapters) if self.source else []
@@ -173,32 +158,20 @@ class Policy:
         """
         from seal_lib.training.adapters import Adapter, merge
 
-        batch, accumulate = pieces(self.model, settings.cpt_batch)
-        trained, report = self._trained(
-            [((), ids) for ids in documents],
-            settings.cards,
-            loss_on="all",
-            method=settings.cpt_method,
-            lr=settings.cpt_lr,
-            epochs=settings.cpt_epochs,
-            batch=batch,
-            accumulate=accumulate,
-            schedule=settings.cpt_schedule,
-            warmup_ratio=settings.cpt_warmup_ratio,
-            weight_decay=settings.cpt_weight_decay,
-            clip=settings.cpt_clip,
-            rank=settings.cpt_rank,
-            alpha=settings.cpt_alpha,
-            targets=settings.cpt_targets,
-            seed=seed,
-            gradient_checkpointing=next(self.model.parameters()).device.type != "cpu",
-            **({"on_step": on_step} if on_step and settings.cards == 1 else {}),
-        )
+        how = recipe(settings, "cpt_") | {"method": settings.cpt_method, "loss_on": "all", "seed": seed}
+        if on_step and settings.cards == 1:
+            how["on_step"] = on_step
+        memory = next(self.model.parameters()).device.type != "cpu"
+        pairs = [((), ids) for ids in documents]
+        trained, report = self._trained(pairs, settings.cards, gradient_checkpointing=memory, **how)
         model = merge(self.model, trained, copy=True) if isinstance(trained, Adapter) else trained
         return replace(self, model=model, source=None), report
 
-    def _trained(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], cards: int, **settings: Any) -> tuple:
+    def _trained(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], cards: int, *, batch: int, **settings: Any
+    ) -> tuple:
         """Return what `sft` returns, trained in this process or, with several ``cards``, by one process per card."""
+        settings["batch"], settings["accumulate"] = pieces(self.model, batch)
         if cards > 1:
             from seal_lib.training.several import sft_over
 
@@ -206,6 +179,15 @@ class Policy:
         from seal_lib.training.finetune import sft
 
         return sft(self.model, pairs, **settings)
+
+
+#: settings of a finetuning that rounds (``sft_…``) and continued pretraining (``cpt_…``) have alike
+RECIPE = ("lr", "epochs", "batch", "rank", "alpha", "targets", "schedule", "warmup_ratio", "weight_decay", "clip")
+
+
+def recipe(settings: OuterLoop | Pretraining, prefix: str) -> dict[str, Any]:
+    """Return the settings of `RECIPE` as arguments of `seal_lib.training.finetune.sft`."""
+    return {name: getattr(settings, prefix + name) for name in RECIPE}
 
 
 def pieces(model: "PreTrainedModel", batch: int) -> tuple[int, int]:
