@@ -17,9 +17,8 @@ from typing import Any
 from seal_lib import LAZY
 from seal_lib.errors import ParameterError, SealError
 from seal_lib.grading import graders
-from seal_lib.knowledge import prompts
 from seal_lib.loops.settings import OuterLoop
-from seal_lib.plan import dry, lengths
+from seal_lib.plan import dry, dry_passages, dry_puzzles, lengths
 from seal_lib.plan.work import Phase
 from seal_lib.runs import params
 from seal_lib.store.merging import Merged
@@ -108,34 +107,34 @@ def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
         outer = OuterLoop(sft_rank=rank, sft_epochs=epochs, sft_batch=batch)
         return policy.finetuned(meter, pairs, outer, name="sft", seed=0)
 
-    def puzzles(*given: Any, **named: Any) -> dry.DryPuzzles:
-        return dry.DryPuzzles(*given, **named, lengths=lengths.profile(meter.parameters["tasks"]))
+    def puzzles(*given: Any, **named: Any) -> dry_puzzles.DryPuzzles:
+        return dry_puzzles.DryPuzzles(*given, **named, lengths=lengths.profile(meter.parameters["tasks"]))
 
     return {
         "seal_lib.runs.lifecycle.start": lambda *_, **__: meter,
         "seal_lib.models.load": lambda *_: loaded,
         "seal_lib.loops.policy.Source": partial(_source, loaded),
         "seal_lib.loops.policy.Policy": dry.DryPolicy,
-        "seal_lib.knowledge.data.load_passages": partial(dry.load_passages, meter),
-        "seal_lib.knowledge.data.batches": partial(dry.batches, meter),
-        "seal_lib.knowledge.data.prior_passages": dry.prior_passages,
-        "seal_lib.knowledge.data.some_questions": dry.some_questions,
-        "seal_lib.knowledge.prompts.load": lambda *names: dry.Wording(**vars(prompts.load(*names)), meter=meter),
-        "seal_lib.knowledge.corpus.write": dry.write_texts,
+        "seal_lib.knowledge.data.load_passages": partial(dry_passages.load_passages, meter),
+        "seal_lib.knowledge.data.batches": partial(dry_passages.batches, meter),
+        "seal_lib.knowledge.data.prior_passages": dry_passages.prior_passages,
+        "seal_lib.knowledge.data.some_questions": dry_passages.some_questions,
+        "seal_lib.knowledge.prompts.load": partial(dry_passages.wording, meter),
+        "seal_lib.knowledge.corpus.write": dry_passages.write_texts,
         "seal_lib.knowledge.corpus.export": lambda *_: None,
         "seal_lib.knowledge.notes.with_external": lambda run, passages, *_, **__: passages,
         "seal_lib.grading.judge.judge_of": lambda *_, **__: None,
-        "seal_lib.knowledge.strategies.load": dry.load_strategies,
-        "seal_lib.knowledge.rubrics.rubric_of": lambda *_: dry.DryRubric(),
-        "seal_lib.store.texts.read": partial(dry.read_document, meter),
+        "seal_lib.knowledge.strategies.load": dry_passages.load_strategies,
+        "seal_lib.knowledge.rubrics.rubric_of": lambda *_: dry_passages.DryRubric(),
+        "seal_lib.store.texts.read": partial(dry_passages.read_document, meter),
         "seal_lib.store.texts.with_questions": lambda document, questions: document,
-        "seal_lib.store.database.opened": lambda *_: dry.DryStore(),
+        "seal_lib.store.database.opened": lambda *_: dry_passages.DryStore(),
         "seal_lib.store.asking.ask": lambda *_, **__: [],  # a few questions, not counted
         "seal_lib.store.merging.merge_in_use": lambda *_: Merged(None, "", {}),  # the same
         "seal_lib.store.merging.revert": lambda *_: None,
         "seal_lib.store.updates.update_once": lambda *_, **__: Renewal(1, "open", {}, "", ""),  # lasts its whole budget
-        "seal_lib.store.growth.grow": dry.grow,
-        "seal_lib.arc.data.load_tasks": dry.load_tasks,
+        "seal_lib.store.growth.grow": dry_passages.grow,
+        "seal_lib.arc.data.load_tasks": dry_puzzles.load_tasks,
         "seal_lib.arc.domain.Puzzles": puzzles,
         "seal_lib.continual.streams.load_streams": _lazy("load_streams", meter),
         "seal_lib.continual.streams.with_prior": _lazy("with_prior"),

@@ -9,43 +9,20 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from seal_lib.arc.domain import Puzzles
-from seal_lib.arc.examples import CAP, PuzzleExample
-from seal_lib.arc.self_edits import Config
-from seal_lib.arc.tasks import Pair, Task
-from seal_lib.arc.vote import View
 from seal_lib.generation.contract import Completion, Request, Sampling
-from seal_lib.knowledge import corpus, strategies
-from seal_lib.knowledge.domain import Knowledge
-from seal_lib.knowledge.evaluate import BASELINES
-from seal_lib.knowledge.prompts import Prompts
-from seal_lib.knowledge.strategies import Strategy
-from seal_lib.loops.domain import Candidate
-from seal_lib.loops.inner import ask
-from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop, Pretraining
 from seal_lib.plan import lengths
-from seal_lib.plan.lengths import PuzzleLengths
 from seal_lib.plan.work import CACHE_TOKENS, ROWS, Phase
-from seal_lib.records import Passage, Question, SelfEdit
+from seal_lib.records import Question
 from seal_lib.runs.lifecycle import Scratch
-from seal_lib.runs.work import Count, Recorder
-from seal_lib.store import texts
-from seal_lib.store.growth import ways
-from seal_lib.store.learning import OwnQuestions, learn
-from seal_lib.store.review import Lines
-from seal_lib.store.schema import Edit
-from seal_lib.store.search import Search
-from seal_lib.store.texts import Document
-from seal_lib.training.jobs import Example, Job, Result
+from seal_lib.training.jobs import Job, Result
 
 #: share of the self-edits about passages that a filter with a threshold keeps (assumed)
 KEPT = 0.5
@@ -63,6 +40,86 @@ def words(count: float, first: str = "word") -> str:
 
 class OfAnotherRun(Exception):
     """Raised where a notebook reads another run: what follows depends on results that a dry run does not have."""
+
+
+class Prompt(str):
+    """A prompt that stands for ``times`` prompts of ``tokens`` tokens.
+
+    Args:
+        answer: (limit, whether it is to be right) → the completion.
+        longest: (rows, limit, whether an adapter answers) → tokens until the last of ``rows`` completions has ended.
+        room: tokens of the longest prompt of its kind.
+    """
+
+    def __new__(cls, *_: object, **__: object) -> "Prompt":
+        return super().__new__(cls, "prompt")
+
+    def __init__(
+        self,
+        tokens: float,
+        answer: Callable[[int, bool], Completion],
+        longest: Callable[[int, int, bool], float],
+        room: float = 0.0,
+        times: float = 1.0,
+    ):
+        self.tokens, self.answer, self.longest, self.room, self.times = tokens, answer, longest, room or tokens, times
+
+
+@dataclass(frozen=True)
+class Several(Question):
+    """A question that stands for ``times`` questions on passages of a source."""
+
+    times: float = 1.0
+
+
+class Recorded:
+    """Stand-in texts of a source; each has the length of a recorded text, with short and long ones evenly mixed."""
+
+    def __init__(self, source: str) -> None:
+        self.text = lengths.profile(source)
+        self.mean, self.ask = lru_cache(self.text.edit), lru_cache(self._ask)
+        found, n = sorted(self.text.documents, key=sum), len(self.text.documents)
+        stride = next(step for step in range(round(0.618 * n), 0, -1) if math.gcd(step, n) == 1)
+        self.order = [found[(n // 2 + number * stride) % n] for number in range(n)]
+        added = fmean(sum(d[:-1]) for d in found) - self.mean(SEVERAL)
+        self.title = round(added / fmean(len(d) - 1 for d in found))  # tokens of the title, in every document
+        self.written = itertools.count()
+
+    def body(self, number: int) -> str:
+        return words(self.order[number % len(self.order)][-1] - self.title)
+
+    def notes(self, number: int, share: float = 1.0) -> str:
+        """Return a self-edit, cut after the first ``share`` of its words."""
+        sizes = [max(1, size - self.title) for size in self.order[number % len(self.order)][:-1]]
+        before = [sum(sizes[:n]) for n in range(len(sizes))]
+        left = round(share * sum(sizes))
+        return "\n".join(words(min(size, left - n)) for size, n in zip(sizes, before, strict=True) if n < left)
+
+    def notes_by(self, writer: str, number: int) -> str:
+        """Return another writer's notes; if none are recorded, they are like a self-edit."""
+        if writer not in self.text.trained:
+            return self.notes(number)
+        documents, tokens = self.text.trained[writer]
+        each = (tokens - self.text.passage) / (documents - 1) - self.title
+        return "\n".join(words(spread(each, line)) for line in range(spread(documents - 1, number)))
+
+    def write(self) -> Prompt:
+        """Return the prompt for a self-edit; each completion is the next recorded text."""
+
+        def answer(limit: int, right: bool) -> Completion:
+            share = self.mean(limit) / self.mean(SEVERAL)
+            return Completion(self.notes(next(self.written), share), self.mean(limit), "eos")
+
+        return Prompt(self.text.write, answer, lambda rows, limit, adapted: self.text.longest(rows, limit))
+
+    def _ask(self, times: float, gold: str, shown: bool) -> Prompt:
+        def answer(limit: int, right: bool) -> Completion:
+            return Completion(gold if right else "", min(self.text.answer, limit), "eos")
+
+        def longest(rows: int, limit: int, adapted: bool) -> float:
+            return min(self.text.answer_longest, limit)
+
+        return Prompt(self.text.shown if shown else self.text.ask, answer, longest, times=times)
 
 
 class Meter(Scratch):
@@ -130,29 +187,6 @@ class Tokenizer:
 
     def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
         return {"input_ids": [1] * round(text.tokens) if isinstance(text, Prompt) else self._ids(text)}
-
-
-class Prompt(str):
-    """A prompt that stands for ``times`` prompts of ``tokens`` tokens.
-
-    Args:
-        answer: (limit, whether it is to be right) → the completion.
-        longest: (rows, limit, whether an adapter answers) → tokens until the last of ``rows`` completions has ended.
-        room: tokens of the longest prompt of its kind.
-    """
-
-    def __new__(cls, *_: object, **__: object) -> "Prompt":
-        return super().__new__(cls, "prompt")
-
-    def __init__(
-        self,
-        tokens: float,
-        answer: Callable[[int, bool], Completion],
-        longest: Callable[[int, int, bool], float],
-        room: float = 0.0,
-        times: float = 1.0,
-    ):
-        self.tokens, self.answer, self.longest, self.room, self.times = tokens, answer, longest, room or tokens, times
 
 
 @dataclass(frozen=True)
@@ -285,266 +319,3 @@ class DryPolicy(Policy):
             rank=settings.cpt_rank if lora else 0,
         )
         return self, {"tokens": tokens, "steps": steps, "first_loss": math.nan, "last_loss": math.nan}
-
-
-# ---------------------------------------------------------------------------------------------- passages
-
-
-@dataclass(frozen=True)
-class Several(Question):
-    """A question that stands for ``times`` questions on passages of a source."""
-
-    times: float = 1.0
-
-
-class Recorded:
-    """Stand-in texts of a source; each has the length of a recorded text, with short and long ones evenly mixed."""
-
-    def __init__(self, source: str) -> None:
-        self.text = lengths.profile(source)
-        self.mean, self.ask = lru_cache(self.text.edit), lru_cache(self._ask)
-        found, n = sorted(self.text.documents, key=sum), len(self.text.documents)
-        stride = next(step for step in range(round(0.618 * n), 0, -1) if math.gcd(step, n) == 1)
-        self.order = [found[(n // 2 + number * stride) % n] for number in range(n)]
-        added = fmean(sum(d[:-1]) for d in found) - self.mean(SEVERAL)
-        self.title = round(added / fmean(len(d) - 1 for d in found))  # tokens of the title, in every document
-        self.written = itertools.count()
-
-    def body(self, number: int) -> str:
-        return words(self.order[number % len(self.order)][-1] - self.title)
-
-    def notes(self, number: int, share: float = 1.0) -> str:
-        """Return a self-edit, cut after the first ``share`` of its words."""
-        sizes = [max(1, size - self.title) for size in self.order[number % len(self.order)][:-1]]
-        before = [sum(sizes[:n]) for n in range(len(sizes))]
-        left = round(share * sum(sizes))
-        return "\n".join(words(min(size, left - n)) for size, n in zip(sizes, before, strict=True) if n < left)
-
-    def notes_by(self, writer: str, number: int) -> str:
-        """Return another writer's notes; if none are recorded, they are like a self-edit."""
-        if writer not in self.text.trained:
-            return self.notes(number)
-        documents, tokens = self.text.trained[writer]
-        each = (tokens - self.text.passage) / (documents - 1) - self.title
-        return "\n".join(words(spread(each, line)) for line in range(spread(documents - 1, number)))
-
-    def write(self) -> Prompt:
-        """Return the prompt for a self-edit; each completion is the next recorded text."""
-
-        def answer(limit: int, right: bool) -> Completion:
-            share = self.mean(limit) / self.mean(SEVERAL)
-            return Completion(self.notes(next(self.written), share), self.mean(limit), "eos")
-
-        return Prompt(self.text.write, answer, lambda rows, limit, adapted: self.text.longest(rows, limit))
-
-    def _ask(self, times: float, gold: str, shown: bool) -> Prompt:
-        def answer(limit: int, right: bool) -> Completion:
-            return Completion(gold if right else "", min(self.text.answer, limit), "eos")
-
-        def longest(rows: int, limit: int, adapted: bool) -> float:
-            return min(self.text.answer_longest, limit)
-
-        return Prompt(self.text.shown if shown else self.text.ask, answer, longest, times=times)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wording(Prompts):
-    """A prompt set whose prompts have recorded lengths.
-
-    The id of a passage begins with its source, and the text of a question is its source.
-    """
-
-    meter: Meter
-
-    def write(self, passage: Passage) -> Prompt:
-        return self.meter.recorded(passage.id.rpartition("-")[0]).write()
-
-    def ask(self, passage: Passage, question: Question, in_context: bool = False) -> Prompt:
-        return self.meter.recorded(question.question).ask(question.times, question.answer, in_context)
-
-    def training_text(self, title: str, text: str) -> str:
-        return f"{title}\n{text}"
-
-
-def load_passages(
-    meter: Meter, source: str, count: int, seed: int = 0, start: int = 0, people: int = 0
-) -> list[Passage]:
-    """Return passages of recorded length; the one question of each stands for all of them."""
-    of, found = meter.recorded(source), []
-    writers = {row.text.partition(":")[2] for row in BASELINES.values() if row.text.startswith("reference:")}
-    for number in range(start, start + count):
-        notes = {writer: of.notes_by(writer, number) for writer in writers}
-        asked = Several(source, "right", of.text.questions)
-        found.append(Passage(f"{source}-{number}", words(of.title), of.body(number), (asked,), notes))
-    return found
-
-
-def prior_passages(source: str, count: int, *_: object, **__: object) -> list[Passage]:
-    """Return questions on prior knowledge; a source that is a made world counts like its held-out passages."""
-    asked = Several("world:heldout" if source.startswith("world:") else source, "right", 1)
-    return [Passage(f"{source}-prior-{number}", "w", "w", (asked,)) for number in range(count)]
-
-
-def some_questions(passages: Sequence[Passage], count: int | None, seed: int) -> list[Passage]:
-    """Return the passages with ``count`` questions in all, spread evenly over them."""
-    times = 1.0 if count is None else count / sum(p.questions[0].times for p in passages)
-    return [replace(p, questions=(replace(p.questions[0], times=times * p.questions[0].times),)) for p in passages]
-
-
-def write_texts(
-    run: Recorder,
-    policy: Policy,
-    passages: Sequence[Passage],
-    arm: str,
-    domain: Knowledge,
-    outer: OuterLoop,
-    *,
-    count: int,
-    seed: int,
-) -> list[corpus.Text]:
-    """Return the texts of an arm.
-
-    A text that relates entities costs as much and is as long as a self-edit; the list of entities is not counted.
-    """
-    writer = corpus.writer_of(arm)
-    if writer.source == "external":
-        return [corpus.Text(p.id, arm, i, p.references["external"]) for p in passages for i in range(count)]
-    if writer.study is None:
-        return corpus.write(run, policy, passages, arm, domain, outer, count=count, seed=seed)
-    samples = count * max(1, len(writer.study.groups))
-    edits = write_self_edits(run, policy, passages, domain, outer, phase=f"{arm}/relate", seed=seed, samples=samples)
-    return [corpus.Text(e.unit_id, e.source, i % count, e.text) for i, e in enumerate(edits)]
-
-
-class DryStrategy(Strategy):
-    """A strategy whose notes are those recorded for the writer that stands for it."""
-
-    def notes(self, passage: Passage, count: int, seed: int) -> list[SelfEdit]:
-        text = passage.references.get(self.made or "", passage.references["gold"])
-        return [SelfEdit(f"{passage.id}/{self.name}/{k}", passage.id, text, self.arm) for k in range(count)]
-
-
-def load_strategies(names: Sequence[str], file: str | None = None) -> list[DryStrategy]:
-    return [DryStrategy(**vars(strategy)) for strategy in strategies.load(names, file)]
-
-
-class DryRubric:
-    """A rubric that rates the first text best; a judge that it would ask is not counted."""
-
-    def rate(self, pairs: Sequence[tuple[Passage, str]], count: Count) -> list[float]:
-        return [1 / (1 + number) for number in range(len(pairs))]
-
-
-def batches(meter: Meter, source: str, count: int, seed: int) -> Callable[[int], list[Passage]]:
-    return lambda index: load_passages(meter, source, count, start=(index - 1) * count)
-
-
-def read_document(meter: Meter, path: Path, words: int) -> list[Document]:
-    """Return a document with as many passages as the real one; they have the recorded lengths of its kind."""
-    found = texts.read(path, words)[0]
-    return [replace(found, passages=tuple(load_passages(meter, lengths.kind_of(path), len(found.passages))))]
-
-
-def grow(
-    run: Recorder,
-    store: "DryStore",
-    policy: Policy,
-    domain: Knowledge,
-    outer: OuterLoop,
-    passages: Sequence[Passage],
-    sizes: Sequence[int],
-    *_: object,
-    search: Search | None = None,
-    seed: int = 0,
-    **__: object,
-) -> list:
-    """Learn all passages, and at each size ask about the passages so far by every route; return no answers."""
-    document = Document("passages", "", "", tuple(passages), ("",) * len(passages))
-    learn(run, store, policy, document, domain, outer, OwnQuestions(domain.prompts, 0), seed=seed)
-    for size in sizes:
-        for way, _ in ways(search).values():
-            shown = way in ("retrieval", "both")
-            asked = [Candidate(p.id, p, None, "frozen", 0, trains=False, shown=shown) for p in passages[:size]]
-            ask(policy, asked, {}, run.count, domain=domain)
-    return []
-
-
-class DryStore:
-    """A store that keeps what is learned in memory, without adapters."""
-
-    def __init__(self) -> None:
-        self.kept: list[Edit] = []
-
-    def add(self, document: Document) -> None: ...
-
-    def lines(self, weights: str) -> Lines:
-        return Lines()
-
-    def edits(self, *states: str, passage: str = "", number: int = 0) -> list[Edit]:
-        return []
-
-    def edit(self, number: int) -> Edit:
-        return self.kept[number - 1]
-
-    def keep(self, edit: Edit, adapter: object) -> Edit:
-        self.kept.append(replace(edit, id=len(self.kept) + 1))
-        return self.kept[-1]
-
-
-# ---------------------------------------------------------------------------------------------- puzzles
-
-
-def load_tasks(source: str, solutions: str | None = None, ids: Sequence[str] | None = None, **_: object) -> list[Task]:
-    """Return stand-in tasks: one for each id, or as many as the source names; a folder of ARC-AGI-1 holds 400."""
-    count, cell = int(source.rpartition(":")[2]) if source.startswith("world:") else 400, ((0,),)
-    names = ids or [f"{source}-{number}" for number in range(count)]
-    return [Task(name, (Pair(cell, cell),), (cell,), (cell,)) for name in names]
-
-
-@dataclass(frozen=True)
-class DryPuzzles(Puzzles):
-    """The puzzle domain with recorded lengths."""
-
-    lengths: PuzzleLengths | None = None
-    written: itertools.count = field(default_factory=itertools.count)
-    accepted: itertools.count = field(default_factory=itertools.count)
-
-    def prompt(self, unit: Task, tokenizer: Tokenizer) -> Prompt:
-        texts: list[str] = []
-
-        def answer(limit: int, right: bool) -> Completion:
-            """The next self-edit of the task: some ask for too much, some repeat another."""
-            about, inner, number = self.lengths, self.inner, next(self.written)
-            epochs = min(spread(about.epochs, number), inner.max_steps * inner.batch // self._count(), inner.max_epochs)
-            if not spread(about.accepted, number):
-                config = Config((), "train_using_output_tokens", inner.max_rate, inner.max_epochs + 1)
-                return Completion(config.text(), min(about.edit, limit), "eos")
-            config = Config((), "train_using_output_tokens", inner.max_rate / (2 + number), max(1, epochs))
-            texts.append(config.text() if spread(about.distinct, next(self.accepted)) or not texts else texts[-1])
-            return Completion(texts[-1], min(about.edit, limit), "eos")
-
-        return Prompt(self.lengths.write, answer, lambda rows, limit, adapted: limit)
-
-    def _count(self) -> int:
-        return round(self.lengths.of(min(self.inner.cap, CAP)))
-
-    def examples(self, candidate: Candidate, tokenizer: Tokenizer, sets: dict) -> list[Example]:
-        return [Example(range(round(self.lengths.example)))] * self._count()
-
-    def questions(self, candidate: Candidate, adapter: Any, tokenizer: Tokenizer, positions: int) -> list[Request]:
-        views = {"full": 1.0, "leave_one_out": self.lengths.subsets, "all": self.lengths.views}[self.inner.views]
-        asked = Prompt(self.lengths.ask, self._grid, self._longest, self.lengths.ask_longest, views)
-        return [Request(asked, adapter=adapter)]
-
-    def _views(self, candidate: Candidate) -> list[tuple[int, View]]:
-        return [(0, View(PuzzleExample((), candidate.unit.train[0])))]
-
-    def _grid(self, limit: int, right: bool) -> Completion:
-        return Completion("[[0]]" if right else "", min(self.lengths.answer, limit), "stop" if right else "length")
-
-    def _longest(self, rows: int, limit: int, adapted: bool) -> float:
-        return min(self.lengths.answer_longest, limit) if adapted else limit
-
-    def target(self, unit: Task, text: str, policy: Policy) -> tuple[list[int], list[int]]:
-        written = min(self.lengths.edit, policy.model.parameters["edit_tokens"])
-        return [0] * round(self.lengths.write), [0] * round(written)

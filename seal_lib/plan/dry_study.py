@@ -15,7 +15,7 @@ from seal_lib.continual.lab import Lab
 from seal_lib.continual.rules.base import Rule, State
 from seal_lib.continual.streams import Stream
 from seal_lib.continual.trainer import EditJob
-from seal_lib.plan import dry
+from seal_lib.plan import dry, dry_passages
 from seal_lib.records import Passage, Question
 from seal_lib.training.adapters import Adapter
 from seal_lib.training.jobs import Example, Result
@@ -28,7 +28,7 @@ def load_streams(
 ) -> list[Stream]:
     """Return ``count`` streams of ``length`` stand-in passages."""
     passages = []
-    for passage in dry.load_passages(meter, source, count * length):
+    for passage in dry_passages.load_passages(meter, source, count * length):
         (asked,) = passage.questions
         passages.append(replace(passage, questions=(replace(asked, times=min(questions or asked.times, asked.times)),)))
     groups = [tuple(passages[n * length : (n + 1) * length]) for n in range(count)]
