@@ -13,38 +13,29 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from seal_lib import models, paths
 from seal_lib.errors import DataError, ParameterError
 from seal_lib.generation.others import Other
 from seal_lib.grading.judge import Judge
-from seal_lib.knowledge import prompts
-from seal_lib.knowledge.domain import InnerLoop, Knowledge
-from seal_lib.loops.policy import Policy, Source
-from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Passage, Question, SelfEdit, to_dict
 from seal_lib.runs import params
-from seal_lib.runs.lifecycle import Scratch
-from seal_lib.runs.progress import Progress
 from seal_lib.store import grounding
 from seal_lib.store.asking import ask
-from seal_lib.store.database import Store
 from seal_lib.store.guard import MEASURES, Limits
 from seal_lib.store.harness import Tasks
-from seal_lib.store.learning import Consent, OwnQuestions, accuracy, learn, parts, reviewed
+from seal_lib.store.learning import Consent, accuracy, learn, parts, reviewed
 from seal_lib.store.merging import Merged, base_of, check_count, chosen, merge, prune, related, revert, worths
 from seal_lib.store.review import KINDS, Finding, lines_of
 from seal_lib.store.routing import ROUTES, Router
 from seal_lib.store.schema import STAGES, Edit, Queued, Renewal
 from seal_lib.store.search import Search
+from seal_lib.store.sessions import NOTEBOOK, Bar, session, settings, store_of, tell
 from seal_lib.store.sharing import corpus, export, take_in
 from seal_lib.store.texts import PASSAGE_WORDS, read, with_questions
-from seal_lib.store.transactions import FILE
 from seal_lib.store.updates import RULES, Plan, percent, seconds, text_of, update, write_report
 
-NOTEBOOK = "03_your_document"
 HEADS = {"before": "before", "in_view": "passage in view", "after": "after", "both": "after, passage in view"}
 WIDTH = 60  # most characters in a column
 
@@ -69,83 +60,6 @@ def run(given: argparse.Namespace) -> int:
     found, text = given.act(given)
     print(json.dumps(to_dict(found), indent=2, ensure_ascii=False) if given.json else text)
     return int(isinstance(found, Merged) and found.merge is None)
-
-
-# ---------------------------------------------------------------------------------------------- what is needed
-
-
-class Bar(Scratch):
-    """A run that keeps no rows and shows the progress of each phase on a terminal."""
-
-    def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
-        bar = Progress(phase, total=len(units))
-        rows: list[dict] = []
-        for first in range(0, len(units), chunk):
-            part = list(units[first : first + chunk])
-            rows += super().map(phase, part, fn, chunk)
-            bar.update(len(part))
-        bar.close()
-        return rows
-
-
-@dataclass(frozen=True)
-class Session:
-    """A model with its settings, from the parameters of the notebook."""
-
-    policy: Policy
-    domain: Knowledge
-    outer: OuterLoop
-    own: OwnQuestions
-    search: Search
-
-
-def session(values: dict[str, Any]) -> Session:
-    """Load the model and make its settings from parameters (those of `NOTEBOOK`)."""
-    search = params.pick(Search, values)
-    source = Source(values["model"], values["dtype"], values["revision"])
-    policy = Policy("untrained", *source.load(values["device"]), values["engine"], source)
-    wording = prompts.load(values["prompts"])
-    domain = Knowledge(params.pick(InnerLoop, values), wording)
-    outer = OuterLoop(**{key: values[key] for key in ("samples", "temperature", "top_p", "edit_tokens")})
-    return Session(
-        policy,
-        domain,
-        outer,
-        OwnQuestions(prompts.load(values["question_prompts"]), values["question_samples"]),
-        search,
-    )
-
-
-def settings(given: argparse.Namespace) -> dict[str, Any]:
-    """Return the parameters that a command line asks for."""
-    pairs = [pair.partition("=") for pair in given.set]
-    wrong = next((key for key, mark, _ in pairs if not mark), None)
-    if wrong is not None:
-        raise ParameterError(f"--set {wrong} has no value; write --set {wrong}=VALUE.")
-    values: dict[str, object] = {key: value for key, _, value in pairs}
-    if given.model:
-        values["model"] = given.model
-    shipped = str(values.get("model", "seedling-")).startswith("seedling-")
-    return params.resolve(NOTEBOOK, given.scale or ("seedling" if shipped else "small"), values)
-
-
-def store_of(folder: str, begin: bool = False) -> Store:
-    """Return the store in the folder that a person named, or in the default one.
-
-    Only commands that learn (``begin``) make one that is not there.
-
-    Raises:
-        DataError: there is none.
-    """
-    place = paths.expanded(folder) if folder else paths.data() / "store"
-    if not begin and not (place / FILE).is_file():
-        raise DataError(f"There is no store in {place}; `seal learn DOCUMENT` begins one, --store names another.")
-    return Store(place)
-
-
-def tell(text: str) -> None:
-    """Print to stderr what is not part of the result."""
-    print(text, file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------- the commands

@@ -1,0 +1,97 @@
+"""Prepare what a command needs: the settings of notebook 03, a model with them, the store, a bar."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seal_lib import paths
+from seal_lib.errors import DataError, ParameterError
+from seal_lib.knowledge import prompts
+from seal_lib.knowledge.domain import InnerLoop, Knowledge
+from seal_lib.loops.policy import Policy, Source
+from seal_lib.loops.settings import OuterLoop
+from seal_lib.runs import params
+from seal_lib.runs.lifecycle import Scratch
+from seal_lib.runs.progress import Progress
+from seal_lib.store.database import Store
+from seal_lib.store.learning import OwnQuestions
+from seal_lib.store.search import Search
+from seal_lib.store.transactions import FILE
+
+NOTEBOOK = "03_your_document"
+
+
+class Bar(Scratch):
+    """A run that keeps no rows and shows the progress of each phase on a terminal."""
+
+    def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
+        bar = Progress(phase, total=len(units))
+        rows: list[dict] = []
+        for first in range(0, len(units), chunk):
+            part = list(units[first : first + chunk])
+            rows += super().map(phase, part, fn, chunk)
+            bar.update(len(part))
+        bar.close()
+        return rows
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model with its settings, from the parameters of the notebook."""
+
+    policy: Policy
+    domain: Knowledge
+    outer: OuterLoop
+    own: OwnQuestions
+    search: Search
+
+
+def session(values: dict[str, Any]) -> Session:
+    """Load the model and make its settings from parameters (those of `NOTEBOOK`)."""
+    search = params.pick(Search, values)
+    source = Source(values["model"], values["dtype"], values["revision"])
+    policy = Policy("untrained", *source.load(values["device"]), values["engine"], source)
+    wording = prompts.load(values["prompts"])
+    domain = Knowledge(params.pick(InnerLoop, values), wording)
+    outer = OuterLoop(**{key: values[key] for key in ("samples", "temperature", "top_p", "edit_tokens")})
+    return Session(
+        policy,
+        domain,
+        outer,
+        OwnQuestions(prompts.load(values["question_prompts"]), values["question_samples"]),
+        search,
+    )
+
+
+def settings(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters that a command line asks for."""
+    pairs = [pair.partition("=") for pair in given.set]
+    wrong = next((key for key, mark, _ in pairs if not mark), None)
+    if wrong is not None:
+        raise ParameterError(f"--set {wrong} has no value; write --set {wrong}=VALUE.")
+    values: dict[str, object] = {key: value for key, _, value in pairs}
+    if given.model:
+        values["model"] = given.model
+    shipped = str(values.get("model", "seedling-")).startswith("seedling-")
+    return params.resolve(NOTEBOOK, given.scale or ("seedling" if shipped else "small"), values)
+
+
+def store_of(folder: str, begin: bool = False) -> Store:
+    """Return the store in the folder that a person named, or in the default one.
+
+    Only commands that learn (``begin``) make one that is not there.
+
+    Raises:
+        DataError: there is none.
+    """
+    place = paths.expanded(folder) if folder else paths.data() / "store"
+    if not begin and not (place / FILE).is_file():
+        raise DataError(f"There is no store in {place}; `seal learn DOCUMENT` begins one, --store names another.")
+    return Store(place)
+
+
+def tell(text: str) -> None:
+    """Print to stderr what is not part of the result."""
+    print(text, file=sys.stderr)
