@@ -4,17 +4,8 @@ from functools import partial
 
 import pytest
 import torch
+from test_bank import FAMILIES
 from torch import nn
-from transformers import (
-    GemmaConfig,
-    GemmaForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from seal_lib.errors import SealError
@@ -25,21 +16,6 @@ from seal_lib.training.jobs import Example, Job
 from seal_lib.training.packing import Packing
 
 torch.set_num_threads(1)
-SIZES = dict(
-    vocab_size=97,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=96,
-)
-FAMILIES = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4)),
-    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**SIZES, head_dim=8)),
-}
 needs_onednn = pytest.mark.skipif(fused._ONEDNN is None, reason="no AVX-512 or a torch without oneDNN")
 
 
