@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -54,12 +56,44 @@ class Suite:
         path.write_text(json.dumps(content))
         return path
 
+    def in_batch(self, cell: str, monkeypatch: pytest.MonkeyPatch) -> "Suite":
+        """The suite with one notebook, ``11_demo``, whose run folder the runner has chosen."""
+        from seal_lib import paths
+        from seal_lib.runs import lifecycle, manifest, params
+
+        self.notebook("11_demo", cell)
+        self.params("11_demo")
+        self.values = params.resolve("11_demo", "seedling")
+        key, hashes = manifest.run_key("11_demo", self.values)
+        self.folder = paths.runs() / "11_demo" / "seedling" / key
+        identity = lifecycle.identity_of("11_demo", "seedling", key, self.values, hashes)
+        paths.write_json(self.folder / "parameters.json", identity)
+        monkeypatch.setenv("SEAL_RUN_DIR", str(self.folder))
+        monkeypatch.setenv("SEAL_BATCH", "1")
+        monkeypatch.setattr(lifecycle, "LOCK_WAIT", 0.0)
+        return self
+
     def params(self, name: str, text: str = "", scale: str = "seedling") -> Path:
         """Write a parameter file."""
         path = self.home / "params" / name / f"{scale}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
         return path
+
+
+def at_paper_scale(notebook: str, changes: list[str], home: Path) -> Path:
+    """The folder of a notebook's run at scale paper in a process of its own, with these settings changed."""
+    arguments = [part for change in changes for part in ("--set", change)]
+    done = subprocess.run(
+        [sys.executable, "-m", "seal_lib", "run", notebook, "--scale", "paper", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"SEAL_HOME": str(home)},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = (home / "runs" / notebook / "paper").glob("*/run.json")
+    return record.parent
 
 
 @pytest.fixture

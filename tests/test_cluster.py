@@ -20,14 +20,18 @@ from conftest import REPOSITORY, Suite
 from fixtures_seal import DOMAIN, INNER, digest, made, seedling
 
 from seal_lib import paths
+from seal_lib.continual import streams, study
+from seal_lib.continual.arm import arms_of
+from seal_lib.continual.lab import Lab
 from seal_lib.errors import DataError, ParameterError, RunError
+from seal_lib.generation.contract import Sampling
 from seal_lib.loops import inner
 from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy, Source
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.loops.updates import imitate
 from seal_lib.records import SelfEdit
-from seal_lib.runs import lifecycle, manifest, params, ray_workers, workers
+from seal_lib.runs import lifecycle, manifest, ray_workers, workers
 from seal_lib.runs.ray_workers import Worker
 from seal_lib.runs.work import Done, Work
 from seal_lib.runs.workers import Workers
@@ -95,19 +99,7 @@ class Fake:
 @pytest.fixture
 def batch(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
     """A suite with one notebook whose run folder the runner has chosen."""
-    suite.notebook("11_demo", "seed: int = 3  # seed\nworkers: int = 1  # who works")
-    suite.params("11_demo")
-    values = params.resolve("11_demo", "seedling")
-    key, hashes = manifest.run_key("11_demo", values)
-    suite.folder = paths.runs() / "11_demo" / "seedling" / key
-    paths.write_json(
-        suite.folder / "parameters.json", lifecycle.identity_of("11_demo", "seedling", key, values, hashes)
-    )
-    suite.values = values
-    monkeypatch.setenv("SEAL_RUN_DIR", str(suite.folder))
-    monkeypatch.setenv("SEAL_BATCH", "1")
-    monkeypatch.setattr(lifecycle, "LOCK_WAIT", 0.0)
-    return suite
+    return suite.in_batch("seed: int = 3  # seed\nworkers: int = 1  # who works", monkeypatch)
 
 
 def start(suite: Suite, fake: Fake | None = None, count: int = 3) -> lifecycle.Run:
@@ -243,7 +235,10 @@ def test_nothing_is_started_for_what_is_done(batch: Suite) -> None:
     assert opened == []
 
 
-def test_few_parts_are_begun_before_an_earlier_one_is_kept(batch: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ahead", [None, 1, 3])
+def test_few_parts_are_begun_before_an_earlier_one_is_kept(
+    batch: Suite, monkeypatch: pytest.MonkeyPatch, ahead: int | None
+) -> None:
     class Slow(Fake):
         def later(self, *event) -> None:
             super().later(*event)
@@ -256,8 +251,9 @@ def test_few_parts_are_begun_before_an_earlier_one_is_kept(batch: Suite, monkeyp
     seen: list[int] = []
     write = run._rows.append
     monkeypatch.setattr(run._rows, "append", lambda lines: (seen.append(len(fake.log)), write(lines)))
-    run.map("a", UNITS, Work(square, NAMELESS, run.count), chunk=1)
-    assert seen[0] == workers.AHEAD * 2 and len(fake.log) == 23
+    run.map("a", UNITS, Work(square, NAMELESS, run.count, ahead), chunk=1)
+    assert seen[0] == (ahead or workers.AHEAD * 2) and len(fake.log) == 23
+    assert all(begun <= kept + (ahead or 23) for kept, begun in enumerate(seen))
 
 
 def test_who_works_is_no_part_of_what_a_run_is(batch: Suite) -> None:
@@ -358,6 +354,66 @@ def test_ray_is_given_a_second_chance_to_start(monkeypatch: pytest.MonkeyPatch) 
     assert "PYTHONPATH" not in os.environ
 
 
+# ------------------------------------------------------------------------------------------- streams
+
+
+class Loading(Fake):
+    """Workers in this process, each of which loads its own weights."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.own: dict[int, Worker] = {}
+
+    def submit(self, worker: int, unit, policy, part) -> None:
+        mine = self.own.setdefault(worker, Worker("cpu"))
+        super().submit(worker, lambda _, units, count: self._work(mine, unit, policy, units, count), policy, part)
+
+    def _work(self, worker: Worker, unit, policy, units, count) -> list[dict]:
+        done = worker.work(unit, policy, units)
+        count(**done.counts)
+        return done.rows
+
+
+WRITING = Sampling(40, temperature=1.0, top_p=0.95)
+
+
+def edited(run: lifecycle.Run) -> bytes:
+    """rows.jsonl after three streams of two edits under four arms, one stream at a time."""
+    domain = replace(SMALL, inner=replace(SMALL.inner, epochs=1))
+    given = streams.load_streams("world:heldout", 3, 2, seed=3, questions=2)
+    given = streams.with_prior(streams.with_edits(given, "gold"), "world:known", 4, 1)
+    lab = Lab(small_policy(), domain, anchors=8, anchor_tokens=16)
+    arms = arms_of(["frozen", "null_space_replay", "isolation", "sequential_live", "sequential_own"])
+    study.run_arms(run, arms, lab, given, writing=WRITING, slots=1)
+    assert not list(run.folder.glob("states/**/*.safetensors"))
+    return (run.folder / "rows.jsonl").read_bytes()
+
+
+@pytest.fixture
+def edited_alone(batch: Suite) -> bytes:
+    run = start(batch)
+    data = edited(run)
+    run.close()
+    (run.folder / "rows.jsonl").unlink()
+    return data
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_workers_take_turns_with_the_streams_of_the_study(batch: Suite, edited_alone: bytes, seed: int) -> None:
+    died: list[str] = []
+
+    def fate(part, worker: int) -> str:
+        if getattr(part[0], "id", "").startswith("2/") and not died:
+            died.append(part[0].id)
+            return "SIGKILL"
+        return ""
+
+    fake = Loading(fate=fate, seed=seed)
+    run = start(batch, fake, count=2)
+    assert edited(run) == edited_alone
+    assert died and run.workers.deaths == 1 and len({worker for worker, _ in fake.log}) == 3
+
+
 # ------------------------------------------------------------------------------------------- Ray
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: `make test-ray`")
@@ -434,6 +490,14 @@ def test_two_actors_give_the_bytes_of_one_process_and_survive_a_kill(batch: Suit
     (lost,) = record(batch)["lost_workers"]
     assert lost["part"].startswith("phase 'score', units") and lost["pid"] and "ActorDied" in lost["why"]
     assert record(batch)["described"]["workers"]["deaths"] == 1
+
+
+@needs_ray
+@pytest.mark.slow
+def test_the_streams_of_the_study_on_ray(batch: Suite, ray: str, edited_alone: bytes) -> None:
+    run = hired(batch, ray)
+    assert edited(run) == edited_alone
+    assert len(run.workers.seen) == 2
 
 
 @needs_ray

@@ -4,11 +4,9 @@ The first hour of a GPU run must not be the first time this code runs. Only size
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from conftest import at_paper_scale
 
 from seal_lib import models
 from seal_lib.runs import manifest
@@ -71,20 +69,11 @@ def test_the_papers_parameters_run_to_the_end(notebook, qwen, tmp_path) -> None:
     changes = [f"model={qwen}", f"passages={data}", "n_passages=2", "edit_tokens=40", *SMALLER[notebook]]
     if notebook == "12_restem_rounds":
         changes.append(f"practice={data}")
-    arguments = [part for change in changes for part in ("--set", change)]
-    done = subprocess.run(
-        [sys.executable, "-m", "seal_lib", "run", notebook, "--scale", "paper", *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"SEAL_HOME": str(tmp_path)},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (record,) = (tmp_path / "runs" / notebook / "paper").glob("*/run.json")
-    run = json.loads(record.read_text())
+    folder = at_paper_scale(notebook, changes, tmp_path)
+    run = json.loads((folder / "run.json").read_text())
     assert run["parameters"]["protocol"] == "authors_v1" and run["parameters"]["dtype"] == "bfloat16"
     assert {"passages", "model"} <= set(run["input_hashes"])  # other data or weights would be another run
-    rows = manifest.rows(record.parent)
+    rows = manifest.rows(folder)
     trials = [row for row in rows if "answers" in row]
     if notebook != "10_self_edits":
         trained = [row for row in trials if row["steps"]]

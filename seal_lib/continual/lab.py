@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -70,6 +70,11 @@ class Lab:
     @property
     def inner(self) -> InnerLoop:
         return self.domain.inner
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but the policy and the cache, as arguments of `Lab`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in ("policy", "cache")}
 
     def with_inner(self, **changes: object) -> Lab:
         """Return this lab with some inner-loop settings changed."""

@@ -2,7 +2,8 @@
 
 A unit of work is (edit k, stream). Its row records which questions were answered right; `tables` computes all metrics
 from rows. The run folder keeps the weights after the last two edits until the arm is done, so a killed run continues
-after the last finished edit. A stream whose edit diverges ends there: its later rows say so and hold no answers.
+after the last finished edit, and several workers can take turns with a stream. A stream whose edit diverges ends there:
+its later rows say so and hold no answers.
 """
 
 import math
@@ -10,8 +11,9 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from seal_lib.continual import states as ops
 from seal_lib.continual.arm import Arm
@@ -22,14 +24,14 @@ from seal_lib.continual.trainer import EditJob
 from seal_lib.errors import DataError, RunError
 from seal_lib.generation.contract import Request, Sampling
 from seal_lib.grading.graders import grade
+from seal_lib.knowledge.domain import Knowledge
+from seal_lib.loops.policy import Policy
 from seal_lib.models import SMALL
 from seal_lib.models.tokens import read_ids
 from seal_lib.records import Passage
 from seal_lib.runs import journal
+from seal_lib.runs.work import Count, Recorder, Work
 from seal_lib.training.jobs import Result
-
-if TYPE_CHECKING:
-    from seal_lib.runs.work import Recorder
 
 #: graders with a verdict of right or wrong, since a row holds one digit per answer
 VERDICTS = ("exact", "contains")
@@ -45,7 +47,7 @@ class EditUnit:
 
 
 def run_arm(
-    run: "Recorder",
+    run: Recorder,
     arm: Arm,
     lab: Lab,
     streams: Sequence[Stream],
@@ -83,17 +85,23 @@ def run_arm(
         raise DataError(f"The streams of a study have one length, not {sorted(lengths)}; cut them.")
     if arm.live and writing is None:
         raise DataError(f"arm {arm.name!r} writes its own self-edits; say how (`writing`).")
-    work = _Work(run, arm, lab, writing, group, full_rows)
-    if work.trains and not arm.live and any(None in stream.edits for stream in streams):
+    phase, kept = f"{group}{arm.name}", getattr(run, "folder", None)  # a Scratch run has no folder and keeps nothing
+    folder = Path(kept) / "states" / phase if kept else None
+    settings = _Settings(arm, lab.settings, writing, full_rows and tuple(full_rows), folder)
+    edits = _at_work[lab.policy.name] = _Edits(settings, lab)
+    if edits.trains and not arm.live and any(None in stream.edits for stream in streams):
         raise DataError(f"arm {arm.name!r}: streams without self-edits; give a writer or a live arm.")
     units = [EditUnit(f"{k}/{s.id}", k, s) for k in range(lengths.pop() + 1) for s in streams]
     chunk = max(n for n in range(1, min(slots or len(streams), len(streams)) + 1) if len(streams) % n == 0)
-    if work.spoiled():
-        run.forget(f"{group}{arm.name}")
-        work.clear()
-    rows = run.map(f"{group}{arm.name}", units, work, chunk=chunk)
-    work.clear()
-    protocol = work.lab.inner.label  # of the rule's lab, since the authors' rule has another protocol than the study
+    if edits.spoiled():
+        run.forget(phase)
+        edits.clear()
+    # an edit of a stream starts once the edit before it is recorded
+    work = Work(partial(_edit, settings=settings), lab.policy, run.count, ahead=len(streams) // chunk)
+    rows = run.map(phase, units, work, chunk=chunk)
+    edits.clear()
+    del _at_work[lab.policy.name]
+    protocol = edits.lab.inner.label  # of the rule's lab, since the authors' rule has another protocol than the study
     return [
         {"stream": unit.stream.id, "k": unit.k, "protocol": protocol, **row}
         for unit, row in zip(units, rows, strict=True)
@@ -101,7 +109,7 @@ def run_arm(
 
 
 def frozen_edits(
-    run: "Recorder", lab: Lab, streams: Sequence[Stream], writer: str, writing: Sampling, phase: str = "write"
+    run: Recorder, lab: Lab, streams: Sequence[Stream], writer: str, writing: Sampling, phase: str = "write"
 ) -> list[Stream]:
     """Return the streams with one self-edit per passage, all written before the first edit: the controlled comparison.
 
@@ -119,18 +127,21 @@ def frozen_edits(
     if writer != "policy":
         raise DataError(f"writer: {writer!r} is neither policy nor reference:<name>.")
 
-    def write(part: Sequence[Stream]) -> list[dict]:
-        asked = [
-            Request(lab.domain.prompt(p, lab.tokenizer), s.seed(k, "self-edit"))
-            for s in part
-            for k, p in enumerate(s.passages)
-        ]
-        texts = [done.text.strip() for (done,) in lab.generator.generate(asked, writing)]
-        ends = [sum(len(s) for s in part[: n + 1]) for n in range(len(part))]
-        return [{"edits": texts[end - len(s) : end]} for s, end in zip(part, ends, strict=True)]
-
-    rows = run.map(phase, streams, write, chunk=16)
+    work = Work(partial(_write_once, domain=lab.domain, writing=writing), lab.policy, run.count)
+    rows = run.map(phase, streams, work, chunk=16)
     return [replace(s, edits=tuple(row["edits"])) for s, row in zip(streams, rows, strict=True)]
+
+
+def _write_once(
+    policy: Policy, part: Sequence[Stream], count: Count, *, domain: Knowledge, writing: Sampling
+) -> list[dict]:
+    asked = [
+        Request(domain.prompt(p, policy.tokenizer), s.seed(k, "self-edit"))
+        for s in part
+        for k, p in enumerate(s.passages)
+    ]
+    texts = iter(policy.generator().generate(asked, writing))
+    return [{"edits": [next(texts)[0].text.strip() for _ in stream.passages]} for stream in part]
 
 
 def check_lengths(lab: Lab, streams: Sequence[Stream], writing: Sampling) -> None:
@@ -162,7 +173,7 @@ def check_lengths(lab: Lab, streams: Sequence[Stream], writing: Sampling) -> Non
 
 
 def run_arms(
-    run: "Recorder", arms: Sequence[Arm], lab: Lab, streams: Sequence[Stream], *, writing: Sampling, **options: object
+    run: Recorder, arms: Sequence[Arm], lab: Lab, streams: Sequence[Stream], *, writing: Sampling, **options: object
 ) -> dict[str, list[dict]]:
     """Run several arms (`run_arm`) on the same streams, each with its own self-edits; return the rows by arm.
 
@@ -177,21 +188,44 @@ def run_arms(
     }
 
 
-class _Work:
-    """The work function of ``run.map``: called with the units of one edit of some streams."""
+@dataclass(frozen=True)
+class _Settings:
+    """The work of an arm as another process can be told it: everything but weights.
 
-    def __init__(
-        self, run: "Recorder", arm: Arm, lab: Lab, writing: Sampling | None, group: str, full_rows: Sequence[int] | None
-    ):
-        self.run, self.arm, self.writing = run, arm, writing
-        self.full_rows, self.rule = full_rows, arm.make(lab)
+    ``lab``: `Lab.settings`. ``folder`` keeps the weights of its streams.
+    """
+
+    arm: Arm
+    lab: dict[str, Any]
+    writing: Sampling | None
+    full_rows: tuple[int, ...] | None
+    folder: Path | None
+
+
+#: policy -> the arm that this process is working on
+_at_work: dict[str, "_Edits"] = {}
+
+
+def _edit(policy: Policy, part: Sequence[EditUnit], count: Count, *, settings: _Settings) -> list[dict]:
+    """Return the rows of one edit of some streams; a worker makes the rule of an arm once, and the lab for all arms."""
+    edits = _at_work.get(policy.name)
+    if edits is None or edits.settings != settings or edits.lab.model is not policy.model:
+        same = edits is not None and edits.settings.lab == settings.lab and edits.lab.model is policy.model
+        edits = _at_work[policy.name] = _Edits(settings, edits.common if same else Lab(policy, **settings.lab))
+    return edits(part, count)
+
+
+class _Edits:
+    """The edits of an arm: called with the units of one edit of some streams."""
+
+    def __init__(self, settings: _Settings, lab: Lab) -> None:
+        self.settings, self.arm, self.writing, self.folder = settings, settings.arm, settings.writing, settings.folder
+        self.full_rows, self.common, self.rule = settings.full_rows, lab, settings.arm.make(lab)
         self.lab = self.rule.lab
         self.grader = self.lab.inner.grader
         if self.grader not in VERDICTS:
             raise DataError(f"grader: {self.grader!r} is no verdict on an answer; use one of {', '.join(VERDICTS)}.")
         self.trains = self.rule.trains
-        folder = getattr(run, "folder", None)  # a Scratch run has no folder and keeps nothing
-        self.folder = Path(folder) / "states" / f"{group}{arm.name}" if folder else None
         self.memory: dict[tuple[str, int], tuple[State, tuple[str | None, ...]]] = {}
 
     def spoiled(self) -> bool:
@@ -210,8 +244,10 @@ class _Work:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def __call__(self, units: Sequence[EditUnit]) -> list[dict]:
-        k = units[0].k
+    def __call__(self, units: Sequence[EditUnit], count: Count) -> list[dict]:
+        k, self.count = units[0].k, count
+        # where several workers take turns, this one may never get the next edit of a stream
+        self.memory = {at: kept for at, kept in self.memory.items() if at[1] >= k - 1}
         skips = self.rule.retrains and not self.arm.live  # the model after edit k-1 writes live self-edit k
         if skips and k and self.full_rows is not None and k not in self.full_rows:
             for unit in units:
@@ -261,7 +297,7 @@ class _Work:
                 about[i]["reason"] = result.reason
         for i in new:
             about[i] |= self._empty(streams[i], k)
-        self.run.count(
+        self.count(
             edits=len(alive),
             train_seconds=time.process_time() - begun + elsewhere,
             trained=sum(r.tokens for r in results),
@@ -328,7 +364,7 @@ class _Work:
             (answer,) = grade([(question, completion.text.strip())], self.grader)
             right[i, own] = right.get((i, own), "") + str(int(answer.grades[self.grader]))
             blank[i, own] = blank.get((i, own), "") + str(int(answer.blank))
-        self.run.count(scored=len(requests))
+        self.count(scored=len(requests))
         return [
             {
                 "right": [right.get((i, own)) for own in range(len(streams[i]))],
@@ -403,7 +439,7 @@ def _fingerprint(job: EditJob, targets: object) -> tuple:
     return (job.id, str(targets), settings, tuple((tuple(e.ids), e.denominator) for e in job.examples))
 
 
-def train_seconds(run: "Recorder", phase: str) -> float:
+def train_seconds(run: Recorder, phase: str) -> float:
     """Return the CPU seconds of training per edit and stream of a phase, over all restarts of the run.
 
     NaN if the run keeps no costs.

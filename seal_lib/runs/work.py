@@ -80,11 +80,14 @@ class Work:
         unit: a module's function, or a ``functools.partial`` of one with plain settings, so that another process can
             import it.
         count: takes counters, like `seal_lib.runs.lifecycle.Run.count`.
+        ahead: the number of parts that may be at work before the earliest of them is recorded; None: as many as suit
+            the workers. With ``ahead=n``, part i can rely on part i - n.
     """
 
     unit: Callable[["Portable", Sequence, Callable], list[dict]]
     policy: "Portable"
     count: Count
+    ahead: int | None = None
 
     def __call__(self, part: Sequence) -> list[dict]:
         return self.unit(self.policy, part, self.count)

@@ -94,13 +94,14 @@ class Workers:
     ) -> Iterator[Done]:
         unit, policy = work.portable()
         executor = self._fill_up()
+        ahead = min(AHEAD * self.count, work.ahead or len(parts))
         waiting = list(range(len(parts)))  # parts that are not started yet
         at: dict[int, int] = {}  # worker -> its part
         finished: dict[int, Done | BaseException] = {}
         deaths: Counter = Counter()
         for want in range(len(parts)):
             while True:
-                while waiting and waiting[0] < want + AHEAD * self.count and (idle := self._idle()) is not None:
+                while waiting and waiting[0] < want + ahead and (idle := self._idle()) is not None:
                     at[idle] = waiting.pop(0)
                     self._state[idle] = "busy"
                     executor.submit(idle, unit, policy, parts[at[idle]])

@@ -1,11 +1,9 @@
 """The paper's ARC parameters run end to end on a random Llama with a chat template; only sizes are overridden."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from conftest import at_paper_scale
 from transformers import AutoTokenizer
 
 from seal_lib import models
@@ -87,20 +85,12 @@ def test_the_papers_parameters_run_to_the_end(protocol, llama, tmp_path) -> None
         "resample": str(protocol == "authors").lower(),
         "max_tries": 3,
     }
-    arguments = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
-    done = subprocess.run(
-        [sys.executable, "-m", "seal_lib", "run", "21", "--scale", "paper", *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"SEAL_HOME": str(tmp_path)},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (record,) = (tmp_path / "runs" / "21_arc_self_edits" / "paper").glob("*/run.json")
-    run = json.loads(record.read_text())
+    settings = [f"{key}={value}" for key, value in changes.items()]
+    folder = at_paper_scale("21_arc_self_edits", settings, tmp_path)
+    run = json.loads((folder / "run.json").read_text())
     assert run["parameters"]["views"] == "all" and run["parameters"]["dtype"] == "bfloat16"
     assert {"tasks", "practice", "model"} <= set(run["input_hashes"])  # other data or weights would be another run
-    rows = manifest.rows(record.parent)
+    rows = manifest.rows(folder)
     oracle = [row for row in rows if row["phase"] == "evaluate/oracle"]
     assert [row["outcome"] for row in oracle] == ["ok", "ok"]  # all four switches on, two epochs, trained and asked
     inner = params.pick(TestTimeTraining, run["parameters"])

@@ -5,11 +5,9 @@ Run: pytest tests/continual/test_continual_paper.py
 
 import csv
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from conftest import at_paper_scale
 from test_paper_scale import PASSAGES, qwen  # noqa: F401 - qwen is a fixture
 
 SMALLER = {
@@ -30,19 +28,10 @@ def test_the_papers_parameters_run_to_the_end(notebook, qwen, tmp_path) -> None:
     changes = [f"model={qwen}", f"passages={data}", f"prior={known}", "sequences=disjoint", "n_sequences=2", "length=2"]
     changes += ["n_prior=2", "prior_skip=0", "edit_tokens=24", "answer_tokens=8", "anchors=4", "epochs=1"]
     changes += SMALLER[notebook]
-    arguments = [part for change in changes for part in ("--set", change)]
-    done = subprocess.run(
-        [sys.executable, "-m", "seal_lib", "run", notebook, "--scale", "paper", *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"SEAL_HOME": str(tmp_path)},
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (record,) = (tmp_path / "runs" / notebook / "paper").glob("*/run.json")
-    run = json.loads(record.read_text())
+    folder = at_paper_scale(notebook, changes, tmp_path)
+    run = json.loads((folder / "run.json").read_text())
     assert run["parameters"]["dtype"] == "bfloat16" and run["parameters"]["targets"] == "qv"
-    rows = [json.loads(line) for line in (record.parent / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     assert all(row["outcome"] == "ok" for row in rows if "outcome" in row)
-    results = list(csv.DictReader(open(record.parent / "results.csv")))
+    results = list(csv.DictReader(open(folder / "results.csv")))
     assert {"AA_2", "LA", "BWT", "prior_kept", "blank_rate"} <= {row["metric"] for row in results}

@@ -236,7 +236,7 @@ def test_streams_do_not_depend_on_their_neighbours() -> None:
 def test_a_killed_stream_goes_on_after_its_last_finished_edit(open_run, monkeypatch, rule: str) -> None:
     whole = run_arms([rule])[rule]
     trained: list[int] = []
-    train = study._Work._train
+    train = study._Edits._train
 
     def dying(self, given, states, alive, k):
         trained.append(k)
@@ -244,7 +244,7 @@ def test_a_killed_stream_goes_on_after_its_last_finished_edit(open_run, monkeypa
             raise KeyboardInterrupt  # the power goes in the middle of the second edit
         return train(self, given, states, alive, k)
 
-    monkeypatch.setattr(study._Work, "_train", dying)
+    monkeypatch.setattr(study._Edits, "_train", dying)
     with pytest.raises(KeyboardInterrupt):
         run_arms([rule], open_run())
     run = open_run()
@@ -257,18 +257,18 @@ def test_a_killed_stream_goes_on_after_its_last_finished_edit(open_run, monkeypa
 @pytest.mark.parametrize("fault", [lambda raw: raw[:-9], lambda raw: raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:]])
 def test_an_arm_whose_kept_weights_are_damaged_is_made_again(open_run, monkeypatch, capsys, fault) -> None:
     whole = run_arms(["sequential"])["sequential"]
-    train = study._Work._train
+    train = study._Edits._train
 
     def dying(self, given, states, alive, k):
         if k == 1:
             raise KeyboardInterrupt
         return train(self, given, states, alive, k)
 
-    monkeypatch.setattr(study._Work, "_train", dying)
+    monkeypatch.setattr(study._Edits, "_train", dying)
     run = open_run()
     with pytest.raises(KeyboardInterrupt):
         run_arms(["sequential"], run)
-    monkeypatch.setattr(study._Work, "_train", train)
+    monkeypatch.setattr(study._Edits, "_train", train)
     (file, *_) = sorted(run.folder.glob("states/**/*.safetensors"))
     file.write_bytes(fault(file.read_bytes()))
     assert run_arms(["sequential"], open_run())["sequential"] == whole
@@ -276,7 +276,7 @@ def test_an_arm_whose_kept_weights_are_damaged_is_made_again(open_run, monkeypat
 
 
 def test_weights_that_are_gone_are_named(open_run, monkeypatch) -> None:
-    monkeypatch.setattr(study._Work, "_remember", lambda *args: None)
+    monkeypatch.setattr(study._Edits, "_remember", lambda *args: None)
     with pytest.raises(RunError, match="after edit 1 are gone"):
         run_arms(["sequential"], open_run())
 

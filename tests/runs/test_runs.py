@@ -35,19 +35,7 @@ def square(units: list[str]) -> list[dict]:
 @pytest.fixture
 def batch(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
     """A suite with one notebook whose run folder the runner has chosen."""
-    suite.notebook("11_demo", CELL)
-    suite.params("11_demo")
-    values = params.resolve("11_demo", "seedling")
-    key, hashes = manifest.run_key("11_demo", values)
-    suite.folder = paths.runs() / "11_demo" / "seedling" / key
-    paths.write_json(
-        suite.folder / "parameters.json", lifecycle.identity_of("11_demo", "seedling", key, values, hashes)
-    )
-    suite.values = values
-    monkeypatch.setenv("SEAL_RUN_DIR", str(suite.folder))
-    monkeypatch.setenv("SEAL_BATCH", "1")
-    monkeypatch.setattr(lifecycle, "LOCK_WAIT", 0.0)
-    return suite
+    return suite.in_batch(CELL, monkeypatch)
 
 
 def start(suite: Suite, **changed: object) -> lifecycle.Run:

@@ -185,7 +185,6 @@ def pdf(*pages: str) -> bytes:
 
 
 def test_pdf_has_pages(tmp_path, monkeypatch) -> None:
-    pytest.importorskip("pypdf", reason="pypdf is not installed here: the extra pdf")
     document = read(tmp_path, "a.pdf", pdf("The Rhine flows.", "", "Kale won."), words=3)
     assert seen(document) == [("a", "The Rhine flows.", "page 1"), ("a", "Kale won.", "page 3")]
     with pytest.raises(DataError, match=r"a scan\?.*run text recognition"):
