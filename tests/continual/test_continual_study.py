@@ -324,16 +324,15 @@ def test_live_edits_are_written_by_the_current_model(monkeypatch) -> None:
     )
     assert all(row["steps"] > 0 for row in every if row["k"])  # no row is skipped: the next edit's writer is its model
     seen: list[tuple] = []
-    bench = lab()
-    generate = bench.generator.generate
+    generate = HFGenerator.generate
 
-    def spy(requests, sampling):
+    def spy(self, requests, sampling):
         seen.extend((request.adapter is None, sampling) for request in requests if sampling.temperature == 1.0)
-        return generate(requests, sampling)
+        return generate(self, requests, sampling)
 
-    monkeypatch.setattr(bench.generator, "generate", spy)
+    monkeypatch.setattr(HFGenerator, "generate", spy)
     arms = arms_of(["sequential", "sequential_own", "sequential_live", "null_space_replay_live"])
-    by_arm = study.run_arms(Scratch(), arms, bench, made(), writing=WRITING)
+    by_arm = study.run_arms(Scratch(), arms, lab(), made(), writing=WRITING)
     writing = [unedited for unedited, sampling in seen if sampling == WRITING]
     # own: 4 notes by the base; live: the first edit of each of two streams by the base, the second by the edited model
     assert writing == [True] * 4 + [True, True, False, False] * 2
