@@ -6,14 +6,17 @@ after the last finished edit, and several workers can take turns with a stream. 
 its later rows say so and hold no answers.
 """
 
+import json
 import math
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from seal_lib.continual import states as ops
 from seal_lib.continual.arm import Arm
@@ -379,17 +382,19 @@ class _Edits:
             for i in asked
         ]
 
-    def _drift(self, state: State) -> float:
-        """Return KL(theta_0 || theta_k) per token on a quarter of the anchor texts, which the base generated."""
-        import torch
+    @cached_property
+    def _anchors(self) -> tuple[list[list[int]], torch.Tensor]:
+        """A quarter of the texts that the base generated, and its log-probabilities on them [tokens, vocabulary]."""
+        texts = self.lab.base_texts[::4]
+        return texts, torch.cat(self.lab.logprobs(texts, None))
 
+    def _drift(self, state: State) -> float:
+        """Return KL(theta_0 || theta_k) per token."""
         if state.history is None:
             return 0.0
-        texts = self.lab.base_texts[::4]
-        if not hasattr(self, "_base"):
-            self._base = torch.cat(self.lab.logprobs(texts, None))
+        texts, base = self._anchors
         now = torch.cat(self.lab.logprobs(texts, state.history))
-        return float((self._base.exp() * (self._base - now)).sum(-1).mean())
+        return float((base.exp() * (base - now)).sum(-1).mean())
 
     def _row(self, answers: dict | None, about: dict) -> dict:
         if answers is None:
@@ -406,8 +411,6 @@ class _Edits:
         self.memory.pop((stream.id, k - 1), None)
         if self.folder is None or not k or not self.trains:
             return
-        import json
-
         about = {"diverged": str(state is None), "edits": json.dumps(stream.edits if self.arm.live else None)}
         state = state or State()
         parts = {f"part {n}": part for n, part in enumerate(state.parts)}
@@ -422,8 +425,6 @@ class _Edits:
         path = self._path(stream, k) if self.folder else None
         if path is None or not path.is_file():
             raise RunError(f"arm {self.arm.name!r}: the weights of {stream.id} after edit {k} are gone; use FORCE=1.")
-        import json
-
         adapters, extra, about = ops.load(path)
         written = json.loads(about["edits"])
         edits = stream.edits if written is None else tuple(written)
