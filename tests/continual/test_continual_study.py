@@ -493,9 +493,12 @@ def test_a_climb_says_what_cut_it_short() -> None:
 
 
 def test_every_trained_rule_may_take_the_same_learning_rates() -> None:
+    bench = lab()
     for name, rule in RULES.items():
         assert set(rule.ladders) <= set(rule.knobs), name
         assert (rule.ladders.get("lr_scale") == RATES) == rule.trains, name
+        for scale in RATES if rule.trains else ():
+            assert rule(bench, lr_scale=scale).lab.inner.lr == INNER.lr * scale, name
         for knob, ladder in rule.ladders.items():
             assert rule.knobs[knob] in ladder and list(ladder) == sorted(set(ladder)), (name, knob)
     # equal settings are one rule: a mean of edits is `merge` with scale 1/k, a lower rate or fewer epochs `sequential`
