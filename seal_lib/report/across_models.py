@@ -32,11 +32,6 @@ def comparisons(loop: EvaluatedLoop) -> list[tuple[str, str]]:
     return [(last, "own_untrained"), (last, blind), (blind, "own_untrained")]
 
 
-def pooled_name(models: Sequence[str]) -> str:
-    """Return the value of column ``model`` in the lines over all models."""
-    return f"{len(models)} models"
-
-
 def model_rows(
     experiment: str,
     loops: Mapping[str, EvaluatedLoop],
@@ -55,7 +50,7 @@ def model_rows(
     several: dict[str, Mapping] = {name: loop.evaluated for name, loop in loops.items()}
     if len(loops) > 1:
         pooled = {arm: {name: loop.evaluated[arm] for name, loop in loops.items()} for arm in first.evaluated}
-        several[pooled_name([*loops])] = pooled
+        several[f"{len(loops)} models"] = pooled
     label = {"protocol": protocol, "grader": grader}
     return [
         row
@@ -78,8 +73,7 @@ def size_rows(
         sizes: size -> model name.
         loops: model name -> its loop.
         frozen: model name -> the trials without training.
-        table_rows: as in `model_rows`.
-        label: protocol and grader, as in `model_rows`.
+        table_rows, label: as in `model_rows`.
     """
     rows = []
     for size, model in sizes.items():
@@ -90,23 +84,13 @@ def size_rows(
 
 
 def sizes_in_words(rows: Sequence[Mapping]) -> str:
-    """Return Markdown with the separable comparisons of each size, as by `in_words`.
-
-    Args:
-        rows: as `size_rows` returns them.
-    """
-    by_model: dict[str, list[Mapping]] = {}
-    for row in rows:
-        by_model.setdefault(row["model"], []).append(row)
-    return "\n".join(f"`{model}`:\n\n{in_words(some)}" for model, some in by_model.items())
+    """Return Markdown with the separable comparisons of each size, as by `in_words`, from `size_rows`."""
+    models = dict.fromkeys(row["model"] for row in rows)
+    return "\n".join(f"`{one}`:\n\n{in_words([row for row in rows if row['model'] == one])}" for one in models)
 
 
 def in_words(rows: Sequence[Mapping]) -> str:
-    """Return Markdown with one line for each comparison that is separable over all models.
-
-    Args:
-        rows: as `model_rows` returns them.
-    """
+    """Return Markdown with one line for each comparison that is separable over all models, from `model_rows`."""
     apart = [row for row in rows if row["metric"] == "difference"]
     models = list(dict.fromkeys(row["model"] for row in rows))
     alone = models[:-1] if len(models) > 1 else models

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,6 +143,3 @@ def by_round(rows: list[dict]) -> list[tuple[str, dict]]:
     return ticks + [("stronger\nwriter", row) for row in rows if row["arm"] == "external"]
 
 
-def round_ticks(arms: Iterable[str]) -> list[str]:
-    """Return the tick labels of the rounds among some arms, in their order on an axis."""
-    return [tick for tick, _ in by_round([{"arm": arm} for arm in dict.fromkeys(arms)])]

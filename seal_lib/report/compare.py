@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from seal_lib import paths
 from seal_lib.errors import DataError, RunError
 from seal_lib.records import PassageTrial
-from seal_lib.report import stats, tables, words
+from seal_lib.report import stats, words
 from seal_lib.report.arms import arm_label, arm_rank
 from seal_lib.runs import manifest
 
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 UNSCORED = ("diverged", "task_too_long")  # puzzle outcomes that are not graded (`seal_lib.arc.domain.UNSCORED`)
 _PHASE = re.compile(r"(?:(?P<loop>seed_\w+)/)?evaluate/(?P<arm>\w+)")
-Values = dict[
-    str, dict[str, dict[str, float]]
-]  # arm -> loop -> unit -> accuracy, or share of configurations that solve
+#: arm -> loop -> unit -> accuracy, or share of configurations that solve
+Values = dict[str, dict[str, dict[str, float]]]
 
 
 def run_folder(name: str, scale: str) -> Path:
@@ -56,14 +55,9 @@ def parameters(first: Path, second: Path) -> pd.DataFrame:
     import pandas as pd
 
     a, b = (manifest.read(folder)["parameters"] for folder in (first, second))
-    names = [name for name in (*a, *(b.keys() - a.keys())) if a.get(name, "–") != b.get(name, "–")]
-    return pd.DataFrame(
-        {
-            "parameter": names,
-            "first": [str(a.get(n, "–")) for n in names],
-            "second": [str(b.get(n, "–")) for n in names],
-        }
-    )
+    both = {name: (a.get(name, "–"), b.get(name, "–")) for name in (*a, *(b.keys() - a.keys()))}
+    lines = [(name, str(one), str(other)) for name, (one, other) in both.items() if one != other]
+    return pd.DataFrame(lines, columns=["parameter", "first", "second"])
 
 
 def values(folder: Path) -> Values:
@@ -74,19 +68,18 @@ def values(folder: Path) -> Values:
     gathered: dict[tuple[str, str, str], list[float]] = {}
     for row in manifest.rows(folder):
         found = _PHASE.fullmatch(row["phase"])
-        if found and ("answers" in row or "pass_2" in row):
-            gathered.setdefault((found["arm"], found["loop"] or "", row["unit_id"]), []).append(_graded(row))
+        if found and "answers" in row:
+            graded = PassageTrial.from_dict(row).accuracy
+        elif found and "pass_2" in row:
+            graded = math.nan if row["outcome"] in UNSCORED else float(row["pass_2"])
+        else:
+            continue
+        gathered.setdefault((found["arm"], found["loop"] or "", row["unit_id"]), []).append(graded)
     known: Values = {}
     for (arm, loop, unit), several in gathered.items():
         kept = [value for value in several if not math.isnan(value)]
         known.setdefault(arm, {}).setdefault(loop, {})[unit] = sum(kept) / len(kept) if kept else math.nan
     return known
-
-
-def _graded(row: dict) -> float:
-    if "answers" in row:
-        return PassageTrial.from_dict(row).accuracy
-    return math.nan if row["outcome"] in UNSCORED else float(row["pass_2"])
 
 
 def differences(first: Path, second: Path) -> pd.DataFrame:
@@ -123,9 +116,9 @@ def differences(first: Path, second: Path) -> pd.DataFrame:
         lines.append(
             {
                 "arm": arm_label(arm),
-                "first, %": tables.percent(first_mean.row("", "", "")),
-                "second, %": tables.percent(second_mean.row("", "", "")),
-                "difference": tables.percent(estimate.row("", "", ""), "+"),
+                "first, %": first_mean.text(),
+                "second, %": second_mean.text(),
+                "difference": estimate.text("+.1f"),
                 "separable?": "yes" if stats.separable(estimate) else "no",
                 "n": words.units(estimate),
                 "wins": sum(m > 0 for m in means),

@@ -87,8 +87,7 @@ def narrowed(table: pd.DataFrame, pattern: str) -> pd.DataFrame:
 def caption(table: pd.DataFrame, intervals: bool = True) -> str:
     """Return the caption of these rows (intervals, n, loops, model, protocol, grader), or "" for other tables.
 
-    Args:
-        intervals: whether the figure draws the intervals; if not, the caption says that they are in the CSV file.
+    If the figure does not draw the ``intervals``, the caption says that they are in the CSV file.
     """
     if not {"value", "low", "n", "unit", "model", "protocol", "grader"} <= set(table.columns):
         return ""

@@ -126,7 +126,5 @@ def _cell(e: Estimate | None, unit: str) -> str:
         return "–"
     scale = 100 if unit in SCALED else 1
     form = ("+.1f" if unit == "points" else ".1f") if scale == 100 else ".3g" if abs(e.value) < 1000 else ".0f"
-    text = f"{scale * e.value:{form}}"
-    if not math.isnan(e.low) and e.low < e.high:
-        text += f" [{scale * e.low:{form}}, {scale * e.high:{form}}]"
+    text = e.text(form, scale) if e.low < e.high else f"{scale * e.value:{form}}"
     return text.replace("-", "−") + (f" ({e.dropped} dropped)" if e.dropped else "")

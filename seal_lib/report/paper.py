@@ -30,15 +30,11 @@ if TYPE_CHECKING:
 
 VERSIONS = ("v1", "v2")
 #: characters that LaTeX writes differently
-COMMANDS = {
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "−": "$-$",
-    "×": r"$\times$",
-    "<": "$<$",
-    ">": "$>$",
-    "–": "--",
-}
+LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "×": r"$\times$", "<": "$<$", ">": "$>$"}
+    | {"–": "--", "\\": "/"}
+)
 
 
 @dataclass(frozen=True)
@@ -189,12 +185,7 @@ def to_latex(frame: pd.DataFrame, caption: str, label: str) -> str:
 
 
 def _escaped(text: object) -> str:
-    plain = str(text).replace("\\", "/")
-    for sign in "&%$#_{}":
-        plain = plain.replace(sign, f"\\{sign}")
-    for sign, command in COMMANDS.items():
-        plain = plain.replace(sign, command)
-    return plain
+    return str(text).translate(LATEX)
 
 
 def write(df: pd.DataFrame, folder: Path, scale: str) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib.errors import DataError
-from seal_lib.report.arms import amount_of, arm_label, arm_rank, by_round, colour, round_of, round_ticks
+from seal_lib.report.arms import amount_of, arm_label, arm_rank, by_round, colour, round_of
 from seal_lib.report.marks import (
     GREY,
     INK,
@@ -349,7 +349,8 @@ def reward_honesty(table: pd.DataFrame, ax: Axes) -> Axes:
 
     The distance between the upper two is the winner's curse; only the lower two say what selection gained.
     """
-    ticks = round_ticks(table.loc[table["metric"].isin(REWARD_LINES), "arm"])
+    arms = table.loc[table["metric"].isin(REWARD_LINES), "arm"].unique()
+    ticks = [tick for tick, _ in by_round([{"arm": arm} for arm in arms])]
     for k, (metric, (label, paint, marker)) in enumerate(REWARD_LINES.items()):
         rows = by_round(arm_rows(table, metric))
         xs = [ticks.index(tick) + 0.14 * (k - 1) for tick, _ in rows]

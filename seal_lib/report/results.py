@@ -48,11 +48,11 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
         if folder is None:
             missing.append(notebook)
             continue
-        frame = read_results(manifest.written(folder, "results.csv"), [*COLUMNS])
+        frame = read_results(manifest.written(folder, "results.csv"), COLUMNS)
         if len(frame):
             frames.append(frame.assign(run=f"{notebook}/{scale}/{folder.name}"))
         used.append(_provenance(notebook, scale, folder) | {"rows": len(frame)})
-    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS])
+    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
     _one_family(table)
     table = joined(_without_duplicates(table))
     if write:
@@ -86,7 +86,7 @@ def read_results(path: Path, columns: list[str] = TABLE_COLUMNS) -> pd.DataFrame
 
 def read_run(folder: Path) -> pd.DataFrame:
     """Return the results of one finished run with the paper's values beside them, as `collect` joins them."""
-    return joined(read_results(manifest.written(folder, "results.csv"), [*COLUMNS]).assign(run=folder.name))
+    return joined(read_results(manifest.written(folder, "results.csv"), COLUMNS).assign(run=folder.name))
 
 
 def arm_rows(table: pd.DataFrame, metric: str, needed: bool = True) -> list[dict]:

@@ -23,7 +23,8 @@ on the number:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -73,40 +74,28 @@ class Estimate:
     def row(
         self, experiment: str, arm: str, metric: str, protocol: str = "", model: str = "", grader: str = ""
     ) -> dict[str, object]:
-        """Return one row of results.csv; `run.finish` adds the run's name.
+        """Return one row of results.csv; `run.finish` adds the run's name. ``grader``: what judged the answers."""
+        names = ("value", "low", "high", "n", "unit", "loops", "dropped", "interval", "p")
+        numbers = {name: getattr(self, name) for name in names}
+        about = {"grader": grader, "protocol": protocol, "model": model}
+        return {"experiment": experiment, "arm": arm, "metric": metric, **numbers, **about}
 
-        Args:
-            grader: what judged the answers, if anything.
-        """
-        return {
-            "experiment": experiment,
-            "arm": arm,
-            "metric": metric,
-            "value": self.value,
-            "low": self.low,
-            "high": self.high,
-            "n": self.n,
-            "unit": self.unit,
-            "loops": self.loops,
-            "dropped": self.dropped,
-            "interval": self.interval,
-            "p": self.p,
-            "grader": grader,
-            "protocol": protocol,
-            "model": model,
-        }
+    def text(self, form: str = ".1f", scale: float = 100, after: str = "") -> str:
+        """Return the value and its interval, if it has one: "41.3 % [37.4, 45.3]" for ``after`` " %"."""
+        value = f"{scale * self.value:{form}}{after}"
+        if math.isnan(self.low) or math.isnan(self.high):
+            return value
+        return f"{value} [{scale * self.low:{form}}, {scale * self.high:{form}}]"
 
     def __str__(self) -> str:
         units = f"n = {self.n} {self.unit}" + (f" × {self.loops} loops" if self.loops > 1 else "")
-        if math.isnan(self.low):
-            return f"{self.value:.3f} (no interval, {units})"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] ({units})"
+        return f"{self.text('.3f', 1)} ({'no interval, ' if math.isnan(self.low) else ''}{units})"
 
 
 def mean_over_units(
     values: Units, bounds: tuple[float, float], unit: str = "passage", *, constant: bool = False
 ) -> Estimate:
-    """Return the macro mean over units with the interval that fits them.
+    """Return the macro mean over units of one loop, as `mean_over_loops`.
 
     NaN and None are left out and count as dropped.
 
@@ -114,9 +103,6 @@ def mean_over_units(
         values: one number per unit, or several that are averaged; a dictionary gives the units their ids.
         bounds: the range of one unit's value: `SHARE`, `DIFFERENCE` or `ANY`.
         constant: the number cannot vary between samples (a setting, frozen's gain): "by construction".
-
-    Raises:
-        DataError: a value lies outside `bounds`, or a `constant` number varies.
     """
     return mean_over_loops({0: values}, bounds, unit, constant=constant)
 
@@ -146,9 +132,7 @@ def mean_over_loops(
     for value in cells.values():
         if not bounds[0] - 1e-9 <= value <= bounds[1] + 1e-9:
             raise DataError(f"A {unit} has the value {value:g}, which is outside {bounds}; give the bounds it has.")
-    seen: dict[str, int] = {}
-    for _, key in cells:
-        seen[key] = seen.get(key, 0) + 1
+    seen = Counter(key for _, key in cells)
     loops, n = len({loop for loop, _ in cells}), len(seen)
     if not n:
         return Estimate(math.nan, math.nan, math.nan, 0, unit, dropped, loops=len(values_by_loop))
@@ -271,9 +255,9 @@ def sign_flip_test(differences: Sequence[float], seed: int = 0, draws: int = DRA
     if n <= 14:
         signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # (2^n, n)
         return float((np.abs(signs @ values) >= bar).mean())
-    rng, hits = np.random.default_rng(seed), 0
-    for size in _chunks(draws, n):
-        signs = 1 - 2 * rng.integers(0, 2, size=(size, n))
+    rng, hits, step = np.random.default_rng(seed), 0, max(1, _CELLS // n)
+    for start in range(0, draws, step):
+        signs = 1 - 2 * rng.integers(0, 2, size=(min(step, draws - start), n))
         hits += int((np.abs(signs @ values) >= bar).sum())
     return (hits + 1) / (draws + 1)
 
@@ -322,20 +306,17 @@ def best_of_k_bias(
     Returns:
         The estimates `reward_mean`, `reward_best_of_k`, `reward_selected_fresh_seed`.
     """
-    named: dict[str, dict[object, dict[str, float]]] = {
-        name: {} for name in ("reward_mean", "reward_best_of_k", "reward_selected_fresh_seed")
-    }
+    three: dict[object, dict[str, tuple[float, ...]]] = {loop: {} for loop in rewards_by_loop}
     for loop, rewards in rewards_by_loop.items():
-        for values in named.values():
-            values[loop] = {}
         for name, several in rewards.items():
             finite = [reward for reward in several if math.isfinite(reward)]
             again = fresh_by_loop.get(loop, {}).get(name, math.nan)
             there = bool(finite) and math.isfinite(again)  # all three numbers must be over the same units
-            three = (sum(finite) / len(finite), max(finite), again) if there else (math.nan,) * 3
-            for values, value in zip(named.values(), three, strict=True):
-                values[loop][name] = value
-    return {name: mean_over_loops(values, SHARE, unit) for name, values in named.items()}
+            three[loop][name] = (sum(finite) / len(finite), max(finite), again) if there else (math.nan,) * 3
+    return {
+        name: mean_over_loops({loop: {u: v[k] for u, v in of.items()} for loop, of in three.items()}, SHARE, unit)
+        for k, name in enumerate(("reward_mean", "reward_best_of_k", "reward_selected_fresh_seed"))
+    }
 
 
 def reliability(rewards: Iterable[Sequence[Sequence[float]]], unit: str = "passage") -> Estimate:
@@ -397,17 +378,17 @@ def _estimate(
         low, high = _bound(value, plain.n, bounds)
         return replace(plain, low=low, high=high, interval="bound" if math.isfinite(low) else "")
     df = variance**2 / math.fsum(part**2 / (n - 1) for n, part in parts)
-    name = "crossed" if plain.loops > 1 else "t"
+    crossed = "crossed" if plain.loops > 1 else ""
     t = float(stdtrit(df, 1 - _TAIL))
     if bounds != SHARE or not 0 < value < 1:
         half = t * math.sqrt(variance)
         low, high = max(bounds[0], value - half), min(bounds[1], value + half)
-        return replace(plain, low=low, high=high, interval=name)
+        return replace(plain, low=low, high=high, interval=crossed or "t")
     answers = value * (1 - value) / variance * (float(ndtri(1 - _TAIL)) / t) ** 2
     right = value * answers
     low = float(betaincinv(right, answers - right + 1, _TAIL))
     high = float(betaincinv(right + 1, answers - right, 1 - _TAIL))
-    return replace(plain, low=low, high=high, interval="crossed" if name == "crossed" else "clustered")
+    return replace(plain, low=low, high=high, interval=crossed or "clustered")
 
 
 def _spread(pull: Mapping[tuple[object, str], float], axis: int) -> tuple[int, float]:
@@ -428,10 +409,3 @@ def _bound(value: float, n: int, bounds: tuple[float, float]) -> tuple[float, fl
         return math.nan, math.nan
     rare = 1 - _TAIL ** (1 / n)
     return value - rare * (value - bounds[0]), value + rare * (bounds[1] - value)
-
-
-def _chunks(draws: int, n: int) -> Iterator[int]:
-    """Yield sizes that add up to `draws`, small enough that size × n numbers fit in memory."""
-    step = max(1, _CELLS // max(1, n))
-    for start in range(0, draws, step):
-        yield min(step, draws - start)

@@ -11,13 +11,14 @@ import html
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from seal_lib.report import stats
 from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank, difference_arm
 from seal_lib.report.paper_values import grader_sentence, paper_index, paper_note
 from seal_lib.report.results import KEYS, joined
+from seal_lib.report.stats import Estimate
 from seal_lib.report.words import units
 from seal_lib.runs.lifecycle import COLUMNS
 
@@ -78,6 +79,12 @@ class Shown:
     few: tuple[str, ...] = ()
 
 
+PUZZLES = Shown(
+    "success_rate",
+    ("rejected_rate", "rejected, %"),
+    "diverged_rate",
+    {"own_untrained": "untrained", "random_config_sft": "random"},
+)
 SHOWN = {  # experiments with a note, or whose headline is not accuracy
     "knowledge/single_passage": Shown(
         note="SEAL and the loop that keeps a random self-edit are compared with the other arms in the next table; the "
@@ -89,25 +96,12 @@ SHOWN = {  # experiments with a note, or whose headline is not accuracy
     "knowledge/strategies": Shown(references={}),
     "knowledge/restem": Shown(few=("frozen", "own_untrained", "random_edit_sft", "seal_round_2")),
     "knowledge/cpt": Shown(also={"prior_right": "prior questions right, %"}),
-    "arc/few_shot": Shown(
-        "success_rate",
-        ("rejected_rate", "rejected, %"),
-        "diverged_rate",
-        {"own_untrained": "untrained", "random_config_sft": "random"},
-        few=("icl", "own_untrained", "random_config_sft", "seal_round_1"),
-    ),
-    "arc/models": Shown(
-        "success_rate",
-        ("rejected_rate", "rejected, %"),
-        "diverged_rate",
-        {"own_untrained": "untrained", "random_config_sft": "random"},
-    ),
-    "arc/kinds": Shown(
-        "success_rate",
-        ("rejected_rate", "rejected, %"),
-        "diverged_rate",
-        {"own_untrained": "untrained", "one_for_all": "one for all", "dealt_config_sft": "dealt blindly"},
-        {"reading": "reading, points"},
+    "arc/few_shot": replace(PUZZLES, few=("icl", "own_untrained", "random_config_sft", "seal_round_1")),
+    "arc/models": PUZZLES,
+    "arc/kinds": replace(
+        PUZZLES,
+        references={"own_untrained": "untrained", "one_for_all": "one for all", "dealt_config_sft": "dealt blindly"},
+        also={"reading": "reading, points"},
     ),
     "continual/mitigations": Shown(
         "AA_8",
@@ -162,7 +156,7 @@ def with_gaps(df: pd.DataFrame, experiment: str, metric: str | None = None) -> p
     rows = df[df["experiment"] == experiment]
     have = set(rows.loc[rows["metric"] == metric, "arm"])
     known = [key for key in paper_index() if key[0] == experiment and key[2] == metric and key[1] not in have]
-    gaps = pd.DataFrame([dict(zip(KEYS, (*key, "", ""), strict=True)) for key in known]).reindex(columns=[*COLUMNS])
+    gaps = pd.DataFrame([dict(zip(KEYS, (*key, "", ""), strict=True)) for key in known]).reindex(columns=COLUMNS)
     gaps = joined(gaps.assign(unit="", run=""))
     return pd.concat([rows, gaps], ignore_index=True) if len(rows) else gaps
 
@@ -187,7 +181,7 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
     for row in sorted(rows.to_dict("records"), key=lambda row: (arm_rank(row["arm"]), row["protocol"], row["model"])):
         beside = everything[(everything["protocol"] == row["protocol"]) & (everything["model"] == row["model"])]
         blank, broken = (_find(beside, row["arm"], name) for name in (failures, about.failed))
-        ran, estimate = not math.isnan(row["value"]), stats.Estimate.of_row(row)
+        ran, estimate = not math.isnan(row["value"]), Estimate.of_row(row)
         line = {"arm": arm_label(row["arm"])}
         if len(mixed) > 1:
             line |= {"protocol": row["protocol"], "model": row["model"]}
@@ -267,8 +261,7 @@ def _find(frame: pd.DataFrame, arm: str, metric: str) -> dict | None:
 
 
 def percent(row: dict, sign: str = "") -> str:
-    value = f"{100 * row['value']:{sign}.1f}"
-    return value if math.isnan(row["low"]) else f"{value} [{100 * row['low']:{sign}.1f}, {100 * row['high']:{sign}.1f}]"
+    return Estimate.of_row(row).text(f"{sign}.1f")
 
 
 def verdict(frame: pd.DataFrame, arm: str, reference: str, metric: str) -> str:
@@ -282,9 +275,9 @@ def verdict(frame: pd.DataFrame, arm: str, reference: str, metric: str) -> str:
     if row is None:
         return "" if arm == reference else "–"
     first, second = (_find(frame, one, metric) for one in (arm, reference))
-    if first and second and not any(stats.Estimate.of_row(one).dropped for one in (row, first, second)):
+    if first and second and not any(Estimate.of_row(one).dropped for one in (row, first, second)):
         apart = first["value"] - second["value"]
         if abs(apart - row["value"]) > 5e-6:  # three numbers, each rounded to six digits
             return f"{OTHER_TRIALS} ({100 * row['value']:+.1f})"
     p = "" if math.isnan(row["p"]) else ", p < 0.001" if row["p"] < 0.001 else f", p = {row['p']:.3f}"
-    return f"{'yes' if stats.separable(stats.Estimate.of_row(row)) else 'no'}, {percent(row, '+')}{p}"
+    return f"{'yes' if stats.separable(Estimate.of_row(row)) else 'no'}, {percent(row, '+')}{p}"

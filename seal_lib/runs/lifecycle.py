@@ -21,6 +21,7 @@ import re
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,30 +33,9 @@ from seal_lib.runs.journal import Journal, Lock, plain
 from seal_lib.runs.values import did_you_mean
 from seal_lib.runs.workers import Workers
 
-COLUMNS = (
-    "experiment",
-    "arm",
-    "metric",
-    "value",
-    "low",
-    "high",
-    "n",
-    "unit",
-    "loops",
-    "dropped",
-    "interval",
-    "p",
-    "grader",
-    "protocol",
-    "model",
-    "run",
-)
-NEEDED = (
-    "torch",
-    "transformers",
-    "pandas",
-    "matplotlib",
-)  # packages that every notebook needs; a kernel of another environment lacks some
+COLUMNS = "experiment arm metric value low high n unit loops dropped interval p grader protocol model run".split()
+#: packages that every notebook needs; a kernel of another environment lacks some
+NEEDED = ("torch", "transformers", "pandas", "matplotlib")
 EVALUATES = "evaluate/"  # part of the name of every phase that evaluates an arm
 LEFT = (".building-*", ".*.new-*", ".*.old-*")  # folders that a killed process left unfinished
 LOCK_WAIT = 20.0  # seconds; the kernel of a killed runner ends a moment later than the runner
@@ -70,7 +50,7 @@ class Run:
         self.parameters: dict[str, object] = identity["parameters"]
         self._lock = Lock(folder / "lock", wait=0.0 if interactive else LOCK_WAIT)
         self._begun, self._start = time.monotonic(), manifest.now()
-        self._counts: dict[str, float] = {}
+        self._counts: Counter = Counter()
         self._described: dict[str, Any] = {}
         self._phases: set[str] = set()
         self._artifacts: set[str] = set()
@@ -231,8 +211,7 @@ class Run:
 
     def count(self, **counts: float) -> None:
         """Add to the counters of this run: ``generated``, ``trained`` and ``scored`` tokens, or any other name."""
-        for name, value in counts.items():
-            self._counts[name] = self._counts.get(name, 0) + plain(value, name)
+        self._counts.update({name: plain(value, name) for name, value in counts.items()})
 
     def seconds(self, phases: str) -> float:
         """Return the seconds spent in all sessions on phases whose full name matches a regular expression."""
@@ -283,7 +262,7 @@ class Run:
     def _spent(self, phase: str, seconds: float, chunk: int, units: int) -> None:
         line = {"phase": phase, "chunk": chunk, "units": units, "seconds": round(seconds, 4), "counts": self._counts}
         self._costs.append([line])
-        self._counts = {}
+        self._counts = Counter()
         if self.tracker:
             spent = manifest.costs(self._costs.lines)
             units = sum(line["units"] for line in self._costs.lines if line.get("phase") == phase)
@@ -425,14 +404,13 @@ def start(notebook: str, namespace: dict[str, Any], scale: str = "") -> Run:
         if wrong:
             raise RunError(f"{notebook}: {wrong[0]} was changed after the parameters cell; use another name for it.")
         return _reading(Run(Path(chosen), identity, interactive=False), values)
-    key, hashes = manifest.run_key(notebook, values)
     scale = scale or str(namespace.get("scale", "seedling"))
-    folder = manifest.folder_of(notebook, scale, key)
+    identity = manifest.identity_of(notebook, scale, values)
+    folder = manifest.folder_of(notebook, scale, identity["key"])
     if earlier := _by_hand.pop(notebook, None):  # the cell was run before in this kernel
         earlier.close()
     if (folder / "run.json").exists() and (manifest.inputs_changed(folder) or _outdated(folder)):
         set_aside(folder)
-    identity = identity_of(notebook, scale, key, values, hashes)
     paths.write_json(folder / "parameters.json", identity)
     (folder / "failed.json").unlink(missing_ok=True)
     _by_hand[notebook] = Run(folder, identity, interactive=True)
@@ -464,17 +442,6 @@ def _reading(run: Run, values: dict[str, Any]) -> Run:
     if isinstance(values.get("reads"), list):
         run.inputs([params.find(name) for name in values["reads"]], values.get("scale"))
     return run
-
-
-def identity_of(notebook: str, scale: str, key: str, values: dict[str, Any], hashes: dict[str, str]) -> dict:
-    """Return the content of ``parameters.json``."""
-    return {
-        "notebook": notebook,
-        "scale": scale,
-        "key": key,
-        "parameters": manifest.redact(values),
-        "input_hashes": hashes,
-    }
 
 
 def _set_aside(folder: Path, notebook: str) -> str:

@@ -15,7 +15,9 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,16 +33,7 @@ PACKAGES = (
 SECRET = re.compile(r"(key|token|secret|password)", re.IGNORECASE)
 REDACTED = "(redacted)"
 #: parameters that affect no row: where work is done (`seal_lib.runs.workers`), keys, and limits on endpoints
-WHERE = (
-    "workers",
-    "cards",
-    "ray_address",
-    "judge_env",
-    "external_env",
-    "rater_env",
-    "endpoint_calls",
-    "endpoint_seconds",
-)
+WHERE = "workers cards ray_address judge_env external_env rater_env endpoint_calls endpoint_seconds".split()
 #: parameters that affect no row but keep more files: they change a run's key only if they are on
 MORE = ("keep_adapters",)
 KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # files whose content hashes are in a run's record
@@ -155,6 +148,13 @@ def run_key(notebook: str, parameters: dict[str, object]) -> tuple[str, dict[str
     return digest(settings, *code)[:12], inputs
 
 
+def identity_of(notebook: str, scale: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of ``parameters.json``."""
+    key, hashes = run_key(notebook, values)
+    shown = {"parameters": redact(values), "input_hashes": hashes}
+    return {"notebook": notebook, "scale": scale, "key": key, **shown}
+
+
 def redact(parameters: dict[str, object]) -> dict[str, object]:
     """Return the parameters with text values hidden whose names contain key, token, secret or password."""
     secret = {name for name, value in parameters.items() if isinstance(value, str) and value and SECRET.search(name)}
@@ -199,10 +199,8 @@ def versions() -> dict[str, str]:
     """Return the versions of the installed packages that can change a result."""
     found = {}
     for name in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -222,12 +220,8 @@ def machine() -> dict[str, Any]:
         model = lines[0].split(":", 1)[1].strip() if lines else model
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     table = _output("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader") or ""
-    return {
-        "platform": platform.platform(),
-        "cpu": model,
-        "cores": usable,
-        "gpus": [line.strip() for line in table.splitlines() if line.strip()],
-    }
+    gpus = [line.strip() for line in table.splitlines() if line.strip()]
+    return {"platform": platform.platform(), "cpu": model, "cores": usable, "gpus": gpus}
 
 
 def device() -> str:
@@ -267,12 +261,11 @@ def session() -> dict[str, object]:
 def costs(lines: list[dict]) -> dict[str, Any]:
     """Sum up ``costs.jsonl``: seconds per phase (over all workers), counters, sessions and deaths of workers."""
     seconds: dict[str, float] = {}
-    counters: dict[str, float] = {}
+    counters: Counter = Counter()
     for line in lines:
         if "phase" in line:
             seconds[line["phase"]] = round(seconds.get(line["phase"], 0.0) + line.get("seconds", 0.0), 3)
-        for name, value in line.get("counts", {}).items():
-            counters[name] = counters.get(name, 0) + value
+        counters.update(line.get("counts", {}))
     sessions = [line["session"] for line in lines if "session" in line]
     kinds = {json.dumps([s["python"], s["versions"], s["device"]], sort_keys=True) for s in sessions}
     return {
@@ -283,11 +276,6 @@ def costs(lines: list[dict]) -> dict[str, Any]:
         "mixed_environment": len(kinds) > 1,
         "lost_workers": [line["lost_worker"] for line in lines if "lost_worker" in line],
     }
-
-
-def seeds(parameters: dict[str, object]) -> dict[str, object]:
-    """Return the parameters that are seeds."""
-    return {name: value for name, value in parameters.items() if re.search(r"(^|_)seeds?$", name)}
 
 
 def record(
@@ -304,19 +292,17 @@ def record(
         started, wall: start of this session and its seconds; ``seconds`` covers all sessions.
     """
     spent = costs(lines)
+    given = identity["parameters"].items()
     return {
         **identity,
-        "seeds": seeds(identity["parameters"]),
+        "seeds": {name: value for name, value in given if re.search(r"(^|_)seeds?$", name)},
         "runs_read": inputs,
         "described": described,
         "code": code_of(identity["notebook"]),
-        "git": git_state(),
-        "python": platform.python_version(),
+        **session(),
         "executable": Path(sys.executable).name,
-        "versions": versions(),
         "packages": packages_hash(),
         "machine": machine(),
-        "device": device(),
         "determinism": DETERMINISM[device()],
         "start": spent["sessions"][0]["start"] if spent["sessions"] else started,
         "end": now(),
@@ -332,21 +318,8 @@ def describe_model(name: str) -> dict[str, str | None]:
     from seal_lib import models
 
     source, revision = models.resolve(name)
-    shipped = Path(source).is_dir()
-    return {"name": name, "revision": revision, "weights": models.weight_hash(name) if shipped else None}
-
-
-def notebook_timings(metadata: dict, cells: list[dict]) -> dict[str, object]:
-    """Return papermill's start, end and seconds for the notebook, and its seconds for each code cell."""
-    own = metadata.get("papermill", {})
-    each = [c["metadata"].get("papermill", {}).get("duration") for c in cells if c["cell_type"] == "code"]
-    return {
-        "start": own.get("start_time"),
-        "end": own.get("end_time"),
-        "seconds": own.get("duration"),
-        "papermill": own.get("version"),
-        "cell_seconds": each,
-    }
+    weights = models.weight_hash(name) if Path(source).is_dir() else None
+    return {"name": name, "revision": revision, "weights": weights}
 
 
 def seal(path: Path, target: Path | None = None) -> None:
@@ -401,10 +374,8 @@ def finished(notebook: str, scale: str) -> list[Path]:
     """Return the finished run folders of a notebook at a scale, newest first, without superseded ones."""
     found = []
     for path in (paths.runs() / notebook / scale).glob("*/run.json"):
-        try:
+        with suppress(RunError):  # one damaged record does not hide the others; `status` names it
             found.append((read(path.parent)["end"], path.stat().st_mtime_ns, path.parent))
-        except RunError:  # one damaged record does not hide the others; `status` names it
-            continue
     return [folder for *_, folder in sorted(found, reverse=True)]
 
 

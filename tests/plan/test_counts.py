@@ -4,9 +4,8 @@ import csv
 
 import pytest
 from conftest import REPOSITORY
-from fixtures_seal import MemoryRun, made
+from fixtures_seal import MemoryRun, made, real_data
 
-from seal_lib import paths
 from seal_lib.errors import ParameterError
 from seal_lib.generation.contract import Completion
 from seal_lib.knowledge import evaluate, prompts
@@ -246,7 +245,7 @@ def test_recorded_lengths_say_what_the_study_found() -> None:
 
 
 def test_recorded_lengths_are_those_of_the_released_files() -> None:
-    folder = paths.test_data()
+    folder = real_data()
     if folder is None:
         pytest.skip("SEAL_DATA is not set")
     from seal_lib.arc.data import load_tasks

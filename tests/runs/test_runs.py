@@ -38,11 +38,9 @@ def batch(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
     suite.notebook("11_demo", CELL)
     suite.params("11_demo")
     values = params.resolve("11_demo", "seedling")
-    key, hashes = manifest.run_key("11_demo", values)
-    suite.folder = paths.runs() / "11_demo" / "seedling" / key
-    paths.write_json(
-        suite.folder / "parameters.json", lifecycle.identity_of("11_demo", "seedling", key, values, hashes)
-    )
+    identity = manifest.identity_of("11_demo", "seedling", values)
+    suite.folder = paths.runs() / "11_demo" / "seedling" / identity["key"]
+    paths.write_json(suite.folder / "parameters.json", identity)
     suite.values = values
     monkeypatch.setenv("SEAL_RUN_DIR", str(suite.folder))
     monkeypatch.setenv("SEAL_BATCH", "1")
