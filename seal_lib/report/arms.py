@@ -141,5 +141,3 @@ def by_round(rows: list[dict]) -> list[tuple[str, dict]]:
         tick = "untrained" if row["arm"] == "own_untrained" else f"round {k}"
         ticks.append((textwrap.fill(arm_label(name), 14) + "\n" + tick if other else tick, row))
     return ticks + [("stronger\nwriter", row) for row in rows if row["arm"] == "external"]
-
-

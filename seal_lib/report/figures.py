@@ -1,9 +1,9 @@
 """Whole figures: a drawing function on its own axes, saved with its table; and the gallery of all of results.csv.
 
-Knows which metrics and which size a drawing function wants, and for which experiments there is something to draw. Does
-not know how a mark is drawn (`plots`, and the domains' own functions). `draw` and `save` apply the style themselves.
+Knows for which experiments there is something to draw, and not how a mark is drawn (`plots`, and the domains' own
+functions). `draw` and `save` apply the style themselves.
 
-    table = report.with_gaps(read_results(path), "knowledge/single_passage")
+    table = tables.with_gaps(read_results(path), "knowledge/single_passage")
     figures.draw(plots.accuracy_by_arm, table, "single_passage", folder)     # .pdf, .png and .csv side by side
 """
 

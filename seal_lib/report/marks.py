@@ -1,15 +1,13 @@
 """The parts of figures: colours of arms, a value with its interval, the paper's diamond, axes, and names beside lines.
 
-Knows colours and layout on the axes it is given. Knows only the rows of tables, and no kinds of figures or files.
-Intervals are always drawn. A row without a value is an arm that did not run and is drawn as a gap. The paper's value is
-a hollow diamond.
+Intervals are always drawn. A row without a value is an arm that did not run and is drawn as a gap.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seal_lib.report import stats
 from seal_lib.report.arms import NOT_RUN, arm_label, colour
@@ -31,6 +29,7 @@ AROUND = (  # where a name may stand beside its mark: its alignment, and the dir
     ("center", 0, -1),
 )
 INK, GREY, LIGHT = "#222222", "#8a8a8a", "#d9d9d9"
+DIAMOND: dict[str, Any] = {"color": INK, "markerfacecolor": "none", "markersize": 7, "markeredgewidth": 1}
 
 
 def darker(paint: str) -> str:
@@ -55,19 +54,11 @@ def mark(
         side = "center" if upright else "left"
         ax.text(x, y, NOT_RUN, transform=where, color=GREY, style="italic", va="center", ha=side)
         return
-    turn = (lambda along, across: (across, along)) if upright else (lambda along, across: (along, across))
-    ax.plot(
-        *turn([row["low"], row["high"]], [at, at]), color=paint, linewidth=2.2, zorder=3, gid=f"interval:{row['arm']}"
-    )
-    ax.plot(
-        *turn([row["value"]], [at]),
-        marker,
-        color=paint,
-        markerfacecolor=paint if filled else "white",
-        zorder=4,
-        label=label,
-        gid=f"value:{row['arm']}",
-    )
+    turn = -1 if upright else 1
+    bounds, value, arm = ([row["low"], row["high"]], [at, at]), ([row["value"]], [at]), row["arm"]
+    ax.plot(*bounds[::turn], color=paint, linewidth=2.2, zorder=3, gid=f"interval:{arm}")
+    inside = paint if filled else "white"
+    ax.plot(*value[::turn], marker, color=paint, markerfacecolor=inside, zorder=4, label=label, gid=f"value:{arm}")
 
 
 def paper_mark(ax: Axes, value: float, at: float, table: pd.DataFrame, upright: bool = False) -> None:
@@ -77,24 +68,10 @@ def paper_mark(ax: Axes, value: float, at: float, table: pd.DataFrame, upright: 
     """
     if value is None or math.isnan(value):
         return
-    label = once(ax, "paper (Llama-3.2-1B, ARC)" if _is_arc(table) else "paper (Qwen2.5-7B, SQuAD)")
+    arc = "experiment" in table and table["experiment"].astype(str).str.startswith("arc/").any()
+    label = once(ax, "paper (Llama-3.2-1B, ARC)" if arc else "paper (Qwen2.5-7B, SQuAD)")
     x, y = (at, value) if upright else (value, at)
-    ax.plot(
-        [x],
-        [y],
-        "D",
-        color=INK,
-        markerfacecolor="none",
-        markersize=7,
-        markeredgewidth=1,
-        zorder=5,
-        label=label,
-        gid="paper",
-    )
-
-
-def _is_arc(table: pd.DataFrame) -> bool:
-    return "experiment" in table and bool(table["experiment"].astype(str).str.startswith("arc/").any())
+    ax.plot([x], [y], "D", **DIAMOND, zorder=5, label=label, gid="paper")
 
 
 def arm_lines(ax: Axes, rows: list[dict], table: pd.DataFrame, sign: str = "") -> None:

@@ -1,10 +1,7 @@
 """One pure drawing function per kind of figure: it takes a tidy table, draws on the given axes and returns them.
 
-Knows what each kind shows. Does not know runs, statistics, files or the origin of a table, and does not change the
-global style: `style()` is a context. The table is results.csv (`results.collect`), narrowed to one protocol and model.
-
-    with plots.style():
-        plots.accuracy_by_arm(report.with_gaps(table, "knowledge/single_passage"), plt.subplots()[1])
+Does not know runs, statistics, files or the origin of a table, and does not change the global style: `style()` is a
+context. The table is results.csv (`results.collect`), narrowed to one protocol and model.
 """
 
 from __future__ import annotations
@@ -12,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,17 +106,11 @@ def blank_rate_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
 def accuracy_by_grader(table: pd.DataFrame, ax: Axes) -> Axes:
     """Draw one line per arm and one mark per grader: the accuracy of the same answers, with its interval."""
     rows = table[table["metric"].str.startswith("accuracy:")]
-    graders = list(rows["grader"].unique())
-    dots(
-        ax,
-        {
-            arm_label(arm): [
-                (row["grader"], GRADER_COLOURS[graders.index(row["grader"]) % len(GRADER_COLOURS)], row)
-                for row in rows[rows["arm"] == arm].to_dict("records")
-            ]
-            for arm in sorted(rows["arm"].unique(), key=arm_rank)
-        },
-    )
+    paints = dict(zip(rows["grader"].unique(), cycle(GRADER_COLOURS), strict=False))
+    lines: dict[str, list[tuple[str, str, dict]]] = {}
+    for row in sorted(rows.to_dict("records"), key=lambda row: arm_rank(row["arm"])):
+        lines.setdefault(arm_label(row["arm"]), []).append((row["grader"], paints[row["grader"]], row))
+    dots(ax, lines)
     share_axis(ax.xaxis, SHARE_LABELS["accuracy"])
     legend(ax)
     return ax
@@ -155,15 +147,8 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
     for _, rows in everything[child].groupby("experiment"):
         rounds_of_seal = [(round_of(row["arm"]), row["value"]) for row in arm_rows(rows, metric)]
         one = sorted((found[1], value) for found, value in rounds_of_seal if found and found[0] == "seal")
-        ax.plot(
-            [x for x, _ in one],
-            [value for _, value in one],
-            color=colour("seal"),
-            linewidth=0.9,
-            alpha=0.55,
-            zorder=2,
-            label=once(ax, "single seeds of the loop"),
-        )
+        label = once(ax, "single seeds of the loop")
+        ax.plot(*zip(*one, strict=True), color=colour("seal"), linewidth=0.9, alpha=0.55, zorder=2, label=label)
     start = {0: families["seal"][0]} if 0 in families.get("seal", {}) else {}
     for family, rounds in families.items():
         paint, known = colour(family), start | rounds
@@ -321,23 +306,14 @@ def coverage_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
 def style_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
     """Draw one line per note style and one mark per arm: the share of its self-edits in that style, with intervals."""
     shares = table[table["metric"].str.startswith("style_share:")]
-    names = [
-        name
-        for name in shares["metric"].str.split(":").str[1].unique()
-        if shares.loc[shares["metric"] == f"style_share:{name}", "value"].max() > 0
-    ]
+    names = list(shares.loc[shares["value"] > 0, "metric"].str.split(":").str[1].unique())
     if not names:
         raise DataError("The table has no row whose metric starts with 'style_share:' and is above zero.")
-    dots(
-        ax,
-        {
-            STYLE_WORDS.get(name, name): [
-                (arm_label(row["arm"]), colour(row["arm"]), row)
-                for _, row in by_round(arm_rows(shares, f"style_share:{name}"))
-            ]
-            for name in sorted(names, key=lambda name: [*STYLE_WORDS, name].index(name))
-        },
-    )
+    lines = {}
+    for name in sorted(names, key=lambda name: [*STYLE_WORDS, name].index(name)):
+        rows = [row for _, row in by_round(arm_rows(shares, f"style_share:{name}"))]
+        lines[STYLE_WORDS.get(name, name)] = [(arm_label(row["arm"]), colour(row["arm"]), row) for row in rows]
+    dots(ax, lines)
     share_axis(ax.xaxis, "self-edits of the style")
     legend(ax)
     return ax

@@ -74,14 +74,11 @@ class Run:
 
         Args:
             phase: name of the step, unique in the run.
-            units: objects with an ``id``, or strings; ids are unique within the phase.
+            units: objects with an ``id``, or strings.
             fn: takes a list of units and returns a list of rows (dicts) in the same order. It always gets the same
                 consecutive slices of ``units``, so a resumed run computes what an undisturbed one computes. If it is a
                 `seal_lib.runs.work.Work`, the slices go to the hired workers; the order of rows stays the same.
             chunk: units per slice, which is the most that a kill can lose (with workers: a few slices per worker).
-
-        Returns:
-            One row per unit, without the columns ``phase`` and ``unit`` that the file adds.
 
         Raises:
             RunError: an id or a phase occurs twice, ``fn`` does not return one dict per unit, or the stored rows of
@@ -181,10 +178,7 @@ class Run:
     def input(self, notebook: str, scale: str | None = None) -> Path:
         """Return the folder of another notebook's newest finished run, and record its content hash.
 
-        The default scale is this run's.
-
-        Raises:
-            RunError: the notebook has no finished run at that scale.
+        The default scale is this run's. RunError if there is no such run.
         """
         found = self.inputs([notebook], scale)
         if not found:
@@ -280,11 +274,7 @@ class Run:
         self._phases.add(phase)
 
     def _reusable(self, phase: str, ids: list[str], chunk: int) -> list[dict]:
-        """Return the rows of a phase's finished chunks, and cut an unfinished last chunk off the file.
-
-        Raises:
-            RunError: the stored rows belong to other units, or an unfinished chunk is followed by other rows.
-        """
+        """Return the rows of a phase's finished chunks, and cut an unfinished last chunk off the file."""
         at = [index for index, line in enumerate(self._rows.lines) if line["phase"] == phase]
         have = [self._rows.lines[index]["unit"] for index in at]
         if have != ids[: len(have)]:
@@ -460,8 +450,7 @@ def _set_aside(folder: Path, notebook: str) -> str:
     present = [folder / name for name in names if (folder / name).exists()] if reason else []
     note = ""
     if present:
-        number = 1 + len(list(folder.glob("superseded-*")))
-        target = folder / f"superseded-{number}"
+        target = folder / f"superseded-{1 + len(list(folder.glob('superseded-*')))}"
         target.mkdir()
         for path in present:
             os.replace(path, target / path.name)
@@ -475,19 +464,13 @@ def _set_aside(folder: Path, notebook: str) -> str:
 
 
 def _write_results(path: Path, results: Sequence[dict], defaults: dict[str, str]) -> None:
-    """Write ``results.csv`` with its fixed columns; a missing number becomes an empty cell, never a zero.
-
-    Raises:
-        RunError: a row has an unknown column, or lacks ``metric`` or ``value``.
-    """
+    """Write ``results.csv`` with its fixed columns; a missing number becomes an empty cell, never a zero."""
     lines = []
     for row in results:
-        unknown = [name for name in row if name not in COLUMNS]
-        if unknown:
-            hint = did_you_mean(unknown[0], list(COLUMNS)) or f"the columns are {', '.join(COLUMNS)}."
+        if unknown := [name for name in row if name not in COLUMNS]:
+            hint = did_you_mean(unknown[0], COLUMNS) or f"the columns are {', '.join(COLUMNS)}."
             raise RunError(f"results.csv has no column {unknown[0]!r}; {hint}")
-        absent = [name for name in ("metric", "value") if name not in row]
-        if absent:
+        if absent := [name for name in ("metric", "value") if name not in row]:
             raise RunError(f"a row of results.csv has no {absent[0]!r}; give it (NaN where there is no number).")
         merged = {**defaults, **plain(row, "results")}
         lines.append({name: "" if merged.get(name) is None else merged[name] for name in COLUMNS})

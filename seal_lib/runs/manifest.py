@@ -63,11 +63,7 @@ def digest(*parts: str | bytes) -> str:
 
 
 def content_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a folder as (relative name, content) of every file in name order.
-
-    Raises:
-        ParameterError: the path is neither a file nor a folder.
-    """
+    """Return the SHA-256 of a file, or of a folder as (relative name, content) of every file in name order."""
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         return digest(*[part for p in files for part in (p.relative_to(path).as_posix(), content_hash(p))])
@@ -95,18 +91,11 @@ def code_changed(record: Mapping[str, Any]) -> list[str]:
 
 
 def models_named(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Return parameter → the model it names, for ``model``, ``*_model`` and each entry of a list ``*_models``.
-
-    Empty values are left out.
-    """
-    alone = {name: value for name, value in parameters.items() if name == "model" or name.endswith("_model")}
-    listed = {
-        f"{name}[{i}]": model
-        for name, several in parameters.items()
-        if name.endswith("_models")
-        for i, model in enumerate(several)
-    }
-    return {name: model for name, model in (alone | listed).items() if model}
+    """Return parameter → the model it names, for ``model``, ``*_model`` and each entry of a list ``*_models``."""
+    several = {name: value for name, value in parameters.items() if name.endswith("_models")}
+    found = {name: value for name, value in parameters.items() if name == "model" or name.endswith("_model")}
+    found |= {f"{name}[{i}]": model for name, models in several.items() for i, model in enumerate(models)}
+    return {name: model for name, model in found.items() if model}
 
 
 def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
@@ -177,7 +166,7 @@ def _output(*command: str) -> str | None:
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """Return the commit, whether the tree differs from it, and a hash of the difference (tracked and untracked files).
+    """Return the commit, whether the tree differs from it, and a hash of the difference (untracked files included).
 
     All three are None if the library is not at the root of a git repository.
     """
@@ -237,17 +226,13 @@ def peak_memory() -> dict[str, float | None]:
 
     The GPU figure is None if this process has not used CUDA.
     """
-    unit = 1 if sys.platform == "darwin" else 1024
-    usage = [resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    unit, gpu = 1 if sys.platform == "darwin" else 1024, None
+    whose = {"process_gb": resource.RUSAGE_SELF, "largest_child_gb": resource.RUSAGE_CHILDREN}
+    found = {name: round(resource.getrusage(who).ru_maxrss * unit / 1e9, 3) for name, who in whose.items()}
     torch = sys.modules.get("torch")
-    gpu = None
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        gpu = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
-    return {
-        "process_gb": round(usage[0] / 1e9, 3),
-        "largest_child_gb": round(usage[1] / 1e9, 3),
-        "gpu_gb": round(gpu / 1e9, 3) if gpu is not None else None,
-    }
+        gpu = round(sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 1e9, 3)
+    return {**found, "gpu_gb": gpu}
 
 
 def session() -> dict[str, object]:
@@ -284,7 +269,7 @@ def record(
     """Return the content of ``run.json``.
 
     Args:
-        identity: parameters.json of the run (notebook, scale, key, parameters, input hashes).
+        identity: as `identity_of` gives it.
         described: models and data as the notebook described them.
         lines: lines of costs.jsonl.
         inputs: results of other runs that were read, ``{"notebook@scale": {"run", "content"} or None}``.
@@ -343,11 +328,7 @@ def keep(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path) -> dict:
-    """Return ``run.json`` of a finished run folder.
-
-    Raises:
-        RunError: the run is not finished, or its record is not what was written.
-    """
+    """Return ``run.json`` of a run folder; RunError if the run is not finished or its record damaged."""
     path = folder / "run.json"
     if not path.exists():
         raise RunError(f"{paths.short(folder)} has no run.json, so it is not finished; run it again.")
@@ -405,20 +386,12 @@ def reference(notebook: str, scale: str) -> Path | None:
 
 
 def rows(folder: Path, phase: str | None = None) -> list[dict]:
-    """Return the rows of a run, or of one phase of it, with their ``phase`` and ``unit``.
-
-    Raises:
-        RunError: a row is not what the run wrote.
-    """
+    """Return the rows of a run, or of one of its phases, with ``phase`` and ``unit``; RunError if one is damaged."""
     return [line for line in journal.read(folder / "rows.jsonl") if phase is None or line["phase"] == phase]
 
 
 def written(folder: Path, name: str) -> Path:
-    """Return the path of a file of a finished run after checking that it is what the run wrote.
-
-    Raises:
-        RunError: it is missing, cut or changed.
-    """
+    """Return the path of a file of a finished run; RunError if it is not what the run wrote."""
     path, wanted = folder / name, read(folder).get("files", {}).get(name)
     if wanted is None or not path.exists() or content_hash(path) != wanted:
         raise RunError(f"{paths.short(path)} is not what the run wrote; run the notebook again, what is whole is kept.")
@@ -436,7 +409,7 @@ def fingerprint(folder: Path | None) -> dict[str, str] | None:
 def inputs_changed(folder: Path) -> list[str]:
     """Return the ``notebook@scale`` of every input whose newest finished run is not the one that this run read.
 
-    If the list of inputs is damaged, its file name is returned instead.
+    It is the name of the list of inputs if that is damaged.
     """
     path = folder / "inputs.json"
     try:

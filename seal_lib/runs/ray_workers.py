@@ -17,7 +17,7 @@ from typing import Any
 from seal_lib import paths
 from seal_lib.errors import DataError, RunError
 from seal_lib.runs import manifest
-from seal_lib.runs.work import Done, Portable, WeightSource
+from seal_lib.runs.work import Done, Portable
 
 STORE = 128 << 20  # bytes of Ray's object store on this machine; texts and rows are small
 VISIBLE = 60.0  # seconds; a network file system may show a new folder that late
@@ -30,7 +30,7 @@ class Worker:
     def __init__(self, device: str, node: str = "") -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # must be set before a library that reads it is imported
         self.device, self.node = device, node
-        self.source: WeightSource | None = None
+        self.source: Any = None
         self.model = self.tokenizer = None
 
     def greet(self) -> dict[str, object]:
@@ -80,7 +80,10 @@ class Worker:
 
 
 class RayWorkers:
-    """The `seal_lib.runs.work.Executor` that runs on Ray.
+    """Starts workers on Ray and gives them work; a worker is known by a number, and only ``event`` waits.
+
+    Events are ``("ready", worker, facts)``, ``("done", worker, Done)``, ``("error", worker, exception)`` (the unit
+    failed, the worker lives) and ``("died", worker, reason)``; None if ``limit`` seconds pass without an event.
 
     Raises:
         RunError: no cluster answers at the address, or it has fewer GPUs (on a CPU: fewer CPUs) than workers.

@@ -230,13 +230,10 @@ def _failed(folder: Path, notebook: str, kind: str, message: str, cell: int | No
 
 
 def chosen(scale: str, only: str) -> list[str]:
-    """Return the notebooks that have the scale, or those of them named in ``only``, in file order.
+    """Return the notebooks that have the scale, in file order.
 
-    Args:
-        only: full names or unique beginnings, separated by commas; "" for all.
-
-    Raises:
-        ParameterError: a name is unknown, or a notebook has no parameters for the scale.
+    ``only``: full names or unique beginnings of those wanted, separated by commas; "" for all. ParameterError if one is
+    unknown or has no parameters for the scale.
     """
     wanted = [params.find(name.strip()) for name in only.split(",") if name.strip()]
     if only.strip() and not wanted:

@@ -163,7 +163,7 @@ def test_live_edits_are_written_and_passages_in_view_are_read() -> None:
 
 
 def test_notebooks_without_work_are_those_that_read_and_draw() -> None:
-    idle = {name for name in params.names() if not cells.of(name, params.smoke(name))}
+    idle = {name for name in params.names() if not cells.of(name, params.resolve(name, "smoke"))}
     assert idle == {
         "18_graders",
         "20_arc_tasks",
