@@ -12,6 +12,7 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -104,11 +105,7 @@ def environment(**values: str) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text file atomically (temporary file, fsync, rename) and return its path.
-
-    Raises:
-        DiskError: the disk is full, access is denied or the path does not exist.
-    """
+    """Write a text file atomically (temporary file, fsync, rename) and return its path; DiskError if that fails."""
     with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
@@ -118,11 +115,7 @@ def write_text(path: Path, text: str) -> Path:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; at the end of the block it replaces ``path``, or is removed on an error.
-
-    Raises:
-        DiskError: as `write_text`.
-    """
+    """Yield a temporary path beside ``path``; after the block it replaces ``path``, or is removed on an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with on_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,11 +133,7 @@ def write_json(path: Path, value: object) -> Path:
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        DataError: the file cannot be read, is not JSON or holds something else.
-    """
+    """Read a JSON file that holds an object, as `read_data`; DataError if it holds something else."""
     content = read_data(path)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__} where an object is wanted; restore the file.")
@@ -156,11 +145,9 @@ JSON = re.compile(r"\.json(?:\.gz)?$", re.IGNORECASE)
 
 
 def is_json(path: Path) -> bool:
-    """Return True if a path, other than a folder, is named as a JSON file.
-
-    Hidden files do not count, since macOS puts a ``._x.json`` beside ``x.json``.
-    """
-    return bool(JSON.search(path.name)) and not path.name.startswith(".") and not path.is_dir()
+    """Return True if a path, other than a folder, is named as a JSON file."""
+    hidden = path.name.startswith(".")  # macOS puts a `._x.json` beside `x.json`
+    return bool(JSON.search(path.name)) and not hidden and not path.is_dir()
 
 
 def json_files(folder: Path) -> list[Path]:
@@ -180,13 +167,12 @@ _OTHERS = {
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make a JSON object from its (key, value) pairs (an ``object_pairs_hook`` of `json.loads`).
 
-    Raises:
-        DataError: a key occurs twice; JSON would silently drop one value.
+    DataError if a key occurs twice, since JSON would silently drop one value.
     """
     table = dict(pairs)
     if len(table) < len(pairs):
-        seen = [key for key, _ in pairs]
-        raise DataError(f"the key {next(key for key in seen if seen.count(key) > 1)!r} occurs twice; remove one.")
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise DataError(f"the key {twice!r} occurs twice; remove one.")
     return table
 
 

@@ -1,7 +1,7 @@
 """Compare two finished runs: which parameters differ, and which run wins on which passage (or task).
 
 Knows run folders and the rows that evaluations write (phase ``evaluate/<arm>``, inside ``seed_<n>/`` if there are
-several loops). Judges differences with `seal_lib.report.stats`, as every table does. Trains nothing.
+several loops).
 """
 
 from __future__ import annotations
@@ -130,12 +130,9 @@ def differences(first: Path, second: Path) -> pd.DataFrame:
 
 
 def by_unit(first: Path, second: Path, arm: str) -> pd.DataFrame:
-    """Return first, second and their difference for each unit, largest losses first.
+    """Return first, second and their difference for each unit that both runs evaluated, largest losses first.
 
-    The units are those that both runs evaluated under the arm.
-
-    Raises:
-        DataError: a run has not evaluated this arm.
+    DataError if a run has not evaluated this arm.
     """
     import pandas as pd
 

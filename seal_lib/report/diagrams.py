@@ -1,7 +1,6 @@
 """Draw the boxes, arrows and wrapped text of method diagrams, in inches from the upper left corner of the axes.
 
-Knows no experiment; the domains fill diagrams with an example from a finished run (``knowledge.diagrams``,
-``arc.diagrams``).
+The domains fill diagrams with an example from a finished run (``knowledge.diagrams``, ``arc.diagrams``).
 """
 
 from __future__ import annotations

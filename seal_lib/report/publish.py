@@ -36,8 +36,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 def results_block(df: pd.DataFrame, few: bool = False) -> str:
     """Return one table for each headline experiment, and the names of those that did not run.
 
-    Args:
-        few: show only the rows of `Shown.few` and the columns that a first look needs.
+    ``few``: only the rows of `Shown.few` and the columns that a first look needs.
     """
     parts = []
     for experiment, name in TITLES.items():
@@ -191,11 +190,7 @@ def whole(published: Mapping[str, pd.DataFrame]) -> str:
 
 
 def write_page(scale: str) -> Path:
-    """Write the paper's tables as files and as one page, runs/gallery-<scale>/paper.html, from the collected results.
-
-    Raises:
-        DataError: nothing was collected.
-    """
+    """Write the paper's tables as files and as one page, paper.html of the scale's gallery, from collected results."""
     folder = paths.gallery(scale)
     df = read_results(_collected(scale))
     paper.write(df, folder, scale)

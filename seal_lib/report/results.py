@@ -1,8 +1,7 @@
 """Collect finished runs into one tidy table, results.csv, with the paper's numbers in columns beside ours.
 
-Knows the run folders (`runs/<notebook>/<scale>/<hash>/`) and the columns and types of the table. Does not know how a
-number was computed or how it is shown. A difference is a row with metric `difference`, whose arm is
-`arms.difference_arm`.
+Knows the run folders (`runs/<notebook>/<scale>/<hash>/`) and the columns and types of the table. A difference is a row
+with metric `difference`, whose arm is `arms.difference_arm`.
 """
 
 from __future__ import annotations
@@ -65,8 +64,7 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
 def read_results(path: Path, columns: list[str] = TABLE_COLUMNS) -> pd.DataFrame:
     """Read a results.csv with its types: text stays text (a run hash is not a number), an empty number is NaN.
 
-    Raises:
-        DataError: a column is missing, or a column of numbers holds text.
+    DataError if a column is missing, or a column of numbers holds text.
     """
     import pandas as pd
 
@@ -129,10 +127,7 @@ def joined(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _one_family(frame: pd.DataFrame) -> None:
-    """Raise DataError if two runs give p-values for one experiment.
-
-    Holm's adjustment needs all differences of an experiment at once.
-    """
+    """Raise DataError if two runs give p-values for one experiment: Holm's adjustment needs all its differences."""
     for experiment, rows in frame[frame["p"].notna()].groupby("experiment"):
         if rows["run"].nunique() > 1:
             raise DataError(
@@ -154,10 +149,7 @@ def _without_duplicates(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _provenance(notebook: str, scale: str, folder: Path) -> dict:
-    """Return the manifest's entry for one run: code, parameters, times and minutes.
-
-    A field that run.json lacks is null.
-    """
+    """Return the manifest's entry for one run: code, parameters, times and minutes; null where run.json lacks it."""
     record = manifest.read(folder)
     kept = {name: record.get(name) for name in ("key", "git", "packages", "start", "end")}
     kept["code"] = manifest.digest(*[part for pair in record["code"].items() for part in pair])[:12]

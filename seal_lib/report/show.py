@@ -22,13 +22,9 @@ class Html:
 
 
 def loss_mask(examples: Sequence, tokenizer: "PreTrainedTokenizerBase", limit: int = 80) -> Html:
-    """Show the tokens of training examples, one example per line: green tokens carry loss, grey ones are only read.
+    """Show at most ``limit`` tokens of each training example in a line: green ones carry loss, grey ones are only read.
 
     The first token of an example never carries loss.
-
-    Args:
-        examples: the bank's examples.
-        limit: most tokens shown per example.
     """
     lines = []
     for example in examples:

@@ -1,8 +1,7 @@
 """Make tables of our numbers beside the paper's: Markdown for RESULTS.md and the README, HTML for notebooks.
 
-Knows which experiments are headlines and what a table shows of each. Does not know how the table of results is made
-(`results`), draws nothing and writes no file. An arm that only the paper has is shown as a gap ("not run"), never as a
-zero.
+Knows which experiments are headlines and what a table shows of each. An arm that only the paper has is shown as a gap
+("not run"), never as a zero.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from seal_lib.report import stats
 from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank, difference_arm
-from seal_lib.report.paper_values import grader_sentence, paper_index, paper_note
+from seal_lib.report.paper_values import grader_sentence, paper_index
 from seal_lib.report.results import KEYS, joined
 from seal_lib.report.stats import Estimate
-from seal_lib.report.words import units
+from seal_lib.report.words import chance, units
 from seal_lib.runs.lifecycle import COLUMNS
 
 if TYPE_CHECKING:
@@ -137,18 +136,15 @@ def title(experiment: str) -> str:
 
 
 def shown(experiment: str) -> Shown:
-    """Return what a table shows of an experiment, or of one seed of it.
-
-    The default is accuracy and blank answers, unless `SHOWN` says otherwise.
-    """
+    """Return what a table shows of an experiment, or of one seed of it: by default accuracy and blank answers."""
     kind = re.sub(r"^knowledge/cpt_\d+_\w+", "knowledge/cpt", re.sub(r"/seed_\w+$", "", experiment))
     return SHOWN.get(kind, Shown())
 
 
 def with_gaps(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.DataFrame:
-    """Return the rows of one experiment, plus a row without a value for each arm that only the paper has.
+    """Return the rows of one experiment, plus a row of ``metric`` without a value for each arm that only the paper has.
 
-    The added rows are of one metric, by default the headline metric.
+    The default is the headline metric.
     """
     import pandas as pd
 
@@ -203,7 +199,7 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
             f"separable from {word}?": verdict(beside, row["arm"], arm, metric) if ran else ""
             for arm, word in about.references.items()
         }
-        paper, note = "", paper_note(experiment, row["arm"], metric)
+        paper, note = "", paper_index().get((experiment, row["arm"], metric), {}).get("note", "")
         if not math.isnan(row["paper_value"]):
             paper = f"{100 * row['paper_value']:.1f}"
             if note:
@@ -265,10 +261,7 @@ def percent(row: dict, sign: str = "") -> str:
 
 
 def verdict(frame: pd.DataFrame, arm: str, reference: str, metric: str) -> str:
-    """Return the paired difference and its verdict.
-
-    If the difference comes from other trials than the two rows shown, the text says so instead of a verdict.
-    """
+    """Return the paired difference and its verdict, or that it comes from other trials than the two rows shown."""
     row = _find(frame, difference_arm(arm, reference), "difference")
     if row is None and (back := _find(frame, difference_arm(reference, arm), "difference")):
         row = back | {"value": -back["value"], "low": -back["high"], "high": -back["low"]}
@@ -279,5 +272,5 @@ def verdict(frame: pd.DataFrame, arm: str, reference: str, metric: str) -> str:
         apart = first["value"] - second["value"]
         if abs(apart - row["value"]) > 5e-6:  # three numbers, each rounded to six digits
             return f"{OTHER_TRIALS} ({100 * row['value']:+.1f})"
-    p = "" if math.isnan(row["p"]) else ", p < 0.001" if row["p"] < 0.001 else f", p = {row['p']:.3f}"
-    return f"{'yes' if stats.separable(Estimate.of_row(row)) else 'no'}, {percent(row, '+')}{p}"
+    e = Estimate.of_row(row)
+    return ", ".join(filter(None, ["yes" if stats.separable(e) else "no", e.text("+.1f"), chance(e)]))
