@@ -287,9 +287,10 @@ class Round:
         edits = {i: edit._repr_html_() if (edit := self.candidates[i].edit) else "" for i in picks}
         shown = "".join(f"<td style='{LEFT}'>reward {self.rewards[i]:.2f}{html}</td>" for i, html in edits.items())
         many = f"{len(self.candidates)} self-edits, mean reward {_mean(self.rewards):.2f}, kept {len(self.kept)}"
+        shares = f"for {self.tied_share:.0%} of the passages, 0 for {self.zero_share:.0%}"
         return (
-            f"<h4>Round {self.index}: {many}</h4><p>best reward shared by several self-edits for {self.tied_share:.0%} "
-            f"of the passages, 0 for {self.zero_share:.0%}</p><table><tr style='vertical-align:top'>{shown}</tr></table>"
+            f"<h4>Round {self.index}: {many}</h4><p>best reward shared by several self-edits {shares}</p>"
+            f"<table><tr style='vertical-align:top'>{shown}</tr></table>"
         )
 
 

@@ -49,7 +49,7 @@ class Run:
         self.notebook, self.scale, self.key = identity["notebook"], identity["scale"], identity["key"]
         self.parameters: dict[str, object] = identity["parameters"]
         self._lock = Lock(folder / "lock", wait=0.0 if interactive else LOCK_WAIT)
-        self._begun, self._start = time.monotonic(), manifest.now()
+        self._begun = time.monotonic()
         self._counts: Counter = Counter()
         self._described: dict[str, Any] = {}
         self._phases: set[str] = set()
@@ -64,7 +64,7 @@ class Run:
         self._inputs: dict[str, dict | None] = {}
         self.note = "; ".join(filter(None, [self.note, self._rows.note]))
         self.resumed = len(self._rows.lines)
-        self._costs.append([{"session": {"start": self._start, **manifest.session()}}])
+        self._costs.append([{"session": {"start": manifest.now(), **manifest.session()}}])
         self.tracker = trackers.Tracked(identity, manifest.costs(self._costs.lines)["sessions"][0]["start"])
 
     # ------------------------------------------------------------------ work
@@ -97,7 +97,7 @@ class Run:
         starts = range(len(done), len(units), chunk)
         parts = [units[first : first + chunk] for first in starts]
         names = [f"phase {phase!r}, {_span(ids[first : first + chunk])}" for first in starts]
-        made = self.workers.map(fn, parts, names, self._lost)
+        made = self.workers.map(fn, parts, names, lambda loss: self._costs.append([{"lost_worker": loss}]))
         for first, part, result in zip(starts, parts, made, strict=True):
             got = result.rows
             if not isinstance(got, list) or len(got) != len(part) or not all(isinstance(row, dict) for row in got):
@@ -207,11 +207,6 @@ class Run:
         """Add to the counters of this run: ``generated``, ``trained`` and ``scored`` tokens, or any other name."""
         self._counts.update({name: plain(value, name) for name, value in counts.items()})
 
-    def seconds(self, phases: str) -> float:
-        """Return the seconds spent in all sessions on phases whose full name matches a regular expression."""
-        spent = [line for line in self._costs.lines if re.fullmatch(phases, line.get("phase", ""))]
-        return sum(line["seconds"] for line in spent)
-
     def describe(self, model: str | None = None, **facts: object) -> None:
         """Add a model (with revision and weight hash) or other facts, such as the data, to the run's record."""
         if model is not None:
@@ -231,14 +226,8 @@ class Run:
         self.workers.close()
         _write_results(self.folder / "results.csv", results, {"experiment": self.notebook, "run": self.key})
         paths.write_json(self.folder / "metrics.json", plain(metrics, "metrics"))
-        aside = sorted(path.name for path in self.folder.glob("superseded-*"))
-        wall = time.monotonic() - self._begun
-        record = manifest.record(
-            self.identity, self._described, self._costs.lines, self._inputs, aside, self._start, wall
-        )
-        record["code"] = paths.read_json(self.folder / "code.json")  # the code as it was when the run began
-        kept = [path for name in manifest.KEPT if (path := self.folder / name).exists()]
-        record["files"] = {path.name: manifest.content_hash(path) for path in kept}
+        spent, wall = manifest.costs(self._costs.lines), time.monotonic() - self._begun
+        record = manifest.record(self.folder, self.identity, self._described, self._inputs, spent, wall)
         if self.interactive:
             manifest.keep(self.folder, record)
         else:  # the runner writes run.json once the last cell has finished
@@ -248,10 +237,6 @@ class Run:
         if self.interactive:
             self.close()  # so that other processes can use the folder while this kernel lives
         return self
-
-    def _lost(self, loss: dict) -> None:
-        """Record the death of a worker at once, so that it is kept even if the run fails later."""
-        self._costs.append([{"lost_worker": loss}])
 
     def _spent(self, phase: str, seconds: float, chunk: int, units: int) -> None:
         line = {"phase": phase, "chunk": chunk, "units": units, "seconds": round(seconds, 4), "counts": self._counts}
@@ -383,7 +368,7 @@ def start(notebook: str, namespace: dict[str, Any], scale: str = "") -> Run:
             raise RunError(f"{notebook}: {parameter.name} is not defined; run the parameters cell first.")
         problem, values[parameter.name] = parameter.fit(namespace[parameter.name])
         if problem:
-            raise RunError(f"{notebook}: {problem}.")
+            raise RunError(f"{notebook}: {problem}")
     if chosen:
         identity = paths.read_json(Path(chosen) / "parameters.json")
         if identity["notebook"] != notebook:

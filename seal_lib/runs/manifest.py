@@ -264,37 +264,36 @@ def costs(lines: list[dict]) -> dict[str, Any]:
 
 
 def record(
-    identity: dict, described: dict, lines: list[dict], inputs: dict, superseded: list[str], started: str, wall: float
+    folder: Path, identity: dict, described: dict, inputs: dict, spent: dict[str, Any], wall: float
 ) -> dict[str, object]:
-    """Return the content of ``run.json``.
+    """Return the content of ``run.json`` of a run whose other files are written.
 
     Args:
         identity: as `identity_of` gives it.
         described: models and data as the notebook described them.
-        lines: lines of costs.jsonl.
         inputs: results of other runs that were read, ``{"notebook@scale": {"run", "content"} or None}``.
-        superseded: names of the run's folders with earlier results.
-        started, wall: start of this session and its seconds; ``seconds`` covers all sessions.
+        spent: as `costs` gives it, of all sessions.
+        wall: seconds of this session.
     """
-    spent = costs(lines)
     given = identity["parameters"].items()
     return {
         **identity,
         "seeds": {name: value for name, value in given if re.search(r"(^|_)seeds?$", name)},
         "runs_read": inputs,
         "described": described,
-        "code": code_of(identity["notebook"]),
+        "code": paths.read_json(folder / "code.json"),  # the code as it was when the run began
         **session(),
         "executable": Path(sys.executable).name,
         "packages": packages_hash(),
         "machine": machine(),
         "determinism": DETERMINISM[device()],
-        "start": spent["sessions"][0]["start"] if spent["sessions"] else started,
+        "start": spent["sessions"][0]["start"],
         "end": now(),
         "wall_seconds": round(wall, 3),
         **spent,
         "peak_memory": peak_memory(),
-        "superseded": superseded,
+        "superseded": sorted(path.name for path in folder.glob("superseded-*")),
+        "files": {name: content_hash(folder / name) for name in KEPT if (folder / name).exists()},
     }
 
 

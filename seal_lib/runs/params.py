@@ -10,8 +10,6 @@ A file may begin with ``include: [models/llama, recipes/authors-inner]``. Then t
 ``params/_models/llama.yaml`` and so on apply first, later files over earlier ones, and the file's own lines override
 them. A shared file serves many notebooks, so keys that a notebook does not declare are ignored; a notebook's own file
 may hold only parameters of that notebook.
-
-Knows nothing of runs or papermill. Example: ``resolve("11_single_passage", "seedling", {"seed": "3"})``.
 """
 
 import ast
@@ -146,12 +144,8 @@ def _declaration(notebook: str, node: ast.stmt, source: str, comments: dict[int,
     parameter = Parameter(node.target.id, kind, value, help_text)
     problem, fitted = parameter.fit(value)
     if problem:
-        raise ParameterError(_sentence(f"{where}: the default {problem}"))
+        raise ParameterError(f"{where}: the default {problem}")
     return dataclasses.replace(parameter, default=fitted)
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith("?") else f"{text}."
 
 
 # ---------------------------------------------------------------------------------------------- the whole set
@@ -187,7 +181,7 @@ def _overlay(notebook: str, layers: list[Layer]) -> dict[str, object]:
                 value = known[key].type.read(value)
             problem, values[key] = known[key].fit(value)
             if problem:
-                raise ParameterError(_sentence(f"{layer.source}: {problem}"))
+                raise ParameterError(f"{layer.source}: {problem}")
     return values
 
 

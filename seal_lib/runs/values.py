@@ -136,7 +136,7 @@ class Parameter:
     help: str
 
     def fit(self, value: object) -> tuple[str, object]:
-        """Check a value: return ``("", value)``, or ``("name=… is wrong; do …", None)``.
+        """Check a value: return ``("", value)``, or ``("name=… is wrong; do ….", None)``.
 
         Whole numbers become floats where the type is float.
         """
@@ -144,7 +144,7 @@ class Parameter:
         problem = problem or self._unfit(fitted)
         if not problem:
             return "", fitted
-        return f"{self.name}{'' if problem[0] in '=[' else ' '}{problem}", None
+        return f"{self.name}{'' if problem[0] in '=[' else ' '}{problem}{'' if problem.endswith('?') else '.'}", None
 
     def _unfit(self, value: object) -> str:
         """Say what is wrong with a value of the right type, or return ""."""

@@ -55,16 +55,6 @@ def start(suite: Suite, **changed: object) -> lifecycle.Run:
 # ---------------------------------------------------------------------------------------------- map
 
 
-def test_seconds_are_those_of_the_phases_that_fit_in_every_session(batch: Suite) -> None:
-    for _ in range(2):
-        with contextlib.closing(start(batch)) as run:
-            run.map("seed_0/score", UNITS, square)  # done in a moment, and read back the second time
-            run._costs.append(
-                [{"phase": "seed_0/score_1", "seconds": 2.0}, {"phase": "seed_0/score/x", "seconds": 64.0}]
-            )
-    assert 4.0 <= run.seconds(r"seed_0/score\w*") < 60 and run.seconds("score") == 0.0
-
-
 def test_rows_in_unit_order_and_as_json_gives_them_back(batch: Suite) -> None:
     run = start(batch)
     rows = run.map("a", [SimpleNamespace(id=u) for u in UNITS], lambda part: square([u.id for u in part]), chunk=5)
