@@ -14,8 +14,8 @@ from seal_lib.errors import DataError
 LEFT = "text-align:left"  # Jupyter aligns tables to the right, which suits numbers only
 
 
-def _escape(text: str, limit: int = 1200) -> str:
-    shown = text if len(text) <= limit else text[:limit] + f" … ({len(text)} characters)"
+def _escape(text: str) -> str:
+    shown = text if len(text) <= 1200 else text[:1200] + f" … ({len(text)} characters)"
     return html.escape(shown).replace("\n", "<br>")
 
 

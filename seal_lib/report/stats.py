@@ -34,7 +34,7 @@ import numpy as np
 from seal_lib.errors import DataError
 
 LEVEL, ALPHA = 0.95, 0.05
-DRAWS = 10_000
+DRAWS, SEED = 10_000, 0  # of sign flips
 _TAIL = ALPHA / 2
 _CELLS = 4_000_000  # sign-flipped numbers held in memory at once
 SHARE, DIFFERENCE, ANY = (0.0, 1.0), (-1.0, 1.0), (-math.inf, math.inf)  # range of one unit's value
@@ -143,7 +143,7 @@ def mean_over_loops(
             raise DataError(f"A number that cannot vary has different values among its {n} units; let it vary.")
         return Estimate(value, value, value, n, unit, dropped, "by construction", loops)
     pull = {cell: weights[cell] * (cells[cell] - value) for cell in cells}
-    return _estimate(value, pull, bounds, Estimate(value, math.nan, math.nan, n, unit, dropped, "", loops))
+    return _estimate(pull, bounds, Estimate(value, math.nan, math.nan, n, unit, dropped, "", loops))
 
 
 def ratio_over_loops(pairs_by_loop: Mapping[Any, Mapping[str, tuple[float, float]]], unit: str = "passage") -> Estimate:
@@ -160,7 +160,7 @@ def ratio_over_loops(pairs_by_loop: Mapping[Any, Mapping[str, tuple[float, float
     total = math.fsum(below for _, below in kept.values())
     value = math.fsum(above for above, _ in kept.values()) / total
     pull = {cell: (above - value * below) / total for cell, (above, below) in kept.items()}
-    return _estimate(value, pull, SHARE, Estimate(value, math.nan, math.nan, n, unit, dropped, "", loops))
+    return _estimate(pull, SHARE, Estimate(value, math.nan, math.nan, n, unit, dropped, "", loops))
 
 
 def compare(
@@ -168,7 +168,6 @@ def compare(
     pairs: Sequence[tuple[str, str]],
     bounds: tuple[float, float] = DIFFERENCE,
     unit: str = "passage",
-    constant: Sequence[tuple[str, str]] = (),
 ) -> dict[tuple[str, str], Estimate]:
     """Return paired differences a − b over the units (and loops) that both arms have.
 
@@ -179,23 +178,19 @@ def compare(
 
     Args:
         values: arm -> loop -> units. An arm without loops: ``{0: units}``.
-        constant: the pairs whose difference is zero by construction.
 
     Raises:
-        DataError: two arms of a pair share no unit, or have several loops that are not the same.
+        DataError: as `differences`.
     """
     found: dict[tuple[str, str], Estimate] = {}
     for a, b in pairs:
-        if a not in values or b not in values:
-            continue
-        apart = differences(values[a], values[b])
-        estimate = mean_over_loops(apart, bounds, unit, constant=(a, b) in constant)
-        cells, _ = _cells(apart)
-        means: dict[str, list[float]] = {}
-        for (_, key), value in cells.items():
-            means.setdefault(key, []).append(value)
-        p = math.nan if (a, b) in constant else sign_flip_test([math.fsum(v) / len(v) for v in means.values()])
-        found[a, b] = replace(estimate, p=p)
+        if a in values and b in values:
+            apart = differences(values[a], values[b])
+            means: dict[str, list[float]] = {}
+            for (_, key), value in _cells(apart)[0].items():
+                means.setdefault(key, []).append(value)
+            p = sign_flip_test([math.fsum(v) / len(v) for v in means.values()])
+            found[a, b] = replace(mean_over_loops(apart, bounds, unit), p=p)
     adjusted = holm({pair: estimate.p for pair, estimate in found.items()})
     return {pair: replace(estimate, p=adjusted[pair]) for pair, estimate in found.items()}
 
@@ -240,26 +235,26 @@ def separable(difference: Estimate) -> bool:
     return (difference.low > 0 or difference.high < 0) and not difference.p >= ALPHA
 
 
-def sign_flip_test(differences: Sequence[float], seed: int = 0, draws: int = DRAWS) -> float:
+def sign_flip_test(differences: Sequence[float]) -> float:
     """Return the two-sided p-value of "the mean paired difference is zero" under flipping the sign of each pair.
 
     It is exact over all 2^n sign patterns up to n = 14, and beyond that Monte Carlo with the observed pattern counted
     in. NaN pairs are left out; without any pair the result is NaN.
     """
-    values = np.array([v for v in differences if math.isfinite(v)], dtype=float)
+    values = np.sort(np.array([v for v in differences if math.isfinite(v)], dtype=float))
     n = len(values)
     if n == 0:
         return math.nan
-    values = np.sort(values)
     bar = abs(values.sum()) - 1e-9 * max(1.0, float(np.abs(values).sum()))  # equal sums differ in the last bit
     if n <= 14:
         signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # (2^n, n)
         return float((np.abs(signs @ values) >= bar).mean())
-    rng, hits, step = np.random.default_rng(seed), 0, max(1, _CELLS // n)
-    for start in range(0, draws, step):
-        signs = 1 - 2 * rng.integers(0, 2, size=(min(step, draws - start), n))
+    rng, hits = np.random.default_rng(SEED), 0
+    step = max(1, _CELLS // n)
+    for start in range(0, DRAWS, step):
+        signs = 1 - 2 * rng.integers(0, 2, size=(min(step, DRAWS - start), n))
         hits += int((np.abs(signs @ values) >= bar).sum())
-    return (hits + 1) / (draws + 1)
+    return (hits + 1) / (DRAWS + 1)
 
 
 def holm(pvalues: Mapping[Any, float]) -> dict[object, float]:
@@ -358,9 +353,7 @@ def _cells(values_by_loop: Mapping[Any, Units]) -> tuple[dict[tuple[object, str]
     return dict(sorted(cells.items(), key=lambda cell: (str(cell[0][0]), cell[0][1]))), dropped
 
 
-def _estimate(
-    value: float, pull: Mapping[tuple[object, str], float], bounds: tuple[float, float], plain: Estimate
-) -> Estimate:
+def _estimate(pull: Mapping[tuple[object, str], float], bounds: tuple[float, float], plain: Estimate) -> Estimate:
     """Return `plain` with its interval.
 
     `pull` is how far each (loop, unit) moves the value; the pulls add up to zero.
@@ -371,12 +364,13 @@ def _estimate(
     shared = plain.n < len(pull)  # some unit was seen by two loops
     if plain.loops > 1:
         parts = [_spread(pull, axis=0), *(parts if shared else [])]
-    variance = math.fsum(part for _, part in parts)
-    if plain.n < 2:
+    variance, value = math.fsum(part for _, part in parts), plain.value
+    if plain.n < 2 or variance <= 1e-18 and not all(map(math.isfinite, bounds)):
         return plain
-    if variance <= 1e-18:
-        low, high = _bound(value, plain.n, bounds)
-        return replace(plain, low=low, high=high, interval="bound" if math.isfinite(low) else "")
+    if variance <= 1e-18:  # all units have one value, and others are rarer than Clopper and Pearson's limit
+        rare = 1 - _TAIL ** (1 / plain.n)
+        low, high = value - rare * (value - bounds[0]), value + rare * (bounds[1] - value)
+        return replace(plain, low=low, high=high, interval="bound")
     df = variance**2 / math.fsum(part**2 / (n - 1) for n, part in parts)
     crossed = "crossed" if plain.loops > 1 else ""
     t = float(stdtrit(df, 1 - _TAIL))
@@ -398,14 +392,3 @@ def _spread(pull: Mapping[tuple[object, str], float], axis: int) -> tuple[int, f
         sums.setdefault(cell[axis], []).append(part)
     n = len(sums)
     return n, math.fsum(math.fsum(part) ** 2 for part in sums.values()) * n / (n - 1) if n > 1 else 0.0
-
-
-def _bound(value: float, n: int, bounds: tuple[float, float]) -> tuple[float, float]:
-    """Return the range of the mean if n units all have one value.
-
-    Other values are rarer than Clopper and Pearson's limit.
-    """
-    if not all(map(math.isfinite, bounds)):
-        return math.nan, math.nan
-    rare = 1 - _TAIL ** (1 / n)
-    return value - rare * (value - bounds[0]), value + rare * (bounds[1] - value)

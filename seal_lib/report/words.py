@@ -17,9 +17,9 @@ Rows = Iterable[Mapping[str, Any]]
 NOTHING = "Nothing in this run can be told apart: too few units, or too small differences."
 
 
-def percent(e: Estimate, digits: int = 1) -> str:
+def percent(e: Estimate) -> str:
     """Return a share: "41.3 % [37.4, 45.3]"."""
-    return e.text(f".{digits}f", after=" %")
+    return e.text(after=" %")
 
 
 def points(e: Estimate) -> str:
