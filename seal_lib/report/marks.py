@@ -118,13 +118,12 @@ def names_at_right(ax: Axes, names: Sequence[tuple[float, str, str]], size: floa
 
 def apart(places: Sequence[float], gap: float) -> list[float]:
     """Move ascending places as little as possible (least squares) so that neighbours are at least ``gap`` apart."""
-    blocks: list[list[float]] = []  # places that touch, each less the gaps below it
-    for k, place in enumerate(places):
-        blocks.append([place - k * gap])
-        while len(blocks) > 1 and sum(blocks[-2]) / len(blocks[-2]) > sum(blocks[-1]) / len(blocks[-1]):
-            blocks[-2:] = [blocks[-2] + blocks[-1]]
-    moved = [sum(block) / len(block) for block in blocks for _ in block]
-    return [place + k * gap for k, place in enumerate(moved)]
+    from scipy.optimize import isotonic_regression
+
+    if not places:
+        return []
+    moved = isotonic_regression([place - k * gap for k, place in enumerate(places)]).x
+    return [float(place) + k * gap for k, place in enumerate(moved)]
 
 
 def names_near(ax: Axes, marks: Sequence[tuple[float, float, str, str]]) -> None:

@@ -363,11 +363,6 @@ def loss_curves(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def _families(arms: set[str]) -> set[str]:
-    """Return the families of the arms that are rounds; a figure over rounds joins only the rounds of one family."""
-    return {found[0] for arm in arms if (found := round_of(arm))}
-
-
 def pictures(
     own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
 ) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
@@ -386,6 +381,7 @@ def pictures(
     # that an arm answers more than the frozen model is built into a made world: those differences are in the table
     compared = [arm for arm in arms.get("difference", ()) if not arm.endswith(" - frozen")]
     amounts = any(amount_of(arm) for arm in ran)
+    families = {found[0] for arm in arms.get("reward_mean", ()) if (found := round_of(arm))}
     wanted = [
         (accuracy_by_arm, full, len(ran) >= 2 and not amounts),
         (accuracy_by_amount, own, amounts),
@@ -397,7 +393,7 @@ def pictures(
         (blank_rate_by_arm, own, own.loc[own["metric"] == "blank_rate", "value"].max() >= WORTH_A_FIGURE),
         (coverage_by_round, own, len(by_round(arm_rows(own, "coverage", needed=False))) >= 2),
         (style_by_round, own, any(metric.startswith("style_share:") for metric in arms)),
-        (reward_honesty, own, set(REWARD_LINES) <= set(arms) and len(_families(arms["reward_mean"])) == 1),
+        (reward_honesty, own, set(REWARD_LINES) <= set(arms) and len(families) == 1),  # it joins the rounds of one
     ]
     tokens = [(accuracy_by_amount, "accuracy_by_tokens", own, {"against": "tokens"})] if amounts else []
     return [(function, function.__name__, table, {}) for function, table, there in wanted if there] + tokens

@@ -193,12 +193,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def packages_hash() -> str:
-    """Return the SHA-256 of the names and versions of all installed distributions."""
-    lines = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}
-    return digest(*sorted(lines))
-
-
 @functools.cache
 def machine() -> dict[str, Any]:
     """Return platform, CPU model, usable cores, and GPUs with driver and memory, without importing torch."""
@@ -276,6 +270,7 @@ def record(
         wall: seconds of this session.
     """
     given = identity["parameters"].items()
+    installed = {f"{one.metadata['Name']}=={one.version}" for one in importlib.metadata.distributions()}
     return {
         **identity,
         "seeds": {name: value for name, value in given if re.search(r"(^|_)seeds?$", name)},
@@ -284,7 +279,7 @@ def record(
         "code": paths.read_json(folder / "code.json"),  # the code as it was when the run began
         **session(),
         "executable": Path(sys.executable).name,
-        "packages": packages_hash(),
+        "packages": digest(*sorted(installed)),
         "machine": machine(),
         "determinism": DETERMINISM[device()],
         "start": spent["sessions"][0]["start"],

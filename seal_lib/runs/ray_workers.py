@@ -157,24 +157,21 @@ def connect(ray: Any, count: int, address: str) -> None:
     Raises:
         RunError: no cluster answers there, or Ray does not start.
     """
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address in ("", "local"):
-        _start(ray, {"num_cpus": max(count, manifest.machine()["cores"]), **quiet})
-        return
-    try:
-        ray.init(address, **quiet)
-    except ConnectionError as error:
-        raise RunError(
-            f"ray_address: no Ray cluster answers at {address!r}; start one with `ray start --head`, or write "
-            '`ray_address: ""` for this machine alone.'
-        ) from error
-
-
-def _start(ray: Any, options: dict) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address not in ("", "local"):
+        try:
+            ray.init(address, **quiet)
+            return
+        except ConnectionError as error:
+            raise RunError(
+                f"ray_address: no Ray cluster answers at {address!r}; start one with `ray start --head`, or write "
+                '`ray_address: ""` for this machine alone.'
+            ) from error
+    quiet["num_cpus"] = max(count, manifest.machine()["cores"])
     with paths.environment(PYTHONPATH=paths.importable()):  # for the workers
         for left in reversed(range(TRIES)):
             try:
-                ray.init("local", include_dashboard=False, object_store_memory=STORE, **options)
+                ray.init("local", include_dashboard=False, object_store_memory=STORE, **quiet)
                 return
             except Exception as error:  # Ray's own class for this is Exception
                 if "timed out during startup" not in str(error):
