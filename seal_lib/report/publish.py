@@ -1,6 +1,6 @@
 """Publish the results of a scale: figures/<scale>, RESULTS.md, REPRODUCTION.md and the README's tables.
 
-Knows which runs may be published. Computes no number: tables come from `tables` and `paper`, pictures from the gallery.
+Knows which runs may be published. Tables come from `tables` and `paper`, pictures from the gallery.
 
     python -m seal_lib.report.publish collect --scale seedling     # results.csv and manifest.json of the gallery
     python -m seal_lib.report.publish page --scale seedling        # paper.html there: the paper's tables and figures
@@ -83,22 +83,11 @@ def others_block(df: pd.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
-def minutes_block(runs: list[dict]) -> str:
-    """Return a table of the minutes that each notebook ran, from the manifest of the results."""
-    import pandas as pd
-
-    lines = [
-        {"notebook": f"`{r['notebook']}`", "minutes": f"{r['minutes'] or math.nan:.1f}", "on": str(r["end"])[:10]}
-        for r in runs
-    ]
-    return to_markdown(pd.DataFrame(lines))
-
-
 def readable(notebook: dict) -> dict:
     """Return an executed notebook without papermill's notes about this machine and without progress lines."""
     for part in (notebook, *notebook["cells"]):
-        part["metadata"].pop("papermill", None)
-        part["metadata"].pop("execution", None)
+        for name in ("papermill", "execution"):
+            part["metadata"].pop(name, None)
     for cell in notebook["cells"]:
         if "outputs" in cell:
             cell["outputs"] = [output for output in cell["outputs"] if output.get("output_type") != "stream"]
@@ -172,20 +161,18 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
 
 def whole(published: Mapping[str, pd.DataFrame]) -> str:
     """Return RESULTS.md: the tables of every published scale and set, and the minutes of their notebooks."""
+    import pandas as pd
+
     parts = [
         "# Results\n\nWritten by `make publish` from `figures/*/results.csv`, which say more; `docs/reading.md` says "
         "how to read them. `seedling` is what `make reproduce` gives, `seedling-full` what it gives with `SET=full`."
     ]
     for name, df in published.items():
         runs = paths.read_json(paths.figures() / name / "manifest.json")["runs"]
-        parts += [
-            f"# {name}",
-            results_block(df),
-            others_block(df),
-            "## Minutes",
-            "Other work on the same cores is in them.",
-        ]
-        parts.append(minutes_block(runs))
+        ran = [(f"`{r['notebook']}`", f"{r['minutes'] or math.nan:.1f}", str(r["end"])[:10]) for r in runs]
+        minutes = to_markdown(pd.DataFrame(ran, columns=["notebook", "minutes", "on"]))
+        parts += [f"# {name}", results_block(df), others_block(df)]
+        parts += ["## Minutes", "Other work on the same cores is in them.", minutes]
     return "\n\n".join(parts) + "\n"
 
 

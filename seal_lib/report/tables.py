@@ -9,8 +9,9 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib.report import stats
@@ -19,40 +20,13 @@ from seal_lib.report.paper_values import grader_sentence, paper_index
 from seal_lib.report.results import KEYS, joined
 from seal_lib.report.stats import Estimate
 from seal_lib.report.words import chance, units
+from seal_lib.runs import yaml_files
 from seal_lib.runs.lifecycle import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OTHER_TRIALS = "compared on other trials than the rows shown"
-TITLES = {
-    "knowledge/single_passage": "One passage at a time",
-    "knowledge/restem": "Rounds of ReST-EM",
-    "continual/mitigations": "Eight self-edits in a row (all on one writer's notes; an arm on its own notes says so)",
-    "arc/few_shot": "Grid puzzles from a few examples",
-}
-
-OTHER_TITLES = {  # experiments without a headline table: pattern of the name -> title, which may use its groups
-    "tour": "A first tour",
-    "knowledge/self_edits": "What the untrained policy writes",
-    "knowledge/models": "Models grown from other seeds",
-    r"knowledge/model_size/(\w+)": r"Model sizes: \1",
-    r"knowledge/cpt_(\d+)_full": r"\1 passages at once, all weights",
-    r"knowledge/cpt_(\d+)_lora": r"\1 passages at once, LoRA",
-    "knowledge/prompts": "Prompt formats, before and after rounds",
-    "knowledge/strategies": "Count or choice",
-    "knowledge/proxy_reward": "A rubric as reward",
-    "knowledge/graders": "The same answers under several graders",
-    "own_document": "A document of one's own",
-    "own_documents/growing": "A store that grows",
-    "own_documents/review": "What the review of own documents stops",
-    "own_documents/grounding": "Lines of self-edits that their passages bear out",
-    "continual/sequential": "Self-edits one after the other",
-    "continual/mitigations": "Eight self-edits in a row",
-    "continual/stream_length": "Up to 32 self-edits in a row",
-    "arc/models": "Puzzle models grown from other seeds",
-    "arc/kinds": "Puzzles that have to be read",
-}
 
 
 @dataclass(frozen=True)
@@ -70,60 +44,17 @@ class Shown:
     """
 
     metric: str = "accuracy"
-    beside: tuple[str, str] = ("blank_rate", "blank, %")
+    beside: Sequence[str] = ("blank_rate", "blank, %")
     failed: str = "failed_rate"
     references: Mapping[str, str] = field(default_factory=lambda: {"frozen": "frozen", "own_untrained": "untrained"})
     also: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
-    few: tuple[str, ...] = ()
+    few: Sequence[str] = ()
 
 
-PUZZLES = Shown(
-    "success_rate",
-    ("rejected_rate", "rejected, %"),
-    "diverged_rate",
-    {"own_untrained": "untrained", "random_config_sft": "random"},
-)
-SHOWN = {  # experiments with a note, or whose headline is not accuracy
-    "knowledge/single_passage": Shown(
-        note="SEAL and the loop that keeps a random self-edit are compared with the other arms in the next table; the "
-        "p-values of each table are one family.",
-    ),
-    "knowledge/prompts": Shown(
-        references={"implications_round_0": "implications, untrained", "notes_round_0": "notes, untrained"}
-    ),
-    "knowledge/strategies": Shown(references={}),
-    "knowledge/restem": Shown(few=("frozen", "own_untrained", "random_edit_sft", "seal_round_2")),
-    "knowledge/cpt": Shown(also={"prior_right": "prior questions right, %"}),
-    "arc/few_shot": replace(PUZZLES, few=("icl", "own_untrained", "random_config_sft", "seal_round_1")),
-    "arc/models": PUZZLES,
-    "arc/kinds": replace(
-        PUZZLES,
-        references={"own_untrained": "untrained", "one_for_all": "one for all", "dealt_config_sft": "dealt blindly"},
-        also={"reading": "reading, points"},
-    ),
-    "continual/mitigations": Shown(
-        "AA_8",
-        ("blank_rate", "blank, %"),
-        "diverged",
-        {"sequential": "sequential", "joint": "joint"},
-        {"BWT": "BWT, %", "recovery_joint": "of joint's gain, %", "prior_kept": "prior knowledge kept, %"},
-        "Joint retraining fits one adapter of the same rank to all self-edits at once: a reference and not a bound, so "
-        "more than 100 % of its gain is possible; arms on their own notes have no such share. Routing is easy in the "
-        "made world: names are unique and the passage's title is in the question, so read isolation beside "
-        "retrieval.",
-        ("sequential", "replay", "null_space_replay", "joint"),
-    ),
-}
-
-
-#: experiments without a headline table: the metrics that RESULTS.md shows of them, as regular expressions
-LEVELS = {
-    "continual/stream_length": r"AA_\d+|change_\d+_to_\d+",
-    "own_documents/growing": r"(right|kept|prompt_tokens)_\d+",
-    "own_documents/review": r"stopped|stopped_unread|found",
-    "own_documents/grounding": r"(grounded|agree):.*",
-}
+_TABLE = yaml_files.read(Path(__file__).with_name("experiments.yaml"))  # the head of each part says what it holds
+TITLES, OTHER_TITLES, LEVELS = (_TABLE[part] for part in ("headlines", "others", "levels"))
+SHOWN = {name: Shown(**row) for name, row in _TABLE["shown"].items()}
 
 
 def title(experiment: str) -> str:
