@@ -22,7 +22,7 @@ DATA = (".yaml", ".json", ".jsonl", ".mplstyle")
 def _modules() -> dict[str, Path]:
     """Return the file of every module of the library, by dotted name."""
     files = sorted(paths.PACKAGE.rglob("*.py"))
-    names = [".".join(path.relative_to(paths.ROOT).with_suffix("").parts) for path in files]
+    names = [".".join(path.relative_to(paths.PACKAGE.parent).with_suffix("").parts) for path in files]
     return {name.removesuffix(".__init__"): path for name, path in zip(names, files, strict=True)}
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -247,11 +247,10 @@ def chosen(scale: str, only: str) -> list[str]:
     return [name for name in having if not wanted or name in wanted]
 
 
-def reads(notebook: str, earlier: Sequence[str]) -> set[str]:
-    """Return the earlier notebooks whose runs a notebook reads: all of them if it calls ``run.inputs(…)``."""
+def reads(notebook: str) -> set[str] | None:
+    """Return the notebooks whose runs a notebook reads by ``run.input(…)``; None, by ``run.inputs(…)``, for all."""
     code = "\n".join(cell["source"] for cell in params.cells(notebook))
-    named = re.findall(r"run\.input\([\"'](\w+)", code)
-    return {name for name in earlier if name in named or "run.inputs(" in code}
+    return None if "run.inputs(" in code else set(re.findall(r"run\.input\([\"'](\w+)", code))
 
 
 def run_all(
@@ -272,7 +271,10 @@ def run_all(
     for notebook in notebooks:
         check(params.resolve(notebook, scale))  # a typing error in the last file must show before the first hour
     begun, failures = time.monotonic(), []
-    needs = {name: reads(name, notebooks[:number]) for number, name in enumerate(notebooks)}
+    needs: dict[str, set[str]] = {}
+    for number, name in enumerate(notebooks):
+        wanted, earlier = reads(name), set(notebooks[:number])
+        needs[name] = earlier if wanted is None else wanted & earlier
     minutes = manifest.published_minutes(scale) if jobs > 1 else {}
     waiting = sorted(notebooks, key=lambda name: -minutes.get(name, 0))  # the sort is stable: ties stay in file order
     running: dict[Future, str] = {}
