@@ -493,7 +493,7 @@ def test_results_and_record(batch: Suite, capsys) -> None:
     run.finish([{"arm": "seal", "metric": "accuracy", "value": 0.5, "low": math.nan, "n": 23}], {"x": math.nan})
     with open(batch.folder / "results.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    assert tuple(row) == lifecycle.COLUMNS
+    assert list(row) == lifecycle.COLUMNS
     assert (row["experiment"], row["value"], row["low"], row["run"]) == ("11_demo", "0.5", "", run.key)
     assert json.loads((batch.folder / "metrics.json").read_text()) == {"x": None}
     assert not (batch.folder / "run.json").exists()  # that is the runner's to give
