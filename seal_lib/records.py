@@ -181,7 +181,7 @@ class PassageTrial:
 
     def mean(self, what: str) -> float:
         """Return the mean of `scores`; NaN if there are none."""
-        return _mean(self.scores(what))
+        return mean_of(self.scores(what))
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "PassageTrial":
@@ -268,17 +268,17 @@ class Round:
     @property
     def tied_share(self) -> float:
         """The share of `tied` passages; NaN without rewards."""
-        return _mean(self.tied.values())
+        return mean_of(self.tied.values())
 
     @property
     def zero_share(self) -> float:
         """The share of `zero` passages; NaN without rewards."""
-        return _mean(self.zero.values())
+        return mean_of(self.zero.values())
 
     @property
     def undecided_share(self) -> float:
         """The share of passages that are tied or zero, so that choosing the best self-edit is arbitrary."""
-        return _mean(tied or zero for tied, zero in zip(self.tied.values(), self.zero.values(), strict=True))
+        return mean_of(tied or zero for tied, zero in zip(self.tied.values(), self.zero.values(), strict=True))
 
     def _repr_html_(self) -> str:
         worth = [-math.inf if math.isnan(reward) else reward for reward in self.rewards]
@@ -286,7 +286,7 @@ class Round:
         picks = [i for i in order if self.candidates[i].id in set(self.kept)][:2] + order[-1:]
         edits = {i: edit._repr_html_() if (edit := self.candidates[i].edit) else "" for i in picks}
         shown = "".join(f"<td style='{LEFT}'>reward {self.rewards[i]:.2f}{html}</td>" for i, html in edits.items())
-        many = f"{len(self.candidates)} self-edits, mean reward {_mean(self.rewards):.2f}, kept {len(self.kept)}"
+        many = f"{len(self.candidates)} self-edits, mean reward {mean_of(self.rewards):.2f}, kept {len(self.kept)}"
         shares = f"for {self.tied_share:.0%} of the passages, 0 for {self.zero_share:.0%}"
         return (
             f"<h4>Round {self.index}: {many}</h4><p>best reward shared by several self-edits {shares}</p>"
@@ -294,7 +294,7 @@ class Round:
         )
 
 
-def _mean(values: Iterable[float]) -> float:
+def mean_of(values: Iterable[float]) -> float:
     """Return the mean of the numbers, leaving out NaN; NaN if there are none."""
     numbers = [value for value in values if not math.isnan(value)]
     return sum(numbers) / len(numbers) if numbers else math.nan
@@ -322,4 +322,4 @@ def by_passage(trials: Iterable[PassageTrial], what: str) -> dict[str, float]:
     groups: dict[str, list[float]] = {}
     for trial in trials:
         groups.setdefault(trial.unit_id, []).append(trial.mean(what))
-    return {passage: _mean(values) for passage, values in groups.items()}
+    return {passage: mean_of(values) for passage, values in groups.items()}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from seal_lib import paths
 from seal_lib.errors import DataError, RunError
-from seal_lib.records import PassageTrial
+from seal_lib.records import PassageTrial, mean_of
 from seal_lib.report import stats, words
 from seal_lib.report.arms import arm_label, arm_rank
 from seal_lib.runs import manifest
@@ -77,8 +77,7 @@ def values(folder: Path) -> Values:
         gathered.setdefault((found["arm"], found["loop"] or "", row["unit_id"]), []).append(graded)
     known: Values = {}
     for (arm, loop, unit), several in gathered.items():
-        kept = [value for value in several if not math.isnan(value)]
-        known.setdefault(arm, {}).setdefault(loop, {})[unit] = sum(kept) / len(kept) if kept else math.nan
+        known.setdefault(arm, {}).setdefault(loop, {})[unit] = mean_of(several)
     return known
 
 
@@ -110,8 +109,7 @@ def differences(first: Path, second: Path) -> pd.DataFrame:
     lines = []
     for arm, loops in apart.items():
         estimate = found[pairs[arm]]
-        units = {u: [of[u] for of in loops.values() if not math.isnan(of[u])] for u in next(iter(loops.values()))}
-        means = [sum(v) / len(v) for v in units.values() if v]
+        means = [mean_of(of[unit] for of in loops.values()) for unit in next(iter(loops.values()))]
         first_mean, second_mean = (stats.mean_over_loops(side[arm], stats.SHARE) for side in (ours, theirs))
         lines.append(
             {

@@ -1,8 +1,7 @@
 """The paper's numbered figures and tables with our numbers beside them, and the list of what was reproduced.
 
-They are made for notebooks, LaTeX, CSV and one HTML page; the list is REPRODUCTION.md. Knows which experiments
-correspond to a number of the paper (``paper_items.yaml``). Makes no result and draws no picture. What did not run is a
-gap.
+They are made for notebooks, LaTeX, CSV and one HTML page; the list is REPRODUCTION.md. ``paper_items.yaml`` says which
+experiments correspond to a number of the paper. What did not run is a gap.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import fnmatch
 import html
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -53,8 +52,8 @@ class Item:
     title: str
     v1: str = ""
     v2: str = ""
-    parts: tuple[Part, ...] = ()
-    pictures: tuple[str, ...] = ()
+    parts: Sequence[Part] = ()
+    pictures: Sequence[str] = ()
     space: dict[str, list[float]] = field(default_factory=dict)
     notebook: str = ""
     lacks: str = ""
@@ -75,11 +74,8 @@ class Item:
 @cache
 def items() -> tuple[Item, ...]:
     """Return every numbered item, in the paper's order."""
-    found = []
-    for row in yaml_files.read(Path(__file__).with_name("paper_items.yaml")):
-        parts = tuple(Part(**part) for part in row.get("parts", ()))
-        found.append(Item(**{**row, "parts": parts, "pictures": tuple(row.get("pictures", ()))}))
-    return tuple(found)
+    rows = yaml_files.read(Path(__file__).with_name("paper_items.yaml"))
+    return tuple(Item(**{**row, "parts": [Part(**part) for part in row.get("parts", ())]}) for row in rows)
 
 
 def printed(part: Part) -> dict[tuple[str, str], dict[str, dict]]:

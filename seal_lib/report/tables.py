@@ -31,25 +31,16 @@ OTHER_TRIALS = "compared on other trials than the rows shown"
 
 @dataclass(frozen=True)
 class Shown:
-    """The part of an experiment that a table shows.
+    """The part of an experiment that a table shows."""
 
-    Attributes:
-        metric: the headline metric.
-        beside: metric and column of the share of failures shown beside it.
-        failed: metric of the share of trials that could not be scored; shown if there are any.
-        references: the arms that the others are compared with, and their names in the columns.
-        also: further metrics, and their columns.
-        note: what a reader must know of the columns; it stands below the table.
-        few: the rows of the README's table; empty for no table there.
-    """
-
-    metric: str = "accuracy"
-    beside: Sequence[str] = ("blank_rate", "blank, %")
-    failed: str = "failed_rate"
+    metric: str = "accuracy"  # the headline metric
+    beside: Sequence[str] = ("blank_rate", "blank, %")  # metric and column of the share of failures shown beside it
+    failed: str = "failed_rate"  # metric of the share of trials that could not be scored; shown if there are any
+    #: the arms that the others are compared with, and their names in the columns
     references: Mapping[str, str] = field(default_factory=lambda: {"frozen": "frozen", "own_untrained": "untrained"})
-    also: Mapping[str, str] = field(default_factory=dict)
-    note: str = ""
-    few: Sequence[str] = ()
+    also: Mapping[str, str] = field(default_factory=dict)  # further metrics, and their columns
+    note: str = ""  # what a reader must know of the columns; it stands below the table
+    few: Sequence[str] = ()  # the rows of the README's table; empty for no table there
 
 
 _TABLE = yaml_files.read(Path(__file__).with_name("experiments.yaml"))  # the head of each part says what it holds

@@ -73,19 +73,12 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Type:
-    """The declared type of a parameter.
+    """The declared type of a parameter."""
 
-    Attributes:
-        kind: int, float, str, bool or list.
-        item: element type of a list.
-        optional: whether None is allowed.
-        choices: the texts that are allowed; empty for any text.
-    """
-
-    kind: str
-    item: "Type | None" = None
-    optional: bool = False
-    choices: tuple[str, ...] = ()
+    kind: str  # int, float, str, bool or list
+    item: "Type | None" = None  # of a list
+    optional: bool = False  # whether None is allowed
+    choices: tuple[str, ...] = ()  # the texts that are allowed; empty for any text
 
     def __str__(self) -> str:
         text = f"list[{self.item}]" if self.kind == "list" else " or ".join(self.choices) or self.kind

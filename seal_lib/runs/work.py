@@ -63,13 +63,9 @@ class Work:
     """Work that another process can do: ``unit(policy, part, count)`` returns one row per unit of ``part``.
 
     Calling a `Work` does it in this process.
-
-    Attributes:
-        unit: a module's function, or a ``functools.partial`` of one with plain settings, so that another process can
-            import it.
-        count: takes counters, like `seal_lib.runs.lifecycle.Run.count`.
     """
 
+    #: a module's function, or a ``functools.partial`` of one with plain settings, so that another process can import it
     unit: Callable[["Portable", Sequence, Callable], list[dict]]
     policy: "Portable"
     count: Count
@@ -78,11 +74,7 @@ class Work:
         return self.unit(self.policy, part, self.count)
 
     def portable(self) -> tuple[Callable, "Portable"]:
-        """Return the function, and the policy without its weights, which the worker loads itself.
-
-        Raises:
-            RunError: the policy has no source.
-        """
+        """Return the function, and the policy without its weights, which the worker loads itself from its source."""
         if self.policy.source is None:
             way = "make it as Policy(name, model, tokenizer, source=Source(model_name, dtype))"
             raise RunError(f"policy {self.policy.name!r} does not say where its weights come from; {way}.")
