@@ -28,14 +28,10 @@ Values = dict[str, dict[str, dict[str, float]]]
 
 
 def run_folder(name: str, scale: str) -> Path:
-    """Return the folder of a finished run.
+    """Return the folder of a finished run; RunError if there is none.
 
-    Args:
-        name: a notebook, meaning its newest finished run at ``scale``; ``notebook/scale/key`` under runs/; or a folder,
-            which may lie elsewhere.
-
-    Raises:
-        RunError: there is no such finished run.
+    ``name``: a notebook, meaning its newest finished run at ``scale``; ``notebook/scale/key`` under runs/; or a folder,
+    which may lie elsewhere.
     """
     for folder in (paths.runs() / name, Path(name)):
         if (folder / "parameters.json").exists():
@@ -85,10 +81,8 @@ def differences(first: Path, second: Path) -> pd.DataFrame:
     """Compare each arm that both runs evaluated on common units: means, first − second with its verdict, and wins.
 
     A win is a passage (or task) whose mean over the loops is higher in the first run. The p-values of all lines form
-    one family. Arms whose loops cannot be paired are left out.
-
-    Raises:
-        DataError: the runs have no arm in common that was evaluated on common units.
+    one family. Arms whose loops cannot be paired are left out. Raises DataError if the runs have no arm in common that
+    was evaluated on common units.
     """
     import pandas as pd
 

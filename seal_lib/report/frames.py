@@ -1,7 +1,6 @@
 """Make tables of a run's rows for its notebook: one line per arm or difference, with readable names.
 
-Knows the names of metrics (``metrics.yaml``) and arms, but no experiment. Tables beside the paper's numbers are in
-`seal_lib.report.tables`.
+Tables beside the paper's numbers are in `seal_lib.report.tables`.
 """
 
 from __future__ import annotations

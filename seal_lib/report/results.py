@@ -91,10 +91,8 @@ def arm_rows(table: pd.DataFrame, metric: str, needed: bool = True) -> list[dict
     """Return the rows of one metric in the order of the arms, for figures.
 
     The paper's value is left out if the model is a seedling: the order of its arms was built in when it was grown, and
-    a mark beside it would invite the comparison. Tables keep the paper's column.
-
-    Raises:
-        DataError: an arm occurs twice, or no row has the metric although it is ``needed``.
+    a mark beside it would invite the comparison. Tables keep the paper's column. Raises DataError if an arm occurs
+    twice, or no row has the metric although it is ``needed``.
     """
     wants(table, ["arm", "metric", "value", "low", "high"])
     rows = table[table["metric"] == metric]

@@ -58,18 +58,13 @@ def two_loops(round_: Round, units: Sequence[Passage]) -> HTML:
     for i in dict.fromkeys((orders[unit][-1], orders[unit][0])):
         trial, reward = round_.candidates[i], round_.rewards[i]
         kept = trial.id in round_.kept
-        lines += (
-            "<div style='display:flex;flex-wrap:wrap;align-items:center'>"
-            + _ARROW.join(
-                [
-                    _box("self-edit", trial.edit.text if trial.edit else "", 26),
-                    _box("adapter", "trained on it alone, then thrown away", 9),
-                    _box("reward", f"{100 * reward:.0f} % of the questions right, without the passage", 10),
-                    _box("kept" if kept else "dropped", "the policy is trained to write it" if kept else "", 9, kept),
-                ]
-            )
-            + "</div>"
-        )
+        boxes = [
+            _box("self-edit", trial.edit.text if trial.edit else "", 26),
+            _box("adapter", "trained on it alone, then thrown away", 9),
+            _box("reward", f"{100 * reward:.0f} % of the questions right, without the passage", 10),
+            _box("kept" if kept else "dropped", "the policy is trained to write it" if kept else "", 9, kept),
+        ]
+        lines += f"<div style='display:flex;flex-wrap:wrap;align-items:center'>{_ARROW.join(boxes)}</div>"
     left = _box("passage", title[unit].text, 20)
     many = f"{len(round_.candidates)} self-edits, {len(round_.kept)} kept"
     return HTML(

@@ -1,7 +1,6 @@
-"""Report what a run has spent per stage and per point of accuracy gained: seconds, tokens and money.
+"""Report what a run has spent per stage and per point of accuracy gained: seconds, tokens and, by a price list, money.
 
-Money is computed from the user's price list. Knows run folders and prices. Computes no result and plans nothing
-(`seal_lib.plan`).
+What a run will take is planned by `seal_lib.plan`.
 """
 
 from __future__ import annotations
@@ -121,10 +120,7 @@ def stages(folder: Path, prices: Prices | None = None) -> pd.DataFrame:
 def by_arm(folder: Path, prices: Prices | None = None) -> pd.DataFrame:
     """Return what the answers of each arm cost, in all and per point of accuracy above the frozen model.
 
-    The rounds of an arm's policy are included.
-
-    Raises:
-        RunError: the run is not finished, so its gains are unknown.
+    The rounds of an arm's policy are included. Raises RunError if the run is not finished, so its gains are unknown.
     """
     import pandas as pd
 

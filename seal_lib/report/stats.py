@@ -198,10 +198,8 @@ def compare(
 def differences(a: Mapping[Any, Units], b: Mapping[Any, Units]) -> dict[object, dict[str, float]]:
     """Return loop -> unit -> a − b.
 
-    A side with one loop is compared with every loop of the other. Units that only one side has are NaN.
-
-    Raises:
-        DataError: both sides have several loops, and not the same ones; or they have no unit in common.
+    A side with one loop is compared with every loop of the other. Units that only one side has are NaN. Raises
+    DataError if both sides have several loops, and not the same ones; or they have no unit in common.
     """
     ids = [{str(key) for units in side.values() for key in _named(units)} for side in (a, b)]
     if not ids[0] & ids[1]:

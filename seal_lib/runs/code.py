@@ -1,7 +1,7 @@
 """Find the code that a run depends on: the modules its notebook imports, directly or not, and the data files they name.
 
 Sources are parsed and never executed, lazy imports included, so the answer is known before anything runs. Comments,
-docstrings and formatting do not count, since they cannot change a row. Knows nothing of runs.
+docstrings and formatting do not count, since they cannot change a row.
 """
 
 import ast

@@ -1,7 +1,4 @@
-"""Files that survive a kill: a journal of JSON lines with checksums, and a lock that the system frees with its process.
-
-Knows bytes, offsets and file locks, and nothing of what a line means.
-"""
+"""Files that survive a kill: a journal of JSON lines with checksums, and a lock that ends with its process."""
 
 import fcntl
 import json

@@ -141,11 +141,8 @@ class Run:
         """Return the folder ``artifacts/<name>``, calling ``build(folder)`` to fill it unless it is there and intact.
 
         The folder gets its name only when ``build`` has finished. A folder that was changed since is moved aside and
-        built again.
-
-        Raises:
-            RunError: the name is no plain relative path, lies inside or around another artifact, or ``build`` wrote
-                nothing.
+        built again. Raises RunError if the name is no plain relative path, lies inside or around another artifact, or
+        ``build`` wrote nothing.
         """
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or ".." in name:
             raise RunError(f"artifact name {name!r} is not a relative path of plain words; rename it.")
@@ -402,14 +399,13 @@ def _outdated(folder: Path) -> bool:
         return True
 
 
-def set_aside(folder: Path) -> Path:
-    """Move a whole run folder into ``superseded/`` beside it, and return its new place."""
+def set_aside(folder: Path) -> None:
+    """Move a whole run folder into ``superseded/`` beside it."""
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     aside = folder.parent / "superseded" / f"{folder.name}-{stamp}-{os.getpid()}"
     aside.parent.mkdir(exist_ok=True)
     os.replace(folder, aside)
     print(f"the earlier run moved to {paths.short(aside)}", flush=True)
-    return aside
 
 
 def _reading(run: Run, values: dict[str, Any]) -> Run:
@@ -450,17 +446,14 @@ def _set_aside(folder: Path, notebook: str) -> str:
 
 def _write_results(path: Path, results: Sequence[dict], defaults: dict[str, str]) -> None:
     """Write ``results.csv`` with its fixed columns; a missing number becomes an empty cell, never a zero."""
-    lines = []
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")  # writes None as an empty cell
+    writer.writeheader()
     for row in results:
         if unknown := [name for name in row if name not in COLUMNS]:
             hint = did_you_mean(unknown[0], COLUMNS) or f"the columns are {', '.join(COLUMNS)}."
             raise RunError(f"results.csv has no column {unknown[0]!r}; {hint}")
         if absent := [name for name in ("metric", "value") if name not in row]:
             raise RunError(f"a row of results.csv has no {absent[0]!r}; give it (NaN where there is no number).")
-        merged = {**defaults, **plain(row, "results")}
-        lines.append({name: "" if merged.get(name) is None else merged[name] for name in COLUMNS})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+        writer.writerow({**defaults, **plain(row, "results")})
     paths.write_text(path, text.getvalue())

@@ -1,7 +1,6 @@
 """The identity of a run before it starts (hashes), and its record when it is done (``run.json``).
 
-Knows git, package versions, the machine, and how to hash files and notebooks. Does not know how runs are executed or
-resumed. Never stores environment variables, and redacts parameters whose names suggest a secret.
+Never stores environment variables, and redacts parameters whose names suggest a secret.
 """
 
 import functools

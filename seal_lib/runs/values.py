@@ -1,8 +1,7 @@
 """The values that a parameter may have, and one sentence for each way in which a value can be wrong.
 
 Type and choices are declared in the notebook's cell (``int``, ``list[str]``, ``Literal["a", "b"]``, ``X | None``). The
-range of a number follows from the parameter's name (`RANGES`), and so does the form of a few texts (`FORMS`). Knows
-nothing of notebooks and files.
+range of a number follows from the parameter's name (`RANGES`), and so does the form of a few texts (`FORMS`).
 """
 
 import ast
