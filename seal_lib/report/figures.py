@@ -58,11 +58,7 @@ def draw(
 
 
 def panels(*drawn: tuple, size: tuple[float, float] | None = None) -> Figure:
-    """Draw several functions side by side with one caption, for notebooks.
-
-    Args:
-        drawn: (function, table) or (function, table, dictionary of options) for each panel.
-    """
+    """Draw (function, table) or (function, table, dictionary of options) side by side with one caption."""
     import matplotlib.pyplot as plt
     import pandas as pd
 
@@ -136,11 +132,8 @@ def gallery(df: pd.DataFrame, folder: Path, pictures: Sequence[Callable]) -> lis
     """Draw every figure for which ``df`` (results.csv) has data, and return their names, ``<experiment>_<kind>``.
 
     Earlier pictures in the folder are deleted first, since their rows may no longer be among the results. An experiment
-    with several protocols or models gives one figure for each, so that they never share an axis.
-
-    Args:
-        pictures: functions that say what to draw of an experiment, like `seal_lib.report.plots.pictures`; one per
-            domain.
+    with several protocols or models gives one figure for each, so that they never share an axis. ``pictures``: for each
+    domain a function that says what to draw of an experiment, like `seal_lib.report.plots.pictures`.
     """
     for picture in folder.glob("*.png"):
         for kind in (".png", ".pdf", ".csv"):

@@ -47,11 +47,9 @@ def metric_words(metric: str) -> tuple[str, str]:
 
 
 def levels(rows: Rows | pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Return one line per arm and one column per metric, with cells such as "41.3 [37.4, 45.3]".
+    """Return one line per arm of an experiment and one column per metric, with cells such as "41.3 [37.4, 45.3]".
 
-    Args:
-        rows: rows of one experiment.
-        metrics: the columns in order; a metric that no arm has is left out.
+    A metric that no arm has is left out.
     """
     found: dict[tuple[str, str, str], dict[str, Estimate]] = {}
     for row in _records(rows):

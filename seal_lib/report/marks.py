@@ -241,10 +241,8 @@ def once(ax: Axes, label: str) -> str | None:
 def draws(metrics: str, size: Callable[[pd.DataFrame], tuple[float, float]] | None = None, title: str = "") -> Callable:
     """Return a decorator that gives a drawing function what `seal_lib.report.figures.draw` needs.
 
-    Args:
-        metrics: pattern of the metrics it draws, with the function's own options in braces.
-        size: returns the size in inches for a table; without it 5.6 × 3.4.
-        title: what it shows, in a few words.
+    ``metrics``: pattern of the metrics it draws, with the function's own options in braces; ``size``: returns the size
+    in inches for a table, without it 5.6 × 3.4; ``title``: what it shows, in a few words.
     """
 
     def mark_function(function: Callable) -> Callable:

@@ -92,11 +92,7 @@ def beside(df: pd.DataFrame, item: Item, scale: str = "") -> pd.DataFrame:
     """Return one numbered item as a table: ours [interval], n and verdict, then v1, v2 and the authors' files.
 
     Arms that only the paper has are shown as "not run". Arms that only we have are included if the paper gives a single
-    metric.
-
-    Args:
-        df: results.csv.
-        scale: the scale whose parameters stand beside the settings that the paper searched.
+    metric. Beside the settings that the paper searched stand the parameters of ``scale``.
     """
     import pandas as pd
 
@@ -221,8 +217,7 @@ def _section(df: pd.DataFrame, item: Item, folder: Path, scale: str) -> str:
 def reproduction(published: dict[str, pd.DataFrame]) -> str:
     """Return REPRODUCTION.md: which numbers of the paper have ours beside them, at which scale, and what is missing.
 
-    Args:
-        published: scale -> results.csv of figures/<scale>.
+    ``published``: scale -> results.csv of figures/<scale>.
     """
     import pandas as pd
 

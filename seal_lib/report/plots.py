@@ -258,22 +258,20 @@ def accuracy_by_tokens(table: pd.DataFrame, ax: Axes) -> Axes:
     values: dict[str, dict[str, dict[str, dict]]] = {}
     for row in table.to_dict("records"):
         values.setdefault(row["arm"], {}).setdefault(row["experiment"], {})[row["metric"]] = row
-    names, levels = [], []
+    names = []
     for arm in sorted(values, key=arm_rank):
         own = [found for found in values[arm].values() if "accuracy" in found]
         trained = [found for found in own if not math.isnan(found.get("tokens_trained", {"value": math.nan})["value"])]
         points = sorted((found["tokens_trained"]["value"], found["accuracy"]) for found in trained)
-        paint = colour(arm)
-        if not points:
-            levels += [(arm, found["accuracy"]) for found in own[:1]]
-            continue
-        ax.plot([x for x, _ in points], [row["value"] for _, row in points], color=paint, linewidth=1.6, zorder=3)
+        paint, line = colour(arm), [row["value"] for _, row in points]
+        if points:
+            ax.plot([x for x, _ in points], line, color=paint, linewidth=1.6, zorder=3)
+        elif own:  # it is not trained
+            line = [own[0]["accuracy"]["value"]]
+            ax.axhline(line[0], color=paint, linewidth=1, linestyle="--", zorder=1)
         for x, row in points:
             mark(ax, row, x, paint, upright=True)
-        names.append((points[-1][1]["value"], arm_label(arm), paint))
-    for arm, row in levels:
-        ax.axhline(row["value"], color=colour(arm), linewidth=1, linestyle="--", zorder=1)
-        names.append((row["value"], arm_label(arm), colour(arm)))
+        names += [(value, arm_label(arm), paint) for value in line[-1:]]
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace(",", " "))
@@ -368,10 +366,8 @@ def pictures(
 ) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
     """Return (function, kind, table, options of `seal_lib.report.figures.draw`) for what an experiment has rows for.
 
-    Args:
-        own: rows of the experiment.
-        full: the same with gaps for arms that did not run.
-        rows: rows of the experiment and of its seeds, tasks and choices.
+    ``own``: its rows; ``full``: the same with gaps for arms that did not run; ``rows``: also those of its seeds, tasks
+    and choices.
     """
     import pandas as pd
 

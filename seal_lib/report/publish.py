@@ -95,16 +95,14 @@ def readable(notebook: dict) -> dict:
 
 
 def publish(scale: str, readme: Path | None = None, incomplete: bool = False) -> list[Path]:
-    """Publish the gallery of a scale: figures/<scale>, RESULTS.md, REPRODUCTION.md and, for `README_SHOWS`, README.md.
+    """Publish the gallery of a scale as figures/<scale> and in RESULTS.md, REPRODUCTION.md and, for `README_SHOWS`,
+    README.md; return these texts.
 
     Nothing else writes there (in README.md between its markers), so that a single finished notebook or an experiment of
     one's own changes nothing published.
 
     Args:
         incomplete: publish even if notebooks of the scale have not run; the tables then say so.
-
-    Returns:
-        The texts that were written.
 
     Raises:
         DataError: nothing was collected; a run is missing, newer than the figures, or not made with the scale's own

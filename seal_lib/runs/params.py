@@ -283,10 +283,7 @@ RARE = {"rare": True}
 def pick(settings: type, parameters: dict[str, object], **fixed: object) -> Any:
     """Fill a settings dataclass with the parameters of the same names.
 
-    Every field needs a parameter or a value in ``fixed``, unless it is `RARE`.
-
-    Args:
-        fixed: fields for which the notebook deliberately has no parameter.
+    Every field needs a parameter or, if the notebook deliberately has none, a value in ``fixed``, unless it is `RARE`.
     """
     given = {*parameters, *fixed}
     named = [f.name for f in dataclasses.fields(settings) if f.name in given or not f.metadata.get("rare")]

@@ -156,12 +156,7 @@ def named() -> str:
 
 
 class Tracked:
-    """The tracker of a run, or none; the first failure ends it with one warning.
-
-    Args:
-        identity: the content of the run's ``parameters.json``.
-        begun: start of the run's first session.
-    """
+    """The tracker of a run that began at ``begun`` in its first session, or none; a failure ends it with a warning."""
 
     def __init__(self, identity: Mapping[str, Any], begun: str) -> None:
         self.step, self._tracker = 0, None
