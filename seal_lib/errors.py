@@ -41,8 +41,8 @@ class DivergedError(SealError):
     """Training produced a loss that is not a finite number."""
 
 
-_NO_ENTRY = (errno.EACCES, errno.EPERM, errno.EROFS)
-_IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP)
+_PLACE = "give a folder that can be written (SEAL_HOME for runs, HOME for what Jupyter keeps)"
+_WAY = "remove the file or the link that stands in its way, or give another folder by SEAL_HOME"
 #: error number of the operating system → what to do
 _WAYS = {
     errno.ENOSPC: "make room",
@@ -51,11 +51,8 @@ _WAYS = {
     errno.EMFILE: "raise the limit on open files (`ulimit -n`)",
     errno.EIO: "the disk fails; use another",
     errno.ENAMETOOLONG: "give a shorter name",
-    **dict.fromkeys(_NO_ENTRY, "give a folder that can be written (SEAL_HOME for runs, HOME for what Jupyter keeps)"),
-    **dict.fromkeys(
-        _IN_THE_WAY, "remove the file or the link that stands in its way, or give another folder by SEAL_HOME"
-    ),
-}
+} | dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _PLACE)
+_WAYS |= dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP), _WAY)
 
 
 def way_out(message: str) -> str:

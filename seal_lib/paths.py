@@ -179,11 +179,9 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_data(path: Path) -> Any:
     """Read the JSON value of a file from the user; a file of JSON lines gives the list of their values.
 
-    The text may be UTF-8, UTF-16 or UTF-32, with or without a byte order mark, and may be gzipped.
-
-    Raises:
-        DataError: the file cannot be read, is not JSON (archives, tables and Git LFS pointers are named as such), or an
-            object has a key twice; the message names the file.
+    The text may be UTF-8, UTF-16 or UTF-32, with or without a byte order mark, and may be gzipped. Raises DataError if
+    the file cannot be read, is not JSON (archives, tables and Git LFS pointers are named as such), or an object has a
+    key twice; the message names the file.
     """
     if path.exists() and not path.is_file():  # a device or a pipe may never end
         raise DataError(f"{path} is {'a folder' if path.is_dir() else 'a device'}, not a file; give a file.")

@@ -314,10 +314,8 @@ def reliability(rewards: Iterable[Sequence[Sequence[float]]], unit: str = "passa
 
     It lies in [0, 1], is for the mean over the S seeds that were run, and has no interval. One-way variance components
     pooled over units: 1 − MS_seed / MS_edit, not below 0, with MS_edit from the means of a unit's self-edits and
-    MS_seed from the S seeds of one self-edit. Units that hold a NaN are dropped.
-
-    Args:
-        rewards: for each unit [E, S]: E self-edits (E may differ), S seeds (E and S >= 2, else the value is NaN).
+    MS_seed from the S seeds of one self-edit. Units that hold a NaN are dropped. ``rewards``: for each unit [E, S]: E
+    self-edits (E may differ), S seeds (E and S >= 2, else the value is NaN).
     """
     given = [np.asarray(one, dtype=float) for one in rewards]
     units = [one for one in given if np.isfinite(one).all()]

@@ -83,10 +83,8 @@ class RayWorkers:
     """Starts workers on Ray and gives them work; a worker is known by a number, and only ``event`` waits.
 
     Events are ``("ready", worker, facts)``, ``("done", worker, Done)``, ``("error", worker, exception)`` (the unit
-    failed, the worker lives) and ``("died", worker, reason)``; None if ``limit`` seconds pass without an event.
-
-    Raises:
-        RunError: no cluster answers at the address, or it has fewer GPUs (on a CPU: fewer CPUs) than workers.
+    failed, the worker lives) and ``("died", worker, reason)``; None if ``limit`` seconds pass without an event. Raises
+    RunError if no cluster answers at the address, or it has fewer GPUs (on a CPU: fewer CPUs) than workers.
     """
 
     def __init__(self, count: int, address: str, device: str) -> None:
