@@ -32,11 +32,6 @@ def enough(notebook: str, values: dict[str, object]) -> str:
     return needs.check(notebook, values, costs.this_device())
 
 
-def interrupt(*_: object) -> None:
-    """Raise KeyboardInterrupt, so that the kernel is stopped too, even if the shell ignores SIGINT (``nohup … &``)."""
-    raise KeyboardInterrupt
-
-
 def tell_spending(name: str, scale: str, prices: str) -> int:
     """Print what a finished run took, by stage, and by arm for each point of accuracy. Return the exit code.
 
@@ -79,9 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("clean", help="remove all runs").add_argument("--yes", action="store_true")
     given = parser.parse_args(arguments)
     runner.end_with_parent()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # stop the kernel too
+    for number in (signal.SIGTERM, signal.SIGHUP):  # stop the kernel too, even if the shell ignores SIGINT
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, interrupt)
+            signal.signal(number, signal.default_int_handler)
     if "act" in given:
         return own.run(given)
     if given.command in ("run", "all"):

@@ -1,11 +1,10 @@
 """Folders of the suite, and reading and writing files so that a killed process never leaves half a file.
 
-Paths depend on the layout of a checkout and on three environment variables, never on the current directory, since
+Paths depend on the layout of a checkout and on two environment variables, never on the current directory, since
 papermill, JupyterLab, make and pytest each start in another one.
 
 * ``SEAL_HOME``: where ``runs/``, ``figures/`` and ``data/`` are written (default: the checkout).
 * ``SEAL_SOURCE``: where ``notebooks/`` and ``params/`` are read (default: the checkout; tests point it elsewhere).
-* ``SEAL_DATA``: optional folder with real data for tests; unset means none.
 """
 
 import gzip
@@ -13,6 +12,7 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,15 +69,6 @@ def data() -> Path:
     return _from_env("SEAL_HOME") / "data"
 
 
-def test_data() -> Path | None:
-    """Return the folder named by ``SEAL_DATA``, or None if it is unset; tests on real data are then skipped."""
-    value = os.environ.get("SEAL_DATA", "")
-    return expanded(value).resolve() if value else None
-
-
-vars(test_data)["__test__"] = False  # the name starts with test_, but pytest must not collect it
-
-
 def given(path: str | Path) -> Path:
     """Resolve a path from a parameter; a relative path counts from the checkout."""
     return ROOT / expanded(path)
@@ -96,12 +87,25 @@ def short(path: Path) -> str:
     return str(path)
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write a text file atomically (temporary file, fsync, rename) and return its path.
+def importable() -> str:
+    """Return the ``PYTHONPATH`` for a child process that imports this library."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
-    Raises:
-        DiskError: the disk is full, access is denied or the path does not exist.
-    """
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Set environment variables within the block, and restore them after it."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file atomically (temporary file, fsync, rename) and return its path; DiskError if that fails."""
     with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
@@ -111,11 +115,7 @@ def write_text(path: Path, text: str) -> Path:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; at the end of the block it replaces ``path``, or is removed on an error.
-
-    Raises:
-        DiskError: as `write_text`.
-    """
+    """Yield a temporary path beside ``path``; after the block it replaces ``path``, or is removed on an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with on_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,11 +133,7 @@ def write_json(path: Path, value: object) -> Path:
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        DataError: the file cannot be read, is not JSON or holds something else.
-    """
+    """Read a JSON file that holds an object, as `read_data`; DataError if it holds something else."""
     content = read_data(path)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__} where an object is wanted; restore the file.")
@@ -149,11 +145,9 @@ JSON = re.compile(r"\.json(?:\.gz)?$", re.IGNORECASE)
 
 
 def is_json(path: Path) -> bool:
-    """Return True if a path, other than a folder, is named as a JSON file.
-
-    Hidden files do not count, since macOS puts a ``._x.json`` beside ``x.json``.
-    """
-    return bool(JSON.search(path.name)) and not path.name.startswith(".") and not path.is_dir()
+    """Return True if a path, other than a folder, is named as a JSON file."""
+    hidden = path.name.startswith(".")  # macOS puts a `._x.json` beside `x.json`
+    return bool(JSON.search(path.name)) and not hidden and not path.is_dir()
 
 
 def json_files(folder: Path) -> list[Path]:
@@ -173,24 +167,21 @@ _OTHERS = {
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make a JSON object from its (key, value) pairs (an ``object_pairs_hook`` of `json.loads`).
 
-    Raises:
-        DataError: a key occurs twice; JSON would silently drop one value.
+    DataError if a key occurs twice, since JSON would silently drop one value.
     """
     table = dict(pairs)
     if len(table) < len(pairs):
-        seen = [key for key, _ in pairs]
-        raise DataError(f"the key {next(key for key in seen if seen.count(key) > 1)!r} occurs twice; remove one.")
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise DataError(f"the key {twice!r} occurs twice; remove one.")
     return table
 
 
 def read_data(path: Path) -> Any:
     """Read the JSON value of a file from the user; a file of JSON lines gives the list of their values.
 
-    The text may be UTF-8, UTF-16 or UTF-32, with or without a byte order mark, and may be gzipped.
-
-    Raises:
-        DataError: the file cannot be read, is not JSON (archives, tables and Git LFS pointers are named as such), or an
-            object has a key twice; the message names the file.
+    The text may be UTF-8, UTF-16 or UTF-32, with or without a byte order mark, and may be gzipped. Raises DataError if
+    the file cannot be read, is not JSON (archives, tables and Git LFS pointers are named as such), or an object has a
+    key twice; the message names the file.
     """
     if path.exists() and not path.is_file():  # a device or a pipe may never end
         raise DataError(f"{path} is {'a folder' if path.is_dir() else 'a device'}, not a file; give a file.")

@@ -14,8 +14,8 @@ from seal_lib.errors import DataError
 LEFT = "text-align:left"  # Jupyter aligns tables to the right, which suits numbers only
 
 
-def _escape(text: str, limit: int = 1200) -> str:
-    shown = text if len(text) <= limit else text[:limit] + f" … ({len(text)} characters)"
+def _escape(text: str) -> str:
+    shown = text if len(text) <= 1200 else text[:1200] + f" … ({len(text)} characters)"
     return html.escape(shown).replace("\n", "<br>")
 
 
@@ -48,8 +48,8 @@ class Passage:
     def from_dict(cls, row: dict) -> "Passage":
         questions = tuple(Question(q["question"], q["answer"]) for q in row["questions"])
         facts = tuple(tuple(fact) for fact in row.get("facts", ()))
-        named = [dict(row.get(key, {})) for key in ("references", "unwritten")]
-        return cls(row["id"], row["title"], row["text"], questions, named[0], facts, named[1])
+        named = {key: dict(row.get(key, {})) for key in ("references", "unwritten")}
+        return cls(row["id"], row["title"], row["text"], questions, facts=facts, **named)
 
     def _repr_html_(self) -> str:
         asked = "".join(f"<li>{_escape(q.question)} — <b>{_escape(q.answer)}</b></li>" for q in self.questions)
@@ -77,8 +77,7 @@ class SelfEdit:
 
     @classmethod
     def from_dict(cls, row: dict) -> "SelfEdit":
-        same = ("id", "unit_id", "text", "source", "seed", "tokens", "tries", "unwritten")
-        return cls(**{key: row[key] for key in same})
+        return cls(**{item.name: row[item.name] for item in fields(cls)})
 
     def _repr_html_(self) -> str:
         writer = _escape(self.source.replace("_", " "))
@@ -170,10 +169,7 @@ class PassageTrial:
     def scores(self, what: str) -> list[float]:
         """Return the grade of each answer by grader ``what``; for ``blank``, 1.0 for a blank answer and 0.0 otherwise.
 
-        Answers without a grade are left out. A failed trial has no scores.
-
-        Raises:
-            DataError: the grader ``what`` did not grade this trial.
+        Answers without a grade are left out. A failed trial has no scores. DataError if ``what`` did not grade it.
         """
         if self.outcome not in ("ok", "empty_edit"):
             return []
@@ -185,16 +181,14 @@ class PassageTrial:
 
     def mean(self, what: str) -> float:
         """Return the mean of `scores`; NaN if there are none."""
-        scores = self.scores(what)
-        return sum(scores) / len(scores) if scores else math.nan
+        return mean_of(self.scores(what))
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "PassageTrial":
-        losses = {key: math.nan if row[key] is None else row[key] for key in ("first_loss", "last_loss")}
-        edit = SelfEdit.from_dict(row["edit"]) if row["edit"] else None
-        answers = tuple(Answer.from_dict(answer) for answer in row["answers"])
-        same = ("id", "unit_id", "arm", "seed", "grader", "outcome", "reason", "steps", "tokens", "left_out")
-        return cls(**{"edit": edit, "answers": answers, **{key: row[key] for key in same}, **losses})
+        given = {item.name: row[item.name] for item in fields(cls)}
+        given |= {key: math.nan for key in ("first_loss", "last_loss") if row[key] is None}
+        given["edit"] = SelfEdit.from_dict(row["edit"]) if row["edit"] else None
+        return cls(**given | {"answers": tuple(Answer.from_dict(answer) for answer in row["answers"])})
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -273,37 +267,37 @@ class Round:
 
     @property
     def tied_share(self) -> float:
-        """The share of passages whose best reward is shared by several self-edits; NaN without rewards."""
-        return _share(self.tied.values())
+        """The share of `tied` passages; NaN without rewards."""
+        return mean_of(self.tied.values())
 
     @property
     def zero_share(self) -> float:
-        """The share of passages whose best reward is 0; NaN without rewards."""
-        return _share(self.zero.values())
+        """The share of `zero` passages; NaN without rewards."""
+        return mean_of(self.zero.values())
 
     @property
     def undecided_share(self) -> float:
-        """The share of passages whose best reward is shared or 0, so that choosing the best self-edit is arbitrary."""
-        return _share(tied or zero for tied, zero in zip(self.tied.values(), self.zero.values(), strict=True))
+        """The share of passages that are tied or zero, so that choosing the best self-edit is arbitrary."""
+        return mean_of(tied or zero for tied, zero in zip(self.tied.values(), self.zero.values(), strict=True))
 
     def _repr_html_(self) -> str:
-        finite = [reward for reward in self.rewards if not math.isnan(reward)]
         worth = [-math.inf if math.isnan(reward) else reward for reward in self.rewards]
         order = sorted(range(len(self.candidates)), key=lambda i: -worth[i])
         picks = [i for i in order if self.candidates[i].id in set(self.kept)][:2] + order[-1:]
         edits = {i: edit._repr_html_() if (edit := self.candidates[i].edit) else "" for i in picks}
         shown = "".join(f"<td style='{LEFT}'>reward {self.rewards[i]:.2f}{html}</td>" for i, html in edits.items())
-        mean = sum(finite) / len(finite) if finite else math.nan
+        many = f"{len(self.candidates)} self-edits, mean reward {mean_of(self.rewards):.2f}, kept {len(self.kept)}"
+        shares = f"for {self.tied_share:.0%} of the passages, 0 for {self.zero_share:.0%}"
         return (
-            f"<h4>Round {self.index}: {len(self.candidates)} self-edits, mean reward {mean:.2f}, kept {len(self.kept)}"
-            f"</h4><p>best reward shared by several self-edits for {self.tied_share:.0%} of the passages, 0 for "
-            f"{self.zero_share:.0%}</p><table><tr style='vertical-align:top'>{shown}</tr></table>"
+            f"<h4>Round {self.index}: {many}</h4><p>best reward shared by several self-edits {shares}</p>"
+            f"<table><tr style='vertical-align:top'>{shown}</tr></table>"
         )
 
 
-def _share(values: Iterable[bool]) -> float:
-    values = list(values)
-    return sum(values) / len(values) if values else math.nan
+def mean_of(values: Iterable[float]) -> float:
+    """Return the mean of the numbers, leaving out NaN; NaN if there are none."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return sum(numbers) / len(numbers) if numbers else math.nan
 
 
 def to_dict(record: Any) -> Any:
@@ -327,6 +321,5 @@ def by_passage(trials: Iterable[PassageTrial], what: str) -> dict[str, float]:
     """
     groups: dict[str, list[float]] = {}
     for trial in trials:
-        known, mean = groups.setdefault(trial.unit_id, []), trial.mean(what)
-        known += [] if math.isnan(mean) else [mean]
-    return {passage: sum(values) / len(values) if values else math.nan for passage, values in groups.items()}
+        groups.setdefault(trial.unit_id, []).append(trial.mean(what))
+    return {passage: mean_of(values) for passage, values in groups.items()}

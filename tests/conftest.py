@@ -64,9 +64,8 @@ class Suite:
         self.notebook("11_demo", cell)
         self.params("11_demo")
         self.values = params.resolve("11_demo", "seedling")
-        key, hashes = manifest.run_key("11_demo", self.values)
-        self.folder = paths.runs() / "11_demo" / "seedling" / key
-        identity = lifecycle.identity_of("11_demo", "seedling", key, self.values, hashes)
+        identity = manifest.identity_of("11_demo", "seedling", self.values)
+        self.folder = paths.runs() / "11_demo" / "seedling" / identity["key"]
         paths.write_json(self.folder / "parameters.json", identity)
         monkeypatch.setenv("SEAL_RUN_DIR", str(self.folder))
         monkeypatch.setenv("SEAL_BATCH", "1")

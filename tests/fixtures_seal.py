@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -155,9 +156,15 @@ def plain_passage(text: str = "Some text.", title: str = "Title", name: str = "p
     return Passage(name, title, text, (Question("Who?", "somebody"),))
 
 
+def real_data() -> Path | None:
+    """The folder that SEAL_DATA names, or None; tests on real data are then skipped."""
+    value = os.environ.get("SEAL_DATA", "")
+    return paths.expanded(value).resolve() if value else None
+
+
 def real(*parts: str) -> Path:
     """A file of the real data; the test skips, saying so, where SEAL_DATA does not name it."""
-    home = paths.test_data()
+    home = real_data()
     if home is None:
         pytest.skip("SEAL_DATA is not set: no real data to test on")
     file = home.joinpath(*parts)

@@ -158,7 +158,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_smoke(path: Path, home: Path, committed: None, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     monkeypatch.setenv("SEAL_HOME", str(home))
     try:
-        params.smoke(path.stem)
+        params.resolve(path.stem, "smoke")
     except ParameterError as error:
         if "seedling" in params.scales(path.stem):
             raise

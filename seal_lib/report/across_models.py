@@ -1,6 +1,6 @@
 """The main comparisons on several models, as lines of ``results.csv`` and in words.
 
-Each model has one ReST^EM loop, and all are evaluated on the same passages or tasks (`seal_lib.loops.outer.run_loop`).
+Each model has one ReST^EM loop (`seal_lib.loops.outer.Loop`), and all are evaluated on the same passages or tasks.
 Models that differ only in their seed are pooled: a model takes the role that a loop has elsewhere, so the pooled
 intervals account for other passages or tasks *and* for other models grown by the same recipe. Models of several sizes
 are not a sample of anything and are not pooled. Knows no domain: the caller gives the function that turns a model's
@@ -8,55 +8,38 @@ trials into lines (``table_rows`` of `seal_lib.knowledge.evaluate` or `seal_lib.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any
 
 from seal_lib.report import stats
 from seal_lib.report.arms import arm_label
 from seal_lib.report.words import bullets, points, units
 
 
-class EvaluatedLoop(Protocol):
-    """One whole loop of either domain: its rounds, and its trials by arm (``own_untrained``, ``seal_round_1``, …)."""
-
-    @property
-    def rounds(self) -> Sequence: ...
-
-    @property
-    def evaluated(self) -> Mapping[str, Sequence]: ...
-
-
-def comparisons(loop: EvaluatedLoop) -> list[tuple[str, str]]:
+def comparisons(loop: Any) -> list[tuple[str, str]]:
     """Return the pairs SEAL − untrained, SEAL − random choice and random choice − untrained, after the last round."""
     last = f"seal_round_{len(loop.rounds)}"
     (blind,) = (arm for arm in loop.evaluated if arm.startswith("random_"))
     return [(last, "own_untrained"), (last, blind), (blind, "own_untrained")]
 
 
-def pooled_name(models: Sequence[str]) -> str:
-    """Return the value of column ``model`` in the lines over all models."""
-    return f"{len(models)} models"
-
-
 def model_rows(
     experiment: str,
-    loops: Mapping[str, EvaluatedLoop],
+    loops: Mapping[str, Any],
     table_rows: Callable[..., list[dict]],
-    *,
-    protocol: str,
-    grader: str,
+    **label: str,
 ) -> list[dict]:
     """Return the lines of ``experiment`` for each model and, if there are several, for all of them together.
 
     Args:
-        loops: model name -> its loop; all are evaluated on the same passages or tasks.
+        loops: model name -> its loop.
         table_rows: returns the domain's lines for (experiment, trials by arm and loop, pairs).
+        label: protocol and grader.
     """
     first = next(iter(loops.values()))
     several: dict[str, Mapping] = {name: loop.evaluated for name, loop in loops.items()}
     if len(loops) > 1:
         pooled = {arm: {name: loop.evaluated[arm] for name, loop in loops.items()} for arm in first.evaluated}
-        several[pooled_name([*loops])] = pooled
-    label = {"protocol": protocol, "grader": grader}
+        several[f"{len(loops)} models"] = pooled
     return [
         row
         for model, trials in several.items()
@@ -67,7 +50,7 @@ def model_rows(
 def size_rows(
     experiment: str,
     sizes: Mapping[str, str],
-    loops: Mapping[str, EvaluatedLoop],
+    loops: Mapping[str, Any],
     frozen: Mapping[str, Sequence],
     table_rows: Callable[..., list[dict]],
     **label: str,
@@ -78,8 +61,7 @@ def size_rows(
         sizes: size -> model name.
         loops: model name -> its loop.
         frozen: model name -> the trials without training.
-        table_rows: as in `model_rows`.
-        label: protocol and grader, as in `model_rows`.
+        table_rows, label: as in `model_rows`.
     """
     rows = []
     for size, model in sizes.items():
@@ -90,23 +72,13 @@ def size_rows(
 
 
 def sizes_in_words(rows: Sequence[Mapping]) -> str:
-    """Return Markdown with the separable comparisons of each size, as by `in_words`.
-
-    Args:
-        rows: as `size_rows` returns them.
-    """
-    by_model: dict[str, list[Mapping]] = {}
-    for row in rows:
-        by_model.setdefault(row["model"], []).append(row)
-    return "\n".join(f"`{model}`:\n\n{in_words(some)}" for model, some in by_model.items())
+    """Return Markdown with the separable comparisons of each size, as by `in_words`, from `size_rows`."""
+    models = dict.fromkeys(row["model"] for row in rows)
+    return "\n".join(f"`{one}`:\n\n{in_words([row for row in rows if row['model'] == one])}" for one in models)
 
 
 def in_words(rows: Sequence[Mapping]) -> str:
-    """Return Markdown with one line for each comparison that is separable over all models.
-
-    Args:
-        rows: as `model_rows` returns them.
-    """
+    """Return Markdown with one line for each comparison that is separable over all models, from `model_rows`."""
     apart = [row for row in rows if row["metric"] == "difference"]
     models = list(dict.fromkeys(row["model"] for row in rows))
     alone = models[:-1] if len(models) > 1 else models

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class Family:
 
     colour: str
     meaning: str
-    shades: tuple[str, ...] = ()
+    shades: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,9 @@ class ArmStyle:
     colour: str = ""
 
 
-def _load() -> tuple[dict[str, Family], dict[str, ArmStyle]]:
-    table = yaml_files.read(Path(__file__).with_name("arms.yaml"))
-    families = {
-        name: Family(**{**row, "shades": tuple(row.get("shades", ()))}) for name, row in table["families"].items()
-    }
-    return families, {name: ArmStyle(**row) for name, row in table["arms"].items()}
-
-
-FAMILIES, ARMS = _load()
+_TABLE = yaml_files.read(Path(__file__).with_name("arms.yaml"))
+FAMILIES = {name: Family(**row) for name, row in _TABLE["families"].items()}
+ARMS = {name: ArmStyle(**row) for name, row in _TABLE["arms"].items()}
 #: endings that say who wrote an arm's notes; without an ending it is the writer that the experiment names
 WRITERS = {"_own": "own notes", "_live": "own live notes", "_external": "stronger writer's notes"}
 
@@ -142,8 +136,3 @@ def by_round(rows: list[dict]) -> list[tuple[str, dict]]:
         tick = "untrained" if row["arm"] == "own_untrained" else f"round {k}"
         ticks.append((textwrap.fill(arm_label(name), 14) + "\n" + tick if other else tick, row))
     return ticks + [("stronger\nwriter", row) for row in rows if row["arm"] == "external"]
-
-
-def round_ticks(arms: Iterable[str]) -> list[str]:
-    """Return the tick labels of the rounds among some arms, in their order on an axis."""
-    return [tick for tick, _ in by_round([{"arm": arm} for arm in dict.fromkeys(arms)])]

@@ -1,7 +1,7 @@
 """Compare two finished runs: which parameters differ, and which run wins on which passage (or task).
 
 Knows run folders and the rows that evaluations write (phase ``evaluate/<arm>``, inside ``seed_<n>/`` if there are
-several loops). Judges differences with `seal_lib.report.stats`, as every table does. Trains nothing.
+several loops).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from seal_lib import paths
 from seal_lib.errors import DataError, RunError
-from seal_lib.records import PassageTrial
-from seal_lib.report import stats, tables, words
+from seal_lib.records import PassageTrial, mean_of
+from seal_lib.report import stats, words
 from seal_lib.report.arms import arm_label, arm_rank
 from seal_lib.runs import manifest
 
@@ -23,20 +23,15 @@ if TYPE_CHECKING:
 
 UNSCORED = ("diverged", "task_too_long")  # puzzle outcomes that are not graded (`seal_lib.arc.domain.UNSCORED`)
 _PHASE = re.compile(r"(?:(?P<loop>seed_\w+)/)?evaluate/(?P<arm>\w+)")
-Values = dict[
-    str, dict[str, dict[str, float]]
-]  # arm -> loop -> unit -> accuracy, or share of configurations that solve
+#: arm -> loop -> unit -> accuracy, or share of configurations that solve
+Values = dict[str, dict[str, dict[str, float]]]
 
 
 def run_folder(name: str, scale: str) -> Path:
-    """Return the folder of a finished run.
+    """Return the folder of a finished run; RunError if there is none.
 
-    Args:
-        name: a notebook, meaning its newest finished run at ``scale``; ``notebook/scale/key`` under runs/; or a folder,
-            which may lie elsewhere.
-
-    Raises:
-        RunError: there is no such finished run.
+    ``name``: a notebook, meaning its newest finished run at ``scale``; ``notebook/scale/key`` under runs/; or a folder,
+    which may lie elsewhere.
     """
     for folder in (paths.runs() / name, Path(name)):
         if (folder / "parameters.json").exists():
@@ -56,14 +51,9 @@ def parameters(first: Path, second: Path) -> pd.DataFrame:
     import pandas as pd
 
     a, b = (manifest.read(folder)["parameters"] for folder in (first, second))
-    names = [name for name in (*a, *(b.keys() - a.keys())) if a.get(name, "–") != b.get(name, "–")]
-    return pd.DataFrame(
-        {
-            "parameter": names,
-            "first": [str(a.get(n, "–")) for n in names],
-            "second": [str(b.get(n, "–")) for n in names],
-        }
-    )
+    both = {name: (a.get(name, "–"), b.get(name, "–")) for name in (*a, *(b.keys() - a.keys()))}
+    lines = [(name, str(one), str(other)) for name, (one, other) in both.items() if one != other]
+    return pd.DataFrame(lines, columns=["parameter", "first", "second"])
 
 
 def values(folder: Path) -> Values:
@@ -74,29 +64,25 @@ def values(folder: Path) -> Values:
     gathered: dict[tuple[str, str, str], list[float]] = {}
     for row in manifest.rows(folder):
         found = _PHASE.fullmatch(row["phase"])
-        if found and ("answers" in row or "pass_2" in row):
-            gathered.setdefault((found["arm"], found["loop"] or "", row["unit_id"]), []).append(_graded(row))
+        if found and "answers" in row:
+            graded = PassageTrial.from_dict(row).accuracy
+        elif found and "pass_2" in row:
+            graded = math.nan if row["outcome"] in UNSCORED else float(row["pass_2"])
+        else:
+            continue
+        gathered.setdefault((found["arm"], found["loop"] or "", row["unit_id"]), []).append(graded)
     known: Values = {}
     for (arm, loop, unit), several in gathered.items():
-        kept = [value for value in several if not math.isnan(value)]
-        known.setdefault(arm, {}).setdefault(loop, {})[unit] = sum(kept) / len(kept) if kept else math.nan
+        known.setdefault(arm, {}).setdefault(loop, {})[unit] = mean_of(several)
     return known
-
-
-def _graded(row: dict) -> float:
-    if "answers" in row:
-        return PassageTrial.from_dict(row).accuracy
-    return math.nan if row["outcome"] in UNSCORED else float(row["pass_2"])
 
 
 def differences(first: Path, second: Path) -> pd.DataFrame:
     """Compare each arm that both runs evaluated on common units: means, first − second with its verdict, and wins.
 
     A win is a passage (or task) whose mean over the loops is higher in the first run. The p-values of all lines form
-    one family. Arms whose loops cannot be paired are left out.
-
-    Raises:
-        DataError: the runs have no arm in common that was evaluated on common units.
+    one family. Arms whose loops cannot be paired are left out. Raises DataError if the runs have no arm in common that
+    was evaluated on common units.
     """
     import pandas as pd
 
@@ -117,15 +103,14 @@ def differences(first: Path, second: Path) -> pd.DataFrame:
     lines = []
     for arm, loops in apart.items():
         estimate = found[pairs[arm]]
-        units = {u: [of[u] for of in loops.values() if not math.isnan(of[u])] for u in next(iter(loops.values()))}
-        means = [sum(v) / len(v) for v in units.values() if v]
+        means = [mean_of(of[unit] for of in loops.values()) for unit in next(iter(loops.values()))]
         first_mean, second_mean = (stats.mean_over_loops(side[arm], stats.SHARE) for side in (ours, theirs))
         lines.append(
             {
                 "arm": arm_label(arm),
-                "first, %": tables.percent(first_mean.row("", "", "")),
-                "second, %": tables.percent(second_mean.row("", "", "")),
-                "difference": tables.percent(estimate.row("", "", ""), "+"),
+                "first, %": first_mean.text(),
+                "second, %": second_mean.text(),
+                "difference": estimate.text("+.1f"),
                 "separable?": "yes" if stats.separable(estimate) else "no",
                 "n": words.units(estimate),
                 "wins": sum(m > 0 for m in means),
@@ -137,12 +122,9 @@ def differences(first: Path, second: Path) -> pd.DataFrame:
 
 
 def by_unit(first: Path, second: Path, arm: str) -> pd.DataFrame:
-    """Return first, second and their difference for each unit, largest losses first.
+    """Return first, second and their difference for each unit that both runs evaluated, largest losses first.
 
-    The units are those that both runs evaluated under the arm.
-
-    Raises:
-        DataError: a run has not evaluated this arm.
+    DataError if a run has not evaluated this arm.
     """
     import pandas as pd
 

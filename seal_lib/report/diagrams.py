@@ -1,7 +1,6 @@
 """Draw the boxes, arrows and wrapped text of method diagrams, in inches from the upper left corner of the axes.
 
-Knows no experiment; the domains fill diagrams with an example from a finished run (``knowledge.diagrams``,
-``arc.diagrams``).
+The domains fill diagrams with an example from a finished run (``knowledge.diagrams``, ``arc.diagrams``).
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ def sheet(ax: Axes, wide: float, high: float) -> None:
     ax.axis("off")
 
 
-def wrapped(text: str, wide: float, most: int = 99, size: float = SIZE) -> list[str]:
+def wrapped(text: str, wide: float, most: int = 99) -> list[str]:
     """Return the lines of a text in a box ``wide`` inches wide; beyond ``most`` lines it ends in an ellipsis."""
-    room = max(8, int((wide - 0.14) * 72 / (0.545 * size)))
+    room = max(8, int((wide - 0.14) * 72 / (0.545 * SIZE)))
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, room) or [""]]
     return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][: room - 2].rstrip()} …"]
 

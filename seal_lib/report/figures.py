@@ -1,9 +1,9 @@
 """Whole figures: a drawing function on its own axes, saved with its table; and the gallery of all of results.csv.
 
-Knows which metrics and which size a drawing function wants, and for which experiments there is something to draw. Does
-not know how a mark is drawn (`plots`, and the domains' own functions). `draw` and `save` apply the style themselves.
+Knows for which experiments there is something to draw, and not how a mark is drawn (`plots`, and the domains' own
+functions). `draw` and `save` apply the style themselves.
 
-    table = report.with_gaps(read_results(path), "knowledge/single_passage")
+    table = tables.with_gaps(read_results(path), "knowledge/single_passage")
     figures.draw(plots.accuracy_by_arm, table, "single_passage", folder)     # .pdf, .png and .csv side by side
 """
 
@@ -58,11 +58,7 @@ def draw(
 
 
 def panels(*drawn: tuple, size: tuple[float, float] | None = None) -> Figure:
-    """Draw several functions side by side with one caption, for notebooks.
-
-    Args:
-        drawn: (function, table) or (function, table, dictionary of options) for each panel.
-    """
+    """Draw (function, table) or (function, table, dictionary of options) side by side with one caption."""
     import matplotlib.pyplot as plt
     import pandas as pd
 
@@ -87,8 +83,7 @@ def narrowed(table: pd.DataFrame, pattern: str) -> pd.DataFrame:
 def caption(table: pd.DataFrame, intervals: bool = True) -> str:
     """Return the caption of these rows (intervals, n, loops, model, protocol, grader), or "" for other tables.
 
-    Args:
-        intervals: whether the figure draws the intervals; if not, the caption says that they are in the CSV file.
+    If the figure does not draw the ``intervals``, the caption says that they are in the CSV file.
     """
     if not {"value", "low", "n", "unit", "model", "protocol", "grader"} <= set(table.columns):
         return ""
@@ -137,11 +132,8 @@ def gallery(df: pd.DataFrame, folder: Path, pictures: Sequence[Callable]) -> lis
     """Draw every figure for which ``df`` (results.csv) has data, and return their names, ``<experiment>_<kind>``.
 
     Earlier pictures in the folder are deleted first, since their rows may no longer be among the results. An experiment
-    with several protocols or models gives one figure for each, so that they never share an axis.
-
-    Args:
-        pictures: functions that say what to draw of an experiment, like `seal_lib.report.plots.pictures`; one per
-            domain.
+    with several protocols or models gives one figure for each, so that they never share an axis. ``pictures``: for each
+    domain a function that says what to draw of an experiment, like `seal_lib.report.plots.pictures`.
     """
     for picture in folder.glob("*.png"):
         for kind in (".png", ".pdf", ".csv"):

@@ -1,7 +1,6 @@
 """Make tables of a run's rows for its notebook: one line per arm or difference, with readable names.
 
-Knows the names of metrics (``metrics.yaml``) and arms, but no experiment. Tables beside the paper's numbers are in
-`seal_lib.report.tables`.
+Tables beside the paper's numbers are in `seal_lib.report.tables`.
 """
 
 from __future__ import annotations
@@ -48,77 +47,53 @@ def metric_words(metric: str) -> tuple[str, str]:
 
 
 def levels(rows: Rows | pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Return one line per arm and one column per metric, with cells such as "41.3 [37.4, 45.3]".
+    """Return one line per arm of an experiment and one column per metric, with cells such as "41.3 [37.4, 45.3]".
 
-    Model and protocol are shown if there are several.
-
-    Args:
-        rows: rows of one experiment.
-        metrics: the columns in order; a metric that no arm has is left out.
+    A metric that no arm has is left out.
     """
-    import pandas as pd
-
     found: dict[tuple[str, str, str], dict[str, Estimate]] = {}
     for row in _records(rows):
         if row["metric"] in metrics and " - " not in row["arm"]:
-            key = row["model"], row["arm"], row["protocol"]
-            found.setdefault(key, {})[row["metric"]] = Estimate.of_row(row)
-    several = _several(found)
+            found.setdefault(_key(row), {})[row["metric"]] = Estimate.of_row(row)
     there = [metric for metric in metrics if any(metric in one for one in found.values())]
     order = list(dict.fromkeys(model for model, *_ in found))
-    lines = []
+    lines = {}
     for key, one in sorted(found.items(), key=lambda item: (order.index(item[0][0]), arm_rank(item[0][1]))):
-        line = _named(key, several)
+        lines[key] = line = {}
         for metric in there:
             words, unit = metric_words(metric)
             line[f"{words}, {unit}" if unit else words] = _cell(one.get(metric), unit)
-        lines.append(line | {"n": units(next(iter(one.values())))})
-    return _indexed(pd.DataFrame(lines))
+        line["n"] = units(next(iter(one.values())))
+    return _framed(lines)
 
 
 def contrasts(rows: Rows | pd.DataFrame) -> pd.DataFrame:
     """Return one line per paired difference a − b: points with interval, n, Holm's p, and whether it is separable."""
-    import pandas as pd
-
-    found = {
-        (row["model"], row["arm"], row["protocol"]): Estimate.of_row(row)
-        for row in _records(rows)
-        if row["metric"] == "difference"
-    }
-    several = _several(found)
-    return _indexed(
-        pd.DataFrame(
-            [
-                _named(key, several)
-                | {
-                    "difference, points": _cell(e, "points"),
-                    "n": units(e),
-                    "chance (Holm)": chance(e),
-                    "separable": "yes" if stats.separable(e) else "no",
-                }
-                for key, e in found.items()
-            ]
-        )
-    )
+    lines = {}
+    for row in _records(rows):
+        if row["metric"] == "difference":
+            e = Estimate.of_row(row)
+            told = {"difference, points": _cell(e, "points"), "n": units(e), "chance (Holm)": chance(e)}
+            lines[_key(row)] = told | {"separable": "yes" if stats.separable(e) else "no"}
+    return _framed(lines)
 
 
 def _records(rows: Rows | pd.DataFrame) -> Sequence[Mapping[str, Any]]:
     return rows.to_dict("records") if hasattr(rows, "to_dict") else list(rows)
 
 
-def _several(keys: Mapping[tuple[str, str, str], Any]) -> list[str]:
-    models, protocols = {model for model, *_ in keys}, {protocol for *_, protocol in keys}
-    return [name for name, values in (("model", models), ("protocol", protocols)) if len(values) > 1]
+def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["model"], row["arm"], row["protocol"]
 
 
-def _named(key: tuple[str, str, str], several: Sequence[str]) -> dict[str, str]:
-    model, arm, protocol = key
-    shown = {"model": model, "arm": arm_label(arm), "protocol": protocol}
-    return {name: text for name, text in shown.items() if name == "arm" or name in several}
+def _framed(lines: Mapping[tuple[str, str, str], dict[str, str]]) -> pd.DataFrame:
+    """Return one line per key; the model and the protocol are shown only if there are several."""
+    import pandas as pd
 
-
-def _indexed(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.set_index([name for name in ("model", "arm") if name in frame]) if len(frame) else frame
+    named = [{"model": m, "arm": arm_label(a), "protocol": p, **line} for (m, a, p), line in lines.items()]
+    frame = pd.DataFrame(named)
+    frame = frame.drop(columns=[name for name in ("model", "protocol") if named and frame[name].nunique() < 2])
+    return frame.set_index([name for name in ("model", "arm") if name in frame]) if named else frame
 
 
 def _cell(e: Estimate | None, unit: str) -> str:
@@ -126,7 +101,5 @@ def _cell(e: Estimate | None, unit: str) -> str:
         return "–"
     scale = 100 if unit in SCALED else 1
     form = ("+.1f" if unit == "points" else ".1f") if scale == 100 else ".3g" if abs(e.value) < 1000 else ".0f"
-    text = f"{scale * e.value:{form}}"
-    if not math.isnan(e.low) and e.low < e.high:
-        text += f" [{scale * e.low:{form}}, {scale * e.high:{form}}]"
+    text = e.text(form, scale) if e.low < e.high else f"{scale * e.value:{form}}"
     return text.replace("-", "−") + (f" ({e.dropped} dropped)" if e.dropped else "")

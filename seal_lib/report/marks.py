@@ -1,15 +1,13 @@
 """The parts of figures: colours of arms, a value with its interval, the paper's diamond, axes, and names beside lines.
 
-Knows colours and layout on the axes it is given. Knows only the rows of tables, and no kinds of figures or files.
-Intervals are always drawn. A row without a value is an arm that did not run and is drawn as a gap. The paper's value is
-a hollow diamond.
+Intervals are always drawn. A row without a value is an arm that did not run and is drawn as a gap.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seal_lib.report import stats
 from seal_lib.report.arms import NOT_RUN, arm_label, colour
@@ -31,6 +29,7 @@ AROUND = (  # where a name may stand beside its mark: its alignment, and the dir
     ("center", 0, -1),
 )
 INK, GREY, LIGHT = "#222222", "#8a8a8a", "#d9d9d9"
+DIAMOND: dict[str, Any] = {"color": INK, "markerfacecolor": "none", "markersize": 7, "markeredgewidth": 1}
 
 
 def darker(paint: str) -> str:
@@ -55,19 +54,11 @@ def mark(
         side = "center" if upright else "left"
         ax.text(x, y, NOT_RUN, transform=where, color=GREY, style="italic", va="center", ha=side)
         return
-    turn = (lambda along, across: (across, along)) if upright else (lambda along, across: (along, across))
-    ax.plot(
-        *turn([row["low"], row["high"]], [at, at]), color=paint, linewidth=2.2, zorder=3, gid=f"interval:{row['arm']}"
-    )
-    ax.plot(
-        *turn([row["value"]], [at]),
-        marker,
-        color=paint,
-        markerfacecolor=paint if filled else "white",
-        zorder=4,
-        label=label,
-        gid=f"value:{row['arm']}",
-    )
+    turn = -1 if upright else 1
+    bounds, value, arm = ([row["low"], row["high"]], [at, at]), ([row["value"]], [at]), row["arm"]
+    ax.plot(*bounds[::turn], color=paint, linewidth=2.2, zorder=3, gid=f"interval:{arm}")
+    inside = paint if filled else "white"
+    ax.plot(*value[::turn], marker, color=paint, markerfacecolor=inside, zorder=4, label=label, gid=f"value:{arm}")
 
 
 def paper_mark(ax: Axes, value: float, at: float, table: pd.DataFrame, upright: bool = False) -> None:
@@ -77,24 +68,10 @@ def paper_mark(ax: Axes, value: float, at: float, table: pd.DataFrame, upright: 
     """
     if value is None or math.isnan(value):
         return
-    label = once(ax, "paper (Llama-3.2-1B, ARC)" if _is_arc(table) else "paper (Qwen2.5-7B, SQuAD)")
+    arc = "experiment" in table and table["experiment"].astype(str).str.startswith("arc/").any()
+    label = once(ax, "paper (Llama-3.2-1B, ARC)" if arc else "paper (Qwen2.5-7B, SQuAD)")
     x, y = (at, value) if upright else (value, at)
-    ax.plot(
-        [x],
-        [y],
-        "D",
-        color=INK,
-        markerfacecolor="none",
-        markersize=7,
-        markeredgewidth=1,
-        zorder=5,
-        label=label,
-        gid="paper",
-    )
-
-
-def _is_arc(table: pd.DataFrame) -> bool:
-    return "experiment" in table and bool(table["experiment"].astype(str).str.startswith("arc/").any())
+    ax.plot([x], [y], "D", **DIAMOND, zorder=5, label=label, gid="paper")
 
 
 def arm_lines(ax: Axes, rows: list[dict], table: pd.DataFrame, sign: str = "") -> None:
@@ -141,13 +118,12 @@ def names_at_right(ax: Axes, names: Sequence[tuple[float, str, str]], size: floa
 
 def apart(places: Sequence[float], gap: float) -> list[float]:
     """Move ascending places as little as possible (least squares) so that neighbours are at least ``gap`` apart."""
-    blocks: list[list[float]] = []  # places that touch, each less the gaps below it
-    for k, place in enumerate(places):
-        blocks.append([place - k * gap])
-        while len(blocks) > 1 and sum(blocks[-2]) / len(blocks[-2]) > sum(blocks[-1]) / len(blocks[-1]):
-            blocks[-2:] = [blocks[-2] + blocks[-1]]
-    moved = [sum(block) / len(block) for block in blocks for _ in block]
-    return [place + k * gap for k, place in enumerate(moved)]
+    from scipy.optimize import isotonic_regression
+
+    if not places:
+        return []
+    moved = isotonic_regression([place - k * gap for k, place in enumerate(places)]).x
+    return [float(place) + k * gap for k, place in enumerate(moved)]
 
 
 def names_near(ax: Axes, marks: Sequence[tuple[float, float, str, str]]) -> None:
@@ -265,10 +241,8 @@ def once(ax: Axes, label: str) -> str | None:
 def draws(metrics: str, size: Callable[[pd.DataFrame], tuple[float, float]] | None = None, title: str = "") -> Callable:
     """Return a decorator that gives a drawing function what `seal_lib.report.figures.draw` needs.
 
-    Args:
-        metrics: pattern of the metrics it draws, with the function's own options in braces.
-        size: returns the size in inches for a table; without it 5.6 × 3.4.
-        title: what it shows, in a few words.
+    ``metrics``: pattern of the metrics it draws, with the function's own options in braces; ``size``: returns the size
+    in inches for a table, without it 5.6 × 3.4; ``title``: what it shows, in a few words.
     """
 
     def mark_function(function: Callable) -> Callable:

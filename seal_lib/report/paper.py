@@ -1,8 +1,7 @@
 """The paper's numbered figures and tables with our numbers beside them, and the list of what was reproduced.
 
-They are made for notebooks, LaTeX, CSV and one HTML page; the list is REPRODUCTION.md. Knows which experiments
-correspond to a number of the paper (``paper_items.yaml``). Makes no result and draws no picture. What did not run is a
-gap.
+They are made for notebooks, LaTeX, CSV and one HTML page; the list is REPRODUCTION.md. ``paper_items.yaml`` says which
+experiments correspond to a number of the paper. What did not run is a gap.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import fnmatch
 import html
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -30,15 +29,11 @@ if TYPE_CHECKING:
 
 VERSIONS = ("v1", "v2")
 #: characters that LaTeX writes differently
-COMMANDS = {
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "−": "$-$",
-    "×": r"$\times$",
-    "<": "$<$",
-    ">": "$>$",
-    "–": "--",
-}
+LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "×": r"$\times$", "<": "$<$", ">": "$>$"}
+    | {"–": "--", "\\": "/"}
+)
 
 
 @dataclass(frozen=True)
@@ -57,8 +52,8 @@ class Item:
     title: str
     v1: str = ""
     v2: str = ""
-    parts: tuple[Part, ...] = ()
-    pictures: tuple[str, ...] = ()
+    parts: Sequence[Part] = ()
+    pictures: Sequence[str] = ()
     space: dict[str, list[float]] = field(default_factory=dict)
     notebook: str = ""
     lacks: str = ""
@@ -79,11 +74,8 @@ class Item:
 @cache
 def items() -> tuple[Item, ...]:
     """Return every numbered item, in the paper's order."""
-    found = []
-    for row in yaml_files.read(Path(__file__).with_name("paper_items.yaml")):
-        parts = tuple(Part(**part) for part in row.get("parts", ()))
-        found.append(Item(**{**row, "parts": parts, "pictures": tuple(row.get("pictures", ()))}))
-    return tuple(found)
+    rows = yaml_files.read(Path(__file__).with_name("paper_items.yaml"))
+    return tuple(Item(**{**row, "parts": [Part(**part) for part in row.get("parts", ())]}) for row in rows)
 
 
 def printed(part: Part) -> dict[tuple[str, str], dict[str, dict]]:
@@ -100,11 +92,7 @@ def beside(df: pd.DataFrame, item: Item, scale: str = "") -> pd.DataFrame:
     """Return one numbered item as a table: ours [interval], n and verdict, then v1, v2 and the authors' files.
 
     Arms that only the paper has are shown as "not run". Arms that only we have are included if the paper gives a single
-    metric.
-
-    Args:
-        df: results.csv.
-        scale: the scale whose parameters stand beside the settings that the paper searched.
+    metric. Beside the settings that the paper searched stand the parameters of ``scale``.
     """
     import pandas as pd
 
@@ -189,12 +177,7 @@ def to_latex(frame: pd.DataFrame, caption: str, label: str) -> str:
 
 
 def _escaped(text: object) -> str:
-    plain = str(text).replace("\\", "/")
-    for sign in "&%$#_{}":
-        plain = plain.replace(sign, f"\\{sign}")
-    for sign, command in COMMANDS.items():
-        plain = plain.replace(sign, command)
-    return plain
+    return str(text).translate(LATEX)
 
 
 def write(df: pd.DataFrame, folder: Path, scale: str) -> list[str]:
@@ -234,8 +217,7 @@ def _section(df: pd.DataFrame, item: Item, folder: Path, scale: str) -> str:
 def reproduction(published: dict[str, pd.DataFrame]) -> str:
     """Return REPRODUCTION.md: which numbers of the paper have ours beside them, at which scale, and what is missing.
 
-    Args:
-        published: scale -> results.csv of figures/<scale>.
+    ``published``: scale -> results.csv of figures/<scale>.
     """
     import pandas as pd
 

@@ -1,7 +1,4 @@
-"""Read the paper's numbers from paper_values.yaml, which pairs each with one of ours and says where it is printed.
-
-Does not know our results.
-"""
+"""Read the paper's numbers from paper_values.yaml, which pairs each with one of ours and says where it is printed."""
 
 from __future__ import annotations
 
@@ -14,10 +11,7 @@ from seal_lib.runs import yaml_files
 
 @cache
 def paper_values() -> list[dict]:
-    """Return every value of paper_values.yaml with its group's fields filled in.
-
-    The continual matrix gives one row per cell.
-    """
+    """Return every value of paper_values.yaml with its group's fields; the continual matrix gives one per cell."""
     values = []
     for group in yaml_files.read(Path(__file__).with_name("paper_values.yaml")):
         shared = {"low": None, "high": None, "note": "", "headline": True, "grader": ""}
@@ -34,11 +28,7 @@ def paper_values() -> list[dict]:
 
 @cache
 def paper_index() -> dict[tuple[str, str, str], dict]:
-    """Return (experiment, arm, metric) -> the one value of the paper with which ours is compared.
-
-    Raises:
-        DataError: two headline values have the same key.
-    """
+    """Return (experiment, arm, metric) -> the one value of the paper with which ours is compared."""
     index: dict[tuple[str, str, str], dict] = {}
     for entry in paper_values():
         key = (entry["experiment"], entry["arm"], entry["metric"])
@@ -48,11 +38,6 @@ def paper_index() -> dict[tuple[str, str, str], dict]:
             raise DataError(f"paper_values.yaml: {'/'.join(key)} is there twice; mark one with headline: false.")
         index[key] = entry
     return index
-
-
-def paper_note(experiment: str, arm: str, metric: str) -> str:
-    """Return the note on the paper's value beside ours, or "" if there is none."""
-    return paper_index().get((experiment, arm, metric), {}).get("note", "")
 
 
 def grader_sentence() -> str:

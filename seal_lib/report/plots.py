@@ -1,10 +1,7 @@
 """One pure drawing function per kind of figure: it takes a tidy table, draws on the given axes and returns them.
 
-Knows what each kind shows. Does not know runs, statistics, files or the origin of a table, and does not change the
-global style: `style()` is a context. The table is results.csv (`results.collect`), narrowed to one protocol and model.
-
-    with plots.style():
-        plots.accuracy_by_arm(report.with_gaps(table, "knowledge/single_passage"), plt.subplots()[1])
+Does not know runs, statistics, files or the origin of a table, and does not change the global style: `style()` is a
+context. The table is results.csv (`results.collect`), narrowed to one protocol and model.
 """
 
 from __future__ import annotations
@@ -12,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib.errors import DataError
-from seal_lib.report.arms import amount_of, arm_label, arm_rank, by_round, colour, round_of, round_ticks
+from seal_lib.report.arms import amount_of, arm_label, arm_rank, by_round, colour, round_of
 from seal_lib.report.marks import (
     GREY,
     INK,
@@ -108,17 +106,11 @@ def blank_rate_by_arm(table: pd.DataFrame, ax: Axes) -> Axes:
 def accuracy_by_grader(table: pd.DataFrame, ax: Axes) -> Axes:
     """Draw one line per arm and one mark per grader: the accuracy of the same answers, with its interval."""
     rows = table[table["metric"].str.startswith("accuracy:")]
-    graders = list(rows["grader"].unique())
-    dots(
-        ax,
-        {
-            arm_label(arm): [
-                (row["grader"], GRADER_COLOURS[graders.index(row["grader"]) % len(GRADER_COLOURS)], row)
-                for row in rows[rows["arm"] == arm].to_dict("records")
-            ]
-            for arm in sorted(rows["arm"].unique(), key=arm_rank)
-        },
-    )
+    paints = dict(zip(rows["grader"].unique(), cycle(GRADER_COLOURS), strict=False))
+    lines: dict[str, list[tuple[str, str, dict]]] = {}
+    for row in sorted(rows.to_dict("records"), key=lambda row: arm_rank(row["arm"])):
+        lines.setdefault(arm_label(row["arm"]), []).append((row["grader"], paints[row["grader"]], row))
+    dots(ax, lines)
     share_axis(ax.xaxis, SHARE_LABELS["accuracy"])
     legend(ax)
     return ax
@@ -155,15 +147,8 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
     for _, rows in everything[child].groupby("experiment"):
         rounds_of_seal = [(round_of(row["arm"]), row["value"]) for row in arm_rows(rows, metric)]
         one = sorted((found[1], value) for found, value in rounds_of_seal if found and found[0] == "seal")
-        ax.plot(
-            [x for x, _ in one],
-            [value for _, value in one],
-            color=colour("seal"),
-            linewidth=0.9,
-            alpha=0.55,
-            zorder=2,
-            label=once(ax, "single seeds of the loop"),
-        )
+        label = once(ax, "single seeds of the loop")
+        ax.plot(*zip(*one, strict=True), color=colour("seal"), linewidth=0.9, alpha=0.55, zorder=2, label=label)
     start = {0: families["seal"][0]} if 0 in families.get("seal", {}) else {}
     for family, rounds in families.items():
         paint, known = colour(family), start | rounds
@@ -273,22 +258,20 @@ def accuracy_by_tokens(table: pd.DataFrame, ax: Axes) -> Axes:
     values: dict[str, dict[str, dict[str, dict]]] = {}
     for row in table.to_dict("records"):
         values.setdefault(row["arm"], {}).setdefault(row["experiment"], {})[row["metric"]] = row
-    names, levels = [], []
+    names = []
     for arm in sorted(values, key=arm_rank):
         own = [found for found in values[arm].values() if "accuracy" in found]
         trained = [found for found in own if not math.isnan(found.get("tokens_trained", {"value": math.nan})["value"])]
         points = sorted((found["tokens_trained"]["value"], found["accuracy"]) for found in trained)
-        paint = colour(arm)
-        if not points:
-            levels += [(arm, found["accuracy"]) for found in own[:1]]
-            continue
-        ax.plot([x for x, _ in points], [row["value"] for _, row in points], color=paint, linewidth=1.6, zorder=3)
+        paint, line = colour(arm), [row["value"] for _, row in points]
+        if points:
+            ax.plot([x for x, _ in points], line, color=paint, linewidth=1.6, zorder=3)
+        elif own:  # it is not trained
+            line = [own[0]["accuracy"]["value"]]
+            ax.axhline(line[0], color=paint, linewidth=1, linestyle="--", zorder=1)
         for x, row in points:
             mark(ax, row, x, paint, upright=True)
-        names.append((points[-1][1]["value"], arm_label(arm), paint))
-    for arm, row in levels:
-        ax.axhline(row["value"], color=colour(arm), linewidth=1, linestyle="--", zorder=1)
-        names.append((row["value"], arm_label(arm), colour(arm)))
+        names += [(value, arm_label(arm), paint) for value in line[-1:]]
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace(",", " "))
@@ -321,23 +304,14 @@ def coverage_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
 def style_by_round(table: pd.DataFrame, ax: Axes) -> Axes:
     """Draw one line per note style and one mark per arm: the share of its self-edits in that style, with intervals."""
     shares = table[table["metric"].str.startswith("style_share:")]
-    names = [
-        name
-        for name in shares["metric"].str.split(":").str[1].unique()
-        if shares.loc[shares["metric"] == f"style_share:{name}", "value"].max() > 0
-    ]
+    names = list(shares.loc[shares["value"] > 0, "metric"].str.split(":").str[1].unique())
     if not names:
         raise DataError("The table has no row whose metric starts with 'style_share:' and is above zero.")
-    dots(
-        ax,
-        {
-            STYLE_WORDS.get(name, name): [
-                (arm_label(row["arm"]), colour(row["arm"]), row)
-                for _, row in by_round(arm_rows(shares, f"style_share:{name}"))
-            ]
-            for name in sorted(names, key=lambda name: [*STYLE_WORDS, name].index(name))
-        },
-    )
+    lines = {}
+    for name in sorted(names, key=lambda name: [*STYLE_WORDS, name].index(name)):
+        rows = [row for _, row in by_round(arm_rows(shares, f"style_share:{name}"))]
+        lines[STYLE_WORDS.get(name, name)] = [(arm_label(row["arm"]), colour(row["arm"]), row) for row in rows]
+    dots(ax, lines)
     share_axis(ax.xaxis, "self-edits of the style")
     legend(ax)
     return ax
@@ -349,7 +323,8 @@ def reward_honesty(table: pd.DataFrame, ax: Axes) -> Axes:
 
     The distance between the upper two is the winner's curse; only the lower two say what selection gained.
     """
-    ticks = round_ticks(table.loc[table["metric"].isin(REWARD_LINES), "arm"])
+    arms = table.loc[table["metric"].isin(REWARD_LINES), "arm"].unique()
+    ticks = [tick for tick, _ in by_round([{"arm": arm} for arm in arms])]
     for k, (metric, (label, paint, marker)) in enumerate(REWARD_LINES.items()):
         rows = by_round(arm_rows(table, metric))
         xs = [ticks.index(tick) + 0.14 * (k - 1) for tick, _ in rows]
@@ -386,20 +361,13 @@ def loss_curves(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def _families(arms: set[str]) -> set[str]:
-    """Return the families of the arms that are rounds; a figure over rounds joins only the rounds of one family."""
-    return {found[0] for arm in arms if (found := round_of(arm))}
-
-
 def pictures(
     own: pd.DataFrame, full: pd.DataFrame, rows: pd.DataFrame
 ) -> list[tuple[Callable, str, pd.DataFrame, dict]]:
     """Return (function, kind, table, options of `seal_lib.report.figures.draw`) for what an experiment has rows for.
 
-    Args:
-        own: rows of the experiment.
-        full: the same with gaps for arms that did not run.
-        rows: rows of the experiment and of its seeds, tasks and choices.
+    ``own``: its rows; ``full``: the same with gaps for arms that did not run; ``rows``: also those of its seeds, tasks
+    and choices.
     """
     import pandas as pd
 
@@ -409,6 +377,7 @@ def pictures(
     # that an arm answers more than the frozen model is built into a made world: those differences are in the table
     compared = [arm for arm in arms.get("difference", ()) if not arm.endswith(" - frozen")]
     amounts = any(amount_of(arm) for arm in ran)
+    families = {found[0] for arm in arms.get("reward_mean", ()) if (found := round_of(arm))}
     wanted = [
         (accuracy_by_arm, full, len(ran) >= 2 and not amounts),
         (accuracy_by_amount, own, amounts),
@@ -420,7 +389,7 @@ def pictures(
         (blank_rate_by_arm, own, own.loc[own["metric"] == "blank_rate", "value"].max() >= WORTH_A_FIGURE),
         (coverage_by_round, own, len(by_round(arm_rows(own, "coverage", needed=False))) >= 2),
         (style_by_round, own, any(metric.startswith("style_share:") for metric in arms)),
-        (reward_honesty, own, set(REWARD_LINES) <= set(arms) and len(_families(arms["reward_mean"])) == 1),
+        (reward_honesty, own, set(REWARD_LINES) <= set(arms) and len(families) == 1),  # it joins the rounds of one
     ]
     tokens = [(accuracy_by_amount, "accuracy_by_tokens", own, {"against": "tokens"})] if amounts else []
     return [(function, function.__name__, table, {}) for function, table, there in wanted if there] + tokens

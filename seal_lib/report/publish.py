@@ -1,6 +1,6 @@
 """Publish the results of a scale: figures/<scale>, RESULTS.md, REPRODUCTION.md and the README's tables.
 
-Knows which runs may be published. Computes no number: tables come from `tables` and `paper`, pictures from the gallery.
+Knows which runs may be published. Tables come from `tables` and `paper`, pictures from the gallery.
 
     python -m seal_lib.report.publish collect --scale seedling     # results.csv and manifest.json of the gallery
     python -m seal_lib.report.publish page --scale seedling        # paper.html there: the paper's tables and figures
@@ -36,8 +36,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 def results_block(df: pd.DataFrame, few: bool = False) -> str:
     """Return one table for each headline experiment, and the names of those that did not run.
 
-    Args:
-        few: show only the rows of `Shown.few` and the columns that a first look needs.
+    ``few``: only the rows of `Shown.few` and the columns that a first look needs.
     """
     parts = []
     for experiment, name in TITLES.items():
@@ -84,22 +83,11 @@ def others_block(df: pd.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
-def minutes_block(runs: list[dict]) -> str:
-    """Return a table of the minutes that each notebook ran, from the manifest of the results."""
-    import pandas as pd
-
-    lines = [
-        {"notebook": f"`{r['notebook']}`", "minutes": f"{r['minutes'] or math.nan:.1f}", "on": str(r["end"])[:10]}
-        for r in runs
-    ]
-    return to_markdown(pd.DataFrame(lines))
-
-
 def readable(notebook: dict) -> dict:
     """Return an executed notebook without papermill's notes about this machine and without progress lines."""
     for part in (notebook, *notebook["cells"]):
-        part["metadata"].pop("papermill", None)
-        part["metadata"].pop("execution", None)
+        for name in ("papermill", "execution"):
+            part["metadata"].pop(name, None)
     for cell in notebook["cells"]:
         if "outputs" in cell:
             cell["outputs"] = [output for output in cell["outputs"] if output.get("output_type") != "stream"]
@@ -107,16 +95,14 @@ def readable(notebook: dict) -> dict:
 
 
 def publish(scale: str, readme: Path | None = None, incomplete: bool = False) -> list[Path]:
-    """Publish the gallery of a scale: figures/<scale>, RESULTS.md, REPRODUCTION.md and, for `README_SHOWS`, README.md.
+    """Publish the gallery of a scale as figures/<scale> and in RESULTS.md, REPRODUCTION.md and, for `README_SHOWS`,
+    README.md; return these texts.
 
     Nothing else writes there (in README.md between its markers), so that a single finished notebook or an experiment of
     one's own changes nothing published.
 
     Args:
         incomplete: publish even if notebooks of the scale have not run; the tables then say so.
-
-    Returns:
-        The texts that were written.
 
     Raises:
         DataError: nothing was collected; a run is missing, newer than the figures, or not made with the scale's own
@@ -173,29 +159,23 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
 
 def whole(published: Mapping[str, pd.DataFrame]) -> str:
     """Return RESULTS.md: the tables of every published scale and set, and the minutes of their notebooks."""
+    import pandas as pd
+
     parts = [
         "# Results\n\nWritten by `make publish` from `figures/*/results.csv`, which say more; `docs/reading.md` says "
         "how to read them. `seedling` is what `make reproduce` gives, `seedling-full` what it gives with `SET=full`."
     ]
     for name, df in published.items():
         runs = paths.read_json(paths.figures() / name / "manifest.json")["runs"]
-        parts += [
-            f"# {name}",
-            results_block(df),
-            others_block(df),
-            "## Minutes",
-            "Other work on the same cores is in them.",
-        ]
-        parts.append(minutes_block(runs))
+        ran = [(f"`{r['notebook']}`", f"{r['minutes'] or math.nan:.1f}", str(r["end"])[:10]) for r in runs]
+        minutes = to_markdown(pd.DataFrame(ran, columns=["notebook", "minutes", "on"]))
+        parts += [f"# {name}", results_block(df), others_block(df)]
+        parts += ["## Minutes", "Other work on the same cores is in them.", minutes]
     return "\n\n".join(parts) + "\n"
 
 
 def write_page(scale: str) -> Path:
-    """Write the paper's tables as files and as one page, runs/gallery-<scale>/paper.html, from the collected results.
-
-    Raises:
-        DataError: nothing was collected.
-    """
+    """Write the paper's tables as files and as one page, paper.html of the scale's gallery, from collected results."""
     folder = paths.gallery(scale)
     df = read_results(_collected(scale))
     paper.write(df, folder, scale)

@@ -1,8 +1,7 @@
 """Collect finished runs into one tidy table, results.csv, with the paper's numbers in columns beside ours.
 
-Knows the run folders (`runs/<notebook>/<scale>/<hash>/`) and the columns and types of the table. Does not know how a
-number was computed or how it is shown. A difference is a row with metric `difference`, whose arm is
-`arms.difference_arm`.
+Knows the run folders (`runs/<notebook>/<scale>/<hash>/`) and the columns and types of the table. A difference is a row
+with metric `difference`, whose arm is `arms.difference_arm`.
 """
 
 from __future__ import annotations
@@ -48,11 +47,11 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
         if folder is None:
             missing.append(notebook)
             continue
-        frame = read_results(manifest.written(folder, "results.csv"), [*COLUMNS])
+        frame = read_results(manifest.written(folder, "results.csv"), COLUMNS)
         if len(frame):
             frames.append(frame.assign(run=f"{notebook}/{scale}/{folder.name}"))
         used.append(_provenance(notebook, scale, folder) | {"rows": len(frame)})
-    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS])
+    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
     _one_family(table)
     table = joined(_without_duplicates(table))
     if write:
@@ -65,8 +64,7 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
 def read_results(path: Path, columns: list[str] = TABLE_COLUMNS) -> pd.DataFrame:
     """Read a results.csv with its types: text stays text (a run hash is not a number), an empty number is NaN.
 
-    Raises:
-        DataError: a column is missing, or a column of numbers holds text.
+    DataError if a column is missing, or a column of numbers holds text.
     """
     import pandas as pd
 
@@ -86,17 +84,15 @@ def read_results(path: Path, columns: list[str] = TABLE_COLUMNS) -> pd.DataFrame
 
 def read_run(folder: Path) -> pd.DataFrame:
     """Return the results of one finished run with the paper's values beside them, as `collect` joins them."""
-    return joined(read_results(manifest.written(folder, "results.csv"), [*COLUMNS]).assign(run=folder.name))
+    return joined(read_results(manifest.written(folder, "results.csv"), COLUMNS).assign(run=folder.name))
 
 
 def arm_rows(table: pd.DataFrame, metric: str, needed: bool = True) -> list[dict]:
     """Return the rows of one metric in the order of the arms, for figures.
 
     The paper's value is left out if the model is a seedling: the order of its arms was built in when it was grown, and
-    a mark beside it would invite the comparison. Tables keep the paper's column.
-
-    Raises:
-        DataError: an arm occurs twice, or no row has the metric although it is ``needed``.
+    a mark beside it would invite the comparison. Tables keep the paper's column. Raises DataError if an arm occurs
+    twice, or no row has the metric although it is ``needed``.
     """
     wants(table, ["arm", "metric", "value", "low", "high"])
     rows = table[table["metric"] == metric]
@@ -129,10 +125,7 @@ def joined(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _one_family(frame: pd.DataFrame) -> None:
-    """Raise DataError if two runs give p-values for one experiment.
-
-    Holm's adjustment needs all differences of an experiment at once.
-    """
+    """Raise DataError if two runs give p-values for one experiment: Holm's adjustment needs all its differences."""
     for experiment, rows in frame[frame["p"].notna()].groupby("experiment"):
         if rows["run"].nunique() > 1:
             raise DataError(
@@ -154,10 +147,7 @@ def _without_duplicates(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _provenance(notebook: str, scale: str, folder: Path) -> dict:
-    """Return the manifest's entry for one run: code, parameters, times and minutes.
-
-    A field that run.json lacks is null.
-    """
+    """Return the manifest's entry for one run: code, parameters, times and minutes; null where run.json lacks it."""
     record = manifest.read(folder)
     kept = {name: record.get(name) for name in ("key", "git", "packages", "start", "end")}
     kept["code"] = manifest.digest(*[part for pair in record["code"].items() for part in pair])[:12]

@@ -14,9 +14,7 @@ def reward_rows(
     fresh: Mapping[Any, Mapping[str, float]],
     *,
     unit: str,
-    grader: str,
-    protocol: str,
-    model: str,
+    **label: str,
 ) -> list[dict]:
     """Return the lines of one round over all loops.
 
@@ -27,6 +25,7 @@ def reward_rows(
     Args:
         rounds: loop → its record of the round.
         fresh: loop → unit → reward of its selected self-edits under a seed that was not used in the selection.
+        label: grader, protocol and model.
     """
     found = stats.best_of_k_bias({loop: record.grouped for loop, record in rounds.items()}, fresh, unit)
     for metric in ("tied", "zero"):
@@ -38,4 +37,4 @@ def reward_rows(
     repeats = [rewards for record in rounds.values() for rewards in record.repeats.values()]
     if any(len(of_one) > 1 for rewards in repeats for of_one in rewards):
         found["reward_reliability"] = stats.reliability(repeats, unit)
-    return [estimate.row(experiment, arm, metric, protocol, model, grader) for metric, estimate in found.items()]
+    return [estimate.row(experiment, arm, metric, **label) for metric, estimate in found.items()]

@@ -5,55 +5,45 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from IPython.display import HTML
+
 from seal_lib.records import LEFT, Passage, Round
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-class Html:
-    """Markup that Jupyter shows as HTML."""
-
-    def __init__(self, markup: str):
-        self.markup = markup
-
-    def _repr_html_(self) -> str:
-        return self.markup
+LIMIT = 80  # tokens of an example
 
 
-def loss_mask(examples: Sequence, tokenizer: "PreTrainedTokenizerBase", limit: int = 80) -> Html:
-    """Show the tokens of training examples, one example per line: green tokens carry loss, grey ones are only read.
+def loss_mask(examples: Sequence, tokenizer: "PreTrainedTokenizerBase") -> HTML:
+    """Show at most `LIMIT` tokens of each training example in a line: green ones carry loss, grey ones are only read.
 
     The first token of an example never carries loss.
-
-    Args:
-        examples: the bank's examples.
-        limit: most tokens shown per example.
     """
     lines = []
     for example in examples:
         weights = list(example.weights) if example.weights is not None else [1.0] * len(example.ids)
         cells = []
-        for position, (token, weight) in enumerate(list(zip(example.ids, weights, strict=True))[:limit]):
+        for position, (token, weight) in enumerate(list(zip(example.ids, weights, strict=True))[:LIMIT]):
             colour = "#c9ecd2" if weight and position else "#eeeeee"
             text = html.escape(tokenizer.decode([int(token)])).replace("\n", "⏎").replace(" ", "·")
             cells.append(f"<span style='background:{colour};color:#111;margin-right:1px'>{text}</span>")
-        more = f" … {len(example.ids) - limit} more" if len(example.ids) > limit else ""
+        more = f" … {len(example.ids) - LIMIT} more" if len(example.ids) > LIMIT else ""
         lines.append(f"<div style='font-family:monospace;margin:.3em 0'>{''.join(cells)}{more}</div>")
-    return Html("".join(lines))
+    return HTML("".join(lines))
 
 
-def side_by_side(columns: dict[str, Sequence]) -> Html:
+def side_by_side(columns: dict[str, Sequence]) -> HTML:
     """Show records that have an HTML view (self-edits, trials) in columns, one row per position."""
     head = "".join(f"<th style='{LEFT}'>{html.escape(name)}</th>" for name in columns)
     rows = ""
     for row in zip(*columns.values(), strict=True):
         cells = "".join(f"<td style='{LEFT};vertical-align:top'>{item._repr_html_()}</td>" for item in row)
         rows += f"<tr>{cells}</tr>"
-    return Html(f"<table><tr>{head}</tr>{rows}</table>")
+    return HTML(f"<table><tr>{head}</tr>{rows}</table>")
 
 
-def two_loops(round_: Round, units: Sequence[Passage]) -> Html:
+def two_loops(round_: Round, units: Sequence[Passage]) -> HTML:
     """Show the inner and the outer loop of a round, with the passage whose self-edits differ most in reward."""
     title = {unit.id: unit for unit in units}
     tried: dict[str, list[int]] = {}
@@ -61,28 +51,23 @@ def two_loops(round_: Round, units: Sequence[Passage]) -> Html:
         if not math.isnan(reward) and trial.unit_id in title:
             tried.setdefault(trial.unit_id, []).append(i)
     if not tried:
-        return Html("<p>No self-edit of this round has a reward.</p>")
+        return HTML("<p>No self-edit of this round has a reward.</p>")
     orders = {unit: sorted(several, key=lambda i: round_.rewards[i]) for unit, several in tried.items()}
     unit = max(orders, key=lambda unit: round_.rewards[orders[unit][-1]] - round_.rewards[orders[unit][0]])
     lines = ""
     for i in dict.fromkeys((orders[unit][-1], orders[unit][0])):
         trial, reward = round_.candidates[i], round_.rewards[i]
         kept = trial.id in round_.kept
-        lines += (
-            "<div style='display:flex;flex-wrap:wrap;align-items:center'>"
-            + _ARROW.join(
-                [
-                    _box("self-edit", trial.edit.text if trial.edit else "", 26),
-                    _box("adapter", "trained on it alone, then thrown away", 9),
-                    _box("reward", f"{100 * reward:.0f} % of the questions right, without the passage", 10),
-                    _box("kept" if kept else "dropped", "the policy is trained to write it" if kept else "", 9, kept),
-                ]
-            )
-            + "</div>"
-        )
+        boxes = [
+            _box("self-edit", trial.edit.text if trial.edit else "", 26),
+            _box("adapter", "trained on it alone, then thrown away", 9),
+            _box("reward", f"{100 * reward:.0f} % of the questions right, without the passage", 10),
+            _box("kept" if kept else "dropped", "the policy is trained to write it" if kept else "", 9, kept),
+        ]
+        lines += f"<div style='display:flex;flex-wrap:wrap;align-items:center'>{_ARROW.join(boxes)}</div>"
     left = _box("passage", title[unit].text, 20)
     many = f"{len(round_.candidates)} self-edits, {len(round_.kept)} kept"
-    return Html(
+    return HTML(
         f"<div style='{LEFT};font-size:90%'><b>Inner loop</b>: each line below. <b>Outer loop</b>: many such lines "
         f"({many}), then the policy is finetuned on what was kept and writes again."
         f"<div style='display:flex;align-items:center'>{left}{_ARROW}<div>{lines}</div></div></div>"

@@ -1,13 +1,13 @@
-"""Report what a run has spent per stage and per point of accuracy gained: seconds, tokens and money.
+"""Report what a run has spent per stage and per point of accuracy gained: seconds, tokens and, by a price list, money.
 
-Money is computed from the user's price list. Knows run folders and prices. Computes no result and plans nothing
-(`seal_lib.plan`).
+What a run will take is planned by `seal_lib.plan`.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -75,16 +75,14 @@ class Prices:
         return self.hour * spent["seconds"] / 3600 + elsewhere / 1e6
 
 
-def by_phase(folder: Path) -> dict[str, dict[str, float]]:
+def by_phase(folder: Path) -> dict[str, Counter]:
     """Return for each phase its seconds (over all workers), units and counters."""
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, Counter] = {}
     for cost in journal.read(folder / "costs.jsonl"):
         if "phase" in cost:
-            own = found.setdefault(cost["phase"], {"seconds": 0.0, "units": 0})
-            own["seconds"] += cost.get("seconds", 0.0)
-            own["units"] += cost["units"]
-            for name, count in cost.get("counts", {}).items():
-                own[name] = own.get(name, 0) + count
+            own = found.setdefault(cost["phase"], Counter(seconds=0.0, units=0))
+            own.update({"seconds": cost.get("seconds", 0.0), "units": cost["units"]})
+            own.update(cost.get("counts", {}))
     return found
 
 
@@ -104,13 +102,10 @@ def stages(folder: Path, prices: Prices | None = None) -> pd.DataFrame:
     """
     import pandas as pd
 
-    lines: dict[str, dict[str, float]] = {}
+    lines: dict[str, Counter] = {}
     for phase, spent in by_phase(folder).items():
         for name in (stage(phase), "all"):
-            own = lines.setdefault(name, {"phases": 0})
-            own["phases"] += 1
-            for key, value in spent.items():
-                own[key] = own.get(key, 0) + value
+            lines.setdefault(name, Counter(phases=0)).update({"phases": 1, **spent})
     if not lines:
         raise DataError(f"{paths.short(folder)} has spent nothing yet; look again when a phase has ended.")
     whole = lines.pop("all")
@@ -125,10 +120,7 @@ def stages(folder: Path, prices: Prices | None = None) -> pd.DataFrame:
 def by_arm(folder: Path, prices: Prices | None = None) -> pd.DataFrame:
     """Return what the answers of each arm cost, in all and per point of accuracy above the frozen model.
 
-    The rounds of an arm's policy are included.
-
-    Raises:
-        RunError: the run is not finished, so its gains are unknown.
+    The rounds of an arm's policy are included. Raises RunError if the run is not finished, so its gains are unknown.
     """
     import pandas as pd
 
@@ -136,11 +128,11 @@ def by_arm(folder: Path, prices: Prices | None = None) -> pd.DataFrame:
     gained = {row["arm"]: Estimate.of_row(row) for row in rows.to_dict("records") if row["metric"] == "difference"}
     lines = {}
     for arm in sorted(set(rows.loc[rows["metric"] == "accuracy", "arm"]), key=arm_rank):
-        of_arm = [cost for phase, cost in spent.items() if _is_of(phase, arm)]
-        if not of_arm:
+        total: Counter = Counter()
+        for phase, cost in spent.items():
+            total.update(cost if _is_of(phase, arm) else {})
+        if not total:
             continue
-        keys = dict.fromkeys(key for cost in of_arm for key in cost)
-        total: dict[str, float] = {key: sum(cost.get(key, 0) for cost in of_arm) for key in keys}
         line: dict[str, Any] = {"seconds": round(total["seconds"], 1)}
         if prices is not None:
             line[prices.currency or "money"] = prices.of(total)

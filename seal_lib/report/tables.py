@@ -1,8 +1,7 @@
 """Make tables of our numbers beside the paper's: Markdown for RESULTS.md and the README, HTML for notebooks.
 
-Knows which experiments are headlines and what a table shows of each. Does not know how the table of results is made
-(`results`), draws nothing and writes no file. An arm that only the paper has is shown as a gap ("not run"), never as a
-zero.
+Knows which experiments are headlines and what a table shows of each. An arm that only the paper has is shown as a gap
+("not run"), never as a zero.
 """
 
 from __future__ import annotations
@@ -10,127 +9,43 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib.report import stats
 from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank, difference_arm
-from seal_lib.report.paper_values import grader_sentence, paper_index, paper_note
+from seal_lib.report.paper_values import grader_sentence, paper_index
 from seal_lib.report.results import KEYS, joined
-from seal_lib.report.words import units
+from seal_lib.report.stats import Estimate
+from seal_lib.report.words import chance, units
+from seal_lib.runs import yaml_files
 from seal_lib.runs.lifecycle import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OTHER_TRIALS = "compared on other trials than the rows shown"
-TITLES = {
-    "knowledge/single_passage": "One passage at a time",
-    "knowledge/restem": "Rounds of ReST-EM",
-    "continual/mitigations": "Eight self-edits in a row (all on one writer's notes; an arm on its own notes says so)",
-    "arc/few_shot": "Grid puzzles from a few examples",
-}
-
-OTHER_TITLES = {  # experiments without a headline table: pattern of the name -> title, which may use its groups
-    "tour": "A first tour",
-    "knowledge/self_edits": "What the untrained policy writes",
-    "knowledge/models": "Models grown from other seeds",
-    r"knowledge/model_size/(\w+)": r"Model sizes: \1",
-    r"knowledge/cpt_(\d+)_full": r"\1 passages at once, all weights",
-    r"knowledge/cpt_(\d+)_lora": r"\1 passages at once, LoRA",
-    "knowledge/prompts": "Prompt formats, before and after rounds",
-    "knowledge/strategies": "Count or choice",
-    "knowledge/proxy_reward": "A rubric as reward",
-    "knowledge/graders": "The same answers under several graders",
-    "own_document": "A document of one's own",
-    "own_documents/growing": "A store that grows",
-    "own_documents/review": "What the review of own documents stops",
-    "own_documents/grounding": "Lines of self-edits that their passages bear out",
-    "continual/sequential": "Self-edits one after the other",
-    "continual/mitigations": "Eight self-edits in a row",
-    "continual/stream_length": "Up to 32 self-edits in a row",
-    "arc/models": "Puzzle models grown from other seeds",
-    "arc/kinds": "Puzzles that have to be read",
-}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The part of an experiment that a table shows.
+    """The part of an experiment that a table shows."""
 
-    Attributes:
-        metric: the headline metric.
-        beside: metric and column of the share of failures shown beside it.
-        failed: metric of the share of trials that could not be scored; shown if there are any.
-        references: the arms that the others are compared with, and their names in the columns.
-        also: further metrics, and their columns.
-        note: what a reader must know of the columns; it stands below the table.
-        few: the rows of the README's table; empty for no table there.
-    """
-
-    metric: str = "accuracy"
-    beside: tuple[str, str] = ("blank_rate", "blank, %")
-    failed: str = "failed_rate"
+    metric: str = "accuracy"  # the headline metric
+    beside: Sequence[str] = ("blank_rate", "blank, %")  # metric and column of the share of failures shown beside it
+    failed: str = "failed_rate"  # metric of the share of trials that could not be scored; shown if there are any
+    #: the arms that the others are compared with, and their names in the columns
     references: Mapping[str, str] = field(default_factory=lambda: {"frozen": "frozen", "own_untrained": "untrained"})
-    also: Mapping[str, str] = field(default_factory=dict)
-    note: str = ""
-    few: tuple[str, ...] = ()
+    also: Mapping[str, str] = field(default_factory=dict)  # further metrics, and their columns
+    note: str = ""  # what a reader must know of the columns; it stands below the table
+    few: Sequence[str] = ()  # the rows of the README's table; empty for no table there
 
 
-SHOWN = {  # experiments with a note, or whose headline is not accuracy
-    "knowledge/single_passage": Shown(
-        note="SEAL and the loop that keeps a random self-edit are compared with the other arms in the next table; the "
-        "p-values of each table are one family.",
-    ),
-    "knowledge/prompts": Shown(
-        references={"implications_round_0": "implications, untrained", "notes_round_0": "notes, untrained"}
-    ),
-    "knowledge/strategies": Shown(references={}),
-    "knowledge/restem": Shown(few=("frozen", "own_untrained", "random_edit_sft", "seal_round_2")),
-    "knowledge/cpt": Shown(also={"prior_right": "prior questions right, %"}),
-    "arc/few_shot": Shown(
-        "success_rate",
-        ("rejected_rate", "rejected, %"),
-        "diverged_rate",
-        {"own_untrained": "untrained", "random_config_sft": "random"},
-        few=("icl", "own_untrained", "random_config_sft", "seal_round_1"),
-    ),
-    "arc/models": Shown(
-        "success_rate",
-        ("rejected_rate", "rejected, %"),
-        "diverged_rate",
-        {"own_untrained": "untrained", "random_config_sft": "random"},
-    ),
-    "arc/kinds": Shown(
-        "success_rate",
-        ("rejected_rate", "rejected, %"),
-        "diverged_rate",
-        {"own_untrained": "untrained", "one_for_all": "one for all", "dealt_config_sft": "dealt blindly"},
-        {"reading": "reading, points"},
-    ),
-    "continual/mitigations": Shown(
-        "AA_8",
-        ("blank_rate", "blank, %"),
-        "diverged",
-        {"sequential": "sequential", "joint": "joint"},
-        {"BWT": "BWT, %", "recovery_joint": "of joint's gain, %", "prior_kept": "prior knowledge kept, %"},
-        "Joint retraining fits one adapter of the same rank to all self-edits at once: a reference and not a bound, so "
-        "more than 100 % of its gain is possible; arms on their own notes have no such share. Routing is easy in the "
-        "made world: names are unique and the passage's title is in the question, so read isolation beside "
-        "retrieval.",
-        ("sequential", "replay", "null_space_replay", "joint"),
-    ),
-}
-
-
-#: experiments without a headline table: the metrics that RESULTS.md shows of them, as regular expressions
-LEVELS = {
-    "continual/stream_length": r"AA_\d+|change_\d+_to_\d+",
-    "own_documents/growing": r"(right|kept|prompt_tokens)_\d+",
-    "own_documents/review": r"stopped|stopped_unread|found",
-    "own_documents/grounding": r"(grounded|agree):.*",
-}
+_TABLE = yaml_files.read(Path(__file__).with_name("experiments.yaml"))  # the head of each part says what it holds
+TITLES, OTHER_TITLES, LEVELS = (_TABLE[part] for part in ("headlines", "others", "levels"))
+SHOWN = {name: Shown(**row) for name, row in _TABLE["shown"].items()}
 
 
 def title(experiment: str) -> str:
@@ -143,18 +58,15 @@ def title(experiment: str) -> str:
 
 
 def shown(experiment: str) -> Shown:
-    """Return what a table shows of an experiment, or of one seed of it.
-
-    The default is accuracy and blank answers, unless `SHOWN` says otherwise.
-    """
+    """Return what a table shows of an experiment, or of one seed of it: by default accuracy and blank answers."""
     kind = re.sub(r"^knowledge/cpt_\d+_\w+", "knowledge/cpt", re.sub(r"/seed_\w+$", "", experiment))
     return SHOWN.get(kind, Shown())
 
 
 def with_gaps(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.DataFrame:
-    """Return the rows of one experiment, plus a row without a value for each arm that only the paper has.
+    """Return the rows of one experiment, plus a row of ``metric`` without a value for each arm that only the paper has.
 
-    The added rows are of one metric, by default the headline metric.
+    The default is the headline metric.
     """
     import pandas as pd
 
@@ -162,7 +74,7 @@ def with_gaps(df: pd.DataFrame, experiment: str, metric: str | None = None) -> p
     rows = df[df["experiment"] == experiment]
     have = set(rows.loc[rows["metric"] == metric, "arm"])
     known = [key for key in paper_index() if key[0] == experiment and key[2] == metric and key[1] not in have]
-    gaps = pd.DataFrame([dict(zip(KEYS, (*key, "", ""), strict=True)) for key in known]).reindex(columns=[*COLUMNS])
+    gaps = pd.DataFrame([dict(zip(KEYS, (*key, "", ""), strict=True)) for key in known]).reindex(columns=COLUMNS)
     gaps = joined(gaps.assign(unit="", run=""))
     return pd.concat([rows, gaps], ignore_index=True) if len(rows) else gaps
 
@@ -187,7 +99,7 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
     for row in sorted(rows.to_dict("records"), key=lambda row: (arm_rank(row["arm"]), row["protocol"], row["model"])):
         beside = everything[(everything["protocol"] == row["protocol"]) & (everything["model"] == row["model"])]
         blank, broken = (_find(beside, row["arm"], name) for name in (failures, about.failed))
-        ran, estimate = not math.isnan(row["value"]), stats.Estimate.of_row(row)
+        ran, estimate = not math.isnan(row["value"]), Estimate.of_row(row)
         line = {"arm": arm_label(row["arm"])}
         if len(mixed) > 1:
             line |= {"protocol": row["protocol"], "model": row["model"]}
@@ -209,7 +121,7 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
             f"separable from {word}?": verdict(beside, row["arm"], arm, metric) if ran else ""
             for arm, word in about.references.items()
         }
-        paper, note = "", paper_note(experiment, row["arm"], metric)
+        paper, note = "", paper_index().get((experiment, row["arm"], metric), {}).get("note", "")
         if not math.isnan(row["paper_value"]):
             paper = f"{100 * row['paper_value']:.1f}"
             if note:
@@ -267,24 +179,20 @@ def _find(frame: pd.DataFrame, arm: str, metric: str) -> dict | None:
 
 
 def percent(row: dict, sign: str = "") -> str:
-    value = f"{100 * row['value']:{sign}.1f}"
-    return value if math.isnan(row["low"]) else f"{value} [{100 * row['low']:{sign}.1f}, {100 * row['high']:{sign}.1f}]"
+    return Estimate.of_row(row).text(f"{sign}.1f")
 
 
 def verdict(frame: pd.DataFrame, arm: str, reference: str, metric: str) -> str:
-    """Return the paired difference and its verdict.
-
-    If the difference comes from other trials than the two rows shown, the text says so instead of a verdict.
-    """
+    """Return the paired difference and its verdict, or that it comes from other trials than the two rows shown."""
     row = _find(frame, difference_arm(arm, reference), "difference")
     if row is None and (back := _find(frame, difference_arm(reference, arm), "difference")):
         row = back | {"value": -back["value"], "low": -back["high"], "high": -back["low"]}
     if row is None:
         return "" if arm == reference else "–"
     first, second = (_find(frame, one, metric) for one in (arm, reference))
-    if first and second and not any(stats.Estimate.of_row(one).dropped for one in (row, first, second)):
+    if first and second and not any(Estimate.of_row(one).dropped for one in (row, first, second)):
         apart = first["value"] - second["value"]
         if abs(apart - row["value"]) > 5e-6:  # three numbers, each rounded to six digits
             return f"{OTHER_TRIALS} ({100 * row['value']:+.1f})"
-    p = "" if math.isnan(row["p"]) else ", p < 0.001" if row["p"] < 0.001 else f", p = {row['p']:.3f}"
-    return f"{'yes' if stats.separable(stats.Estimate.of_row(row)) else 'no'}, {percent(row, '+')}{p}"
+    e = Estimate.of_row(row)
+    return ", ".join(filter(None, ["yes" if stats.separable(e) else "no", e.text("+.1f"), chance(e)]))

@@ -17,19 +17,19 @@ Rows = Iterable[Mapping[str, Any]]
 NOTHING = "Nothing in this run can be told apart: too few units, or too small differences."
 
 
-def percent(e: Estimate, digits: int = 1) -> str:
+def percent(e: Estimate) -> str:
     """Return a share: "41.3 % [37.4, 45.3]"."""
-    return f"{100 * e.value:.{digits}f} %" + _interval(e, 100, f".{digits}f")
+    return e.text(after=" %")
 
 
 def points(e: Estimate) -> str:
     """Return a difference of shares: "+39.6 points [+32.2, +47.1]"."""
-    return (f"{100 * e.value:+.1f} points" + _interval(e, 100, "+.1f")).replace("-", "−")
+    return e.text("+.1f", after=" points").replace("-", "−")
 
 
 def number(e: Estimate, digits: int = 1) -> str:
     """Return any other number: "3.4 [2.9, 3.8]"."""
-    return (f"{e.value:.{digits}f}" + _interval(e, 1, f".{digits}f")).replace("-", "−")
+    return e.text(f".{digits}f", 1).replace("-", "−")
 
 
 def chance(e: Estimate) -> str:
@@ -74,7 +74,3 @@ def told(apart: Mapping[tuple[str, str], Estimate]) -> str:
     found = sum(map(len, lines.values()))
     how = f"paired over {units(most)}, 95 % intervals"
     return bullets([*said, f"{found} of {len(apart)} differences can be told apart from none ({how})."])
-
-
-def _interval(e: Estimate, scale: float, form: str) -> str:
-    return "" if math.isnan(e.low) or math.isnan(e.high) else f" [{scale * e.low:{form}}, {scale * e.high:{form}}]"

@@ -1,7 +1,4 @@
-"""Files that survive a kill: a journal of JSON lines with checksums, and a lock that the system frees with its process.
-
-Knows bytes, offsets and file locks, and nothing of what a line means.
-"""
+"""Files that survive a kill: a journal of JSON lines with checksums, and a lock that ends with its process."""
 
 import fcntl
 import json
@@ -20,8 +17,7 @@ from seal_lib.errors import RunError, on_disk
 def plain(value: Any, where: str = "row") -> Any:
     """Convert a value to its JSON form: numpy scalars and tuples become plain, non-finite numbers become None.
 
-    Raises:
-        RunError: the value, or one inside it, has no JSON form; ``where`` names it in the message.
+    RunError if it has none; ``where`` names it in the message.
     """
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()
@@ -54,11 +50,7 @@ def _decoded(raw: bytes) -> dict:
 
 
 def read(path: Path) -> list[dict]:
-    """Return the lines of a finished journal, or an empty list if there is no file.
-
-    Raises:
-        RunError: a line is not what was written.
-    """
+    """Return the lines of a finished journal, none if there is no file; RunError if a line is not what was written."""
     lines = []
     for number, raw in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else (), 1):
         try:

@@ -21,6 +21,7 @@ import re
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,30 +33,9 @@ from seal_lib.runs.journal import Journal, Lock, plain
 from seal_lib.runs.values import did_you_mean
 from seal_lib.runs.workers import Workers
 
-COLUMNS = (
-    "experiment",
-    "arm",
-    "metric",
-    "value",
-    "low",
-    "high",
-    "n",
-    "unit",
-    "loops",
-    "dropped",
-    "interval",
-    "p",
-    "grader",
-    "protocol",
-    "model",
-    "run",
-)
-NEEDED = (
-    "torch",
-    "transformers",
-    "pandas",
-    "matplotlib",
-)  # packages that every notebook needs; a kernel of another environment lacks some
+COLUMNS = "experiment arm metric value low high n unit loops dropped interval p grader protocol model run".split()
+#: packages that every notebook needs; a kernel of another environment lacks some
+NEEDED = ("torch", "transformers", "pandas", "matplotlib")
 EVALUATES = "evaluate/"  # part of the name of every phase that evaluates an arm
 LEFT = (".building-*", ".*.new-*", ".*.old-*")  # folders that a killed process left unfinished
 LOCK_WAIT = 20.0  # seconds; the kernel of a killed runner ends a moment later than the runner
@@ -69,8 +49,8 @@ class Run:
         self.notebook, self.scale, self.key = identity["notebook"], identity["scale"], identity["key"]
         self.parameters: dict[str, object] = identity["parameters"]
         self._lock = Lock(folder / "lock", wait=0.0 if interactive else LOCK_WAIT)
-        self._begun, self._start = time.monotonic(), manifest.now()
-        self._counts: dict[str, float] = {}
+        self._begun = time.monotonic()
+        self._counts: Counter = Counter()
         self._described: dict[str, Any] = {}
         self._phases: set[str] = set()
         self._artifacts: set[str] = set()
@@ -84,7 +64,7 @@ class Run:
         self._inputs: dict[str, dict | None] = {}
         self.note = "; ".join(filter(None, [self.note, self._rows.note]))
         self.resumed = len(self._rows.lines)
-        self._costs.append([{"session": {"start": self._start, **manifest.session()}}])
+        self._costs.append([{"session": {"start": manifest.now(), **manifest.session()}}])
         self.tracker = trackers.Tracked(identity, manifest.costs(self._costs.lines)["sessions"][0]["start"])
 
     # ------------------------------------------------------------------ work
@@ -94,14 +74,11 @@ class Run:
 
         Args:
             phase: name of the step, unique in the run.
-            units: objects with an ``id``, or strings; ids are unique within the phase.
+            units: objects with an ``id``, or strings.
             fn: takes a list of units and returns a list of rows (dicts) in the same order. It always gets the same
                 consecutive slices of ``units``, so a resumed run computes what an undisturbed one computes. If it is a
                 `seal_lib.runs.work.Work`, the slices go to the hired workers; the order of rows stays the same.
             chunk: units per slice, which is the most that a kill can lose (with workers: a few slices per worker).
-
-        Returns:
-            One row per unit, without the columns ``phase`` and ``unit`` that the file adds.
 
         Raises:
             RunError: an id or a phase occurs twice, ``fn`` does not return one dict per unit, or the stored rows of
@@ -120,7 +97,7 @@ class Run:
         starts = range(len(done), len(units), chunk)
         parts = [units[first : first + chunk] for first in starts]
         names = [f"phase {phase!r}, {_span(ids[first : first + chunk])}" for first in starts]
-        made = self.workers.map(fn, parts, names, self._lost)
+        made = self.workers.map(fn, parts, names, lambda loss: self._costs.append([{"lost_worker": loss}]))
         for first, part, result in zip(starts, parts, made, strict=True):
             got = result.rows
             if not isinstance(got, list) or len(got) != len(part) or not all(isinstance(row, dict) for row in got):
@@ -164,11 +141,8 @@ class Run:
         """Return the folder ``artifacts/<name>``, calling ``build(folder)`` to fill it unless it is there and intact.
 
         The folder gets its name only when ``build`` has finished. A folder that was changed since is moved aside and
-        built again.
-
-        Raises:
-            RunError: the name is no plain relative path, lies inside or around another artifact, or ``build`` wrote
-                nothing.
+        built again. Raises RunError if the name is no plain relative path, lies inside or around another artifact, or
+        ``build`` wrote nothing.
         """
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or ".." in name:
             raise RunError(f"artifact name {name!r} is not a relative path of plain words; rename it.")
@@ -201,10 +175,7 @@ class Run:
     def input(self, notebook: str, scale: str | None = None) -> Path:
         """Return the folder of another notebook's newest finished run, and record its content hash.
 
-        The default scale is this run's.
-
-        Raises:
-            RunError: the notebook has no finished run at that scale.
+        The default scale is this run's. RunError if there is no such run.
         """
         found = self.inputs([notebook], scale)
         if not found:
@@ -231,13 +202,7 @@ class Run:
 
     def count(self, **counts: float) -> None:
         """Add to the counters of this run: ``generated``, ``trained`` and ``scored`` tokens, or any other name."""
-        for name, value in counts.items():
-            self._counts[name] = self._counts.get(name, 0) + plain(value, name)
-
-    def seconds(self, phases: str) -> float:
-        """Return the seconds spent in all sessions on phases whose full name matches a regular expression."""
-        spent = [line for line in self._costs.lines if re.fullmatch(phases, line.get("phase", ""))]
-        return sum(line["seconds"] for line in spent)
+        self._counts.update({name: plain(value, name) for name, value in counts.items()})
 
     def describe(self, model: str | None = None, **facts: object) -> None:
         """Add a model (with revision and weight hash) or other facts, such as the data, to the run's record."""
@@ -258,14 +223,8 @@ class Run:
         self.workers.close()
         _write_results(self.folder / "results.csv", results, {"experiment": self.notebook, "run": self.key})
         paths.write_json(self.folder / "metrics.json", plain(metrics, "metrics"))
-        aside = sorted(path.name for path in self.folder.glob("superseded-*"))
-        wall = time.monotonic() - self._begun
-        record = manifest.record(
-            self.identity, self._described, self._costs.lines, self._inputs, aside, self._start, wall
-        )
-        record["code"] = paths.read_json(self.folder / "code.json")  # the code as it was when the run began
-        kept = [path for name in manifest.KEPT if (path := self.folder / name).exists()]
-        record["files"] = {path.name: manifest.content_hash(path) for path in kept}
+        spent, wall = manifest.costs(self._costs.lines), time.monotonic() - self._begun
+        record = manifest.record(self.folder, self.identity, self._described, self._inputs, spent, wall)
         if self.interactive:
             manifest.keep(self.folder, record)
         else:  # the runner writes run.json once the last cell has finished
@@ -276,14 +235,10 @@ class Run:
             self.close()  # so that other processes can use the folder while this kernel lives
         return self
 
-    def _lost(self, loss: dict) -> None:
-        """Record the death of a worker at once, so that it is kept even if the run fails later."""
-        self._costs.append([{"lost_worker": loss}])
-
     def _spent(self, phase: str, seconds: float, chunk: int, units: int) -> None:
         line = {"phase": phase, "chunk": chunk, "units": units, "seconds": round(seconds, 4), "counts": self._counts}
         self._costs.append([line])
-        self._counts = {}
+        self._counts = Counter()
         if self.tracker:
             spent = manifest.costs(self._costs.lines)
             units = sum(line["units"] for line in self._costs.lines if line.get("phase") == phase)
@@ -301,11 +256,7 @@ class Run:
         self._phases.add(phase)
 
     def _reusable(self, phase: str, ids: list[str], chunk: int) -> list[dict]:
-        """Return the rows of a phase's finished chunks, and cut an unfinished last chunk off the file.
-
-        Raises:
-            RunError: the stored rows belong to other units, or an unfinished chunk is followed by other rows.
-        """
+        """Return the rows of a phase's finished chunks, and cut an unfinished last chunk off the file."""
         at = [index for index, line in enumerate(self._rows.lines) if line["phase"] == phase]
         have = [self._rows.lines[index]["unit"] for index in at]
         if have != ids[: len(have)]:
@@ -414,7 +365,7 @@ def start(notebook: str, namespace: dict[str, Any], scale: str = "") -> Run:
             raise RunError(f"{notebook}: {parameter.name} is not defined; run the parameters cell first.")
         problem, values[parameter.name] = parameter.fit(namespace[parameter.name])
         if problem:
-            raise RunError(f"{notebook}: {problem}.")
+            raise RunError(f"{notebook}: {problem}")
     if chosen:
         identity = paths.read_json(Path(chosen) / "parameters.json")
         if identity["notebook"] != notebook:
@@ -425,14 +376,13 @@ def start(notebook: str, namespace: dict[str, Any], scale: str = "") -> Run:
         if wrong:
             raise RunError(f"{notebook}: {wrong[0]} was changed after the parameters cell; use another name for it.")
         return _reading(Run(Path(chosen), identity, interactive=False), values)
-    key, hashes = manifest.run_key(notebook, values)
     scale = scale or str(namespace.get("scale", "seedling"))
-    folder = manifest.folder_of(notebook, scale, key)
+    identity = manifest.identity_of(notebook, scale, values)
+    folder = manifest.folder_of(notebook, scale, identity["key"])
     if earlier := _by_hand.pop(notebook, None):  # the cell was run before in this kernel
         earlier.close()
     if (folder / "run.json").exists() and (manifest.inputs_changed(folder) or _outdated(folder)):
         set_aside(folder)
-    identity = identity_of(notebook, scale, key, values, hashes)
     paths.write_json(folder / "parameters.json", identity)
     (folder / "failed.json").unlink(missing_ok=True)
     _by_hand[notebook] = Run(folder, identity, interactive=True)
@@ -449,14 +399,13 @@ def _outdated(folder: Path) -> bool:
         return True
 
 
-def set_aside(folder: Path) -> Path:
-    """Move a whole run folder into ``superseded/`` beside it, and return its new place."""
+def set_aside(folder: Path) -> None:
+    """Move a whole run folder into ``superseded/`` beside it."""
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     aside = folder.parent / "superseded" / f"{folder.name}-{stamp}-{os.getpid()}"
     aside.parent.mkdir(exist_ok=True)
     os.replace(folder, aside)
     print(f"the earlier run moved to {paths.short(aside)}", flush=True)
-    return aside
 
 
 def _reading(run: Run, values: dict[str, Any]) -> Run:
@@ -464,17 +413,6 @@ def _reading(run: Run, values: dict[str, Any]) -> Run:
     if isinstance(values.get("reads"), list):
         run.inputs([params.find(name) for name in values["reads"]], values.get("scale"))
     return run
-
-
-def identity_of(notebook: str, scale: str, key: str, values: dict[str, Any], hashes: dict[str, str]) -> dict:
-    """Return the content of ``parameters.json``."""
-    return {
-        "notebook": notebook,
-        "scale": scale,
-        "key": key,
-        "parameters": manifest.redact(values),
-        "input_hashes": hashes,
-    }
 
 
 def _set_aside(folder: Path, notebook: str) -> str:
@@ -493,8 +431,7 @@ def _set_aside(folder: Path, notebook: str) -> str:
     present = [folder / name for name in names if (folder / name).exists()] if reason else []
     note = ""
     if present:
-        number = 1 + len(list(folder.glob("superseded-*")))
-        target = folder / f"superseded-{number}"
+        target = folder / f"superseded-{1 + len(list(folder.glob('superseded-*')))}"
         target.mkdir()
         for path in present:
             os.replace(path, target / path.name)
@@ -508,24 +445,15 @@ def _set_aside(folder: Path, notebook: str) -> str:
 
 
 def _write_results(path: Path, results: Sequence[dict], defaults: dict[str, str]) -> None:
-    """Write ``results.csv`` with its fixed columns; a missing number becomes an empty cell, never a zero.
-
-    Raises:
-        RunError: a row has an unknown column, or lacks ``metric`` or ``value``.
-    """
-    lines = []
-    for row in results:
-        unknown = [name for name in row if name not in COLUMNS]
-        if unknown:
-            hint = did_you_mean(unknown[0], list(COLUMNS)) or f"the columns are {', '.join(COLUMNS)}."
-            raise RunError(f"results.csv has no column {unknown[0]!r}; {hint}")
-        absent = [name for name in ("metric", "value") if name not in row]
-        if absent:
-            raise RunError(f"a row of results.csv has no {absent[0]!r}; give it (NaN where there is no number).")
-        merged = {**defaults, **plain(row, "results")}
-        lines.append({name: "" if merged.get(name) is None else merged[name] for name in COLUMNS})
+    """Write ``results.csv`` with its fixed columns; a missing number becomes an empty cell, never a zero."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")  # writes None as an empty cell
     writer.writeheader()
-    writer.writerows(lines)
+    for row in results:
+        if unknown := [name for name in row if name not in COLUMNS]:
+            hint = did_you_mean(unknown[0], COLUMNS) or f"the columns are {', '.join(COLUMNS)}."
+            raise RunError(f"results.csv has no column {unknown[0]!r}; {hint}")
+        if absent := [name for name in ("metric", "value") if name not in row]:
+            raise RunError(f"a row of results.csv has no {absent[0]!r}; give it (NaN where there is no number).")
+        writer.writerow({**defaults, **plain(row, "results")})
     paths.write_text(path, text.getvalue())

@@ -1,7 +1,6 @@
 """The identity of a run before it starts (hashes), and its record when it is done (``run.json``).
 
-Knows git, package versions, the machine, and how to hash files and notebooks. Does not know how runs are executed or
-resumed. Never stores environment variables, and redacts parameters whose names suggest a secret.
+Never stores environment variables, and redacts parameters whose names suggest a secret.
 """
 
 import functools
@@ -15,7 +14,9 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,7 @@ PACKAGES = (
 SECRET = re.compile(r"(key|token|secret|password)", re.IGNORECASE)
 REDACTED = "(redacted)"
 #: parameters that affect no row: where work is done (`seal_lib.runs.workers`), keys, and limits on endpoints
-WHERE = (
-    "workers",
-    "cards",
-    "ray_address",
-    "judge_env",
-    "external_env",
-    "rater_env",
-    "endpoint_calls",
-    "endpoint_seconds",
-)
+WHERE = "workers cards ray_address judge_env external_env rater_env endpoint_calls endpoint_seconds".split()
 #: parameters that affect no row but keep more files: they change a run's key only if they are on
 MORE = ("keep_adapters",)
 KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # files whose content hashes are in a run's record
@@ -70,11 +62,7 @@ def digest(*parts: str | bytes) -> str:
 
 
 def content_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a folder as (relative name, content) of every file in name order.
-
-    Raises:
-        ParameterError: the path is neither a file nor a folder.
-    """
+    """Return the SHA-256 of a file, or of a folder as (relative name, content) of every file in name order."""
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         return digest(*[part for p in files for part in (p.relative_to(path).as_posix(), content_hash(p))])
@@ -102,18 +90,11 @@ def code_changed(record: Mapping[str, Any]) -> list[str]:
 
 
 def models_named(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Return parameter → the model it names, for ``model``, ``*_model`` and each entry of a list ``*_models``.
-
-    Empty values are left out.
-    """
-    alone = {name: value for name, value in parameters.items() if name == "model" or name.endswith("_model")}
-    listed = {
-        f"{name}[{i}]": model
-        for name, several in parameters.items()
-        if name.endswith("_models")
-        for i, model in enumerate(several)
-    }
-    return {name: model for name, model in (alone | listed).items() if model}
+    """Return parameter → the model it names, for ``model``, ``*_model`` and each entry of a list ``*_models``."""
+    several = {name: value for name, value in parameters.items() if name.endswith("_models")}
+    found = {name: value for name, value in parameters.items() if name == "model" or name.endswith("_model")}
+    found |= {f"{name}[{i}]": model for name, models in several.items() for i, model in enumerate(models)}
+    return {name: model for name, model in found.items() if model}
 
 
 def input_hashes(parameters: dict[str, Any]) -> dict[str, str]:
@@ -155,6 +136,13 @@ def run_key(notebook: str, parameters: dict[str, object]) -> tuple[str, dict[str
     return digest(settings, *code)[:12], inputs
 
 
+def identity_of(notebook: str, scale: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of ``parameters.json``."""
+    key, hashes = run_key(notebook, values)
+    shown = {"parameters": redact(values), "input_hashes": hashes}
+    return {"notebook": notebook, "scale": scale, "key": key, **shown}
+
+
 def redact(parameters: dict[str, object]) -> dict[str, object]:
     """Return the parameters with text values hidden whose names contain key, token, secret or password."""
     secret = {name for name, value in parameters.items() if isinstance(value, str) and value and SECRET.search(name)}
@@ -177,7 +165,7 @@ def _output(*command: str) -> str | None:
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """Return the commit, whether the tree differs from it, and a hash of the difference (tracked and untracked files).
+    """Return the commit, whether the tree differs from it, and a hash of the difference (untracked files included).
 
     All three are None if the library is not at the root of a git repository.
     """
@@ -199,17 +187,9 @@ def versions() -> dict[str, str]:
     """Return the versions of the installed packages that can change a result."""
     found = {}
     for name in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
-
-
-def packages_hash() -> str:
-    """Return the SHA-256 of the names and versions of all installed distributions."""
-    lines = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}
-    return digest(*sorted(lines))
 
 
 @functools.cache
@@ -222,12 +202,8 @@ def machine() -> dict[str, Any]:
         model = lines[0].split(":", 1)[1].strip() if lines else model
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     table = _output("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader") or ""
-    return {
-        "platform": platform.platform(),
-        "cpu": model,
-        "cores": usable,
-        "gpus": [line.strip() for line in table.splitlines() if line.strip()],
-    }
+    gpus = [line.strip() for line in table.splitlines() if line.strip()]
+    return {"platform": platform.platform(), "cpu": model, "cores": usable, "gpus": gpus}
 
 
 def device() -> str:
@@ -243,17 +219,13 @@ def peak_memory() -> dict[str, float | None]:
 
     The GPU figure is None if this process has not used CUDA.
     """
-    unit = 1 if sys.platform == "darwin" else 1024
-    usage = [resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    unit, gpu = 1 if sys.platform == "darwin" else 1024, None
+    whose = {"process_gb": resource.RUSAGE_SELF, "largest_child_gb": resource.RUSAGE_CHILDREN}
+    found = {name: round(resource.getrusage(who).ru_maxrss * unit / 1e9, 3) for name, who in whose.items()}
     torch = sys.modules.get("torch")
-    gpu = None
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        gpu = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
-    return {
-        "process_gb": round(usage[0] / 1e9, 3),
-        "largest_child_gb": round(usage[1] / 1e9, 3),
-        "gpu_gb": round(gpu / 1e9, 3) if gpu is not None else None,
-    }
+        gpu = round(sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 1e9, 3)
+    return {**found, "gpu_gb": gpu}
 
 
 def session() -> dict[str, object]:
@@ -267,12 +239,11 @@ def session() -> dict[str, object]:
 def costs(lines: list[dict]) -> dict[str, Any]:
     """Sum up ``costs.jsonl``: seconds per phase (over all workers), counters, sessions and deaths of workers."""
     seconds: dict[str, float] = {}
-    counters: dict[str, float] = {}
+    counters: Counter = Counter()
     for line in lines:
         if "phase" in line:
             seconds[line["phase"]] = round(seconds.get(line["phase"], 0.0) + line.get("seconds", 0.0), 3)
-        for name, value in line.get("counts", {}).items():
-            counters[name] = counters.get(name, 0) + value
+        counters.update(line.get("counts", {}))
     sessions = [line["session"] for line in lines if "session" in line]
     kinds = {json.dumps([s["python"], s["versions"], s["device"]], sort_keys=True) for s in sessions}
     return {
@@ -285,45 +256,38 @@ def costs(lines: list[dict]) -> dict[str, Any]:
     }
 
 
-def seeds(parameters: dict[str, object]) -> dict[str, object]:
-    """Return the parameters that are seeds."""
-    return {name: value for name, value in parameters.items() if re.search(r"(^|_)seeds?$", name)}
-
-
 def record(
-    identity: dict, described: dict, lines: list[dict], inputs: dict, superseded: list[str], started: str, wall: float
+    folder: Path, identity: dict, described: dict, inputs: dict, spent: dict[str, Any], wall: float
 ) -> dict[str, object]:
-    """Return the content of ``run.json``.
+    """Return the content of ``run.json`` of a run whose other files are written.
 
     Args:
-        identity: parameters.json of the run (notebook, scale, key, parameters, input hashes).
+        identity: as `identity_of` gives it.
         described: models and data as the notebook described them.
-        lines: lines of costs.jsonl.
         inputs: results of other runs that were read, ``{"notebook@scale": {"run", "content"} or None}``.
-        superseded: names of the run's folders with earlier results.
-        started, wall: start of this session and its seconds; ``seconds`` covers all sessions.
+        spent: as `costs` gives it, of all sessions.
+        wall: seconds of this session.
     """
-    spent = costs(lines)
+    given = identity["parameters"].items()
+    installed = {f"{one.metadata['Name']}=={one.version}" for one in importlib.metadata.distributions()}
     return {
         **identity,
-        "seeds": seeds(identity["parameters"]),
+        "seeds": {name: value for name, value in given if re.search(r"(^|_)seeds?$", name)},
         "runs_read": inputs,
         "described": described,
-        "code": code_of(identity["notebook"]),
-        "git": git_state(),
-        "python": platform.python_version(),
+        "code": paths.read_json(folder / "code.json"),  # the code as it was when the run began
+        **session(),
         "executable": Path(sys.executable).name,
-        "versions": versions(),
-        "packages": packages_hash(),
+        "packages": digest(*sorted(installed)),
         "machine": machine(),
-        "device": device(),
         "determinism": DETERMINISM[device()],
-        "start": spent["sessions"][0]["start"] if spent["sessions"] else started,
+        "start": spent["sessions"][0]["start"],
         "end": now(),
         "wall_seconds": round(wall, 3),
         **spent,
         "peak_memory": peak_memory(),
-        "superseded": superseded,
+        "superseded": sorted(path.name for path in folder.glob("superseded-*")),
+        "files": {name: content_hash(folder / name) for name in KEPT if (folder / name).exists()},
     }
 
 
@@ -332,21 +296,8 @@ def describe_model(name: str) -> dict[str, str | None]:
     from seal_lib import models
 
     source, revision = models.resolve(name)
-    shipped = Path(source).is_dir()
-    return {"name": name, "revision": revision, "weights": models.weight_hash(name) if shipped else None}
-
-
-def notebook_timings(metadata: dict, cells: list[dict]) -> dict[str, object]:
-    """Return papermill's start, end and seconds for the notebook, and its seconds for each code cell."""
-    own = metadata.get("papermill", {})
-    each = [c["metadata"].get("papermill", {}).get("duration") for c in cells if c["cell_type"] == "code"]
-    return {
-        "start": own.get("start_time"),
-        "end": own.get("end_time"),
-        "seconds": own.get("duration"),
-        "papermill": own.get("version"),
-        "cell_seconds": each,
-    }
+    weights = models.weight_hash(name) if Path(source).is_dir() else None
+    return {"name": name, "revision": revision, "weights": weights}
 
 
 def seal(path: Path, target: Path | None = None) -> None:
@@ -370,11 +321,7 @@ def keep(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path) -> dict:
-    """Return ``run.json`` of a finished run folder.
-
-    Raises:
-        RunError: the run is not finished, or its record is not what was written.
-    """
+    """Return ``run.json`` of a run folder; RunError if the run is not finished or its record damaged."""
     path = folder / "run.json"
     if not path.exists():
         raise RunError(f"{paths.short(folder)} has no run.json, so it is not finished; run it again.")
@@ -401,10 +348,8 @@ def finished(notebook: str, scale: str) -> list[Path]:
     """Return the finished run folders of a notebook at a scale, newest first, without superseded ones."""
     found = []
     for path in (paths.runs() / notebook / scale).glob("*/run.json"):
-        try:
+        with suppress(RunError):  # one damaged record does not hide the others; `status` names it
             found.append((read(path.parent)["end"], path.stat().st_mtime_ns, path.parent))
-        except RunError:  # one damaged record does not hide the others; `status` names it
-            continue
     return [folder for *_, folder in sorted(found, reverse=True)]
 
 
@@ -434,20 +379,12 @@ def reference(notebook: str, scale: str) -> Path | None:
 
 
 def rows(folder: Path, phase: str | None = None) -> list[dict]:
-    """Return the rows of a run, or of one phase of it, with their ``phase`` and ``unit``.
-
-    Raises:
-        RunError: a row is not what the run wrote.
-    """
+    """Return the rows of a run, or of one of its phases, with ``phase`` and ``unit``; RunError if one is damaged."""
     return [line for line in journal.read(folder / "rows.jsonl") if phase is None or line["phase"] == phase]
 
 
 def written(folder: Path, name: str) -> Path:
-    """Return the path of a file of a finished run after checking that it is what the run wrote.
-
-    Raises:
-        RunError: it is missing, cut or changed.
-    """
+    """Return the path of a file of a finished run; RunError if it is not what the run wrote."""
     path, wanted = folder / name, read(folder).get("files", {}).get(name)
     if wanted is None or not path.exists() or content_hash(path) != wanted:
         raise RunError(f"{paths.short(path)} is not what the run wrote; run the notebook again, what is whole is kept.")
@@ -465,7 +402,7 @@ def fingerprint(folder: Path | None) -> dict[str, str] | None:
 def inputs_changed(folder: Path) -> list[str]:
     """Return the ``notebook@scale`` of every input whose newest finished run is not the one that this run read.
 
-    If the list of inputs is damaged, its file name is returned instead.
+    It is the name of the list of inputs if that is damaged.
     """
     path = folder / "inputs.json"
     try:

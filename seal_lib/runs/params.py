@@ -10,8 +10,6 @@ A file may begin with ``include: [models/llama, recipes/authors-inner]``. Then t
 ``params/_models/llama.yaml`` and so on apply first, later files over earlier ones, and the file's own lines override
 them. A shared file serves many notebooks, so keys that a notebook does not declare are ignored; a notebook's own file
 may hold only parameters of that notebook.
-
-Knows nothing of runs or papermill. Example: ``resolve("11_single_passage", "seedling", {"seed": "3"})``.
 """
 
 import ast
@@ -20,6 +18,7 @@ import io
 import os
 import re
 import tokenize
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +57,7 @@ def scales(notebook: str) -> list[str]:
 
 
 def at(notebook: str, scale: str) -> bool:
-    """Return whether a notebook runs at a scale in the current ``SET``.
-
-    Every notebook with a seedling scale runs at ``smoke``.
-    """
+    """Return whether a notebook runs at a scale in the current ``SET``; with a seedling scale it does at ``smoke``."""
     return bool(_files(notebook, scale, os.environ.get("SET", "")))
 
 
@@ -71,11 +67,7 @@ def sets(notebook: str = "[!_]*") -> list[str]:
 
 
 def find(name: str) -> str:
-    """Return the notebook that ``name`` means: its exact name, or a prefix of only one notebook's name (``11``).
-
-    Raises:
-        ParameterError: no notebook, or more than one, fits.
-    """
+    """Return the notebook that ``name`` means: its exact name, or a prefix of only one notebook's name (``11``)."""
     name = name.removesuffix(".ipynb")
     known = names()
     if name in known:
@@ -106,8 +98,7 @@ def cells(notebook: str) -> list[dict]:
 def declared(notebook: str) -> list[Parameter]:
     """Return the parameters that a notebook declares, in the order of its tagged cell.
 
-    Raises:
-        ParameterError: the cell is missing, not the first, or holds anything but parameters.
+    ParameterError if the cell is missing, not the first, or holds anything but parameters.
     """
     code = cells(notebook)
     tagged = [index for index, cell in enumerate(code) if "parameters" in cell["tags"]]
@@ -121,18 +112,13 @@ def declared(notebook: str) -> list[Parameter]:
     except SyntaxError as error:
         where = f"{notebook}.ipynb, parameters cell, line {error.lineno}"
         raise ParameterError(f"{where} is not Python; write {FORM}.") from error
-    comments = _comments(source)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
     body = [node for node in body if ast.unparse(node) != "from typing import Literal"]
     found = [_declaration(notebook, node, source, comments) for node in body]
-    doubles = {p.name for p in found if [q.name for q in found].count(p.name) > 1}
-    if doubles:
-        raise ParameterError(f"{notebook}.ipynb declares {sorted(doubles)[0]!r} twice; keep one line.")
+    if doubles := sorted(name for name, times in Counter(p.name for p in found).items() if times > 1):
+        raise ParameterError(f"{notebook}.ipynb declares {doubles[0]!r} twice; keep one line.")
     return found
-
-
-def _comments(source: str) -> dict[int, str]:
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
 
 
 def _declaration(notebook: str, node: ast.stmt, source: str, comments: dict[int, str]) -> Parameter:
@@ -158,12 +144,8 @@ def _declaration(notebook: str, node: ast.stmt, source: str, comments: dict[int,
     parameter = Parameter(node.target.id, kind, value, help_text)
     problem, fitted = parameter.fit(value)
     if problem:
-        raise ParameterError(_sentence(f"{where}: the default {problem}"))
+        raise ParameterError(f"{where}: the default {problem}")
     return dataclasses.replace(parameter, default=fitted)
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith("?") else f"{text}."
 
 
 # ---------------------------------------------------------------------------------------------- the whole set
@@ -185,11 +167,6 @@ def resolve(notebook: str, scale: str, overrides: dict[str, object] | None = Non
     return _overlay(notebook, [*_layers(notebook, scale, wanted), Layer("--set", overrides or {})])
 
 
-def smoke(notebook: str) -> dict[str, object]:
-    """Return parameters for tests, which take seconds: the smallest seedling set overlaid with ``smoke.yaml``."""
-    return resolve(notebook, "smoke")
-
-
 def _overlay(notebook: str, layers: list[Layer]) -> dict[str, object]:
     known = {parameter.name: parameter for parameter in declared(notebook)}
     values = {name: parameter.default for name, parameter in known.items()}
@@ -204,7 +181,7 @@ def _overlay(notebook: str, layers: list[Layer]) -> dict[str, object]:
                 value = known[key].type.read(value)
             problem, values[key] = known[key].fit(value)
             if problem:
-                raise ParameterError(_sentence(f"{layer.source}: {problem}"))
+                raise ParameterError(f"{layer.source}: {problem}")
     return values
 
 
@@ -263,18 +240,16 @@ def _load(path: Path) -> dict[str, object]:
 def check_all(check: Callable[[dict], None] = lambda values: None) -> list[str]:
     """Return the problems of every notebook at every scale that it has a file for.
 
-    An empty list means that all is well. ``check`` raises SealError for values that are valid one by one but not
-    together.
+    ``check`` raises SealError for values that are valid one by one but not together.
     """
     problems: list[str] = []
-    known = names()
     unused: dict[str, set[str]] = {}
     for path in shared().values():
         try:
             unused[paths.short(path)] = {INCLUDE, *_load(path)}
         except ParameterError as error:
             problems.append(str(error))
-    for notebook in known:
+    for notebook in names():
         stems = [path.stem.partition("-")[0] for path in (paths.params() / notebook).glob("*.yaml")] or ["seedling"]
         for scale in sorted({*stems, *(["smoke"] if "seedling" in stems else [])}):
             for overlay in ("", *sets(notebook)):
@@ -293,14 +268,11 @@ def check_all(check: Callable[[dict], None] = lambda values: None) -> list[str]:
                 for layer in layers:
                     unused.get(layer.source, set()).difference_update(values, [INCLUDE])
     problems += [f"{source} is included by no file; remove it." for source, keys in unused.items() if INCLUDE in keys]
-    problems += [
-        f"{source}: {key!r} is a parameter of no notebook that includes this file; remove it."
-        for source, keys in unused.items()
-        if INCLUDE not in keys
-        for key in sorted(keys)
-    ]
-    folders = [path.name for path in paths.params().glob("[!_]*") if path.is_dir()]
-    problems += [f"params/{name} belongs to no notebook; rename or remove it." for name in folders if name not in known]
+    lonely = [(source, key) for source, keys in unused.items() if INCLUDE not in keys for key in sorted(keys)]
+    why = "is a parameter of no notebook that includes this file; remove it."
+    problems += [f"{source}: {key!r} {why}" for source, key in lonely]
+    strange = [p.name for p in paths.params().glob("[!_]*") if p.is_dir() and p.name not in names()]
+    problems += [f"params/{name} belongs to no notebook; rename or remove it." for name in strange]
     return list(dict.fromkeys(problems))
 
 
@@ -311,13 +283,7 @@ RARE = {"rare": True}
 def pick(settings: type, parameters: dict[str, object], **fixed: object) -> Any:
     """Fill a settings dataclass with the parameters of the same names.
 
-    Every field needs a parameter or a value in ``fixed``, unless it is `RARE`.
-
-    Args:
-        fixed: fields for which the notebook deliberately has no parameter.
-
-    Raises:
-        ParameterError: a field has neither parameter nor fixed value, or a fixed value is not needed.
+    Every field needs a parameter or, if the notebook deliberately has none, a value in ``fixed``, unless it is `RARE`.
     """
     given = {*parameters, *fixed}
     named = [f.name for f in dataclasses.fields(settings) if f.name in given or not f.metadata.get("rare")]

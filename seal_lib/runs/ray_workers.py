@@ -8,6 +8,7 @@ with several nodes all of them must see that folder. Ray restarts nothing: the d
 import itertools
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from seal_lib import paths
 from seal_lib.errors import DataError, RunError
 from seal_lib.runs import manifest
-from seal_lib.runs.work import Done, Portable, WeightSource
+from seal_lib.runs.work import Done, Portable
 
 STORE = 128 << 20  # bytes of Ray's object store on this machine; texts and rows are small
 VISIBLE = 60.0  # seconds; a network file system may show a new folder that late
@@ -29,35 +30,22 @@ class Worker:
     def __init__(self, device: str, node: str = "") -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # must be set before a library that reads it is imported
         self.device, self.node = device, node
-        self.source: WeightSource | None = None
+        self.source: Any = None
         self.model = self.tokenizer = None
 
     def greet(self) -> dict[str, object]:
-        """Return this worker's code hash, package versions, node, process id and GPU.
-
-        It imports torch, so that the first part does not wait for the import.
-        """
-        import torch
+        """Return this worker's code hash, package versions, node, process id and GPU."""
+        import torch  # here, so that the first part does not wait for the import
 
         gpu = torch.cuda.get_device_name(0) if self.device == "cuda" else None
-        return {
-            "library": manifest.library_hash(),
-            "versions": manifest.versions(),
-            "node": self.node,
-            "pid": os.getpid(),
-            "gpu": gpu,
-        }
+        own = {"library": manifest.library_hash(), "versions": manifest.versions()}
+        return {**own, "node": self.node, "pid": os.getpid(), "gpu": gpu}
 
     def work(self, unit: Callable, policy: Portable, part: Sequence) -> Done:
         """Return the rows, counters and seconds of one part."""
         begun = time.monotonic()
-        counts: dict[str, float] = {}
-
-        def count(**more: float) -> None:
-            for name, value in more.items():
-                counts[name] = counts.get(name, 0) + value
-
-        rows = unit(self._with_weights(policy), part, count)
+        counts: Counter = Counter()
+        rows = unit(self._with_weights(policy), part, counts.update)
         return Done(rows, counts, time.monotonic() - begun)
 
     def _with_weights(self, policy: Any) -> Any:
@@ -92,10 +80,11 @@ class Worker:
 
 
 class RayWorkers:
-    """The `seal_lib.runs.work.Executor` that runs on Ray.
+    """Starts workers on Ray and gives them work; a worker is known by a number, and only ``event`` waits.
 
-    Raises:
-        RunError: no cluster answers at the address, or it has fewer GPUs (on a CPU: fewer CPUs) than workers.
+    Events are ``("ready", worker, facts)``, ``("done", worker, Done)``, ``("error", worker, exception)`` (the unit
+    failed, the worker lives) and ``("died", worker, reason)``; None if ``limit`` seconds pass without an event. Raises
+    RunError if no cluster answers at the address, or it has fewer GPUs (on a CPU: fewer CPUs) than workers.
     """
 
     def __init__(self, count: int, address: str, device: str) -> None:
@@ -166,26 +155,21 @@ def connect(ray: Any, count: int, address: str) -> None:
     Raises:
         RunError: no cluster answers there, or Ray does not start.
     """
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address in ("", "local"):
-        _start(ray, {"num_cpus": max(count, manifest.machine()["cores"]), **quiet})
-        return
-    try:
-        ray.init(address, **quiet)
-    except ConnectionError as error:
-        raise RunError(
-            f"ray_address: no Ray cluster answers at {address!r}; start one with `ray start --head`, or write "
-            '`ray_address: ""` for this machine alone.'
-        ) from error
-
-
-def _start(ray: Any, options: dict) -> None:
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), before or ""]))  # for the workers
-    try:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address not in ("", "local"):
+        try:
+            ray.init(address, **quiet)
+            return
+        except ConnectionError as error:
+            raise RunError(
+                f"ray_address: no Ray cluster answers at {address!r}; start one with `ray start --head`, or write "
+                '`ray_address: ""` for this machine alone.'
+            ) from error
+    quiet["num_cpus"] = max(count, manifest.machine()["cores"])
+    with paths.environment(PYTHONPATH=paths.importable()):  # for the workers
         for left in reversed(range(TRIES)):
             try:
-                ray.init("local", include_dashboard=False, object_store_memory=STORE, **options)
+                ray.init("local", include_dashboard=False, object_store_memory=STORE, **quiet)
                 return
             except Exception as error:  # Ray's own class for this is Exception
                 if "timed out during startup" not in str(error):
@@ -195,8 +179,6 @@ def _start(ray: Any, options: dict) -> None:
                     raise RunError(
                         f"Ray did not start in {TRIES} tries ({error}); free the machine, try again."
                     ) from error
-    finally:
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
 def _reason(error: Exception) -> str:

@@ -6,7 +6,6 @@ done only if its last cell called ``run.finish``; anything else leaves ``failed.
 call continues where it stopped. Does not know what a notebook computes.
 """
 
-import contextlib
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 from seal_lib import paths
 from seal_lib.errors import DataError, DiskError, ParameterError, RunError, SealError, way_out
 from seal_lib.runs import journal, manifest, params
-from seal_lib.runs.lifecycle import identity_of, set_aside
+from seal_lib.runs.lifecycle import set_aside
 from seal_lib.runs.progress import clock
 
 ADVICE = {
@@ -120,7 +119,8 @@ def run(
         SealError: the parameters do not fit, or another process holds the folder.
     """
     values = params.resolve(notebook, scale, overrides)
-    key, hashes = manifest.run_key(notebook, values)
+    identity = manifest.identity_of(notebook, scale, values)
+    key = identity["key"]
     folder = manifest.folder_of(notebook, scale, key)
     broken = manifest.damage(folder) if (folder / "run.json").exists() and not force else ""
     if broken:
@@ -150,16 +150,17 @@ def run(
             os.replace(folder / "run.json", folder / "run.json.damaged")
         elif (folder / "run.json").exists():  # another runner finished it just now
             return run(notebook, scale, overrides)
-        return _execute(notebook, scale, key, values, hashes, folder)
+        return _execute(identity, values, folder)
     finally:
         lock.release()
 
 
-def _execute(notebook: str, scale: str, key: str, values: dict, hashes: dict, folder: Path) -> int:
+def _execute(identity: dict, values: dict, folder: Path) -> int:
     for name in ("failed.json", "run.json.pending"):
         (folder / name).unlink(missing_ok=True)
-    paths.write_json(folder / "parameters.json", identity_of(notebook, scale, key, values, hashes))
-    print(f"{notebook} {scale} {key}: started", flush=True)
+    paths.write_json(folder / "parameters.json", identity)
+    notebook, about = identity["notebook"], " ".join(identity[name] for name in ("notebook", "scale", "key"))
+    print(f"{about}: started", flush=True)
     begun = time.monotonic()
     try:
         timings = _papermill(notebook, values, folder)
@@ -176,19 +177,19 @@ def _execute(notebook: str, scale: str, key: str, values: dict, hashes: dict, fo
     if executed.exists():
         record["files"][executed.name] = manifest.content_hash(executed)
     manifest.keep(folder, {**record, "notebook_timings": timings})
-    print(f"{notebook} {scale} {key}: done in {clock(time.monotonic() - begun)}", flush=True)
+    print(f"{about}: done in {clock(time.monotonic() - begun)}", flush=True)
     return 0
 
 
 def _papermill(notebook: str, values: dict, folder: Path) -> dict:
-    """Execute the notebook into ``notebook.ipynb`` of the folder, and return papermill's timings."""
+    """Execute the notebook into ``notebook.ipynb`` of the folder, and return papermill's timings, in seconds."""
     import logging
 
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    python = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH", "")]))
-    with _environment(SEAL_RUN_DIR=str(folder), SEAL_BATCH="1", PYTHONPATH=python, PYDEVD_DISABLE_FILE_VALIDATION="1"):
+    values_there = {"SEAL_RUN_DIR": str(folder), "SEAL_BATCH": "1", "PYTHONPATH": paths.importable()}
+    with paths.environment(**values_there, PYDEVD_DISABLE_FILE_VALIDATION="1"):
         done = papermill.execute_notebook(
             paths.notebooks() / f"{notebook}.ipynb",
             folder / "notebook.ipynb",
@@ -200,18 +201,10 @@ def _papermill(notebook: str, values: dict, folder: Path) -> dict:
             stdout_file=sys.stdout,
             extra_arguments=["--IPKernelApp.log_level=50"],  # hide notices about local sockets and about being stopped
         )
-    return manifest.notebook_timings(done.metadata, done.cells)
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    own = done.metadata.get("papermill", {})
+    names = {"start": "start_time", "end": "end_time", "seconds": "duration", "papermill": "version"}
+    each = [c["metadata"].get("papermill", {}).get("duration") for c in done.cells if c["cell_type"] == "code"]
+    return {**{name: own.get(key) for name, key in names.items()}, "cell_seconds": each}
 
 
 def _failed(folder: Path, notebook: str, kind: str, message: str, cell: int | None) -> int:
@@ -223,32 +216,24 @@ def _failed(folder: Path, notebook: str, kind: str, message: str, cell: int | No
     executed = folder / "notebook.ipynb"
     try:
         (folder / "run.json.pending").unlink(missing_ok=True)
-        if executed.exists() and executed.stat().st_size and not _whole(executed):
-            executed.unlink()  # papermill was stopped, or found no room, while it wrote
+        try:
+            paths.read_json(executed)
+        except DataError:  # papermill was stopped, or found no room, while it wrote
+            executed.unlink(missing_ok=True)
         paths.write_json(folder / "failed.json", record)
     except (OSError, DiskError) as error:  # the failure itself has been reported above
         print(f"  and {error}", file=sys.stderr, flush=True)
     return 1
 
 
-def _whole(file: Path) -> bool:
-    try:
-        return bool(paths.read_json(file))
-    except DataError:
-        return False
-
-
 # ---------------------------------------------------------------------------------------------- all of them
 
 
 def chosen(scale: str, only: str) -> list[str]:
-    """Return the notebooks that have the scale, or those of them named in ``only``, in file order.
+    """Return the notebooks that have the scale, in file order.
 
-    Args:
-        only: full names or unique beginnings, separated by commas; "" for all.
-
-    Raises:
-        ParameterError: a name is unknown, or a notebook has no parameters for the scale.
+    ``only``: full names or unique beginnings of those wanted, separated by commas; "" for all. ParameterError if one is
+    unknown or has no parameters for the scale.
     """
     wanted = [params.find(name.strip()) for name in only.split(",") if name.strip()]
     if only.strip() and not wanted:
@@ -257,19 +242,13 @@ def chosen(scale: str, only: str) -> list[str]:
     lacking = [name for name in wanted if name not in having]
     if lacking or not having:
         known = sorted({s for name in lacking or params.names() for s in params.scales(name)})
-        who = lacking[0] if lacking else "no notebook"
-        verb = "has no" if lacking else "has"
-        raise ParameterError(
-            f"{who} {verb} parameters for scale {scale!r}; the scales are {', '.join(known) or 'none'}."
-        )
+        who = f"{lacking[0]} has no" if lacking else "no notebook has"
+        raise ParameterError(f"{who} parameters for scale {scale!r}; the scales are {', '.join(known) or 'none'}.")
     return [name for name in having if not wanted or name in wanted]
 
 
 def reads(notebook: str) -> set[str] | None:
-    """Return the notebooks whose runs a notebook reads with ``run.input(…)``.
-
-    None means all before it, since the notebook calls ``run.inputs(…)``.
-    """
+    """Return the notebooks whose runs a notebook reads by ``run.input(…)``; None, by ``run.inputs(…)``, for all."""
     code = "\n".join(cell["source"] for cell in params.cells(notebook))
     return None if "run.inputs(" in code else set(re.findall(r"run\.input\([\"'](\w+)", code))
 
@@ -330,9 +309,8 @@ def run_all(
 
 def _call(command: list[str], labelled: bool, children: list[subprocess.Popen]) -> int:
     """Run a command and return its exit code; ``labelled`` puts the notebook's number before each line."""
-    python = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH", "")]))
     pipe = subprocess.PIPE if labelled else None
-    environment = {**os.environ, "PYTHONPATH": python, "SEAL_PARENT": str(os.getpid())}
+    environment = {**os.environ, "PYTHONPATH": paths.importable(), "SEAL_PARENT": str(os.getpid())}
     with subprocess.Popen(command, env=environment, stdout=pipe, text=True) as child:
         children.append(child)
         for line in child.stdout or ():
@@ -361,9 +339,8 @@ def end_with_parent() -> None:
 def status() -> int:
     """Print a table of every notebook and scale."""
     wanted = [(name, scale) for name in params.names() for scale in params.scales(name) if scale != "smoke"]
-    table = [state(notebook, scale) for notebook, scale in wanted]
     lines = [["notebook", "scale", "state", "finished (UTC)", "minutes", ""]]
-    for row in table:
+    for row in [state(notebook, scale) for notebook, scale in wanted]:
         minutes = "" if row["minutes"] is None else f"{row['minutes']:.1f}"
         why = str(row["why"]).splitlines()[0][:80] if row["why"] else ""
         lines.append([row["notebook"], row["scale"], row["state"], row["when"], minutes, why])
@@ -386,14 +363,12 @@ def check_parameters(check: Callable[[dict], None] = lambda values: None) -> int
 def clean(yes: bool) -> int:
     """Remove every run folder, after asking; other files stay."""
     home = paths.runs()
-    folders = sorted({path.parent for path in home.glob("*/**/parameters.json")})
-    # a folder inside another one goes with it
-    folders = [folder for folder in folders if not {*folder.parents} & {*folders}]
+    found = sorted({path.parent for path in home.glob("*/**/parameters.json")})
+    folders = [folder for folder in found if not {*folder.parents} & {*found}]  # one inside another goes with it
     if not folders:
         print("there are no runs")
         return 0
-    busy = [folder for folder in folders if in_use(folder)]
-    if busy:
+    if busy := [folder for folder in folders if in_use(folder)]:
         raise RunError(f"{paths.short(busy[0])} is in use; stop that run before removing.")
     size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()) / 1e6
     if not yes:

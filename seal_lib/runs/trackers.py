@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from seal_lib import paths
 from seal_lib.errors import ParameterError
@@ -36,18 +36,6 @@ class About:
     @property
     def name(self) -> str:
         return f"{self.place}/{self.id}"
-
-
-class Tracker(Protocol):
-    """A tracker's client with one run open."""
-
-    def __init__(self, about: About) -> None: ...
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Log numbers at a step; steps never decrease."""
-
-    def close(self, summary: Mapping[str, float] | None, step: int) -> None:
-        """Log the last numbers and close the run; ``summary`` is None if the run did not finish."""
 
 
 class TensorBoard:
@@ -145,12 +133,9 @@ class WeightsAndBiases:
         self.run.finish(int(summary is None))
 
 
-#: value of ``SEAL_TRACKER``, which is also the name of the client's package and of our extra → its tracker
-TRACKERS: dict[str, Callable[[About], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "mlflow": MLflow,
-    "wandb": WeightsAndBiases,
-}
+#: value of ``SEAL_TRACKER``, which is also the name of the client's package and of our extra → its tracker: a client
+#: with one run open, to which steps never decrease and which is closed without a summary if the run did not finish
+TRACKERS: dict[str, Callable[[About], Any]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WeightsAndBiases}
 
 
 def named() -> str:
@@ -171,12 +156,7 @@ def named() -> str:
 
 
 class Tracked:
-    """The tracker of a run, or none; the first failure ends it with one warning.
-
-    Args:
-        identity: the content of the run's ``parameters.json``.
-        begun: start of the run's first session.
-    """
+    """The tracker of a run that began at ``begun`` in its first session, or none; a failure ends it with a warning."""
 
     def __init__(self, identity: Mapping[str, Any], begun: str) -> None:
         self.step, self._tracker = 0, None

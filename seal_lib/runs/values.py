@@ -1,8 +1,7 @@
 """The values that a parameter may have, and one sentence for each way in which a value can be wrong.
 
 Type and choices are declared in the notebook's cell (``int``, ``list[str]``, ``Literal["a", "b"]``, ``X | None``). The
-range of a number follows from the parameter's name (`RANGES`), and so does the form of a few texts (`FORMS`). Knows
-nothing of notebooks and files.
+range of a number follows from the parameter's name (`RANGES`), and so does the form of a few texts (`FORMS`).
 """
 
 import ast
@@ -73,19 +72,12 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Type:
-    """The declared type of a parameter.
+    """The declared type of a parameter."""
 
-    Attributes:
-        kind: int, float, str, bool or list.
-        item: element type of a list.
-        optional: whether None is allowed.
-        choices: the texts that are allowed; empty for any text.
-    """
-
-    kind: str
-    item: "Type | None" = None
-    optional: bool = False
-    choices: tuple[str, ...] = ()
+    kind: str  # int, float, str, bool or list
+    item: "Type | None" = None  # of a list
+    optional: bool = False  # whether None is allowed
+    choices: tuple[str, ...] = ()  # the texts that are allowed; empty for any text
 
     def __str__(self) -> str:
         text = f"list[{self.item}]" if self.kind == "list" else " or ".join(self.choices) or self.kind
@@ -136,7 +128,7 @@ class Parameter:
     help: str
 
     def fit(self, value: object) -> tuple[str, object]:
-        """Check a value: return ``("", value)``, or ``("name=… is wrong; do …", None)``.
+        """Check a value: return ``("", value)``, or ``("name=… is wrong; do ….", None)``.
 
         Whole numbers become floats where the type is float.
         """
@@ -144,7 +136,7 @@ class Parameter:
         problem = problem or self._unfit(fitted)
         if not problem:
             return "", fitted
-        return f"{self.name}{'' if problem[0] in '=[' else ' '}{problem}", None
+        return f"{self.name}{'' if problem[0] in '=[' else ' '}{problem}{'' if problem.endswith('?') else '.'}", None
 
     def _unfit(self, value: object) -> str:
         """Say what is wrong with a value of the right type, or return ""."""

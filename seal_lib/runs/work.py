@@ -1,4 +1,4 @@
-"""The interfaces between the loops, a run and its workers: `Recorder`, `Work`, `Done` and `Executor`.
+"""The interfaces between the loops, a run and its workers: `Recorder`, `Work` and `Done`.
 
 A policy is known only as `Portable`: its weights need not travel, since its source says how to load them again.
 """
@@ -43,23 +43,11 @@ def once(run: Recorder, phase: str, make: Callable[[], dict[str, Any]]) -> dict[
     return row
 
 
-class WeightSource(Protocol):
-    """The origin of weights: a base model, and adapters merged into it (`seal_lib.loops.policy.Source`)."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def adapters(self) -> tuple[str, ...]: ...
-
-    def follows(self, other: Any) -> bool: ...
-
-    def load(self, device: str) -> tuple[Any, Any]: ...
-
-    def merge(self, model: Any, first: int = 0) -> Any: ...
-
-
 class Portable(Protocol):
-    """A dataclass whose weights another process loads again from ``source`` (`seal_lib.loops.policy.Policy`)."""
+    """A dataclass whose weights another process loads again (`seal_lib.loops.policy.Policy`).
+
+    ``source``: a base model and the adapters merged into it (`seal_lib.loops.policy.Source`), or None.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -67,7 +55,7 @@ class Portable(Protocol):
     def name(self) -> str: ...
 
     @property
-    def source(self) -> WeightSource | None: ...
+    def source(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -93,11 +81,7 @@ class Work:
         return self.unit(self.policy, part, self.count)
 
     def portable(self) -> tuple[Callable, "Portable"]:
-        """Return the function, and the policy without its weights, which the worker loads itself.
-
-        Raises:
-            RunError: the policy has no source.
-        """
+        """Return the function, and the policy without its weights, which the worker loads itself from its source."""
         if self.policy.source is None:
             way = "make it as Policy(name, model, tokenizer, source=Source(model_name, dtype))"
             raise RunError(f"policy {self.policy.name!r} does not say where its weights come from; {way}.")
@@ -111,21 +95,3 @@ class Done:
     rows: object
     counts: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
-
-
-class Executor(Protocol):
-    """Starts workers and gives them work; a worker is known by a number, and only ``event`` waits.
-
-    Events are ``("ready", worker, facts)``, ``("done", worker, Done)``, ``("error", worker, exception)`` (the unit
-    failed, the worker lives) and ``("died", worker, reason)``; None if ``limit`` seconds pass without an event.
-    """
-
-    def start(self) -> int: ...
-
-    def greet(self, worker: int) -> None: ...
-
-    def submit(self, worker: int, unit: Callable, policy: object, part: Sequence) -> None: ...
-
-    def event(self, limit: float | None) -> tuple[str, int, Any] | None: ...
-
-    def close(self) -> None: ...

@@ -5,8 +5,8 @@
 
 A `Work` says *what* is done with which policy. `Workers` decides *where* it is done, returns results in order, and
 gives the part of a worker that died to another one. Parts are the chunks of `seal_lib.runs.lifecycle.Run.map`. They do
-not depend on the number of workers, so the rows do not either. Knows workers by number, through an `Executor`; Ray
-itself is in `seal_lib.runs.ray_workers`. Knows nothing of the run folder.
+not depend on the number of workers, so the rows do not either. Knows workers by number; Ray itself is in
+`seal_lib.runs.ray_workers`. Knows nothing of the run folder.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ from typing import Any
 from seal_lib.errors import ParameterError, RunError
 from seal_lib.runs import manifest
 from seal_lib.runs.ray_workers import RayWorkers
-from seal_lib.runs.work import Done, Executor, Work
+from seal_lib.runs.work import Done, Work
 
 ATTEMPTS = 3  # a part during which this many workers died is an error
 AHEAD = 4  # parts per worker that may start before an earlier one is saved; the most a killed run loses
@@ -33,7 +33,7 @@ class Workers:
         count: number of workers; 1 without an address means this process.
         address: a Ray cluster (``auto``: the one this machine belongs to); "" starts one on this machine.
         device: ``cpu``, ``cuda``, or ``auto``: a GPU for each worker if the cluster has any.
-        open_executor: creates the executor when the first part starts; Ray's by default.
+        open_executor: starts what has the methods of `RayWorkers`, the default, when the first part starts.
 
     If Ray is not installed, all work runs in this process with the same results, and ``warning`` says so.
     """
@@ -43,7 +43,7 @@ class Workers:
         count: int = 1,
         address: str = "",
         device: str = "auto",
-        open_executor: Callable[[int, str, str], Executor] | None = None,
+        open_executor: Callable[[int, str, str], RayWorkers] | None = None,
     ) -> None:
         if count < 1:
             raise ParameterError(f"workers: {count} is not a number of workers; give at least 1.")
@@ -51,7 +51,7 @@ class Workers:
         self.warning, self.deaths = "", 0
         self.seen: dict[int, dict[str, object]] = {}
         self._open, self._failed_starts = open_executor or RayWorkers, 0
-        self._executor: Executor | None = None
+        self._executor: RayWorkers | None = None
         self._state: dict[int, str] = {}  # worker -> starting, idle or busy
         self.shared = count > 1 or bool(address)
         if self.shared and open_executor is None:
@@ -130,7 +130,7 @@ class Workers:
                 raise result
             yield result
 
-    def _fill_up(self) -> Executor:
+    def _fill_up(self) -> RayWorkers:
         """Start the missing workers, and ask idle ones to answer again, so that no part goes to a dead one."""
         executor = self._executor = self._executor or self._open(self.count, self.address, self.device)
         for worker in [worker for worker, state in self._state.items() if state == "idle"]:
@@ -144,7 +144,7 @@ class Workers:
     def _idle(self) -> int | None:
         return min((worker for worker, state in self._state.items() if state == "idle"), default=None)
 
-    def _event(self, executor: Executor) -> tuple[str, int, Any]:
+    def _event(self, executor: RayWorkers) -> tuple[str, int, Any]:
         """Return the next event, after updating the workers' states and checking a worker that has become ready."""
         event = executor.event(None if "busy" in self._state.values() else START)
         if event is None:
@@ -174,7 +174,7 @@ class Workers:
                 raise RunError(f"worker {worker} on node {facts['node']} has other {what} than here; install the same.")
         self.seen[worker] = {key: value for key, value in facts.items() if key not in own}
 
-    def _replace(self, executor: Executor, worker: int, part: str, why: str) -> dict:
+    def _replace(self, executor: RayWorkers, worker: int, part: str, why: str) -> dict:
         """Start a worker in place of a dead one, and return the record of the death."""
         self.deaths += 1
         del self._state[worker]

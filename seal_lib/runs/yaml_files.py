@@ -68,11 +68,7 @@ def parse(text: str) -> Any:
 
 
 def read(path: Path) -> Any:
-    """Return the content of a YAML file.
-
-    Raises:
-        ParameterError: it is not a regular file, too large, not UTF-8 or not YAML.
-    """
+    """Return the content of a YAML file; ParameterError if it is no regular file, too large, not UTF-8 or not YAML."""
     name = paths.short(path)
     if not path.is_file():  # reading a device or a pipe may never end
         raise ParameterError(f"{name} {'is not a file' if path.exists() else 'does not exist'}; give a YAML file.")

@@ -104,7 +104,7 @@ def write_notes(policy: Policy, passage: Passage, domain: Knowledge, text: str =
     asked = Candidate("before", passage, None, "before", seed, trains=False)
     (before,) = try_all(policy, [asked], domain=domain)
 
-    def after(notes: str) -> show.Html:
+    def after(notes: str) -> show.HTML:
         return show.side_by_side({"before": [before], "after your notes": [trained_on(policy, passage, domain, notes)]})
 
     if progress.context() != "jupyter":

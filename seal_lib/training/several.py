@@ -21,7 +21,7 @@ from torch import nn
 
 from seal_lib import errors, models
 from seal_lib.errors import ParameterError, RunError, SealError
-from seal_lib.paths import PACKAGE, read_json, write_json, write_text
+from seal_lib.paths import importable, read_json, write_json, write_text
 from seal_lib.training.adapters import Adapter, merge
 from seal_lib.training.finetune import sft, whole
 
@@ -69,8 +69,7 @@ def sft_over(
             __name__,
             place,
         ]
-        python = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]))
-        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": python}, capture_output=True, text=True)
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": importable()}, capture_output=True, text=True)
         if (folder / "failed.json").exists():
             failed = read_json(folder / "failed.json")
             raise getattr(errors, failed["kind"])(failed["message"])

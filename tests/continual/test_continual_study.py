@@ -55,7 +55,7 @@ def run_arms(names: list[str], run=None, given=None, **options: object) -> dict[
 def open_run(suite):
     """A function that opens the same run folder again, as a restarted process does."""
     suite.notebook("10_demo", "seed: int = 0  # of every draw")
-    identity = lifecycle.identity_of("10_demo", "seedling", "abc", {"seed": 0}, {})
+    identity = {"notebook": "10_demo", "scale": "seedling", "key": "abc", "parameters": {"seed": 0}, "input_hashes": {}}
     folder = suite.home / "runs" / "10_demo" / "seedling" / "abc"
     opened: list[lifecycle.Run] = []
 

@@ -20,7 +20,7 @@ from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import FILTERS
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import SelfEdit
-from seal_lib.runs import lifecycle, manifest, params
+from seal_lib.runs import manifest, params
 from seal_lib.seeds import rng
 
 NAN = math.nan
@@ -399,10 +399,10 @@ def test_a_round_killed_anywhere_and_resumed_ends_with_the_bytes_of_an_undisturb
     suite.notebook("11_demo", "seed: int = 3  # seed")
     suite.params("11_demo")
     values = params.resolve("11_demo", "seedling")
-    key, hashes = manifest.run_key("11_demo", values)
-    folders = [paths.runs() / "11_demo" / "seedling" / f"{key}-{n}" for n in range(7)]
+    identity = manifest.identity_of("11_demo", "seedling", values)
+    folders = [paths.runs() / "11_demo" / "seedling" / f"{identity['key']}-{n}" for n in range(7)]
     for folder in folders:
-        paths.write_json(folder / "parameters.json", lifecycle.identity_of("11_demo", "seedling", key, values, hashes))
+        paths.write_json(folder / "parameters.json", identity)
     script = tmp_path / "round.py"
     script.write_text(textwrap.dedent(ROUND))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SEAL_BATCH": "1"}

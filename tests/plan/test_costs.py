@@ -4,8 +4,8 @@ import json
 import shutil
 
 import pytest
+from fixtures_seal import real_data
 
-from seal_lib import paths
 from seal_lib.errors import ParameterError
 from seal_lib.models import budget
 from seal_lib.plan import costs
@@ -73,7 +73,7 @@ def test_a_measured_efficiency_replaces_the_assumed_one_on_its_own_device_only(t
 
 
 def test_the_first_measurement_is_read_as_it_was_written(tmp_path, monkeypatch) -> None:
-    folder = paths.test_data()
+    folder = real_data()
     if folder is None:
         pytest.skip("SEAL_DATA is not set")
     (tmp_path / "figures").mkdir()

@@ -4,9 +4,8 @@ import csv
 
 import pytest
 from conftest import REPOSITORY
-from fixtures_seal import MemoryRun, made
+from fixtures_seal import MemoryRun, made, real_data
 
-from seal_lib import paths
 from seal_lib.errors import ParameterError
 from seal_lib.generation.contract import Completion
 from seal_lib.knowledge import evaluate, prompts
@@ -164,7 +163,7 @@ def test_live_edits_are_written_and_passages_in_view_are_read() -> None:
 
 
 def test_notebooks_without_work_are_those_that_read_and_draw() -> None:
-    idle = {name for name in params.names() if not cells.of(name, params.smoke(name))}
+    idle = {name for name in params.names() if not cells.of(name, params.resolve(name, "smoke"))}
     assert idle == {
         "18_graders",
         "20_arc_tasks",
@@ -246,7 +245,7 @@ def test_recorded_lengths_say_what_the_study_found() -> None:
 
 
 def test_recorded_lengths_are_those_of_the_released_files() -> None:
-    folder = paths.test_data()
+    folder = real_data()
     if folder is None:
         pytest.skip("SEAL_DATA is not set")
     from seal_lib.arc.data import load_tasks

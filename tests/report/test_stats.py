@@ -247,10 +247,6 @@ def test_one_family_of_differences_is_adjusted_as_one():
     assert alone["a", "b"] == raw
     assert {pair: e.p for pair, e in stats.compare(arms, pairs).items()} == stats.holm(alone)
     assert stats.holm(alone)["b", "c"] > alone["b", "c"]
-    none = stats.compare(
-        {"a": {0: {"x": 0.0, "y": 0.0}}, "f": {0: {"x": 0.0, "y": 0.0}}}, [("a", "f")], constant=[("a", "f")]
-    )["a", "f"]
-    assert none.interval == "by construction" and math.isnan(none.p) and not stats.separable(none)
 
 
 def test_holm_by_hand():

@@ -42,7 +42,7 @@ def in_place(notebook: str, values: dict, folder: Path) -> dict:
     """Stands for papermill: the cells run in this process."""
     space: dict[str, object] = dict(values)
     os.chdir(folder)
-    with runner._environment(SEAL_RUN_DIR=str(folder), SEAL_BATCH="1"):
+    with paths.environment(SEAL_RUN_DIR=str(folder), SEAL_BATCH="1"):
         for cell in params.cells(notebook)[1:]:
             exec(compile(cell["source"], notebook, "exec"), space)
     return {}

@@ -79,15 +79,15 @@ def test_precedence_cell_file_full_set(nb: Suite, monkeypatch: pytest.MonkeyPatc
 
 def test_smoke_is_seedling_with_smoke_on_top(nb: Suite) -> None:
     nb.params("10_demo", "steps: 6\nlimit: 9\n")
-    assert params.smoke("10_demo")["steps"] == 6
+    assert params.resolve("10_demo", "smoke")["steps"] == 6
     nb.params("10_demo", "steps: 1\n", "smoke")
-    assert params.smoke("10_demo") == {**params.resolve("10_demo", "seedling"), "steps": 1}
+    assert params.resolve("10_demo", "smoke") == {**params.resolve("10_demo", "seedling"), "steps": 1}
 
 
 def test_two_files_are_merged_by_key_and_never_inside_a_value(nb: Suite) -> None:
     nb.params("10_demo", "arms: [a, b, c]\n")
     nb.params("10_demo", "arms: [d]\n", "smoke")
-    assert params.smoke("10_demo")["arms"] == ["d"]
+    assert params.resolve("10_demo", "smoke")["arms"] == ["d"]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_shared_files_lie_under_the_files_own_lines(nb: Suite) -> None:
     found = params.resolve("10_demo", "seedling")  # rank is no parameter of this notebook
     assert [found[name] for name in ("model", "steps", "lr", "limit")] == ["big", 4, 1e-4, 6]
     nb.params("10_demo", "include: [recipes/theirs]\n", "smoke")  # an overlay's shared files lie over the scale
-    assert params.smoke("10_demo")["limit"] == 5 and params.smoke("10_demo")["model"] == "big"
+    assert params.resolve("10_demo", "smoke")["limit"] == 5 and params.resolve("10_demo", "smoke")["model"] == "big"
     assert params.sets() == [] and params.check_all() == [
         "params/_models/large.yaml: 'rank' is a parameter of no notebook that includes this file; remove it."
     ]

@@ -110,7 +110,7 @@ def fake(suite: Suite):
 
     def execute(notebook: str, values: dict, folder: Path) -> dict:
         space: dict[str, object] = dict(values)
-        with runner._environment(SEAL_RUN_DIR=str(folder), SEAL_BATCH="1"):
+        with paths.environment(SEAL_RUN_DIR=str(folder), SEAL_BATCH="1"):
             try:
                 for cell in params.cells(notebook)[1:]:
                     exec(compile(cell["source"], notebook, "exec"), space)

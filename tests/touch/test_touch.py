@@ -84,12 +84,12 @@ def test_cells_in_a_copy_show_the_first_and_none_nothing(monkeypatch: pytest.Mon
 def test_notes_of_your_own_are_trained_on_when_the_button_is_pressed(screen: Screen, tried: None) -> None:
     assert touch.write_notes(None, PASSAGE, None, "notes at first") is None
     (box, button), first = screen.shown[0].children, screen.shown[1]
-    assert "notes at first" in first.markup and "no self-edit" in first.markup and box.value == "notes at first"
+    assert "notes at first" in first.data and "no self-edit" in first.data and box.value == "notes at first"
     box.value = "mine <b>"
     button.click()
-    assert "mine &lt;b&gt;" in screen.updates[-1].markup and not button.disabled
+    assert "mine &lt;b&gt;" in screen.updates[-1].data and not button.disabled
 
 
 def test_a_copy_shows_what_the_first_notes_teach(monkeypatch: pytest.MonkeyPatch, tried: None) -> None:
     monkeypatch.setattr(progress, "context", lambda: "batch")
-    assert "the passage" in touch.write_notes(None, PASSAGE, None).markup  # without notes the passage stands in
+    assert "the passage" in touch.write_notes(None, PASSAGE, None).data  # without notes the passage stands in
