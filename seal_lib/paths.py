@@ -1,11 +1,10 @@
 """Folders of the suite, and reading and writing files so that a killed process never leaves half a file.
 
-Paths depend on the layout of a checkout and on three environment variables, never on the current directory, since
+Paths depend on the layout of a checkout and on two environment variables, never on the current directory, since
 papermill, JupyterLab, make and pytest each start in another one.
 
 * ``SEAL_HOME``: where ``runs/``, ``figures/`` and ``data/`` are written (default: the checkout).
 * ``SEAL_SOURCE``: where ``notebooks/`` and ``params/`` are read (default: the checkout; tests point it elsewhere).
-* ``SEAL_DATA``: optional folder with real data for tests; unset means none.
 """
 
 import gzip
@@ -69,15 +68,6 @@ def data() -> Path:
     return _from_env("SEAL_HOME") / "data"
 
 
-def test_data() -> Path | None:
-    """Return the folder named by ``SEAL_DATA``, or None if it is unset; tests on real data are then skipped."""
-    value = os.environ.get("SEAL_DATA", "")
-    return expanded(value).resolve() if value else None
-
-
-vars(test_data)["__test__"] = False  # the name starts with test_, but pytest must not collect it
-
-
 def given(path: str | Path) -> Path:
     """Resolve a path from a parameter; a relative path counts from the checkout."""
     return ROOT / expanded(path)
@@ -94,6 +84,23 @@ def short(path: Path) -> str:
         if path.is_relative_to(base):
             return str(path.relative_to(base))
     return str(path)
+
+
+def importable() -> str:
+    """Return the ``PYTHONPATH`` for a child process that imports this library."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Set environment variables within the block, and restore them after it."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -359,9 +359,8 @@ def _environment(model: "PreTrainedModel") -> dict[str, str]:
 
     # this variable would override the argument and only takes whole GiB
     environment = {key: value for key, value in os.environ.items() if key != "VLLM_CPU_KVCACHE_SPACE"}
-    search = [str(paths.ROOT), environment.get("PYTHONPATH", "")]
     environment |= {
-        "PYTHONPATH": os.pathsep.join(filter(None, search)),
+        "PYTHONPATH": paths.importable(),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",

@@ -8,10 +8,12 @@ import ast
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from seal_lib import LAZY, paths
 
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef  # what has a docstring
 #: endings of the package's data files; a module depends on those that its strings name
 DATA = (".yaml", ".json", ".jsonl", ".mplstyle")
 
@@ -19,11 +21,9 @@ DATA = (".yaml", ".json", ".jsonl", ".mplstyle")
 @functools.cache
 def _modules() -> dict[str, Path]:
     """Return the file of every module of the library, by dotted name."""
-    found = {}
-    for path in sorted(paths.PACKAGE.rglob("*.py")):
-        parts = path.relative_to(paths.PACKAGE.parent).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+    files = sorted(paths.PACKAGE.rglob("*.py"))
+    names = [".".join(path.relative_to(paths.ROOT).with_suffix("").parts) for path in files]
+    return {name.removesuffix(".__init__"): path for name, path in zip(names, files, strict=True)}
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -50,15 +50,8 @@ def imported(tree: ast.AST) -> set[str]:
 def _bare(tree: ast.AST) -> str:
     """Return a dump of a source's syntax tree without docstrings, comments and formatting."""
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            if isinstance(body[0].value.value, str):
-                del body[0]
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
     return ast.dump(tree)
 
 
@@ -76,19 +69,15 @@ def _read(name: str, stamp: int) -> tuple[str, frozenset[str], frozenset[Path]]:
     return hashlib.sha256(_bare(tree).encode()).hexdigest(), frozenset(taken), frozenset(data)
 
 
-def _tree(source: str) -> ast.AST | None:
-    try:
-        return ast.parse(source)
-    except SyntaxError:  # the cell holds an IPython magic; its imports stay unknown
-        return None
-
-
 def used(sources: Iterable[str]) -> dict[str, str]:
     """Return the hash of every module and data file that the code cells depend on.
 
     The keys are dotted module names and, for data files, paths relative to the library.
     """
-    waiting = set().union(*(imported(tree) for source in sources if (tree := _tree(source))))
+    waiting: set[str] = set()
+    for source in sources:
+        with suppress(SyntaxError):  # the cell holds an IPython magic; its imports stay unknown
+            waiting |= imported(ast.parse(source))
     found: dict[str, str] = {}
     while waiting:
         name = waiting.pop()

@@ -8,6 +8,7 @@ with several nodes all of them must see that folder. Ray restarts nothing: the d
 import itertools
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,31 +34,18 @@ class Worker:
         self.model = self.tokenizer = None
 
     def greet(self) -> dict[str, object]:
-        """Return this worker's code hash, package versions, node, process id and GPU.
-
-        It imports torch, so that the first part does not wait for the import.
-        """
-        import torch
+        """Return this worker's code hash, package versions, node, process id and GPU."""
+        import torch  # here, so that the first part does not wait for the import
 
         gpu = torch.cuda.get_device_name(0) if self.device == "cuda" else None
-        return {
-            "library": manifest.library_hash(),
-            "versions": manifest.versions(),
-            "node": self.node,
-            "pid": os.getpid(),
-            "gpu": gpu,
-        }
+        own = {"library": manifest.library_hash(), "versions": manifest.versions()}
+        return {**own, "node": self.node, "pid": os.getpid(), "gpu": gpu}
 
     def work(self, unit: Callable, policy: Portable, part: Sequence) -> Done:
         """Return the rows, counters and seconds of one part."""
         begun = time.monotonic()
-        counts: dict[str, float] = {}
-
-        def count(**more: float) -> None:
-            for name, value in more.items():
-                counts[name] = counts.get(name, 0) + value
-
-        rows = unit(self._with_weights(policy), part, count)
+        counts: Counter = Counter()
+        rows = unit(self._with_weights(policy), part, counts.update)
         return Done(rows, counts, time.monotonic() - begun)
 
     def _with_weights(self, policy: Any) -> Any:
@@ -180,9 +168,7 @@ def connect(ray: Any, count: int, address: str) -> None:
 
 
 def _start(ray: Any, options: dict) -> None:
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), before or ""]))  # for the workers
-    try:
+    with paths.environment(PYTHONPATH=paths.importable()):  # for the workers
         for left in reversed(range(TRIES)):
             try:
                 ray.init("local", include_dashboard=False, object_store_memory=STORE, **options)
@@ -195,8 +181,6 @@ def _start(ray: Any, options: dict) -> None:
                     raise RunError(
                         f"Ray did not start in {TRIES} tries ({error}); free the machine, try again."
                     ) from error
-    finally:
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
 def _reason(error: Exception) -> str:

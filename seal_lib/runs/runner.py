@@ -187,8 +187,8 @@ def _papermill(notebook: str, values: dict, folder: Path) -> dict:
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    python = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH", "")]))
-    with _environment(SEAL_RUN_DIR=str(folder), SEAL_BATCH="1", PYTHONPATH=python, PYDEVD_DISABLE_FILE_VALIDATION="1"):
+    values_there = {"SEAL_RUN_DIR": str(folder), "SEAL_BATCH": "1", "PYTHONPATH": paths.importable()}
+    with paths.environment(**values_there, PYDEVD_DISABLE_FILE_VALIDATION="1"):
         done = papermill.execute_notebook(
             paths.notebooks() / f"{notebook}.ipynb",
             folder / "notebook.ipynb",
@@ -201,17 +201,6 @@ def _papermill(notebook: str, values: dict, folder: Path) -> dict:
             extra_arguments=["--IPKernelApp.log_level=50"],  # hide notices about local sockets and about being stopped
         )
     return manifest.notebook_timings(done.metadata, done.cells)
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _failed(folder: Path, notebook: str, kind: str, message: str, cell: int | None) -> int:
@@ -330,9 +319,8 @@ def run_all(
 
 def _call(command: list[str], labelled: bool, children: list[subprocess.Popen]) -> int:
     """Run a command and return its exit code; ``labelled`` puts the notebook's number before each line."""
-    python = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH", "")]))
     pipe = subprocess.PIPE if labelled else None
-    environment = {**os.environ, "PYTHONPATH": python, "SEAL_PARENT": str(os.getpid())}
+    environment = {**os.environ, "PYTHONPATH": paths.importable(), "SEAL_PARENT": str(os.getpid())}
     with subprocess.Popen(command, env=environment, stdout=pipe, text=True) as child:
         children.append(child)
         for line in child.stdout or ():

@@ -4,18 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from seal_lib import models
 from seal_lib.errors import DataError
 from seal_lib.grading import graders
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops import inner
 from seal_lib.loops.domain import Candidate
 from seal_lib.loops.policy import Policy
-from seal_lib.records import Passage, PassageTrial, Question, to_dict
+from seal_lib.records import PassageTrial, Question, to_dict
 from seal_lib.runs.work import Count, Recorder
-from seal_lib.store.database import Store
+from seal_lib.store.database import Store, base_of
 from seal_lib.store.routing import Evidence, Router
-from seal_lib.store.schema import ARMS, STAGES
+from seal_lib.store.schema import ARMS, STAGES, candidate
 from seal_lib.store.search import Search
 from seal_lib.training.jobs import Result
 
@@ -67,7 +66,7 @@ def ask(
     Raises:
         DataError: a passage's adapter is of another base, or is not what was kept; a question is too long.
     """
-    router = Router(store, models.weight_hash(policy.base.name, policy.base.revision), route, search)
+    router = Router(store, base_of(policy), route, search)
     unit = partial(_replies, store=store, router=router, policy=policy, domain=domain, compare=compare, count=run.count)
     return [Reply(**row) for row in run.map(phase, list(dict.fromkeys(questions)), unit, chunk=64)]
 
@@ -79,17 +78,14 @@ def _replies(
     adapters = {}
     candidates, results, routed = [], {}, []
     for question, (evidence, used, why) in zip(part, router.routes(part), strict=True):
-        passage = evidence.match.passage if evidence.match else Passage("", "", "", ())
-        unit = replace(passage, questions=(Question(question, ""),))
+        unit = replace(evidence.passage, questions=(Question(question, ""),))
         wanted = {used, *(_there(evidence) if compare else ())}
         routed.append((evidence, used, why, unit))
         for stage in sorted(wanted):
-            trains = stage in ("after", "both")
-            shown = stage in ("in_view", "both")
             name = f"{question}/{stage}"
             about = unit if evidence.found or stage != "before" else replace(unit, title="", text="")
-            candidates.append(Candidate(name, about, None, ARMS.get(stage, stage), 0, trains=trains, shown=shown))
-            if trains and (edit := evidence.edit):
+            candidates.append(candidate(about, stage, name))
+            if candidates[-1].trains and (edit := evidence.edit):
                 if edit.id not in adapters:
                     own = store.adapter(edit, policy.base)  # checks the base, also for a merged one
                     adapters[edit.id] = store.merged(merged[edit.weights]) if edit.state == "merged" else own

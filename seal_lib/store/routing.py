@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from seal_lib.errors import ParameterError
+from seal_lib.records import Passage
 from seal_lib.store.database import Store
 from seal_lib.store.learning import accuracy
 from seal_lib.store.retrieval import Match, threshold
@@ -32,6 +33,11 @@ class Evidence:
     told: str
     edit: Edit | None
     right: float
+
+    @property
+    def passage(self) -> Passage:
+        """The best passage; an empty one if there is none."""
+        return self.match.passage if self.match else Passage("", "", "", ())
 
     @property
     def found(self) -> bool:
@@ -102,9 +108,9 @@ class Router:
         if way not in ROUTES:
             raise ParameterError(f"route: {way!r} is not one of {', '.join(ROUTES)}.")
         kept = store.passages()
-        self.way, self.places = way, {passage.id: (document, place) for passage, document, place in kept}
+        self.way, self.places = way, {part.id: (part.document, part.place) for part in kept}
         search = search or Search()
-        self._index = search.index(store, [passage for passage, _, _ in kept])
+        self._index = search.index(store, [part.passage for part in kept])
         self._edits: dict[str, Edit] = {}
         edits = store.edits("merged") + store.edits("active")  # an active one is newer than a merged one
         for edit in sorted(edits, key=lambda edit: (edit.weights == weights, edit.state == "active")):

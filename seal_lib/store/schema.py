@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from seal_lib.loops.domain import Candidate
 from seal_lib.records import Answer, Passage, PassageTrial, SelfEdit
 from seal_lib.store.review import Finding
 
@@ -16,6 +17,13 @@ STATES = ("active", "merged", "reverted", "quarantined")
 STAGES = ("before", "in_view", "after")
 #: stage → the arm that it is in figures and tables
 ARMS = {"before": "frozen", "in_view": "passage_in_context", "after": "own_chosen"}
+
+
+def candidate(unit: Passage, stage: str, name: str = "") -> Candidate:
+    """Return the asking of a passage's questions at a stage, one of `STAGES` or "both", for the inner loop."""
+    trains, shown = stage in ("after", "both"), stage in ("in_view", "both")
+    return Candidate(name or f"{unit.id}/{stage}", unit, None, ARMS.get(stage, stage), 0, trains=trains, shown=shown)
+
 
 #: each entry takes the schema one version up; its version is the number of entries that were run
 MIGRATIONS: tuple[tuple[str, ...], ...] = (

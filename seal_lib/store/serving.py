@@ -65,7 +65,7 @@ def _local(host: str) -> bool:
 
 def names(store: Store, weights: str) -> dict[str, Edit]:
     """Return name of a model → the active edit of this base that it stands for."""
-    return {name_of(edit): edit for edit in store.edits("active") if edit.weights == weights}
+    return {name_of(edit): edit for edit in store.edits("active", weights=weights)}
 
 
 def vllm_command(store: Store, policy: Policy, weights: str, host: str, port: int, ranks: Sequence[int]) -> list[str]:

@@ -18,7 +18,7 @@ from seal_lib.errors import DataError
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops.policy import Policy
 from seal_lib.records import Question
-from seal_lib.store.database import Store
+from seal_lib.store.database import Store, base_of
 from seal_lib.store.learning import measure
 from seal_lib.store.schema import Edit
 from seal_lib.store.texts import Document, passage_of
@@ -115,7 +115,7 @@ def take_in(store: Store, policy: Policy, folder: str | Path, domain: Knowledge)
     from seal_lib.training.adapters import Adapter, check_fits
 
     folder = Path(folder)
-    weights = models.weight_hash(policy.base.name, policy.base.revision)
+    weights = base_of(policy)
     ready = []
     for number, line in enumerate(corpus(folder), 1):
         where = f"{folder / CORPUS}, line {number}"
@@ -127,8 +127,9 @@ def take_in(store: Store, policy: Policy, folder: str | Path, domain: Knowledge)
     kept = []
     for line, passage, adapter in ready:
         origin = f"{folder.resolve()}#{passage.id}"
-        store.add(Document(line["document"], origin, passage.id, (passage,), (line["place"],)))
-        edit = measure(policy, passage, adapter, line["completions"], domain, line["document"], line["place"], weights)
+        document = Document(line["document"], origin, passage.id, (passage,), (line["place"],))
+        store.add(document)
+        edit = measure(policy, domain, document.parts[0], adapter, line["completions"])
         kept.append(store.keep(edit, adapter))
     return kept
 

@@ -24,6 +24,19 @@ PASSAGE_WORDS = 150
 
 
 @dataclass(frozen=True)
+class Part:
+    """A passage with the name of its document and its place there."""
+
+    passage: Passage
+    document: str
+    place: str
+
+    @property
+    def id(self) -> str:
+        return self.passage.id
+
+
+@dataclass(frozen=True)
 class Document:
     """A file as passages. ``digest``: sha256 of its bytes; ``places``: where in the file each passage stands.
 
@@ -35,6 +48,10 @@ class Document:
     digest: str
     passages: tuple[Passage, ...]
     places: tuple[str, ...]
+
+    @property
+    def parts(self) -> list[Part]:
+        return [Part(passage, self.name, at) for passage, at in zip(self.passages, self.places, strict=True)]
 
 
 @dataclass(frozen=True)
