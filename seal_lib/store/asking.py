@@ -8,12 +8,11 @@ from seal_lib.errors import DataError
 from seal_lib.grading import graders
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops import inner
-from seal_lib.loops.domain import Candidate
 from seal_lib.loops.policy import Policy
 from seal_lib.records import PassageTrial, Question, to_dict
 from seal_lib.runs.work import Count, Recorder
 from seal_lib.store.database import Store, base_of
-from seal_lib.store.routing import Evidence, Router
+from seal_lib.store.routing import Router
 from seal_lib.store.schema import ARMS, STAGES, candidate
 from seal_lib.store.search import Search
 from seal_lib.training.jobs import Result
@@ -79,7 +78,8 @@ def _replies(
     candidates, results, routed = [], {}, []
     for question, (evidence, used, why) in zip(part, router.routes(part), strict=True):
         unit = replace(evidence.passage, questions=(Question(question, ""),))
-        wanted = {used, *(_there(evidence) if compare else ())}
+        there = ["before"] + ["in_view"] * bool(evidence.match) + ["after"] * bool(evidence.edit)
+        wanted = {used, *(there if compare else ())}
         routed.append((evidence, used, why, unit))
         for stage in sorted(wanted):
             name = f"{question}/{stage}"
@@ -91,7 +91,8 @@ def _replies(
                     adapters[edit.id] = store.merged(merged[edit.weights]) if edit.state == "merged" else own
                 results[name] = Result("", adapters[edit.id], [], 0, 0)
     trials = {trial.id: trial for trial in inner.ask(policy, candidates, results, count, domain=domain)}
-    lengths = {c.id: len(policy.tokenizer(_prompt(c, domain))["input_ids"]) for c in candidates}
+    prompts = {c.id: domain.prompts.ask(c.unit, c.unit.questions[0], c.shown) for c in candidates}
+    lengths = {name: len(policy.tokenizer(prompt)["input_ids"]) for name, prompt in prompts.items()}
     rows = []
     for question, (evidence, used, why, unit) in zip(part, routed, strict=True):
         tried = {stage: trials.get(f"{question}/{stage}") for stage in (*STAGES, "both")}
@@ -103,15 +104,6 @@ def _replies(
         reply = Reply(question, answers, used, why, unit.id, document, place, unit.title, number, tokens)
         rows.append(to_dict(reply))
     return rows
-
-
-def _there(evidence: Evidence) -> list[str]:
-    """Return the stages at which a question can be asked."""
-    return ["before"] + ["in_view"] * bool(evidence.match) + ["after"] * bool(evidence.edit)
-
-
-def _prompt(candidate: Candidate, domain: Knowledge) -> str:
-    return domain.prompts.ask(candidate.unit, candidate.unit.questions[0], candidate.shown)
 
 
 def _answered(answers: Mapping[str, str], used: str, why: str, question: str) -> tuple[str, str]:

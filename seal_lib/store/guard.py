@@ -104,7 +104,7 @@ def before_after(
 
     def right(adapter: "Adapter | None", when: str) -> dict[str, float]:
         asked = {kind: _asked(policy, domain, several, adapter, kind == "reading") for kind, several in sets.items()}
-        found = {f"{kind}_{when}": share([fmean(g) for g in grades if g]) for kind, grades in asked.items()}
+        found = {f"{kind}_{when}": share(rights) for kind, rights in asked.items()}
         return found | ({f"general_{when}": limits.tasks.score(policy, adapter)} if limits.tasks.guard_tasks else {})
 
     before: dict[str, float] = {}
@@ -123,7 +123,7 @@ def asked_again(
         replace(passage, questions=tuple(Question(q.question, q.gold) for q in asked if not graders.is_blank(q.gold)))
         for passage, asked in units
     ]
-    return [fmean(grades) if grades else math.nan for grades in _asked(policy, domain, passages, adapter)]
+    return _asked(policy, domain, passages, adapter)
 
 
 def answers_of(
@@ -138,10 +138,10 @@ def answers_of(
 
 def _asked(
     policy: Policy, domain: Knowledge, passages: Sequence[Passage], adapter: "Adapter | None", shown: bool = False
-) -> list[list[float]]:
-    """Return the grades of `answers_of`, without those that are NaN."""
-    grades = [[a.grades[domain.grader] for a in own] for own in answers_of(policy, domain, passages, adapter, shown)]
-    return [[grade for grade in several if not math.isnan(grade)] for several in grades]
+) -> list[float]:
+    """Return the share of each passage's `answers_of` that is right; NaN without a grade."""
+    answers = answers_of(policy, domain, passages, adapter, shown)
+    return [share([answer.grades[domain.grader] for answer in own]) for own in answers]
 
 
 def share(values: Sequence[float]) -> float:

@@ -148,16 +148,10 @@ def opened(name: str, revision: str | None, device: str) -> Encoder:
     return Sentences(name, revision, device)
 
 
-def _by_words(store: Store, passages: Sequence[Passage], search: Search) -> Index:
-    return Words(passages)
-
-
-def _by_vectors(store: Store, passages: Sequence[Passage], search: Search) -> Index:
-    return Vectors(store, passages, opened(search.encoder, search.encoder_revision, search.device))
-
-
 #: method → function of (store, its passages, settings) that returns an index
 RETRIEVALS: dict[str, Callable[[Store, Sequence[Passage], Search], Index]] = {
-    "words": _by_words,
-    "embeddings": _by_vectors,
+    "words": lambda _, passages, __: Words(passages),
+    "embeddings": lambda store, passages, search: Vectors(
+        store, passages, opened(search.encoder, search.encoder_revision, search.device)
+    ),
 }

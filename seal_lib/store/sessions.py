@@ -28,11 +28,13 @@ class Bar(Scratch):
 
     def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
         bar = Progress(phase, total=len(units))
-        rows: list[dict] = []
-        for first in range(0, len(units), chunk):
-            part = list(units[first : first + chunk])
-            rows += super().map(phase, part, fn, chunk)
+
+        def told(part: list) -> list[dict]:
+            rows = fn(part)
             bar.update(len(part))
+            return rows
+
+        rows = super().map(phase, units, told, chunk)
         bar.close()
         return rows
 

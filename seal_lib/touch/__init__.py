@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from seal_lib.loops.domain import Candidate
 from seal_lib.loops.inner import try_all
-from seal_lib.records import Passage, PassageTrial, SelfEdit
+from seal_lib.records import Passage, SelfEdit
 from seal_lib.report import show
 from seal_lib.runs import progress
 
@@ -105,7 +105,9 @@ def write_notes(policy: Policy, passage: Passage, domain: Knowledge, text: str =
     (before,) = try_all(policy, [asked], domain=domain)
 
     def after(notes: str) -> show.Html:
-        return show.side_by_side({"before": [before], "after your notes": [trained_on(policy, passage, domain, notes)]})
+        edit = SelfEdit("yours", passage.id, notes.strip(), "you")  # only trained on, never executed
+        (trained,) = try_all(policy, [Candidate("yours", passage, edit, "your notes", 0)], domain=domain)
+        return show.side_by_side({"before": [before], "after your notes": [trained]})
 
     if progress.context() != "jupyter":
         return after(text)
@@ -126,10 +128,3 @@ def write_notes(policy: Policy, passage: Passage, domain: Knowledge, text: str =
     display(ipywidgets.VBox([box, button]))
     answers = display(after(text), display_id=True)
     return None
-
-
-def trained_on(policy: Policy, passage: Passage, domain: Knowledge, notes: str, seed: int = 0) -> PassageTrial:
-    """Return the trial of a self-edit that a person wrote; the text is only trained on, never executed."""
-    edit = SelfEdit("yours", passage.id, notes.strip(), "you")
-    (trial,) = try_all(policy, [Candidate("yours", passage, edit, "your notes", seed)], domain=domain)
-    return trial
