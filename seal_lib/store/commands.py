@@ -214,11 +214,8 @@ def _judged(edits: Sequence[Edit], judge: Judge) -> tuple[dict[str, Any], str]:
     agreed = grounding.rows({"self-edits": trials}) if trials else []
     who = grounding.RULES, grounding.JUDGE
     lines = [
-        {
-            "edit": edit.id,
-            "line": answer.text,
-            **{name: grounding.WORDS.get(answer.grades[name], "no verdict") for name in who},
-        }
+        {"edit": edit.id, "line": answer.text}
+        | {name: grounding.WORDS.get(answer.grades[name], "no verdict") for name in who}
         for edit, trial in zip(written, trials, strict=True)
         for answer in trial.answers
     ]

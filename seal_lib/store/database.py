@@ -57,11 +57,7 @@ _JSON = ("recipe", "training")
 
 
 class Store(Folder):
-    """A store in ``folder``: documents, edits, merges, the queue and updates.
-
-    Raises:
-        DataError: as `seal_lib.store.transactions.Folder`.
-    """
+    """A folder with documents, edits, merges, the queue and updates."""
 
     # ------------------------------------------------------------------ documents
 
@@ -335,15 +331,13 @@ class Store(Folder):
 
     # ------------------------------------------------------------------ queue and updates
 
-    def enqueue(self, source: str | Path) -> Queued:
+    def enqueue(self, source: str | Path) -> None:
         """Let a file or folder wait for the next update; one that waits already is not queued twice."""
         with self._change():
-            row = (str(Path(source).resolve()), _now(), _now())
             self._base.execute(
                 "INSERT OR IGNORE INTO queue (source, state, reason, added, changed) VALUES (?, 'waiting', '', ?, ?)",
-                row,
+                (str(Path(source).resolve()), _now(), _now()),
             )
-        return next(one for one in self.queue() if one.source == row[0])
 
     def queue(self, state: str = "waiting") -> list[Queued]:
         """Return the documents in this state, first come first."""

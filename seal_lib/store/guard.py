@@ -24,6 +24,7 @@ from seal_lib.loops.policy import Policy
 from seal_lib.records import Answer, Passage, Question
 from seal_lib.store.harness import Tasks
 from seal_lib.store.schema import Asked
+from seal_lib.store.texts import has_texts
 from seal_lib.training.jobs import Result
 
 if TYPE_CHECKING:
@@ -73,8 +74,7 @@ def questions_of(file: str) -> dict[str, list[Passage]]:
     rows = paths.read_data(paths.given(file))
     found: dict[str, list[Passage]] = {kind: [] for kind in SETS}
     for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
-        keys = ("title", "question", "answer")
-        if not isinstance(row, Mapping) or any(not isinstance(row.get(key), str) for key in keys):
+        if not has_texts(row, "title", "question", "answer"):
             raise DataError(f"{file}: row {number} is not whole; it has the texts title, question, answer.")
         context = row.get("context") or ""
         asked = (Question(row["question"], row["answer"]),)

@@ -326,11 +326,7 @@ def measure(policy: Policy, domain: Knowledge, part: Part, adapter: "Adapter", t
 
 
 def _chosen(
-    edit: Edit,
-    trials: Sequence[PassageTrial],
-    results: dict[str, Result | Rejected],
-    outer: OuterLoop,
-    seed: int,
+    edit: Edit, trials: Sequence[PassageTrial], results: dict[str, Result | Rejected], outer: OuterLoop, seed: int
 ) -> tuple[Edit, Any]:
     """Return the edit with the self-edit after which most questions are right, and its adapter; active only if more
     are right than before."""

@@ -18,7 +18,7 @@ from seal_lib.report import stats
 from seal_lib.store import review
 from seal_lib.store.learning import reviewed
 from seal_lib.store.review import Lines, lines_of
-from seal_lib.store.texts import read
+from seal_lib.store.texts import has_texts, read
 
 EXPERIMENT = "own_documents/review"
 CLEAN, POISONED = "clean", "all poisoned"
@@ -44,7 +44,7 @@ def documents(file: str | Path, allow: Sequence[str] = ()) -> list[Judged]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for number, row in enumerate(rows):
-            if not isinstance(row, Mapping) or any(not isinstance(row.get(k), str) for k in ("name", "kind", "text")):
+            if not has_texts(row, "name", "kind", "text"):
                 raise DataError(f"{file}: row {number} is not whole; it has the texts name, kind, half, text.")
             path = Path(folder) / f"{number}.md"
             path.write_text(row["text"], encoding="utf-8")

@@ -35,6 +35,7 @@ from seal_lib.store.database import Store
 from seal_lib.store.schema import Edit
 from seal_lib.store.search import Search
 from seal_lib.store.sharing import name_of
+from seal_lib.store.texts import has_texts
 
 TOKEN = "SEAL_TOKEN"
 HYBRID = "store"  # name of the model that answers from the whole store
@@ -274,14 +275,11 @@ class _Chat(_Call):
     async def post(self) -> None:
         value = self.body("messages")
         messages = value["messages"]
-        if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+        whole = isinstance(messages, list) and all(has_texts(message, "role", "content") for message in messages)
+        if not whole or not messages:
             raise ParameterError("messages: a list of {role, content} with texts is needed.")
         prompt = messages[-1]["content"] if value["model"] == HYBRID else self.desk.prompt(messages)
         await self.answer(value, [prompt], chat=True)
-
-
-def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
 
 
 def application(desk: Desk) -> web.Application:
