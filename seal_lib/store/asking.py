@@ -77,7 +77,7 @@ def _replies(
     adapters = {}
     candidates, results, routed = [], {}, []
     for question, (evidence, used, why) in zip(part, router.routes(part), strict=True):
-        unit = replace(evidence.passage, questions=(Question(question, ""),))
+        unit = replace(evidence.part.passage, questions=(Question(question, ""),))
         there = ["before"] + ["in_view"] * bool(evidence.match) + ["after"] * bool(evidence.edit)
         wanted = {used, *(there if compare else ())}
         routed.append((evidence, used, why, unit))
@@ -98,11 +98,10 @@ def _replies(
         tried = {stage: trials.get(f"{question}/{stage}") for stage in (*STAGES, "both")}
         answers = {stage: trial.answers[0].text for stage, trial in tried.items() if trial and trial.outcome == "ok"}
         used, why = _answered(answers, used, why, question)
-        document, place = router.places.get(unit.id, ("", ""))
         tokens = {stage: lengths[f"{question}/{stage}"] for stage in answers}
         number = evidence.edit.id if evidence.edit else 0
-        reply = Reply(question, answers, used, why, unit.id, document, place, unit.title, number, tokens)
-        rows.append(to_dict(reply))
+        about = evidence.part.id, evidence.part.document, evidence.part.place, unit.title
+        rows.append(to_dict(Reply(question, answers, used, why, *about, number, tokens)))
     return rows
 
 

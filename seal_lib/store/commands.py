@@ -162,20 +162,19 @@ def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
     with store_of(given.store) as store:
         router = Router(store, "", given.route, search)
     evidence, stage, why = router.route(given.question)
-    passage = evidence.passage
-    document, place = router.places.get(passage.id, ("", ""))
+    part = evidence.part
     found = {
         "question": given.question,
         "answered": stage,
         "why": why,
-        "document": document,
-        "place": place,
-        "title": passage.title,
+        "document": part.document,
+        "place": part.place,
+        "title": part.passage.title,
         "weight": evidence.match.weight if evidence.match else 0.0,
         "needed": evidence.needed,
         "edit": evidence.edit.id if evidence.edit else 0,
     }
-    source = f"{document}, {place}, {passage.title!r}" if evidence.match else "no passage"
+    source = f"{part.document}, {part.place}, {part.passage.title!r}" if evidence.match else "no passage"
     return found, f"{HEADS[stage]}: {why}\n{source}; {evidence.told}"
 
 

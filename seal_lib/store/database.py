@@ -57,7 +57,7 @@ _JSON = ("recipe", "training")
 
 
 class Store(Folder):
-    """A folder with documents, edits, merges, the queue and updates."""
+    """A folder (`seal_lib.store.transactions.Folder`) with documents, edits, merges, the queue and updates."""
 
     # ------------------------------------------------------------------ documents
 
@@ -69,12 +69,12 @@ class Store(Folder):
         """
         parts = document.parts
         with self._change():
-            row = self._base.execute("SELECT id, digest FROM document WHERE source = ?", (document.source,)).fetchone()
-            number = row[0] if row else None
-            held = self._base.execute(
-                "SELECT passage FROM part WHERE document = ? ORDER BY number", (number,)
-            ).fetchall()
-            if row and row[1] == document.digest and [name for (name,) in held] == [p.id for p in parts]:
+            known = self._base.execute(
+                "SELECT id, digest FROM document WHERE source = ?", (document.source,)
+            ).fetchone()
+            number, digest = known or (None, None)
+            held = self._base.execute("SELECT passage FROM part WHERE document = ? ORDER BY number", (number,))
+            if digest == document.digest and [name for (name,) in held.fetchall()] == [p.id for p in parts]:
                 return
             self._base.execute("DELETE FROM part WHERE document = ?", (number,))
             number = self._base.execute(

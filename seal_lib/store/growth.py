@@ -17,7 +17,7 @@ from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import difference_rows
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
-from seal_lib.records import Answer, Passage, PassageTrial, Question
+from seal_lib.records import Passage, PassageTrial, Question
 from seal_lib.report import stats
 from seal_lib.runs.work import Recorder, once
 from seal_lib.store import guard, merging
@@ -164,17 +164,13 @@ def with_best(grown: Sequence[Grown]) -> list[Grown]:
     done = []
     for one in grown:
         ways = [arm_of(way) for way in ("weights", "retrieval", "both") if arm_of(way) in one.trials]
-        together = zip(*(one.trials[arm] for arm in ways), strict=True) if ways else ()
-        best = [replace(several[0], arm=BEST, answers=tuple(_best(several))) for several in together]
+        best = []
+        for several in zip(*(one.trials[arm] for arm in ways), strict=True) if ways else ():
+            grader, same = several[0].grader, zip(*(trial.answers for trial in several), strict=True)
+            answers = tuple(max(answers, key=lambda answer: answer.grades[grader]) for answers in same)
+            best.append(replace(several[0], arm=BEST, answers=answers))
         done.append(replace(one, trials=one.trials | ({BEST: best} if best else {})))
     return done
-
-
-def _best(trials: Sequence[PassageTrial]) -> list[Answer]:
-    """Return for each question the answer of highest grade."""
-    grader = trials[0].grader
-    same = zip(*(trial.answers for trial in trials), strict=True)
-    return [max(answers, key=lambda answer: answer.grades[grader]) for answers in same]
 
 
 def rows(grown: Sequence[Grown], *, protocol: str, model: str, grader: str) -> list[dict]:

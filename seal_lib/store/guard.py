@@ -80,9 +80,8 @@ def questions_of(file: str) -> dict[str, list[Passage]]:
         asked = (Question(row["question"], row["answer"]),)
         kind = "reading" if context else "prior"
         found[kind].append(Passage(f"{kind}-{number:03d}", row["title"], context, asked))
-    if not all(found.values()):
-        empty = next(kind for kind, passages in found.items() if not passages)
-        raise DataError(f"{file} has no question of kind {empty} ({SETS[empty]}); add some.")
+    if empty := [kind for kind, passages in found.items() if not passages]:
+        raise DataError(f"{file} has no question of kind {empty[0]} ({SETS[empty[0]]}); add some.")
     return found
 
 

@@ -44,11 +44,7 @@ MOST_BYTES = 4 * 2**20  # of one request
 
 
 def check_address(host: str) -> None:
-    """Refuse an address that other machines can reach unless a token is set.
-
-    Raises:
-        ParameterError: other machines can reach it, and no token is set.
-    """
+    """Raise ParameterError if other machines can reach an address, and no token is set."""
     if not _local(host) and not os.environ.get(TOKEN):
         raise ParameterError(
             f"host: {host!r} can be reached from other machines, and nobody asks who calls; set {TOKEN} to a secret, "

@@ -58,11 +58,7 @@ def session(values: dict[str, Any]) -> Session:
 
 
 def assigned(texts: Sequence[str]) -> dict[str, object]:
-    """Return the parameters that ``--set KEY=VALUE`` gives.
-
-    Raises:
-        ParameterError: one has no value.
-    """
+    """Return the parameters that ``--set KEY=VALUE`` gives; raise ParameterError if one has no value."""
     pairs = [text.partition("=") for text in texts]
     wrong = next((key for key, mark, _ in pairs if not mark), None)
     if wrong is not None:

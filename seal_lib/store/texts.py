@@ -276,18 +276,13 @@ def _html(path: Path) -> list[Block]:
         if element.find_previous_sibling(["td", "th"]):
             element.insert_before(" | ")
     blocks: list[Block] = []
-    held: list[str] = []
-    last: Any = None
-    for string in [s for s in soup.find_all(string=True) if type(s) is NavigableString] + [None]:
-        block = string and (string.find_parent(_BLOCKS) or soup)
-        if block is not last:
-            whole = "".join(held)
-            text = whole.strip("\n") if last is not None and last.name == "pre" else " ".join(whole.split())
-            if text.strip("| \n"):
-                heading = last is not None and bool(re.fullmatch("h[1-6]", last.name))
-                blocks.append(Block(text, len(blocks) + 1, len(blocks) + 1, heading))
-            held, last = [], block
-        held.append(string or "")
+    strings = [s for s in soup.find_all(string=True) if type(s) is NavigableString]
+    for _, part in groupby(strings, key=lambda string: id(string.find_parent(_BLOCKS) or soup)):
+        held = list(part)
+        name = getattr(held[0].find_parent(_BLOCKS), "name", "")
+        text = "".join(held).strip("\n") if name == "pre" else " ".join("".join(held).split())
+        if text.strip("| \n"):
+            blocks.append(Block(text, len(blocks) + 1, len(blocks) + 1, bool(re.fullmatch("h[1-6]", name))))
     return blocks
 
 

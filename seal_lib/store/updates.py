@@ -48,12 +48,11 @@ class Need:
     seconds: float
 
 
-def _by_need(need: Need) -> float:
-    return 0.0 if math.isnan(need.known) else (1.0 - need.known) / max(need.seconds, 1e-6)
-
-
 #: rule → function of a need that returns its worth; passages worth 0 are left out, the others come most worthy first
-RULES: dict[str, Callable[[Need], float]] = {"need": _by_need, "all": lambda need: 1.0}
+RULES: dict[str, Callable[[Need], float]] = {
+    "need": lambda need: 0.0 if math.isnan(need.known) else (1.0 - need.known) / max(need.seconds, 1e-6),
+    "all": lambda need: 1.0,
+}
 
 
 @dataclass(frozen=True)
