@@ -69,10 +69,8 @@ class Store(Folder):
         """
         parts = document.parts
         with self._change():
-            known = self._base.execute(
-                "SELECT id, digest FROM document WHERE source = ?", (document.source,)
-            ).fetchone()
-            number, digest = known or (None, None)
+            known = self._base.execute("SELECT id, digest FROM document WHERE source = ?", (document.source,))
+            number, digest = known.fetchone() or (None, None)
             held = self._base.execute("SELECT passage FROM part WHERE document = ? ORDER BY number", (number,))
             if digest == document.digest and [name for (name,) in held.fetchall()] == [p.id for p in parts]:
                 return

@@ -24,9 +24,9 @@ NOWHERE = Part(Passage("", "", "", ()), "", "")  # where no passage matches
 class Evidence:
     """The facts about a question that are known before it is asked.
 
-    ``match``: the best passage, None if there is none; ``part``: the same with its place; ``needed``: the weight from which a match is trusted; ``told``:
-    both in words; ``edit``: the edit in use for that passage; ``right``: share of its own questions that are right
-    after it.
+    ``match``: the best passage, None if there is none; ``part``: the same with its place; ``needed``: the weight from
+    which a match is trusted; ``told``: both in words; ``edit``: the edit in use for that passage; ``right``: share of
+    its own questions that are right after it.
     """
 
     question: str

@@ -11,8 +11,6 @@ from seal_lib.loops.domain import Candidate
 from seal_lib.records import Answer, Passage, PassageTrial, SelfEdit
 from seal_lib.store.review import Finding
 
-#: states of an edit: used when asking; part of a merge; taken back; kept apart, with the reason
-STATES = ("active", "merged", "reverted", "quarantined")
 #: when a question is asked: before learning, with the passage in view, after learning
 STAGES = ("before", "in_view", "after")
 #: stage → the arm that it is in figures and tables
@@ -93,9 +91,10 @@ class Asked:
 class Edit:
     """The record of learning one passage: the self-edit, its adapter, where both come from, and what they changed.
 
-    ``model``, ``weights``, ``dtype``: the base (`seal_lib.models.weight_hash`). ``recipe``: every setting that it was
-    made with. ``training``: counts. ``adapter``: name of its folder, "" if there is none; ``digest``: hash of its
-    files.
+    ``state``: ``active`` (used when asking), ``merged``, ``reverted`` (taken back), ``quarantined`` (kept apart) for
+    ``reason``. ``model``, ``weights``, ``dtype``: the base (`seal_lib.models.weight_hash`). ``recipe``: every setting
+    that it was made with. ``training``: counts. ``adapter``: name of its folder, "" if there is none; ``digest``: hash
+    of its files.
     """
 
     passage: Passage
