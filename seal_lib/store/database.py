@@ -114,10 +114,10 @@ class Store(Folder):
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in kept}
         for first in range(0, len(new), TOGETHER):
             part = dict(list(new.items())[first : first + TOGETHER])
-            made = [row.astype("<f4").tobytes() for row in encode(list(part.values()))]
-            kept |= zip(part, made, strict=True)
+            made = zip(part, encode(list(part.values())), strict=True)
+            rows = [(key, encoder, row.astype("<f4").tobytes()) for key, row in made]
+            kept |= {key: vector for key, _, vector in rows}
             with self._change():  # another process may have made the same ones meanwhile
-                rows = [(key, encoder, vector) for key, vector in zip(part, made, strict=True)]
                 self._base.executemany("INSERT OR IGNORE INTO vector VALUES (?, ?, ?)", rows)
         return np.stack([np.frombuffer(kept[key], "<f4") for key in keys])
 
@@ -325,7 +325,7 @@ class Store(Folder):
         from seal_lib.training.adapters import Adapter
 
         what = f"merge {merge.id}; merge its edits again (`seal merge`)"
-        return Adapter.load(self._whole(merge.adapter, merge.digest, what))
+        return Adapter.load(self._kept(merge.adapter, merge.digest, what))
 
     # ------------------------------------------------------------------ queue and updates
 
@@ -413,9 +413,9 @@ class Store(Folder):
         if not edit.adapter:
             raise DataError(f"edit {edit.id} has no adapter ({edit.reason}); learn its document again.")
         what = f"edit {edit.id}; copy it back from where you have it, or revert the edit and learn its document again"
-        return self._whole(edit.adapter, edit.digest, what)
+        return self._kept(edit.adapter, edit.digest, what)
 
-    def _whole(self, name: str, digest: str, what: str) -> Path:
+    def _kept(self, name: str, digest: str, what: str) -> Path:
         """Return an adapter's folder. Raises DataError if its files are not those that were kept for ``what``."""
         folder = self.adapters / name
         if not folder.is_dir() or content_hash(folder) != digest:

@@ -29,7 +29,6 @@ class Evidence:
     its own questions that are right after it.
     """
 
-    question: str
     match: Match | None
     part: Part
     needed: float
@@ -100,10 +99,9 @@ class Router:
         self.way, self._parts = way, {part.id: part for part in store.passages()}
         search = search or Search()
         self._index = search.index(store, [part.passage for part in self._parts.values()])
-        self._edits: dict[str, Edit] = {}
         edits = store.edits("merged") + store.edits("active")  # an active one is newer than a merged one
-        for edit in sorted(edits, key=lambda edit: (edit.weights == weights, edit.state == "active")):
-            self._edits[edit.passage.id] = edit
+        ranked = sorted(edits, key=lambda edit: (edit.weights == weights, edit.state == "active"))
+        self._edits = {edit.passage.id: edit for edit in ranked}
         asked = [(q.question, edit.passage.id) for edit in edits for q in edit.questions]
         on = search, tuple(self._parts), tuple(asked)
         if on not in _NEEDED:
@@ -114,16 +112,16 @@ class Router:
     def routes(self, questions: Sequence[str]) -> list[tuple[Evidence, str, str]]:
         """Return (evidence, the stage that answers, why) for each question."""
         ranked = self._index.rank_all(questions, 1)
-        several = [self._evidence(question, found) for question, found in zip(questions, ranked, strict=True)]
+        several = [self._evidence(found[0] if found else None) for found in ranked]
         return [(evidence, *ROUTES[self.way](evidence)) for evidence in several]
 
-    def _evidence(self, question: str, found: Sequence[Match]) -> Evidence:
-        match, index = (found[0] if found else None), self._index
+    def _evidence(self, match: Match | None) -> Evidence:
+        index = self._index
         told = index.told.format(weight=match.weight, needed=self.needed) if match else index.none
         part = self._parts[match.passage.id] if match else NOWHERE
         edit = self._edits.get(part.id)
         right = accuracy(edit.questions, "after", edit.recipe["grader"]) if edit else 0.0
-        return Evidence(question, match, part, self.needed, told, edit, right)
+        return Evidence(match, part, self.needed, told, edit, right)
 
     def route(self, question: str) -> tuple[Evidence, str, str]:
         """Return (evidence, the stage that answers, why)."""

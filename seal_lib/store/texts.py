@@ -349,7 +349,7 @@ def _talk(value: object, title: str) -> list[str] | None:
         turns = _branch(nodes, value.get("current_node"))
     if turns is None or not all(isinstance(turn, dict) and set(_WHO) & set(turn) for turn in turns):
         return None
-    told = [(_under(turn, ("role", *_WHO)), _under(turn, _SAID)) for turn in turns]
+    told = [(_under(turn, _WHO), _under(turn, _SAID)) for turn in turns]
     heads = (value.get(key) for key in ("title", "name"))
     return [next(filter(None, map(_said, heads)), title), *(f"{who}: {what}" for who, what in told if what.strip())]
 

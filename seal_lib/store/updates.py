@@ -32,7 +32,7 @@ from seal_lib.store.schema import Edit, Queued, Renewal
 from seal_lib.store.texts import Document, Part, read
 
 LOCK, REPORTS = "update.lock", "updates"
-UNKNOWN = 60.0  # seconds that a passage is expected to take if the store has learned none yet
+UNKNOWN = 60.0  # seconds that a passage is expected to take if the store has learned none yet; else their median
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ def _update(run: Recorder, store: Store, learner: Learner, plan: Plan) -> Renewa
     learner = replace(learner, consent=replace(learner.consent, held=renewal.id))
     todo, stopping = _todo(store, [document for several in found.values() for document in several], learner)
     known = learner.known_before([part.passage for part in todo], run.count)
-    price = _price(store)
+    costs = [edit.training["cost"]["seconds"] for edit in store.edits() if edit.self_edit]
+    price = median(costs[-20:]) if costs else UNKNOWN
     needs = [Need(part, share, price) for part, share in zip(todo, known, strict=True)]
     worth = RULES[plan.rule]
     wanted = sorted((need for need in needs if worth(need) > 0), key=worth, reverse=True)
@@ -201,12 +202,6 @@ def _todo(store: Store, documents: Sequence[Document], learner: Learner) -> tupl
     new = [part for name, part in every.items() if name not in used]
     bad = [part for part in new if stopped(reviewed(part.passage), learner.consent.allow)]
     return [part for part in new if part not in bad], bad
-
-
-def _price(store: Store) -> float:
-    """Return the median of the seconds that the store's last twenty passages took; `UNKNOWN` if there are none."""
-    costs = [edit.training["cost"]["seconds"] for edit in store.edits() if edit.self_edit and "cost" in edit.training]
-    return median(costs[-20:]) if costs else UNKNOWN
 
 
 def _within(
