@@ -100,8 +100,9 @@ def _replies(
         used, why = _answered(answers, used, why, question)
         tokens = {stage: lengths[f"{question}/{stage}"] for stage in answers}
         number = evidence.edit.id if evidence.edit else 0
-        about = evidence.part.id, evidence.part.document, evidence.part.place, unit.title
-        rows.append(to_dict(Reply(question, answers, used, why, *about, number, tokens)))
+        found = evidence.part
+        reply = Reply(question, answers, used, why, found.id, found.document, found.place, unit.title, number, tokens)
+        rows.append(to_dict(reply))
     return rows
 
 

@@ -273,6 +273,7 @@ def test_a_full_disk_changes_nothing(store: Store, monkeypatch) -> None:
     monkeypatch.setattr(transactions, "_fsync", full)
     with pytest.raises(DataError, match=r"some/file cannot be used \(No space left on device\): make room"):
         store.keep(edit(1), adapter(2))
+    assert len(list(store.adapters.iterdir())) == 1  # what was written of the other has given its room back
 
     def full_in_words(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
