@@ -9,11 +9,12 @@ import signal
 import sys
 
 from seal_lib import paths
-from seal_lib.errors import ParameterError, command_line
+from seal_lib.errors import command_line
 from seal_lib.plan import checks, costs, needs
 from seal_lib.report import compare, spending
 from seal_lib.runs import params, runner, trackers
 from seal_lib.store import commands as own
+from seal_lib.store.sessions import assigned
 
 
 def ready(values: dict[str, object]) -> None:
@@ -82,11 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.command in ("run", "all"):
         trackers.named()  # report a tracker that is not installed at once
     if given.command == "run":
-        pairs = [pair.partition("=") for pair in given.set]
-        wrong = next((key for key, mark, _ in pairs if not mark), None)
-        if wrong is not None:
-            raise ParameterError(f"--set {wrong} has no value; write --set {wrong}=VALUE.")
-        values = {key: value for key, _, value in pairs}
+        values = assigned(given.set)
         return runner.run(params.find(given.notebook), given.scale, values, given.force, enough)
     if given.command == "all":
         return runner.run_all(given.scale, given.only, given.keep_going, given.force, max(1, given.jobs), ready)

@@ -165,7 +165,7 @@ class DryStore:
     def lines(self, weights: str) -> Lines:
         return Lines()
 
-    def edits(self, *states: str, passage: str = "", number: int = 0) -> list[Edit]:
+    def edits(self, *states: str, **_: object) -> list[Edit]:
         return []
 
     def edit(self, number: int) -> Edit:

@@ -4,18 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from seal_lib import models
 from seal_lib.errors import DataError
 from seal_lib.grading import graders
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops import inner
-from seal_lib.loops.domain import Candidate
 from seal_lib.loops.policy import Policy
-from seal_lib.records import Passage, PassageTrial, Question, to_dict
+from seal_lib.records import PassageTrial, Question, to_dict
 from seal_lib.runs.work import Count, Recorder
-from seal_lib.store.database import Store
-from seal_lib.store.routing import Evidence, Router
-from seal_lib.store.schema import ARMS, STAGES
+from seal_lib.store.database import Store, base_of
+from seal_lib.store.routing import Router
+from seal_lib.store.schema import ARMS, STAGES, candidate
 from seal_lib.store.search import Search
 from seal_lib.training.jobs import Result
 
@@ -67,7 +65,7 @@ def ask(
     Raises:
         DataError: a passage's adapter is of another base, or is not what was kept; a question is too long.
     """
-    router = Router(store, models.weight_hash(policy.base.name, policy.base.revision), route, search)
+    router = Router(store, base_of(policy), route, search)
     unit = partial(_replies, store=store, router=router, policy=policy, domain=domain, compare=compare, count=run.count)
     return [Reply(**row) for row in run.map(phase, list(dict.fromkeys(questions)), unit, chunk=64)]
 
@@ -79,43 +77,33 @@ def _replies(
     adapters = {}
     candidates, results, routed = [], {}, []
     for question, (evidence, used, why) in zip(part, router.routes(part), strict=True):
-        passage = evidence.match.passage if evidence.match else Passage("", "", "", ())
-        unit = replace(passage, questions=(Question(question, ""),))
-        wanted = {used, *(_there(evidence) if compare else ())}
+        unit = replace(evidence.part.passage, questions=(Question(question, ""),))
+        there = ["before"] + ["in_view"] * bool(evidence.match) + ["after"] * bool(evidence.edit)
+        wanted = {used, *(there if compare else ())}
         routed.append((evidence, used, why, unit))
         for stage in sorted(wanted):
-            trains = stage in ("after", "both")
-            shown = stage in ("in_view", "both")
             name = f"{question}/{stage}"
             about = unit if evidence.found or stage != "before" else replace(unit, title="", text="")
-            candidates.append(Candidate(name, about, None, ARMS.get(stage, stage), 0, trains=trains, shown=shown))
-            if trains and (edit := evidence.edit):
+            candidates.append(candidate(about, stage, name))
+            if candidates[-1].trains and (edit := evidence.edit):
                 if edit.id not in adapters:
                     own = store.adapter(edit, policy.base)  # checks the base, also for a merged one
                     adapters[edit.id] = store.merged(merged[edit.weights]) if edit.state == "merged" else own
                 results[name] = Result("", adapters[edit.id], [], 0, 0)
     trials = {trial.id: trial for trial in inner.ask(policy, candidates, results, count, domain=domain)}
-    lengths = {c.id: len(policy.tokenizer(_prompt(c, domain))["input_ids"]) for c in candidates}
+    prompts = {c.id: domain.prompts.ask(c.unit, c.unit.questions[0], c.shown) for c in candidates}
+    lengths = {name: len(policy.tokenizer(prompt)["input_ids"]) for name, prompt in prompts.items()}
     rows = []
     for question, (evidence, used, why, unit) in zip(part, routed, strict=True):
         tried = {stage: trials.get(f"{question}/{stage}") for stage in (*STAGES, "both")}
         answers = {stage: trial.answers[0].text for stage, trial in tried.items() if trial and trial.outcome == "ok"}
         used, why = _answered(answers, used, why, question)
-        document, place = router.places.get(unit.id, ("", ""))
         tokens = {stage: lengths[f"{question}/{stage}"] for stage in answers}
         number = evidence.edit.id if evidence.edit else 0
-        reply = Reply(question, answers, used, why, unit.id, document, place, unit.title, number, tokens)
+        found = evidence.part
+        reply = Reply(question, answers, used, why, found.id, found.document, found.place, unit.title, number, tokens)
         rows.append(to_dict(reply))
     return rows
-
-
-def _there(evidence: Evidence) -> list[str]:
-    """Return the stages at which a question can be asked."""
-    return ["before"] + ["in_view"] * bool(evidence.match) + ["after"] * bool(evidence.edit)
-
-
-def _prompt(candidate: Candidate, domain: Knowledge) -> str:
-    return domain.prompts.ask(candidate.unit, candidate.unit.questions[0], candidate.shown)
 
 
 def _answered(answers: Mapping[str, str], used: str, why: str, question: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from seal_lib import models, paths
@@ -25,7 +26,7 @@ from seal_lib.store import grounding
 from seal_lib.store.asking import ask
 from seal_lib.store.guard import MEASURES, Limits
 from seal_lib.store.harness import Tasks
-from seal_lib.store.learning import Consent, accuracy, learn, parts, reviewed
+from seal_lib.store.learning import Consent, accuracy, reviewed
 from seal_lib.store.merging import Merged, base_of, check_count, chosen, merge, prune, related, revert, worths
 from seal_lib.store.review import KINDS, Finding, lines_of
 from seal_lib.store.routing import ROUTES, Router
@@ -77,23 +78,9 @@ def _learn(given: argparse.Namespace) -> tuple[list[Edit], str]:
     consent = Consent(tuple(given.allow), _approve if given.review else None)
     if given.review and not sys.stdin.isatty():
         raise ParameterError("--review asks a person about each self-edit; start it in a terminal.")
-    ready = session(values)
+    ready = replace(session(values), consent=consent)
     with store_of(given.store, begin=True) as store:
-        edits = [
-            edit
-            for one in documents
-            for edit in learn(
-                Bar(),
-                store,
-                ready.policy,
-                one,
-                ready.domain,
-                ready.outer,
-                ready.own,
-                consent=consent,
-                seed=values["seed"],
-            )
-        ]
+        edits = [edit for one in documents for edit in ready.learn(Bar(), store, one)]
     if given.document and values["model"].startswith("seedling-"):
         tell(f"{values['model']} knows its made world only; for other text name a model: --model owner/name.")
     return edits, "\n\n".join(shown(edit) for edit in edits)
@@ -111,15 +98,26 @@ def _approve(passage: Passage, edit: SelfEdit, findings: Sequence[Finding]) -> b
 
 def card(passage: Passage, edit: SelfEdit, findings: Sequence[Finding]) -> str:
     """Return a self-edit with its passage and its findings as text, for a person to read."""
-    wrapped = textwrap.fill(passage.text, 100, initial_indent="  ", subsequent_indent="  ")
-    written = textwrap.indent(edit.text, "  ")
     found = _findings(findings) if findings else "  nothing was found in it"
-    return f"{passage.title}\n\npassage\n{wrapped}\n\nself-edit {edit.id}\n{written}\n\nfindings\n{found}"
+    return f"{passage.title}\n\n{_texts(passage, edit, f' {edit.id}')}\n\nfindings\n{found}"
+
+
+def _texts(passage: Passage, edit: SelfEdit | None, name: str = "") -> str:
+    wrapped = textwrap.fill(passage.text, 100, initial_indent="  ", subsequent_indent="  ")
+    written = textwrap.indent(edit.text if edit else "none", "  ")
+    return f"passage\n{wrapped}\n\nself-edit{name}\n{written}"
+
+
+#: heads of the columns of `_told`
+_TOLD = ("kind", "what it does", "text", "why")
+
+
+def _told(finding: Finding) -> tuple[str, ...]:
+    return finding.kind, "stops" if finding.stops else "told", finding.excerpt, finding.detail
 
 
 def _findings(findings: Sequence[Finding]) -> str:
-    rows = [(f.kind, "stops" if f.stops else "told", f.excerpt, f.detail) for f in findings]
-    return table([("kind", "what it does", "text", "why"), *rows])
+    return table([_TOLD, *map(_told, findings)])
 
 
 def _ask(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -135,11 +133,8 @@ def _ask(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
     source = f"{reply.document}, {reply.place}, {reply.title!r}" if used else "no source"
     rows = [(HEADS[stage], answer or "-", str(reply.tokens[stage])) for stage, answer in reply.answers.items()]
     told = f"{reply.answer}\n\n{source}; {reply.why}\n{table([('', 'answer', 'tokens of its prompt'), *rows])}"
-    return {
-        "answer": reply.answer,
-        **to_dict(reply),
-        "seconds": round(took, 3),
-    }, f"{told}\n{took:.1f} s, all answers together"
+    found = {"answer": reply.answer, **to_dict(reply), "seconds": round(took, 3)}
+    return found, f"{told}\n{took:.1f} s, all answers together"
 
 
 def _list(given: argparse.Namespace) -> tuple[list[Edit], str]:
@@ -156,12 +151,10 @@ def _list(given: argparse.Namespace) -> tuple[list[Edit], str]:
 def _show(given: argparse.Namespace) -> tuple[Edit, str]:
     with store_of(given.store) as store:
         edit = store.edit(given.edit)
-    wrapped = textwrap.fill(edit.passage.text, 100, initial_indent="  ", subsequent_indent="  ")
-    written = textwrap.indent(edit.self_edit.text if edit.self_edit else "none", "  ")
     made = f"learned {edit.made} on {edit.model} ({edit.dtype}, {edit.weights[:12]}); changed {edit.changed}"
     files = f"adapter {edit.adapter or 'none'}, sha256 {edit.digest[:12] or '-'}"
     found = f"\n\nfindings\n{_findings(edit.findings)}" if edit.findings else ""
-    return edit, f"{shown(edit)}\n\npassage\n{wrapped}\n\nself-edit\n{written}{found}\n\n{made}\n{files}"
+    return edit, f"{shown(edit)}\n\n{_texts(edit.passage, edit.self_edit)}{found}\n\n{made}\n{files}"
 
 
 def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -169,21 +162,19 @@ def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
     with store_of(given.store) as store:
         router = Router(store, "", given.route, search)
     evidence, stage, why = router.route(given.question)
-    passage = evidence.match.passage if evidence.match else None
-    document, place = router.places[passage.id] if passage else ("", "")
-    weight = evidence.match.weight if evidence.match else 0.0
+    part = evidence.part
     found = {
         "question": given.question,
         "answered": stage,
         "why": why,
-        "document": document,
-        "place": place,
-        "title": passage.title if passage else "",
-        "weight": weight,
+        "document": part.document,
+        "place": part.place,
+        "title": part.passage.title,
+        "weight": evidence.match.weight if evidence.match else 0.0,
         "needed": evidence.needed,
         "edit": evidence.edit.id if evidence.edit else 0,
     }
-    source = f"{document}, {place}, {passage.title!r}" if passage else "no passage"
+    source = f"{part.document}, {part.place}, {part.passage.title!r}" if evidence.match else "no passage"
     return found, f"{HEADS[stage]}: {why}\n{source}; {evidence.told}"
 
 
@@ -198,22 +189,17 @@ def _audit(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
         if judge:
             raise ParameterError(f"--judge reads self-edits, and {given.what} has none yet; learn it, or name an edit.")
         documents = read(paths.expanded(given.what), PASSAGE_WORDS, tell)
-        findings = [(part.document, part.place, reviewed(part.passage)) for one in documents for part in parts(one)]
+        findings = [(part.document, part.place, reviewed(part.passage)) for one in documents for part in one.parts]
     else:
         with store_of(given.store) as store:
             edits = [store.edit(int(given.what))] if given.what else store.edits("active", "merged", "quarantined")
-        findings = [(f"edit {e.id} · {e.document}", e.place, list(e.findings)) for e in edits]
-    rows: list[dict[str, Any]] = [
-        {"where": where, "place": place, "kind": f.kind, "stops": f.stops, "excerpt": f.excerpt, "detail": f.detail}
-        for where, place, several in findings
-        for f in several
-    ]
-    head = ("where", "place", "kind", "what it does", "text", "why")
-    lines: list[tuple[str, ...]] = [
-        (r["where"], r["place"], r["kind"], "stops" if r["stops"] else "told", r["excerpt"], r["detail"]) for r in rows
-    ]
+        findings = [(f"edit {e.id} · {e.document}", e.place, e.findings) for e in edits]
+    all_found = [(where, place, finding) for where, place, several in findings for finding in several]
+    keys = ("kind", "stops", "excerpt", "detail")
+    rows = [{"where": w, "place": p, **{key: getattr(f, key) for key in keys}} for w, p, f in all_found]
+    cells = [("where", "place", *_TOLD), *((where, place, *_told(finding)) for where, place, finding in all_found)]
     found: dict[str, Any] = {"findings": rows}
-    text = table([head, *lines]) if rows else f"nothing found in {len(findings)} passages."
+    text = table(cells) if rows else f"nothing found in {len(findings)} passages."
     if judge:
         judged, told = _judged(edits, judge)
         found, text = found | judged, f"{text}\n\n{told}"
@@ -227,7 +213,8 @@ def _judged(edits: Sequence[Edit], judge: Judge) -> tuple[dict[str, Any], str]:
     agreed = grounding.rows({"self-edits": trials}) if trials else []
     who = grounding.RULES, grounding.JUDGE
     lines = [
-        {"edit": edit.id, "line": answer.text, **{name: grounding.said(answer.grades[name]) for name in who}}
+        {"edit": edit.id, "line": answer.text}
+        | {name: grounding.WORDS.get(answer.grades[name], "no verdict") for name in who}
         for edit, trial in zip(written, trials, strict=True)
         for answer in trial.answers
     ]
@@ -290,10 +277,8 @@ def _update(given: argparse.Namespace) -> tuple[Renewal | None, str]:
     with store_of(given.store) as store:
         if not store.queue() and all(one.state == "done" for one in store.renewals()):  # before a model is loaded
             return None, "nothing waits; `seal queue DOCUMENT` adds one."
-        ready = session(values)
-        renewal = update(
-            Bar(), store, ready.policy, ready.domain, ready.outer, ready.own, plan, consent=consent, seed=values["seed"]
-        )
+        ready = replace(session(values), consent=consent)
+        renewal = update(Bar(), store, ready, plan)
         file = write_report(store, renewal)
     return renewal, f"{text_of(renewal)}\n{file}, and as a page {file.with_suffix('.html').name}"
 
@@ -354,110 +339,69 @@ def _between(kind: type, low: float, high: float) -> Callable[[str], Any]:
 
 
 _EDIT = _between(int, 1, 2**31 - 1)
-_ALLOW: dict[str, Any] = {
-    "action": "append",
-    "default": [],
-    "metavar": "KIND",
-    "help": f"learn what this kind of finding would stop: {', '.join(KINDS)}",
-}
-_ROUTED: dict[str, Any] = {
-    "default": "measured",
-    "choices": tuple(ROUTES),
-    "help": "what decides whose answer counts (default: measured)",
-}
+_EDITS: dict[str, Any] = dict(type=_EDIT, nargs="*", help="default: all in use")
+_SEVERAL: dict[str, Any] = dict(action="append", default=[])
+_ALLOW = _SEVERAL | dict(metavar="KIND", help=f"learn what this kind of finding would stop: {', '.join(KINDS)}")
+_ROUTE = dict(default="measured", choices=tuple(ROUTES), help="what decides whose answer counts (default: measured)")
 _WITH_MODEL = ("learn", "ask", "route", "import", "merge", "update", "serve")
+#: command → its function, its description, its arguments
 _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     "learn": (
         _learn,
         "learn a document, and show answers before and after",
         {
-            "document": {"nargs": "?", "default": "", "help": "a file or folder (default: the notebook's)"},
-            "--question": {
-                "action": "append",
-                "default": [],
-                "help": "what to ask about it; may be given several times",
-            },
-            "--review": {"action": "store_true", "help": "show each self-edit before it is trained on, and ask"},
+            "document": dict(nargs="?", default="", help="a file or folder (default: the notebook's)"),
+            "--question": _SEVERAL | dict(help="what to ask about it; may be given several times"),
+            "--review": dict(action="store_true", help="show each self-edit before it is trained on, and ask"),
             "--allow": _ALLOW,
         },
     ),
-    "ask": (_ask, "ask about what was learned", {"question": {}, "--route": _ROUTED}),
-    "route": (_route, "say what would answer a question, and why", {"question": {}, "--route": _ROUTED}),
-    "list": (_list, "what is kept", {"--all": {"action": "store_true", "help": "also what was taken back"}}),
-    "show": (_show, "one edit with its passage, self-edit and answers", {"edit": {"type": _EDIT}}),
+    "ask": (_ask, "ask about what was learned", {"question": {}, "--route": _ROUTE}),
+    "route": (_route, "say what would answer a question, and why", {"question": {}, "--route": _ROUTE}),
+    "list": (_list, "what is kept", {"--all": dict(action="store_true", help="also what was taken back")}),
+    "show": (_show, "one edit with its passage, self-edit and answers", {"edit": dict(type=_EDIT)}),
     "audit": (
         _audit,
         "what a document or the self-edits hold that should not be learned unseen",
         {
-            "what": {"nargs": "?", "default": "", "help": "a document, or the number of an edit (default: all kept)"},
-            "--judge": {
-                "default": "",
-                "metavar": "MODEL[@URL]",
-                "help": "who also says of each line if it is grounded",
-            },
-            "--judge-env": {
-                "default": "",
-                "metavar": "NAME",
-                "help": "environment variable that holds the judge's key",
-            },
+            "what": dict(nargs="?", default="", help="a document, or the number of an edit (default: all kept)"),
+            "--judge": dict(default="", metavar="MODEL[@URL]", help="who also says of each line if it is grounded"),
+            "--judge-env": dict(default="", metavar="NAME", help="environment variable that holds the judge's key"),
         },
     ),
     "merge": (
         _merge,
         "use several edits as one adapter, if little is lost",
         {
-            "edit": {"type": _EDIT, "nargs": "*", "help": "default: all in use"},
-            "--related": {
-                "type": _EDIT,
-                "default": 0,
-                "metavar": "EDIT",
-                "help": "this edit and those of like passages",
-            },
-            "--most": {
-                "type": _between(int, 2, 1000),
-                "default": 4,
-                "help": "with --related: edits at most (default: 4)",
-            },
+            "edit": _EDITS,
+            "--related": dict(type=_EDIT, default=0, metavar="EDIT", help="this edit and those of like passages"),
+            "--most": dict(type=_between(int, 2, 1000), default=4, help="with --related: edits at most (default: 4)"),
         },
     ),
-    "revert": (_revert, "take an edit back, also out of a merge", {"edit": {"type": _EDIT}}),
+    "revert": (_revert, "take an edit back, also out of a merge", {"edit": dict(type=_EDIT)}),
     "prune": (
         _prune,
         "remove the least useful adapters",
-        {
-            "--budget": {
-                "type": _between(float, 0, 1e9),
-                "required": True,
-                "metavar": "MB",
-                "help": "what the others may take",
-            },
-        },
+        {"--budget": dict(type=_between(float, 0, 1e9), required=True, metavar="MB", help="what the others may take")},
     ),
-    "queue": (_queue, "let documents wait for the next update", {"document": {"nargs": "*", "help": "files, folders"}}),
+    "queue": (_queue, "let documents wait for the next update", {"document": dict(nargs="*", help="files, folders")}),
     "update": (
         _update,
         "learn what waits and is worth it, if its guard lets it in",
         {
-            "--budget": {"default": "10min", "help": "90s, 10min, 2h (default: 10min)"},
-            "--rule": {"default": "need", "choices": tuple(RULES), "help": "what is worth it (default: need)"},
+            "--budget": dict(default="10min", help="90s, 10min, 2h (default: 10min)"),
+            "--rule": dict(default="need", choices=tuple(RULES), help="what is worth it (default: need)"),
             "--allow": _ALLOW,
         },
     ),
-    "import": (_import, "take in what somebody exported, measured here", {"folder": {"help": "of an export"}}),
-    "export": (
-        _export,
-        "copy adapters to PEFT folders",
-        {
-            "folder": {"help": "a new folder"},
-            "edit": {"type": _EDIT, "nargs": "*", "help": "default: all in use"},
-        },
-    ),
+    "import": (_import, "take in what somebody exported, measured here", {"folder": dict(help="of an export")}),
+    "export": (_export, "copy adapters to PEFT folders", {"folder": dict(help="a new folder"), "edit": _EDITS}),
     "serve": (
         _serve,
         "answer over HTTP as OpenAI's interface does",
         {
-            "--host": {"default": "127.0.0.1", "help": "default: 127.0.0.1, this machine only"},
-            "--port": {"type": _between(int, 0, 65535), "default": 8000, "help": "default: 8000; 0: a free one"},
+            "--host": dict(default="127.0.0.1", help="default: 127.0.0.1, this machine only"),
+            "--port": dict(type=_between(int, 0, 65535), default=8000, help="default: 8000; 0: a free one"),
         },
     ),
 }

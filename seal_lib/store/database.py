@@ -21,11 +21,11 @@ from seal_lib.records import Answer, Passage, SelfEdit, to_dict
 from seal_lib.runs.manifest import content_hash
 from seal_lib.store.review import Finding, Lines, lines_of
 from seal_lib.store.schema import STAGES, Asked, Edit, Merge, Queued, Renewal
-from seal_lib.store.texts import Document
+from seal_lib.store.texts import Document, Part
 from seal_lib.store.transactions import Folder
 
 if TYPE_CHECKING:
-    from seal_lib.loops.policy import Source
+    from seal_lib.loops.policy import Policy, Source
     from seal_lib.runs.lifecycle import Run
     from seal_lib.training.adapters import Adapter
 
@@ -41,17 +41,23 @@ def _dumped(value: object) -> str:
     return json.dumps(to_dict(value), ensure_ascii=False, allow_nan=False)
 
 
-def _answers(texts: Sequence[str]) -> list[Any]:
-    """Return the answers at each stage; None where there is none."""
-    return [None if row is None else Answer.from_dict(row) for row in map(json.loads, texts)]
+def _self_edit(text: str) -> SelfEdit | None:
+    written = json.loads(text)
+    return SelfEdit.from_dict(written) if written else None
+
+
+def base_of(policy: "Policy") -> str:
+    """Return the weight hash of the policy's base."""
+    return models.weight_hash(policy.base.name, policy.base.revision)
+
+
+#: columns of an edit that are fields of `Edit`, as they are and as JSON
+_PLAIN = ("document", "place", "model", "weights", "dtype", "reason")
+_JSON = ("recipe", "training")
 
 
 class Store(Folder):
-    """A store in ``folder``: documents, edits, merges, the queue and updates.
-
-    Raises:
-        DataError: as `seal_lib.store.transactions.Folder`.
-    """
+    """A folder (`seal_lib.store.transactions.Folder`) with documents, edits, merges, the queue and updates."""
 
     # ------------------------------------------------------------------ documents
 
@@ -61,14 +67,12 @@ class Store(Folder):
         Edits of passages that the newer version still has stay; active edits of passages that no document has any more
         are taken back.
         """
-        parts = list(zip(document.passages, document.places, strict=True))
+        parts = document.parts
         with self._change():
-            row = self._base.execute("SELECT id, digest FROM document WHERE source = ?", (document.source,)).fetchone()
-            number = row[0] if row else None
-            held = self._base.execute(
-                "SELECT passage FROM part WHERE document = ? ORDER BY number", (number,)
-            ).fetchall()
-            if row and row[1] == document.digest and [name for (name,) in held] == [p.id for p, _ in parts]:
+            known = self._base.execute("SELECT id, digest FROM document WHERE source = ?", (document.source,))
+            number, digest = known.fetchone() or (None, None)
+            held = self._base.execute("SELECT passage FROM part WHERE document = ? ORDER BY number", (number,))
+            if digest == document.digest and [name for (name,) in held.fetchall()] == [p.id for p in parts]:
                 return
             self._base.execute("DELETE FROM part WHERE document = ?", (number,))
             number = self._base.execute(
@@ -76,27 +80,24 @@ class Store(Folder):
                 (number, document.source, document.name, document.digest, _now()),
             ).lastrowid
             self._base.executemany(
-                "INSERT OR IGNORE INTO passage VALUES (?, ?, ?)", [(p.id, p.title, p.text) for p, _ in parts]
+                "INSERT OR IGNORE INTO passage VALUES (?, ?, ?)", [(p.id, p.title, p.text) for p in document.passages]
             )
             self._base.executemany(
-                "INSERT INTO part VALUES (?, ?, ?, ?)", [(number, i, p.id, at) for i, (p, at) in enumerate(parts)]
+                "INSERT INTO part VALUES (?, ?, ?, ?)", [(number, i, p.id, p.place) for i, p in enumerate(parts)]
             )
-            self._base.execute(
-                "UPDATE edit SET state = 'reverted', reason = ?, changed = ? "
-                "WHERE state = 'active' AND passage NOT IN (SELECT passage FROM part)",
-                (f"its passage is no longer in {document.name}", _now()),
-            )
+            unused = "state = 'active' AND passage NOT IN (SELECT passage FROM part)"
+            self._turn("reverted", f"its passage is no longer in {document.name}", unused)
 
-    def passages(self) -> list[tuple[Passage, str, str]]:
-        """Return (passage, name of its document, its place there) for all that is kept, in the order of documents."""
+    def passages(self) -> list[Part]:
+        """Return all passages that are kept, in the order of documents."""
         with self.told():
             rows = self._base.execute(
                 "SELECT p.id, p.title, p.text, d.name, part.place FROM part JOIN passage p ON p.id = part.passage "
                 "JOIN document d ON d.id = part.document ORDER BY d.id, part.number"
             ).fetchall()
-        found: dict[str, tuple[Passage, str, str]] = {}
+        found: dict[str, Part] = {}
         for name, title, text, document, place in rows:
-            found.setdefault(name, (Passage(name, title, text, ()), document, place))
+            found.setdefault(name, Part(Passage(name, title, text, ()), document, place))
         return list(found.values())
 
     def vectors(self, texts: Sequence[str], encoder: str, encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
@@ -113,27 +114,48 @@ class Store(Folder):
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in kept}
         for first in range(0, len(new), TOGETHER):
             part = dict(list(new.items())[first : first + TOGETHER])
-            made = [row.astype("<f4").tobytes() for row in encode(list(part.values()))]
-            kept |= zip(part, made, strict=True)
+            made = zip(part, encode(list(part.values())), strict=True)
+            rows = [(key, encoder, row.astype("<f4").tobytes()) for key, row in made]
+            kept |= {key: vector for key, _, vector in rows}
             with self._change():  # another process may have made the same ones meanwhile
-                rows = [(key, encoder, vector) for key, vector in zip(part, made, strict=True)]
                 self._base.executemany("INSERT OR IGNORE INTO vector VALUES (?, ?, ?)", rows)
         return np.stack([np.frombuffer(kept[key], "<f4") for key in keys])
 
     # ------------------------------------------------------------------ edits
 
-    def edits(self, *states: str, passage: str = "", number: int | None = None) -> list[Edit]:
-        """Return the edits in these states (none: in any), of a passage, or of one number, in the order of making."""
+    def edits(self, *states: str, passage: str = "", weights: str = "", number: int | None = None) -> list[Edit]:
+        """Return the edits in these states (none: in any), of a passage, a base, or one number, in order of making."""
         wanted = f"e.state IN ({', '.join('?' * len(states))})" if states else "1"
         with self.whole():
             rows = self._base.execute(
-                "SELECT e.id, e.state, e.reason, e.text, e.model, e.weights, e.dtype, e.recipe, e.training, e.adapter, "
-                "e.digest, e.made, e.changed, e.findings, p.id, p.title, p.text, e.document, e.place FROM edit e "
-                "JOIN passage p ON p.id = e.passage "
-                f"WHERE {wanted} AND (? = '' OR p.id = ?) AND (? IS NULL OR e.id = ?) ORDER BY e.id",
-                (*states, passage, passage, number, number),
-            ).fetchall()
-            return [self._edit(*row) for row in rows]
+                "SELECT e.*, p.title, p.text AS body FROM edit e JOIN passage p ON p.id = e.passage "
+                f"WHERE {wanted} AND (? = '' OR p.id = ?) AND (? = '' OR e.weights = ?) AND (? IS NULL OR e.id = ?) "
+                "ORDER BY e.id",
+                (*states, passage, passage, weights, weights, number, number),
+            )
+            names = [column[0] for column in rows.description]
+            return [self._edit(dict(zip(names, row, strict=True))) for row in rows.fetchall()]
+
+    def _edit(self, row: Mapping[str, Any]) -> Edit:
+        rows = self._base.execute(
+            "SELECT question, gold, origin, before, in_view, after FROM question WHERE edit = ? ORDER BY number",
+            (row["id"],),
+        )
+        asked = []
+        for question, gold, origin, *texts in rows:
+            answers: list[Any] = [None if one is None else Answer.from_dict(one) for one in map(json.loads, texts)]
+            asked.append(Asked(question, gold, origin, *answers))
+        edit = Edit(
+            passage=Passage(row["passage"], row["title"], row["body"], ()),
+            self_edit=_self_edit(row["text"]),
+            questions=tuple(asked),
+            findings=tuple(Finding(**one) for one in json.loads(row["findings"])),
+            **{key: row[key] for key in (*_PLAIN, "id", "state", "adapter", "digest", "made", "changed")},
+            **{key: json.loads(row[key]) for key in _JSON},
+        )
+        for stage in STAGES:  # read what others count, so that damage is reported here and not there
+            _ = edit.trial(stage).accuracy, edit.training["tried"], edit.training["cost"]["seconds"]
+        return edit
 
     def lines(self, weights: str) -> Lines:
         """Return the lines of all self-edits in use on a base."""
@@ -141,64 +163,11 @@ class Store(Folder):
             rows = self._base.execute(
                 "SELECT passage, text FROM edit WHERE state IN ('active', 'merged') AND weights = ? ORDER BY id",
                 (weights,),
-            ).fetchall()
+            )
             found = Lines()
-            for passage, text in rows:
-                written = json.loads(text)
-                found.add(lines_of(SelfEdit.from_dict(written) if written else None), passage)
+            for passage, text in rows.fetchall():
+                found.add(lines_of(_self_edit(text)), passage)
         return found
-
-    def _edit(
-        self,
-        number: int,
-        state: str,
-        reason: str,
-        text: str,
-        model: str,
-        weights: str,
-        dtype: str,
-        recipe: str,
-        training: str,
-        adapter: str,
-        digest: str,
-        made: str,
-        changed: str,
-        findings: str,
-        passage: str,
-        title: str,
-        body: str,
-        document: str,
-        place: str,
-    ) -> Edit:
-        rows = self._base.execute(
-            "SELECT question, gold, origin, before, in_view, after FROM question WHERE edit = ? ORDER BY number",
-            (number,),
-        )
-        asked = tuple(Asked(q, gold, origin, *_answers(texts)) for q, gold, origin, *texts in rows)
-        written = json.loads(text)
-        edit = Edit(
-            Passage(passage, title, body, ()),
-            document,
-            place,
-            SelfEdit.from_dict(written) if written else None,
-            model,
-            weights,
-            dtype,
-            json.loads(recipe),
-            json.loads(training),
-            asked,
-            state,
-            reason,
-            number,
-            adapter,
-            digest,
-            made,
-            changed,
-            tuple(Finding(**row) for row in json.loads(findings)),
-        )
-        for stage in STAGES:  # read what others count, so that damage is reported here and not there
-            _ = edit.trial(stage).accuracy, edit.training["tried"], edit.training["cost"]["seconds"]
-        return edit
 
     def edit(self, number: int) -> Edit:
         """Return the edit of that number.
@@ -213,61 +182,52 @@ class Store(Folder):
 
     def keep(self, edit: Edit, adapter: "Adapter | None") -> Edit:
         """Keep an edit with its adapter, all of it or nothing; an active one replaces the passage's active one."""
-        folder: Path | None = None
-        try:
-            with self._change():
-                now = _now()
-                row = {
-                    "passage": edit.passage.id,
-                    "document": edit.document,
-                    "place": edit.place,
-                    "state": "quarantined",
-                    "reason": edit.reason,
-                    "text": _dumped(edit.self_edit),
-                    "writer": edit.self_edit.source if edit.self_edit else "",
-                    "model": edit.model,
-                    "weights": edit.weights,
-                    "dtype": edit.dtype,
-                    "recipe": _dumped(edit.recipe),
-                    "training": _dumped(edit.training),
-                    "adapter": "",
-                    "digest": "",
-                    "made": now,
-                    "changed": now,
-                    "findings": _dumped(edit.findings),
-                }
-                statement = f"INSERT INTO edit ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
-                number = self._base.execute(statement, tuple(row.values())).lastrowid or 0
-                self._base.executemany(
-                    "INSERT INTO question VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    [
-                        (number, i, q.question, q.gold, q.origin, *(_dumped(q.at(stage)) for stage in STAGES))
-                        for i, q in enumerate(edit.questions)
-                    ],
-                )
-                name = digest = ""
-                if adapter is not None:
-                    name = f"{number:06d}-{adapter.digest()[:12]}"
-                    folder, digest = self._saved(adapter, name, edit.model)
-                if edit.state == "active":
-                    self._take_over(number, edit.passage.id, edit.weights, now)
-                self._base.execute(
-                    "UPDATE edit SET state = ?, adapter = ?, digest = ? WHERE id = ?",
-                    (edit.state, name, digest, number),
-                )
-        except BaseException:
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)  # so that a full disk has its room again
-            raise
+        with self._change():
+            now, name, digest = _now(), "", ""
+            row = {
+                "passage": edit.passage.id,
+                "state": "quarantined",
+                "text": _dumped(edit.self_edit),
+                "writer": edit.self_edit.source if edit.self_edit else "",
+                "adapter": "",
+                "digest": "",
+                "made": now,
+                "changed": now,
+                **{key: getattr(edit, key) for key in _PLAIN},
+                **{key: _dumped(getattr(edit, key)) for key in (*_JSON, "findings")},
+            }
+            number = self._insert("edit", row)
+            self._base.executemany(
+                "INSERT INTO question VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (number, i, q.question, q.gold, q.origin, *(_dumped(q.at(stage)) for stage in STAGES))
+                    for i, q in enumerate(edit.questions)
+                ],
+            )
+            if adapter is not None:
+                name = f"{number:06d}-{adapter.digest()[:12]}"
+                digest = self._save(adapter, name, edit.model)
+            if edit.state == "active":
+                self._take_over(number, edit)
+            self._base.execute(
+                "UPDATE edit SET state = ?, adapter = ?, digest = ? WHERE id = ?", (edit.state, name, digest, number)
+            )
         return replace(edit, id=number, adapter=name, digest=digest, made=now, changed=now)
 
-    def _take_over(self, number: int, passage: str, weights: str, now: str) -> None:
-        """Take back the passage's edit that was active until now, for a newer one."""
-        self._base.execute(
-            "UPDATE edit SET state = 'reverted', reason = ?, changed = ? "
-            "WHERE passage = ? AND weights = ? AND state = 'active' AND id <> ?",
-            (f"edit {number} took its place", now, passage, weights, number),
-        )
+    def _insert(self, table: str, row: Mapping[str, Any]) -> int:
+        """Insert a row, and return its number."""
+        statement = f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
+        return self._base.execute(statement, tuple(row.values())).lastrowid or 0
+
+    def _turn(self, state: str, reason: str, where: str, *about: object) -> int:
+        """Give the edits that ``where`` names another state; return how many they are."""
+        statement = f"UPDATE edit SET state = ?, reason = ?, changed = ? WHERE {where}"
+        return self._base.execute(statement, (state, reason, _now(), *about)).rowcount
+
+    def _take_over(self, number: int, edit: Edit) -> None:
+        """Take back the edit of the same passage that was active until now, for a newer one."""
+        active = "passage = ? AND weights = ? AND state = 'active' AND id <> ?"
+        self._turn("reverted", f"edit {number} took its place", active, edit.passage.id, edit.weights, number)
 
     def revert(self, number: int, reason: str = "taken back by hand") -> Edit:
         """Take an active edit back: it is kept with its adapter, but used no more.
@@ -280,9 +240,7 @@ class Store(Folder):
             if edit.state != "active":
                 why = f" ({edit.reason})" if edit.reason else ""
                 raise DataError(f"edit {number} is {edit.state}{why}, so there is nothing to take back.")
-            self._base.execute(
-                "UPDATE edit SET state = 'reverted', reason = ?, changed = ? WHERE id = ?", (reason, _now(), number)
-            )
+            self._turn("reverted", reason, "id = ?", number)
         return self.edit(number)
 
     def prune(self, number: int, reason: str) -> Edit:
@@ -291,16 +249,11 @@ class Store(Folder):
         Raises:
             DataError: there is no such edit, or it is not active.
         """
-        folder = self.adapters / self.edit(number).adapter
         with self._change():
-            self.edit(number)
-            changed = self._base.execute(
-                "UPDATE edit SET state = 'reverted', reason = ?, adapter = '', digest = '', changed = ? "
-                "WHERE id = ? AND state = 'active' AND adapter <> ''",
-                (reason, _now(), number),
-            ).rowcount
-            if not changed:
+            folder = self.adapters / self.edit(number).adapter
+            if not self._turn("reverted", reason, "id = ? AND state = 'active' AND adapter <> ''", number):
                 raise DataError(f"edit {number} is not active, so there is nothing to prune; see `seal list`.")
+            self._base.execute("UPDATE edit SET adapter = '', digest = '' WHERE id = ?", (number,))
         with self.told():
             shutil.rmtree(folder)  # if killed before this, it is deleted when the store is next opened
         return self.edit(number)
@@ -339,43 +292,26 @@ class Store(Folder):
             adapter: the edits joined; None if there are none, so that the base of hash ``base`` has no merge any more.
         """
         former = [m for m in self.merges() if m.weights == (base or edits[0].weights)]
-        folder: Path | None = None
-        try:
-            with self._change():
-                now = _now()
+        with self._change():
+            for edit in edits:
+                if self.edit(edit.id).state != edit.state:
+                    raise DataError(f"edit {edit.id} was changed meanwhile; look at `seal list` and do it again.")
+            for old in former:
+                self._base.execute(
+                    "UPDATE merge SET state = 'reverted', adapter = '', digest = '' WHERE id = ?", (old.id,)
+                )
+                for member in set(old.edits) - {edit.id for edit in edits}:
+                    self._turn("reverted", reason, "id = ? AND state = 'merged'", member)
+            number = 0
+            if adapter is not None:
+                row = {"weights": edits[0].weights, "state": "active", "adapter": "", "digest": "", "made": _now()}
+                number = self._insert("merge", row | {"report": _dumped(report)})
+                name = f"merge-{number:06d}-{adapter.digest()[:12]}"
+                digest = self._save(adapter, name, edits[0].model)
+                self._base.execute("UPDATE merge SET adapter = ?, digest = ? WHERE id = ?", (name, digest, number))
                 for edit in edits:
-                    if self.edit(edit.id).state != edit.state:
-                        raise DataError(f"edit {edit.id} was changed meanwhile; look at `seal list` and do it again.")
-                for old in former:
-                    self._base.execute(
-                        "UPDATE merge SET state = 'reverted', adapter = '', digest = '' WHERE id = ?", (old.id,)
-                    )
-                    self._base.executemany(
-                        "UPDATE edit SET state = 'reverted', reason = ?, changed = ? WHERE id = ? AND state = 'merged'",
-                        [(reason, now, number) for number in old.edits if number not in {e.id for e in edits}],
-                    )
-                number = 0
-                if adapter is not None:
-                    number = (
-                        self._base.execute(
-                            "INSERT INTO merge (weights, state, adapter, digest, report, made) "
-                            "VALUES (?, 'active', '', '', ?, ?)",
-                            (edits[0].weights, _dumped(dict(report)), now),
-                        ).lastrowid
-                        or 0
-                    )
-                    name = f"merge-{number:06d}-{adapter.digest()[:12]}"
-                    folder, digest = self._saved(adapter, name, edits[0].model)
-                    self._base.execute("UPDATE merge SET adapter = ?, digest = ? WHERE id = ?", (name, digest, number))
-                    for edit in edits:
-                        self._base.execute("INSERT INTO member VALUES (?, ?)", (number, edit.id))
-                        self._base.execute(
-                            "UPDATE edit SET state = 'merged', reason = '', changed = ? WHERE id = ?", (now, edit.id)
-                        )
-        except BaseException:
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+                    self._base.execute("INSERT INTO member VALUES (?, ?)", (number, edit.id))
+                    self._turn("merged", "", "id = ?", edit.id)
         for old in former:
             shutil.rmtree(self.adapters / old.adapter, ignore_errors=True)  # else deleted when next opened
         return next((merge for merge in self.merges() if merge.id == number), None)
@@ -388,24 +324,18 @@ class Store(Folder):
         """
         from seal_lib.training.adapters import Adapter
 
-        folder = self.adapters / merge.adapter
-        if not folder.is_dir() or content_hash(folder) != merge.digest:
-            raise DataError(
-                f"{folder} is not what was kept for merge {merge.id}; merge its edits again (`seal merge`)."
-            )
-        return Adapter.load(folder)
+        what = f"merge {merge.id}; merge its edits again (`seal merge`)"
+        return Adapter.load(self._kept(merge.adapter, merge.digest, what))
 
     # ------------------------------------------------------------------ queue and updates
 
-    def enqueue(self, source: str | Path) -> Queued:
+    def enqueue(self, source: str | Path) -> None:
         """Let a file or folder wait for the next update; one that waits already is not queued twice."""
         with self._change():
-            row = (str(Path(source).resolve()), _now(), _now())
             self._base.execute(
                 "INSERT OR IGNORE INTO queue (source, state, reason, added, changed) VALUES (?, 'waiting', '', ?, ?)",
-                row,
+                (str(Path(source).resolve()), _now(), _now()),
             )
-        return next(one for one in self.queue() if one.source == row[0])
 
     def queue(self, state: str = "waiting") -> list[Queued]:
         """Return the documents in this state, first come first."""
@@ -424,11 +354,8 @@ class Store(Folder):
     def renew(self) -> Renewal:
         """Return the update that was begun and not finished, or begin a new one."""
         with self._change():
-            held = self._base.execute("SELECT id FROM renewal WHERE state = 'open'").fetchone()
-            if held is None:
-                self._base.execute(
-                    "INSERT INTO renewal (state, report, begun, changed) VALUES ('open', '{}', ?, ?)", (_now(), _now())
-                )
+            if self._base.execute("SELECT id FROM renewal WHERE state = 'open'").fetchone() is None:
+                self._insert("renewal", {"state": "open", "report": "{}", "begun": _now(), "changed": _now()})
         return self.renewals()[-1]
 
     def settle(
@@ -449,17 +376,15 @@ class Store(Folder):
             for number, (state, reason) in verdicts.items():
                 edit = self.edit(number)
                 if state == "active":
-                    self._take_over(number, edit.passage.id, edit.weights, now)
-                self._base.execute(
-                    "UPDATE edit SET state = ?, reason = ?, changed = ? WHERE id = ?", (state, reason, now, number)
-                )
+                    self._take_over(number, edit)
+                self._turn(state, reason, "id = ?", number)
             for number, (state, reason) in queued.items():
                 self._base.execute(
                     "UPDATE queue SET state = ?, reason = ?, changed = ? WHERE id = ?", (state, reason, now, number)
                 )
             self._base.execute(
                 "UPDATE renewal SET state = 'done', report = ?, changed = ? WHERE id = ?",
-                (_dumped(dict(report)), now, renewal.id),
+                (_dumped(report), now, renewal.id),
             )
         return next(one for one in self.renewals() if one.id == renewal.id)
 
@@ -487,12 +412,14 @@ class Store(Folder):
         """
         if not edit.adapter:
             raise DataError(f"edit {edit.id} has no adapter ({edit.reason}); learn its document again.")
-        folder = self.adapters / edit.adapter
-        if not folder.is_dir() or content_hash(folder) != edit.digest:
-            raise DataError(
-                f"{folder} is not what was kept for edit {edit.id}; copy it back from where you have it, or revert the "
-                "edit and learn its document again."
-            )
+        what = f"edit {edit.id}; copy it back from where you have it, or revert the edit and learn its document again"
+        return self._kept(edit.adapter, edit.digest, what)
+
+    def _kept(self, name: str, digest: str, what: str) -> Path:
+        """Return an adapter's folder. Raises DataError if its files are not those that were kept for ``what``."""
+        folder = self.adapters / name
+        if not folder.is_dir() or content_hash(folder) != digest:
+            raise DataError(f"{folder} is not what was kept for {what}.")
         return folder
 
 

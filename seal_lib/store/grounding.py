@@ -15,18 +15,13 @@ from seal_lib.records import Answer, Passage, PassageTrial, SelfEdit
 from seal_lib.report import stats
 from seal_lib.report.words import percent, units
 from seal_lib.runs.work import Recorder
-from seal_lib.store import review
-from seal_lib.store.review import lines_of
+from seal_lib.store.review import lacking, lines_of
 
 EXPERIMENT = "own_documents/grounding"
 RUBRIC = "grounded"  # what a judge of lines reads (`seal_lib/grading/rubrics.yaml`)
 RULES, TRUTH = "rules", "truth"
 JUDGE = agreement.JUDGES[0]
-WORDS = {1.0: "grounded", 0.0: "not grounded"}
-
-
-def by_rules(line: str, passage: Passage) -> float:
-    return float(review.grounded(line, f"{passage.title}\n{passage.text}"))
+WORDS = {1.0: "grounded", 0.0: "not grounded"}  # any other grade is no verdict
 
 
 def by_truth(line: str, passage: Passage) -> float:
@@ -38,7 +33,10 @@ def by_truth(line: str, passage: Passage) -> float:
 
 
 #: grader that asks nobody → function of (line, passage) that returns a grade
-GRADERS: dict[str, Callable[[str, Passage], float]] = {RULES: by_rules, TRUTH: by_truth}
+GRADERS: dict[str, Callable[[str, Passage], float]] = {
+    RULES: lambda line, passage: float(not lacking(line, passage)),
+    TRUTH: by_truth,
+}
 
 
 def graded(
@@ -70,11 +68,6 @@ def graded(
         return trials
     who = agreement.JUDGES if twice else agreement.JUDGES[:1]
     return agreement.judge_all(run, {0: trials}, judge, phase=f"judge/{arm}", who=who)[0]
-
-
-def said(grade: float) -> str:
-    """Return a grade in words."""
-    return WORDS.get(grade, "no verdict")
 
 
 def rows(by_arm: Mapping[str, Sequence[PassageTrial]], *, protocol: str = "", model: str = "") -> list[dict]:

@@ -17,7 +17,7 @@ from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import difference_rows
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
-from seal_lib.records import Answer, Passage, PassageTrial, Question
+from seal_lib.records import Passage, PassageTrial, Question
 from seal_lib.report import stats
 from seal_lib.runs.work import Recorder, once
 from seal_lib.store import guard, merging
@@ -30,6 +30,7 @@ from seal_lib.store.texts import Document
 
 EXPERIMENT = "own_documents/growing"
 NOTHING = "frozen"  # the model as it is: nothing learned, nothing read
+PRIOR = "prior"  # id of what is asked about prior knowledge, beside the passages
 MERGED, BEST = "store_merged", "store_best"
 
 
@@ -91,8 +92,9 @@ def grow(
         merge_most: also ask all adapters as one, while there are at most so many.
     """
     choosing, asking = halves(passages)
-    nothing = {NOTHING: ("retrieval", Search())}
-    grown = [_asked(run, store, policy, domain, 0, [], prior, nothing, 0)]
+    asked = partial(_asked, run, store, policy, domain)
+    before = Passage(PRIOR, "", "", tuple(prior))
+    grown = [asked(0, [before], {NOTHING: ("retrieval", Search())}, 0)]
     learned = 0
     for size in sorted(sizes):
         part = choosing[learned:size]
@@ -100,7 +102,7 @@ def grow(
         digest = hashlib.sha256(" ".join(p.id for p in part).encode()).hexdigest()
         document = Document(f"passages {learned + 1}–{size}", f"made:{learned}", digest, tuple(part), names)
         learn(run, store, policy, document, domain, outer, OwnQuestions(domain.prompts, 0), seed=seed)
-        grown.append(_asked(run, store, policy, domain, size, asking[:size], prior, ways(search), merge_most))
+        grown.append(asked(size, [*asking[:size], before], ways(search), merge_most))
         learned = size
     return grown
 
@@ -111,66 +113,50 @@ def _asked(
     policy: Policy,
     domain: Knowledge,
     size: int,
-    passages: Sequence[Passage],
-    prior: Sequence[Question],
+    units: Sequence[Passage],
     by_arm: Mapping[str, tuple[str, Search]],
     merge_most: int,
 ) -> Grown:
+    """Ask the questions of the passages, and those about prior knowledge (the last unit), through each arm."""
     # recorded, because a continued run finds more in the store
     recorded = once(run, f"{size:04d}/in_use", lambda: {"in_use": len(store.edits("active"))})
     found = Grown(size, {}, {}, in_use=recorded["in_use"])
-    questions = [q for p in passages for q in p.questions]
+    texts = [q.question for unit in units for q in unit.questions]
     for arm, (route, search) in by_arm.items():
         begun = time.perf_counter()
         phase = f"{size:04d}/{arm}"
-        several = [*questions, *prior]
-        texts = [q.question for q in several]
         replies = ask(run, store, policy, texts, domain, route=route, search=search, compare=False, phase=phase)
-        by_question = {reply.question: reply for reply in replies}
         took = time.perf_counter() - begun
         spent = once(run, f"{phase}/seconds", partial(dict, seconds=took))
-        found.seconds[arm] = spent["seconds"] / max(1, len(several))
-        _graded(found, arm, passages, prior, {q: r.answer for q, r in by_question.items()}, domain)
-        tokens = {q: float(r.tokens[r.used]) for q, r in by_question.items()}
-        prompts = {p.id: [tokens[q.question] for q in p.questions if q.question in tokens] for p in passages}
+        found.seconds[arm] = spent["seconds"] / max(1, len(texts))
+        _graded(found, arm, units, {reply.question: reply.answer for reply in replies}, domain.grader)
+        tokens = {reply.question: float(reply.tokens[reply.used]) for reply in replies}
+        prompts = {u.id: [tokens[q.question] for q in u.questions if q.question in tokens] for u in units[:-1]}
         found.tokens[arm] = {name: fmean(known) for name, known in prompts.items() if known}
-    if passages and 2 <= found.in_use <= merge_most:
-        row = once(run, f"{size:04d}/merged", partial(_merged, store, policy, domain, passages, prior))
-        _graded(found, MERGED, passages, prior, row["answers"], domain)
+    if len(units) > 1 and 2 <= found.in_use <= merge_most:
+        row = once(run, f"{size:04d}/merged", partial(_merged, store, policy, domain, units))
+        _graded(found, MERGED, units, row["answers"], domain.grader)
     return found
 
 
-def _merged(
-    store: Store, policy: Policy, domain: Knowledge, passages: Sequence[Passage], prior: Sequence[Question]
-) -> dict[str, Any]:
+def _merged(store: Store, policy: Policy, domain: Knowledge, units: Sequence[Passage]) -> dict[str, Any]:
     """Return the answers of all active adapters joined into one, each question under its passage's title."""
-    asked = {p.id for p in passages}
+    asked = {unit.id for unit in units}
     adapter = merging.joined(store, [edit for edit in store.edits("active") if edit.passage.id in asked])
-    units = [*passages, Passage("prior", "", "", tuple(prior))]
     answers = guard.answers_of(policy, domain, units, adapter)
     return {"answers": {answer.question: answer.text for several in answers for answer in several}}
 
 
-def _graded(
-    found: Grown,
-    arm: str,
-    passages: Sequence[Passage],
-    prior: Sequence[Question],
-    answers: Mapping[str, str],
-    domain: Knowledge,
-) -> None:
+def _graded(found: Grown, arm: str, units: Sequence[Passage], answers: Mapping[str, str], grader: str) -> None:
     """Add an arm's answers to ``found``, as trials of the passages that the questions are about."""
-    for passage in passages:
-        pairs = [(q, answers[q.question]) for q in passage.questions if q.question in answers]
-        if pairs:
-            trial = PassageTrial(
-                passage.id, passage.id, arm, None, 0, tuple(graders.grade(pairs, domain.grader)), domain.grader
-            )
+    for unit in units:
+        pairs = [(q, answers[q.question]) for q in unit.questions if q.question in answers]
+        graded = tuple(graders.grade(pairs, grader)) if pairs else ()
+        if graded and unit.id == PRIOR:
+            found.prior[arm] = {answer.question: answer.grades[grader] for answer in graded}
+        elif graded:
+            trial = PassageTrial(unit.id, unit.id, arm, None, 0, graded, grader)
             found.trials.setdefault(arm, []).append(trial)
-    known = [(q, answers[q.question]) for q in prior if q.question in answers]
-    if known:
-        grades = graders.grade(known, domain.grader)
-        found.prior[arm] = {g.question: g.grades[domain.grader] for g in grades}
 
 
 def with_best(grown: Sequence[Grown]) -> list[Grown]:
@@ -178,17 +164,13 @@ def with_best(grown: Sequence[Grown]) -> list[Grown]:
     done = []
     for one in grown:
         ways = [arm_of(way) for way in ("weights", "retrieval", "both") if arm_of(way) in one.trials]
-        together = zip(*(one.trials[arm] for arm in ways), strict=True) if ways else ()
-        best = [replace(several[0], arm=BEST, answers=tuple(_best(several))) for several in together]
+        best = []
+        for several in zip(*(one.trials[arm] for arm in ways), strict=True) if ways else ():
+            grader, same = several[0].grader, zip(*(trial.answers for trial in several), strict=True)
+            answers = tuple(max(answers, key=lambda answer: answer.grades[grader]) for answers in same)
+            best.append(replace(several[0], arm=BEST, answers=answers))
         done.append(replace(one, trials=one.trials | ({BEST: best} if best else {})))
     return done
-
-
-def _best(trials: Sequence[PassageTrial]) -> list[Answer]:
-    """Return for each question the answer of highest grade."""
-    grader = trials[0].grader
-    same = zip(*(trial.answers for trial in trials), strict=True)
-    return [max(answers, key=lambda answer: answer.grades[grader]) for answers in same]
 
 
 def rows(grown: Sequence[Grown], *, protocol: str, model: str, grader: str) -> list[dict]:
@@ -197,17 +179,17 @@ def rows(grown: Sequence[Grown], *, protocol: str, model: str, grader: str) -> l
     label = {"protocol": protocol, "model": model}
     found = []
     for one in grown:
-        for arm, trials in one.trials.items():
-            right = {t.unit_id: t.accuracy for t in trials}
-            estimate = stats.mean_over_units(right, stats.SHARE)
-            found.append(estimate.row(EXPERIMENT, arm, f"right_{one.size}", grader=grader, **label))
-        for arm, grades in one.prior.items():
-            estimate = stats.mean_over_units(grades, stats.SHARE, "question")
-            found.append(estimate.row(EXPERIMENT, arm, f"kept_{one.size}", grader=grader, **label))
-        for arm, tokens in one.tokens.items():
-            if tokens:
-                estimate = stats.mean_over_units(tokens, stats.ANY)
-                found.append(estimate.row(EXPERIMENT, arm, f"prompt_tokens_{one.size}", **label))
+        right = {arm: {t.unit_id: t.accuracy for t in trials} for arm, trials in one.trials.items()}
+        for metric, by_arm, bounds, unit in (
+            ("right", right, stats.SHARE, "passage"),
+            ("kept", one.prior, stats.SHARE, "question"),
+            ("prompt_tokens", one.tokens, stats.ANY, "passage"),
+        ):
+            graded = {} if metric == "prompt_tokens" else {"grader": grader}
+            for arm, values in by_arm.items():
+                if values:
+                    estimate = stats.mean_over_units(values, bounds, unit)
+                    found.append(estimate.row(EXPERIMENT, arm, f"{metric}_{one.size}", **graded, **label))
     largest = grown[-1] if grown else None
     if largest and largest.trials:
         measured = arm_of("measured")

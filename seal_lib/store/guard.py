@@ -24,6 +24,7 @@ from seal_lib.loops.policy import Policy
 from seal_lib.records import Answer, Passage, Question
 from seal_lib.store.harness import Tasks
 from seal_lib.store.schema import Asked
+from seal_lib.store.texts import has_texts
 from seal_lib.training.jobs import Result
 
 if TYPE_CHECKING:
@@ -73,16 +74,14 @@ def questions_of(file: str) -> dict[str, list[Passage]]:
     rows = paths.read_data(paths.given(file))
     found: dict[str, list[Passage]] = {kind: [] for kind in SETS}
     for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
-        keys = ("title", "question", "answer")
-        if not isinstance(row, Mapping) or any(not isinstance(row.get(key), str) for key in keys):
+        if not has_texts(row, "title", "question", "answer"):
             raise DataError(f"{file}: row {number} is not whole; it has the texts title, question, answer.")
         context = row.get("context") or ""
         asked = (Question(row["question"], row["answer"]),)
         kind = "reading" if context else "prior"
         found[kind].append(Passage(f"{kind}-{number:03d}", row["title"], context, asked))
-    if not all(found.values()):
-        empty = next(kind for kind, passages in found.items() if not passages)
-        raise DataError(f"{file} has no question of kind {empty} ({SETS[empty]}); add some.")
+    if empty := [kind for kind, passages in found.items() if not passages]:
+        raise DataError(f"{file} has no question of kind {empty[0]} ({SETS[empty[0]]}); add some.")
     return found
 
 
@@ -104,7 +103,7 @@ def before_after(
 
     def right(adapter: "Adapter | None", when: str) -> dict[str, float]:
         asked = {kind: _asked(policy, domain, several, adapter, kind == "reading") for kind, several in sets.items()}
-        found = {f"{kind}_{when}": share([fmean(g) for g in grades if g]) for kind, grades in asked.items()}
+        found = {f"{kind}_{when}": share(rights) for kind, rights in asked.items()}
         return found | ({f"general_{when}": limits.tasks.score(policy, adapter)} if limits.tasks.guard_tasks else {})
 
     before: dict[str, float] = {}
@@ -123,7 +122,7 @@ def asked_again(
         replace(passage, questions=tuple(Question(q.question, q.gold) for q in asked if not graders.is_blank(q.gold)))
         for passage, asked in units
     ]
-    return [fmean(grades) if grades else math.nan for grades in _asked(policy, domain, passages, adapter)]
+    return _asked(policy, domain, passages, adapter)
 
 
 def answers_of(
@@ -138,10 +137,10 @@ def answers_of(
 
 def _asked(
     policy: Policy, domain: Knowledge, passages: Sequence[Passage], adapter: "Adapter | None", shown: bool = False
-) -> list[list[float]]:
-    """Return the grades of `answers_of`, without those that are NaN."""
-    grades = [[a.grades[domain.grader] for a in own] for own in answers_of(policy, domain, passages, adapter, shown)]
-    return [[grade for grade in several if not math.isnan(grade)] for several in grades]
+) -> list[float]:
+    """Return the share of each passage's `answers_of` that is right; NaN without a grade."""
+    answers = answers_of(policy, domain, passages, adapter, shown)
+    return [share([answer.grades[domain.grader] for answer in own]) for own in answers]
 
 
 def share(values: Sequence[float]) -> float:

@@ -4,7 +4,7 @@ The harness's own model class asks the policy's model as it is loaded; an adapte
 weights are never touched. Tasks bring code of their own; `docs/security.md` says what that means.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -59,13 +59,14 @@ class Tasks:
         names = list(self.guard_tasks)
         folder = str(paths.given(self.guard_tasks_folder)) if self.guard_tasks_folder else None
         try:
+            own = _known(folder, False)  # alone if it has them all, since the harness has 14 000 files
             asked = lm_eval.simple_evaluate(
                 _asked(policy, adapter),
                 tasks=names,
                 limit=self.guard_limit,
                 bootstrap_iters=0,
                 log_samples=False,
-                task_manager=_manager(names, folder),
+                task_manager=own if set(names) <= set(own.all_tasks) else _known(folder, True),
             )
         except SealError:
             raise
@@ -95,12 +96,6 @@ def _asked(policy: Policy, adapter: "Adapter | None") -> Any:
 
     kind = Adapted if adapters else HFLM
     return kind(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=ROWS)
-
-
-def _manager(names: Sequence[str], folder: str | None) -> Any:
-    """Return a manager of these tasks: of the folder alone if it has them all, since the harness has 14 000 files."""
-    own = _known(folder, False)
-    return own if set(names) <= set(own.all_tasks) else _known(folder, True)
 
 
 @lru_cache(maxsize=2)

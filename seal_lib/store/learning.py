@@ -14,7 +14,6 @@ from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from seal_lib import models
 from seal_lib.errors import ParameterError
 from seal_lib.generation.contract import Sampling
 from seal_lib.grading import graders
@@ -30,11 +29,11 @@ from seal_lib.records import Answer, Passage, PassageTrial, Question, SelfEdit, 
 from seal_lib.runs.lifecycle import Scratch
 from seal_lib.runs.work import Count, Recorder, uncounted
 from seal_lib.seeds import derive_seed
-from seal_lib.store.database import Store
+from seal_lib.store.database import Store, base_of
 from seal_lib.store.questions import write
 from seal_lib.store.review import KINDS, Finding, Lines, lines_of, of_edit, of_text, stopped
-from seal_lib.store.schema import ARMS, STAGES, Asked, Edit
-from seal_lib.store.texts import Document
+from seal_lib.store.schema import STAGES, Asked, Edit, candidate
+from seal_lib.store.texts import Document, Part
 from seal_lib.training.jobs import Result
 
 if TYPE_CHECKING:
@@ -69,22 +68,129 @@ class Consent:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A passage with the name of its document and its place there."""
+class Learner:
+    """A model that learns for a store, with the settings of both loops, its own questions, and what it may learn."""
 
-    passage: Passage
-    document: str
-    place: str
+    policy: Policy
+    domain: Knowledge
+    outer: OuterLoop
+    own: OwnQuestions
+    consent: Consent = Consent()
+    seed: int = 0
 
     @property
-    def id(self) -> str:
-        return self.passage.id
+    def together(self) -> int:
+        """The number of passages to learn side by side, so that their self-edits fill the adapter bank."""
+        return max(1, (self.domain.inner.slots or 32) // self.outer.samples)
 
+    def learn(self, run: Recorder, store: Store, document: Document) -> list[Edit]:
+        """Learn a document, as the function `learn` does."""
+        assert self.policy.base  # before anything is written
+        store.add(document)
+        unit = partial(self.learn_parts, store, count=run.count)
+        rows = run.map(f"learn/{document.digest[:12]}", document.parts, unit, chunk=self.together)
+        return [store.edit(row["edit"]) for row in rows]
 
-def parts(document: Document) -> list[Part]:
-    """Return the passages of a document with their places."""
-    pairs = zip(document.passages, document.places, strict=True)
-    return [Part(passage, document.name, place) for passage, place in pairs]
+    def learn_parts(self, store: Store, part: Sequence[Part], count: Count = uncounted) -> list[dict]:
+        """Return a row with the number of each passage's edit, existing or new; the store must have the passages."""
+        blanks = [_blank(self.policy, p, self._recipe(p.passage)) for p in part]
+        known = {
+            edit.passage.id: edit.id
+            for one in blanks
+            for edit in store.edits("active", "merged", "quarantined", passage=one.passage.id, weights=one.weights)
+            if edit.recipe == one.recipe
+        }
+        todo = [replace(one, findings=reviewed(one.passage)) for one in blanks if one.passage.id not in known]
+        stops = {edit.passage.id: stopped(edit.findings, self.consent.allow) for edit in todo}
+        clean = [edit for edit in todo if not stops[edit.passage.id]]
+        begun, costs = time.perf_counter(), _Counting()
+        drafts = dict(zip([edit.passage.id for edit in clean], self._drafts(clean, costs), strict=True))
+        count(**costs.counts)
+        shared: dict[str, float] = {key: round(n / len(clean)) for key, n in costs.counts.items()}
+        shared["seconds"] = round((time.perf_counter() - begun) / max(1, len(clean)), 3)
+        earlier = store.lines(todo[0].weights) if drafts else Lines()
+        for edit in todo:
+            passage, adapter = edit.passage, None
+            if why := stops[passage.id]:
+                training = {"tried": 0, "cost": {"seconds": 0.0}}
+                edit = replace(edit, training=training, state="quarantined", reason=f"not learned: {why}")
+            else:
+                edit, adapter = drafts[passage.id]
+                edit = _reviewed(replace(edit, training={**edit.training, "cost": shared}), earlier, self.consent)
+            known[passage.id] = store.keep(edit, adapter).id
+            if edit.state == "active" and passage.id in earlier.passages:
+                earlier = store.lines(edit.weights)  # it replaced an edit of its passage
+            elif edit.state == "active":
+                earlier.add(lines_of(edit.self_edit), passage.id)
+        return [{"edit": known[p.id]} for p in part]
+
+    def known_before(self, passages: Sequence[Passage], count: Count = uncounted) -> list[float]:
+        """Return the share of each passage's questions (given and the model's own) that are right without the passage,
+        before learning; NaN without any. The questions are those that `learn` asks with the same seed."""
+        asked = self._questions(passages, count)
+        return [accuracy(asked[passage.id], "before", self.domain.grader) for passage in passages]
+
+    def _recipe(self, passage: Passage) -> dict[str, Any]:
+        """Return all that decides what is learned from a passage on a given base, as JSON holds it."""
+        outer = ("samples", "temperature", "top_p", "edit_tokens", "filter")
+        settings = {
+            "inner": self.domain.inner,
+            "prompts": self.domain.prompts,
+            "grader": self.domain.grader,
+            "seed": self.seed,
+            "outer": {key: getattr(self.outer, key) for key in outer},
+            "questions": passage.questions,
+            "own": self.own,
+            "allow": sorted(self.consent.allow),
+        }
+        return to_dict(settings)
+
+    def _drafts(self, blanks: Sequence[Edit], run: "_Counting") -> list[tuple[Edit, Any]]:
+        """Learn passages side by side; return the edit of each, with its adapter, before its self-edit is reviewed."""
+        if not blanks:
+            return []
+        policy, domain, passages = self.policy, self.domain, [blank.passage for blank in blanks]
+        asked = self._questions(passages, run.count)
+        units = {passage.id: _answered(passage, asked[passage.id]) for passage in passages}
+        edits = write_self_edits(run, policy, [*units.values()], domain, self.outer, phase="write", seed=self.seed)
+        if approve := self.consent.approve:
+            edits = [e for e in edits if approve(units[e.unit_id], e, _findings(e, units[e.unit_id]))]
+        read = [domain.read(units[edit.unit_id], edit, "own_untrained", self.seed) for edit in edits]
+        candidates = [c for c in read if isinstance(c, Candidate)]
+        results = dict(zip([c.id for c in candidates], train(policy, candidates, domain, run.count), strict=True))
+        trials = {t.id: t for t in ask(policy, candidates, results, run.count, domain=domain)}
+        drafts = []
+        for blank in blanks:
+            name = blank.passage.id
+            mine = [trials[c.id] for c in candidates if c.unit.id == name]
+            drafts.append(_chosen(replace(blank, questions=asked[name]), mine, results, self.outer, self.seed))
+        return drafts
+
+    def _questions(self, passages: Sequence[Passage], count: Count) -> dict[str, tuple[Asked, ...]]:
+        """Return passage id → its questions, each with a gold answer and the answers with the passage in view and
+        before learning.
+
+        The model's own questions are kept if it gave their answers again.
+        """
+        policy, outer, own, domain = self.policy, self.outer, self.own, self.domain
+        written: dict[str, list[Question]] = {}
+        if own.samples:
+            sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, own.samples, skip_long=True)
+            written = write(policy, passages, own.prompts, sampling, self.seed, count)
+        shown = []
+        for p in passages:
+            known = {graders.normalise(q.question) for q in p.questions}
+            new = [q for q in written.get(p.id, ()) if graders.normalise(q.question) not in known]
+            shown.append(candidate(replace(p, questions=(*p.questions, *new)), "in_view"))
+        found = []
+        for passage, trial in zip(passages, try_all(policy, shown, count, domain=domain), strict=True):
+            given, again = trial.answers[: len(passage.questions)], trial.answers[len(passage.questions) :]
+            kept = [Asked(a.question, a.gold, "own", a, a) for a in again if a.grades[domain.grader] == 1.0]
+            found.append((*map(_of_person, given), *kept))
+        plain = [candidate(_answered(p, asked), "before") for p, asked in zip(passages, found, strict=True)]
+        before = try_all(policy, plain, count, domain=domain)
+        told = zip(passages, found, before, strict=True)
+        return {passage.id: _with(asked, "before", trial.answers) for passage, asked, trial in told}
 
 
 def learn(
@@ -107,147 +213,12 @@ def learn(
     Raises:
         DataError: the policy does not say where its weights come from; the store cannot be written.
     """
-    assert policy.base  # before anything is written
-    store.add(document)
-    unit = partial(
-        learn_parts,
-        store=store,
-        policy=policy,
-        domain=domain,
-        outer=outer,
-        own=own,
-        consent=consent or Consent(),
-        seed=seed,
-        count=run.count,
-    )
-    phase = f"learn/{document.digest[:12]}"
-    rows = run.map(phase, parts(document), unit, chunk=together(domain, outer))
-    return [store.edit(row["edit"]) for row in rows]
+    return Learner(policy, domain, outer, own, consent or Consent(), seed).learn(run, store, document)
 
 
-def together(domain: Knowledge, outer: OuterLoop) -> int:
-    """Return the number of passages to learn side by side, so that their self-edits fill the adapter bank."""
-    return max(1, (domain.inner.slots or 32) // outer.samples)
-
-
-def learn_parts(
-    part: Sequence[Part],
-    *,
-    store: Store,
-    policy: Policy,
-    domain: Knowledge,
-    outer: OuterLoop,
-    own: OwnQuestions,
-    consent: Consent,
-    seed: int,
-    count: Count = uncounted,
-) -> list[dict]:
-    """Return a row with the number of each passage's edit, existing or new; the store must have the passages."""
-    weights = models.weight_hash(policy.base.name, policy.base.revision)
-    recipes = {p.passage.id: _recipe(p.passage, domain, outer, own, consent, seed) for p in part}
-    known = {
-        edit.passage.id: edit.id
-        for p in part
-        for edit in store.edits("active", "merged", "quarantined", passage=p.passage.id)
-        if edit.weights == weights and edit.recipe == recipes[edit.passage.id]
-    }
-    todo = [p for p in part if p.passage.id not in known]
-    found = {p.passage.id: reviewed(p.passage) for p in todo}
-    clean = [p.passage for p in todo if not stopped(found[p.passage.id], consent.allow)]
-    begun, costs = time.perf_counter(), _Counting()
-    drafts = {}
-    if clean:
-        several = _try(policy, clean, domain, outer, own, consent, seed, costs)
-        drafts = dict(zip([passage.id for passage in clean], several, strict=True))
-        count(**costs.counts)
-    shared: dict[str, float] = {key: round(n / len(clean)) for key, n in costs.counts.items()}
-    shared["seconds"] = round((time.perf_counter() - begun) / max(1, len(clean)), 3)
-    earlier = store.lines(weights) if drafts else Lines()
-    for p in todo:
-        passage, cost = p.passage, shared
-        if passage.id in drafts:
-            draft = _reviewed(drafts[passage.id], passage, earlier, consent)
-        else:
-            why = stopped(found[passage.id], consent.allow)
-            draft, cost = _Draft(None, None, (), {"tried": 0}, "quarantined", f"not learned: {why}"), {"seconds": 0.0}
-        edit = Edit(
-            passage,
-            p.document,
-            p.place,
-            draft.edit,
-            policy.base.name,
-            weights,
-            policy.base.dtype,
-            recipes[passage.id],
-            {**draft.counts, "cost": cost},
-            draft.questions,
-            draft.state,
-            draft.reason,
-            findings=(*found[passage.id], *draft.findings),
-        )
-        known[passage.id] = store.keep(edit, draft.adapter).id
-        if draft.state == "active" and passage.id in earlier.passages:
-            earlier = store.lines(weights)  # it replaced an edit of its passage
-        elif draft.state == "active":
-            earlier.add(lines_of(draft.edit), passage.id)
-    return [{"edit": known[p.passage.id]} for p in part]
-
-
-def reviewed(passage: Passage) -> list[Finding]:
+def reviewed(passage: Passage) -> tuple[Finding, ...]:
     """Return the findings in a passage itself."""
-    return of_text(f"{passage.title}\n\n{passage.text}")
-
-
-def known_before(
-    policy: Policy,
-    passages: Sequence[Passage],
-    domain: Knowledge,
-    outer: OuterLoop,
-    own: OwnQuestions,
-    *,
-    seed: int = 0,
-    count: Count = uncounted,
-) -> list[float]:
-    """Return the share of each passage's questions (given and the model's own) that are right without the passage,
-    before learning; NaN without any. The questions are those that `learn` asks with the same seed."""
-    asked = _asked(policy, passages, domain, outer, own, seed, count)
-    units = [_answered(passage, asked[passage.id]) for passage in passages]
-    plain = [Candidate(f"{unit.id}/before", unit, None, ARMS["before"], 0, trains=False) for unit in units]
-    trials = try_all(policy, plain, count, domain=domain)
-    return [
-        accuracy(_with(asked[unit.id], "before", trial.answers), "before", domain.grader)
-        for unit, trial in zip(units, trials, strict=True)
-    ]
-
-
-def _recipe(
-    passage: Passage, domain: Knowledge, outer: OuterLoop, own: OwnQuestions, consent: Consent, seed: int
-) -> dict[str, Any]:
-    """Return all that decides what is learned from a passage on a given base, as JSON holds it."""
-    settings = {
-        "inner": domain.inner,
-        "prompts": domain.prompts,
-        "grader": domain.grader,
-        "seed": seed,
-        "outer": {key: getattr(outer, key) for key in ("samples", "temperature", "top_p", "edit_tokens", "filter")},
-        "questions": passage.questions,
-        "own": own,
-        "allow": sorted(consent.allow),
-    }
-    return to_dict(settings)
-
-
-def _reviewed(draft: "_Draft", passage: Passage, earlier: Lines, consent: Consent) -> "_Draft":
-    """Return the draft with its self-edit's findings; quarantined if they stop it or an update's guard must decide."""
-    if draft.edit is None:
-        return draft
-    found = (*of_text(draft.edit.text), *of_edit(lines_of(draft.edit), passage, earlier))
-    why = stopped(found, consent.allow)
-    if why:
-        return replace(draft, findings=found, state="quarantined", reason=f"its self-edit: {why}")
-    if consent.held and draft.state == "active":
-        return replace(draft, findings=found, state="quarantined", reason=waiting(consent.held))
-    return replace(draft, findings=found)
+    return tuple(of_text(f"{passage.title}\n\n{passage.text}"))
 
 
 def waiting(number: int) -> str:
@@ -268,53 +239,28 @@ class _Counting(Scratch):
         self.counts.update(more)
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """The result for a passage before it is kept: the chosen self-edit and adapter, and how they did."""
-
-    edit: SelfEdit | None
-    adapter: Any
-    questions: tuple[Asked, ...]
-    counts: dict[str, Any]
-    state: str
-    reason: str
-    findings: tuple[Finding, ...] = ()
+def _blank(policy: Policy, part: Part, recipe: dict[str, Any]) -> Edit:
+    """Return the edit of a passage before anything is tried."""
+    name, dtype, weights = policy.base.name, policy.base.dtype, base_of(policy)
+    return Edit(part.passage, part.document, part.place, None, name, weights, dtype, recipe, {}, ())
 
 
-def _try(
-    policy: Policy,
-    passages: Sequence[Passage],
-    domain: Knowledge,
-    outer: OuterLoop,
-    own: OwnQuestions,
-    consent: Consent,
-    seed: int,
-    run: "_Counting",
-) -> list[_Draft]:
-    """Learn passages side by side, and return a draft for each."""
-    asked = _asked(policy, passages, domain, outer, own, seed, run.count)
-    units = [_answered(passage, asked[passage.id]) for passage in passages]
-    plain = [Candidate(f"{unit.id}/before", unit, None, ARMS["before"], 0, trains=False) for unit in units]
-    before = try_all(policy, plain, run.count, domain=domain)
-    edits = write_self_edits(run, policy, units, domain, outer, phase="write", seed=seed)
-    known = {unit.id: unit for unit in units}
-    if consent.approve is not None:
-        edits = [e for e in edits if consent.approve(known[e.unit_id], e, _shown(known[e.unit_id], e))]
-    read = [domain.read(known[edit.unit_id], edit, "own_untrained", seed) for edit in edits]
-    candidates = [c for c in read if isinstance(c, Candidate)]
-    results = dict(zip([c.id for c in candidates], train(policy, candidates, domain, run.count), strict=True))
-    trials = {t.id: t for t in ask(policy, candidates, results, run.count, domain=domain)}
-    drafts = []
-    for unit, frozen in zip(units, before, strict=True):
-        mine = [trials[c.id] for c in candidates if c.unit.id == unit.id]
-        questions = _with(asked[unit.id], "before", frozen.answers)
-        drafts.append(_chosen(questions, mine, results, outer, derive_seed(seed, unit.id)))
-    return drafts
+def _findings(edit: SelfEdit, passage: Passage, earlier: Lines | None = None) -> tuple[Finding, ...]:
+    """Return the findings in a self-edit, given its passage and ``earlier`` lines."""
+    return *of_text(edit.text), *of_edit(lines_of(edit), passage, earlier)
 
 
-def _shown(passage: Passage, edit: SelfEdit) -> list[Finding]:
-    """Return the findings in a self-edit before it is trained on."""
-    return [*of_text(edit.text), *of_edit(lines_of(edit), passage)]
+def _reviewed(edit: Edit, earlier: Lines, consent: Consent) -> Edit:
+    """Return the edit with its self-edit's findings; quarantined if they stop it or an update's guard must decide."""
+    if edit.self_edit is None:
+        return edit
+    found = _findings(edit.self_edit, edit.passage, earlier)
+    edit = replace(edit, findings=(*edit.findings, *found))
+    if why := stopped(found, consent.allow):
+        return replace(edit, state="quarantined", reason=f"its self-edit: {why}")
+    if consent.held and edit.state == "active":
+        return replace(edit, state="quarantined", reason=waiting(consent.held))
+    return edit
 
 
 def _answered(passage: Passage, asked: Sequence[Asked]) -> Passage:
@@ -322,37 +268,6 @@ def _answered(passage: Passage, asked: Sequence[Asked]) -> Passage:
     given = {question.question: question for question in passage.questions}
     questions = [replace(given.get(q.question, Question(q.question, "")), answer=q.gold) for q in asked]
     return replace(passage, questions=tuple(questions))
-
-
-def _asked(
-    policy: Policy,
-    passages: Sequence[Passage],
-    domain: Knowledge,
-    outer: OuterLoop,
-    own: OwnQuestions,
-    seed: int,
-    count: Any,
-) -> dict[str, list[Asked]]:
-    """Return passage id → its questions, each with a gold answer and the answer with the passage in view.
-
-    The model's own questions are kept if it gave their answers again.
-    """
-    written: dict[str, list[Question]] = {}
-    if own.samples:
-        sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, own.samples, skip_long=True)
-        written = write(policy, passages, own.prompts, sampling, seed, count)
-    units = []
-    for p in passages:
-        known = {graders.normalise(q.question) for q in p.questions}
-        new = [q for q in written.get(p.id, ()) if graders.normalise(q.question) not in known]
-        units.append(replace(p, questions=(*p.questions, *new)))
-    shown = [Candidate(f"{u.id}/in_view", u, None, ARMS["in_view"], 0, trains=False, shown=True) for u in units]
-    found = {}
-    for passage, trial in zip(passages, try_all(policy, shown, count, domain=domain), strict=True):
-        given, again = trial.answers[: len(passage.questions)], trial.answers[len(passage.questions) :]
-        kept = [Asked(a.question, a.gold, "own", a, a) for a in again if a.grades[domain.grader] == 1.0]
-        found[passage.id] = [*map(_of_person, given), *kept]
-    return found
 
 
 def _of_person(answer: Answer) -> Asked:
@@ -363,14 +278,14 @@ def _of_person(answer: Answer) -> Asked:
     return Asked(answer.question, answer.text, "in_view", ungraded, ungraded)
 
 
-def _with(questions: Sequence[Asked], stage: str, answers: Sequence[Answer]) -> list[Asked]:
+def _with(questions: Sequence[Asked], stage: str, answers: Sequence[Answer]) -> tuple[Asked, ...]:
     """Return the questions with their answers at a stage, None if there are none; without gold there is no grade."""
     told: list[Answer | None] = [*answers] if answers else [None] * len(questions)
     for i, (question, answer) in enumerate(zip(questions, told, strict=True)):
         if answer is not None and graders.is_blank(question.gold):
             told[i] = replace(answer, grades=dict.fromkeys(answer.grades, math.nan))
     changes: list[dict[str, Any]] = [{stage: answer} for answer in told]
-    return [replace(question, **change) for question, change in zip(questions, changes, strict=True)]
+    return tuple(replace(question, **change) for question, change in zip(questions, changes, strict=True))
 
 
 def accuracy(questions: Sequence[Asked], stage: str, grader: str) -> float:
@@ -395,56 +310,26 @@ def _verdict(questions: Sequence[Asked], grader: str) -> tuple[str, str]:
     return "quarantined", f"{now:.0%} of its questions right after it, {was:.0%} before it"
 
 
-def measure(
-    policy: Policy,
-    passage: Passage,
-    adapter: "Adapter",
-    texts: Sequence[str],
-    domain: Knowledge,
-    document: str,
-    place: str,
-    weights: str,
-) -> Edit:
+def measure(policy: Policy, domain: Knowledge, part: Part, adapter: "Adapter", texts: Sequence[str]) -> Edit:
     """Return the edit of an adapter that was trained elsewhere on ``texts``, judged by the passage's questions."""
-    run, begun = _Counting(), time.perf_counter()
-    stages = [
-        Candidate("before", passage, None, ARMS["before"], 0, trains=False),
-        Candidate("in_view", passage, None, ARMS["in_view"], 0, trains=False, shown=True),
-        Candidate("after", passage, None, ARMS["after"], 0),
-    ]
-    trials = ask(policy, stages, {"after": Result("after", adapter, [], 0, 0)}, run.count, domain=domain)
-    by_stage = {stage.id: trial.answers for stage, trial in zip(stages, trials, strict=True)}
-    asked = [
-        Asked(before.question, before.gold, "given", before, in_view, after)
-        for before, in_view, after in zip(*(by_stage[stage] for stage in STAGES), strict=True)
-    ]
+    run, begun, passage = _Counting(), time.perf_counter(), part.passage
+    stages = [candidate(passage, stage) for stage in STAGES]
+    results = {stages[-1].id: Result("after", adapter, [], 0, 0)}
+    answers = [trial.answers for trial in ask(policy, stages, results, run.count, domain=domain)]
+    asked = tuple(Asked(one[0].question, one[0].gold, "given", *one) for one in zip(*answers, strict=True))
+    state, reason = _verdict(asked, domain.grader)
+    training: dict[str, Any] = {"tried": 1, "steps": 0, "tokens": 0, "first_loss": None, "last_loss": None}
+    training["cost"] = {**run.counts, "seconds": round(time.perf_counter() - begun, 3)}
     written = SelfEdit(f"{passage.id}/imported", passage.id, "\n".join(texts), "imported") if texts else None
-    counts: dict[str, Any] = {"tried": 1, "steps": 0, "tokens": 0, "first_loss": None, "last_loss": None}
-    counts["cost"] = {**run.counts, "seconds": round(time.perf_counter() - begun, 3)}
-    recipe = {"imported": True, "grader": domain.grader}
-    return Edit(
-        passage,
-        document,
-        place,
-        written,
-        policy.base.name,
-        weights,
-        policy.base.dtype,
-        recipe,
-        counts,
-        tuple(asked),
-        *_verdict(asked, domain.grader),
-    )
+    blank = _blank(policy, part, {"imported": True, "grader": domain.grader})
+    return replace(blank, self_edit=written, training=training, questions=asked, state=state, reason=reason)
 
 
 def _chosen(
-    questions: Sequence[Asked],
-    trials: Sequence[PassageTrial],
-    results: dict[str, Result | Rejected],
-    outer: OuterLoop,
-    seed: int,
-) -> _Draft:
-    """Return the draft of the self-edit after which most questions are right; active only if more than before."""
+    edit: Edit, trials: Sequence[PassageTrial], results: dict[str, Result | Rejected], outer: OuterLoop, seed: int
+) -> tuple[Edit, Any]:
+    """Return the edit with the self-edit after which most questions are right, and its adapter; active only if more
+    are right than before."""
     counts: dict[str, Any] = {"tried": len(trials), "outcomes": dict(Counter(trial.outcome for trial in trials))}
     trained = [
         (trial, result)
@@ -452,11 +337,13 @@ def _chosen(
         if isinstance(result := results[trial.id], Result) and result.adapter is not None
     ]
     if not trained:
-        return _Draft(None, None, tuple(questions), counts, "quarantined", "no self-edit could be trained on")
-    answered = [_with(questions, "after", trial.answers) for trial, _ in trained]
+        return replace(edit, training=counts, state="quarantined", reason="no self-edit could be trained on"), None
+    answered = [_with(edit.questions, "after", trial.answers) for trial, _ in trained]
     grader = trained[0][0].grader
     rewards = [accuracy(several, "after", grader) for several in answered]
-    best = (FILTERS[outer.filter](rewards, seed, outer.threshold) or [0])[0]
+    best = (FILTERS[outer.filter](rewards, derive_seed(seed, edit.passage.id), outer.threshold) or [0])[0]
     (trial, result), after = trained[best], answered[best]
     counts |= {"rewards": rewards, **result.summary()}
-    return _Draft(trial.edit, result.adapter, tuple(after), counts, *_verdict(after, grader))
+    state, reason = _verdict(after, grader)
+    edit = replace(edit, self_edit=trial.edit, training=counts, questions=after, state=state, reason=reason)
+    return edit, result.adapter

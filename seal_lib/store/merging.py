@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from seal_lib import models
 from seal_lib.errors import DataError, ParameterError
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops.policy import Policy
 from seal_lib.runs.work import Recorder, once
-from seal_lib.store.database import Store
+from seal_lib.store.database import Store, base_of
 from seal_lib.store.guard import Limits, asked_again, before_after, broken, share
 from seal_lib.store.learning import accuracy, grades_of
 from seal_lib.store.retrieval import rank
@@ -41,7 +40,7 @@ def chosen(store: Store, weights: str, numbers: Sequence[int] = ()) -> list[Edit
     Raises:
         DataError: there is none, or one is not in use or of another base.
     """
-    kept = {passage.id for passage, _, _ in store.passages()}
+    kept = {part.id for part in store.passages()}
     wanted = [store.edit(number) for number in numbers] or store.edits("active")
     for edit in wanted:
         if edit.state not in ("active", "merged") or edit.weights != weights:
@@ -49,7 +48,7 @@ def chosen(store: Store, weights: str, numbers: Sequence[int] = ()) -> list[Edit
                 f"edit {edit.id} ({edit.document}) is {edit.state} and of {edit.model} ({edit.weights[:12]}); only "
                 f"edits in use of one base can be merged, and this is {weights[:12]}."
             )
-    newest = {edit.passage.id: edit for edit in store.edits("merged") if edit.weights == weights}
+    newest = {edit.passage.id: edit for edit in store.edits("merged", weights=weights)}
     newest |= {edit.passage.id: edit for edit in sorted(wanted, key=lambda edit: edit.id) if edit.state == "active"}
     found = [edit for edit in sorted(newest.values(), key=lambda edit: edit.id) if edit.passage.id in kept]
     if not found:
@@ -61,7 +60,7 @@ def chosen(store: Store, weights: str, numbers: Sequence[int] = ()) -> list[Edit
 
 def related(store: Store, edit: Edit, most: int) -> list[Edit]:
     """Return this edit and those in use on its base whose passages share most words with its own, ``most`` in all."""
-    others = {e.passage.id: e for e in store.edits("active", "merged") if e.weights == edit.weights}
+    others = {e.passage.id: e for e in store.edits("active", "merged", weights=edit.weights)}
     others.pop(edit.passage.id, None)
     found = rank(f"{edit.passage.title} {edit.passage.text}", [other.passage for other in others.values()])
     return [edit, *(others[passage.id] for passage in found[: most - 1])]
@@ -109,19 +108,17 @@ def merge_in_use(run: Recorder, store: Store, policy: Policy, domain: Knowledge,
     """Merge all edits in use, once per run; the outcome is recorded."""
 
     def made() -> dict[str, Any]:
-        there = [edit for edit in store.edits("active", "merged") if edit.weights == base_of(policy)]
-        if len(there) < 2:
-            done = Merged(None, f"{len(there)} edits are in use, and a merge has two at least", {})
+        base = base_of(policy)
+        count = len(store.edits("active", "merged", weights=base))
+        if count < 2:
+            done = Merged(None, f"{count} edits are in use, and a merge has two at least", {})
         else:
-            done = merge(store, policy, domain, chosen(store, base_of(policy)), limits)
+            done = merge(store, policy, domain, chosen(store, base), limits)
         return {"merge": done.merge.id if done.merge else 0, "reason": done.reason, "report": done.report}
 
     row = once(run, "merge", made)
-    return Merged(
-        next((merge for merge in store.merges(active=False) if merge.id == row["merge"]), None),
-        row["reason"],
-        row["report"],
-    )
+    made_then = next((merge for merge in store.merges(active=False) if merge.id == row["merge"]), None)
+    return Merged(made_then, row["reason"], row["report"])
 
 
 def revert(store: Store, number: int, reason: str = "taken back by hand") -> Edit:
@@ -179,8 +176,3 @@ def prune(store: Store, budget: int) -> list[Edit]:
         held -= worth.size
         gone.append(store.prune(worth.edit.id, f"pruned: it gained {worth.gained:.1f} of its own questions"))
     return gone
-
-
-def base_of(policy: Policy) -> str:
-    """Return the weight hash of the policy's base."""
-    return models.weight_hash(policy.base.name, policy.base.revision)

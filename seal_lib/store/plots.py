@@ -5,7 +5,6 @@ figures.draw(growing, table, panels=(1, 3))
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -31,18 +30,18 @@ def growing(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
     if not len(rows):
         raise DataError(f"The table has no rows of {EXPERIMENT}; run the notebook that writes it.")
     for ax, (metric, words) in zip(axes, PANELS.items(), strict=True):
-        matches = [(row, re.fullmatch(rf"{metric}_(\d+)", row["metric"])) for row in rows.to_dict("records")]
-        own = [(row, found) for row, found in matches if found]
-        sizes = sorted({int(found[1]) for _, found in own})
-        arms = sorted({row["arm"] for row, _ in own}, key=arm_rank)
+        own = rows.assign(size=rows["metric"].str.extract(rf"^{metric}_(\d+)$", expand=False)).dropna(subset="size")
+        own = own.astype({"size": int}).sort_values("size")
+        sizes = list(own["size"].unique())
+        arms = sorted(own["arm"].unique(), key=arm_rank)
         for k, arm in enumerate(arms):
-            line = sorted((int(found[1]), row) for row, found in own if row["arm"] == arm)
+            line = own[own["arm"] == arm]
             shift = (k - (len(arms) - 1) / 2) * 0.05
-            xs = [sizes.index(size) + shift for size, _ in line]
+            xs = [sizes.index(size) + shift for size in line["size"]]
             paint = colour(arm)
-            ax.plot(xs, [row["value"] for _, row in line], "o-", color=paint, label=arm_label(arm), markersize=4)
-            for x, (_, row) in zip(xs, line, strict=True):
-                ax.plot([x, x], [row["low"], row["high"]], color=paint, linewidth=1.2)
+            ax.plot(xs, line["value"], "o-", color=paint, label=arm_label(arm), markersize=4)
+            for x, bounds in zip(xs, line[["low", "high"]].to_numpy(), strict=True):
+                ax.plot([x, x], bounds, color=paint, linewidth=1.2)
         ax.set_xticks(range(len(sizes)), [str(size) for size in sizes])
         ax.set_xlabel("passages in the store")
         ax.set_title(words, loc="left", fontsize=9)

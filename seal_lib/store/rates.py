@@ -18,7 +18,7 @@ from seal_lib.report import stats
 from seal_lib.store import review
 from seal_lib.store.learning import reviewed
 from seal_lib.store.review import Lines, lines_of
-from seal_lib.store.texts import read
+from seal_lib.store.texts import has_texts, read
 
 EXPERIMENT = "own_documents/review"
 CLEAN, POISONED = "clean", "all poisoned"
@@ -44,7 +44,7 @@ def documents(file: str | Path, allow: Sequence[str] = ()) -> list[Judged]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for number, row in enumerate(rows):
-            if not isinstance(row, Mapping) or any(not isinstance(row.get(k), str) for k in ("name", "kind", "text")):
+            if not has_texts(row, "name", "kind", "text"):
                 raise DataError(f"{file}: row {number} is not whole; it has the texts name, kind, half, text.")
             path = Path(folder) / f"{number}.md"
             path.write_text(row["text"], encoding="utf-8")
@@ -66,25 +66,16 @@ def document_rows(judged: Sequence[Judged]) -> list[dict]:
     return found
 
 
-def false_lines(edit: SelfEdit, passage: Passage) -> dict[str, bool]:
-    """Return, for each line of a self-edit, if it states what the passage does not; known in the made world only."""
-    return {line: bool(world.describe_notes(line, passage)["false"]) for line in lines_of(edit)}
-
-
 def _flagged(passages: Sequence[Passage], edits: Mapping[str, SelfEdit], wrong: bool) -> dict[str, float]:
-    """Return passage id → the share flagged as ungrounded of its self-edit's false lines (``wrong``) or of its true
-    lines. Passages without such lines are left out."""
+    """Return passage id → the share flagged as ungrounded of its self-edit's lines that state what the passage does
+    not (``wrong``), or of the others; known in the made world only. Passages without such lines are left out."""
     found = {}
     for passage in passages:
-        lines = [line for line, false in false_lines(edits[passage.id], passage).items() if false == wrong]
+        distinct = dict.fromkeys(lines_of(edits[passage.id]))
+        lines = [line for line in distinct if bool(world.describe_notes(line, passage)["false"]) == wrong]
         if lines:
-            about = f"{passage.title}\n{passage.text}"
-            found[passage.id] = sum(not review.grounded(line, about) for line in lines) / len(lines)
+            found[passage.id] = sum(bool(review.lacking(line, passage)) for line in lines) / len(lines)
     return found
-
-
-def _changed_id(passage: Passage) -> str:
-    return f"{passage.id}-changed"
 
 
 def changed(passage: Passage) -> Passage:
@@ -95,7 +86,7 @@ def changed(passage: Passage) -> Passage:
         other = values[(values.index(value) + 7) % len(values)]
         text = text.replace(value, other)
         facts.append((name, attribute, other))
-    return Passage(_changed_id(passage), passage.title, text, (), facts=tuple(facts))
+    return Passage(f"{passage.id}-changed", passage.title, text, (), facts=tuple(facts))
 
 
 def edit_rows(
@@ -107,14 +98,14 @@ def edit_rows(
         edits: passage id → its self-edit.
         later: id of each changed passage (`changed`) → its self-edit.
     """
-    theirs = {p.id: later[_changed_id(p)] for p in passages}
+    theirs = {p.id: later[f"{p.id}-changed"] for p in passages}
     against, others, every = {}, {}, Lines()
     for p in passages:
-        own = Lines()
-        for lines in (own, every):
-            lines.add(lines_of(edits[p.id]), p.id)
-        against[p.id] = float(any(own.against(line) for line in lines_of(theirs[p.id])))
+        every.add(lines_of(edits[p.id]), p.id)
     for p in passages:
+        own = Lines()
+        own.add(lines_of(edits[p.id]), p.id)
+        against[p.id] = float(any(own.against(line) for line in lines_of(theirs[p.id])))
         others[p.id] = float(any(every.against(line, p.id) for line in lines_of(edits[p.id])))
     several = {
         "lines of a changed passage: ungrounded": _flagged(passages, theirs, wrong=True),

@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from seal_lib.grading.graders import normalise
@@ -68,10 +68,6 @@ def _orders(text: str) -> Iterator[tuple[str, str]]:
     """Yield orders to the model, also those with unseen characters between their letters."""
     seen = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
     return _matches("instruction", seen)
-
-
-def _calls(text: str) -> Iterator[tuple[str, str]]:
-    return _matches("tool", text)
 
 
 _JOINERS = "\u200c\u200d"  # part of how Persian, Indic scripts and emoji are written
@@ -179,7 +175,7 @@ def _overlap(one: Counter, other: Counter) -> float:
 KINDS: dict[str, tuple[Callable[[str], Iterable[tuple[str, str]]] | None, bool, str]] = {
     "instruction": (_orders, True, "an order to the model that reads it"),
     "hidden": (_hidden, True, "text that a person does not see"),
-    "tool": (_calls, True, "a call of a tool, or code that is run"),
+    "tool": (partial(_matches, "tool"), True, "a call of a tool, or code that is run"),
     "personal": (_personal, True, "personal data or a secret"),
     "flood": (_floods, True, "one sentence over and over"),
     "contradiction": (None, True, "says otherwise than what was learned before"),
@@ -212,15 +208,10 @@ def _names(line: str) -> list[str]:
     ]
 
 
-def lacking(line: str, passage: str) -> list[str]:
+def lacking(line: str, passage: Passage) -> list[str]:
     """Return the names and numbers of a line that are not in the passage; what the line says of them is not checked."""
-    there = {normalise(word) for word in _NAME.findall(passage)}
+    there = {normalise(word) for word in _NAME.findall(f"{passage.title}\n{passage.text}")}
     return [word for word in _names(line) if normalise(word) not in there]
-
-
-def grounded(line: str, passage: str) -> bool:
-    """Return True if every name and number of a line is in the passage."""
-    return not lacking(line, passage)
 
 
 _WORD = re.compile(r"\w[\w’'-]*")
@@ -283,14 +274,13 @@ def _all_but_one(line: str) -> list[tuple]:
 
 def of_edit(lines: Sequence[str], passage: Passage, earlier: Lines | None = None) -> list[Finding]:
     """Return the findings in a self-edit's lines, given its passage and ``earlier`` lines of other passages."""
-    about = f"{passage.title}\n{passage.text}"
     found, seen = [], set()
     for line in lines:
         key = normalise(line)
         if key in seen:
             found.append(Finding("duplicate", _excerpt(line), "stands there before"))
         seen.add(key)
-        if absent := lacking(line, about):
+        if absent := lacking(line, passage):
             found.append(Finding("ungrounded", _excerpt(line), f"not in the passage: {', '.join(absent)[:60]}"))
         if earlier and (against := earlier.against(line, passage.id)):
             found.append(Finding("contradiction", _excerpt(line), f"earlier: {_excerpt(against)}"))

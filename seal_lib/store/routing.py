@@ -7,27 +7,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from seal_lib.errors import ParameterError
+from seal_lib.records import Passage
 from seal_lib.store.database import Store
 from seal_lib.store.learning import accuracy
 from seal_lib.store.retrieval import Match, threshold
 from seal_lib.store.schema import Edit
 from seal_lib.store.search import Search
+from seal_lib.store.texts import Part
 
 #: share of its own questions that an adapter must answer right to be used instead of the passage in view
 TRUST = 0.75
+NOWHERE = Part(Passage("", "", "", ()), "", "")  # where no passage matches
 
 
 @dataclass(frozen=True)
 class Evidence:
     """The facts about a question that are known before it is asked.
 
-    ``match``: the best passage, None if there is none; ``needed``: the weight from which a match is trusted; ``told``:
-    both in words; ``edit``: the edit in use for that passage; ``right``: share of its own questions that are right
-    after it.
+    ``match``: the best passage, None if there is none; ``part``: the same with its place; ``needed``: the weight from
+    which a match is trusted; ``told``: both in words; ``edit``: the edit in use for that passage; ``right``: share of
+    its own questions that are right after it.
     """
 
-    question: str
     match: Match | None
+    part: Part
     needed: float
     told: str
     edit: Edit | None
@@ -57,25 +60,17 @@ def _measured(e: Evidence) -> tuple[str, str]:
     return "in_view", f"{_edit(e)} has only {e.right:.0%} of its own questions right, so the passage is read"
 
 
-def _weights(e: Evidence) -> tuple[str, str]:
-    return ("after", _edit(e)) if e.edit else ("before", "no edit of a passage that fits is in use")
-
-
 def _retrieval(e: Evidence) -> tuple[str, str]:
     return ("in_view", "the passage is read") if e.match else _base(e)
-
-
-def _both(e: Evidence) -> tuple[str, str]:
-    return ("both", f"{_edit(e)} reads the passage") if e.edit else _retrieval(e)
 
 
 #: route → its function from evidence to (stage, why); stages are those of `seal_lib.store.schema`, and "both": the
 #: adapter of a passage with that passage in view
 ROUTES: dict[str, Callable[[Evidence], tuple[str, str]]] = {
     "measured": _measured,
-    "weights": _weights,
+    "weights": lambda e: ("after", _edit(e)) if e.edit else ("before", "no edit of a passage that fits is in use"),
     "retrieval": _retrieval,
-    "both": _both,
+    "both": lambda e: ("both", f"{_edit(e)} reads the passage") if e.edit else _retrieval(e),
 }
 
 
@@ -101,16 +96,14 @@ class Router:
         """
         if way not in ROUTES:
             raise ParameterError(f"route: {way!r} is not one of {', '.join(ROUTES)}.")
-        kept = store.passages()
-        self.way, self.places = way, {passage.id: (document, place) for passage, document, place in kept}
+        self.way, self._parts = way, {part.id: part for part in store.passages()}
         search = search or Search()
-        self._index = search.index(store, [passage for passage, _, _ in kept])
-        self._edits: dict[str, Edit] = {}
+        self._index = search.index(store, [part.passage for part in self._parts.values()])
         edits = store.edits("merged") + store.edits("active")  # an active one is newer than a merged one
-        for edit in sorted(edits, key=lambda edit: (edit.weights == weights, edit.state == "active")):
-            self._edits[edit.passage.id] = edit
+        ranked = sorted(edits, key=lambda edit: (edit.weights == weights, edit.state == "active"))
+        self._edits = {edit.passage.id: edit for edit in ranked}
         asked = [(q.question, edit.passage.id) for edit in edits for q in edit.questions]
-        on = search, tuple(self.places), tuple(asked)
+        on = search, tuple(self._parts), tuple(asked)
         if on not in _NEEDED:
             _NEEDED.clear()
             _NEEDED[on] = threshold(self._index, asked)
@@ -119,15 +112,16 @@ class Router:
     def routes(self, questions: Sequence[str]) -> list[tuple[Evidence, str, str]]:
         """Return (evidence, the stage that answers, why) for each question."""
         ranked = self._index.rank_all(questions, 1)
-        several = [self._evidence(question, found) for question, found in zip(questions, ranked, strict=True)]
+        several = [self._evidence(found[0] if found else None) for found in ranked]
         return [(evidence, *ROUTES[self.way](evidence)) for evidence in several]
 
-    def _evidence(self, question: str, found: Sequence[Match]) -> Evidence:
-        match, index = (found[0] if found else None), self._index
+    def _evidence(self, match: Match | None) -> Evidence:
+        index = self._index
         told = index.told.format(weight=match.weight, needed=self.needed) if match else index.none
-        edit = self._edits.get(match.passage.id) if match else None
+        part = self._parts[match.passage.id] if match else NOWHERE
+        edit = self._edits.get(part.id)
         right = accuracy(edit.questions, "after", edit.recipe["grader"]) if edit else 0.0
-        return Evidence(question, match, self.needed, told, edit, right)
+        return Evidence(match, part, self.needed, told, edit, right)
 
     def route(self, question: str) -> tuple[Evidence, str, str]:
         """Return (evidence, the stage that answers, why)."""

@@ -7,15 +7,21 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from seal_lib.loops.domain import Candidate
 from seal_lib.records import Answer, Passage, PassageTrial, SelfEdit
 from seal_lib.store.review import Finding
 
-#: states of an edit: used when asking; part of a merge; taken back; kept apart, with the reason
-STATES = ("active", "merged", "reverted", "quarantined")
 #: when a question is asked: before learning, with the passage in view, after learning
 STAGES = ("before", "in_view", "after")
 #: stage → the arm that it is in figures and tables
 ARMS = {"before": "frozen", "in_view": "passage_in_context", "after": "own_chosen"}
+
+
+def candidate(unit: Passage, stage: str, name: str = "") -> Candidate:
+    """Return the asking of a passage's questions at a stage, one of `STAGES` or "both", for the inner loop."""
+    trains, shown = stage in ("after", "both"), stage in ("in_view", "both")
+    return Candidate(name or f"{unit.id}/{stage}", unit, None, ARMS.get(stage, stage), 0, trains=trains, shown=shown)
+
 
 #: each entry takes the schema one version up; its version is the number of entries that were run
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -85,9 +91,10 @@ class Asked:
 class Edit:
     """The record of learning one passage: the self-edit, its adapter, where both come from, and what they changed.
 
-    ``model``, ``weights``, ``dtype``: the base (`seal_lib.models.weight_hash`). ``recipe``: every setting that it was
-    made with. ``training``: counts. ``adapter``: name of its folder, "" if there is none; ``digest``: hash of its
-    files.
+    ``state``: ``active`` (used when asking), ``merged``, ``reverted`` (taken back), ``quarantined`` (kept apart) for
+    ``reason``. ``model``, ``weights``, ``dtype``: the base (`seal_lib.models.weight_hash`). ``recipe``: every setting
+    that it was made with. ``training``: counts. ``adapter``: name of its folder, "" if there is none; ``digest``: hash
+    of its files.
     """
 
     passage: Passage

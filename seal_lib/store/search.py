@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -59,23 +58,13 @@ class Search:
         return RETRIEVALS[self.retrieval](store, passages, self)
 
 
-class Encoder(Protocol):
-    """Turns texts into vectors of length 1, one row each. ``identity``: a text that determines the vectors."""
-
-    identity: str
-
-    def passages(self, texts: Sequence[str]) -> np.ndarray: ...
-
-    def questions(self, texts: Sequence[str]) -> np.ndarray: ...
-
-
 class Vectors(Index):
     """An index by the cosine similarity of a question's vector and each passage's; every passage is a match."""
 
     told = "its likeness to the best passage is {weight:.2f}, {needed:.2f} is needed"
     none = "the store has no passage"
 
-    def __init__(self, store: Store, passages: Sequence[Passage], encoder: Encoder) -> None:
+    def __init__(self, store: Store, passages: Sequence[Passage], encoder: "Sentences") -> None:
         super().__init__(passages)
         self._encoder = encoder
         texts = [f"{passage.title}\n{passage.text}" for passage in self.passages]
@@ -93,7 +82,8 @@ class Vectors(Index):
 
 
 class Sentences:
-    """A sentence-transformers model, with the prompts for questions and passages that were saved with it."""
+    """A sentence-transformers model, with the prompts for questions and passages that were saved with it: it turns
+    texts into vectors of length 1, one row each. ``identity``: a text that determines the vectors."""
 
     def __init__(self, name: str, revision: str | None, device: str) -> None:
         """Open the model.
@@ -142,22 +132,13 @@ def _check(folder: Path) -> None:
             raise DataError(f"{file} is pickled and is not read; give an encoder whose weights are safetensors.")
 
 
-@lru_cache(maxsize=1)
-def opened(name: str, revision: str | None, device: str) -> Encoder:
-    """Return the encoder, loaded once per process."""
-    return Sentences(name, revision, device)
-
-
-def _by_words(store: Store, passages: Sequence[Passage], search: Search) -> Index:
-    return Words(passages)
-
-
-def _by_vectors(store: Store, passages: Sequence[Passage], search: Search) -> Index:
-    return Vectors(store, passages, opened(search.encoder, search.encoder_revision, search.device))
+opened = lru_cache(maxsize=1)(Sentences)  # loaded once per process
 
 
 #: method → function of (store, its passages, settings) that returns an index
 RETRIEVALS: dict[str, Callable[[Store, Sequence[Passage], Search], Index]] = {
-    "words": _by_words,
-    "embeddings": _by_vectors,
+    "words": lambda _, passages, __: Words(passages),
+    "embeddings": lambda store, passages, search: Vectors(
+        store, passages, opened(search.encoder, search.encoder_revision, search.device)
+    ),
 }

@@ -35,6 +35,7 @@ from seal_lib.store.database import Store
 from seal_lib.store.schema import Edit
 from seal_lib.store.search import Search
 from seal_lib.store.sharing import name_of
+from seal_lib.store.texts import has_texts
 
 TOKEN = "SEAL_TOKEN"
 HYBRID = "store"  # name of the model that answers from the whole store
@@ -43,11 +44,7 @@ MOST_BYTES = 4 * 2**20  # of one request
 
 
 def check_address(host: str) -> None:
-    """Refuse an address that other machines can reach unless a token is set.
-
-    Raises:
-        ParameterError: other machines can reach it, and no token is set.
-    """
+    """Raise ParameterError if other machines can reach an address, and no token is set."""
     if not _local(host) and not os.environ.get(TOKEN):
         raise ParameterError(
             f"host: {host!r} can be reached from other machines, and nobody asks who calls; set {TOKEN} to a secret, "
@@ -65,7 +62,7 @@ def _local(host: str) -> bool:
 
 def names(store: Store, weights: str) -> dict[str, Edit]:
     """Return name of a model → the active edit of this base that it stands for."""
-    return {name_of(edit): edit for edit in store.edits("active") if edit.weights == weights}
+    return {name_of(edit): edit for edit in store.edits("active", weights=weights)}
 
 
 def vllm_command(store: Store, policy: Policy, weights: str, host: str, port: int, ranks: Sequence[int]) -> list[str]:
@@ -86,27 +83,19 @@ def vllm_command(store: Store, policy: Policy, weights: str, host: str, port: in
         raise DataError(f"An adapter has rank {rank}, vLLM takes {ranks[-1]} at most; learn with a smaller rank.")
     source, pinned = models.resolve(policy.base.name)
     revision = policy.base.revision or pinned
-    return [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        source,
-        "--host",
-        host,
-        "--port",
-        str(port),
-        "--served-model-name",
-        policy.base.name,
-        "--dtype",
-        policy.base.dtype,
-        "--enable-lora",
-        "--max-lora-rank",
-        str(fits),
-        *(["--revision", revision] if revision else []),
-        "--lora-modules",
-        *(f"{name}={store.folder_of(edit)}" for name, edit in edits.items()),
-    ]
+    options = {
+        "model": source,
+        "host": host,
+        "port": port,
+        "served-model-name": policy.base.name,
+        "dtype": policy.base.dtype,
+        "max-lora-rank": fits,
+        **({"revision": revision} if revision else {}),
+    }
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    modules = [f"{name}={store.folder_of(edit)}" for name, edit in edits.items()]
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    return [*server, *given, "--enable-lora", "--lora-modules", *modules]
 
 
 @dataclass
@@ -225,31 +214,42 @@ class _Call(web.RequestHandler):
             (*stop, *self.desk.domain.answering.stop),
         )
 
-    def send(self, kind: str, model: str, choices: list[dict], tokens: tuple[int, int], stream: bool) -> None:
-        """Send the answer in OpenAI's form; a stream is a single piece."""
+    async def answer(self, value: Mapping[str, Any], prompts: Sequence[str], chat: bool = False) -> None:
+        """Send the answers to prompts (for the whole store: questions) in OpenAI's form; a stream is a single piece."""
+        done: list[tuple[Completion, dict[str, str]]]
+        if value["model"] == HYBRID:
+            told = [await self.worked(self.desk.asked, prompt) for prompt in prompts]
+            done = [(Completion(text, self.length([text]), "eos"), {"source": source}) for text, source in told]
+        else:
+            seed = value.get("seed") if isinstance(value.get("seed"), int) else 0
+            several = await self.worked(self.desk.complete, value["model"], prompts, self.sampling(value), seed)
+            done = [(completion, {}) for of_prompt in several for completion in of_prompt]
+        choices: list[dict[str, Any]] = []
+        for number, (completion, more) in enumerate(done):
+            ended = "length" if completion.finish == "length" else "stop"
+            message = {"message": {"role": "assistant", "content": completion.text, **more}}
+            about = {"index": number, "finish_reason": ended, "logprobs": None}
+            choices.append(about | (message if chat else {"text": completion.text}))
         whole: dict[str, Any] = {
             "id": f"seal-{uuid.uuid4().hex}",
-            "object": kind,
+            "object": "chat.completion" if chat else "text_completion",
             "created": int(time.time()),
-            "model": model,
+            "model": value["model"],
             "choices": choices,
         }
-        if not stream:
-            usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
+        if not value.get("stream"):
+            read, written = self.length(prompts), sum(completion.tokens for completion, _ in done)
+            usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
             self.finish(whole | {"usage": usage})
             return
         self.set_header("Content-Type", "text/event-stream")
-        if kind == "chat.completion":
+        if chat:
             whole["object"] = "chat.completion.chunk"
             whole["choices"] = [{**choice, "delta": choice["message"]} for choice in choices]
         self.finish(f"data: {json.dumps(whole)}\n\ndata: [DONE]\n\n")
 
     def length(self, texts: Sequence[str]) -> int:
         return sum(len(self.desk.policy.tokenizer(text)["input_ids"]) for text in texts)
-
-
-#: why a text ended → OpenAI's word for it; "stop" for all others
-_ENDS = {"length": "length"}
 
 
 class _Models(_Call):
@@ -264,55 +264,18 @@ class _Completions(_Call):
         prompts = [value["prompt"]] if isinstance(value["prompt"], str) else value["prompt"]
         if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) and p for p in prompts):
             raise ParameterError("prompt: a text or a list of texts is needed.")
-        if value["model"] == HYBRID:
-            answers = [await self.worked(self.desk.asked, prompt) for prompt in prompts]
-            done = [[Completion(text, self.length([text]), "eos")] for text, _ in answers]
-        else:
-            seed = value.get("seed") if isinstance(value.get("seed"), int) else 0
-            done = await self.worked(self.desk.complete, value["model"], prompts, self.sampling(value), seed)
-        texts = [completion for several in done for completion in several]
-        choices = [
-            {"index": i, "text": c.text, "finish_reason": _ENDS.get(c.finish, "stop"), "logprobs": None}
-            for i, c in enumerate(texts)
-        ]
-        tokens = self.length(prompts), sum(c.tokens for c in texts)
-        self.send("text_completion", value["model"], choices, tokens, bool(value.get("stream")))
+        await self.answer(value, prompts)
 
 
 class _Chat(_Call):
     async def post(self) -> None:
         value = self.body("messages")
         messages = value["messages"]
-        whole = (
-            isinstance(messages, list)
-            and messages
-            and all(
-                isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-                for m in messages
-            )
-        )
-        if not whole:
+        whole = isinstance(messages, list) and all(has_texts(message, "role", "content") for message in messages)
+        if not whole or not messages:
             raise ParameterError("messages: a list of {role, content} with texts is needed.")
-        if value["model"] == HYBRID:
-            text, source = await self.worked(self.desk.asked, messages[-1]["content"])
-            done = [(Completion(text, self.length([text]), "eos"), {"source": source})]
-            prompt = messages[-1]["content"]
-        else:
-            prompt = self.desk.prompt(messages)
-            seed = value.get("seed") if isinstance(value.get("seed"), int) else 0
-            (several,) = await self.worked(self.desk.complete, value["model"], [prompt], self.sampling(value), seed)
-            done = [(completion, {}) for completion in several]
-        choices = [
-            {
-                "index": i,
-                "message": {"role": "assistant", "content": c.text, **more},
-                "logprobs": None,
-                "finish_reason": _ENDS.get(c.finish, "stop"),
-            }
-            for i, (c, more) in enumerate(done)
-        ]
-        tokens = self.length([prompt]), sum(c.tokens for c, _ in done)
-        self.send("chat.completion", value["model"], choices, tokens, bool(value.get("stream")))
+        prompt = messages[-1]["content"] if value["model"] == HYBRID else self.desk.prompt(messages)
+        await self.answer(value, [prompt], chat=True)
 
 
 def application(desk: Desk) -> web.Application:

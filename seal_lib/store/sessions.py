@@ -16,7 +16,7 @@ from seal_lib.runs import params
 from seal_lib.runs.lifecycle import Scratch
 from seal_lib.runs.progress import Progress
 from seal_lib.store.database import Store
-from seal_lib.store.learning import OwnQuestions
+from seal_lib.store.learning import Learner, OwnQuestions
 from seal_lib.store.search import Search
 from seal_lib.store.transactions import FILE
 
@@ -28,24 +28,22 @@ class Bar(Scratch):
 
     def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
         bar = Progress(phase, total=len(units))
-        rows: list[dict] = []
-        for first in range(0, len(units), chunk):
-            part = list(units[first : first + chunk])
-            rows += super().map(phase, part, fn, chunk)
+
+        def told(part: list) -> list[dict]:
+            rows = fn(part)
             bar.update(len(part))
+            return rows
+
+        rows = super().map(phase, units, told, chunk)
         bar.close()
         return rows
 
 
 @dataclass(frozen=True)
-class Session:
-    """A model with its settings, from the parameters of the notebook."""
+class Session(Learner):
+    """A learner with how it finds passages, from the parameters of the notebook."""
 
-    policy: Policy
-    domain: Knowledge
-    outer: OuterLoop
-    own: OwnQuestions
-    search: Search
+    search: Search = Search()
 
 
 def session(values: dict[str, Any]) -> Session:
@@ -53,25 +51,24 @@ def session(values: dict[str, Any]) -> Session:
     search = params.pick(Search, values)
     source = Source(values["model"], values["dtype"], values["revision"])
     policy = Policy("untrained", *source.load(values["device"]), values["engine"], source)
-    wording = prompts.load(values["prompts"])
-    domain = Knowledge(params.pick(InnerLoop, values), wording)
+    domain = Knowledge(params.pick(InnerLoop, values), prompts.load(values["prompts"]))
     outer = OuterLoop(**{key: values[key] for key in ("samples", "temperature", "top_p", "edit_tokens")})
-    return Session(
-        policy,
-        domain,
-        outer,
-        OwnQuestions(prompts.load(values["question_prompts"]), values["question_samples"]),
-        search,
-    )
+    own = OwnQuestions(prompts.load(values["question_prompts"]), values["question_samples"])
+    return Session(policy, domain, outer, own, seed=values["seed"], search=search)
+
+
+def assigned(texts: Sequence[str]) -> dict[str, object]:
+    """Return the parameters that ``--set KEY=VALUE`` gives; raise ParameterError if one has no value."""
+    pairs = [text.partition("=") for text in texts]
+    wrong = next((key for key, mark, _ in pairs if not mark), None)
+    if wrong is not None:
+        raise ParameterError(f"--set {wrong} has no value; write --set {wrong}=VALUE.")
+    return {key: value for key, _, value in pairs}
 
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:
     """Return the parameters that a command line asks for."""
-    pairs = [pair.partition("=") for pair in given.set]
-    wrong = next((key for key, mark, _ in pairs if not mark), None)
-    if wrong is not None:
-        raise ParameterError(f"--set {wrong} has no value; write --set {wrong}=VALUE.")
-    values: dict[str, object] = {key: value for key, _, value in pairs}
+    values = assigned(given.set)
     if given.model:
         values["model"] = given.model
     shipped = str(values.get("model", "seedling-")).startswith("seedling-")

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from seal_lib.errors import DataError
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops.policy import Policy
 from seal_lib.records import Question
-from seal_lib.store.database import Store
+from seal_lib.store.database import Store, base_of
 from seal_lib.store.learning import measure
 from seal_lib.store.schema import Edit
-from seal_lib.store.texts import Document, passage_of
+from seal_lib.store.texts import Document, has_texts, passage_of
 
 CORPUS = "corpus.jsonl"
 _TEXTS = ("adapter", "document", "place", "title", "context", "model", "weights")
@@ -77,13 +77,12 @@ def name_of(edit: Edit) -> str:
 
 
 def _line(edit: Edit) -> dict[str, Any]:
-    asked = [{"question": q.question, "answer": q.gold} for q in edit.questions if q.gold.strip()]
     return {
         "document": edit.document,
         "place": edit.place,
         "title": edit.passage.title,
         "context": edit.passage.text,
-        "questions": asked,
+        "questions": [{"question": q.question, "answer": q.gold} for q in edit.questions if q.gold.strip()],
         "completions": [edit.self_edit.text] if edit.self_edit else [],
         "model": edit.model,
         "weights": edit.weights,
@@ -115,7 +114,7 @@ def take_in(store: Store, policy: Policy, folder: str | Path, domain: Knowledge)
     from seal_lib.training.adapters import Adapter, check_fits
 
     folder = Path(folder)
-    weights = models.weight_hash(policy.base.name, policy.base.revision)
+    weights = base_of(policy)
     ready = []
     for number, line in enumerate(corpus(folder), 1):
         where = f"{folder / CORPUS}, line {number}"
@@ -127,22 +126,19 @@ def take_in(store: Store, policy: Policy, folder: str | Path, domain: Knowledge)
     kept = []
     for line, passage, adapter in ready:
         origin = f"{folder.resolve()}#{passage.id}"
-        store.add(Document(line["document"], origin, passage.id, (passage,), (line["place"],)))
-        edit = measure(policy, passage, adapter, line["completions"], domain, line["document"], line["place"], weights)
+        document = Document(line["document"], origin, passage.id, (passage,), (line["place"],))
+        store.add(document)
+        edit = measure(policy, domain, document.parts[0], adapter, line["completions"])
         kept.append(store.keep(edit, adapter))
     return kept
 
 
-def _check(line: object, where: str, weights: str, model: str) -> None:
-    if not isinstance(line, Mapping) or any(not isinstance(line.get(key), str) for key in _TEXTS):
+def _check(line: Any, where: str, weights: str, model: str) -> None:
+    if not has_texts(line, *_TEXTS):
         raise DataError(f"{where} is not whole: it has the texts {', '.join(_TEXTS)}; export it again.")
-    rows: Any = line.get("questions")
-    written: Any = line.get("completions")
-    whole = isinstance(rows, list) and isinstance(written, list) and all(isinstance(text, str) for text in written)
-    if not whole or not all(
-        isinstance(row, Mapping) and all(isinstance(row.get(key), str) for key in ("question", "answer"))
-        for row in rows
-    ):
+    rows, written = line.get("questions"), line.get("completions")
+    whole = isinstance(rows, list) and all(has_texts(row, "question", "answer") for row in rows)
+    if not whole or not isinstance(written, list) or not all(isinstance(text, str) for text in written):
         raise DataError(
             f"{where} is not whole: questions are [{{question, answer}}], completions texts; export it again."
         )

@@ -7,8 +7,9 @@ import hashlib
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,19 @@ PASSAGE_WORDS = 150
 
 
 @dataclass(frozen=True)
+class Part:
+    """A passage with the name of its document and its place there."""
+
+    passage: Passage
+    document: str
+    place: str
+
+    @property
+    def id(self) -> str:
+        return self.passage.id
+
+
+@dataclass(frozen=True)
 class Document:
     """A file as passages. ``digest``: sha256 of its bytes; ``places``: where in the file each passage stands.
 
@@ -35,6 +49,10 @@ class Document:
     digest: str
     passages: tuple[Passage, ...]
     places: tuple[str, ...]
+
+    @property
+    def parts(self) -> list[Part]:
+        return [Part(passage, self.name, at) for passage, at in zip(self.passages, self.places, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -60,14 +78,14 @@ def read(path: str | Path, words: int = PASSAGE_WORDS, tell: Callable[[str], obj
     """
     path = Path(path)
     if path.is_dir():
-        inside = [p for p in sorted(path.rglob("*")) if p.is_file()]
-        files = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+        inside = {p: p.relative_to(path) for p in sorted(path.rglob("*")) if p.is_file()}
+        files = [p for p, at in inside.items() if not any(part.startswith(".") for part in at.parts)]
         if others := [p.suffix or p.name for p in files if p.suffix.lower() not in READERS]:
             tell(f"{path}: {len(others)} files of other kinds are left out ({', '.join(sorted(set(others)))}).")
         documents = {}
         for file in (p for p in files if p.suffix.lower() in READERS):
             try:
-                document = _document(file, file.relative_to(path).as_posix(), words)
+                document = _document(file, inside[file].as_posix(), words)
             except DataError as error:
                 tell(f"left out: {error}")
             else:
@@ -103,6 +121,11 @@ def _document(path: Path, name_of_file: str, words: int) -> Document:
         raise DataError(f"{path} holds no text; give a document with some.")
     passages, places = zip(*found.values(), strict=True)
     return Document(name_of_file, str(path.resolve()), digest, passages, places)
+
+
+def has_texts(row: object, *keys: str) -> bool:
+    """Return True if a value is an object with a text under each of these keys."""
+    return isinstance(row, Mapping) and all(isinstance(row.get(key), str) for key in keys)
 
 
 def passage_of(title: str, text: str, questions: tuple[Question, ...] = ()) -> Passage:
@@ -189,20 +212,13 @@ def _text(path: Path) -> str:
     return text
 
 
-def _plain(path: Path) -> list[Block]:
-    """Read paragraphs, which blank lines separate."""
-    return _paragraphs(_text(path).splitlines())
-
-
-def _paragraphs(lines: Sequence[str]) -> list[Block]:
-    blocks: list[Block] = []
-    held: list[str] = []
-    for number, line in enumerate([*lines, ""], 1):
-        if line.strip():
-            held.append(line)
-        elif held:
-            blocks.append(Block(_unwrapped(held, _TURN), number - len(held), number - 1))
-            held = []
+def _paragraphs(text: str) -> list[Block]:
+    """Return paragraphs, which blank lines separate."""
+    blocks = []
+    for written, part in groupby(enumerate(text.splitlines(), 1), key=lambda line: bool(line[1].strip())):
+        if written:
+            numbers, lines = zip(*part, strict=True)
+            blocks.append(Block(_unwrapped(lines, _TURN), numbers[0], numbers[-1]))
     return blocks
 
 
@@ -260,18 +276,13 @@ def _html(path: Path) -> list[Block]:
         if element.find_previous_sibling(["td", "th"]):
             element.insert_before(" | ")
     blocks: list[Block] = []
-    held: list[str] = []
-    last: Any = None
-    for string in [s for s in soup.find_all(string=True) if type(s) is NavigableString] + [None]:
-        block = string and (string.find_parent(_BLOCKS) or soup)
-        if block is not last:
-            whole = "".join(held)
-            text = whole.strip("\n") if last is not None and last.name == "pre" else " ".join(whole.split())
-            if text.strip("| \n"):
-                heading = last is not None and bool(re.fullmatch("h[1-6]", last.name))
-                blocks.append(Block(text, len(blocks) + 1, len(blocks) + 1, heading))
-            held, last = [], block
-        held.append(string or "")
+    strings = [s for s in soup.find_all(string=True) if type(s) is NavigableString]
+    for _, part in groupby(strings, key=lambda string: id(string.find_parent(_BLOCKS) or soup)):
+        held = list(part)
+        name = getattr(held[0].find_parent(_BLOCKS), "name", "")
+        text = "".join(held).strip("\n") if name == "pre" else " ".join("".join(held).split())
+        if text.strip("| \n"):
+            blocks.append(Block(text, len(blocks) + 1, len(blocks) + 1, bool(re.fullmatch("h[1-6]", name))))
     return blocks
 
 
@@ -300,7 +311,7 @@ def _pdf(path: Path) -> list[Block]:
     blocks = [
         replace(paragraph, first=number, last=number)
         for number, text in enumerate(pages, 1)
-        for paragraph in _paragraphs(text.splitlines())
+        for paragraph in _paragraphs(text)
     ]
     if not blocks:
         raise DataError(f"{path} has pages without any text (a scan?); run text recognition on it first.")
@@ -338,7 +349,7 @@ def _talk(value: object, title: str) -> list[str] | None:
         turns = _branch(nodes, value.get("current_node"))
     if turns is None or not all(isinstance(turn, dict) and set(_WHO) & set(turn) for turn in turns):
         return None
-    told = [(_under(turn, ("role", *_WHO)), _under(turn, _SAID)) for turn in turns]
+    told = [(_under(turn, _WHO), _under(turn, _SAID)) for turn in turns]
     heads = (value.get(key) for key in ("title", "name"))
     return [next(filter(None, map(_said, heads)), title), *(f"{who}: {what}" for who, what in told if what.strip())]
 
@@ -366,10 +377,7 @@ def _said(value: object) -> str:
 
 
 def _turns(talk: Sequence[str], number: int) -> list[Block]:
-    """Return a chat as blocks.
-
-    A block's place is the number of its turn or, if a file has several chats, the number of its chat.
-    """
+    """Return a chat as blocks, whose place is the number of the turn or, given one, that of the chat."""
     head, *turns = talk
     return [Block(head, 1, 1, heading=True), *(Block(t, number or n, number or n) for n, t in enumerate(turns, 1))]
 
@@ -387,7 +395,7 @@ def _as_passage(row: object, title: str) -> object:
 READERS: dict[str, tuple[str, str, Callable[[Path], list[Block]]]] = {
     ".md": ("line", "lines", _markdown),
     ".markdown": ("line", "lines", _markdown),
-    ".txt": ("line", "lines", _plain),
+    ".txt": ("line", "lines", lambda path: _paragraphs(_text(path))),
     ".html": ("paragraph", "paragraphs", _html),
     ".htm": ("paragraph", "paragraphs", _html),
     ".pdf": ("page", "pages", _pdf),

@@ -114,8 +114,9 @@ class Folder:
 
     @contextmanager
     def _change(self) -> Iterator[None]:
-        """Run one transaction, in which no other process changes anything."""
+        """Run one transaction, in which no other process changes anything; if it fails, what it saved is removed."""
         with self.told():
+            self._fresh: list[Path] = []
             self._base.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -123,14 +124,18 @@ class Folder:
             except BaseException:
                 if self._base.in_transaction:
                     self._base.execute("ROLLBACK")
+                for folder in self._fresh:
+                    shutil.rmtree(folder, ignore_errors=True)  # so that a full disk has its room again
                 raise
 
-    def _saved(self, adapter: "Adapter", name: str, model: str) -> tuple[Path, str]:
-        """Save an adapter durably (fsync); return its folder and digest."""
-        folder = adapter.save(self.adapters / name, model)
+    def _save(self, adapter: "Adapter", name: str, model: str) -> str:
+        """Save an adapter durably (fsync) in a change; return its digest."""
+        folder = self.adapters / name
+        self._fresh.append(folder)
+        adapter.save(folder, model)
         for path in (folder, self.adapters):
             _fsync(path)
-        return folder, content_hash(folder)
+        return content_hash(folder)
 
 
 _DAMAGED = (

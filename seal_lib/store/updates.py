@@ -8,13 +8,14 @@ it.
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from seal_lib import models, paths
+from seal_lib import paths
 from seal_lib.errors import ParameterError, SealError
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops.policy import Policy
@@ -23,26 +24,15 @@ from seal_lib.records import to_dict
 from seal_lib.report import pages
 from seal_lib.runs.journal import Lock
 from seal_lib.runs.work import Recorder, once
-from seal_lib.store.database import Store
+from seal_lib.store.database import Store, base_of
 from seal_lib.store.guard import MEASURES, Limits, before_after, broken
-from seal_lib.store.learning import (
-    Consent,
-    OwnQuestions,
-    Part,
-    accuracy,
-    known_before,
-    learn_parts,
-    parts,
-    reviewed,
-    together,
-    waiting,
-)
+from seal_lib.store.learning import Learner, OwnQuestions, accuracy, reviewed, waiting
 from seal_lib.store.review import stopped
 from seal_lib.store.schema import Edit, Queued, Renewal
-from seal_lib.store.texts import Document, read
+from seal_lib.store.texts import Document, Part, read
 
 LOCK, REPORTS = "update.lock", "updates"
-UNKNOWN = 60.0  # seconds that a passage is expected to take if the store has learned none yet
+UNKNOWN = 60.0  # seconds that a passage is expected to take if the store has learned none yet; else their median
 
 
 @dataclass(frozen=True)
@@ -58,16 +48,11 @@ class Need:
     seconds: float
 
 
-def _by_need(need: Need) -> float:
-    return 0.0 if math.isnan(need.known) else (1.0 - need.known) / max(need.seconds, 1e-6)
-
-
-def _all(need: Need) -> float:
-    return 1.0
-
-
 #: rule → function of a need that returns its worth; passages worth 0 are left out, the others come most worthy first
-RULES: dict[str, Callable[[Need], float]] = {"need": _by_need, "all": _all}
+RULES: dict[str, Callable[[Need], float]] = {
+    "need": lambda need: 0.0 if math.isnan(need.known) else (1.0 - need.known) / max(need.seconds, 1e-6),
+    "all": lambda need: 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -90,19 +75,20 @@ class Plan:
             raise ParameterError(f"rule: {self.rule!r} is not one of {', '.join(RULES)}.")
 
 
+#: ending of a duration → its seconds
+_UNITS = {"min": 60.0, "h": 3600.0, "m": 60.0, "s": 1.0, "": 1.0}
+
+
 def seconds(text: str) -> float:
     """Return the seconds of a duration as people write it: ``90``, ``90s``, ``10min``, ``2h``.
 
     Raises:
         ParameterError: it is not a duration.
     """
-    number, unit = text.strip().lower(), 1.0
-    for ending, factor in (("min", 60.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0)):
-        if number.endswith(ending):
-            number, unit = number.removesuffix(ending).strip(), factor
-            break
+    number = text.strip().lower()
+    unit = next(unit for unit in _UNITS if number.endswith(unit))
     try:
-        found = float(number) * unit
+        found = float(number.removesuffix(unit)) * _UNITS[unit]
     except ValueError:
         found = math.nan
     if not 0 < found < math.inf:
@@ -110,18 +96,7 @@ def seconds(text: str) -> float:
     return found
 
 
-def update(
-    run: Recorder,
-    store: Store,
-    policy: Policy,
-    domain: Knowledge,
-    outer: OuterLoop,
-    own: OwnQuestions,
-    plan: Plan,
-    *,
-    consent: Consent | None = None,
-    seed: int = 0,
-) -> Renewal:
+def update(run: Recorder, store: Store, learner: Learner, plan: Plan) -> Renewal:
     """Learn the queued documents that are worth it; if the update is killed, the next call goes on with it.
 
     Raises:
@@ -132,7 +107,7 @@ def update(
         for done in store.renewals():
             if done.state == "done":
                 write_report(store, done)
-        return _update(run, store, policy, domain, outer, own, plan, consent or Consent(), seed)
+        return _update(run, store, learner, plan)
     finally:
         lock.release()
 
@@ -150,53 +125,33 @@ def update_once(
     seed: int = 0,
 ) -> Renewal:
     """Queue a document and update the store, once per run: the number of the update is recorded."""
+    learner = Learner(policy, domain, outer, own, seed=seed)
 
     def made() -> dict[str, Any]:
         store.enqueue(source)
-        return {"renewal": update(run, store, policy, domain, outer, own, plan, seed=seed).id}
+        return {"renewal": update(run, store, learner, plan).id}
 
     row = once(run, "update", made)
     return next(one for one in store.renewals() if one.id == row["renewal"])
 
 
-def _update(
-    run: Recorder,
-    store: Store,
-    policy: Policy,
-    domain: Knowledge,
-    outer: OuterLoop,
-    own: OwnQuestions,
-    plan: Plan,
-    consent: Consent,
-    seed: int,
-) -> Renewal:
+def _update(run: Recorder, store: Store, learner: Learner, plan: Plan) -> Renewal:
     begun = time.monotonic()
     renewal = store.renew()
     found, failed, left_out = _documents(store.queue(), plan.words)
-    todo, stopping = _todo(store, policy, [document for several in found.values() for document in several], consent)
-    known = known_before(policy, [p.passage for p in todo], domain, outer, own, seed=seed, count=run.count)
-    price = _price(store)
+    learner = replace(learner, consent=replace(learner.consent, held=renewal.id))
+    todo, stopping = _todo(store, [document for several in found.values() for document in several], learner)
+    known = learner.known_before([part.passage for part in todo], run.count)
+    costs = [edit.training["cost"]["seconds"] for edit in store.edits() if edit.self_edit]
+    price = median(costs[-20:]) if costs else UNKNOWN
     needs = [Need(part, share, price) for part, share in zip(todo, known, strict=True)]
     worth = RULES[plan.rule]
     wanted = sorted((need for need in needs if worth(need) > 0), key=worth, reverse=True)
-    held = Consent(consent.allow, consent.approve, renewal.id)
-    left_of_it = plan.budget - (time.monotonic() - begun)
-    learned, late = _within(
-        run,
-        [*stopping, *(need.part for need in wanted)],
-        left_of_it,
-        price,
-        store=store,
-        policy=policy,
-        domain=domain,
-        outer=outer,
-        own=own,
-        consent=held,
-        seed=seed,
-    )
+    worthy = [*stopping, *(need.part for need in wanted)]
+    learned, late = _within(run, store, learner, worthy, plan.budget - (time.monotonic() - begun), price)
     edits = [store.edit(number) for number in learned]
     waiting_ones = [e for e in store.edits("quarantined") if e.reason == waiting(renewal.id)]
-    measured = _measured(store, policy, domain, plan.limits, waiting_ones)
+    measured = _measured(store, learner, plan.limits, waiting_ones)
     verdicts = {}
     for edit in waiting_ones:
         why = broken(measured[edit.id], plan.limits, was="learned_before", now="learned_after")
@@ -236,49 +191,38 @@ def _documents(
     return found, failed, left_out
 
 
-def _todo(
-    store: Store, policy: Policy, documents: Sequence[Document], consent: Consent
-) -> tuple[list[Part], list[Part]]:
+def _todo(store: Store, documents: Sequence[Document], learner: Learner) -> tuple[list[Part], list[Part]]:
     """Add the documents to the store; return (passages to measure, passages that the review stops) not yet in use."""
-    weights = models.weight_hash(policy.base.name, policy.base.revision)
-    used = {edit.passage.id for edit in store.edits("active", "merged") if edit.weights == weights}
+    used = {edit.passage.id for edit in store.edits("active", "merged", weights=base_of(learner.policy))}
     every: dict[str, Part] = {}
     for document in documents:
         store.add(document)
-        for part in parts(document):
+        for part in document.parts:
             every.setdefault(part.id, part)
     new = [part for name, part in every.items() if name not in used]
-    bad = [part for part in new if stopped(reviewed(part.passage), consent.allow)]
+    bad = [part for part in new if stopped(reviewed(part.passage), learner.consent.allow)]
     return [part for part in new if part not in bad], bad
 
 
-def _price(store: Store) -> float:
-    """Return the median of the seconds that the store's last twenty passages took; `UNKNOWN` if there are none."""
-    costs = [edit.training["cost"]["seconds"] for edit in store.edits() if edit.self_edit and "cost" in edit.training]
-    return median(costs[-20:]) if costs else UNKNOWN
-
-
 def _within(
-    run: Recorder, todo: Sequence[Part], budget: float, price: float, **settings: Any
+    run: Recorder, store: Store, learner: Learner, todo: Sequence[Part], budget: float, price: float
 ) -> tuple[list[int], list[Part]]:
     """Learn passages within the budget, at least a batch; return (numbers of their edits, passages left out)."""
     numbers: list[int] = []
-    begun, left = time.monotonic(), list(todo)
-    size = together(settings["domain"], settings["outer"])
+    begun, left, size = time.monotonic(), list(todo), learner.together
     while left:
         spent = time.monotonic() - begun
         if numbers and spent + price * min(size, len(left)) > budget:
             break
         part, left = left[:size], left[size:]
-        numbers += [row["edit"] for row in learn_parts(part, count=run.count, **settings)]
+        numbers += [row["edit"] for row in learner.learn_parts(store, part, run.count)]
         price = (time.monotonic() - begun) / len(numbers)
     return numbers, left
 
 
-def _measured(
-    store: Store, policy: Policy, domain: Knowledge, limits: Limits, edits: Sequence[Edit]
-) -> dict[int, dict[str, float]]:
+def _measured(store: Store, learner: Learner, limits: Limits, edits: Sequence[Edit]) -> dict[int, dict[str, float]]:
     """Return number of an edit → what its guard measured, with its own questions before and after learning."""
+    policy, domain = learner.policy, learner.domain
     adapters = (store.adapter(edit, policy.base) for edit in edits)
     found = {}
     for edit, told in zip(edits, before_after(policy, domain, limits, adapters), strict=True):
@@ -316,27 +260,14 @@ def text_of(renewal: Renewal) -> str:
     report = renewal.report
     if renewal.state != "done":
         return f"# Update {renewal.id}\n\nNot finished; `seal update` goes on with it.\n"
-    counts: dict[str, int] = {}
-    for row in report["passages"]:
-        counts[row["state"]] = counts.get(row["state"], 0) + 1
+    counts = Counter(row["state"] for row in report["passages"])
     told = ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "nothing waited"
     spent = f"{report['seconds']:.0f} s of {report['budget']:.0f} s, rule `{report['rule']}`"
     lines = [f"# Update {renewal.id}", "", f"Begun {renewal.begun}, {spent}: {told}.", ""]
-    lines += _table(
-        ("edit", "document", "place", "title", "known before", "state", "why"),
-        [
-            (
-                row["edit"] or "-",
-                row["document"],
-                row["place"],
-                row["title"],
-                percent(row["known"]),
-                row["state"],
-                row["reason"],
-            )
-            for row in report["passages"]
-        ],
-    )
+    rows = [{**row, "edit": row["edit"] or "-", "known": percent(row["known"])} for row in report["passages"]]
+    keys = ("edit", "document", "place", "title", "known", "state", "reason")
+    head = ("edit", "document", "place", "title", "known before", "state", "why")
+    lines += _table(head, [[row[key] for key in keys] for row in rows])
     if report["guard"]:
         most, guard = report["limits"], list(report["guard"].values())
         kinds = [kind for kind in MEASURES if f"{kind}_before" in guard[0]]

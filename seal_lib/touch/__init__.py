@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import IPython.display
+import ipywidgets
+
 from seal_lib.loops.domain import Candidate
 from seal_lib.loops.inner import try_all
-from seal_lib.records import Passage, PassageTrial, SelfEdit
+from seal_lib.records import Passage, SelfEdit
 from seal_lib.report import show
 from seal_lib.runs import progress
 
@@ -31,9 +34,6 @@ def choose(shown: Callable[..., Any], slider: bool = False, **options: Mapping[s
     first = {name: next(iter(values.values())) for name, values in options.items()}
     if progress.context() != "jupyter":
         return shown(**first)
-    import ipywidgets
-    from IPython.display import display
-
     kind = ipywidgets.SelectionSlider if slider else ipywidgets.Dropdown
     wide = ipywidgets.Layout(width="32em" if slider else "auto")  # leaves room for the label beside it
     controls = {name: kind(options=list(values), description=name, layout=wide) for name, values in options.items()}
@@ -43,8 +43,8 @@ def choose(shown: Callable[..., Any], slider: bool = False, **options: Mapping[s
 
     for control in controls.values():
         control.observe(again, "value")
-    display(ipywidgets.HBox(list(controls.values())))
-    picture = display(shown(**first), display_id=True)
+    IPython.display.display(ipywidgets.HBox(list(controls.values())))
+    picture = IPython.display.display(shown(**first), display_id=True)
     return None
 
 
@@ -70,9 +70,6 @@ def click(
     first = shown(next(iter(cells.values())))
     if progress.context() != "jupyter":
         return first
-    import ipywidgets
-    from IPython.display import display
-
     rows, columns = (sorted({cell[k] for cell in cells}, reverse=not k) for k in (0, 1))
     wide = ipywidgets.Layout(width="auto")
     box: list[Any] = [ipywidgets.Label(f"{down} ↓  {across} →"), *(ipywidgets.Label(str(name)) for name in columns)]
@@ -87,8 +84,8 @@ def click(
             button.on_click(lambda _, value=value: picture.update(shown(value)))
             box.append(button)
     grid = ipywidgets.Layout(grid_template_columns=f"repeat({len(columns) + 1}, max-content)")
-    display(ipywidgets.GridBox(box, layout=grid))
-    picture = display(first, display_id=True)
+    IPython.display.display(ipywidgets.GridBox(box, layout=grid))
+    picture = IPython.display.display(first, display_id=True)
     return None
 
 
@@ -105,13 +102,12 @@ def write_notes(policy: Policy, passage: Passage, domain: Knowledge, text: str =
     (before,) = try_all(policy, [asked], domain=domain)
 
     def after(notes: str) -> show.HTML:
-        return show.side_by_side({"before": [before], "after your notes": [trained_on(policy, passage, domain, notes)]})
+        edit = SelfEdit("yours", passage.id, notes.strip(), "you")  # only trained on, never executed
+        (trained,) = try_all(policy, [Candidate("yours", passage, edit, "your notes", 0)], domain=domain)
+        return show.side_by_side({"before": [before], "after your notes": [trained]})
 
     if progress.context() != "jupyter":
         return after(text)
-    import ipywidgets
-    from IPython.display import display
-
     box = ipywidgets.Textarea(value=text, layout=ipywidgets.Layout(width="auto", height="9em"))
     button = ipywidgets.Button(description="Train on these notes", layout=ipywidgets.Layout(width="14em"))
 
@@ -123,13 +119,6 @@ def write_notes(policy: Policy, passage: Passage, domain: Knowledge, text: str =
             button.disabled = False
 
     button.on_click(clicked)
-    display(ipywidgets.VBox([box, button]))
-    answers = display(after(text), display_id=True)
+    IPython.display.display(ipywidgets.VBox([box, button]))
+    answers = IPython.display.display(after(text), display_id=True)
     return None
-
-
-def trained_on(policy: Policy, passage: Passage, domain: Knowledge, notes: str, seed: int = 0) -> PassageTrial:
-    """Return the trial of a self-edit that a person wrote; the text is only trained on, never executed."""
-    edit = SelfEdit("yours", passage.id, notes.strip(), "you")
-    (trial,) = try_all(policy, [Candidate("yours", passage, edit, "your notes", seed)], domain=domain)
-    return trial

@@ -23,9 +23,8 @@ from seal_lib.generation.vllm_engine import RANKS
 from seal_lib.loops.policy import Policy, Source
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Question
-from seal_lib.store.database import Store
+from seal_lib.store.database import Store, base_of
 from seal_lib.store.learning import OwnQuestions, learn
-from seal_lib.store.merging import base_of
 from seal_lib.store.serving import vllm_command
 from seal_lib.store.sharing import name_of
 from seal_lib.store.texts import Document

@@ -94,7 +94,7 @@ def test_what_is_kept_comes_back_as_it_was(store: Store, monkeypatch) -> None:
     with Store(store.folder) as again:
         found = again.edit(kept.id)
         assert found == kept and found.questions == edit().questions and found.self_edit == edit().self_edit
-        assert [(p.id, p.text, where) for p, _, where in again.passages()] == [
+        assert [(part.id, part.passage.text, part.place) for part in again.passages()] == [
             (p.id, p.text, where) for p, where in zip(PASSAGES, DOCUMENT.places, strict=True)
         ]
         monkeypatch.setattr(database.models, "weight_hash", lambda *_: BASE)
@@ -134,7 +134,7 @@ def test_a_newer_version_of_a_file_keeps_what_was_learned_of_what_it_still_has(s
         ("aa-0002", "active"),
     ]
     assert store.edit(2).reason == "its passage is no longer in notes.md" and store.edit(2).place == "line 1"
-    assert [(p.id, name, place) for p, name, place in store.passages()] == [
+    assert [(part.id, part.document, part.place) for part in store.passages()] == [
         ("aa-0002", "notes.md", "line 1"),
         ("bb-0000", "notes.md", "line 2"),
         ("aa-0000", "copy.md", "line 9"),
@@ -273,6 +273,7 @@ def test_a_full_disk_changes_nothing(store: Store, monkeypatch) -> None:
     monkeypatch.setattr(transactions, "_fsync", full)
     with pytest.raises(DataError, match=r"some/file cannot be used \(No space left on device\): make room"):
         store.keep(edit(1), adapter(2))
+    assert len(list(store.adapters.iterdir())) == 1  # what was written of the other has given its room back
 
     def full_in_words(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")

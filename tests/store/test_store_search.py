@@ -230,18 +230,19 @@ def test_a_model_of_the_library_finds_passages_and_its_vectors_are_kept(encoder:
     chosen = ["--scale", "smoke", "--set", "retrieval=embeddings", "--set", f"encoder={encoder}", "--set", "device=cpu"]
     with Store(home / "data" / "store") as store:
         store.add(texts.read(home / "mine.md")[0])
-        text = store.passages()[2][0].text
+        text = store.passages()[2].passage.text
     found = seal("route", text, *chosen)
     assert found["place"] == "line 11" and found["weight"] > 0.8
     reply = seal("ask", text[:80], *chosen, "--route", "retrieval")
     assert reply["place"] == "line 11" and reply["used"] == "in_view"
     with Store(home / "data" / "store") as store:
         ((identity, kept),) = store._base.execute("SELECT encoder, COUNT(*) FROM vector GROUP BY encoder").fetchall()
-        assert kept == len(store.passages()) and identity == search.models.weight_hash(str(encoder))
-        rows = store.vectors([f"{p.title}\n{p.text}" for p, _, _ in store.passages()], identity, lambda texts: 1 / 0)
+        passages = [part.passage for part in store.passages()]
+        assert kept == len(passages) and identity == search.models.weight_hash(str(encoder))
+        rows = store.vectors([f"{p.title}\n{p.text}" for p in passages], identity, lambda texts: 1 / 0)
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
-        index = Search("embeddings", str(encoder), device="cpu").index(store, [p for p, _, _ in store.passages()])
-        several = [p.text for p, _, _ in store.passages()]
+        index = Search("embeddings", str(encoder), device="cpu").index(store, passages)
+        several = [p.text for p in passages]
         assert [m[0].passage.text for m in index.rank_all(several, 1)] == several
 
 

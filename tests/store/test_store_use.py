@@ -24,7 +24,7 @@ from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import Passage, Question
 from seal_lib.runs.journal import Lock
 from seal_lib.store import asking, commands, guard, learning, merging, review, routing, texts, updates
-from seal_lib.store.database import Store
+from seal_lib.store.database import Store, base_of
 from seal_lib.store.retrieval import Words, threshold
 from seal_lib.store.sharing import export
 from seal_lib.training.adapters import Adapter, joined
@@ -70,7 +70,7 @@ def store(kept: Path, tmp_path: Path):
 
 
 def base() -> str:
-    return merging.base_of(policy())
+    return base_of(policy())
 
 
 # ---------------------------------------------------------------------------------------------- routing
@@ -252,10 +252,11 @@ def test_a_self_edit_that_contradicts_an_earlier_one_is_kept_apart(store: Store,
     *same, last = review.lines_of(old.self_edit)[0].removesuffix(".").split()
     line = " ".join([*same, "Tadar" if last != "Tadar" else "Seha"]) + "."
     passage = Passage("zz", "Annals of Rivo", f"It is said: {line}", ())
-    draft = learning._Draft(replace(old.self_edit, unit_id="zz", text=line), None, (), {}, "active", "")
-    found = learning._reviewed(draft, passage, store.lines(old.weights), learning.Consent())
+    written = replace(old.self_edit, unit_id="zz", text=line)
+    draft = replace(old, passage=passage, self_edit=written, state="active", reason="", findings=())
+    found = learning._reviewed(draft, store.lines(old.weights), learning.Consent())
     assert found.state == "quarantined" and "says otherwise than what was learned before" in found.reason
-    allowed = learning._reviewed(draft, passage, store.lines(old.weights), learning.Consent(("contradiction",)))
+    allowed = learning._reviewed(draft, store.lines(old.weights), learning.Consent(("contradiction",)))
     assert allowed.state == "active" and [f.kind for f in allowed.findings] == ["contradiction"]
 
 
@@ -295,7 +296,7 @@ def plan(**more) -> updates.Plan:
 
 
 def updated(store: Store, **more) -> updates.Renewal:
-    return updates.update(MemoryRun(), store, policy(), DOMAIN, OUTER, OWN, plan(**more))
+    return updates.update(MemoryRun(), store, learning.Learner(policy(), DOMAIN, OUTER, OWN), plan(**more))
 
 
 def test_an_update_learns_what_waits_and_its_guard_lets_it_in(tmp_path: Path) -> None:
@@ -405,8 +406,9 @@ def test_what_the_model_knows_already_is_left_out_and_the_budget_is_kept(tmp_pat
     needs = [updates.Need(None, known, 2.0) for known in (1.0, 0.5, math.nan, 0.0)]
     assert [updates.RULES["need"](need) for need in needs] == [0.0, 0.25, 0.0, 0.5]
     written(tmp_path / "all.json", 0, 4)
-    monkeypatch.setattr(updates, "known_before", lambda _, passages, *__, **___: [1.0, *[0.5] * (len(passages) - 1)])
-    monkeypatch.setattr(updates, "together", lambda *_: 1)
+    shares = lambda _, passages, count: [1.0, *[0.5] * (len(passages) - 1)]  # noqa: E731
+    monkeypatch.setattr(learning.Learner, "known_before", shares)
+    monkeypatch.setattr(learning.Learner, "together", 1)
     with Store(tmp_path / "store") as store:
         store.enqueue(tmp_path / "all.json")
         done = updated(store, budget=0.001)
