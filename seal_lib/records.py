@@ -5,7 +5,7 @@ Accuracies and rates are fractions in [0, 1].
 
 import html
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
@@ -317,6 +317,16 @@ def to_dict(record: Any) -> Any:
     if isinstance(record, list | tuple):
         return [to_dict(item) for item in record]
     return record
+
+
+def values_of(trials: Sequence[Any] | Mapping[Any, Sequence[Any]], value: Callable[[Any], Any]) -> dict[Any, dict]:
+    """Return loop → unit → the values of its trials or self-edits; a mere sequence of them is loop 0."""
+    found: dict[Any, dict[str, list]] = {}
+    for loop, several in trials.items() if isinstance(trials, Mapping) else [(0, trials)]:
+        units = found.setdefault(loop, {})
+        for trial in several:
+            units.setdefault(trial.unit_id, []).append(value(trial))
+    return found
 
 
 def by_passage(trials: Iterable[PassageTrial], what: str) -> dict[str, float]:

@@ -8,7 +8,8 @@ puzzle; to do better it has to read. This module runs the arms and makes their r
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import count, islice, product
+from operator import methodcaller
 from typing import TYPE_CHECKING
 
 from seal_lib.arc import mixed_world
@@ -16,13 +17,13 @@ from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.domain import Attempt
 from seal_lib.arc.experiment import FewShot
 from seal_lib.arc.self_edits import Config
-from seal_lib.arc.tables import ByLoop, by_task, rate
+from seal_lib.arc.tables import ByLoop, rate
 from seal_lib.loops.domain import Candidate
 from seal_lib.loops.inner import score
 from seal_lib.loops.outer import Loop, evaluate
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.updates import imitate
-from seal_lib.records import SelfEdit
+from seal_lib.records import SelfEdit, values_of
 from seal_lib.report import stats
 from seal_lib.report.arms import difference_arm
 from seal_lib.seeds import rng
@@ -70,11 +71,9 @@ def opening_policy(run: "Recorder", base: Policy, study: FewShot, by_hand: Confi
     All ways are equally frequent, so that none is too rare to be rewarded. The draw ignores the puzzle, so the data
     hold nothing about which configuration suits which kind.
     """
-    seen = [task for seed in range(-(-documents // 12)) for task in mixed_world.tasks("mixed-seen", 12, seed)][
-        :documents
-    ]
+    seen = (task for seed in count() for task in mixed_world.tasks("mixed-seen", 12, seed))
     pairs = []
-    for number, task in enumerate(seen):
+    for number, task in enumerate(islice(seen, documents)):
         text = blind_configuration(by_hand, "opening policy", number).text()
         pairs.append(study.domain.target(task, text, base))
     policy, _ = base.finetuned(run, pairs, replace(study.outer, sft_epochs=1, sft_lr=lr), name="opening", seed=0)
@@ -92,19 +91,11 @@ def loop(run: "Recorder", opening: Policy, study: FewShot, *, rounds: int, seed:
     last = done.rounds[-1]
     kept = dealt([trial.edit for trial in last.candidates if trial.id in set(last.kept)], seed)
     name, group = "dealt_config_sft", f"seed_{seed}/"
-    control = imitate(run, opening, kept, study.practice, study.domain, study.outer, name=group + name, seed=seed)
-    evaluated = evaluate(
-        run,
-        control.policy,
-        study.held_out,
-        study.domain,
-        study.outer,
-        arm=name,
-        seed=seed,
-        group=group,
-        samples=study.edits,
-    )
-    return replace(done, evaluated={**done.evaluated, "dealt_config_sft": evaluated})
+    domain, outer = study.domain, study.outer
+    policy = imitate(run, opening, kept, study.practice, domain, outer, name=group + name, seed=seed).policy
+    how = {"arm": name, "seed": seed, "group": group, "samples": study.edits}
+    evaluated = evaluate(run, policy, study.held_out, domain, outer, **how)
+    return replace(done, evaluated={**done.evaluated, name: evaluated})
 
 
 def dealt(edits: Sequence[SelfEdit], seed: int) -> list[SelfEdit]:
@@ -167,15 +158,13 @@ def kind_rows(
     icl: Sequence[Attempt],
     loops: Sequence[Loop],
     *,
-    protocol: str,
-    model: str,
     grader: str,
+    **label: str,
 ) -> list[dict]:
-    """Return the rows of ``arc/kinds`` and ``arc/kinds/<kind>``.
+    """Return the rows of ``arc/kinds`` and ``arc/kinds/<kind>``; ``label`` is protocol and model.
 
     They hold success, what is written, and how well it suits the puzzle.
     """
-    label = {"protocol": protocol, "model": model}
     fixed = {"icl": icl, **fixed_arms(ways, grader)}
     written: dict[str, dict[object, Sequence[Attempt]]] = {}
     for one in loops:
@@ -196,10 +185,7 @@ def kind_rows(
             for name, attempts in tried.items():
                 found = rate(of_kind({0: attempts}, kind), lambda a: a.graded(grader))
                 rows.append(found.row(where, name, f"success_rate:{population}", grader=grader, **label))
-    graded = {
-        arm: {loop: by_task(several, lambda a: a.graded(grader)) for loop, several in attempts.items()}
-        for arm, attempts in arms.items()
-    }
+    graded = {arm: values_of(attempts, methodcaller("graded", grader)) for arm, attempts in arms.items()}
     for (a, b), found in stats.compare(graded, comparisons(len(loops[0].rounds)), unit="task").items():
         rows.append(found.row(EXPERIMENT, difference_arm(a, b), "difference", grader=grader, **label))
     best = best_ways(ways["practice"], grader)
@@ -225,7 +211,7 @@ def fits(attempts: ByLoop, best: Mapping[str, str]) -> tuple[dict, dict]:
     Both are loop → task → shares; a self-edit suits if it follows the way in ``best`` for the kind. The difference is
     what the policy gains by reading.
     """
-    fit = {loop: by_task(several, lambda a: _fit(a, best)) for loop, several in attempts.items()}
+    fit = values_of(attempts, lambda a: _fit(a, best))
     dealt_ = {}
     for loop, several in attempts.items():
         share = {name: sum(_written(a) == name for a in several) / len(several) for name in WAYS}

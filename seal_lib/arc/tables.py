@@ -10,12 +10,13 @@ out, and counted as dropped and in a rate of its own. Nothing is run here.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import methodcaller
 
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.domain import PUZZLE_GRADERS, Attempt, PuzzleTrial
 from seal_lib.arc.self_edits import Config
 from seal_lib.loops.outer import Loop, fresh_rewards
-from seal_lib.records import Round
+from seal_lib.records import Round, values_of
 from seal_lib.report import rewards, stats
 from seal_lib.report.arms import difference_arm
 
@@ -37,30 +38,21 @@ PAIRS_OF_CHOICES = {
 ByLoop = Mapping[object, Sequence[Attempt]]
 
 
-def by_task(attempts: Iterable[Attempt], value: Callable[[Attempt], float]) -> dict[str, list[float]]:
-    """Return task → the values of its attempts."""
-    groups: dict[str, list[float]] = {}
-    for attempt in attempts:
-        groups.setdefault(attempt.unit_id, []).append(value(attempt))
-    return groups
-
-
 def rate(attempts: ByLoop, value: Callable[[Attempt], float], constant: bool = False) -> stats.Estimate:
     """Return the mean over tasks of the mean of their self-edits, with its interval over tasks and loops.
 
     NaN values are dropped.
     """
-    values = {loop: by_task(several, value) for loop, several in attempts.items()}
-    return stats.mean_over_loops(values, stats.SHARE, "task", constant=constant)
+    return stats.mean_over_loops(values_of(attempts, value), stats.SHARE, "task", constant=constant)
 
 
 def share(attempts: ByLoop, counted: Callable[[Attempt], float]) -> stats.Estimate:
     """Return the share among distinct configurations, each counted once per loop and task, with its interval."""
     pairs: dict[object, dict[str, tuple[float, float]]] = {}
     dropped = 0
-    for loop, several in attempts.items():
+    for loop, tasks in values_of({loop: distinct(several) for loop, several in attempts.items()}, counted).items():
         pairs[loop] = {}
-        for task, values in by_task(distinct(several), counted).items():
+        for task, values in tasks.items():
             known = [value for value in values if not math.isnan(value)]
             dropped += len(values) - len(known)
             if known:
@@ -77,27 +69,20 @@ def distinct(attempts: Iterable[Attempt]) -> list[Attempt]:
 
 
 def few_shot_rows(
-    fixed: Mapping[str, Sequence[Attempt]],
-    loops: Sequence[Loop],
-    *,
-    protocol: str,
-    model: str,
-    grader: str,
-    max_tries: int,
+    fixed: Mapping[str, Sequence[Attempt]], loops: Sequence[Loop], *, grader: str, max_tries: int, **label: str
 ) -> list[dict]:
     """Return the rows of ``arc/few_shot`` (all loops), ``arc/few_shot/seed_N``, ``…/tasks`` and ``…/choices``.
 
     Args:
         fixed: arm → attempts of the arms that no loop changes.
         max_tries: that of the domain.
+        label: protocol and model.
     """
-    label = {"protocol": protocol, "model": model}
-    rounds = len(loops[0].rounds)
     pooled: dict[str, dict[object, Sequence[Attempt]]] = {arm: {0: attempts} for arm, attempts in fixed.items()}
     for loop in loops:
         for arm, trials in loop.evaluated.items():
             pooled.setdefault(arm, {})[loop.seed] = [trial.attempt for trial in trials]
-    pairs = comparisons(rounds)
+    pairs = comparisons(len(loops[0].rounds))
     rows = _arm_rows(EXPERIMENT, pooled, pairs, grader, label)
     rows += round_rows(EXPERIMENT, loops, max_tries, grader, label)
     for loop in loops:
@@ -126,14 +111,13 @@ def table_rows(
     trials: Mapping[str, Sequence[PuzzleTrial] | Mapping[object, Sequence[PuzzleTrial]]],
     pairs: Sequence[tuple[str, str]],
     *,
-    protocol: str,
-    model: str,
     grader: str,
+    **label: str,
 ) -> list[dict]:
     """Return the rows of several arms (trials of one loop, or loop → trials) and of their differences."""
     by_loop = {arm: own if isinstance(own, Mapping) else {0: own} for arm, own in trials.items()}
     arms = {arm: {loop: [t.attempt for t in own] for loop, own in loops.items()} for arm, loops in by_loop.items()}
-    return _arm_rows(experiment, arms, pairs, grader, {"protocol": protocol, "model": model})
+    return _arm_rows(experiment, arms, pairs, grader, label)
 
 
 def _arm_rows(
@@ -163,10 +147,7 @@ def _arm_rows(
         for outcome in sorted({attempt.outcome for attempt in everything}):
             found = rate(attempts, lambda a, outcome=outcome: float(a.outcome == outcome))
             rows.append(found.row(experiment, arm, f"outcome:{outcome}", **label))
-    values = {
-        arm: {loop: by_task(several, lambda a: a.graded(grader)) for loop, several in attempts.items()}
-        for arm, attempts in arms.items()
-    }
+    values = {arm: values_of(attempts, methodcaller("graded", grader)) for arm, attempts in arms.items()}
     for (a, b), found in stats.compare(values, pairs, unit="task").items():
         rows.append(found.row(experiment, difference_arm(a, b), "difference", grader=grader, **label))
     return rows
@@ -185,10 +166,7 @@ def round_rows(experiment: str, loops: Sequence[Loop], max_tries: int, grader: s
         arm = f"seal_round_{index + 1}"
         rows += rewards.reward_rows(experiment, arm, history, fresh, unit="task", grader=grader, **label)
     for arm in loops[0].evaluated:
-        tries: dict[object, dict[str, list[float]]] = {}
-        for loop in loops:
-            for trial in loop.evaluated[arm]:
-                tries.setdefault(loop.seed, {}).setdefault(trial.unit_id, []).append(float(trial.edit.tries))
+        tries = values_of({loop.seed: loop.evaluated[arm] for loop in loops}, lambda t: float(t.edit.tries))
         found = stats.mean_over_loops(tries, stats.ANY, "task", constant=max_tries == 1)
         rows.append(found.row(experiment, arm, "texts_per_self_edit", **label))
     return rows

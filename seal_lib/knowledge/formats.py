@@ -46,9 +46,8 @@ def format_rows(
     loops: Mapping[str, Mapping[int, Loop]],
     wordings: Mapping[str, Prompts],
     *,
-    protocol: str,
-    model: str,
     grader: str,
+    **label: str,
 ) -> list[dict]:
     """Return rows of every (format, round) and of the controls: levels, tokens trained, self-edits, rewards,
     differences. A format that the paper has also gets rows ``knowledge/prompts/<format>``, to stand beside the paper's.
@@ -58,7 +57,6 @@ def format_rows(
         loops: format → seed → loop; the others are compared with the first format.
         wordings: format → its prompt set.
     """
-    label = {"protocol": protocol, "model": model}
     rounds = len(next(iter(next(iter(loops.values())).values())).rounds)
     names = ["own_untrained", *(f"seal_round_{i}" for i in range(1, rounds + 1))]
     arms: dict[str, Mapping[int, Sequence[PassageTrial]]] = {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from seal_lib import paths
 from seal_lib.errors import DataError
-from seal_lib.generation.contract import Request, Sampling
+from seal_lib.generation.contract import Request
 from seal_lib.generation.others import Other
 from seal_lib.knowledge import world
 from seal_lib.knowledge.prompts import Prompts
@@ -62,26 +62,18 @@ def with_external(
         return from_file(paths.given(source), passages, count)
     writer = Other(source, key_env, calls, seconds, device, dtype)
     writer.check()
-    sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, skip_long=True)
-    write = partial(_written, run=run, writer=writer, prompts=prompts, sampling=sampling, seed=seed, count=count)
+    write = partial(_written, run=run, writer=writer, prompts=prompts, outer=outer, seed=seed, count=count)
     found = run.map(f"{group}external/write", passages, write)
     return [_noted(passage, row["texts"], row["reason"]) for passage, row in zip(passages, found, strict=True)]
 
 
 def _written(
-    part: Sequence[Passage],
-    *,
-    run: Recorder,
-    writer: Other,
-    prompts: Prompts,
-    sampling: Sampling,
-    seed: int,
-    count: int,
+    part: Sequence[Passage], *, run: Recorder, writer: Other, prompts: Prompts, outer: OuterLoop, seed: int, count: int
 ) -> list[dict]:
     """Return one row per passage: the texts that succeeded, and the reason of the first that did not."""
     seeds = [[derive_seed(seed, p.id, "external", *([i] if i else [])) for i in range(count)] for p in part]
     asked = [Request(prompts.unopened.write(p), own) for p, several in zip(part, seeds, strict=True) for own in several]
-    said, rows = iter(writer.texts(asked, sampling, run.count)), []
+    said, rows = iter(writer.texts(asked, outer.sampling(), run.count)), []
     for several in seeds:
         own = [next(said) for _ in several]
         reasons = [_reason(c.finish, c.reason) for c in own]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from seal_lib.errors import DataError
 from seal_lib.generation.others import Other
 from seal_lib.grading.graders import normalise
-from seal_lib.grading.rating import NOBODY, Rater
+from seal_lib.grading.judge import NOBODY_RATES, Rater
 from seal_lib.knowledge.world import describe_notes
 from seal_lib.records import Passage
 from seal_lib.runs.work import Count
@@ -49,9 +49,8 @@ class Rubric:
 
     def __post_init__(self):
         if self.rater is None and self.name not in RUBRICS:
-            raise DataError(
-                NOBODY if self.name == "judge" else f"rubric: {self.name!r} is not one of {', '.join(NAMES)}."
-            )
+            known = f"rubric: {self.name!r} is not one of {', '.join(NAMES)}."
+            raise DataError(NOBODY_RATES if self.name == "judge" else known)
 
     def rate(self, pairs: Sequence[tuple[Passage, str]], count: Count) -> list[float]:
         """Return the rating of each text about its passage; an empty text is rated 0 without asking."""

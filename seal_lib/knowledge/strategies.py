@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.knowledge import diversity, relations, world
 from seal_lib.knowledge.domain import Knowledge
@@ -20,11 +19,11 @@ from seal_lib.loops.inner import score
 from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
+from seal_lib.loops.wording import entries
 from seal_lib.records import Passage, PassageTrial, Round, SelfEdit
 from seal_lib.report import stats
 from seal_lib.report.arms import arm_label, with_amount
 from seal_lib.report.words import Rows, bullets, differences, told
-from seal_lib.runs import yaml_files
 from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed, rng
 
@@ -95,18 +94,13 @@ def load(names: Sequence[str] | None = None, file: str | None = None) -> list[St
     Raises:
         DataError: a name is unknown, or an entry lacks its instruction or has an invalid value.
     """
-    known = yaml_files.read(Path(__file__).with_name("strategies.yaml"))
-    if file:
-        own = yaml_files.read(paths.given(file))
-        if not isinstance(own, dict) or not all(isinstance(row, dict) for row in own.values()):
-            raise DataError(f"{file}: expected `name: {{write: …, made: null}}` entries, one per strategy.")
-        known = {**known, **own}
+    known = entries(Path(__file__).with_name("strategies.yaml"), file, "write: …, made: null")
     found = []
     for name in known if names is None else names:
         if name not in known:
             raise DataError(f"strategies: {name!r} is not one of {', '.join(map(str, known))}.")
-        row = {**known[name]}
-        row["groups"] = tuple(row.get("groups", ()))
+        row = known[name][0]
+        row = {**row, "groups": tuple(row.get("groups", ()))}
         slots = {"write": ["{passage}", *["{entities}"] * bool(row["groups"])], "listing": ["{passage}"]}
         lacking = [
             f"{key} needs the slot {slot}"
@@ -236,9 +230,8 @@ def amount_rows(
     trained: str,
     counts: Sequence[int],
     budgets: Sequence[int],
-    protocol: str,
-    model: str,
     grader: str,
+    **label: str,
 ) -> list[dict]:
     """Return rows for every writer at every amount (levels, tokens trained, differences), for how much a writer's
     self-edits differ, and for the tokens that the inner loops of the trained policy's rounds trained on.
@@ -248,7 +241,6 @@ def amount_rows(
         written: writer → loop → its self-edits.
         rounds: loop → rounds of the trained policy.
     """
-    label = {"protocol": protocol, "model": model}
     every = {arm: several for of_writer in trials.values() for arm, several in of_writer.items()}
     rows = []
     for arm, several in every.items():
@@ -260,7 +252,7 @@ def amount_rows(
         for metric, measure in diversity.MEASURES.items():
             values = {loop: {p: measure(several) for p, several in of.items()} for loop, of in texts.items()}
             found = stats.mean_over_loops(values, stats.SHARE)
-            rows.append(found.row(EXPERIMENT, with_amount(arm, "x", most), metric, protocol, model))
+            rows.append(found.row(EXPERIMENT, with_amount(arm, "x", most), metric, **label))
     spent = [
         float(sum(getattr(t, "tokens", 0) for r in several for t in r.candidates) * max(1, _seeds(several)))
         for several in rounds.values()

@@ -57,16 +57,22 @@ def write_self_edits(
     A self-edit that the domain cannot parse is sampled again, up to ``domain.max_tries`` texts in all; its ``tokens``
     count every try.
     """
-    asked = [EditPrompt(unit.id, domain.prompt(unit, policy.tokenizer)) for unit in units]
-    edits = _written(run, policy, asked, domain, outer, phase, seed, samples or outer.samples, chunk)
+
+    def written(asked: Sequence[tuple[str, Unit]], samples: int, phase: str, seed: int) -> list[SelfEdit]:
+        """Sample texts about units, each of which is asked for by a name."""
+        prompts = [EditPrompt(name, domain.prompt(unit, policy.tokenizer)) for name, unit in asked]
+        work = Work(partial(_texts, sampling=outer.sampling(samples, domain.schema), seed=seed), policy, run.count)
+        rows = run.map(phase, prompts, work, chunk=chunk)
+        return [SelfEdit.from_dict(edit) for row in rows for edit in row["edits"]]
+
     known = {unit.id: unit for unit in units}
+    edits = written([(unit.id, unit) for unit in units], samples or outer.samples, phase, seed)
     for attempt in range(2, domain.max_tries + 1):
         again = [i for i, edit in enumerate(edits) if _unread(domain, known[edit.unit_id], edit)]
         if not again:
             break
-        asked = [EditPrompt(edits[i].id, domain.prompt(known[edits[i].unit_id], policy.tokenizer)) for i in again]
-        other = derive_seed(seed, "again", attempt)
-        redrawn = _written(run, policy, asked, domain, outer, f"{phase}/again_{attempt}", other, 1, chunk)
+        asked = [(edits[i].id, known[edits[i].unit_id]) for i in again]
+        redrawn = written(asked, 1, f"{phase}/again_{attempt}", derive_seed(seed, "again", attempt))
         for i, new in zip(again, redrawn, strict=True):
             edits[i] = replace(edits[i], text=new.text, tokens=edits[i].tokens + new.tokens, tries=attempt)
     return edits
@@ -75,24 +81,6 @@ def write_self_edits(
 def _unread(domain: Domain, unit: Unit, edit: SelfEdit) -> bool:
     read = domain.read(unit, edit, "", 0)
     return isinstance(read, Rejected) and read.unread
-
-
-def _written(
-    run: Recorder,
-    policy: Policy,
-    asked: Sequence[EditPrompt],
-    domain: Domain,
-    outer: OuterLoop,
-    phase: str,
-    seed: int,
-    samples: int,
-    chunk: int,
-) -> list[SelfEdit]:
-    sampling = Sampling(
-        outer.edit_tokens, outer.temperature, outer.top_p, samples, schema=domain.schema, skip_long=True
-    )
-    work = Work(partial(_texts, sampling=sampling, seed=seed), policy, run.count)
-    return [SelfEdit.from_dict(edit) for row in run.map(phase, asked, work, chunk=chunk) for edit in row["edits"]]
 
 
 def _texts(policy: Policy, part: Sequence[EditPrompt], count: Count, *, sampling: Sampling, seed: int) -> list[dict]:
@@ -295,16 +283,8 @@ def several_rounds(
     """
     policy, records = base, []
     for index in range(1, rounds + 1):
-        policy, record = restem_round(
-            run,
-            policy,
-            practice(index),
-            domain,
-            outer,
-            index=index,
-            name=f"{name}_{index}",
-            seed=derive_seed(seed, index),
-        )
+        one, draw = f"{name}_{index}", derive_seed(seed, index)
+        policy, record = restem_round(run, policy, practice(index), domain, outer, index=index, name=one, seed=draw)
         records.append(record)
     return policy, records
 
@@ -414,18 +394,8 @@ def run_loop(
         update, record, groups = one_round(run, before, units, domain, outer, index=index, name=group + name, seed=draw)
         policy = update.policy
         history.append(record)
-        fresh.append(
-            score_edits(
-                run,
-                before,
-                update.kept,
-                units,
-                domain,
-                arm=name,
-                phase=f"{group}{name}/fresh_seed",
-                seed=derive_seed(seed, index, "fresh seed"),
-            )
-        )
+        phase, unused = f"{group}{name}/fresh_seed", derive_seed(seed, index, "fresh seed")
+        fresh.append(score_edits(run, before, update.kept, units, domain, arm=name, phase=phase, seed=unused))
         evaluated[name] = measure(policy, arm=name)
         if index == 1 and blind and not blind.own:
             kept = kept_of(groups, replace(outer, filter=blind.filter), draw)

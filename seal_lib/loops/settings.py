@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from seal_lib.errors import DataError
+from seal_lib.generation.contract import Sampling
 from seal_lib.loops.rewards import FILTERS, RATED, REWARDS
 from seal_lib.runs.params import RARE
 from seal_lib.training.jobs import SCHEDULES
@@ -44,6 +45,10 @@ class OuterLoop:
         if self.finalists and (self.reward in RATED or self.finalists > self.samples):
             why = f"by reward {self.reward} none is tried" if self.reward in RATED else f"there are {self.samples}"
             raise DataError(f"finalists: {self.finalists} cannot be tried, {why}; give 0 for no choice beforehand.")
+
+    def sampling(self, samples: int = 1, schema: str | None = None) -> Sampling:
+        """Return the sampling settings of self-edits, ``samples`` of each prompt."""
+        return Sampling(self.edit_tokens, self.temperature, self.top_p, samples, schema=schema, skip_long=True)
 
 
 @dataclass(frozen=True)
