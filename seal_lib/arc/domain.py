@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from seal_lib.arc import grids, render, vote
 from seal_lib.arc.augment import ARC_PROTOCOLS
-from seal_lib.arc.examples import BATCH, CAP, MAX_STEPS, PuzzleExample, question, training_set
+from seal_lib.arc.examples import BATCH, CAP, MAX_STEPS, question, training_set
 from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.self_edits import REASONS, SCHEMA, UNPARSED, Config, Limits, Reading, read, with_data
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion, Request, Sampling
-from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected
+from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected, job_settings
 from seal_lib.loops.policy import Policy
+from seal_lib.models.tokens import read_ids
 from seal_lib.records import SelfEdit
 from seal_lib.runs.work import Count
 from seal_lib.seeds import derive_seed
@@ -293,13 +294,8 @@ class Puzzles:
             examples=examples,
             lr=config.learning_rate,
             epochs=config.epochs,
-            rank=inner.rank,
-            alpha=inner.alpha,
-            batch=inner.batch,
             seed=derive_seed(candidate.seed, task.id, "test-time training"),
-            schedule=inner.schedule,
-            warmup=inner.warmup,
-            clip=inner.clip,
+            **job_settings(inner),
         )
 
     def questions(
@@ -393,7 +389,7 @@ class Puzzles:
     def target(self, unit: Task, text: str, policy: Policy) -> tuple[list[int], list[int]]:
         prompt = render.self_edit_prompt(unit, policy.tokenizer, self.prompts)
         completion = render.completion_ids(unit, text, policy.tokenizer, self.prompts)
-        return render.prompt_ids(prompt, policy.tokenizer), completion
+        return read_ids(prompt, policy.tokenizer), completion
 
 
 def _name(config: Config) -> str:
@@ -415,11 +411,10 @@ def training_examples(
     sets = {} if sets is None else sets
     key = (task.id, config.switches)
     if key not in sets:
-        limit = settings.example_tokens
-        keep = (lambda e: render.tokens(e, tokenizer, prompts) <= limit) if _may_exceed(task, limit) else _always
-        sets[key] = training_set(
-            task, config.switches, seed, settings.protocol, cap=settings.cap, copies=settings.copies, keep=keep
-        )
+        limit, how = settings.example_tokens, {"cap": settings.cap, "copies": settings.copies}
+        if _may_exceed(task, limit):
+            how["keep"] = lambda example: render.tokens(example, tokenizer, prompts) <= limit
+        sets[key] = training_set(task, config.switches, seed, settings.protocol, **how)
     both = (*key, config.loss_on)
     if both not in sets:
         sets[both] = [
@@ -436,10 +431,6 @@ def _may_exceed(task: Task, limit: int) -> bool:
     """
     cells = sum(len(grid) * len(grid[0]) for pair in task.train for grid in (pair.input, pair.output))
     return 16 * cells + 400 > limit
-
-
-def _always(example: PuzzleExample) -> bool:
-    return True
 
 
 def views_of(task: Task, test: int, settings: TestTimeTraining, seed: int) -> list[vote.View]:

@@ -51,15 +51,10 @@ def self_edit_prompt(task: Task, tokenizer: "PreTrainedTokenizerBase", prompts: 
     return _prompt(prompts.write(task), tokenizer, prompts)
 
 
-def prompt_ids(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the token ids of a prompt, exactly as the engines tokenise it."""
-    return read_ids(prompt, tokenizer)
-
-
 def completion_ids(task: Task, text: str, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> list[int]:
     """Return a self-edit as a training target: its tokens and those that end the turn (plain sets: EOS).
 
-    They follow `prompt_ids` of `self_edit_prompt`, as in the pairs of `seal_lib.training.finetune.sft`. The template
+    They follow the ids of `self_edit_prompt`, as in the pairs of `seal_lib.training.finetune.sft`. The template
     decides whether white space around ``text`` is kept or trimmed.
 
     Raises:
@@ -112,12 +107,12 @@ def _ids(
     """Return (tokens of the prompt, tokens of the answer)."""
     parts, answer = prompts.question(example), prompts.answer(example.target.output)
     if not prompts.chat:  # generation ends at the stop text, so no EOS is needed
-        return prompt_ids("".join(parts), tokenizer), _tokens(answer, tokenizer)
+        return read_ids("".join(parts), tokenizer), _tokens(answer, tokenizer)
     written = _render(_messages(parts), tokenizer, prompts)
     prompt = _without_bos(written, tokenizer)
     second = [tokenizer.bos_token_id] if authors and prompt != written else []
     reply = _reply(parts, answer, tokenizer, prompts, header=authors)
-    return [*second, *prompt_ids(prompt, tokenizer)], _tokens(reply, tokenizer)
+    return [*second, *read_ids(prompt, tokenizer)], _tokens(reply, tokenizer)
 
 
 def _tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:

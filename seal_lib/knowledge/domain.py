@@ -19,7 +19,7 @@ from seal_lib.grading.judge import Judge
 from seal_lib.knowledge.documents import CAPS, PROTOCOLS, TrainingDocument, read_edit, training_documents
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.knowledge.rubrics import Rubric
-from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected
+from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected, job_settings
 from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import read_ids, turn_end, written_ids
 from seal_lib.records import Answer, Passage, PassageTrial, Question, SelfEdit
@@ -100,19 +100,6 @@ class InnerLoop:
         return f"{self.protocol} ({', '.join(departs)})" if departs else self.protocol
 
 
-def documents_of(passage: Passage, edit: str | None, prompts: Prompts, settings: InnerLoop) -> list[TrainingDocument]:
-    """Return the texts that one adapter is trained on under these settings; ``edit=None`` is the passage alone."""
-    return training_documents(
-        passage,
-        edit,
-        prompts,
-        settings.split_newlines,
-        settings.add_passage,
-        settings.document_limit,
-        settings.protocol,
-    )
-
-
 def _asked(candidate: Candidate, answers: Sequence[Completion | None]) -> list[tuple[Question, Completion]]:
     """Pair the questions of a candidate that was asked with their answers; raise ValueError if an answer is missing."""
     given = [answer for answer in answers if answer is not None]
@@ -180,10 +167,12 @@ class Knowledge:
     def documents(self, passage: Passage, *edits: str | None) -> list[TrainingDocument]:
         """Return the texts that one adapter is trained on: those of every self-edit, then the passage. An edit of
         ``None`` is the passage alone."""
-        *first, last = edits
-        alone = replace(self.inner, add_passage=False)
-        found = [document for edit in first for document in documents_of(passage, edit, self.prompts, alone)]
-        return found + documents_of(passage, last, self.prompts, self.inner)
+        inner, found = self.inner, []
+        for number, edit in enumerate(edits, 1):
+            ends = inner.add_passage and number == len(edits)
+            rules = inner.split_newlines, ends, inner.document_limit, inner.protocol
+            found += training_documents(passage, edit, self.prompts, *rules)
+        return found
 
     def examples(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
         """Return the bank's training examples for one candidate, each document cut at ``max_length`` tokens."""
@@ -213,29 +202,17 @@ class Knowledge:
 
     def jobs(self, candidates: Sequence[Candidate], tokenizer: "PreTrainedTokenizerBase") -> list[Job | Rejected]:
         """Return one job per candidate; one without documents (empty self-edit, no passage) is rejected."""
-        inner, jobs = self.inner, []
+        inner = self.inner
+        jobs: list[Job | Rejected] = []
         for candidate in candidates:
             documents = self._document_ids(candidate, tokenizer)
             examples = self._padded(candidate, documents, tokenizer)
             beyond = sum(max(0, len(ids) - inner.max_length) for ids in documents)
-            job = (
-                Job(
-                    id=candidate.id,
-                    examples=examples,
-                    lr=inner.lr,
-                    epochs=inner.epochs,
-                    rank=inner.rank,
-                    alpha=inner.alpha,
-                    batch=inner.batch,
-                    seed=derive_seed(candidate.seed, "inner loop"),
-                    schedule=inner.schedule,
-                    clip=inner.clip,
-                    cut_tokens=beyond,
-                )
-                if examples
-                else Rejected("empty_edit", "nothing to train on")
-            )
-            jobs.append(job)
+            if not examples:
+                jobs.append(Rejected("empty_edit", "nothing to train on"))
+                continue
+            seed = derive_seed(candidate.seed, "inner loop")
+            jobs.append(Job(candidate.id, examples, seed=seed, cut_tokens=beyond, **job_settings(inner)))
         return jobs
 
     def questions(

@@ -4,7 +4,7 @@ A *unit* is the passage or the puzzle that a self-edit is about. The loops use i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from seal_lib.generation.contract import Completion, Request, Sampling
@@ -61,6 +61,12 @@ class Rejected:
     reason: str
     detail: str = ""
     unread: bool = False
+
+
+def job_settings(settings: Any) -> dict[str, Any]:
+    """Return the settings of an inner loop (a dataclass) that a `Job` has by the same name."""
+    shared = {item.name for item in fields(Job)} & {item.name for item in fields(settings)}
+    return {name: getattr(settings, name) for name in shared}
 
 
 TrialT = TypeVar("TrialT", bound=Trial)
