@@ -24,7 +24,7 @@ from seal_lib.arc.examples import BATCH, CAP, MAX_STEPS, question, training_set
 from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.self_edits import REASONS, SCHEMA, UNPARSED, Config, Limits, Reading, read, with_data
 from seal_lib.arc.tasks import Task
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected, job_settings
 from seal_lib.loops.policy import Policy
@@ -102,8 +102,7 @@ class TestTimeTraining:
 
     def __post_init__(self):
         for key, allowed in (("protocol", ARC_PROTOCOLS), ("views", VIEWS), ("grader", PUZZLE_GRADERS)):
-            if getattr(self, key) not in allowed:
-                raise DataError(f"{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}.")
+            must_be_one_of(key, getattr(self, key), allowed)
         if self.protocol == "authors":
             for key, theirs in AUTHORS_TTT.items():
                 if getattr(self, key) != theirs:

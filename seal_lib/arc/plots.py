@@ -186,26 +186,10 @@ def success_by_task(table: pd.DataFrame, ax: Axes) -> Axes:
         x, y = arms.index(row["arm"]), tasks.index(row["what"])
         if math.isnan(row["value"]):
             continue
-        paint, to = colour(row["arm"]), lambda share, x=x: x + span * share
-        ax.plot(
-            [to(row["low"]), to(row["high"])],
-            [y, y],
-            color=paint,
-            linewidth=1.4,
-            alpha=0.45,
-            zorder=2,
-            gid=f"interval:{row['arm']}:{row['what']}",
-        )
-        ax.plot(
-            [to(row["value"])],
-            [y],
-            "o",
-            color=paint,
-            markersize=4.2,
-            zorder=3,
-            clip_on=False,
-            gid=f"value:{row['arm']}:{row['what']}",
-        )
+        paint, name = colour(row["arm"]), f"{row['arm']}:{row['what']}"
+        value, *ends = (x + span * row[key] for key in ("value", "low", "high"))
+        ax.plot(ends, [y, y], color=paint, linewidth=1.4, alpha=0.45, zorder=2, gid=f"interval:{name}")
+        ax.plot([value], [y], "o", color=paint, markersize=4.2, zorder=3, clip_on=False, gid=f"value:{name}")
     for x, arm in enumerate(arms):
         counts = sorted(set(rows.loc[rows["arm"] == arm, "n"].dropna().astype(int)))
         each = f"{counts[0]}–{counts[-1]}" if len(counts) > 1 else "".join(map(str, counts))

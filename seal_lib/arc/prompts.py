@@ -10,7 +10,7 @@ from pathlib import Path
 from seal_lib.arc.examples import PuzzleExample
 from seal_lib.arc.grids import Grid, question_text, to_text
 from seal_lib.arc.tasks import Task
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.loops.wording import check_slots, entries, fill
 
 
@@ -67,8 +67,7 @@ def load(name: str, file: str | None = None) -> Prompts:
             slot.
     """
     sets = entries(Path(__file__).with_name("prompts.yaml"), file, "chat: …, self_edit: …")
-    if name not in sets:
-        raise DataError(f"prompts: {name!r} is not one of {', '.join(sorted(map(str, sets)))}.")
+    must_be_one_of("prompts", name, sorted(sets, key=str))
     chosen, origin = sets[name]
     where = f"{origin}, set {name!r}"
     keys = {item.name for item in fields(Prompts)} - {"name"}
@@ -82,8 +81,7 @@ def load(name: str, file: str | None = None) -> Prompts:
             raise DataError(f"{where}, {key}: {chosen[key]!r} is not text; put it in quotes.")
     if not isinstance(chosen["persona"], str if chosen["chat"] else type(None)):
         raise DataError(f"{where}, persona: a chat set needs a text here and any other set null.")
-    if chosen["grid"] not in GRIDS:
-        raise DataError(f"{where}, grid: {chosen['grid']!r} is not one of {', '.join(GRIDS)}.")
+    must_be_one_of(f"{where}, grid", chosen["grid"], GRIDS)
     if set(chosen["stop"]) <= set(to_text(((0,), (1,)))) | set("23456789"):
         raise DataError(f"{where}, stop: {chosen['stop']!r} can occur in a grid; use a sign that cannot, such as '#'.")
     check_slots(chosen, {"self_edit": ("demonstrations",), "demonstration": ("input", "output")}, where)

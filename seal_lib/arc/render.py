@@ -22,7 +22,7 @@ from seal_lib.arc.augment import ARC_PROTOCOLS
 from seal_lib.arc.examples import PuzzleExample
 from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.tasks import Task
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.models.tokens import read_ids
 from seal_lib.training import jobs
 
@@ -86,10 +86,8 @@ def training_example(
     Raises:
         DataError: ``loss_on`` or ``protocol`` is unknown, or the chat template does not fit (see `_reply`).
     """
-    if loss_on not in LOSS_ON:
-        raise DataError(f"loss_on: {loss_on!r} is not one of {', '.join(LOSS_ON)}.")
-    if protocol not in ARC_PROTOCOLS:
-        raise DataError(f"protocol: {protocol!r} is not one of {', '.join(ARC_PROTOCOLS)}.")
+    must_be_one_of("loss_on", loss_on, LOSS_ON)
+    must_be_one_of("protocol", protocol, ARC_PROTOCOLS)
     before, answer = _ids(example, tokenizer, prompts, protocol == "authors")
     first = 1.0 if loss_on == "all" else 0.0
     return jobs.Example([*before, *answer], weights=[first] * len(before) + [1.0] * len(answer))

@@ -14,7 +14,7 @@ from seal_lib.arc.augment import IDENTITY, Augmenter, flip, rotate, transpose
 from seal_lib.arc.examples import PuzzleExample, leave_out, question
 from seal_lib.arc.grids import Grid, size
 from seal_lib.arc.tasks import Task
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.seeds import rng
 
 #: the turns of a view, in the order in which the groups cast their proposals
@@ -106,8 +106,7 @@ def vote(answers: Sequence[tuple[str, Grid]]) -> tuple[Grid, ...]:
         DataError: a turn is unknown.
     """
     for turn, _ in answers:
-        if turn not in TURNS:
-            raise DataError(f"vote: the turn {turn!r} is not one of {', '.join(TURNS)}.")
+        must_be_one_of("vote, turn", turn, TURNS)
     if not answers:
         return ()
     groups = [[grid for _, grid in answers]]

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.generation.contract import Request, Sampling
 from seal_lib.generation.others import Other
 from seal_lib.generation.thoughts import without_thoughts
@@ -71,8 +71,7 @@ class _Reader:
     kind: ClassVar[str]
 
     def __post_init__(self):
-        if self.rubric not in rubrics(self.kind):
-            raise DataError(f"rubric: {self.rubric!r} is not one of {', '.join(rubrics(self.kind))}.")
+        must_be_one_of("rubric", self.rubric, rubrics(self.kind))
 
     def _asked(self, slots: Sequence[dict[str, str]], said: Callable[[str], float]) -> list[float]:
         """Return what the model says about each of several texts, NaN if nothing; equal ones are asked once."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from seal_lib.errors import DataError
+from seal_lib.errors import must_be_one_of
 from seal_lib.knowledge import notes, relations, strategies
 from seal_lib.knowledge.documents import read_edit
 from seal_lib.knowledge.domain import Knowledge
@@ -68,8 +68,7 @@ def writer_of(arm: str) -> Writer:
         DataError: the arm is unknown.
     """
     name = re.sub(r"_round_\d+$", "", arm)
-    if name not in WRITERS:
-        raise DataError(f"arms: {arm!r} is not one of {', '.join(WRITERS)}.")
+    must_be_one_of("arms", name, WRITERS)
     return WRITERS[name]
 
 
@@ -97,26 +96,13 @@ def write(
     if study is None:
         return []
     if study.groups:
-        return relations.write(
-            run,
-            policy,
-            passages,
-            outer,
-            listing=study.listing,
-            relating=study.write,
-            sizes=study.groups,
-            phase=phase,
-            count=count,
-            seed=seed,
-        )
+        return relations.write(run, policy, passages, outer, **study.relating, phase=phase, count=count, seed=seed)
     made = [study.notes(p, count, seed) for p in passages if p.facts]
     told = [p for p in passages if not p.facts]
     if told:
         following = replace(domain, prompts=study.prompts(domain.prompts))
-        by_passage = strategies.write(
-            run, policy, told, following, outer, phase=f"{phase}/write", count=count, seed=seed
-        )
-        made += by_passage.values()
+        place = f"{phase}/write"
+        made += strategies.write(run, policy, told, following, outer, phase=place, count=count, seed=seed).values()
     return [Text(e.unit_id, e.source, i, e.text) for edits in made for i, e in enumerate(edits) if e.text.strip()]
 
 

@@ -37,7 +37,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
-from seal_lib.errors import DataError
+from seal_lib.errors import must_be_one_of
 from seal_lib.generation.thoughts import without_thoughts
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.records import Passage
@@ -104,8 +104,7 @@ def read_edit(
     the model's turn), ``marks`` (lines of layout alone: rules, fences, table lines, tags, bare numbers) and
     ``headings``; ``---`` alone separates and is not counted.
     """
-    if protocol not in PROTOCOLS:
-        raise DataError(f"protocol: {protocol!r} is not one of {', '.join(PROTOCOLS)}.")
+    must_be_one_of("protocol", protocol, PROTOCOLS)
     if prompts and prompts.after:
         return _after(text, split_newlines, protocol, prompts)
     if protocol == "clean":

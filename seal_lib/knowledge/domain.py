@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.grading import graders
 from seal_lib.grading.judge import Judge
@@ -72,9 +72,8 @@ class InnerLoop:
     token_limit: int | None = field(default=None, metadata=RARE)
 
     def __post_init__(self):
-        graders.check(self.grader)
-        if self.protocol not in PROTOCOLS:
-            raise DataError(f"protocol: {self.protocol!r} is not one of {', '.join(PROTOCOLS)}.")
+        must_be_one_of("grader", self.grader, graders.GRADERS)
+        must_be_one_of("protocol", self.protocol, PROTOCOLS)
         authors = self.protocol != "clean"
         if not re.fullmatch(r"full|probe:[1-9]\d*" if authors else "none|eos", self.pad_loss):
             use = "full or probe:m (64, say)" if authors else "none or eos"

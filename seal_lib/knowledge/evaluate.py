@@ -12,7 +12,7 @@ from itertools import chain
 from operator import methodcaller
 from pathlib import Path
 
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.knowledge.documents import read_edit, split_edit
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.prompts import Prompts
@@ -72,8 +72,7 @@ def evaluate_arm(
     group: str = "",
 ) -> list[PassageTrial]:
     """Run one arm and return its trials, one per passage, recorded as phase ``<group>evaluate/<arm>``."""
-    if arm not in BASELINES:
-        raise DataError(f"arms: {arm!r} is not one of {', '.join(BASELINES)}.")
+    must_be_one_of("arms", arm, BASELINES)
     kind, phase = BASELINES[arm].text, f"{group}evaluate/{arm}"
     if kind == "policy":
         return evaluate(run, policy, passages, domain, outer, arm=arm, seed=seed, group=group)

@@ -3,7 +3,7 @@
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.loops.wording import check_slots, entries, fill
 from seal_lib.records import Passage, Question
 
@@ -80,8 +80,7 @@ def load(name: str, file: str | None = None) -> Prompts:
         DataError: there is no such set, a key is unknown, missing or invalid, or a template lacks a slot.
     """
     sets = entries(Path(__file__).with_name("prompts.yaml"), file, "self_edit: …, answer: …")
-    if name not in sets:
-        raise DataError(f"prompts: {name!r} is not one of {', '.join(sorted(map(str, sets)))}.")
+    must_be_one_of("prompts", name, sorted(sets, key=str))
     chosen, origin = sets[name]
     where = f"{origin}, set {name!r}"
     keys = {item.name: item.default is MISSING for item in fields(Prompts) if item.name != "name"}
@@ -98,8 +97,7 @@ def load(name: str, file: str | None = None) -> Prompts:
         if not isinstance(value, str) and not (key == "stop" and value is None) or key == "stop" and value == "":
             null = " or null" if key == "stop" else ""
             raise DataError(f"{where}, {key}: {value!r} is not a text{null}; put it in quotes.")
-    if chosen.get("pieces", PIECES[0]) not in PIECES:
-        raise DataError(f"{where}, pieces: {chosen['pieces']!r} is not one of {', '.join(PIECES)}.")
+    must_be_one_of(f"{where}, pieces", chosen.get("pieces", PIECES[0]), PIECES)
     reasons = chosen.get("reasons", 0)
     if not isinstance(reasons, int) or isinstance(reasons, bool) or reasons < 0:
         raise DataError(f"{where}, reasons: {reasons!r} is no number of tokens; give 0 or more.")

@@ -8,8 +8,9 @@ compared at equal tokens by training on equal tokens; nothing is interpolated.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.knowledge import diversity, relations, world
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import Loops, difference_rows, result_rows, token_row
@@ -20,7 +21,7 @@ from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.loops.wording import entries
-from seal_lib.records import Passage, PassageTrial, Round, SelfEdit
+from seal_lib.records import Passage, PassageTrial, Round, SelfEdit, values_of
 from seal_lib.report import stats
 from seal_lib.report.arms import arm_label, with_amount
 from seal_lib.report.words import Rows, bullets, differences, told
@@ -50,6 +51,11 @@ class Strategy:
     def arm(self) -> str:
         name = self.name.replace("-", "_")
         return name if self.groups else f"strategy_{name}"
+
+    @property
+    def relating(self) -> dict[str, Any]:
+        """The arguments of `relations.write` for a strategy with groups."""
+        return {"listing": self.listing, "relating": self.write, "sizes": self.groups}
 
     @property
     def ready(self) -> bool:
@@ -97,8 +103,7 @@ def load(names: Sequence[str] | None = None, file: str | None = None) -> list[St
     known = entries(Path(__file__).with_name("strategies.yaml"), file, "write: …, made: null")
     found = []
     for name in known if names is None else names:
-        if name not in known:
-            raise DataError(f"strategies: {name!r} is not one of {', '.join(map(str, known))}.")
+        must_be_one_of("strategies", name, known)
         row = known[name][0]
         row = {**row, "groups": tuple(row.get("groups", ()))}
         slots = {"write": ["{passage}", *["{entities}"] * bool(row["groups"])], "listing": ["{passage}"]}
@@ -144,26 +149,12 @@ def write(
             of each size in turn (`seal_lib.knowledge.relations.write`, which takes ready notes for the made world).
     """
     if study and study.groups:
-        sizes, each = study.groups, -(-count // len(study.groups))
-        texts = relations.write(
-            run,
-            policy,
-            passages,
-            outer,
-            listing=study.listing,
-            relating=study.write,
-            sizes=sizes,
-            phase=phase,
-            count=each,
-            seed=seed,
-        )
+        each = -(-count // len(study.groups))
+        texts = relations.write(run, policy, passages, outer, **study.relating, phase=phase, count=each, seed=seed)
         by_turn = sorted(texts, key=lambda text: text.sample)  # the first text of every size, then the second, …
         return {p.id: study.edits(p, [t.text for t in by_turn if t.unit_id == p.id], count) for p in passages}
     edits = write_self_edits(run, policy, passages, domain, outer, phase=phase, seed=seed, samples=count)
-    found: dict[str, list[SelfEdit]] = {passage.id: [] for passage in passages}
-    for edit in edits:
-        found[edit.unit_id].append(replace(edit, text=domain.prompts.opened(edit.text)))
-    return found
+    return values_of(edits, lambda edit: replace(edit, text=domain.prompts.opened(edit.text)))[0]
 
 
 def train_on_amounts(
@@ -282,10 +273,7 @@ def in_words(rows: Rows, trained: str, counts: Sequence[int]) -> str:
         )
     if (many, one) in apart:
         which = apart[many, one]
-        verdict = (
-            "no difference can be told"
-            if not stats.separable(which)
-            else ("count wins" if which.value > 0 else "choice wins")
-        )
+        wins = "count wins" if which.value > 0 else "choice wins"
+        verdict = wins if stats.separable(which) else "no difference can be told"
         said.append(f"**{arm_label(many)}** against **{arm_label(one)}**: {verdict}.")
     return f"{bullets(said, '')}\n{told(apart)}"

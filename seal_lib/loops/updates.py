@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.loops.domain import Domain, Unit
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import FILTERS
@@ -87,6 +87,5 @@ UPDATES: dict[str, Callable[..., Update]] = {"restem": restem}
 
 def update_of(outer: OuterLoop) -> Callable[..., Update]:
     """Return the outer algorithm that the settings name."""
-    if outer.update not in UPDATES:
-        raise DataError(f"update: {outer.update!r} is not one of {', '.join(UPDATES)}.")
+    must_be_one_of("update", outer.update, UPDATES)
     return UPDATES[outer.update]
