@@ -54,6 +54,13 @@ AUTHORS_TTT = {"targets": "qv-mlp", "schedule": "cosine", "warmup": 11, "views":
 UNSCORED = ("diverged", "task_too_long")
 
 
+def check_theirs(settings: object, theirs: Mapping[str, object]) -> None:
+    """Raise DataError if a setting differs from the authors', so that no other run carries their label."""
+    for key, value in theirs.items():
+        if (ours := getattr(settings, key)) != value:
+            raise DataError(f"{key}: {ours!r} is not the authors' way; use {value!r} or protocol: clean.")
+
+
 @dataclass(frozen=True)
 class TestTimeTraining:
     """Settings for training and scoring one adapter; rate, epochs, loss and data come from the self-edit.
@@ -104,11 +111,7 @@ class TestTimeTraining:
         for key, allowed in (("protocol", ARC_PROTOCOLS), ("views", VIEWS), ("grader", PUZZLE_GRADERS)):
             must_be_one_of(key, getattr(self, key), allowed)
         if self.protocol == "authors":
-            for key, theirs in AUTHORS_TTT.items():
-                if getattr(self, key) != theirs:
-                    raise DataError(
-                        f"{key}: {getattr(self, key)!r} is not the authors' way; use {theirs!r} or protocol: clean."
-                    )
+            check_theirs(self, AUTHORS_TTT)
 
     @property
     def limits(self) -> Limits:

@@ -8,7 +8,7 @@ puzzle; to do better it has to read. This module runs the arms and makes their r
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import count, islice, product
+from itertools import compress, count, islice, product
 from operator import methodcaller
 from typing import TYPE_CHECKING
 
@@ -55,14 +55,8 @@ def blind_configuration(by_hand: Config, *seed: object) -> Config:
     """Return a configuration of a random way with random switches that give this way; the rest is as in ``by_hand``."""
     draws = rng(*seed)
     wanted = draws.choice(list(WAYS))
-    fitting = [c for c in _configurations(by_hand) if way(c) == wanted]
-    return draws.choice(fitting)
-
-
-def _configurations(by_hand: Config) -> list[Config]:
-    """Return one configuration per combination of switches."""
-    on = [[s for s, there in zip(SWITCHES, bits, strict=True) if there] for bits in product((0, 1), repeat=4)]
-    return [replace(by_hand, switches=tuple(switches)) for switches in on]
+    every = [replace(by_hand, switches=tuple(compress(SWITCHES, on))) for on in product((0, 1), repeat=len(SWITCHES))]
+    return draws.choice([config for config in every if way(config) == wanted])
 
 
 def opening_policy(run: "Recorder", base: Policy, study: FewShot, by_hand: Config, documents: int, lr: float) -> Policy:

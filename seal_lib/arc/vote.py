@@ -123,10 +123,8 @@ def vote(answers: Sequence[tuple[str, Grid]]) -> tuple[Grid, ...]:
 class TaskScore:
     """The score of a task: its right test outputs, by the first attempt and by either, and the share of right cells."""
 
-    id: str
     first: tuple[bool, ...]
     either: tuple[bool, ...]
-    answered: tuple[bool, ...]
     share: tuple[float, ...]  # right cells of the better attempt; 0 if its shape is wrong
 
     @property
@@ -157,10 +155,8 @@ def score(task: Task, attempts: Sequence[Sequence[Grid]]) -> TaskScore:
     tried = [*attempts, *[()] * (len(task.tests) - len(attempts))]
     pairs = list(zip(tried, task.solutions, strict=True))
     return TaskScore(
-        task.id,
         tuple(len(grids) > 0 and grids[0] == truth for grids, truth in pairs),
         tuple(truth in grids for grids, truth in pairs),
-        tuple(len(grids) > 0 for grids in tried),
         tuple(max((cells_right(grid, truth) for grid in grids), default=0.0) for grids, truth in pairs),
     )
 

@@ -129,14 +129,6 @@ def _after(text: str, split_newlines: bool, protocol: str, prompts: Prompts) -> 
     return pieces, dropped | ({"reasoning": 1} if before.strip() else {})
 
 
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split("---") if part.strip()]
-
-
-def _has_questions(text: str) -> bool:
-    return bool(re.search(_QUESTION, text) and re.search(_ANSWER, text))
-
-
 def _without_heading(lines: list[str]) -> list[str]:
     return lines[1:] if len(lines) > 1 and lines[1].startswith("1.") else lines
 
@@ -239,10 +231,10 @@ def _lines_or_questions(lines: list[str], opens: bool) -> tuple[list[str], int]:
 
 
 def _authors(text: str, split_newlines: bool) -> list[str]:
-    parts = _parts(text) or [text.strip()]
+    parts = [part.strip() for part in text.split("---") if part.strip()] or [text.strip()]
     if not split_newlines:
         return parts
-    if not _has_questions(text):
+    if not (re.search(_QUESTION, text) and re.search(_ANSWER, text)):
         return _without_heading([line.strip() for part in parts for line in part.splitlines() if line.strip()])
     blocks = re.split(rf"\n(?={_QUESTION})", text.strip())
     return blocks if blocks[0].startswith("Question") else [_FIRST + blocks[0].strip(), *blocks[1:]]

@@ -85,12 +85,7 @@ def format_rows(
 
 
 def reasoned_rows(trials: Mapping[str, Loops], **label: str) -> list[dict]:
-    """Return the lines of ``knowledge/prompts/reasoned_answers``, whose arms reason before they answer.
-
-    Args:
-        trials: arm → its trials.
-        label: protocol, model and grader.
-    """
+    """Return the lines of ``knowledge/prompts/reasoned_answers``, whose arms reason before they answer."""
     pairs = [(arm, "frozen") for arm in trials if arm != "frozen"]
     return table_rows(f"{EXPERIMENT}/reasoned_answers", trials, pairs, **label)
 

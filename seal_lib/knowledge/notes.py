@@ -76,14 +76,10 @@ def _written(
     said, rows = iter(writer.texts(asked, outer.sampling(), run.count)), []
     for several in seeds:
         own = [next(said) for _ in several]
-        reasons = [_reason(c.finish, c.reason) for c in own]
+        reasons = [c.reason or c.finish if c.finish in ("failed", "too_long") else "" for c in own]
         texts = [c.text.strip() for c, reason in zip(own, reasons, strict=True) if not reason]
         rows.append({"texts": texts, "tokens": sum(c.tokens for c in own), "reason": next(filter(None, reasons), "")})
     return rows
-
-
-def _reason(finish: str, reason: str) -> str:
-    return reason or finish if finish in ("failed", "too_long") else ""
 
 
 def _noted(passage: Passage, texts: Sequence[str], reason: str = "") -> Passage:
@@ -141,14 +137,14 @@ def from_file(path: Path, passages: Sequence[Passage], count: int = 1) -> list[P
             f"{path} has no completions about {len(lacking)} of {len(passages)} passages (the first: {lacking[0].id}, "
             f"{lacking[0].text[:60]!r}); give a file about these passages."
         )
-    texts = [known[" ".join(passage.text.split())] for passage in passages]
-    for passage, own in zip(passages, texts, strict=True):
+    noted = []
+    for passage in passages:
+        own = known[" ".join(passage.text.split())]
         if len(own) < count:
-            raise DataError(
-                f"{path} has {len(own)} completions about passage {passage.id}, not {count}; ask for fewer "
-                "(completions)."
-            )
-    return [_noted(passage, own) for passage, own in zip(passages, texts, strict=True)]
+            few = f"{path} has {len(own)} completions about passage {passage.id}, not {count}"
+            raise DataError(f"{few}; ask for fewer (completions).")
+        noted.append(_noted(passage, own))
+    return noted
 
 
 def _first(entry: object, count: int, where: str) -> list[str]:
@@ -162,8 +158,7 @@ def _first(entry: object, count: int, where: str) -> list[str]:
     for number, completion in enumerate(completions[:count]):
         text = completion.get("text") if isinstance(completion, Mapping) else completion
         if not isinstance(text, str):
-            raise DataError(
-                f"{where}: completions[{number}] is {text!r}, not text; put it in quotes or remove the entry."
-            )
+            what = f"completions[{number}] is {text!r}, not text"
+            raise DataError(f"{where}: {what}; put it in quotes or remove the entry.")
         texts.append(text.strip())
     return texts

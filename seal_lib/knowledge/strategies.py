@@ -5,13 +5,17 @@ self-edits, ``own_untrained_t400`` on as many of their documents as fit into 400
 compared at equal tokens by training on equal tokens; nothing is interpolated.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from seal_lib.errors import DataError, must_be_one_of
-from seal_lib.knowledge import diversity, relations, world
+from seal_lib.grading.graders import normalise
+from seal_lib.knowledge import relations, world
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import Loops, difference_rows, result_rows, token_row
 from seal_lib.knowledge.prompts import PIECES, Prompts
@@ -240,7 +244,7 @@ def amount_rows(
     most = max(counts)
     for arm, by_loop in written.items():
         texts = {loop: {p: [e.text for e in edits[:most]] for p, edits in of.items()} for loop, of in by_loop.items()}
-        for metric, measure in diversity.MEASURES.items():
+        for metric, measure in DIFFER.items():
             values = {loop: {p: measure(several) for p, several in of.items()} for loop, of in texts.items()}
             found = stats.mean_over_loops(values, stats.SHARE)
             rows.append(found.row(EXPERIMENT, with_amount(arm, "x", most), metric, **label))
@@ -251,6 +255,34 @@ def amount_rows(
     rows.append(stats.mean_over_units(spent, stats.ANY, "loop").row(EXPERIMENT, trained, "tokens_reward", **label))
     pairs = comparisons([*trials], trained, counts, budgets)
     return rows + difference_rows(EXPERIMENT, every, pairs, grader=grader, **label)
+
+
+PIECE = 3  # words in a piece of text
+
+
+def _pieces(text: str) -> list[tuple[str, ...]]:
+    """Return every run of `PIECE` words within a line; a shorter line is one piece."""
+    lines = [normalise(line).split() for line in text.splitlines()]
+    return [tuple(words[at : at + PIECE]) for words in lines if words for at in range(max(1, len(words) - PIECE + 1))]
+
+
+def distinct(texts: Sequence[str]) -> float:
+    """Return the number of distinct word trigrams over the number of all, in all texts together; NaN without any. It
+    falls as texts are added, so compare it at equal counts only."""
+    pieces = [piece for text in texts for piece in _pieces(text)]
+    return len(set(pieces)) / len(pieces) if pieces else math.nan
+
+
+def overlap(texts: Sequence[str]) -> float:
+    """Return the mean Jaccard similarity (shared trigrams over all) of all pairs of texts; NaN for fewer than two
+    texts. Two empty texts are alike."""
+    sets = [set(_pieces(text)) for text in texts]
+    shares = [len(a & b) / len(a | b) if a | b else 1.0 for a, b in combinations(sets, 2)]
+    return fmean(shares) if shares else math.nan
+
+
+#: metric → its function of the texts of one passage's self-edits: how much they differ, in [0, 1], by their words alone
+DIFFER: dict[str, Callable[[Sequence[str]], float]] = {"distinct": distinct, "overlap": overlap}
 
 
 def _seeds(rounds: Sequence[Round]) -> int:

@@ -68,7 +68,8 @@ def write_self_edits(
     known = {unit.id: unit for unit in units}
     edits = written([(unit.id, unit) for unit in units], samples or outer.samples, phase, seed)
     for attempt in range(2, domain.max_tries + 1):
-        again = [i for i, edit in enumerate(edits) if _unread(domain, known[edit.unit_id], edit)]
+        read = [domain.read(known[edit.unit_id], edit, "", 0) for edit in edits]
+        again = [i for i, found in enumerate(read) if isinstance(found, Rejected) and found.unread]
         if not again:
             break
         asked = [(edits[i].id, known[edits[i].unit_id]) for i in again]
@@ -76,11 +77,6 @@ def write_self_edits(
         for i, new in zip(again, redrawn, strict=True):
             edits[i] = replace(edits[i], text=new.text, tokens=edits[i].tokens + new.tokens, tries=attempt)
     return edits
-
-
-def _unread(domain: Domain, unit: Unit, edit: SelfEdit) -> bool:
-    read = domain.read(unit, edit, "", 0)
-    return isinstance(read, Rejected) and read.unread
 
 
 def _texts(policy: Policy, part: Sequence[EditPrompt], count: Count, *, sampling: Sampling, seed: int) -> list[dict]:
@@ -164,8 +160,7 @@ def practise(
         of `RATED` is the rating itself, and the trials are marked as untried.
     """
     edits = write_self_edits(run, policy, units, domain, outer, phase=f"{phase}/sample", seed=seed)
-    frozen: dict[str, float] = {}
-    ratings: dict[str, float] = {}
+    frozen, ratings = dict[str, float](), dict[str, float]()
     tried = [] if outer.filter in BLIND or outer.reward in RATED else edits
     if outer.filter not in BLIND and (outer.reward in RATED or outer.finalists):
         ratings = rate_edits(run, policy, edits, units, domain, phase=f"{phase}/rate")
@@ -223,8 +218,6 @@ def one_round(
     seed: int,
 ) -> tuple[Update, Round, list[Group]]:
     """Run one round on ``units``: E-step, then the update of the policy, which is then called ``name``.
-
-    With filter ``random`` no self-edit is scored, as the reward is not used.
 
     Returns:
         The update, the record of the round, and the groups of self-edits that it learned from.

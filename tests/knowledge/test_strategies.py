@@ -8,7 +8,7 @@ from fixtures_seal import DOMAIN, INNER, WORDING, MemoryRun, made, plain_passage
 
 from seal_lib.errors import DataError, SealError
 from seal_lib.generation.contract import Completion
-from seal_lib.knowledge import corpus, diversity, relations, strategies
+from seal_lib.knowledge import corpus, relations, strategies
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.world import describe_notes
 from seal_lib.loops.domain import Candidate
@@ -207,14 +207,14 @@ def test_more_self_edits_and_bigger_budgets_train_more_and_writers_share_their_d
 
 def test_diversity_by_hand() -> None:
     one, other = "Ada lives in Rome now", "Ada lives in Paris now"
-    assert diversity.distinct([one, one]) == 0.5 and diversity.overlap([one, one]) == 1.0
+    assert strategies.distinct([one, one]) == 0.5 and strategies.overlap([one, one]) == 1.0
     # trigrams: ada-lives-in, lives-in-X, in-X-now: one of three is shared, so five are different and one in five
-    assert diversity.distinct([one, other]) == pytest.approx(5 / 6) and diversity.overlap([one, other]) == 1 / 5
-    assert diversity.overlap(["one two six\nnine ten four", "one two six nine ten four"]) == pytest.approx(
+    assert strategies.distinct([one, other]) == pytest.approx(5 / 6) and strategies.overlap([one, other]) == 1 / 5
+    assert strategies.overlap(["one two six\nnine ten four", "one two six nine ten four"]) == pytest.approx(
         2 / 4
     )  # none across lines
-    assert diversity.overlap(["short", "short"]) == 1.0 == diversity.overlap(["", ""])
-    assert str(diversity.overlap([one])) == str(diversity.distinct([""])) == "nan"
+    assert strategies.overlap(["short", "short"]) == 1.0 == strategies.overlap(["", ""])
+    assert str(strategies.overlap([one])) == str(strategies.distinct([""])) == "nan"
 
 
 def test_arms_with_amounts_are_read_ranked_and_painted_as_their_writer() -> None:
