@@ -49,14 +49,8 @@ class Augmenter:
 
     def then(self, other: "Augmenter") -> "Augmenter":
         """Return the augmenter that applies this one, then ``other``; it has an inverse if both have one."""
-        first, second, back = self.forward, other.forward, None
-        if self.backward and other.backward:
-            undo_first, undo_second = self.backward, other.backward
-
-            def back(grid: Grid) -> Grid:
-                return undo_first(undo_second(grid))
-
-        return Augmenter(f"{self.name}+{other.name}", lambda grid: second(first(grid)), back)
+        back = (lambda grid: self.backward(other.backward(grid))) if self.backward and other.backward else None
+        return Augmenter(f"{self.name}+{other.name}", lambda grid: other.forward(self.forward(grid)), back)
 
 
 IDENTITY = Augmenter("identity", lambda grid: grid, lambda grid: grid)

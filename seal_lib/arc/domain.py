@@ -382,10 +382,7 @@ class Puzzles:
         return Attempt.from_dict(row)
 
     def reward_seeds(self, seed: int, count: int) -> list[int]:
-        """Return the seeds of ``count`` rewards.
-
-        The first is the round's own, so that practice and evaluation with one seed augment alike.
-        """
+        """Return one seed per reward; the first is the round's own, so that practice and evaluation augment alike."""
         return [derive_seed(seed, "reward", s) if s else seed for s in range(count)]
 
     def target(self, unit: Task, text: str, policy: Policy) -> tuple[list[int], list[int]]:

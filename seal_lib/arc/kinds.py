@@ -155,9 +155,9 @@ def kind_rows(
     grader: str,
     **label: str,
 ) -> list[dict]:
-    """Return the rows of ``arc/kinds`` and ``arc/kinds/<kind>``; ``label`` is protocol and model.
+    """Return the rows of ``arc/kinds`` and ``arc/kinds/<kind>``: success, what is written, and how it suits the puzzle.
 
-    They hold success, what is written, and how well it suits the puzzle.
+    ``label`` is protocol and model.
     """
     fixed = {"icl": icl, **fixed_arms(ways, grader)}
     written: dict[str, dict[object, Sequence[Attempt]]] = {}

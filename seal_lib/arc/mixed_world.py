@@ -24,7 +24,7 @@ from seal_lib.arc.augment import IDENTITY, flip, rotate, transpose
 from seal_lib.arc.grids import Grid
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.arc.world import cells, grid_of, task_of
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.seeds import rng as seeded
 
 KINDS = ("moves", "around_black", "key_colour")
@@ -88,8 +88,7 @@ def tasks(population: str, count: int, seed: int = 0, demonstrations: int = 4) -
     Raises:
         DataError: the population is unknown, three does not divide the count, or there are fewer rules than tasks.
     """
-    if population not in populations():
-        raise DataError(f"tasks: world:{population} is not one of world:{', world:'.join(populations())}.")
+    must_be_one_of("tasks", f"world:{population}", [f"world:{name}" for name in populations()])
     each, left = divmod(count, len(KINDS))
     if left:
         raise DataError(f"tasks: {count} tasks of world:{population} cannot be a third of each kind; give 18, say.")

@@ -263,11 +263,7 @@ def map_rows(loops: Sequence[Loop], grader: str, label: dict) -> list[dict]:
 
 
 def tally(rounds: Sequence[Round]) -> list[dict]:
-    """Return a table with one line per round.
-
-    It gives the self-edits written, the texts this took, the distinct trainings and how many of them were right, the
-    self-edits kept, and the shares of tasks whose best reward is 0 or shared.
-    """
+    """Return a table with one line per round; the last columns are shares of tasks."""
     return [
         {
             "round": r.index,

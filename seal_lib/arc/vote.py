@@ -41,18 +41,13 @@ def subsets(task: Task, test: int) -> list[PuzzleExample]:
     """
     import numpy as np
 
-    draws = np.random.RandomState(0)
-    target = question(task, test).target
-    found: dict[PuzzleExample, None] = {}
-    orders: list[PuzzleExample] = []
-    if len(task.train) == 1:  # without it nothing would be shown
-        return [question(task, test)]
-    for left in leave_out(task.train, 1):
-        shown = left.demonstrations
-        found[PuzzleExample(shown, target)] = None
-        for _ in range(ORDERS):
-            orders.append(PuzzleExample(tuple(shown[i] for i in draws.permutation(len(shown))), target))
-    return list(dict.fromkeys([*found, *orders]))
+    whole, draws = question(task, test), np.random.RandomState(0)
+    if len(task.train) == 1:
+        return [whole]
+    subsets = [left.demonstrations for left in leave_out(task.train, 1)]
+    turns = [(shown, draws.permutation(len(shown))) for shown in subsets for _ in range(ORDERS)]
+    orders = [tuple(shown[i] for i in order) for shown, order in turns]
+    return [PuzzleExample(shown, whole.target) for shown in dict.fromkeys([*subsets, *orders])]
 
 
 def views(task: Task, test: int, seed: int = 0) -> list[View]:

@@ -14,7 +14,7 @@ from itertools import product
 
 from seal_lib.arc.grids import Grid
 from seal_lib.arc.tasks import Pair, Task
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.seeds import rng as seeded
 
 GridRule = tuple[int, int, int, int]
@@ -76,8 +76,7 @@ def tasks(population: str, count: int, seed: int = 0, demonstrations: int = 4) -
     Raises:
         DataError: the population is unknown, or has fewer rules than tasks.
     """
-    if population not in populations():
-        raise DataError(f"tasks: world:{population} is not one of world:{', world:'.join(populations())}.")
+    must_be_one_of("tasks", f"world:{population}", [f"world:{name}" for name in populations()])
     rules = list(populations()[population])
     if count > len(rules):
         raise DataError(f"tasks: world:{population} has {len(rules)} rules, {count} were asked for; ask for less.")

@@ -97,34 +97,32 @@ def agreement_rows(
     """
     rows = []
     for name, by_loop in ratings.items():
-        found: dict[str, dict[str, list[float]]] = {metric: {} for metric in MEASURES}
+        found: dict[str, list[tuple[float, ...]]] = {}
         for loop, record in records.items():
-            for metric, values in _agreement(record, by_loop[loop]).items():
-                for passage, value in values.items():
-                    found[metric].setdefault(passage, []).append(value)
-        rows += [
-            stats.mean_over_units(values, MEASURES[metric]).row(EXPERIMENT, f"rubric_{name}", metric, **label)
-            for metric, values in found.items()
-        ]
+            for passage, measured in _agreement(record, by_loop[loop]).items():
+                found.setdefault(passage, []).append(measured)
+        for place, (metric, bounds) in enumerate(MEASURES.items()):
+            values = {passage: [measured[place] for measured in several] for passage, several in found.items()}
+            rows.append(stats.mean_over_units(values, bounds).row(EXPERIMENT, f"rubric_{name}", metric, **label))
     return rows
 
 
-def _agreement(record: Round, ratings: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Return metric → passage → value for one round."""
+def _agreement(record: Round, ratings: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
+    """Return passage → the values of `MEASURES` for one round."""
     both: dict[str, list[tuple[float, float]]] = {}
     for trial, reward in zip(record.candidates, record.rewards, strict=True):
         if trial.id in ratings:
             both.setdefault(trial.unit_id, []).append((ratings[trial.id], reward))
-    found: dict[str, dict[str, float]] = {name: {} for name in MEASURES}
+    found: dict[str, tuple[float, ...]] = {}
     for passage, pairs in both.items():
         known = [pair for pair in pairs if not any(map(math.isnan, pair))]
+        if not known:
+            found[passage] = (math.nan,) * len(MEASURES)
+            continue
         said, real = [rating for rating, _ in known], [reward for _, reward in known]
-        pick = said.index(max(said)) if known else 0
-        found["rank_correlation"][passage] = stats.rank_correlation(said, real)
-        found["same_pick"][passage] = float(pick == real.index(max(real))) if known else math.nan
-        found["reward_of_pick"][passage] = real[pick] if known else math.nan
-        found["reward_mean"][passage] = math.fsum(real) / len(real) if known else math.nan
-        found["pick_gain"][passage] = found["reward_of_pick"][passage] - found["reward_mean"][passage]
+        pick, mean = said.index(max(said)), math.fsum(real) / len(real)
+        same = float(pick == real.index(max(real)))
+        found[passage] = stats.rank_correlation(said, real), same, real[pick], mean, real[pick] - mean
     return found
 
 
