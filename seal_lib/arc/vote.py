@@ -44,10 +44,10 @@ def subsets(task: Task, test: int) -> list[PuzzleExample]:
     whole, draws = question(task, test), np.random.RandomState(0)
     if len(task.train) == 1:
         return [whole]
-    subsets = [left.demonstrations for left in leave_out(task.train, 1)]
-    turns = [(shown, draws.permutation(len(shown))) for shown in subsets for _ in range(ORDERS)]
+    plain = [left.demonstrations for left in leave_out(task.train, 1)]
+    turns = [(shown, draws.permutation(len(shown))) for shown in plain for _ in range(ORDERS)]
     orders = [tuple(shown[i] for i in order) for shown, order in turns]
-    return [PuzzleExample(shown, whole.target) for shown in dict.fromkeys([*subsets, *orders])]
+    return [PuzzleExample(shown, whole.target) for shown in dict.fromkeys([*plain, *orders])]
 
 
 def views(task: Task, test: int, seed: int = 0) -> list[View]:
