@@ -335,8 +335,6 @@ def by_passage(trials: Iterable[PassageTrial], what: str) -> dict[str, float]:
     Intervals are computed over these means. A trial that cannot be scored is left out; a passage without scored trials
     is NaN.
     """
-    groups: dict[str, list[float]] = {}
-    for trial in trials:
-        known, mean = groups.setdefault(trial.unit_id, []), trial.mean(what)
-        known += [] if math.isnan(mean) else [mean]
-    return {passage: sum(values) / len(values) if values else math.nan for passage, values in groups.items()}
+    means = values_of(list(trials), lambda trial: trial.mean(what))[0]
+    known = {passage: [mean for mean in several if not math.isnan(mean)] for passage, several in means.items()}
+    return {passage: sum(values) / len(values) if values else math.nan for passage, values in known.items()}

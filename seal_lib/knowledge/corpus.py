@@ -18,7 +18,7 @@ from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop, Pretraining
 from seal_lib.paths import write_text
-from seal_lib.records import Passage
+from seal_lib.records import Passage, values_of
 from seal_lib.runs.work import Recorder
 
 
@@ -110,10 +110,7 @@ def documents(
     passages: Sequence[Passage], texts: Sequence[Text], domain: Knowledge, settings: Pretraining, *, count: int
 ) -> list[Document]:
     """Return the corpus: each passage's first ``count`` texts of each kind, cut into documents, then the passage."""
-    own: dict[str, list[Text]] = {}
-    for text in texts:
-        if text.sample < count:
-            own.setdefault(text.unit_id, []).append(text)
+    own = values_of([text for text in texts if text.sample < count], lambda text: text)[0]
     found = []
     for passage in passages:
         for text in own.get(passage.id, ()):

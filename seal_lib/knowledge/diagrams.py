@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seal_lib.knowledge.data import batches, load_passages
-from seal_lib.records import PassageTrial
+from seal_lib.records import PassageTrial, values_of
 from seal_lib.report import diagrams
 from seal_lib.report.arms import arm_label
 from seal_lib.report.diagrams import GIVEN, RIGHT, TRAINED, WRITTEN, WRONG
@@ -109,10 +109,8 @@ def loops_example(folder: Path) -> pd.DataFrame | None:
     p = manifest.read(folder)["parameters"]
     found = _trials(folder, r"seed_\d+/seal_round_1/(score|fresh_seed)")
     scored = next((phase for phase in found if phase.endswith("/score")), "")
-    by_passage: dict[str, list[PassageTrial]] = {}
-    for trial in found.get(scored, ()):
-        if trial.edit and not math.isnan(trial.accuracy):
-            by_passage.setdefault(trial.unit_id, []).append(trial)
+    tried = [trial for trial in found.get(scored, ()) if trial.edit and not math.isnan(trial.accuracy)]
+    by_passage = values_of(tried, lambda trial: trial)[0]
     if not by_passage:
         return None
 

@@ -173,20 +173,6 @@ class Knowledge:
             found += training_documents(passage, edit, self.prompts, *rules)
         return found
 
-    def examples(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
-        """Return the bank's training examples for one candidate, each document cut at ``max_length`` tokens."""
-        return self._padded(candidate, self._document_ids(candidate, tokenizer), tokenizer)
-
-    def _padded(
-        self, candidate: Candidate, documents: Sequence[list[int]], tokenizer: "PreTrainedTokenizerBase"
-    ) -> list[Example]:
-        inner, out = self.inner, []
-        for number, ids in enumerate(documents):
-            seed = derive_seed(candidate.seed, "pads", number)
-            cut = ids[: inner.max_length]
-            out.append(pad_examples(cut, inner.pad_loss, inner.max_length, tokenizer.eos_token_id, seed))
-        return out if inner.token_limit is None else self._within(out, inner.token_limit)
-
     def _within(self, examples: Sequence[Example], limit: int) -> list[Example]:
         """Return the first examples that fit into ``limit`` tokens together with the passage, which is always kept."""
         own = len(examples) - self.inner.add_passage
@@ -194,18 +180,22 @@ class Knowledge:
         fitting = sum(total <= limit for total in itertools.accumulate(sizes)) - self.inner.add_passage
         return [*examples[: max(0, fitting)], *examples[own:]]
 
-    def _document_ids(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-        """Return the token ids of every document, whole; a control token spelled out in a text stays text."""
-        documents = self.documents(candidate.unit, *_texts(candidate))
-        return [read_ids(document.text, tokenizer, split_special_tokens=True) for document in documents]
-
     def jobs(self, candidates: Sequence[Candidate], tokenizer: "PreTrainedTokenizerBase") -> list[Job | Rejected]:
-        """Return one job per candidate; one without documents (empty self-edit, no passage) is rejected."""
+        """Return one job per candidate; one without documents (empty self-edit, no passage) is rejected.
+
+        Each document is cut at ``max_length`` tokens; a control token spelled out in a text stays text.
+        """
         inner = self.inner
         jobs: list[Job | Rejected] = []
         for candidate in candidates:
-            documents = self._document_ids(candidate, tokenizer)
-            examples = self._padded(candidate, documents, tokenizer)
+            texts = [document.text for document in self.documents(candidate.unit, *_texts(candidate))]
+            documents = [read_ids(text, tokenizer, split_special_tokens=True) for text in texts]
+            examples = []
+            for number, ids in enumerate(documents):
+                seed, cut = derive_seed(candidate.seed, "pads", number), ids[: inner.max_length]
+                examples.append(pad_examples(cut, inner.pad_loss, inner.max_length, tokenizer.eos_token_id, seed))
+            if inner.token_limit is not None:
+                examples = self._within(examples, inner.token_limit)
             beyond = sum(max(0, len(ids) - inner.max_length) for ids in documents)
             if not examples:
                 jobs.append(Rejected("empty_edit", "nothing to train on"))

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from seal_lib.errors import DataError
@@ -19,7 +20,7 @@ from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import BLIND, COMPARING, RATED, REWARDS
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.loops.updates import Group, Update, imitate, kept_of, update_of
-from seal_lib.records import Round, SelfEdit, Trial, to_dict
+from seal_lib.records import Round, SelfEdit, Trial, to_dict, values_of
 from seal_lib.runs.work import Count, Recorder, Work
 from seal_lib.seeds import derive_seed
 
@@ -141,11 +142,9 @@ def finalists_of(edits: Sequence[SelfEdit], ratings: dict[str, float], most: int
 
     Ties go to the earlier self-edit; a self-edit without a rating ranks last.
     """
-    best: dict[str, list[SelfEdit]] = {}
-    for edit in edits:
-        best.setdefault(edit.unit_id, []).append(edit)
     worth = {name: -math.inf if math.isnan(rating) else rating for name, rating in ratings.items()}
-    chosen = {edit.id for several in best.values() for edit in sorted(several, key=lambda edit: -worth[edit.id])[:most]}
+    ranked = values_of(sorted(edits, key=lambda edit: -worth[edit.id]), attrgetter("id"))[0]
+    chosen = {name for names in ranked.values() for name in names[:most]}
     return [edit for edit in edits if edit.id in chosen]
 
 
@@ -325,12 +324,9 @@ def fresh_rewards(record: Round, trials: Sequence[Trial]) -> dict[str, float]:
     stands for takes the place of the reward. Trials that cannot be scored are left out.
     """
     of = REWARDS.get(record.reward, REWARDS["accuracy"])
-    groups: dict[str, list[float]] = {}
-    for trial in trials:
-        reward = of(trial, record.frozen.get(trial.unit_id, math.nan))
-        if not math.isnan(reward):
-            groups.setdefault(trial.unit_id, []).append(reward)
-    return {unit: sum(values) / len(values) for unit, values in groups.items()}
+    rewards = values_of(trials, lambda trial: of(trial, record.frozen.get(trial.unit_id, math.nan)))[0]
+    known = {unit: [reward for reward in several if not math.isnan(reward)] for unit, several in rewards.items()}
+    return {unit: sum(values) / len(values) for unit, values in known.items() if values}
 
 
 def evaluate(
