@@ -5,7 +5,7 @@ A writer is a row of `WRITERS`; every shipped strategy is one.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -123,26 +123,15 @@ def documents(
     return found
 
 
-def _jsonl(corpus: Sequence[Document], file: Path) -> None:
-    write_text(file, "".join(json.dumps(asdict(document), ensure_ascii=False) + "\n" for document in corpus))
-
-
-def _parquet(corpus: Sequence[Document], file: Path) -> None:
-    import pandas as pd
-
-    pd.DataFrame([asdict(document) for document in corpus]).to_parquet(file, index=False)
-
-
-#: file extension → function that writes a corpus for other trainers
-FORMATS: dict[str, Callable[[Sequence[Document], Path], None]] = {"jsonl": _jsonl, "parquet": _parquet}
-
-
 def export(run: Recorder, corpora: Mapping[str, Sequence[Document]]) -> Path:
-    """Write every corpus in every format to a folder of the run (``<name>.jsonl``, …); ``text`` is trained on."""
+    """Write every corpus to a folder of the run as ``<name>.jsonl`` and ``<name>.parquet``; ``text`` is trained on."""
+    import pandas as pd
 
     def build(folder: Path) -> None:
         for name, corpus in corpora.items():
-            for end, save in FORMATS.items():
-                save(corpus, folder / f"{name}.{end}")
+            rows = [asdict(document) for document in corpus]
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_text(folder / f"{name}.jsonl", "".join(lines))
+            pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet", index=False)
 
     return run.artifact("corpora", build)

@@ -50,7 +50,6 @@ def with_external(
 
     Args:
         source: a file of completions; MODEL@URL, or a model; "": the passages stay as they are.
-        count: texts per passage.
         key_env, …: settings of a model, see `seal_lib.generation.others.Other`.
 
     Raises:

@@ -248,10 +248,11 @@ def amount_rows(
             values = {loop: {p: measure(several) for p, several in of.items()} for loop, of in texts.items()}
             found = stats.mean_over_loops(values, stats.SHARE)
             rows.append(found.row(EXPERIMENT, with_amount(arm, "x", most), metric, **label))
-    spent = [
-        float(sum(getattr(t, "tokens", 0) for r in several for t in r.candidates) * max(1, _seeds(several)))
-        for several in rounds.values()
-    ]
+    spent = []
+    for several in rounds.values():
+        seeds = max((len(rewards) for record in several for rewards in record.by_seed), default=1)
+        tokens = sum(getattr(trial, "tokens", 0) for record in several for trial in record.candidates)
+        spent.append(float(tokens * max(1, seeds)))
     rows.append(stats.mean_over_units(spent, stats.ANY, "loop").row(EXPERIMENT, trained, "tokens_reward", **label))
     pairs = comparisons([*trials], trained, counts, budgets)
     return rows + difference_rows(EXPERIMENT, every, pairs, grader=grader, **label)
@@ -283,10 +284,6 @@ def overlap(texts: Sequence[str]) -> float:
 
 #: metric → its function of the texts of one passage's self-edits: how much they differ, in [0, 1], by their words alone
 DIFFER: dict[str, Callable[[Sequence[str]], float]] = {"distinct": distinct, "overlap": overlap}
-
-
-def _seeds(rounds: Sequence[Round]) -> int:
-    return max((len(rewards) for record in rounds for rewards in record.by_seed), default=1)
 
 
 def in_words(rows: Rows, trained: str, counts: Sequence[int]) -> str:

@@ -218,8 +218,7 @@ def one_round(
 ) -> tuple[Update, Round, list[Group]]:
     """Run one round on ``units``: E-step, then the update of the policy, which is then called ``name``.
 
-    Returns:
-        The update, the record of the round, and the groups of self-edits that it learned from.
+    Return the update, the record of the round, and the groups of self-edits that it learned from.
     """
     learn = update_of(outer)
     groups, frozen = practise(run, policy, units, domain, outer, phase=name, seed=seed)
