@@ -249,9 +249,9 @@ def amount_rows(
             found = stats.mean_over_loops(values, stats.SHARE)
             rows.append(found.row(EXPERIMENT, with_amount(arm, "x", most), metric, **label))
     spent = []
-    for several in rounds.values():
-        seeds = max((len(rewards) for record in several for rewards in record.by_seed), default=1)
-        tokens = sum(getattr(trial, "tokens", 0) for record in several for trial in record.candidates)
+    for records in rounds.values():
+        seeds = max((len(rewards) for record in records for rewards in record.by_seed), default=1)
+        tokens = sum(getattr(trial, "tokens", 0) for record in records for trial in record.candidates)
         spent.append(float(tokens * max(1, seeds)))
     rows.append(stats.mean_over_units(spent, stats.ANY, "loop").row(EXPERIMENT, trained, "tokens_reward", **label))
     pairs = comparisons([*trials], trained, counts, budgets)
