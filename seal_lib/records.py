@@ -319,7 +319,7 @@ def to_dict(record: Any) -> Any:
     return record
 
 
-def values_of(trials: Sequence[Any] | Mapping[Any, Sequence[Any]], value: Callable[[Any], Any]) -> dict[Any, dict]:
+def values_of(trials: Sequence[Any] | Mapping[Any, Sequence[Any]], value: Callable[..., Any]) -> dict[Any, dict]:
     """Return loop → unit → the values of its trials or self-edits; a mere sequence of them is loop 0."""
     found: dict[Any, dict[str, list]] = {}
     for loop, several in trials.items() if isinstance(trials, Mapping) else [(0, trials)]:

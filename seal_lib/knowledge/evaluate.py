@@ -239,7 +239,7 @@ def edit_rows(
     if not written:
         return []
     known, kind = {p.id: p for p in passages if p.facts}, protocol.split()[0]  # a label begins with the protocol
-    measures: dict[str, Callable[[SelfEdit], float]] = {
+    measures: dict[str, Callable[..., float]] = {
         "edit_tokens": lambda e: float(e.tokens) if e.tokens else math.nan,
         "edit_documents": lambda e: float(len(split_edit(e.text, protocol=kind, prompts=prompts))),
     }

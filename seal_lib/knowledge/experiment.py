@@ -53,7 +53,7 @@ def restem_rows(
         rows += result_rows(EXPERIMENT, arm, trials, grader=grader, **label)
         by_loop = trials if isinstance(trials, Mapping) else {0: trials}
         edits = {seed: [t.edit for t in own if t.edit] for seed, own in by_loop.items()}
-        rows += edit_rows(EXPERIMENT, arm, edits, passages, **label)
+        rows += edit_rows(EXPERIMENT, arm, edits, passages, prompts=None, **label)
     rows += difference_rows(EXPERIMENT, pooled, comparisons(rounds), grader=grader, **label)
     learned = [f"seal_round_{i}" for i in range(1, rounds + 1)] + ["random_edit_sft"]
     for arm in learned:
