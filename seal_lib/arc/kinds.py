@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import compress, count, islice, product
 from operator import methodcaller
-from typing import TYPE_CHECKING
 
 from seal_lib.arc import mixed_world
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.domain import Attempt
 from seal_lib.arc.experiment import FewShot
 from seal_lib.arc.self_edits import Config
-from seal_lib.arc.tables import ByLoop, rate
+from seal_lib.arc.tables import ByLoop, by_arm, rate
 from seal_lib.loops.domain import Candidate
 from seal_lib.loops.inner import score
 from seal_lib.loops.outer import Loop, evaluate
@@ -26,10 +25,8 @@ from seal_lib.loops.updates import imitate
 from seal_lib.records import SelfEdit, values_of
 from seal_lib.report import stats
 from seal_lib.report.arms import difference_arm
+from seal_lib.runs.work import Recorder
 from seal_lib.seeds import rng
-
-if TYPE_CHECKING:
-    from seal_lib.runs.work import Recorder
 
 EXPERIMENT = "arc/kinds"
 #: how a configuration alters its copies → the simplest switches that do so (at this size, the chain switch only
@@ -59,7 +56,7 @@ def blind_configuration(by_hand: Config, *seed: object) -> Config:
     return draws.choice([config for config in every if way(config) == wanted])
 
 
-def opening_policy(run: "Recorder", base: Policy, study: FewShot, by_hand: Config, documents: int, lr: float) -> Policy:
+def opening_policy(run: Recorder, base: Policy, study: FewShot, by_hand: Config, documents: int, lr: float) -> Policy:
     """Return the untrained policy: ``base`` finetuned once on puzzles of seen rules with blindly drawn configurations.
 
     All ways are equally frequent, so that none is too rare to be rewarded. The draw ignores the puzzle, so the data
@@ -74,7 +71,7 @@ def opening_policy(run: "Recorder", base: Policy, study: FewShot, by_hand: Confi
     return policy
 
 
-def loop(run: "Recorder", opening: Policy, study: FewShot, *, rounds: int, seed: int, random_control: bool) -> Loop:
+def loop(run: Recorder, opening: Policy, study: FewShot, *, rounds: int, seed: int, random_control: bool) -> Loop:
     """Run one whole loop with its controls, and return it.
 
     The control ``dealt_config_sft``, which always runs, is trained on the kept self-edits of the last round dealt to
@@ -99,7 +96,7 @@ def dealt(edits: Sequence[SelfEdit], seed: int) -> list[SelfEdit]:
     return [replace(edit, unit_id=puzzle) for edit, puzzle in zip(edits, puzzles, strict=True)]
 
 
-def try_ways(run: "Recorder", policy: Policy, study: FewShot, by_hand: Config) -> dict[str, dict[str, list[Attempt]]]:
+def try_ways(run: Recorder, policy: Policy, study: FewShot, by_hand: Config) -> dict[str, dict[str, list[Attempt]]]:
     """Try every way once on each task; return ``practice`` and ``held_out`` → way → attempts."""
     found = {}
     for name, tasks in (("practice", study.practice), ("held_out", study.held_out)):
@@ -159,12 +156,7 @@ def kind_rows(
 
     ``label`` is protocol and model.
     """
-    fixed = {"icl": icl, **fixed_arms(ways, grader)}
-    written: dict[str, dict[object, Sequence[Attempt]]] = {}
-    for one in loops:
-        for arm, trials in one.evaluated.items():
-            written.setdefault(arm, {})[one.seed] = [trial.attempt for trial in trials]
-    arms: dict[str, ByLoop] = {**{arm: {0: attempts} for arm, attempts in fixed.items()}, **written}
+    arms, written = by_arm({"icl": icl, **fixed_arms(ways, grader)}, loops), by_arm({}, loops)
     rows = []
     for kind in ("all", *mixed_world.KINDS):
         where = EXPERIMENT if kind == "all" else f"{EXPERIMENT}/{kind}"

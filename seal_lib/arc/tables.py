@@ -78,24 +78,23 @@ def few_shot_rows(
         max_tries: that of the domain.
         label: protocol and model.
     """
-    pooled: dict[str, dict[object, Sequence[Attempt]]] = {arm: {0: attempts} for arm, attempts in fixed.items()}
+    rows, pairs = [], comparisons(len(loops[0].rounds))
+    for where, some in {EXPERIMENT: loops, **{f"{EXPERIMENT}/seed_{loop.seed}": [loop] for loop in loops}}.items():
+        rows += _arm_rows(where, by_arm(fixed, some), pairs, grader, label)
+        rows += round_rows(where, some, max_tries, grader, label)
+    arms = by_arm(fixed, loops)
+    for arm, attempts in arms.items():
+        rows += task_rows(arm, attempts, grader, label)
+    return rows + choice_rows(arms, label) + map_rows(loops, grader, label)
+
+
+def by_arm(fixed: Mapping[str, Sequence[Attempt]], loops: Sequence[Loop]) -> dict[str, dict[object, Sequence[Attempt]]]:
+    """Return arm → loop → attempts, for the arms that no loop changes and for those that the loops evaluated."""
+    arms: dict[str, dict[object, Sequence[Attempt]]] = {arm: {0: attempts} for arm, attempts in fixed.items()}
     for loop in loops:
         for arm, trials in loop.evaluated.items():
-            pooled.setdefault(arm, {})[loop.seed] = [trial.attempt for trial in trials]
-    pairs = comparisons(len(loops[0].rounds))
-    rows = _arm_rows(EXPERIMENT, pooled, pairs, grader, label)
-    rows += round_rows(EXPERIMENT, loops, max_tries, grader, label)
-    for loop in loops:
-        where = f"{EXPERIMENT}/seed_{loop.seed}"
-        alone = {arm: {0: attempts} for arm, attempts in fixed.items()}
-        alone |= {arm: {loop.seed: pooled[arm][loop.seed]} for arm in loop.evaluated}
-        rows += _arm_rows(where, alone, pairs, grader, label)
-        rows += round_rows(where, [loop], max_tries, grader, label)
-    for arm, attempts in pooled.items():
-        rows += task_rows(arm, attempts, grader, label)
-    rows += choice_rows(pooled, label)
-    rows += map_rows(loops, grader, label)
-    return rows
+            arms.setdefault(arm, {})[loop.seed] = [trial.attempt for trial in trials]
+    return arms
 
 
 def comparisons(rounds: int) -> list[tuple[str, str]]:
