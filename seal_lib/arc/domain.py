@@ -26,7 +26,7 @@ from seal_lib.arc.self_edits import REASONS, SCHEMA, UNPARSED, Config, Limits, R
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.generation.contract import Completion, Request, Sampling
-from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected, job_settings
+from seal_lib.loops.domain import TOO_LONG, Answers, Candidate, Rejected, Results, job_settings
 from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import read_ids
 from seal_lib.records import SelfEdit
@@ -315,13 +315,7 @@ class Puzzles:
         task = candidate.unit
         return [(t, v) for t in range(len(task.tests)) for v in views_of(task, t, self.inner, candidate.seed)]
 
-    def grade(
-        self,
-        candidates: Sequence[Candidate],
-        results: Sequence[Result | Rejected | None],
-        answers: Sequence[Sequence[Completion | None]],
-        count: Count,
-    ) -> list[Attempt]:
+    def grade(self, candidates: Sequence[Candidate], results: Results, answers: Answers, count: Count) -> list[Attempt]:
         return [self._attempt(*each) for each in zip(candidates, results, answers, strict=True)]
 
     def _attempt(

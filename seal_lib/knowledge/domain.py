@@ -19,7 +19,7 @@ from seal_lib.grading.judge import Judge
 from seal_lib.knowledge.documents import CAPS, PROTOCOLS, TrainingDocument, read_edit, training_documents
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.knowledge.rubrics import Rubric
-from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected, job_settings
+from seal_lib.loops.domain import TOO_LONG, Answers, Candidate, Rejected, Results, job_settings
 from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import read_ids, turn_end, written_ids
 from seal_lib.records import Answer, Passage, PassageTrial, Question, SelfEdit
@@ -211,11 +211,7 @@ class Knowledge:
         return [Request(self.prompts.ask(passage, q, candidate.shown), adapter=adapter) for q in passage.questions]
 
     def grade(
-        self,
-        candidates: Sequence[Candidate],
-        results: Sequence[Result | Rejected | None],
-        answers: Sequence[Sequence[Completion | None]],
-        count: Count,
+        self, candidates: Sequence[Candidate], results: Results, answers: Answers, count: Count
     ) -> list[PassageTrial]:
         """Grade all answers together, and return the trial of each candidate.
 

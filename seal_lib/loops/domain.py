@@ -26,6 +26,9 @@ class Unit(Protocol):
     def id(self) -> str: ...
 
 
+Units = Sequence[Unit]
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A self-edit, or a baseline without one, that the inner loop tries on a unit.
@@ -61,6 +64,12 @@ class Rejected:
     reason: str
     detail: str = ""
     unread: bool = False
+
+
+#: the result of training each candidate; None: it was not to be trained
+Results = Sequence[Result | Rejected | None]
+#: the answers to the questions of each candidate; None: the question was too long to be asked
+Answers = Sequence[Sequence[Completion | None]]
 
 
 def job_settings(settings: Any) -> dict[str, Any]:
@@ -116,13 +125,7 @@ class Domain(Protocol[TrialT]):
     ) -> list[Request | None]:
         """Return the requests for the adapted model; None in place of a question that exceeds ``positions`` tokens."""
 
-    def grade(
-        self,
-        candidates: Sequence[Candidate],
-        results: Sequence[Result | Rejected | None],
-        answers: Sequence[Sequence[Completion | None]],
-        count: Count,
-    ) -> list[TrialT]:
+    def grade(self, candidates: Sequence[Candidate], results: Results, answers: Answers, count: Count) -> list[TrialT]:
         """Grade the answers and return one trial per candidate.
 
         A candidate that was not trained has the result None; one that failed has no answers. All candidates are

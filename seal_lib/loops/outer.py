@@ -14,7 +14,7 @@ from typing import Any
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Request, Sampling
-from seal_lib.loops.domain import Candidate, Domain, Rates, Rejected, TrialT, Unit
+from seal_lib.loops.domain import Candidate, Domain, Rates, Rejected, TrialT, Unit, Units
 from seal_lib.loops.inner import score, score_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import BLIND, COMPARING, RATED, REWARDS
@@ -44,7 +44,7 @@ class EditPrompt:
 def write_self_edits(
     run: Recorder,
     policy: Policy,
-    units: Sequence[Unit],
+    units: Units,
     domain: Domain,
     outer: OuterLoop,
     *,
@@ -122,7 +122,7 @@ def rate(
 
 
 def rate_edits(
-    run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain, *, phase: str
+    run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Units, domain: Domain, *, phase: str
 ) -> dict[str, float]:
     """Return the rating of each self-edit by its id (see `rate`); NaN if its text cannot be parsed."""
     known = {unit.id: unit for unit in units}
@@ -149,7 +149,7 @@ def finalists_of(edits: Sequence[SelfEdit], ratings: dict[str, float], most: int
 
 
 def practise(
-    run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, phase: str, seed: int
+    run: Recorder, policy: Policy, units: Units, domain: Domain, outer: OuterLoop, *, phase: str, seed: int
 ) -> tuple[list[Group], dict[str, float]]:
     """E-step: sample self-edits of each unit and reward them.
 
@@ -206,15 +206,7 @@ def round_of(index: int, groups: Sequence[Group], update: Update, outer: OuterLo
 
 
 def one_round(
-    run: Recorder,
-    policy: Policy,
-    units: Sequence[Unit],
-    domain: Domain,
-    outer: OuterLoop,
-    *,
-    index: int,
-    name: str,
-    seed: int,
+    run: Recorder, policy: Policy, units: Units, domain: Domain, outer: OuterLoop, *, index: int, name: str, seed: int
 ) -> tuple[Update, Round, list[Group]]:
     """Run one round on ``units``: E-step, then the update of the policy, which is then called ``name``.
 
@@ -229,15 +221,7 @@ def one_round(
 
 
 def restem_round(
-    run: Recorder,
-    policy: Policy,
-    units: Sequence[Unit],
-    domain: Domain,
-    outer: OuterLoop,
-    *,
-    index: int,
-    name: str,
-    seed: int,
+    run: Recorder, policy: Policy, units: Units, domain: Domain, outer: OuterLoop, *, index: int, name: str, seed: int
 ) -> tuple[Policy, Round]:
     """Run one round and return the next policy and the record of the round (`one_round` without its groups)."""
     update, record, _ = one_round(run, policy, units, domain, outer, index=index, name=name, seed=seed)
@@ -263,7 +247,7 @@ def several_rounds(
     domain: Domain,
     outer: OuterLoop,
     *,
-    practice: Callable[[int], Sequence[Unit]],
+    practice: Callable[[int], Units],
     rounds: int,
     seed: int,
     name: str,
@@ -331,7 +315,7 @@ def fresh_rewards(record: Round, trials: Sequence[Trial]) -> dict[str, float]:
 def evaluate(
     run: Recorder,
     policy: Policy,
-    units: Sequence[Unit],
+    units: Units,
     domain: Domain[TrialT],
     outer: OuterLoop,
     *,
@@ -352,8 +336,8 @@ def run_loop(
     domain: Domain,
     outer: OuterLoop,
     *,
-    practice: Callable[[int], Sequence[Unit]],
-    held_out: Sequence[Unit],
+    practice: Callable[[int], Units],
+    held_out: Units,
     rounds: int,
     seed: int,
     control: str = "",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from seal_lib.errors import DataError, must_be_one_of
-from seal_lib.loops.domain import Domain, Unit
+from seal_lib.loops.domain import Domain, Unit, Units
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import FILTERS
 from seal_lib.loops.settings import OuterLoop
@@ -59,7 +59,7 @@ def imitate(
     run: Recorder,
     policy: Policy,
     edits: Sequence[SelfEdit],
-    units: Sequence[Unit],
+    units: Units,
     domain: Domain,
     outer: OuterLoop,
     *,
