@@ -418,10 +418,7 @@ def training_examples(
 
 
 def _may_exceed(task: Task, limit: int) -> bool:
-    """Return whether an augmented example might exceed ``limit`` tokens, at four tokens per cell.
-
-    The estimate saves counting the tokens of every example.
-    """
+    """Return whether an augmented example might exceed ``limit`` tokens; four per cell is quicker than counting."""
     cells = sum(len(grid) * len(grid[0]) for pair in task.train for grid in (pair.input, pair.output))
     return 16 * cells + 400 > limit
 

@@ -39,10 +39,7 @@ WAYS: dict[str, tuple[str, ...]] = {
 
 
 def way(config: Config) -> str:
-    """Return which of `WAYS` a configuration follows.
-
-    The basic switch turns (and recolours); any other switch only recolours.
-    """
+    """Return which of `WAYS` a configuration follows: the basic switch turns and recolours, others only recolour."""
     if "use_basic_augmentations" in config.switches:
         return "turned"
     return "recoloured" if config.switches else "plain"
@@ -111,10 +108,7 @@ def try_ways(run: Recorder, policy: Policy, study: FewShot, by_hand: Config) -> 
 
 
 def best_ways(practice: Mapping[str, Sequence[Attempt]], grader: str) -> dict[str, str]:
-    """Return kind → the way that succeeds most often on its *practice* tasks; ``all``: on all of them.
-
-    Of equals, the first.
-    """
+    """Return kind → the way that succeeds most often on its *practice* tasks (of equals the first); ``all``: on all."""
     choice = {}
     for kind in ("all", *mixed_world.KINDS):
         found = {name: rate(of_kind({0: tried}, kind), lambda a: a.graded(grader)) for name, tried in practice.items()}
@@ -123,10 +117,7 @@ def best_ways(practice: Mapping[str, Sequence[Attempt]], grader: str) -> dict[st
 
 
 def fixed_arms(ways: Mapping[str, Mapping[str, Sequence[Attempt]]], grader: str) -> dict[str, list[Attempt]]:
-    """Return the attempts of two arms: one configuration for all tasks, and one for each kind.
-
-    Both are chosen on practice tasks.
-    """
+    """Return the attempts of two arms, chosen on practice tasks: one configuration for all, and one for each kind."""
     best = best_ways(ways["practice"], grader)
     tried = ways["held_out"]
     known = [a for kind in mixed_world.KINDS for a in tried[best[kind]] if mixed_world.kind_of(a.unit_id) == kind]

@@ -226,14 +226,11 @@ def task_picture(
 ) -> np.ndarray:
     """Draw the demonstrations, input over output, then each test input over the truth with the attempts beside it.
 
-    Words and colour say whether an attempt is right.
+    Words and colour say whether an attempt is right. Return the array of axes.
 
     Args:
         where: a figure, on which 2 × `task_columns` axes are made, or such an array of axes.
         attempts: per test input the submitted grids (as in ``Attempt.attempts``); None: no column of attempts.
-
-    Returns:
-        The array of axes.
     """
     columns = task_columns(task, attempts)
     axes = where if not hasattr(where, "subplots") else where.subplots(2, columns, squeeze=False)

@@ -31,10 +31,7 @@ def outcome(results: pd.DataFrame) -> str:
 
 
 def by_task(results: pd.DataFrame) -> str:
-    """Return how SEAL compares with its references, and how its gain is spread over tasks and cells.
-
-    The references are the untrained policy and the hand-made configuration.
-    """
+    """Return how SEAL compares with the untrained policy and the hand-made configuration, task by task and in cells."""
     last = _last(results)
     lines = [_between(results, last), _spread(results, last), _cells(results, last)]
     return bullets([line for line in lines if line])

@@ -81,10 +81,7 @@ ORACLE = Config(SWITCHES, "train_using_output_tokens", 1e-4, 2)
 
 @dataclass(frozen=True)
 class Limits:
-    """The accepted values: a rate in (0, ``max_rate``], 1 to ``max_epochs`` epochs, and at most ``max_steps`` steps.
-
-    Steps are counted in minibatches of ``batch`` examples.
-    """
+    """A rate in (0, ``max_rate``], 1 to ``max_epochs`` epochs, and up to ``max_steps`` steps of ``batch`` examples."""
 
     max_rate: float = 1.0
     max_epochs: int = MAX_STEPS

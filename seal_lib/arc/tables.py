@@ -39,10 +39,7 @@ ByLoop = Mapping[object, Sequence[Attempt]]
 
 
 def rate(attempts: ByLoop, value: Callable[[Attempt], float], constant: bool = False) -> stats.Estimate:
-    """Return the mean over tasks of the mean of their self-edits, with its interval over tasks and loops.
-
-    NaN values are dropped.
-    """
+    """Return the mean over tasks of the means of their self-edits, without NaN, with its interval."""
     return stats.mean_over_loops(values_of(attempts, value), stats.SHARE, "task", constant=constant)
 
 
@@ -61,10 +58,7 @@ def share(attempts: ByLoop, counted: Callable[[Attempt], float]) -> stats.Estima
 
 
 def distinct(attempts: Iterable[Attempt]) -> list[Attempt]:
-    """Return the attempts of *one loop* that had a configuration, each configuration of a task once.
-
-    Equal configurations of a task share one training.
-    """
+    """Return the attempts of *one loop* that had a configuration, each configuration of a task once."""
     return list({a.id: a for a in attempts if a.config is not None}.values())
 
 
@@ -220,10 +214,7 @@ def _untrained(loop: Loop) -> list[PuzzleTrial]:
 
 
 def behind(loop: Loop, down: str, across: str) -> dict[tuple, list[PuzzleTrial]]:
-    """Return the trials of one loop behind each cell of a map (`map_rows`).
-
-    Trials that solved something come first, and so do their cells.
-    """
+    """Return the trials of one loop behind each cell of a map (`map_rows`); those that solved something come first."""
     cells: dict[tuple, dict[str, PuzzleTrial]] = {}
     for trial in _untrained(loop):
         if trial.attempt.config is not None:

@@ -64,10 +64,7 @@ def views(task: Task, test: int, seed: int = 0) -> list[View]:
 
 
 def majority(grids: Sequence[Grid], columns: bool = False) -> Grid:
-    """Return the grid whose every row is the most frequent one at its place (or every column, if ``columns``).
-
-    Only the grids of the most frequent shape count.
-    """
+    """Return the grid whose rows (or ``columns``) are the most frequent at their place, of the most frequent shape."""
     shape = Counter(map(size, grids)).most_common(1)[0][0]
     alike = [tuple(zip(*grid, strict=True)) if columns else grid for grid in grids if size(grid) == shape]
     lines = tuple(Counter(place).most_common(1)[0][0] for place in zip(*alike, strict=True))

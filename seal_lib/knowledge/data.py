@@ -180,10 +180,7 @@ def _entries(value: object, where: str) -> list:
 
 
 def _of_columns(columns: Mapping[str, Any], where: str) -> list[dict]:
-    """Return the rows of a table stored by columns.
-
-    A column is a list or, as pandas writes it, an object keyed by row number.
-    """
+    """Return the rows of a table stored by columns: lists or, as pandas writes them, objects keyed by row number."""
     lists = {key: list(column.values()) if isinstance(column, dict) else column for key, column in columns.items()}
     if len({len(column) if isinstance(column, list) else None for column in lists.values()}) > 1:
         raise DataError(f"{where}: its columns differ in length; write a row per question.")

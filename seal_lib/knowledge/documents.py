@@ -171,10 +171,7 @@ def _says_nothing(line: str) -> bool:
 
 
 def _unpacked(text: str) -> str:
-    """Return a JSON list, in a fence or under one key, as lines; return any other text as it is.
-
-    An object of the list becomes a line per key.
-    """
+    """Return a JSON list, in a fence or under one key, as lines, objects as a line per key; other texts as they are."""
     inside = "\n".join(line for line in text.splitlines() if not _FENCE.fullmatch(line)).strip()
     try:
         found = json.loads(inside) if inside[:1] in ("[", "{") else None
@@ -249,10 +246,7 @@ def training_documents(
     limit: int | None = None,
     protocol: str = "authors_v1",
 ) -> list[TrainingDocument]:
-    """Return the documents to train on for one self-edit; ``edit=None`` is the passage-only arm.
-
-    ``limit`` keeps the first ``limit`` pieces of the self-edit.
-    """
+    """Return the documents to train on for ``limit`` pieces of a self-edit; ``edit=None`` is the passage-only arm."""
     pieces = [] if edit is None else split_edit(edit, split_newlines, protocol, prompts)[:limit]
     documents = [TrainingDocument(prompts.training_text(passage.title, piece), "edit") for piece in pieces]
     if add_passage:

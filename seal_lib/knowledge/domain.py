@@ -114,8 +114,7 @@ def _texts(candidate: Candidate) -> list[str | None]:
 class Knowledge:
     """The knowledge domain (`seal_lib.loops.domain.Domain`): its settings and prompts. A unit is a passage.
 
-    ``judge``: the judge, where the grader is ``judge``. ``rubric``: rates self-edits by their text, without the inner
-    loop.
+    ``judge``: where the grader is ``judge``. ``rubric``: rates self-edits by their text, without the inner loop.
     """
 
     inner: InnerLoop

@@ -61,10 +61,7 @@ class Prompts:
         )
 
     def answered(self, written: str) -> str:
-        """Return the answer in a text that was written after a question.
-
-        It is the whole text or, in a set with ``reasons``, the line after the first `ANSWER`, "" if there is none.
-        """
+        """Return the answer in a text: all of it or, in a set with ``reasons``, the line after `ANSWER`, "" if none."""
         if self.reasons:
             written = (written.partition(ANSWER)[2].strip().splitlines() or [""])[0]
         return written.strip()

@@ -56,10 +56,7 @@ TOO_LONG = "too_long"
 
 @dataclass(frozen=True)
 class Rejected:
-    """The reason why a self-edit cannot be trained on, which is a counted outcome.
-
-    ``unread`` is True if the text of the self-edit could not be parsed.
-    """
+    """The reason why a self-edit cannot be trained on, a counted outcome; ``unread``: its text could not be parsed."""
 
     reason: str
     detail: str = ""

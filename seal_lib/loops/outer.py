@@ -208,10 +208,7 @@ def round_of(index: int, groups: Sequence[Group], update: Update, outer: OuterLo
 def one_round(
     run: Recorder, policy: Policy, units: Units, domain: Domain, outer: OuterLoop, *, index: int, name: str, seed: int
 ) -> tuple[Update, Round, list[Group]]:
-    """Run one round on ``units``: E-step, then the update of the policy, which is then called ``name``.
-
-    Return the update, the record of the round, and the groups of self-edits that it learned from.
-    """
+    """Run one round, E-step and update to a policy called ``name``; return the update, its record and its groups."""
     learn = update_of(outer)
     groups, frozen = practise(run, policy, units, domain, outer, phase=name, seed=seed)
     update = learn(run, policy, groups, domain, outer, name=name, seed=seed)
