@@ -155,7 +155,8 @@ def round_rows(experiment: str, loops: Sequence[Loop], max_tries: int, grader: s
     rows = []
     for index in range(len(loops[0].rounds)):
         history = {loop.seed: loop.rounds[index] for loop in loops}
-        fresh = {loop.seed: fresh_rewards(loop.rounds[index], _once(loop.fresh[index])) for loop in loops}
+        trained = {loop.seed: {trial.key: trial for trial in loop.fresh[index]} for loop in loops}  # equal ones once
+        fresh = {seed: fresh_rewards(record, list(trained[seed].values())) for seed, record in history.items()}
         arm = f"seal_round_{index + 1}"
         rows += rewards.reward_rows(experiment, arm, history, fresh, unit="task", grader=grader, **label)
     for arm in loops[0].evaluated:
@@ -163,11 +164,6 @@ def round_rows(experiment: str, loops: Sequence[Loop], max_tries: int, grader: s
         found = stats.mean_over_loops(tries, stats.ANY, "task", constant=max_tries == 1)
         rows.append(found.row(experiment, arm, "texts_per_self_edit", **label))
     return rows
-
-
-def _once(trials: Iterable[PuzzleTrial]) -> list[PuzzleTrial]:
-    """Return one trial per key, since equal self-edits of a task share one training."""
-    return list({trial.key: trial for trial in trials}.values())
 
 
 def task_rows(arm: str, attempts: ByLoop, grader: str, label: dict) -> list[dict]:

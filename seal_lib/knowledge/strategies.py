@@ -84,13 +84,9 @@ class Strategy:
             return self.edits(passage, [text.text for several in zip(*each, strict=False) for text in several], count)
         facts = [world.Fact(*fact) for fact in passage.facts]
         draws = [rng("strategy", self.made, seed, passage.id, k) for k in range(count)]
-        texts = [
-            world.external_notes(facts, draw)
-            if self.made == "external"
-            else world.notes(facts, draw, self.made, len(facts))
-            for draw in draws
-        ]
-        return self.edits(passage, texts, count)
+        if self.made == "external":
+            return self.edits(passage, [world.external_notes(facts, draw) for draw in draws], count)
+        return self.edits(passage, [world.notes(facts, draw, self.made, len(facts)) for draw in draws], count)
 
     def edits(self, passage: Passage, texts: Sequence[str], count: int) -> list[SelfEdit]:
         """Return the texts as ``count`` self-edits; if there are fewer texts, the last self-edits are empty."""
