@@ -8,7 +8,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +39,12 @@ class DiskError(SealError):
 
 class DivergedError(SealError):
     """Training produced a loss that is not a finite number."""
+
+
+def must_be_one_of(key: str, value: object, allowed: Iterable[object]) -> None:
+    """Raise DataError if ``value`` is not allowed; the message names the ``key`` and what is."""
+    if value not in (known := list(allowed)):
+        raise DataError(f"{key}: {value!r} is not one of {', '.join(map(str, known))}.")
 
 
 _PLACE = "give a folder that can be written (SEAL_HOME for runs, HOME for what Jupyter keeps)"

@@ -5,7 +5,7 @@ Accuracies and rates are fractions in [0, 1].
 
 import html
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
@@ -313,13 +313,21 @@ def to_dict(record: Any) -> Any:
     return record
 
 
+def values_of(trials: Sequence[Any] | Mapping[Any, Sequence[Any]], value: Callable[..., Any]) -> dict[Any, dict]:
+    """Return loop → unit → the values of its trials or self-edits; a mere sequence of them is loop 0."""
+    found: dict[Any, dict[str, list]] = {}
+    for loop, several in trials.items() if isinstance(trials, Mapping) else [(0, trials)]:
+        units = found.setdefault(loop, {})
+        for trial in several:
+            units.setdefault(trial.unit_id, []).append(value(trial))
+    return found
+
+
 def by_passage(trials: Iterable[PassageTrial], what: str) -> dict[str, float]:
     """Return the mean score of each passage over its trials, by the grader ``what`` (or ``blank``).
 
     Intervals are computed over these means. A trial that cannot be scored is left out; a passage without scored trials
     is NaN.
     """
-    groups: dict[str, list[float]] = {}
-    for trial in trials:
-        groups.setdefault(trial.unit_id, []).append(trial.mean(what))
-    return {passage: mean_of(values) for passage, values in groups.items()}
+    means = values_of(list(trials), lambda trial: trial.mean(what))[0]
+    return {passage: mean_of(several) for passage, several in means.items()}

@@ -36,6 +36,7 @@ def facts(tasks: Sequence[Task], samples: bool = False) -> dict:
             raise DataError(f"task {task.id} has no solutions; facts needs them, so give the solutions file.")
     grids = [grid for task in tasks for grid in _grids(task)]
     texts = [to_text(grid) for grid in grids]
+    distinct = sum(len({e for n in LEAVE_OUT for e in leave_out(task.train, n)}) for task in tasks)
     left = {str(n): [example for task in tasks for example in leave_out(task.train, n)] for n in LEAVE_OUT}
     report = {
         "tasks": len(tasks),
@@ -55,7 +56,7 @@ def facts(tasks: Sequence[Task], samples: bool = False) -> dict:
             "round_trip": all(parse(answer_text(grid)).grid == grid for grid in grids),
         },
         "leave_out": {n: len(examples) for n, examples in left.items()}
-        | {"all": sum(map(len, left.values())), "distinct": _distinct(tasks)},
+        | {"all": sum(map(len, left.values())), "distinct": distinct},
         "distinct_leave_1": {
             name: sum(len(augmented(task.train, 1, augmenters(on, "authors"))) for task in tasks)
             for name, on in SWITCH_SETS.items()
@@ -87,10 +88,6 @@ def _histogram(counts: Iterable[int]) -> dict[str, int]:
 
 def _sha(texts: Iterable[str]) -> str:
     return hashlib.sha256("\n\n".join(texts).encode()).hexdigest()
-
-
-def _distinct(tasks: Sequence[Task]) -> int:
-    return sum(len({e for n in LEAVE_OUT for e in leave_out(task.train, n)}) for task in tasks)
 
 
 def _first_pairs(tasks: Sequence[Task], augmenter: Augmenter) -> str:
@@ -132,13 +129,10 @@ def main(arguments: list[str] | None = None) -> int:
     asked.add_argument("--samples", action="store_true", help="add the size of every task's training set")
     options = parser.parse_args(arguments)
     # a path on the command line counts from the current directory, not from the checkout
-    tasks = load_tasks(*(path and _here(path) for path in (options.challenges, options.solutions)))
+    given = (options.challenges, options.solutions)
+    tasks = load_tasks(*(path and Path(path).expanduser().absolute() for path in given))
     print(json.dumps(facts(tasks, options.samples), indent=2))
     return 0
-
-
-def _here(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
 
 
 if __name__ == "__main__":

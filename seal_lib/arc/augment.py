@@ -16,7 +16,7 @@ from functools import cache
 
 from seal_lib.arc.grids import Grid, size
 from seal_lib.arc.tasks import Pair
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.seeds import rng
 
 ARC_PROTOCOLS = ("clean", "authors")
@@ -49,14 +49,8 @@ class Augmenter:
 
     def then(self, other: "Augmenter") -> "Augmenter":
         """Return the augmenter that applies this one, then ``other``; it has an inverse if both have one."""
-        first, second, back = self.forward, other.forward, None
-        if self.backward and other.backward:
-            undo_first, undo_second = self.backward, other.backward
-
-            def back(grid: Grid) -> Grid:
-                return undo_first(undo_second(grid))
-
-        return Augmenter(f"{self.name}+{other.name}", lambda grid: second(first(grid)), back)
+        back = (lambda grid: self.backward(other.backward(grid))) if self.backward and other.backward else None
+        return Augmenter(f"{self.name}+{other.name}", lambda grid: other.forward(self.forward(grid)), back)
 
 
 IDENTITY = Augmenter("identity", lambda grid: grid, lambda grid: grid)
@@ -78,12 +72,8 @@ def rotate(degrees: int) -> Augmenter:
 
 def flip(axis: int) -> Augmenter:
     """Return the mirroring that exchanges top and bottom (axis 0) or left and right (axis 1)."""
-    turned = _flipped(axis)
+    turned = (lambda grid: grid[::-1]) if axis == 0 else (lambda grid: tuple(row[::-1] for row in grid))
     return Augmenter(f"flip{axis}", turned, turned)
-
-
-def _flipped(axis: int) -> Callable[[Grid], Grid]:
-    return (lambda grid: grid[::-1]) if axis == 0 else (lambda grid: tuple(row[::-1] for row in grid))
 
 
 def transpose() -> Augmenter:
@@ -92,7 +82,7 @@ def transpose() -> Augmenter:
 
 def reflect(axis: int, mirror_first: bool) -> Augmenter:
     """Return the augmenter that joins a grid and its mirror image along ``axis``, the mirror image first or second."""
-    mirror = _flipped(axis)
+    mirror = flip(axis)
 
     def forward(grid: Grid) -> Grid:
         left, right = (mirror(grid), grid) if mirror_first else (grid, mirror(grid))
@@ -217,12 +207,10 @@ def family(switch: str, protocol: str = "clean", seed: int = 0, unit: str = "") 
     Raises:
         DataError: the protocol or the switch is unknown.
     """
-    if protocol not in ARC_PROTOCOLS:
-        raise DataError(f"protocol: {protocol!r} is not one of {', '.join(ARC_PROTOCOLS)}.")
+    must_be_one_of("protocol", protocol, ARC_PROTOCOLS)
+    must_be_one_of("switch", switch, SWITCHES)
     if switch in _FAMILIES:
         return _FAMILIES[switch]
-    if switch != SWITCHES[0]:
-        raise DataError(f"switch: {switch!r} is not one of {', '.join(SWITCHES)}.")
     if protocol == "authors":
         return (*_BASIC, AuthorsTranslate(), transpose())
     offset = divmod(rng(seed, unit, "translate").randrange(1, 9), 3)  # 0 to 2 each way, not both 0
@@ -238,6 +226,6 @@ def augmenters(
         DataError: a switch or the protocol is unknown.
     """
     on = set(switches)
-    for switch in on - set(SWITCHES):
-        raise DataError(f"switch: {switch!r} is not one of {', '.join(SWITCHES)}.")
+    for switch in on:
+        must_be_one_of("switch", switch, SWITCHES)
     return tuple(item for switch in SWITCHES if switch in on for item in family(switch, protocol, seed, unit))

@@ -94,9 +94,8 @@ def choose(tasks: Iterable[Task], ids: Sequence[str], where: str = "the tasks gi
     for name in ids:
         if name not in table:
             raise DataError(f"task {name!r} is not in {where}, which has {len(table)} tasks; check the id.")
-    if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if list(ids).count(name) > 1)
-        raise DataError(f"task {twice!r} is asked for twice; list each id once.")
+        if list(ids).count(name) > 1:
+            raise DataError(f"task {name!r} is asked for twice; list each id once.")
     return [table[name] for name in ids]
 
 

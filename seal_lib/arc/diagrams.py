@@ -6,7 +6,6 @@ It shows demonstrations → a configuration, written as JSON → test-time train
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from seal_lib.arc.data import load_tasks
 from seal_lib.arc.domain import Attempt
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair, Task
-from seal_lib.errors import SealError
 from seal_lib.report import diagrams
 from seal_lib.report.arms import arm_label
 from seal_lib.report.diagrams import GIVEN, RIGHT, TRAINED, WRITTEN, WRONG
@@ -50,17 +48,17 @@ def example(folder: Path) -> pd.DataFrame | None:
     import pandas as pd
 
     p = manifest.read(folder)["parameters"]
-    found: dict[str, list[Attempt]] = {}
-    for row in manifest.rows(folder):
-        if re.fullmatch(r"seed_\d+/evaluate/seal_round_\d+", row["phase"]):
-            values = {key: value for key, value in row.items() if key not in ("phase", "unit", "crc")}
-            found.setdefault(row["phase"], []).append(Attempt.from_dict(values))
-    own = [phase for phase in found if phase.partition("/")[0] == next(iter(found)).partition("/")[0]]
-    last = max(own, key=lambda phase: int(phase.rpartition("_")[2]), default="")
-    tried = [attempt for attempt in found.get(last, ()) if attempt.config]
+    found = diagrams.recorded(folder, r"seed_\d+/evaluate/seal_round_\d+")
+    last = diagrams.last_round(found)
+    journal = ("phase", "unit", "crc")
+    rows = [{key: row[key] for key in row if key not in journal} for row in found.get(last, ()) if row["config"]]
+    tried = [Attempt.from_dict(row) for row in rows]
     solved = next((attempt for attempt in tried if attempt.pass_2), None)
-    task = _task(solved.unit_id, p) if solved else None
-    if solved is None or solved.config is None or task is None:
+    if solved is None:
+        return None
+    source = p["tasks"], p["solutions"], p["ids"]
+    task = diagrams.unit_of(solved.unit_id, lambda: load_tasks(*source, seed=p["tasks_seed"]))
+    if task is None or not task.solutions:
         return None
     lines: list[dict[str, Any]] = [
         *({"part": "demonstration", **_texts(pair)} for pair in task.train),
@@ -77,15 +75,6 @@ def example(folder: Path) -> pd.DataFrame | None:
     count = f"of {len(tried)} different configurations of that loop {sum(attempt.pass_2 for attempt in tried)} solved"
     text = f"The first puzzle that was solved ({count} theirs). Model {p['model']}, protocol {p['protocol']}, run "
     return pd.DataFrame([*lines, {"part": "about", "text": f"{text}{folder.parent.parent.name}/{folder.name}."}])
-
-
-def _task(name: str, p: dict[str, Any]) -> Task | None:
-    """Return the task of that id with its solution, or None if its source is not available."""
-    try:
-        tasks = load_tasks(p["tasks"], p["solutions"], p["ids"], seed=p["tasks_seed"])
-    except SealError:
-        return None
-    return next((task for task in tasks if task.id == name and task.solutions), None)
 
 
 def _augmented(task: Task, config: Config, p: dict[str, Any]) -> list[tuple[str, Pair]]:

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from seal_lib.arc import grids, render, vote
 from seal_lib.arc.augment import ARC_PROTOCOLS
-from seal_lib.arc.examples import BATCH, CAP, MAX_STEPS, PuzzleExample, question, training_set
+from seal_lib.arc.examples import BATCH, CAP, MAX_STEPS, question, training_set
 from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.self_edits import REASONS, SCHEMA, UNPARSED, Config, Limits, Reading, read, with_data
 from seal_lib.arc.tasks import Task
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.generation.contract import Completion, Request, Sampling
-from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected
+from seal_lib.loops.domain import TOO_LONG, Answers, Candidate, Rejected, Results, job_settings
 from seal_lib.loops.policy import Policy
+from seal_lib.models.tokens import read_ids
 from seal_lib.records import SelfEdit
 from seal_lib.runs.work import Count
 from seal_lib.seeds import derive_seed
@@ -51,6 +52,13 @@ PUZZLE_GRADERS: dict[str, Callable[["Attempt"], float]] = {
 AUTHORS_TTT = {"targets": "qv-mlp", "schedule": "cosine", "warmup": 11, "views": "all"}
 #: outcomes that leave nothing to grade
 UNSCORED = ("diverged", "task_too_long")
+
+
+def check_theirs(settings: object, theirs: Mapping[str, object]) -> None:
+    """Raise DataError if a setting differs from the authors', so that no other run carries their label."""
+    for key, value in theirs.items():
+        if (ours := getattr(settings, key)) != value:
+            raise DataError(f"{key}: {ours!r} is not the authors' way; use {value!r} or protocol: clean.")
 
 
 @dataclass(frozen=True)
@@ -101,14 +109,9 @@ class TestTimeTraining:
 
     def __post_init__(self):
         for key, allowed in (("protocol", ARC_PROTOCOLS), ("views", VIEWS), ("grader", PUZZLE_GRADERS)):
-            if getattr(self, key) not in allowed:
-                raise DataError(f"{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}.")
+            must_be_one_of(key, getattr(self, key), allowed)
         if self.protocol == "authors":
-            for key, theirs in AUTHORS_TTT.items():
-                if getattr(self, key) != theirs:
-                    raise DataError(
-                        f"{key}: {getattr(self, key)!r} is not the authors' way; use {theirs!r} or protocol: clean."
-                    )
+            check_theirs(self, AUTHORS_TTT)
 
     @property
     def limits(self) -> Limits:
@@ -293,13 +296,8 @@ class Puzzles:
             examples=examples,
             lr=config.learning_rate,
             epochs=config.epochs,
-            rank=inner.rank,
-            alpha=inner.alpha,
-            batch=inner.batch,
             seed=derive_seed(candidate.seed, task.id, "test-time training"),
-            schedule=inner.schedule,
-            warmup=inner.warmup,
-            clip=inner.clip,
+            **job_settings(inner),
         )
 
     def questions(
@@ -317,13 +315,7 @@ class Puzzles:
         task = candidate.unit
         return [(t, v) for t in range(len(task.tests)) for v in views_of(task, t, self.inner, candidate.seed)]
 
-    def grade(
-        self,
-        candidates: Sequence[Candidate],
-        results: Sequence[Result | Rejected | None],
-        answers: Sequence[Sequence[Completion | None]],
-        count: Count,
-    ) -> list[Attempt]:
+    def grade(self, candidates: Sequence[Candidate], results: Results, answers: Answers, count: Count) -> list[Attempt]:
         return [self._attempt(*each) for each in zip(candidates, results, answers, strict=True)]
 
     def _attempt(
@@ -384,16 +376,13 @@ class Puzzles:
         return Attempt.from_dict(row)
 
     def reward_seeds(self, seed: int, count: int) -> list[int]:
-        """Return the seeds of ``count`` rewards.
-
-        The first is the round's own, so that practice and evaluation with one seed augment alike.
-        """
+        """Return one seed per reward; the first is the round's own, so that practice and evaluation augment alike."""
         return [derive_seed(seed, "reward", s) if s else seed for s in range(count)]
 
     def target(self, unit: Task, text: str, policy: Policy) -> tuple[list[int], list[int]]:
         prompt = render.self_edit_prompt(unit, policy.tokenizer, self.prompts)
         completion = render.completion_ids(unit, text, policy.tokenizer, self.prompts)
-        return render.prompt_ids(prompt, policy.tokenizer), completion
+        return read_ids(prompt, policy.tokenizer), completion
 
 
 def _name(config: Config) -> str:
@@ -415,11 +404,10 @@ def training_examples(
     sets = {} if sets is None else sets
     key = (task.id, config.switches)
     if key not in sets:
-        limit = settings.example_tokens
-        keep = (lambda e: render.tokens(e, tokenizer, prompts) <= limit) if _may_exceed(task, limit) else _always
-        sets[key] = training_set(
-            task, config.switches, seed, settings.protocol, cap=settings.cap, copies=settings.copies, keep=keep
-        )
+        limit, how = settings.example_tokens, {"cap": settings.cap, "copies": settings.copies}
+        if _may_exceed(task, limit):
+            how["keep"] = lambda example: render.tokens(example, tokenizer, prompts) <= limit
+        sets[key] = training_set(task, config.switches, seed, settings.protocol, **how)
     both = (*key, config.loss_on)
     if both not in sets:
         sets[both] = [
@@ -430,16 +418,9 @@ def training_examples(
 
 
 def _may_exceed(task: Task, limit: int) -> bool:
-    """Return whether an augmented example might exceed ``limit`` tokens, at four tokens per cell.
-
-    The estimate saves counting the tokens of every example.
-    """
+    """Return whether an augmented example might exceed ``limit`` tokens; four per cell is quicker than counting."""
     cells = sum(len(grid) * len(grid[0]) for pair in task.train for grid in (pair.input, pair.output))
     return 16 * cells + 400 > limit
-
-
-def _always(example: PuzzleExample) -> bool:
-    return True
 
 
 def views_of(task: Task, test: int, settings: TestTimeTraining, seed: int) -> list[vote.View]:

@@ -63,10 +63,7 @@ def augmented(pairs: Sequence[Pair], count: int, with_: Iterable[Augmenter]) -> 
 
 
 def permuted(example: PuzzleExample, *seed: object, colours: bool = True) -> PuzzleExample:
-    """Return the example with its demonstrations in random order.
-
-    If ``colours``, one random permutation of the colours is also applied throughout.
-    """
+    """Return the example with its demonstrations in random order and, if ``colours``, with its colours permuted."""
     draws = rng(*seed)
     demonstrations, target = list(example.demonstrations), example.target
     if colours:

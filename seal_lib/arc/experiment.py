@@ -6,7 +6,7 @@ The loop itself is `seal_lib.loops.outer.run_loop`; `tables` turns its results i
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seal_lib.arc.domain import Attempt, Puzzles
+from seal_lib.arc.domain import Attempt, Puzzles, check_theirs
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
@@ -42,21 +42,14 @@ class FewShot:
         double = {t.id for t in self.practice} & {t.id for t in self.held_out}
         if double:
             raise DataError(f"task {sorted(double)[0]!r} is both practised and evaluated; take it out of one list.")
-        if self.domain.inner.protocol == "authors":
-            self._check_authors()
-
-    def _check_authors(self) -> None:
-        """Raise DataError if a setting differs from the authors', so that no other run carries their label."""
+        if self.domain.inner.protocol != "authors":
+            return
         prompts = self.domain.prompts
         if not prompts.chat:
             raise DataError(f"prompts: {prompts.name!r} is no chat set, as protocol authors needs; use chat.")
         if self.domain.max_tries == 1:
             raise DataError("resample: false is not the authors' way; use resample: true or protocol: clean.")
-        for key, theirs in AUTHORS_SFT.items():
-            if getattr(self.outer, key) != theirs:
-                raise DataError(
-                    f"{key}: {getattr(self.outer, key)!r} is not the authors' way; use {theirs!r} or protocol: clean."
-                )
+        check_theirs(self.outer, AUTHORS_SFT)
 
     def loop(self, run: Recorder, base: Policy, *, rounds: int, seed: int, control: str = "") -> Loop:
         """Run one whole loop; every round practises on the same tasks."""

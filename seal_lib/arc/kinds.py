@@ -8,27 +8,25 @@ puzzle; to do better it has to read. This module runs the arms and makes their r
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
-from typing import TYPE_CHECKING
+from itertools import compress, count, islice, product
+from operator import methodcaller
 
 from seal_lib.arc import mixed_world
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.domain import Attempt
 from seal_lib.arc.experiment import FewShot
 from seal_lib.arc.self_edits import Config
-from seal_lib.arc.tables import ByLoop, by_task, rate
+from seal_lib.arc.tables import ByLoop, by_arm, rate
 from seal_lib.loops.domain import Candidate
 from seal_lib.loops.inner import score
 from seal_lib.loops.outer import Loop, evaluate
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.updates import imitate
-from seal_lib.records import SelfEdit
+from seal_lib.records import SelfEdit, values_of
 from seal_lib.report import stats
 from seal_lib.report.arms import difference_arm
+from seal_lib.runs.work import Recorder
 from seal_lib.seeds import rng
-
-if TYPE_CHECKING:
-    from seal_lib.runs.work import Recorder
 
 EXPERIMENT = "arc/kinds"
 #: how a configuration alters its copies → the simplest switches that do so (at this size, the chain switch only
@@ -41,10 +39,7 @@ WAYS: dict[str, tuple[str, ...]] = {
 
 
 def way(config: Config) -> str:
-    """Return which of `WAYS` a configuration follows.
-
-    The basic switch turns (and recolours); any other switch only recolours.
-    """
+    """Return which of `WAYS` a configuration follows: the basic switch turns and recolours, others only recolour."""
     if "use_basic_augmentations" in config.switches:
         return "turned"
     return "recoloured" if config.switches else "plain"
@@ -54,34 +49,26 @@ def blind_configuration(by_hand: Config, *seed: object) -> Config:
     """Return a configuration of a random way with random switches that give this way; the rest is as in ``by_hand``."""
     draws = rng(*seed)
     wanted = draws.choice(list(WAYS))
-    fitting = [c for c in _configurations(by_hand) if way(c) == wanted]
-    return draws.choice(fitting)
+    every = [replace(by_hand, switches=tuple(compress(SWITCHES, on))) for on in product((0, 1), repeat=len(SWITCHES))]
+    return draws.choice([config for config in every if way(config) == wanted])
 
 
-def _configurations(by_hand: Config) -> list[Config]:
-    """Return one configuration per combination of switches."""
-    on = [[s for s, there in zip(SWITCHES, bits, strict=True) if there] for bits in product((0, 1), repeat=4)]
-    return [replace(by_hand, switches=tuple(switches)) for switches in on]
-
-
-def opening_policy(run: "Recorder", base: Policy, study: FewShot, by_hand: Config, documents: int, lr: float) -> Policy:
+def opening_policy(run: Recorder, base: Policy, study: FewShot, by_hand: Config, documents: int, lr: float) -> Policy:
     """Return the untrained policy: ``base`` finetuned once on puzzles of seen rules with blindly drawn configurations.
 
     All ways are equally frequent, so that none is too rare to be rewarded. The draw ignores the puzzle, so the data
     hold nothing about which configuration suits which kind.
     """
-    seen = [task for seed in range(-(-documents // 12)) for task in mixed_world.tasks("mixed-seen", 12, seed)][
-        :documents
-    ]
+    seen = (task for seed in count() for task in mixed_world.tasks("mixed-seen", 12, seed))
     pairs = []
-    for number, task in enumerate(seen):
+    for number, task in enumerate(islice(seen, documents)):
         text = blind_configuration(by_hand, "opening policy", number).text()
         pairs.append(study.domain.target(task, text, base))
     policy, _ = base.finetuned(run, pairs, replace(study.outer, sft_epochs=1, sft_lr=lr), name="opening", seed=0)
     return policy
 
 
-def loop(run: "Recorder", opening: Policy, study: FewShot, *, rounds: int, seed: int, random_control: bool) -> Loop:
+def loop(run: Recorder, opening: Policy, study: FewShot, *, rounds: int, seed: int, random_control: bool) -> Loop:
     """Run one whole loop with its controls, and return it.
 
     The control ``dealt_config_sft``, which always runs, is trained on the kept self-edits of the last round dealt to
@@ -92,19 +79,11 @@ def loop(run: "Recorder", opening: Policy, study: FewShot, *, rounds: int, seed:
     last = done.rounds[-1]
     kept = dealt([trial.edit for trial in last.candidates if trial.id in set(last.kept)], seed)
     name, group = "dealt_config_sft", f"seed_{seed}/"
-    control = imitate(run, opening, kept, study.practice, study.domain, study.outer, name=group + name, seed=seed)
-    evaluated = evaluate(
-        run,
-        control.policy,
-        study.held_out,
-        study.domain,
-        study.outer,
-        arm=name,
-        seed=seed,
-        group=group,
-        samples=study.edits,
-    )
-    return replace(done, evaluated={**done.evaluated, "dealt_config_sft": evaluated})
+    domain, outer = study.domain, study.outer
+    policy = imitate(run, opening, kept, study.practice, domain, outer, name=group + name, seed=seed).policy
+    how = {"arm": name, "seed": seed, "group": group, "samples": study.edits}
+    evaluated = evaluate(run, policy, study.held_out, domain, outer, **how)
+    return replace(done, evaluated={**done.evaluated, name: evaluated})
 
 
 def dealt(edits: Sequence[SelfEdit], seed: int) -> list[SelfEdit]:
@@ -114,7 +93,7 @@ def dealt(edits: Sequence[SelfEdit], seed: int) -> list[SelfEdit]:
     return [replace(edit, unit_id=puzzle) for edit, puzzle in zip(edits, puzzles, strict=True)]
 
 
-def try_ways(run: "Recorder", policy: Policy, study: FewShot, by_hand: Config) -> dict[str, dict[str, list[Attempt]]]:
+def try_ways(run: Recorder, policy: Policy, study: FewShot, by_hand: Config) -> dict[str, dict[str, list[Attempt]]]:
     """Try every way once on each task; return ``practice`` and ``held_out`` → way → attempts."""
     found = {}
     for name, tasks in (("practice", study.practice), ("held_out", study.held_out)):
@@ -129,10 +108,7 @@ def try_ways(run: "Recorder", policy: Policy, study: FewShot, by_hand: Config) -
 
 
 def best_ways(practice: Mapping[str, Sequence[Attempt]], grader: str) -> dict[str, str]:
-    """Return kind → the way that succeeds most often on its *practice* tasks; ``all``: on all of them.
-
-    Of equals, the first.
-    """
+    """Return kind → the way that succeeds most often on its *practice* tasks (of equals the first); ``all``: on all."""
     choice = {}
     for kind in ("all", *mixed_world.KINDS):
         found = {name: rate(of_kind({0: tried}, kind), lambda a: a.graded(grader)) for name, tried in practice.items()}
@@ -141,10 +117,7 @@ def best_ways(practice: Mapping[str, Sequence[Attempt]], grader: str) -> dict[st
 
 
 def fixed_arms(ways: Mapping[str, Mapping[str, Sequence[Attempt]]], grader: str) -> dict[str, list[Attempt]]:
-    """Return the attempts of two arms: one configuration for all tasks, and one for each kind.
-
-    Both are chosen on practice tasks.
-    """
+    """Return the attempts of two arms, chosen on practice tasks: one configuration for all, and one for each kind."""
     best = best_ways(ways["practice"], grader)
     tried = ways["held_out"]
     known = [a for kind in mixed_world.KINDS for a in tried[best[kind]] if mixed_world.kind_of(a.unit_id) == kind]
@@ -167,21 +140,14 @@ def kind_rows(
     icl: Sequence[Attempt],
     loops: Sequence[Loop],
     *,
-    protocol: str,
-    model: str,
     grader: str,
+    **label: str,
 ) -> list[dict]:
-    """Return the rows of ``arc/kinds`` and ``arc/kinds/<kind>``.
+    """Return the rows of ``arc/kinds`` and ``arc/kinds/<kind>``: success, what is written, and how it suits the puzzle.
 
-    They hold success, what is written, and how well it suits the puzzle.
+    ``label`` is protocol and model.
     """
-    label = {"protocol": protocol, "model": model}
-    fixed = {"icl": icl, **fixed_arms(ways, grader)}
-    written: dict[str, dict[object, Sequence[Attempt]]] = {}
-    for one in loops:
-        for arm, trials in one.evaluated.items():
-            written.setdefault(arm, {})[one.seed] = [trial.attempt for trial in trials]
-    arms: dict[str, ByLoop] = {**{arm: {0: attempts} for arm, attempts in fixed.items()}, **written}
+    arms, written = by_arm({"icl": icl, **fixed_arms(ways, grader)}, loops), by_arm({}, loops)
     rows = []
     for kind in ("all", *mixed_world.KINDS):
         where = EXPERIMENT if kind == "all" else f"{EXPERIMENT}/{kind}"
@@ -196,10 +162,7 @@ def kind_rows(
             for name, attempts in tried.items():
                 found = rate(of_kind({0: attempts}, kind), lambda a: a.graded(grader))
                 rows.append(found.row(where, name, f"success_rate:{population}", grader=grader, **label))
-    graded = {
-        arm: {loop: by_task(several, lambda a: a.graded(grader)) for loop, several in attempts.items()}
-        for arm, attempts in arms.items()
-    }
+    graded = {arm: values_of(attempts, methodcaller("graded", grader)) for arm, attempts in arms.items()}
     for (a, b), found in stats.compare(graded, comparisons(len(loops[0].rounds)), unit="task").items():
         rows.append(found.row(EXPERIMENT, difference_arm(a, b), "difference", grader=grader, **label))
     best = best_ways(ways["practice"], grader)
@@ -225,7 +188,7 @@ def fits(attempts: ByLoop, best: Mapping[str, str]) -> tuple[dict, dict]:
     Both are loop → task → shares; a self-edit suits if it follows the way in ``best`` for the kind. The difference is
     what the policy gains by reading.
     """
-    fit = {loop: by_task(several, lambda a: _fit(a, best)) for loop, several in attempts.items()}
+    fit = values_of(attempts, lambda a: _fit(a, best))
     dealt_ = {}
     for loop, several in attempts.items():
         share = {name: sum(_written(a) == name for a in several) / len(several) for name in WAYS}

@@ -23,7 +23,8 @@ from seal_lib.arc import world
 from seal_lib.arc.augment import IDENTITY, flip, rotate, transpose
 from seal_lib.arc.grids import Grid
 from seal_lib.arc.tasks import Pair, Task
-from seal_lib.errors import DataError
+from seal_lib.arc.world import cells, grid_of, task_of
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.seeds import rng as seeded
 
 KINDS = ("moves", "around_black", "key_colour")
@@ -31,25 +32,10 @@ KINDS = ("moves", "around_black", "key_colour")
 BLACK: dict[str, tuple[int, ...]] = {"corner": (0,), "side": (0, 1), "diagonal": (0, 3), "bend": (0, 1, 2)}
 #: the eight ways to turn or mirror a square
 SYMMETRIES = (
-    IDENTITY,
-    rotate(90),
-    rotate(180),
-    rotate(270),
-    flip(0),
-    flip(1),
-    transpose(),
-    rotate(180).then(transpose()),
+    *(IDENTITY, rotate(90), rotate(180), rotate(270)),
+    *(flip(0), flip(1), transpose(), rotate(180).then(transpose())),
 )
 _NUMBERED: Grid = ((0, 1), (2, 3))
-
-
-def cells(grid: Grid) -> tuple[int, ...]:
-    return grid[0] + grid[1]
-
-
-def grid_of(four: tuple[int, ...] | list[int]) -> Grid:
-    a, b, c, d = four
-    return ((a, b), (c, d))
 
 
 @cache
@@ -102,8 +88,7 @@ def tasks(population: str, count: int, seed: int = 0, demonstrations: int = 4) -
     Raises:
         DataError: the population is unknown, three does not divide the count, or there are fewer rules than tasks.
     """
-    if population not in populations():
-        raise DataError(f"tasks: world:{population} is not one of world:{', world:'.join(populations())}.")
+    must_be_one_of("tasks", f"world:{population}", [f"world:{name}" for name in populations()])
     each, left = divmod(count, len(KINDS))
     if left:
         raise DataError(f"tasks: {count} tasks of world:{population} cannot be a third of each kind; give 18, say.")
@@ -120,7 +105,7 @@ def tasks(population: str, count: int, seed: int = 0, demonstrations: int = 4) -
 def _moves(name: str, rule: world.GridRule, seed: int, demonstrations: int) -> Task:
     name = f"{name}-{''.join(map(str, rule))}"
     draws = seeded("mixed task", name, seed)
-    return _task(name, [world.draw_pair(rule, draws) for _ in range(demonstrations + 1)])
+    return task_of(name, [world.draw_pair(rule, draws) for _ in range(demonstrations + 1)])
 
 
 def _around_black(name: str, rule: tuple[str, world.GridRule], seed: int, demonstrations: int) -> Task:
@@ -138,7 +123,7 @@ def _around_black(name: str, rule: tuple[str, world.GridRule], seed: int, demons
         colours = draws.sample(range(1, world.N_COLOURS), 4)
         grid = grid_of([0 if i in black else colours[i] for i in range(4)])
         pairs.append(turn.pair(Pair(grid, world.apply(moved, grid))))
-    return _task(name, pairs)
+    return task_of(name, pairs)
 
 
 def _key_colour(name: str, rule: tuple[int, int], seed: int, demonstrations: int) -> Task:
@@ -150,11 +135,7 @@ def _key_colour(name: str, rule: tuple[int, int], seed: int, demonstrations: int
         four = [old, *draws.sample([c for c in range(world.N_COLOURS) if c not in rule], 3)]
         draws.shuffle(four)
         pairs.append(Pair(grid_of(four), grid_of([new if cell == old else cell for cell in four])))
-    return _task(name, pairs)
-
-
-def _task(name: str, pairs: list[Pair]) -> Task:
-    return Task(name, tuple(pairs[:-1]), (pairs[-1].input,), (pairs[-1].output,))
+    return task_of(name, pairs)
 
 
 _TASKS = {"moves": _moves, "around_black": _around_black, "key_colour": _key_colour}

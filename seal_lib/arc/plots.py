@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from seal_lib.arc import grids
@@ -82,7 +81,9 @@ def choices(table: pd.DataFrame, axes: Sequence[Axes] | np.ndarray) -> np.ndarra
     import numpy as np
 
     shares = _named(table, "share:")
-    panels = sorted({metric.split("=", 1)[0] for metric in shares["what"]}, key=_choice_rank)
+    known = list(CHOICE_LABELS)
+    panels = {metric.split("=", 1)[0] for metric in shares["what"]}
+    panels = sorted(panels, key=lambda choice: (known.index(choice) if choice in known else len(known), choice))
     axes = np.atleast_1d(axes)
     if axes.size < len(panels):
         raise DataError(f"choices: {len(panels)} panels but {axes.size} axes; give one for each choice.")
@@ -119,8 +120,6 @@ def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
     Each cell gives the share in per cent and, in small print, its interval and the number of tasks it was tried on. A
     configuration that was never written is hatched.
     """
-    import numpy as np
-
     cells = {}
     for row in _named(table, f"success:{down}=", f"|{across}=").to_dict("records"):
         a, b = row["what"].split(f"|{across}=", 1)
@@ -130,9 +129,7 @@ def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
     rows, columns = _ordered({a for a, _ in cells}), _ordered({b for _, b in cells})
     if all(map(_is_number, rows)):
         rows = rows[::-1]  # numbers grow upwards, as on an axis
-    values = np.full((len(rows), len(columns)), math.nan)
-    for (a, b), row in cells.items():
-        values[rows.index(a), columns.index(b)] = row["value"]
+    values = [[cells[a, b]["value"] if (a, b) in cells else math.nan for b in columns] for a in rows]
     ax.set_facecolor("#f4f4f4")
     ax.patch.set(hatch="////", edgecolor="#d0d0d0", linewidth=0)
     image = ax.imshow(values, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
@@ -147,8 +144,8 @@ def success_map(table: pd.DataFrame, ax: Axes, down: str, across: str) -> Axes:
     ax.set_xticks(range(len(columns)), [_option(b) for b in columns])
     ax.set_yticks(range(len(rows)), [_option(a) for a in rows])
     ax.set(xlabel=CHOICE_LABELS.get(across, across), ylabel=CHOICE_LABELS.get(down, down))
-    ax.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
-    ax.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
+    ax.set_xticks([x + 0.5 for x in range(len(columns) - 1)], minor=True)
+    ax.set_yticks([y + 0.5 for y in range(len(rows) - 1)], minor=True)
     ax.grid(which="minor", color="white", linewidth=1.5)
     ax.tick_params(which="both", length=0)
     ax.spines[:].set_visible(False)
@@ -186,33 +183,16 @@ def success_by_task(table: pd.DataFrame, ax: Axes) -> Axes:
         x, y = arms.index(row["arm"]), tasks.index(row["what"])
         if math.isnan(row["value"]):
             continue
-        paint, to = colour(row["arm"]), lambda share, x=x: x + span * share
-        ax.plot(
-            [to(row["low"]), to(row["high"])],
-            [y, y],
-            color=paint,
-            linewidth=1.4,
-            alpha=0.45,
-            zorder=2,
-            gid=f"interval:{row['arm']}:{row['what']}",
-        )
-        ax.plot(
-            [to(row["value"])],
-            [y],
-            "o",
-            color=paint,
-            markersize=4.2,
-            zorder=3,
-            clip_on=False,
-            gid=f"value:{row['arm']}:{row['what']}",
-        )
+        paint, name = colour(row["arm"]), f"{row['arm']}:{row['what']}"
+        value, *ends = (x + span * row[key] for key in ("value", "low", "high"))
+        ax.plot(ends, [y, y], color=paint, linewidth=1.4, alpha=0.45, zorder=2, gid=f"interval:{name}")
+        ax.plot([value], [y], "o", color=paint, markersize=4.2, zorder=3, clip_on=False, gid=f"value:{name}")
     for x, arm in enumerate(arms):
         counts = sorted(set(rows.loc[rows["arm"] == arm, "n"].dropna().astype(int)))
         each = f"{counts[0]}–{counts[-1]}" if len(counts) > 1 else "".join(map(str, counts))
         name = textwrap.fill(arm_label(arm), 13, break_on_hyphens=False) + f"\nn = {each}"
         ax.text(x + span / 2, 1.01, name, transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
-    ends = list(chain.from_iterable((x, x + span) for x in range(len(arms))))
-    ax.set_xticks(ends, ["0", "100"] * len(arms), fontsize=7)
+    ax.set_xticks([x + end for x in range(len(arms)) for end in (0, span)], ["0", "100"] * len(arms), fontsize=7)
     ax.set_xlabel("self-edits that solve the task, % (n: distinct configurations)")
     ax.set_xlim(-0.08, len(arms) - 1 + span + 0.08)
     ax.set_yticks(range(len(tasks)), tasks, fontsize=7.5)
@@ -246,14 +226,11 @@ def task_picture(
 ) -> np.ndarray:
     """Draw the demonstrations, input over output, then each test input over the truth with the attempts beside it.
 
-    Words and colour say whether an attempt is right.
+    Words and colour say whether an attempt is right. Return the array of axes.
 
     Args:
         where: a figure, on which 2 × `task_columns` axes are made, or such an array of axes.
         attempts: per test input the submitted grids (as in ``Attempt.attempts``); None: no column of attempts.
-
-    Returns:
-        The array of axes.
     """
     columns = task_columns(task, attempts)
     axes = where if not hasattr(where, "subplots") else where.subplots(2, columns, squeeze=False)
@@ -375,10 +352,6 @@ def _named(table: pd.DataFrame, start: str, holding: str = "") -> pd.DataFrame:
         double = f"{twice['arm']!r} twice for {twice['metric']}"
         raise DataError(f"The table has {double}; narrow it to one experiment, protocol and model.")
     return rows.assign(what=rows["metric"].str.removeprefix(start))
-
-
-def _choice_rank(choice: str) -> tuple[int, str]:
-    return (list(CHOICE_LABELS).index(choice) if choice in CHOICE_LABELS else len(CHOICE_LABELS)), choice
 
 
 def _together(rows: pd.DataFrame) -> dict:

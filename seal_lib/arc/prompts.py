@@ -7,16 +7,11 @@ user message of a chat set, and one text in any other set. Tokenizers and chat t
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from seal_lib import paths
 from seal_lib.arc.examples import PuzzleExample
 from seal_lib.arc.grids import Grid, question_text, to_text
 from seal_lib.arc.tasks import Task
-from seal_lib.errors import DataError
-from seal_lib.loops.wording import fill
-from seal_lib.runs import yaml_files
-
-_SLOTS = {"self_edit": ("demonstrations",), "demonstration": ("input", "output")}
-_TEXTS = ("instruction", "self_edit", "demonstration", "stop")
+from seal_lib.errors import DataError, must_be_one_of
+from seal_lib.loops.wording import check_slots, entries, fill
 
 
 def _rows(grid: Grid) -> str:
@@ -71,39 +66,23 @@ def load(name: str, file: str | None = None) -> Prompts:
         DataError: there is no such set, a key is unknown or missing, a value has the wrong type, or a template lacks a
             slot.
     """
-    shipped = Path(__file__).with_name("prompts.yaml")
-    sets, own = yaml_files.read(shipped), _own(file) if file else {}
-    if name not in sets | own:
-        raise DataError(f"prompts: {name!r} is not one of {', '.join(sorted(map(str, sets | own)))}.")
-    chosen, where = (own[name], file) if name in own else (sets[name], shipped.name)
-    _check(chosen, f"{where}, set {name!r}")
-    return Prompts(name=name, **chosen)
-
-
-def _own(file: str) -> dict[str, dict]:
-    sets = yaml_files.read(paths.given(file))
-    if not isinstance(sets, dict) or not all(isinstance(value, dict) for value in sets.values()):
-        raise DataError(f"{file}: expected `name: {{chat: …, self_edit: …}}` entries, one per prompt set.")
-    return sets
-
-
-def _check(chosen: dict, where: str) -> None:
+    sets = entries(Path(__file__).with_name("prompts.yaml"), file, "chat: …, self_edit: …")
+    must_be_one_of("prompts", name, sorted(sets, key=str))
+    chosen, origin = sets[name]
+    where = f"{origin}, set {name!r}"
     keys = {item.name for item in fields(Prompts)} - {"name"}
     if set(chosen) != keys:
         wrong, right = ", ".join(sorted(map(str, set(chosen) ^ keys))), ", ".join(sorted(keys))
         raise DataError(f"{where}: {wrong} missing or unknown; a set has {right}.")
     if not isinstance(chosen["chat"], bool):
         raise DataError(f"{where}, chat: {chosen['chat']!r} is not true or false.")
-    for key in _TEXTS:
+    for key in ("instruction", "self_edit", "demonstration", "stop"):
         if not isinstance(chosen[key], str):
             raise DataError(f"{where}, {key}: {chosen[key]!r} is not text; put it in quotes.")
     if not isinstance(chosen["persona"], str if chosen["chat"] else type(None)):
         raise DataError(f"{where}, persona: a chat set needs a text here and any other set null.")
-    if chosen["grid"] not in GRIDS:
-        raise DataError(f"{where}, grid: {chosen['grid']!r} is not one of {', '.join(GRIDS)}.")
+    must_be_one_of(f"{where}, grid", chosen["grid"], GRIDS)
     if set(chosen["stop"]) <= set(to_text(((0,), (1,)))) | set("23456789"):
         raise DataError(f"{where}, stop: {chosen['stop']!r} can occur in a grid; use a sign that cannot, such as '#'.")
-    for key, slots in _SLOTS.items():
-        for slot in slots:
-            if "{" + slot + "}" not in chosen[key]:
-                raise DataError(f"{where}, {key}: the slot {{{slot}}} is missing from the template.")
+    check_slots(chosen, {"self_edit": ("demonstrations",), "demonstration": ("input", "output")}, where)
+    return Prompts(name=name, **chosen)

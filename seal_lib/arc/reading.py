@@ -26,20 +26,12 @@ def outcome(results: pd.DataFrame) -> str:
     For a difference it also says in how many single loops it is separable.
     """
     last = _last(results)
-    lines = [
-        _levels(results),
-        _differences(results),
-        _reward(results, last),
-        _choices(results, last),
-    ]
+    lines = [_levels(results), _differences(results), _reward(results, last), _choices(results, last)]
     return bullets([line for line in lines if line])
 
 
 def by_task(results: pd.DataFrame) -> str:
-    """Return how SEAL compares with its references, and how its gain is spread over tasks and cells.
-
-    The references are the untrained policy and the hand-made configuration.
-    """
+    """Return how SEAL compares with the untrained policy and the hand-made configuration, task by task and in cells."""
     last = _last(results)
     lines = [_between(results, last), _spread(results, last), _cells(results, last)]
     return bullets([line for line in lines if line])
@@ -61,8 +53,8 @@ def _find(results: pd.DataFrame, arm: str, metric: str, experiment: str = EXPERI
     return stats.Estimate.of_row(rows[0])
 
 
-def _difference(results: pd.DataFrame, a: str, b: str, experiment: str = EXPERIMENT) -> stats.Estimate | None:
-    return _find(results, difference_arm(a, b), "difference", experiment)
+def _difference(results: pd.DataFrame, a: str, b: str) -> stats.Estimate | None:
+    return _find(results, difference_arm(a, b), "difference")
 
 
 def _levels(results: pd.DataFrame) -> str:
@@ -127,20 +119,18 @@ def _choices(results: pd.DataFrame, last: str) -> str:
             moved.append((after.value - before.value, f"{what} ({100 * before.value:.0f} → {100 * after.value:.0f} %)"))
     up = [text for gain, text in sorted(moved, reverse=True) if gain > 0]
     down = [text for gain, text in sorted(moved) if gain < 0]
-    parts = [f"asks more often for {', '.join(up)}"] if up else []
-    parts += [f"asks less often for {', '.join(down)}"] if down else []
+    parts = [f"asks {how} often for {', '.join(said)}" for how, said in (("more", up), ("less", down)) if said]
     if not parts:
         return ""
     return f"After the last round the policy {' and '.join(parts)}; shares whose intervals overlap are left out."
 
 
 def _between(results: pd.DataFrame, last: str) -> str:
-    gain, left = _difference(results, last, "own_untrained"), _difference(results, last, "oracle")
     parts = []
-    if gain is not None and stats.separable(gain):
-        parts.append(f"{'above' if gain.value > 0 else 'below'} the untrained policy by {points(gain)}")
-    if left is not None and stats.separable(left):
-        parts.append(f"{'above' if left.value > 0 else 'below'} the hand-made configuration by {points(left)}")
+    for other, name in {"own_untrained": "the untrained policy", "oracle": "the hand-made configuration"}.items():
+        found = _difference(results, last, other)
+        if found is not None and stats.separable(found):
+            parts.append(f"{'above' if found.value > 0 else 'below'} {name} by {points(found)}")
     return f"{arm_label(last)} is separably {' and '.join(parts)}." if parts else ""
 
 

@@ -22,7 +22,7 @@ from seal_lib.arc.augment import ARC_PROTOCOLS
 from seal_lib.arc.examples import PuzzleExample
 from seal_lib.arc.prompts import Prompts
 from seal_lib.arc.tasks import Task
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.models.tokens import read_ids
 from seal_lib.training import jobs
 
@@ -51,15 +51,10 @@ def self_edit_prompt(task: Task, tokenizer: "PreTrainedTokenizerBase", prompts: 
     return _prompt(prompts.write(task), tokenizer, prompts)
 
 
-def prompt_ids(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the token ids of a prompt, exactly as the engines tokenise it."""
-    return read_ids(prompt, tokenizer)
-
-
 def completion_ids(task: Task, text: str, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> list[int]:
     """Return a self-edit as a training target: its tokens and those that end the turn (plain sets: EOS).
 
-    They follow `prompt_ids` of `self_edit_prompt`, as in the pairs of `seal_lib.training.finetune.sft`. The template
+    They follow the ids of `self_edit_prompt`, as in the pairs of `seal_lib.training.finetune.sft`. The template
     decides whether white space around ``text`` is kept or trimmed.
 
     Raises:
@@ -91,10 +86,8 @@ def training_example(
     Raises:
         DataError: ``loss_on`` or ``protocol`` is unknown, or the chat template does not fit (see `_reply`).
     """
-    if loss_on not in LOSS_ON:
-        raise DataError(f"loss_on: {loss_on!r} is not one of {', '.join(LOSS_ON)}.")
-    if protocol not in ARC_PROTOCOLS:
-        raise DataError(f"protocol: {protocol!r} is not one of {', '.join(ARC_PROTOCOLS)}.")
+    must_be_one_of("loss_on", loss_on, LOSS_ON)
+    must_be_one_of("protocol", protocol, ARC_PROTOCOLS)
     before, answer = _ids(example, tokenizer, prompts, protocol == "authors")
     first = 1.0 if loss_on == "all" else 0.0
     return jobs.Example([*before, *answer], weights=[first] * len(before) + [1.0] * len(answer))
@@ -112,12 +105,12 @@ def _ids(
     """Return (tokens of the prompt, tokens of the answer)."""
     parts, answer = prompts.question(example), prompts.answer(example.target.output)
     if not prompts.chat:  # generation ends at the stop text, so no EOS is needed
-        return prompt_ids("".join(parts), tokenizer), _tokens(answer, tokenizer)
+        return read_ids("".join(parts), tokenizer), _tokens(answer, tokenizer)
     written = _render(_messages(parts), tokenizer, prompts)
     prompt = _without_bos(written, tokenizer)
     second = [tokenizer.bos_token_id] if authors and prompt != written else []
     reply = _reply(parts, answer, tokenizer, prompts, header=authors)
-    return [*second, *prompt_ids(prompt, tokenizer)], _tokens(reply, tokenizer)
+    return [*second, *read_ids(prompt, tokenizer)], _tokens(reply, tokenizer)
 
 
 def _tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:

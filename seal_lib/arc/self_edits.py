@@ -39,30 +39,20 @@ UNPARSED = ("empty", "too_long", "not_json")
 
 _TRAINING = ("strategy", "learning_rate", "num_train_epochs")
 
+
+def _all_of(properties: dict[str, dict]) -> dict:
+    """Return the JSON Schema of an object with these keys and no others."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+_VALUES = {"type": "string", "enum": list(STRATEGIES)}, {"type": "number"}, {"type": "integer"}
 #: the schema for engines that can constrain decoding
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "data_generation": {
-            "type": "object",
-            "properties": {switch: {"type": "boolean"} for switch in SWITCHES},
-            "required": list(SWITCHES),
-            "additionalProperties": False,
-        },
-        "training": {
-            "type": "object",
-            "properties": {
-                "strategy": {"type": "string", "enum": list(STRATEGIES)},
-                "learning_rate": {"type": "number"},
-                "num_train_epochs": {"type": "integer"},
-            },
-            "required": list(_TRAINING),
-            "additionalProperties": False,
-        },
-    },
-    "required": ["data_generation", "training"],
-    "additionalProperties": False,
-}
+SCHEMA = _all_of(
+    {
+        "data_generation": _all_of({switch: {"type": "boolean"} for switch in SWITCHES}),
+        "training": _all_of(dict(zip(_TRAINING, _VALUES, strict=True))),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -81,11 +71,7 @@ class Config:
 
     def text(self) -> str:
         """Return the configuration as compact JSON, which `read` turns into an equal one."""
-        training = {
-            "strategy": self.strategy,
-            "learning_rate": self.learning_rate,
-            "num_train_epochs": self.epochs,
-        }
+        training = dict(zip(_TRAINING, (self.strategy, self.learning_rate, self.epochs), strict=True))
         return json.dumps({"data_generation": {s: s in self.switches for s in SWITCHES}, "training": training})
 
 
@@ -95,10 +81,7 @@ ORACLE = Config(SWITCHES, "train_using_output_tokens", 1e-4, 2)
 
 @dataclass(frozen=True)
 class Limits:
-    """The accepted values: a rate in (0, ``max_rate``], 1 to ``max_epochs`` epochs, and at most ``max_steps`` steps.
-
-    Steps are counted in minibatches of ``batch`` examples.
-    """
+    """A rate in (0, ``max_rate``], 1 to ``max_epochs`` epochs, and up to ``max_steps`` steps of ``batch`` examples."""
 
     max_rate: float = 1.0
     max_epochs: int = MAX_STEPS

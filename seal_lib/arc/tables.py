@@ -10,12 +10,13 @@ out, and counted as dropped and in a rate of its own. Nothing is run here.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import methodcaller
 
 from seal_lib.arc.augment import SWITCHES
 from seal_lib.arc.domain import PUZZLE_GRADERS, Attempt, PuzzleTrial
 from seal_lib.arc.self_edits import Config
 from seal_lib.loops.outer import Loop, fresh_rewards
-from seal_lib.records import Round
+from seal_lib.records import Round, values_of
 from seal_lib.report import rewards, stats
 from seal_lib.report.arms import difference_arm
 
@@ -37,30 +38,18 @@ PAIRS_OF_CHOICES = {
 ByLoop = Mapping[object, Sequence[Attempt]]
 
 
-def by_task(attempts: Iterable[Attempt], value: Callable[[Attempt], float]) -> dict[str, list[float]]:
-    """Return task → the values of its attempts."""
-    groups: dict[str, list[float]] = {}
-    for attempt in attempts:
-        groups.setdefault(attempt.unit_id, []).append(value(attempt))
-    return groups
-
-
 def rate(attempts: ByLoop, value: Callable[[Attempt], float], constant: bool = False) -> stats.Estimate:
-    """Return the mean over tasks of the mean of their self-edits, with its interval over tasks and loops.
-
-    NaN values are dropped.
-    """
-    values = {loop: by_task(several, value) for loop, several in attempts.items()}
-    return stats.mean_over_loops(values, stats.SHARE, "task", constant=constant)
+    """Return the mean over tasks of the means of their self-edits, without NaN, with its interval."""
+    return stats.mean_over_loops(values_of(attempts, value), stats.SHARE, "task", constant=constant)
 
 
 def share(attempts: ByLoop, counted: Callable[[Attempt], float]) -> stats.Estimate:
     """Return the share among distinct configurations, each counted once per loop and task, with its interval."""
     pairs: dict[object, dict[str, tuple[float, float]]] = {}
     dropped = 0
-    for loop, several in attempts.items():
+    for loop, tasks in values_of({loop: distinct(several) for loop, several in attempts.items()}, counted).items():
         pairs[loop] = {}
-        for task, values in by_task(distinct(several), counted).items():
+        for task, values in tasks.items():
             known = [value for value in values if not math.isnan(value)]
             dropped += len(values) - len(known)
             if known:
@@ -69,48 +58,37 @@ def share(attempts: ByLoop, counted: Callable[[Attempt], float]) -> stats.Estima
 
 
 def distinct(attempts: Iterable[Attempt]) -> list[Attempt]:
-    """Return the attempts of *one loop* that had a configuration, each configuration of a task once.
-
-    Equal configurations of a task share one training.
-    """
+    """Return the attempts of *one loop* that had a configuration, each configuration of a task once."""
     return list({a.id: a for a in attempts if a.config is not None}.values())
 
 
 def few_shot_rows(
-    fixed: Mapping[str, Sequence[Attempt]],
-    loops: Sequence[Loop],
-    *,
-    protocol: str,
-    model: str,
-    grader: str,
-    max_tries: int,
+    fixed: Mapping[str, Sequence[Attempt]], loops: Sequence[Loop], *, grader: str, max_tries: int, **label: str
 ) -> list[dict]:
     """Return the rows of ``arc/few_shot`` (all loops), ``arc/few_shot/seed_N``, ``…/tasks`` and ``…/choices``.
 
     Args:
         fixed: arm → attempts of the arms that no loop changes.
         max_tries: that of the domain.
+        label: protocol and model.
     """
-    label = {"protocol": protocol, "model": model}
-    rounds = len(loops[0].rounds)
-    pooled: dict[str, dict[object, Sequence[Attempt]]] = {arm: {0: attempts} for arm, attempts in fixed.items()}
+    rows, pairs = [], comparisons(len(loops[0].rounds))
+    for where, some in {EXPERIMENT: loops, **{f"{EXPERIMENT}/seed_{loop.seed}": [loop] for loop in loops}}.items():
+        rows += _arm_rows(where, by_arm(fixed, some), pairs, grader, label)
+        rows += round_rows(where, some, max_tries, grader, label)
+    arms = by_arm(fixed, loops)
+    for arm, attempts in arms.items():
+        rows += task_rows(arm, attempts, grader, label)
+    return rows + choice_rows(arms, label) + map_rows(loops, grader, label)
+
+
+def by_arm(fixed: Mapping[str, Sequence[Attempt]], loops: Sequence[Loop]) -> dict[str, dict[object, Sequence[Attempt]]]:
+    """Return arm → loop → attempts, for the arms that no loop changes and for those that the loops evaluated."""
+    arms: dict[str, dict[object, Sequence[Attempt]]] = {arm: {0: attempts} for arm, attempts in fixed.items()}
     for loop in loops:
         for arm, trials in loop.evaluated.items():
-            pooled.setdefault(arm, {})[loop.seed] = [trial.attempt for trial in trials]
-    pairs = comparisons(rounds)
-    rows = _arm_rows(EXPERIMENT, pooled, pairs, grader, label)
-    rows += round_rows(EXPERIMENT, loops, max_tries, grader, label)
-    for loop in loops:
-        where = f"{EXPERIMENT}/seed_{loop.seed}"
-        alone = {arm: {0: attempts} for arm, attempts in fixed.items()}
-        alone |= {arm: {loop.seed: pooled[arm][loop.seed]} for arm in loop.evaluated}
-        rows += _arm_rows(where, alone, pairs, grader, label)
-        rows += round_rows(where, [loop], max_tries, grader, label)
-    for arm, attempts in pooled.items():
-        rows += task_rows(arm, attempts, grader, label)
-    rows += choice_rows(pooled, label)
-    rows += map_rows(loops, grader, label)
-    return rows
+            arms.setdefault(arm, {})[loop.seed] = [trial.attempt for trial in trials]
+    return arms
 
 
 def comparisons(rounds: int) -> list[tuple[str, str]]:
@@ -126,14 +104,13 @@ def table_rows(
     trials: Mapping[str, Sequence[PuzzleTrial] | Mapping[object, Sequence[PuzzleTrial]]],
     pairs: Sequence[tuple[str, str]],
     *,
-    protocol: str,
-    model: str,
     grader: str,
+    **label: str,
 ) -> list[dict]:
     """Return the rows of several arms (trials of one loop, or loop → trials) and of their differences."""
     by_loop = {arm: own if isinstance(own, Mapping) else {0: own} for arm, own in trials.items()}
     arms = {arm: {loop: [t.attempt for t in own] for loop, own in loops.items()} for arm, loops in by_loop.items()}
-    return _arm_rows(experiment, arms, pairs, grader, {"protocol": protocol, "model": model})
+    return _arm_rows(experiment, arms, pairs, grader, label)
 
 
 def _arm_rows(
@@ -163,10 +140,7 @@ def _arm_rows(
         for outcome in sorted({attempt.outcome for attempt in everything}):
             found = rate(attempts, lambda a, outcome=outcome: float(a.outcome == outcome))
             rows.append(found.row(experiment, arm, f"outcome:{outcome}", **label))
-    values = {
-        arm: {loop: by_task(several, lambda a: a.graded(grader)) for loop, several in attempts.items()}
-        for arm, attempts in arms.items()
-    }
+    values = {arm: values_of(attempts, methodcaller("graded", grader)) for arm, attempts in arms.items()}
     for (a, b), found in stats.compare(values, pairs, unit="task").items():
         rows.append(found.row(experiment, difference_arm(a, b), "difference", grader=grader, **label))
     return rows
@@ -181,22 +155,15 @@ def round_rows(experiment: str, loops: Sequence[Loop], max_tries: int, grader: s
     rows = []
     for index in range(len(loops[0].rounds)):
         history = {loop.seed: loop.rounds[index] for loop in loops}
-        fresh = {loop.seed: fresh_rewards(loop.rounds[index], _once(loop.fresh[index])) for loop in loops}
+        trained = {loop.seed: {trial.key: trial for trial in loop.fresh[index]} for loop in loops}  # equal ones once
+        fresh = {seed: fresh_rewards(record, list(trained[seed].values())) for seed, record in history.items()}
         arm = f"seal_round_{index + 1}"
         rows += rewards.reward_rows(experiment, arm, history, fresh, unit="task", grader=grader, **label)
     for arm in loops[0].evaluated:
-        tries: dict[object, dict[str, list[float]]] = {}
-        for loop in loops:
-            for trial in loop.evaluated[arm]:
-                tries.setdefault(loop.seed, {}).setdefault(trial.unit_id, []).append(float(trial.edit.tries))
+        tries = values_of({loop.seed: loop.evaluated[arm] for loop in loops}, lambda t: float(t.edit.tries))
         found = stats.mean_over_loops(tries, stats.ANY, "task", constant=max_tries == 1)
         rows.append(found.row(experiment, arm, "texts_per_self_edit", **label))
     return rows
-
-
-def _once(trials: Iterable[PuzzleTrial]) -> list[PuzzleTrial]:
-    """Return one trial per key, since equal self-edits of a task share one training."""
-    return list({trial.key: trial for trial in trials}.values())
 
 
 def task_rows(arm: str, attempts: ByLoop, grader: str, label: dict) -> list[dict]:
@@ -243,10 +210,7 @@ def _untrained(loop: Loop) -> list[PuzzleTrial]:
 
 
 def behind(loop: Loop, down: str, across: str) -> dict[tuple, list[PuzzleTrial]]:
-    """Return the trials of one loop behind each cell of a map (`map_rows`).
-
-    Trials that solved something come first, and so do their cells.
-    """
+    """Return the trials of one loop behind each cell of a map (`map_rows`); those that solved something come first."""
     cells: dict[tuple, dict[str, PuzzleTrial]] = {}
     for trial in _untrained(loop):
         if trial.attempt.config is not None:
@@ -285,11 +249,7 @@ def map_rows(loops: Sequence[Loop], grader: str, label: dict) -> list[dict]:
 
 
 def tally(rounds: Sequence[Round]) -> list[dict]:
-    """Return a table with one line per round.
-
-    It gives the self-edits written, the texts this took, the distinct trainings and how many of them were right, the
-    self-edits kept, and the shares of tasks whose best reward is 0 or shared.
-    """
+    """Return a table with one line per round; the last columns are shares of tasks."""
     return [
         {
             "round": r.index,

@@ -14,7 +14,7 @@ from seal_lib.arc.augment import IDENTITY, Augmenter, flip, rotate, transpose
 from seal_lib.arc.examples import PuzzleExample, leave_out, question
 from seal_lib.arc.grids import Grid, size
 from seal_lib.arc.tasks import Task
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.seeds import rng
 
 #: the turns of a view, in the order in which the groups cast their proposals
@@ -41,18 +41,13 @@ def subsets(task: Task, test: int) -> list[PuzzleExample]:
     """
     import numpy as np
 
-    draws = np.random.RandomState(0)
-    target = question(task, test).target
-    found: dict[PuzzleExample, None] = {}
-    orders: list[PuzzleExample] = []
-    if len(task.train) == 1:  # without it nothing would be shown
-        return [question(task, test)]
-    for left in leave_out(task.train, 1):
-        shown = left.demonstrations
-        found[PuzzleExample(shown, target)] = None
-        for _ in range(ORDERS):
-            orders.append(PuzzleExample(tuple(shown[i] for i in draws.permutation(len(shown))), target))
-    return list(dict.fromkeys([*found, *orders]))
+    whole, draws = question(task, test), np.random.RandomState(0)
+    if len(task.train) == 1:
+        return [whole]
+    plain = [left.demonstrations for left in leave_out(task.train, 1)]
+    turns = [(shown, draws.permutation(len(shown))) for shown in plain for _ in range(ORDERS)]
+    orders = [tuple(shown[i] for i in order) for shown, order in turns]
+    return [PuzzleExample(shown, whole.target) for shown in dict.fromkeys([*plain, *orders])]
 
 
 def views(task: Task, test: int, seed: int = 0) -> list[View]:
@@ -69,10 +64,7 @@ def views(task: Task, test: int, seed: int = 0) -> list[View]:
 
 
 def majority(grids: Sequence[Grid], columns: bool = False) -> Grid:
-    """Return the grid whose every row is the most frequent one at its place (or every column, if ``columns``).
-
-    Only the grids of the most frequent shape count.
-    """
+    """Return the grid whose rows (or ``columns``) are the most frequent at their place, of the most frequent shape."""
     shape = Counter(map(size, grids)).most_common(1)[0][0]
     alike = [tuple(zip(*grid, strict=True)) if columns else grid for grid in grids if size(grid) == shape]
     lines = tuple(Counter(place).most_common(1)[0][0] for place in zip(*alike, strict=True))
@@ -106,8 +98,7 @@ def vote(answers: Sequence[tuple[str, Grid]]) -> tuple[Grid, ...]:
         DataError: a turn is unknown.
     """
     for turn, _ in answers:
-        if turn not in TURNS:
-            raise DataError(f"vote: the turn {turn!r} is not one of {', '.join(TURNS)}.")
+        must_be_one_of("vote, turn", turn, TURNS)
     if not answers:
         return ()
     groups = [[grid for _, grid in answers]]
@@ -124,10 +115,8 @@ def vote(answers: Sequence[tuple[str, Grid]]) -> tuple[Grid, ...]:
 class TaskScore:
     """The score of a task: its right test outputs, by the first attempt and by either, and the share of right cells."""
 
-    id: str
     first: tuple[bool, ...]
     either: tuple[bool, ...]
-    answered: tuple[bool, ...]
     share: tuple[float, ...]  # right cells of the better attempt; 0 if its shape is wrong
 
     @property
@@ -158,10 +147,8 @@ def score(task: Task, attempts: Sequence[Sequence[Grid]]) -> TaskScore:
     tried = [*attempts, *[()] * (len(task.tests) - len(attempts))]
     pairs = list(zip(tried, task.solutions, strict=True))
     return TaskScore(
-        task.id,
         tuple(len(grids) > 0 and grids[0] == truth for grids, truth in pairs),
         tuple(truth in grids for grids, truth in pairs),
-        tuple(len(grids) > 0 for grids in tried),
         tuple(max((cells_right(grid, truth) for grid in grids), default=0.0) for grids, truth in pairs),
     )
 

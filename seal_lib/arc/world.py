@@ -8,12 +8,13 @@ are not.
 """
 
 import random
+from collections.abc import Sequence
 from functools import cache
 from itertools import product
 
 from seal_lib.arc.grids import Grid
 from seal_lib.arc.tasks import Pair, Task
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.seeds import rng as seeded
 
 GridRule = tuple[int, int, int, int]
@@ -45,18 +46,23 @@ def populations() -> dict[str, tuple[GridRule, ...]]:
     }
 
 
+def cells(grid: Grid) -> tuple[int, ...]:
+    return grid[0] + grid[1]
+
+
+def grid_of(four: Sequence[int]) -> Grid:
+    return tuple(four[:2]), tuple(four[2:])
+
+
 def apply(rule: GridRule, grid: Grid) -> Grid:
     """Return the output grid, in which cell i shows input cell ``rule[i]``."""
-    cells = grid[0] + grid[1]
-    a, b, c, d = (cells[i] for i in rule)
-    return ((a, b), (c, d))
+    return grid_of([cells(grid)[i] for i in rule])
 
 
 def draw_grid(draws: random.Random, distinct: bool = True) -> Grid:
     """Return a random grid; if ``distinct``, of four different colours, which leave no doubt where a cell came from."""
     colours = range(N_COLOURS)
-    a, b, c, d = draws.sample(colours, 4) if distinct else draws.choices(colours, k=4)
-    return ((a, b), (c, d))
+    return grid_of(draws.sample(colours, 4) if distinct else draws.choices(colours, k=4))
 
 
 def draw_pair(rule: GridRule, draws: random.Random, distinct: bool = True) -> Pair:
@@ -70,8 +76,7 @@ def tasks(population: str, count: int, seed: int = 0, demonstrations: int = 4) -
     Raises:
         DataError: the population is unknown, or has fewer rules than tasks.
     """
-    if population not in populations():
-        raise DataError(f"tasks: world:{population} is not one of world:{', world:'.join(populations())}.")
+    must_be_one_of("tasks", f"world:{population}", [f"world:{name}" for name in populations()])
     rules = list(populations()[population])
     if count > len(rules):
         raise DataError(f"tasks: world:{population} has {len(rules)} rules, {count} were asked for; ask for less.")
@@ -82,5 +87,9 @@ def tasks(population: str, count: int, seed: int = 0, demonstrations: int = 4) -
 def _task(population: str, rule: GridRule, seed: int, demonstrations: int) -> Task:
     name = f"{population}-{''.join(map(str, rule))}"
     draws = seeded("grid task", name, seed)
-    pairs = [draw_pair(rule, draws) for _ in range(demonstrations + 1)]
+    return task_of(name, [draw_pair(rule, draws) for _ in range(demonstrations + 1)])
+
+
+def task_of(name: str, pairs: Sequence[Pair]) -> Task:
+    """Return the task whose test is the last pair."""
     return Task(name, tuple(pairs[:-1]), (pairs[-1].input,), (pairs[-1].output,))

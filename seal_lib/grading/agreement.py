@@ -4,14 +4,16 @@ An answer counts as right if its grade is at least one half; only F1 gives grade
 passages (and loops), since answers about one passage are not independent, whatever the arm.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations, permutations
+from itertools import chain, combinations, permutations
+from operator import methodcaller
 
 from seal_lib.generation.thoughts import without_thoughts
 from seal_lib.grading.graders import ALWAYS, judged
 from seal_lib.grading.judge import Judge
-from seal_lib.records import PassageTrial, Question
+from seal_lib.records import Answer, PassageTrial, Question, values_of
 from seal_lib.report import stats
 from seal_lib.report.arms import arm_label
 from seal_lib.report.words import Rows, bullets, percent
@@ -50,49 +52,40 @@ def judge_all(
 
 
 def _regraded(trial: PassageTrial, row: Mapping[str, Sequence[float | None]]) -> PassageTrial:
-    answers = tuple(
-        replace(answer, grades=answer.grades | {name: _number(grades[i]) for name, grades in row.items()})
-        for i, answer in enumerate(trial.answers)
-    )
-    return replace(trial, answers=answers)
+    more = {name: [math.nan if grade is None else grade for grade in grades] for name, grades in row.items()}
+    given = [{name: grades[i] for name, grades in more.items()} for i in range(len(trial.answers))]
+    both = zip(trial.answers, given, strict=True)
+    return replace(trial, answers=tuple(replace(answer, grades=answer.grades | own) for answer, own in both))
 
 
-def _number(grade: float | None) -> float:
-    return float("nan") if grade is None else grade
+def _answers(arms: Mapping[str, Loops]) -> Iterator[tuple[str, str, Answer]]:
+    """Yield (arm, id of the passage, answer) for every answer."""
+    for arm, loops in arms.items():
+        for trial in chain(*loops.values()):
+            yield from ((arm, trial.unit_id, answer) for answer in trial.answers)
 
 
 def graders_of(arms: Mapping[str, Loops]) -> list[str]:
     """Return the graders that graded every answer, those without cost first."""
-    graded = [
-        set(a.grades) for loops in arms.values() for several in loops.values() for t in several for a in t.answers
-    ]
+    graded = [set(answer.grades) for _, _, answer in _answers(arms)]
     common = set.intersection(*graded) if graded else set()
     return sorted(common, key=lambda name: ([*ALWAYS, *JUDGES].index(name) if name in (*ALWAYS, *JUDGES) else 99, name))
 
 
-def level_rows(
-    experiment: str, arms: Mapping[str, Loops], graders: Sequence[str], *, protocol: str, model: str
-) -> list[dict]:
-    """Return the rows ``accuracy:<grader>`` of every arm, means over passages; trials without a score are dropped."""
+def level_rows(experiment: str, arms: Mapping[str, Loops], graders: Sequence[str], **label: str) -> list[dict]:
+    """Return the rows ``accuracy:<grader>`` of every arm, means over passages; trials without a score are dropped.
+
+    ``label`` is protocol and model, here and below.
+    """
     rows = []
     for arm, loops in arms.items():
         for grader in graders:
-            values = {loop: _by_passage(several, grader) for loop, several in loops.items()}
-            estimate = stats.mean_over_loops(values, stats.SHARE)
-            rows.append(estimate.row(experiment, arm, f"accuracy:{grader}", protocol, model, grader))
+            estimate = stats.mean_over_loops(values_of(loops, methodcaller("mean", grader)), stats.SHARE)
+            rows.append(estimate.row(experiment, arm, f"accuracy:{grader}", grader=grader, **label))
     return rows
 
 
-def _by_passage(trials: Sequence[PassageTrial], grader: str) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for trial in trials:
-        found.setdefault(trial.unit_id, []).append(trial.mean(grader))
-    return found
-
-
-def agreement_rows(
-    experiment: str, arms: Mapping[str, Loops], graders: Sequence[str], *, protocol: str, model: str
-) -> list[dict]:
+def agreement_rows(experiment: str, arms: Mapping[str, Loops], graders: Sequence[str], **label: str) -> list[dict]:
     """Return rows of the agreement of every two graders over the answers of all arms that both graded.
 
     ``agree:a:b``, one per pair, is the share of answers that both call right or both call wrong. ``only:a:b``, one per
@@ -106,7 +99,7 @@ def agreement_rows(
             measures[f"agree:{a}:{b}"] = lambda x, y: x == y
         for metric, of in measures.items():
             estimate = stats.ratio_over_loops({0: _counts(arms, a, b, of)})
-            rows.append(estimate.row(experiment, ALL, metric, protocol, model, f"{a}, {b}"))
+            rows.append(estimate.row(experiment, ALL, metric, grader=f"{a}, {b}", **label))
     return rows
 
 
@@ -115,27 +108,22 @@ def _counts(
 ) -> dict[str, tuple[float, float]]:
     """Return for each passage (number of answers for which ``of`` holds, number of answers that both graded)."""
     found: dict[str, tuple[float, float]] = {}
-    for trial in (t for loops in arms.values() for several in loops.values() for t in several):
-        for answer in trial.answers:
-            grades = answer.grades[a], answer.grades[b]
-            if any(grade != grade for grade in grades):
-                continue
-            holds, both = found.get(trial.unit_id, (0.0, 0.0))
-            found[trial.unit_id] = (holds + of(*(grade >= 0.5 for grade in grades)), both + 1)
+    for _, passage, answer in _answers(arms):
+        grades = answer.grades[a], answer.grades[b]
+        if not any(map(math.isnan, grades)):
+            holds, both = found.get(passage, (0.0, 0.0))
+            found[passage] = (holds + of(*(grade >= 0.5 for grade in grades)), both + 1)
     return found
 
 
 def disagreements(arms: Mapping[str, Loops], graders: Sequence[str], limit: int) -> list[dict]:
     """Return the first ``limit`` distinct answers that some graders call right and others wrong, with their grades."""
     found: dict[tuple[str, str], dict] = {}
-    for arm, loops in arms.items():
-        for trial in (t for several in loops.values() for t in several):
-            for answer in trial.answers:
-                grades = {name: answer.grades[name] for name in graders}
-                said = {grade >= 0.5 for grade in grades.values() if grade == grade}
-                if len(said) == 2:
-                    about = {"arm": arm, "question": answer.question, "answer": answer.text, "gold": answer.gold}
-                    found.setdefault((answer.question, answer.text), about | grades)
+    for arm, _, answer in _answers(arms):
+        grades = {name: answer.grades[name] for name in graders}
+        if len({grade >= 0.5 for grade in grades.values() if not math.isnan(grade)}) == 2:
+            about = {"arm": arm, "question": answer.question, "answer": answer.text, "gold": answer.gold}
+            found.setdefault((answer.question, answer.text), about | grades)
     return list(found.values())[:limit]
 
 

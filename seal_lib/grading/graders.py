@@ -185,12 +185,6 @@ GRADERS: dict[str, Grader] = {
 ALWAYS = ("exact", "contains", "f1")
 
 
-def check(grader: str) -> None:
-    """Raise DataError if there is no such grader."""
-    if grader not in GRADERS:
-        raise DataError(f"grader: {grader!r} is not one of {', '.join(GRADERS)}.")
-
-
 def ungraded(question: Question, grader: str) -> Answer:
     """Return the record of a question that was not asked: every grade is NaN, and it is not blank."""
     return Answer(question.question, question.answer, "", dict.fromkeys((*ALWAYS, grader), math.nan), False)

@@ -5,11 +5,11 @@ A writer is a row of `WRITERS`; every shipped strategy is one.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from seal_lib.errors import DataError
+from seal_lib.errors import must_be_one_of
 from seal_lib.knowledge import notes, relations, strategies
 from seal_lib.knowledge.documents import read_edit
 from seal_lib.knowledge.domain import Knowledge
@@ -18,7 +18,7 @@ from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop, Pretraining
 from seal_lib.paths import write_text
-from seal_lib.records import Passage
+from seal_lib.records import Passage, values_of
 from seal_lib.runs.work import Recorder
 
 
@@ -68,8 +68,7 @@ def writer_of(arm: str) -> Writer:
         DataError: the arm is unknown.
     """
     name = re.sub(r"_round_\d+$", "", arm)
-    if name not in WRITERS:
-        raise DataError(f"arms: {arm!r} is not one of {', '.join(WRITERS)}.")
+    must_be_one_of("arms", name, WRITERS)
     return WRITERS[name]
 
 
@@ -97,26 +96,13 @@ def write(
     if study is None:
         return []
     if study.groups:
-        return relations.write(
-            run,
-            policy,
-            passages,
-            outer,
-            listing=study.listing,
-            relating=study.write,
-            sizes=study.groups,
-            phase=phase,
-            count=count,
-            seed=seed,
-        )
+        return relations.write(run, policy, passages, outer, **study.relating, phase=phase, count=count, seed=seed)
     made = [study.notes(p, count, seed) for p in passages if p.facts]
     told = [p for p in passages if not p.facts]
     if told:
         following = replace(domain, prompts=study.prompts(domain.prompts))
-        by_passage = strategies.write(
-            run, policy, told, following, outer, phase=f"{phase}/write", count=count, seed=seed
-        )
-        made += by_passage.values()
+        place = f"{phase}/write"
+        made += strategies.write(run, policy, told, following, outer, phase=place, count=count, seed=seed).values()
     return [Text(e.unit_id, e.source, i, e.text) for edits in made for i, e in enumerate(edits) if e.text.strip()]
 
 
@@ -124,10 +110,7 @@ def documents(
     passages: Sequence[Passage], texts: Sequence[Text], domain: Knowledge, settings: Pretraining, *, count: int
 ) -> list[Document]:
     """Return the corpus: each passage's first ``count`` texts of each kind, cut into documents, then the passage."""
-    own: dict[str, list[Text]] = {}
-    for text in texts:
-        if text.sample < count:
-            own.setdefault(text.unit_id, []).append(text)
+    own = values_of([text for text in texts if text.sample < count], lambda text: text)[0]
     found = []
     for passage in passages:
         for text in own.get(passage.id, ()):
@@ -140,26 +123,15 @@ def documents(
     return found
 
 
-def _jsonl(corpus: Sequence[Document], file: Path) -> None:
-    write_text(file, "".join(json.dumps(asdict(document), ensure_ascii=False) + "\n" for document in corpus))
-
-
-def _parquet(corpus: Sequence[Document], file: Path) -> None:
-    import pandas as pd
-
-    pd.DataFrame([asdict(document) for document in corpus]).to_parquet(file, index=False)
-
-
-#: file extension → function that writes a corpus for other trainers
-FORMATS: dict[str, Callable[[Sequence[Document], Path], None]] = {"jsonl": _jsonl, "parquet": _parquet}
-
-
 def export(run: Recorder, corpora: Mapping[str, Sequence[Document]]) -> Path:
-    """Write every corpus in every format to a folder of the run (``<name>.jsonl``, …); ``text`` is trained on."""
+    """Write every corpus to a folder of the run as ``<name>.jsonl`` and ``<name>.parquet``; ``text`` is trained on."""
+    import pandas as pd
 
     def build(folder: Path) -> None:
         for name, corpus in corpora.items():
-            for end, save in FORMATS.items():
-                save(corpus, folder / f"{name}.{end}")
+            rows = [asdict(document) for document in corpus]
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_text(folder / f"{name}.jsonl", "".join(lines))
+            pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet", index=False)
 
     return run.artifact("corpora", build)

@@ -128,6 +128,8 @@ def from_json(path: Path) -> list[Passage]:
 def passages_of(value: object, stem: str, where: str, unasked: bool = False) -> list[Passage]:
     """Return the passages of a value in any layout that a file may have; ids are ``<stem>-<index>``.
 
+    Questions without an answer are left out; one warning gives their number.
+
     Args:
         where: the name of the source in messages.
         unasked: allow passages without questions, which are otherwise refused, since they cannot be scored.
@@ -135,7 +137,23 @@ def passages_of(value: object, stem: str, where: str, unasked: bool = False) -> 
     Raises:
         DataError: an entry is empty or malformed; the message names it.
     """
-    return _passages(_entries(value, where), stem, where, unasked)
+    passages, left_out, empty = [], 0, 0
+    entries = _entries(value, where)
+    for i, entry in enumerate(entries):
+        passage, unanswered = _passage(entry, f"{stem}-{i:05d}", f"{where}, entry {i}", unasked)
+        left_out += unanswered
+        if passage.questions or unasked:
+            passages.append(passage)
+        else:
+            empty += 1
+    if entries and not passages:
+        raise DataError(f"{where}: no question has an answer, so nothing can be scored; give a file with answers.")
+    if left_out:
+        warnings.warn(
+            f"{where}: {left_out} questions without an answer are left out, and {empty} passages that have no other.",
+            stacklevel=4,
+        )
+    return passages
 
 
 def _entries(value: object, where: str) -> list:
@@ -162,10 +180,7 @@ def _entries(value: object, where: str) -> list:
 
 
 def _of_columns(columns: Mapping[str, Any], where: str) -> list[dict]:
-    """Return the rows of a table stored by columns.
-
-    A column is a list or, as pandas writes it, an object keyed by row number.
-    """
+    """Return the rows of a table stored by columns: lists or, as pandas writes them, objects keyed by row number."""
     lists = {key: list(column.values()) if isinstance(column, dict) else column for key, column in columns.items()}
     if len({len(column) if isinstance(column, list) else None for column in lists.values()}) > 1:
         raise DataError(f"{where}: its columns differ in length; write a row per question.")
@@ -201,26 +216,6 @@ def _grouped(rows: Iterable[Any], where: str) -> list[dict]:
 
 def _spaced(title: object) -> object:
     return title.replace("_", " ") if isinstance(title, str) else title
-
-
-def _passages(entries: Sequence[object], stem: str, where: str, unasked: bool = False) -> list[Passage]:
-    """Return passages with those questions that have an answer; one warning gives the number of the others."""
-    passages, left_out, empty = [], 0, 0
-    for i, entry in enumerate(entries):
-        passage, unanswered = _passage(entry, f"{stem}-{i:05d}", f"{where}, entry {i}", unasked)
-        left_out += unanswered
-        if passage.questions or unasked:
-            passages.append(passage)
-        else:
-            empty += 1
-    if entries and not passages:
-        raise DataError(f"{where}: no question has an answer, so nothing can be scored; give a file with answers.")
-    if left_out:
-        warnings.warn(
-            f"{where}: {left_out} questions without an answer are left out, and {empty} passages that have no other.",
-            stacklevel=5,
-        )
-    return passages
 
 
 def _passage(entry: object, name: str, where: str, unasked: bool) -> tuple[Passage, int]:
@@ -298,9 +293,4 @@ def from_hub(name: str) -> list[Passage]:
     if repository != "rajpurkar/squad":
         raise DataError(f"passages: hub:{repository} has no pinned revision; use hub:rajpurkar/squad or a JSON file.")
     rows = load_dataset(repository, split=split or "validation", revision=SQUAD_REVISION)
-    return group_squad(rows)
-
-
-def group_squad(rows: Iterable[Mapping[str, Any]]) -> list[Passage]:
-    """Group SQuAD rows (title, context, question, answers) into passages, one per context, in order of appearance."""
-    return _passages(_grouped(rows, "squad"), "squad", "squad")
+    return passages_of(list(rows), "squad", "squad")

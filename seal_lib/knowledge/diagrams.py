@@ -7,14 +7,12 @@ run; the passage is chosen by a rule that the figure states.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seal_lib.errors import SealError
 from seal_lib.knowledge.data import batches, load_passages
-from seal_lib.records import Passage, PassageTrial
+from seal_lib.records import PassageTrial, values_of
 from seal_lib.report import diagrams
 from seal_lib.report.arms import arm_label
 from seal_lib.report.diagrams import GIVEN, RIGHT, TRAINED, WRITTEN, WRONG
@@ -47,19 +45,8 @@ def pictures(
 
 def _trials(folder: Path, pattern: str) -> dict[str, list[PassageTrial]]:
     """Return phase → trials for the phases that match a pattern."""
-    found: dict[str, list[PassageTrial]] = {}
-    for row in manifest.rows(folder):
-        if re.fullmatch(pattern, row["phase"]):
-            found.setdefault(row["phase"], []).append(PassageTrial.from_dict(row))
-    return found
-
-
-def _passage(name: str, load: Callable[[], Sequence[Passage]]) -> Passage | None:
-    """Return the passage with that id; None if it is not there or its source cannot be loaded."""
-    try:
-        return next((passage for passage in load() if passage.id == name), None)
-    except SealError:
-        return None
+    found = diagrams.recorded(folder, pattern)
+    return {phase: [PassageTrial.from_dict(row) for row in rows] for phase, rows in found.items()}
 
 
 def _about(folder: Path, parameters: Mapping[str, Any], what: str) -> dict[str, str]:
@@ -73,18 +60,15 @@ def edit_example(folder: Path) -> pd.DataFrame | None:
 
     p = manifest.read(folder)["parameters"]
     found = _trials(folder, r"seed_\d+/evaluate/seal_round_\d+|evaluate/frozen")
-    rounds = [phase for phase in found if phase.startswith("seed_")]
-    rounds = [phase for phase in rounds if phase.partition("/")[0] == rounds[0].partition("/")[0]]
-    if not rounds:
-        return None
-    last = max(rounds, key=lambda phase: int(phase.rpartition("_")[2]))
-    trials = [t for t in found[last] if t.edit and t.answers and not math.isnan(t.accuracy)]
+    last = diagrams.last_round(found)
+    trials = [t for t in found.get(last, ()) if t.edit and t.answers and not math.isnan(t.accuracy)]
     if not trials:
         return None
     chosen = sorted(trials, key=lambda trial: trial.accuracy)[len(trials) // 2]
     before = {t.unit_id: t for t in found.get("evaluate/frozen", ())}.get(chosen.unit_id)
     old = {answer.question: answer for answer in before.answers} if before else {}
-    passage = _passage(chosen.unit_id, lambda: load_passages(p["passages"], p["n_passages"], p["passages_seed"]))
+    source = p["passages"], p["n_passages"], p["passages_seed"]
+    passage = diagrams.unit_of(chosen.unit_id, lambda: load_passages(*source))
     arm, title, text = arm_label(last.rpartition("/")[2]), chosen.unit_id, ""
     if passage:
         title, text = passage.title, passage.text
@@ -119,25 +103,21 @@ def edit_example(folder: Path) -> pd.DataFrame | None:
 def loops_example(folder: Path) -> pd.DataFrame | None:
     """Return the self-edits of round 1 about one passage, in the first loop: the passage whose rewards differ most.
     Return None if nothing was rewarded."""
+    import numpy as np
     import pandas as pd
 
     p = manifest.read(folder)["parameters"]
     found = _trials(folder, r"seed_\d+/seal_round_1/(score|fresh_seed)")
     scored = next((phase for phase in found if phase.endswith("/score")), "")
-    by_passage: dict[str, list[PassageTrial]] = {}
-    for trial in found.get(scored, ()):
-        if trial.edit and not math.isnan(trial.accuracy):
-            by_passage.setdefault(trial.unit_id, []).append(trial)
+    tried = [trial for trial in found.get(scored, ()) if trial.edit and not math.isnan(trial.accuracy)]
+    by_passage = values_of(tried, lambda trial: trial)[0]
     if not by_passage:
         return None
 
-    def spread(several: list[PassageTrial]) -> float:
-        return max(t.accuracy for t in several) - min(t.accuracy for t in several)
-
-    unit, several = max(by_passage.items(), key=lambda item: spread(item[1]))
+    unit, several = max(by_passage.items(), key=lambda item: np.ptp([trial.accuracy for trial in item[1]]))
     seed = int(scored.removeprefix("seed_").partition("/")[0])
     batch = batches(p["practice"], p["n_practice"], p["practice_seed"] + seed)
-    passage, chosen = _passage(unit, lambda: batch(1)), found.get(scored.replace("/score", "/fresh_seed"), [])
+    passage, chosen = diagrams.unit_of(unit, lambda: batch(1)), found.get(scored.replace("/score", "/fresh_seed"), [])
     kept = {trial.id for trial in chosen}
     lines = [
         {"part": "passage", "head": passage.title if passage else unit, "text": passage.text if passage else ""},
@@ -183,23 +163,17 @@ def two_loops(table: pd.DataFrame, ax: Axes) -> Axes:
         diagrams.arrow(ax, (middle + 3.0, at), (right, at))
         ax.barh(at, 1.1, 0.16, left=right, color="#ececec")
         ax.barh(at, 1.1 * row["reward"], 0.16, left=right, color=paint)
-        diagrams.note(
-            ax,
-            right + 1.16,
-            at - 0.06,
-            f"{100 * row['reward']:.0f} %{'  kept' if row['kept'] else ''}",
-            color=paint,
-            fontweight="bold" if row["kept"] else None,
-        )
+        worth = f"{100 * row['reward']:.0f} %{'  kept' if row['kept'] else ''}"
+        weight = "bold" if row["kept"] else None
+        diagrams.note(ax, right + 1.16, at - 0.06, worth, color=paint, fontweight=weight)
         y = low + 0.08
     diagrams.note(ax, right, 0.08, "reward, without passage")
     text = diagrams.wrapped(passage["text"] or "(its text is not at hand)", 1.75, 12)
     low = diagrams.box(ax, left, top, 1.75, passage["head"], text)
     box = low + 0.3
     diagrams.arrow(ax, (0.87, low), (0.87, box))
-    low = diagrams.box(
-        ax, left, box, 1.75, "policy", diagrams.wrapped("reads the passage and writes self-edits", 1.75), WRITTEN
-    )
+    does = diagrams.wrapped("reads the passage and writes self-edits", 1.75)
+    low = diagrams.box(ax, left, box, 1.75, "policy", does, WRITTEN)
     for at in middles:
         diagrams.arrow(ax, (1.75, (box + low) / 2), (middle, at))
     end = max(y, low) + 0.22
@@ -241,22 +215,20 @@ def one_self_edit(table: pd.DataFrame, ax: Axes) -> Axes:
     asked = diagrams.parts(table, "question")
     y = low + 0.36
     diagrams.arrow(ax, (6.0, low), (6.0, y - 0.02))
-    columns = {"text": 0.02, "before": 3.45, "gold": 4.55, "after": 5.55}
-    heads = {
-        "text": "asked without the passage",
-        "before": "before",
-        "after": "with the adapter",
-        "gold": "right answer",
+    columns = {  # of the example → place, width, heading
+        "text": (0.02, 3.4, "asked without the passage"),
+        "before": (3.45, 1.1, "before"),
+        "gold": (4.55, 1.1, "right answer"),
+        "after": (5.55, 1.75, "with the adapter"),
     }
-    for name, at in columns.items():
-        diagrams.note(ax, at, y, heads[name], fontweight="bold")
+    for at, _, head in columns.values():
+        diagrams.note(ax, at, y, head, fontweight="bold")
     for row in asked[:QUESTIONS]:
         y += 0.165
-        for name, at in columns.items():
+        for name, (at, room, _) in columns.items():
             grade = row.get(f"{name}_grade", math.nan)
             paint = "#222222" if math.isnan(grade) else RIGHT if grade == 1 else WRONG
             sign = "" if math.isnan(grade) else " ✓" if grade == 1 else " ✗"
-            room = {"text": 3.4, "after": 1.75}.get(name, 1.1)
             line = " ".join(diagrams.wrapped(str(row[name]).replace("\n", " "), room, 1)) or "(blank)"
             diagrams.note(ax, at, y, line + sign, color=paint, fontsize=diagrams.SIZE)
     right = sum(row["after_grade"] == 1 for row in asked)

@@ -37,7 +37,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
-from seal_lib.errors import DataError
+from seal_lib.errors import must_be_one_of
 from seal_lib.generation.thoughts import without_thoughts
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.records import Passage
@@ -104,8 +104,7 @@ def read_edit(
     the model's turn), ``marks`` (lines of layout alone: rules, fences, table lines, tags, bare numbers) and
     ``headings``; ``---`` alone separates and is not counted.
     """
-    if protocol not in PROTOCOLS:
-        raise DataError(f"protocol: {protocol!r} is not one of {', '.join(PROTOCOLS)}.")
+    must_be_one_of("protocol", protocol, PROTOCOLS)
     if prompts and prompts.after:
         return _after(text, split_newlines, protocol, prompts)
     if protocol == "clean":
@@ -128,14 +127,6 @@ def _after(text: str, split_newlines: bool, protocol: str, prompts: Prompts) -> 
         before, rest = "", text
     pieces, dropped = read_edit(rest, split_newlines, protocol, replace(prompts, after=""))
     return pieces, dropped | ({"reasoning": 1} if before.strip() else {})
-
-
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split("---") if part.strip()]
-
-
-def _has_questions(text: str) -> bool:
-    return bool(re.search(_QUESTION, text) and re.search(_ANSWER, text))
 
 
 def _without_heading(lines: list[str]) -> list[str]:
@@ -180,10 +171,7 @@ def _says_nothing(line: str) -> bool:
 
 
 def _unpacked(text: str) -> str:
-    """Return a JSON list, in a fence or under one key, as lines; return any other text as it is.
-
-    An object of the list becomes a line per key.
-    """
+    """Return a JSON list, in a fence or under one key, as lines, objects as a line per key; other texts as they are."""
     inside = "\n".join(line for line in text.splitlines() if not _FENCE.fullmatch(line)).strip()
     try:
         found = json.loads(inside) if inside[:1] in ("[", "{") else None
@@ -240,10 +228,10 @@ def _lines_or_questions(lines: list[str], opens: bool) -> tuple[list[str], int]:
 
 
 def _authors(text: str, split_newlines: bool) -> list[str]:
-    parts = _parts(text) or [text.strip()]
+    parts = [part.strip() for part in text.split("---") if part.strip()] or [text.strip()]
     if not split_newlines:
         return parts
-    if not _has_questions(text):
+    if not (re.search(_QUESTION, text) and re.search(_ANSWER, text)):
         return _without_heading([line.strip() for part in parts for line in part.splitlines() if line.strip()])
     blocks = re.split(rf"\n(?={_QUESTION})", text.strip())
     return blocks if blocks[0].startswith("Question") else [_FIRST + blocks[0].strip(), *blocks[1:]]
@@ -258,10 +246,7 @@ def training_documents(
     limit: int | None = None,
     protocol: str = "authors_v1",
 ) -> list[TrainingDocument]:
-    """Return the documents to train on for one self-edit; ``edit=None`` is the passage-only arm.
-
-    ``limit`` keeps the first ``limit`` pieces of the self-edit.
-    """
+    """Return the documents to train on for ``limit`` pieces of a self-edit; ``edit=None`` is the passage-only arm."""
     pieces = [] if edit is None else split_edit(edit, split_newlines, protocol, prompts)[:limit]
     documents = [TrainingDocument(prompts.training_text(passage.title, piece), "edit") for piece in pieces]
     if add_passage:

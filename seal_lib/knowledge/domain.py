@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.grading import graders
 from seal_lib.grading.judge import Judge
 from seal_lib.knowledge.documents import CAPS, PROTOCOLS, TrainingDocument, read_edit, training_documents
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.knowledge.rubrics import Rubric
-from seal_lib.loops.domain import TOO_LONG, Candidate, Rejected
+from seal_lib.loops.domain import TOO_LONG, Answers, Candidate, Rejected, Results, job_settings
 from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import read_ids, turn_end, written_ids
 from seal_lib.records import Answer, Passage, PassageTrial, Question, SelfEdit
@@ -72,9 +72,8 @@ class InnerLoop:
     token_limit: int | None = field(default=None, metadata=RARE)
 
     def __post_init__(self):
-        graders.check(self.grader)
-        if self.protocol not in PROTOCOLS:
-            raise DataError(f"protocol: {self.protocol!r} is not one of {', '.join(PROTOCOLS)}.")
+        must_be_one_of("grader", self.grader, graders.GRADERS)
+        must_be_one_of("protocol", self.protocol, PROTOCOLS)
         authors = self.protocol != "clean"
         if not re.fullmatch(r"full|probe:[1-9]\d*" if authors else "none|eos", self.pad_loss):
             use = "full or probe:m (64, say)" if authors else "none or eos"
@@ -100,19 +99,6 @@ class InnerLoop:
         return f"{self.protocol} ({', '.join(departs)})" if departs else self.protocol
 
 
-def documents_of(passage: Passage, edit: str | None, prompts: Prompts, settings: InnerLoop) -> list[TrainingDocument]:
-    """Return the texts that one adapter is trained on under these settings; ``edit=None`` is the passage alone."""
-    return training_documents(
-        passage,
-        edit,
-        prompts,
-        settings.split_newlines,
-        settings.add_passage,
-        settings.document_limit,
-        settings.protocol,
-    )
-
-
 def _asked(candidate: Candidate, answers: Sequence[Completion | None]) -> list[tuple[Question, Completion]]:
     """Pair the questions of a candidate that was asked with their answers; raise ValueError if an answer is missing."""
     given = [answer for answer in answers if answer is not None]
@@ -128,8 +114,7 @@ def _texts(candidate: Candidate) -> list[str | None]:
 class Knowledge:
     """The knowledge domain (`seal_lib.loops.domain.Domain`): its settings and prompts. A unit is a passage.
 
-    ``judge``: the judge, where the grader is ``judge``. ``rubric``: rates self-edits by their text, without the inner
-    loop.
+    ``judge``: where the grader is ``judge``. ``rubric``: rates self-edits by their text, without the inner loop.
     """
 
     inner: InnerLoop
@@ -180,24 +165,12 @@ class Knowledge:
     def documents(self, passage: Passage, *edits: str | None) -> list[TrainingDocument]:
         """Return the texts that one adapter is trained on: those of every self-edit, then the passage. An edit of
         ``None`` is the passage alone."""
-        *first, last = edits
-        alone = replace(self.inner, add_passage=False)
-        found = [document for edit in first for document in documents_of(passage, edit, self.prompts, alone)]
-        return found + documents_of(passage, last, self.prompts, self.inner)
-
-    def examples(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
-        """Return the bank's training examples for one candidate, each document cut at ``max_length`` tokens."""
-        return self._padded(candidate, self._document_ids(candidate, tokenizer), tokenizer)
-
-    def _padded(
-        self, candidate: Candidate, documents: Sequence[list[int]], tokenizer: "PreTrainedTokenizerBase"
-    ) -> list[Example]:
-        inner, out = self.inner, []
-        for number, ids in enumerate(documents):
-            seed = derive_seed(candidate.seed, "pads", number)
-            cut = ids[: inner.max_length]
-            out.append(pad_examples(cut, inner.pad_loss, inner.max_length, tokenizer.eos_token_id, seed))
-        return out if inner.token_limit is None else self._within(out, inner.token_limit)
+        inner, found = self.inner, []
+        for number, edit in enumerate(edits, 1):
+            ends = inner.add_passage and number == len(edits)
+            rules = inner.split_newlines, ends, inner.document_limit, inner.protocol
+            found += training_documents(passage, edit, self.prompts, *rules)
+        return found
 
     def _within(self, examples: Sequence[Example], limit: int) -> list[Example]:
         """Return the first examples that fit into ``limit`` tokens together with the passage, which is always kept."""
@@ -206,36 +179,28 @@ class Knowledge:
         fitting = sum(total <= limit for total in itertools.accumulate(sizes)) - self.inner.add_passage
         return [*examples[: max(0, fitting)], *examples[own:]]
 
-    def _document_ids(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-        """Return the token ids of every document, whole; a control token spelled out in a text stays text."""
-        documents = self.documents(candidate.unit, *_texts(candidate))
-        return [read_ids(document.text, tokenizer, split_special_tokens=True) for document in documents]
-
     def jobs(self, candidates: Sequence[Candidate], tokenizer: "PreTrainedTokenizerBase") -> list[Job | Rejected]:
-        """Return one job per candidate; one without documents (empty self-edit, no passage) is rejected."""
-        inner, jobs = self.inner, []
+        """Return one job per candidate; one without documents (empty self-edit, no passage) is rejected.
+
+        Each document is cut at ``max_length`` tokens; a control token spelled out in a text stays text.
+        """
+        inner = self.inner
+        jobs: list[Job | Rejected] = []
         for candidate in candidates:
-            documents = self._document_ids(candidate, tokenizer)
-            examples = self._padded(candidate, documents, tokenizer)
+            texts = [document.text for document in self.documents(candidate.unit, *_texts(candidate))]
+            documents = [read_ids(text, tokenizer, split_special_tokens=True) for text in texts]
+            examples = []
+            for number, ids in enumerate(documents):
+                seed, cut = derive_seed(candidate.seed, "pads", number), ids[: inner.max_length]
+                examples.append(pad_examples(cut, inner.pad_loss, inner.max_length, tokenizer.eos_token_id, seed))
+            if inner.token_limit is not None:
+                examples = self._within(examples, inner.token_limit)
             beyond = sum(max(0, len(ids) - inner.max_length) for ids in documents)
-            job = (
-                Job(
-                    id=candidate.id,
-                    examples=examples,
-                    lr=inner.lr,
-                    epochs=inner.epochs,
-                    rank=inner.rank,
-                    alpha=inner.alpha,
-                    batch=inner.batch,
-                    seed=derive_seed(candidate.seed, "inner loop"),
-                    schedule=inner.schedule,
-                    clip=inner.clip,
-                    cut_tokens=beyond,
-                )
-                if examples
-                else Rejected("empty_edit", "nothing to train on")
-            )
-            jobs.append(job)
+            if not examples:
+                jobs.append(Rejected("empty_edit", "nothing to train on"))
+                continue
+            seed = derive_seed(candidate.seed, "inner loop")
+            jobs.append(Job(candidate.id, examples, seed=seed, cut_tokens=beyond, **job_settings(inner)))
         return jobs
 
     def questions(
@@ -245,11 +210,7 @@ class Knowledge:
         return [Request(self.prompts.ask(passage, q, candidate.shown), adapter=adapter) for q in passage.questions]
 
     def grade(
-        self,
-        candidates: Sequence[Candidate],
-        results: Sequence[Result | Rejected | None],
-        answers: Sequence[Sequence[Completion | None]],
-        count: Count,
+        self, candidates: Sequence[Candidate], results: Results, answers: Answers, count: Count
     ) -> list[PassageTrial]:
         """Grade all answers together, and return the trial of each candidate.
 

@@ -8,12 +8,11 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
 
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.knowledge.documents import read_edit, split_edit
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.prompts import Prompts
@@ -22,7 +21,7 @@ from seal_lib.loops.inner import score
 from seal_lib.loops.outer import evaluate
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
-from seal_lib.records import Passage, PassageTrial, SelfEdit
+from seal_lib.records import Passage, PassageTrial, SelfEdit, values_of
 from seal_lib.report import stats
 from seal_lib.report.arms import difference_arm
 from seal_lib.runs import manifest
@@ -73,8 +72,7 @@ def evaluate_arm(
     group: str = "",
 ) -> list[PassageTrial]:
     """Run one arm and return its trials, one per passage, recorded as phase ``<group>evaluate/<arm>``."""
-    if arm not in BASELINES:
-        raise DataError(f"arms: {arm!r} is not one of {', '.join(BASELINES)}.")
+    must_be_one_of("arms", arm, BASELINES)
     kind, phase = BASELINES[arm].text, f"{group}evaluate/{arm}"
     if kind == "policy":
         return evaluate(run, policy, passages, domain, outer, arm=arm, seed=seed, group=group)
@@ -148,38 +146,23 @@ def reference_edit(passage: Passage, writer: str, arm: str) -> SelfEdit:
     return SelfEdit(f"{passage.id}/{writer}", passage.id, passage.references[writer], writer)
 
 
-def values_of(
-    trials: Sequence[Any] | Mapping[int, Sequence[Any]], value: Callable[[Any], object]
-) -> dict[int, dict[str, list]]:
-    """Return loop -> passage -> the value of each trial (or self-edit), in the form of `stats.mean_over_loops`."""
-    found: dict[int, dict[str, list]] = {}
-    for loop, several in trials.items() if isinstance(trials, Mapping) else [(0, trials)]:
-        units = found.setdefault(loop, {})
-        for trial in several:
-            units.setdefault(trial.unit_id, []).append(value(trial))
-    return found
-
-
-def result_rows(experiment: str, arm: str, trials: Loops, *, protocol: str, model: str, grader: str) -> list[dict]:
+def result_rows(experiment: str, arm: str, trials: Loops, *, grader: str, **label: str) -> list[dict]:
     """Return an arm's rows of ``results.csv``: accuracy (mean of passages), micro, F1, containment, blanks, failures.
 
     The passage is the unit of every row. A failed trial has no accuracy: it is dropped from the means, and counted in
     ``dropped`` and ``failed_rate``. Rows ``left_out:<kind>`` give what was left out of texts and questions, per trial.
+    ``label`` is protocol and model, here and below.
     """
-    label = {"protocol": protocol, "model": model}
     flat = [t for several in trials.values() for t in several] if isinstance(trials, Mapping) else list(trials)
     rows = []
     for metric, of in {"accuracy": grader, "blank_rate": "blank", "f1": "f1", "contains": "contains"}.items():
         estimate = stats.mean_over_loops(values_of(trials, methodcaller("mean", of)), stats.SHARE)
         rows.append(estimate.row(experiment, arm, metric, grader="" if of == "blank" else of, **label))
-    counts = values_of(trials, lambda t: (sum(t.scores(grader)), len(t.scores(grader))))
+    grades = values_of(trials, methodcaller("scores", grader))
     micro = stats.ratio_over_loops(
         {
-            loop: {
-                p: (sum(right for right, _ in several), sum(asked for _, asked in several))
-                for p, several in units.items()
-            }
-            for loop, units in counts.items()
+            loop: {p: (sum(map(sum, several)), sum(map(len, several))) for p, several in units.items()}
+            for loop, units in grades.items()
         }
     )
     rows.insert(1, micro.row(experiment, arm, "accuracy_micro", grader=grader, **label))
@@ -188,7 +171,7 @@ def result_rows(experiment: str, arm: str, trials: Loops, *, protocol: str, mode
     failures = stats.mean_over_loops(failed, stats.SHARE, constant=untrained)
     rows.append(failures.row(experiment, arm, "failed_rate", **label))
     for kind in sorted({kind for t in flat for kind in t.left_out}):
-        lost = values_of(trials, partial(_left_out, kind))
+        lost = values_of(trials, lambda t, kind=kind: float(t.left_out.get(kind, 0)))
         rows.append(stats.mean_over_loops(lost, stats.ANY).row(experiment, arm, f"left_out:{kind}", **label))
     if any(t.edit for t in flat):
         empty = values_of(trials, lambda t: float(t.outcome == "empty_edit" or _blank(t.edit)))
@@ -196,14 +179,10 @@ def result_rows(experiment: str, arm: str, trials: Loops, *, protocol: str, mode
     return rows
 
 
-def token_row(experiment: str, arm: str, trials: Loops, *, protocol: str, model: str) -> dict:
+def token_row(experiment: str, arm: str, trials: Loops, **label: str) -> dict:
     """Return the row of an arm's cost: tokens trained on per passage, all epochs, failed trials included."""
     spent = values_of(trials, lambda t: float(t.tokens))
-    return stats.mean_over_loops(spent, stats.ANY).row(experiment, arm, "tokens_per_edit", protocol, model)
-
-
-def _left_out(kind: str, trial: PassageTrial) -> float:
-    return float(trial.left_out.get(kind, 0))
+    return stats.mean_over_loops(spent, stats.ANY).row(experiment, arm, "tokens_per_edit", **label)
 
 
 def _blank(edit: SelfEdit | None) -> bool:
@@ -215,9 +194,8 @@ def difference_rows(
     trials: Mapping[str, Loops],
     pairs: Sequence[tuple[str, str]],
     *,
-    protocol: str,
-    model: str,
     grader: str,
+    **label: str,
 ) -> list[dict]:
     """Return paired differences over passages (and loops), arm ``"a - b"``, for each pair whose arms were both run.
 
@@ -225,17 +203,17 @@ def difference_rows(
     """
     values = {arm: values_of(several, lambda t: t.mean(grader)) for arm, several in trials.items()}
     return [
-        estimate.row(experiment, difference_arm(a, b), "difference", protocol, model, grader)
+        estimate.row(experiment, difference_arm(a, b), "difference", grader=grader, **label)
         for (a, b), estimate in stats.compare(values, pairs).items()
     ]
 
 
 def table_rows(
-    experiment: str, trials: Mapping[str, Loops], pairs: Sequence[tuple[str, str]], **label: str
+    experiment: str, trials: Mapping[str, Loops], pairs: Sequence[tuple[str, str]], *, grader: str, **label: str
 ) -> list[dict]:
-    """Return the rows of several arms and of their differences; ``label``: protocol, model and grader."""
-    rows = [row for arm, several in trials.items() for row in result_rows(experiment, arm, several, **label)]
-    return rows + difference_rows(experiment, trials, pairs, **label)
+    """Return the rows of several arms and of their differences."""
+    each = [result_rows(experiment, arm, several, grader=grader, **label) for arm, several in trials.items()]
+    return [*chain(*each), *difference_rows(experiment, trials, pairs, grader=grader, **label)]
 
 
 def edit_rows(
@@ -257,31 +235,23 @@ def edit_rows(
     from seal_lib.knowledge.world import NOTE_STYLES, describe_notes
 
     by_loop = edits if isinstance(edits, Mapping) else {0: edits}
-    if not any(by_loop.values()):
+    written = [edit for several in by_loop.values() for edit in several]
+    if not written:
         return []
     known, kind = {p.id: p for p in passages if p.facts}, protocol.split()[0]  # a label begins with the protocol
-    measures: dict[str, Callable[[SelfEdit], float]] = {
+    measures: dict[str, Callable[..., float]] = {
         "edit_tokens": lambda e: float(e.tokens) if e.tokens else math.nan,
         "edit_documents": lambda e: float(len(split_edit(e.text, protocol=kind, prompts=prompts))),
     }
-    if all(e.unit_id in known for several in by_loop.values() for e in several):
-        notes = {id(e): describe_notes(e.text, known[e.unit_id]) for several in by_loop.values() for e in several}
+    if all(e.unit_id in known for e in written):
+        notes = {id(e): describe_notes(e.text, known[e.unit_id]) for e in written}
         measures["coverage"] = lambda e: notes[id(e)]["coverage"]
         measures["false_line_share"] = lambda e: notes[id(e)]["false"] / max(1, notes[id(e)]["lines"])
-
-        def has_style(style: str, edit: SelfEdit) -> float:
-            return float(notes[id(edit)]["style"] == style)
-
         for style in [s for s in NOTE_STYLES if s != "mixed"] + ["false", "other", "empty"]:
-            measures[f"style_share:{style}"] = partial(has_style, style)
-    written = [edit for several in by_loop.values() for edit in several]
+            measures[f"style_share:{style}"] = lambda e, style=style: float(notes[id(e)]["style"] == style)
     left_out = {id(edit): read_edit(edit.text, protocol=kind, prompts=prompts)[1] for edit in written}
-
-    def lost(what: str, edit: SelfEdit) -> float:
-        return float(left_out[id(edit)].get(what, 0))
-
     for what in sorted({what for counts in left_out.values() for what in counts}):
-        measures[f"edit_left_out:{what}"] = partial(lost, what)
+        measures[f"edit_left_out:{what}"] = lambda e, what=what: float(left_out[id(e)].get(what, 0))
     rows = []
     for metric, of in measures.items():
         bounds = stats.ANY if metric.startswith("edit_") else stats.SHARE

@@ -33,16 +33,14 @@ def restem_rows(
     loops: Mapping[int, Loop],
     passages: Sequence[Passage],
     *,
-    protocol: str,
-    model: str,
     grader: str,
+    **label: str,
 ) -> list[dict]:
     """Return the rows of ``knowledge/restem`` (all loops), ``knowledge/restem/seed_N``, and Table 2's rows of SEAL.
 
     Passages and loops are crossed, and both are samples. ``controls`` were run once and have no loops. The differences
     of Table 2 are those of notebook 11, one family; those of SEAL are in ``knowledge/restem``.
     """
-    label = {"protocol": protocol, "model": model}
     several = list(loops.values())
     rounds = len(several[0].rounds)
     arms = dict.fromkeys(arm for loop in several for arm in loop.evaluated)
@@ -55,7 +53,7 @@ def restem_rows(
         rows += result_rows(EXPERIMENT, arm, trials, grader=grader, **label)
         by_loop = trials if isinstance(trials, Mapping) else {0: trials}
         edits = {seed: [t.edit for t in own if t.edit] for seed, own in by_loop.items()}
-        rows += edit_rows(EXPERIMENT, arm, edits, passages, protocol=protocol, model=model)
+        rows += edit_rows(EXPERIMENT, arm, edits, passages, prompts=None, **label)
     rows += difference_rows(EXPERIMENT, pooled, comparisons(rounds), grader=grader, **label)
     learned = [f"seal_round_{i}" for i in range(1, rounds + 1)] + ["random_edit_sft"]
     for arm in learned:
@@ -71,11 +69,10 @@ def restem_rows(
 
 
 def reward_rows(
-    loops: Sequence[Loop], *, protocol: str, model: str, grader: str, experiment: str = EXPERIMENT, family: str = "seal"
+    loops: Sequence[Loop], *, experiment: str = EXPERIMENT, family: str = "seal", **label: str
 ) -> list[dict]:
     """Return rows for each round, over all loops: the mean reward, the best of k, the reward of the selected self-edits
     under a fresh seed, and the shares of passages whose best reward is tied or 0."""
-    label = {"protocol": protocol, "model": model, "grader": grader}
     rows = []
     for index in range(len(loops[0].rounds)):
         records = {loop.seed: loop.rounds[index] for loop in loops}

@@ -46,9 +46,8 @@ def format_rows(
     loops: Mapping[str, Mapping[int, Loop]],
     wordings: Mapping[str, Prompts],
     *,
-    protocol: str,
-    model: str,
     grader: str,
+    **label: str,
 ) -> list[dict]:
     """Return rows of every (format, round) and of the controls: levels, tokens trained, self-edits, rewards,
     differences. A format that the paper has also gets rows ``knowledge/prompts/<format>``, to stand beside the paper's.
@@ -58,7 +57,6 @@ def format_rows(
         loops: format → seed → loop; the others are compared with the first format.
         wordings: format → its prompt set.
     """
-    label = {"protocol": protocol, "model": model}
     rounds = len(next(iter(next(iter(loops.values())).values())).rounds)
     names = ["own_untrained", *(f"seal_round_{i}" for i in range(1, rounds + 1))]
     arms: dict[str, Mapping[int, Sequence[PassageTrial]]] = {
@@ -87,12 +85,7 @@ def format_rows(
 
 
 def reasoned_rows(trials: Mapping[str, Loops], **label: str) -> list[dict]:
-    """Return the lines of ``knowledge/prompts/reasoned_answers``, whose arms reason before they answer.
-
-    Args:
-        trials: arm → its trials.
-        label: protocol, model and grader.
-    """
+    """Return the lines of ``knowledge/prompts/reasoned_answers``, whose arms reason before they answer."""
     pairs = [(arm, "frozen") for arm in trials if arm != "frozen"]
     return table_rows(f"{EXPERIMENT}/reasoned_answers", trials, pairs, **label)
 

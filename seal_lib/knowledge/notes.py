@@ -15,7 +15,7 @@ from pathlib import Path
 
 from seal_lib import paths
 from seal_lib.errors import DataError
-from seal_lib.generation.contract import Request, Sampling
+from seal_lib.generation.contract import Request
 from seal_lib.generation.others import Other
 from seal_lib.knowledge import world
 from seal_lib.knowledge.prompts import Prompts
@@ -50,7 +50,6 @@ def with_external(
 
     Args:
         source: a file of completions; MODEL@URL, or a model; "": the passages stay as they are.
-        count: texts per passage.
         key_env, …: settings of a model, see `seal_lib.generation.others.Other`.
 
     Raises:
@@ -62,36 +61,24 @@ def with_external(
         return from_file(paths.given(source), passages, count)
     writer = Other(source, key_env, calls, seconds, device, dtype)
     writer.check()
-    sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, skip_long=True)
-    write = partial(_written, run=run, writer=writer, prompts=prompts, sampling=sampling, seed=seed, count=count)
+    write = partial(_written, run=run, writer=writer, prompts=prompts, outer=outer, seed=seed, count=count)
     found = run.map(f"{group}external/write", passages, write)
     return [_noted(passage, row["texts"], row["reason"]) for passage, row in zip(passages, found, strict=True)]
 
 
 def _written(
-    part: Sequence[Passage],
-    *,
-    run: Recorder,
-    writer: Other,
-    prompts: Prompts,
-    sampling: Sampling,
-    seed: int,
-    count: int,
+    part: Sequence[Passage], *, run: Recorder, writer: Other, prompts: Prompts, outer: OuterLoop, seed: int, count: int
 ) -> list[dict]:
     """Return one row per passage: the texts that succeeded, and the reason of the first that did not."""
     seeds = [[derive_seed(seed, p.id, "external", *([i] if i else [])) for i in range(count)] for p in part]
     asked = [Request(prompts.unopened.write(p), own) for p, several in zip(part, seeds, strict=True) for own in several]
-    said, rows = iter(writer.texts(asked, sampling, run.count)), []
+    said, rows = iter(writer.texts(asked, outer.sampling(), run.count)), []
     for several in seeds:
         own = [next(said) for _ in several]
-        reasons = [_reason(c.finish, c.reason) for c in own]
+        reasons = [c.reason or c.finish if c.finish in ("failed", "too_long") else "" for c in own]
         texts = [c.text.strip() for c, reason in zip(own, reasons, strict=True) if not reason]
         rows.append({"texts": texts, "tokens": sum(c.tokens for c in own), "reason": next(filter(None, reasons), "")})
     return rows
-
-
-def _reason(finish: str, reason: str) -> str:
-    return reason or finish if finish in ("failed", "too_long") else ""
 
 
 def _noted(passage: Passage, texts: Sequence[str], reason: str = "") -> Passage:
@@ -149,14 +136,14 @@ def from_file(path: Path, passages: Sequence[Passage], count: int = 1) -> list[P
             f"{path} has no completions about {len(lacking)} of {len(passages)} passages (the first: {lacking[0].id}, "
             f"{lacking[0].text[:60]!r}); give a file about these passages."
         )
-    texts = [known[" ".join(passage.text.split())] for passage in passages]
-    for passage, own in zip(passages, texts, strict=True):
+    noted = []
+    for passage in passages:
+        own = known[" ".join(passage.text.split())]
         if len(own) < count:
-            raise DataError(
-                f"{path} has {len(own)} completions about passage {passage.id}, not {count}; ask for fewer "
-                "(completions)."
-            )
-    return [_noted(passage, own) for passage, own in zip(passages, texts, strict=True)]
+            few = f"{path} has {len(own)} completions about passage {passage.id}, not {count}"
+            raise DataError(f"{few}; ask for fewer (completions).")
+        noted.append(_noted(passage, own))
+    return noted
 
 
 def _first(entry: object, count: int, where: str) -> list[str]:
@@ -170,8 +157,7 @@ def _first(entry: object, count: int, where: str) -> list[str]:
     for number, completion in enumerate(completions[:count]):
         text = completion.get("text") if isinstance(completion, Mapping) else completion
         if not isinstance(text, str):
-            raise DataError(
-                f"{where}: completions[{number}] is {text!r}, not text; put it in quotes or remove the entry."
-            )
+            what = f"completions[{number}] is {text!r}, not text"
+            raise DataError(f"{where}: {what}; put it in quotes or remove the entry.")
         texts.append(text.strip())
     return texts

@@ -13,13 +13,13 @@ from functools import partial
 from seal_lib.errors import DivergedError
 from seal_lib.knowledge.corpus import Document
 from seal_lib.knowledge.domain import Knowledge
-from seal_lib.knowledge.evaluate import difference_rows, result_rows, values_of
+from seal_lib.knowledge.evaluate import difference_rows, result_rows
 from seal_lib.loops.domain import Candidate, Rejected
 from seal_lib.loops.inner import ask
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import Pretraining
 from seal_lib.models.tokens import read_ids
-from seal_lib.records import Passage, PassageTrial, to_dict
+from seal_lib.records import Passage, PassageTrial, to_dict, values_of
 from seal_lib.report import stats
 from seal_lib.runs.work import Count, Recorder, Work
 
@@ -107,13 +107,11 @@ def rows_of(
     measured: Mapping[str, Measured],
     pairs: Sequence[tuple[str, str]],
     *,
-    protocol: str,
-    model: str,
     grader: str,
+    **label: str,
 ) -> list[dict]:
     """Return the rows of one corpus: accuracy, tokens trained and prior questions of every arm, and the differences of
     those ``pairs`` whose arms were both measured."""
-    label = {"protocol": protocol, "model": model}
     rows = []
     for arm, (trials, prior) in measured.items():
         rows += result_rows(experiment, arm, trials, grader=grader, **label)

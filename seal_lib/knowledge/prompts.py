@@ -3,17 +3,15 @@
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
-from seal_lib import paths
-from seal_lib.errors import DataError
-from seal_lib.loops.wording import fill
+from seal_lib.errors import DataError, must_be_one_of
+from seal_lib.loops.wording import check_slots, entries, fill
 from seal_lib.records import Passage, Question
-from seal_lib.runs import yaml_files
 
 _SLOTS = {
-    "self_edit": {"title", "passage"},
-    "answer": {"title", "question"},
-    "answer_in_context": {"title", "passage", "question"},
-    "document": {"title", "text"},
+    "self_edit": ("passage", "title"),
+    "answer": ("question", "title"),
+    "answer_in_context": ("passage", "question", "title"),
+    "document": ("text", "title"),
 }
 #: parts of a self-edit that may be one document
 PIECES = ("lines", "parts")
@@ -63,10 +61,7 @@ class Prompts:
         )
 
     def answered(self, written: str) -> str:
-        """Return the answer in a text that was written after a question.
-
-        It is the whole text or, in a set with ``reasons``, the line after the first `ANSWER`, "" if there is none.
-        """
+        """Return the answer in a text: all of it or, in a set with ``reasons``, the line after `ANSWER`, "" if none."""
         if self.reasons:
             written = (written.partition(ANSWER)[2].strip().splitlines() or [""])[0]
         return written.strip()
@@ -81,21 +76,15 @@ def load(name: str, file: str | None = None) -> Prompts:
     Raises:
         DataError: there is no such set, a key is unknown, missing or invalid, or a template lacks a slot.
     """
-    shipped = Path(__file__).with_name("prompts.yaml")
-    sets, origin = yaml_files.read(shipped), {}
-    if file:
-        own = yaml_files.read(paths.given(file))
-        if not isinstance(own, dict) or not all(isinstance(value, dict) for value in own.values()):
-            raise DataError(f"{file}: expected `name: {{self_edit: …, answer: …}}` entries, one per prompt set.")
-        sets, origin = sets | own, dict.fromkeys(own, file)
-    if name not in sets:
-        raise DataError(f"prompts: {name!r} is not one of {', '.join(sorted(map(str, sets)))}.")
-    chosen, where = sets[name], origin.get(name, shipped.name)
+    sets = entries(Path(__file__).with_name("prompts.yaml"), file, "self_edit: …, answer: …")
+    must_be_one_of("prompts", name, sorted(sets, key=str))
+    chosen, origin = sets[name]
+    where = f"{origin}, set {name!r}"
     keys = {item.name: item.default is MISSING for item in fields(Prompts) if item.name != "name"}
     wrong = {key for key, needed in keys.items() if needed} - set(chosen) | set(chosen) - set(keys)
     if wrong:
         raise DataError(
-            f"{where}, set {name!r}: {', '.join(sorted(map(str, wrong)))} missing or unknown; a set has "
+            f"{where}: {', '.join(sorted(map(str, wrong)))} missing or unknown; a set has "
             f"{', '.join(sorted(key for key, needed in keys.items() if needed))}, and may have "
             f"{', '.join(sorted(key for key, needed in keys.items() if not needed))}."
         )
@@ -104,14 +93,10 @@ def load(name: str, file: str | None = None) -> Prompts:
             continue  # a number, checked elsewhere
         if not isinstance(value, str) and not (key == "stop" and value is None) or key == "stop" and value == "":
             null = " or null" if key == "stop" else ""
-            raise DataError(f"{where}, set {name!r}, {key}: {value!r} is not a text{null}; put it in quotes.")
-    if chosen.get("pieces", PIECES[0]) not in PIECES:
-        raise DataError(f"{where}, set {name!r}, pieces: {chosen['pieces']!r} is not one of {', '.join(PIECES)}.")
+            raise DataError(f"{where}, {key}: {value!r} is not a text{null}; put it in quotes.")
+    must_be_one_of(f"{where}, pieces", chosen.get("pieces", PIECES[0]), PIECES)
     reasons = chosen.get("reasons", 0)
     if not isinstance(reasons, int) or isinstance(reasons, bool) or reasons < 0:
-        raise DataError(f"{where}, set {name!r}, reasons: {reasons!r} is no number of tokens; give 0 or more.")
-    for key, slots in _SLOTS.items():
-        absent = [slot for slot in sorted(slots) if "{" + slot + "}" not in chosen[key]]
-        if absent:
-            raise DataError(f"{where}, set {name!r}, {key}: the slot {{{absent[0]}}} is missing from the template.")
+        raise DataError(f"{where}, reasons: {reasons!r} is no number of tokens; give 0 or more.")
+    check_slots(chosen, _SLOTS, where)
     return Prompts(name=name, **chosen)

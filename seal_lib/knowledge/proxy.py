@@ -10,7 +10,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from seal_lib.knowledge.domain import Knowledge
-from seal_lib.knowledge.evaluate import Loops, difference_rows, result_rows
+from seal_lib.knowledge.evaluate import Loops, table_rows
 from seal_lib.knowledge.rubrics import Rubric
 from seal_lib.loops import outer as outer_loop
 from seal_lib.loops.domain import Candidate
@@ -52,15 +52,13 @@ def ways(
     return found | {"seal_prefilter": (rates, replace(outer, finalists=finalists))}
 
 
-def level_rows(trials: Mapping[str, Loops], *, protocol: str, model: str, grader: str) -> list[dict]:
+def level_rows(trials: Mapping[str, Loops], **label: str) -> list[dict]:
     """Return rows for the level of each arm and for the differences, which are one family: each trained arm against the
     untrained policy, and each other trained arm against the real reward."""
-    label = {"protocol": protocol, "model": model, "grader": grader}
-    rows = [row for arm, several in trials.items() for row in result_rows(EXPERIMENT, arm, several, **label)]
     learned = [arm for arm in trials if arm not in ("frozen", "own_untrained")]
     real, *others = learned
     pairs = [(arm, "own_untrained") for arm in learned] + [(arm, real) for arm in others]
-    return rows + difference_rows(EXPERIMENT, trials, pairs, **label)
+    return table_rows(EXPERIMENT, trials, pairs, **label)
 
 
 # ---------------------------------------------------------------------------------------------- agreement
@@ -82,12 +80,7 @@ def rate_trials(
 
 
 def agreement_rows(
-    records: Mapping[int, Round],
-    ratings: Mapping[str, Mapping[int, Mapping[str, float]]],
-    *,
-    protocol: str,
-    model: str,
-    grader: str,
+    records: Mapping[int, Round], ratings: Mapping[str, Mapping[int, Mapping[str, float]]], **label: str
 ) -> list[dict]:
     """Return rows ``rubric_<name>`` that compare ratings with real rewards among each passage's self-edits.
 
@@ -102,37 +95,34 @@ def agreement_rows(
         records: loop → its first round under the real reward.
         ratings: rubric → loop → trial id → rating.
     """
-    label = {"protocol": protocol, "model": model, "grader": grader}
     rows = []
     for name, by_loop in ratings.items():
-        found: dict[str, dict[str, list[float]]] = {metric: {} for metric in MEASURES}
+        found: dict[str, list[tuple[float, ...]]] = {}
         for loop, record in records.items():
-            for metric, values in _agreement(record, by_loop[loop]).items():
-                for passage, value in values.items():
-                    found[metric].setdefault(passage, []).append(value)
-        rows += [
-            stats.mean_over_units(values, MEASURES[metric]).row(EXPERIMENT, f"rubric_{name}", metric, **label)
-            for metric, values in found.items()
-        ]
+            for passage, measured in _agreement(record, by_loop[loop]).items():
+                found.setdefault(passage, []).append(measured)
+        for place, (metric, bounds) in enumerate(MEASURES.items()):
+            values = {passage: [measured[place] for measured in several] for passage, several in found.items()}
+            rows.append(stats.mean_over_units(values, bounds).row(EXPERIMENT, f"rubric_{name}", metric, **label))
     return rows
 
 
-def _agreement(record: Round, ratings: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Return metric → passage → value for one round."""
+def _agreement(record: Round, ratings: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
+    """Return passage → the values of `MEASURES` for one round."""
     both: dict[str, list[tuple[float, float]]] = {}
     for trial, reward in zip(record.candidates, record.rewards, strict=True):
         if trial.id in ratings:
             both.setdefault(trial.unit_id, []).append((ratings[trial.id], reward))
-    found: dict[str, dict[str, float]] = {name: {} for name in MEASURES}
+    found: dict[str, tuple[float, ...]] = {}
     for passage, pairs in both.items():
         known = [pair for pair in pairs if not any(map(math.isnan, pair))]
+        if not known:
+            found[passage] = (math.nan,) * len(MEASURES)
+            continue
         said, real = [rating for rating, _ in known], [reward for _, reward in known]
-        pick = said.index(max(said)) if known else 0
-        found["rank_correlation"][passage] = stats.rank_correlation(said, real)
-        found["same_pick"][passage] = float(pick == real.index(max(real))) if known else math.nan
-        found["reward_of_pick"][passage] = real[pick] if known else math.nan
-        found["reward_mean"][passage] = math.fsum(real) / len(real) if known else math.nan
-        found["pick_gain"][passage] = found["reward_of_pick"][passage] - found["reward_mean"][passage]
+        pick, mean = said.index(max(said)), math.fsum(real) / len(real)
+        same = float(pick == real.index(max(real)))
+        found[passage] = stats.rank_correlation(said, real), same, real[pick], mean, real[pick] - mean
     return found
 
 
@@ -140,7 +130,7 @@ def _agreement(record: Round, ratings: Mapping[str, float]) -> dict[str, dict[st
 
 
 def cost_rows(
-    records: Mapping[str, Records], levels: Rows, seconds: Callable[[str], float], *, protocol: str, model: str
+    records: Mapping[str, Records], levels: Rows, seconds: Callable[[str], float], **label: str
 ) -> list[dict]:
     """Return rows for what the rewards of a whole loop cost, as means over loops: inner loops, tokens that they trained
     on, self-edits rated and seconds; and inner loops per point gained over the untrained policy, if the interval of
@@ -171,7 +161,7 @@ def cost_rows(
         if gain and gain.low > 0 and loops:
             bounds = (loops / (100 * gain.value), loops / (100 * gain.high), loops / (100 * gain.low))
             costs["inner_loops_per_point"] = Estimate(*bounds, gain.n, loops=gain.loops, interval=gain.interval)
-        rows += [estimate.row(EXPERIMENT, arm, metric, protocol, model) for metric, estimate in costs.items()]
+        rows += [estimate.row(EXPERIMENT, arm, metric, **label) for metric, estimate in costs.items()]
     return rows
 
 

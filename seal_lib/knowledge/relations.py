@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from seal_lib.generation.contract import Request, Sampling
+from seal_lib.generation.contract import Request
 from seal_lib.knowledge import world
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
@@ -108,11 +108,10 @@ def _generated(
     """Return the text that the policy writes for each prompt, "" where the model cannot take the prompt; recorded."""
     if not ids:
         return []
-    sampling = Sampling(outer.edit_tokens, outer.temperature, outer.top_p, skip_long=True)
     requests = {i: Request(prompt, derive_seed(seed, i, phase)) for i, prompt in zip(ids, prompts, strict=True)}
 
     def written(part: Sequence[str]) -> list[dict]:
-        done = policy.generator().generate([requests[i] for i in part], sampling)
+        done = policy.generator().generate([requests[i] for i in part], outer.sampling())
         run.count(generated=sum(one.tokens for (one,) in done))
         return [{"text": one.text.strip()} for (one,) in done]
 

@@ -6,10 +6,10 @@ A rule is a row: (passage, text) → number in [0, 1]. No rubric sees the questi
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.generation.others import Other
 from seal_lib.grading.graders import normalise
-from seal_lib.grading.rating import NOBODY, Rater
+from seal_lib.grading.judge import NOBODY_RATES, Rater
 from seal_lib.knowledge.world import describe_notes
 from seal_lib.records import Passage
 from seal_lib.runs.work import Count
@@ -48,10 +48,9 @@ class Rubric:
     rater: Rater | None = None
 
     def __post_init__(self):
+        must_be_one_of("rubric", self.name, NAMES)
         if self.rater is None and self.name not in RUBRICS:
-            raise DataError(
-                NOBODY if self.name == "judge" else f"rubric: {self.name!r} is not one of {', '.join(NAMES)}."
-            )
+            raise DataError(NOBODY_RATES)
 
     def rate(self, pairs: Sequence[tuple[Passage, str]], count: Count) -> list[float]:
         """Return the rating of each text about its passage; an empty text is rated 0 without asking."""

@@ -5,13 +5,17 @@ self-edits, ``own_untrained_t400`` on as many of their documents as fit into 400
 compared at equal tokens by training on equal tokens; nothing is interpolated.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
-from seal_lib import paths
-from seal_lib.errors import DataError
-from seal_lib.knowledge import diversity, relations, world
+from seal_lib.errors import DataError, must_be_one_of
+from seal_lib.grading.graders import normalise
+from seal_lib.knowledge import relations, world
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import Loops, difference_rows, result_rows, token_row
 from seal_lib.knowledge.prompts import PIECES, Prompts
@@ -20,11 +24,11 @@ from seal_lib.loops.inner import score
 from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
-from seal_lib.records import Passage, PassageTrial, Round, SelfEdit
+from seal_lib.loops.wording import entries
+from seal_lib.records import Passage, PassageTrial, Round, SelfEdit, values_of
 from seal_lib.report import stats
 from seal_lib.report.arms import arm_label, with_amount
 from seal_lib.report.words import Rows, bullets, differences, told
-from seal_lib.runs import yaml_files
 from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed, rng
 
@@ -53,6 +57,11 @@ class Strategy:
         return name if self.groups else f"strategy_{name}"
 
     @property
+    def relating(self) -> dict[str, Any]:
+        """The arguments of `relations.write` for a strategy with groups."""
+        return {"listing": self.listing, "relating": self.write, "sizes": self.groups}
+
+    @property
     def ready(self) -> bool:
         """True if the made world has notes for this strategy."""
         return self.made is not None or bool(self.groups)
@@ -75,13 +84,9 @@ class Strategy:
             return self.edits(passage, [text.text for several in zip(*each, strict=False) for text in several], count)
         facts = [world.Fact(*fact) for fact in passage.facts]
         draws = [rng("strategy", self.made, seed, passage.id, k) for k in range(count)]
-        texts = [
-            world.external_notes(facts, draw)
-            if self.made == "external"
-            else world.notes(facts, draw, self.made, len(facts))
-            for draw in draws
-        ]
-        return self.edits(passage, texts, count)
+        if self.made == "external":
+            return self.edits(passage, [world.external_notes(facts, draw) for draw in draws], count)
+        return self.edits(passage, [world.notes(facts, draw, self.made, len(facts)) for draw in draws], count)
 
     def edits(self, passage: Passage, texts: Sequence[str], count: int) -> list[SelfEdit]:
         """Return the texts as ``count`` self-edits; if there are fewer texts, the last self-edits are empty."""
@@ -95,18 +100,12 @@ def load(names: Sequence[str] | None = None, file: str | None = None) -> list[St
     Raises:
         DataError: a name is unknown, or an entry lacks its instruction or has an invalid value.
     """
-    known = yaml_files.read(Path(__file__).with_name("strategies.yaml"))
-    if file:
-        own = yaml_files.read(paths.given(file))
-        if not isinstance(own, dict) or not all(isinstance(row, dict) for row in own.values()):
-            raise DataError(f"{file}: expected `name: {{write: …, made: null}}` entries, one per strategy.")
-        known = {**known, **own}
+    known = entries(Path(__file__).with_name("strategies.yaml"), file, "write: …, made: null")
     found = []
     for name in known if names is None else names:
-        if name not in known:
-            raise DataError(f"strategies: {name!r} is not one of {', '.join(map(str, known))}.")
-        row = {**known[name]}
-        row["groups"] = tuple(row.get("groups", ()))
+        must_be_one_of("strategies", name, known)
+        row = known[name][0]
+        row = {**row, "groups": tuple(row.get("groups", ()))}
         slots = {"write": ["{passage}", *["{entities}"] * bool(row["groups"])], "listing": ["{passage}"]}
         lacking = [
             f"{key} needs the slot {slot}"
@@ -150,26 +149,12 @@ def write(
             of each size in turn (`seal_lib.knowledge.relations.write`, which takes ready notes for the made world).
     """
     if study and study.groups:
-        sizes, each = study.groups, -(-count // len(study.groups))
-        texts = relations.write(
-            run,
-            policy,
-            passages,
-            outer,
-            listing=study.listing,
-            relating=study.write,
-            sizes=sizes,
-            phase=phase,
-            count=each,
-            seed=seed,
-        )
+        each = -(-count // len(study.groups))
+        texts = relations.write(run, policy, passages, outer, **study.relating, phase=phase, count=each, seed=seed)
         by_turn = sorted(texts, key=lambda text: text.sample)  # the first text of every size, then the second, …
         return {p.id: study.edits(p, [t.text for t in by_turn if t.unit_id == p.id], count) for p in passages}
     edits = write_self_edits(run, policy, passages, domain, outer, phase=phase, seed=seed, samples=count)
-    found: dict[str, list[SelfEdit]] = {passage.id: [] for passage in passages}
-    for edit in edits:
-        found[edit.unit_id].append(replace(edit, text=domain.prompts.opened(edit.text)))
-    return found
+    return values_of(edits, lambda edit: replace(edit, text=domain.prompts.opened(edit.text)))[0]
 
 
 def train_on_amounts(
@@ -236,9 +221,8 @@ def amount_rows(
     trained: str,
     counts: Sequence[int],
     budgets: Sequence[int],
-    protocol: str,
-    model: str,
     grader: str,
+    **label: str,
 ) -> list[dict]:
     """Return rows for every writer at every amount (levels, tokens trained, differences), for how much a writer's
     self-edits differ, and for the tokens that the inner loops of the trained policy's rounds trained on.
@@ -248,7 +232,6 @@ def amount_rows(
         written: writer → loop → its self-edits.
         rounds: loop → rounds of the trained policy.
     """
-    label = {"protocol": protocol, "model": model}
     every = {arm: several for of_writer in trials.values() for arm, several in of_writer.items()}
     rows = []
     for arm, several in every.items():
@@ -257,21 +240,46 @@ def amount_rows(
     most = max(counts)
     for arm, by_loop in written.items():
         texts = {loop: {p: [e.text for e in edits[:most]] for p, edits in of.items()} for loop, of in by_loop.items()}
-        for metric, measure in diversity.MEASURES.items():
+        for metric, measure in DIFFER.items():
             values = {loop: {p: measure(several) for p, several in of.items()} for loop, of in texts.items()}
             found = stats.mean_over_loops(values, stats.SHARE)
-            rows.append(found.row(EXPERIMENT, with_amount(arm, "x", most), metric, protocol, model))
-    spent = [
-        float(sum(getattr(t, "tokens", 0) for r in several for t in r.candidates) * max(1, _seeds(several)))
-        for several in rounds.values()
-    ]
+            rows.append(found.row(EXPERIMENT, with_amount(arm, "x", most), metric, **label))
+    spent = []
+    for records in rounds.values():
+        seeds = max((len(rewards) for record in records for rewards in record.by_seed), default=1)
+        tokens = sum(getattr(trial, "tokens", 0) for record in records for trial in record.candidates)
+        spent.append(float(tokens * max(1, seeds)))
     rows.append(stats.mean_over_units(spent, stats.ANY, "loop").row(EXPERIMENT, trained, "tokens_reward", **label))
     pairs = comparisons([*trials], trained, counts, budgets)
     return rows + difference_rows(EXPERIMENT, every, pairs, grader=grader, **label)
 
 
-def _seeds(rounds: Sequence[Round]) -> int:
-    return max((len(rewards) for record in rounds for rewards in record.by_seed), default=1)
+PIECE = 3  # words in a piece of text
+
+
+def _pieces(text: str) -> list[tuple[str, ...]]:
+    """Return every run of `PIECE` words within a line; a shorter line is one piece."""
+    lines = [normalise(line).split() for line in text.splitlines()]
+    return [tuple(words[at : at + PIECE]) for words in lines if words for at in range(max(1, len(words) - PIECE + 1))]
+
+
+def distinct(texts: Sequence[str]) -> float:
+    """Return the number of distinct word trigrams over the number of all, in all texts together; NaN without any. It
+    falls as texts are added, so compare it at equal counts only."""
+    pieces = [piece for text in texts for piece in _pieces(text)]
+    return len(set(pieces)) / len(pieces) if pieces else math.nan
+
+
+def overlap(texts: Sequence[str]) -> float:
+    """Return the mean Jaccard similarity (shared trigrams over all) of all pairs of texts; NaN for fewer than two
+    texts. Two empty texts are alike."""
+    sets = [set(_pieces(text)) for text in texts]
+    shares = [len(a & b) / len(a | b) if a | b else 1.0 for a, b in combinations(sets, 2)]
+    return fmean(shares) if shares else math.nan
+
+
+#: metric → its function of the texts of one passage's self-edits: how much they differ, in [0, 1], by their words alone
+DIFFER: dict[str, Callable[[Sequence[str]], float]] = {"distinct": distinct, "overlap": overlap}
 
 
 def in_words(rows: Rows, trained: str, counts: Sequence[int]) -> str:
@@ -290,10 +298,7 @@ def in_words(rows: Rows, trained: str, counts: Sequence[int]) -> str:
         )
     if (many, one) in apart:
         which = apart[many, one]
-        verdict = (
-            "no difference can be told"
-            if not stats.separable(which)
-            else ("count wins" if which.value > 0 else "choice wins")
-        )
+        wins = "count wins" if which.value > 0 else "choice wins"
+        verdict = wins if stats.separable(which) else "no difference can be told"
         said.append(f"**{arm_label(many)}** against **{arm_label(one)}**: {verdict}.")
     return f"{bullets(said, '')}\n{told(apart)}"

@@ -4,7 +4,7 @@ A *unit* is the passage or the puzzle that a self-edit is about. The loops use i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from seal_lib.generation.contract import Completion, Request, Sampling
@@ -24,6 +24,9 @@ class Unit(Protocol):
 
     @property
     def id(self) -> str: ...
+
+
+Units = Sequence[Unit]
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,23 @@ TOO_LONG = "too_long"
 
 @dataclass(frozen=True)
 class Rejected:
-    """The reason why a self-edit cannot be trained on, which is a counted outcome.
-
-    ``unread`` is True if the text of the self-edit could not be parsed.
-    """
+    """The reason why a self-edit cannot be trained on, a counted outcome; ``unread``: its text could not be parsed."""
 
     reason: str
     detail: str = ""
     unread: bool = False
+
+
+#: the result of training each candidate; None: it was not to be trained
+Results = Sequence[Result | Rejected | None]
+#: the answers to the questions of each candidate; None: the question was too long to be asked
+Answers = Sequence[Sequence[Completion | None]]
+
+
+def job_settings(settings: Any) -> dict[str, Any]:
+    """Return the settings of an inner loop (a dataclass) that a `Job` has by the same name."""
+    shared = {item.name for item in fields(Job)} & {item.name for item in fields(settings)}
+    return {name: getattr(settings, name) for name in shared}
 
 
 TrialT = TypeVar("TrialT", bound=Trial)
@@ -110,13 +122,7 @@ class Domain(Protocol[TrialT]):
     ) -> list[Request | None]:
         """Return the requests for the adapted model; None in place of a question that exceeds ``positions`` tokens."""
 
-    def grade(
-        self,
-        candidates: Sequence[Candidate],
-        results: Sequence[Result | Rejected | None],
-        answers: Sequence[Sequence[Completion | None]],
-        count: Count,
-    ) -> list[TrialT]:
+    def grade(self, candidates: Sequence[Candidate], results: Results, answers: Answers, count: Count) -> list[TrialT]:
         """Grade the answers and return one trial per candidate.
 
         A candidate that was not trained has the result None; one that failed has no answers. All candidates are

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from seal_lib.errors import on_disk
-from seal_lib.loops.domain import TOO_LONG, Candidate, Domain, Rejected, TrialT, Unit
+from seal_lib.loops.domain import TOO_LONG, Candidate, Domain, Rejected, TrialT, Units
 from seal_lib.loops.policy import Policy
 from seal_lib.records import SelfEdit, to_dict
 from seal_lib.runs.work import Count, Recorder, Work, uncounted
@@ -137,7 +137,7 @@ def score_edits(
     run: Recorder,
     policy: Policy,
     edits: Sequence[SelfEdit],
-    units: Sequence[Unit],
+    units: Units,
     domain: Domain[TrialT],
     *,
     arm: str,

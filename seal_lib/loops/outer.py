@@ -9,17 +9,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Request, Sampling
-from seal_lib.loops.domain import Candidate, Domain, Rates, Rejected, TrialT, Unit
+from seal_lib.loops.domain import Candidate, Domain, Rates, Rejected, TrialT, Unit, Units
 from seal_lib.loops.inner import score, score_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import BLIND, COMPARING, RATED, REWARDS
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.loops.updates import Group, Update, imitate, kept_of, update_of
-from seal_lib.records import Round, SelfEdit, Trial, to_dict
+from seal_lib.records import Round, SelfEdit, Trial, to_dict, values_of
 from seal_lib.runs.work import Count, Recorder, Work
 from seal_lib.seeds import derive_seed
 
@@ -43,7 +44,7 @@ class EditPrompt:
 def write_self_edits(
     run: Recorder,
     policy: Policy,
-    units: Sequence[Unit],
+    units: Units,
     domain: Domain,
     outer: OuterLoop,
     *,
@@ -57,42 +58,26 @@ def write_self_edits(
     A self-edit that the domain cannot parse is sampled again, up to ``domain.max_tries`` texts in all; its ``tokens``
     count every try.
     """
-    asked = [EditPrompt(unit.id, domain.prompt(unit, policy.tokenizer)) for unit in units]
-    edits = _written(run, policy, asked, domain, outer, phase, seed, samples or outer.samples, chunk)
+
+    def written(asked: Sequence[tuple[str, Unit]], samples: int, phase: str, seed: int) -> list[SelfEdit]:
+        """Sample texts about units, each of which is asked for by a name."""
+        prompts = [EditPrompt(name, domain.prompt(unit, policy.tokenizer)) for name, unit in asked]
+        work = Work(partial(_texts, sampling=outer.sampling(samples, domain.schema), seed=seed), policy, run.count)
+        rows = run.map(phase, prompts, work, chunk=chunk)
+        return [SelfEdit.from_dict(edit) for row in rows for edit in row["edits"]]
+
     known = {unit.id: unit for unit in units}
+    edits = written([(unit.id, unit) for unit in units], samples or outer.samples, phase, seed)
     for attempt in range(2, domain.max_tries + 1):
-        again = [i for i, edit in enumerate(edits) if _unread(domain, known[edit.unit_id], edit)]
+        read = [domain.read(known[edit.unit_id], edit, "", 0) for edit in edits]
+        again = [i for i, found in enumerate(read) if isinstance(found, Rejected) and found.unread]
         if not again:
             break
-        asked = [EditPrompt(edits[i].id, domain.prompt(known[edits[i].unit_id], policy.tokenizer)) for i in again]
-        other = derive_seed(seed, "again", attempt)
-        redrawn = _written(run, policy, asked, domain, outer, f"{phase}/again_{attempt}", other, 1, chunk)
+        asked = [(edits[i].id, known[edits[i].unit_id]) for i in again]
+        redrawn = written(asked, 1, f"{phase}/again_{attempt}", derive_seed(seed, "again", attempt))
         for i, new in zip(again, redrawn, strict=True):
             edits[i] = replace(edits[i], text=new.text, tokens=edits[i].tokens + new.tokens, tries=attempt)
     return edits
-
-
-def _unread(domain: Domain, unit: Unit, edit: SelfEdit) -> bool:
-    read = domain.read(unit, edit, "", 0)
-    return isinstance(read, Rejected) and read.unread
-
-
-def _written(
-    run: Recorder,
-    policy: Policy,
-    asked: Sequence[EditPrompt],
-    domain: Domain,
-    outer: OuterLoop,
-    phase: str,
-    seed: int,
-    samples: int,
-    chunk: int,
-) -> list[SelfEdit]:
-    sampling = Sampling(
-        outer.edit_tokens, outer.temperature, outer.top_p, samples, schema=domain.schema, skip_long=True
-    )
-    work = Work(partial(_texts, sampling=sampling, seed=seed), policy, run.count)
-    return [SelfEdit.from_dict(edit) for row in run.map(phase, asked, work, chunk=chunk) for edit in row["edits"]]
 
 
 def _texts(policy: Policy, part: Sequence[EditPrompt], count: Count, *, sampling: Sampling, seed: int) -> list[dict]:
@@ -137,7 +122,7 @@ def rate(
 
 
 def rate_edits(
-    run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Sequence[Unit], domain: Domain, *, phase: str
+    run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Units, domain: Domain, *, phase: str
 ) -> dict[str, float]:
     """Return the rating of each self-edit by its id (see `rate`); NaN if its text cannot be parsed."""
     known = {unit.id: unit for unit in units}
@@ -157,16 +142,14 @@ def finalists_of(edits: Sequence[SelfEdit], ratings: dict[str, float], most: int
 
     Ties go to the earlier self-edit; a self-edit without a rating ranks last.
     """
-    best: dict[str, list[SelfEdit]] = {}
-    for edit in edits:
-        best.setdefault(edit.unit_id, []).append(edit)
     worth = {name: -math.inf if math.isnan(rating) else rating for name, rating in ratings.items()}
-    chosen = {edit.id for several in best.values() for edit in sorted(several, key=lambda edit: -worth[edit.id])[:most]}
+    ranked = values_of(sorted(edits, key=lambda edit: -worth[edit.id]), attrgetter("id"))[0]
+    chosen = {name for names in ranked.values() for name in names[:most]}
     return [edit for edit in edits if edit.id in chosen]
 
 
 def practise(
-    run: Recorder, policy: Policy, units: Sequence[Unit], domain: Domain, outer: OuterLoop, *, phase: str, seed: int
+    run: Recorder, policy: Policy, units: Units, domain: Domain, outer: OuterLoop, *, phase: str, seed: int
 ) -> tuple[list[Group], dict[str, float]]:
     """E-step: sample self-edits of each unit and reward them.
 
@@ -176,8 +159,7 @@ def practise(
         of `RATED` is the rating itself, and the trials are marked as untried.
     """
     edits = write_self_edits(run, policy, units, domain, outer, phase=f"{phase}/sample", seed=seed)
-    frozen: dict[str, float] = {}
-    ratings: dict[str, float] = {}
+    frozen, ratings = dict[str, float](), dict[str, float]()
     tried = [] if outer.filter in BLIND or outer.reward in RATED else edits
     if outer.filter not in BLIND and (outer.reward in RATED or outer.finalists):
         ratings = rate_edits(run, policy, edits, units, domain, phase=f"{phase}/rate")
@@ -224,23 +206,9 @@ def round_of(index: int, groups: Sequence[Group], update: Update, outer: OuterLo
 
 
 def one_round(
-    run: Recorder,
-    policy: Policy,
-    units: Sequence[Unit],
-    domain: Domain,
-    outer: OuterLoop,
-    *,
-    index: int,
-    name: str,
-    seed: int,
+    run: Recorder, policy: Policy, units: Units, domain: Domain, outer: OuterLoop, *, index: int, name: str, seed: int
 ) -> tuple[Update, Round, list[Group]]:
-    """Run one round on ``units``: E-step, then the update of the policy, which is then called ``name``.
-
-    With filter ``random`` no self-edit is scored, as the reward is not used.
-
-    Returns:
-        The update, the record of the round, and the groups of self-edits that it learned from.
-    """
+    """Run one round, E-step and update to a policy called ``name``; return the update, its record and its groups."""
     learn = update_of(outer)
     groups, frozen = practise(run, policy, units, domain, outer, phase=name, seed=seed)
     update = learn(run, policy, groups, domain, outer, name=name, seed=seed)
@@ -250,15 +218,7 @@ def one_round(
 
 
 def restem_round(
-    run: Recorder,
-    policy: Policy,
-    units: Sequence[Unit],
-    domain: Domain,
-    outer: OuterLoop,
-    *,
-    index: int,
-    name: str,
-    seed: int,
+    run: Recorder, policy: Policy, units: Units, domain: Domain, outer: OuterLoop, *, index: int, name: str, seed: int
 ) -> tuple[Policy, Round]:
     """Run one round and return the next policy and the record of the round (`one_round` without its groups)."""
     update, record, _ = one_round(run, policy, units, domain, outer, index=index, name=name, seed=seed)
@@ -284,7 +244,7 @@ def several_rounds(
     domain: Domain,
     outer: OuterLoop,
     *,
-    practice: Callable[[int], Sequence[Unit]],
+    practice: Callable[[int], Units],
     rounds: int,
     seed: int,
     name: str,
@@ -295,16 +255,8 @@ def several_rounds(
     """
     policy, records = base, []
     for index in range(1, rounds + 1):
-        policy, record = restem_round(
-            run,
-            policy,
-            practice(index),
-            domain,
-            outer,
-            index=index,
-            name=f"{name}_{index}",
-            seed=derive_seed(seed, index),
-        )
+        one, draw = f"{name}_{index}", derive_seed(seed, index)
+        policy, record = restem_round(run, policy, practice(index), domain, outer, index=index, name=one, seed=draw)
         records.append(record)
     return policy, records
 
@@ -352,18 +304,15 @@ def fresh_rewards(record: Round, trials: Sequence[Trial]) -> dict[str, float]:
     stands for takes the place of the reward. Trials that cannot be scored are left out.
     """
     of = REWARDS.get(record.reward, REWARDS["accuracy"])
-    groups: dict[str, list[float]] = {}
-    for trial in trials:
-        reward = of(trial, record.frozen.get(trial.unit_id, math.nan))
-        if not math.isnan(reward):
-            groups.setdefault(trial.unit_id, []).append(reward)
-    return {unit: sum(values) / len(values) for unit, values in groups.items()}
+    rewards = values_of(trials, lambda trial: of(trial, record.frozen.get(trial.unit_id, math.nan)))[0]
+    known = {unit: [reward for reward in several if not math.isnan(reward)] for unit, several in rewards.items()}
+    return {unit: sum(values) / len(values) for unit, values in known.items() if values}
 
 
 def evaluate(
     run: Recorder,
     policy: Policy,
-    units: Sequence[Unit],
+    units: Units,
     domain: Domain[TrialT],
     outer: OuterLoop,
     *,
@@ -384,8 +333,8 @@ def run_loop(
     domain: Domain,
     outer: OuterLoop,
     *,
-    practice: Callable[[int], Sequence[Unit]],
-    held_out: Sequence[Unit],
+    practice: Callable[[int], Units],
+    held_out: Units,
     rounds: int,
     seed: int,
     control: str = "",
@@ -414,18 +363,8 @@ def run_loop(
         update, record, groups = one_round(run, before, units, domain, outer, index=index, name=group + name, seed=draw)
         policy = update.policy
         history.append(record)
-        fresh.append(
-            score_edits(
-                run,
-                before,
-                update.kept,
-                units,
-                domain,
-                arm=name,
-                phase=f"{group}{name}/fresh_seed",
-                seed=derive_seed(seed, index, "fresh seed"),
-            )
-        )
+        phase, unused = f"{group}{name}/fresh_seed", derive_seed(seed, index, "fresh seed")
+        fresh.append(score_edits(run, before, update.kept, units, domain, arm=name, phase=phase, seed=unused))
         evaluated[name] = measure(policy, arm=name)
         if index == 1 and blind and not blind.own:
             kept = kept_of(groups, replace(outer, filter=blind.filter), draw)

@@ -119,10 +119,7 @@ class Policy:
     ) -> "tuple[Policy, float]":
         """M-step: finetune a copy of the policy on (prompt ids, completion ids) pairs and call it ``name``.
 
-        The LoRA adapter is an artifact of the run and is merged into the copy.
-
-        Returns:
-            The new policy and the last loss (NaN if it was not finite).
+        Return it and the last loss (NaN if it was not finite). The LoRA adapter, an artifact of the run, is merged in.
         """
         from seal_lib.training.adapters import Adapter, merge
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from seal_lib.errors import DataError
+from seal_lib.errors import DataError, must_be_one_of
+from seal_lib.generation.contract import Sampling
 from seal_lib.loops.rewards import FILTERS, RATED, REWARDS
 from seal_lib.runs.params import RARE
 from seal_lib.training.jobs import SCHEDULES
@@ -39,11 +40,14 @@ class OuterLoop:
 
     def __post_init__(self):
         for key, registry in (("reward", (*REWARDS, *RATED)), ("filter", FILTERS)):
-            if getattr(self, key) not in registry:
-                raise DataError(f"{key}: {getattr(self, key)!r} is not one of {', '.join(registry)}.")
+            must_be_one_of(key, getattr(self, key), registry)
         if self.finalists and (self.reward in RATED or self.finalists > self.samples):
             why = f"by reward {self.reward} none is tried" if self.reward in RATED else f"there are {self.samples}"
             raise DataError(f"finalists: {self.finalists} cannot be tried, {why}; give 0 for no choice beforehand.")
+
+    def sampling(self, samples: int = 1, schema: str | None = None) -> Sampling:
+        """Return the sampling settings of self-edits, ``samples`` of each prompt."""
+        return Sampling(self.edit_tokens, self.temperature, self.top_p, samples, schema=schema, skip_long=True)
 
 
 @dataclass(frozen=True)
@@ -75,5 +79,4 @@ class Pretraining:
     def __post_init__(self):
         choices = {"cpt_method": METHODS, "cpt_schedule": SCHEDULES, "cpt_passages": COPIES}
         for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise DataError(f"{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}.")
+            must_be_one_of(key, getattr(self, key), allowed)

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from seal_lib.errors import DataError
-from seal_lib.loops.domain import Domain, Unit
+from seal_lib.errors import DataError, must_be_one_of
+from seal_lib.loops.domain import Domain, Unit, Units
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import FILTERS
 from seal_lib.loops.settings import OuterLoop
@@ -59,7 +59,7 @@ def imitate(
     run: Recorder,
     policy: Policy,
     edits: Sequence[SelfEdit],
-    units: Sequence[Unit],
+    units: Units,
     domain: Domain,
     outer: OuterLoop,
     *,
@@ -87,6 +87,5 @@ UPDATES: dict[str, Callable[..., Update]] = {"restem": restem}
 
 def update_of(outer: OuterLoop) -> Callable[..., Update]:
     """Return the outer algorithm that the settings name."""
-    if outer.update not in UPDATES:
-        raise DataError(f"update: {outer.update!r} is not one of {', '.join(UPDATES)}.")
+    must_be_one_of("update", outer.update, UPDATES)
     return UPDATES[outer.update]

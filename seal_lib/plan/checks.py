@@ -14,8 +14,7 @@ from seal_lib.arc.domain import TestTimeTraining
 from seal_lib.errors import ParameterError
 from seal_lib.generation.contract import Sampling
 from seal_lib.generation.others import Other
-from seal_lib.grading.judge import NOBODY
-from seal_lib.grading.rating import NOBODY as NOBODY_RATES
+from seal_lib.grading.judge import NOBODY, NOBODY_RATES
 from seal_lib.knowledge import prompts as knowledge_prompts
 from seal_lib.knowledge import strategies
 from seal_lib.knowledge.corpus import WRITERS

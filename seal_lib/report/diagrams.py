@@ -5,12 +5,16 @@ The domains fill diagrams with an example from a finished run (``knowledge.diagr
 
 from __future__ import annotations
 
+import re
 import textwrap
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seal_lib import paths
+from seal_lib.errors import SealError
 from seal_lib.report.marks import GREY, INK
+from seal_lib.runs import manifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,3 +96,27 @@ def run_of(rows: pd.DataFrame) -> Path | None:
     names = {str(name) for name in rows["run"]} if "run" in rows else set()
     folder = paths.runs() / names.pop() if len(names) == 1 else None
     return folder if folder and (folder / "run.json").exists() else None
+
+
+def recorded(folder: Path, pattern: str) -> dict[str, list[dict]]:
+    """Return phase → its rows, for the phases of a run that match a pattern."""
+    found: dict[str, list[dict]] = {}
+    for row in manifest.rows(folder):
+        if re.fullmatch(pattern, row["phase"]):
+            found.setdefault(row["phase"], []).append(row)
+    return found
+
+
+def last_round(phases: Iterable[str]) -> str:
+    """Return the phase ``seed_N/…_round_M`` of the last round of the first loop; "" if there is none."""
+    rounds = [phase for phase in phases if phase.startswith("seed_")]
+    own = [phase for phase in rounds if phase.partition("/")[0] == rounds[0].partition("/")[0]]
+    return max(own, key=lambda phase: int(phase.rpartition("_")[2]), default="")
+
+
+def unit_of(name: str, load: Callable[[], Iterable[Any]]) -> Any:
+    """Return the unit (a passage or a puzzle) with that id; None if it is not there or its source is not available."""
+    try:
+        return next((unit for unit in load() if unit.id == name), None)
+    except SealError:
+        return None

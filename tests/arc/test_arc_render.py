@@ -20,6 +20,7 @@ from seal_lib.arc.grids import answer_text, parse, question_text, to_text
 from seal_lib.arc.self_edits import ORACLE, read
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.errors import DataError, ParameterError, SealError
+from seal_lib.models.tokens import read_ids
 
 #: in the manner of Llama-3: headers, BOS written out, today's date by default, messages trimmed
 LLAMA = (
@@ -162,8 +163,8 @@ def test_a_self_edit_is_trained_to_its_end_token(kind) -> None:
     assert ids[-1] == own.eos_token_id and own.bos_token_id not in ids
     assert text_of(kind, ids) == ORACLE.text() + own.eos_token
     assert read(text_of(kind, ids[:-1])).config == ORACLE  # what an engine hands back of these tokens
-    assert render.prompt_ids(prompt, own) == own(prompt)["input_ids"]
-    assert render.prompt_ids(prompt, own).count(own.convert_tokens_to_ids("<|begin|>")) == (own.bos_token is not None)
+    assert read_ids(prompt, own) == own(prompt)["input_ids"]
+    assert read_ids(prompt, own).count(own.convert_tokens_to_ids("<|begin|>")) == (own.bos_token is not None)
     spread = "\n" + json.dumps(json.loads(ORACLE.text()), indent=2) + " \n"
     assert read(text_of(kind, render.completion_ids(task, spread, own, wording(kind))[:-1])).config == ORACLE
     assert text_of(kind, render.completion_ids(task, "", own, wording(kind))) == own.eos_token
@@ -359,6 +360,6 @@ def test_every_real_task_goes_through_the_shipped_tokenizer() -> None:
             example = question(task, test)
             trained = render.training_example(example, own, chosen)
             assert parse(own.decode(labelled(trained))).grid == task.solutions[test]
-            assert trained.ids[: trained.weights.index(1.0)] == render.prompt_ids(
+            assert trained.ids[: trained.weights.index(1.0)] == read_ids(
                 render.question_prompt(example, own, chosen), own
             )

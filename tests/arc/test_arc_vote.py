@@ -90,10 +90,10 @@ def test_a_task_is_right_only_if_every_output_is() -> None:
     right = score(TWO, [(B,), (C, A)])
     assert right.pass_2 and not right.pass_1 and right.first == (True, False)
     dropped = score(TWO, [(B, C)])
-    assert not dropped.pass_2 and dropped.either == (True, False) and dropped.answered == (True, False)
+    assert not dropped.pass_2 and dropped.either == (True, False)
     assert rates([right, dropped]) == {"pass_1": 0.0, "pass_2": 0.5, "outputs": 0.75}
     unanswered = score(TWO, [(), (A,)])
-    assert unanswered.answered == (False, True) and not unanswered.pass_2
+    assert unanswered.either == (False, True) and not unanswered.pass_2
 
 
 def test_what_cannot_be_scored_is_named() -> None:

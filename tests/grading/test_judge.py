@@ -121,7 +121,7 @@ def test_a_model_that_runs_here_judges_by_the_contract_of_an_engine(monkeypatch,
 def test_a_judge_is_asked_anew_to_be_compared_with_itself(serve) -> None:
     server = serve(lambda prompt, nth: "yes" if nth == 1 else "no")
     first = judge(server)
-    assert [j.verdicts([(PARIS, "Paris")]) for j in (first, first, first.again())] == [[1.0], [1.0], [0.0]]
+    assert [j.verdicts([(PARIS, "Paris")]) for j in (first, first, replace(first, repeat=1))] == [[1.0], [1.0], [0.0]]
 
 
 # ------------------------------------------------------------------------------------------------ in the loop
@@ -166,7 +166,7 @@ def test_verdicts_that_did_not_come_are_counted_and_left_out_of_the_means(serve)
     assert {r["metric"]: r["value"] for r in rows}["left_out:verdicts"] == 0.5
     assert run.counts["other_failed"] == 1
     server.behave = lambda prompt, nth: (400, {}, "")
-    again = replace(domain, judge=domain.judge.again())
+    again = replace(domain, judge=replace(domain.judge, repeat=1))
     silent = evaluate.evaluate_arm(
         MemoryRun(), Policy("p", *seedling()), passages[:1], "frozen", again, OuterLoop(), seed=0
     )

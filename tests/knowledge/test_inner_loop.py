@@ -21,13 +21,13 @@ from fixtures_seal import (
 
 from seal_lib.errors import DataError
 from seal_lib.grading.graders import exact_match
-from seal_lib.knowledge.domain import InnerLoop, Knowledge, documents_of
+from seal_lib.knowledge.domain import InnerLoop, Knowledge
 from seal_lib.loops.rewards import REWARDS
 from seal_lib.records import to_dict
 
 
 def examples_of(passage, text, settings=INNER):
-    return Knowledge(settings, WORDING).examples(candidate(passage, text), seedling()[1])
+    return Knowledge(settings, WORDING).jobs([candidate(passage, text)], seedling()[1])[0].examples
 
 
 def test_the_right_edit_teaches_the_facts_a_wrong_one_the_wrong_facts_and_none_nothing() -> None:
@@ -108,7 +108,9 @@ def test_one_diverging_adapter_leaves_its_neighbours_as_they_are(monkeypatch) ->
     alone = trials_of([group[0], group[2]])
     job = domain.Job
     bad = group[1].id
-    monkeypatch.setattr(domain, "Job", lambda **given: job(**(given | ({"lr": 1e20} if given["id"] == bad else {}))))
+    monkeypatch.setattr(
+        domain, "Job", lambda id, *data, **how: job(id, *data, **how | ({"lr": 1e20} if id == bad else {}))
+    )
     mixed = trials_of(group)
     assert [t.outcome for t in mixed] == ["ok", "diverged", "ok"]
     assert [t.answers for t in (mixed[0], mixed[2])] == [t.answers for t in alone]
@@ -225,9 +227,9 @@ def test_the_settings_bring_the_rules_of_their_protocol() -> None:
         for protocol in ("authors_v1", "authors_v2")
     }
     assert counts == {"authors_v1": 53, "authors_v2": 31}  # with the passage
-    shown = documents_of(passage, text, WORDING, replace(AUTHORS, protocol="authors_v2"))
+    shown = Knowledge(replace(AUTHORS, protocol="authors_v2"), WORDING).documents(passage, text)
     assert [d.text for d in shown[:2]] == [f"{passage.title}\nLine 0.", f"{passage.title}\nLine 1."]
-    assert len(documents_of(passage, text, WORDING, replace(INNER, document_limit=4))) == 5
+    assert len(Knowledge(replace(INNER, document_limit=4), WORDING).documents(passage, text)) == 5
 
 
 def test_rewards_of_a_trial() -> None:

@@ -664,9 +664,9 @@ def test_questions_without_an_answer_are_left_out_and_counted(tmp_path) -> None:
     empty = {"title": "T", "context": "Three.", "question": "d?", "answers": {"text": [], "answer_start": []}}
     rows = [*squad_rows(lambda gold: {"answers": {"text": [gold]}}), empty]
     with pytest.warns(UserWarning, match="1 questions without an answer are left out, and 1 passages"):
-        assert len(data.group_squad(rows)) == 2
+        assert len(data.passages_of(rows, "squad", "squad")) == 2
     with pytest.raises(DataError, match="no question has an answer"):
-        data.group_squad([empty])
+        data.passages_of([empty], "squad", "squad")
 
 
 @pytest.mark.parametrize(
@@ -791,7 +791,7 @@ ROWS = [
 
 
 def test_hub_rows_become_one_passage_per_context_with_the_first_gold_answer() -> None:
-    passages = data.group_squad(ROWS)
+    passages = data.passages_of(ROWS, "squad", "squad")
     assert [(p.id, p.title, p.text) for p in passages] == [
         ("squad-00000", "Super Bowl 50", "One."),
         ("squad-00001", "Other", "Two."),

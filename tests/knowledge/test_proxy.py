@@ -8,7 +8,7 @@ import pytest
 from fixtures_seal import DOMAIN, INNER, WORDING, MemoryRun, made, plain_passage, seedling, trial
 
 from seal_lib.errors import DataError, SealError
-from seal_lib.grading.rating import rating
+from seal_lib.grading.judge import rating
 from seal_lib.knowledge import proxy
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.rubrics import RUBRICS, Rubric, rubric_of

@@ -8,7 +8,7 @@ from fixtures_seal import DOMAIN, INNER, WORDING, MemoryRun, made, plain_passage
 
 from seal_lib.errors import DataError, SealError
 from seal_lib.generation.contract import Completion
-from seal_lib.knowledge import corpus, diversity, relations, strategies
+from seal_lib.knowledge import corpus, relations, strategies
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.world import describe_notes
 from seal_lib.loops.domain import Candidate
@@ -50,7 +50,7 @@ def test_each_self_edit_is_read_by_itself() -> None:
 
 def test_a_budget_keeps_the_first_documents_that_fit_with_the_passage() -> None:
     tokenizer, texts = seedling()[1], ("one\ntwo two two", "three")
-    sizes = [len(example.ids) for example in DOMAIN.examples(several(*texts), tokenizer)]
+    sizes = [len(example.ids) for example in DOMAIN.jobs([several(*texts)], tokenizer)[0].examples]
     assert len(sizes) == 4
     for limit, kept in (
         (sum(sizes), [0, 1, 2, 3]),
@@ -60,10 +60,10 @@ def test_a_budget_keeps_the_first_documents_that_fit_with_the_passage() -> None:
         (1, [3]),
     ):
         small = Knowledge(replace(INNER, token_limit=limit), WORDING)
-        found = [len(example.ids) for example in small.examples(several(*texts), tokenizer)]
+        found = [len(example.ids) for example in small.jobs([several(*texts)], tokenizer)[0].examples]
         assert found == [sizes[i] for i in kept], limit
     alone = Knowledge(replace(INNER, token_limit=sizes[0], add_passage=False), WORDING)
-    assert [len(e.ids) for e in alone.examples(several(*texts), tokenizer)] == sizes[:1]
+    assert [len(e.ids) for e in alone.jobs([several(*texts)], tokenizer)[0].examples] == sizes[:1]
     assert "token_limit=9" in replace(INNER, token_limit=9).label and "token_limit" not in INNER.label
 
 
@@ -207,14 +207,14 @@ def test_more_self_edits_and_bigger_budgets_train_more_and_writers_share_their_d
 
 def test_diversity_by_hand() -> None:
     one, other = "Ada lives in Rome now", "Ada lives in Paris now"
-    assert diversity.distinct([one, one]) == 0.5 and diversity.overlap([one, one]) == 1.0
+    assert strategies.distinct([one, one]) == 0.5 and strategies.overlap([one, one]) == 1.0
     # trigrams: ada-lives-in, lives-in-X, in-X-now: one of three is shared, so five are different and one in five
-    assert diversity.distinct([one, other]) == pytest.approx(5 / 6) and diversity.overlap([one, other]) == 1 / 5
-    assert diversity.overlap(["one two six\nnine ten four", "one two six nine ten four"]) == pytest.approx(
+    assert strategies.distinct([one, other]) == pytest.approx(5 / 6) and strategies.overlap([one, other]) == 1 / 5
+    assert strategies.overlap(["one two six\nnine ten four", "one two six nine ten four"]) == pytest.approx(
         2 / 4
     )  # none across lines
-    assert diversity.overlap(["short", "short"]) == 1.0 == diversity.overlap(["", ""])
-    assert str(diversity.overlap([one])) == str(diversity.distinct([""])) == "nan"
+    assert strategies.overlap(["short", "short"]) == 1.0 == strategies.overlap(["", ""])
+    assert str(strategies.overlap([one])) == str(strategies.distinct([""])) == "nan"
 
 
 def test_arms_with_amounts_are_read_ranked_and_painted_as_their_writer() -> None:
