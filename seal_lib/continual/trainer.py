@@ -101,20 +101,8 @@ class HistoryGroup(LinearGroup):
 
     dense: list[Tensor] | None = None
 
-    def forward_of(self, i: int) -> Callable[[Tensor], Tensor]:
-        plain = super().forward_of(i)
-
-        def forward(x: Tensor) -> Tensor:
-            if self.dense is None:
-                return plain(x)
-            if x is not self._input or self._outputs[i] is None:
-                self._input, self._outputs = x, list(_Own.apply(self.anchor, x, self))
-            y, self._outputs[i] = self._outputs[i], None
-            if all(out is None for out in self._outputs):
-                self._input = None
-            return y
-
-        return forward
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        return super().outputs(x) if self.dense is None else _Own.apply(self.anchor, x, self)
 
 
 DENSE_BYTES = 2e9  # limit on the dense weights of all slots; above it the history stays a low-rank product

@@ -5,9 +5,9 @@ A request is a prompt with a seed and at most one adapter. The engines that run 
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from seal_lib.errors import DataError
 from seal_lib.models.tokens import read_ids
@@ -117,17 +117,37 @@ def read(
     return tokens
 
 
-def rows_of(
-    requests: Sequence[Request], tokens: Sequence[list[int] | None], sampling: Sampling
-) -> list[tuple[int, Request, int]]:
-    """Return (index of the request, request, index of the sample) of each row to decode, grouped by adapter.
+class Row(NamedTuple):
+    """A text to decode: the token ids of its prompt, the seed of its draws, and its adapter."""
 
-    Skipped prompts have no rows.
+    ids: list[int]
+    seed: int
+    adapter: "Adapter | None"
+
+
+def completed(
+    requests: Sequence[Request],
+    tokenizer: "PreTrainedTokenizerBase",
+    sampling: Sampling,
+    room: int,
+    decode: Callable[[list[Row]], list[Completion]],
+) -> list[list[Completion]]:
+    """Return the completions of all requests; ``decode`` makes those of rows, which are grouped by adapter.
+
+    Raises:
+        DataError: as `read`.
     """
-    rows = [(i, request, k) for i, request in enumerate(requests) if tokens[i] for k in range(sampling.n)]
+    tokens = read(requests, tokenizer, sampling, room)
     # the samples of one prompt stay together, which needs the least padding
     group = {id(request.adapter): n for n, request in reversed(list(enumerate(requests)))}
-    return sorted(rows, key=lambda row: (group[id(row[1].adapter)], row[0], row[2]))
+    order = sorted((i for i, ids in enumerate(tokens) if ids), key=lambda i: group[id(requests[i].adapter)])
+    rows = {
+        (i, k): Row(tokens[i] or [], sample_seed(requests[i], k), requests[i].adapter)
+        for i in order
+        for k in range(sampling.n)
+    }
+    found = dict(zip(rows, decode([*rows.values()]), strict=True))
+    return [[found.get((i, k), TOO_LONG) for k in range(sampling.n)] for i in range(len(requests))]
 
 
 def sample_seed(request: Request, k: int) -> int:

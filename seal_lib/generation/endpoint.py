@@ -180,7 +180,7 @@ class Endpoint:
         retrying = Retrying(
             retry=retry_if_exception_type(Again),
             reraise=True,
-            sleep=self._pause,
+            sleep=self._stop.wait,
             wait=lambda state: max(_after(state), pause(state)),
             stop=self._enough,
         )
@@ -188,9 +188,6 @@ class Endpoint:
             return retrying(self._once, request, sampling, key)
         except (Again, Refused) as error:
             return Completion("", 0, "failed", str(error))
-
-    def _pause(self, seconds: float) -> None:
-        self._stop.wait(seconds)
 
     def _enough(self, state: RetryCallState) -> bool:
         """Return True if there must be no further try: too many tries, too long a pause, or no budget left."""

@@ -10,28 +10,16 @@ much as it makes them rarer. Equal rows are therefore promised for one type of C
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from seal_lib.errors import DataError
-from seal_lib.generation.contract import (
-    TOO_LONG,
-    Completion,
-    Request,
-    Sampling,
-    finish,
-    read,
-    rows_of,
-    sample_seed,
-    stopped,
-)
+from seal_lib.generation.contract import Completion, Request, Row, Sampling, completed, finish, stopped
 from seal_lib.models.tokens import ends
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
-
-    from seal_lib.training.adapters import Adapter
-
 
 TOGETHER = 8  # tokens that a GPU generates between two checks whether every row has ended
 
@@ -67,38 +55,26 @@ class HFGenerator:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         if sampling.schema is not None:
             raise DataError("engine hf cannot hold a text to a JSON schema; use engine vllm or leave the schema out.")
-        tokens = read(requests, self.tokenizer, sampling, self.positions)
-        rows = rows_of(requests, tokens, sampling)
-        out: dict[tuple[int, int], Completion] = {}
-        longest = max((len(ids) for ids in tokens if ids), default=0) + sampling.max_tokens
-        at_once = max(1, min(self.batch, self.cache_tokens // longest))
-        for first in range(0, len(rows), at_once):
-            part = rows[first : first + at_once]
-            seeds = [sample_seed(request, k) for _, request, k in part]
-            done = self._decode([tokens[i] or [] for i, _, _ in part], seeds, [r.adapter for _, r, _ in part], sampling)
-            for (i, _, k), completion in zip(part, done, strict=True):
-                out[i, k] = completion
-        return [[out.get((i, k), TOO_LONG) for k in range(sampling.n)] for i in range(len(requests))]
 
-    def _decode(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        adapters: "Sequence[Adapter | None]",
-        sampling: Sampling,
-    ) -> list[Completion]:
-        """Decode one batch, given the token ids, the seed and the adapter of each row."""
-        import contextlib
+        def decode(rows: list[Row]) -> list[Completion]:
+            longest = max((len(row.ids) for row in rows), default=0) + sampling.max_tokens
+            at_once = max(1, min(self.batch, self.cache_tokens // longest))
+            parts = (rows[first : first + at_once] for first in range(0, len(rows), at_once))
+            return [completion for part in parts for completion in self._decode(part, sampling)]
 
+        return completed(requests, self.tokenizer, sampling, self.positions, decode)
+
+    def _decode(self, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
+        """Decode one batch."""
         import torch
 
         from seal_lib.training.attached import attached
 
+        prompts, seeds, adapters = zip(*rows, strict=True)
         distinct = list({id(a): a for a in adapters if a is not None}.values())
         index = {id(a): slot for slot, a in enumerate(distinct)} | {id(None): -1}
         slots = torch.tensor([index[id(a)] for a in adapters])
-        scope = attached(self.model, distinct, slots) if distinct else contextlib.nullcontext()
-        with scope, torch.no_grad():
+        with attached(self.model, distinct, slots) if distinct else nullcontext(), torch.no_grad():
             sampled = _decode_tokens(self.model, self.tokenizer, prompts, seeds, sampling, self.fixed)
         return [finish(ids, self.tokenizer, sampling, ends(self.model, self.tokenizer)) for ids in sampled]
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from seal_lib import models
+from seal_lib.generation import engines
 from seal_lib.generation.contract import Completion, Generator, Request, Sampling
 from seal_lib.generation.endpoint import Address, Endpoint
 from seal_lib.generation.kept import Kept, key_of
@@ -49,7 +51,7 @@ class Other:
         """
         if self.address:
             return f"{self.address.model}@{self.address.target}"
-        return f"{self.name} {_weights(self.name)} {self.dtype}"
+        return f"{self.name} {models.weight_hash(self.name)} {self.dtype}"
 
     def check(self) -> None:
         """Check, before there is anything to ask, that the key of an endpoint is set.
@@ -107,13 +109,6 @@ def _each(engine: Generator, requests: Sequence[Request], sampling: Sampling) ->
             yield number, completion
 
 
-@lru_cache
-def _weights(name: str) -> str:
-    from seal_lib import models
-
-    return models.weight_hash(name)
-
-
 @lru_cache(maxsize=4)
 def _opened(other: Other) -> Generator:
     if other.address:
@@ -125,9 +120,6 @@ class _Asked:
     """A model that runs here; the prompt is put into its chat template if it has one."""
 
     def __init__(self, other: Other):
-        from seal_lib import models
-        from seal_lib.generation import engines
-
         model, self.tokenizer = models.load(other.name, other.device, other.dtype)
         self.engine = engines.generator(model, self.tokenizer, "auto")
         self.positions = self.engine.positions
@@ -141,11 +133,9 @@ class _Asked:
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
-        first = self.tokenizer.bos_token or ""
-        written = self.tokenizer("", add_special_tokens=True)[
-            "input_ids"
-        ]  # the tokenizer may add a BOS itself, which must not be there twice
-        return text.removeprefix(first) if written else text
+        # the tokenizer may add a BOS itself, which must not be there twice
+        written = self.tokenizer("", add_special_tokens=True)["input_ids"]
+        return text.removeprefix(self.tokenizer.bos_token or "") if written else text
 
     def close(self) -> None:
         self.engine.close()

@@ -13,7 +13,7 @@ import shutil
 import sys
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -22,17 +22,7 @@ from typing import TYPE_CHECKING
 from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.generation.child import Child, scratch
-from seal_lib.generation.contract import (
-    TOO_LONG,
-    Completion,
-    Request,
-    Sampling,
-    finish,
-    read,
-    rows_of,
-    sample_seed,
-    stopped,
-)
+from seal_lib.generation.contract import Completion, Request, Row, Sampling, completed, finish, stopped
 from seal_lib.models.tokens import ends
 from seal_lib.training.adapters import Adapter, check_fits
 
@@ -46,7 +36,7 @@ _NUMBERS = count(1)  # adapter ids, never reused in a process, so that vLLM cann
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the engine. A change other than of the time limits restarts it.
+    """Settings of the engine. Those that are equal, up to the rank and the time limits, can share one engine.
 
     ``kv_bytes``: bytes of the KV cache; 0 means space for 100 000 tokens on a GPU, 20 000 on a CPU. ``max_model_len``:
     largest number of tokens of a prompt with its completion; 0 means as many as the model and ``kv_bytes`` allow.
@@ -60,10 +50,10 @@ class Settings:
     max_num_seqs: int = 256
     max_loras: int = 8
     cpu_loras: int = 64
-    max_lora_rank: int = 16
+    max_lora_rank: int = field(default=16, compare=False)
     eager: bool | None = None
-    start_seconds: float = 900.0
-    stall_seconds: float = 300.0
+    start_seconds: float = field(default=900.0, compare=False)
+    stall_seconds: float = field(default=300.0, compare=False)
 
 
 class VLLMGenerator:
@@ -88,7 +78,11 @@ class VLLMGenerator:
 
     @cached_property
     def kind(self) -> str:
-        return _kind(self.model, self.tokenizer)
+        """The hash of what a running engine cannot change: architecture, number type, device, vocabulary."""
+        config = {key: value for key, value in self.model.config.to_dict().items() if key != "_name_or_path"}
+        words = sorted(self.tokenizer.get_vocab().items())
+        about = [config, str(self.model.dtype), str(self.model.device), words]
+        return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
     def positions(self) -> int:
@@ -97,23 +91,25 @@ class VLLMGenerator:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         if sampling.temperature > 2:
             raise DataError(f"engine vllm takes temperatures up to 2, not {sampling.temperature}; use engine hf.")
-        tokens = read(requests, self.tokenizer, sampling, self.positions)
-        if not any(tokens):
-            return [[TOO_LONG] * sampling.n for _ in requests]
-        distinct = {id(r.adapter): r.adapter for r in requests if r.adapter is not None}
+        return completed(requests, self.tokenizer, sampling, self.positions, lambda rows: self._decode(rows, sampling))
+
+    def _decode(self, rows: list[Row], sampling: Sampling) -> list[Completion]:
+        if not rows:
+            return []
+        distinct = {id(row.adapter): row.adapter for row in rows if row.adapter is not None}
         for adapter in distinct.values():
             check_fits(self.model, adapter)
-        rows = rows_of(requests, tokens, sampling)
         engine = _engine_for(self, max((adapter.rank for adapter in distinct.values()), default=0))
-        out: dict[tuple[int, int], Completion] = {}
         last = ends(self.model, self.tokenizer)
         # Rows without adapter never share a batch with adapters: on a CPU vLLM 0.32 applies its last adapter to them.
-        for part in ([row for row in rows if row[1].adapter is None], [row for row in rows if row[1].adapter]):
-            asked = [(tokens[i] or [], sample_seed(request, k), request.adapter) for i, request, k in part]
-            done = engine.sample(asked, sampling, last, self.batch, self.settings)
-            for (i, _, k), ids in zip(part, done, strict=True):
-                out[i, k] = finish(_cut(ids, self.tokenizer, sampling), self.tokenizer, sampling, last)
-        return [[out.get((i, k), TOO_LONG) for k in range(sampling.n)] for i in range(len(requests))]
+        bare = [i for i, row in enumerate(rows) if row.adapter is None]
+        done: dict[int, list[int]] = {}
+        for part in (bare, [i for i, row in enumerate(rows) if row.adapter]):
+            texts = engine.sample([rows[i] for i in part], sampling, last, self.batch, self.settings)
+            done |= zip(part, texts, strict=True)
+        return [
+            finish(_cut(done[i], self.tokenizer, sampling), self.tokenizer, sampling, last) for i in range(len(rows))
+        ]
 
     def close(self) -> None:
         """End the child process, which frees all its memory; the next generator to be used starts it again."""
@@ -188,33 +184,17 @@ def _engine_for(generator: VLLMGenerator, rank: int) -> "Engine":
     settings = generator.settings
     least = _bucket(max(rank, settings.max_lora_rank))
     engine = _engine if _engine is not None and _engine.child.alive and _engine.kind == generator.kind else None
-    if engine is None or not _serves(engine.settings, settings, least):
+    if engine is None or engine.settings != settings or engine.settings.max_lora_rank < least:
         shutdown()
         engine = _engine = Engine(generator, replace(settings, max_lora_rank=least))
     engine.load_base(generator.model, settings)
     return engine
 
 
-def _serves(have: Settings, settings: Settings, rank: int) -> bool:
-    """Return True if an engine started with ``have`` can serve ``settings`` and adapters of this rank.
-
-    It may allow larger ranks and have other time limits.
-    """
-    like = replace(settings, start_seconds=have.start_seconds, stall_seconds=have.stall_seconds)
-    return rank <= have.max_lora_rank and have == replace(like, max_lora_rank=have.max_lora_rank)
-
-
 def _bucket(rank: int) -> int:
     if rank > RANKS[-1]:
         raise DataError(f"engine vllm takes adapters of rank {RANKS[-1]} at most, not {rank}; use engine hf.")
     return next(bucket for bucket in RANKS if bucket >= rank)
-
-
-def _kind(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return a hash of what a running engine cannot change: architecture, number type, device, vocabulary."""
-    config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
-    about = [config, str(model.dtype), str(model.device), sorted(tokenizer.get_vocab().items())]
-    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _mark(model: "PreTrainedModel") -> tuple:
@@ -228,7 +208,7 @@ class Engine:
     def __init__(self, generator: VLLMGenerator, settings: Settings):
         model, self.settings, self.kind = generator.model, settings, generator.kind
         self._names: dict[str, tuple[str, int]] = {}
-        folder = scratch("seal-vllm-", _bytes(model))
+        folder = scratch("seal-vllm-", model.get_memory_footprint())
         try:
             _write(model, folder / "model")
             generator.tokenizer.save_pretrained(folder / "model")
@@ -247,7 +227,7 @@ class Engine:
         """Load the weights of ``model`` into the engine, unless they are loaded already."""
         if self._model() is model and self._marked == _mark(model):
             return
-        folder = scratch("seal-base-", _bytes(model))
+        folder = scratch("seal-base-", model.get_memory_footprint())
         try:
             _write(model, folder)
             message = {"do": "base", "folder": str(folder)}
@@ -262,13 +242,13 @@ class Engine:
 
     def sample(
         self,
-        rows: Sequence[tuple[list[int], int, Adapter | None]],
+        rows: Sequence[Row],
         sampling: Sampling,
         last: Sequence[int],
         at_once: int,
         limits: Settings,
     ) -> list[list[int]]:
-        """Return the generated ids of each row (prompt ids, seed, adapter); an id of ``last`` ends a text."""
+        """Return the generated ids of each row; an id of ``last`` ends a text."""
         if not rows:
             return []
         home = self.child.folder / "adapters"
@@ -308,10 +288,6 @@ class Engine:
             if name not in about:  # the folder exists until the call returns, as vLLM may load it several times
                 about[name] = (number, str(adapter.save(home / name, "base")))
         return names, about
-
-
-def _bytes(model: "PreTrainedModel") -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def _write(model: "PreTrainedModel", folder: Path) -> None:

@@ -172,12 +172,16 @@ class LinearGroup:
         self.a, self.b, self.grads, self.packing, self.anchor = None, [], [], None, None
         self.fresh, self._input, self._outputs = True, None, []
 
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs of all members."""
+        return _Packed.apply(self.anchor, x, self)
+
     def forward_of(self, i: int) -> Callable[[Tensor], Tensor]:
         """Return the forward of member i; the first call computes all members, the others return stored results."""
 
         def forward(x: Tensor) -> Tensor:
             if x is not self._input or self._outputs[i] is None:
-                self._input, self._outputs = x, list(_Packed.apply(self.anchor, x, self))
+                self._input, self._outputs = x, list(self.outputs(x))
             y, self._outputs[i] = self._outputs[i], None
             if all(out is None for out in self._outputs):
                 self._input = None

@@ -34,7 +34,7 @@ class AdapterBank(PackedModel):
 
     In a plain step on a GPU the model's own layers process no padding. Only the adapters' products (a hundredth of the
     arithmetic; grouped instead if padding would double them) and attention are padded, to the longest slot or example
-    of the step; ``bucketing`` keeps these short.
+    of the step.
 
     Not every architecture can be packed: linear attention carries its state from one example into the next. Such a
     model trains example by example with one slot; with more slots it is refused.
@@ -50,8 +50,6 @@ class AdapterBank(PackedModel):
         gradient_checkpointing: recompute each decoder layer in the backward pass (saves memory).
         layout: "auto", "padded" or "grouped", see `seal_lib.training.packing.Packing`.
         memory: bytes that ``slots=0`` may use. Default: the free memory of a GPU, 4 GB on a CPU.
-        bucketing: if slots take turns, a step serves slots whose next minibatches have similar lengths; the order of
-            the minibatches of each adapter does not change.
         fixed: pad steps to fixed sizes, which a GPU replays as CUDA graphs (`seal_lib.training.captured`). Default:
             True on a GPU for a model in bfloat16. It has no effect with gradient checkpointing or quantised layers.
             Steps with padding in the loss stay plain; steps of rare sizes run without a graph.
@@ -75,13 +73,12 @@ class AdapterBank(PackedModel):
         gradient_checkpointing: bool = False,
         layout: str = "auto",
         memory: float | None = None,
-        bucketing: bool = False,
         fixed: bool | None = None,
     ):
         slots = 0 if slots == "auto" else slots
         if not isinstance(slots, int) or slots < 0:
             raise ParameterError(f"slots: a bank needs at least 1, or 0 for as many as fit, not {slots!r}.")
-        self.slots, self.rank_max, self.memory, self.bucketing = slots, rank_max, memory, bucketing
+        self.slots, self.rank_max, self.memory = slots, rank_max, memory
         self.halvings, self.alone, self._busy = 0, False, False
         try:
             super().__init__(model, targets, tokens_per_step, dtype, gradient_checkpointing, layout, fixed)
@@ -102,18 +99,11 @@ class AdapterBank(PackedModel):
         self.close()
 
     def _serve(self, live: list[Slot], turn: int) -> list[int]:
-        """Return the slots of the next step: all, or as many from ``turn`` on as ``tokens_per_step`` allows (≥ 1).
-
-        With ``bucketing`` the slots whose longest example is closest in length to that of slot ``turn`` come first.
-        """
+        """Return the slots of the next step: all, or as many from ``turn`` on as ``tokens_per_step`` allows (≥ 1)."""
         if self.tokens_per_step is None:
             return list(range(len(live)))
-        order, served, total = [(turn + i) % len(live) for i in range(len(live))], [], 0
-        if self.bucketing:
-            longest = [max(length for length, _ in slot.next.lengths) for slot in live]
-            here = longest[order[0]]
-            order.sort(key=lambda k: abs(longest[k] - here))  # stable, so the slot itself stays first
-        for k in order:
+        served, total = [], 0
+        for k in ((turn + i) % len(live) for i in range(len(live))):
             total += len(live[k].next.ids)
             if served and total > self.tokens_per_step:
                 break
@@ -257,7 +247,7 @@ class AdapterBank(PackedModel):
             useful = sum(live[k].next.tokens for k in served)
             now.pending.append((live[:], sorted(served), self._train_step(live, sorted(served))))
             self._updating = []
-            now.turn = (served[0 if self.bucketing else -1] + 1) % len(live)  # every slot gets its turn
+            now.turn = (served[-1] + 1) % len(live)  # every slot gets its turn
             now.done, now.tokens = now.done + len(served), now.tokens + useful
             for k, slot in enumerate(live):
                 if slot.step == len(slot.plan):

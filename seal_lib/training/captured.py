@@ -10,7 +10,7 @@ a step computes.
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import varlen
 
 from seal_lib.training.finetune import Minibatch
-from seal_lib.training.fused import turn
+from seal_lib.training.fused import compiled
 from seal_lib.training.packing import Packing, send
 
 SHORT = 256  # tokens; attention has one bound for examples up to this length, another for longer ones
@@ -49,6 +49,28 @@ class Size(NamedTuple):
         return cls(tokens, max(slots + 1, size_of(len(lengths) + 1)), SHORT if short and left_over <= SHORT else tokens)
 
 
+class _Turn(torch.autograd.Function):
+    """Rotary embedding of packed heads [N, H * D] by cos and sin [N, D], with one kernel per pass on a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _turned(grad, *ctx.saved_tensors, -1.0), None, None
+
+
+@compiled
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, way: float) -> Tensor:
+    """Return x cos + way (-x2, x1) sin. Both halves of sin are equal, so ``way=-1`` gives the adjoint of ``way=1``."""
+    heads = x.view(len(x), -1, cos.shape[-1])
+    first, second = heads.chunk(2, -1)
+    turned = heads * cos[:, None] + torch.cat([-second, first], -1) * (sin[:, None] * way)
+    return turned.to(x.dtype).view(x.shape)
+
+
 class FixedPacking(Packing):
     """The packing of a step of fixed size, given by device tensors alone; adapters use grouped products, unpadded.
 
@@ -70,7 +92,7 @@ class FixedPacking(Packing):
         self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, scale: float, window: int | None
     ) -> Tensor:
         """Apply the rotary embedding and attention: q, k, v [N, H * D], cos, sin [1, N, D] -> [N, H * D]."""
-        q, k = turn(q, cos[0], sin[0]), turn(k, cos[0], sin[0])
+        q, k = (_Turn.apply(x, cos[0], sin[0]) for x in (q, k))
         heads = (x.view(len(x), -1, cos.shape[-1]).transpose(0, 1)[None] for x in (q, k, v))
         return self.attend(None, *heads, None, scaling=scale, sliding_window=window)[0][0].flatten(1)
 

@@ -336,10 +336,7 @@ class HalfAdamW(torch.optim.Optimizer):
                 kept = (own, state["mean"], state["square"])
                 weight, mean, square = (x.float() for x in kept)
                 adamw(
-                    [weight],
-                    [gradient.float()],
-                    [mean],
-                    [square],
+                    *([x] for x in (weight, gradient.float(), mean, square)),
                     [],
                     [state["step"]],
                     foreach=False,

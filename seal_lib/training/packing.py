@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seal_lib.errors import SealError
-from seal_lib.training.fused import attention
 
 LEVELLING_COST = 4.0  # see `worth_levelling`; measured at widths 128, 256 and 512
 SHORT = 128  # tokens; attention by plain products is faster for examples up to this length (measured on CPU)
@@ -88,6 +87,65 @@ class _Move(torch.autograd.Function):
         if ctx.out:
             return ctx.ragged.collect(grad), None, None
         return ctx.ragged.spread_back(grad), None, None
+
+
+class _Attention(torch.autograd.Function):
+    """Rotary embedding and attention of short rows by batched products; keys are padded to S and masked.
+
+    At these sizes torch's CPU kernel is slow, most of all if the length of a row of scores is not a multiple of 16.
+    q, k, v are [N, heads * D] before rotation (several query heads may share a key head), cos and sin [R, 1, T, D].
+    The mask is added to the scores: [T * query heads per key head, S] or, with one per row and key head, [R * key
+    heads, T * query heads per key head, S].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows: Ragged, scale: float
+    ) -> tuple[Tensor | None, ...]:
+        (r, _, t, d), s = cos.shape, mask.shape[-1]
+
+        def heads(x: Tensor) -> Tensor:  # [N, H * D] -> [R, H, T, D]
+            return rows.spread(x).view(r, t, -1, d).transpose(1, 2)
+
+        q, k, v = heads(q), heads(k), heads(v)
+        turned = rotate(q, cos, sin, q.new_empty(q.shape)).view(r * k.shape[1], -1, d)  # grouped by key head
+        keys, values = k.new_empty(2, *k.shape[:2], s, d)
+        for padded in (keys, values):
+            padded[:, :, t:].zero_()
+        rotate(k, cos, sin, keys[:, :, :t])
+        values[:, :, :t] = v
+        keys, values = keys.view(-1, s, d), values.view(-1, s, d)
+        share = torch.baddbmm(mask, turned, keys.mT, alpha=scale).softmax(-1)
+        ctx.save_for_backward(turned, keys, values, share, cos, sin)
+        ctx.rows, ctx.scale = rows, scale
+        return rows.collect(torch.bmm(share, values).view(r, -1, t, d).transpose(1, 2).reshape(r, t, -1))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, share, cos, sin = ctx.saved_tensors
+        (r, _, t, d), rows = cos.shape, ctx.rows
+        grad = rows.spread_back(grad).view(r, t, -1, d).transpose(1, 2).reshape(q.shape)
+        scores = torch._softmax_backward_data(torch.bmm(grad, v.mT), share, -1, share.dtype).mul_(ctx.scale)
+
+        def flat(x: Tensor, length: int, turn: bool) -> Tensor:  # [R * H, .., D] -> [N, H * D]
+            x = x.view(r, -1, length, d)[:, :, :t]
+            out = x.new_empty(r, t, x.shape[1], d)
+            rotate(x, cos, sin, out.transpose(1, 2), back=True) if turn else out.transpose(1, 2).copy_(x)
+            return rows.collect(out.flatten(2))
+
+        dq, dk, dv = torch.bmm(scores, k), torch.bmm(scores.mT, q), torch.bmm(share.mT, grad)
+        s = k.shape[1]
+        return flat(dq, t, True), flat(dk, s, True), flat(dv, s, False), None, None, None, None, None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool = False) -> Tensor:
+    """Write the rotary embedding of x = (x1, x2), x cos + (-x2, x1) sin, or with ``back`` its adjoint into ``out``."""
+    half = x.shape[-1] // 2
+    torch.mul(x, cos, out=out)
+    first, second = (sin[..., half:], sin[..., :half]) if back else (sin[..., :half], sin[..., half:])
+    out[..., :half].addcmul_(x[..., half:], first, value=1 if back else -1)
+    out[..., half:].addcmul_(x[..., :half], second, value=-1 if back else 1)
+    return out
 
 
 class Packing:
@@ -189,10 +247,10 @@ class Packing:
         key = (window, heads, shared, q.dtype)
         if key not in self._added:
             self._added[key] = self._added_mask(*key)
-        return attention(q, k, v, *self._rotary[1:], self._added[key], rows, scale)
+        return _Attention.apply(q, k, v, *self._rotary[1:], self._added[key], rows, scale)
 
     def _added_mask(self, window: int | None, heads: int, shared: int, dtype: torch.dtype) -> Tensor:
-        """Return the mask that `seal_lib.training.fused.attention` adds to scores; keys are padded to multiples of 16.
+        """Return the mask that `_Attention` adds to scores; keys are padded to multiples of 16.
 
         Its shape is [shared * T, S], or [R * heads, shared * T, S] if it differs between rows.
         """

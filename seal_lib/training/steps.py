@@ -317,13 +317,9 @@ class PackedModel:
             return torch.zeros(len(live), dtype=nll.dtype, device=self.device).index_add_(0, packed[4], nll)
 
     def _update_alone(self, k: int, slot: Slot) -> None:
-        p, g, m, v = self._rows[k]
         job, count = slot.job, torch.tensor(float(slot.step + 1))
         torch._fused_adamw_(
-            [p],
-            [g],
-            [m],
-            [v],
+            *([x] for x in self._rows[k]),
             [],
             [count],
             lr=job.lr * learning_rate(job.schedule, slot.step, len(slot.plan), job.warmup),

@@ -1,7 +1,6 @@
 """The adapter bank trains each job exactly as if it were alone. Run: pytest tests/training/test_bank.py"""
 
 import math
-import random
 from dataclasses import replace
 
 import pytest
@@ -148,43 +147,16 @@ def test_checkpointing_and_token_budget_change_nothing(exact):
     jobs = mixed_jobs()
     with AdapterBank(exact, slots=8, dtype=torch.float64) as bank:
         expected = bank.run(jobs)
-    bucketed = {"tokens_per_step": 60, "bucketing": True}
     for options in (
         {"gradient_checkpointing": True},
         {"tokens_per_step": 25},
-        bucketed,
+        {"tokens_per_step": 60},
         {"slots": 1},
         {"rank_max": 11},
     ):
         with AdapterBank(exact, **{"slots": 8, "dtype": torch.float64} | options) as bank:
             for result, other in zip(bank.run(jobs), expected, strict=True):
                 assert difference(result.adapter, other.adapter) <= 1e-9, options
-
-
-def test_bucketing_serves_like_lengths_together_and_every_slot_in_turn():
-    draws = random.Random(0)
-    lengths = [[draws.randint(4, 40) for _ in range(6)] for _ in range(12)]
-    jobs = [
-        Job(f"{i}", [Example(tokens(i, n)) for n in several], rank=2, epochs=2, seed=i)
-        for i, several in enumerate(lengths)
-    ]
-    model, useful = make(), {}
-    for bucketing in (False, True):
-        with AdapterBank(model, slots=12, tokens_per_step=100, bucketing=bucketing) as bank:
-            shares, waits, real = [], [], bank._serve
-
-            def serve(live, turn, shares=shares, waits=waits, real=real):
-                served = real(live, turn)
-                longest = [max(n for n, _ in live[k].next.lengths) for k in served]
-                shares.append((sum(longest), len(longest) * max(longest)))
-                waits.append(turn % len(live) in served)
-                return served
-
-            bank._serve = serve
-            bank.run(jobs)
-        assert all(waits)
-        useful[bucketing] = sum(real for real, _ in shares) / sum(padded for _, padded in shares)
-    assert useful[True] > useful[False] + 0.1, useful
 
 
 def test_a_job_does_not_feel_its_neighbours_or_its_place(exact):
