@@ -46,6 +46,13 @@ class Sampling:
             raise DataError(f"sampling: schema {self.schema[:60]!r} is not a JSON object; give json.dumps of a schema.")
 
 
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True)
 class Request:
     """One prompt. ``seed`` determines all its samples; ``adapter`` applies to this prompt only (None: the base)."""
@@ -165,13 +172,6 @@ def finish(
     if cuts:
         return Completion(text[: min(cuts)], len(ids), "stop")
     return Completion(text, len(ids), "eos" if ended else "length")
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
-        return False
 
 
 def stopped(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stop: tuple[str, ...]) -> bool:

@@ -25,7 +25,7 @@ TOGETHER = 8  # tokens that a GPU generates between two checks whether every row
 
 
 class HFGenerator:
-    """Batched decoding with a Hugging Face causal LM: left padding, KV cache, one adapter per row.
+    """The generator of a Hugging Face causal LM.
 
     Args:
         batch: the largest number of rows decoded at once.
@@ -65,7 +65,6 @@ class HFGenerator:
         return completed(requests, self.tokenizer, sampling, self.positions, decode)
 
     def _decode(self, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
-        """Decode one batch."""
         import torch
 
         from seal_lib.training.attached import attached

@@ -73,8 +73,15 @@ class VLLMGenerator:
         settings: Settings = Settings(),
         batch: int = 1024,
     ):  # noqa: B008  (frozen)
+        import torch
+
+        plain = (torch.float32, torch.float16, torch.bfloat16)
+        if getattr(model.config, "quantization_config", None) is not None or model.dtype not in plain:
+            raise DataError(
+                f"engine vllm takes float32, float16 and bfloat16 models, not {model.dtype} or quantised weights; use "
+                "engine hf."
+            )
         self.model, self.tokenizer, self.settings, self.batch = model, tokenizer, settings, batch
-        _check_plain(model)
 
     @cached_property
     def kind(self) -> str:
@@ -124,26 +131,8 @@ def _cut(ids: list[int], tokenizer: "PreTrainedTokenizerBase", sampling: Samplin
     return ids
 
 
-def _check_plain(model: "PreTrainedModel") -> None:
-    import torch
-
-    if getattr(model.config, "quantization_config", None) is not None or model.dtype not in (
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-    ):
-        raise DataError(
-            f"engine vllm takes float32, float16 and bfloat16 models, not {model.dtype} or quantised weights; use "
-            "engine hf."
-        )
-
-
 def _lengths(model: "PreTrainedModel", settings: Settings) -> tuple[int, int]:
-    """Return (largest number of tokens of a prompt with its completion, bytes of the KV cache).
-
-    Raises:
-        DataError: ``kv_bytes`` is too small.
-    """
+    """Return (largest number of tokens of a prompt with its completion, bytes of the KV cache), or raise DataError."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -241,12 +230,7 @@ class Engine:
         self._names.clear()  # the engine has dropped its adapters
 
     def sample(
-        self,
-        rows: Sequence[Row],
-        sampling: Sampling,
-        last: Sequence[int],
-        at_once: int,
-        limits: Settings,
+        self, rows: Sequence[Row], sampling: Sampling, last: Sequence[int], at_once: int, limits: Settings
     ) -> list[list[int]]:
         """Return the generated ids of each row; an id of ``last`` ends a text."""
         if not rows:
@@ -303,10 +287,7 @@ def _write(model: "PreTrainedModel", folder: Path) -> None:
 
 
 def _arguments(model: "PreTrainedModel", settings: Settings, folder: Path) -> dict:
-    """Return the arguments of ``vllm.LLM``, with all values that vLLM would guess otherwise.
-
-    These are memory, length, number type, adapters and compilation.
-    """
+    """Return the arguments of ``vllm.LLM``, with all values that vLLM would guess otherwise."""
     longest, room = _lengths(model, settings)
     on_cpu = model.device.type != "cuda"
     return {

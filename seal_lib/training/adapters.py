@@ -9,6 +9,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,10 +91,7 @@ class Adapter:
     def save(self, folder: str | Path, base_model: str, revision: str | None = None) -> Path:
         """Write a PEFT adapter folder and move it into place by a rename; an existing adapter is replaced.
 
-        Args:
-            folder: the adapter's folder; missing parents are created.
-            base_model: written as ``base_model_name_or_path``.
-            revision: the commit of a base model from the Hub.
+        ``revision`` is the commit of a base model from the Hub.
         """
         from safetensors.torch import save_file
 
@@ -213,8 +211,6 @@ def merge(model: nn.Module, adapter: Adapter, copy: bool = False) -> nn.Module:
                 "added into one of them; train it without that target, or untie the model."
             )
     if copy:
-        from copy import deepcopy
-
         model = deepcopy(model)
     for name in layers:
         layer = model.get_submodule(name)

@@ -8,6 +8,7 @@ state. This module schedules jobs; `seal_lib.training.steps` computes the steps.
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ OUT_OF_MEMORY_HINT = (
 )
 
 
-class AdapterBank(PackedModel):
+class AdapterBank(PackedModel, AbstractContextManager):
     """Trains jobs in ``slots`` adapters side by side on a frozen Hugging Face causal LM.
 
     The bank modifies the model until it is closed; use it as a context manager.
@@ -91,9 +92,6 @@ class AdapterBank(PackedModel):
         """Restore the model exactly as it was. The bank cannot be used afterwards."""
         self._busy = True
         self._stack.close()
-
-    def __enter__(self) -> "AdapterBank":
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -164,18 +162,9 @@ class AdapterBank(PackedModel):
         batches = [batch for slot in waiting for batch in slot.batches.values()]
         tokens, predicted = max(len(batch.ids) for batch in batches), max(len(batch.keep) for batch in batches)
         dtype, targets = str(self.model.dtype).removeprefix("torch."), {n.rpartition(".")[2] for n in self.linears}
+        size = (rank, tokens, self.tokens_per_step, predicted, self.checkpointing, dtype)
         try:
-            found = budget.slots_that_fit(
-                budget.Shape.of(self.model.config),
-                free,
-                sorted(targets),
-                rank,
-                tokens,
-                self.tokens_per_step,
-                predicted,
-                self.checkpointing,
-                dtype,
-            )
+            found = budget.slots_that_fit(budget.Shape.of(self.model.config), free, sorted(targets), *size)
         except SealError as error:
             raise ParameterError(f"slots: how many fit cannot be planned here, so give a number: {error}") from error
         if not found:
@@ -189,9 +178,8 @@ class AdapterBank(PackedModel):
         self, waiting: list[Slot], rank: int, on_step: Callable[[dict], None] | None
     ) -> Iterator[tuple[int, Result]]:
         """Train the jobs one after the other, example by example, which any architecture supports."""
-        if any(
-            e.positions is not None or (e.visible or len(e.ids)) < len(e.ids) for s in waiting for e in s.job.examples
-        ):
+        examples = [example for slot in waiting for example in slot.job.examples]
+        if any(e.positions is not None or (e.visible or len(e.ids)) < len(e.ids) for e in examples):
             raise ParameterError(
                 f"pad_loss: pads in the loss need attention that can pass them over, which {type(self.model).__name__} "
                 "has not in every layer; set pad_loss to none or eos."

@@ -8,7 +8,6 @@ a step computes.
 """
 
 import inspect
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -142,7 +141,6 @@ class FixedStep:
         self.weights, self._gain, rows = self._real.split([tokens, tokens, 8 * slots])
         self.rows = rows.view(slots, 8)
         self.uses, self.graph, self.losses = 0, None, None
-        self.seconds = 0.0  # duration of the capture
 
     def packing(self) -> FixedPacking:
         """Return the packing of the buffers' content."""
@@ -190,10 +188,10 @@ class FixedStep:
         if not capture or self.uses <= PATIENCE:
             return step(self)
         if self.graph is None:
-            begun, graph = time.perf_counter(), torch.cuda.CUDAGraph()
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
                 self.losses = step(self)
-            self.graph, self.seconds = graph, time.perf_counter() - begun
+            self.graph = graph
         self.graph.replay()
         return self.losses.clone()
 

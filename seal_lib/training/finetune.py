@@ -141,6 +141,11 @@ def _pair(model: nn.Module, name: str) -> tuple[nn.Parameter, nn.Parameter]:
     return layer.lora_A["default"].weight, layer.lora_B["default"].weight
 
 
+def wide(logits: Tensor) -> Tensor:
+    """Return logits in float32, or wider if they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def example_loss(model: nn.Module, examples: Sequence[Example], device: torch.device) -> Tensor:
     """Return the weighted mean negative log-likelihood of a minibatch, with one unpadded forward pass per example."""
     total, divisor = 0.0, 0.0
@@ -155,8 +160,7 @@ def example_loss(model: nn.Module, examples: Sequence[Example], device: torch.de
             seen = (t <= t[:, None]) & (t < example.visible)
             mask = torch.zeros(n, n, dtype=model.dtype, device=device).masked_fill(~seen, torch.finfo(model.dtype).min)
             options["attention_mask"] = mask[None, None]
-        logits = model(input_ids=ids, use_cache=False, **options).logits[0, :-1]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = wide(model(input_ids=ids, use_cache=False, **options).logits[0, :-1])
         weights = torch.tensor([1.0] * n if example.weights is None else list(example.weights), dtype=torch.float64)
         weights = weights[1:].to(device, logits.dtype)
         total = total + (F.cross_entropy(logits, ids[0, 1:], reduction="none") * weights).sum()
@@ -165,11 +169,7 @@ def example_loss(model: nn.Module, examples: Sequence[Example], device: torch.de
 
 
 def train_alone(
-    model: nn.Module,
-    job: Job,
-    targets: str | Sequence[str] = "all-linear",
-    fused: bool = True,
-    checkpointing: bool = False,
+    model: nn.Module, job: Job, targets: str | Sequence[str] = "all-linear", checkpointing: bool = False
 ) -> Result:
     """Train one job with PEFT, torch's AdamW and ``clip_grad_norm_`` in a plain loop; the result equals the bank's."""
     plan, names, device = job.plan(), target_names(model, targets), next(model.parameters()).device
@@ -178,7 +178,7 @@ def train_alone(
     with quiet(model, checkpointing), lora(model, start, job.rank, job.alpha) as weights:
         parameters = [p for pair in weights.values() for p in pair]
         optimizer = torch.optim.AdamW(
-            parameters, lr=job.lr, betas=job.betas, eps=job.eps, weight_decay=job.weight_decay, fused=fused
+            parameters, lr=job.lr, betas=job.betas, eps=job.eps, weight_decay=job.weight_decay, fused=True
         )
         for step, batch in enumerate(plan):
             for group in optimizer.param_groups:
@@ -401,8 +401,7 @@ def _accumulate(
         real = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in part], device=device)
         chosen = torch.tensor([labels + [False] * (width - len(labels)) for _, labels in part], device=device)[:, 1:]
         logits = model(input_ids=ids, attention_mask=real, use_cache=False).logits[:, :-1][chosen]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(logits, ids[:, 1:][chosen], reduction="sum") / goal
+        loss = F.cross_entropy(wide(logits), ids[:, 1:][chosen], reduction="sum") / goal
         (loss * share).backward()
         total += loss.item() * share / processes
     if processes > 1:

@@ -21,7 +21,7 @@ from seal_lib.training import adamw, captured
 from seal_lib.training.adapters import target_linears, target_names
 from seal_lib.training.attached import diverted, sibling_groups
 from seal_lib.training.captured import FixedStep, Size
-from seal_lib.training.finetune import Minibatch, quiet
+from seal_lib.training.finetune import Minibatch, quiet, wide
 from seal_lib.training.fused import forwards, quantised
 from seal_lib.training.jobs import Example, learning_rate
 from seal_lib.training.packing import Packing, Ragged, level, send, worth_levelling
@@ -37,7 +37,7 @@ class PackedModel:
 
     Attributes:
         fixed: True if steps run at fixed sizes where possible.
-        captures, replays, capturing: steps captured and replayed so far, and the seconds that capturing took.
+        captures, replays: steps captured and replayed so far.
 
     Raises:
         Unpackable: the model's logits change when examples are packed.
@@ -60,7 +60,7 @@ class PackedModel:
             tokens_per_step = budget.STEP_TOKENS
         self.tokens_per_step, self.dtype = tokens_per_step, dtype
         self.device = next(model.parameters()).device
-        self.captures, self.replays, self.capturing = 0, 0, 0.0
+        self.captures, self.replays = 0, 0
         self._width, vocabulary = model.get_input_embeddings().embedding_dim, model.get_output_embeddings().out_features
         self._chunk = max(1, budget.LOGITS // vocabulary)  # predicted tokens whose logits exist at once
         self.linears = target_linears(model, self.targets)
@@ -271,13 +271,13 @@ class PackedModel:
         """
         h = self._hidden(*packed)
         if len(h) <= self._chunk:
-            nll = self._nll(_wide(self._head(h)), packed, batches)
+            nll = self._nll(wide(self._head(h)), packed, batches)
             nll.sum().backward()
             return nll.detach()
         parts, grad, start = [], torch.empty_like(h), 0
         for rows, out in zip(h.detach().split(self._chunk), grad.split(self._chunk), strict=True):
             rows.requires_grad_()
-            nll = self._nll(_wide(self._head(rows)), packed, batches, start)
+            nll = self._nll(wide(self._head(rows)), packed, batches, start)
             out.copy_(*torch.autograd.grad(nll.sum(), rows))
             parts.append(nll.detach())
             start += len(rows)
@@ -341,10 +341,8 @@ class PackedModel:
         self._updating = [] if step.graph is not None else [live[k] for k in served]
         first = step.graph is None
         losses = step.run(self._whole_step, self._pool, self.device.type == "cuda")
-        if first and step.graph is not None:
-            self.captures, self.capturing = self.captures + 1, self.capturing + step.seconds
-        else:
-            self.replays += not first
+        self.captures += first and step.graph is not None
+        self.replays += not first
         return losses
 
     def _whole_step(self, step: FixedStep) -> Tensor:
@@ -373,10 +371,6 @@ class PackedModel:
 
 
 _names = count()
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _checked(probes: Sequence[Tensor]) -> Minibatch:

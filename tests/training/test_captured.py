@@ -33,7 +33,7 @@ def test_fixed_sizes_train_the_same_adapters(family):
     with AdapterBank(model, slots=6, fixed=True) as bank:
         assert bank.fixed
         got = bank.run(jobs)
-        assert (bank.captures, bank.replays, bank.capturing) == (0, 0, 0)  # only a GPU has graphs
+        assert (bank.captures, bank.replays) == (0, 0)  # only a GPU has graphs
     for one, other in zip(got, expected, strict=True):
         assert one.losses == pytest.approx(other.losses, rel=2e-4), one.id
         assert difference(one.adapter, other.adapter) <= 1e-3, one.id
