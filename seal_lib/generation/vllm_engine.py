@@ -17,7 +17,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from seal_lib import paths
 from seal_lib.errors import DataError
@@ -25,9 +28,6 @@ from seal_lib.generation.child import Child, scratch
 from seal_lib.generation.contract import Completion, Request, Row, Sampling, completed, finish, stopped
 from seal_lib.models.tokens import ends
 from seal_lib.training.adapters import Adapter, check_fits
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of max_lora_rank that vLLM accepts
 BLOCK = 128  # tokens; a multiple of every block size of vLLM's cache
@@ -68,13 +68,11 @@ class VLLMGenerator:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         settings: Settings = Settings(),
         batch: int = 1024,
     ):  # noqa: B008  (frozen)
-        import torch
-
         plain = (torch.float32, torch.float16, torch.bfloat16)
         if getattr(model.config, "quantization_config", None) is not None or model.dtype not in plain:
             raise DataError(
@@ -124,14 +122,14 @@ class VLLMGenerator:
         shutdown()
 
 
-def _cut(ids: list[int], tokenizer: "PreTrainedTokenizerBase", sampling: Sampling) -> list[int]:
+def _cut(ids: list[int], tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> list[int]:
     """Return the ids up to the token that completes the first stop text."""
     while sampling.stop and stopped(tokenizer, ids[:-1], sampling.stop):
         ids = ids[:-1]
     return ids
 
 
-def _lengths(model: "PreTrainedModel", settings: Settings) -> tuple[int, int]:
+def _lengths(model: PreTrainedModel, settings: Settings) -> tuple[int, int]:
     """Return (largest number of tokens of a prompt with its completion, bytes of the KV cache), or raise DataError."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -186,7 +184,7 @@ def _bucket(rank: int) -> int:
     return next(bucket for bucket in RANKS if bucket >= rank)
 
 
-def _mark(model: "PreTrainedModel") -> tuple:
+def _mark(model: PreTrainedModel) -> tuple:
     """Return a value that changes when a weight is replaced or modified in place (through torch)."""
     return tuple((tensor.data_ptr(), tensor._version) for tensor in model.parameters())
 
@@ -212,7 +210,7 @@ class Engine:
             file.unlink()  # the engine has loaded them
         self._settle(model)
 
-    def load_base(self, model: "PreTrainedModel", limits: Settings) -> None:
+    def load_base(self, model: PreTrainedModel, limits: Settings) -> None:
         """Load the weights of ``model`` into the engine, unless they are loaded already."""
         if self._model() is model and self._marked == _mark(model):
             return
@@ -225,7 +223,7 @@ class Engine:
             shutil.rmtree(folder, ignore_errors=True)
         self._settle(model)
 
-    def _settle(self, model: "PreTrainedModel") -> None:
+    def _settle(self, model: PreTrainedModel) -> None:
         self._model, self._marked = weakref.ref(model), _mark(model)
         self._names.clear()  # the engine has dropped its adapters
 
@@ -274,9 +272,7 @@ class Engine:
         return names, about
 
 
-def _write(model: "PreTrainedModel", folder: Path) -> None:
-    from transformers.utils import logging
-
+def _write(model: PreTrainedModel, folder: Path) -> None:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -286,7 +282,7 @@ def _write(model: "PreTrainedModel", folder: Path) -> None:
             logging.enable_progress_bar()
 
 
-def _arguments(model: "PreTrainedModel", settings: Settings, folder: Path) -> dict:
+def _arguments(model: PreTrainedModel, settings: Settings, folder: Path) -> dict:
     """Return the arguments of ``vllm.LLM``, with all values that vLLM would guess otherwise."""
     longest, room = _lengths(model, settings)
     on_cpu = model.device.type != "cuda"
@@ -310,10 +306,8 @@ def _arguments(model: "PreTrainedModel", settings: Settings, folder: Path) -> di
     }
 
 
-def _environment(model: "PreTrainedModel") -> dict[str, str]:
+def _environment(model: PreTrainedModel) -> dict[str, str]:
     """Return the environment of the child: no network, no further process, our number of threads, our GPU."""
-    import torch
-
     # this variable would override the argument and only takes whole GiB
     environment = {key: value for key, value in os.environ.items() if key != "VLLM_CPU_KVCACHE_SPACE"}
     search = [str(paths.ROOT), environment.get("PYTHONPATH", "")]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from seal_lib import models
@@ -93,8 +94,6 @@ class Adapter:
 
         ``revision`` is the commit of a base model from the Hub.
         """
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         fresh, stale = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
         fresh.mkdir(parents=True)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from seal_lib.errors import DataError, DivergedError, ParameterError
 from seal_lib.seeds import derive_seed
@@ -63,8 +64,6 @@ class Minibatch:
 @contextmanager
 def quiet(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
     """Switch dropout off within the block, and gradient checkpointing on if asked for; restore all flags afterwards."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     flags = [(module, module.training) for module in model.modules()]
     switch = checkpointing and not model.is_gradient_checkpointing
     model.eval()
@@ -90,7 +89,6 @@ def cut(model: nn.Module, processes: int) -> None:
         return
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
     mesh = init_device_mesh(next(model.parameters()).device.type, (processes,))
     for module in [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:

@@ -13,6 +13,7 @@ from itertools import count
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AttentionInterface
 
 from seal_lib.errors import SealError
 from seal_lib.models import budget
@@ -91,8 +92,6 @@ class PackedModel:
         with torch.no_grad():
             probes = [torch.arange(1, n, device=self.device)[None] for n in (4, 3)]
             expected = torch.cat([model(input_ids=probe, use_cache=False).logits[0] for probe in probes])
-        from transformers import AttentionInterface
-
         name = f"seal_bank_{next(_names)}"
         AttentionInterface.register(name, lambda *args, **options: self._packing.attend(*args, **options))
         self._stack.callback(AttentionInterface._global_mapping.pop, name)
