@@ -41,7 +41,11 @@ def _digest(key: str, completion: Completion) -> str:
 
 
 class Kept:
-    """The completions stored in an SQLite file, by default ``data/completions.sqlite3``."""
+    """The completions stored in an SQLite file, by default ``data/completions.sqlite3``.
+
+    Raises:
+        DataError: the file cannot be read or written.
+    """
 
     def __init__(self, path: Path | None = None):
         self.path = path or paths.data() / "completions.sqlite3"
@@ -60,11 +64,7 @@ class Kept:
             ) from error
 
     def read(self, keys: Iterable[str]) -> dict[str, Completion]:
-        """Return the stored completions among ``keys``.
-
-        Raises:
-            DataError: the file cannot be read.
-        """
+        """Return the stored completions among ``keys``."""
         found = {}
         with self._open() as connection:
             for key in keys:
@@ -76,11 +76,7 @@ class Kept:
         return found
 
     def write(self, key: str, completion: Completion) -> None:
-        """Store one completion; it is on disk when this returns.
-
-        Raises:
-            DataError: the file cannot be written.
-        """
+        """Store one completion; it is on disk when this returns."""
         row = (key, completion.text, completion.tokens, completion.finish, _digest(key, completion))
         with self._open() as connection:
             connection.execute("INSERT OR REPLACE INTO completions VALUES (?, ?, ?, ?, ?)", row)

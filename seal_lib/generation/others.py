@@ -4,7 +4,7 @@ A name ``MODEL@URL`` is an OpenAI-compatible endpoint (`seal_lib.generation.endp
 `seal_lib.models`, which runs here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -54,11 +54,7 @@ class Other:
         return f"{self.name} {models.weight_hash(self.name)} {self.dtype}"
 
     def check(self) -> None:
-        """Check, before there is anything to ask, that the key of an endpoint is set.
-
-        Raises:
-            DataError: the key is missing.
-        """
+        """Raise DataError, before there is anything to ask, if the key of an endpoint is not set."""
         if self.address:
             self.address.key()
 
@@ -79,7 +75,13 @@ class Other:
             names, engine = list(wanted), _opened(self)
             before = dict(getattr(engine, "counts", {}))
             try:
-                for number, completion in _each(engine, list(wanted.values()), sampling):
+                asked = list(wanted.values())
+                answers: Iterable[tuple[int, Completion]] = (
+                    engine.finished(asked, sampling)  # one by one
+                    if isinstance(engine, Endpoint)
+                    else enumerate(completion for (completion,) in engine.generate(asked, sampling))
+                )
+                for number, completion in answers:
                     found[names[number]] = completion
                     if completion.finish not in ("failed", "too_long"):
                         store.write(names[number], completion)
@@ -98,15 +100,6 @@ class Other:
         if isinstance(engine, Endpoint):
             about |= {"served": sorted(engine.served), **engine.counts, "reasons": dict(engine.reasons)}
         return about
-
-
-def _each(engine: Generator, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-    """Yield (index of the request, completion): one by one from an endpoint, all together from a local engine."""
-    if isinstance(engine, Endpoint):
-        yield from engine.finished(requests, sampling)
-    else:
-        for number, (completion,) in enumerate(engine.generate(requests, sampling)):
-            yield number, completion
 
 
 @lru_cache(maxsize=4)

@@ -66,7 +66,7 @@ class Shape:
         """Read the shape from transformers' config object or the content of a ``config.json``.
 
         Raises:
-            DataError: a size is missing or not a positive integer, so it is no such decoder.
+            DataError: a size is missing or not a positive integer.
         """
         given = config if isinstance(config, Mapping) else config.to_dict()
         given = given.get("text_config") or given
@@ -96,11 +96,7 @@ class Shape:
         )
 
     def sides(self, target: str) -> tuple[int, int]:
-        """Return (in, out) of one Linear of a decoder layer.
-
-        Raises:
-            ParameterError: there is no such Linear.
-        """
+        """Return (in, out) of one Linear of a decoder layer, or raise ParameterError if there is no such Linear."""
         width, q, kv = self.width, self.heads * self.head_dim, self.kv_heads * self.head_dim
         table = {
             "q_proj": (width, q),
@@ -176,11 +172,7 @@ def shape_of(name: str) -> Shape:
 
 
 def width_of(dtype: str) -> float:
-    """Return the bytes per number of a number type.
-
-    Raises:
-        ParameterError: the number type is unknown.
-    """
+    """Return the bytes per number of a number type, or raise ParameterError for an unknown one."""
     if dtype not in WIDTHS:
         raise ParameterError(f"dtype: {dtype!r} is not one of {', '.join(WIDTHS)}.")
     return WIDTHS[dtype]
@@ -193,11 +185,8 @@ def weight_bytes(shape: Shape, dtype: str) -> float:
 
 
 def slot_bytes(shape: Shape, targets: str | Sequence[str], rank: int) -> float:
-    """Return the bytes of one adapter in training: weights, gradients and two moments in float32.
-
-    The rank is rounded up to a multiple of 8, as in the bank.
-    """
-    return 4 * 4 * shape.adapter_parameters(targets, -(-rank // 8) * 8)
+    """Return the bytes of one adapter in training: weights, gradients and two moments in float32."""
+    return 4 * 4 * shape.adapter_parameters(targets, -(-rank // 8) * 8)  # the bank's ranks are multiples of 8
 
 
 def activation_bytes(
@@ -274,11 +263,7 @@ class Budget:
         return "\n".join([self.title, *(f"  {name:<{wide}}  {size / GB:8.2f} GB" for name, size in rows.items())])
 
     def check(self) -> "Budget":
-        """Return the budget itself if it fits.
-
-        Raises:
-            ParameterError: it does not fit; the message names the largest part and what to change.
-        """
+        """Return the budget itself, or raise ParameterError with its largest part if it does not fit."""
         if self.fits:
             return self
         name, size = max(self.parts.items(), key=lambda part: part[1])

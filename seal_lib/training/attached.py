@@ -69,7 +69,7 @@ class _Routing:
     def add(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Add B A x of each row's adapter to y [B, T, out], for x [B, T, in], a [K, r, in] and b [K, r, out].
 
-        Rows without an adapter stay as they are. ``y`` may be changed in place.
+        ``y`` may be changed in place.
 
         Raises:
             SealError: x has another shape or number of rows than was routed.

@@ -113,10 +113,10 @@ class AdapterBank(PackedModel, AbstractContextManager):
     def _prepare(self, number: int, job: Job) -> Slot:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         vocabulary, plan = self.model.get_input_embeddings().num_embeddings, job.plan()
-        made: dict[tuple[int, ...], Minibatch] = {}
-        for batch in plan:
-            if batch not in made:
-                made[batch] = Minibatch([job.examples[i] for i in batch], job.id, limit, vocabulary)
+        made = {
+            batch: Minibatch([job.examples[i] for i in batch], job.id, limit, vocabulary)
+            for batch in dict.fromkeys(plan)
+        }
         return Slot(number, job, plan, made)
 
     def run(self, jobs: Sequence[Job], on_step: Callable[[dict], None] | None = None) -> list[Result]:

@@ -122,13 +122,7 @@ class FixedPacking(Packing):
 
 
 class FixedStep:
-    """The buffers of one size, and the CUDA graph that reads them.
-
-    Args:
-        size: size of the buffers.
-        slots: number of rows of the storage, K.
-        dtype: number type of the adapters' products.
-    """
+    """The buffers of one size for the K ``slots`` of the storage, and the CUDA graph that reads them."""
 
     def __init__(self, size: Size, slots: int, dtype: torch.dtype, device: torch.device):
         self.size, self.slots, self.dtype, self.device = size, slots, dtype, device
@@ -152,10 +146,9 @@ class FixedStep:
         return self.ids, self.positions, self.targets, self.ids, self.slot, self.weights
 
     def fill(self, batches: Sequence[Minibatch | None], scales: Sequence[float], rows: Tensor) -> None:
-        """Write a step into the buffers: a minibatch or None for each of the first slots.
+        """Write a step into the buffers: a minibatch or None for each of the first slots, and alpha/rank of these.
 
-        ``scales`` holds alpha/rank of these slots; ``rows`` [K, 8] are the optimiser's scalars
-        (`seal_lib.training.adamw.settings`).
+        ``rows`` [K, 8] are the optimiser's scalars (`seal_lib.training.adamw.settings`).
         """
         tokens, slots, examples = self.size.tokens, self.slots, self.size.examples
         whole, real = torch.zeros(4, tokens, dtype=torch.int64), torch.zeros(2, tokens)

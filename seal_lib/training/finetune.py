@@ -81,10 +81,7 @@ def quiet(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
 
 
 def cut(model: nn.Module, processes: int) -> None:
-    """Shard every parameter over the processes of this group (FSDP2), one decoder layer at a time.
-
-    With one process, do nothing.
-    """
+    """Shard every parameter over the processes of this group, if several (FSDP2), one decoder layer at a time."""
     if processes == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
@@ -109,10 +106,7 @@ def lora(
     """Add a PEFT adapter to the model within the block and yield its trainable parameters, {module name: (A, B)}.
 
     ``start`` gives the initial A [rank, in] and B [out, rank] of each target. Afterwards the adapter is removed and
-    every parameter requires a gradient as before.
-
-    Args:
-        processes: number of processes that the model is sharded over (`cut`); it stays sharded.
+    every parameter requires a gradient as before. A model that is sharded over ``processes`` (`cut`) stays so.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -361,11 +355,7 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 def _labelled(model: nn.Module, pairs: Sequence, loss_on: str) -> list[tuple[list[int], list[bool]]]:
-    """Return (ids, whether each token is a target) of each pair.
-
-    Raises:
-        DataError: there are no pairs, or one has no target or is too long.
-    """
+    """Return (ids, whether each token is a target) of each pair; DataError for one that cannot be trained on."""
     limit, rows = getattr(model.config, "max_position_embeddings", None), []
     if not pairs:
         raise DataError("sft: there are no examples to train on; nothing passed the filter, so skip this round.")

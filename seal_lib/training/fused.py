@@ -164,8 +164,7 @@ _ATTENTION, _MLP = (
 def forwards(model: nn.Module, packing: Callable) -> dict[nn.Module, Callable]:
     """Return {module: faster forward} for those modules of a frozen model that this file can replace.
 
-    Args:
-        packing: returns the `seal_lib.training.packing.Packing` of the current pass.
+    ``packing`` returns the `seal_lib.training.packing.Packing` of the current pass.
     """
     found: dict[nn.Module, Callable] = {}
     for module in model.modules():

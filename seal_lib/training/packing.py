@@ -94,8 +94,7 @@ class _Attention(torch.autograd.Function):
 
     At these sizes torch's CPU kernel is slow, most of all if the length of a row of scores is not a multiple of 16.
     q, k, v are [N, heads * D] before rotation (several query heads may share a key head), cos and sin [R, 1, T, D].
-    The mask is added to the scores: [T * query heads per key head, S] or, with one per row and key head, [R * key
-    heads, T * query heads per key head, S].
+    The mask is added to the scores: [T * query heads per key head, S], or [R * key heads, …] if it differs by row.
     """
 
     @staticmethod
@@ -237,7 +236,7 @@ class Packing:
     ) -> Tensor:
         """Apply the rotary embedding, then attention as `attend` does, for `short` rows.
 
-        q, k, v are [N, H * D], cos and sin [1, N, D]; the result is [N, H * D].
+        q, k, v and the result are [N, H * D], cos and sin [1, N, D].
         """
         rows = self.examples
         if not self._rotary or self._rotary[0] is not cos:  # all layers share cos and sin
@@ -250,10 +249,7 @@ class Packing:
         return _Attention.apply(q, k, v, *self._rotary[1:], self._added[key], rows, scale)
 
     def _added_mask(self, window: int | None, heads: int, shared: int, dtype: torch.dtype) -> Tensor:
-        """Return the mask that `_Attention` adds to scores; keys are padded to multiples of 16.
-
-        Its shape is [shared * T, S], or [R * heads, shared * T, S] if it differs between rows.
-        """
+        """Return the mask that `_Attention` adds to scores; keys are padded to multiples of 16."""
         mask = self._mask(window)
         if mask is None:
             mask = torch.ones(self.examples.width, self.examples.width, dtype=torch.bool).tril_()

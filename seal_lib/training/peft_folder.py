@@ -41,8 +41,6 @@ _HARMLESS = {
 }
 #: Settings that exclude some of the layers that the targets name.
 _NARROWER = ("exclude_modules", "layers_to_transform", "layers_pattern")
-#: Non-empty values with which a setting has no effect.
-_OFF = {"bias": "none"}
 #: Initial values that leave the base model's weights as they are; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do not.
 _STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 _TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -76,11 +74,7 @@ def read(folder: Path) -> tuple[int, float, tuple[str, ...], dict[str, tuple[Ten
 
 def _check_settings(config: Mapping[str, Any], file: Path) -> None:
     """Raise DataError if a setting may change what the adapter does, and name all such settings."""
-    odd = {
-        key: value
-        for key, value in config.items()
-        if value and key not in _HARMLESS and not (key in _OFF and value == _OFF[key])
-    }
+    odd = {k: v for k, v in config.items() if v and k not in _HARMLESS and (k, v) != ("bias", "none")}
     if config.get("peft_type") != "LORA":
         odd["peft_type"] = config.get("peft_type")
     if config.get("task_type") not in (None, "CAUSAL_LM"):
