@@ -38,14 +38,6 @@ def json_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def tensors_of(path: Path) -> dict[str, Any]:
-    """Read the tensors of a safetensors file to the CPU, or raise DataError as `check_safetensors`."""
-    from safetensors.torch import load_file
-
-    check_safetensors(path)
-    return load_file(str(path))
-
-
 def _not_a_pointer(content: bytes, path: Path) -> bytes:
     """Return the content of a file, or raise DataError if it is a pointer of Git LFS."""
     if content.startswith(b"version https://git-lfs"):
@@ -244,7 +236,7 @@ def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
 
 
 def check_weights(model: Any, info: Mapping[str, Collection], name: str) -> None:
-    """Raise DataError if weights were missing, unexpected or of another shape (loading ``info``), or are wrongly tied."""
+    """Raise DataError if, by the loading ``info``, weights do not fit the config one to one, or are wrongly tied."""
     for kind, what, way in (
         ("missing_keys", "are missing from its files and would be random", "give a whole causal language model"),
         ("mismatched_keys", "have another shape than config.json says", "use the config that the model came with"),

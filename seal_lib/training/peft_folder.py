@@ -12,10 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from seal_lib.errors import DataError
-from seal_lib.models.checks import json_object, tensors_of
+from seal_lib.models.checks import check_safetensors, json_object
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 #: Settings that are read below, that locate layers (as the weights do, too), or that matter in training only.
@@ -66,7 +67,8 @@ def read(folder: Path) -> tuple[int, float, tuple[str, ...], dict[str, tuple[Ten
     listed = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
     if not targets or not (listed or isinstance(targets, str)):
         raise DataError(f"{folder / CONFIG}: target_modules is {targets!r}, not names; save the adapter again.")
-    weights = _pairs(tensors_of(folder / WEIGHTS), rank, folder / WEIGHTS)
+    check_safetensors(folder / WEIGHTS)
+    weights = _pairs(load_file(folder / WEIGHTS), rank, folder / WEIGHTS)
     _check_targets(config, weights, folder)
     chosen = isinstance(targets, str) or any(config.get(key) for key in _NARROWER)
     return rank, alpha, tuple(weights if chosen else targets), weights
