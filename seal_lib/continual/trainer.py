@@ -152,7 +152,7 @@ class StreamBank(AdapterBank):
         kept = any(job.orthogonal or job.from_base for job in jobs)  # these read the history's ranks
         self._dense = self._dense and not kept and any(job.history for job in jobs)
         self._past = 0 if self._dense else max(job.history.rank if job.history else 0 for job in jobs)
-        self.rank_max = self._new + self._past
+        self.least_rank = self._new + self._past
         self._stacked: dict = {}
         try:
             return super().run(jobs, on_step)
@@ -180,7 +180,7 @@ class StreamBank(AdapterBank):
         job, r = slot.job, self._new
         if job.history is not None and self._past:
             past = job.history.scale * job.rank / job.alpha  # the slot multiplies all its ranks by alpha/rank
-            for name, a, b in self._parts(self._storage[0][k], self.rank_max):
+            for name, a, b in self._parts(self._storage[0][k], self.least_rank):
                 if name in job.history.weights:
                     old_a, old_b = job.history.weights[name]
                     a[r : r + len(old_a)].copy_(old_a)

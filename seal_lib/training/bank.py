@@ -44,7 +44,6 @@ class AdapterBank(PackedModel, AbstractContextManager):
         model: keeps its dtype, device and weights.
         slots: number of adapters side by side; 0 or "auto" for as many as fit; 1 for one at a time.
         targets: see `seal_lib.training.adapters.target_linears`.
-        rank_max: rank of the storage. Default: the largest rank of the jobs of a run.
         tokens_per_step: largest number of tokens in one forward pass (bounds memory); slots then take turns. Default:
             no bound, or ``budget.STEP_TOKENS`` for a model of more than ``budget.LARGE`` parameters.
         dtype: number type of the adapters and the optimiser state.
@@ -63,12 +62,13 @@ class AdapterBank(PackedModel, AbstractContextManager):
         Unpackable: the model cannot be packed and ``slots`` is not 1.
     """
 
+    least_rank = 0  # of the storage
+
     def __init__(
         self,
         model: nn.Module,
         slots: int | str = 16,
         targets: str | Sequence[str] = "all-linear",
-        rank_max: int | None = None,
         tokens_per_step: int | None = None,
         dtype: torch.dtype = torch.float32,
         gradient_checkpointing: bool = False,
@@ -79,7 +79,7 @@ class AdapterBank(PackedModel, AbstractContextManager):
         slots = 0 if slots == "auto" else slots
         if not isinstance(slots, int) or slots < 0:
             raise ParameterError(f"slots: a bank needs at least 1, or 0 for as many as fit, not {slots!r}.")
-        self.slots, self.rank_max, self.memory = slots, rank_max, memory
+        self.slots, self.memory = slots, memory
         self.halvings, self.alone, self._busy = 0, False, False
         try:
             super().__init__(model, targets, tokens_per_step, dtype, gradient_checkpointing, layout, fixed)
@@ -137,10 +137,7 @@ class AdapterBank(PackedModel, AbstractContextManager):
         waiting = [self._prepare(number, job) for number, job in enumerate(jobs)]
         if not waiting:
             return
-        rank = self.rank_max or max(job.rank for job in jobs)
-        wrong = next((job for job in jobs if job.rank > rank), None)
-        if wrong is not None:
-            raise ParameterError(f"Job {wrong.id!r} has rank {wrong.rank}, the bank was made for up to {rank}.")
+        rank = max(self.least_rank, *(job.rank for job in jobs))
         self._busy = True
         try:
             yield from (self._one_by_one if self.alone else self._loop)(waiting, rank, on_step)

@@ -251,7 +251,7 @@ def sft(
         model = deepcopy(model)
     number, processes = process
     losses: list[float] = []
-    rates: list[float] = []
+    rates = [lr * learning_rate(schedule, step, len(plan), warmup) for step in range(len(plan))]
     with ExitStack() as stack:
         stack.enter_context(quiet(model, gradient_checkpointing))
         if method == "lora":
@@ -269,8 +269,7 @@ def sft(
             optimizer = HalfAdamW(parameters, lr, weight_decay, derive_seed(seed, "rounding", *own))
         for step, chosen in enumerate(plan):
             for group in optimizer.param_groups:
-                group["lr"] = lr * learning_rate(schedule, step, len(plan), warmup)
-            rates.append(optimizer.param_groups[0]["lr"])
+                group["lr"] = rates[step]
             losses.append(_accumulate(model, [rows[i] for i in chosen], batch, process))
             if not math.isfinite(losses[-1]):
                 raise DivergedError(f"sft: loss is {losses[-1]} at step {step + 1} of {len(plan)}; lower lr {lr}.")

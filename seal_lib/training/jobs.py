@@ -36,7 +36,6 @@ class Example:
     """One training sequence.
 
     Attributes:
-        ids: token ids.
         weights: ``weights[t]`` is the loss weight of predicting ``ids[t]``; the first is ignored. Default: all 1.
         positions: position of each token. Default: 0, 1, 2 …
         visible: number of leading tokens that later tokens can attend to. Default: all.

@@ -152,7 +152,6 @@ def test_checkpointing_and_token_budget_change_nothing(exact):
         {"tokens_per_step": 25},
         {"tokens_per_step": 60},
         {"slots": 1},
-        {"rank_max": 11},
     ):
         with AdapterBank(exact, **{"slots": 8, "dtype": torch.float64} | options) as bank:
             for result, other in zip(bank.run(jobs), expected, strict=True):
@@ -197,7 +196,8 @@ def test_divergence_in_the_last_update_is_found():
 def test_initial_weights_depend_on_the_job_alone():
     model = make()
     still = Job("still", examples(1, 1), lr=0.0, epochs=1, rank=3, alpha=6, seed=5)
-    with AdapterBank(model, slots=4, rank_max=9) as bank:
+    with AdapterBank(model, slots=4) as bank:
+        bank.least_rank = 9
         _, wide = bank.run([mixed_jobs()[2], still])
     with AdapterBank(model, slots=1) as bank:
         (narrow,) = bank.run([still])
@@ -365,12 +365,11 @@ def test_pad_examples_eos_and_errors():
         (Job("j", [Example([3, 97])]), "outside 0 … 96"),
         (Job("j", [Example([3, 4], positions=[0])]), "do not fit"),
         (Job("j", examples(1), schedule="exponential"), "'exponential'"),
-        (Job("j", examples(1), rank=9), "rank 9"),
         (Job("j", examples(1), epochs=0), "epochs must be at least 1"),
     ],
 )
 def test_a_job_that_cannot_be_trained_is_refused_before_anything_runs(job, message):
-    with AdapterBank(make(), slots=2, rank_max=8) as bank, pytest.raises(SealError, match=message):
+    with AdapterBank(make(), slots=2) as bank, pytest.raises(SealError, match=message):
         bank.run([Job("good", examples(1), rank=2), job], on_step=lambda _: pytest.fail("a step was taken"))
 
 
