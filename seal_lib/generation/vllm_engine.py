@@ -160,11 +160,6 @@ def shutdown() -> None:
 atexit.register(shutdown)
 
 
-def child_pid() -> int | None:
-    """Return the process id of the running engine, or None."""
-    return _engine.child.pid if _engine is not None and _engine.child.alive else None
-
-
 def _engine_for(generator: VLLMGenerator, rank: int) -> "Engine":
     """Return the engine with the generator's weights loaded; start or restart it if necessary."""
     global _engine

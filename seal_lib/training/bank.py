@@ -48,7 +48,6 @@ class AdapterBank(PackedModel, AbstractContextManager):
             no bound, or ``budget.STEP_TOKENS`` for a model of more than ``budget.LARGE`` parameters.
         dtype: number type of the adapters and the optimiser state.
         gradient_checkpointing: recompute each decoder layer in the backward pass (saves memory).
-        layout: "auto", "padded" or "grouped", see `seal_lib.training.packing.Packing`.
         memory: bytes that ``slots=0`` may use. Default: the free memory of a GPU, 4 GB on a CPU.
         fixed: pad steps to fixed sizes, which a GPU replays as CUDA graphs (`seal_lib.training.captured`). Default:
             True on a GPU for a model in bfloat16. It has no effect with gradient checkpointing or quantised layers.
@@ -72,7 +71,6 @@ class AdapterBank(PackedModel, AbstractContextManager):
         tokens_per_step: int | None = None,
         dtype: torch.dtype = torch.float32,
         gradient_checkpointing: bool = False,
-        layout: str = "auto",
         memory: float | None = None,
         fixed: bool | None = None,
     ):
@@ -82,7 +80,7 @@ class AdapterBank(PackedModel, AbstractContextManager):
         self.slots, self.memory = slots, memory
         self.halvings, self.alone, self._busy = 0, False, False
         try:
-            super().__init__(model, targets, tokens_per_step, dtype, gradient_checkpointing, layout, fixed)
+            super().__init__(model, targets, tokens_per_step, dtype, gradient_checkpointing, fixed)
         except Unpackable:
             self.alone = self.slots == 1 and self.can_train_alone
             if not self.alone:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from seal_lib.errors import SealError
 
+GROUPED_FROM = 2  # times as many tokens by padding make grouped products faster than padded ones (measured on CPU)
 LEVELLING_COST = 4.0  # see `worth_levelling`; measured at widths 128, 256 and 512
 SHORT = 128  # tokens; attention by plain products is faster for examples up to this length (measured on CPU)
 
@@ -156,19 +157,17 @@ class Packing:
         slots: tokens of each slot, [K]; a slot may be empty in this step.
         scale: alpha/rank of each slot, [K].
         dtype: number type of the adapters' products.
-        layout: "padded" (batched products), "grouped" (``F.grouped_mm``) or "auto", which takes grouped products if
-            padding would more than double the tokens, since they are faster from there on (measured on CPU).
+        groupable: False if ``F.grouped_mm`` does not support the adapters' sizes, so that products are batched.
     """
 
     def __init__(
-        self, lengths: Tensor, visible: Tensor, slots: Tensor, scale: Tensor, dtype: torch.dtype, layout: str = "auto"
+        self, lengths: Tensor, visible: Tensor, slots: Tensor, scale: Tensor, dtype: torch.dtype, groupable: bool
     ):
         device = scale.device
         self.examples, self.visible, self.dtype = Ragged(lengths, device), visible, dtype
         self.slots = self.examples if torch.equal(lengths, slots) else Ragged(slots, device)
-        self.grouped = layout == "grouped"
-        if layout == "auto" and (device.type == "cpu" and dtype == torch.float32 or dtype == torch.bfloat16):
-            self.grouped = self.slots.count * self.slots.width > 2 * int(slots.sum())
+        groupable = groupable and (device.type == "cpu" and dtype == torch.float32 or dtype == torch.bfloat16)
+        self.grouped = groupable and self.slots.count * self.slots.width > GROUPED_FROM * int(slots.sum())
         if self.grouped:
             self.ends = send(slots.cumsum(0).to(torch.int32), device)
             self.gain = scale.repeat_interleave(send(slots, device), output_size=int(slots.sum()))[:, None]

@@ -53,7 +53,6 @@ class PackedModel:
         tokens_per_step: int | None,
         dtype: torch.dtype,
         checkpointing: bool,
-        layout: str,
         fixed: bool | None,
     ):
         self.model, self.targets, self.checkpointing = model, target_names(model, targets), checkpointing
@@ -67,7 +66,7 @@ class PackedModel:
         self.linears = target_linears(model, self.targets)
         self.groups = sibling_groups(self.linears)
         odd = any(side % 8 for layer in self.linears.values() for side in (layer.in_features, layer.out_features))
-        self.layout = "padded" if odd or dtype == torch.float64 else layout  # grouped_mm does not support these
+        self.groupable = not odd and dtype != torch.float64  # grouped_mm does not support these
         if fixed is None:
             fixed = self.device.type == "cuda" and model.dtype == torch.bfloat16
         packed = any(quantised(layer) for layer in self.linears.values())
@@ -211,11 +210,11 @@ class PackedModel:
         here = [(k, batch) for k, batch in enumerate(batches) if batch is not None]
         slots = torch.tensor([0 if batch is None else len(batch.ids) for batch in batches])
         lengths, visible = torch.tensor([pair for _, batch in here for pair in batch.lengths]).unbind(1)
-        rows, packed = None, self.device.type != "cpu" or self.layout == "grouped"
-        if not packed and worth_levelling(slots, self._width, self.tokens_per_step):
+        rows = None
+        if self.device.type == "cpu" and worth_levelling(slots, self._width, self.tokens_per_step):
             rows = Ragged(slots, slots.device)
             lengths, visible, slots = level(lengths, visible, slots)
-        self._packing = Packing(lengths, visible, slots, self._scale, self._product_dtype, self.layout)
+        self._packing = Packing(lengths, visible, slots, self._scale, self._product_dtype, self.groupable)
         names = ("ids", "positions", "targets", "keep")
         ids, positions, targets, keep = (torch.cat([getattr(batch, name) for _, batch in here]) for name in names)
         counts = torch.tensor([len(batch.keep) for _, batch in here])

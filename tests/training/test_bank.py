@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from seal_lib.errors import DataError, ParameterError, SealError
 from seal_lib.seeds import derive_seed
+from seal_lib.training import packing
 from seal_lib.training.adapters import target_linears
 from seal_lib.training.bank import AdapterBank
 from seal_lib.training.finetune import lora, train_alone
@@ -109,12 +110,13 @@ def test_eleven_mixed_jobs_through_eight_slots_equal_each_alone_in_float64(exact
         assert (result.steps, result.tokens) == (alone.steps, alone.tokens)
 
 
-@pytest.mark.parametrize("layout", ["padded", "grouped"])
+@pytest.mark.parametrize("grouped_from", [math.inf, 0])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_equals_peft_in_float32(family, layout):
+def test_every_family_equals_peft_in_float32(family, grouped_from, monkeypatch):
+    monkeypatch.setattr(packing, "GROUPED_FROM", grouped_from)
     model = make(family)
     jobs = [job for job in mixed_jobs() if family != "mistral" or job.id != "probes"]
-    with AdapterBank(model, slots=8, layout=layout) as bank:
+    with AdapterBank(model, slots=8) as bank:
         results = bank.run(jobs)
     for job, result in zip(jobs, results, strict=True):
         alone = train_alone(model, job)
@@ -167,11 +169,12 @@ def test_a_job_does_not_feel_its_neighbours_or_its_place(exact):
         assert difference(second[job.id].adapter, first[job.id].adapter) <= 1e-6
 
 
-@pytest.mark.parametrize("layout", ["padded", "grouped"])
-def test_a_diverging_job_ends_with_a_reason_and_harms_nobody(layout):
+@pytest.mark.parametrize("grouped_from", [math.inf, 0])
+def test_a_diverging_job_ends_with_a_reason_and_harms_nobody(grouped_from, monkeypatch):
+    monkeypatch.setattr(packing, "GROUPED_FROM", grouped_from)
     model, jobs = make(), mixed_jobs()
     bad = Job("bad", examples(0), lr=1e30, epochs=4, rank=4, alpha=8, seed=1, clip=None)
-    with AdapterBank(model, slots=12, layout=layout) as bank:
+    with AdapterBank(model, slots=12) as bank:
         undisturbed = bank.run(jobs)
         disturbed = bank.run([bad, *jobs[:5], replace(bad, id="worse", lr=float("nan")), *jobs[5:]])
     harmed = [r for r in disturbed if r.outcome != "ok"]

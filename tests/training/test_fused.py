@@ -127,7 +127,7 @@ def test_a_norm_kept_in_another_type_runs_by_itself():
 def packed_attention(model, lengths, x):
     """Attention of layer 0 over packed examples, by the fused piece; x [N, D]."""
     slots = torch.tensor(lengths)
-    packing = Packing(slots, slots, slots, torch.ones(len(lengths), dtype=x.dtype), x.dtype, "padded")
+    packing = Packing(slots, slots, slots, torch.ones(len(lengths), dtype=x.dtype), x.dtype, False)
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     rotary = model.model.rotary_emb(x[None], positions)
     module = model.model.layers[0].self_attn
