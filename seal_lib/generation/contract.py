@@ -139,11 +139,7 @@ def completed(
     room: int,
     decode: Callable[[list[Row]], list[Completion]],
 ) -> list[list[Completion]]:
-    """Return the completions of all requests; ``decode`` makes those of rows, which are grouped by adapter.
-
-    Raises:
-        DataError: as `read`.
-    """
+    """Return the completions of all requests that `read` takes; ``decode`` makes those of rows, grouped by adapter."""
     tokens = read(requests, tokenizer, sampling, room)
     # the samples of one prompt stay together, which needs the least padding
     group = {id(request.adapter): n for n, request in reversed(list(enumerate(requests)))}

@@ -45,11 +45,7 @@ def diverted(modules: Mapping[nn.Module, Callable]) -> Iterator[None]:
 
 
 class _Routing:
-    """The assignment of ``slots`` adapters to batch rows; -1 means the base model.
-
-    Raises:
-        ParameterError: an index does not belong to an adapter.
-    """
+    """The assignment of ``slots`` adapters to batch rows; -1 means the base model."""
 
     def __init__(self, slots: int, slot_of_row: Tensor | Sequence[int], device: torch.device):
         rows = torch.as_tensor(slot_of_row).cpu().long()
@@ -70,9 +66,6 @@ class _Routing:
         """Add B A x of each row's adapter to y [B, T, out], for x [B, T, in], a [K, r, in] and b [K, r, out].
 
         ``y`` may be changed in place.
-
-        Raises:
-            SealError: x has another shape or number of rows than was routed.
         """
         if x.ndim != 3 or x.shape[0] != self.batch:
             raise SealError(
@@ -98,6 +91,11 @@ def attached(model: nn.Module, adapters: Sequence[Adapter], slot_of_row: Tensor 
     Rows with -1 give bit for bit the base model's result; adapters may differ in rank and targets. Inputs are
     [B, T, D]. If every adapter has the same number of adjacent rows, they run as one batched product; any other order
     needs a gather.
+
+    Raises:
+        ParameterError: an index does not belong to an adapter.
+        DataError: an adapter does not fit the model (`check_fits`) or its number type.
+        SealError: the model carries adapters already, or sees another shape or number of rows than was routed.
     """
     device = next(model.parameters()).device
     routing = _Routing(len(adapters), slot_of_row, device)

@@ -144,11 +144,7 @@ class AdapterBank(PackedModel, AbstractContextManager):
             self._busy = False
 
     def _fitting(self, waiting: list[Slot], rank: int) -> int:
-        """Return the number of slots for ``slots=0``: as many as fit into memory, at most `AUTO_SLOTS`.
-
-        Raises:
-            ParameterError: not even one slot fits, or the model's memory cannot be planned.
-        """
+        """Return the number of slots for ``slots=0``: as many as fit into memory, at most `AUTO_SLOTS`."""
         free = self.memory
         if free is None and self.device.type == "cuda":
             cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)

@@ -260,11 +260,7 @@ class Packing:
         return mask.repeat(1, heads, shared, 1).flatten(0, 1)
 
     def _mask(self, window: int | None) -> Tensor | None:
-        """Return the boolean attention mask [R, 1, T, T], or None if plain causal attention is enough.
-
-        Raises:
-            SealError: the model has a sliding window and some tokens are not visible.
-        """
+        """Return the boolean attention mask [R, 1, T, T], or None if plain causal attention is enough."""
         window = window if window is not None and window < self.examples.width else None
         if window not in self._masks:
             mask, pads = None, bool((self.visible < self.examples.lengths).any())
