@@ -39,7 +39,7 @@ def test_import_is_light_and_quick() -> None:
 def test_the_ground_modules_do_not_load_torch_either() -> None:
     names = """
         records seeds paths runs.lifecycle runs.params runs.workers grading.graders models models.budget report.show
-        generation.contract generation.hf generation.engines generation.child training.jobs
+        generation.contract generation.engines generation.child training.jobs
         loops.domain loops.inner loops.rewards loops.settings loops.updates loops.outer loops.policy
         knowledge.data knowledge.documents knowledge.prompts knowledge.domain knowledge.evaluate knowledge.experiment
         knowledge.world store.texts store.retrieval store.database store.learning store.asking store.commands

@@ -101,20 +101,8 @@ class HistoryGroup(LinearGroup):
 
     dense: list[Tensor] | None = None
 
-    def forward_of(self, i: int) -> Callable[[Tensor], Tensor]:
-        plain = super().forward_of(i)
-
-        def forward(x: Tensor) -> Tensor:
-            if self.dense is None:
-                return plain(x)
-            if x is not self._input or self._outputs[i] is None:
-                self._input, self._outputs = x, list(_Own.apply(self.anchor, x, self))
-            y, self._outputs[i] = self._outputs[i], None
-            if all(out is None for out in self._outputs):
-                self._input = None
-            return y
-
-        return forward
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        return super().outputs(x) if self.dense is None else _Own.apply(self.anchor, x, self)
 
 
 DENSE_BYTES = 2e9  # limit on the dense weights of all slots; above it the history stays a low-rank product
@@ -164,7 +152,7 @@ class StreamBank(AdapterBank):
         kept = any(job.orthogonal or job.from_base for job in jobs)  # these read the history's ranks
         self._dense = self._dense and not kept and any(job.history for job in jobs)
         self._past = 0 if self._dense else max(job.history.rank if job.history else 0 for job in jobs)
-        self.rank_max = self._new + self._past
+        self.least_rank = self._new + self._past
         self._stacked: dict = {}
         try:
             return super().run(jobs, on_step)
@@ -192,7 +180,7 @@ class StreamBank(AdapterBank):
         job, r = slot.job, self._new
         if job.history is not None and self._past:
             past = job.history.scale * job.rank / job.alpha  # the slot multiplies all its ranks by alpha/rank
-            for name, a, b in self._parts(self._storage[0][k], self.rank_max):
+            for name, a, b in self._parts(self._storage[0][k], self.least_rank):
                 if name in job.history.weights:
                     old_a, old_b = job.history.weights[name]
                     a[r : r + len(old_a)].copy_(old_a)

@@ -1,7 +1,8 @@
 """A Python child process that answers JSON messages within a time limit and ends with its parent.
 
 It is meant for libraries that patch their process, hang, or keep memory, since a child process can be killed. `Child`
-is the end in the parent, `serve` the end in the child. Nothing is pickled; large data goes through files. POSIX only.
+is the end in the parent, `serve` the end in the child. A message is one line of JSON on a socket; large data goes
+through files. POSIX only.
 """
 
 import json
@@ -9,18 +10,16 @@ import os
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from seal_lib.errors import DataError, SealError
 
-_HEAD = struct.Struct(">Q")
 _LOG = "log.txt"
 _TICK = 1.0  # s between two heartbeats
 
@@ -81,7 +80,7 @@ class Child:
                 env=dict(environment),
                 start_new_session=True,  # an interrupt in the terminal must not reach it
             )
-        self._socket = ours
+        self._socket, self._lines = ours, ours.makefile("rb")
 
     @property
     def pid(self) -> int:
@@ -104,7 +103,7 @@ class Child:
         """
         try:
             _send(self._socket, message, limit)
-            while "tick" in (answer := _receive(self._socket, limit)):
+            while "tick" in (answer := _receive(self._socket, self._lines, limit)):
                 pass
         except TimeoutError:
             self.close()
@@ -129,6 +128,7 @@ class Child:
         """End the child and all processes it started, and remove its folder. A second call does nothing."""
         if self._owner != os.getpid():  # a fork of our process does not own the child
             return
+        self._lines.close()
         self._socket.close()
         if self.alive:
             os.killpg(self.pid, signal.SIGKILL)
@@ -150,25 +150,16 @@ class Child:
 
 
 def _send(line: socket.socket, message: dict, limit: float | None) -> None:
-    data = json.dumps(message).encode()
     line.settimeout(limit)
-    line.sendall(_HEAD.pack(len(data)) + data)
+    line.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _receive(line: socket.socket, limit: float | None) -> dict:
-    (size,) = _HEAD.unpack(_read(line, _HEAD.size, limit))
-    return json.loads(_read(line, size, limit))
-
-
-def _read(line: socket.socket, size: int, limit: float | None) -> bytes:
-    data = bytearray()
+def _receive(line: socket.socket, lines: BinaryIO, limit: float | None) -> dict:
     line.settimeout(limit)
-    while len(data) < size:
-        part = line.recv(min(size - len(data), 2**20))
-        if not part:
-            raise EOFError
-        data += part
-    return bytes(data)
+    data = lines.readline()
+    if not data.endswith(b"\n"):
+        raise EOFError
+    return json.loads(data)
 
 
 # ---------------------------------------------------------------------------------------------- in the child
@@ -186,6 +177,7 @@ def serve(arguments: Sequence[str], handlers: Mapping[str, Callable]) -> NoRetur
     (number, parent), folder = map(int, arguments), Path.cwd()
     threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
     line, last = socket.socket(fileno=number), 0.0
+    lines = line.makefile("rb")
 
     def say(message: dict) -> None:
         try:
@@ -201,7 +193,7 @@ def serve(arguments: Sequence[str], handlers: Mapping[str, Callable]) -> NoRetur
 
     while True:
         try:
-            message = _receive(line, None)
+            message = _receive(line, lines, None)
         except (EOFError, OSError):
             _end(folder)
         try:

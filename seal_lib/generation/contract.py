@@ -5,9 +5,9 @@ A request is a prompt with a seed and at most one adapter. The engines that run 
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from seal_lib.errors import DataError
 from seal_lib.models.tokens import read_ids
@@ -44,6 +44,13 @@ class Sampling:
             raise DataError(f"sampling: max_tokens ≥ 1, n ≥ 1, 0 < top_p ≤ 1, temperature ≥ 0 are needed, got {self}.")
         if self.schema is not None and not _is_object(self.schema):
             raise DataError(f"sampling: schema {self.schema[:60]!r} is not a JSON object; give json.dumps of a schema.")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -117,17 +124,33 @@ def read(
     return tokens
 
 
-def rows_of(
-    requests: Sequence[Request], tokens: Sequence[list[int] | None], sampling: Sampling
-) -> list[tuple[int, Request, int]]:
-    """Return (index of the request, request, index of the sample) of each row to decode, grouped by adapter.
+class Row(NamedTuple):
+    """A text to decode: the token ids of its prompt, the seed of its draws, and its adapter."""
 
-    Skipped prompts have no rows.
-    """
-    rows = [(i, request, k) for i, request in enumerate(requests) if tokens[i] for k in range(sampling.n)]
+    ids: list[int]
+    seed: int
+    adapter: "Adapter | None"
+
+
+def completed(
+    requests: Sequence[Request],
+    tokenizer: "PreTrainedTokenizerBase",
+    sampling: Sampling,
+    room: int,
+    decode: Callable[[list[Row]], list[Completion]],
+) -> list[list[Completion]]:
+    """Return the completions of all requests that `read` takes; ``decode`` makes those of rows, grouped by adapter."""
+    tokens = read(requests, tokenizer, sampling, room)
     # the samples of one prompt stay together, which needs the least padding
     group = {id(request.adapter): n for n, request in reversed(list(enumerate(requests)))}
-    return sorted(rows, key=lambda row: (group[id(row[1].adapter)], row[0], row[2]))
+    order = sorted((i for i, ids in enumerate(tokens) if ids), key=lambda i: group[id(requests[i].adapter)])
+    rows = {
+        (i, k): Row(tokens[i] or [], sample_seed(requests[i], k), requests[i].adapter)
+        for i in order
+        for k in range(sampling.n)
+    }
+    found = dict(zip(rows, decode([*rows.values()]), strict=True))
+    return [[found.get((i, k), TOO_LONG) for k in range(sampling.n)] for i in range(len(requests))]
 
 
 def sample_seed(request: Request, k: int) -> int:
@@ -145,13 +168,6 @@ def finish(
     if cuts:
         return Completion(text[: min(cuts)], len(ids), "stop")
     return Completion(text, len(ids), "eos" if ended else "length")
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
-        return False
 
 
 def stopped(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stop: tuple[str, ...]) -> bool:

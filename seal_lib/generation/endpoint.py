@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, wait_random_exponential
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion, Request, Sampling, sample_seed
@@ -180,7 +180,7 @@ class Endpoint:
         retrying = Retrying(
             retry=retry_if_exception_type(Again),
             reraise=True,
-            sleep=self._pause,
+            sleep=sleep_using_event(self._stop),
             wait=lambda state: max(_after(state), pause(state)),
             stop=self._enough,
         )
@@ -188,9 +188,6 @@ class Endpoint:
             return retrying(self._once, request, sampling, key)
         except (Again, Refused) as error:
             return Completion("", 0, "failed", str(error))
-
-    def _pause(self, seconds: float) -> None:
-        self._stop.wait(seconds)
 
     def _enough(self, state: RetryCallState) -> bool:
         """Return True if there must be no further try: too many tries, too long a pause, or no budget left."""

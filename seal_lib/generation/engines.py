@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Generator
-from seal_lib.generation.hf import HFGenerator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def _hf(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Generator:
+    from seal_lib.generation.hf import HFGenerator
+
+    return HFGenerator(model, tokenizer)
 
 
 def _vllm(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Generator:
@@ -18,7 +23,7 @@ def _vllm(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Gen
     return VLLMGenerator(model, tokenizer)
 
 
-ENGINES: dict[str, Callable[..., Generator]] = {"hf": HFGenerator, "vllm": _vllm}
+ENGINES: dict[str, Callable[..., Generator]] = {"hf": _hf, "vllm": _vllm}
 
 
 def installed() -> bool:

@@ -10,34 +10,23 @@ much as it makes them rarer. Equal rows are therefore promised for one type of C
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
 from seal_lib.errors import DataError
-from seal_lib.generation.contract import (
-    TOO_LONG,
-    Completion,
-    Request,
-    Sampling,
-    finish,
-    read,
-    rows_of,
-    sample_seed,
-    stopped,
-)
+from seal_lib.generation.contract import Completion, Request, Row, Sampling, completed, finish, stopped
 from seal_lib.models.tokens import ends
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
-
-    from seal_lib.training.adapters import Adapter
-
+from seal_lib.training.attached import attached
 
 TOGETHER = 8  # tokens that a GPU generates between two checks whether every row has ended
 
 
 class HFGenerator:
-    """Batched decoding with a Hugging Face causal LM: left padding, KV cache, one adapter per row.
+    """The generator of a Hugging Face causal LM.
 
     Args:
         batch: the largest number of rows decoded at once.
@@ -49,8 +38,8 @@ class HFGenerator:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         batch: int = 256,
         cache_tokens: int = 100_000,
         fixed: bool | None = None,
@@ -67,38 +56,21 @@ class HFGenerator:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         if sampling.schema is not None:
             raise DataError("engine hf cannot hold a text to a JSON schema; use engine vllm or leave the schema out.")
-        tokens = read(requests, self.tokenizer, sampling, self.positions)
-        rows = rows_of(requests, tokens, sampling)
-        out: dict[tuple[int, int], Completion] = {}
-        longest = max((len(ids) for ids in tokens if ids), default=0) + sampling.max_tokens
-        at_once = max(1, min(self.batch, self.cache_tokens // longest))
-        for first in range(0, len(rows), at_once):
-            part = rows[first : first + at_once]
-            seeds = [sample_seed(request, k) for _, request, k in part]
-            done = self._decode([tokens[i] or [] for i, _, _ in part], seeds, [r.adapter for _, r, _ in part], sampling)
-            for (i, _, k), completion in zip(part, done, strict=True):
-                out[i, k] = completion
-        return [[out.get((i, k), TOO_LONG) for k in range(sampling.n)] for i in range(len(requests))]
 
-    def _decode(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        adapters: "Sequence[Adapter | None]",
-        sampling: Sampling,
-    ) -> list[Completion]:
-        """Decode one batch, given the token ids, the seed and the adapter of each row."""
-        import contextlib
+        def decode(rows: list[Row]) -> list[Completion]:
+            longest = max((len(row.ids) for row in rows), default=0) + sampling.max_tokens
+            at_once = max(1, min(self.batch, self.cache_tokens // longest))
+            parts = (rows[first : first + at_once] for first in range(0, len(rows), at_once))
+            return [completion for part in parts for completion in self._decode(part, sampling)]
 
-        import torch
+        return completed(requests, self.tokenizer, sampling, self.positions, decode)
 
-        from seal_lib.training.attached import attached
-
+    def _decode(self, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
+        prompts, seeds, adapters = zip(*rows, strict=True)
         distinct = list({id(a): a for a in adapters if a is not None}.values())
         index = {id(a): slot for slot, a in enumerate(distinct)} | {id(None): -1}
         slots = torch.tensor([index[id(a)] for a in adapters])
-        scope = attached(self.model, distinct, slots) if distinct else contextlib.nullcontext()
-        with scope, torch.no_grad():
+        with attached(self.model, distinct, slots) if distinct else nullcontext(), torch.no_grad():
             sampled = _decode_tokens(self.model, self.tokenizer, prompts, seeds, sampling, self.fixed)
         return [finish(ids, self.tokenizer, sampling, ends(self.model, self.tokenizer)) for ids in sampled]
 
@@ -106,7 +78,7 @@ class HFGenerator:
         self.model = None
 
 
-def _sees_all(model: "PreTrainedModel") -> bool:
+def _sees_all(model: PreTrainedModel) -> bool:
     """Return True if the cache holds plain keys and values of every token: no sliding window, no recurrent state."""
     if not model._can_compile_fullgraph:  # transformers' flag for models that support a static cache
         return False
@@ -116,17 +88,14 @@ def _sees_all(model: "PreTrainedModel") -> bool:
 
 
 def _decode_tokens(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     seeds: Sequence[int],
     sampling: Sampling,
     fixed: bool = False,
 ) -> list[list[int]]:
     """Generate token ids for each row, including the id that ended it (one of `models.tokens.ends`), if any."""
-    import numpy as np
-    import torch
-
     device = next(model.parameters()).device
     rows, width = len(prompts), max(map(len, prompts))
     ids = torch.full((rows, width), tokenizer.pad_token_id)
@@ -153,12 +122,8 @@ def _decode_tokens(
     return out
 
 
-def _steps(
-    model: "PreTrainedModel", ids: "Tensor", mask: "Tensor", draws: "Tensor", sampling: Sampling
-) -> "Iterator[Tensor]":
+def _steps(model: PreTrainedModel, ids: Tensor, mask: Tensor, draws: Tensor, sampling: Sampling) -> Iterator[Tensor]:
     """Yield the next token of every row, [B, 1], at each step, with a growing cache."""
-    import torch
-
     positions, cache = (mask.cumsum(1) - 1).clamp_min(0), None
     for step in range(sampling.max_tokens):
         logits, cache = _next(model, ids, mask, positions, cache)
@@ -169,8 +134,8 @@ def _steps(
 
 
 def _next(
-    model: "PreTrainedModel", ids: "Tensor", mask: "Tensor", positions: "Tensor", cache: "Cache | None"
-) -> "tuple[Tensor, Cache]":
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None
+) -> tuple[Tensor, Cache]:
     """Return the logits [B, V] of the next token after ``ids`` [B, T], and the cache with these columns added."""
     result = model(
         input_ids=ids,
@@ -184,16 +149,13 @@ def _next(
 
 
 def _fixed_steps(
-    model: "PreTrainedModel", ids: "Tensor", mask: "Tensor", draws: "Tensor", sampling: Sampling
-) -> "Iterator[Tensor]":
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, draws: Tensor, sampling: Sampling
+) -> Iterator[Tensor]:
     """Yield the same tokens as `_steps`, up to `TOGETHER` columns at a time, with a cache of fixed size.
 
     A GPU replays the step as a CUDA graph: launching the kernels of one token from Python takes many times as long as
     running them, and so does checking after each token whether a row has ended.
     """
-    import torch
-    from transformers import StaticCache
-
     (rows, width), total = ids.shape, sampling.max_tokens
     cache = StaticCache(config=model.config, max_cache_len=width + total)
     seen = torch.zeros(rows, 1, 1, width + total, dtype=torch.bool, device=ids.device)
@@ -202,7 +164,7 @@ def _fixed_steps(
     out = torch.zeros(rows, total, dtype=torch.long, device=ids.device)
     at = torch.zeros(1, dtype=torch.long, device=ids.device)
 
-    def write(ids: "Tensor", mask: "Tensor", positions: "Tensor") -> None:
+    def write(ids: Tensor, mask: Tensor, positions: Tensor) -> None:
         logits, _ = _next(model, ids, mask, positions, cache)
         chosen = choose(logits, sampling, draws.index_select(1, at)[:, 0])[:, None]
         out.index_copy_(1, at, chosen)
@@ -235,13 +197,11 @@ def _fixed_steps(
             graph.replay()
 
 
-def choose(logits: "Tensor", sampling: Sampling, draws: "Tensor") -> "Tensor":
+def choose(logits: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
     """Choose the next token of each row, [B], from logits [B, V] and uniform draws [B] in [0, 1).
 
     Decoding is greedy at temperature 0 (ties go to the lowest id), else nucleus sampling.
     """
-    import torch
-
     if sampling.temperature == 0:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits.double() / sampling.temperature, -1)

@@ -7,8 +7,8 @@ Every row has a checksum; a row that does not match its checksum counts as missi
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from seal_lib import paths
@@ -41,55 +41,42 @@ def _digest(key: str, completion: Completion) -> str:
 
 
 class Kept:
-    """The completions stored in an SQLite file, by default ``data/completions.sqlite3``."""
+    """The completions stored in an SQLite file, by default ``data/completions.sqlite3``.
+
+    Raises:
+        DataError: the file cannot be read or written.
+    """
 
     def __init__(self, path: Path | None = None):
         self.path = path or paths.data() / "completions.sqlite3"
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
-    def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=60)
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
         try:
-            connection.execute(_TABLE)
-        except sqlite3.Error:
-            connection.close()
-            raise
-        return connection
+            with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
+                connection.execute(_TABLE)
+                yield connection
+        except sqlite3.Error as error:
+            raise DataError(
+                f"{paths.short(self.path)} cannot be used ({error}); make room, or move it away: what it held is asked "
+                "again."
+            ) from error
 
     def read(self, keys: Iterable[str]) -> dict[str, Completion]:
-        """Return the stored completions among ``keys``.
-
-        Raises:
-            DataError: the file cannot be read.
-        """
+        """Return the stored completions among ``keys``."""
         found = {}
-        try:
-            with closing(self._open()) as connection:
-                for key in keys:
-                    row = connection.execute(
-                        "SELECT text, tokens, finish, digest FROM completions WHERE key = ?", (key,)
-                    ).fetchone()
-                    if row and row[3] == _digest(key, completion := Completion(*row[:3])):
-                        found[key] = completion
-        except sqlite3.Error as error:
-            raise self._broken(error) from error
+        with self._open() as connection:
+            for key in keys:
+                row = connection.execute(
+                    "SELECT text, tokens, finish, digest FROM completions WHERE key = ?", (key,)
+                ).fetchone()
+                if row and row[3] == _digest(key, completion := Completion(*row[:3])):
+                    found[key] = completion
         return found
 
     def write(self, key: str, completion: Completion) -> None:
-        """Store one completion; it is on disk when this returns.
-
-        Raises:
-            DataError: the file cannot be written.
-        """
+        """Store one completion; it is on disk when this returns."""
         row = (key, completion.text, completion.tokens, completion.finish, _digest(key, completion))
-        try:
-            with closing(self._open()) as connection, connection:
-                connection.execute("INSERT OR REPLACE INTO completions VALUES (?, ?, ?, ?, ?)", row)
-        except sqlite3.Error as error:
-            raise self._broken(error) from error
-
-    def _broken(self, error: sqlite3.Error) -> DataError:
-        return DataError(
-            f"{paths.short(self.path)} cannot be used ({error}); make room, or move it away: what it held is asked "
-            "again."
-        )
+        with self._open() as connection:
+            connection.execute("INSERT OR REPLACE INTO completions VALUES (?, ?, ?, ?, ?)", row)

@@ -4,11 +4,13 @@ A name ``MODEL@URL`` is an OpenAI-compatible endpoint (`seal_lib.generation.endp
 `seal_lib.models`, which runs here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from seal_lib import models
+from seal_lib.generation import engines
 from seal_lib.generation.contract import Completion, Generator, Request, Sampling
 from seal_lib.generation.endpoint import Address, Endpoint
 from seal_lib.generation.kept import Kept, key_of
@@ -49,14 +51,10 @@ class Other:
         """
         if self.address:
             return f"{self.address.model}@{self.address.target}"
-        return f"{self.name} {_weights(self.name)} {self.dtype}"
+        return f"{self.name} {models.weight_hash(self.name)} {self.dtype}"
 
     def check(self) -> None:
-        """Check, before there is anything to ask, that the key of an endpoint is set.
-
-        Raises:
-            DataError: the key is missing.
-        """
+        """Raise DataError, before there is anything to ask, if the key of an endpoint is not set."""
         if self.address:
             self.address.key()
 
@@ -77,7 +75,13 @@ class Other:
             names, engine = list(wanted), _opened(self)
             before = dict(getattr(engine, "counts", {}))
             try:
-                for number, completion in _each(engine, list(wanted.values()), sampling):
+                asked = list(wanted.values())
+                answers: Iterable[tuple[int, Completion]] = (
+                    engine.finished(asked, sampling)  # one by one
+                    if isinstance(engine, Endpoint)
+                    else enumerate(completion for (completion,) in engine.generate(asked, sampling))
+                )
+                for number, completion in answers:
                     found[names[number]] = completion
                     if completion.finish not in ("failed", "too_long"):
                         store.write(names[number], completion)
@@ -98,22 +102,6 @@ class Other:
         return about
 
 
-def _each(engine: Generator, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-    """Yield (index of the request, completion): one by one from an endpoint, all together from a local engine."""
-    if isinstance(engine, Endpoint):
-        yield from engine.finished(requests, sampling)
-    else:
-        for number, (completion,) in enumerate(engine.generate(requests, sampling)):
-            yield number, completion
-
-
-@lru_cache
-def _weights(name: str) -> str:
-    from seal_lib import models
-
-    return models.weight_hash(name)
-
-
 @lru_cache(maxsize=4)
 def _opened(other: Other) -> Generator:
     if other.address:
@@ -125,9 +113,6 @@ class _Asked:
     """A model that runs here; the prompt is put into its chat template if it has one."""
 
     def __init__(self, other: Other):
-        from seal_lib import models
-        from seal_lib.generation import engines
-
         model, self.tokenizer = models.load(other.name, other.device, other.dtype)
         self.engine = engines.generator(model, self.tokenizer, "auto")
         self.positions = self.engine.positions
@@ -141,11 +126,9 @@ class _Asked:
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
-        first = self.tokenizer.bos_token or ""
-        written = self.tokenizer("", add_special_tokens=True)[
-            "input_ids"
-        ]  # the tokenizer may add a BOS itself, which must not be there twice
-        return text.removeprefix(first) if written else text
+        # the tokenizer may add a BOS itself, which must not be there twice
+        written = self.tokenizer("", add_special_tokens=True)["input_ids"]
+        return text.removeprefix(self.tokenizer.bos_token or "") if written else text
 
     def close(self) -> None:
         self.engine.close()

@@ -13,31 +13,21 @@ import shutil
 import sys
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.generation.child import Child, scratch
-from seal_lib.generation.contract import (
-    TOO_LONG,
-    Completion,
-    Request,
-    Sampling,
-    finish,
-    read,
-    rows_of,
-    sample_seed,
-    stopped,
-)
+from seal_lib.generation.contract import Completion, Request, Row, Sampling, completed, finish, stopped
 from seal_lib.models.tokens import ends
 from seal_lib.training.adapters import Adapter, check_fits
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of max_lora_rank that vLLM accepts
 BLOCK = 128  # tokens; a multiple of every block size of vLLM's cache
@@ -46,7 +36,7 @@ _NUMBERS = count(1)  # adapter ids, never reused in a process, so that vLLM cann
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the engine. A change other than of the time limits restarts it.
+    """Settings of the engine. Those that are equal, up to the rank and the time limits, can share one engine.
 
     ``kv_bytes``: bytes of the KV cache; 0 means space for 100 000 tokens on a GPU, 20 000 on a CPU. ``max_model_len``:
     largest number of tokens of a prompt with its completion; 0 means as many as the model and ``kv_bytes`` allow.
@@ -60,10 +50,10 @@ class Settings:
     max_num_seqs: int = 256
     max_loras: int = 8
     cpu_loras: int = 64
-    max_lora_rank: int = 16
+    max_lora_rank: int = field(default=16, compare=False)
     eager: bool | None = None
-    start_seconds: float = 900.0
-    stall_seconds: float = 300.0
+    start_seconds: float = field(default=900.0, compare=False)
+    stall_seconds: float = field(default=300.0, compare=False)
 
 
 class VLLMGenerator:
@@ -78,17 +68,26 @@ class VLLMGenerator:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         settings: Settings = Settings(),
         batch: int = 1024,
     ):  # noqa: B008  (frozen)
+        plain = (torch.float32, torch.float16, torch.bfloat16)
+        if getattr(model.config, "quantization_config", None) is not None or model.dtype not in plain:
+            raise DataError(
+                f"engine vllm takes float32, float16 and bfloat16 models, not {model.dtype} or quantised weights; use "
+                "engine hf."
+            )
         self.model, self.tokenizer, self.settings, self.batch = model, tokenizer, settings, batch
-        _check_plain(model)
 
     @cached_property
     def kind(self) -> str:
-        return _kind(self.model, self.tokenizer)
+        """The hash of what a running engine cannot change: architecture, number type, device, vocabulary."""
+        config = {key: value for key, value in self.model.config.to_dict().items() if key != "_name_or_path"}
+        words = sorted(self.tokenizer.get_vocab().items())
+        about = [config, str(self.model.dtype), str(self.model.device), words]
+        return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
     def positions(self) -> int:
@@ -97,23 +96,25 @@ class VLLMGenerator:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         if sampling.temperature > 2:
             raise DataError(f"engine vllm takes temperatures up to 2, not {sampling.temperature}; use engine hf.")
-        tokens = read(requests, self.tokenizer, sampling, self.positions)
-        if not any(tokens):
-            return [[TOO_LONG] * sampling.n for _ in requests]
-        distinct = {id(r.adapter): r.adapter for r in requests if r.adapter is not None}
+        return completed(requests, self.tokenizer, sampling, self.positions, lambda rows: self._decode(rows, sampling))
+
+    def _decode(self, rows: list[Row], sampling: Sampling) -> list[Completion]:
+        if not rows:
+            return []
+        distinct = {id(row.adapter): row.adapter for row in rows if row.adapter is not None}
         for adapter in distinct.values():
             check_fits(self.model, adapter)
-        rows = rows_of(requests, tokens, sampling)
         engine = _engine_for(self, max((adapter.rank for adapter in distinct.values()), default=0))
-        out: dict[tuple[int, int], Completion] = {}
         last = ends(self.model, self.tokenizer)
         # Rows without adapter never share a batch with adapters: on a CPU vLLM 0.32 applies its last adapter to them.
-        for part in ([row for row in rows if row[1].adapter is None], [row for row in rows if row[1].adapter]):
-            asked = [(tokens[i] or [], sample_seed(request, k), request.adapter) for i, request, k in part]
-            done = engine.sample(asked, sampling, last, self.batch, self.settings)
-            for (i, _, k), ids in zip(part, done, strict=True):
-                out[i, k] = finish(_cut(ids, self.tokenizer, sampling), self.tokenizer, sampling, last)
-        return [[out.get((i, k), TOO_LONG) for k in range(sampling.n)] for i in range(len(requests))]
+        bare = [i for i, row in enumerate(rows) if row.adapter is None]
+        done: dict[int, list[int]] = {}
+        for part in (bare, [i for i, row in enumerate(rows) if row.adapter]):
+            texts = engine.sample([rows[i] for i in part], sampling, last, self.batch, self.settings)
+            done |= zip(part, texts, strict=True)
+        return [
+            finish(_cut(done[i], self.tokenizer, sampling), self.tokenizer, sampling, last) for i in range(len(rows))
+        ]
 
     def close(self) -> None:
         """End the child process, which frees all its memory; the next generator to be used starts it again."""
@@ -121,33 +122,15 @@ class VLLMGenerator:
         shutdown()
 
 
-def _cut(ids: list[int], tokenizer: "PreTrainedTokenizerBase", sampling: Sampling) -> list[int]:
+def _cut(ids: list[int], tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> list[int]:
     """Return the ids up to the token that completes the first stop text."""
     while sampling.stop and stopped(tokenizer, ids[:-1], sampling.stop):
         ids = ids[:-1]
     return ids
 
 
-def _check_plain(model: "PreTrainedModel") -> None:
-    import torch
-
-    if getattr(model.config, "quantization_config", None) is not None or model.dtype not in (
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-    ):
-        raise DataError(
-            f"engine vllm takes float32, float16 and bfloat16 models, not {model.dtype} or quantised weights; use "
-            "engine hf."
-        )
-
-
-def _lengths(model: "PreTrainedModel", settings: Settings) -> tuple[int, int]:
-    """Return (largest number of tokens of a prompt with its completion, bytes of the KV cache).
-
-    Raises:
-        DataError: ``kv_bytes`` is too small.
-    """
+def _lengths(model: PreTrainedModel, settings: Settings) -> tuple[int, int]:
+    """Return (largest number of tokens of a prompt with its completion, bytes of the KV cache), or raise DataError."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -177,31 +160,17 @@ def shutdown() -> None:
 atexit.register(shutdown)
 
 
-def child_pid() -> int | None:
-    """Return the process id of the running engine, or None."""
-    return _engine.child.pid if _engine is not None and _engine.child.alive else None
-
-
 def _engine_for(generator: VLLMGenerator, rank: int) -> "Engine":
     """Return the engine with the generator's weights loaded; start or restart it if necessary."""
     global _engine
     settings = generator.settings
     least = _bucket(max(rank, settings.max_lora_rank))
     engine = _engine if _engine is not None and _engine.child.alive and _engine.kind == generator.kind else None
-    if engine is None or not _serves(engine.settings, settings, least):
+    if engine is None or engine.settings != settings or engine.settings.max_lora_rank < least:
         shutdown()
         engine = _engine = Engine(generator, replace(settings, max_lora_rank=least))
     engine.load_base(generator.model, settings)
     return engine
-
-
-def _serves(have: Settings, settings: Settings, rank: int) -> bool:
-    """Return True if an engine started with ``have`` can serve ``settings`` and adapters of this rank.
-
-    It may allow larger ranks and have other time limits.
-    """
-    like = replace(settings, start_seconds=have.start_seconds, stall_seconds=have.stall_seconds)
-    return rank <= have.max_lora_rank and have == replace(like, max_lora_rank=have.max_lora_rank)
 
 
 def _bucket(rank: int) -> int:
@@ -210,14 +179,7 @@ def _bucket(rank: int) -> int:
     return next(bucket for bucket in RANKS if bucket >= rank)
 
 
-def _kind(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return a hash of what a running engine cannot change: architecture, number type, device, vocabulary."""
-    config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
-    about = [config, str(model.dtype), str(model.device), sorted(tokenizer.get_vocab().items())]
-    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _mark(model: "PreTrainedModel") -> tuple:
+def _mark(model: PreTrainedModel) -> tuple:
     """Return a value that changes when a weight is replaced or modified in place (through torch)."""
     return tuple((tensor.data_ptr(), tensor._version) for tensor in model.parameters())
 
@@ -228,7 +190,7 @@ class Engine:
     def __init__(self, generator: VLLMGenerator, settings: Settings):
         model, self.settings, self.kind = generator.model, settings, generator.kind
         self._names: dict[str, tuple[str, int]] = {}
-        folder = scratch("seal-vllm-", _bytes(model))
+        folder = scratch("seal-vllm-", model.get_memory_footprint())
         try:
             _write(model, folder / "model")
             generator.tokenizer.save_pretrained(folder / "model")
@@ -243,11 +205,11 @@ class Engine:
             file.unlink()  # the engine has loaded them
         self._settle(model)
 
-    def load_base(self, model: "PreTrainedModel", limits: Settings) -> None:
+    def load_base(self, model: PreTrainedModel, limits: Settings) -> None:
         """Load the weights of ``model`` into the engine, unless they are loaded already."""
         if self._model() is model and self._marked == _mark(model):
             return
-        folder = scratch("seal-base-", _bytes(model))
+        folder = scratch("seal-base-", model.get_memory_footprint())
         try:
             _write(model, folder)
             message = {"do": "base", "folder": str(folder)}
@@ -256,19 +218,14 @@ class Engine:
             shutil.rmtree(folder, ignore_errors=True)
         self._settle(model)
 
-    def _settle(self, model: "PreTrainedModel") -> None:
+    def _settle(self, model: PreTrainedModel) -> None:
         self._model, self._marked = weakref.ref(model), _mark(model)
         self._names.clear()  # the engine has dropped its adapters
 
     def sample(
-        self,
-        rows: Sequence[tuple[list[int], int, Adapter | None]],
-        sampling: Sampling,
-        last: Sequence[int],
-        at_once: int,
-        limits: Settings,
+        self, rows: Sequence[Row], sampling: Sampling, last: Sequence[int], at_once: int, limits: Settings
     ) -> list[list[int]]:
-        """Return the generated ids of each row (prompt ids, seed, adapter); an id of ``last`` ends a text."""
+        """Return the generated ids of each row; an id of ``last`` ends a text."""
         if not rows:
             return []
         home = self.child.folder / "adapters"
@@ -310,13 +267,7 @@ class Engine:
         return names, about
 
 
-def _bytes(model: "PreTrainedModel") -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
-
-
-def _write(model: "PreTrainedModel", folder: Path) -> None:
-    from transformers.utils import logging
-
+def _write(model: PreTrainedModel, folder: Path) -> None:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -326,11 +277,8 @@ def _write(model: "PreTrainedModel", folder: Path) -> None:
             logging.enable_progress_bar()
 
 
-def _arguments(model: "PreTrainedModel", settings: Settings, folder: Path) -> dict:
-    """Return the arguments of ``vllm.LLM``, with all values that vLLM would guess otherwise.
-
-    These are memory, length, number type, adapters and compilation.
-    """
+def _arguments(model: PreTrainedModel, settings: Settings, folder: Path) -> dict:
+    """Return the arguments of ``vllm.LLM``, with all values that vLLM would guess otherwise."""
     longest, room = _lengths(model, settings)
     on_cpu = model.device.type != "cuda"
     return {
@@ -353,10 +301,8 @@ def _arguments(model: "PreTrainedModel", settings: Settings, folder: Path) -> di
     }
 
 
-def _environment(model: "PreTrainedModel") -> dict[str, str]:
+def _environment(model: PreTrainedModel) -> dict[str, str]:
     """Return the environment of the child: no network, no further process, our number of threads, our GPU."""
-    import torch
-
     # this variable would override the argument and only takes whole GiB
     environment = {key: value for key, value in os.environ.items() if key != "VLLM_CPU_KVCACHE_SPACE"}
     environment |= {

@@ -126,10 +126,7 @@ def load(
 
 
 def _without_bar() -> None:
-    """Switch off the progress bar of loading weights, whose widget cannot be shown when a notebook is opened again.
-
-    Downloads keep their progress bar.
-    """
+    """Switch off the progress bar of loading weights, not of downloads: its widget is lost when a notebook reopens."""
     from huggingface_hub import utils
     from transformers.utils import logging
 
@@ -142,13 +139,8 @@ def _without_bar() -> None:
 def _four_bits(narrow: "torch.dtype") -> "BitsAndBytesConfig":
     """Return the config of NF4 in blocks of 64 with constants in 8 bits (Dettmers et al. 2023, QLoRA).
 
-    The memory budget assumes this format.
-
-    Args:
-        narrow: the torch type of products and of all weights that are not quantised.
-
-    Raises:
-        DataError: bitsandbytes is not installed.
+    The memory budget assumes this format. ``narrow`` is the torch type of products and of all weights that are not
+    quantised. Without bitsandbytes raise DataError.
     """
     from transformers import BitsAndBytesConfig
 
@@ -179,11 +171,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
 def pinned(name: str, revision: str | None, parameter: str = "revision") -> tuple[str, dict[str, str]]:
     """Resolve a name to (source, keyword arguments), which hold the commit of a Hub id as ``revision``.
 
-    Args:
-        parameter: the name of the parameter for the commit, for the error message.
-
     Raises:
-        DataError: the name cannot be resolved, or is a Hub id without a commit.
+        DataError: the name cannot be resolved, or is a Hub id without a commit, which is the user's ``parameter``.
     """
     source, known = resolve(name)
     if Path(source).is_dir():
@@ -218,10 +207,7 @@ def weight_hash(name: str, revision: str | None = None) -> str:
 
 @lru_cache(maxsize=8)
 def _digest(root: Path, files: tuple[tuple[str, int, int, int], ...]) -> str:
-    """Return the SHA-256 of the names and contents of ``files``: (name, size, two times) each.
-
-    Size and times are in the cache key, so that changed files are read again.
-    """
+    """Return the SHA-256 of names and contents. Size and times are in the key, so that changed files are read again."""
     digest = hashlib.sha256()
     for name, *_ in files:
         digest.update(name.encode())

@@ -4,6 +4,7 @@ It holds the shapes of the Hub models that the parameter files name, and the byt
 parameter and token (measured counts in ``tests/models/test_budget.py``). It does not import torch. GB are 10^9 bytes.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,9 +28,9 @@ STEP_TOKENS, LARGE = 2048, 200_000_000
 DEFAULT_MEMORY = 4 * GB  # assumed for training on a CPU, where the free memory is unknown
 #: keys of a config.json that must be positive integers
 _SIZES = (
-    "num_hidden_layers",
     "num_attention_heads",
     "hidden_size",
+    "num_hidden_layers",
     "intermediate_size",
     "vocab_size",
     "max_position_embeddings",
@@ -65,54 +66,46 @@ class Shape:
         """Read the shape from transformers' config object or the content of a ``config.json``.
 
         Raises:
-            DataError: a size is missing or not a positive integer, so it is no such decoder.
+            DataError: a size is missing or not a positive integer.
         """
         given = config if isinstance(config, Mapping) else config.to_dict()
         given = given.get("text_config") or given
         name = name or given.get("_name_or_path") or str(given.get("model_type"))
-        for key in _SIZES:
-            size = given.get(key, 1)
-            if not isinstance(size, int) or size < 1:
+        for key in (*_SIZES, "model_type"):
+            if key not in given:
+                raise DataError(
+                    f"The config of model {name!r} has no {key!r}; only Llama-like decoders can be planned."
+                )
+            if key in _SIZES and (not isinstance(size := given[key], int) or size < 1):
                 raise DataError(
                     f"The config of model {name!r}: {key} is {size!r}, not a whole number from 1 on; mend it."
                 )
-        try:
-            heads, width = given["num_attention_heads"], given["hidden_size"]
-            bias = given.get("attention_bias", given["model_type"] == "qwen2")
-            return cls(
-                name,
-                given["num_hidden_layers"],
-                width,
-                heads,
-                given.get("num_key_value_heads") or heads,
-                given.get("head_dim") or width // heads,
-                given["intermediate_size"],
-                given["vocab_size"],
-                bool(given.get("tie_word_embeddings")),
-                bool(bias),
-                given["max_position_embeddings"],
-            )
-        except KeyError as error:
-            raise DataError(
-                f"The config of model {name!r} has no {error.args[0]!r}; only Llama-like decoders can be planned."
-            ) from None
+        heads, width, layers, mlp, vocabulary, positions = (given[key] for key in _SIZES)
+        return cls(
+            name,
+            layers,
+            width,
+            heads,
+            given.get("num_key_value_heads") or heads,
+            given.get("head_dim") or width // heads,
+            mlp,
+            vocabulary,
+            bool(given.get("tie_word_embeddings")),
+            bool(given.get("attention_bias", given["model_type"] == "qwen2")),
+            positions,
+        )
 
     def sides(self, target: str) -> tuple[int, int]:
-        """Return (in, out) of one Linear of a decoder layer.
-
-        Raises:
-            ParameterError: there is no such Linear.
-        """
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        down = self.mlp, self.width
+        """Return (in, out) of one Linear of a decoder layer, or raise ParameterError if there is no such Linear."""
+        width, q, kv = self.width, self.heads * self.head_dim, self.kv_heads * self.head_dim
         table = {
-            "q_proj": (self.width, q),
-            "k_proj": (self.width, kv),
-            "v_proj": (self.width, kv),
-            "o_proj": (q, self.width),
-            "gate_proj": down[::-1],
-            "up_proj": down[::-1],
-            "down_proj": down,
+            "q_proj": (width, q),
+            "k_proj": (width, kv),
+            "v_proj": (width, kv),
+            "o_proj": (q, width),
+            "gate_proj": (width, self.mlp),
+            "up_proj": (width, self.mlp),
+            "down_proj": (self.mlp, width),
         }
         if target not in table:
             raise ParameterError(f"targets: {target!r} is not planned for; choose from: {', '.join(table)}.")
@@ -179,11 +172,7 @@ def shape_of(name: str) -> Shape:
 
 
 def width_of(dtype: str) -> float:
-    """Return the bytes per number of a number type.
-
-    Raises:
-        ParameterError: the number type is unknown.
-    """
+    """Return the bytes per number of a number type, or raise ParameterError for an unknown one."""
     if dtype not in WIDTHS:
         raise ParameterError(f"dtype: {dtype!r} is not one of {', '.join(WIDTHS)}.")
     return WIDTHS[dtype]
@@ -196,11 +185,8 @@ def weight_bytes(shape: Shape, dtype: str) -> float:
 
 
 def slot_bytes(shape: Shape, targets: str | Sequence[str], rank: int) -> float:
-    """Return the bytes of one adapter in training: weights, gradients and two moments in float32.
-
-    The rank is rounded up to a multiple of 8, as in the bank.
-    """
-    return 4 * 4 * shape.adapter_parameters(targets, -(-rank // 8) * 8)
+    """Return the bytes of one adapter in training: weights, gradients and two moments in float32."""
+    return 4 * 4 * shape.adapter_parameters(targets, -(-rank // 8) * 8)  # the bank's ranks are multiples of 8
 
 
 def activation_bytes(
@@ -254,17 +240,16 @@ def kv_bytes(shape: Shape, tokens: int, dtype: str = "bfloat16") -> float:
 
 @dataclass
 class Budget:
-    """Named parts in bytes, compared with the ``total`` memory, of which the share ``reserve`` stays free."""
+    """Named parts in bytes, compared with the ``total`` memory, of which the share `RESERVE` stays free."""
 
     title: str
     parts: dict[str, float]
     total: float
-    reserve: float = RESERVE
 
     @property
     def needed(self) -> float:
         """The bytes needed, including the reserve."""
-        return sum(self.parts.values()) + self.reserve * self.total
+        return sum(self.parts.values()) + RESERVE * self.total
 
     @property
     def fits(self) -> bool:
@@ -272,17 +257,13 @@ class Budget:
 
     def table(self) -> str:
         """Return the parts as text, one per line, in GB."""
-        rows = {**self.parts, f"kept free ({self.reserve:.0%})": self.reserve * self.total}
+        rows = {**self.parts, f"kept free ({RESERVE:.0%})": RESERVE * self.total}
         rows |= {"needed": self.needed, "there is": self.total}
         wide = max(map(len, rows))
         return "\n".join([self.title, *(f"  {name:<{wide}}  {size / GB:8.2f} GB" for name, size in rows.items())])
 
     def check(self) -> "Budget":
-        """Return the budget itself if it fits.
-
-        Raises:
-            ParameterError: it does not fit; the message names the largest part and what to change.
-        """
+        """Return the budget itself, or raise ParameterError with its largest part if it does not fit."""
         if self.fits:
             return self
         name, size = max(self.parts.items(), key=lambda part: part[1])
@@ -344,7 +325,6 @@ def slots_that_fit(
     predicted_per_slot: int | None = None,
     checkpointing: bool = False,
     dtype: str = "bfloat16",
-    reserve: float = RESERVE,
 ) -> int:
     """Return how many adapters can train side by side in ``free`` bytes after loading the base; 0 if none fits.
 
@@ -353,7 +333,7 @@ def slots_that_fit(
         tokens_per_step: largest number of tokens in one forward pass; slots then take turns. Default: no bound.
         predicted_per_slot: targets in ``tokens_per_slot``. Default: all.
     """
-    room, slot = free * (1 - reserve), slot_bytes(shape, targets, rank)
+    room, slot = free * (1 - RESERVE), slot_bytes(shape, targets, rank)
     predicted_per_slot = tokens_per_slot if predicted_per_slot is None else predicted_per_slot
 
     def needed(k: int) -> float:
@@ -364,8 +344,4 @@ def slots_that_fit(
         there = activation_bytes(shape, tokens, targets, checkpointing, dtype, rank)
         return k * slot + there + logits_bytes(shape, predicted, chunk_of(shape))
 
-    low, high = 0, int(room // slot) + 1  # needed(low) fits, needed(high) does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if needed(middle) <= room else (low, middle)
-    return low
+    return bisect_right(range(1, int(room // slot) + 1), room, key=needed)

@@ -22,11 +22,7 @@ _UNPACKED = 'give it in float32, bfloat16 or float16 (dtype: "4bit" packs a mode
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """Read the JSON object in a file.
-
-    Raises:
-        DataError: the file is missing, cannot be read, or does not hold a JSON object.
-    """
+    """Read the JSON object in a file, or raise DataError."""
     try:
         found = json.loads(_not_a_pointer(path.read_bytes(), path))
     except FileNotFoundError:
@@ -42,18 +38,6 @@ def json_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def tensors_of(path: Path) -> dict[str, Any]:
-    """Read the tensors of a safetensors file to the CPU.
-
-    Raises:
-        DataError: the file is cut off, damaged or cannot be read.
-    """
-    from safetensors.torch import load_file
-
-    check_safetensors(path)
-    return load_file(str(path))
-
-
 def _not_a_pointer(content: bytes, path: Path) -> bytes:
     """Return the content of a file, or raise DataError if it is a pointer of Git LFS."""
     if content.startswith(b"version https://git-lfs"):
@@ -62,10 +46,7 @@ def _not_a_pointer(content: bytes, path: Path) -> bytes:
 
 
 def check_safetensors(path: Path) -> None:
-    """Raise DataError if a file is damaged, cut off or a pointer of Git LFS, or holds packed numbers.
-
-    Only the header is read.
-    """
+    """Raise DataError if the header of a file shows it damaged, cut off, a pointer of Git LFS, or of packed numbers."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -91,11 +72,7 @@ def said(error: BaseException) -> str:
 
 
 def check_place(device: str, dtype: str) -> str:
-    """Return the device, with ``auto`` resolved.
-
-    Raises:
-        ParameterError: the device or the number type is not available.
-    """
+    """Return the device, ``auto`` resolved, or raise ParameterError if it or the number type is not available."""
     import torch
 
     if dtype not in DTYPES:
@@ -144,11 +121,7 @@ _HUB = {
 def opening(name: str, source: str, revision: str | None = None, what: str = "model") -> Iterator[None]:
     """Turn any exception in the block, which opens a model, into a DataError that names the model and what to do.
 
-    Args:
-        name: the model's name as the user gave it.
-        source: folder or Hub id.
-        revision: the commit of a Hub id.
-        what: "model", or the part of it that is opened.
+    ``name`` is the user's, ``source`` the folder or Hub id, ``what`` the part of the model that is opened.
     """
     try:
         yield
@@ -263,11 +236,7 @@ def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
 
 
 def check_weights(model: Any, info: Mapping[str, Collection], name: str) -> None:
-    """Raise DataError if weights of the model were missing, unexpected, of another shape, or wrongly tied.
-
-    Args:
-        info: the loading info of ``from_pretrained(output_loading_info=True)``.
-    """
+    """Raise DataError if, by the loading ``info``, weights do not fit the config one to one, or are wrongly tied."""
     for kind, what, way in (
         ("missing_keys", "are missing from its files and would be random", "give a whole causal language model"),
         ("mismatched_keys", "have another shape than config.json says", "use the config that the model came with"),

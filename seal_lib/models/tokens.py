@@ -16,9 +16,6 @@ def read_ids(text: str, tokenizer: "PreTrainedTokenizerBase", **options) -> list
     """Return the token ids of a prompt, with the BOS that the tokenizer prepends, without tokens that it appends.
 
     After a prompt that ends in end-of-text (or a separator) a model has nothing to continue.
-
-    Args:
-        options: passed to the tokenizer.
     """
     ids = list(tokenizer(text, **options)["input_ids"])
     if not ids or ids[-1] not in tokenizer.all_special_ids:

@@ -9,10 +9,12 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from seal_lib import models
@@ -90,13 +92,8 @@ class Adapter:
     def save(self, folder: str | Path, base_model: str, revision: str | None = None) -> Path:
         """Write a PEFT adapter folder and move it into place by a rename; an existing adapter is replaced.
 
-        Args:
-            folder: the adapter's folder; missing parents are created.
-            base_model: written as ``base_model_name_or_path``.
-            revision: the commit of a base model from the Hub.
+        ``revision`` is the commit of a base model from the Hub.
         """
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         fresh, stale = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
         fresh.mkdir(parents=True)
@@ -213,8 +210,6 @@ def merge(model: nn.Module, adapter: Adapter, copy: bool = False) -> nn.Module:
                 "added into one of them; train it without that target, or untie the model."
             )
     if copy:
-        from copy import deepcopy
-
         model = deepcopy(model)
     for name in layers:
         layer = model.get_submodule(name)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seal_lib.errors import DataError, ParameterError, SealError
@@ -45,48 +44,33 @@ def diverted(modules: Mapping[nn.Module, Callable]) -> Iterator[None]:
                 module.forward = forward
 
 
-class Routing:
-    """The assignment of adapters to batch rows; `route` changes it while the adapters stay attached."""
+class _Routing:
+    """The assignment of ``slots`` adapters to batch rows; -1 means the base model."""
 
-    def __init__(self, slots: int, slot_of_row: Tensor, device: torch.device):
-        self.slots, self.device = slots, device
-        self.route(slot_of_row)
-
-    def route(self, slot_of_row: Tensor | Sequence[int]) -> None:
-        """Set the adapter index of every row of the next batches; -1 means the base model.
-
-        Raises:
-            ParameterError: an index does not belong to an adapter.
-        """
+    def __init__(self, slots: int, slot_of_row: Tensor | Sequence[int], device: torch.device):
         rows = torch.as_tensor(slot_of_row).cpu().long()
-        if rows.ndim != 1 or (rows.numel() and not -1 <= int(rows.min()) <= int(rows.max()) < self.slots):
-            raise ParameterError(
-                f"slot_of_row must list one number from -1 to {self.slots - 1} a row, not {rows.tolist()}."
-            )
+        if rows.ndim != 1 or (rows.numel() and not -1 <= int(rows.min()) <= int(rows.max()) < slots):
+            raise ParameterError(f"slot_of_row must list one number from -1 to {slots - 1} a row, not {rows.tolist()}.")
         self.batch = rows.numel()
         order = torch.argsort(rows, stable=True)
         order = order[rows[order] >= 0]  # rows with an adapter, grouped by adapter
         used, counts = torch.unique_consecutive(rows[order], return_counts=True)
-        self.groups, self.pick = len(used), None if used.tolist() == list(range(self.slots)) else used.to(self.device)
-        packed = Ragged(counts, self.device) if self.groups else None
-        self.plain = order.numel() == self.batch and bool((order == torch.arange(self.batch)).all())
-        self.plain = self.plain and (packed is None or packed.even)
-        self.rows = order.to(self.device)
+        self.groups, self.pick = len(used), None if used.tolist() == list(range(slots)) else used.to(device)
+        packed = Ragged(counts, device) if self.groups else None
+        self.plain = torch.equal(order, torch.arange(self.batch)) and (packed is None or packed.even)
+        self.rows = order.to(device)
         self.spread = None if packed is None else self.rows if packed.even else self.rows[packed.spread_index]
         self.collect = None if packed is None or packed.even else packed.collect_index
 
     def add(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Add B A x of each row's adapter to y [B, T, out], for x [B, T, in], a [K, r, in] and b [K, r, out].
 
-        Rows without an adapter stay as they are. ``y`` may be changed in place.
-
-        Raises:
-            SealError: x has another shape or number of rows than was routed.
+        ``y`` may be changed in place.
         """
         if x.ndim != 3 or x.shape[0] != self.batch:
             raise SealError(
-                f"{self.batch} rows were routed to adapters but the model saw a batch of shape {tuple(x.shape)}; call "
-                "route() with one number a row of [B, T, D] inputs."
+                f"{self.batch} rows were routed to adapters but the model saw a batch of shape {tuple(x.shape)}; "
+                "attach them with one number a row of [B, T, D] inputs."
             )
         if not self.groups:
             return y
@@ -101,18 +85,20 @@ class Routing:
 
 
 @contextmanager
-def attached(model: nn.Module, adapters: Sequence[Adapter], slot_of_row: Tensor | Sequence[int]) -> Iterator[Routing]:
+def attached(model: nn.Module, adapters: Sequence[Adapter], slot_of_row: Tensor | Sequence[int]) -> Iterator[None]:
     """Attach adapters within the block: batch row i uses ``adapters[slot_of_row[i]]``, or the base model for -1.
 
     Rows with -1 give bit for bit the base model's result; adapters may differ in rank and targets. Inputs are
     [B, T, D]. If every adapter has the same number of adjacent rows, they run as one batched product; any other order
     needs a gather.
 
-    Yields:
-        A `Routing`; its ``route`` assigns the rows anew, for a smaller or another batch.
+    Raises:
+        ParameterError: an index does not belong to an adapter.
+        DataError: an adapter does not fit the model (`check_fits`) or its number type.
+        SealError: the model carries adapters already, or sees another shape or number of rows than was routed.
     """
     device = next(model.parameters()).device
-    routing = Routing(len(adapters), torch.as_tensor(slot_of_row), device)
+    routing = _Routing(len(adapters), slot_of_row, device)
     layers: dict[str, nn.Linear] = {}
     for adapter in adapters:
         layers |= check_fits(model, adapter)
@@ -129,14 +115,12 @@ def attached(model: nn.Module, adapters: Sequence[Adapter], slot_of_row: Tensor 
         if dtype == torch.float16 and not (a.isfinite().all() and b.isfinite().all()):
             raise DataError(f"An adapter's weights for {name!r} are past what {dtype} holds; choose a wider dtype.")
         a, b = send(a, device), send(b, device)  # one transfer per layer, not per adapter
-        if packed:
-            return lambda x: routing.add(x, type(layer).forward(layer, x), a, b)
-        return lambda x: routing.add(x, F.linear(x, layer.weight, layer.bias), a, b)
+        return lambda x: routing.add(x, type(layer).forward(layer, x), a, b)
 
     with torch.no_grad():
         forwards = {layer: forward_of(name, layer) for name, layer in layers.items()}
     with diverted(forwards):
-        yield routing
+        yield
 
 
 class LinearGroup:
@@ -172,12 +156,16 @@ class LinearGroup:
         self.a, self.b, self.grads, self.packing, self.anchor = None, [], [], None, None
         self.fresh, self._input, self._outputs = True, None, []
 
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs of all members."""
+        return _Packed.apply(self.anchor, x, self)
+
     def forward_of(self, i: int) -> Callable[[Tensor], Tensor]:
         """Return the forward of member i; the first call computes all members, the others return stored results."""
 
         def forward(x: Tensor) -> Tensor:
             if x is not self._input or self._outputs[i] is None:
-                self._input, self._outputs = x, list(_Packed.apply(self.anchor, x, self))
+                self._input, self._outputs = x, list(self.outputs(x))
             y, self._outputs[i] = self._outputs[i], None
             if all(out is None for out in self._outputs):
                 self._input = None

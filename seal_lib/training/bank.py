@@ -8,6 +8,7 @@ state. This module schedules jobs; `seal_lib.training.steps` computes the steps.
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
@@ -27,14 +28,14 @@ OUT_OF_MEMORY_HINT = (
 )
 
 
-class AdapterBank(PackedModel):
+class AdapterBank(PackedModel, AbstractContextManager):
     """Trains jobs in ``slots`` adapters side by side on a frozen Hugging Face causal LM.
 
     The bank modifies the model until it is closed; use it as a context manager.
 
     In a plain step on a GPU the model's own layers process no padding. Only the adapters' products (a hundredth of the
     arithmetic; grouped instead if padding would double them) and attention are padded, to the longest slot or example
-    of the step; ``bucketing`` keeps these short.
+    of the step.
 
     Not every architecture can be packed: linear attention carries its state from one example into the next. Such a
     model trains example by example with one slot; with more slots it is refused.
@@ -43,15 +44,11 @@ class AdapterBank(PackedModel):
         model: keeps its dtype, device and weights.
         slots: number of adapters side by side; 0 or "auto" for as many as fit; 1 for one at a time.
         targets: see `seal_lib.training.adapters.target_linears`.
-        rank_max: rank of the storage. Default: the largest rank of the jobs of a run.
         tokens_per_step: largest number of tokens in one forward pass (bounds memory); slots then take turns. Default:
             no bound, or ``budget.STEP_TOKENS`` for a model of more than ``budget.LARGE`` parameters.
         dtype: number type of the adapters and the optimiser state.
         gradient_checkpointing: recompute each decoder layer in the backward pass (saves memory).
-        layout: "auto", "padded" or "grouped", see `seal_lib.training.packing.Packing`.
         memory: bytes that ``slots=0`` may use. Default: the free memory of a GPU, 4 GB on a CPU.
-        bucketing: if slots take turns, a step serves slots whose next minibatches have similar lengths; the order of
-            the minibatches of each adapter does not change.
         fixed: pad steps to fixed sizes, which a GPU replays as CUDA graphs (`seal_lib.training.captured`). Default:
             True on a GPU for a model in bfloat16. It has no effect with gradient checkpointing or quantised layers.
             Steps with padding in the loss stay plain; steps of rare sizes run without a graph.
@@ -64,27 +61,26 @@ class AdapterBank(PackedModel):
         Unpackable: the model cannot be packed and ``slots`` is not 1.
     """
 
+    least_rank = 0  # of the storage
+
     def __init__(
         self,
         model: nn.Module,
         slots: int | str = 16,
         targets: str | Sequence[str] = "all-linear",
-        rank_max: int | None = None,
         tokens_per_step: int | None = None,
         dtype: torch.dtype = torch.float32,
         gradient_checkpointing: bool = False,
-        layout: str = "auto",
         memory: float | None = None,
-        bucketing: bool = False,
         fixed: bool | None = None,
     ):
         slots = 0 if slots == "auto" else slots
         if not isinstance(slots, int) or slots < 0:
             raise ParameterError(f"slots: a bank needs at least 1, or 0 for as many as fit, not {slots!r}.")
-        self.slots, self.rank_max, self.memory, self.bucketing = slots, rank_max, memory, bucketing
+        self.slots, self.memory = slots, memory
         self.halvings, self.alone, self._busy = 0, False, False
         try:
-            super().__init__(model, targets, tokens_per_step, dtype, gradient_checkpointing, layout, fixed)
+            super().__init__(model, targets, tokens_per_step, dtype, gradient_checkpointing, fixed)
         except Unpackable:
             self.alone = self.slots == 1 and self.can_train_alone
             if not self.alone:
@@ -95,25 +91,15 @@ class AdapterBank(PackedModel):
         self._busy = True
         self._stack.close()
 
-    def __enter__(self) -> "AdapterBank":
-        return self
-
     def __exit__(self, *exc: object) -> None:
         self.close()
 
     def _serve(self, live: list[Slot], turn: int) -> list[int]:
-        """Return the slots of the next step: all, or as many from ``turn`` on as ``tokens_per_step`` allows (≥ 1).
-
-        With ``bucketing`` the slots whose longest example is closest in length to that of slot ``turn`` come first.
-        """
+        """Return the slots of the next step: all, or as many from ``turn`` on as ``tokens_per_step`` allows (≥ 1)."""
         if self.tokens_per_step is None:
             return list(range(len(live)))
-        order, served, total = [(turn + i) % len(live) for i in range(len(live))], [], 0
-        if self.bucketing:
-            longest = [max(length for length, _ in slot.next.lengths) for slot in live]
-            here = longest[order[0]]
-            order.sort(key=lambda k: abs(longest[k] - here))  # stable, so the slot itself stays first
-        for k in order:
+        served, total = [], 0
+        for k in ((turn + i) % len(live) for i in range(len(live))):
             total += len(live[k].next.ids)
             if served and total > self.tokens_per_step:
                 break
@@ -125,10 +111,10 @@ class AdapterBank(PackedModel):
     def _prepare(self, number: int, job: Job) -> Slot:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         vocabulary, plan = self.model.get_input_embeddings().num_embeddings, job.plan()
-        made: dict[tuple[int, ...], Minibatch] = {}
-        for batch in plan:
-            if batch not in made:
-                made[batch] = Minibatch([job.examples[i] for i in batch], job.id, limit, vocabulary)
+        made = {
+            batch: Minibatch([job.examples[i] for i in batch], job.id, limit, vocabulary)
+            for batch in dict.fromkeys(plan)
+        }
         return Slot(number, job, plan, made)
 
     def run(self, jobs: Sequence[Job], on_step: Callable[[dict], None] | None = None) -> list[Result]:
@@ -149,10 +135,7 @@ class AdapterBank(PackedModel):
         waiting = [self._prepare(number, job) for number, job in enumerate(jobs)]
         if not waiting:
             return
-        rank = self.rank_max or max(job.rank for job in jobs)
-        wrong = next((job for job in jobs if job.rank > rank), None)
-        if wrong is not None:
-            raise ParameterError(f"Job {wrong.id!r} has rank {wrong.rank}, the bank was made for up to {rank}.")
+        rank = max(self.least_rank, *(job.rank for job in jobs))
         self._busy = True
         try:
             yield from (self._one_by_one if self.alone else self._loop)(waiting, rank, on_step)
@@ -161,11 +144,7 @@ class AdapterBank(PackedModel):
             self._busy = False
 
     def _fitting(self, waiting: list[Slot], rank: int) -> int:
-        """Return the number of slots for ``slots=0``: as many as fit into memory, at most `AUTO_SLOTS`.
-
-        Raises:
-            ParameterError: not even one slot fits, or the model's memory cannot be planned.
-        """
+        """Return the number of slots for ``slots=0``: as many as fit into memory, at most `AUTO_SLOTS`."""
         free = self.memory
         if free is None and self.device.type == "cuda":
             cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
@@ -174,18 +153,9 @@ class AdapterBank(PackedModel):
         batches = [batch for slot in waiting for batch in slot.batches.values()]
         tokens, predicted = max(len(batch.ids) for batch in batches), max(len(batch.keep) for batch in batches)
         dtype, targets = str(self.model.dtype).removeprefix("torch."), {n.rpartition(".")[2] for n in self.linears}
+        size = (rank, tokens, self.tokens_per_step, predicted, self.checkpointing, dtype)
         try:
-            found = budget.slots_that_fit(
-                budget.Shape.of(self.model.config),
-                free,
-                sorted(targets),
-                rank,
-                tokens,
-                self.tokens_per_step,
-                predicted,
-                self.checkpointing,
-                dtype,
-            )
+            found = budget.slots_that_fit(budget.Shape.of(self.model.config), free, sorted(targets), *size)
         except SealError as error:
             raise ParameterError(f"slots: how many fit cannot be planned here, so give a number: {error}") from error
         if not found:
@@ -199,9 +169,8 @@ class AdapterBank(PackedModel):
         self, waiting: list[Slot], rank: int, on_step: Callable[[dict], None] | None
     ) -> Iterator[tuple[int, Result]]:
         """Train the jobs one after the other, example by example, which any architecture supports."""
-        if any(
-            e.positions is not None or (e.visible or len(e.ids)) < len(e.ids) for s in waiting for e in s.job.examples
-        ):
+        examples = [example for slot in waiting for example in slot.job.examples]
+        if any(e.positions is not None or (e.visible or len(e.ids)) < len(e.ids) for e in examples):
             raise ParameterError(
                 f"pad_loss: pads in the loss need attention that can pass them over, which {type(self.model).__name__} "
                 "has not in every layer; set pad_loss to none or eos."
@@ -257,7 +226,7 @@ class AdapterBank(PackedModel):
             useful = sum(live[k].next.tokens for k in served)
             now.pending.append((live[:], sorted(served), self._train_step(live, sorted(served))))
             self._updating = []
-            now.turn = (served[0 if self.bucketing else -1] + 1) % len(live)  # every slot gets its turn
+            now.turn = (served[-1] + 1) % len(live)  # every slot gets its turn
             now.done, now.tokens = now.done + len(served), now.tokens + useful
             for k, slot in enumerate(live):
                 if slot.step == len(slot.plan):

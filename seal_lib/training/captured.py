@@ -8,9 +8,8 @@ a step computes.
 """
 
 import inspect
-import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import varlen
 
 from seal_lib.training.finetune import Minibatch
-from seal_lib.training.fused import turn
+from seal_lib.training.fused import compiled
 from seal_lib.training.packing import Packing, send
 
 SHORT = 256  # tokens; attention has one bound for examples up to this length, another for longer ones
@@ -49,6 +48,28 @@ class Size(NamedTuple):
         return cls(tokens, max(slots + 1, size_of(len(lengths) + 1)), SHORT if short and left_over <= SHORT else tokens)
 
 
+class _Turn(torch.autograd.Function):
+    """Rotary embedding of packed heads [N, H * D] by cos and sin [N, D], with one kernel per pass on a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _turned(grad, *ctx.saved_tensors, -1.0), None, None
+
+
+@compiled
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, way: float) -> Tensor:
+    """Return x cos + way (-x2, x1) sin. Both halves of sin are equal, so ``way=-1`` gives the adjoint of ``way=1``."""
+    heads = x.view(len(x), -1, cos.shape[-1])
+    first, second = heads.chunk(2, -1)
+    turned = heads * cos[:, None] + torch.cat([-second, first], -1) * (sin[:, None] * way)
+    return turned.to(x.dtype).view(x.shape)
+
+
 class FixedPacking(Packing):
     """The packing of a step of fixed size, given by device tensors alone; adapters use grouped products, unpadded.
 
@@ -70,7 +91,7 @@ class FixedPacking(Packing):
         self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, scale: float, window: int | None
     ) -> Tensor:
         """Apply the rotary embedding and attention: q, k, v [N, H * D], cos, sin [1, N, D] -> [N, H * D]."""
-        q, k = turn(q, cos[0], sin[0]), turn(k, cos[0], sin[0])
+        q, k = (_Turn.apply(x, cos[0], sin[0]) for x in (q, k))
         heads = (x.view(len(x), -1, cos.shape[-1]).transpose(0, 1)[None] for x in (q, k, v))
         return self.attend(None, *heads, None, scaling=scale, sliding_window=window)[0][0].flatten(1)
 
@@ -101,13 +122,7 @@ class FixedPacking(Packing):
 
 
 class FixedStep:
-    """The buffers of one size, and the CUDA graph that reads them.
-
-    Args:
-        size: size of the buffers.
-        slots: number of rows of the storage, K.
-        dtype: number type of the adapters' products.
-    """
+    """The buffers of one size for the K ``slots`` of the storage, and the CUDA graph that reads them."""
 
     def __init__(self, size: Size, slots: int, dtype: torch.dtype, device: torch.device):
         self.size, self.slots, self.dtype, self.device = size, slots, dtype, device
@@ -120,7 +135,6 @@ class FixedStep:
         self.weights, self._gain, rows = self._real.split([tokens, tokens, 8 * slots])
         self.rows = rows.view(slots, 8)
         self.uses, self.graph, self.losses = 0, None, None
-        self.seconds = 0.0  # duration of the capture
 
     def packing(self) -> FixedPacking:
         """Return the packing of the buffers' content."""
@@ -132,10 +146,9 @@ class FixedStep:
         return self.ids, self.positions, self.targets, self.ids, self.slot, self.weights
 
     def fill(self, batches: Sequence[Minibatch | None], scales: Sequence[float], rows: Tensor) -> None:
-        """Write a step into the buffers: a minibatch or None for each of the first slots.
+        """Write a step into the buffers: a minibatch or None for each of the first slots, and alpha/rank of these.
 
-        ``scales`` holds alpha/rank of these slots; ``rows`` [K, 8] are the optimiser's scalars
-        (`seal_lib.training.adamw.settings`).
+        ``rows`` [K, 8] are the optimiser's scalars (`seal_lib.training.adamw.settings`).
         """
         tokens, slots, examples = self.size.tokens, self.slots, self.size.examples
         whole, real = torch.zeros(4, tokens, dtype=torch.int64), torch.zeros(2, tokens)
@@ -168,10 +181,10 @@ class FixedStep:
         if not capture or self.uses <= PATIENCE:
             return step(self)
         if self.graph is None:
-            begun, graph = time.perf_counter(), torch.cuda.CUDAGraph()
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
                 self.losses = step(self)
-            self.graph, self.seconds = graph, time.perf_counter() - begun
+            self.graph = graph
         self.graph.replay()
         return self.losses.clone()
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from seal_lib.errors import DataError, DivergedError, ParameterError
 from seal_lib.seeds import derive_seed
@@ -63,8 +64,6 @@ class Minibatch:
 @contextmanager
 def quiet(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
     """Switch dropout off within the block, and gradient checkpointing on if asked for; restore all flags afterwards."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     flags = [(module, module.training) for module in model.modules()]
     switch = checkpointing and not model.is_gradient_checkpointing
     model.eval()
@@ -82,15 +81,11 @@ def quiet(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
 
 
 def cut(model: nn.Module, processes: int) -> None:
-    """Shard every parameter over the processes of this group (FSDP2), one decoder layer at a time.
-
-    With one process, do nothing.
-    """
+    """Shard every parameter over the processes of this group, if several (FSDP2), one decoder layer at a time."""
     if processes == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
     mesh = init_device_mesh(next(model.parameters()).device.type, (processes,))
     for module in [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:
@@ -111,10 +106,7 @@ def lora(
     """Add a PEFT adapter to the model within the block and yield its trainable parameters, {module name: (A, B)}.
 
     ``start`` gives the initial A [rank, in] and B [out, rank] of each target. Afterwards the adapter is removed and
-    every parameter requires a gradient as before.
-
-    Args:
-        processes: number of processes that the model is sharded over (`cut`); it stays sharded.
+    every parameter requires a gradient as before. A model that is sharded over ``processes`` (`cut`) stays so.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -141,6 +133,11 @@ def _pair(model: nn.Module, name: str) -> tuple[nn.Parameter, nn.Parameter]:
     return layer.lora_A["default"].weight, layer.lora_B["default"].weight
 
 
+def wide(logits: Tensor) -> Tensor:
+    """Return logits in float32, or wider if they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def example_loss(model: nn.Module, examples: Sequence[Example], device: torch.device) -> Tensor:
     """Return the weighted mean negative log-likelihood of a minibatch, with one unpadded forward pass per example."""
     total, divisor = 0.0, 0.0
@@ -155,8 +152,7 @@ def example_loss(model: nn.Module, examples: Sequence[Example], device: torch.de
             seen = (t <= t[:, None]) & (t < example.visible)
             mask = torch.zeros(n, n, dtype=model.dtype, device=device).masked_fill(~seen, torch.finfo(model.dtype).min)
             options["attention_mask"] = mask[None, None]
-        logits = model(input_ids=ids, use_cache=False, **options).logits[0, :-1]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = wide(model(input_ids=ids, use_cache=False, **options).logits[0, :-1])
         weights = torch.tensor([1.0] * n if example.weights is None else list(example.weights), dtype=torch.float64)
         weights = weights[1:].to(device, logits.dtype)
         total = total + (F.cross_entropy(logits, ids[0, 1:], reduction="none") * weights).sum()
@@ -165,11 +161,7 @@ def example_loss(model: nn.Module, examples: Sequence[Example], device: torch.de
 
 
 def train_alone(
-    model: nn.Module,
-    job: Job,
-    targets: str | Sequence[str] = "all-linear",
-    fused: bool = True,
-    checkpointing: bool = False,
+    model: nn.Module, job: Job, targets: str | Sequence[str] = "all-linear", checkpointing: bool = False
 ) -> Result:
     """Train one job with PEFT, torch's AdamW and ``clip_grad_norm_`` in a plain loop; the result equals the bank's."""
     plan, names, device = job.plan(), target_names(model, targets), next(model.parameters()).device
@@ -178,7 +170,7 @@ def train_alone(
     with quiet(model, checkpointing), lora(model, start, job.rank, job.alpha) as weights:
         parameters = [p for pair in weights.values() for p in pair]
         optimizer = torch.optim.AdamW(
-            parameters, lr=job.lr, betas=job.betas, eps=job.eps, weight_decay=job.weight_decay, fused=fused
+            parameters, lr=job.lr, betas=job.betas, eps=job.eps, weight_decay=job.weight_decay, fused=True
         )
         for step, batch in enumerate(plan):
             for group in optimizer.param_groups:
@@ -259,7 +251,7 @@ def sft(
         model = deepcopy(model)
     number, processes = process
     losses: list[float] = []
-    rates: list[float] = []
+    rates = [lr * learning_rate(schedule, step, len(plan), warmup) for step in range(len(plan))]
     with ExitStack() as stack:
         stack.enter_context(quiet(model, gradient_checkpointing))
         if method == "lora":
@@ -277,8 +269,7 @@ def sft(
             optimizer = HalfAdamW(parameters, lr, weight_decay, derive_seed(seed, "rounding", *own))
         for step, chosen in enumerate(plan):
             for group in optimizer.param_groups:
-                group["lr"] = lr * learning_rate(schedule, step, len(plan), warmup)
-            rates.append(optimizer.param_groups[0]["lr"])
+                group["lr"] = rates[step]
             losses.append(_accumulate(model, [rows[i] for i in chosen], batch, process))
             if not math.isfinite(losses[-1]):
                 raise DivergedError(f"sft: loss is {losses[-1]} at step {step + 1} of {len(plan)}; lower lr {lr}.")
@@ -336,10 +327,7 @@ class HalfAdamW(torch.optim.Optimizer):
                 kept = (own, state["mean"], state["square"])
                 weight, mean, square = (x.float() for x in kept)
                 adamw(
-                    [weight],
-                    [gradient.float()],
-                    [mean],
-                    [square],
+                    *([x] for x in (weight, gradient.float(), mean, square)),
                     [],
                     [state["step"]],
                     foreach=False,
@@ -366,11 +354,7 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 def _labelled(model: nn.Module, pairs: Sequence, loss_on: str) -> list[tuple[list[int], list[bool]]]:
-    """Return (ids, whether each token is a target) of each pair.
-
-    Raises:
-        DataError: there are no pairs, or one has no target or is too long.
-    """
+    """Return (ids, whether each token is a target) of each pair; DataError for one that cannot be trained on."""
     limit, rows = getattr(model.config, "max_position_embeddings", None), []
     if not pairs:
         raise DataError("sft: there are no examples to train on; nothing passed the filter, so skip this round.")
@@ -404,8 +388,7 @@ def _accumulate(
         real = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in part], device=device)
         chosen = torch.tensor([labels + [False] * (width - len(labels)) for _, labels in part], device=device)[:, 1:]
         logits = model(input_ids=ids, attention_mask=real, use_cache=False).logits[:, :-1][chosen]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(logits, ids[:, 1:][chosen], reduction="sum") / goal
+        loss = F.cross_entropy(wide(logits), ids[:, 1:][chosen], reduction="sum") / goal
         (loss * share).backward()
         total += loss.item() * share / processes
     if processes > 1:

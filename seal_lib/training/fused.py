@@ -7,21 +7,11 @@ are safe to replace and leaves all others as they are.
 import warnings
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-class RowLayout(Protocol):
-    """The layout of N tokens in R rows of at most T tokens (`seal_lib.training.packing.Ragged`)."""
-
-    def spread(self, x: Tensor) -> Tensor: ...
-
-    def spread_back(self, grad: Tensor) -> Tensor: ...
-
-    def collect(self, x: Tensor) -> Tensor: ...
 
 
 def _onednn() -> Callable | None:
@@ -165,105 +155,6 @@ def _gated_back(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]
     return (grad * wide * share * (1 + gate * (1 - share))).to(up.dtype), (grad * gate * share).to(up.dtype)
 
 
-class _Turn(torch.autograd.Function):
-    """Rotary embedding of packed heads [N, H * D] by cos and sin [N, D], with one kernel per pass on a GPU."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1.0)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _turned(grad, *ctx.saved_tensors, -1.0), None, None
-
-
-@compiled
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, way: float) -> Tensor:
-    """Return x cos + way (-x2, x1) sin. Both halves of sin are equal, so ``way=-1`` gives the adjoint of ``way=1``."""
-    heads = x.view(len(x), -1, cos.shape[-1])
-    first, second = heads.chunk(2, -1)
-    turned = heads * cos[:, None] + torch.cat([-second, first], -1) * (sin[:, None] * way)
-    return turned.to(x.dtype).view(x.shape)
-
-
-def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply the rotary embedding to packed heads x [N, H * D], with cos and sin [N, D]."""
-    return _Turn.apply(x, cos, sin)
-
-
-class _Attention(torch.autograd.Function):
-    """Rotary embedding and attention of short rows by batched products; keys are padded to S and masked.
-
-    At these sizes torch's CPU kernel is slow, most of all if the length of a row of scores is not a multiple of 16.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows: RowLayout, scale: float
-    ) -> tuple[Tensor | None, ...]:
-        (r, _, t, d), s = cos.shape, mask.shape[-1]
-
-        def heads(x: Tensor) -> Tensor:  # [N, H * D] -> [R, H, T, D]
-            return rows.spread(x).view(r, t, -1, d).transpose(1, 2)
-
-        q, k, v = heads(q), heads(k), heads(v)
-        turned = rotate(q, cos, sin, q.new_empty(q.shape)).view(r * k.shape[1], -1, d)  # grouped by key head
-        keys, values = k.new_empty(2, *k.shape[:2], s, d)
-        for padded in (keys, values):
-            padded[:, :, t:].zero_()
-        rotate(k, cos, sin, keys[:, :, :t])
-        values[:, :, :t] = v
-        keys, values = keys.view(-1, s, d), values.view(-1, s, d)
-        share = torch.baddbmm(mask, turned, keys.mT, alpha=scale).softmax(-1)
-        ctx.save_for_backward(turned, keys, values, share, cos, sin)
-        ctx.rows, ctx.scale = rows, scale
-        return rows.collect(torch.bmm(share, values).view(r, -1, t, d).transpose(1, 2).reshape(r, t, -1))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, share, cos, sin = ctx.saved_tensors
-        (r, _, t, d), rows = cos.shape, ctx.rows
-        grad = rows.spread_back(grad).view(r, t, -1, d).transpose(1, 2).reshape(q.shape)
-        scores = torch._softmax_backward_data(torch.bmm(grad, v.mT), share, -1, share.dtype).mul_(ctx.scale)
-
-        def flat(x: Tensor, length: int, turn: bool) -> Tensor:  # [R * H, .., D] -> [N, H * D]
-            x = x.view(r, -1, length, d)[:, :, :t]
-            out = x.new_empty(r, t, x.shape[1], d)
-            rotate(x, cos, sin, out.transpose(1, 2), back=True) if turn else out.transpose(1, 2).copy_(x)
-            return rows.collect(out.flatten(2))
-
-        dq, dk, dv = torch.bmm(scores, k), torch.bmm(scores.mT, q), torch.bmm(share.mT, grad)
-        s = k.shape[1]
-        return flat(dq, t, True), flat(dk, s, True), flat(dv, s, False), None, None, None, None, None
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool = False) -> Tensor:
-    """Write the rotary embedding of x = (x1, x2), x cos + (-x2, x1) sin, or with ``back`` its adjoint into ``out``."""
-    half = x.shape[-1] // 2
-    torch.mul(x, cos, out=out)
-    first, second = (sin[..., half:], sin[..., :half]) if back else (sin[..., :half], sin[..., half:])
-    out[..., :half].addcmul_(x[..., half:], first, value=1 if back else -1)
-    out[..., half:].addcmul_(x[..., :half], second, value=-1 if back else 1)
-    return out
-
-
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows: RowLayout, scale: float
-) -> Tensor:
-    """Apply the rotary embedding and attention within each of R rows of at most T tokens; return [N, heads * D].
-
-    Args:
-        q, k, v: [N, heads * D] before rotation; several query heads may share a key head.
-        cos, sin: [R, 1, T, D].
-        mask: [T * query heads per key head, S] or [R * key heads, T * query heads per key head, S], added to the
-            scores; S >= T.
-        rows: the layout of the N tokens in R rows.
-        scale: factor of the scores.
-    """
-    return _Attention.apply(q, k, v, cos, sin, mask, rows, scale)
-
-
 _ATTENTION, _MLP = (
     {f"transformers.models.{x.lower()}.modeling_{x.lower()}.{x}{part}" for x in ("Llama", "Mistral", "Qwen2")}
     for part in ("Attention", "MLP")
@@ -273,8 +164,7 @@ _ATTENTION, _MLP = (
 def forwards(model: nn.Module, packing: Callable) -> dict[nn.Module, Callable]:
     """Return {module: faster forward} for those modules of a frozen model that this file can replace.
 
-    Args:
-        packing: returns the `seal_lib.training.packing.Packing` of the current pass.
+    ``packing`` returns the `seal_lib.training.packing.Packing` of the current pass.
     """
     found: dict[nn.Module, Callable] = {}
     for module in model.modules():

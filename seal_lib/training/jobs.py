@@ -36,7 +36,6 @@ class Example:
     """One training sequence.
 
     Attributes:
-        ids: token ids.
         weights: ``weights[t]`` is the loss weight of predicting ``ids[t]``; the first is ignored. Default: all 1.
         positions: position of each token. Default: 0, 1, 2 …
         visible: number of leading tokens that later tokens can attend to. Default: all.
@@ -168,10 +167,8 @@ class Job:
                 raise ParameterError(f"Job {self.id!r}: init has other targets or another rank than the job.")
             return self.init.weights
         sizes = [self.rank * layer.in_features for layer in linears.values()]
-        start = {}
-        for (name, layer), a in zip(
-            linears.items(), uniform(self.seed, 0, sum(sizes), device).split(sizes), strict=True
-        ):
+        start, drawn = {}, uniform(self.seed, 0, sum(sizes), device).split(sizes)
+        for (name, layer), a in zip(linears.items(), drawn, strict=True):
             a = a.mul_(layer.in_features**-0.5).view(self.rank, -1)
             start[name] = (a, torch.zeros(layer.out_features, self.rank, device=device))
         return start

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seal_lib.errors import SealError
-from seal_lib.training.fused import attention
 
+GROUPED_FROM = 2  # times as many tokens by padding make grouped products faster than padded ones (measured on CPU)
 LEVELLING_COST = 4.0  # see `worth_levelling`; measured at widths 128, 256 and 512
 SHORT = 128  # tokens; attention by plain products is faster for examples up to this length (measured on CPU)
 
@@ -90,6 +90,64 @@ class _Move(torch.autograd.Function):
         return ctx.ragged.spread_back(grad), None, None
 
 
+class _Attention(torch.autograd.Function):
+    """Rotary embedding and attention of short rows by batched products; keys are padded to S and masked.
+
+    At these sizes torch's CPU kernel is slow, most of all if the length of a row of scores is not a multiple of 16.
+    q, k, v are [N, heads * D] before rotation (several query heads may share a key head), cos and sin [R, 1, T, D].
+    The mask is added to the scores: [T * query heads per key head, S], or [R * key heads, …] if it differs by row.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows: Ragged, scale: float
+    ) -> tuple[Tensor | None, ...]:
+        (r, _, t, d), s = cos.shape, mask.shape[-1]
+
+        def heads(x: Tensor) -> Tensor:  # [N, H * D] -> [R, H, T, D]
+            return rows.spread(x).view(r, t, -1, d).transpose(1, 2)
+
+        q, k, v = heads(q), heads(k), heads(v)
+        turned = rotate(q, cos, sin, q.new_empty(q.shape)).view(r * k.shape[1], -1, d)  # grouped by key head
+        keys, values = k.new_empty(2, *k.shape[:2], s, d)
+        for padded in (keys, values):
+            padded[:, :, t:].zero_()
+        rotate(k, cos, sin, keys[:, :, :t])
+        values[:, :, :t] = v
+        keys, values = keys.view(-1, s, d), values.view(-1, s, d)
+        share = torch.baddbmm(mask, turned, keys.mT, alpha=scale).softmax(-1)
+        ctx.save_for_backward(turned, keys, values, share, cos, sin)
+        ctx.rows, ctx.scale = rows, scale
+        return rows.collect(torch.bmm(share, values).view(r, -1, t, d).transpose(1, 2).reshape(r, t, -1))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, share, cos, sin = ctx.saved_tensors
+        (r, _, t, d), rows = cos.shape, ctx.rows
+        grad = rows.spread_back(grad).view(r, t, -1, d).transpose(1, 2).reshape(q.shape)
+        scores = torch._softmax_backward_data(torch.bmm(grad, v.mT), share, -1, share.dtype).mul_(ctx.scale)
+
+        def flat(x: Tensor, length: int, turn: bool) -> Tensor:  # [R * H, .., D] -> [N, H * D]
+            x = x.view(r, -1, length, d)[:, :, :t]
+            out = x.new_empty(r, t, x.shape[1], d)
+            rotate(x, cos, sin, out.transpose(1, 2), back=True) if turn else out.transpose(1, 2).copy_(x)
+            return rows.collect(out.flatten(2))
+
+        dq, dk, dv = torch.bmm(scores, k), torch.bmm(scores.mT, q), torch.bmm(share.mT, grad)
+        s = k.shape[1]
+        return flat(dq, t, True), flat(dk, s, True), flat(dv, s, False), None, None, None, None, None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool = False) -> Tensor:
+    """Write the rotary embedding of x = (x1, x2), x cos + (-x2, x1) sin, or with ``back`` its adjoint into ``out``."""
+    half = x.shape[-1] // 2
+    torch.mul(x, cos, out=out)
+    first, second = (sin[..., half:], sin[..., :half]) if back else (sin[..., :half], sin[..., half:])
+    out[..., :half].addcmul_(x[..., half:], first, value=1 if back else -1)
+    out[..., half:].addcmul_(x[..., :half], second, value=-1 if back else 1)
+    return out
+
+
 class Packing:
     """The layout of one step: K slots concatenated to one [1, N] row; each slot holds whole examples.
 
@@ -99,19 +157,17 @@ class Packing:
         slots: tokens of each slot, [K]; a slot may be empty in this step.
         scale: alpha/rank of each slot, [K].
         dtype: number type of the adapters' products.
-        layout: "padded" (batched products), "grouped" (``F.grouped_mm``) or "auto", which takes grouped products if
-            padding would more than double the tokens, since they are faster from there on (measured on CPU).
+        groupable: False if ``F.grouped_mm`` does not support the adapters' sizes, so that products are batched.
     """
 
     def __init__(
-        self, lengths: Tensor, visible: Tensor, slots: Tensor, scale: Tensor, dtype: torch.dtype, layout: str = "auto"
+        self, lengths: Tensor, visible: Tensor, slots: Tensor, scale: Tensor, dtype: torch.dtype, groupable: bool
     ):
         device = scale.device
         self.examples, self.visible, self.dtype = Ragged(lengths, device), visible, dtype
         self.slots = self.examples if torch.equal(lengths, slots) else Ragged(slots, device)
-        self.grouped = layout == "grouped"
-        if layout == "auto" and (device.type == "cpu" and dtype == torch.float32 or dtype == torch.bfloat16):
-            self.grouped = self.slots.count * self.slots.width > 2 * int(slots.sum())
+        groupable = groupable and (device.type == "cpu" and dtype == torch.float32 or dtype == torch.bfloat16)
+        self.grouped = groupable and self.slots.count * self.slots.width > GROUPED_FROM * int(slots.sum())
         if self.grouped:
             self.ends = send(slots.cumsum(0).to(torch.int32), device)
             self.gain = scale.repeat_interleave(send(slots, device), output_size=int(slots.sum()))[:, None]
@@ -179,7 +235,7 @@ class Packing:
     ) -> Tensor:
         """Apply the rotary embedding, then attention as `attend` does, for `short` rows.
 
-        q, k, v are [N, H * D], cos and sin [1, N, D]; the result is [N, H * D].
+        q, k, v and the result are [N, H * D], cos and sin [1, N, D].
         """
         rows = self.examples
         if not self._rotary or self._rotary[0] is not cos:  # all layers share cos and sin
@@ -189,13 +245,10 @@ class Packing:
         key = (window, heads, shared, q.dtype)
         if key not in self._added:
             self._added[key] = self._added_mask(*key)
-        return attention(q, k, v, *self._rotary[1:], self._added[key], rows, scale)
+        return _Attention.apply(q, k, v, *self._rotary[1:], self._added[key], rows, scale)
 
     def _added_mask(self, window: int | None, heads: int, shared: int, dtype: torch.dtype) -> Tensor:
-        """Return the mask that `seal_lib.training.fused.attention` adds to scores; keys are padded to multiples of 16.
-
-        Its shape is [shared * T, S], or [R * heads, shared * T, S] if it differs between rows.
-        """
+        """Return the mask that `_Attention` adds to scores; keys are padded to multiples of 16."""
         mask = self._mask(window)
         if mask is None:
             mask = torch.ones(self.examples.width, self.examples.width, dtype=torch.bool).tril_()
@@ -207,11 +260,7 @@ class Packing:
         return mask.repeat(1, heads, shared, 1).flatten(0, 1)
 
     def _mask(self, window: int | None) -> Tensor | None:
-        """Return the boolean attention mask [R, 1, T, T], or None if plain causal attention is enough.
-
-        Raises:
-            SealError: the model has a sliding window and some tokens are not visible.
-        """
+        """Return the boolean attention mask [R, 1, T, T], or None if plain causal attention is enough."""
         window = window if window is not None and window < self.examples.width else None
         if window not in self._masks:
             mask, pads = None, bool((self.visible < self.examples.lengths).any())

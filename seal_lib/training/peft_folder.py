@@ -12,10 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from seal_lib.errors import DataError
-from seal_lib.models.checks import json_object, tensors_of
+from seal_lib.models.checks import check_safetensors, json_object
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 #: Settings that are read below, that locate layers (as the weights do, too), or that matter in training only.
@@ -41,8 +42,6 @@ _HARMLESS = {
 }
 #: Settings that exclude some of the layers that the targets name.
 _NARROWER = ("exclude_modules", "layers_to_transform", "layers_pattern")
-#: Non-empty values with which a setting has no effect.
-_OFF = {"bias": "none"}
 #: Initial values that leave the base model's weights as they are; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do not.
 _STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 _TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -68,7 +67,8 @@ def read(folder: Path) -> tuple[int, float, tuple[str, ...], dict[str, tuple[Ten
     listed = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
     if not targets or not (listed or isinstance(targets, str)):
         raise DataError(f"{folder / CONFIG}: target_modules is {targets!r}, not names; save the adapter again.")
-    weights = _pairs(tensors_of(folder / WEIGHTS), rank, folder / WEIGHTS)
+    check_safetensors(folder / WEIGHTS)
+    weights = _pairs(load_file(folder / WEIGHTS), rank, folder / WEIGHTS)
     _check_targets(config, weights, folder)
     chosen = isinstance(targets, str) or any(config.get(key) for key in _NARROWER)
     return rank, alpha, tuple(weights if chosen else targets), weights
@@ -76,11 +76,7 @@ def read(folder: Path) -> tuple[int, float, tuple[str, ...], dict[str, tuple[Ten
 
 def _check_settings(config: Mapping[str, Any], file: Path) -> None:
     """Raise DataError if a setting may change what the adapter does, and name all such settings."""
-    odd = {
-        key: value
-        for key, value in config.items()
-        if value and key not in _HARMLESS and not (key in _OFF and value == _OFF[key])
-    }
+    odd = {k: v for k, v in config.items() if v and k not in _HARMLESS and (k, v) != ("bias", "none")}
     if config.get("peft_type") != "LORA":
         odd["peft_type"] = config.get("peft_type")
     if config.get("task_type") not in (None, "CAUSAL_LM"):

@@ -59,16 +59,8 @@ def sft_over(
         folder = Path(place)
         write_json(folder / "asked.json", {"source": dict(source), "device": device, "settings": settings})
         write_text(folder / "pairs.json", json.dumps([[list(part) for part in pair] for pair in pairs]))
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={cards}",
-            "-m",
-            __name__,
-            place,
-        ]
+        torchrun = f"-m torch.distributed.run --standalone --nproc-per-node={cards} -m {__name__}"
+        command = [sys.executable, *torchrun.split(), place]
         done = subprocess.run(command, env={**os.environ, "PYTHONPATH": importable()}, capture_output=True, text=True)
         if (folder / "failed.json").exists():
             failed = read_json(folder / "failed.json")

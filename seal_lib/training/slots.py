@@ -32,7 +32,7 @@ class Slot:
 
 
 class SlotQueue:
-    """The state of one run of the bank: jobs waiting, in training and finished."""
+    """The jobs of one run of the bank: waiting, in training and finished."""
 
     def __init__(self, waiting: list[Slot], size: int, rank: int):
         self.size, self.rank = size, rank  # slots and rank of the storage

@@ -13,6 +13,7 @@ from itertools import count
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AttentionInterface
 
 from seal_lib.errors import SealError
 from seal_lib.models import budget
@@ -21,7 +22,7 @@ from seal_lib.training import adamw, captured
 from seal_lib.training.adapters import target_linears, target_names
 from seal_lib.training.attached import diverted, sibling_groups
 from seal_lib.training.captured import FixedStep, Size
-from seal_lib.training.finetune import Minibatch, quiet
+from seal_lib.training.finetune import Minibatch, quiet, wide
 from seal_lib.training.fused import forwards, quantised
 from seal_lib.training.jobs import Example, learning_rate
 from seal_lib.training.packing import Packing, Ragged, level, send, worth_levelling
@@ -37,7 +38,7 @@ class PackedModel:
 
     Attributes:
         fixed: True if steps run at fixed sizes where possible.
-        captures, replays, capturing: steps captured and replayed so far, and the seconds that capturing took.
+        captures, replays: steps captured and replayed so far.
 
     Raises:
         Unpackable: the model's logits change when examples are packed.
@@ -52,7 +53,6 @@ class PackedModel:
         tokens_per_step: int | None,
         dtype: torch.dtype,
         checkpointing: bool,
-        layout: str,
         fixed: bool | None,
     ):
         self.model, self.targets, self.checkpointing = model, target_names(model, targets), checkpointing
@@ -60,13 +60,13 @@ class PackedModel:
             tokens_per_step = budget.STEP_TOKENS
         self.tokens_per_step, self.dtype = tokens_per_step, dtype
         self.device = next(model.parameters()).device
-        self.captures, self.replays, self.capturing = 0, 0, 0.0
+        self.captures, self.replays = 0, 0
         self._width, vocabulary = model.get_input_embeddings().embedding_dim, model.get_output_embeddings().out_features
         self._chunk = max(1, budget.LOGITS // vocabulary)  # predicted tokens whose logits exist at once
         self.linears = target_linears(model, self.targets)
         self.groups = sibling_groups(self.linears)
         odd = any(side % 8 for layer in self.linears.values() for side in (layer.in_features, layer.out_features))
-        self.layout = "padded" if odd or dtype == torch.float64 else layout  # grouped_mm does not support these
+        self.groupable = not odd and dtype != torch.float64  # grouped_mm does not support these
         if fixed is None:
             fixed = self.device.type == "cuda" and model.dtype == torch.bfloat16
         packed = any(quantised(layer) for layer in self.linears.values())
@@ -91,8 +91,6 @@ class PackedModel:
         with torch.no_grad():
             probes = [torch.arange(1, n, device=self.device)[None] for n in (4, 3)]
             expected = torch.cat([model(input_ids=probe, use_cache=False).logits[0] for probe in probes])
-        from transformers import AttentionInterface
-
         name = f"seal_bank_{next(_names)}"
         AttentionInterface.register(name, lambda *args, **options: self._packing.attend(*args, **options))
         self._stack.callback(AttentionInterface._global_mapping.pop, name)
@@ -212,11 +210,11 @@ class PackedModel:
         here = [(k, batch) for k, batch in enumerate(batches) if batch is not None]
         slots = torch.tensor([0 if batch is None else len(batch.ids) for batch in batches])
         lengths, visible = torch.tensor([pair for _, batch in here for pair in batch.lengths]).unbind(1)
-        rows, packed = None, self.device.type != "cpu" or self.layout == "grouped"
-        if not packed and worth_levelling(slots, self._width, self.tokens_per_step):
+        rows = None
+        if self.device.type == "cpu" and worth_levelling(slots, self._width, self.tokens_per_step):
             rows = Ragged(slots, slots.device)
             lengths, visible, slots = level(lengths, visible, slots)
-        self._packing = Packing(lengths, visible, slots, self._scale, self._product_dtype, self.layout)
+        self._packing = Packing(lengths, visible, slots, self._scale, self._product_dtype, self.groupable)
         names = ("ids", "positions", "targets", "keep")
         ids, positions, targets, keep = (torch.cat([getattr(batch, name) for _, batch in here]) for name in names)
         counts = torch.tensor([len(batch.keep) for _, batch in here])
@@ -271,13 +269,13 @@ class PackedModel:
         """
         h = self._hidden(*packed)
         if len(h) <= self._chunk:
-            nll = self._nll(_wide(self._head(h)), packed, batches)
+            nll = self._nll(wide(self._head(h)), packed, batches)
             nll.sum().backward()
             return nll.detach()
         parts, grad, start = [], torch.empty_like(h), 0
         for rows, out in zip(h.detach().split(self._chunk), grad.split(self._chunk), strict=True):
             rows.requires_grad_()
-            nll = self._nll(_wide(self._head(rows)), packed, batches, start)
+            nll = self._nll(wide(self._head(rows)), packed, batches, start)
             out.copy_(*torch.autograd.grad(nll.sum(), rows))
             parts.append(nll.detach())
             start += len(rows)
@@ -317,13 +315,9 @@ class PackedModel:
             return torch.zeros(len(live), dtype=nll.dtype, device=self.device).index_add_(0, packed[4], nll)
 
     def _update_alone(self, k: int, slot: Slot) -> None:
-        p, g, m, v = self._rows[k]
         job, count = slot.job, torch.tensor(float(slot.step + 1))
         torch._fused_adamw_(
-            [p],
-            [g],
-            [m],
-            [v],
+            *([x] for x in self._rows[k]),
             [],
             [count],
             lr=job.lr * learning_rate(job.schedule, slot.step, len(slot.plan), job.warmup),
@@ -345,10 +339,8 @@ class PackedModel:
         self._updating = [] if step.graph is not None else [live[k] for k in served]
         first = step.graph is None
         losses = step.run(self._whole_step, self._pool, self.device.type == "cuda")
-        if first and step.graph is not None:
-            self.captures, self.capturing = self.captures + 1, self.capturing + step.seconds
-        else:
-            self.replays += not first
+        self.captures += first and step.graph is not None
+        self.replays += not first
         return losses
 
     def _whole_step(self, step: FixedStep) -> Tensor:
@@ -377,10 +369,6 @@ class PackedModel:
 
 
 _names = count()
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _checked(probes: Sequence[Tensor]) -> Minibatch:

@@ -45,7 +45,7 @@ def test_a_stream_equals_literal_merging_in_float64(exact, history: str) -> None
         jobs = [EditJob(f"{s}/{k}", examples(10 * s + k, n=2 + s), seed=s, history=past[s], **STEPS) for s in range(3)]
         results = train(exact, jobs, history=history)
         for s in range(3):
-            alone = train_alone(merged[s], Job("x", jobs[s].examples, seed=s, **STEPS), fused=False)
+            alone = train_alone(merged[s], Job("x", jobs[s].examples, seed=s, **STEPS))
             assert results[s].losses == pytest.approx(alone.losses, rel=1e-9)
             assert relative(results[s].adapter, wide(alone.adapter)) < 1e-9
             merged[s] = merge(merged[s], alone.adapter)

@@ -88,7 +88,7 @@ def test_vllm_refuses_what_it_cannot_hold_before_it_starts() -> None:
             plain.generate([Request("Topic", adapter=adapter)], Sampling(4))
     with pytest.raises(DataError, match="temperatures up to 2, not 2.5; use engine hf"):
         plain.generate([Request("Topic")], Sampling(4, temperature=2.5))
-    assert vllm_engine.child_pid() is None
+    assert vllm_engine._engine is None
 
 
 def test_memory_for_keys_and_values_bounds_the_length() -> None:

@@ -41,7 +41,8 @@ def vllm(model=None, **changes):
 def pid() -> int | None:
     from seal_lib.generation import vllm_engine
 
-    return vllm_engine.child_pid()
+    engine = vllm_engine._engine
+    return engine.child.pid if engine is not None and engine.child.alive else None
 
 
 def same(requests: list[Request], sampling: Sampling = SHORT, model=None, **changes) -> None:
@@ -222,10 +223,10 @@ SCRIPT = """
 import os, signal, sys
 from seal_lib import models
 from seal_lib.generation.contract import Request, Sampling
-from seal_lib.generation.vllm_engine import VLLMGenerator, child_pid
-generator = VLLMGenerator(*models.load("seedling-knowledge"))
+from seal_lib.generation import vllm_engine
+generator = vllm_engine.VLLMGenerator(*models.load("seedling-knowledge"))
 print(generator.generate([Request(sys.argv[1])], Sampling(24))[0][0].text.encode(), flush=True)
-print(child_pid(), flush=True)
+print(vllm_engine._engine.child.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -1,7 +1,6 @@
 """The adapter bank trains each job exactly as if it were alone. Run: pytest tests/training/test_bank.py"""
 
 import math
-import random
 from dataclasses import replace
 
 import pytest
@@ -21,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from seal_lib.errors import DataError, ParameterError, SealError
 from seal_lib.seeds import derive_seed
+from seal_lib.training import packing
 from seal_lib.training.adapters import target_linears
 from seal_lib.training.bank import AdapterBank
 from seal_lib.training.finetune import lora, train_alone
@@ -110,12 +110,13 @@ def test_eleven_mixed_jobs_through_eight_slots_equal_each_alone_in_float64(exact
         assert (result.steps, result.tokens) == (alone.steps, alone.tokens)
 
 
-@pytest.mark.parametrize("layout", ["padded", "grouped"])
+@pytest.mark.parametrize("grouped_from", [math.inf, 0])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_equals_peft_in_float32(family, layout):
+def test_every_family_equals_peft_in_float32(family, grouped_from, monkeypatch):
+    monkeypatch.setattr(packing, "GROUPED_FROM", grouped_from)
     model = make(family)
     jobs = [job for job in mixed_jobs() if family != "mistral" or job.id != "probes"]
-    with AdapterBank(model, slots=8, layout=layout) as bank:
+    with AdapterBank(model, slots=8) as bank:
         results = bank.run(jobs)
     for job, result in zip(jobs, results, strict=True):
         alone = train_alone(model, job)
@@ -148,43 +149,15 @@ def test_checkpointing_and_token_budget_change_nothing(exact):
     jobs = mixed_jobs()
     with AdapterBank(exact, slots=8, dtype=torch.float64) as bank:
         expected = bank.run(jobs)
-    bucketed = {"tokens_per_step": 60, "bucketing": True}
     for options in (
         {"gradient_checkpointing": True},
         {"tokens_per_step": 25},
-        bucketed,
+        {"tokens_per_step": 60},
         {"slots": 1},
-        {"rank_max": 11},
     ):
         with AdapterBank(exact, **{"slots": 8, "dtype": torch.float64} | options) as bank:
             for result, other in zip(bank.run(jobs), expected, strict=True):
                 assert difference(result.adapter, other.adapter) <= 1e-9, options
-
-
-def test_bucketing_serves_like_lengths_together_and_every_slot_in_turn():
-    draws = random.Random(0)
-    lengths = [[draws.randint(4, 40) for _ in range(6)] for _ in range(12)]
-    jobs = [
-        Job(f"{i}", [Example(tokens(i, n)) for n in several], rank=2, epochs=2, seed=i)
-        for i, several in enumerate(lengths)
-    ]
-    model, useful = make(), {}
-    for bucketing in (False, True):
-        with AdapterBank(model, slots=12, tokens_per_step=100, bucketing=bucketing) as bank:
-            shares, waits, real = [], [], bank._serve
-
-            def serve(live, turn, shares=shares, waits=waits, real=real):
-                served = real(live, turn)
-                longest = [max(n for n, _ in live[k].next.lengths) for k in served]
-                shares.append((sum(longest), len(longest) * max(longest)))
-                waits.append(turn % len(live) in served)
-                return served
-
-            bank._serve = serve
-            bank.run(jobs)
-        assert all(waits)
-        useful[bucketing] = sum(real for real, _ in shares) / sum(padded for _, padded in shares)
-    assert useful[True] > useful[False] + 0.1, useful
 
 
 def test_a_job_does_not_feel_its_neighbours_or_its_place(exact):
@@ -196,11 +169,12 @@ def test_a_job_does_not_feel_its_neighbours_or_its_place(exact):
         assert difference(second[job.id].adapter, first[job.id].adapter) <= 1e-6
 
 
-@pytest.mark.parametrize("layout", ["padded", "grouped"])
-def test_a_diverging_job_ends_with_a_reason_and_harms_nobody(layout):
+@pytest.mark.parametrize("grouped_from", [math.inf, 0])
+def test_a_diverging_job_ends_with_a_reason_and_harms_nobody(grouped_from, monkeypatch):
+    monkeypatch.setattr(packing, "GROUPED_FROM", grouped_from)
     model, jobs = make(), mixed_jobs()
     bad = Job("bad", examples(0), lr=1e30, epochs=4, rank=4, alpha=8, seed=1, clip=None)
-    with AdapterBank(model, slots=12, layout=layout) as bank:
+    with AdapterBank(model, slots=12) as bank:
         undisturbed = bank.run(jobs)
         disturbed = bank.run([bad, *jobs[:5], replace(bad, id="worse", lr=float("nan")), *jobs[5:]])
     harmed = [r for r in disturbed if r.outcome != "ok"]
@@ -225,7 +199,8 @@ def test_divergence_in_the_last_update_is_found():
 def test_initial_weights_depend_on_the_job_alone():
     model = make()
     still = Job("still", examples(1, 1), lr=0.0, epochs=1, rank=3, alpha=6, seed=5)
-    with AdapterBank(model, slots=4, rank_max=9) as bank:
+    with AdapterBank(model, slots=4) as bank:
+        bank.least_rank = 9
         _, wide = bank.run([mixed_jobs()[2], still])
     with AdapterBank(model, slots=1) as bank:
         (narrow,) = bank.run([still])
@@ -393,12 +368,11 @@ def test_pad_examples_eos_and_errors():
         (Job("j", [Example([3, 97])]), "outside 0 … 96"),
         (Job("j", [Example([3, 4], positions=[0])]), "do not fit"),
         (Job("j", examples(1), schedule="exponential"), "'exponential'"),
-        (Job("j", examples(1), rank=9), "rank 9"),
         (Job("j", examples(1), epochs=0), "epochs must be at least 1"),
     ],
 )
 def test_a_job_that_cannot_be_trained_is_refused_before_anything_runs(job, message):
-    with AdapterBank(make(), slots=2, rank_max=8) as bank, pytest.raises(SealError, match=message):
+    with AdapterBank(make(), slots=2) as bank, pytest.raises(SealError, match=message):
         bank.run([Job("good", examples(1), rank=2), job], on_step=lambda _: pytest.fail("a step was taken"))
 
 

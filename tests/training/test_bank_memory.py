@@ -1,5 +1,6 @@
 """The bank when memory is short, and what a GPU would wait for. Run: pytest tests/training/test_bank_memory.py"""
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,7 @@ from seal_lib.continual.trainer import Anchor, EditJob, StreamBank
 from seal_lib.errors import ParameterError, SealError
 from seal_lib.models import budget
 from seal_lib.training import bank as bank_module
-from seal_lib.training import slots
+from seal_lib.training import packing, slots
 from seal_lib.training.adapters import target_linears
 from seal_lib.training.bank import AdapterBank
 from seal_lib.training.jobs import Example, Job
@@ -271,11 +272,12 @@ def test_the_run_is_told_of_a_shortage(monkeypatch):
 # nothing in a step waits for the device
 
 
-@pytest.mark.parametrize("layout", ["padded", "grouped"])
+@pytest.mark.parametrize("grouped_from", [math.inf, 0])
 @pytest.mark.parametrize("chunk", [1 << 20, 16])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_reads_nothing_back_from_the_device(layout, chunk, checkpointing):
+def test_a_step_reads_nothing_back_from_the_device(grouped_from, chunk, checkpointing, monkeypatch):
     """On torch's device without memory (meta) every read of a value is an error, and the code is that of a GPU."""
+    monkeypatch.setattr(packing, "GROUPED_FROM", grouped_from)
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=104,
@@ -287,7 +289,7 @@ def test_a_step_reads_nothing_back_from_the_device(layout, chunk, checkpointing)
     )
     model = Qwen2ForCausalLM._from_config(config, dtype=torch.bfloat16).eval()
     jobs = [replace(job, rank=8) for job in mixed_jobs()[:5]]
-    with AdapterBank(model, slots=5, layout=layout, dtype=torch.bfloat16, gradient_checkpointing=checkpointing) as bank:
+    with AdapterBank(model, slots=5, dtype=torch.bfloat16, gradient_checkpointing=checkpointing) as bank:
         model.to("meta")
         bank.device, bank._chunk = torch.device("meta"), chunk
         live = [bank._prepare(i, job) for i, job in enumerate(jobs)]

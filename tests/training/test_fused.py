@@ -127,7 +127,7 @@ def test_a_norm_kept_in_another_type_runs_by_itself():
 def packed_attention(model, lengths, x):
     """Attention of layer 0 over packed examples, by the fused piece; x [N, D]."""
     slots = torch.tensor(lengths)
-    packing = Packing(slots, slots, slots, torch.ones(len(lengths), dtype=x.dtype), x.dtype, "padded")
+    packing = Packing(slots, slots, slots, torch.ones(len(lengths), dtype=x.dtype), x.dtype, False)
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     rotary = model.model.rotary_emb(x[None], positions)
     module = model.model.layers[0].self_attn
@@ -200,7 +200,7 @@ def test_a_bank_of_many_rows_equals_each_alone_and_gives_the_model_back(options,
 
 def test_long_examples_go_the_models_own_way(monkeypatch):
     monkeypatch.setattr("seal_lib.training.packing.SHORT", 8)
-    monkeypatch.setattr("seal_lib.training.packing.attention", lambda *args: pytest.fail("too long for this"))
+    monkeypatch.setattr("seal_lib.training.packing._Attention.apply", lambda *args: pytest.fail("too long for this"))
     model, job = make(), Job("long", [Example(list(range(1, 20)))], lr=1e-2, epochs=3, rank=4, alpha=8)
     monkeypatch.setattr(AdapterBank, "_error", lambda *args: 0.0)  # whose examples are short
     with AdapterBank(model, slots=1) as bank:
