@@ -297,9 +297,12 @@ def scratch_bytes(p: Mapping, shape: budget.Shape | None) -> float:
 
 def free_disk(folder: Path) -> float:
     """Return the free bytes on the disk that holds a folder or would hold it."""
-    while not folder.exists():
-        folder = folder.parent
-    return float(shutil.disk_usage(folder).free)
+    return float(shutil.disk_usage(existing(folder)).free)
+
+
+def existing(folder: Path) -> Path:
+    """Return a folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def size_text(count: float) -> str:

@@ -95,7 +95,7 @@ def test_the_table_is_what_the_rows_say() -> None:
     assert (bank["low"], bank["high"]) == (pytest.approx(0.0039 * 86 + 0.1), pytest.approx(0.005 * 86 + 0.1))
     assert bank["tokens_per_s"] == pytest.approx(47_000 / 4)
     shape, device = budget.SHAPES["Qwen/Qwen2.5-7B"], costs.device("h200")
-    floor = 1e3 * costs.train_step(shape, device, [47.0] * 16, adapters=16).floor / 16
+    floor = 1e3 * costs.Costs(shape, device).train_step([47.0] * 16, 16).floor / 16
     assert bank["floor_ms"] == pytest.approx(floor) and bank["floor_share"] == pytest.approx(floor / 4)
     assert bank["flops_share"] == bank["floor_share"] > bank["bytes_share"]
     assert table.loc["authors", 1]["floor_ms"] == pytest.approx(76.8, rel=2e-3)
