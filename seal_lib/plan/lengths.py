@@ -2,32 +2,17 @@
 
 ``lengths.yaml`` holds one profile per kind of data. Real text counts 4.6 characters per token (the study's rule for
 Qwen2.5, not its tokenizer), a puzzle's grid h (2 w + 1) tokens as in the Llama-3 tokenizer, and the made worlds use
-their own tokenizer. `of_passages` and `of_puzzles` compute a profile from data. Knows nothing of models, costs or
+their own tokenizer. ``tests/plan/making_lengths.py`` computes profiles from data. Knows nothing of models, costs or
 notebooks.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from seal_lib import paths
-from seal_lib.errors import DataError
 from seal_lib.runs import yaml_files
-
-if TYPE_CHECKING:
-    from seal_lib.arc.examples import PuzzleExample
-    from seal_lib.arc.grids import Grid
-    from seal_lib.arc.tasks import Task
-    from seal_lib.knowledge.prompts import Prompts
-    from seal_lib.records import Passage
-
-#: characters of English text per token of Qwen2.5
-CHARACTERS = 4.6
-#: tokens of the chat template and instruction around a puzzle's grids
-AROUND = 110
 
 
 @dataclass(frozen=True)
@@ -123,14 +108,12 @@ class PuzzleLengths:
 @cache
 def profiles() -> dict[str, Text | PuzzleLengths]:
     """Return the recorded profiles by name: ``squad``, ``world``, ``puzzles``, ``grids``."""
-    table = yaml_files.read(Path(__file__).parent / "lengths.yaml")
     found: dict[str, Text | PuzzleLengths] = {}
-    for name, row in table.items():
+    for name, row in yaml_files.read(Path(__file__).parent / "lengths.yaml").items():
         if "edits" in row:
-            documents = tuple(tuple(d) for d in row["documents"])
             trained = {text: tuple(pair) for text, pair in row["trained"].items()}
-            row = {**row, "edits": tuple(row["edits"]), "documents": documents, "trained": trained}
-            found[name] = Text(**row)
+            documents = tuple(map(tuple, row["documents"]))
+            found[name] = Text(**{**row, "edits": tuple(row["edits"]), "documents": documents, "trained": trained})
         else:
             found[name] = PuzzleLengths(**row)
     return found
@@ -147,78 +130,3 @@ def profile(source: str) -> Text | PuzzleLengths:
     if source.startswith("world:"):
         return known["grids"] if source.count(":") == 2 else known["world"]
     return known["puzzles"] if "arc" in source.lower() else known["squad"]
-
-
-# ---------------------------------------------------------------------------------------------- making them
-
-
-def tokens(text: str) -> int:
-    """Return the tokens of real text by the study's rule, at least 1."""
-    return max(1, round(len(text) / CHARACTERS))
-
-
-def of_passages(passages: Sequence["Passage"], prompts: "Prompts", source: str) -> dict[str, object]:
-    """Return the profile of passages with released self-edits (``external``, ``external_1`` …), as in ``lengths.yaml``.
-
-    ``documents`` are those of each passage's first self-edit, which the paper evaluates.
-
-    Raises:
-        DataError: a passage has no released self-edit.
-    """
-    from seal_lib.knowledge.documents import training_documents
-
-    if any("external" not in p.references for p in passages):
-        raise DataError("Lengths are made from passages with self-edits; give a file whose entries have `completions`.")
-
-    def mean(values: Sequence[float]) -> float:
-        return round(fmean(values), 2)
-
-    return {
-        "source": source,
-        "questions": mean([len(p.questions) for p in passages]),
-        "ask": mean([tokens(prompts.ask(p, q)) for p in passages for q in p.questions]),
-        "shown": mean([tokens(prompts.ask(p, q, True)) for p in passages for q in p.questions]),
-        "write": mean([tokens(prompts.write(p)) for p in passages]),
-        "passage": mean([tokens(prompts.training_text(p.title, p.text)) for p in passages]),
-        "answer": 64.0,  # a base model writes until the limit of 64
-        "answer_longest": 64.0,
-        "anchor": 50.0,  # likewise
-        "edits": sorted(tokens(text) for p in passages for text in p.references.values()),
-        "documents": [
-            [tokens(d.text) for d in training_documents(p, p.references["external"], prompts)] for p in passages
-        ],
-        "trained": {},
-    }
-
-
-def of_puzzles(tasks: Sequence["Task"], source: str, cap: int = 250) -> dict[str, object]:
-    """Return the profile of ARC tasks with all switches on, as in ``lengths.yaml``, without the assumed fields."""
-    from seal_lib.arc import vote
-    from seal_lib.arc.augment import SWITCHES
-    from seal_lib.arc.examples import training_set
-
-    def grid(g: "Grid") -> int:
-        return len(g) * (2 * len(g[0]) + 1)
-
-    def text(example: "PuzzleExample", answered: bool = True) -> int:
-        pairs = [*example.demonstrations, example.target]
-        asked = sum(grid(p.input) + grid(p.output) for p in pairs) + AROUND
-        return asked if answered else asked - grid(example.target.output)
-
-    sets = {c: [training_set(t, SWITCHES, cap=c) for t in tasks] for c in (60, cap)}
-    views = [[v for n in range(len(t.tests)) for v in vote.views(t, n)] for t in tasks]
-    asked = [text(v.example, False) for several in views for v in several]
-    answers = [grid(v.example.target.output) for several in views for v in several]
-    return {
-        "source": source,
-        "examples": {c: round(fmean(map(len, s)), 1) for c, s in sets.items()},
-        "example": round(fmean(text(e) for s in sets[cap] for e in s), 1),
-        "example_longest": round(max(fmean(map(text, s)) for s in sets[cap]), 1),
-        "views": round(fmean(map(len, views)), 1),
-        "subsets": round(fmean(sum(len(vote.subsets(t, n)) for n in range(len(t.tests))) for t in tasks), 1),
-        "ask": round(fmean(asked), 1),
-        "ask_longest": float(max(asked)),
-        "answer": round(fmean(answers), 1),
-        "answer_longest": float(max(answers)),
-        "write": round(fmean(sum(grid(p.input) + grid(p.output) for p in t.train) + 200 for t in tasks), 1),
-    }
