@@ -291,31 +291,21 @@ class DryPolicy(Policy):
     def finetuned(
         self, run: Any, pairs: Sequence[tuple[list[int], list[int]]], outer: OuterLoop, *, name: str, seed: int
     ) -> tuple[Policy, float]:
-        tokens, steps = sum(len(asked) + len(text) for asked, text in pairs), -(-len(pairs) // outer.sft_batch)
         self.model.phase = name
-        self.model.add(
-            "sft",
-            len(pairs),
-            tokens=outer.sft_epochs * tokens,
-            steps=outer.sft_epochs * steps,
-            batch=outer.sft_batch,
-            targets=outer.sft_targets,
-            rank=outer.sft_rank,
-        )
+        sizes = [len(asked) + len(text) for asked, text in pairs]
+        self._sft(sizes, outer.sft_epochs, outer.sft_batch, outer.sft_targets, outer.sft_rank)
         return replace(self, name=name), math.nan
 
     def pretrained(
         self, documents: Sequence[list[int]], settings: Pretraining, *, seed: int, on_step: object = None
     ) -> tuple[Policy, dict]:
-        tokens, steps = sum(map(len, documents)), -(-len(documents) // settings.cpt_batch)
-        lora = settings.cpt_method == "lora"
-        self.model.add(
-            "sft",
-            len(documents),
-            tokens=settings.cpt_epochs * tokens,
-            steps=settings.cpt_epochs * steps,
-            batch=settings.cpt_batch,
-            targets=settings.cpt_targets,
-            rank=settings.cpt_rank if lora else 0,
-        )
-        return self, {"tokens": tokens, "steps": steps, "first_loss": math.nan, "last_loss": math.nan}
+        rank = settings.cpt_rank if settings.cpt_method == "lora" else 0
+        sizes = list(map(len, documents))
+        steps = self._sft(sizes, settings.cpt_epochs, settings.cpt_batch, settings.cpt_targets, rank)
+        return self, {"tokens": sum(sizes), "steps": steps, "first_loss": math.nan, "last_loss": math.nan}
+
+    def _sft(self, sizes: Sequence[int], epochs: int, batch: int, targets: str, rank: int) -> int:
+        """Count finetuning on texts of these lengths; return the optimizer steps of an epoch."""
+        steps, about = -(-len(sizes) // batch), {"batch": batch, "targets": targets, "rank": rank}
+        self.model.add("sft", len(sizes), tokens=epochs * sum(sizes), steps=epochs * steps, **about)
+        return steps
