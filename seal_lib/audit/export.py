@@ -25,10 +25,7 @@ _CELL = re.compile(r"accuracy_after_(\d+):passage_(\d+)")
 
 def own_runs(folder: Path, singles: Path, edits: Path, arms: Sequence[str]) -> list[Path]:
     """Write the files of both runs, in one folder per kind, and return their paths."""
-    return [
-        *single_passages(singles, folder / "single_passage", arms),
-        *continual_edits(edits, folder / "continual"),
-    ]
+    return single_passages(singles, folder / "single_passage", arms) + continual_edits(edits, folder / "continual")
 
 
 def single_passages(run: Path, folder: Path, arms: Sequence[str]) -> list[Path]:
