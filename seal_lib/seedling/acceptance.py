@@ -37,14 +37,13 @@ def knowledge(folder: Path, passages: int = 40) -> dict[str, float]:
     from seal_lib.loops.wording import fill
     from seal_lib.runs.lifecycle import Scratch
 
-    model, tokenizer = models.load(str(folder))
-    policy, wording = Policy("untrained", model, tokenizer), prompts.load("seedling")
+    policy, wording = Policy("untrained", *models.load(str(folder))), prompts.load("seedling")
     inner = InnerLoop(lr=2e-3, epochs=10, rank=8, alpha=16, targets="all-linear", answer_tokens=8)
     outer = OuterLoop(edit_tokens=200)
     held_out = world.passages("heldout", passages, seed=7)
     asked = world.known_questions(200)
     requests = [Request(fill(wording.answer, title=title, question=q.question)) for title, q in asked]
-    answers = HFGenerator(model, tokenizer).generate(requests, Sampling(8, stop=("\n",)))
+    answers = HFGenerator(policy.model, policy.tokenizer).generate(requests, Sampling(8, stop=("\n",)))
     right = [exact_match(done.text, q.answer) for (done,), (_, q) in zip(answers, asked, strict=True)]
     numbers = {"known": sum(right) / len(right)}
     for arm in list(ACCEPTANCE["knowledge"].accepted)[1:]:
