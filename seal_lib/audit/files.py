@@ -46,16 +46,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Completion:
-    """One self-edit: the questions asked after each training on it, one tuple per training.
-
-    Attributes:
-        accuracy: accuracy by state, where the file has it but no questions.
-        proxy: the self-edit's score by a rubric, or NaN.
-    """
+    """One self-edit: the questions asked after each training on it, one tuple per training."""
 
     runs: tuple[tuple[Asked, ...], ...] = ()
-    accuracy: dict[str, float] = field(default_factory=dict)
-    proxy: float = math.nan
+    accuracy: dict[str, float] = field(default_factory=dict)  # by state, where the file has it but no questions
+    proxy: float = math.nan  # the self-edit's score by a rubric, or NaN
 
 
 @dataclass(frozen=True)
@@ -74,36 +69,26 @@ class Unit:
 
 @dataclass(frozen=True)
 class Results:
-    """A file of answers.
-
-    Attributes:
-        unit: what the units are: "passage" or "question".
-        stored: the accuracies that the file itself reports, by state.
-        grader: the source of the verdicts; "" if the file does not say.
-        remarks: what a reader must know about the file.
-    """
+    """A file of answers."""
 
     name: str
     path: Path
     kind: str
-    unit: str
+    unit: str  # what the units are: "passage" or "question"
     units: tuple[Unit, ...]
-    stored: dict[str, float]
-    grader: str = ""
-    remarks: tuple[str, ...] = ()
+    stored: dict[str, float]  # the accuracies that the file itself reports, by state
+    grader: str = ""  # the source of the verdicts; "" if the file does not say
+    remarks: tuple[str, ...] = ()  # what a reader must know about the file
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A file of continual edits: the mean accuracy [K+1, K], NaN where not measured.
-
-    ``sequences`` is the number of sequences behind the mean, None if the file does not say.
-    """
+    """A file of continual edits."""
 
     name: str
     path: Path
-    mean: np.ndarray
-    sequences: int | None
+    mean: np.ndarray  # accuracy [K+1, K], NaN where not measured
+    sequences: int | None  # number of sequences behind the mean, None if the file does not say
     kind: str = "continual"
     grader: str = ""
     remarks: tuple[str, ...] = ()

@@ -39,49 +39,32 @@ CONTAINS = "contains"
 class State:
     """The numbers of a file for the model after training ("adapter") or without it ("base").
 
-    Attributes:
-        macro: mean accuracy over units.
-        micro: questions right of those asked, over all trainings; macro and micro are NaN if the file lacks what they
-            need.
-        right: the sum of verdicts over ``questions`` graded questions.
-        ungraded: the number of answers without a verdict, which are left out.
-        blank: the number of answers that say nothing; NaN if the file has no texts.
-        blank_rate: their share.
-        spoken: micro accuracy of the other answers.
-        stored: the accuracy that the file itself reports.
-        contains: containment compared with the file's grader, if there are gold answers.
+    ``macro`` and ``micro`` are NaN if the file lacks what they need.
     """
 
     file: str
     state: str
-    macro: Estimate
-    micro: Estimate
-    right: float
+    macro: Estimate  # mean accuracy over units
+    micro: Estimate  # questions right of those asked, over all trainings
+    right: float  # the sum of verdicts over ``questions`` graded questions
     questions: int
-    ungraded: int
-    blank: float
-    blank_rate: Estimate
-    spoken: Estimate
-    stored: float
-    contains: Agreement | None
+    ungraded: int  # the number of answers without a verdict, which are left out
+    blank: float  # the number of answers that say nothing; NaN if the file has no texts
+    blank_rate: Estimate  # their share
+    spoken: Estimate  # micro accuracy of the other answers
+    stored: float  # the accuracy that the file itself reports
+    contains: Agreement | None  # containment compared with the file's grader, if there are gold answers
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Containment compared with the verdicts of the file's grader, over the answers that have both.
+    """Containment compared with the verdicts of the file's grader, over the answers that have both."""
 
-    Attributes:
-        judged, contained: mean over units of the verdicts, and of containment.
-        agree: the share of answers on which both agree.
-        precision: the share that the grader calls right, of the answers that contain the gold answer.
-        recall: the share that contains the gold answer, of the answers that the grader calls right.
-    """
-
-    judged: Estimate
-    contained: Estimate
-    agree: float
-    precision: float
-    recall: float
+    judged: Estimate  # mean over units of the verdicts
+    contained: Estimate  # mean over units of containment
+    agree: float  # the share of answers on which both agree
+    precision: float  # the share that the grader calls right, of the answers that contain the gold answer
+    recall: float  # the share that contains the gold answer, of the answers that the grader calls right
     answers: int
 
 
@@ -89,43 +72,31 @@ class Agreement:
 class Reward:
     """The reliability of the rewards in a file with several self-edits per passage; the reward is the accuracy.
 
-    Attributes:
-        edits: self-edits per unit.
-        runs: trainings per self-edit.
-        mean: the mean reward.
-        best: the reward of the best self-edit of each unit.
-        fresh: the reward, by one training, of the self-edit that is best by all other trainings, averaged over the
-            choice of that one.
-        reliability: see `stats.reliability`.
+    ``fresh`` is averaged over the choice of the one training that it is measured by.
     """
 
     file: str
-    edits: int
-    runs: int
-    mean: Estimate
-    best: Estimate
-    fresh: Estimate
-    reliability: Estimate
+    edits: int  # self-edits per unit
+    runs: int  # trainings per self-edit
+    mean: Estimate  # the mean reward
+    best: Estimate  # the reward of the best self-edit of each unit
+    fresh: Estimate  # the reward, by one training, of the self-edit that is best by all other trainings
+    reliability: Estimate  # see `stats.reliability`
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The difference a − b after training, paired by what both files asked.
 
-    Its p-value is adjusted by Holm over all comparisons of the kind. ``by`` says what the pairs are matched by.
-
-    Attributes:
-        spoken: the difference over the ``spoken_questions`` that both answered with something; n is 0 if the files have
-            no texts.
-        spoken_right: the verdict sums of a and of b over these questions.
+    Its p-value is adjusted by Holm over all comparisons of the kind. ``spoken`` has n = 0 if the files have no texts.
     """
 
     a: str
     b: str
-    by: str
+    by: str  # what the pairs are matched by
     difference: Estimate
-    spoken: Estimate
-    spoken_right: tuple[float, float]
+    spoken: Estimate  # the difference over the ``spoken_questions`` that both answered with something
+    spoken_right: tuple[float, float]  # the verdict sums of a and of b over these questions
     spoken_questions: int
     note: str = ""
 

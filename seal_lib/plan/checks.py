@@ -25,7 +25,7 @@ from seal_lib.knowledge.notes import FILES
 from seal_lib.loops.settings import OuterLoop, Pretraining
 from seal_lib.models.checks import check_folder
 from seal_lib.report.arms import plain
-from seal_lib.runs import yaml_files
+from seal_lib.runs import manifest, yaml_files
 from seal_lib.runs.values import did_you_mean
 
 if TYPE_CHECKING:
@@ -45,9 +45,8 @@ def on_this_machine(values: Mapping[str, Any]) -> None:
         value = str(values.get(key) or "world:")
         if not value.startswith(("world:", "hub:")) and not paths.given(value).exists():
             raise ParameterError(f"{key}: there is no {paths.given(value)}; give the path of your data, or fetch it.")
-    single = [value for key, value in values.items() if key == "model" or key.endswith("_model")]
-    for name in [*single, *(name for key, names in values.items() if key.endswith("_models") for name in names or ())]:
-        if name and Path(source := models.resolve(name)[0]).is_dir() and not name.startswith("seedling-"):
+    for name in manifest.models_named(values).values():
+        if Path(source := models.resolve(name)[0]).is_dir() and not name.startswith("seedling-"):
             check_folder(Path(source))
 
 

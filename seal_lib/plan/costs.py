@@ -34,29 +34,18 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Device:
-    """A device of ``devices.yaml``.
-
-    Attributes:
-        match: part of the name that ``nvidia-smi`` gives; "" for a CPU.
-        memory: bytes.
-        bandwidth: bytes/s.
-        flops: FLOP/s of bf16 products (on a CPU: float32).
-        operation: seconds to start one eager operation.
-        factoring: FLOP/s of an eigendecomposition.
-        source: where the numbers come from.
-        count: number of such devices in this machine.
-    """
+    """A device of ``devices.yaml``."""
 
     key: str
     name: str
-    match: str
-    memory: float
-    bandwidth: float
-    flops: float
-    operation: float
-    factoring: float
-    source: str
-    count: int = 1
+    match: str  # part of the name that ``nvidia-smi`` gives; "" for a CPU
+    memory: float  # bytes
+    bandwidth: float  # bytes/s
+    flops: float  # FLOP/s of bf16 products (on a CPU: float32)
+    operation: float  # seconds to start one eager operation
+    factoring: float  # FLOP/s of an eigendecomposition
+    source: str  # where the numbers come from
+    count: int = 1  # number of such devices in this machine
 
     @property
     def is_gpu(self) -> bool:
@@ -128,28 +117,21 @@ def _measurements(folder: Path) -> list[dict]:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of some work, in seconds.
+    """The cost of some work, in seconds."""
 
-    Attributes:
-        moving: time to move the bytes.
-        computing: time to do the FLOPs.
-        starting: time to start the eager operations.
-        efficiency: share of the floor that a program reaches.
-        floor: the longer of ``moving`` and ``computing``.
-        seconds: the estimate: the floor over the efficiency, or the starting time if that is longer.
-    """
-
-    moving: float
-    computing: float
-    starting: float = 0.0
-    efficiency: float = 1.0
+    moving: float  # time to move the bytes
+    computing: float  # time to do the FLOPs
+    starting: float = 0.0  # time to start the eager operations
+    efficiency: float = 1.0  # share of the floor that a program reaches
 
     @property
     def floor(self) -> float:
+        """The longer of ``moving`` and ``computing``."""
         return max(self.moving, self.computing)
 
     @property
     def seconds(self) -> float:
+        """The estimate: the floor over the efficiency, or the starting time if that is longer."""
         return max(self.floor / self.efficiency, self.starting)
 
     def times(self, count: float) -> "Cost":

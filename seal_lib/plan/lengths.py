@@ -17,36 +17,20 @@ from seal_lib.runs import yaml_files
 
 @dataclass(frozen=True)
 class Text:
-    """Lengths in tokens of passages with questions.
+    """Lengths in tokens of passages with questions."""
 
-    Attributes:
-        source: where the numbers come from.
-        questions: questions per passage.
-        ask: the whole prompt of a question.
-        shown: the same with the passage in the prompt.
-        write: the prompt for a self-edit.
-        passage: the passage as a training document.
-        answer: tokens written until an answer ends.
-        answer_longest: tokens written until the last answer of a batch ends.
-        anchor: a text that the model writes by itself.
-        edits: tokens of each recorded self-edit, sorted.
-        documents: for each recorded self-edit, the tokens of its training documents, the passage last, without
-            end-of-text.
-        trained: by name, the mean documents and tokens of other texts that an arm trains on.
-    """
-
-    source: str
-    questions: float
-    ask: float
-    shown: float
-    write: float
-    passage: float
-    answer: float
-    answer_longest: float
-    anchor: float
-    edits: tuple[int, ...]
-    documents: tuple[tuple[int, ...], ...]
-    trained: dict[str, tuple[float, float]]
+    source: str  # where the numbers come from
+    questions: float  # questions per passage
+    ask: float  # the whole prompt of a question
+    shown: float  # the same with the passage in the prompt
+    write: float  # the prompt for a self-edit
+    passage: float  # the passage as a training document
+    answer: float  # tokens written until an answer ends
+    answer_longest: float  # tokens written until the last answer of a batch ends
+    anchor: float  # a text that the model writes by itself
+    edits: tuple[int, ...]  # tokens of each recorded self-edit, sorted
+    documents: tuple[tuple[int, ...], ...]  # of each recorded self-edit; the passage is last; without end-of-text
+    trained: dict[str, tuple[float, float]]  # by name, the mean documents and tokens of other texts to train on
 
     def edit(self, limit: int) -> float:
         """Return the mean tokens of a self-edit cut at ``limit``."""
@@ -61,43 +45,24 @@ class Text:
 
 @dataclass(frozen=True)
 class PuzzleLengths:
-    """Lengths in tokens of puzzles, as means over the recorded tasks.
+    """Lengths in tokens of puzzles, as means over the recorded tasks."""
 
-    Attributes:
-        source: where the numbers come from.
-        examples: training examples of a self-edit, by cap.
-        example: tokens of one training example.
-        example_longest: the mean tokens of an example in the task with the longest examples.
-        views: prompts in which a task is asked, over all its test inputs.
-        subsets: the same for leave-one-out only.
-        ask: tokens of one of these prompts.
-        ask_longest: tokens of the longest one.
-        answer: tokens of one answer.
-        answer_longest: tokens of the longest answer.
-        write: the prompt for a self-edit.
-        edit: a written configuration.
-        epochs: the epochs that a self-edit is assumed to ask for.
-        accepted: share of the self-edits that are trained.
-        distinct: share of these that equal no other self-edit of their task.
-        kept: share of the self-edits that the M-step learns from.
-    """
-
-    source: str
-    examples: dict[int, float]
-    example: float
-    example_longest: float
-    views: float
-    subsets: float
-    ask: float
-    ask_longest: float
-    answer: float
-    answer_longest: float
-    write: float
-    edit: float
-    epochs: float
-    accepted: float
-    distinct: float
-    kept: float
+    source: str  # where the numbers come from
+    examples: dict[int, float]  # training examples of a self-edit, by cap
+    example: float  # tokens of one training example
+    example_longest: float  # the mean tokens of an example in the task with the longest examples
+    views: float  # prompts in which a task is asked, over all its test inputs
+    subsets: float  # the same for leave-one-out only
+    ask: float  # tokens of one of these prompts
+    ask_longest: float  # tokens of the longest one
+    answer: float  # tokens of one answer
+    answer_longest: float  # tokens of the longest answer
+    write: float  # the prompt for a self-edit
+    edit: float  # a written configuration
+    epochs: float  # the epochs that a self-edit is assumed to ask for
+    accepted: float  # share of the self-edits that are trained
+    distinct: float  # share of these that equal no other self-edit of their task
+    kept: float  # share of the self-edits that the M-step learns from
 
     def of(self, cap: int) -> float:
         """Return the examples of one training under a cap, from the smallest recorded cap that is not below it."""
