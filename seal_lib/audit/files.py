@@ -214,8 +214,7 @@ def _single_passage(content: dict, name: str, path: Path, key: str) -> Results:
     if declared is not None and declared != len(units):
         remarks.append(f"n_articles says {declared}, but there are {len(units)} passages")
     stored = _stored(content.get("overall"), "mean_accuracy") if questions or accuracies else {}
-    grader = content.get("grader") or ""
-    return Results(name, path, "single_passage", "passage", tuple(units), stored, grader, tuple(remarks))
+    return Results(name, path, "single_passage", "passage", tuple(units), stored, _grader(content), tuple(remarks))
 
 
 def _completion(entry: dict, rubric_only: bool) -> Completion:

@@ -235,8 +235,8 @@ def compare(results: Sequence[Results]) -> tuple[list[Comparison], list[str]]:
     """
     found: list[Comparison] = []
     remarks: list[str] = []
-    for _, group in itertools.groupby(sorted(results, key=lambda r: r.kind), key=lambda r: r.kind):
-        files = list(group)
+    for kind in sorted({file.kind for file in results}):
+        files = [file for file in results if file.kind == kind]
         pairs = list(itertools.combinations(files, 2))
         if len(files) > ALL_PAIRS:
             pairs = [pair for pair in pairs if pair[0] is files[0]]
@@ -393,16 +393,14 @@ def continual(matrices: Sequence[Matrix]) -> dict[str, dict[str, Estimate]]:
     give one more entry, "N runs of K edits", with intervals over runs.
     """
     found = {m.name: _summary(m.mean, m.sequences) for m in matrices}
-    groups: dict[tuple[int, ...], list[Matrix]] = {}
+    groups: dict[int, list[np.ndarray]] = {}
     for matrix in matrices:
         if matrix.path.name.startswith("summary"):
-            groups.setdefault(matrix.mean.shape, []).append(matrix)
-    for several in groups.values():
+            groups.setdefault(matrix.mean.shape[1], []).append(matrix.mean)
+    for edits, several in groups.items():
         if len(several) > 1:
-            made = _summary(np.stack([m.mean for m in several]), None)
-            found[f"{len(several)} runs of {several[0].mean.shape[1]} edits"] = {
-                name: replace(one, unit="run") for name, one in made.items()
-            }
+            made = {name: replace(one, unit="run") for name, one in _summary(np.stack(several), None).items()}
+            found[f"{len(several)} runs of {edits} edits"] = made
     return found
 
 
@@ -420,11 +418,12 @@ def printed(path: Path, state: str = "adapter") -> dict | None:
     A row fits if the path ends in its ``file``, punctuation aside; the longest match wins.
     """
     whole = f"_{_words(str(path.with_name(stem(path))))}"
-    base = state == "base"
     fits = [
         entry
         for entry in paper_values()
-        if entry.get("file") and (entry["arm"] == "frozen") is base and whole.endswith(f"_{_words(entry['file'])}")
+        if entry.get("file")
+        and (entry["arm"] == "frozen") is (state == "base")
+        and whole.endswith(f"_{_words(entry['file'])}")
     ]
     return max(fits, key=lambda entry: len(entry["file"]), default=None)
 

@@ -37,7 +37,6 @@ from seal_lib import paths
 from seal_lib.bench import gpu_table, inner_loop
 from seal_lib.bench.gpu_table import ALPHA, LR, QUESTIONS, RANK, GpuPlan, Row
 from seal_lib.errors import SealError, command_line
-from seal_lib.models import budget
 from seal_lib.plan import lengths
 from seal_lib.training.jobs import Example, Job
 
@@ -50,11 +49,6 @@ BLOCK = 8  # steps of a bank between two readings of the clock, since each readi
 
 class OutOfTime(Exception):
     """Raised inside a measurement to end it when its time is up; the steps until then count."""
-
-
-def shape_of(name: str) -> budget.Shape:
-    """Return the shape of a model of the plan."""
-    return gpu_table.TINY_SHAPE if name == "tiny" else budget.shape_of(name)
 
 
 class Words:
@@ -71,11 +65,10 @@ class Words:
 
 def jobs_of(plan: GpuPlan, count: int, vocabulary: int) -> list:
     """Return the jobs of ``count`` self-edits with recorded lengths and random tokens, the same for every variant."""
-    edits, draw, jobs = gpu_table.documents(plan), random.Random(0), []
-    for i in range(count):
-        examples = [Example([draw.randrange(2, vocabulary) for _ in range(n)]) for n in edits[i % len(edits)]]
-        jobs.append(Job(str(i), examples, lr=LR, epochs=plan.epochs, rank=RANK, alpha=ALPHA, seed=i))
-    return jobs
+    edits, draw = itertools.cycle(gpu_table.documents(plan)), random.Random(0)
+    drawn = ([Example([draw.randrange(2, vocabulary) for _ in range(n)]) for n in next(edits)] for _ in range(count))
+    about = {"lr": LR, "epochs": plan.epochs, "rank": RANK, "alpha": ALPHA}
+    return [Job(str(i), examples, seed=i, **about) for i, examples in enumerate(drawn)]
 
 
 def variants(plan: GpuPlan) -> list[tuple[str, str, int]]:
@@ -237,14 +230,7 @@ def answer(model: "PreTrainedModel", plan: GpuPlan, targets: str, k: int) -> tup
 
 
 def measure(
-    model: "PreTrainedModel",
-    name: str,
-    plan: GpuPlan,
-    targets: str,
-    variant: str,
-    k: int,
-    turn: int,
-    limit: float,
+    model: "PreTrainedModel", name: str, plan: GpuPlan, way: tuple[str, str, int], turn: int, limit: float
 ) -> Row:
     """Measure one way and return its row; running out of memory, or a refusal of the bank, is its outcome."""
     import torch
@@ -253,9 +239,9 @@ def measure(
     if gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    row = Row(name, targets, variant, k, turn, "ok")
+    row, (targets, variant, k) = Row(name, *way, turn, "ok"), way
     try:
-        seconds, steps, tokens, edits, start = train(model, plan, targets, variant, k, turn, limit)
+        seconds, steps, tokens, edits, start = train(model, plan, *way, turn, limit)
         row = replace(row, train_seconds=seconds, steps=steps, tokens=tokens, edits=edits, start_seconds=start)
         if gpu and not turn and variant == "bank":
             row = replace(row, **steady(model, plan, targets, k))
@@ -277,7 +263,7 @@ def measurements(plan: GpuPlan, device: str, say: Callable[[str], None]) -> Iter
     for name, part in plan.models:
         share += part
         until = begun + 60 * plan.minutes * share - (5 if plan.minutes > 2 else 0)
-        model = inner_loop.random_model(shape_of(name), device)
+        model = inner_loop.random_model(gpu_table.SHAPES[name], device)
         say(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B random weights on {device}")
         _warm_up(model, plan)
         ways = variants(plan)
@@ -290,7 +276,7 @@ def measurements(plan: GpuPlan, device: str, say: Callable[[str], None]) -> Iter
                 if way in dropped or time.monotonic() + spent.get(way, limit) > until:
                     continue
                 start = time.monotonic()
-                row = measure(model, name, plan, *way, turn, limit)
+                row = measure(model, name, plan, way, turn, limit)
                 spent[way] = time.monotonic() - start
                 if row.outcome != "ok":
                     dropped.add(way)
@@ -344,7 +330,7 @@ def _run(plan: GpuPlan, file: Path) -> None:
         torch.set_num_threads(1)
     source = lengths.profiles()["squad"].source
     record = gpu_table.machine(device) | {"lengths": source, "minutes": plan.minutes}
-    shapes = {name: shape_of(name) for name, _ in plan.models}
+    shapes = {name: gpu_table.SHAPES[name] for name, _ in plan.models}
     gpu_table.begin(file, record, plan, shapes)
     for row in measurements(plan, device, print):
         gpu_table.append(file, row)

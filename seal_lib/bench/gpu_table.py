@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_type_hints
 
 from seal_lib import paths
+from seal_lib.bench import inner_loop_table
 from seal_lib.errors import SealError
 from seal_lib.models import budget
 from seal_lib.plan import costs, lengths
@@ -32,11 +33,7 @@ RANK, ALPHA, LR, EPOCHS = 32, 64.0, 1e-4, 10  # paper Table 3 except lr, as rand
 QUESTIONS = 5
 #: the goal in seconds per 7B self-edit on one H200, answers included, for q and v or for all linears
 GOAL = 0.5
-LABELS = {
-    "authors": "authors' code: padded to 2 048",
-    "sequential": "one at a time, nothing padded",
-    "bank": "adapter bank",
-}
+LABELS = inner_loop_table.LABELS | {"sequential": "one at a time, nothing padded"}
 BENCH_PACKAGES = ("torch", "transformers", "peft", "accelerate")
 TARGET_LABELS = {"qv": "q and v", "all-linear": "all linears"}
 
@@ -73,7 +70,7 @@ TINY = GpuPlan(
     longest=24,
     tiny=True,
 )
-TINY_SHAPE = budget.Shape("tiny", 2, 64, 4, 2, 16, 128, 512, False, True, 512)
+SHAPES = budget.SHAPES | {"tiny": budget.Shape("tiny", 2, 64, 4, 2, 16, 128, 512, False, True, 512)}
 
 
 def documents(plan: GpuPlan) -> list[list[int]]:
@@ -245,16 +242,13 @@ def _shares(key: tuple, record: dict, device: costs.Device | None, ms: float, an
     return dict(zip(names, (floor, floor / ms, moving / ms, computing / ms, answers / answering), strict=True))
 
 
-def best(table: pd.DataFrame, model: str = "", targets: str = "") -> dict | None:
-    """Return the bank's line with the fewest seconds per self-edit, or None.
+def best(table: pd.DataFrame, targets: str = "") -> dict | None:
+    """Return the bank's line with the fewest seconds per self-edit for the first model and these targets, or None.
 
     Args:
-        model: default: the first model of the table.
         targets: default: any targets.
     """
-    if table.empty:
-        return None
-    chosen = table[(table["model"] == (model or table["model"].iloc[0])) & (table["variant"] == "bank")]
+    chosen = table[(table["model"] == table["model"].iloc[0]) & (table["variant"] == "bank")]
     chosen = chosen[chosen["targets"] == targets] if targets else chosen
     chosen = chosen.dropna(subset=["seconds_per_edit"])
     return None if chosen.empty else chosen.loc[chosen["seconds_per_edit"].idxmin()].to_dict()
@@ -318,10 +312,10 @@ def cost_curve(table: pd.DataFrame, axes: Axes | np.ndarray) -> Axes | np.ndarra
                 for y in rows["seconds_per_edit"].dropna():
                     ax.axhline(y, color=paint, linewidth=0.9, linestyle=style, gid=f"value:{variant}:{targets}")
                     names.append((y, f"{LABELS[variant]},\n{TARGET_LABELS[targets]}: {y:.3g} s", paint))
-        ax.set(xscale="log", yscale="log", xlabel="adapters trained side by side, K", title=model.rpartition("/")[2])
+        ax.set(yscale="log", title=model.rpartition("/")[2])
+        ax.set(xlabel="adapters trained side by side, K", ylabel="seconds per self-edit, answers included")
         ax.set_xscale("log", base=2)
         ax.set_xticks(ks, [str(k) for k in ks])
-        ax.set_ylabel("seconds per self-edit, answers included")
         names_at_right(ax, names, size=7)
     return axes
 

@@ -23,7 +23,6 @@ models or GPUs. `seal_lib.bench.inner_loop_table` makes the table and the figure
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import resource
@@ -173,14 +172,11 @@ def padding_collator() -> DataCollatorForLanguageModeling:
 
 @dataclass(frozen=True)
 class Timing:
-    """The time of training one adapter: ``start`` and ``step`` in seconds, and the number of ``steps`` that were run.
+    """The time of training one adapter, in seconds."""
 
-    ``start`` is the total time without the time of the steps.
-    """
-
-    start: float
+    start: float  # the total time without the time of the steps
     step: float
-    steps: int
+    steps: int  # the number that were run
 
     def per_step(self, whole: int) -> float:
         """Return the seconds per step of an adapter of ``whole`` steps, including its share of the start."""
@@ -347,14 +343,14 @@ def peak_megabytes(variant: str, k: int, tiny: bool) -> float:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise SealError(f"The memory measurement of {variant} K={k} failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])["peak_mb"]
+    return float(done.stdout.splitlines()[-1])
 
 
 def child(variant: str, k: int, plan: CpuPlan) -> None:
     """Train a few steps, which are enough for the peak, and print the peak memory; `peak_megabytes` runs this."""
     plan = replace(plan, padded_steps=2, epochs=1)
     measure(load(plan), jobs_of(documents("seal", plan), plan), variant, k, plan, 0)
-    print(json.dumps({"peak_mb": own_peak()}))
+    print(own_peak())
 
 
 def own_peak() -> float:

@@ -1,10 +1,8 @@
 """Plan a scale before anything runs or is downloaded: what each notebook needs, what is missing, and what it costs.
 
-``make reproduce SCALE=paper DRY_RUN=1``, or ``python -m seal_lib.plan --scale paper``. The plan checks parameters,
-data, models, memory and disk (``needs``), counts the work (``cells``) and estimates its time (``costs``) on this
-machine's GPU or on ``DEVICE=h200``. It looks only at this machine's files and caches, never at a network, and loads
-torch only for the update rules of the forgetting study. Planning succeeds whatever it finds; with ``--strict`` the exit
-status is 1 if something is missing.
+``make reproduce SCALE=paper DRY_RUN=1``, or ``python -m seal_lib.plan --scale paper``, for this machine's GPU or for
+``DEVICE=h200``. It looks only at this machine's files and caches, never at a network. Planning succeeds whatever it
+finds; with ``--strict`` the exit status is 1 if something is missing.
 """
 
 import argparse

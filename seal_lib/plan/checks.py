@@ -84,18 +84,14 @@ def _elsewhere(values: Mapping[str, Any]) -> None:
     """Raise ParameterError unless a judge, a rater and an external writer are named exactly where they are used."""
     judge, external, rater = (str(values.get(key, "")) for key in ("judge", "external", "rater"))
     if "judge" in values and "grader" in values and (values["grader"] == "judge") != bool(judge):
-        raise ParameterError(
-            NOBODY
-            if not judge
-            else f"judge: {judge!r} is named, but grader is {values['grader']!r}; set grader to judge."
-        )
+        unused = f"judge: {judge!r} is named, but grader is {values['grader']!r}; set grader to judge."
+        raise ParameterError(unused if judge else NOBODY)
     if external and "external" not in (*values.get("arms", ()), *values.get("controls", ())):
         raise ParameterError(f"external: {external!r} writes for an arm that is not run; add external to the arms.")
     rubrics = [values[key] for key in ("rubric", "poor_rubric") if key in values]
     if rubrics and ("judge" in rubrics) != bool(rater):
-        raise ParameterError(
-            NOBODY_RATES if not rater else f"rater: {rater!r} is named, but no rubric is judge; set rubric to judge."
-        )
+        unused = f"rater: {rater!r} is named, but no rubric is judge; set rubric to judge."
+        raise ParameterError(unused if rater else NOBODY_RATES)
     if "facts" in rubrics and not str(values["passages"]).startswith("world:"):
         raise ParameterError("rubric: facts are known of the made world only; take length, likeness or judge.")
     for key, name in (("judge", judge), ("external", external), ("rater", rater)):

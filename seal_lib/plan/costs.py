@@ -55,8 +55,7 @@ class Device:
 @cache
 def devices() -> dict[str, Device]:
     """Return the devices of ``devices.yaml`` by key."""
-    table = yaml_files.read(Path(__file__).parent / "devices.yaml")
-    return {key: Device(key, **row) for key, row in table.items()}
+    return {key: Device(key, **row) for key, row in yaml_files.read(Path(__file__).with_name("devices.yaml")).items()}
 
 
 def device(key: str) -> Device:

@@ -66,8 +66,8 @@ class PuzzleLengths:
 
     def of(self, cap: int) -> float:
         """Return the examples of one training under a cap, from the smallest recorded cap that is not below it."""
-        fitting = [size for known, size in sorted(self.examples.items()) if known >= cap]
-        return min(fitting[0] if fitting else max(self.examples.values()), cap)
+        fitting = (size for known, size in sorted(self.examples.items()) if known >= cap)
+        return min(next(fitting, max(self.examples.values())), cap)
 
 
 @cache

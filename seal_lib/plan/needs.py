@@ -36,7 +36,7 @@ GATED = ("meta-llama/",)
 
 def budgets(p: Mapping, work: list[Phase], shape: budget.Shape, device: Device) -> list[budget.Budget]:
     """Return the memory budgets of training with answering, of the M-step, and of training all weights."""
-    dtype, found = str(p["dtype"]), []
+    dtype = str(p["dtype"])
     weights = budget.weight_bytes(shape, dtype)
     kv = max((int(min(w.rows * (w.prompt + w.longest), CACHE_TOKENS)) for w in work), default=0)
     trainings = [w for w in work if w.kind == "train"]
@@ -55,25 +55,15 @@ def budgets(p: Mapping, work: list[Phase], shape: budget.Shape, device: Device) 
             rank *= int(p["length"])
         # `auto` means vLLM on a GPU, see `seal_lib.generation.engines`
         engine = "vllm" if device.is_gpu and p.get("engine", "hf") != "hf" and dtype != "4bit" else "hf"
-        made = budget.colocated(
-            shape,
-            dtype,
-            slots,
-            str(p["targets"]),
-            rank,
-            tokens,
-            tokens,
-            kv_tokens=kv,
-            engine=engine,
-            total=device.memory,
-        )
+        there = {"kv_tokens": kv, "engine": engine, "total": device.memory}
+        made = budget.colocated(shape, dtype, slots, str(p["targets"]), rank, tokens, tokens, **there)
     else:
         parts = {f"weights ({dtype})": weights, f"keys and values of {kv} tokens": budget.kv_bytes(shape, kv, dtype)}
         made = budget.Budget(f"{shape.name}, generation", parts, device.memory)
     if finetunings:
         made.parts["earlier policies of the loop (2)"] = 2 * weights
     made.parts |= _continual(p, shape, trainings)
-    found.append(made)
+    found = [made]
     if finetunings:
         found.append(_m_step(p, finetunings[0], shape, device, 2 * weights))
     if whole := [w for w in work if w.kind == "sft" and not w.rank]:

@@ -137,7 +137,7 @@ def test_memory_that_runs_out_is_an_outcome_and_the_rest_goes_on(monkeypatch) ->
 
 
 def test_time_that_is_up_stops_the_bank_and_the_run(monkeypatch) -> None:
-    model = inner_loop.random_model(gpu_table.TINY_SHAPE, "cpu")
+    model = inner_loop.random_model(gpu_table.SHAPES["tiny"], "cpu")
     plan = dataclasses.replace(gpu_table.TINY, epochs=50)
     whole = sum(len(job.plan()) for job in gpu.jobs_of(plan, 8, 512))
     seconds, steps, tokens, edits, _ = gpu.train(model, plan, "qv", "bank", 2, 0, limit=0.0)
@@ -147,7 +147,7 @@ def test_time_that_is_up_stops_the_bank_and_the_run(monkeypatch) -> None:
 
 
 def test_the_start_of_a_stopped_bank_counts_by_the_share_of_its_steps(monkeypatch) -> None:
-    model = inner_loop.random_model(gpu_table.TINY_SHAPE, "cpu")
+    model = inner_loop.random_model(gpu_table.SHAPES["tiny"], "cpu")
     plan = dataclasses.replace(gpu_table.TINY, epochs=50)
     ticks = iter((0.0, 100.0, 110.0, 110.0))  # start, end of the first step, of the second, end
     monkeypatch.setattr(gpu, "clock", lambda model: lambda: next(ticks))
@@ -157,7 +157,7 @@ def test_the_start_of_a_stopped_bank_counts_by_the_share_of_its_steps(monkeypatc
 
 
 def test_the_authors_way_carries_its_start_as_a_whole_self_edit_does(monkeypatch) -> None:
-    model, plan = inner_loop.random_model(gpu_table.TINY_SHAPE, "cpu"), gpu_table.TINY
+    model, plan = inner_loop.random_model(gpu_table.SHAPES["tiny"], "cpu"), gpu_table.TINY
     monkeypatch.setattr(inner_loop, "with_trainer", lambda *_: inner_loop.Timing(9.0, 2.0, 2))
     whole = len(gpu.jobs_of(plan, 1, 512)[0].plan())
     seconds, steps, *_ = gpu.train(model, plan, "qv", "authors", 1, 0, limit=0.0)
@@ -173,7 +173,7 @@ def test_the_models_have_the_true_shapes(monkeypatch) -> None:
         with monkeypatch.context() as patch:
             keep = lambda c, into=made, **_: into.update(c=c) or torch.nn.Linear(1, 1)  # noqa: E731
             patch.setattr(AutoModelForCausalLM, "from_config", keep)
-            inner_loop.random_model(gpu.shape_of(name), "cpu")
+            inner_loop.random_model(gpu_table.SHAPES[name], "cpu")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(made["c"])
         assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=1e-3)
