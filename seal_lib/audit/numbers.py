@@ -115,7 +115,7 @@ def _state(results: Results, state: str) -> State:
     graded = {unit: [one for one in several if not math.isnan(one.verdict)] for unit, several in said.items()}
     texts = {unit: [one for one in several if one.text is not None] for unit, several in graded.items()}
     blanks = {unit: [float(is_blank(one.text or "")) for one in several] for unit, several in texts.items() if several}
-    spoken = {unit: [one for one in texts[unit] if not is_blank(one.text or "")] for unit in blanks}
+    spoken = {unit: list(filter(_speaks, texts[unit])) for unit in blanks}
     right, spoken_right = ({unit: _right(several) for unit, several in of.items()} for of in (graded, spoken))
     questions = sum(map(len, graded.values()))
     return State(
@@ -185,18 +185,13 @@ def _graded(question: str, gold: str, text: str) -> Answer:
 
 
 def reward(results: Results) -> Reward | None:
-    """Return the rewards of a file with several self-edits per unit.
-
-    None if each unit has only one, or nothing was graded.
-    """
+    """Return the rewards of a file with several self-edits per unit; None if each has one, or nothing was graded."""
     rewards = {unit.id: runs(unit, "adapter") for unit in results.units}
     edits, seeds = max(map(len, rewards.values())), max(len(r) for several in rewards.values() for r in several)
     if edits < 2 or not any(_finite(r) for several in rewards.values() for r in several):
         return None
-    best, fresh = {}, {}
-    for name, several in rewards.items():
-        best[name] = max(finite) if (finite := _finite(map(_mean, several))) else math.nan
-        fresh[name] = _mean(_fresh(several, held_out) for held_out in range(seeds)) if seeds > 1 else math.nan
+    best = {name: max(_finite(map(_mean, several)), default=math.nan) for name, several in rewards.items()}
+    fresh = {name: _mean(_fresh(several, held_out) for held_out in range(seeds)) for name, several in rewards.items()}
     means = {name: _mean(map(_mean, several)) for name, several in rewards.items()}
     mean, top, again = (stats.mean_over_units(v, stats.SHARE, results.unit) for v in (means, best, fresh))
     equal = [several for several in rewards.values() if {len(r) for r in several} == {seeds}]

@@ -164,9 +164,6 @@ def grow(
 
     Args:
         watch: called as ``watch(step, losses)`` after each step.
-
-    Returns:
-        (model, tokenizer).
     """
     import torch
 

@@ -93,10 +93,7 @@ def note_document(rng: random.Random, progress: float = 1.0) -> tuple[str, int]:
 
 
 def question_document(rng: random.Random, progress: float = 1.0) -> tuple[str, int]:
-    """Return a passage followed by up to six questions with answers.
-
-    The result is (text, length in characters of the part without loss).
-    """
+    """Return a passage followed by up to six questions with answers: (text, length of the part without loss)."""
     drawn, title, text = _read(rng, progress, alike=0.5)
     asked = rng.sample(drawn, min(6, len(drawn)))
     head, _, tail = WORDING.answer_in_context.partition("Question:")
