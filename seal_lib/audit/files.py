@@ -161,9 +161,8 @@ def read(path: Path, name: str = "") -> Results | Matrix:
     except fastjsonschema.JsonSchemaValueException as error:
         what = error.message.removeprefix("data.").removeprefix("data ")
         raise DataError(f"{path}: {what}, but is {_some(error.value)}; mend the file or fetch it again.") from error
-    readers = {"single_passage": _single_passage, "pretraining": _pretraining, "continual": _continual}
     try:
-        return readers[kind](content, name or stem(path), path, key)
+        return _READERS[kind](content, name or stem(path), path, key)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -304,3 +303,10 @@ def _number(value: object) -> float:
     except OverflowError:
         return math.nan
     return number if math.isfinite(number) else math.nan
+
+
+_READERS: dict[str, Callable[..., Results | Matrix]] = {
+    "single_passage": _single_passage,
+    "pretraining": _pretraining,
+    "continual": _continual,
+}

@@ -175,8 +175,8 @@ def _agreement(results: Results, state: str) -> Agreement | None:
         stats.mean_over_units(by_unit[column].to_dict(), stats.SHARE, results.unit) for column in by_unit
     )
     right, held = table["judged"] > 0.5, table["contained"] == 1
-    shares = (right == held).mean(), right[held].mean(), held[right].mean()  # NaN of none
-    return Agreement(judged, contained, *map(float, shares), len(table))
+    agree, precision, recall = map(float, ((right == held).mean(), right[held].mean(), held[right].mean()))
+    return Agreement(judged, contained, agree, precision, recall, len(table))  # shares of no answers are NaN
 
 
 @functools.lru_cache(maxsize=65536)
