@@ -12,23 +12,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from seal_lib import paths
 from seal_lib.audit.files import PREFIX
+from seal_lib.continual.plots import matrix_of
+from seal_lib.continual.tables import MATRIX
 from seal_lib.knowledge.data import load_passages
 from seal_lib.records import Answer, Passage, PassageTrial, by_passage
 from seal_lib.report.results import read_run
 from seal_lib.runs import manifest
 
-MATRIX = "continual/matrix"
-_CELL = re.compile(r"accuracy_after_(\d+):passage_(\d+)")
-
 
 def own_runs(folder: Path, singles: Path, edits: Path, arms: Sequence[str]) -> list[Path]:
     """Write the files of both runs, in one folder per kind, and return their paths."""
-    return [
-        *single_passages(singles, folder / "single_passage", arms),
-        *continual_edits(edits, folder / "continual"),
-    ]
+    return single_passages(singles, folder / "single_passage", arms) + continual_edits(edits, folder / "continual")
 
 
 def single_passages(run: Path, folder: Path, arms: Sequence[str]) -> list[Path]:
@@ -110,14 +108,11 @@ def continual_edits(run: Path, folder: Path) -> list[Path]:
     rows = rows[rows["experiment"] == MATRIX]
     written = []
     for arm, cells in rows.groupby("arm", sort=False):
-        places = {name: (int(found[1]), int(found[2])) for name in cells["metric"] if (found := _CELL.fullmatch(name))}
-        size = max(edits for edits, _ in places.values())
-        matrix: list[list[float | None]] = [[0.0] * size for _ in range(size + 1)]
-        for cell in cells.itertuples():
-            edits, passage = places[cell.metric]
-            if edits == 0 or passage <= edits:
-                matrix[edits][passage - 1] = None if math.isnan(cell.value) else float(cell.value)
-        content = {"mean_over_sequences": matrix, "n_sequences": int(cells["n"].max()), "n_datapoints": size}
+        mean = matrix_of(cells, arm)
+        r, i = np.indices(mean.shape)
+        mean[(r > 0) & (i >= r)] = 0.0
+        matrix = [[None if math.isnan(value) else value for value in row] for row in mean.tolist()]
+        content = {"mean_over_sequences": matrix, "n_sequences": int(cells["n"].max()), "n_datapoints": mean.shape[1]}
         content |= {"grader": cells["grader"].iloc[0], "base_model": cells["model"].iloc[0]}
         written.append(paths.write_json(folder / f"{arm}.json", content))
     return written

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its gold answer if the file has it, and the answers of the model in each of `STATES`."""
+    """A question, its gold answer if the file has it, and what the model said in each of `STATES`."""
 
     question: str
     gold: str | None
@@ -45,16 +46,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Completion:
-    """One self-edit: the questions asked after each training on it, one tuple per training.
-
-    Attributes:
-        accuracy: accuracy by state, where the file has it but no questions.
-        proxy: the self-edit's score by a rubric, or NaN.
-    """
+    """One self-edit: the questions asked after each training on it, one tuple per training."""
 
     runs: tuple[tuple[Asked, ...], ...] = ()
-    accuracy: dict[str, float] = field(default_factory=dict)
-    proxy: float = math.nan
+    accuracy: dict[str, float] = field(default_factory=dict)  # by state, where the file has it but no questions
+    proxy: float = math.nan  # the self-edit's score by a rubric, or NaN
 
 
 @dataclass(frozen=True)
@@ -73,36 +69,26 @@ class Unit:
 
 @dataclass(frozen=True)
 class Results:
-    """A file of answers.
-
-    Attributes:
-        unit: what the units are: "passage" or "question".
-        stored: the accuracies that the file itself reports, by state.
-        grader: the source of the verdicts; "" if the file does not say.
-        remarks: what a reader must know about the file.
-    """
+    """A file of answers."""
 
     name: str
     path: Path
     kind: str
-    unit: str
+    unit: str  # what the units are: "passage" or "question"
     units: tuple[Unit, ...]
-    stored: dict[str, float]
-    grader: str = ""
-    remarks: tuple[str, ...] = ()
+    stored: dict[str, float]  # the accuracies that the file itself reports, by state
+    grader: str = ""  # the source of the verdicts; "" if the file does not say
+    remarks: tuple[str, ...] = ()  # what a reader must know about the file
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A file of continual edits: the mean accuracy [K+1, K], NaN where not measured.
-
-    ``sequences`` is the number of sequences behind the mean, None if the file does not say.
-    """
+    """A file of continual edits."""
 
     name: str
     path: Path
-    mean: np.ndarray
-    sequences: int | None
+    mean: np.ndarray  # accuracy [K+1, K], NaN where not measured
+    sequences: int | None  # number of sequences behind the mean, None if the file does not say
     kind: str = "continual"
     grader: str = ""
     remarks: tuple[str, ...] = ()
@@ -150,7 +136,7 @@ def names(given: Sequence[Path]) -> list[str]:
 
 def stem(path: Path) -> str:
     """Return the file's name without .json or .json.gz."""
-    return next((path.name.removesuffix(end) for end in reversed(SUFFIXES) if path.name.endswith(end)), path.name)
+    return re.sub(r"\.json(\.gz)?$", "", path.name)
 
 
 def read(path: Path, name: str = "") -> Results | Matrix:
@@ -175,13 +161,8 @@ def read(path: Path, name: str = "") -> Results | Matrix:
     except fastjsonschema.JsonSchemaValueException as error:
         what = error.message.removeprefix("data.").removeprefix("data ")
         raise DataError(f"{path}: {what}, but is {_some(error.value)}; mend the file or fetch it again.") from error
-    readers: dict[str, Callable[..., Results | Matrix]] = {
-        "single_passage": _single_passage,
-        "pretraining": _pretraining,
-        "continual": _continual,
-    }
     try:
-        return readers[kind](content, name or stem(path), path, kind, key)
+        return _READERS[kind](content, name or stem(path), path, key)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -212,48 +193,40 @@ def _some(value: object) -> str:
 # ---------------------------------------------------------------------------------------------- single passages
 
 
-def _single_passage(content: dict, name: str, path: Path, kind: str, key: str) -> Results:
+def _single_passage(content: dict, name: str, path: Path, key: str) -> Results:
     rubric_only = content.get("reward_mode") == "proxy"
     units, remarks = [], []
     for number, article in enumerate(content["articles"]):
         completions = tuple(_completion(entry, rubric_only) for entry in article["completions"])
-        title, context = article.get("title") or "", article.get("context") or ""
-        units.append(Unit(f"{number:05d}", title, context, completions))
-    has = {
-        "questions": any(unit.asked() for unit in units),
-        "accuracies": any(c.accuracy for unit in units for c in unit.completions),
-        "scores": any(not math.isnan(c.proxy) for unit in units for c in unit.completions),
-    }
-    if not any(has.values()):
-        raise DataError("no completion has questions, an accuracy or a score by a rubric; give a file with results.")
-    if not has["questions"] and has["accuracies"]:
-        remarks.append("no questions: accuracies of whole self-edits are taken as the file gives them")
-    if not has["questions"] and not has["accuracies"]:
+        units.append(Unit(f"{number:05d}", article.get("title") or "", article.get("context") or "", completions))
+    every = [completion for unit in units for completion in unit.completions]
+    questions, accuracies = any(unit.asked() for unit in units), any(c.accuracy for c in every)
+    if not questions and not accuracies:
+        if all(math.isnan(c.proxy) for c in every):
+            raise DataError(
+                "no completion has questions, an accuracy or a score by a rubric; give a file with results."
+            )
         remarks.append("scores by a rubric only, nothing was trained: no accuracy (the zeros in the file are none)")
+    elif not questions:
+        remarks.append("no questions: accuracies of whole self-edits are taken as the file gives them")
     declared = content.get("n_articles")
     if declared is not None and declared != len(units):
         remarks.append(f"n_articles says {declared}, but there are {len(units)} passages")
-    keys = {"adapter": "adapter_mean_accuracy", "base": "baseline_mean_accuracy"}
-    stored = _stored(content.get("overall"), keys) if has["questions"] or has["accuracies"] else {}
-    return Results(name, path, kind, "passage", tuple(units), stored, content.get("grader") or "", tuple(remarks))
+    stored = _stored(content.get("overall"), "mean_accuracy") if questions or accuracies else {}
+    return Results(name, path, "single_passage", "passage", tuple(units), stored, _grader(content), tuple(remarks))
 
 
 def _completion(entry: dict, rubric_only: bool) -> Completion:
-    stats = entry.get("stats") or {}
     by_rep: dict[int, list[Asked]] = {}
     for item in entry.get("questions") or []:
         said = {s: Said(item.get(f"{PREFIX[s]}_answer"), _number(item.get(f"{PREFIX[s]}_correct"))) for s in STATES}
         by_rep.setdefault(item.get("rep") or 0, []).append(Asked(item["question"], item.get("answer"), said))
     scores = [score for score in _scores(entry.get("proxy_scores")) if not math.isnan(score)]
-    proxy = sum(scores) / len(scores) if scores else math.nan
     # a file whose reward is a rubric has accuracy 0.0 where nothing was measured; only these fields reveal it
-    unmeasured = rubric_only or (bool(scores) and not by_rep)
-    given = {} if unmeasured or by_rep else {s: _number(stats.get(f"{PREFIX[s]}_mean")) for s in STATES}
-    return Completion(
-        tuple(tuple(by_rep[rep]) for rep in sorted(by_rep)),
-        {state: value for state, value in given.items() if not math.isnan(value)},
-        proxy,
-    )
+    measured = not (by_rep or rubric_only or scores)
+    accuracy = _stored(entry.get("stats"), "mean") if measured else {}
+    proxy = sum(scores) / len(scores) if scores else math.nan
+    return Completion(tuple(tuple(by_rep[rep]) for rep in sorted(by_rep)), accuracy, proxy)
 
 
 def _scores(value: object) -> list[float]:
@@ -266,7 +239,7 @@ def _scores(value: object) -> list[float]:
 # ---------------------------------------------------------------------------------------------- continued pretraining
 
 
-def _pretraining(content: dict, name: str, path: Path, kind: str, key: str) -> Results:
+def _pretraining(content: dict, name: str, path: Path, key: str) -> Results:
     reply, remarks = content[key], []
     n = len(reply["adapter_correct"])
     columns: dict[str, list[Said]] = {}
@@ -274,6 +247,7 @@ def _pretraining(content: dict, name: str, path: Path, kind: str, key: str) -> R
         verdicts, texts = reply.get(f"{PREFIX[state]}_correct"), reply.get(f"{PREFIX[state]}_texts")
         if not verdicts:
             remarks.append("the base model was not asked")
+            columns[state] = [Said()] * n
             continue
         for what, values in (("correct", verdicts), ("texts", texts)):
             if values and len(values) != n:
@@ -288,36 +262,35 @@ def _pretraining(content: dict, name: str, path: Path, kind: str, key: str) -> R
     if isinstance(declared, int) and not isinstance(declared, bool) and declared != n:
         remarks.append(f"eval_questions says {declared}, but {n} were answered")
     units = []
-    for i in range(n):
-        asked = Asked("", None, {state: said[i] for state, said in columns.items()})
+    for i, said in enumerate(zip(*columns.values(), strict=True)):
+        asked = Asked("", None, dict(zip(STATES, said, strict=True)))
         units.append(Unit(f"{i:05d}", "", "", (Completion(((asked,),)),)))
-    keys = {"adapter": "adapter_accuracy", "base": "baseline_accuracy"}
-    stored = _stored(content.get("overall") or content.get("metrics") or reply, keys)
-    if "base" not in columns:
+    stored = _stored(content.get("overall") or content.get("metrics") or reply, "accuracy")
+    if not reply.get("baseline_correct"):
         stored.pop("base", None)
-    return Results(name, path, kind, "question", tuple(units), stored, _grader(content), tuple(remarks))
+    return Results(name, path, "pretraining", "question", tuple(units), stored, _grader(content), tuple(remarks))
 
 
 # ---------------------------------------------------------------------------------------------- continual edits
 
 
-def _continual(content: dict, name: str, path: Path, kind: str, key: str) -> Matrix:
-    sequences = content.get("n_sequences")
+def _continual(content: dict, name: str, path: Path, key: str) -> Matrix:
     try:
         mean = metrics.released(content[key])
     except DataError as error:
         raise DataError(f"{key}: {error}") from error
-    return Matrix(name, path, mean, sequences, grader=_grader(content))
+    return Matrix(name, path, mean, content.get("n_sequences"), grader=_grader(content))
 
 
 def _grader(content: dict) -> str:
     return content["grader"] if isinstance(content.get("grader"), str) else ""
 
 
-def _stored(given: object, keys: dict[str, str]) -> dict[str, float]:
-    if not isinstance(given, dict):
-        return {}
-    found = {state: _number(given.get(key)) for state, key in keys.items()}
+def _stored(given: object, what: str) -> dict[str, float]:
+    """Return the accuracies that a file reports under ``adapter_<what>`` and ``baseline_<what>``, by state."""
+    found = (
+        {state: _number(given.get(f"{PREFIX[state]}_{what}")) for state in STATES} if isinstance(given, dict) else {}
+    )
     return {state: value for state, value in found.items() if math.isfinite(value)}
 
 
@@ -330,3 +303,10 @@ def _number(value: object) -> float:
     except OverflowError:
         return math.nan
     return number if math.isfinite(number) else math.nan
+
+
+_READERS: dict[str, Callable[..., Results | Matrix]] = {
+    "single_passage": _single_passage,
+    "pretraining": _pretraining,
+    "continual": _continual,
+}

@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from seal_lib.audit.files import STATES, Asked, Matrix, Results, Said, Unit, stem
+from seal_lib.audit.files import STATES, Matrix, Results, Said, Unit, stem
 from seal_lib.continual import intervals
+from seal_lib.errors import DataError
 from seal_lib.grading.graders import grade, is_blank
 from seal_lib.records import Answer, Question
 from seal_lib.report import stats
@@ -37,49 +39,32 @@ CONTAINS = "contains"
 class State:
     """The numbers of a file for the model after training ("adapter") or without it ("base").
 
-    Attributes:
-        macro: mean accuracy over units.
-        micro: questions right of those asked, over all trainings; macro and micro are NaN if the file lacks what they
-            need.
-        right: the sum of verdicts over ``questions`` graded questions.
-        ungraded: the number of answers without a verdict, which are left out.
-        blank: the number of answers that say nothing; NaN if the file has no texts.
-        blank_rate: their share.
-        spoken: micro accuracy of the other answers.
-        stored: the accuracy that the file itself reports.
-        contains: containment compared with the file's grader, if there are gold answers.
+    ``macro`` and ``micro`` are NaN if the file lacks what they need.
     """
 
     file: str
     state: str
-    macro: Estimate
-    micro: Estimate
-    right: float
+    macro: Estimate  # mean accuracy over units
+    micro: Estimate  # questions right of those asked, over all trainings
+    right: float  # the sum of verdicts over ``questions`` graded questions
     questions: int
-    ungraded: int
-    blank: float
-    blank_rate: Estimate
-    spoken: Estimate
-    stored: float
-    contains: Agreement | None
+    ungraded: int  # the number of answers without a verdict, which are left out
+    blank: float  # the number of answers that say nothing; NaN if the file has no texts
+    blank_rate: Estimate  # their share
+    spoken: Estimate  # micro accuracy of the other answers
+    stored: float  # the accuracy that the file itself reports
+    contains: Agreement | None  # containment compared with the file's grader, if there are gold answers
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Containment compared with the verdicts of the file's grader, over the answers that have both.
+    """Containment compared with the verdicts of the file's grader, over the answers that have both."""
 
-    Attributes:
-        judged, contained: mean over units of the verdicts, and of containment.
-        agree: the share of answers on which both agree.
-        precision: the share that the grader calls right, of the answers that contain the gold answer.
-        recall: the share that contains the gold answer, of the answers that the grader calls right.
-    """
-
-    judged: Estimate
-    contained: Estimate
-    agree: float
-    precision: float
-    recall: float
+    judged: Estimate  # mean over units of the verdicts
+    contained: Estimate  # mean over units of containment
+    agree: float  # the share of answers on which both agree
+    precision: float  # the share that the grader calls right, of the answers that contain the gold answer
+    recall: float  # the share that contains the gold answer, of the answers that the grader calls right
     answers: int
 
 
@@ -87,43 +72,31 @@ class Agreement:
 class Reward:
     """The reliability of the rewards in a file with several self-edits per passage; the reward is the accuracy.
 
-    Attributes:
-        edits: self-edits per unit.
-        runs: trainings per self-edit.
-        mean: the mean reward.
-        best: the reward of the best self-edit of each unit.
-        fresh: the reward, by one training, of the self-edit that is best by all other trainings, averaged over the
-            choice of that one.
-        reliability: see `stats.reliability`.
+    ``fresh`` is averaged over the choice of the one training that it is measured by.
     """
 
     file: str
-    edits: int
-    runs: int
-    mean: Estimate
-    best: Estimate
-    fresh: Estimate
-    reliability: Estimate
+    edits: int  # self-edits per unit
+    runs: int  # trainings per self-edit
+    mean: Estimate  # the mean reward
+    best: Estimate  # the reward of the best self-edit of each unit
+    fresh: Estimate  # the reward, by one training, of the self-edit that is best by all other trainings
+    reliability: Estimate  # see `stats.reliability`
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The difference a − b after training, paired by what both files asked.
 
-    Its p-value is adjusted by Holm over all comparisons of the kind. ``by`` says what the pairs are matched by.
-
-    Attributes:
-        spoken: the difference over the ``spoken_questions`` that both answered with something; n is 0 if the files have
-            no texts.
-        spoken_right: the verdict sums of a and of b over these questions.
+    Its p-value is adjusted by Holm over all comparisons of the kind. ``spoken`` has n = 0 if the files have no texts.
     """
 
     a: str
     b: str
-    by: str
+    by: str  # what the pairs are matched by
     difference: Estimate
-    spoken: Estimate
-    spoken_right: tuple[float, float]
+    spoken: Estimate  # the difference over the ``spoken_questions`` that both answered with something
+    spoken_right: tuple[float, float]  # the verdict sums of a and of b over these questions
     spoken_questions: int
     note: str = ""
 
@@ -138,35 +111,32 @@ def states(results: Results) -> list[State]:
 
 
 def _state(results: Results, state: str) -> State:
-    def verdicts(asked: Iterable[Asked]) -> list[float]:
-        given = (one.said[state].verdict for one in asked if state in one.said)
-        return [verdict for verdict in given if not math.isnan(verdict)]
-
-    counts = {u.id: (math.fsum(v := verdicts(u.asked())), float(len(v))) for u in results.units}
-    said = [(u.id, one.said[state]) for u in results.units for one in u.asked() if state in one.said]
-    graded = [(unit, one) for unit, one in said if not math.isnan(one.verdict)]
-    texts = [(unit, one) for unit, one in graded if one.text is not None]
-    blanks: dict[str, list[float]] = {}
-    spoken: dict[str, tuple[float, float]] = {}
-    for unit, one in texts:
-        empty = is_blank(one.text or "")
-        blanks.setdefault(unit, []).append(float(empty))
-        right, asked = spoken.get(unit, (0.0, 0.0))
-        spoken[unit] = (right + (not empty) * one.verdict, asked + (not empty))
+    said = {unit.id: [asked.said[state] for asked in unit.asked()] for unit in results.units}
+    graded = {unit: [one for one in several if not math.isnan(one.verdict)] for unit, several in said.items()}
+    texts = {unit: [one for one in several if one.text is not None] for unit, several in graded.items()}
+    blanks = {unit: [float(is_blank(one.text or "")) for one in several] for unit, several in texts.items() if several}
+    spoken = {unit: list(filter(_speaks, texts[unit])) for unit in blanks}
+    right, spoken_right = ({unit: _right(several) for unit, several in of.items()} for of in (graded, spoken))
+    questions = sum(map(len, graded.values()))
     return State(
         results.name,
         state,
         stats.mean_over_units({u.id: accuracy(u, state) for u in results.units}, stats.SHARE, results.unit),
-        stats.ratio_over_loops({0: counts}, results.unit),
-        math.fsum(right for right, _ in counts.values()),
-        len(graded),
-        len(said) - len(graded),
-        math.fsum(math.fsum(several) for several in blanks.values()) if texts else math.nan,
+        stats.ratio_over_loops({0: right}, results.unit),
+        math.fsum(verdicts for verdicts, _ in right.values()),
+        questions,
+        sum(map(len, said.values())) - questions,
+        math.fsum(itertools.chain(*blanks.values())) if blanks else math.nan,
         stats.mean_over_units(blanks, stats.SHARE, results.unit),
-        stats.ratio_over_loops({0: spoken}, results.unit),
+        stats.ratio_over_loops({0: spoken_right}, results.unit),
         results.stored.get(state, math.nan),
         _agreement(results, state),
     )
+
+
+def _right(said: Sequence[Said]) -> tuple[float, float]:
+    """Return the sum of verdicts and the number of answers."""
+    return math.fsum(one.verdict for one in said), float(len(said))
 
 
 def accuracy(unit: Unit, state: str) -> float:
@@ -178,7 +148,7 @@ def runs(unit: Unit, state: str) -> list[list[float]]:
     """Return the accuracy of each self-edit after each of its trainings, NaN where nothing was graded."""
     found = []
     for completion in unit.completions:
-        by_run = [_mean(a.said[state].verdict for a in run if state in a.said) for run in completion.runs]
+        by_run = [_mean(asked.said[state].verdict for asked in run) for run in completion.runs]
         found.append(by_run or [completion.accuracy.get(state, math.nan)])
     return found
 
@@ -191,30 +161,22 @@ def gain(results: Results) -> Estimate:
 
 
 def _agreement(results: Results, state: str) -> Agreement | None:
-    judged: dict[str, list[float]] = {}
-    contained: dict[str, list[float]] = {}
-    both: list[tuple[bool, bool]] = []
-    for unit in results.units:
-        for asked in unit.asked():
-            one = asked.said.get(state, Said())
-            if not asked.gold or one.text is None or math.isnan(one.verdict):
-                continue
-            held = _graded(asked.question, asked.gold, one.text).grades[CONTAINS]
-            judged.setdefault(unit.id, []).append(one.verdict)
-            contained.setdefault(unit.id, []).append(held)
-            both.append((held == 1, one.verdict > 0.5))
-    if not both:
+    rows = [
+        (unit.id, one.verdict, _graded(asked.question, asked.gold, one.text).grades[CONTAINS])
+        for unit in results.units
+        for asked in unit.asked()
+        if asked.gold and (one := asked.said[state]).text is not None and not math.isnan(one.verdict)
+    ]
+    if not rows:
         return None
-    ours, theirs = sum(held for held, _ in both), sum(right for _, right in both)
-    hits = sum(held and right for held, right in both)
-    return Agreement(
-        stats.mean_over_units(judged, stats.SHARE, results.unit),
-        stats.mean_over_units(contained, stats.SHARE, results.unit),
-        sum(held == right for held, right in both) / len(both),
-        hits / ours if ours else math.nan,
-        hits / theirs if theirs else math.nan,
-        len(both),
+    table = pd.DataFrame(rows, columns=["unit", "judged", "contained"])
+    by_unit = table.groupby("unit", sort=False).agg(list)
+    judged, contained = (
+        stats.mean_over_units(by_unit[column].to_dict(), stats.SHARE, results.unit) for column in by_unit
     )
+    right, held = table["judged"] > 0.5, table["contained"] == 1
+    agree, precision, recall = map(float, ((right == held).mean(), right[held].mean(), held[right].mean()))
+    return Agreement(judged, contained, agree, precision, recall, len(table))  # shares of no answers are NaN
 
 
 @functools.lru_cache(maxsize=65536)
@@ -223,18 +185,13 @@ def _graded(question: str, gold: str, text: str) -> Answer:
 
 
 def reward(results: Results) -> Reward | None:
-    """Return the rewards of a file with several self-edits per unit.
-
-    None if each unit has only one, or nothing was graded.
-    """
+    """Return the rewards of a file with several self-edits per unit; None if each has one, or nothing was graded."""
     rewards = {unit.id: runs(unit, "adapter") for unit in results.units}
     edits, seeds = max(map(len, rewards.values())), max(len(r) for several in rewards.values() for r in several)
     if edits < 2 or not any(_finite(r) for several in rewards.values() for r in several):
         return None
-    best, fresh = {}, {}
-    for name, several in rewards.items():
-        best[name] = max(finite) if (finite := _finite(map(_mean, several))) else math.nan
-        fresh[name] = _mean(_fresh(several, held_out) for held_out in range(seeds)) if seeds > 1 else math.nan
+    best = {name: max(_finite(map(_mean, several)), default=math.nan) for name, several in rewards.items()}
+    fresh = {name: _mean(_fresh(several, held_out) for held_out in range(seeds)) for name, several in rewards.items()}
     means = {name: _mean(map(_mean, several)) for name, several in rewards.items()}
     mean, top, again = (stats.mean_over_units(v, stats.SHARE, results.unit) for v in (means, best, fresh))
     equal = [several for several in rewards.values() if {len(r) for r in several} == {seeds}]
@@ -273,20 +230,18 @@ def compare(results: Sequence[Results]) -> tuple[list[Comparison], list[str]]:
     """
     found: list[Comparison] = []
     remarks: list[str] = []
-    for _, group in itertools.groupby(sorted(results, key=lambda r: r.kind), key=lambda r: r.kind):
-        files = list(group)
-        pairs = (
-            list(itertools.combinations(files, 2)) if len(files) <= ALL_PAIRS else [(files[0], f) for f in files[1:]]
-        )
+    for kind in sorted({file.kind for file in results}):
+        files = [file for file in results if file.kind == kind]
+        pairs = list(itertools.combinations(files, 2))
         if len(files) > ALL_PAIRS:
+            pairs = [pair for pair in pairs if pair[0] is files[0]]
             remarks.append(f"{len(files)} files of one kind: each is compared with {files[0].name} only")
         family = []
         for b, a in pairs:
-            made = _pair(a, b)
-            if isinstance(made, str):
-                remarks.append(f"{a.name} and {b.name} are not compared: {made}")
-            else:
-                family.append(made)
+            try:
+                family.append(_pair(a, b))
+            except DataError as reason:
+                remarks.append(f"{a.name} and {b.name} are not compared: {reason}")
         adjusted = stats.holm({i: one.difference.p for i, one in enumerate(family)})
         found += [replace(one, difference=replace(one.difference, p=adjusted[i])) for i, one in enumerate(family)]
     return found, remarks
@@ -295,36 +250,29 @@ def compare(results: Sequence[Results]) -> tuple[list[Comparison], list[str]]:
 Matched = dict[str, list[tuple[Said, Said]]]  # unit -> (answer of a, answer of b) to each shared question
 
 
-def _pair(a: Results, b: Results) -> Comparison | str:
-    """Return the comparison of two files of one kind, or the reason why there is none."""
-    matched: Matched = {}
-    note = ""
+def _pair(a: Results, b: Results) -> Comparison:
+    """Return the comparison of two files of one kind.
+
+    Raises:
+        DataError: there is none; the message is the reason.
+    """
+    by, note = "question", ""
     if a.kind == "pretraining":
-        found = _by_position(a, b)
-        if isinstance(found, str):
-            return found
-        matched, note = found
         by = "position"
+        matched, note = _by_position(a, b)
     else:
-        matched, by = _by_question(a, b), "question"
+        matched = _by_question(a, b)
     sides = _sides(matched)
     if not matched:
         by, sides = "passage", _by_passage(a, b)
     if not sides[0]:
-        return "they share no question and no passage"
+        raise DataError("they share no question and no passage")
     both = {unit: [pair for pair in pairs if all(map(_speaks, pair))] for unit, pairs in matched.items()}
     spoken = {unit: pairs for unit, pairs in both.items() if pairs}
-    right = [math.fsum(pair[side].verdict for pairs in spoken.values() for pair in pairs) for side in (0, 1)]
-    return Comparison(
-        a.name,
-        b.name,
-        by,
-        _difference(sides, a.unit),
-        _difference(_sides(spoken), a.unit),
-        (right[0], right[1]),
-        sum(map(len, spoken.values())),
-        note,
-    )
+    ours, theirs = (math.fsum(pair[side].verdict for pair in itertools.chain(*spoken.values())) for side in (0, 1))
+    questions = sum(map(len, spoken.values()))
+    differences = _difference(sides, a.unit), _difference(_sides(spoken), a.unit)
+    return Comparison(a.name, b.name, by, *differences, (ours, theirs), questions, note)
 
 
 def _speaks(said: Said) -> bool:
@@ -369,9 +317,7 @@ def _answers(results: Results) -> dict[tuple[str, str, int], tuple[str, Said]]:
         for run in (run for completion in unit.completions for run in completion.runs):
             within: Counter[str] = Counter()
             for asked in run:
-                several.setdefault((asked.question, within[asked.question]), []).append(
-                    asked.said.get("adapter", Said())
-                )
+                several.setdefault((asked.question, within[asked.question]), []).append(asked.said["adapter"])
                 within[asked.question] += 1
         for (question, _), said in several.items():
             key = unit.title, question
@@ -398,27 +344,31 @@ def _by_passage(a: Results, b: Results) -> list[dict[str, float]]:
     return [{key: value for key, value in side.items() if key in sides[0] and key in sides[1]} for side in sides]
 
 
-def _by_position(a: Results, b: Results) -> tuple[Matched, str] | str:
-    """Match questions by position if both files seem to hold the same ones; otherwise return the reason why not."""
+def _by_position(a: Results, b: Results) -> tuple[Matched, str]:
+    """Match questions by position if both files seem to hold the same ones; also return a note on that.
+
+    Raises:
+        DataError: they do not; the message is the reason.
+    """
     if len(a.units) != len(b.units):
-        return f"they hold {len(a.units)} and {len(b.units)} questions, and no text by which to match them"
-    sides = [[r.units[i].asked()[0].said for i in range(len(r.units))] for r in (a, b)]
-    base = [[said.get("base", Said()).verdict for said in side] for side in sides]
-    known = [(x, y) for x, y in zip(*base, strict=True) if not math.isnan(x + y)]
+        raise DataError(f"they hold {len(a.units)} and {len(b.units)} questions, and no text by which to match them")
+    pairs = [(x.id, x.asked()[0].said, y.asked()[0].said) for x, y in zip(a.units, b.units, strict=True)]
+    known = _known((x["base"], y["base"]) for _, x, y in pairs)
     if not known:
-        return "they hold no question texts, and no verdicts on a base model by which to check the order"
-    kappa = _kappa(known)
+        raise DataError("they hold no question texts, and no verdicts on a base model by which to check the order")
+    kappa = _kappa([(x.verdict, y.verdict) for x, y in known])
     if not kappa >= SAME_ORDER:
-        return (
+        raise DataError(
             f"they hold no question texts, and the verdicts on their base models agree too little (kappa {kappa:.2f}) "
             "for the same questions in the same order"
         )
-    pairs = {
-        a.units[i].id: [(sides[0][i].get("adapter", Said()), sides[1][i].get("adapter", Said()))]
-        for i in range(len(a.units))
-    }
-    graded = {k: v for k, v in pairs.items() if not math.isnan(v[0][0].verdict + v[0][1].verdict)}
-    return graded, f"base models agree, kappa {kappa:.2f}"
+    after = {unit: _known([(x["adapter"], y["adapter"])]) for unit, x, y in pairs}
+    return {unit: pair for unit, pair in after.items() if pair}, f"base models agree, kappa {kappa:.2f}"
+
+
+def _known(pairs: Iterable[tuple[Said, Said]]) -> list[tuple[Said, Said]]:
+    """Return the pairs of which both have a verdict."""
+    return [(x, y) for x, y in pairs if not math.isnan(x.verdict + y.verdict)]
 
 
 def _kappa(pairs: Sequence[tuple[float, float]]) -> float:
@@ -438,16 +388,14 @@ def continual(matrices: Sequence[Matrix]) -> dict[str, dict[str, Estimate]]:
     give one more entry, "N runs of K edits", with intervals over runs.
     """
     found = {m.name: _summary(m.mean, m.sequences) for m in matrices}
-    groups: dict[tuple[int, ...], list[Matrix]] = {}
+    groups: dict[int, list[np.ndarray]] = {}
     for matrix in matrices:
         if matrix.path.name.startswith("summary"):
-            groups.setdefault(matrix.mean.shape, []).append(matrix)
-    for several in groups.values():
+            groups.setdefault(matrix.mean.shape[1], []).append(matrix.mean)
+    for edits, several in groups.items():
         if len(several) > 1:
-            made = _summary(np.stack([m.mean for m in several]), None)
-            found[f"{len(several)} runs of {several[0].mean.shape[1]} edits"] = {
-                name: replace(one, unit="run") for name, one in made.items()
-            }
+            made = {name: replace(one, unit="run") for name, one in _summary(np.stack(several), None).items()}
+            found[f"{len(several)} runs of {edits} edits"] = made
     return found
 
 
@@ -465,11 +413,12 @@ def printed(path: Path, state: str = "adapter") -> dict | None:
     A row fits if the path ends in its ``file``, punctuation aside; the longest match wins.
     """
     whole = f"_{_words(str(path.with_name(stem(path))))}"
-    base = state == "base"
     fits = [
         entry
         for entry in paper_values()
-        if entry.get("file") and (entry["arm"] == "frozen") is base and whole.endswith(f"_{_words(entry['file'])}")
+        if entry.get("file")
+        and (entry["arm"] == "frozen") is (state == "base")
+        and whole.endswith(f"_{_words(entry['file'])}")
     ]
     return max(fits, key=lambda entry: len(entry["file"]), default=None)
 

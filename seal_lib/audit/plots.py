@@ -39,39 +39,33 @@ def accuracy_by_file(found: Audit, ax: Axes) -> Axes:
         marks.paper_mark(ax, entry["value"] if entry else math.nan, y, everything)
         text = f"{100 * one.macro.value:.1f}"
         ax.text(1.015, y, text, transform=ax.get_yaxis_transform(), va="center_baseline", fontsize=8.5)
-    if not ran:
-        return _nothing(ax, "no file has an accuracy")
-    marks.arm_axis(ax, [f"{one.file}, {MODELS[one.state]}" for one in ran])
-    marks.share_axis(ax.xaxis, plots.SHARE_LABELS["accuracy"])
-    marks.legend(ax)
-    return ax
+    return _finished(ax, ran, "no file has an accuracy")
 
 
 def judge_and_containment(found: Audit, ax: Axes) -> Axes:
     """Draw accuracy by the file's grader and by containment, per file and model with gold answers, with intervals."""
     both = [(one, one.contains) for one in found.states if one.contains]
     for y, (one, beside) in enumerate(both):
-        for estimate, shift, marker, label in (
-            (beside.judged, -0.16, "o", "grader of the file"),
-            (beside.contained, 0.16, "s", "containment"),
+        for estimate, shift, marker, paint, label in (
+            (beside.judged, -0.16, "o", OTHER, "grader of the file"),
+            (beside.contained, 0.16, "s", "#0072B2", "containment"),
         ):
             row = estimate.row("", f"{one.file}:{one.state}:{label}", "accuracy")
-            paint = OTHER if marker == "o" else "#0072B2"
             marks.mark(ax, row, y + shift, paint, marker=marker, label=marks.once(ax, label))
-        ax.text(
-            1.015, y, f"{100 * beside.agree:.0f} % agree", transform=ax.get_yaxis_transform(), va="center", fontsize=8.5
-        )
-    if not both:
-        return _nothing(ax, "no file has answers and gold answers")
-    marks.arm_axis(ax, [f"{one.file}, {MODELS[one.state]}" for one, _ in both])
+        text = f"{100 * beside.agree:.0f} % agree"
+        ax.text(1.015, y, text, transform=ax.get_yaxis_transform(), va="center", fontsize=8.5)
+    return _finished(ax, [one for one, _ in both], "no file has answers and gold answers")
+
+
+def _finished(ax: Axes, drawn: list[numbers.State], why: str) -> Axes:
+    """Return the axes with names, scale and legend of what was drawn; with nothing drawn they say ``why``."""
+    if not drawn:
+        ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center")
+        ax.set_axis_off()
+        return ax
+    marks.arm_axis(ax, [f"{one.file}, {MODELS[one.state]}" for one in drawn])
     marks.share_axis(ax.xaxis, plots.SHARE_LABELS["accuracy"])
     marks.legend(ax)
-    return ax
-
-
-def _nothing(ax: Axes, why: str) -> Axes:
-    ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center")
-    ax.set_axis_off()
     return ax
 
 

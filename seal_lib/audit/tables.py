@@ -6,16 +6,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from seal_lib.audit import numbers
-from seal_lib.audit.files import Matrix, Results, find, read_all
+from seal_lib.audit.files import STATES, Matrix, Results, find, read_all
 from seal_lib.records import to_dict
 from seal_lib.report import stats
 from seal_lib.report.stats import Estimate
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 KINDS = {
     "single_passage": "One passage at a time (query_server)",
@@ -78,33 +76,31 @@ def audit(given: Iterable[str | Path]) -> Audit:
 
 def accuracies(found: Audit, kind: str) -> pd.DataFrame:
     """Return two lines per file, after training and without: its accuracies beside its own claims and the paper's."""
-    import pandas as pd
-
-    lines: list[dict[str, str]] = []
-    notes: list[str] = []
+    lines, notes = [], []
     files = {file.name: file for file in found.of(kind)}
-    for one in found.states:
-        if one.file not in files:
-            continue
-        passages = kind == "single_passage"
-        entry = numbers.printed(files[one.file].path, one.state)
+    for one in (state for state in found.states if state.file in files):
+        line = {"file": one.file, "model": MODELS[one.state]}
+        if kind == "single_passage":
+            line["accuracy (macro), %"] = percent(one.macro)
+        line["accuracy (micro), %"] = percent(one.micro)
+        line["right / asked"] = f"{one.right:g} / {one.questions}" if one.questions else ""
+        if kind == "single_passage":
+            line["passages"] = str(one.macro.n)
+        blank, rest = "–", "–"
+        if not math.isnan(one.blank):
+            blank, rest = f"{one.blank:g} ({100 * one.blank / one.questions:.1f} %)", percent(one.spoken)
         gained = found.gains.get(one.file) if one.state == "adapter" else None
-        asked = "" if not one.questions else f"{one.right:g} / {one.questions}"
+        entry = numbers.printed(files[one.file].path, one.state)
+        line |= {
+            "blank": blank,
+            "of the rest, %": rest,
+            "gain, points": percent(gained, "+") if gained else "",
+            "the file says, %": _stored(one.stored, one.macro if kind == "single_passage" else one.micro),
+            "paper, %": f"{100 * entry['value']:.1f} ({entry['table']})" if entry else "",
+        }
+        lines.append(line)
         if entry and entry["note"]:
             notes.append(f"{entry['table']}, {entry['cell']}: {entry['note']}.")
-        lines.append(
-            {"file": one.file, "model": MODELS[one.state]}
-            | ({"accuracy (macro), %": percent(one.macro)} if passages else {})
-            | {"accuracy (micro), %": percent(one.micro), "right / asked": asked}
-            | ({"passages": str(one.macro.n)} if passages else {})
-            | {
-                "blank": "–" if math.isnan(one.blank) else f"{one.blank:g} ({100 * one.blank / one.questions:.1f} %)",
-                "of the rest, %": percent(one.spoken) if not math.isnan(one.blank) else "–",
-                "gain, points": percent(gained, "+") if gained else "",
-                "the file says, %": _stored(one.stored, one.macro if passages else one.micro),
-                "paper, %": f"{100 * entry['value']:.1f} ({entry['table']})" if entry else "",
-            }
-        )
     table = pd.DataFrame(lines)
     if kind == "pretraining" and lines:
         notes.append("The files do not say which questions share a passage, so each counts as independent.")
@@ -114,8 +110,6 @@ def accuracies(found: Audit, kind: str) -> pd.DataFrame:
 
 def containment(found: Audit) -> pd.DataFrame:
     """Return, for each file with gold answers, containment beside the verdicts in the file."""
-    import pandas as pd
-
     graders = {file.name: file.grader or "not named" for file in found.files}
     return pd.DataFrame(
         [
@@ -138,8 +132,6 @@ def containment(found: Audit) -> pd.DataFrame:
 
 def comparisons(found: Audit, kind: str) -> pd.DataFrame:
     """Return the paired differences between the files of a kind, after training."""
-    import pandas as pd
-
     names = {file.name for file in found.of(kind)}
     return pd.DataFrame(
         [
@@ -163,8 +155,6 @@ def comparisons(found: Audit, kind: str) -> pd.DataFrame:
 
 def rewards(found: Audit) -> pd.DataFrame:
     """Return how reliable the rewards are, for the files with several self-edits per passage."""
-    import pandas as pd
-
     return pd.DataFrame(
         [
             {
@@ -184,19 +174,14 @@ def rewards(found: Audit) -> pd.DataFrame:
 
 def scores(found: Audit) -> pd.DataFrame:
     """Return the scores by a rubric of the files that have them; the authors' rubric goes from 4 to 20."""
-    import pandas as pd
-
-    lines = [
+    return pd.DataFrame(
         {"file": name, "score": f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]", "passages": str(one.n)}
         for name, one in found.proxies.items()
-    ]
-    return pd.DataFrame(lines)
+    )
 
 
 def continual(found: Audit) -> pd.DataFrame:
     """Return one line per file of continual edits, and one for several runs together."""
-    import pandas as pd
-
     lines = []
     for name, metrics in found.continual.items():
         edits = max((int(key[3:]) for key in metrics if key.startswith("AA_")), default=0)
@@ -218,20 +203,20 @@ def shown(found: Audit) -> dict[str, pd.DataFrame]:
     for kind in ("single_passage", "pretraining"):
         tables[KINDS[kind]] = accuracies(found, kind)
         tables[f"{KINDS[kind]}: paired comparisons after training"] = comparisons(found, kind)
-    tables |= {"Containment beside the file's grader": containment(found)}
-    tables |= {"Rewards": rewards(found), "Scores by a rubric": scores(found)}
-    tables |= {KINDS["continual"]: continual(found)}
+    tables |= {"Containment beside the file's grader": containment(found), "Rewards": rewards(found)}
+    tables |= {"Scores by a rubric": scores(found), KINDS["continual"]: continual(found)}
     return {title: table for title, table in tables.items() if len(table)}
 
 
 def as_json(found: Audit) -> dict:
     """Return all numbers as plain JSON values; a missing number is null."""
+    printed = {(f.name, s): numbers.printed(f.path, s) or {"value": None} for f in found.files for s in STATES}
     return {
         "files": [
             {"name": f.name, "path": str(f.path), "kind": f.kind, "grader": f.grader, "remarks": list(f.remarks)}
             for f in found.files
         ],
-        "states": [to_dict(one) | {"printed": _printed(found, one)} for one in found.states],
+        "states": [to_dict(one) | {"printed": printed[one.file, one.state]["value"]} for one in found.states],
         "gains": {name: to_dict(one) for name, one in found.gains.items()},
         "rewards": [to_dict(one) for one in found.rewards],
         "proxy_scores": {name: to_dict(one) for name, one in found.proxies.items()},
@@ -240,12 +225,6 @@ def as_json(found: Audit) -> dict:
         "remarks": list(found.remarks),
         "refused": list(found.refused),
     }
-
-
-def _printed(found: Audit, one: numbers.State) -> float | None:
-    path = next(file.path for file in found.files if file.name == one.file)
-    entry = numbers.printed(path, one.state)
-    return entry["value"] if entry else None
 
 
 # ---------------------------------------------------------------------------------------------- helpers

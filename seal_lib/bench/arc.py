@@ -24,16 +24,18 @@ import argparse
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from seal_lib import paths
+from seal_lib.arc import prompts
 from seal_lib.arc.augment import SWITCHES
-from seal_lib.arc.domain import TestTimeTraining, training_examples
+from seal_lib.arc.domain import Puzzles, TestTimeTraining
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import command_line
+from seal_lib.loops.domain import Candidate
 from seal_lib.seeds import rng
 
 if TYPE_CHECKING:
@@ -71,25 +73,10 @@ def draw(task: Task, count: int = SELF_EDITS) -> list[Config]:
 def jobs_of(
     task: Task, configs: Sequence[Config], tokenizer: PreTrainedTokenizerBase, settings: TestTimeTraining
 ) -> list[Job]:
-    """Return one job per self-edit; equal self-edits have a job each."""
-    from seal_lib.arc import prompts
-    from seal_lib.training.jobs import Job
-
-    wording, sets = prompts.load("seedling"), {}
-    return [
-        Job(
-            id=f"{number}",
-            examples=training_examples(task, config, tokenizer, wording, settings, 0, sets),
-            lr=config.learning_rate,
-            epochs=config.epochs,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            batch=settings.batch,
-            schedule=settings.schedule,
-            warmup=settings.warmup,
-        )
-        for number, config in enumerate(configs)
-    ]
+    """Return one job per self-edit, all of one seed; equal self-edits have a job each."""
+    domain = Puzzles(settings, prompts.load("seedling"))
+    candidates = [Candidate(f"{number}", task, config, "", 0) for number, config in enumerate(configs)]
+    return [replace(job, seed=0) for job in domain.jobs(candidates, tokenizer)]
 
 
 def padded(job: Job, pad: int) -> Job:
@@ -139,51 +126,39 @@ def measure(
     configs = draw(task, count)
     plain = jobs_of(task, configs, tokenizer, settings)
     wide = [padded(job, tokenizer.pad_token_id) for job in plain]
-    first = {config: number for number, config in reversed(list(enumerate(configs)))}
-    once = [plain[number] for number in sorted(first.values())]
+    once = [plain[configs.index(config)] for config in dict.fromkeys(configs)]
     useful = tokens(plain)
     length = statistics.fmean(len(example.ids) for job in plain for example in job.examples)
     bounded = (max(1, settings.slots // 2), settings.tokens_per_step or None)
-
-    def train(jobs: Sequence[Job], slots: int, bound: int | None = None) -> Callable[[], None]:
-        def go() -> None:
-            with AdapterBank(model, slots=slots, targets=settings.targets, tokens_per_step=bound) as bank:
-                bank.run(jobs)
-
-        return go
-
     ways = {
-        "one_at_a_time_padded": (train(wide, 1), useful / tokens(wide)),
-        "one_at_a_time": (train(plain, 1), 1.0),
-        "bank_padded": (train(wide, settings.slots), useful / tokens(wide)),
-        "bank": (train(plain, settings.slots), 1.0),
-        "bank_bounded": (train(plain, *bounded), 1.0),
-        "bank_bucketed": (train([bucketed(job) for job in plain], *bounded), 1.0),
-        "bank_unique": (train(once, *bounded), 1.0),
+        "one_at_a_time_padded": (wide, 1, None),
+        "one_at_a_time": (plain, 1, None),
+        "bank_padded": (wide, settings.slots, None),
+        "bank": (plain, settings.slots, None),
+        "bank_bounded": (plain, *bounded),
+        "bank_bucketed": ([bucketed(job) for job in plain], *bounded),
+        "bank_unique": (once, *bounded),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repetitions):
-        for name, (go, _) in ways.items():
+        for name, (jobs, slots, bound) in ways.items():
             start = time.process_time()  # CPU seconds of this process, so that other programs do not count
-            go()
+            with AdapterBank(model, slots=slots, targets=settings.targets, tokens_per_step=bound) as bank:
+                bank.run(jobs)
             seconds[name].append(time.process_time() - start)
-    rows = []
-    for name, (_, share) in ways.items():
-        several = [1e3 * s / useful for s in seconds[name]]
-        rows.append(
-            {
-                "variant": name,
-                "ms_per_useful_token": statistics.median(several),
-                "low": min(several),
-                "high": max(several),
-                "useful_share": share,
-                "seconds": statistics.median(seconds[name]),
-                "self_edits": len(configs),
-                "distinct": len(once),
-                "tokens": length,
-            }
-        )
-    return pd.DataFrame(rows)
+    taken = pd.DataFrame(seconds)
+    each = 1e3 * taken / useful
+    columns = {
+        "ms_per_useful_token": each.median(),
+        "low": each.min(),
+        "high": each.max(),
+        "useful_share": pd.Series({name: useful / tokens(wide) if name.endswith("padded") else 1.0 for name in ways}),
+        "seconds": taken.median(),
+        "self_edits": len(configs),
+        "distinct": len(once),
+        "tokens": length,
+    }
+    return pd.DataFrame(columns).rename_axis("variant").reset_index()
 
 
 @command_line

@@ -28,17 +28,17 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lib import paths
-from seal_lib.bench import gpu_sizes, gpu_table, inner_loop
-from seal_lib.bench.gpu_table import Row
+from seal_lib.bench import gpu_table, inner_loop
+from seal_lib.bench.gpu_table import ALPHA, LR, QUESTIONS, RANK, GpuPlan, Row
 from seal_lib.errors import SealError, command_line
-from seal_lib.models import budget
 from seal_lib.plan import lengths
-from seal_lib.training.jobs import Job
+from seal_lib.training.jobs import Example, Job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,38 +49,6 @@ BLOCK = 8  # steps of a bank between two readings of the clock, since each readi
 
 class OutOfTime(Exception):
     """Raised inside a measurement to end it when its time is up; the steps until then count."""
-
-
-def shape_of(name: str) -> budget.Shape:
-    """Return the shape of a model of the plan."""
-    return gpu_sizes.TINY_SHAPE if name == "tiny" else budget.shape_of(name)
-
-
-def build(shape: budget.Shape, device: str) -> "PreTrainedModel":
-    """Make a frozen causal LM of this shape with random weights, in eval mode; bfloat16 on a GPU, float32 on a CPU."""
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
-
-    kind = Qwen2Config if shape.qkv_bias else LlamaConfig
-    own = {} if shape.qkv_bias else {"head_dim": shape.head_dim}
-    config = kind(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.mlp,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=shape.positions,
-        tie_word_embeddings=shape.tied,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-        **own,
-    )
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
-    return model.to(device).eval().requires_grad_(False)
 
 
 class Words:
@@ -95,28 +63,15 @@ class Words:
         return " ".join(map(str, ids))
 
 
-def jobs_of(plan: gpu_sizes.GpuPlan, count: int, vocabulary: int) -> list:
+def jobs_of(plan: GpuPlan, count: int, vocabulary: int) -> list:
     """Return the jobs of ``count`` self-edits with recorded lengths and random tokens, the same for every variant."""
-    from seal_lib.training.jobs import Example, Job
-
-    edits, draw, jobs = gpu_sizes.documents(plan), random.Random(0), []
-    for i in range(count):
-        examples = [Example([draw.randrange(2, vocabulary) for _ in range(n)]) for n in edits[i % len(edits)]]
-        jobs.append(
-            Job(
-                str(i),
-                examples,
-                lr=gpu_sizes.LR,
-                epochs=plan.epochs,
-                rank=gpu_sizes.RANK,
-                alpha=gpu_sizes.ALPHA,
-                seed=i,
-            )
-        )
-    return jobs
+    edits, draw = itertools.cycle(gpu_table.documents(plan)), random.Random(0)
+    drawn = ([Example([draw.randrange(2, vocabulary) for _ in range(n)]) for n in next(edits)] for _ in range(count))
+    about = {"lr": LR, "epochs": plan.epochs, "rank": RANK, "alpha": ALPHA}
+    return [Job(str(i), examples, seed=i, **about) for i, examples in enumerate(drawn)]
 
 
-def variants(plan: gpu_sizes.GpuPlan) -> list[tuple[str, str, int]]:
+def variants(plan: GpuPlan) -> list[tuple[str, str, int]]:
     """Return (targets, variant, K) of every measurement, in the order of a repetition."""
     ways = [("bank", plan.slots[0]), ("authors", 1), ("sequential", 1), *(("bank", k) for k in plan.slots[1:])]
     return [(targets, *way) for targets in plan.targets for way in ways]
@@ -140,7 +95,7 @@ def clock(model: "PreTrainedModel") -> Callable[[], float]:
 
 
 def train(
-    model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, variant: str, k: int, turn: int, limit: float
+    model: "PreTrainedModel", plan: GpuPlan, targets: str, variant: str, k: int, turn: int, limit: float
 ) -> tuple[float, int, int, int, float]:
     """Measure one way of training; return (seconds, adapter-steps, tokens without padding, self-edits begun, rest).
 
@@ -157,10 +112,8 @@ def train(
     jobs = jobs_of(plan, max(2 * k, 8), model.config.vocab_size)
     own = jobs[turn % len(jobs)]
     if variant == "authors":
-        timing, whole = (
-            inner_loop.with_trainer(model, own, plan.padding, plan.padded_steps, targets, now),
-            len(own.plan()),
-        )
+        timing = inner_loop.with_trainer(model, own, plan.padding, plan.padded_steps, targets, now)
+        whole = len(own.plan())
         return timing.steps * timing.per_step(whole), timing.steps, round(timing.steps * _tokens(own) / whole), 1, 0.0
     if variant == "sequential":
         seconds, steps, tokens, edits = 0.0, 0, 0, 0
@@ -183,11 +136,9 @@ def train(
 
     with AdapterBank(model, slots=k, targets=targets) as bank:
         start = now()
-        try:
+        with suppress(OutOfTime):
             for _ in bank.stream(jobs, watch):  # drop each adapter at once: 128 on all linears take 40 GB
                 pass
-        except OutOfTime:
-            pass
         whole = now() - start
         captured = bank.captures
     parts = [tuple(b - a for a, b in zip(*pair, strict=True)) for pair in itertools.pairwise(marks)]
@@ -202,7 +153,7 @@ def train(
     return seconds + opening * min(1.0, steps / opened), steps, tokens, len(jobs) - waiting, max(0.0, whole - seconds)
 
 
-def steady(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, k: int, after: int = 30) -> dict:
+def steady(model: "PreTrainedModel", plan: GpuPlan, targets: str, k: int, after: int = 30) -> dict:
     """Profile four steps of a bank with torch's profiler, following ``after`` other steps.
 
     Returns:
@@ -229,11 +180,8 @@ def steady(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, k: i
             record.stop()
             raise OutOfTime
 
-    with AdapterBank(model, slots=k, targets=targets) as bank:
-        try:
-            for _ in bank.stream(jobs_of(plan, max(2 * k, 8), model.config.vocab_size), watch):
-                pass
-        except OutOfTime:
+    with AdapterBank(model, slots=k, targets=targets) as bank, suppress(OutOfTime):
+        for _ in bank.stream(jobs_of(plan, max(2 * k, 8), model.config.vocab_size), watch):
             pass
     if steps < after + 4:  # too few steps for a steady state
         return {}
@@ -247,7 +195,7 @@ def _tokens(job: Job) -> int:
     return job.epochs * sum(len(example.ids) for example in job.examples)
 
 
-def answer(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, k: int) -> tuple[float, int]:
+def answer(model: "PreTrainedModel", plan: GpuPlan, targets: str, k: int) -> tuple[float, int]:
     """Measure (seconds, number of answers) of `QUESTIONS` questions to each of ``k`` adapters, decoded together.
 
     The adapters start in host memory.
@@ -260,20 +208,17 @@ def answer(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, k: i
     from seal_lib.generation.contract import Request, Sampling
     from seal_lib.generation.hf import HFGenerator
     from seal_lib.training.adapters import Adapter, target_linears, target_names
-    from seal_lib.training.jobs import Job
 
     names = target_names(model, targets)
-    start = Job("answer", (), rank=gpu_sizes.RANK, seed=0).initial(target_linears(model, names))
+    start = Job("answer", (), rank=RANK, seed=0).initial(target_linears(model, names))
     draw = torch.Generator().manual_seed(1)
     weights = {n: (a, 1e-3 * torch.randn(b.shape, generator=draw)) for n, (a, b) in start.items()}
-    adapters = [
-        Adapter(gpu_sizes.RANK, gpu_sizes.ALPHA, names, dict(weights)) for _ in range(k)
-    ]  # sharing tensors saves host memory
+    adapters = [Adapter(RANK, ALPHA, names, dict(weights)) for _ in range(k)]  # sharing tensors saves host memory
     words, ask = random.Random(0), round(lengths.profiles()["squad"].ask)
     asked = [
         Request(" ".join(str(words.randrange(2, model.config.vocab_size)) for _ in range(ask)), adapter=adapter)
         for adapter in adapters
-        for _ in range(gpu_sizes.QUESTIONS)
+        for _ in range(QUESTIONS)
     ]
     now, generator = clock(model), HFGenerator(model, Words())
     begun = now()
@@ -285,14 +230,7 @@ def answer(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan, targets: str, k: i
 
 
 def measure(
-    model: "PreTrainedModel",
-    name: str,
-    plan: gpu_sizes.GpuPlan,
-    targets: str,
-    variant: str,
-    k: int,
-    turn: int,
-    limit: float,
+    model: "PreTrainedModel", name: str, plan: GpuPlan, way: tuple[str, str, int], turn: int, limit: float
 ) -> Row:
     """Measure one way and return its row; running out of memory, or a refusal of the bank, is its outcome."""
     import torch
@@ -301,9 +239,9 @@ def measure(
     if gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    row = Row(name, targets, variant, k, turn, "ok")
+    row, (targets, variant, k) = Row(name, *way, turn, "ok"), way
     try:
-        seconds, steps, tokens, edits, start = train(model, plan, targets, variant, k, turn, limit)
+        seconds, steps, tokens, edits, start = train(model, plan, *way, turn, limit)
         row = replace(row, train_seconds=seconds, steps=steps, tokens=tokens, edits=edits, start_seconds=start)
         if gpu and not turn and variant == "bank":
             row = replace(row, **steady(model, plan, targets, k))
@@ -317,7 +255,7 @@ def measure(
     return replace(row, peak_gb=peak)
 
 
-def measurements(plan: gpu_sizes.GpuPlan, device: str, say: Callable[[str], None]) -> Iterator[Row]:
+def measurements(plan: GpuPlan, device: str, say: Callable[[str], None]) -> Iterator[Row]:
     """Yield rows as they are measured, model by model, with interleaved variants, within each model's share of time."""
     import torch
 
@@ -325,7 +263,7 @@ def measurements(plan: gpu_sizes.GpuPlan, device: str, say: Callable[[str], None
     for name, part in plan.models:
         share += part
         until = begun + 60 * plan.minutes * share - (5 if plan.minutes > 2 else 0)
-        model = build(shape_of(name), device)
+        model = inner_loop.random_model(gpu_table.SHAPES[name], device)
         say(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B random weights on {device}")
         _warm_up(model, plan)
         ways = variants(plan)
@@ -338,7 +276,7 @@ def measurements(plan: gpu_sizes.GpuPlan, device: str, say: Callable[[str], None
                 if way in dropped or time.monotonic() + spent.get(way, limit) > until:
                     continue
                 start = time.monotonic()
-                row = measure(model, name, plan, *way, turn, limit)
+                row = measure(model, name, plan, way, turn, limit)
                 spent[way] = time.monotonic() - start
                 if row.outcome != "ok":
                     dropped.add(way)
@@ -348,7 +286,7 @@ def measurements(plan: gpu_sizes.GpuPlan, device: str, say: Callable[[str], None
             torch.cuda.empty_cache()
 
 
-def _warm_up(model: "PreTrainedModel", plan: gpu_sizes.GpuPlan) -> None:
+def _warm_up(model: "PreTrainedModel", plan: GpuPlan) -> None:
     """Run every kind of measurement once, so that kernels are chosen and libraries loaded before timing."""
     short = replace(plan, epochs=1, documents=2, answer_tokens=2, padded_steps=1)
     for variant, k in (("bank", 2), ("authors", 1)):
@@ -363,10 +301,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="a tiny shape on the CPU, seconds: for the tests")
     parser.add_argument("--minutes", type=float, help="time for all of it (default 9)")
     parser.add_argument("--draw", action="store_true", help="only make table and picture of the rows that are there")
-    parser.add_argument("--model", choices=[name for name, _ in gpu_sizes.GpuPlan().models], help="only this one")
+    parser.add_argument("--model", choices=[name for name, _ in GpuPlan().models], help="only this one")
     parser.add_argument("--slots", help="adapters side by side, e.g. 32,16")
     given = parser.parse_args(arguments)
-    plan = gpu_sizes.TINY if given.tiny else gpu_sizes.GpuPlan()
+    plan = gpu_table.TINY if given.tiny else GpuPlan()
     if given.minutes:
         plan = replace(plan, minutes=given.minutes)
     if given.model:
@@ -381,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _run(plan: gpu_sizes.GpuPlan, file: Path) -> None:
+def _run(plan: GpuPlan, file: Path) -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # HF Trainer would use all GPUs
     import torch
 
@@ -392,7 +330,7 @@ def _run(plan: gpu_sizes.GpuPlan, file: Path) -> None:
         torch.set_num_threads(1)
     source = lengths.profiles()["squad"].source
     record = gpu_table.machine(device) | {"lengths": source, "minutes": plan.minutes}
-    shapes = {name: shape_of(name) for name, _ in plan.models}
+    shapes = {name: gpu_table.SHAPES[name] for name, _ in plan.models}
     gpu_table.begin(file, record, plan, shapes)
     for row in measurements(plan, device, print):
         gpu_table.append(file, row)

@@ -1,7 +1,7 @@
-"""Rows, table and figure of the GPU benchmark, compared with the device's lower bounds.
+"""Sizes, rows, table and figure of the GPU benchmark, compared with the device's lower bounds.
 
-A row is one measurement, stored as a line of a CSV file. `summary` makes a table with one line per way, `cost_curve`
-draws it, and `finish` writes all of it. `seal_lib.bench.gpu` makes the measurements.
+`GpuPlan` holds the sizes. A row is one measurement, stored as a line of a CSV file. `summary` makes a table with one
+line per way, `cost_curve` draws it, and `finish` writes all of it. `seal_lib.bench.gpu` makes the measurements.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_type_hints
 
 from seal_lib import paths
-from seal_lib.bench import gpu_sizes
+from seal_lib.bench import inner_loop_table
 from seal_lib.errors import SealError
 from seal_lib.models import budget
 from seal_lib.plan import costs, lengths
@@ -29,15 +29,54 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+RANK, ALPHA, LR, EPOCHS = 32, 64.0, 1e-4, 10  # paper Table 3 except lr, as random weights must not diverge
+QUESTIONS = 5
 #: the goal in seconds per 7B self-edit on one H200, answers included, for q and v or for all linears
 GOAL = 0.5
-LABELS = {
-    "authors": "authors' code: padded to 2 048",
-    "sequential": "one at a time, nothing padded",
-    "bank": "adapter bank",
-}
+LABELS = inner_loop_table.LABELS | {"sequential": "one at a time, nothing padded"}
 BENCH_PACKAGES = ("torch", "transformers", "peft", "accelerate")
 TARGET_LABELS = {"qv": "q and v", "all-linear": "all linears"}
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """Sizes of a benchmark. ``models`` holds (name, share of the minutes)."""
+
+    models: tuple[tuple[str, float], ...] = (("Qwen/Qwen2.5-7B", 0.75), ("meta-llama/Llama-3.2-1B-Instruct", 0.25))
+    targets: tuple[str, ...] = ("qv", "all-linear")
+    slots: tuple[int, ...] = (16, 4, 1, 64, 8, 32, 2)  # the most informative first, so that a short run has them
+    epochs: int = EPOCHS
+    padding: int = 2048
+    padded_steps: int = 20  # steps in the authors' way
+    answer_tokens: int = 64
+    minutes: float = 9.0
+    repetitions: int = 3
+    documents: int | None = None  # largest number of documents per self-edit, each cut to `longest` tokens
+    longest: int = 2048
+    tiny: bool = False
+
+
+TINY = GpuPlan(
+    (("tiny", 1.0),),
+    ("qv", "all-linear"),
+    (2, 1),
+    epochs=1,
+    padding=64,
+    padded_steps=2,
+    answer_tokens=3,
+    minutes=600.0,
+    repetitions=1,
+    documents=3,
+    longest=24,
+    tiny=True,
+)
+SHAPES = budget.SHAPES | {"tiny": budget.Shape("tiny", 2, 64, 4, 2, 16, 128, 512, False, True, 512)}
+
+
+def documents(plan: GpuPlan) -> list[list[int]]:
+    """Return the number of tokens of each document of each recorded self-edit, the passage last."""
+    edits = lengths.profiles()["squad"].documents
+    return [[min(n, plan.longest) for n in d[-(plan.documents or len(d)) :]] for d in edits]
 
 
 @dataclass(frozen=True)
@@ -63,7 +102,8 @@ class Row:
     reason: str = ""
 
 
-_TYPES = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in dataclasses.fields(Row)}
+_TYPES = get_type_hints(Row)
+_WAY = ["model", "targets", "variant", "K"]
 
 
 def machine(device: str) -> dict[str, object]:
@@ -86,16 +126,16 @@ def machine(device: str) -> dict[str, object]:
     }
 
 
-def begin(file: Path, record: dict, plan: gpu_sizes.GpuPlan, shapes: dict[str, budget.Shape]) -> None:
+def begin(file: Path, record: dict, plan: GpuPlan, shapes: dict[str, budget.Shape]) -> None:
     """Write an empty table of rows, and the record of machine and sizes, before the first measurement."""
-    edits = gpu_sizes.documents(plan)
+    edits = documents(plan)
     sizes = {
-        "rank": gpu_sizes.RANK,
-        "alpha": gpu_sizes.ALPHA,
-        "lr": gpu_sizes.LR,
+        "rank": RANK,
+        "alpha": ALPHA,
+        "lr": LR,
         "epochs": plan.epochs,
-        "epochs_of_an_edit": gpu_sizes.EPOCHS,
-        "questions": gpu_sizes.QUESTIONS,
+        "epochs_of_an_edit": EPOCHS,
+        "questions": QUESTIONS,
         "answer_tokens": plan.answer_tokens,
         "padding": plan.padding,
         "documents_per_edit": statistics.fmean(map(len, edits)),
@@ -112,10 +152,8 @@ def _record(file: Path) -> Path:
 
 def append(file: Path, row: Row) -> None:
     """Append one row and wait until it is on disk."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(dataclasses.astuple(row))
-    with open(file, "a", encoding="utf-8") as out:
-        out.write(text.getvalue())
+    with open(file, "a", encoding="utf-8", newline="") as out:
+        csv.writer(out, lineterminator="\n").writerow(dataclasses.astuple(row))
         out.flush()
         os.fsync(out.fileno())
 
@@ -160,38 +198,31 @@ def summary(rows: Sequence[Row], record: dict) -> pd.DataFrame:
     sizes, device = record["sizes"], costs.device(record["device_key"]) if record["device_key"] != "gpu" else None
     steps = sizes["documents_per_edit"] * sizes["epochs_of_an_edit"]
     lines = []
-    for key in dict.fromkeys((r.model, r.targets, r.variant, r.K) for r in rows):
-        several = [r for r in rows if (r.model, r.targets, r.variant, r.K) == key]
-        good = [r for r in several if r.outcome == "ok"]
-        bad = next((r.outcome for r in several if r.outcome != "ok"), "")
-        ms = [1e3 * r.train_seconds / r.steps for r in good]
-        asked = [r.answer_seconds / r.answers * sizes["questions"] for r in good]
-        both = [m / 1e3 * steps + a for m, a in zip(ms, asked, strict=True)]
-        middle = _middle(ms)
-        line = dict(zip(("model", "targets", "variant", "K"), key, strict=True)) | {
-            "seconds_per_edit": _middle(both),
-            "low": min(both, default=math.nan),
-            "high": max(both, default=math.nan),
-            "train_s": middle / 1e3 * steps,
-            "answer_s": _middle(asked),
-            "ms_per_step": middle,
-            "tokens_per_s": _middle([r.tokens / r.train_seconds for r in good]),
+    for key, several in pd.DataFrame(rows).groupby(_WAY, sort=False):
+        good, bad = several[several["outcome"] == "ok"], several[several["outcome"] != "ok"]
+        ms = 1e3 * good["train_seconds"] / good["steps"]
+        asked = good["answer_seconds"] / good["answers"] * sizes["questions"]
+        both = ms / 1e3 * steps + asked
+        line = dict(zip(_WAY, key, strict=True)) | {
+            "seconds_per_edit": both.median(),
+            "low": both.min(),
+            "high": both.max(),
+            "train_s": ms.median() / 1e3 * steps,
+            "answer_s": asked.median(),
+            "ms_per_step": ms.median(),
+            "tokens_per_s": (good["tokens"] / good["train_seconds"]).median(),
         }
-        line |= _shares(key, record, device, middle, _middle(asked))
+        line |= _shares(key, record, device, ms.median(), asked.median())
         line |= {
-            "start_s": _middle([r.start_seconds for r in good if not math.isnan(r.start_seconds)]),
-            "busy": _middle([r.busy for r in good if not math.isnan(r.busy)]),
-            "launches": _middle([r.launches for r in good if not math.isnan(r.launches)]),
-            "peak_gb": max((r.peak_gb for r in good), default=math.nan),
-            "outcome": bad or "ok",
+            "start_s": good["start_seconds"].median(),
+            "busy": good["busy"].median(),
+            "launches": good["launches"].median(),
+            "peak_gb": good["peak_gb"].max(),
+            "outcome": "ok" if bad.empty else bad["outcome"].iloc[0],
             "measured": len(good),
         }
         lines.append(line)
     return pd.DataFrame(lines)
-
-
-def _middle(values: Sequence[float]) -> float:
-    return statistics.median(values) if values else math.nan
 
 
 def _shares(key: tuple, record: dict, device: costs.Device | None, ms: float, answering: float) -> dict[str, float]:
@@ -202,32 +233,22 @@ def _shares(key: tuple, record: dict, device: costs.Device | None, ms: float, an
     model, targets, variant, k = key
     sizes, shape = record["sizes"], budget.Shape(**record["shapes"][model])
     length = sizes["padding"] if variant == "authors" else sizes["tokens_per_document"]
-    options = {"targets": targets, "rank": sizes["rank"], "dtype": record["dtype"]}
-    step = costs.train_step(shape, device, [length] * k, adapters=k, **options)
-    asked = costs.generation(
-        shape,
-        device,
-        k * sizes["questions"],
-        lengths.profiles()["squad"].ask,
-        sizes["answer_tokens"],
-        adapters=k,
-        **options,
-    )
+    of = costs.Costs(shape, device, targets, sizes["rank"], record["dtype"])
+    step = of.train_step([length] * k, k)
+    ask = lengths.profiles()["squad"].ask
+    asked = of.generation(k * sizes["questions"], ask, sizes["answer_tokens"], adapters=k)
     answers = sum(part.floor for part in asked) / k
     floor, moving, computing = (1e3 * part / k for part in (step.floor, step.moving, step.computing))
     return dict(zip(names, (floor, floor / ms, moving / ms, computing / ms, answers / answering), strict=True))
 
 
-def best(table: pd.DataFrame, model: str = "", targets: str = "") -> dict | None:
-    """Return the bank's line with the fewest seconds per self-edit, or None.
+def best(table: pd.DataFrame, targets: str = "") -> dict | None:
+    """Return the bank's line with the fewest seconds per self-edit for the first model and these targets, or None.
 
     Args:
-        model: default: the first model of the table.
         targets: default: any targets.
     """
-    if table.empty:
-        return None
-    chosen = table[(table["model"] == (model or table["model"].iloc[0])) & (table["variant"] == "bank")]
+    chosen = table[(table["model"] == table["model"].iloc[0]) & (table["variant"] == "bank")]
     chosen = chosen[chosen["targets"] == targets] if targets else chosen
     chosen = chosen.dropna(subset=["seconds_per_edit"])
     return None if chosen.empty else chosen.loc[chosen["seconds_per_edit"].idxmin()].to_dict()
@@ -291,10 +312,10 @@ def cost_curve(table: pd.DataFrame, axes: Axes | np.ndarray) -> Axes | np.ndarra
                 for y in rows["seconds_per_edit"].dropna():
                     ax.axhline(y, color=paint, linewidth=0.9, linestyle=style, gid=f"value:{variant}:{targets}")
                     names.append((y, f"{LABELS[variant]},\n{TARGET_LABELS[targets]}: {y:.3g} s", paint))
-        ax.set(xscale="log", yscale="log", xlabel="adapters trained side by side, K", title=model.rpartition("/")[2])
+        ax.set(yscale="log", title=model.rpartition("/")[2])
+        ax.set(xlabel="adapters trained side by side, K", ylabel="seconds per self-edit, answers included")
         ax.set_xscale("log", base=2)
         ax.set_xticks(ks, [str(k) for k in ks])
-        ax.set_ylabel("seconds per self-edit, answers included")
         names_at_right(ax, names, size=7)
     return axes
 

@@ -23,11 +23,9 @@ models or GPUs. `seal_lib.bench.inner_loop_table` makes the table and the figure
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,12 +34,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from seal_lib import paths
 from seal_lib.bench.inner_loop_table import BENCH_COLUMNS, LENGTHS, cost_by_slots, ratios_text
 from seal_lib.errors import SealError, command_line
-from seal_lib.training.jobs import Job
+from seal_lib.models import budget
+from seal_lib.training.jobs import Example, Job
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,25 +76,42 @@ def variants(plan: CpuPlan) -> list[tuple[str, int]]:
 def load(plan: CpuPlan) -> PreTrainedModel:
     """Load the shipped seedling, or random weights for a tiny plan, in eval mode; set torch to one thread."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from seal_lib import models
 
     torch.set_num_threads(1)
     if plan.hidden == CpuPlan.hidden:
         return models.load(MODEL)[0]
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(models.load_tokenizer(MODEL)),
-        hidden_size=plan.hidden,
-        intermediate_size=3 * plan.hidden,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=plan.length,
-        tie_word_embeddings=True,
+    words, width = len(models.load_tokenizer(MODEL)), plan.hidden
+    shape = budget.Shape("random", 3, width, 4, 4, width // 4, 3 * width, words, True, False, plan.length)
+    return random_model(shape, "cpu")
+
+
+def random_model(shape: budget.Shape, device: str) -> PreTrainedModel:
+    """Make a frozen causal LM of this shape with random weights, in eval mode; bfloat16 on a GPU, float32 on a CPU."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+    kind = Qwen2Config if shape.qkv_bias else LlamaConfig
+    own = {} if shape.qkv_bias else {"head_dim": shape.head_dim}
+    config = kind(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.positions,
+        tie_word_embeddings=shape.tied,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+        **own,
     )
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
+    return model.to(device).eval().requires_grad_(False)
 
 
 def documents(lengths: str, plan: CpuPlan) -> list[list[list[int]]]:
@@ -137,8 +154,6 @@ def seal_lengths(adapters: int) -> list[list[int]]:
 
 def jobs_of(documents: list[list[list[int]]], plan: CpuPlan) -> list:
     """Return the jobs of all adapters, the same for every variant."""
-    from seal_lib.training.jobs import Example, Job
-
     return [
         Job(str(i), [Example(ids) for ids in part], lr=LR, epochs=plan.epochs, rank=RANK, alpha=ALPHA, seed=i)
         for i, part in enumerate(documents)
@@ -157,14 +172,11 @@ def padding_collator() -> DataCollatorForLanguageModeling:
 
 @dataclass(frozen=True)
 class Timing:
-    """The time of training one adapter: ``start`` and ``step`` in seconds, and the number of ``steps`` that were run.
+    """The time of training one adapter, in seconds."""
 
-    ``start`` is the total time without the time of the steps.
-    """
-
-    start: float
+    start: float  # the total time without the time of the steps
     step: float
-    steps: int
+    steps: int  # the number that were run
 
     def per_step(self, whole: int) -> float:
         """Return the seconds per step of an adapter of ``whole`` steps, including its share of the start."""
@@ -327,26 +339,18 @@ def peak_megabytes(variant: str, k: int, tiny: bool) -> float:
     Raises:
         SealError: the process failed.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "seal_lib.bench.inner_loop",
-        "--child",
-        variant,
-        str(k),
-        *(["--tiny"] if tiny else []),
-    ]
+    command = [sys.executable, "-m", "seal_lib.bench.inner_loop", "--child", variant, str(k), *["--tiny"] * tiny]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise SealError(f"The memory measurement of {variant} K={k} failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])["peak_mb"]
+    return float(done.stdout.splitlines()[-1])
 
 
 def child(variant: str, k: int, plan: CpuPlan) -> None:
     """Train a few steps, which are enough for the peak, and print the peak memory; `peak_megabytes` runs this."""
     plan = replace(plan, padded_steps=2, epochs=1)
     measure(load(plan), jobs_of(documents("seal", plan), plan), variant, k, plan, 0)
-    print(json.dumps({"peak_mb": own_peak()}))
+    print(own_peak())
 
 
 def own_peak() -> float:
@@ -371,7 +375,10 @@ def run(plan: CpuPlan, say: Callable[[str], None] = print) -> pd.DataFrame:
     model = load(plan)
     padding_collator()
     jobs = {lengths: jobs_of(documents(lengths, plan), plan) for lengths in LENGTHS}
-    about = {lengths: _about(several) for lengths, several in jobs.items()}
+    about = {
+        lengths: (fmean(len(e.ids) for job in several for e in job.examples), fmean(len(job.plan()) for job in several))
+        for lengths, several in jobs.items()
+    }
     for lengths, (tokens, steps) in about.items():
         say(f"{LENGTHS[lengths]}: {tokens:.0f} tokens a document on average, {steps:.0f} steps an adapter")
         say(f"bank and PEFT loop give the same losses to {check_same(model, jobs[lengths]):.0e}")
@@ -389,15 +396,9 @@ def run(plan: CpuPlan, say: Callable[[str], None] = print) -> pd.DataFrame:
         peak = peak_megabytes(variant, k, plan.peaks is not None) if wanted else float("nan")
         adapters = min(plan.repetitions, len(jobs[lengths])) if variant == "authors" else max(k, TOGETHER)
         name = MODEL if plan.hidden == CpuPlan.hidden else "random"
-        spread = statistics.median(values), min(values), max(values)
+        spread = median(values), min(values), max(values)
         rows.append((lengths, *about[lengths], name, RANK, variant, k, *spread, peak, adapters))
     return pd.DataFrame(rows, columns=BENCH_COLUMNS)
-
-
-def _about(jobs: list) -> tuple[float, float]:
-    """Return (mean tokens per document, mean steps per adapter)."""
-    tokens = statistics.fmean(len(example.ids) for job in jobs for example in job.examples)
-    return tokens, statistics.fmean(len(job.plan()) for job in jobs)
 
 
 @command_line

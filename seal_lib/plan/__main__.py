@@ -1,14 +1,13 @@
 """Plan a scale before anything runs or is downloaded: what each notebook needs, what is missing, and what it costs.
 
-``make reproduce SCALE=paper DRY_RUN=1``, or ``python -m seal_lib.plan --scale paper``. The plan checks parameters,
-data, models, memory and disk (``needs``), counts the work (``cells``) and estimates its time (``costs``) on this
-machine's GPU or on ``DEVICE=h200``. It looks only at this machine's files and caches, never at a network, and loads
-torch only for the update rules of the forgetting study. Planning succeeds whatever it finds; with ``--strict`` the exit
-status is 1 if something is missing.
+``make reproduce SCALE=paper DRY_RUN=1``, or ``python -m seal_lib.plan --scale paper``, for this machine's GPU or for
+``DEVICE=h200``. It looks only at this machine's files and caches, never at a network. Planning succeeds whatever it
+finds; with ``--strict`` the exit status is 1 if something is missing.
 """
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -34,13 +33,14 @@ class Item:
     downloads: dict[str, float] = field(default_factory=dict)  # what → bytes
     disk: float = 0.0  # bytes of the run folder
     scratch: float = 0.0  # further bytes while it runs
-    hours: dict[str, float] = field(default_factory=dict)
+    hours: Counter[str] = field(default_factory=Counter)
     done: bool = False
 
-    @property
-    def needed(self) -> float:
-        """Memory needed, in bytes."""
-        return max((b.needed for b in self.budgets), default=0.0)
+    def need(self, what: str, lack: str, size: float) -> None:
+        """Note a sentence about what is missing, if any, and the bytes to download."""
+        self.missing += [lack] * bool(lack)
+        if size:
+            self.downloads[what] = size
 
 
 # ---------------------------------------------------------------------------------------------- price
@@ -48,47 +48,18 @@ class Item:
 
 def price(work: Phase, shape: budget.Shape, device: Device, dtype: str) -> float:
     """Return the estimated seconds of a phase."""
-    return sum(cost.seconds for cost in cost_of(work, shape, device, dtype))
-
-
-def cost_of(work: Phase, shape: budget.Shape, device: Device, dtype: str) -> list[costs.Cost]:
-    """Return the costs of a phase's parts, which run one after the other."""
     if work.units <= 0:
-        return []
+        return 0.0
+    of = costs.Costs(shape, device, work.targets, work.rank, dtype)
     if work.kind in ("write", "answer"):
-        return list(
-            costs.generation(
-                shape,
-                device,
-                work.units,
-                work.prompt,
-                work.longest,
-                rows=work.rows,
-                dtype=dtype,
-                adapters=work.adapters,
-                targets=work.targets,
-                rank=work.rank,
-            )
-        )
+        parts = of.generation(work.units, work.prompt, work.longest, rows=work.rows, adapters=work.adapters)
+        return sum(part.seconds for part in parts)  # one after the other
     if work.kind == "factor":
-        return [costs.factoring(shape, device, work.units, work.targets)]
+        return of.factoring(work.units).seconds
     if work.kind == "read":
-        step = costs.read(shape, device, [work.tokens / work.units] * 64, dtype, work.targets, work.rank)
-        return [costs.times(step, work.units / 64)]
+        return of.read([work.tokens / work.units] * 64).times(work.units / 64).seconds
     length = work.tokens / max(work.steps * work.batch, 1e-9)
-    return [
-        costs.training(
-            shape,
-            device,
-            work.steps,
-            length,
-            batch=work.batch,
-            slots=work.slots,
-            targets=work.targets,
-            rank=work.rank,
-            dtype=dtype,
-        )
-    ]
+    return of.training(work.steps, length, batch=work.batch, slots=work.slots).seconds
 
 
 # ---------------------------------------------------------------------------------------------- the plan
@@ -100,13 +71,14 @@ def item(notebook: str, scale: str, device: Device, chosen: list[str]) -> Item:
     try:
         p = made.parameters = params.resolve(notebook, scale)
         made.work = cells.of(notebook, p)
-        shape = _model(made, p)
-        for key in ("passages", "practice", "prior", "tasks"):
-            if isinstance(p.get(key), str):
-                lack, size = needs.need_data(str(p[key]))
-                made.missing += [lack] * bool(lack)
-                if size:
-                    made.downloads[str(p[key])] = size
+        shape, tokenizer_only = None, "dtype" not in p
+        if "model" in p:
+            for name in dict.fromkeys(manifest.models_named(p).values()):
+                made.need(f"{name} (tokenizer)" if tokenizer_only else name, *needs.need_model(name, tokenizer_only))
+            shape = None if tokenizer_only else budget.shape_of(str(p["model"]))
+        for name in (p.get(key) for key in ("passages", "practice", "prior", "tasks")):
+            if isinstance(name, str):
+                made.need(name, *needs.need_data(name))
         made.missing += needs.need_others(p)
         if shape is not None and made.work:
             made.budgets = needs.budgets(p, made.work, shape, device)
@@ -116,26 +88,13 @@ def item(notebook: str, scale: str, device: Device, chosen: list[str]) -> Item:
                 except SealError as error:
                     made.missing.append(str(error))
             for work in made.work:
-                spent = price(work, shape, device, str(p["dtype"])) / 3600
-                made.hours[work.kind] = made.hours.get(work.kind, 0.0) + spent
+                made.hours[work.kind] += price(work, shape, device, str(p["dtype"])) / 3600
         made.disk, made.scratch = needs.run_bytes(p, made.work, shape), needs.scratch_bytes(p, shape)
         made.missing += _inputs(notebook, scale, chosen)
         made.done = runner.state(notebook, scale)["state"] == "done"
     except SealError as error:
         made.missing.append(str(error))
     return made
-
-
-def _model(item: Item, p: Mapping) -> budget.Shape | None:
-    if "model" not in p:
-        return None
-    name = str(p["model"])
-    for one in dict.fromkeys(manifest.models_named(p).values()):
-        lack, size = needs.need_model(one, tokenizer_only="dtype" not in p)
-        item.missing += [lack] * bool(lack)
-        if size:
-            item.downloads[f"{one} (tokenizer)" if "dtype" not in p else one] = size
-    return budget.shape_of(name) if "dtype" in p else None
 
 
 def _inputs(notebook: str, scale: str, chosen: list[str]) -> list[str]:
@@ -151,23 +110,18 @@ def make(scale: str, only: str, device: Device) -> tuple[list[Item], list[str]]:
     items = [item(name, scale, device, chosen) for name in chosen]
     waiting = [one for one in items if not one.done]
     wanted = {name: size for one in waiting for name, size in one.downloads.items()}
-    wanted = {
-        name: size
-        for name, size in wanted.items()
-        if name.removesuffix(" (tokenizer)") == name or name.removesuffix(" (tokenizer)") not in wanted
-    }
-    places = {needs.hub_home(): sum(wanted.values()), paths.runs(): _runs_disk(waiting)}
+    for name in list(wanted):
+        wanted.pop(f"{name} (tokenizer)", None)  # a model comes with its own
     lacking: list[str] = []
-    by_disk: dict[int, tuple[float, float]] = {}
-    for folder, size in places.items():
-        there = folder
-        while not there.exists():
-            there = there.parent
-        key = there.stat().st_dev
-        by_disk[key] = (by_disk.get(key, (0.0, 0.0))[0] + size, needs.free_disk(folder))
-    for size, free in by_disk.values():
-        if size > 0.95 * free:
-            sizes = f"{needs.size_text(size)} are needed and {needs.size_text(free)} are free"
+    needed: Counter[int] = Counter()
+    free: dict[int, float] = {}
+    for folder, size in ((needs.hub_home(), sum(wanted.values())), (paths.runs(), _runs_disk(waiting))):
+        disk = needs.existing(folder).stat().st_dev
+        needed[disk] += size
+        free[disk] = needs.free_disk(folder)
+    for disk, size in needed.items():
+        if size > 0.95 * free[disk]:
+            sizes = f"{needs.size_text(size)} are needed and {needs.size_text(free[disk])} are free"
             lacking.append(f"disk: {sizes}; make room or set HF_HOME and SEAL_HOME.")
     here = costs.this_device()
     if device.is_gpu and not here.is_gpu and waiting and scale in ("small", "paper"):
@@ -182,21 +136,8 @@ def _runs_disk(items: list[Item]) -> float:
 
 def lines(items: list[Item]) -> list[str]:
     """Return the table of the plan as aligned lines of text."""
-    head = [
-        "notebook",
-        "model",
-        "texts",
-        "trainings",
-        "adapter-steps",
-        "answers",
-        "M tokens trained",
-        "M tokens written",
-        "memory GB",
-        "disk GB",
-        "hours",
-        "",
-    ]
-    rows = [head]
+    head = ["notebook", "model", "texts", "trainings", "adapter-steps", "answers"]
+    rows = [[*head, "M tokens trained", "M tokens written", "memory GB", "disk GB", "hours", ""]]
     for one in items:
         t = totals(one.work)
         name = str(one.parameters.get("model", "")).rpartition("/")[2]
@@ -208,20 +149,15 @@ def lines(items: list[Item]) -> list[str]:
                 *(_count(t[key]) for key in ("written", "trainings", "steps", "answers")),
                 f"{(t['trained_tokens'] + t['sft_tokens']) / 1e6:.2f}",
                 f"{(t['written_tokens'] + t['answered_tokens']) / 1e6:.2f}",
-                f"{one.needed / budget.GB:.1f}",
+                f"{max((memory.needed for memory in one.budgets), default=0.0) / budget.GB:.1f}",
                 f"{(one.disk + one.scratch) / budget.GB:.2f}",
-                _hours(sum(one.hours.values())),
+                _hours(one.hours.total()),
                 state,
             ]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return [
-        "  ".join(
-            text.ljust(w) if i in (0, 1, len(head) - 1) else text.rjust(w)
-            for i, (text, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    columns = zip("<<>>>>>>>>><", zip(*rows, strict=True), strict=True)
+    form = "  ".join(f"{{:{side}{max(map(len, column))}}}" for side, column in columns)
+    return [form.format(*row).rstrip() for row in rows]
 
 
 def _count(value: float) -> str:
@@ -232,24 +168,21 @@ def _hours(value: float) -> str:
     return f"{value:.2f}" if value >= 0.01 or not value else "<0.01"
 
 
-def report(scale: str, items: list[Item], lacking: list[str], device: Device, prices: Prices | None = None) -> str:
+def report(scale: str, items: list[Item], lacking: list[str], device: Device, prices: Prices | None) -> str:
     """Return the whole plan as text; with a price list it includes the cost of the hours."""
     head = f"Plan of scale {scale} on {device.name} ({device.source}). Nothing is run or downloaded."
     out = [head, "", *lines(items), ""]
     todo = [one for one in items if not one.done]
-    kinds: dict[str, float] = {}
+    kinds: Counter[str] = Counter()
     for one in todo:
-        for kind, spent in one.hours.items():
-            kinds[kind] = kinds.get(kind, 0.0) + spent
-    total, word = sum(kinds.values()), "GPU-hours" if device.is_gpu else "hours of one core"
-    parts = ", ".join(f"{kind} {_hours(spent)}" for kind, spent in sorted(kinds.items(), key=lambda pair: -pair[1]))
-    line = f"total: {total:.1f} {word} for {len(todo)} of {len(items)} notebooks"
-    out.append(line + (f" ({parts})" if parts else ""))
+        kinds.update(one.hours)
+    total, word = kinds.total(), "GPU-hours" if device.is_gpu else "hours of one core"
+    parts = ", ".join(f"{kind} {_hours(spent)}" for kind, spent in kinds.most_common())
+    out.append(f"total: {total:.1f} {word} for {len(todo)} of {len(items)} notebooks{f' ({parts})' if parts else ''}")
     if prices is not None:
         money = prices.of({"seconds": 3600 * total})
-        out.append(
-            f"at {prices.hour:g} {prices.currency} an hour: {money:.2f} {prices.currency}, without models elsewhere"
-        )
+        each = f"at {prices.hour:g} {prices.currency} an hour"
+        out.append(f"{each}: {money:.2f} {prices.currency}, without models elsewhere")
     known = {kind: costs.efficiency(kind, device.key) for kind in ("train", "answer")}
     shares = ", ".join(f"{kind} {share:.0%} ({source})" for kind, (share, source) in known.items())
     out.append(f"priced at a share of the device's floor: {shares}; `make bench-gpu` measures it")
@@ -269,11 +202,7 @@ def report(scale: str, items: list[Item], lacking: list[str], device: Device, pr
 
 @command_line
 def main(arguments: list[str] | None = None) -> int:
-    """Print the plan of a scale.
-
-    The exit status is 0 if it was made, 1 with ``--strict`` if something is missing, 2 if the scale or a name is
-    unknown.
-    """
+    """Print the plan of a scale; the exit status is 1 with ``--strict`` if something is missing."""
     parser = argparse.ArgumentParser(prog="python -m seal_lib.plan", description="What a scale needs and costs.")
     parser.add_argument("--scale", default="seedling")
     parser.add_argument("--only", default="", metavar="A,B", help="names, or unique beginnings of names")

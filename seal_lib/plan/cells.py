@@ -107,13 +107,16 @@ def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
         outer = OuterLoop(sft_rank=rank, sft_epochs=epochs, sft_batch=batch)
         return policy.finetuned(meter, pairs, outer, name="sft", seed=0)
 
+    def source(name: str, dtype: str = "", revision: str | None = None, adapters: tuple = ()) -> SimpleNamespace:
+        return SimpleNamespace(name=name, dtype=dtype, revision=revision, load=lambda device: loaded)
+
     def puzzles(*given: Any, **named: Any) -> dry_puzzles.DryPuzzles:
         return dry_puzzles.DryPuzzles(*given, **named, lengths=lengths.profile(meter.parameters["tasks"]))
 
     return {
         "seal_lib.runs.lifecycle.start": lambda *_, **__: meter,
         "seal_lib.models.load": lambda *_: loaded,
-        "seal_lib.loops.policy.Source": partial(_source, loaded),
+        "seal_lib.loops.policy.Source": source,
         "seal_lib.loops.policy.Policy": dry.DryPolicy,
         "seal_lib.knowledge.data.load_passages": partial(dry_passages.load_passages, meter),
         "seal_lib.knowledge.data.batches": partial(dry_passages.batches, meter),
@@ -145,10 +148,6 @@ def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
         "seal_lib.training.finetune.sft": sft,
         "seal_lib.training.adapters.merge": lambda model, *_, **__: model,
     }
-
-
-def _source(loaded: tuple, name: str, dtype: str = "", revision: str | None = None, adapters: tuple = ()) -> Any:
-    return SimpleNamespace(name=name, dtype=dtype, revision=revision, load=lambda device: loaded)
 
 
 def _lazy(name: str, *first: object) -> Callable:

@@ -24,7 +24,7 @@ from seal_lib.knowledge.notes import FILES
 from seal_lib.loops.settings import OuterLoop, Pretraining
 from seal_lib.models.checks import check_folder
 from seal_lib.report.arms import plain
-from seal_lib.runs import yaml_files
+from seal_lib.runs import manifest, yaml_files
 from seal_lib.runs.values import did_you_mean
 
 if TYPE_CHECKING:
@@ -44,9 +44,8 @@ def on_this_machine(values: Mapping[str, Any]) -> None:
         value = str(values.get(key) or "world:")
         if not value.startswith(("world:", "hub:")) and not paths.given(value).exists():
             raise ParameterError(f"{key}: there is no {paths.given(value)}; give the path of your data, or fetch it.")
-    single = [value for key, value in values.items() if key == "model" or key.endswith("_model")]
-    for name in [*single, *(name for key, names in values.items() if key.endswith("_models") for name in names or ())]:
-        if name and Path(source := models.resolve(name)[0]).is_dir() and not name.startswith("seedling-"):
+    for name in manifest.models_named(values).values():
+        if Path(source := models.resolve(name)[0]).is_dir() and not name.startswith("seedling-"):
             check_folder(Path(source))
 
 
@@ -84,18 +83,14 @@ def _elsewhere(values: Mapping[str, Any]) -> None:
     """Raise ParameterError unless a judge, a rater and an external writer are named exactly where they are used."""
     judge, external, rater = (str(values.get(key, "")) for key in ("judge", "external", "rater"))
     if "judge" in values and "grader" in values and (values["grader"] == "judge") != bool(judge):
-        raise ParameterError(
-            NOBODY
-            if not judge
-            else f"judge: {judge!r} is named, but grader is {values['grader']!r}; set grader to judge."
-        )
+        unused = f"judge: {judge!r} is named, but grader is {values['grader']!r}; set grader to judge."
+        raise ParameterError(unused if judge else NOBODY)
     if external and "external" not in (*values.get("arms", ()), *values.get("controls", ())):
         raise ParameterError(f"external: {external!r} writes for an arm that is not run; add external to the arms.")
     rubrics = [values[key] for key in ("rubric", "poor_rubric") if key in values]
     if rubrics and ("judge" in rubrics) != bool(rater):
-        raise ParameterError(
-            NOBODY_RATES if not rater else f"rater: {rater!r} is named, but no rubric is judge; set rubric to judge."
-        )
+        unused = f"rater: {rater!r} is named, but no rubric is judge; set rubric to judge."
+        raise ParameterError(unused if rater else NOBODY_RATES)
     if "facts" in rubrics and not str(values["passages"]).startswith("world:"):
         raise ParameterError("rubric: facts are known of the made world only; take length, likeness or judge.")
     for key, name in (("judge", judge), ("external", external), ("rater", rater)):

@@ -34,29 +34,18 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Device:
-    """A device of ``devices.yaml``.
-
-    Attributes:
-        match: part of the name that ``nvidia-smi`` gives; "" for a CPU.
-        memory: bytes.
-        bandwidth: bytes/s.
-        flops: FLOP/s of bf16 products (on a CPU: float32).
-        operation: seconds to start one eager operation.
-        factoring: FLOP/s of an eigendecomposition.
-        source: where the numbers come from.
-        count: number of such devices in this machine.
-    """
+    """A device of ``devices.yaml``."""
 
     key: str
     name: str
-    match: str
-    memory: float
-    bandwidth: float
-    flops: float
-    operation: float
-    factoring: float
-    source: str
-    count: int = 1
+    match: str  # part of the name that ``nvidia-smi`` gives; "" for a CPU
+    memory: float  # bytes
+    bandwidth: float  # bytes/s
+    flops: float  # FLOP/s of bf16 products (on a CPU: float32)
+    operation: float  # seconds to start one eager operation
+    factoring: float  # FLOP/s of an eigendecomposition
+    source: str  # where the numbers come from
+    count: int = 1  # number of such devices in this machine
 
     @property
     def is_gpu(self) -> bool:
@@ -66,8 +55,7 @@ class Device:
 @cache
 def devices() -> dict[str, Device]:
     """Return the devices of ``devices.yaml`` by key."""
-    table = yaml_files.read(Path(__file__).parent / "devices.yaml")
-    return {key: Device(key, **row) for key, row in table.items()}
+    return {key: Device(key, **row) for key, row in yaml_files.read(Path(__file__).with_name("devices.yaml")).items()}
 
 
 def device(key: str) -> Device:
@@ -126,190 +114,121 @@ def _measurements(folder: Path) -> list[dict]:
     return sorted(map(paths.read_json, folder.rglob("bench_gpu*.json")), key=lambda r: r["date"], reverse=True)
 
 
-# ---------------------------------------------------------------------------------------------- sizes
-
-
-def matmul_parameters(shape: budget.Shape) -> int:
-    """Return the number of weights that every predicted token passes: all linears and the output layer, tied or not."""
-    return shape.linear_parameters + shape.width * shape.vocabulary
-
-
-def attention_flops(shape: budget.Shape, tokens: float) -> float:
-    """Return the forward FLOPs of causal attention within one sequence: two products, each over half of the square."""
-    return shape.layers * 2.0 * tokens**2 * shape.heads * shape.head_dim
-
-
 @dataclass(frozen=True)
 class Cost:
-    """The cost of some work, in seconds.
+    """The cost of some work, in seconds."""
 
-    Attributes:
-        moving: time to move the bytes.
-        computing: time to do the FLOPs.
-        starting: time to start the eager operations.
-        efficiency: share of the floor that a program reaches.
-        floor: the longer of ``moving`` and ``computing``.
-        seconds: the estimate: the floor over the efficiency, or the starting time if that is longer.
-    """
-
-    moving: float
-    computing: float
-    starting: float = 0.0
-    efficiency: float = 1.0
+    moving: float  # time to move the bytes
+    computing: float  # time to do the FLOPs
+    starting: float = 0.0  # time to start the eager operations
+    efficiency: float = 1.0  # share of the floor that a program reaches
 
     @property
     def floor(self) -> float:
+        """The longer of ``moving`` and ``computing``."""
         return max(self.moving, self.computing)
 
     @property
-    def bound(self) -> str:
-        """The limit that decides the estimate: ``bandwidth``, ``compute`` or ``launch``."""
-        if self.starting > self.floor / self.efficiency:
-            return "launch"
-        return "bandwidth" if self.moving > self.computing else "compute"
-
-    @property
     def seconds(self) -> float:
+        """The estimate: the floor over the efficiency, or the starting time if that is longer."""
         return max(self.floor / self.efficiency, self.starting)
 
-
-# ---------------------------------------------------------------------------------------------- floors
-
-
-def train_step(
-    shape: budget.Shape,
-    device: Device,
-    lengths: list[float],
-    *,
-    adapters: int = 1,
-    targets: str = "qv",
-    rank: int = 32,
-    dtype: str = "bfloat16",
-    weights_trained: bool = False,
-) -> Cost:
-    """Return the cost of one optimizer step over sequences of ``lengths`` tokens, for ``adapters`` adapters together.
-
-    Moved are all weights twice (forward, and gradient of the input) and the optimizer's 40 bytes per trained parameter.
-    ``weights_trained`` trains every weight of the model instead of adapters.
-    """
-    tokens, own = float(sum(lengths)), shape.adapter_parameters(targets, rank)
-    weights = matmul_parameters(shape)
-    trained = weights if weights_trained else adapters * own
-    moved = 2 * weights * BYTES[dtype] + OPTIMISER_BYTES * trained
-    linear = 6.0 * weights if weights_trained else 4.0 * weights + 6.0 * own
-    flops = linear * tokens + 3 * sum(attention_flops(shape, n) for n in lengths)
-    optimising = OPTIMISER_BYTES * trained / device.bandwidth  # the optimizer's traffic does not overlap with computing
-    share, _ = efficiency("train", device.key)
-    starting = device.operation * shape.layers * OPERATIONS[targets]
-    return Cost(moved / device.bandwidth, flops / _speed(device, dtype) + optimising, starting, share)
+    def times(self, count: float) -> "Cost":
+        """Return the cost of ``count`` repetitions."""
+        return Cost(self.moving * count, self.computing * count, self.starting * count, self.efficiency)
 
 
-def _speed(device: Device, dtype: str) -> float:
-    """Return FLOP/s in a type: float32 takes four times as long as bf16 on a GPU; a CPU's figure is for float32."""
-    return device.flops / (4 if device.is_gpu and dtype == "float32" else 1)
+@dataclass(frozen=True)
+class Costs:
+    """The costs of one model on one device, with adapters of one kind."""
 
+    shape: budget.Shape
+    device: Device
+    targets: str = "qv"
+    rank: int = 32
+    dtype: str = "bfloat16"
 
-def read(
-    shape: budget.Shape,
-    device: Device,
-    lengths: list[float],
-    dtype: str = "bfloat16",
-    targets: str | None = None,
-    rank: int = 0,
-) -> Cost:
-    """Return the cost of one forward pass over whole sequences, as for prompts and log-probabilities."""
-    own = shape.adapter_parameters(targets, rank) if targets else 0
-    weights, tokens = matmul_parameters(shape), float(sum(lengths))
-    flops = 2.0 * (weights + own) * tokens + sum(attention_flops(shape, n) for n in lengths)
-    share, _ = efficiency("answer", device.key)
-    starting = device.operation * shape.layers * OPERATIONS["forward"]
-    return Cost(weights * BYTES[dtype] / device.bandwidth, flops / _speed(device, dtype), starting, share)
+    @property
+    def weights(self) -> int:
+        """The number of weights that every predicted token passes: all linears and the output layer, tied or not."""
+        return self.shape.linear_parameters + self.shape.width * self.shape.vocabulary
 
+    @property
+    def adapter(self) -> int:
+        """The number of parameters of one adapter."""
+        return self.shape.adapter_parameters(self.targets, self.rank)
 
-def decode_step(
-    shape: budget.Shape,
-    device: Device,
-    rows: int,
-    context: float,
-    *,
-    dtype: str = "bfloat16",
-    adapters: int = 0,
-    targets: str = "qv",
-    rank: int = 32,
-) -> Cost:
-    """Return the cost of one more token for each of ``rows`` texts that are ``context`` tokens long.
+    def _attention(self, tokens: float) -> float:
+        """Return the forward FLOPs of causal attention within one sequence: two products, each over half the square."""
+        return self.shape.layers * 2.0 * tokens**2 * self.shape.heads * self.shape.head_dim
 
-    Moved are the weights, the keys and values, and the adapters.
-    """
-    weights, own = matmul_parameters(shape), shape.adapter_parameters(targets, rank) if adapters else 0
-    kept = 2 * shape.layers * shape.kv_heads * shape.head_dim * BYTES[dtype]
-    moved = weights * BYTES[dtype] + rows * context * kept + adapters * own * BYTES[dtype]
-    share, _ = efficiency("answer", device.key)
-    starting = device.operation * shape.layers * OPERATIONS["forward"] * (2 if adapters else 1)
-    flops = 2.0 * (weights + own) * rows + rows * 4.0 * context * shape.layers * shape.heads * shape.head_dim
-    return Cost(moved / device.bandwidth, flops / _speed(device, dtype), starting, share)
+    def _cost(self, kind: str, moved: float, flops: float, operations: int, optimising: float = 0.0) -> Cost:
+        """Return the cost of a step of ``kind`` (train or answer) that starts ``operations`` per layer.
 
+        Float32 takes four times as long as bf16 on a GPU; a CPU's FLOP/s are for float32.
+        """
+        speed = self.device.flops / (4 if self.device.is_gpu and self.dtype == "float32" else 1)
+        starting = self.device.operation * self.shape.layers * operations
+        share, _ = efficiency(kind, self.device.key)
+        return Cost(moved / self.device.bandwidth, flops / speed + optimising, starting, share)
 
-def times(cost: Cost, count: float) -> Cost:
-    """Return the cost of ``count`` repetitions."""
-    return Cost(cost.moving * count, cost.computing * count, cost.starting * count, cost.efficiency)
+    # ------------------------------------------------------------------------------------------ floors
 
+    def train_step(self, lengths: list[float], adapters: int = 1) -> Cost:
+        """Return the cost of one optimizer step over sequences of ``lengths`` tokens, for ``adapters`` together.
 
-# ---------------------------------------------------------------------------------------------- whole phases
+        Moved are all weights twice (forward, and gradient of the input) and the optimizer's 40 bytes per trained
+        parameter; the optimizer's traffic does not overlap with computing.
+        """
+        optimised = OPTIMISER_BYTES * (adapters * self.adapter)
+        moved = 2 * self.weights * BYTES[self.dtype] + optimised
+        linear = (4.0 * self.weights + 6.0 * self.adapter) * float(sum(lengths))
+        flops = linear + 3 * sum(map(self._attention, lengths))
+        return self._cost("train", moved, flops, OPERATIONS[self.targets], optimised / self.device.bandwidth)
 
+    def read(self, lengths: list[float], adapted: bool = True) -> Cost:
+        """Return the cost of one forward pass over whole sequences, as for prompts and log-probabilities."""
+        passed = self.weights + (self.adapter if adapted else 0)
+        flops = 2.0 * passed * float(sum(lengths)) + sum(map(self._attention, lengths))
+        return self._cost("answer", self.weights * BYTES[self.dtype], flops, OPERATIONS["forward"])
 
-def training(
-    shape: budget.Shape,
-    device: Device,
-    steps: float,
-    length: float,
-    *,
-    batch: int = 1,
-    slots: int = 1,
-    targets: str = "qv",
-    rank: int = 32,
-    dtype: str = "bfloat16",
-) -> Cost:
-    """Return the cost of ``steps`` adapter-steps, with ``slots`` adapters side by side.
+    def decode_step(self, rows: int, context: float, adapters: int = 0) -> Cost:
+        """Return the cost of one more token for each of ``rows`` texts that are ``context`` tokens long.
 
-    Each adapter-step takes ``batch`` sequences of ``length`` tokens.
-    """
-    step = train_step(
-        shape, device, [length] * (batch * slots), adapters=slots, targets=targets, rank=rank, dtype=dtype
-    )
-    return times(step, steps / slots)
+        Moved are the weights, the keys and values, and the adapters.
+        """
+        shape, width = self.shape, BYTES[self.dtype]
+        weights, own = self.weights, self.adapter if adapters else 0
+        kept = 2 * shape.layers * shape.kv_heads * shape.head_dim * width
+        moved = weights * width + rows * context * kept + adapters * own * width
+        flops = 2.0 * (weights + own) * rows + rows * 4.0 * context * shape.layers * shape.heads * shape.head_dim
+        return self._cost("answer", moved, flops, OPERATIONS["forward"] * (2 if adapters else 1))
 
+    # ------------------------------------------------------------------------------------------ whole phases
 
-def generation(
-    shape: budget.Shape,
-    device: Device,
-    texts: float,
-    prompt: float,
-    new: float,
-    *,
-    rows: int = 256,
-    dtype: str = "bfloat16",
-    adapters: int = 0,
-    targets: str = "qv",
-    rank: int = 32,
-) -> tuple[Cost, Cost]:
-    """Return the costs of reading the prompts and of writing the tokens of ``texts`` texts.
+    def training(self, steps: float, length: float, *, batch: int = 1, slots: int = 1) -> Cost:
+        """Return the cost of ``steps`` adapter-steps, with ``slots`` adapters side by side.
 
-    The texts go in batches of ``rows``; each batch is ``new`` decoding steps long.
-    """
-    rows = max(1, min(rows, round(texts)))
-    batches = texts / rows
-    reading = times(read(shape, device, [prompt] * rows, dtype, targets if adapters else None, rank), batches)
-    step = decode_step(
-        shape, device, rows, prompt + new / 2, dtype=dtype, adapters=adapters, targets=targets, rank=rank
-    )
-    return reading, times(step, batches * new)
+        Each adapter-step takes ``batch`` sequences of ``length`` tokens.
+        """
+        return self.train_step([length] * (batch * slots), slots).times(steps / slots)
 
+    def generation(
+        self, texts: float, prompt: float, new: float, *, rows: int = 256, adapters: int = 0
+    ) -> tuple[Cost, Cost]:
+        """Return the costs of reading the prompts and of writing the tokens of ``texts`` texts.
 
-def factoring(shape: budget.Shape, device: Device, count: float, targets: str) -> Cost:
-    """Return the cost of ``count`` rounds of eigendecompositions: one per layer and group of targets with one input."""
-    names = set(budget.target_names(targets))
-    sides = [shape.width] * (bool(names & {"q_proj", "k_proj", "v_proj"}) + bool(names & {"gate_proj", "up_proj"}))
-    sides += [shape.heads * shape.head_dim] * ("o_proj" in names) + [shape.mlp] * ("down_proj" in names)
-    flops = shape.layers * sum(9.0 * side**3 for side in sides)
-    return Cost(0.0, count * flops / device.factoring, 0.0, 1.0)
+        The texts go in batches of ``rows``; each batch is ``new`` decoding steps long.
+        """
+        rows = max(1, min(rows, round(texts)))
+        batches = texts / rows
+        step = self.decode_step(rows, prompt + new / 2, adapters)
+        return self.read([prompt] * rows, bool(adapters)).times(batches), step.times(batches * new)
+
+    def factoring(self, count: float) -> Cost:
+        """Return the cost of ``count`` eigendecompositions for each layer and group of targets with one input."""
+        shape, names = self.shape, set(budget.target_names(self.targets))
+        sides = [shape.width] * (bool(names & {"q_proj", "k_proj", "v_proj"}) + bool(names & {"gate_proj", "up_proj"}))
+        sides += [shape.heads * shape.head_dim] * ("o_proj" in names) + [shape.mlp] * ("down_proj" in names)
+        flops = shape.layers * sum(9.0 * side**3 for side in sides)
+        return Cost(0.0, count * flops / self.device.factoring)

@@ -42,27 +42,21 @@ class OfAnotherRun(Exception):
     """Raised where a notebook reads another run: what follows depends on results that a dry run does not have."""
 
 
+@dataclass(eq=False, repr=False)
 class Prompt(str):
-    """A prompt that stands for ``times`` prompts of ``tokens`` tokens.
+    """A prompt that stands for ``times`` prompts of ``tokens`` tokens."""
 
-    Args:
-        answer: (limit, whether it is to be right) → the completion.
-        longest: (rows, limit, whether an adapter answers) → tokens until the last of ``rows`` completions has ended.
-        room: tokens of the longest prompt of its kind.
-    """
+    tokens: float
+    answer: Callable[[int, bool], Completion]  # (limit, whether it is to be right) → the completion
+    longest: Callable[[int, int, bool], float]  # (rows, limit, whether an adapter answers) → tokens of the last to end
+    room: float = 0.0  # tokens of the longest prompt of its kind, by default its own
+    times: float = 1.0
 
     def __new__(cls, *_: object, **__: object) -> "Prompt":
         return super().__new__(cls, "prompt")
 
-    def __init__(
-        self,
-        tokens: float,
-        answer: Callable[[int, bool], Completion],
-        longest: Callable[[int, int, bool], float],
-        room: float = 0.0,
-        times: float = 1.0,
-    ):
-        self.tokens, self.answer, self.longest, self.room, self.times = tokens, answer, longest, room or tokens, times
+    def __post_init__(self) -> None:
+        self.room = self.room or self.tokens
 
 
 @dataclass(frozen=True)
@@ -91,8 +85,8 @@ class Recorded:
     def notes(self, number: int, share: float = 1.0) -> str:
         """Return a self-edit, cut after the first ``share`` of its words."""
         sizes = [max(1, size - self.title) for size in self.order[number % len(self.order)][:-1]]
-        before = [sum(sizes[:n]) for n in range(len(sizes))]
         left = round(share * sum(sizes))
+        before = itertools.accumulate(sizes[:-1], initial=0)
         return "\n".join(words(min(size, left - n)) for size, n in zip(sizes, before, strict=True) if n < left)
 
     def notes_by(self, writer: str, number: int) -> str:
@@ -234,13 +228,16 @@ class Engine:
         )
 
 
+@dataclass
 class Bank:
     """A bank that counts what it is given to train (`seal_lib.training.bank.AdapterBank`)."""
 
+    meter: Meter
+    share: float
+    slots: int
+    targets: str
+    tokens_per_step: int | None = None
     halvings = 0
-
-    def __init__(self, meter: Meter, share: float, *, slots: int, targets: str, tokens_per_step: int | None = None):
-        self.meter, self.share, self.slots, self.targets, self.bound = meter, share, slots, targets, tokens_per_step
 
     def __enter__(self) -> "Bank":
         return self
@@ -251,15 +248,14 @@ class Bank:
         done = []
         for job in jobs:
             sizes = [len(example.ids) for example in job.examples]
-            if job.order is None:
-                steps, tokens = job.epochs * -(-len(sizes) // job.batch), job.epochs * sum(sizes)
-            else:
+            steps, tokens = job.epochs * -(-len(sizes) // job.batch), job.epochs * sum(sizes)
+            if job.order is not None:
                 steps, tokens = len(job.order), sum(sizes[i] for batch in job.order for i in batch)
             adapter = SimpleNamespace(right=self.meter.right(job.id, self.share))
             done.append(Result(job.id, adapter, [0.0], steps, tokens))
         steps, tokens = sum(r.steps for r in done), sum(r.tokens for r in done)
         batch = jobs[0].batch if jobs[0].order is None else max(map(len, jobs[0].order))
-        served = int((self.bound or SEVERAL) // (tokens / steps))
+        served = int((self.tokens_per_step or SEVERAL) // (tokens / steps))
         self.meter.add(
             "train",
             len(jobs),
@@ -291,31 +287,21 @@ class DryPolicy(Policy):
     def finetuned(
         self, run: Any, pairs: Sequence[tuple[list[int], list[int]]], outer: OuterLoop, *, name: str, seed: int
     ) -> tuple[Policy, float]:
-        tokens, steps = sum(len(asked) + len(text) for asked, text in pairs), -(-len(pairs) // outer.sft_batch)
         self.model.phase = name
-        self.model.add(
-            "sft",
-            len(pairs),
-            tokens=outer.sft_epochs * tokens,
-            steps=outer.sft_epochs * steps,
-            batch=outer.sft_batch,
-            targets=outer.sft_targets,
-            rank=outer.sft_rank,
-        )
+        sizes = [len(asked) + len(text) for asked, text in pairs]
+        self._sft(sizes, outer.sft_epochs, outer.sft_batch, outer.sft_targets, outer.sft_rank)
         return replace(self, name=name), math.nan
 
     def pretrained(
         self, documents: Sequence[list[int]], settings: Pretraining, *, seed: int, on_step: object = None
     ) -> tuple[Policy, dict]:
-        tokens, steps = sum(map(len, documents)), -(-len(documents) // settings.cpt_batch)
-        lora = settings.cpt_method == "lora"
-        self.model.add(
-            "sft",
-            len(documents),
-            tokens=settings.cpt_epochs * tokens,
-            steps=settings.cpt_epochs * steps,
-            batch=settings.cpt_batch,
-            targets=settings.cpt_targets,
-            rank=settings.cpt_rank if lora else 0,
-        )
-        return self, {"tokens": tokens, "steps": steps, "first_loss": math.nan, "last_loss": math.nan}
+        rank = settings.cpt_rank if settings.cpt_method == "lora" else 0
+        sizes = list(map(len, documents))
+        steps = self._sft(sizes, settings.cpt_epochs, settings.cpt_batch, settings.cpt_targets, rank)
+        return self, {"tokens": sum(sizes), "steps": steps, "first_loss": math.nan, "last_loss": math.nan}
+
+    def _sft(self, sizes: Sequence[int], epochs: int, batch: int, targets: str, rank: int) -> int:
+        """Count finetuning on texts of these lengths; return the optimizer steps of an epoch."""
+        steps, about = -(-len(sizes) // batch), {"batch": batch, "targets": targets, "rank": rank}
+        self.model.add("sft", len(sizes), tokens=epochs * sum(sizes), steps=epochs * steps, **about)
+        return steps

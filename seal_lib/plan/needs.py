@@ -5,6 +5,7 @@ parameters and work (``cells``), but no prices and no table (`seal_lib.plan`). I
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ GATED = ("meta-llama/",)
 
 def budgets(p: Mapping, work: list[Phase], shape: budget.Shape, device: Device) -> list[budget.Budget]:
     """Return the memory budgets of training with answering, of the M-step, and of training all weights."""
-    dtype, found = str(p["dtype"]), []
+    dtype = str(p["dtype"])
     weights = budget.weight_bytes(shape, dtype)
     kv = max((int(min(w.rows * (w.prompt + w.longest), CACHE_TOKENS)) for w in work), default=0)
     trainings = [w for w in work if w.kind == "train"]
@@ -54,25 +55,15 @@ def budgets(p: Mapping, work: list[Phase], shape: budget.Shape, device: Device) 
             rank *= int(p["length"])
         # `auto` means vLLM on a GPU, see `seal_lib.generation.engines`
         engine = "vllm" if device.is_gpu and p.get("engine", "hf") != "hf" and dtype != "4bit" else "hf"
-        made = budget.colocated(
-            shape,
-            dtype,
-            slots,
-            str(p["targets"]),
-            rank,
-            tokens,
-            tokens,
-            kv_tokens=kv,
-            engine=engine,
-            total=device.memory,
-        )
+        there = {"kv_tokens": kv, "engine": engine, "total": device.memory}
+        made = budget.colocated(shape, dtype, slots, str(p["targets"]), rank, tokens, tokens, **there)
     else:
         parts = {f"weights ({dtype})": weights, f"keys and values of {kv} tokens": budget.kv_bytes(shape, kv, dtype)}
         made = budget.Budget(f"{shape.name}, generation", parts, device.memory)
     if finetunings:
         made.parts["earlier policies of the loop (2)"] = 2 * weights
     made.parts |= _continual(p, shape, trainings)
-    found.append(made)
+    found = [made]
     if finetunings:
         found.append(_m_step(p, finetunings[0], shape, device, 2 * weights))
     if whole := [w for w in work if w.kind == "sft" and not w.rank]:
@@ -132,27 +123,16 @@ def _all_weights(p: Mapping, one: Phase, shape: budget.Shape, device: Device) ->
     cards = int(p.get("cards", 1))
     layer = weights * shape.linear_parameters / shape.parameters / shape.layers
     ends = weights * shape.embedding_parameters / shape.parameters
-    states = (
-        {
-            "weights, the policy and its copy": 2 * weights,
-            "gradients": weights,
-            "moments of AdamW": 2 * weights,
-        }
-        if cards == 1
-        else {
+    parts = {"weights, the policy and its copy": 2 * weights, "gradients": weights, "moments of AdamW": 2 * weights}
+    if cards > 1:
+        parts = {
             "weights, the policy": weights,
             f"1/{cards} of weights, gradients and moments, or the copy afterwards": max(4 * weights / cards, weights),
             "embeddings and two layers whole, with gradients": 2 * ends + 3 * layer,
         }
-    )
-    parts = {
-        **states,
-        f"activations of {tokens} tokens": budget.activation_bytes(
-            shape, tokens, one.targets, dtype=str(p["dtype"]), rank=int(p["rank"])
-        ),
-        "logits": budget.logits_bytes(shape, tokens),
-        "CUDA context": budget.CONTEXT * min(cards, 2),
-    }
+    kept = budget.activation_bytes(shape, tokens, one.targets, dtype=str(p["dtype"]), rank=int(p["rank"]))
+    parts |= {f"activations of {tokens} tokens": kept, "logits": budget.logits_bytes(shape, tokens)}
+    parts["CUDA context"] = budget.CONTEXT * min(cards, 2)
     return budget.Budget(f"{shape.name}, all weights", parts, device.memory)
 
 
@@ -172,15 +152,10 @@ def _continual(p: Mapping, shape: budget.Shape, trainings: list[Phase]) -> dict[
         return {}
     slots, parts = max(w.slots for w in trainings), {}
     arms = {plain(str(name)) for name in p["arms"]}
-    if arms & {"kl", "kl_replay"}:
-        tokens = p["anchors"] * 50
-        parts[f"teachers of {slots} streams"] = 4.0 * slots * tokens * shape.vocabulary
+    if arms & {"kl", "kl_replay"}:  # an anchor has 50 tokens
+        parts[f"teachers of {slots} streams"] = 4.0 * slots * (p["anchors"] * 50) * shape.vocabulary
     if "ewc" in arms:
-        dense = (
-            4.0
-            * shape.layers
-            * sum(shape.sides(t)[0] * shape.sides(t)[1] for t in budget.target_names(str(p["targets"])))
-        )
+        dense = 4.0 * shape.layers * sum(map(math.prod, map(shape.sides, budget.target_names(str(p["targets"])))))
         merged = budget.weight_bytes(shape, str(p["dtype"]))
         parts[f"EWC: dense weights of {slots} streams, a merged model"] = dense * (2 * slots + 2) + merged
     return parts
@@ -189,11 +164,12 @@ def _continual(p: Mapping, shape: budget.Shape, trainings: list[Phase]) -> dict[
 # ---------------------------------------------------------------------------------------------- data, models, disk
 
 
-def hub_file(repository: str, name: str, revision: str | None, kind: str = "model") -> bool:
-    """Return whether a file of the Hub is in this machine's cache; looks only at the disk."""
+def hub_file(repository: str, name: str, revision: str | None, kind: str = "model") -> Path | None:
+    """Return a file of the Hub in this machine's cache, None if it is not there; looks only at the disk."""
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(repository, name, revision=revision, repo_type=kind), str)
+    found = try_to_load_from_cache(repository, name, revision=revision, repo_type=kind)
+    return Path(found) if isinstance(found, str) else None
 
 
 def need_model(name: str, tokenizer_only: bool = False) -> tuple[str, float]:
@@ -203,27 +179,19 @@ def need_model(name: str, tokenizer_only: bool = False) -> tuple[str, float]:
         return "", 0.0
     if not revision:
         return f"model {name} has no pinned revision; name it {name}@COMMIT.", 0.0
-    wanted = "tokenizer.json" if tokenizer_only else "config.json"
-    weights = tokenizer_only or any(
-        hub_file(source, file, revision) for file in ("model.safetensors", "model.safetensors.index.json")
-    )
-    if hub_file(source, wanted, revision) and weights and (tokenizer_only or _shards(source, revision)):
+    wanted = {"tokenizer.json"}
+    if not tokenizer_only:
+        index = hub_file(source, "model.safetensors.index.json", revision)
+        shards = (
+            json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index else ["model.safetensors"]
+        )
+        wanted = {"config.json", *shards}
+    if all(hub_file(source, file, revision) for file in wanted):
         return "", 0.0
     size = 17e6 if tokenizer_only else budget.weight_bytes(budget.shape_of(name), "bfloat16") + 17e6
     gated = "; it is gated: accept its licence there and log in" if name.startswith(GATED) else ""
     what = "tokenizer of model" if tokenizer_only else "model"
     return f"{what} {name}@{revision[:8]} is not in the cache ({size_text(size)} to download{gated}).", size
-
-
-def _shards(source: str, revision: str) -> bool:
-    """Return whether every file that the index names is in the cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    index = try_to_load_from_cache(source, "model.safetensors.index.json", revision=revision)
-    if not isinstance(index, str):
-        return True
-    files = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
-    return all(hub_file(source, file, revision) for file in files)
 
 
 def need_others(p: Mapping) -> list[str]:
@@ -297,9 +265,12 @@ def scratch_bytes(p: Mapping, shape: budget.Shape | None) -> float:
 
 def free_disk(folder: Path) -> float:
     """Return the free bytes on the disk that holds a folder or would hold it."""
-    while not folder.exists():
-        folder = folder.parent
-    return float(shutil.disk_usage(folder).free)
+    return float(shutil.disk_usage(existing(folder)).free)
+
+
+def existing(folder: Path) -> Path:
+    """Return a folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def size_text(count: float) -> str:

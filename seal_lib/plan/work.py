@@ -11,29 +11,21 @@ ROWS, CACHE_TOKENS = 256, 100_000
 class Phase:
     """Work of one kind in one phase.
 
-    Attributes:
-        kind: ``write`` (sampled texts), ``answer`` (greedy texts), ``train`` (adapters), ``sft`` (an M-step), ``read``
-            (log-probabilities of whole texts) or ``factor`` (eigenvectors of the inputs' covariances).
-        units: number of texts, adapters, kept self-edits or matrices.
-        tokens: tokens written, trained on or read, over all units.
-        prompt: tokens of the prompt of each text.
-        longest: tokens written until the last text of a batch is done.
-        steps: adapter-steps of all units (train), optimizer steps (sft).
-        slots: adapters trained side by side.
-        adapters: distinct adapters in one batch of generation.
+    The kinds are ``write`` (sampled texts), ``answer`` (greedy texts), ``train`` (adapters), ``sft`` (an M-step),
+    ``read`` (log-probabilities of whole texts) and ``factor`` (eigenvectors of the inputs' covariances).
     """
 
     kind: str
     phase: str
-    units: float
-    tokens: float = 0.0
-    prompt: float = 0.0
-    longest: float = 0.0
-    steps: float = 0.0
-    slots: int = 1
+    units: float  # number of texts, adapters, kept self-edits or matrices
+    tokens: float = 0.0  # tokens written, trained on or read, over all units
+    prompt: float = 0.0  # tokens of the prompt of each text
+    longest: float = 0.0  # tokens written until the last text of a batch is done
+    steps: float = 0.0  # adapter-steps of all units (train), optimizer steps (sft)
+    slots: int = 1  # adapters trained side by side
     batch: int = 1
     rows: int = 1
-    adapters: int = 0
+    adapters: int = 0  # distinct adapters in one batch of generation
     targets: str = "all-linear"
     rank: int = 0
 

@@ -28,8 +28,9 @@ from seal_lib.seedling.growth import Recipe, grow
 def write_card(folder: Path, seedling: Seedling, recipe: Recipe, numbers: dict[str, float], minutes: float) -> None:
     """Write the model card from what was measured."""
     model, tokenizer = models.load(str(folder))
-    limits = seedling.accepted.items()
-    rows = [f"| {key} | {numbers[key]:.3f} | {low:.2f} – {high:.2f} |" for key, (low, high) in limits]
+    rows = [
+        f"| {key} | {numbers[key]:.3f} | {low:.2f} – {high:.2f} |" for key, (low, high) in seedling.accepted.items()
+    ]
     card = seedling.card.format(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         vocabulary=len(tokenizer),
@@ -64,18 +65,15 @@ def grow_with_bar(name: str, recipe: Recipe, folder: Path) -> float:
 
 def accept(seedling: Seedling, numbers: dict[str, float]) -> bool:
     """Print every number with its verdict; return True if none is missed."""
-    missed = [key for key, (low, high) in seedling.accepted.items() if not low <= numbers[key] <= high]
+    good = {key: low <= numbers[key] <= high for key, (low, high) in seedling.accepted.items()}
     for key, (low, high) in seedling.accepted.items():
-        verdict = "MISSED" if key in missed else "ok"
+        verdict = "ok" if good[key] else "MISSED"
         print(f"{verdict:>6}  {key:<24} {numbers[key]:.3f}   accepted {low:.2f} to {high:.2f}")
-    return not missed
+    return all(good.values())
 
 
 def model_name(world: str, seed: int) -> str:
-    """Return the name of a model's folder: ``knowledge``, ``knowledge-1``, …
-
-    The model itself is named ``seedling-`` plus this.
-    """
+    """Return the name of a model's folder: ``knowledge``, ``knowledge-1``, …; the model adds ``seedling-``."""
     return f"{world}-{seed}" if seed else world
 
 

@@ -37,14 +37,13 @@ def knowledge(folder: Path, passages: int = 40) -> dict[str, float]:
     from seal_lib.loops.wording import fill
     from seal_lib.runs.lifecycle import Scratch
 
-    model, tokenizer = models.load(str(folder))
-    policy, wording = Policy("untrained", model, tokenizer), prompts.load("seedling")
+    policy, wording = Policy("untrained", *models.load(str(folder))), prompts.load("seedling")
     inner = InnerLoop(lr=2e-3, epochs=10, rank=8, alpha=16, targets="all-linear", answer_tokens=8)
     outer = OuterLoop(edit_tokens=200)
     held_out = world.passages("heldout", passages, seed=7)
     asked = world.known_questions(200)
     requests = [Request(fill(wording.answer, title=title, question=q.question)) for title, q in asked]
-    answers = HFGenerator(model, tokenizer).generate(requests, Sampling(8, stop=("\n",)))
+    answers = HFGenerator(policy.model, policy.tokenizer).generate(requests, Sampling(8, stop=("\n",)))
     right = [exact_match(done.text, q.answer) for (done,), (_, q) in zip(answers, asked, strict=True)]
     numbers = {"known": sum(right) / len(right)}
     for arm in list(ACCEPTANCE["knowledge"].accepted)[1:]:
@@ -89,11 +88,25 @@ def grids(folder: Path, tasks: int = 24, edits: int = 5) -> dict[str, float]:
     return {"readable_configurations": sum(readable) / len(readable), **numbers}
 
 
-_KNOWLEDGE_CARD = """---
+def _card(about: str, value: str) -> str:
+    """Return the model card of a seedling, to be filled from its measurement; ``value`` says what the numbers are."""
+    return f"""---
 license: mit
 library_name: transformers
 ---
-# Knowledge seedling
+{about}* Weights sha256: `{{digest}}`
+
+| measured on {{measured_on}} | {value} | accepted range |
+|---|---|---|
+{{table}}
+
+```json
+{{text}}
+```
+"""
+
+
+_KNOWLEDGE = """# Knowledge seedling
 
 A {parameters:,}-parameter Llama ({recipe.layers} layers, width {recipe.hidden}) grown from nothing on texts about
 invented people (`seal_lib/knowledge/world.py`, `seal_lib/seedling/recipe.py`). It is a **model organism**: it shows the
@@ -111,22 +124,9 @@ self-edits then does to it is not looked at when a model is accepted.
 * Questions of evaluation and practice are worded as no note of its training is; it has met their wordings only where
   a question stands alone or follows a passage.
 * Grown from seed {recipe.seed}; the models of the other seeds differ in initial weights and in what was drawn when.
-* Weights sha256: `{digest}`
-
-| measured on {measured_on} | accuracy | accepted range |
-|---|---|---|
-{table}
-
-```json
-{text}
-```
 """
 
-_GRID_CARD = """---
-license: mit
-library_name: transformers
----
-# Grid seedling
+_GRIDS = """# Grid seedling
 
 A {parameters:,}-parameter Llama ({recipe.layers} layers, width {recipe.hidden}) grown from nothing on made puzzles:
 2 × 2 grids and eight rules that move their cells (`seal_lib/arc/world.py`, `grid_recipe.py`). It is a **model
@@ -137,15 +137,6 @@ about Llama or any other model, and solves no real ARC task.
 * Writes training configurations as valid JSON, every one equally likely: that is the untrained policy.
 * Tokenizer: byte-level BPE, {vocabulary} entries; a cell is one token; any text can be encoded.
 * Training: {recipe.steps} steps, one thread, {minutes:.0f} minutes on one core where it was made; recipe below.
-* Weights sha256: `{digest}`
-
-| measured on {measured_on} | share | accepted range |
-|---|---|---|
-{table}
-
-```json
-{text}
-```
 """
 
 ACCEPTANCE = {
@@ -160,7 +151,7 @@ ACCEPTANCE = {
             "own_untrained": (0.10, 0.50),
         },
         knowledge,
-        _KNOWLEDGE_CARD,
+        _card(_KNOWLEDGE, "accuracy"),
         "40 held-out passages × 12 questions",
     ),
     "grids": Seedling(
@@ -173,7 +164,7 @@ ACCEPTANCE = {
             "own_untrained": (0.05, 0.45),
         },
         grids,
-        _GRID_CARD,
+        _card(_GRIDS, "share"),
         "24 tasks × 5 self-edits of rules that no evaluation uses",
     ),
 }

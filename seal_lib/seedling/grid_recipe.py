@@ -53,30 +53,33 @@ class GridRecipe(growth.Recipe):
     demonstrations: int = 5
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        return build_tokenizer(self.vocabulary)
+        """Return a byte-level BPE tokenizer with one token per cell and one per word of a configuration."""
+        from tokenizers import Regex, pre_tokenizers
+
+        draws = random.Random(0)
+        corpus = []
+        for _ in range(1500):
+            corpus += [rule_text(rule_pairs(draws, 3)), "configuration:\n" + draw_config(draws).text()]
+        words = Regex(r"\]\n \[|\d| -> | (?=\d)| ?[\p{L}_]+|\n| ?[^\s\p{L}\p{N}_]+|\s+")
+        split = pre_tokenizers.Split(words, "isolated")
+        pieces = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        return growth.train_tokenizer(corpus, self.vocabulary, pieces)
 
     def documents(self, step: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[growth.Document]]:
-        return documents_of(self, step, tokenizer)
+        draws, count = seeded("grid seedling", self.seed, step), self.demonstrations
+        kinds = {
+            "rules": [rule_document(draws, count) for _ in range(self.rule_documents)],
+            "whole": [rule_document(draws, count, whole=True) for _ in range(self.whole_documents)],
+            "large": [rule_document(draws, count, large=True) for _ in range(self.large_documents)],
+            "configurations": [config_document(draws) for _ in range(self.config_documents)],
+        }
+        return {kind: [encode(tokenizer, pieces) for pieces in documents] for kind, documents in kinds.items()}
 
     def weight(self, kind: str) -> float:
         return {"rules": 1.0, "whole": 0.1, "large": 0.1, "configurations": 0.25}[kind]
 
     def sources(self) -> list[Path]:
         return [Path(__file__), Path(world.__file__)]
-
-
-def build_tokenizer(vocabulary: int) -> "PreTrainedTokenizerBase":
-    """Return a byte-level BPE tokenizer with one token per cell and one per word of a configuration."""
-    from tokenizers import Regex, pre_tokenizers
-
-    draws = random.Random(0)
-    corpus = []
-    for _ in range(1500):
-        corpus += [rule_text(rule_pairs(draws, 3)), "configuration:\n" + draw_config(draws).text()]
-    words = Regex(r"\]\n \[|\d| -> | (?=\d)| ?[\p{L}_]+|\n| ?[^\s\p{L}\p{N}_]+|\s+")
-    split = pre_tokenizers.Split(words, "isolated")
-    pieces = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    return growth.train_tokenizer(corpus, vocabulary, pieces)
 
 
 def rule_pairs(draws: random.Random, count: int) -> list[Pair]:
@@ -104,11 +107,8 @@ def rule_document(draws: random.Random, count: int, large: bool = False, whole: 
         pairs = list(map(draws.choice(_LARGER).pair, pairs))
     pieces = []
     for number, pair in enumerate(pairs):
-        pieces += [
-            (question_text(pair.input), whole),
-            (WORDING.answer(pair.output), whole or number > 0),
-            ("\n", whole),
-        ]
+        answer = (WORDING.answer(pair.output), whole or number > 0)
+        pieces += [(question_text(pair.input), whole), answer, ("\n", whole)]
     return pieces
 
 
@@ -120,20 +120,6 @@ def config_document(draws: random.Random) -> list[Piece]:
         pairs = [Pair(world.draw_grid(draws), world.draw_grid(draws, distinct=False)) for _ in range(count)]
     task = Task("made", tuple(pairs), (pairs[0].input,))
     return [(WORDING.write(task)[1], False), (draw_config(draws).text(), True), ("<eos>", True)]
-
-
-def documents_of(
-    recipe: GridRecipe, step: int, tokenizer: "PreTrainedTokenizerBase"
-) -> dict[str, list[growth.Document]]:
-    """Return the encoded documents of one step by kind; they depend only on the recipe and the step."""
-    draws, count = seeded("grid seedling", recipe.seed, step), recipe.demonstrations
-    kinds = {
-        "rules": [rule_document(draws, count) for _ in range(recipe.rule_documents)],
-        "whole": [rule_document(draws, count, whole=True) for _ in range(recipe.whole_documents)],
-        "large": [rule_document(draws, count, large=True) for _ in range(recipe.large_documents)],
-        "configurations": [config_document(draws) for _ in range(recipe.config_documents)],
-    }
-    return {kind: [encode(tokenizer, pieces) for pieces in documents] for kind, documents in kinds.items()}
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", pieces: list[Piece]) -> growth.Document:

@@ -7,12 +7,13 @@ and the step, so that two growths give the same weights bit by bit. Run it as ``
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from seal_lib import paths
 
 if TYPE_CHECKING:
     import torch
@@ -91,13 +92,10 @@ def loss_of(model: "PreTrainedModel", documents: Sequence[Document]) -> "Tensor"
     Padding is on the right, so causal attention needs no mask.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    longest = max(len(ids) for ids, _ in documents)
-    ids = torch.zeros(len(documents), longest, dtype=torch.long)  # (B, T)
-    voiced = torch.zeros(len(documents), longest, dtype=torch.bool)
-    for row, (tokens, predicted) in enumerate(documents):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        voiced[row, : len(tokens)] = torch.tensor(predicted)
+    columns = zip(*documents, strict=True)
+    ids, voiced = (pad_sequence([*map(torch.tensor, rows)], batch_first=True) for rows in columns)  # (B, T) each
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # (B, T-1, D)
     kept = voiced[:, 1:]  # logits are computed only where a token is in the loss
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[kept]), ids[:, 1:][kept], reduction="sum")
@@ -166,9 +164,6 @@ def grow(
 
     Args:
         watch: called as ``watch(step, losses)`` after each step.
-
-    Returns:
-        (model, tokenizer).
     """
     import torch
 
@@ -211,9 +206,8 @@ def _checkpoint(
         state = optimizer.state[parameter]
         tensors[f"{name}:weight"] = parameter.detach()
         tensors |= {f"{name}:{key}": state[key] for key in ("exp_avg", "exp_avg_sq", "step")}
-    partial.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, partial / "state.new", {"step": str(step), "made_by": fingerprint(recipe)})
-    os.replace(partial / "state.new", partial / "state.safetensors")
+    with paths.whole(partial / "state.safetensors") as file:
+        save_file(tensors, file, {"step": str(step), "made_by": fingerprint(recipe)})
 
 
 def _restore(partial: Path, recipe: Recipe, model: "PreTrainedModel", optimizer: "torch.optim.Optimizer") -> int:

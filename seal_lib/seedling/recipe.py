@@ -35,25 +35,27 @@ class KnowledgeRecipe(growth.Recipe):
     fact_documents: int = 64
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        return build_tokenizer(self.vocabulary)
+        """Return a byte-level BPE tokenizer trained on the world: one token per word of it; other text encodes too."""
+        from tokenizers import pre_tokenizers
+
+        rng = random.Random(0)
+        words = world.FIRST + world.LAST + world.PLACES + [v for values in world.VALUES.values() for v in values]
+        corpus = ["x " + " ".join(words)] * 4000
+        for _ in range(4000):
+            corpus += [document(rng)[0] for document in (fact_document, note_document, question_document)]
+        return growth.train_tokenizer(corpus, self.vocabulary, pre_tokenizers.ByteLevel(add_prefix_space=False))
 
     def documents(self, step: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[growth.Document]]:
-        return documents_of(self, step, tokenizer)
+        rng, progress = seeded("seedling", self.seed, step), step / self.steps
+        texts = {
+            "notes": [note_document(rng, progress) for _ in range(self.note_documents)],
+            "questions": [question_document(rng, progress) for _ in range(self.question_documents)],
+            "facts": [fact_document(rng) for _ in range(self.fact_documents)],
+        }
+        return {kind: [encode(tokenizer, *document) for document in group] for kind, group in texts.items()}
 
     def sources(self) -> list[Path]:
         return [Path(__file__), Path(world.__file__)]
-
-
-def build_tokenizer(vocabulary: int) -> "PreTrainedTokenizerBase":
-    """Return a byte-level BPE tokenizer trained on the world: one token per word of it, and any other text encodes."""
-    from tokenizers import pre_tokenizers
-
-    rng = random.Random(0)
-    words = world.FIRST + world.LAST + world.PLACES + [v for values in world.VALUES.values() for v in values]
-    corpus = ["x " + " ".join(words)] * 4000
-    for _ in range(4000):
-        corpus += [document(rng)[0] for document in (fact_document, note_document, question_document)]
-    return growth.train_tokenizer(corpus, vocabulary, pre_tokenizers.ByteLevel(add_prefix_space=False))
 
 
 def fact_document(rng: random.Random) -> tuple[str, int]:
@@ -91,10 +93,7 @@ def note_document(rng: random.Random, progress: float = 1.0) -> tuple[str, int]:
 
 
 def question_document(rng: random.Random, progress: float = 1.0) -> tuple[str, int]:
-    """Return a passage followed by up to six questions with answers.
-
-    The result is (text, length in characters of the part without loss).
-    """
+    """Return a passage followed by up to six questions with answers: (text, length of the part without loss)."""
     drawn, title, text = _read(rng, progress, alike=0.5)
     asked = rng.sample(drawn, min(6, len(drawn)))
     head, _, tail = WORDING.answer_in_context.partition("Question:")
@@ -108,16 +107,3 @@ def encode(tokenizer: "PreTrainedTokenizerBase", text: str, silent: int) -> grow
     head = tokenizer(text[:silent])["input_ids"] if silent else []
     tail = tokenizer(text[silent:])["input_ids"] + [tokenizer.eos_token_id]
     return head + tail, [False] * len(head) + [True] * len(tail)
-
-
-def documents_of(
-    recipe: KnowledgeRecipe, step: int, tokenizer: "PreTrainedTokenizerBase"
-) -> dict[str, list[growth.Document]]:
-    """Return the encoded documents of one step by kind; they depend only on the recipe and the step."""
-    rng, progress = seeded("seedling", recipe.seed, step), step / recipe.steps
-    texts = {
-        "notes": [note_document(rng, progress) for _ in range(recipe.note_documents)],
-        "questions": [question_document(rng, progress) for _ in range(recipe.question_documents)],
-        "facts": [fact_document(rng) for _ in range(recipe.fact_documents)],
-    }
-    return {kind: [encode(tokenizer, *document) for document in group] for kind, group in texts.items()}

@@ -7,7 +7,7 @@ import math
 import matplotlib
 import pytest
 
-from seal_lib.bench import gpu, gpu_sizes, gpu_table, inner_loop
+from seal_lib.bench import gpu, gpu_table, inner_loop
 from seal_lib.bench.gpu_table import Row
 from seal_lib.errors import SealError
 from seal_lib.models import budget
@@ -57,13 +57,13 @@ def test_a_tiny_run_measures_every_way_and_writes_everything(tmp_path, monkeypat
     written = {p.name.removeprefix("bench_gpu_tiny") for p in folder.iterdir()}
     assert written == {"_rows.csv", ".csv", ".json", ".png", ".pdf"}
     rows = gpu_table.read(folder / "bench_gpu_tiny_rows.csv")
-    assert [(r.targets, r.variant, r.K) for r in rows] == gpu.variants(gpu_sizes.TINY)
+    assert [(r.targets, r.variant, r.K) for r in rows] == gpu.variants(gpu_table.TINY)
     assert all(r.outcome == "ok" and r.train_seconds > 0 and r.answers == 5 * r.K for r in rows)
     ways = {(r.targets, r.variant, r.K): r for r in rows}
-    jobs = gpu.jobs_of(gpu_sizes.TINY, 8, 512)
+    jobs = gpu.jobs_of(gpu_table.TINY, 8, 512)
     assert ways["qv", "bank", 2].steps == sum(len(job.plan()) for job in jobs)  # the queue to its end
     assert ways["qv", "bank", 2].tokens == sum(len(e.ids) for job in jobs for e in job.examples)
-    assert ways["qv", "authors", 1].steps == gpu_sizes.TINY.padded_steps
+    assert ways["qv", "authors", 1].steps == gpu_table.TINY.padded_steps
     record = json.loads((folder / "bench_gpu_tiny.json").read_text())
     assert record["outcomes"] == {"ok": len(rows)} and record["device_key"] == "cpu"
     assert {"device", "gpus", "cuda", "versions", "date", "git", "lengths", "efficiency"} <= set(record)
@@ -95,7 +95,7 @@ def test_the_table_is_what_the_rows_say() -> None:
     assert (bank["low"], bank["high"]) == (pytest.approx(0.0039 * 86 + 0.1), pytest.approx(0.005 * 86 + 0.1))
     assert bank["tokens_per_s"] == pytest.approx(47_000 / 4)
     shape, device = budget.SHAPES["Qwen/Qwen2.5-7B"], costs.device("h200")
-    floor = 1e3 * costs.train_step(shape, device, [47.0] * 16, adapters=16).floor / 16
+    floor = 1e3 * costs.Costs(shape, device).train_step([47.0] * 16, 16).floor / 16
     assert bank["floor_ms"] == pytest.approx(floor) and bank["floor_share"] == pytest.approx(floor / 4)
     assert bank["flops_share"] == bank["floor_share"] > bank["bytes_share"]
     assert table.loc["authors", 1]["floor_ms"] == pytest.approx(76.8, rel=2e-3)
@@ -107,7 +107,7 @@ def test_the_table_is_what_the_rows_say() -> None:
 
 def test_a_killed_run_keeps_its_rows(tmp_path) -> None:
     file = tmp_path / "bench_gpu_rows.csv"
-    gpu_table.begin(file, {"device_key": "h200"}, gpu_sizes.GpuPlan(), {})
+    gpu_table.begin(file, {"device_key": "h200"}, gpu_table.GpuPlan(), {})
     assert gpu_table.read(file) == []
     for one in ROWS[:4]:
         gpu_table.append(file, one)
@@ -127,7 +127,7 @@ def test_memory_that_runs_out_is_an_outcome_and_the_rest_goes_on(monkeypatch) ->
         return 1.0, 10, 100, 1, 0.0
 
     monkeypatch.setattr(gpu, "train", full)
-    plan = dataclasses.replace(gpu_sizes.TINY, repetitions=2)
+    plan = dataclasses.replace(gpu_table.TINY, repetitions=2)
     monkeypatch.setattr(gpu, "_warm_up", lambda model, plan: None)
     rows = list(gpu.measurements(plan, "cpu", lambda text: None))
     lost = [r for r in rows if r.outcome != "ok"]
@@ -137,8 +137,8 @@ def test_memory_that_runs_out_is_an_outcome_and_the_rest_goes_on(monkeypatch) ->
 
 
 def test_time_that_is_up_stops_the_bank_and_the_run(monkeypatch) -> None:
-    model = gpu.build(gpu_sizes.TINY_SHAPE, "cpu")
-    plan = dataclasses.replace(gpu_sizes.TINY, epochs=50)
+    model = inner_loop.random_model(gpu_table.SHAPES["tiny"], "cpu")
+    plan = dataclasses.replace(gpu_table.TINY, epochs=50)
     whole = sum(len(job.plan()) for job in gpu.jobs_of(plan, 8, 512))
     seconds, steps, tokens, edits, _ = gpu.train(model, plan, "qv", "bank", 2, 0, limit=0.0)
     assert 0 < steps < whole and tokens > 0 and edits == 2 and seconds > 0
@@ -147,8 +147,8 @@ def test_time_that_is_up_stops_the_bank_and_the_run(monkeypatch) -> None:
 
 
 def test_the_start_of_a_stopped_bank_counts_by_the_share_of_its_steps(monkeypatch) -> None:
-    model = gpu.build(gpu_sizes.TINY_SHAPE, "cpu")
-    plan = dataclasses.replace(gpu_sizes.TINY, epochs=50)
+    model = inner_loop.random_model(gpu_table.SHAPES["tiny"], "cpu")
+    plan = dataclasses.replace(gpu_table.TINY, epochs=50)
     ticks = iter((0.0, 100.0, 110.0, 110.0))  # start, end of the first step, of the second, end
     monkeypatch.setattr(gpu, "clock", lambda model: lambda: next(ticks))
     seconds, steps, *_ = gpu.train(model, plan, "qv", "bank", 2, 0, limit=0.0)
@@ -157,7 +157,7 @@ def test_the_start_of_a_stopped_bank_counts_by_the_share_of_its_steps(monkeypatc
 
 
 def test_the_authors_way_carries_its_start_as_a_whole_self_edit_does(monkeypatch) -> None:
-    model, plan = gpu.build(gpu_sizes.TINY_SHAPE, "cpu"), gpu_sizes.TINY
+    model, plan = inner_loop.random_model(gpu_table.SHAPES["tiny"], "cpu"), gpu_table.TINY
     monkeypatch.setattr(inner_loop, "with_trainer", lambda *_: inner_loop.Timing(9.0, 2.0, 2))
     whole = len(gpu.jobs_of(plan, 1, 512)[0].plan())
     seconds, steps, *_ = gpu.train(model, plan, "qv", "authors", 1, 0, limit=0.0)
@@ -173,7 +173,7 @@ def test_the_models_have_the_true_shapes(monkeypatch) -> None:
         with monkeypatch.context() as patch:
             keep = lambda c, into=made, **_: into.update(c=c) or torch.nn.Linear(1, 1)  # noqa: E731
             patch.setattr(AutoModelForCausalLM, "from_config", keep)
-            gpu.build(gpu.shape_of(name), "cpu")
+            inner_loop.random_model(gpu_table.SHAPES[name], "cpu")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(made["c"])
         assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=1e-3)
@@ -181,9 +181,9 @@ def test_the_models_have_the_true_shapes(monkeypatch) -> None:
 
 
 def test_documents_have_the_recorded_lengths() -> None:
-    edits = gpu_sizes.documents(gpu_sizes.GpuPlan())
+    edits = gpu_table.documents(gpu_table.GpuPlan())
     assert edits == [list(d) for d in lengths.profiles()["squad"].documents]
-    jobs = gpu.jobs_of(gpu_sizes.GpuPlan(), 128, 1000)
+    jobs = gpu.jobs_of(gpu_table.GpuPlan(), 128, 1000)
     assert [[len(e.ids) for e in job.examples] for job in jobs] == edits[:128]
     assert all(job.epochs == 10 and job.rank == 32 for job in jobs)
 
@@ -219,6 +219,6 @@ def test_the_goal_is_printed_beside_what_was_reached() -> None:
 
 def test_a_stop_that_is_no_measurement_is_refused(tmp_path) -> None:
     file = tmp_path / "bench_gpu_rows.csv"
-    gpu_table.begin(file, RECORD, gpu_sizes.GpuPlan(), {})
+    gpu_table.begin(file, RECORD, gpu_table.GpuPlan(), {})
     with pytest.raises(SealError, match="holds no measurement"):
         gpu_table.finish(tmp_path, "bench_gpu")

@@ -60,7 +60,7 @@ def test_the_encoded_documents_of_training_steps_hold_no_heldout_name() -> None:
     forbidden, first, last = set(world.populations()["heldout"]), set(world.FIRST), set(world.LAST)
     documents = 0
     for step in range(0, settings.steps, settings.steps // 25):
-        for group in recipe.documents_of(settings, step, tokenizer).values():
+        for group in settings.documents(step, tokenizer).values():
             for ids, predicted in group:
                 documents += 1
                 assert ids[-1] == tokenizer.eos_token_id and predicted[-1]
@@ -73,8 +73,8 @@ def test_the_encoded_documents_of_training_steps_hold_no_heldout_name() -> None:
 
 def test_the_documents_of_a_step_depend_on_recipe_and_step_alone() -> None:
     tokenizer, settings = seedling()[1], recipe.KnowledgeRecipe()
-    assert recipe.documents_of(settings, 7, tokenizer) == recipe.documents_of(settings, 7, tokenizer)
-    assert recipe.documents_of(settings, 7, tokenizer) != recipe.documents_of(settings, 8, tokenizer)
+    assert settings.documents(7, tokenizer) == settings.documents(7, tokenizer)
+    assert settings.documents(7, tokenizer) != settings.documents(8, tokenizer)
 
 
 def test_passages_are_a_function_of_their_arguments() -> None:
@@ -270,7 +270,7 @@ def test_every_word_of_the_world_is_one_token_of_the_shipped_tokenizer() -> None
 
 
 def test_the_recipe_gives_every_word_one_token_and_any_text_some() -> None:
-    tokenizer = recipe.build_tokenizer(recipe.KnowledgeRecipe().vocabulary)
+    tokenizer = recipe.KnowledgeRecipe().tokenizer()
     words = [*world.FIRST, *world.LAST, *world.PLACES, *(v for values in world.VALUES.values() for v in values)]
     assert [word for word in words if len(tokenizer(" " + word)["input_ids"]) != 1] == []
     assert tokenizer.decode(tokenizer("北京 \0 é")["input_ids"]) == "北京 \0 é"

@@ -12,11 +12,12 @@ from seal_lib.plan import costs
 
 QWEN = budget.SHAPES["Qwen/Qwen2.5-7B"]
 H200 = costs.device("h200")
+COSTS = costs.Costs(QWEN, H200)
 
 
 def ms(lengths: list[float], targets: str = "qv", adapters: int = 1) -> float:
     """Floor of one adapter-step in milliseconds."""
-    return 1e3 * costs.train_step(QWEN, H200, lengths, adapters=adapters, targets=targets).floor / adapters
+    return 1e3 * costs.Costs(QWEN, H200, targets).train_step(lengths, adapters).floor / adapters
 
 
 @pytest.mark.parametrize(
@@ -30,33 +31,31 @@ def test_the_floors_of_the_study_come_out(targets: str, padded: float, sequentia
 
 
 def test_the_numbers_behind_the_floors() -> None:
-    assert costs.matmul_parameters(QWEN) / 1e9 == pytest.approx(7.07, abs=5e-3)
-    moved = 4 * costs.matmul_parameters(QWEN) / H200.bandwidth  # twice, two bytes each
+    assert COSTS.weights / 1e9 == pytest.approx(7.07, abs=5e-3)
+    moved = 4 * COSTS.weights / H200.bandwidth  # twice, two bytes each
     assert 1e3 * moved == pytest.approx(6.58, abs=5e-3)
     assert 90 * ms([47]) / 1e3 == pytest.approx(0.60, abs=5e-3)  # a self-edit one after the other
     assert 90 * ms([47] * 8, adapters=8) / 1e3 == pytest.approx(0.16, abs=5e-3)  # and in the bank
 
 
 def test_what_binds_changes_with_the_batch() -> None:
-    few, many = (costs.train_step(QWEN, H200, [60] * k, adapters=k) for k in (1, 16))
+    few, many = (COSTS.train_step([60] * k, k) for k in (1, 16))
     assert few.moving > few.computing and many.computing > many.moving
-    assert many.bound == "compute" and few.bound != "compute"  # moving or launching, as measured
-    one, lots = (costs.decode_step(QWEN, H200, rows, 100) for rows in (1, 1024))
+    one, lots = (COSTS.decode_step(rows, 100) for rows in (1, 1024))
     assert one.moving > one.computing and lots.floor > one.floor
-    tiny = costs.train_step(budget.shape_of("seedling-knowledge"), H200, [14], targets="all-linear", rank=8)
-    assert tiny.bound == "launch" and tiny.seconds == pytest.approx(3 * 225 * 7e-6)
+    tiny = costs.Costs(budget.shape_of("seedling-knowledge"), H200, "all-linear", 8).train_step([14])
+    assert tiny.seconds == tiny.starting > tiny.floor and tiny.seconds == pytest.approx(3 * 225 * 7e-6)  # launching
 
 
 def test_an_estimate_is_the_floor_over_the_efficiency_and_more_work_costs_more() -> None:
-    step = costs.train_step(QWEN, H200, [60] * 16, adapters=16)
+    step = COSTS.train_step([60] * 16, 16)
     assert step.seconds == pytest.approx(step.floor / costs.efficiency("train", "h200")[0])
-    assert costs.training(QWEN, H200, 160, 60, slots=16).seconds == pytest.approx(10 * step.seconds)
-    read, written = costs.generation(QWEN, H200, 512, 200, 64, rows=256)
-    assert written.seconds == pytest.approx(128 * costs.decode_step(QWEN, H200, 256, 232).seconds)
-    assert read.bound == "compute"  # 51 200 prompt tokens a batch; one token a row is written at a time
+    assert COSTS.training(160, 60, slots=16).seconds == pytest.approx(10 * step.seconds)
+    read, written = COSTS.generation(512, 200, 64, rows=256)
+    assert written.seconds == pytest.approx(128 * COSTS.decode_step(256, 232).seconds)
+    assert read.computing > read.moving  # 51 200 prompt tokens a batch; one token a row is written at a time
     share, _ = costs.efficiency("answer", "h200")
     assert read.seconds == pytest.approx(2 * 256 * 200 * 2 * 7.07e9 / 790e12 / share, rel=0.02)
-    assert costs.train_step(QWEN, H200, [512], weights_trained=True).floor > costs.train_step(QWEN, H200, [512]).floor
 
 
 def test_a_measured_efficiency_replaces_the_assumed_one_on_its_own_device_only(tmp_path, monkeypatch) -> None:

@@ -5,6 +5,7 @@ import csv
 import pytest
 from conftest import REPOSITORY
 from fixtures_seal import MemoryRun, made, real_data
+from making_lengths import of_passages, of_puzzles
 
 from seal_lib.errors import ParameterError
 from seal_lib.generation.contract import Completion
@@ -251,12 +252,10 @@ def test_recorded_lengths_are_those_of_the_released_files() -> None:
     from seal_lib.arc.data import load_tasks
     from seal_lib.knowledge import data
 
-    squad = lengths.profiles()["squad"]
-    real = lengths.of_passages(
-        data.from_json(folder / "seal_released" / "self_edits_base_val.json"), prompts.load("implications"), ""
-    )
-    assert tuple(real["edits"]) == squad.edits and tuple(map(tuple, real["documents"])) == squad.documents
-    assert all(real[key] == getattr(squad, key) for key in ("questions", "ask", "shown", "write", "passage"))
+    squad, puzzles = (lengths.profiles()[name] for name in ("squad", "puzzles"))
+    released = data.from_json(folder / "seal_released" / "self_edits_base_val.json")
+    real = of_passages(released, prompts.load("implications"))
+    assert {k: v for k, v in real.items() if v != getattr(squad, k)} == {}
     names = ("training_{}_filtered_1B_training_set", "evaluation_{}_filtered_1B_eval_set")
     tasks = [
         task
@@ -265,5 +264,4 @@ def test_recorded_lengths_are_those_of_the_released_files() -> None:
             *(str(folder / "arc" / f"arc-agi_{name.format(kind)}.json") for kind in ("challenges", "solutions"))
         )
     ]
-    made_again, puzzles = lengths.of_puzzles(tasks, ""), lengths.profiles()["puzzles"]
-    assert {k: v for k, v in made_again.items() if k != "source" and v != getattr(puzzles, k)} == {}
+    assert {k: v for k, v in of_puzzles(tasks).items() if v != getattr(puzzles, k)} == {}

@@ -19,7 +19,7 @@ from seal_lib.loops.settings import OuterLoop
 from seal_lib.runs import params
 from seal_lib.seedling import growth
 from seal_lib.seedling.acceptance import ACCEPTANCE
-from seal_lib.seedling.grid_recipe import CONFIG_RATES, EPOCHS, GridRecipe, documents_of, draw_config
+from seal_lib.seedling.grid_recipe import CONFIG_RATES, EPOCHS, GridRecipe, draw_config
 from seal_lib.seeds import rng
 
 RECIPE = GridRecipe()
@@ -88,8 +88,8 @@ def test_configurations_are_drawn_evenly_and_read_back() -> None:
 
 def test_documents_predict_outputs_only_and_depend_on_the_step_alone(seedling) -> None:
     tokenizer = seedling[1]
-    kinds = documents_of(RECIPE, 3, tokenizer)
-    assert kinds == documents_of(RECIPE, 3, tokenizer) != documents_of(RECIPE, 4, tokenizer)
+    kinds = RECIPE.documents(3, tokenizer)
+    assert kinds == RECIPE.documents(3, tokenizer) != RECIPE.documents(4, tokenizer)
     assert set(kinds) == {"rules", "whole", "large", "configurations"}
     assert all(RECIPE.weight(kind) > 0 for kind in kinds)
     for ids, predicted in kinds["rules"]:
@@ -106,7 +106,7 @@ def test_no_document_shows_an_unseen_rule(seedling) -> None:
     """Every demonstration the model was grown on fits a seen rule, but for configurations' puzzles without any rule."""
     tokenizer = seedling[1]
     for step in range(3):
-        for ids, _ in documents_of(RECIPE, step, tokenizer)["rules"]:
+        for ids, _ in RECIPE.documents(step, tokenizer)["rules"]:
             pairs = [
                 line.split(" -> ")
                 for line in tokenizer.decode(ids).replace("#", "").replace("]\n [", "] [").split("\n")
