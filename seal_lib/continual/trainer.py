@@ -101,20 +101,8 @@ class HistoryGroup(LinearGroup):
 
     dense: list[Tensor] | None = None
 
-    def forward_of(self, i: int) -> Callable[[Tensor], Tensor]:
-        plain = super().forward_of(i)
-
-        def forward(x: Tensor) -> Tensor:
-            if self.dense is None:
-                return plain(x)
-            if x is not self._input or self._outputs[i] is None:
-                self._input, self._outputs = x, list(_Own.apply(self.anchor, x, self))
-            y, self._outputs[i] = self._outputs[i], None
-            if all(out is None for out in self._outputs):
-                self._input = None
-            return y
-
-        return forward
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        return super().outputs(x) if self.dense is None else _Own.apply(self.anchor, x, self)
 
 
 DENSE_BYTES = 2e9  # limit on the dense weights of all slots; above it the history stays a low-rank product
@@ -146,7 +134,7 @@ class StreamBank(AdapterBank):
         self.groups = [HistoryGroup(group.names, group.linears) for group in self.groups]
         super()._borrow(checkpointing)
 
-    def run(self, jobs: Sequence[EditJob], on_step: Callable[[int, Sequence[str]], None] | None = None) -> list[Result]:
+    def run(self, jobs: Sequence[EditJob], on_step: Callable[[dict], None] | None = None) -> list[Result]:
         """Train all edits; return the results in job order, where each adapter is the new edit alone.
 
         Raises:
@@ -165,16 +153,11 @@ class StreamBank(AdapterBank):
         self._dense = self._dense and not kept and any(job.history for job in jobs)
         self._past = 0 if self._dense else max(job.history.rank if job.history else 0 for job in jobs)
         self.rank_max = self._new + self._past
-        self._stacked: dict = {}
-        try:
-            return super().run(jobs, on_step)
-        finally:
-            for group in self.groups:
-                group.dense = None
+        return super().run(jobs, on_step)
 
     def _release(self) -> None:
         super()._release()
-        self._stacked = {}
+        self._stacked: dict = {}
         for group in self.groups:
             group.dense = None
 
@@ -229,14 +212,14 @@ class StreamBank(AdapterBank):
         targets, weights = (packed[i][start : start + len(logits)] for i in (2, 5))
         hard = F.cross_entropy(logits, targets, reduction="none")
         rows, teachers, first = [], [], -start
-        for batch in batches:
-            if batch is not None:
-                if batch.soft is not None:
-                    inside = (batch.soft[0] + first >= 0) & (batch.soft[0] + first < len(logits))
-                    if inside.any():
-                        rows.append(batch.soft[0][inside] + first)
-                        teachers.append(batch.soft[1][inside])
-                first += len(batch.keep)
+        for batch in (batch for batch in batches if batch is not None):
+            if batch.soft is not None:
+                at, teacher = batch.soft[0] + first, batch.soft[1]
+                inside = (at >= 0) & (at < len(logits))
+                if inside.any():
+                    rows.append(at[inside])
+                    teachers.append(teacher[inside])
+            first += len(batch.keep)
         if rows:
             at = torch.cat(rows).to(logits.device)
             teacher = torch.cat(teachers).to(logits)
@@ -245,32 +228,32 @@ class StreamBank(AdapterBank):
         return hard * weights.to(logits.dtype)
 
     def _before_update(self, live: list[Slot]) -> None:
-        r = self._new
+        r, job = self._new, live[0].job  # the jobs of an arm have the same terms
         for group in self.groups:
             grad_a, *grad_b = group.grads
             K, members, R = len(live), len(group.linears), group.rank
             grad_a, a = grad_a.view(K, members, R, -1), group.a.view(K, members, R, -1)
             for i, name in enumerate(group.names):
-                if live[0].job.strength:
+                if job.strength:
                     self._penalise(live, name, a[:, i], group.b[i], grad_a[:, i], grad_b[i])
-                if live[0].job.orthogonal and R > r:
+                if job.orthogonal and R > r:
                     old = a[:, i, r:]  # [K, R - r, in]
                     sign = torch.bmm(a[:, i, :r], old.mT).sign_()
-                    grad_a[:, i, :r] += live[0].job.orthogonal * torch.bmm(sign, old)
-                if name in live[0].job.frozen_layers:
+                    grad_a[:, i, :r] += job.orthogonal * torch.bmm(sign, old)
+                if name in job.frozen_layers:
                     grad_a[:, i].zero_()
                     grad_b[i].zero_()
             grad_a[:, :, r:] = 0  # the history
             for part in grad_b:
                 part[:, r:] = 0
-            if live[0].job.frozen_a:
+            if job.frozen_a:
                 grad_a.zero_()
 
     def _penalise(self, live: list[Slot], name: str, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor) -> None:
         """Add the gradient of strength/2 * sum F dW^2; a and grad_a are [K, R, in], b and grad_b are [K, R, out]."""
-        r, scale = self._new, live[0].job.alpha / live[0].job.rank
-        ranks = slice(None) if live[0].job.from_base else slice(0, r)
-        pull = torch.bmm(b[:, ranks].mT, a[:, ranks]).mul_(scale * scale * live[0].job.strength)  # [K, out, in]
+        r, job = self._new, live[0].job
+        scale, ranks = job.alpha / job.rank, slice(None) if job.from_base else slice(0, r)
+        pull = torch.bmm(b[:, ranks].mT, a[:, ranks]).mul_(scale * scale * job.strength)  # [K, out, in]
         weights = self._stack_of(live, "penalty", name)
         if weights is not None:
             pull.mul_(weights)

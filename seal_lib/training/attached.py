@@ -177,13 +177,17 @@ class LinearGroup:
 
         def forward(x: Tensor) -> Tensor:
             if x is not self._input or self._outputs[i] is None:
-                self._input, self._outputs = x, list(_Packed.apply(self.anchor, x, self))
+                self._input, self._outputs = x, list(self.outputs(x))
             y, self._outputs[i] = self._outputs[i], None
             if all(out is None for out in self._outputs):
                 self._input = None
             return y
 
         return forward
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the results of all members; their backward pass writes the gradients."""
+        return _Packed.apply(self.anchor, x, self)
 
     def write(self, part: int, value: Tensor) -> None:
         """Store the gradient of ``a`` (part 0) or ``b[part - 1]``; add to it if this step has written it already."""
