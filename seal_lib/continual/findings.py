@@ -47,7 +47,8 @@ def mitigations(rows: Lines) -> str:
     """Return the findings of notebook 14: the separable comparisons, and the prior knowledge the better arms keep."""
     found = _found(rows)
     said = _differences(found)
-    better = {arm.split(" - ")[0] for (arm, metric), e in found.items() if metric == "difference" and _above(e)}
+    apart = {arm: e for (arm, metric), e in found.items() if metric == "difference" and stats.separable(e)}
+    better = {arm.split(" - ")[0] for arm, e in apart.items() if e.value > 0}
     kept = [(arm, found[arm, "prior_kept"]) for arm in sorted(better, key=arm_rank) if (arm, "prior_kept") in found]
     kept = [(arm, e) for arm, e in kept if e.high < 1]
     if kept:
@@ -123,10 +124,6 @@ def _differences(estimates: Mapping[tuple[str, str], Estimate]) -> list[str]:
 
 def _away(e: Estimate) -> bool:
     return e.interval != "by construction" and stats.separable(e)
-
-
-def _above(e: Estimate) -> bool:
-    return e.value > 0 and stats.separable(e)
 
 
 def _p(e: Estimate) -> str:

@@ -8,6 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 from seal_lib.continual.streams import Stream
 from seal_lib.records import Question
@@ -52,14 +53,10 @@ class BM25:
         return top if scores[top] > 0 and found >= threshold else None
 
 
-_INDEX: dict[tuple, BM25] = {}
+_index = lru_cache(maxsize=1024)(BM25)
 
 
 def route(stream: Stream, k: int, title: str, question: Question, threshold: float) -> int | None:
     """Return the index, among the first k passages, of the one that the question (with its title) is about, or None."""
-    key = tuple(f"{p.title} {p.text}" for p in stream.passages[:k])
-    if key not in _INDEX:
-        if len(_INDEX) > 1024:
-            _INDEX.clear()
-        _INDEX[key] = BM25(key)
-    return _INDEX[key].best(f"{title} {question.question}", threshold)
+    key = tuple(f"{p.title} {p.text}" for p in stream.passages[:k])  # all questions of a step share one index
+    return _index(key).best(f"{title} {question.question}", threshold)
