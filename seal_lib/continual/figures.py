@@ -90,14 +90,13 @@ def gallery(df: pd.DataFrame, folder: Path) -> list[str]:
     return names
 
 
-def _axes(rows: int, columns: int, size: tuple[float, float], title: str = "", **options: Any) -> tuple:
+def _axes(rows: int, columns: int, size: tuple[float, float], title: str, **options: Any) -> tuple:
     """Return a figure, closed in pyplot, and its array of axes [rows, columns]."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)
     plt.close(figure)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure, axes
 
 

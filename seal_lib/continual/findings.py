@@ -4,8 +4,6 @@ A difference is stated only if `stats.separable` holds, with its adjusted p-valu
 Arms that did not run are not mentioned. Uses the rows of `tables` and `tuning`; needs no models and no figures.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -97,9 +95,6 @@ def tuning(lines: Lines) -> str:
     if lost := sum(line["diverged"] > 0 for line in lines):
         said.append(f"{lost} settings made a stream diverge and were not chosen.")
     return bullets(said)
-
-
-# --- parts ----------------------------------------------------------------------------------------------------------
 
 
 def _found(rows: Lines) -> dict[tuple[str, str], Estimate]:

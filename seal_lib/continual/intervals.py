@@ -16,17 +16,16 @@ beside the mean. `Measure.outcome` names what happened:
 * ``not_reached``: the curve is still above the level at the end.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats as scipy_stats
 
 from seal_lib.continual import metrics
+from seal_lib.continual.metrics import Metric
 from seal_lib.errors import DataError
 from seal_lib.report import stats
 from seal_lib.report.stats import DIFFERENCE, DRAWS, LEVEL, SHARE, SMALLEST_N, Estimate
@@ -88,7 +87,9 @@ def summary(
     K, run = stack.shape[-1], _Over(stack, draws)
 
     def mean_of(value_S: np.ndarray, name: str, share: bool = False) -> Measure:
-        return run.mean(value_S, SHARE if share else DIFFERENCE, name in constant)
+        outcome, note = run.missing(np.isnan(value_S))
+        found = mean(value_S, SHARE if share else DIFFERENCE, name in constant)
+        return replace(found, outcome=outcome, note=note)
 
     result = {
         (f"AA_{K}" if name == "AA" else name): mean_of(metric(stack), name, name in SHARES)
@@ -103,8 +104,7 @@ def summary(
             result |= {f"intransigence_{name}": none, f"recovery_{name}": none}
             continue
         wide = metrics.as_reference(reference, stack)
-        key = f"intransigence_{name}"
-        result[key] = mean_of(metrics.intransigence(stack, wide), key)
+        result[f"intransigence_{name}"] = mean_of(metrics.intransigence(stack, wide), f"intransigence_{name}")
         both = np.concatenate([stack, wide[:, None, :]], axis=1)  # a reference is resampled with its sequence
         result[f"recovery_{name}"] = run.ratio(
             lambda m: metrics.recovery(m[..., :-1, :], m[..., -1, :]), both, constant=f"recovery_{name}" in constant
@@ -134,7 +134,9 @@ def mean(values: Sequence[float | None], bounds: tuple[float, float] = SHARE, co
     return Measure(estimate, "ok" if not estimate.dropped else "survivors" if estimate.n else "incomplete")
 
 
-def kept_learned(before_S: Sequence[Sequence[float]], after_S: Sequence[Sequence[float]]) -> dict[str, Measure]:
+def kept_learned(
+    before_S: Sequence[Sequence[float]], after_S: Sequence[Sequence[float]], constant: bool = False
+) -> dict[str, Measure]:
     """Return kept = P(right after | right at base) and learned = P(right after | wrong at base) (ours).
 
     The pair separates prior from injected knowledge, which a single accuracy mixes. Both are ratios of sums over
@@ -142,6 +144,7 @@ def kept_learned(before_S: Sequence[Sequence[float]], after_S: Sequence[Sequence
 
     Args:
         before_S, after_S: [S][Q_s], 1 or 0 per question, in the same order; None or NaN where not measured.
+        constant: neither share can vary between sequences.
 
     Raises:
         DataError: the numbers of questions differ, or a value is neither 0 nor 1.
@@ -161,6 +164,8 @@ def kept_learned(before_S: Sequence[Sequence[float]], after_S: Sequence[Sequence
         missing = sum(math.isnan(total) for _, total in pairs)
         estimate = stats.ratio_over_loops({0: {f"{n:06d}": pair for n, pair in enumerate(pairs)}}, UNIT)
         estimate = replace(estimate, dropped=missing)  # a sequence without a question of the kind is not lost
+        if constant and estimate.value in (0.0, 1.0):  # else rounding flipped an answer
+            estimate = replace(estimate, low=estimate.value, high=estimate.value, interval="by construction")
         if estimate.n == 0:
             kind = "right" if name == "kept" else "wrong"
             result[name] = Measure(estimate, "not_measured", f"No question was {kind} at base.")
@@ -168,9 +173,6 @@ def kept_learned(before_S: Sequence[Sequence[float]], after_S: Sequence[Sequence
             note = f"{missing} of {len(pairs)} sequences have questions without an answer." if missing else ""
             result[name] = Measure(estimate, "survivors" if missing else "ok", note)
     return result
-
-
-# --- two arms -----------------------------------------------------------------------------------------------------
 
 
 def equivalence(difference: Estimate) -> str:
@@ -209,26 +211,13 @@ def compare(values: Mapping[str, Mapping[str, float]], pairs: Sequence[tuple[str
     return [Comparison(a, b, estimate, equivalence(estimate)) for (a, b), estimate in found.items()]
 
 
-# --- inner parts --------------------------------------------------------------------------------------------------
-
-
 class _Over:
-    """Computes means and ratios over the sequences of one stack, with one rule for missing cells."""
+    """Computes ratios over the sequences of one stack, and says which sequences lack cells and why."""
 
     def __init__(self, stack: np.ndarray, draws: int):
         self.outcomes, self.draws = [metrics.outcome(matrix) for matrix in stack], draws
 
-    def mean(self, value_S: np.ndarray, bounds: tuple[float, float], constant: bool) -> Measure:
-        outcome, note = self._missing(np.isnan(value_S))
-        return replace(mean(value_S, bounds, constant), outcome=outcome, note=note)
-
-    def ratio(
-        self,
-        metric: Callable[[np.ndarray], np.ndarray],
-        stack: np.ndarray,
-        centred: bool = False,
-        constant: bool = False,
-    ) -> Measure:
+    def ratio(self, metric: Metric, stack: np.ndarray, centred: bool = False, constant: bool = False) -> Measure:
         """Return `metric` of the mean matrix, with an interval from resampled sequences.
 
         Whole sequences are resampled and averaged before the metric is taken. With few sequences the interval is
@@ -243,11 +232,11 @@ class _Over:
         needed = np.ones(stack.shape[1:], dtype=bool)
         needed[: stack.shape[2] + 1] = metrics.needed_cells(stack.shape[2])
         lost = np.isnan(stack[:, needed]).any(axis=1)
-        how, note = self._missing(lost)
+        how, note = self.missing(lost)
         stack, notes = stack[~lost], [note] if note else []
         n, dropped = len(stack), int(lost.sum())
         if not n:
-            return Measure(_nothing(n, dropped), how, note)
+            return Measure(_nothing(0, dropped), how, note)
         value = float(metric(stack.mean(axis=0)))
         if math.isnan(value):
             return Measure(_nothing(n, dropped), "no_gain", "On average nothing was gained, a share has no meaning.")
@@ -274,7 +263,7 @@ class _Over:
             low, high, kind = value - reach, value + reach, "t"
         return Measure(Estimate(value, low, high, n, UNIT, dropped, kind), how, " ".join(notes))
 
-    def _missing(self, lost_S: np.ndarray) -> tuple[str, str]:
+    def missing(self, lost_S: np.ndarray) -> tuple[str, str]:
         """Return the outcome if these sequences are lost, and a note that names the reasons."""
         lost, n = int(lost_S.sum()), len(lost_S)
         if not lost:
@@ -287,7 +276,7 @@ class _Over:
         return "survivors" if lost < n else "incomplete", f"{lost} of {n} lost: {reasons}."
 
 
-def _jackknife(metric: Callable[[np.ndarray], np.ndarray], stack: np.ndarray) -> float:
+def _jackknife(metric: Metric, stack: np.ndarray) -> float:
     """Return half the width of the 95 % interval by Student's t on the jackknife's standard error.
 
     NaN if leaving one sequence out gives no number.

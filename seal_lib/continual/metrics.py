@@ -6,14 +6,13 @@ cells with i >= r >= 1, the upper triangle, belong to passages not edited yet. A
 cell that was not measured is NaN, never 0, and a metric that needs it is NaN. ``intervals`` adds intervals.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
 
 from seal_lib.errors import DataError
 
+Metric = Callable[[np.ndarray], np.ndarray]
 ROUNDING = 1e-9  # a mean of ones over sequences can exceed 1 in the last bit
 
 
@@ -49,8 +48,7 @@ def released(R: object) -> np.ndarray:
     matrix = check(R)
     if matrix.ndim != 2:
         raise DataError(f"The released accuracies must be one matrix, but their shape is {matrix.shape}.")
-    r, i = np.indices(matrix.shape)
-    above = (r > 0) & (i >= r)
+    above = ~needed_cells(matrix.shape[1])
     return np.where(above, np.nan, matrix) if (matrix[above] == 0).all() else matrix
 
 
@@ -155,9 +153,6 @@ def recovery(R: np.ndarray, reference: object) -> np.ndarray:
     return net_gain(R) / np.where(reach > 0, reach, np.nan)
 
 
-# --- age ----------------------------------------------------------------------------------------------------------
-
-
 def age_curve(R: np.ndarray) -> np.ndarray:
     """Return [..., K]: g(t) = mean_i (R[i+1+t, i] − R[0, i]), the gain over the unedited model after t later edits.
 
@@ -209,7 +204,7 @@ def break_even(R: np.ndarray) -> np.ndarray:
 
 
 #: metrics that are linear in R: their mean over sequences is the metric of the mean matrix
-LINEAR: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+LINEAR: dict[str, Metric] = {
     "base": base_accuracy,
     "LA": learning_accuracy,
     "LA_gain": learned_gain,
@@ -220,9 +215,6 @@ LINEAR: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "FWT": forward_transfer,
     "loss_per_edit": loss_per_edit,
 }
-
-
-# --- parts ----------------------------------------------------------------------------------------------------------
 
 
 def forgetting(R: np.ndarray) -> np.ndarray:

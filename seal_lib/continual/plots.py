@@ -139,16 +139,14 @@ def _by_arm(table: pd.DataFrame, metrics: Sequence[str]) -> dict[str, dict[str, 
     return found
 
 
-def plasticity_stability(
-    table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | None = None, zoom: Axes | None = None
-) -> Axes:
+def plasticity_stability(table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | None, zoom: Axes) -> Axes:
     """Draw the learned gain (LA − base) against backward transfer, with grey lines of equal AA_K.
 
     The lines are exact, since AA_K = LA + BWT (K−1)/K. Arms that train nothing are left out.
 
     Args:
-        sweep: tuning rows (rule, knobs, LA, BWT); the settings of plain editing are joined by a line, the frontier of
-            editing more or less strongly.
+        sweep: tuning rows (rule, knobs, LA, BWT), if any; the settings of plain editing are joined by a line, the
+            frontier of editing more or less strongly.
         zoom: axes for an enlarged view of the corner where most arms are good (`good_corner`).
     """
     K = max(int(m[3:]) for m in table["metric"] if re.fullmatch(r"AA_\d+", m))
@@ -159,7 +157,7 @@ def plasticity_stability(
         for arm, p in _by_arm(table, ["LA_gain", "BWT"]).items()
         if arm not in skip and len(p) == 2 and not math.isnan(p["BWT"]["value"])
     }
-    corner = good_corner(drawn) if zoom is not None else None
+    corner = good_corner(drawn)
     lines = [] if sweep is None else list(sweep.groupby("rule"))
     for one in (ax, zoom) if corner else (ax,):
         close = one is zoom

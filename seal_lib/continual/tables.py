@@ -3,7 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,9 +111,8 @@ def arm_measures(rows: Rows, isolated: object = None, joint: object = None, rule
     constant, R = CONSTANT.get(rule, ()), stack(rows)
     K, found = R.shape[-1], intervals.summary(R, isolated=isolated, joint=joint, constant=constant)
     if any(row.get("prior") for row in rows):
-        for name, measure in intervals.kept_learned(answers(rows, 0), answers(rows, K)).items():
-            found[f"prior_{name}"] = _fixed(measure) if f"prior_{name}" in constant else measure
-        P = prior(rows)
+        kept = intervals.kept_learned(answers(rows, 0), answers(rows, K), "prior_kept" in constant)
+        P, found = prior(rows), found | {f"prior_{name}": measure for name, measure in kept.items()}
         found |= {"prior": mean(P[:, K]), "prior_after_1": mean(P[:, 1])}
     found["blank_rate"] = mean(stack(rows, "blank")[:, K].mean(-1))
     for name, key in {"drift": "drift", "norm": "norm", "stored_bytes": "stored"}.items():
@@ -145,14 +144,6 @@ def _per_stream(rows: Rows, number: Callable[[Mapping], float | None]) -> list[f
         if row["k"] and (value := number(row)) is not None:
             found[row["stream"]].append(value)
     return [float(np.mean(values)) if values else math.nan for values in found.values()]
-
-
-def _fixed(measure: Measure) -> Measure:
-    """Return a share that cannot vary, marked "by construction"; unchanged if rounding flipped an answer."""
-    e = measure.estimate
-    if e.value not in (0.0, 1.0):
-        return measure
-    return replace(measure, estimate=replace(e, low=e.value, high=e.value, interval="by construction"))
 
 
 def _measures(by_arm: Mapping[str, Rows]) -> dict[str, dict[str, Measure]]:
@@ -358,8 +349,7 @@ def length_rows(by_arm: Mapping[str, Rows], lengths: Sequence[int], *, model: st
     labels = {arm: {"protocol": _protocol(given), "model": model, "grader": grader} for arm, given in by_arm.items()}
     for arm, given in by_arm.items():
         R, P = stack(given), prior(given)
-        for n, K in enumerate(lengths):
-            first = 0 if n == 0 else lengths[n - 1]
+        for first, K in pairwise([0, *lengths]):
             own = np.stack([R[:, i + 1, i] for i in range(first, K)], -1).mean(-1)
             found = {f"AA_{K}": metrics.average_accuracy(R, K), f"prior_{K}": P[:, K], f"LA_{first + 1}_to_{K}": own}
             rows += [mean(v).estimate.row(where, arm, name, **labels[arm]) for name, v in found.items()]

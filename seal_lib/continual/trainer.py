@@ -8,7 +8,7 @@ penalty on dW, an orthogonality penalty, frozen layers or a frozen A. The traine
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,6 @@ from seal_lib.training.bank import AdapterBank
 from seal_lib.training.finetune import Minibatch
 from seal_lib.training.jobs import Example, Job, Result
 from seal_lib.training.slots import Slot
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -112,6 +109,7 @@ class StreamBank(AdapterBank):
     """The adapter bank with a frozen history per slot; all jobs of one run have the same rank.
 
     Args:
+        arguments, options: those of `AdapterBank`.
         history: "ranks", "dense", or "auto" (dense where it takes less than ``DENSE_BYTES``). Two cases always keep
             ranks: a model in a type narrower than float32, where the sum would round small edits away, and jobs with
             ``orthogonal`` or ``from_base``, which read the ranks.
@@ -119,16 +117,9 @@ class StreamBank(AdapterBank):
 
     can_train_alone = False
 
-    def __init__(
-        self,
-        model: "nn.Module",
-        slots: int = 16,
-        targets: str | Sequence[str] = "all-linear",
-        history: str = "auto",
-        **options: object,
-    ):
+    def __init__(self, *arguments: Any, history: str = "auto", **options: Any):
         self._wish = history
-        super().__init__(model, slots, targets, **options)
+        super().__init__(*arguments, **options)
 
     def _borrow(self, checkpointing: bool) -> None:
         self.groups = [HistoryGroup(group.names, group.linears) for group in self.groups]
@@ -261,8 +252,6 @@ class StreamBank(AdapterBank):
         grad_a[:, :r] += torch.bmm(b[:, :r], pull)
 
     def _after_update(self, live: list[Slot]) -> None:
-        if not any(slot.job.protect for slot in live):
-            return
         for group in self.groups:
             K, members, R = len(live), len(group.linears), group.rank
             u = self._stack_of(live, "protect", group.names[0])  # siblings read the same input and share a basis
@@ -279,13 +268,12 @@ class StreamBank(AdapterBank):
         key = (what, name, tuple(slot.number for slot in live))
         if key not in self._stacked:
             parts = [getattr(slot.job, what).get(name) for slot in live]
-            if any(part is None for part in parts):
-                self._stacked[key] = None
-            else:
-                if what == "protect":
-                    width = max(part.shape[1] for part in parts)
-                    parts = [F.pad(part, (0, width - part.shape[1])) for part in parts]
-                self._stacked[key] = torch.stack([part.to(self.device, self.dtype) for part in parts])
+            complete = all(part is not None for part in parts)
+            if complete and what == "protect":
+                width = max(part.shape[1] for part in parts)
+                parts = [F.pad(part, (0, width - part.shape[1])) for part in parts]
+            stacked = torch.stack([part.to(self.device, self.dtype) for part in parts]) if complete else None
+            self._stacked[key] = stacked
         return self._stacked[key]
 
 

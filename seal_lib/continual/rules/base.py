@@ -5,8 +5,6 @@ enter training; a rule sees them only when it serves them. The random draws of a
 so that arms differ by their rule and not by luck.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 

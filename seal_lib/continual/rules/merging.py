@@ -3,8 +3,6 @@
 They handle adapters as wholes, which `states` adds and merges.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ A rule defines the weights of its penalty (none, a Fisher matrix, the history's 
 adds the penalty to the loss.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -25,10 +23,9 @@ class FreezeLower(Rule):
     knobs = {"share": 0.34, "lr_scale": 1.0}
 
     def job(self, stream: Stream, state: State, k: int) -> EditJob:
-        names = list(target_linears(self.lab.model, self.lab.inner.targets))
-        layers = self.lab.model.config.num_hidden_layers
-        frozen = {n for n in names if _layer(n) < round(self.knobs["share"] * layers)}
-        return replace(super().job(stream, state, k), frozen_layers=frozenset(frozen))
+        frozen = round(self.knobs["share"] * self.lab.model.config.num_hidden_layers)
+        names = target_linears(self.lab.model, self.lab.inner.targets)
+        return replace(super().job(stream, state, k), frozen_layers=frozenset(n for n in names if _layer(n) < frozen))
 
 
 def _layer(name: str) -> int:

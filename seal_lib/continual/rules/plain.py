@@ -4,8 +4,6 @@ They are the references of the study: what reading the passage achieves, what pl
 between learning and forgetting that a remedy must beat, and training on everything at once.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

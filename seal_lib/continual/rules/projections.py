@@ -3,8 +3,6 @@
 A rule decides which directions each group of layers protects and when they grow; the `trainer` projects.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from functools import cached_property

@@ -3,8 +3,6 @@
 This module mixes memory examples into every step of a job; the `trainer` trains the job.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 
