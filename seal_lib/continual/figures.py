@@ -132,9 +132,8 @@ def fates_figure(rows: pd.DataFrame, arms: Sequence[str]) -> Figure:
     """Draw what became of each question by age of the edit, one panel per arm."""
     columns = min(3, len(arms))
     lines = -(-len(arms) // columns)
-    figure, axes = _axes(
-        lines, columns, (2.9 * columns, 0.4 + 2.5 * lines), "What became of each question", sharey=True
-    )
+    size = (2.9 * columns, 0.4 + 2.5 * lines)
+    figure, axes = _axes(lines, columns, size, "What became of each question", sharey=True)
     for at, (ax, arm) in enumerate(zip(axes.flatten(), arms, strict=False)):
         plots.fates_by_age(rows, ax, arm)
         ax.label_outer()

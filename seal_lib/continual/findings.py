@@ -47,11 +47,9 @@ def mitigations(rows: Lines) -> str:
     said = _differences(found)
     apart = {arm: e for (arm, metric), e in found.items() if metric == "difference" and stats.separable(e)}
     better = {arm.split(" - ")[0] for arm, e in apart.items() if e.value > 0}
-    kept = [(arm, found[arm, "prior_kept"]) for arm in sorted(better, key=arm_rank) if (arm, "prior_kept") in found]
-    kept = [(arm, e) for arm, e in kept if e.high < 1]
-    if kept:
-        price = ", ".join(f"{arm_label(arm)} {percent(e)}" for arm, e in kept)
-        said.append(f"What the better arms keep of prior knowledge: {price}.")
+    kept = {arm: found.get((arm, "prior_kept")) for arm in sorted(better, key=arm_rank)}
+    if told := [f"{arm_label(arm)} {percent(e)}" for arm, e in kept.items() if e and e.high < 1]:
+        said.append(f"What the better arms keep of prior knowledge: {', '.join(told)}.")
     return bullets(said)
 
 

@@ -136,9 +136,7 @@ def loss_per_edit(R: np.ndarray) -> np.ndarray:
 def intransigence(R: np.ndarray, reference: object) -> np.ndarray:
     """(1/K) Σ_k (reference_k − R[k, k−1]), the inability to learn a passage (Chaudhry et al. 2018).
 
-    Args:
-        reference: accuracy on each passage of a model trained on all passages jointly, or on each by itself; a number,
-            [K] or [..., K].
+    The reference is that of `recovery`.
     """
     return (np.asarray(reference, dtype=float) - _own(R)).mean(axis=-1)
 

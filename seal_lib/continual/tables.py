@@ -224,8 +224,8 @@ def comparisons(
     found = intervals.compare(values, [pair for pair in pairs if set(pair) <= set(values)])
     rows = []
     for c in found:
-        label = {"protocol": _protocol(by_arm[c.a], by_arm[c.b]), "model": model, "grader": grader}
-        rows.append(c.difference.row(experiment, difference_arm(c.a, c.b), "difference", **label))
+        name, protocol = difference_arm(c.a, c.b), _protocol(by_arm[c.a], by_arm[c.b])
+        rows.append(c.difference.row(experiment, name, "difference", protocol, model, grader))
     return rows, found
 
 

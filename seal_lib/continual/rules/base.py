@@ -78,8 +78,6 @@ class Rule:
 
     Attributes:
         trains: False for references, which train nothing.
-        shared: True for independent edits, which several arms share; see `Independent`.
-        retrains: True if every edit is trained from the base; see `Joint`.
         stores: what is kept beside the one set of weights: nothing, text, statistics or adapters.
         single: True if the model is one set of weights and needs no passage when it answers; otherwise a question is
             answered with its passage, or with the edit of its passage (`shared`).

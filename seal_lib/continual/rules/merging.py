@@ -109,9 +109,8 @@ class GatedMerge(Rule):
 
         low, high = 0.1, 1.0
         if drift(high) <= self.knobs["budget"]:
-            low = high
-        else:
-            for _ in range(5):
-                middle = (low + high) / 2
-                low, high = (middle, high) if drift(middle) <= self.knobs["budget"] else (low, middle)
+            return replace(state, history=scaled(high))
+        for _ in range(5):
+            middle = (low + high) / 2
+            low, high = (middle, high) if drift(middle) <= self.knobs["budget"] else (low, middle)
         return replace(state, history=scaled(low))

@@ -4,7 +4,6 @@ A rule defines the weights of its penalty (none, a Fisher matrix, the history's 
 adds the penalty to the loss.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -59,25 +58,20 @@ class Ewc(Rule):
         job = super().job(stream, state, k)
         return replace(job, penalty=self._fisher(state), strength=self.knobs["strength"])
 
-    def _measured(self, texts: Sequence[Sequence[int]], history: Adapter | None) -> dict[str, Tensor]:
-        """Return the Fisher information on some texts, in units of the base's mean."""
-        fisher = self.lab.fisher(texts, history)
-        if not hasattr(self, "_unit"):
-            self._unit = sum(f.sum() for f in fisher.values()) / sum(f.numel() for f in fisher.values())
-        return {name: f / self._unit for name, f in fisher.items()}
-
     @cached_property
-    def _base(self) -> dict[str, Tensor]:
-        return self._measured(self.lab.base_texts, None)
+    def _base(self) -> tuple[dict[str, Tensor], Tensor]:
+        """The base's Fisher information, and the unit."""
+        fisher = self.lab.fisher(self.lab.base_texts, None)
+        unit = sum(f.sum() for f in fisher.values()) / sum(f.numel() for f in fisher.values())
+        return {name: f / unit for name, f in fisher.items()}, unit
 
     def _fisher(self, state: State) -> dict[str, Tensor]:
-        base = self._base  # must be computed first, since it fixes the unit
-        return self.kept(state) or base
+        return self.kept(state) or self._base[0]
 
     def after(self, stream: Stream, state: State, k: int, edit: Adapter) -> State:
         done, before = super().after(stream, state, k, edit), self._fisher(state)
-        fresh = self._measured(self.texts_of(stream, k), done.history)
-        return replace(done, extra={name: f + fresh[name] for name, f in before.items()})
+        fresh, (_, unit) = self.lab.fisher(self.texts_of(stream, k), done.history), self._base
+        return replace(done, extra={name: f + fresh[name] / unit for name, f in before.items()})
 
 
 class OLora(Rule):
