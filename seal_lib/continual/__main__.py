@@ -62,8 +62,7 @@ def facts(path: Path, isolated: float | None = None, joint: float | None = None)
 
 def _plain(measure: intervals.Measure) -> dict[str, object]:
     e = measure.estimate
-    numbers = {"value": e.value, "low": e.low, "high": e.high}
-    row = {name: None if math.isnan(x) else round(x, 6) for name, x in numbers.items()}
+    row = {name: None if math.isnan(x := getattr(e, name)) else round(x, 6) for name in ("value", "low", "high")}
     row |= {"n": e.n, "unit": e.unit, "dropped": e.dropped, "outcome": measure.outcome}
     return row | ({"note": measure.note} if measure.note else {})
 

@@ -76,9 +76,7 @@ class InfLora(NullSpace):
     """
 
     knobs = {"past": 0.95, "lr_scale": 1.0}
-
-    def spaces(self, state: State) -> dict[str, Tensor]:
-        return self.kept(state)
+    _base: dict[str, Tensor] = {}  # U is empty at first
 
     def job(self, stream: Stream, state: State, k: int) -> EditJob:
         inner, lab = self.lab.inner, self.lab
