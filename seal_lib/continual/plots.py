@@ -119,8 +119,9 @@ def _curves(
     """
     names = []
     for arm in sorted(set(arms), key=arm_rank):
-        rows = table[(table["arm"] == arm) & table["metric"].str.fullmatch(rf"{metric}_\d+") & table["value"].notna()]
+        rows = table[(table["arm"] == arm) & table["metric"].str.fullmatch(rf"{metric}_\d+")]
         rows = rows.assign(n=rows["metric"].str.removeprefix(f"{metric}_").astype(int)).sort_values("n")
+        rows = rows[rows["n"] <= rows.loc[rows["value"].notna(), "n"].max()]  # a gap stays, but the end is a number
         if len(rows):
             paint, dashed = colour(arm), {"linestyle": "--"} if arm in BOUNDS else {}
             ax.fill_between(rows["n"], rows["low"], rows["high"], color=paint, alpha=alpha, linewidth=0)
