@@ -22,11 +22,12 @@ from seal_lib import paths
 from seal_lib.continual import intervals, metrics
 from seal_lib.errors import DataError, command_line
 
-_KEYS = ("accuracy", "isolated", "joint", "sequences")
 
+def facts(path: Path, isolated: float | None = None, joint: float | None = None) -> dict[str, object]:
+    """Return `intervals.summary` of a file and the outcome of each matrix, as JSON values in which NaN is null.
 
-def read(path: Path) -> dict[str, object]:
-    """Read a file and return the arguments of `intervals.summary`, plus its ``kind`` ("ours" or "authors").
+    Args:
+        isolated, joint: reference accuracies that replace the file's own.
 
     Raises:
         DataError: the file is missing, is not JSON, or has neither layout.
@@ -36,40 +37,22 @@ def read(path: Path) -> dict[str, object]:
         raise DataError(
             f"{path.name} has neither 'accuracy' (ours) nor 'mean_over_sequences' (the authors'); give one of the two."
         )
-    if "accuracy" in content:
-        found = {key: content.get(key) for key in _KEYS}
-        kind = "ours"
-    else:
-        matrix = content["mean_over_sequences"]
-        found = {"accuracy": matrix, "isolated": None, "joint": None, "sequences": content.get("n_sequences")}
-        kind = "authors"
+    ours = "accuracy" in content
     try:
-        found["accuracy"] = (metrics.released if kind == "authors" else metrics.check)(found["accuracy"])
+        R = metrics.check(content["accuracy"]) if ours else metrics.released(content["mean_over_sequences"])
     except DataError as error:
         raise DataError(f"{path.name}: {error}") from None
-    count = found["sequences"]
+    count = content.get("sequences" if ours else "n_sequences")
     if count is not None and (type(count) is not int or count < 1):
         raise DataError(f"{path.name}: the number of sequences must be a whole number from 1, got {count!r}.")
-    return found | {"kind": kind}
-
-
-def facts(path: Path, isolated: float | None = None, joint: float | None = None) -> dict[str, object]:
-    """Return `intervals.summary` of a file and the outcome of each matrix, as JSON values in which NaN is null.
-
-    Args:
-        isolated, joint: reference accuracies that replace the file's own.
-    """
-    given = read(path)
-    R = given["accuracy"]
-    references = {
-        "isolated": given["isolated"] if isolated is None else isolated,
-        "joint": given["joint"] if joint is None else joint,
-    }
-    measures = intervals.summary(R, sequences=given["sequences"], **references)
+    references = {"isolated": isolated, "joint": joint}
+    if ours:
+        references = {name: content.get(name) if given is None else given for name, given in references.items()}
+    measures = intervals.summary(R, sequences=count, **references)
     stack = R if R.ndim == 3 else R[None]
     return {
         "file": path.name,
-        "kind": given["kind"],
+        "kind": "ours" if ours else "authors",
         "passages": R.shape[-1],
         "matrices": len(stack),
         "held": [metrics.outcome(matrix) for matrix in stack],
@@ -79,8 +62,7 @@ def facts(path: Path, isolated: float | None = None, joint: float | None = None)
 
 def _plain(measure: intervals.Measure) -> dict[str, object]:
     e = measure.estimate
-    numbers = {"value": e.value, "low": e.low, "high": e.high}
-    row = {name: None if math.isnan(x) else round(x, 6) for name, x in numbers.items()}
+    row = {name: None if math.isnan(x := getattr(e, name)) else round(x, 6) for name in ("value", "low", "high")}
     row |= {"n": e.n, "unit": e.unit, "dropped": e.dropped, "outcome": measure.outcome}
     return row | ({"note": measure.note} if measure.note else {})
 

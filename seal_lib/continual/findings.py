@@ -4,8 +4,6 @@ A difference is stated only if `stats.separable` holds, with its adjusted p-valu
 Arms that did not run are not mentioned. Uses the rows of `tables` and `tuning`; needs no models and no figures.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -47,12 +45,11 @@ def mitigations(rows: Lines) -> str:
     """Return the findings of notebook 14: the separable comparisons, and the prior knowledge the better arms keep."""
     found = _found(rows)
     said = _differences(found)
-    better = {arm.split(" - ")[0] for (arm, metric), e in found.items() if metric == "difference" and _above(e)}
-    kept = [(arm, found[arm, "prior_kept"]) for arm in sorted(better, key=arm_rank) if (arm, "prior_kept") in found]
-    kept = [(arm, e) for arm, e in kept if e.high < 1]
-    if kept:
-        price = ", ".join(f"{arm_label(arm)} {percent(e)}" for arm, e in kept)
-        said.append(f"What the better arms keep of prior knowledge: {price}.")
+    apart = {arm: e for (arm, metric), e in found.items() if metric == "difference" and stats.separable(e)}
+    better = {arm.split(" - ")[0] for arm, e in apart.items() if e.value > 0}
+    kept = {arm: found.get((arm, "prior_kept")) for arm in sorted(better, key=arm_rank)}
+    if told := [f"{arm_label(arm)} {percent(e)}" for arm, e in kept.items() if e and e.high < 1]:
+        said.append(f"What the better arms keep of prior knowledge: {', '.join(told)}.")
     return bullets(said)
 
 
@@ -98,9 +95,6 @@ def tuning(lines: Lines) -> str:
     return bullets(said)
 
 
-# --- parts ----------------------------------------------------------------------------------------------------------
-
-
 def _found(rows: Lines) -> dict[tuple[str, str], Estimate]:
     """Return (arm, metric) -> estimate for the rows that have a number."""
     return {(row["arm"], row["metric"]): Estimate.of_row(row) for row in rows if not math.isnan(row["value"])}
@@ -123,10 +117,6 @@ def _differences(estimates: Mapping[tuple[str, str], Estimate]) -> list[str]:
 
 def _away(e: Estimate) -> bool:
     return e.interval != "by construction" and stats.separable(e)
-
-
-def _above(e: Estimate) -> bool:
-    return e.value > 0 and stats.separable(e)
 
 
 def _p(e: Estimate) -> str:

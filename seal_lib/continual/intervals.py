@@ -16,17 +16,16 @@ beside the mean. `Measure.outcome` names what happened:
 * ``not_reached``: the curve is still above the level at the end.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats as scipy_stats
 
 from seal_lib.continual import metrics
+from seal_lib.continual.metrics import Metric
 from seal_lib.errors import DataError
 from seal_lib.report import stats
 from seal_lib.report.stats import DIFFERENCE, DRAWS, LEVEL, SHARE, SMALLEST_N, Estimate
@@ -66,7 +65,6 @@ def summary(
     joint: object = None,
     sequences: int | None = None,
     constant: Collection[str] = (),
-    seed: int = 0,
     draws: int = DRAWS,
 ) -> dict[str, Measure]:
     """Return every metric of a matrix, or of a stack of matrices, by name.
@@ -86,13 +84,15 @@ def summary(
         raise DataError(f"A summary takes one matrix or a stack of sequences, not an array of shape {stack.shape}.")
     many = stack.ndim == 3
     stack = stack if many else stack[None]
-    K, run = stack.shape[-1], _Over(stack, seed, draws)
+    K, run = stack.shape[-1], _Over(stack, draws)
 
-    def mean(value_S: np.ndarray, name: str, share: bool) -> Measure:
-        return run.mean(value_S, SHARE if share else DIFFERENCE, name in constant)
+    def mean_of(value_S: np.ndarray, name: str, share: bool = False) -> Measure:
+        outcome, note = run.missing(np.isnan(value_S))
+        found = mean(value_S, SHARE if share else DIFFERENCE, name in constant)
+        return replace(found, outcome=outcome, note=note)
 
     result = {
-        (f"AA_{K}" if name == "AA" else name): mean(metric(stack), name, name in SHARES)
+        (f"AA_{K}" if name == "AA" else name): mean_of(metric(stack), name, name in SHARES)
         for name, metric in metrics.LINEAR.items()
     }
     result[f"F_{K}"] = run.ratio(metrics.forgetting, stack, centred=True, constant="F" in constant)
@@ -104,18 +104,15 @@ def summary(
             result |= {f"intransigence_{name}": none, f"recovery_{name}": none}
             continue
         wide = metrics.as_reference(reference, stack)
-        key = f"intransigence_{name}"
-        result[key] = mean(metrics.intransigence(stack, wide), key, share=False)
-        both = np.concatenate(
-            [stack, wide[:, None, :]], axis=1
-        )  # (S, K+2, K): a reference is resampled with its sequence
+        result[f"intransigence_{name}"] = mean_of(metrics.intransigence(stack, wide), f"intransigence_{name}")
+        both = np.concatenate([stack, wide[:, None, :]], axis=1)  # a reference is resampled with its sequence
         result[f"recovery_{name}"] = run.ratio(
             lambda m: metrics.recovery(m[..., :-1, :], m[..., -1, :]), both, constant=f"recovery_{name}" in constant
         )
     for k in range(1, K):
-        result[f"AA_{k}"] = mean(metrics.average_accuracy(stack, k), f"AA_{k}", share=True)
+        result[f"AA_{k}"] = mean_of(metrics.average_accuracy(stack, k), f"AA_{k}", share=True)
     for t, gain in enumerate(np.moveaxis(metrics.age_curve(stack), -1, 0)):
-        result[f"age_{t}"] = mean(gain, "age", share=False)
+        result[f"age_{t}"] = mean_of(gain, "age")
     if not many:
         n = 1 if sequences is None else sequences
         note = "No interval: this is one mean matrix, and an interval needs the matrix of every sequence."
@@ -126,7 +123,20 @@ def summary(
     return result
 
 
-def kept_learned(before_S: Sequence[Sequence[float]], after_S: Sequence[Sequence[float]]) -> dict[str, Measure]:
+def mean(values: Sequence[float | None], bounds: tuple[float, float] = SHARE, constant: bool = False) -> Measure:
+    """Return the mean over the sequences that have the number; the others (None or NaN: diverged) count as dropped.
+
+    A ``constant`` number that rounding made vary after all has an interval like any other.
+    """
+    numbers = [math.nan if v is None else float(v) for v in values]
+    constant = constant and len({x for x in numbers if not math.isnan(x)}) == 1
+    estimate = stats.mean_over_units(numbers, bounds, UNIT, constant=constant)
+    return Measure(estimate, "ok" if not estimate.dropped else "survivors" if estimate.n else "incomplete")
+
+
+def kept_learned(
+    before_S: Sequence[Sequence[float]], after_S: Sequence[Sequence[float]], constant: bool = False
+) -> dict[str, Measure]:
     """Return kept = P(right after | right at base) and learned = P(right after | wrong at base) (ours).
 
     The pair separates prior from injected knowledge, which a single accuracy mixes. Both are ratios of sums over
@@ -134,6 +144,7 @@ def kept_learned(before_S: Sequence[Sequence[float]], after_S: Sequence[Sequence
 
     Args:
         before_S, after_S: [S][Q_s], 1 or 0 per question, in the same order; None or NaN where not measured.
+        constant: neither share can vary between sequences.
 
     Raises:
         DataError: the numbers of questions differ, or a value is neither 0 nor 1.
@@ -141,19 +152,20 @@ def kept_learned(before_S: Sequence[Sequence[float]], after_S: Sequence[Sequence
     if [len(row) for row in before_S] != [len(row) for row in after_S]:
         raise DataError("Kept and learned compare the same questions before and after, but their numbers differ.")
     counts = {"kept": [], "learned": []}
-    for before, after in zip(before_S, after_S, strict=True):
-        b, a = np.array(before, dtype=float), np.array(after, dtype=float)
-        known = np.isnan(b) | np.isnan(a)
-        if not np.isin(np.concatenate([b[~known], a[~known]]), (0.0, 1.0)).all():
+    for both in zip(before_S, after_S, strict=True):
+        b, a = np.array(both, dtype=float)
+        if not np.isin((b, a), (0.0, 1.0)).all(where=~np.isnan((b, a))):
             raise DataError("Kept and learned need 1 (right) or 0 (wrong) for each question; give answers, not means.")
-        lost = math.nan if known.any() else 0.0
-        counts["kept"].append((float((b * a).sum()) + lost, float(b.sum()) + lost))
-        counts["learned"].append((float(((1 - b) * a).sum()) + lost, float((1 - b).sum()) + lost))
+        b = np.where(np.isnan(a), np.nan, b)  # a question without its answer leaves its sequence out
+        counts["kept"].append(((b * a).sum(), b.sum()))
+        counts["learned"].append((((1 - b) * a).sum(), (1 - b).sum()))
     result = {}
     for name, pairs in counts.items():
         missing = sum(math.isnan(total) for _, total in pairs)
         estimate = stats.ratio_over_loops({0: {f"{n:06d}": pair for n, pair in enumerate(pairs)}}, UNIT)
         estimate = replace(estimate, dropped=missing)  # a sequence without a question of the kind is not lost
+        if constant and estimate.value in (0.0, 1.0):  # else rounding flipped an answer
+            estimate = replace(estimate, low=estimate.value, high=estimate.value, interval="by construction")
         if estimate.n == 0:
             kind = "right" if name == "kept" else "wrong"
             result[name] = Measure(estimate, "not_measured", f"No question was {kind} at base.")
@@ -163,37 +175,31 @@ def kept_learned(before_S: Sequence[Sequence[float]], after_S: Sequence[Sequence
     return result
 
 
-# --- two arms -----------------------------------------------------------------------------------------------------
-
-
-def equivalence(difference: Estimate, margin: float = MARGIN) -> str:
+def equivalence(difference: Estimate) -> str:
     """Classify the 95 % interval of a difference as equivalent, not_worse, higher, lower or undecided.
 
-    ``equivalent``: the interval lies wholly within ±margin, i.e. two one-sided tests at 2.5 % each (TOST by interval).
-    ``not_worse``: it lies above −margin only. ``higher`` and ``lower``: it lies wholly beyond the margin. Fewer pairs
-    than `stats.SMALLEST_N` are always undecided.
+    ``equivalent``: the interval lies wholly within ±`MARGIN`, i.e. two one-sided tests at 2.5 % each (TOST by
+    interval). ``not_worse``: it lies above −`MARGIN` only. ``higher`` and ``lower``: it lies wholly beyond the margin.
+    Fewer pairs than `stats.SMALLEST_N` are always undecided.
     """
     low, high = difference.low, difference.high
     if difference.n < SMALLEST_N or math.isnan(low) or math.isnan(high):
         return "undecided"
-    if low > -margin and high < margin:
+    if low > -MARGIN and high < MARGIN:
         return "equivalent"
-    if low > margin:
+    if low > MARGIN:
         return "higher"
-    if high < -margin:
+    if high < -MARGIN:
         return "lower"
-    return "not_worse" if low > -margin else "undecided"
+    return "not_worse" if low > -MARGIN else "undecided"
 
 
-def compare(
-    values: Mapping[str, Mapping[str, float]], pairs: Sequence[tuple[str, str]], margin: float = MARGIN
-) -> list[Comparison]:
+def compare(values: Mapping[str, Mapping[str, float]], pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
     """Compare the arms of each pair, a − b, over the sequences that both have.
 
     Args:
         values: arm -> sequence id -> accuracy of that sequence; NaN if it diverged, which drops the sequence.
         pairs: one family for Holm's correction.
-        margin: the largest difference that counts as equivalent.
 
     Raises:
         DataError: a pair names an arm that `values` lacks.
@@ -202,34 +208,16 @@ def compare(
         if arm not in values:
             raise DataError(f"There is no arm {arm!r} to compare; there are {', '.join(sorted(values))}.")
     found = stats.compare({arm: {0: units} for arm, units in values.items()}, pairs, DIFFERENCE, UNIT)
-    return [Comparison(a, b, estimate, equivalence(estimate, margin)) for (a, b), estimate in found.items()]
-
-
-# --- inner parts --------------------------------------------------------------------------------------------------
+    return [Comparison(a, b, estimate, equivalence(estimate)) for (a, b), estimate in found.items()]
 
 
 class _Over:
-    """Computes means and ratios over the sequences of one stack, with one rule for missing cells."""
+    """Computes ratios over the sequences of one stack, and says which sequences lack cells and why."""
 
-    def __init__(self, stack: np.ndarray, seed: int, draws: int):
-        self.outcomes = [metrics.outcome(matrix) for matrix in stack]
-        self.seed, self.draws = seed, draws
+    def __init__(self, stack: np.ndarray, draws: int):
+        self.outcomes, self.draws = [metrics.outcome(matrix) for matrix in stack], draws
 
-    def mean(self, value_S: np.ndarray, bounds: tuple[float, float], constant: bool) -> Measure:
-        missing = self._missing(np.isnan(value_S))
-        if missing and missing.outcome != "survivors":
-            return missing
-        constant = constant and np.ptp(value_S[~np.isnan(value_S)]) == 0  # rounding may still flip an answer
-        estimate = stats.mean_over_units(value_S.tolist(), bounds, UNIT, constant=constant)
-        return Measure(estimate, missing.outcome, missing.note) if missing else Measure(estimate)
-
-    def ratio(
-        self,
-        metric: Callable[[np.ndarray], np.ndarray],
-        stack: np.ndarray,
-        centred: bool = False,
-        constant: bool = False,
-    ) -> Measure:
+    def ratio(self, metric: Metric, stack: np.ndarray, centred: bool = False, constant: bool = False) -> Measure:
         """Return `metric` of the mean matrix, with an interval from resampled sequences.
 
         Whole sequences are resampled and averaged before the metric is taken. With few sequences the interval is
@@ -244,21 +232,20 @@ class _Over:
         needed = np.ones(stack.shape[1:], dtype=bool)
         needed[: stack.shape[2] + 1] = metrics.needed_cells(stack.shape[2])
         lost = np.isnan(stack[:, needed]).any(axis=1)
-        missing = self._missing(lost)
-        if missing and missing.outcome != "survivors":
-            return missing
-        how, notes = (missing.outcome, [missing.note]) if missing else ("ok", [])
-        stack = stack[~lost]
-        n, value = len(stack), float(metric(stack.mean(axis=0)))
+        how, note = self.missing(lost)
+        stack, notes = stack[~lost], [note] if note else []
+        n, dropped = len(stack), int(lost.sum())
+        if not n:
+            return Measure(_nothing(0, dropped), how, note)
+        value = float(metric(stack.mean(axis=0)))
         if math.isnan(value):
-            note = "On average nothing was gained, a share has no meaning."
-            return Measure(_nothing(n, int(lost.sum())), "no_gain", note)
+            return Measure(_nothing(n, dropped), "no_gain", "On average nothing was gained, a share has no meaning.")
         if constant:
-            return Measure(Estimate(value, value, value, n, UNIT, int(lost.sum()), "by construction"), how)
+            return Measure(Estimate(value, value, value, n, UNIT, dropped, "by construction"), how)
         low = high = math.nan
         if n > 1:
             tail = expanded_tail(n)
-            drawn = np.concatenate([metric(means) for means in _mean_matrices(stack, self.seed, self.draws)])
+            drawn = np.concatenate([metric(means) for means in _mean_matrices(stack, self.draws)])
             drawn = drawn - np.median(drawn) + value if centred else drawn
             empty = float(np.isnan(drawn).mean())
             if empty:
@@ -274,27 +261,22 @@ class _Over:
         kind = "bootstrap" if not math.isnan(low) or not math.isnan(high) else ""
         if kind and n < FEW and not centred and not math.isnan(reach := _jackknife(metric, stack)):
             low, high, kind = value - reach, value + reach, "t"
-        return Measure(Estimate(value, low, high, n, UNIT, int(lost.sum()), kind), how, " ".join(notes))
+        return Measure(Estimate(value, low, high, n, UNIT, dropped, kind), how, " ".join(notes))
 
-    def _missing(self, lost_S: np.ndarray) -> Measure | None:
-        """Return None if no sequence is lost, else a measure without a mean that names the reasons.
-
-        Its outcome is ``survivors`` if some sequences are left.
-        """
+    def missing(self, lost_S: np.ndarray) -> tuple[str, str]:
+        """Return the outcome if these sequences are lost, and a note that names the reasons."""
         lost, n = int(lost_S.sum()), len(lost_S)
         if not lost:
-            return None
+            return "ok", ""
         why = Counter(name for name, gone in zip(self.outcomes, lost_S, strict=True) if gone)
         if lost == n and set(why) == {"triangle"}:
-            return Measure(_nothing(0, n), "not_measured", "Needs passages not edited yet (upper triangle).")
+            return "not_measured", "Needs passages not edited yet (upper triangle)."
         named = {"complete": "no reference", "triangle": "no upper triangle"}  # nothing is wrong with the matrix itself
-
         reasons = ", ".join(f"{count} {named.get(name, name)}" for name, count in sorted(why.items()))
-        how = "survivors" if lost < n else "incomplete"
-        return Measure(_nothing(n - lost, lost), how, f"{lost} of {n} lost: {reasons}.")
+        return "survivors" if lost < n else "incomplete", f"{lost} of {n} lost: {reasons}."
 
 
-def _jackknife(metric: Callable[[np.ndarray], np.ndarray], stack: np.ndarray) -> float:
+def _jackknife(metric: Metric, stack: np.ndarray) -> float:
     """Return half the width of the 95 % interval by Student's t on the jackknife's standard error.
 
     NaN if leaving one sequence out gives no number.
@@ -313,11 +295,11 @@ def expanded_tail(n: int) -> float:
     return float(scipy_stats.norm.cdf(-reach))
 
 
-def _mean_matrices(stack: np.ndarray, seed: int, draws: int) -> Iterator[np.ndarray]:
+def _mean_matrices(stack: np.ndarray, draws: int) -> Iterator[np.ndarray]:
     """Yield mean matrices [chunk, rows, K] of `draws` resamples of whole sequences, whatever order these come in."""
     flat = stack.reshape(len(stack), -1)
     flat = flat[np.lexsort(flat.T[::-1])]
-    rng, step = np.random.default_rng(seed), 1000
+    rng, step = np.random.default_rng(0), 1000
     for start in range(0, draws, step):
         weights = rng.multinomial(len(flat), [1 / len(flat)] * len(flat), size=min(step, draws - start)) / len(flat)
         yield (weights @ flat).reshape(-1, *stack.shape[1:])

@@ -6,14 +6,13 @@ cells with i >= r >= 1, the upper triangle, belong to passages not edited yet. A
 cell that was not measured is NaN, never 0, and a metric that needs it is NaN. ``intervals`` adds intervals.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
 
 from seal_lib.errors import DataError
 
+Metric = Callable[[np.ndarray], np.ndarray]
 ROUNDING = 1e-9  # a mean of ones over sequences can exceed 1 in the last bit
 
 
@@ -49,8 +48,7 @@ def released(R: object) -> np.ndarray:
     matrix = check(R)
     if matrix.ndim != 2:
         raise DataError(f"The released accuracies must be one matrix, but their shape is {matrix.shape}.")
-    r, i = np.indices(matrix.shape)
-    above = (r > 0) & (i >= r)
+    above = ~needed_cells(matrix.shape[1])
     return np.where(above, np.nan, matrix) if (matrix[above] == 0).all() else matrix
 
 
@@ -75,9 +73,9 @@ def outcome(R: np.ndarray) -> str:
 # --- one number per matrix: [..., K+1, K] -> [...], NaN where a needed cell is NaN --------------------------------
 
 
-def base_accuracy(R: np.ndarray, k: int | None = None) -> np.ndarray:
-    """b = (1/k) Σ_{i<k} R[0, i], the accuracy of the unedited model on the first k passages (default: all K)."""
-    return R[..., 0, : _step(R, k)].mean(axis=-1)
+def base_accuracy(R: np.ndarray) -> np.ndarray:
+    """b = (1/K) Σ_i R[0, i], the accuracy of the unedited model."""
+    return R[..., 0, :].mean(axis=-1)
 
 
 def average_accuracy(R: np.ndarray, k: int | None = None) -> np.ndarray:
@@ -85,7 +83,9 @@ def average_accuracy(R: np.ndarray, k: int | None = None) -> np.ndarray:
 
     It mixes learning and retention: a rule that learns nothing scores b. Report it with LA and BWT.
     """
-    k = _step(R, k)
+    k = R.shape[-1] if k is None else k
+    if not 1 <= k <= R.shape[-1]:
+        raise DataError(f"k counts edits from 1 to K = {R.shape[-1]}, got {k}.")
     return R[..., k, :k].mean(axis=-1)
 
 
@@ -133,15 +133,12 @@ def loss_per_edit(R: np.ndarray) -> np.ndarray:
     return (R[..., later + 2, column] - R[..., later + 1, column]).mean(axis=-1)
 
 
-def intransigence(R: np.ndarray, reference: object, k: int | None = None) -> np.ndarray:
-    """I_k = reference_k − R[k, k−1], the inability to learn passage k (Chaudhry et al. 2018); without k, the mean.
+def intransigence(R: np.ndarray, reference: object) -> np.ndarray:
+    """(1/K) Σ_k (reference_k − R[k, k−1]), the inability to learn a passage (Chaudhry et al. 2018).
 
-    Args:
-        reference: accuracy on each passage of a model trained on all passages jointly, or on each by itself; a number,
-            [K] or [..., K].
+    The reference is that of `recovery`.
     """
-    gap = np.asarray(reference, dtype=float) - _own(R)
-    return gap.mean(axis=-1) if k is None else gap[..., _step(R, k) - 1]
+    return (np.asarray(reference, dtype=float) - _own(R)).mean(axis=-1)
 
 
 def recovery(R: np.ndarray, reference: object) -> np.ndarray:
@@ -152,9 +149,6 @@ def recovery(R: np.ndarray, reference: object) -> np.ndarray:
     """
     reach = as_reference(reference, R).mean(axis=-1) - base_accuracy(R)
     return net_gain(R) / np.where(reach > 0, reach, np.nan)
-
-
-# --- age ----------------------------------------------------------------------------------------------------------
 
 
 def age_curve(R: np.ndarray) -> np.ndarray:
@@ -208,7 +202,7 @@ def break_even(R: np.ndarray) -> np.ndarray:
 
 
 #: metrics that are linear in R: their mean over sequences is the metric of the mean matrix
-LINEAR: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+LINEAR: dict[str, Metric] = {
     "base": base_accuracy,
     "LA": learning_accuracy,
     "LA_gain": learned_gain,
@@ -219,9 +213,6 @@ LINEAR: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "FWT": forward_transfer,
     "loss_per_edit": loss_per_edit,
 }
-
-
-# --- parts ----------------------------------------------------------------------------------------------------------
 
 
 def forgetting(R: np.ndarray) -> np.ndarray:
@@ -266,9 +257,3 @@ def as_reference(reference: object, R: np.ndarray) -> np.ndarray:
     if ((wide < -ROUNDING) | (wide > 1 + ROUNDING)).any():
         raise DataError("Reference accuracies are fractions from 0 to 1; divide percent by 100.")
     return wide
-
-
-def _step(R: np.ndarray, k: int | None) -> int:
-    if k is not None and not 1 <= k <= R.shape[-1]:
-        raise DataError(f"k counts edits from 1 to K = {R.shape[-1]}, got {k}.")
-    return R.shape[-1] if k is None else k

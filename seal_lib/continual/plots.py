@@ -15,7 +15,7 @@ from seal_lib.continual.arm import stores_text
 from seal_lib.continual.tables import FATES, MATRIX
 from seal_lib.errors import DataError
 from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank, colour
-from seal_lib.report.marks import GREY, INK, LIGHT, names_at_right, names_near, share_axis
+from seal_lib.report.marks import GREY, INK, LIGHT, arm_axis, names_at_right, names_near, share_axis
 from seal_lib.report.paper_values import paper_values
 from seal_lib.report.results import wants
 
@@ -63,7 +63,7 @@ def released_matrix() -> np.ndarray:
     return matrix_of(pd.DataFrame(rows), "sequential_authors_live")
 
 
-def heat_map(matrix: np.ndarray, ax: Axes, difference: bool = False, limits: tuple[float, float] | None = None) -> Axes:
+def heat_map(matrix: np.ndarray, ax: Axes, difference: bool = False) -> Axes:
     """Draw a matrix, edits made (down) by passage (across): accuracy, or its difference to row 0 on a diverging scale.
 
     Passages not edited yet are hatched; cells that were not measured are blank.
@@ -71,24 +71,20 @@ def heat_map(matrix: np.ndarray, ax: Axes, difference: bool = False, limits: tup
     import numpy as np
     from matplotlib.patches import Rectangle
 
-    shown = matrix - matrix[0] if difference else matrix
-    low, high = limits or ((-1, 1) if difference else (0, 1))
-    image = ax.imshow(shown, cmap="RdBu" if difference else "Blues", vmin=low, vmax=high, aspect="auto")
-    rows, columns = matrix.shape
-    for r in range(rows):
-        for i in range(columns):
-            if math.isnan(shown[r, i]):
-                continue
-            strength = abs(shown[r, i] - (low + high) / 2) / ((high - low) / 2) if difference else shown[r, i] / high
-            text = f"{100 * shown[r, i]:+.0f}" if difference else f"{100 * shown[r, i]:.0f}"
-            if columns <= 10:
-                dark = strength > 0.62
-                ax.text(
-                    i, r, text.replace("-", "−"), ha="center", va="center", fontsize=6.5, color="white" if dark else INK
-                )
-            if r and i >= r:
-                box = Rectangle((i - 0.5, r - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#ffffff", linewidth=0)
-                ax.add_patch(box)
+    shown, (rows, columns) = matrix - matrix[0] if difference else matrix, matrix.shape
+    look = {"cmap": "RdBu", "vmin": -1} if difference else {"cmap": "Blues", "vmin": 0}
+    image = ax.imshow(shown, **look, vmax=1, aspect="auto")
+    for r, i in np.ndindex(matrix.shape):
+        value = shown[r, i]
+        if math.isnan(value):
+            continue
+        if columns <= 10:
+            text = f"{100 * value:{'+' if difference else ''}.0f}".replace("-", "−")
+            paint = "white" if abs(value) > 0.62 else INK
+            ax.text(i, r, text, ha="center", va="center", fontsize=6.5, color=paint)
+        if r and i >= r:
+            box = Rectangle((i - 0.5, r - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#ffffff", linewidth=0)
+            ax.add_patch(box)
     edge = np.arange(columns)
     ax.plot(np.repeat([*edge, columns], 2)[1:-1] - 0.5, np.repeat(edge + 1, 2) - 0.5, color=INK, linewidth=1)
     ax.set_xticks(edge, edge + 1)
@@ -101,15 +97,7 @@ def heat_map(matrix: np.ndarray, ax: Axes, difference: bool = False, limits: tup
 
 def retention_by_age(table: pd.DataFrame, ax: Axes, arms: Sequence[str]) -> Axes:
     """Draw the gain over the unedited model after t later edits (`age_<t>`) with 95 % bands; zero is break-even."""
-    names = []
-    for arm in sorted(set(arms), key=arm_rank):
-        rows = table[(table["arm"] == arm) & table["metric"].str.fullmatch(r"age_\d+")]
-        rows = rows.assign(age=rows["metric"].str.removeprefix("age_").astype(int)).sort_values("age")
-        if not len(rows) or rows["value"].isna().all():
-            continue
-        names.append(_banded(ax, rows, "age", arm, 0.14, markersize=3.5))
-    if not names:
-        raise DataError("The table has no row age_0, age_1 … for these arms.")
+    names = _curves(table, ax, arms, "age", 0.14, markersize=3.5)
     ax.axhline(0, color=INK, linewidth=0.9, zorder=1)
     ax.set(xlabel="later edits", ylabel="gain over the unedited model")
     share_axis(ax.yaxis, "gain over the unedited model", signed=True)
@@ -118,49 +106,68 @@ def retention_by_age(table: pd.DataFrame, ax: Axes, arms: Sequence[str]) -> Axes
     return ax
 
 
-def _banded(ax: Axes, rows: pd.DataFrame, x: str, arm: str, alpha: float, **marker: float) -> tuple[float, str, str]:
-    """Draw an arm's line over column `x` with its band; return its end value, label and colour (`names_at_right`)."""
-    paint = colour(arm)
-    ax.fill_between(rows[x], rows["low"], rows["high"], color=paint, alpha=alpha, linewidth=0)
-    dashed = {"linestyle": "--"} if arm in BOUNDS else {}
-    ax.plot(rows[x], rows["value"], color=paint, marker="o", **marker, **dashed, gid=f"value:{arm}")
-    return float(rows["value"].iloc[-1]), arm_label(arm), paint
+def _curves(
+    table: pd.DataFrame, ax: Axes, arms: Sequence[str], metric: str, alpha: float, **marker: float
+) -> list[tuple[float, str, str]]:
+    """Draw `<metric>_<n>` over n, one line with a band per arm.
+
+    Returns:
+        The end value, label and colour of each line (`names_at_right`).
+
+    Raises:
+        DataError: the table has no such row of these arms.
+    """
+    names = []
+    for arm in sorted(set(arms), key=arm_rank):
+        rows = table[(table["arm"] == arm) & table["metric"].str.fullmatch(rf"{metric}_\d+")]
+        rows = rows.assign(n=rows["metric"].str.removeprefix(f"{metric}_").astype(int)).sort_values("n")
+        rows = rows[rows["n"] <= rows.loc[rows["value"].notna(), "n"].max()]  # a gap stays, but the end is a number
+        if len(rows):
+            paint, dashed = colour(arm), {"linestyle": "--"} if arm in BOUNDS else {}
+            ax.fill_between(rows["n"], rows["low"], rows["high"], color=paint, alpha=alpha, linewidth=0)
+            ax.plot(rows["n"], rows["value"], color=paint, marker="o", **marker, **dashed, gid=f"value:{arm}")
+            names.append((float(rows["value"].iloc[-1]), arm_label(arm), paint))
+    if not names:
+        raise DataError(f"The table has no row {metric}_<number> of these arms.")
+    return names
 
 
-def plasticity_stability(
-    table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | None = None, zoom: Axes | None = None
-) -> Axes:
+def _by_arm(table: pd.DataFrame, metrics: Sequence[str]) -> dict[str, dict[str, dict]]:
+    """Return arm -> metric -> row, in the arms' order."""
+    found: dict[str, dict[str, dict]] = {arm: {} for arm in sorted(table["arm"].unique(), key=arm_rank)}
+    for row in table[table["metric"].isin(metrics)].to_dict("records"):
+        found[row["arm"]][row["metric"]] = row
+    return found
+
+
+def plasticity_stability(table: pd.DataFrame, ax: Axes, sweep: pd.DataFrame | None, zoom: Axes) -> Axes:
     """Draw the learned gain (LA − base) against backward transfer, with grey lines of equal AA_K.
 
     The lines are exact, since AA_K = LA + BWT (K−1)/K. Arms that train nothing are left out.
 
     Args:
-        sweep: tuning rows (rule, knobs, LA, BWT); the settings of plain editing are joined by a line, the frontier of
-            editing more or less strongly.
+        sweep: tuning rows (rule, knobs, LA, BWT), if any; the settings of plain editing are joined by a line, the
+            frontier of editing more or less strongly.
         zoom: axes for an enlarged view of the corner where most arms are good (`good_corner`).
     """
-    points: dict[str, dict] = {arm: {} for arm in table["arm"].unique()}
-    for row in table[table["metric"].isin(["LA_gain", "BWT", "base"])].to_dict("records"):
-        points[row["arm"]][row["metric"]] = row
     K = max(int(m[3:]) for m in table["metric"] if re.fullmatch(r"AA_\d+", m))
-    base = next(p["base"]["value"] for p in points.values() if "base" in p)
+    base = table.loc[table["metric"] == "base", "value"].iloc[0]
     skip = ("frozen", "rag", "passage_in_context")
     drawn = {
         arm: (p["LA_gain"], p["BWT"])
-        for arm, p in sorted(points.items(), key=lambda item: arm_rank(item[0]))
-        if arm not in skip and {"LA_gain", "BWT"} <= set(p) and not math.isnan(p["BWT"]["value"])
+        for arm, p in _by_arm(table, ["LA_gain", "BWT"]).items()
+        if arm not in skip and len(p) == 2 and not math.isnan(p["BWT"]["value"])
     }
-    corner = good_corner(drawn) if zoom is not None else None
+    corner = good_corner(drawn)
     lines = [] if sweep is None else list(sweep.groupby("rule"))
     for one in (ax, zoom) if corner else (ax,):
         close = one is zoom
         if close:
             one.set(xlim=corner[:2], ylim=corner[2:])
         else:
-            ends = [kept[end] for _, kept in drawn.values() for end in ("low", "high") if not math.isnan(kept[end])]
-            kept = [*ends, *(kept["value"] for _, kept in drawn.values()), 0.0]
-            one.set_xlim(-0.02, 1.0)
-            one.set_ylim(min(kept) - 0.05, max(kept) + 0.05)
+            ends = [kept[end] for _, kept in drawn.values() for end in ("low", "value", "high")]
+            ends = [0.0, *(end for end in ends if not math.isnan(end))]
+            one.set(xlim=(-0.02, 1.0), ylim=(min(ends) - 0.05, max(ends) + 0.05))
         _equal_accuracy(one, base, K, 0.05 if close else 0.2)
         names = []
         for rule, settings in lines:
@@ -169,9 +176,8 @@ def plasticity_stability(
                 settings = settings.assign(at=at, gain=settings["LA"] - base).sort_values("at")
                 one.plot(settings["gain"], settings["BWT"], color=colour(rule), linewidth=0.8, alpha=0.5, zorder=1)
                 end = settings.loc[settings["gain"].idxmin()]
-                names += (
-                    [] if close else [(end["gain"], end["BWT"], f"{arm_label(rule)}: other strengths", colour(rule))]
-                )
+                if not close:
+                    names.append((end["gain"], end["BWT"], f"{arm_label(rule)}: other strengths", colour(rule)))
         for arm, (gain, kept) in drawn.items():
             paint, x, y = colour(arm), gain["value"], kept["value"]
             one.plot([gain["low"], gain["high"]], [y, y], color=paint, linewidth=0.9, alpha=0.6)
@@ -228,41 +234,30 @@ def fates_by_age(table: pd.DataFrame, ax: Axes, arm: str) -> Axes:
     bottom = [0.0] * len(ages)
     for fate in FATES:
         heights = [values.get((fate, str(age)), 0.0) for age in ages]
-        ax.bar(
-            ages,
-            heights,
-            0.8,
-            bottom,
-            color=FATE_STYLE[fate][1],
-            label=FATE_STYLE[fate][0],
-            edgecolor="white",
-            linewidth=0.4,
-        )
+        label, paint = FATE_STYLE[fate]
+        ax.bar(ages, heights, 0.8, bottom, color=paint, label=label, edgecolor="white", linewidth=0.4)
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
-    ax.set(xlabel="later edits", ylim=(0, 1), xlim=(ages[0] - 0.5, ages[-1] + 0.5))
+    ax.set(xlabel="later edits", xlim=(ages[0] - 0.5, ages[-1] + 0.5))
     share_axis(ax.yaxis, "questions on edited passages")
     ax.set_ylim(0, 1)
     ax.set_title(arm_label(arm))
     return ax
 
 
-def cost_quality(table: pd.DataFrame, ax: Axes, cost: str = "seconds_per_edit", quality: str = "accuracy") -> Axes:
+def cost_quality(table: pd.DataFrame, ax: Axes) -> Axes:
     """Draw accuracy after all edits against training time per edit (log scale); a ring marks arms that store text."""
-    rows = {arm: {} for arm in table["arm"].unique()}
-    for row in table[table["metric"].isin([cost, quality])].to_dict("records"):
-        rows[row["arm"]][row["metric"]] = row
-    marks = []
-    for arm, m in sorted(rows.items(), key=lambda item: arm_rank(item[0])):
-        if cost not in m or quality not in m or not m[cost]["value"] > 0 or math.isnan(m[quality]["value"]):
+    names = []
+    for arm, found in _by_arm(table, ["seconds_per_edit", "accuracy"]).items():
+        if len(found) < 2 or not found["seconds_per_edit"]["value"] > 0 or math.isnan(found["accuracy"]["value"]):
             continue
-        x, q, paint = m[cost]["value"], m[quality], colour(arm)
+        x, q, paint = found["seconds_per_edit"]["value"], found["accuracy"], colour(arm)
         ax.plot([x, x], [q["low"], q["high"]], color=paint, linewidth=1.6, alpha=0.7)
         ax.plot([x], [q["value"]], "o", color=paint, zorder=4, gid=f"value:{arm}")
         if stores_text(arm):
             ax.plot([x], [q["value"]], "o", markersize=10, markerfacecolor="none", color=paint, zorder=3)
-        marks.append((x, q["value"], arm))
-    if not marks:
-        raise DataError(f"The table has no arm with {cost} and {quality}.")
+        names.append((x, q["value"], arm_label(arm), paint))
+    if not names:
+        raise DataError("The table has no arm with seconds_per_edit and accuracy.")
     ax.set_xscale("log")
     ax.xaxis.set_minor_formatter(lambda v, _: f"{v:g}" if f"{v:e}"[0] in "235" else "")
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
@@ -270,28 +265,19 @@ def cost_quality(table: pd.DataFrame, ax: Axes, cost: str = "seconds_per_edit", 
     share_axis(ax.yaxis, "questions on all edited passages, at the end")
     ax.set_xlim(ax.get_xlim()[0], 1.6 * ax.get_xlim()[1])
     ax.grid(axis="y")
-    names_near(ax, [(x, y, arm_label(arm), colour(arm)) for x, y, arm in marks])
+    names_near(ax, names)
     return ax
 
 
 def stream_length(table: pd.DataFrame, ax: Axes, metric: str = "AA") -> Axes:
     """Draw `AA_<K>` (or `prior_<K>`) against the number of edits, one line with a band per arm."""
-    names = []
-    for arm in sorted(table["arm"].unique(), key=arm_rank):
-        rows = table[(table["arm"] == arm) & table["metric"].str.fullmatch(rf"{metric}_\d+")]
-        rows = rows.assign(K=rows["metric"].str.removeprefix(f"{metric}_").astype(int)).sort_values("K")
-        rows = rows[rows["value"].notna()]
-        if len(rows):
-            names.append(_banded(ax, rows, "K", arm, 0.13))
-    if not names:
-        raise DataError(f"The table has no row {metric}_<K>.")
+    names = _curves(table, ax, table["arm"].unique(), metric, 0.13)
     ticks = sorted({int(m.rpartition("_")[2]) for m in table["metric"] if re.fullmatch(rf"{metric}_\d+", m)})
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [str(t) for t in ticks])
     ax.minorticks_off()
     ax.set_xlabel("edits")
-    what = "questions on all edited passages" if metric == "AA" else "prior knowledge"
-    share_axis(ax.yaxis, what)
+    share_axis(ax.yaxis, "questions on all edited passages" if metric == "AA" else "prior knowledge")
     ax.set_ylim(-0.02, 1.03)
     ax.grid(axis="y")
     names_at_right(ax, names)
@@ -303,29 +289,19 @@ def overview(table: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
     from matplotlib.ticker import MaxNLocator
 
     wanted = [("accuracy", "right at the end"), ("BWT", "backward transfer"), ("prior_kept", "prior knowledge kept")]
-    arms = sorted(set(table.loc[table["metric"] == "accuracy", "arm"]), key=arm_rank)
+    rows = _by_arm(table, [metric for metric, _ in wanted])
+    arms = [arm for arm, found in rows.items() if "accuracy" in found]
     for ax, (metric, title) in zip(axes, wanted, strict=True):
-        rows = {r["arm"]: r for r in table[table["metric"] == metric].to_dict("records")}
         for y, arm in enumerate(arms):
-            row = rows.get(arm, {"value": math.nan})
-            if math.isnan(row["value"]):
-                ax.text(
-                    0.02,
-                    y,
-                    "diverged" if arm in rows else NOT_RUN,
-                    color=GREY,
-                    style="italic",
-                    va="center",
-                    fontsize=7.5,
-                    transform=ax.get_yaxis_transform(),
-                )
+            row = rows[arm].get(metric)
+            if row is None or math.isnan(row["value"]):
+                look = {"color": GREY, "style": "italic", "va": "center", "fontsize": 7.5}
+                ax.text(0.02, y, "diverged" if row else NOT_RUN, transform=ax.get_yaxis_transform(), **look)
                 continue
             ax.plot([row["low"], row["high"]], [y, y], color=colour(arm), linewidth=2.2, gid=f"interval:{arm}")
             ax.plot([row["value"]], [y], "o", color=colour(arm), markersize=4.5, gid=f"value:{arm}")
+        arm_axis(ax, [arm_label(arm) if ax is axes[0] else "" for arm in arms])
         ax.set_ylim(len(arms) - 0.4, -0.6)
-        ax.set_yticks(range(len(arms)), [arm_label(arm) for arm in arms] if ax is axes[0] else [""] * len(arms))
-        ax.tick_params(axis="y", length=0)
-        ax.grid(axis="x")
         share_axis(ax.xaxis, title, signed=metric == "BWT")
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         if metric == "BWT":

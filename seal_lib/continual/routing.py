@@ -8,16 +8,15 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 from seal_lib.continual.streams import Stream
 from seal_lib.records import Question
 
-_WORD = re.compile(r"\w+")
-
 
 def words(text: str) -> list[str]:
     """Return the words of a text in lower case."""
-    return _WORD.findall(text.lower())
+    return re.findall(r"\w+", text.lower())
 
 
 class BM25:
@@ -28,11 +27,8 @@ class BM25:
         lengths = [sum(count.values()) for count in self.counts]
         mean = sum(lengths) / max(1, len(lengths))
         self.norms = [k1 * (1 - b + b * length / max(mean, 1e-9)) for length in lengths]
-        self.k1, self.n = k1, len(texts)
-        self.df = Counter(word for count in self.counts for word in count)
-
-    def idf(self, word: str) -> float:
-        return math.log(1 + (self.n - self.df[word] + 0.5) / (self.df[word] + 0.5))
+        self.k1, df = k1, Counter(word for count in self.counts for word in count)
+        self.idf = {word: math.log(1 + (len(texts) - n + 0.5) / (n + 0.5)) for word, n in df.items()}
 
     def best(self, query: str, threshold: float = 0.0) -> int | None:
         """Return the index of the best text (the first of equals), or None if too few of the query's words are in it.
@@ -41,25 +37,21 @@ class BM25:
         because idf over one or two stored texts is not informative yet.
         """
         asked = Counter(words(query))
-        if not self.n or not asked:
+        if not self.counts or not asked:
             return None
         scores = [
-            sum(self.idf(w) * c[w] * (self.k1 + 1) / (c[w] + norm) for w in asked if w in c)
+            sum(self.idf[w] * c[w] * (self.k1 + 1) / (c[w] + norm) for w in asked if w in c)
             for c, norm in zip(self.counts, self.norms, strict=True)
         ]
-        top = max(range(self.n), key=lambda i: scores[i])
+        top = scores.index(max(scores))
         found = sum(word in self.counts[top] for word in asked) / len(asked)
         return top if scores[top] > 0 and found >= threshold else None
 
 
-_INDEX: dict[tuple, BM25] = {}
+_index = lru_cache(maxsize=1024)(BM25)
 
 
 def route(stream: Stream, k: int, title: str, question: Question, threshold: float) -> int | None:
     """Return the index, among the first k passages, of the one that the question (with its title) is about, or None."""
-    key = tuple(f"{p.title} {p.text}" for p in stream.passages[:k])
-    if key not in _INDEX:
-        if len(_INDEX) > 1024:
-            _INDEX.clear()
-        _INDEX[key] = BM25(key)
-    return _INDEX[key].best(f"{title} {question.question}", threshold)
+    key = tuple(f"{p.title} {p.text}" for p in stream.passages[:k])  # all questions of a step share one index
+    return _index(key).best(f"{title} {question.question}", threshold)

@@ -8,7 +8,7 @@ penalty on dW, an orthogonality penalty, frozen layers or a frozen A. The traine
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,6 @@ from seal_lib.training.bank import AdapterBank
 from seal_lib.training.finetune import Minibatch
 from seal_lib.training.jobs import Example, Job, Result
 from seal_lib.training.slots import Slot
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -112,6 +109,7 @@ class StreamBank(AdapterBank):
     """The adapter bank with a frozen history per slot; all jobs of one run have the same rank.
 
     Args:
+        arguments, options: those of `AdapterBank`.
         history: "ranks", "dense", or "auto" (dense where it takes less than ``DENSE_BYTES``). Two cases always keep
             ranks: a model in a type narrower than float32, where the sum would round small edits away, and jobs with
             ``orthogonal`` or ``from_base``, which read the ranks.
@@ -119,22 +117,15 @@ class StreamBank(AdapterBank):
 
     can_train_alone = False
 
-    def __init__(
-        self,
-        model: "nn.Module",
-        slots: int = 16,
-        targets: str | Sequence[str] = "all-linear",
-        history: str = "auto",
-        **options: object,
-    ):
+    def __init__(self, *arguments: Any, history: str = "auto", **options: Any):
         self._wish = history
-        super().__init__(model, slots, targets, **options)
+        super().__init__(*arguments, **options)
 
     def _borrow(self, checkpointing: bool) -> None:
         self.groups = [HistoryGroup(group.names, group.linears) for group in self.groups]
         super()._borrow(checkpointing)
 
-    def run(self, jobs: Sequence[EditJob], on_step: Callable[[int, Sequence[str]], None] | None = None) -> list[Result]:
+    def run(self, jobs: Sequence[EditJob], on_step: Callable[[dict], None] | None = None) -> list[Result]:
         """Train all edits; return the results in job order, where each adapter is the new edit alone.
 
         Raises:
@@ -153,16 +144,11 @@ class StreamBank(AdapterBank):
         self._dense = self._dense and not kept and any(job.history for job in jobs)
         self._past = 0 if self._dense else max(job.history.rank if job.history else 0 for job in jobs)
         self.least_rank = self._new + self._past
-        self._stacked: dict = {}
-        try:
-            return super().run(jobs, on_step)
-        finally:
-            for group in self.groups:
-                group.dense = None
+        return super().run(jobs, on_step)
 
     def _release(self) -> None:
         super()._release()
-        self._stacked = {}
+        self._stacked: dict = {}
         for group in self.groups:
             group.dense = None
 
@@ -217,14 +203,14 @@ class StreamBank(AdapterBank):
         targets, weights = (packed[i][start : start + len(logits)] for i in (2, 5))
         hard = F.cross_entropy(logits, targets, reduction="none")
         rows, teachers, first = [], [], -start
-        for batch in batches:
-            if batch is not None:
-                if batch.soft is not None:
-                    inside = (batch.soft[0] + first >= 0) & (batch.soft[0] + first < len(logits))
-                    if inside.any():
-                        rows.append(batch.soft[0][inside] + first)
-                        teachers.append(batch.soft[1][inside])
-                first += len(batch.keep)
+        for batch in (batch for batch in batches if batch is not None):
+            if batch.soft is not None:
+                at, teacher = batch.soft[0] + first, batch.soft[1]
+                inside = (at >= 0) & (at < len(logits))
+                if inside.any():
+                    rows.append(at[inside])
+                    teachers.append(teacher[inside])
+            first += len(batch.keep)
         if rows:
             at = torch.cat(rows).to(logits.device)
             teacher = torch.cat(teachers).to(logits)
@@ -233,32 +219,32 @@ class StreamBank(AdapterBank):
         return hard * weights.to(logits.dtype)
 
     def _before_update(self, live: list[Slot]) -> None:
-        r = self._new
+        r, job = self._new, live[0].job  # the jobs of an arm have the same terms
         for group in self.groups:
             grad_a, *grad_b = group.grads
             K, members, R = len(live), len(group.linears), group.rank
             grad_a, a = grad_a.view(K, members, R, -1), group.a.view(K, members, R, -1)
             for i, name in enumerate(group.names):
-                if live[0].job.strength:
+                if job.strength:
                     self._penalise(live, name, a[:, i], group.b[i], grad_a[:, i], grad_b[i])
-                if live[0].job.orthogonal and R > r:
+                if job.orthogonal and R > r:
                     old = a[:, i, r:]  # [K, R - r, in]
                     sign = torch.bmm(a[:, i, :r], old.mT).sign_()
-                    grad_a[:, i, :r] += live[0].job.orthogonal * torch.bmm(sign, old)
-                if name in live[0].job.frozen_layers:
+                    grad_a[:, i, :r] += job.orthogonal * torch.bmm(sign, old)
+                if name in job.frozen_layers:
                     grad_a[:, i].zero_()
                     grad_b[i].zero_()
             grad_a[:, :, r:] = 0  # the history
             for part in grad_b:
                 part[:, r:] = 0
-            if live[0].job.frozen_a:
+            if job.frozen_a:
                 grad_a.zero_()
 
     def _penalise(self, live: list[Slot], name: str, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor) -> None:
         """Add the gradient of strength/2 * sum F dW^2; a and grad_a are [K, R, in], b and grad_b are [K, R, out]."""
-        r, scale = self._new, live[0].job.alpha / live[0].job.rank
-        ranks = slice(None) if live[0].job.from_base else slice(0, r)
-        pull = torch.bmm(b[:, ranks].mT, a[:, ranks]).mul_(scale * scale * live[0].job.strength)  # [K, out, in]
+        r, job = self._new, live[0].job
+        scale, ranks = job.alpha / job.rank, slice(None) if job.from_base else slice(0, r)
+        pull = torch.bmm(b[:, ranks].mT, a[:, ranks]).mul_(scale * scale * job.strength)  # [K, out, in]
         weights = self._stack_of(live, "penalty", name)
         if weights is not None:
             pull.mul_(weights)
@@ -266,8 +252,6 @@ class StreamBank(AdapterBank):
         grad_a[:, :r] += torch.bmm(b[:, :r], pull)
 
     def _after_update(self, live: list[Slot]) -> None:
-        if not any(slot.job.protect for slot in live):
-            return
         for group in self.groups:
             K, members, R = len(live), len(group.linears), group.rank
             u = self._stack_of(live, "protect", group.names[0])  # siblings read the same input and share a basis
@@ -284,13 +268,12 @@ class StreamBank(AdapterBank):
         key = (what, name, tuple(slot.number for slot in live))
         if key not in self._stacked:
             parts = [getattr(slot.job, what).get(name) for slot in live]
-            if any(part is None for part in parts):
-                self._stacked[key] = None
-            else:
-                if what == "protect":
-                    width = max(part.shape[1] for part in parts)
-                    parts = [F.pad(part, (0, width - part.shape[1])) for part in parts]
-                self._stacked[key] = torch.stack([part.to(self.device, self.dtype) for part in parts])
+            complete = all(part is not None for part in parts)
+            if complete and what == "protect":
+                width = max(part.shape[1] for part in parts)
+                parts = [F.pad(part, (0, width - part.shape[1])) for part in parts]
+            stacked = torch.stack([part.to(self.device, self.dtype) for part in parts]) if complete else None
+            self._stacked[key] = stacked
         return self._stacked[key]
 
 

@@ -157,7 +157,7 @@ class LinearGroup:
         self.fresh, self._input, self._outputs = True, None, []
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs of all members."""
+        """Return the results of all members; their backward pass writes the gradients."""
         return _Packed.apply(self.anchor, x, self)
 
     def forward_of(self, i: int) -> Callable[[Tensor], Tensor]:

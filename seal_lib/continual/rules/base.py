@@ -5,8 +5,6 @@ enter training; a rule sees them only when it serves them. The random draws of a
 so that arms differ by their rule and not by luck.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from seal_lib.continual import states as ops
 from seal_lib.continual.lab import Lab
+from seal_lib.continual.routing import route
 from seal_lib.continual.streams import Stream
 from seal_lib.continual.trainer import EditJob
 from seal_lib.errors import ParameterError
@@ -37,6 +36,23 @@ class State:
 
 #: learning rates that tuning may choose for any trained rule, as multiples of the inner loop's
 RATES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
+_ENERGIES = (0.2, 0.6, 0.8, 0.9, 0.95, 0.975, 0.9875, 0.99375)  # 1 − energy halves from step to step
+_STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+#: knob -> the values that tuning may climb through, as a rule in steps of equal ratio; the two ends are the stated
+#: bounds of the search. A knob that is not listed (a number of texts, since more only cost more) stays fixed.
+LADDERS = {
+    "lr_scale": RATES,
+    "share": (0.34, 0.67),  # for three layers: one or two, since none is `Sequential` and all trains nothing
+    "strength": _STRENGTHS,
+    "lam": _STRENGTHS,
+    "weight": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),  # of rehearsal or distillation, relative to the new edit's loss
+    "energy": _ENERGIES,
+    "past": _ENERGIES,
+    "scale": (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0),  # 1/8 gives the mean of eight edits
+    "density": (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0),
+    "budget": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+    "threshold": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),  # share of a question's words that its passage must hold
+}
 
 
 @dataclass(frozen=True)
@@ -62,15 +78,12 @@ class Rule:
 
     Attributes:
         trains: False for references, which train nothing.
-        shared: True for independent edits, which several arms share; see `Independent`.
-        retrains: True if every edit is trained from the base; see `Joint`.
         stores: what is kept beside the one set of weights: nothing, text, statistics or adapters.
-        single: True if the model is one set of weights and needs no passage when it answers.
+        single: True if the model is one set of weights and needs no passage when it answers; otherwise a question is
+            answered with its passage, or with the edit of its passage (`shared`).
         knobs: the settings of the rule and their defaults. ``lr_scale`` multiplies the inner loop's learning rate.
-            Numbers of texts stay fixed in tuning, since more texts only cost more.
         cost: the cost beyond plain training.
-        ladders: knob -> the values that tuning may climb through, as a rule in steps of equal ratio. The two ends are
-            the stated bounds of the search.
+        ladders: the part of `LADDERS` that belongs to the rule's knobs, in their order.
     """
 
     trains = True
@@ -79,8 +92,11 @@ class Rule:
     stores = "nothing"
     single = True
     knobs: dict[str, float] = {"lr_scale": 1.0}
-    ladders: dict[str, tuple[float, ...]] = {"lr_scale": RATES}
+    ladders: dict[str, tuple[float, ...]]
     cost = RuleCost()
+
+    def __init_subclass__(cls) -> None:
+        cls.ladders = {knob: LADDERS[knob] for knob in cls.knobs if knob in LADDERS}
 
     def __init__(self, lab: Lab, **knobs: float):
         if unknown := sorted(set(knobs) - set(self.knobs)):
@@ -95,11 +111,9 @@ class Rule:
         """Return the training job of edit k (0-based) of every stream."""
         return [self.job(stream, state, k) for stream, state in zip(streams, states, strict=True)]
 
-    def job(self, stream: Stream, state: State, k: int, **more: object) -> EditJob:
+    def job(self, stream: Stream, state: State, k: int) -> EditJob:
         """Return the job that trains on the documents of edit k on top of the state's history."""
-        fresh = self.fresh(stream, k)
-        more = {"history": state.history, "examples": fresh} | more
-        return self._job(stream, k, **more)
+        return self._job(stream, k, history=state.history, examples=self.fresh(stream, k))
 
     def nothing(self, stream: Stream, k: int) -> bool:
         """Return whether edit k has nothing to train on: the self-edit is empty and the passage is not trained on."""
@@ -123,21 +137,9 @@ class Rule:
         return [[text for text in texts if len(text) > 1] for texts in written]
 
     def _job(self, stream: Stream, k: int, **more: object) -> EditJob:
-        inner = self.lab.inner
-        return EditJob(
-            **{
-                "id": f"{stream.id}/{k + 1}",
-                "lr": inner.lr,
-                "epochs": inner.epochs,
-                "rank": inner.rank,
-                "alpha": inner.alpha,
-                "batch": inner.batch,
-                "seed": stream.seed(k, "inner loop"),
-                "schedule": inner.schedule,
-                "clip": inner.clip,
-                **more,
-            }
-        )
+        settings = ("lr", "epochs", "rank", "alpha", "batch", "schedule", "clip")
+        inner = {name: getattr(self.lab.inner, name) for name in settings}
+        return EditJob(f"{stream.id}/{k + 1}", seed=stream.seed(k, "inner loop"), **inner, **more)
 
     def update(
         self, streams: Sequence[Stream], states: Sequence[State], k: int, results: Sequence[Result]
@@ -155,6 +157,10 @@ class Rule:
         """Return the factor with which edit k is added."""
         return 1.0
 
+    def kept(self, state: State) -> dict[str, Tensor]:
+        """Return the rule's own tensors on the model's device."""
+        return {name: x.to(self.lab.model.device) for name, x in state.extra.items()}
+
     # answering
 
     def serve(
@@ -162,6 +168,17 @@ class Rule:
     ) -> tuple[Passage | None, Adapter | None]:
         """Return what answers a question after k edits: a passage to show with it or None, and an adapter or None.
 
-        ``own`` is the index of the question's passage, None for prior knowledge; only oracles may use it.
+        A rule with the knob ``threshold`` finds the passage with BM25; below the threshold the base answers alone.
+
+        Args:
+            own: the index of the question's passage, None for prior knowledge; only oracles may use it.
         """
-        return None, state.history
+        if self.single:
+            return None, state.history
+        if "threshold" in self.knobs:
+            found = route(stream, k, title, question, self.knobs["threshold"])
+        else:
+            found = own if own is not None and own < k else None
+        if found is None:
+            return None, None
+        return (None, state.parts[found]) if self.shared else (stream.passages[found], None)

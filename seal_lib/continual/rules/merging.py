@@ -1,27 +1,19 @@
 """Rules that combine finished edits: the sum or TIES merge of independent edits, a gate on each edit, or a router.
 
-They handle adapters as wholes: `states` adds and merges them, and `routing` finds the passage of a question.
+They handle adapters as wholes, which `states` adds and merges.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from seal_lib.continual import states as ops
-from seal_lib.continual.routing import route
-from seal_lib.continual.rules.base import RATES, Rule, RuleCost, State
-from seal_lib.continual.rules.plain import THRESHOLDS
+from seal_lib.continual.rules.base import Rule, RuleCost, State
 from seal_lib.continual.streams import Stream
-from seal_lib.records import Passage, Question
+from seal_lib.continual.trainer import EditJob
 from seal_lib.training.adapters import Adapter, target_linears, target_names
 from seal_lib.training.jobs import Result
-
-if TYPE_CHECKING:
-    from seal_lib.continual.trainer import EditJob
 
 
 class Independent(Rule):
@@ -30,8 +22,8 @@ class Independent(Rule):
     shared = True
     stores = "adapters"
 
-    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
-        return super().job(stream, replace(state, history=None), k, **more)
+    def job(self, stream: Stream, state: State, k: int) -> EditJob:
+        return super().job(stream, replace(state, history=None), k)
 
     def after(self, stream: Stream, state: State, k: int, edit: Adapter) -> State:
         return self.combined(replace(state, parts=(*state.parts, edit)))
@@ -46,15 +38,10 @@ class Independent(Rule):
         return state
 
 
-#: scales of a merge; 1/8 gives the mean of eight edits
-SCALES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)
-
-
 class Merge(Independent):
     """theta_k = theta_0 + scale * sum_j dW_j (task arithmetic, Ilharco et al. 2023); scale = 1/k would be the mean."""
 
     knobs = {"scale": 0.5, "lr_scale": 1.0}
-    ladders = {"scale": SCALES, "lr_scale": RATES}
 
     def combined(self, state: State) -> State:
         total = ops.concatenate([(part, self.knobs["scale"]) for part in state.parts])
@@ -65,7 +52,6 @@ class Ties(Independent):
     """theta_k = theta_0 + scale * TIES(dW_1 … dW_k): trim, elect signs, disjoint mean (Yadav et al. 2023)."""
 
     knobs = {"density": 0.5, "scale": 1.0, "lr_scale": 1.0}
-    ladders = {"density": (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0), "scale": SCALES, "lr_scale": RATES}
 
     def combined(self, state: State) -> State:
         return replace(state, history=ops.ties(state.parts, self.knobs["density"], self.knobs["scale"]))
@@ -77,11 +63,6 @@ class IsolationOracle(Independent):
     stores = "adapters, oracle"
     single = False
 
-    def serve(
-        self, stream: Stream, state: State, k: int, title: str, question: Question, own: int | None
-    ) -> tuple[Passage | None, Adapter | None]:
-        return None, (state.parts[own] if own is not None and own < k else None)
-
 
 class Isolation(Independent):
     """theta(q) = theta_0 + dW_{j(q)}, j(q) = BM25 top-1 over the first k passages; below the threshold theta_0 answers.
@@ -92,13 +73,6 @@ class Isolation(Independent):
     stores = "adapters, text"
     single = False
     knobs = {"threshold": 0.5, "lr_scale": 1.0}
-    ladders = {"threshold": THRESHOLDS, "lr_scale": RATES}
-
-    def serve(
-        self, stream: Stream, state: State, k: int, title: str, question: Question, own: int | None
-    ) -> tuple[Passage | None, Adapter | None]:
-        found = route(stream, k, title, question, self.knobs["threshold"])
-        return None, (None if found is None else state.parts[found])
 
 
 class GatedMerge(Rule):
@@ -111,7 +85,6 @@ class GatedMerge(Rule):
     """
 
     knobs = {"budget": 0.1, "lr_scale": 1.0}
-    ladders = {"budget": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "lr_scale": RATES}
     texts = 24
     cost = RuleCost(texts=texts, reads=7.0 * texts)  # the drift is measured at most seven times
 
@@ -136,9 +109,8 @@ class GatedMerge(Rule):
 
         low, high = 0.1, 1.0
         if drift(high) <= self.knobs["budget"]:
-            low = high
-        else:
-            for _ in range(5):
-                middle = (low + high) / 2
-                low, high = (middle, high) if drift(middle) <= self.knobs["budget"] else (low, middle)
+            return replace(state, history=scaled(high))
+        for _ in range(5):
+            middle = (low + high) / 2
+            low, high = (middle, high) if drift(middle) <= self.knobs["budget"] else (low, middle)
         return replace(state, history=scaled(low))

@@ -4,57 +4,40 @@ A rule defines the weights of its penalty (none, a Fisher matrix, the history's 
 adds the penalty to the loss.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from seal_lib.continual import states as ops
-from seal_lib.continual.rules.base import RATES, Rule, RuleCost, State
+from seal_lib.continual.rules.base import Rule, RuleCost, State
 from seal_lib.continual.streams import Stream
+from seal_lib.continual.trainer import EditJob
 from seal_lib.training.adapters import Adapter, target_linears
-
-if TYPE_CHECKING:
-    from seal_lib.continual.trainer import EditJob
 
 
 class FreezeLower(Rule):
-    """dW_k = 0 in the lower layers (Zheng et al. 2025, arXiv 2501.13453); `share` of the layers is frozen.
-
-    The ladder of `share` suits three layers: it freezes one or two, since freezing none is `Sequential` and freezing
-    all trains nothing.
-    """
+    """dW_k = 0 in the lower layers (Zheng et al. 2025, arXiv 2501.13453); `share` of the layers is frozen."""
 
     knobs = {"share": 0.34, "lr_scale": 1.0}
-    ladders = {"share": (0.34, 0.67), "lr_scale": RATES}
 
-    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
-        names = list(target_linears(self.lab.model, self.lab.inner.targets))
-        layers = self.lab.model.config.num_hidden_layers
-        frozen = {n for n in names if _layer(n) < round(self.knobs["share"] * layers)}
-        return super().job(stream, state, k, frozen_layers=frozenset(frozen), **more)
+    def job(self, stream: Stream, state: State, k: int) -> EditJob:
+        frozen = round(self.knobs["share"] * self.lab.model.config.num_hidden_layers)
+        names = target_linears(self.lab.model, self.lab.inner.targets)
+        return replace(super().job(stream, state, k), frozen_layers=frozenset(n for n in names if _layer(n) < frozen))
 
 
 def _layer(name: str) -> int:
     return next((int(part) for part in name.split(".") if part.isdecimal()), 1 << 30)
 
 
-#: tuned weights of a penalty
-STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-
-
 class L2(Rule):
     """L = L_k + strength/2 ||theta - theta_0||^2, in dW and not in A and B apart (L2 to the initial weights)."""
 
     knobs = {"strength": 0.03, "lr_scale": 1.0}
-    ladders = {"strength": STRENGTHS, "lr_scale": RATES}
 
-    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
-        return super().job(stream, state, k, strength=self.knobs["strength"], from_base=True, **more)
+    def job(self, stream: Stream, state: State, k: int) -> EditJob:
+        return replace(super().job(stream, state, k), strength=self.knobs["strength"], from_base=True)
 
 
 class Ewc(Rule):
@@ -70,30 +53,25 @@ class Ewc(Rule):
     stores = "statistics"
     knobs = {"strength": 0.1, "lr_scale": 1.0}
     cost = RuleCost(reads=30.0)  # dense gradients of the edit's documents: about three forward passes each
-    ladders = {"strength": STRENGTHS, "lr_scale": RATES}
 
-    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
-        return super().job(stream, state, k, penalty=self._fisher(state), strength=self.knobs["strength"], **more)
-
-    def _measured(self, texts: Sequence[Sequence[int]], history: Adapter | None) -> dict[str, Tensor]:
-        """Return the Fisher information on some texts, in units of the base's mean."""
-        fisher = self.lab.fisher(texts, history)
-        if not hasattr(self, "_unit"):
-            self._unit = sum(f.sum() for f in fisher.values()) / sum(f.numel() for f in fisher.values())
-        return {name: f / self._unit for name, f in fisher.items()}
+    def job(self, stream: Stream, state: State, k: int) -> EditJob:
+        job = super().job(stream, state, k)
+        return replace(job, penalty=self._fisher(state), strength=self.knobs["strength"])
 
     @cached_property
-    def _base(self) -> dict[str, Tensor]:
-        return self._measured(self.lab.base_texts, None)
+    def _base(self) -> tuple[dict[str, Tensor], Tensor]:
+        """The base's Fisher information, and the unit."""
+        fisher = self.lab.fisher(self.lab.base_texts, None)
+        unit = sum(f.sum() for f in fisher.values()) / sum(f.numel() for f in fisher.values())
+        return {name: f / unit for name, f in fisher.items()}, unit
 
     def _fisher(self, state: State) -> dict[str, Tensor]:
-        base = self._base  # must be computed first, since it fixes the unit
-        return {name: f.to(self.lab.model.device) for name, f in state.extra.items()} or base
+        return self.kept(state) or self._base[0]
 
     def after(self, stream: Stream, state: State, k: int, edit: Adapter) -> State:
         done, before = super().after(stream, state, k, edit), self._fisher(state)
-        fresh = self._measured(self.texts_of(stream, k), done.history)
-        return replace(done, extra={name: f + fresh[name] for name, f in before.items()})
+        fresh, (_, unit) = self.lab.fisher(self.texts_of(stream, k), done.history), self._base
+        return replace(done, extra={name: f + fresh[name] / unit for name, f in before.items()})
 
 
 class OLora(Rule):
@@ -104,10 +82,9 @@ class OLora(Rule):
 
     stores = "statistics"
     knobs = {"lam": 0.1, "lr_scale": 1.0}
-    ladders = {"lam": STRENGTHS, "lr_scale": RATES}
 
-    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
-        return super().job(stream, state, k, orthogonal=self.knobs["lam"], **more)
+    def job(self, stream: Stream, state: State, k: int) -> EditJob:
+        return replace(super().job(stream, state, k), orthogonal=self.knobs["lam"])
 
     def after(self, stream: Stream, state: State, k: int, edit: Adapter) -> State:
         return replace(state, history=ops.concatenate([(state.history, 1.0), (edit, 1.0)]))

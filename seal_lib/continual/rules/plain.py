@@ -4,22 +4,16 @@ They are the references of the study: what reading the passage achieves, what pl
 between learning and forgetting that a remedy must beat, and training on everything at once.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from seal_lib.continual import states as ops
 from seal_lib.continual.lab import Lab
-from seal_lib.continual.routing import route
 from seal_lib.continual.rules.base import Rule, State
 from seal_lib.continual.streams import Stream
+from seal_lib.continual.trainer import EditJob
 from seal_lib.knowledge.domain import AUTHORS
-from seal_lib.records import Passage, Question
-
-if TYPE_CHECKING:
-    from seal_lib.continual.trainer import EditJob
-    from seal_lib.training.adapters import Adapter
+from seal_lib.training.adapters import Adapter
 
 
 class Frozen(Rule):
@@ -27,7 +21,6 @@ class Frozen(Rule):
 
     trains = False
     knobs = {}
-    ladders = {}
 
 
 class PassageInContext(Frozen):
@@ -35,15 +28,6 @@ class PassageInContext(Frozen):
 
     stores = "text, oracle"
     single = False
-
-    def serve(
-        self, stream: Stream, state: State, k: int, title: str, question: Question, own: int | None
-    ) -> tuple[Passage | None, Adapter | None]:
-        return (stream.passages[own] if own is not None and own < k else None), None
-
-
-#: tuned thresholds: the share of a question's words that a retrieved passage must hold
-THRESHOLDS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 class Rag(Frozen):
@@ -55,13 +39,6 @@ class Rag(Frozen):
     stores = "text"
     single = False
     knobs = {"threshold": 0.5}
-    ladders = {"threshold": THRESHOLDS}
-
-    def serve(
-        self, stream: Stream, state: State, k: int, title: str, question: Question, own: int | None
-    ) -> tuple[Passage | None, Adapter | None]:
-        found = route(stream, k, title, question, self.knobs["threshold"])
-        return (None if found is None else stream.passages[found]), None
 
 
 class Sequential(Rule):
@@ -105,8 +82,9 @@ class Joint(Rule):
     def nothing(self, stream: Stream, k: int) -> bool:
         return all(super(Joint, self).nothing(stream, j) for j in range(k + 1))
 
-    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
-        return super().job(stream, State(), k, examples=[e for j in range(k + 1) for e in self.fresh(stream, j)])
+    def job(self, stream: Stream, state: State, k: int) -> EditJob:
+        examples = [example for j in range(k + 1) for example in self.fresh(stream, j)]
+        return replace(super().job(stream, State(), k), examples=examples)
 
     def after(self, stream: Stream, state: State, k: int, edit: Adapter) -> State:
         return State(ops.concatenate([(edit, 1.0)]))

@@ -3,26 +3,19 @@
 A rule decides which directions each group of layers protects and when they grow; the `trainer` projects.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from seal_lib.continual.lab import basis
-from seal_lib.continual.rules.base import RATES, Rule, RuleCost, State
-from seal_lib.continual.rules.rehearsal import WEIGHTS, Replay
+from seal_lib.continual.rules.base import Rule, RuleCost, State
+from seal_lib.continual.rules.rehearsal import Replay
 from seal_lib.continual.streams import Stream
+from seal_lib.continual.trainer import EditJob
 from seal_lib.training.adapters import Adapter, target_linears
-
-if TYPE_CHECKING:
-    from seal_lib.continual.trainer import EditJob
-
-#: tuned shares of the squared inputs that a protected space holds; 1 − energy halves from step to step
-ENERGIES = (0.2, 0.6, 0.8, 0.9, 0.95, 0.975, 0.9875, 0.99375)
 
 
 class NullSpaceCalibration(Rule):
@@ -36,22 +29,19 @@ class NullSpaceCalibration(Rule):
     stores = "statistics"
     knobs = {"energy": 0.9, "lr_scale": 1.0}
     cost = RuleCost(factors="once")
-    ladders = {"energy": ENERGIES, "lr_scale": RATES}
+
+    @cached_property
+    def _base(self) -> dict[str, Tensor]:
+        inputs = self.lab.inputs(self.lab.base_texts, None)
+        return {name: basis(x, self.knobs["energy"]) for name, x in inputs.items()}
 
     def spaces(self, state: State) -> dict[str, Tensor]:
-        if state.extra:
-            return {name: u.to(self.lab.model.device) for name, u in state.extra.items()}
-        if not hasattr(self, "_base"):
-            inputs = self.lab.inputs(self.lab.base_texts, None)
-            self._base = {name: basis(x, self.knobs["energy"]) for name, x in inputs.items()}
-        return self._base
+        return self.kept(state) or self._base
 
-    def protect(self, state: State) -> dict[str, Tensor]:
+    def job(self, stream: Stream, state: State, k: int) -> EditJob:
         spaces = self.spaces(state)
-        return {name: spaces[names[0]] for names in self.lab.groups for name in names}
-
-    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
-        return super().job(stream, state, k, protect=self.protect(state), **more)
+        protect = {name: spaces[names[0]] for names in self.lab.groups for name in names}
+        return replace(super().job(stream, state, k), protect=protect)
 
 
 class NullSpace(NullSpaceCalibration):
@@ -60,7 +50,6 @@ class NullSpace(NullSpaceCalibration):
 
     knobs = {"energy": 0.8, "past": 0.95, "lr_scale": 1.0}
     cost = RuleCost(factors="edit")
-    ladders = {"energy": ENERGIES, "past": ENERGIES, "lr_scale": RATES}
 
     def after(self, stream: Stream, state: State, k: int, edit: Adapter) -> State:
         done = super().after(stream, state, k, edit)
@@ -76,7 +65,6 @@ class NullSpaceReplay(NullSpaceCalibration, Replay):
     stores = "text, statistics"
     knobs = {"energy": 0.8, "m": 2, "weight": 1.0, "lr_scale": 1.0}
     cost = RuleCost(more="past", factors="once")
-    ladders = {"energy": ENERGIES, "weight": WEIGHTS, "lr_scale": RATES}
 
 
 class InfLora(NullSpace):
@@ -88,15 +76,9 @@ class InfLora(NullSpace):
     """
 
     knobs = {"past": 0.95, "lr_scale": 1.0}
-    ladders = {"past": ENERGIES, "lr_scale": RATES}
+    _base: dict[str, Tensor] = {}  # U is empty at first
 
-    def spaces(self, state: State) -> dict[str, Tensor]:
-        return {name: u.to(self.lab.model.device) for name, u in state.extra.items()}
-
-    def protect(self, state: State) -> dict[str, Tensor]:
-        return {}  # A is fixed, and lies in the free space already
-
-    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
+    def job(self, stream: Stream, state: State, k: int) -> EditJob:
         inner, lab = self.lab.inner, self.lab
         inputs = lab.inputs(self.texts_of(stream, k), state.history)
         linears, spaces, weights = target_linears(lab.model, inner.targets), self.spaces(state), {}
@@ -109,4 +91,4 @@ class InfLora(NullSpace):
                 a[: len(top)] = top / math.sqrt(3)  # rows of kaiming_uniform(sqrt 5): variance 1/(3 in) an entry
                 weights[name] = (a, torch.zeros(linears[name].out_features, inner.rank))
         start = Adapter(inner.rank, inner.alpha, tuple(n.rpartition(".")[2] for n in linears), weights)
-        return super().job(stream, state, k, init=start, frozen_a=True, **more)
+        return replace(Rule.job(self, stream, state, k), init=start, frozen_a=True)  # A lies in the free space already

@@ -3,24 +3,15 @@
 This module mixes memory examples into every step of a job; the `trainer` trains the job.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from seal_lib.continual.lab import Lab
-from seal_lib.continual.rules.base import RATES, Rule, RuleCost, State
+from seal_lib.continual.rules.base import Rule, RuleCost, State
 from seal_lib.continual.streams import Stream
-from seal_lib.continual.trainer import Anchor
+from seal_lib.continual.trainer import Anchor, EditJob
 from seal_lib.seeds import rng
 from seal_lib.training.jobs import Example, Job
-
-if TYPE_CHECKING:
-    from seal_lib.continual.trainer import EditJob
-
-#: tuned weights of rehearsal or distillation, relative to the new edit's loss
-WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 class Replay(Rule):
@@ -32,15 +23,14 @@ class Replay(Rule):
     stores = "text"
     knobs = {"m": 4, "weight": 1.0, "lr_scale": 1.0}
     cost = RuleCost(more="past")
-    ladders = {"weight": WEIGHTS, "lr_scale": RATES}
 
     def memory(self, stream: Stream, state: State, k: int) -> list[list[int]]:
         return past(self.lab, stream, k)
 
-    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
-        plain = self._job(stream, k, examples=self.fresh(stream, k))
+    def job(self, stream: Stream, state: State, k: int) -> EditJob:
+        plain = super().job(stream, state, k)
         memory = [self.lab.example(ids) for ids in self.memory(stream, state, k)]
-        return super().job(stream, state, k, **mixed(plain, memory, **self.knobs), **more)
+        return replace(plain, **mixed(plain, memory, **self.knobs))
 
 
 def past(lab: Lab, stream: Stream, k: int) -> list[list[int]]:
@@ -96,16 +86,12 @@ class Kl(Rule):
 
     knobs = {"m": 4, "weight": 10.0, "lr_scale": 1.0}
     cost = RuleCost(more="anchors")
-    ladders = {"weight": WEIGHTS, "lr_scale": RATES}
 
-    def taught(self, stream: Stream, state: State, k: int) -> list[Anchor]:
-        texts = self.lab.base_texts
+    def job(self, stream: Stream, state: State, k: int) -> EditJob:
+        plain, texts = super().job(stream, state, k), self.lab.base_texts
         teachers = self.lab.logprobs(texts, state.history)
-        return [Anchor(text, teacher=teacher) for text, teacher in zip(texts, teachers, strict=True)]
-
-    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
-        plain = self._job(stream, k, examples=self.fresh(stream, k))
-        return super().job(stream, state, k, **mixed(plain, self.taught(stream, state, k), **self.knobs), **more)
+        anchors = [Anchor(text, teacher=teacher) for text, teacher in zip(texts, teachers, strict=True)]
+        return replace(plain, **mixed(plain, anchors, **self.knobs))
 
 
 class KlReplay(Kl):
@@ -115,12 +101,11 @@ class KlReplay(Kl):
     knobs = {"m": 3, "weight": 1.0, "lr_scale": 1.0}
     cost = RuleCost(more="both")
 
-    def job(self, stream: Stream, state: State, k: int, **more) -> EditJob:
-        plain = self._job(stream, k, examples=self.fresh(stream, k))
-        old = [self.lab.example(ids) for ids in past(self.lab, stream, k)]
-        m, both = int(self.knobs["m"]), mixed(plain, self.taught(stream, state, k), **self.knobs)
-        if old:
-            n, draw = len(both["examples"]), rng(plain.seed, "past")
-            both["examples"] = [*both["examples"], *(_weighted(example, 1 / m, 0.0) for example in old)]
-            both["order"] = [(*s, *(n + i for i in draw.choices(range(len(old)), k=m))) for s in both["order"]]
-        return Rule.job(self, stream, state, k, **both, **more)
+    def job(self, stream: Stream, state: State, k: int) -> EditJob:
+        job, m = super().job(stream, state, k), int(self.knobs["m"])
+        old = [_weighted(self.lab.example(ids), 1 / m, 0.0) for ids in past(self.lab, stream, k)]
+        if not old:
+            return job
+        n, draw = len(job.examples), rng(job.seed, "past")
+        order = [(*step, *(n + i for i in draw.choices(range(len(old)), k=m))) for step in job.plan()]
+        return replace(job, examples=[*job.examples, *old], order=order)
