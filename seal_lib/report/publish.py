@@ -117,7 +117,8 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
     late = [run["run"] for run in record["runs"] if run["rows"] and run["run"] not in drawn]
     if late:
         raise DataError(f"{late[0]} is not in the figures yet; run `make figures SCALE={scale}` first.")
-    for run in record["runs"]:
+    here = [run for run in record["runs"] if not run.get("published")]  # SEAL_PUBLISHED=1: the others stay
+    for run in here:
         own = manifest.reference(run["notebook"], scale)
         if own is None or own.name != run["key"]:
             raise DataError(
@@ -134,14 +135,13 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
         raise DataError(f"{readme.name}: the lines {BEGIN} and {END} must each occur once, in this order.")
     before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        if old.is_dir():
-            shutil.rmtree(old)
-        elif not old.name.startswith("bench_"):  # measured by `make bench`
+    stay = {run["notebook"] for run in record["runs"]} - {run["notebook"] for run in here}
+    for old in folder.rglob("*"):
+        if old.is_file() and old.stem not in stay and not old.name.startswith("bench_"):  # measured by `make bench`
             old.unlink()
     for path in source.iterdir():
         shutil.copyfile(path, folder / path.name)
-    for run in record["runs"]:
+    for run in here:
         executed = paths.runs() / run["run"] / "notebook.ipynb"
         if executed.exists():  # a run by hand has none
             paths.write_json(folder / "notebooks" / f"{run['notebook']}.ipynb", readable(paths.read_json(executed)))

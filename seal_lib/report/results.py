@@ -7,6 +7,7 @@ with metric `difference`, whose arm is `arms.difference_arm`.
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ COUNT_COLUMNS = ["n", "loops", "dropped"]
 def collect(scale: str, write: bool = True) -> pd.DataFrame:
     """Join results.csv of the finished run of each notebook (`manifest.newest`) with the paper's values.
 
-    Writes results.csv and manifest.json (which runs, from which code and parameters) into `paths.gallery`.
+    Writes results.csv and manifest.json (which runs, from which code and parameters) into `paths.gallery`. With
+    ``SEAL_PUBLISHED=1``, a notebook that has not run here keeps what is published of it; the manifest says which.
 
     Raises:
         DataError: two runs disagree about one (experiment, arm, metric, protocol, model), two runs give p-values for
@@ -41,16 +43,21 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
     found = {path.stem for path in paths.notebooks().glob("*.ipynb")}
     found |= {path.parent.name for path in paths.runs().glob(f"*/{scale}")}
     found -= {name for name in params.names() if params.sets(name) and not params.at(name, scale)}  # not in this set
+    before = _published(scale) if os.environ.get("SEAL_PUBLISHED") == "1" else {}
     frames, used, missing = [], [], []
     for notebook in sorted(found):
         folder = manifest.newest(notebook, scale)
-        if folder is None:
+        if folder is not None:
+            entry = _provenance(notebook, scale, folder)
+            frame = read_results(manifest.written(folder, "results.csv"), COLUMNS).assign(run=entry["run"])
+        elif notebook in before:
+            entry, frame = before[notebook]
+        else:
             missing.append(notebook)
             continue
-        frame = read_results(manifest.written(folder, "results.csv"), COLUMNS)
         if len(frame):
-            frames.append(frame.assign(run=f"{notebook}/{scale}/{folder.name}"))
-        used.append(_provenance(notebook, scale, folder) | {"rows": len(frame)})
+            frames.append(frame)
+        used.append(entry | {"rows": len(frame)})
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
     _one_family(table)
     table = joined(_without_duplicates(table))
@@ -59,6 +66,16 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
         paths.write_text(folder / "results.csv", table.to_csv(index=False, lineterminator="\n"))
         paths.write_json(folder / "manifest.json", {"scale": scale, "runs": used, NOT_RUN.replace(" ", "_"): missing})
     return table
+
+
+def _published(scale: str) -> dict[str, tuple[dict, pd.DataFrame]]:
+    """Return notebook → its entry in the published manifest of a scale, and its published rows."""
+    folder = paths.published(scale)
+    if not (folder / "manifest.json").exists():
+        return {}
+    rows = read_results(folder / "results.csv")[COLUMNS]
+    runs = paths.read_json(folder / "manifest.json")["runs"]
+    return {run["notebook"]: (run | {"published": True}, rows[rows["run"] == run["run"]]) for run in runs}
 
 
 def read_results(path: Path, columns: list[str] = TABLE_COLUMNS) -> pd.DataFrame:

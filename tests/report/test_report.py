@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import pytest
 from conftest import REPOSITORY
@@ -267,6 +268,38 @@ def test_only_whole_sets_of_reference_runs_are_published(home, monkeypatch):
     publishing.publish("seedling", home / "README.md", incomplete=True)
     here = sorted(path.name for path in stays.parent.iterdir())
     assert here == ["bench_arc.csv", "manifest.json", "results.csv"]
+
+
+def test_a_part_of_a_set_is_published_beside_what_is_published_of_the_rest(home, monkeypatch):
+    (home / "README.md").write_text(f"{publishing.BEGIN}\n{publishing.END}\n")
+    monkeypatch.setattr(publishing.params, "at", lambda notebook, scale: True)
+    monkeypatch.setattr(manifest, "reference", lambda notebook, scale: paths.runs() / notebook / scale / "123456789012")
+    folders = [make_run("11_single_passage", [line("frozen", 0.1)])]
+    folders += [make_run("12_restem_rounds", [line("own_untrained", 0.4)])]
+    executed = {"metadata": {}, "cells": []}
+    for folder in folders:
+        paths.write_json(folder / "notebook.ipynb", executed)
+        paths.write_json(home / "notebooks" / f"{folder.parent.parent.name}.ipynb", executed)
+    results.collect("seedling")
+    publishing.publish("seedling", home / "README.md")
+    published = paths.figures() / "seedling"
+    before = results.read_results(published / "results.csv")
+    shutil.rmtree(paths.runs())  # another day, another clone
+    make_run("12_restem_rounds", [line("own_untrained", 0.5)])
+    results.collect("seedling")
+    with pytest.raises(DataError, match="11_single_passage has not run at scale seedling"):
+        publishing.publish("seedling", home / "README.md")
+    monkeypatch.setenv("SEAL_PUBLISHED", "1")
+    results.collect("seedling")
+    publishing.publish("seedling", home / "README.md")
+    now = results.read_results(published / "results.csv")
+    assert now[now["arm"] == "frozen"].equals(before[before["arm"] == "frozen"])  # with the run that it came from
+    assert now.loc[now["arm"] == "own_untrained", "value"].tolist() == [0.5]
+    runs = {
+        run["notebook"]: run.get("published", False) for run in paths.read_json(published / "manifest.json")["runs"]
+    }
+    assert runs == {"11_single_passage": True, "12_restem_rounds": False}
+    assert [path.stem for path in (published / "notebooks").iterdir()] == ["11_single_passage"]  # 12 ran by hand
 
 
 def test_what_ends_after_the_figures_were_drawn_is_no_gap(home, monkeypatch):
