@@ -57,7 +57,7 @@ def levels(rows: Rows | pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
             found.setdefault(_key(row), {})[row["metric"]] = Estimate.of_row(row)
     there = [metric for metric in metrics if any(metric in one for one in found.values())]
     order = list(dict.fromkeys(model for model, *_ in found))
-    lines = {}
+    lines: dict[tuple[str, str, str], dict[str, str]] = {}
     for key, one in sorted(found.items(), key=lambda item: (order.index(item[0][0]), arm_rank(item[0][1]))):
         lines[key] = line = {}
         for metric in there:
@@ -69,7 +69,7 @@ def levels(rows: Rows | pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 
 def contrasts(rows: Rows | pd.DataFrame) -> pd.DataFrame:
     """Return one line per paired difference a − b: points with interval, n, Holm's p, and whether it is separable."""
-    lines = {}
+    lines: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in _records(rows):
         if row["metric"] == "difference":
             e = Estimate.of_row(row)

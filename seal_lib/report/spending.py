@@ -77,10 +77,10 @@ class Prices:
 
 def by_phase(folder: Path) -> dict[str, Counter]:
     """Return for each phase its seconds (over all workers), units and counters."""
-    found: dict[str, Counter] = {}
+    found: dict[str, Any] = {}
     for cost in journal.read(folder / "costs.jsonl"):
         if "phase" in cost:
-            own = found.setdefault(cost["phase"], Counter(seconds=0.0, units=0))
+            own = found.setdefault(cost["phase"], Counter(seconds=0, units=0))
             own.update({"seconds": cost.get("seconds", 0.0), "units": cost["units"]})
             own.update(cost.get("counts", {}))
     return found
@@ -102,7 +102,7 @@ def stages(folder: Path, prices: Prices | None = None) -> pd.DataFrame:
     """
     import pandas as pd
 
-    lines: dict[str, Counter] = {}
+    lines: dict[str, Any] = {}
     for phase, spent in by_phase(folder).items():
         for name in (stage(phase), "all"):
             lines.setdefault(name, Counter(phases=0)).update({"phases": 1, **spent})

@@ -46,7 +46,7 @@ class Worker:
         begun = time.monotonic()
         counts: Counter = Counter()
         rows = unit(self._with_weights(policy), part, counts.update)
-        return Done(rows, counts, time.monotonic() - begun)
+        return Done(rows, dict(counts), time.monotonic() - begun)
 
     def _with_weights(self, policy: Any) -> Any:
         """Return the policy with its weights.
