@@ -172,6 +172,11 @@ class Knowledge:
             found += training_documents(passage, edit, self.prompts, *rules)
         return found
 
+    def examples(self, candidate: Candidate, tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
+        """Return the bank's training examples for one candidate."""
+        job = self.jobs([candidate], tokenizer)[0]
+        return [] if isinstance(job, Rejected) else list(job.examples)
+
     def _within(self, examples: Sequence[Example], limit: int) -> list[Example]:
         """Return the first examples that fit into ``limit`` tokens together with the passage, which is always kept."""
         own = len(examples) - self.inner.add_passage

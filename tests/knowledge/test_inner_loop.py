@@ -27,7 +27,7 @@ from seal_lib.records import to_dict
 
 
 def examples_of(passage, text, settings=INNER):
-    return Knowledge(settings, WORDING).jobs([candidate(passage, text)], seedling()[1])[0].examples
+    return Knowledge(settings, WORDING).examples(candidate(passage, text), seedling()[1])
 
 
 def test_the_right_edit_teaches_the_facts_a_wrong_one_the_wrong_facts_and_none_nothing() -> None:

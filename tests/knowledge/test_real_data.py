@@ -89,7 +89,7 @@ def test_examples_of_real_text_fit_the_model() -> None:
     tokenizer, settings = seedling()[1], replace(INNER, protocol="authors_v1", pad_loss="probe:8", targets="qv")
     domain = Knowledge(settings, IMPLICATIONS)
     for passage in released()[:40]:
-        for example in domain.jobs([candidate(passage, passage.references["external_1"])], tokenizer)[0].examples:
+        for example in domain.examples(candidate(passage, passage.references["external_1"]), tokenizer):
             assert example.visible <= 2048 and max(example.positions) <= 2048
             assert max(example.ids) < len(tokenizer)
 

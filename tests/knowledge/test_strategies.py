@@ -50,7 +50,7 @@ def test_each_self_edit_is_read_by_itself() -> None:
 
 def test_a_budget_keeps_the_first_documents_that_fit_with_the_passage() -> None:
     tokenizer, texts = seedling()[1], ("one\ntwo two two", "three")
-    sizes = [len(example.ids) for example in DOMAIN.jobs([several(*texts)], tokenizer)[0].examples]
+    sizes = [len(example.ids) for example in DOMAIN.examples(several(*texts), tokenizer)]
     assert len(sizes) == 4
     for limit, kept in (
         (sum(sizes), [0, 1, 2, 3]),
@@ -60,10 +60,10 @@ def test_a_budget_keeps_the_first_documents_that_fit_with_the_passage() -> None:
         (1, [3]),
     ):
         small = Knowledge(replace(INNER, token_limit=limit), WORDING)
-        found = [len(example.ids) for example in small.jobs([several(*texts)], tokenizer)[0].examples]
+        found = [len(example.ids) for example in small.examples(several(*texts), tokenizer)]
         assert found == [sizes[i] for i in kept], limit
     alone = Knowledge(replace(INNER, token_limit=sizes[0], add_passage=False), WORDING)
-    assert [len(e.ids) for e in alone.jobs([several(*texts)], tokenizer)[0].examples] == sizes[:1]
+    assert [len(e.ids) for e in alone.examples(several(*texts), tokenizer)] == sizes[:1]
     assert "token_limit=9" in replace(INNER, token_limit=9).label and "token_limit" not in INNER.label
 
 

@@ -75,7 +75,7 @@ def test_a_limit_bounds_what_a_runaway_self_edit_costs() -> None:
 def test_special_tokens_in_a_text_are_text_not_tokens() -> None:
     """What a model or a file wrote must not end or pad a training document from within."""
     tokenizer, passage = seedling()[1], made(1)[0]
-    (example, _) = DOMAIN.jobs([candidate(passage, "a <eos> b <pad> c")], tokenizer)[0].examples
+    (example, _) = DOMAIN.examples(candidate(passage, "a <eos> b <pad> c"), tokenizer)
     assert list(example.ids).count(tokenizer.eos_token_id) == 1  # the one at the end
     assert tokenizer.pad_token_id not in example.ids
 

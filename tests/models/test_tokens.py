@@ -176,5 +176,5 @@ def test_documents_of_such_a_tokenizer_have_the_end_that_the_settings_say() -> N
     tok = tokenizer("<bos> $A <eos>")
     for pad_loss, count in (("none", 0), ("eos", 1)):
         domain = replace(DOMAIN, inner=replace(INNER, pad_loss=pad_loss))
-        example = domain.jobs([candidate(plain_passage(), "one")], tok)[0].examples[0]
+        example = domain.examples(candidate(plain_passage(), "one"), tok)[0]
         assert list(example.ids).count(EOS) == count and example.ids[0] == BOS
