@@ -26,10 +26,10 @@ PATIENCE = 2  # steps of a size before it is captured
 _GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
 
 
-def size_of(count: int, least: int = 64) -> int:
-    """Return the smallest of 64, 96, 128, 192, 256 … that is at least ``count``; the first is ``least``."""
-    power = max(least, 1 << max(0, count - 1).bit_length())
-    return power * 3 // 4 if count <= power * 3 // 4 and power > least else power
+def size_of(count: int) -> int:
+    """Return the smallest of 64, 96, 128, 192, 256 … that is at least ``count``."""
+    power = max(64, 1 << (count - 1).bit_length())
+    return power * 3 // 4 if count <= power * 3 // 4 and power > 64 else power
 
 
 class Size(NamedTuple):
