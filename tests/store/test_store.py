@@ -278,7 +278,7 @@ def test_a_full_disk_changes_nothing(store: Store, monkeypatch) -> None:
     def full_in_words(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full_in_words)
+    monkeypatch.setattr("seal_lib.training.adapters.save_file", full_in_words)
     with pytest.raises(DiskError, match=r"adapter_model.safetensors cannot be used \(No space left.*; make room"):
         store.keep(edit(1), adapter(2))
     monkeypatch.setattr(transactions.shutil, "disk_usage", lambda folder: SimpleNamespace(free=4096))
