@@ -171,7 +171,7 @@ def test_smoke(path: Path, home: Path, committed: None, monkeypatch: pytest.Monk
     assert folder is not None and folder.is_relative_to(paths.runs())
     with open(folder / "results.csv", newline="") as file:
         results = list(csv.DictReader(file))
-    assert all(tuple(row) == lifecycle.COLUMNS for row in results)
+    assert all(list(row) == lifecycle.COLUMNS for row in results)
     json.loads((folder / "metrics.json").read_text())
     executed = json.loads((folder / "notebook.ipynb").read_text())
     assert "vnd.jupyter.widget-view" not in json.dumps(executed)  # nothing that a copy without a kernel cannot show

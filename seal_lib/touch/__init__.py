@@ -103,7 +103,7 @@ def write_notes(policy: Policy, passage: Passage, domain: Knowledge, text: str =
 
     def after(notes: str) -> show.HTML:
         edit = SelfEdit("yours", passage.id, notes.strip(), "you")  # only trained on, never executed
-        (trained,) = try_all(policy, [Candidate("yours", passage, edit, "your notes", 0)], domain=domain)
+        (trained,) = try_all(policy, [Candidate("yours", passage, edit, "your notes", seed)], domain=domain)
         return show.side_by_side({"before": [before], "after your notes": [trained]})
 
     if progress.context() != "jupyter":
