@@ -36,14 +36,17 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
 
 
 @pytest.fixture
-def tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The inner loop, of which only the text is seen."""
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The inner loop, of which only the text is seen; the seeds that it was given."""
+    seeds: list[int] = []
 
     def try_all(policy, candidates, domain) -> list[PassageTrial]:
+        seeds.extend(c.seed for c in candidates)
         answers = (Answer("who?", "she", "she", {"exact": 1.0}, False),)
         return [PassageTrial(c.id, c.unit.id, c.arm, c.edit, c.seed, answers, "exact") for c in candidates]
 
     monkeypatch.setattr(touch, "try_all", try_all)
+    return seeds
 
 
 def test_an_executed_copy_shows_the_first_choice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +84,7 @@ def test_cells_in_a_copy_show_the_first_and_none_nothing(monkeypatch: pytest.Mon
     assert touch.click(str.upper, {}, str, "rate", "epochs") is None
 
 
-def test_notes_of_your_own_are_trained_on_when_the_button_is_pressed(screen: Screen, tried: None) -> None:
+def test_notes_of_your_own_are_trained_on_when_the_button_is_pressed(screen: Screen, tried: list[int]) -> None:
     assert touch.write_notes(None, PASSAGE, None, "notes at first") is None
     (box, button), first = screen.shown[0].children, screen.shown[1]
     assert "notes at first" in first.data and "no self-edit" in first.data and box.value == "notes at first"
@@ -90,6 +93,7 @@ def test_notes_of_your_own_are_trained_on_when_the_button_is_pressed(screen: Scr
     assert "mine &lt;b&gt;" in screen.updates[-1].data and not button.disabled
 
 
-def test_a_copy_shows_what_the_first_notes_teach(monkeypatch: pytest.MonkeyPatch, tried: None) -> None:
+def test_a_copy_shows_what_the_first_notes_teach(monkeypatch: pytest.MonkeyPatch, tried: list[int]) -> None:
     monkeypatch.setattr(progress, "context", lambda: "batch")
-    assert "the passage" in touch.write_notes(None, PASSAGE, None).data  # without notes the passage stands in
+    assert "the passage" in touch.write_notes(None, PASSAGE, None, seed=7).data  # without notes the passage stands in
+    assert tried == [7, 7]
