@@ -204,6 +204,11 @@ class Run:
         """Add to the counters of this run: ``generated``, ``trained`` and ``scored`` tokens, or any other name."""
         self._counts.update({name: plain(value, name) for name, value in counts.items()})
 
+    def seconds(self, phases: str) -> float:
+        """Return the seconds spent in all sessions on phases whose full name matches a regular expression."""
+        spent = [line for line in self._costs.lines if re.fullmatch(phases, line.get("phase", ""))]
+        return sum(line["seconds"] for line in spent)
+
     def describe(self, model: str | None = None, **facts: object) -> None:
         """Add a model (with revision and weight hash) or other facts, such as the data, to the run's record."""
         if model is not None:
