@@ -12,6 +12,7 @@ import pytest
 from fixtures_seal import WORDING, real, seedling
 
 from seal_lib.continual import intervals, metrics, streams, study, tables, tuning
+from seal_lib.continual import states as ops
 from seal_lib.continual.arm import TUNED, Arm, arms_of, notes_by, tuned
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.routing import BM25
@@ -490,6 +491,19 @@ def test_a_climb_says_what_cut_it_short() -> None:
     best, edge = tuning.climb({"a": 2}, {"a": (1, 2, 4)}, lambda k: math.nan if k["a"] == 4 else k["a"])
     assert best == {"a": 2} and edge == ""  # a setting that diverged is no optimum
     assert tuning.climb({}, {}, lambda k: 1.0) == ({}, "")
+
+
+def test_a_gated_merge_adds_as_much_of_an_edit_as_its_budget_of_drift_allows() -> None:
+    bench, given = lab(), made(1, 1)
+    rule = RULES["gated_merge"](bench, budget=math.inf)
+    with bench.bank(slots=1, targets=bench.inner.targets) as bank:
+        results = bank.run(rule.jobs(given, [State()], 0))
+    shares = []
+    for budget in (math.inf, 1e-3, 1e-4, 1e-5, 1e-6, 0.0):
+        (after,) = RULES["gated_merge"](bench, budget=budget).update(given, [State()], 0, results)
+        shares.append(ops.size(after.history) / ops.size(results[0].adapter))
+    assert shares[0] == pytest.approx(1.0) and shares[-1] == pytest.approx(0.1, rel=1e-5)
+    assert shares == sorted(shares, reverse=True) and any(0.11 < share < 0.99 for share in shares)
 
 
 def test_every_trained_rule_may_take_the_same_learning_rates() -> None:

@@ -109,19 +109,20 @@ def test_soft_targets_are_the_kl_to_the_teacher() -> None:
     assert both.losses[0] == pytest.approx((5 * alone.losses[0] + 7 * expected) / 12, rel=1e-6)
 
 
-def test_replay_adds_the_memory_with_its_weight() -> None:
+@pytest.mark.parametrize("batch", [1, 2])
+def test_replay_adds_the_memory_with_its_weight(batch: int) -> None:
     model = make(dtype=torch.float64)
-    plain = Job("p", examples(1, 2), epochs=1, seed=3, rank=4, alpha=8)
+    plain = Job("p", examples(1, 2), epochs=1, seed=3, rank=4, alpha=8, batch=batch)
     memory = examples(9, 4, low=9)
 
     def nll(example: Example) -> float:
         return train(model, [EditJob("x", [example], order=[(0,)], rank=4, alpha=8)])[0].losses[0]
 
     made = mixed(plain, memory, m=2, weight=3.0)
-    fresh, *old = made["order"][0]
-    expected = nll(plain.examples[fresh]) + 3.0 * sum(nll(memory[i - 2]) for i in old) / 2
+    fresh, old = made["order"][0][:batch], made["order"][0][batch:]
+    expected = sum(nll(plain.examples[i]) for i in fresh) / batch + 3.0 * sum(nll(memory[i - 2]) for i in old) / 2
     (got,) = train(model, [EditJob("mixed", rank=4, alpha=8, **made)])
-    assert len(made["order"]) == 2 and len(old) == 2 and got.losses[0] == pytest.approx(expected, rel=1e-6)
+    assert len(made["order"]) == 2 // batch and len(old) == 2 and got.losses[0] == pytest.approx(expected, rel=1e-6)
     assert mixed(plain, [], m=2, weight=1.0) == {"examples": plain.examples}
 
 

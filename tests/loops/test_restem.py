@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import Suite
@@ -16,7 +17,7 @@ from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops import inner, outer, updates
-from seal_lib.loops.policy import Policy
+from seal_lib.loops.policy import Policy, Source
 from seal_lib.loops.rewards import FILTERS
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.records import SelfEdit
@@ -422,3 +423,9 @@ def test_a_round_killed_anywhere_and_resumed_ends_with_the_bytes_of_an_undisturb
         assert len(record["sessions"]) == 2
     rows = [json.loads(line) for line in undisturbed["rows.jsonl"].splitlines()]
     assert [r["phase"] for r in rows] == ["round_1/sample"] * 5 + ["round_1/score"] * 10
+
+
+def test_a_policy_says_where_its_weights_are() -> None:
+    shipped, pinned = Source("seedling-knowledge"), Source("owner/name", revision="abc")
+    (folder, revision), there = (Policy("p", None, None, source=source).place(None) for source in (shipped, pinned))
+    assert Path(folder, "config.json").is_file() and revision is None and there == ("owner/name", "abc")
