@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from fixtures_seal import WORDING, real, seedling
 
 from seal_lib.continual import intervals, metrics, streams, study, tables, tuning
@@ -504,6 +505,17 @@ def test_a_gated_merge_adds_as_much_of_an_edit_as_its_budget_of_drift_allows() -
         shares.append(ops.size(after.history) / ops.size(results[0].adapter))
     assert shares[0] == pytest.approx(1.0) and shares[-1] == pytest.approx(0.1, rel=1e-5)
     assert shares == sorted(shares, reverse=True) and any(0.11 < share < 0.99 for share in shares)
+
+
+@pytest.mark.parametrize("rule", ["sequential", "o_lora", "l2", "ewc"])
+def test_an_edit_is_added_to_the_history(rule: str) -> None:
+    bench, given = lab(), made(2, 1)
+    with bench.bank(slots=2, targets=bench.inner.targets) as bank:
+        before, edit = (r.adapter for r in bank.run(RULES["sequential"](bench).jobs(given, [State(), State()], 0)))
+    after = RULES[rule](bench).after(given[0], State(before), 0, edit).history
+    for name in edit.weights:
+        assert torch.allclose(after.delta(name), before.delta(name) + edit.delta(name), atol=1e-6)
+    assert rule != "o_lora" or after.rank == before.rank + edit.rank  # it reads the old rows of A
 
 
 def test_every_trained_rule_may_take_the_same_learning_rates() -> None:
