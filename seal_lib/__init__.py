@@ -10,7 +10,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 LAZY = {
-    "start": "runs.lifecycle",
+    "start": "runs.opening",
     "pick": "runs.params",
     "Policy": "loops.policy",
     "Source": "loops.policy",

@@ -31,7 +31,7 @@ from seal_lib.loops.policy import Policy, Source
 from seal_lib.loops.settings import OuterLoop
 from seal_lib.loops.updates import imitate
 from seal_lib.records import SelfEdit
-from seal_lib.runs import lifecycle, manifest, ray_workers, workers
+from seal_lib.runs import lifecycle, manifest, opening, ray_workers, workers
 from seal_lib.runs.ray_workers import Worker
 from seal_lib.runs.work import Done, Work
 from seal_lib.runs.workers import Workers
@@ -103,7 +103,7 @@ def batch(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
 
 
 def start(suite: Suite, fake: Fake | None = None, count: int = 3) -> lifecycle.Run:
-    run = lifecycle.start("11_demo", suite.values)
+    run = opening.start("11_demo", suite.values)
     if fake is not None:
         run.workers = Workers(count, open_executor=lambda *_: fake)
     return run
@@ -459,7 +459,7 @@ def scored(run: lifecycle.Run, **fate) -> bytes:
 
 
 def alone(suite: Suite) -> bytes:
-    run = lifecycle.start("11_demo", suite.values)
+    run = opening.start("11_demo", suite.values)
     data = scored(run)
     run.close()
     (run.folder / "rows.jsonl").unlink()
@@ -467,7 +467,7 @@ def alone(suite: Suite) -> bytes:
 
 
 def hired(suite: Suite, address: str) -> lifecycle.Run:
-    run = lifecycle.start("11_demo", suite.values)
+    run = opening.start("11_demo", suite.values)
     run.hire(2, address, "cpu")
     return run
 
@@ -519,9 +519,9 @@ DRIVER = """
     import os, signal, sys
     sys.path.insert(0, sys.argv[1])
     import test_cluster as t
-    from seal_lib.runs import lifecycle
+    from seal_lib.runs import lifecycle, opening
 
-    run = lifecycle.start("11_demo", {"seed": 3, "workers": 1})
+    run = opening.start("11_demo", {"seed": 3, "workers": 1})
     run.hire(2, sys.argv[2], "cpu")
     write = run._rows.append
 

@@ -16,7 +16,7 @@ VARIABLES = {"SCALE", "ONLY", "FORCE", "SET", "EXTRAS", "PYTHON", "ARGS", "MAKEF
 VARIABLES |= {"DRY_RUN", "DEVICE", "STRICT", "DOC", "QUESTION", "MODEL"}
 CELLS = (
     "n: int = 2  # units",
-    "import os\nfrom seal_lib.runs.lifecycle import start\nrun = start('10_demo', globals())",
+    "import os\nfrom seal_lib.runs.opening import start\nrun = start('10_demo', globals())",
     "rows = run.map('a', ['x', 'y'][:n], lambda part: [{'v': 1} for _ in part])",
     "assert not os.path.exists('BROKEN'), 'broken'\nrun.finish([], {'n': len(rows)})",
 )

@@ -38,7 +38,8 @@ def test_import_is_light_and_quick() -> None:
 
 def test_the_ground_modules_do_not_load_torch_either() -> None:
     names = """
-        records seeds paths runs.lifecycle runs.params runs.workers grading.graders models models.budget report.show
+        records seeds paths runs.lifecycle runs.opening runs.params runs.workers grading.graders models models.budget
+        report.show
         generation.contract generation.engines generation.child training.jobs
         loops.domain loops.inner loops.rewards loops.settings loops.updates loops.outer loops.policy
         knowledge.data knowledge.documents knowledge.prompts knowledge.domain knowledge.evaluate knowledge.experiment

@@ -114,7 +114,7 @@ def stand_ins(meter: dry.Meter) -> dict[str, Callable]:
         return dry_puzzles.DryPuzzles(*given, **named, lengths=lengths.profile(meter.parameters["tasks"]))
 
     return {
-        "seal_lib.runs.lifecycle.start": lambda *_, **__: meter,
+        "seal_lib.runs.opening.start": lambda *_, **__: meter,
         "seal_lib.models.load": lambda *_: loaded,
         "seal_lib.loops.policy.Source": source,
         "seal_lib.loops.policy.Policy": dry.DryPolicy,

@@ -22,7 +22,7 @@ from typing import Any
 from seal_lib import paths
 from seal_lib.errors import DataError, DiskError, ParameterError, RunError, SealError, way_out
 from seal_lib.runs import journal, manifest, params
-from seal_lib.runs.lifecycle import set_aside
+from seal_lib.runs.opening import set_aside
 from seal_lib.runs.progress import clock
 
 ADVICE = {

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fixtures_seal import WORDING, real, seedling
 
-from seal_lib.continual import intervals, metrics, streams, study, tables, tuning
+from seal_lib.continual import edits, intervals, metrics, streams, study, tables, tuning
 from seal_lib.continual import states as ops
 from seal_lib.continual.arm import TUNED, Arm, arms_of, notes_by, tuned
 from seal_lib.continual.lab import Lab
@@ -238,7 +238,7 @@ def test_streams_do_not_depend_on_their_neighbours() -> None:
 def test_a_killed_stream_goes_on_after_its_last_finished_edit(open_run, monkeypatch, rule: str) -> None:
     whole = run_arms([rule])[rule]
     trained: list[int] = []
-    train = study._Edits._train
+    train = edits.Edits._train
 
     def dying(self, given, states, alive, k):
         trained.append(k)
@@ -246,7 +246,7 @@ def test_a_killed_stream_goes_on_after_its_last_finished_edit(open_run, monkeypa
             raise KeyboardInterrupt  # the power goes in the middle of the second edit
         return train(self, given, states, alive, k)
 
-    monkeypatch.setattr(study._Edits, "_train", dying)
+    monkeypatch.setattr(edits.Edits, "_train", dying)
     with pytest.raises(KeyboardInterrupt):
         run_arms([rule], open_run())
     run = open_run()
@@ -259,18 +259,18 @@ def test_a_killed_stream_goes_on_after_its_last_finished_edit(open_run, monkeypa
 @pytest.mark.parametrize("fault", [lambda raw: raw[:-9], lambda raw: raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:]])
 def test_an_arm_whose_kept_weights_are_damaged_is_made_again(open_run, monkeypatch, capsys, fault) -> None:
     whole = run_arms(["sequential"])["sequential"]
-    train = study._Edits._train
+    train = edits.Edits._train
 
     def dying(self, given, states, alive, k):
         if k == 1:
             raise KeyboardInterrupt
         return train(self, given, states, alive, k)
 
-    monkeypatch.setattr(study._Edits, "_train", dying)
+    monkeypatch.setattr(edits.Edits, "_train", dying)
     run = open_run()
     with pytest.raises(KeyboardInterrupt):
         run_arms(["sequential"], run)
-    monkeypatch.setattr(study._Edits, "_train", train)
+    monkeypatch.setattr(edits.Edits, "_train", train)
     (file, *_) = sorted(run.folder.glob("states/**/*.safetensors"))
     file.write_bytes(fault(file.read_bytes()))
     assert run_arms(["sequential"], open_run())["sequential"] == whole
@@ -278,7 +278,7 @@ def test_an_arm_whose_kept_weights_are_damaged_is_made_again(open_run, monkeypat
 
 
 def test_weights_that_are_gone_are_named(open_run, monkeypatch) -> None:
-    monkeypatch.setattr(study._Edits, "_remember", lambda *args: None)
+    monkeypatch.setattr(edits.Edits, "_remember", lambda *args: None)
     with pytest.raises(RunError, match="after edit 1 are gone"):
         run_arms(["sequential"], open_run())
 

@@ -20,7 +20,7 @@ from seal_lib.models import budget
 from seal_lib.plan import needs
 from seal_lib.plan.work import Phase
 from seal_lib.records import PassageTrial
-from seal_lib.runs import lifecycle, manifest
+from seal_lib.runs import lifecycle, manifest, opening
 
 NOTEBOOK, PASSAGES = "11_kept", made(3)
 OUTER = OuterLoop(samples=1, edit_tokens=60, sft_rank=8, sft_alpha=16, sft_lr=3e-3, sft_batch=1)
@@ -29,7 +29,7 @@ OUTER = OuterLoop(samples=1, edit_tokens=60, sft_rank=8, sft_alpha=16, sft_lr=3e
 def opened(suite: Suite, keep: bool = True) -> lifecycle.Run:
     suite.params(NOTEBOOK)
     suite.notebook(NOTEBOOK, "keep_adapters: bool = False  # keep them", "run = 0")
-    return lifecycle.start(NOTEBOOK, {"keep_adapters": keep})
+    return opening.start(NOTEBOOK, {"keep_adapters": keep})
 
 
 def policy() -> Policy:
@@ -91,7 +91,7 @@ def test_a_killed_run_neither_loses_nor_doubles_an_adapter(suite: Suite, monkeyp
     work(run)
     whole, folder = kept(run), run.folder
     run.close()
-    lifecycle.set_aside(folder)
+    opening.set_aside(folder)
 
     asked, ask = [], inner.ask
 

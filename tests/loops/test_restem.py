@@ -315,7 +315,7 @@ ROUND = """
     from seal_lib.generation import hf
     from seal_lib.knowledge import prompts, world
     from seal_lib.loops import inner, outer
-    from seal_lib.runs import journal, lifecycle, manifest
+    from seal_lib.runs import journal, manifest, opening
     from seal_lib.training import adapters, finetune
 
     torch.set_num_threads(1)
@@ -372,7 +372,7 @@ ROUND = """
         try:
             if kill:
                 KILLS[kill]()
-            run = lifecycle.start("11_demo", {"seed": 3})
+            run = opening.start("11_demo", {"seed": 3})
             whole = run.map
             run.map = lambda phase, units, fn, chunk=32: whole(phase, units, fn, chunk=min(chunk, 3))
             policy, domain = Policy("untrained", model, tokenizer), Knowledge(small, prompts.load("seedling"))

@@ -8,7 +8,7 @@ from conftest import Suite
 from seal_lib.__main__ import main
 from seal_lib.errors import DataError
 from seal_lib.report import spending, stats
-from seal_lib.runs import lifecycle
+from seal_lib.runs import opening
 
 PHASES = {  # phase → (seconds, counters)
     "evaluate/frozen": (1.0, {"scored": 10}),
@@ -31,7 +31,7 @@ PRICES = spending.Prices("EUR", hour=36.0, million_read=1.5, million_written=100
 def folder(suite: Suite) -> Path:
     suite.params("11_spent")
     suite.notebook("11_spent", "x: int = 1  # anything", "run = 0")
-    run = lifecycle.start("11_spent", {"x": 1})
+    run = opening.start("11_spent", {"x": 1})
     for phase, (seconds, counts) in PHASES.items():
         run._costs.append([{"phase": phase, "chunk": 0, "units": 5, "seconds": seconds, "counts": counts}])
     rows = [

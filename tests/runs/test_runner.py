@@ -21,11 +21,11 @@ from conftest import Suite
 from seal_lib import paths
 from seal_lib.__main__ import main
 from seal_lib.errors import DiskError, RunError
-from seal_lib.runs import lifecycle, manifest, params, runner
+from seal_lib.runs import manifest, opening, params, runner
 from seal_lib.seeds import rng
 
 PARAMETERS = "n: int = 3  # units\nlr: float = 0.1  # rate"
-START = "from seal_lib.runs.lifecycle import start\nrun = start({name!r}, globals())\nrun"
+START = "from seal_lib.runs.opening import start\nrun = start({name!r}, globals())\nrun"
 WORK = """
 import os
 from pathlib import Path
@@ -272,7 +272,7 @@ def test_a_home_that_cannot_be_one_is_one_sentence(suite: Suite, kind: str, monk
     assert main(["status"]) == 0 and "missing" in capsys.readouterr().out
     assert main(["clean", "--yes"]) == 0
     with pytest.raises(DiskError, match=words):  # the first cell, by hand
-        lifecycle.start("10_demo", {"n": 3, "lr": 0.1})
+        opening.start("10_demo", {"n": 3, "lr": 0.1})
 
 
 def test_jupyter_shows_an_error_of_ours_as_its_sentence() -> None:

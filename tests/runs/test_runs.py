@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from seal_lib import paths
 from seal_lib.errors import DiskError, RunError
-from seal_lib.runs import journal, lifecycle, manifest, params
+from seal_lib.runs import journal, lifecycle, manifest, opening, params
 from seal_lib.seeds import rng
 
 CELL = "seed: int = 3  # seed\nmodel: str = 'tiny'  # model\njudge_key: str = 'sk-123'  # never kept"
@@ -39,7 +39,7 @@ def batch(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
 
 
 def start(suite: Suite, **changed: object) -> lifecycle.Run:
-    return lifecycle.start("11_demo", {**suite.values, **changed})
+    return opening.start("11_demo", {**suite.values, **changed})
 
 
 # ---------------------------------------------------------------------------------------------- map
@@ -76,7 +76,7 @@ def test_finished_chunks_are_read_back_and_the_unfinished_one_is_computed_again(
 
 KILLED = """
     import os, signal, sys
-    from seal_lib.runs import journal, lifecycle
+    from seal_lib.runs import journal, lifecycle, opening
     where, at = sys.argv[1], int(sys.argv[2])
     units = [f"u{i:02d}" for i in range(23)]
     calls = 0
@@ -117,7 +117,7 @@ KILLED = """
             die()
         (folder / "b.txt").write_text("whole")
 
-    run = lifecycle.start("11_demo", {"seed": 3, "model": "tiny", "judge_key": "sk-123"})
+    run = opening.start("11_demo", {"seed": 3, "model": "tiny", "judge_key": "sk-123"})
     run.map("a", units[:4], lambda part: [{"x": 1} for _ in part], chunk=3)
     run.artifact("policy/round_1", build)
     rows = run.map("b", units, fn, chunk=5)
@@ -381,9 +381,9 @@ def test_a_finished_run_by_hand_whose_code_changed_is_set_aside(batch, monkeypat
 def test_a_scale_can_be_had_by_hand(batch, monkeypatch) -> None:
     monkeypatch.delenv("SEAL_RUN_DIR")
     wanted = {**params.resolve("11_demo", "seedling"), "seed": 7}
-    monkeypatch.setattr(lifecycle.params, "resolve", lambda notebook, scale: wanted)
+    monkeypatch.setattr(opening.params, "resolve", lambda notebook, scale: wanted)
     namespace = dict(wanted, seed=1)
-    run = lifecycle.start("11_demo", namespace, scale="big")
+    run = opening.start("11_demo", namespace, scale="big")
     assert namespace["seed"] == 7 and run.folder == paths.runs() / "11_demo" / "big" / run.key
     run.close()
 
@@ -408,10 +408,10 @@ def test_a_changed_parameter_is_noticed(batch: Suite) -> None:
     with pytest.raises(RunError, match="seed=-1 is out of range"):
         start(batch, seed=-1)
     with pytest.raises(RunError, match="run the parameters cell first"):
-        lifecycle.start("11_demo", {})
+        opening.start("11_demo", {})
     batch.notebook("12_other", "n: int = 1  # n")
     with pytest.raises(RunError, match="11_demo"):
-        lifecycle.start("12_other", {"n": 1})
+        opening.start("12_other", {"n": 1})
 
 
 # ---------------------------------------------------------------------------------------------- artifacts and inputs
@@ -542,7 +542,7 @@ def test_the_banner_says_where_and_what(batch: Suite) -> None:
 
 
 def test_importing_the_frame_is_light() -> None:
-    code = "import sys; from seal_lib.runs import runner, lifecycle, progress\n"
+    code = "import sys; from seal_lib.runs import lifecycle, opening, progress, runner\n"
     code += "heavy = {'torch', 'transformers', 'pandas', 'matplotlib', 'papermill', 'vllm'} & set(sys.modules)\n"
     code += "sys.exit(str(heavy) if heavy else 0)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ from conftest import Suite
 
 from seal_lib import __main__, paths
 from seal_lib.errors import ParameterError
-from seal_lib.runs import lifecycle, manifest, trackers
+from seal_lib.runs import lifecycle, manifest, opening, trackers
 
 NAME = "11_tracked"
 CELL = 'lr: float = 0.1  # rate\nhub_token: str = "s3cret"  # of somebody\nn: int = 4  # units'
@@ -20,7 +20,7 @@ SUMMARY = {"AA": {"replay": 0.75, "joint": float("nan")}, "best": 3, "said": "te
 def opened(suite: Suite) -> lifecycle.Run:
     suite.params(NAME)
     suite.notebook(NAME, CELL, "run = 0")
-    return lifecycle.start(NAME, {"lr": 0.1, "hub_token": "s3cret", "n": 4})
+    return opening.start(NAME, {"lr": 0.1, "hub_token": "s3cret", "n": 4})
 
 
 def work(run: lifecycle.Run, fails_at: str = "") -> None:
