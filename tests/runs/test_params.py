@@ -474,7 +474,7 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
     from seal_lib import models
     from seal_lib.arc import augment
     from seal_lib.arc import domain as arc
-    from seal_lib.continual.study import VERDICTS
+    from seal_lib.continual.edits import VERDICTS
     from seal_lib.generation.engines import ENGINES
     from seal_lib.grading.graders import ALWAYS, GRADERS
     from seal_lib.knowledge import rubrics, strategies
