@@ -57,7 +57,7 @@ def judge_and_containment(found: Audit, ax: Axes) -> Axes:
     return _finished(ax, [one for one, _ in both], "no file has answers and gold answers")
 
 
-def _finished(ax: Axes, drawn: list[numbers.State], why: str) -> Axes:
+def _finished(ax: Axes, drawn: list[numbers.StateNumbers], why: str) -> Axes:
     """Return the axes with names, scale and legend of what was drawn; with nothing drawn they say ``why``."""
     if not drawn:
         ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center")
