@@ -33,9 +33,9 @@ import numpy as np
 
 from seal_lib.errors import DataError
 
-LEVEL, ALPHA = 0.95, 0.05
-DRAWS, SEED = 10_000, 0  # of sign flips
-_TAIL = ALPHA / 2
+LEVEL, _ALPHA = 0.95, 0.05
+DRAWS, _SEED = 10_000, 0  # of sign flips
+_TAIL = _ALPHA / 2
 _CELLS = 4_000_000  # sign-flipped numbers held in memory at once
 SHARE, DIFFERENCE, ANY = (0.0, 1.0), (-1.0, 1.0), (-math.inf, math.inf)  # range of one unit's value
 SMALLEST_N = 6  # pairs: with five, the exact two-sided sign-flip test cannot reach 0.05
@@ -230,7 +230,7 @@ def separable(difference: Estimate) -> bool:
     """
     if difference.n < SMALLEST_N or math.isnan(difference.low) or math.isnan(difference.high):
         return False
-    return (difference.low > 0 or difference.high < 0) and not difference.p >= ALPHA
+    return (difference.low > 0 or difference.high < 0) and not difference.p >= _ALPHA
 
 
 def sign_flip_test(differences: Sequence[float]) -> float:
@@ -247,7 +247,7 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     if n <= 14:
         signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # (2^n, n)
         return float((np.abs(signs @ values) >= bar).mean())
-    rng, hits = np.random.default_rng(SEED), 0
+    rng, hits = np.random.default_rng(_SEED), 0
     step = max(1, _CELLS // n)
     for start in range(0, DRAWS, step):
         signs = 1 - 2 * rng.integers(0, 2, size=(min(step, DRAWS - start), n))
