@@ -19,7 +19,7 @@ from seal_lib.plan.dry import Meter, Prompt, Several, words
 from seal_lib.records import Passage, Question, SelfEdit
 from seal_lib.runs.work import Count, Recorder
 from seal_lib.store import texts
-from seal_lib.store.growth import ways
+from seal_lib.store.growth import routes
 from seal_lib.store.learning import OwnQuestions, learn
 from seal_lib.store.review import Lines
 from seal_lib.store.schema import Edit
@@ -147,7 +147,7 @@ def grow(
     document = Document("passages", "", "", tuple(passages), ("",) * len(passages))
     learn(run, store, policy, document, domain, outer, OwnQuestions(domain.prompts, 0), seed=seed)
     for size in sizes:
-        for way, _ in ways(search).values():
+        for way, _ in routes(search).values():
             shown = way in ("retrieval", "both")
             asked = [Candidate(p.id, p, None, "frozen", 0, trains=False, shown=shown) for p in passages[:size]]
             ask(policy, asked, {}, run.count, domain=domain)

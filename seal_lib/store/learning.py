@@ -31,7 +31,7 @@ from seal_lib.runs.work import Count, Recorder, uncounted
 from seal_lib.seeds import derive_seed
 from seal_lib.store.database import Store, base_of
 from seal_lib.store.questions import write
-from seal_lib.store.review import KINDS, Finding, Lines, lines_of, of_edit, of_text, stopped
+from seal_lib.store.review import FINDING_KINDS, Finding, Lines, lines_of, of_edit, of_text, stopped
 from seal_lib.store.schema import STAGES, Asked, Edit, candidate
 from seal_lib.store.texts import Document, Part
 from seal_lib.training.jobs import Result
@@ -52,7 +52,7 @@ class OwnQuestions:
 class Consent:
     """Rules for what may be learned.
 
-    ``allow``: kinds of findings (`seal_lib.store.review.KINDS`) that stop nothing.
+    ``allow``: kinds of findings (`seal_lib.store.review.FINDING_KINDS`) that stop nothing.
     ``approve``: called with every self-edit and its findings before it is trained on; None: nobody is asked.
     ``held``: number of the update whose guard decides if an edit becomes active; 0: its questions alone decide.
     """
@@ -62,9 +62,9 @@ class Consent:
     held: int = 0
 
     def __post_init__(self):
-        unknown = next((kind for kind in self.allow if kind not in KINDS), None)
+        unknown = next((kind for kind in self.allow if kind not in FINDING_KINDS), None)
         if unknown is not None:
-            raise ParameterError(f"allow: {unknown!r} is not one of {', '.join(KINDS)}.")
+            raise ParameterError(f"allow: {unknown!r} is not one of {', '.join(FINDING_KINDS)}.")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Learner:
             for edit in store.edits("active", "merged", "quarantined", passage=one.passage.id, weights=one.weights)
             if edit.recipe == one.recipe
         }
-        todo = [replace(one, findings=reviewed(one.passage)) for one in blanks if one.passage.id not in known]
+        todo = [replace(one, findings=findings_in(one.passage)) for one in blanks if one.passage.id not in known]
         stops = {edit.passage.id: stopped(edit.findings, self.consent.allow) for edit in todo}
         clean = [edit for edit in todo if not stops[edit.passage.id]]
         begun, costs = time.perf_counter(), _Counting()
@@ -216,7 +216,7 @@ def learn(
     return Learner(policy, domain, outer, own, consent or Consent(), seed).learn(run, store, document)
 
 
-def reviewed(passage: Passage) -> tuple[Finding, ...]:
+def findings_in(passage: Passage) -> tuple[Finding, ...]:
     """Return the findings in a passage itself."""
     return tuple(of_text(f"{passage.title}\n\n{passage.text}"))
 
@@ -310,7 +310,7 @@ def _verdict(questions: Sequence[Asked], grader: str) -> tuple[str, str]:
     return "quarantined", f"{now:.0%} of its questions right after it, {was:.0%} before it"
 
 
-def measure(policy: Policy, domain: Knowledge, part: Part, adapter: "Adapter", texts: Sequence[str]) -> Edit:
+def imported_edit(policy: Policy, domain: Knowledge, part: Part, adapter: "Adapter", texts: Sequence[str]) -> Edit:
     """Return the edit of an adapter that was trained elsewhere on ``texts``, judged by the passage's questions."""
     run, begun, passage = _Counting(), time.perf_counter(), part.passage
     stages = [candidate(passage, stage) for stage in STAGES]

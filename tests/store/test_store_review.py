@@ -131,4 +131,4 @@ def test_the_rules_are_read_from_the_file_with_its_words() -> None:
     for kind in ("instruction", "hidden", "tool", "personal", "person"):
         patterns = review._patterns(kind)
         assert patterns and all("<READER>" not in p.pattern and "<GAP>" not in p.pattern for p in patterns.values())
-    assert json.dumps(sorted(review.KINDS)).count('"') == 2 * len(review.KINDS)
+    assert json.dumps(sorted(review.FINDING_KINDS)).count('"') == 2 * len(review.FINDING_KINDS)

@@ -58,7 +58,7 @@ def fake(monkeypatch) -> Fake:
     """Stands in for whatever encoder a `Search` names."""
     encoder = Fake()
     monkeypatch.setattr(search, "find_spec", lambda name: True)
-    monkeypatch.setattr(search, "opened", lambda *named: encoder)
+    monkeypatch.setattr(search, "loaded_sentences", lambda *named: encoder)
     return encoder
 
 
@@ -94,7 +94,7 @@ def test_a_text_is_encoded_once_by_each_encoder_also_after_a_kill(store: Store, 
     with Store(store.folder) as again:
         assert near().index(again, HERE).rank("paid", 1)[0].passage.id == "p0" and len(fake.seen) == 4
     fake.identity = "fake 2"
-    monkeypatch.setattr(database, "TOGETHER", 1)
+    monkeypatch.setattr(database, "VECTORS_AT_ONCE", 1)
     whole = Fake.questions
 
     def dies(self, texts):
@@ -168,8 +168,8 @@ def test_a_growing_store_is_also_asked_by_vectors_where_an_encoder_is_given(tmp_
             MemoryRun(), store, policy(), DOMAIN, outer, passages, [2], prior, merge_most=0, search=near()
         )
     more = {"store_measured_embeddings", "store_retrieval_embeddings"}
-    assert set(found[1].trials) == {growth.arm_of(way) for way in routing.ROUTES} | more == set(growth.ways(near()))
-    assert not more & set(growth.ways()) and fake.seen
+    assert set(found[1].trials) == {growth.arm_of(way) for way in routing.ROUTES} | more == set(growth.routes(near()))
+    assert not more & set(growth.routes()) and fake.seen
     arms = {row["arm"] for row in growth.rows(found, protocol="", model="m", grader="exact")}
     assert {"store_retrieval_embeddings - store_retrieval", "store_measured_embeddings - store_measured"} <= arms
     read, seen = (found[1].trials[arm][1].accuracy for arm in ("store_retrieval", "store_retrieval_embeddings"))
