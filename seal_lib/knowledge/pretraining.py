@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from seal_lib.errors import DivergedError
-from seal_lib.knowledge.corpus import Document
+from seal_lib.knowledge.corpus import CorpusDocument
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import difference_rows, result_rows
 from seal_lib.loops.domain import Candidate, Rejected
@@ -30,7 +30,7 @@ Measured = tuple[dict[int, list[PassageTrial]], dict[int, list[PassageTrial]]]
 def evaluate(
     run: Recorder,
     policy: Policy,
-    corpus: Sequence[Document],
+    corpus: Sequence[CorpusDocument],
     passages: Sequence[Passage],
     prior: Sequence[Passage],
     domain: Knowledge,
@@ -57,7 +57,7 @@ def _trained(
     part: Sequence[Passage],
     count: Count,
     *,
-    corpus: Sequence[Document],
+    corpus: Sequence[CorpusDocument],
     domain: Knowledge,
     settings: Pretraining,
     arm: str,
@@ -80,7 +80,7 @@ def _trained(
 
 
 def _encoded(
-    policy: Policy, corpus: Sequence[Document], settings: Pretraining
+    policy: Policy, corpus: Sequence[CorpusDocument], settings: Pretraining
 ) -> tuple[list[list[int]], dict[str, dict[str, int]]]:
     """Return the token ids of each document with an end-of-text token, truncated to what settings and model allow, and
     the number of tokens cut from each passage."""

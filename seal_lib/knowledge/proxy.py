@@ -10,7 +10,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from seal_lib.knowledge.domain import Knowledge
-from seal_lib.knowledge.evaluate import Loops, table_rows
+from seal_lib.knowledge.evaluate import ArmTrials, table_rows
 from seal_lib.knowledge.rubrics import Rubric
 from seal_lib.loops import outer as outer_loop
 from seal_lib.loops.domain import Candidate
@@ -52,7 +52,7 @@ def ways(
     return found | {"seal_prefilter": (rates, replace(outer, finalists=finalists))}
 
 
-def level_rows(trials: Mapping[str, Loops], **label: str) -> list[dict]:
+def level_rows(trials: Mapping[str, ArmTrials], **label: str) -> list[dict]:
     """Return rows for the level of each arm and for the differences, which are one family: each trained arm against the
     untrained policy, and each other trained arm against the real reward."""
     learned = [arm for arm in trials if arm not in ("frozen", "own_untrained")]

@@ -28,7 +28,7 @@ from seal_lib.store.texts import Document
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wording(Prompts):
+class DryPrompts(Prompts):
     """A prompt set whose prompts have recorded lengths.
 
     The id of a passage begins with its source, and the text of a question is its source.
@@ -46,9 +46,9 @@ class Wording(Prompts):
         return f"{title}\n{text}"
 
 
-def wording(meter: Meter, name: str, file: str | None = None) -> Wording:
+def wording(meter: Meter, name: str, file: str | None = None) -> DryPrompts:
     """Return the prompt set of that name, with recorded lengths."""
-    return Wording(**vars(prompts.load(name, file)), meter=meter)
+    return DryPrompts(**vars(prompts.load(name, file)), meter=meter)
 
 
 def load_passages(

@@ -506,7 +506,7 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
         "cpt_schedule": SCHEDULES,
         "seal_from": ("policy", "base"),
         "retrieval": RETRIEVALS,
-        "strategy_writer": strategies.WRITERS,
+        "strategy_writer": strategies.STRATEGY_WRITERS,
         "rubric": rubrics.NAMES,
         "poor_rubric": rubrics.NAMES,
     }
