@@ -17,7 +17,7 @@ from seal_lib.errors import DataError, ParameterError
 from seal_lib.models import checks
 from seal_lib.records import Passage
 from seal_lib.store.database import Store
-from seal_lib.store.retrieval import Bm25, Index, Match
+from seal_lib.store.retrieval import Index, Match, WordIndex
 
 #: files of a model that are fetched from the Hub: no pickled weights, no code
 _HUB_FILES = ("*.json", "*.txt", "*.safetensors", "*.model")
@@ -137,7 +137,7 @@ loaded_sentences = lru_cache(maxsize=1)(Sentences)  # loaded once per process
 
 #: method → function of (store, its passages, settings) that returns an index
 RETRIEVALS: dict[str, Callable[[Store, Sequence[Passage], Search], Index]] = {
-    "words": lambda _, passages, __: Bm25(passages),
+    "words": lambda _, passages, __: WordIndex(passages),
     "embeddings": lambda store, passages, search: Vectors(
         store, passages, loaded_sentences(search.encoder, search.encoder_revision, search.device)
     ),

@@ -19,7 +19,7 @@ from seal_lib.knowledge import world
 from seal_lib.records import Passage
 from seal_lib.store import asking, database, growth, guard, routing, search, texts, transactions
 from seal_lib.store.database import Store
-from seal_lib.store.retrieval import Bm25, threshold
+from seal_lib.store.retrieval import WordIndex, threshold
 from seal_lib.store.search import Search, Vectors
 
 SEEDLING = paths.PACKAGE / "seedling" / "models" / "knowledge"
@@ -75,7 +75,7 @@ def store(tmp_path: Path):
 
 def test_vectors_find_what_shares_no_word_with_the_question(store: Store, fake: Fake) -> None:
     index = near().index(store, HERE)
-    assert Bm25(HERE).rank("Who paid him?") == []
+    assert WordIndex(HERE).rank("Who paid him?") == []
     assert [m.passage.id for m in index.rank("Who paid him?", 3)] == ["p0", "p2", "p1"]
     best, second = index.rank("Where has she a boat?")
     assert (
@@ -132,7 +132,7 @@ def test_the_threshold_is_measured_on_what_finds_the_passages(store: Store, fake
     asked = [("Who employed Kale?", "p0"), ("Where did Zo go?", "p1"), ("Who paid him?", "p0"), ("Rin sailed?", "p2")]
     needed = threshold(near().index(store, HERE), asked)
     own = [next(m.weight for m in near().index(store, HERE).rank(q, 3) if m.passage.id == p) for q, p in asked]
-    assert 0 < needed < min(own) < 1 and needed != threshold(Bm25(HERE), asked)
+    assert 0 < needed < min(own) < 1 and needed != threshold(WordIndex(HERE), asked)
     store.keep(
         replace(
             edit(),

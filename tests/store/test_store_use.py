@@ -25,7 +25,7 @@ from seal_lib.records import Passage, Question
 from seal_lib.runs.journal import Lock
 from seal_lib.store import asking, commands, guard, learning, merging, review, routing, texts, updates
 from seal_lib.store.database import Store, base_of
-from seal_lib.store.retrieval import Bm25, threshold
+from seal_lib.store.retrieval import WordIndex, threshold
 from seal_lib.store.sharing import export
 from seal_lib.training.adapters import Adapter, joined
 from seal_lib.training.attached import attached
@@ -83,9 +83,9 @@ def test_the_best_match_is_believed_from_a_measured_weight_on() -> None:
             [("Kale Bo", "Mera"), ("Zo Teb", "Tadar"), ("Rin Ahl", "Kodis"), ("Ove Sum", "Gokal")]
         )
     ]
-    index = Bm25(passages)
+    index = WordIndex(passages)
     assert [m.passage.id for m in index.rank("Where was Zo Teb?")][0] == "p1"
-    assert index.rank("Zyx?") == [] and index.rank("???") == [] and Bm25([]).rank("Zo") == []
+    assert index.rank("Zyx?") == [] and index.rank("???") == [] and WordIndex([]).rank("Zo") == []
     asked = [(f"What firm paid {p.text.split(' was')[0]}?", p.id) for p in passages]
     needed = threshold(index, asked)
     weights = [index.rank(question)[0].weight for question, _ in asked]
