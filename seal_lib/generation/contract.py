@@ -94,7 +94,7 @@ class Generator(Protocol):
 
 
 #: completion of a prompt that leaves no room for ``max_tokens``
-TOO_LONG = Completion("", 0, "too_long")
+_TOO_LONG = Completion("", 0, "too_long")
 
 
 def read(
@@ -150,7 +150,7 @@ def completed(
         for k in range(sampling.n)
     }
     found = dict(zip(rows, decode([*rows.values()]), strict=True))
-    return [[found.get((i, k), TOO_LONG) for k in range(sampling.n)] for i in range(len(requests))]
+    return [[found.get((i, k), _TOO_LONG) for k in range(sampling.n)] for i in range(len(requests))]
 
 
 def sample_seed(request: Request, k: int) -> int:

@@ -22,7 +22,7 @@ from seal_lib.generation.contract import Completion, Request, Row, Sampling, com
 from seal_lib.models.tokens import ends
 from seal_lib.training.attached import attached
 
-TOGETHER = 8  # tokens that a GPU generates between two checks whether every row has ended
+_TOKENS_PER_CHECK = 8  # tokens that a GPU generates between two checks whether every row has ended
 
 
 class HFGenerator:
@@ -151,7 +151,7 @@ def _next(
 def _fixed_steps(
     model: PreTrainedModel, ids: Tensor, mask: Tensor, draws: Tensor, sampling: Sampling
 ) -> Iterator[Tensor]:
-    """Yield the same tokens as `_steps`, up to `TOGETHER` columns at a time, with a cache of fixed size.
+    """Yield the same tokens as `_steps`, up to `_TOKENS_PER_CHECK` columns at a time, with a cache of fixed size.
 
     A GPU replays the step as a CUDA graph: launching the kernels of one token from Python takes many times as long as
     running them, and so does checking after each token whether a row has ended.
@@ -181,7 +181,7 @@ def _fixed_steps(
     position = position[:, -1:].clone()
     graph, told = None, 0
     for done in range(1, total + 1):  # tokens generated in each row so far
-        if done - told == TOGETHER or done == total:
+        if done - told == _TOKENS_PER_CHECK or done == total:
             yield out[:, told:done]
             told = done
         if done == total:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-LEVELS = ("icl", "frozen", "external", "oracle")  # level lines in a figure over rounds
+LEVEL_LINES = ("icl", "frozen", "external", "oracle")  # level lines in a figure over rounds
 CONTROL_PLACES = {  # arms measured once: arm -> place on the axis of rounds, given the last round
     "random_edit_sft": lambda last: last,
     "random_config_sft": lambda last: 1.1,  # beside round 1, whose samples it uses
@@ -135,7 +135,7 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
     """Draw the paper's Figure 4: accuracy by round, thin lines for single seeds of the loop, and bands for intervals.
 
     The table holds the pooled experiment and, optionally, its `<experiment>/seed_<k>` children. Round 0 is the
-    untrained policy. Arms without rounds (`LEVELS`) are level lines, and the paper's rounds are diamonds.
+    untrained policy. Arms without rounds (`LEVEL_LINES`) are level lines, and the paper's rounds are diamonds.
     """
     everything = table[table["metric"] == metric]
     child = everything["experiment"].str.contains(r"/seed_\w+$")
@@ -167,7 +167,7 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
         paper_mark(ax, value, x, table, upright=True)
     last = max([1, *(x for rounds in families.values() for x in rounds)])
     for row in pooled:
-        if row["arm"] in LEVELS:
+        if row["arm"] in LEVEL_LINES:
             names += _level(ax, row)
         elif row["arm"] in CONTROL_PLACES and not math.isnan(row["value"]):
             mark(ax, row, CONTROL_PLACES[row["arm"]](last), colour(row["arm"]), upright=True)

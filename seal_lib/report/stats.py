@@ -40,7 +40,7 @@ _CELLS = 4_000_000  # sign-flipped numbers held in memory at once
 SHARE, DIFFERENCE, ANY = (0.0, 1.0), (-1.0, 1.0), (-math.inf, math.inf)  # range of one unit's value
 SMALLEST_N = 6  # pairs: with five, the exact two-sided sign-flip test cannot reach 0.05
 #: unit -> its value, or several values (questions, self-edits, attempts) that are averaged
-Units = Mapping[str, float | Sequence[float]] | Sequence[float]
+UnitValues = Mapping[str, float | Sequence[float]] | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Estimate:
 
 
 def mean_over_units(
-    values: Units, bounds: tuple[float, float], unit: str = "passage", *, constant: bool = False
+    values: UnitValues, bounds: tuple[float, float], unit: str = "passage", *, constant: bool = False
 ) -> Estimate:
     """Return the macro mean over units of one loop, as `mean_over_loops`.
 
@@ -108,7 +108,7 @@ def mean_over_units(
 
 
 def mean_over_loops(
-    values_by_loop: Mapping[Any, Units],
+    values_by_loop: Mapping[Any, UnitValues],
     bounds: tuple[float, float],
     unit: str = "passage",
     *,
@@ -164,7 +164,7 @@ def ratio_over_loops(pairs_by_loop: Mapping[Any, Mapping[str, tuple[float, float
 
 
 def compare(
-    values: Mapping[str, Mapping[Any, Units]],
+    values: Mapping[str, Mapping[Any, UnitValues]],
     pairs: Sequence[tuple[str, str]],
     bounds: tuple[float, float] = DIFFERENCE,
     unit: str = "passage",
@@ -195,7 +195,7 @@ def compare(
     return {pair: replace(estimate, p=adjusted[pair]) for pair, estimate in found.items()}
 
 
-def differences(a: Mapping[Any, Units], b: Mapping[Any, Units]) -> dict[object, dict[str, float]]:
+def differences(a: Mapping[Any, UnitValues], b: Mapping[Any, UnitValues]) -> dict[object, dict[str, float]]:
     """Return loop -> unit -> a − b.
 
     A side with one loop is compared with every loop of the other. Units that only one side has are NaN. Raises
@@ -329,11 +329,11 @@ def reliability(rewards: Iterable[Sequence[Sequence[float]]], unit: str = "passa
     return Estimate(value, math.nan, math.nan, len(several), unit, len(given) - len(units))
 
 
-def _named(units: Units) -> Mapping[Any, Any]:
+def _named(units: UnitValues) -> Mapping[Any, Any]:
     return units if isinstance(units, Mapping) else dict(enumerate(units))
 
 
-def _cells(values_by_loop: Mapping[Any, Units]) -> tuple[dict[tuple[object, str], float], int]:
+def _cells(values_by_loop: Mapping[Any, UnitValues]) -> tuple[dict[tuple[object, str], float], int]:
     """Return (loop, unit) -> mean of its finite values, in an order of its own, and the number of dropped values."""
     cells, dropped = {}, 0
     for loop, units in values_by_loop.items():

@@ -107,10 +107,10 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
             line["grader"] = row["grader"] if ran else ""
         nothing = f"none: {estimate.dropped} dropped" if estimate.dropped else NOT_RUN
         line |= {
-            f"{metric.replace('_', ' ')}, %": percent(row) if ran else nothing,
+            f"{metric.replace('_', ' ')}, %": percent_of_row(row) if ran else nothing,
             "n": units(estimate) if ran else "",
             **{
-                column: percent(found) if (found := _find(beside, row["arm"], name)) else "–" if ran else ""
+                column: percent_of_row(found) if (found := _find(beside, row["arm"], name)) else "–" if ran else ""
                 for name, column in about.also.items()
             },
             failed: f"{100 * blank['value']:.1f}" if blank else "–" if ran else "",
@@ -178,7 +178,7 @@ def _find(frame: pd.DataFrame, arm: str, metric: str) -> dict | None:
     return rows[0] if rows else None
 
 
-def percent(row: dict, sign: str = "") -> str:
+def percent_of_row(row: dict, sign: str = "") -> str:
     return Estimate.of_row(row).text(f"{sign}.1f")
 
 

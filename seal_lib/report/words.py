@@ -14,7 +14,7 @@ from seal_lib.report.arms import arm_label
 from seal_lib.report.stats import Estimate
 
 Rows = Iterable[Mapping[str, Any]]
-NOTHING = "Nothing in this run can be told apart: too few units, or too small differences."
+NOTHING_SEPARABLE = "Nothing in this run can be told apart: too few units, or too small differences."
 
 
 def percent(e: Estimate) -> str:
@@ -44,7 +44,7 @@ def units(e: Estimate, loops: str = "loops") -> str:
     return text + (f" ({e.dropped} dropped)" if e.dropped else "")
 
 
-def bullets(sentences: Sequence[str], otherwise: str = NOTHING) -> str:
+def bullets(sentences: Sequence[str], otherwise: str = NOTHING_SEPARABLE) -> str:
     """Return a Markdown list, or ``otherwise`` if there are no sentences."""
     return "\n".join(f"- {text}" for text in sentences) or otherwise
 

@@ -34,7 +34,7 @@ from seal_lib.runs.workers import Workers
 
 COLUMNS = "experiment arm metric value low high n unit loops dropped interval p grader protocol model run".split()
 EVALUATES = "evaluate/"  # part of the name of every phase that evaluates an arm
-LEFT = (".building-*", ".*.new-*", ".*.old-*")  # folders that a killed process left unfinished
+_UNFINISHED = (".building-*", ".*.new-*", ".*.old-*")  # folders that a killed process left unfinished
 LOCK_WAIT = 20.0  # seconds; the kernel of a killed runner ends a moment later than the runner
 
 
@@ -53,7 +53,7 @@ class Run:
         self._artifacts: set[str] = set()
         self.workers = Workers()
         self.note = _set_aside(folder, identity["notebook"])
-        for leftover in [path for kind in LEFT for path in folder.glob(f"artifacts/**/{kind}")]:
+        for leftover in [path for kind in _UNFINISHED for path in folder.glob(f"artifacts/**/{kind}")]:
             shutil.rmtree(leftover)
         for leftover in folder.rglob(".*.tmp"):  # left by a process that was killed while writing
             leftover.unlink()

@@ -56,8 +56,8 @@ def test_an_adjusted_p_above_one_in_twenty_silences_an_interval_without_zero() -
 def test_few_streams_say_nothing() -> None:
     rows, compared = lines(3)
     assert findings.mitigations(rows + compared) == f"- 0 of {len(compared)} comparisons can be told apart."
-    assert findings.edits(rows) == words.NOTHING
-    assert findings.retention([]) == findings.mitigations([]) == words.NOTHING
+    assert findings.edits(rows) == words.NOTHING_SEPARABLE
+    assert findings.retention([]) == findings.mitigations([]) == words.NOTHING_SEPARABLE
 
 
 def test_overwriting_is_told_of_arms_whose_backward_transfer_is_away_from_zero() -> None:
