@@ -29,7 +29,7 @@ from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.loops.domain import TOO_LONG, Answers, Candidate, Rejected, Results, job_settings
 from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import read_ids
-from seal_lib.records import SelfEdit
+from seal_lib.records import UNSCORED, SelfEdit
 from seal_lib.runs.work import Count
 from seal_lib.seeds import derive_seed
 from seal_lib.training.jobs import Example, Job, Result
@@ -50,8 +50,6 @@ PUZZLE_GRADERS: dict[str, Callable[["Attempt"], float]] = {
 }
 #: the settings of protocol ``authors`` besides its data
 AUTHORS_TTT = {"targets": "qv-mlp", "schedule": "cosine", "warmup": 11, "views": "all"}
-#: outcomes that leave nothing to grade
-UNSCORED = ("diverged", "task_too_long")
 
 
 def check_theirs(settings: object, theirs: Mapping[str, object]) -> None:

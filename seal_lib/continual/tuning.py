@@ -23,6 +23,7 @@ from seal_lib.continual.streams import Stream
 from seal_lib.continual.study import run_arm
 from seal_lib.errors import DataError
 from seal_lib.report.stats import Estimate
+from seal_lib.report.words import Rows
 from seal_lib.runs import yaml_files
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def sweep(
     return lines
 
 
-def measured(rows: tables.Rows) -> dict[str, float]:
+def measured(rows: Rows) -> dict[str, float]:
     """Return the numbers of a sweep line from the rows of a setting."""
     R, K = tables.stack(rows), max(row["k"] for row in rows)
     means = {

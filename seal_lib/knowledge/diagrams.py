@@ -15,7 +15,7 @@ from seal_lib.knowledge.data import batches, load_passages
 from seal_lib.records import PassageTrial, values_of
 from seal_lib.report import diagrams
 from seal_lib.report.arms import arm_label
-from seal_lib.report.diagrams import GIVEN, RIGHT, TRAINED, WRITTEN, WRONG
+from seal_lib.report.diagrams import GIVEN, RIGHT, TRAINED, WIDE, WRITTEN, WRONG
 from seal_lib.report.marks import draws
 from seal_lib.runs import manifest
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 EXPERIMENT = "knowledge/restem"
-WIDE = 7.3  # inches
 _SHOWN_QUESTIONS = 5  # most questions that are shown
 
 

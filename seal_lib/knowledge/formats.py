@@ -92,7 +92,6 @@ def reasoned_rows(trials: Mapping[str, ArmTrials], **label: str) -> list[dict]:
 
 def in_words(rows: Rows, formats: Sequence[str], rounds: int) -> str:
     """Return Markdown on which untrained formats are above the trained first one, and on every separable difference."""
-    rows = list(rows)
     apart, trained = differences(rows, EXPERIMENT), arm_of(formats[0], rounds)
     above = [
         f"{arm_label(a)} {points(e)}"

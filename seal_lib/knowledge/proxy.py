@@ -176,7 +176,6 @@ def _with_seeds(record: Round) -> list[tuple[PassageTrial, tuple[float, ...]]]:
 
 def in_words(rows: Rows) -> str:
     """Return Markdown on how well each rubric agrees, what each arm costs, and which differences are separable."""
-    rows = list(rows)
     found: dict[str, dict[str, Estimate]] = {}
     for row in rows:
         found.setdefault(row["arm"], {})[row["metric"]] = Estimate.of_row(row)

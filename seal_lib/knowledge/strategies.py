@@ -284,7 +284,6 @@ DIFFER: dict[str, Callable[[Sequence[str]], float]] = {"distinct": distinct, "ov
 
 def in_words(rows: Rows, trained: str, counts: Sequence[int]) -> str:
     """Return Markdown on what the rounds cost, on count against choice, and on every separable difference."""
-    rows = list(rows)
     value = {(row["arm"], row["metric"]): row["value"] for row in rows}
     apart = differences(rows, EXPERIMENT)
     many, one = with_amount("own_untrained", "x", max(counts)), with_amount(trained, "x", min(counts))

@@ -6,14 +6,14 @@ A difference is told only if `stats.separable` holds; what did not run is not me
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seal_lib.report import stats
 from seal_lib.report.arms import arm_label
 from seal_lib.report.stats import Estimate
 
-Rows = Iterable[Mapping[str, Any]]
+Rows = Sequence[Mapping[str, Any]]
 NOTHING_SEPARABLE = "Nothing in this run can be told apart: too few units, or too small differences."
 
 
