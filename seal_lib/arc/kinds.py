@@ -18,7 +18,7 @@ from seal_lib.arc.experiment import FewShot
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tables import ByLoop, by_arm, rate
 from seal_lib.loops.domain import Candidate
-from seal_lib.loops.inner import score
+from seal_lib.loops.inner import score_candidates
 from seal_lib.loops.outer import Loop, evaluate
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.updates import imitate
@@ -102,7 +102,7 @@ def try_ways(run: Recorder, policy: Policy, study: FewShot, by_hand: Config) -> 
             for way, switches in WAYS.items()
             for task in tasks
         ]
-        attempts = score(run, policy, candidates, study.domain, phase=f"ways/{name}")
+        attempts = score_candidates(run, policy, candidates, study.domain, phase=f"ways/{name}")
         found[name] = {way: [a for a in attempts if a.id.endswith(f"/{way}")] for way in WAYS}
     return found
 

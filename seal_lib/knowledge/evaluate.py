@@ -17,7 +17,7 @@ from seal_lib.knowledge.documents import read_edit, split_edit
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.loops.domain import Candidate, Rejected
-from seal_lib.loops.inner import score
+from seal_lib.loops.inner import score_candidates
 from seal_lib.loops.outer import evaluate
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
@@ -79,7 +79,7 @@ def evaluate_arm(
     if kind == "none":
         shown = BASELINES[arm].in_context
         asked = [Candidate(f"{arm}/{p.id}", p, None, arm, 0, trains=False, shown=shown) for p in passages]
-        return score(run, policy, asked, domain, phase=phase, chunk=64)
+        return score_candidates(run, policy, asked, domain, phase=phase, chunk=64)
     writer = kind.removeprefix("reference:")
     edits = [None if kind == "passage" else reference_edit(p, writer, arm) for p in passages]
     candidates = [
@@ -87,7 +87,7 @@ def evaluate_arm(
         for p, edit in zip(passages, edits, strict=True)
         if not (edit and edit.unwritten)
     ]
-    tried = iter(score(run, policy, candidates, domain, phase=phase))
+    tried = iter(score_candidates(run, policy, candidates, domain, phase=phase))
     return [
         domain.trial(edit, Rejected("unwritten", edit.unwritten)) if edit and edit.unwritten else next(tried)
         for edit in edits

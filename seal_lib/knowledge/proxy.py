@@ -76,7 +76,7 @@ def rate_trials(
     """Return trial id → the rating of its self-edit by the domain's rubric, without trials that have no self-edit."""
     known = {unit.id: unit for unit in units}
     asked = [Candidate(t.id, known[t.unit_id], t.edit, phase, 0) for t in trials if t.edit and not t.edit.unwritten]
-    return outer_loop.rate(run, policy, asked, domain, phase=phase)
+    return outer_loop.rate_candidates(run, policy, asked, domain, phase=phase)
 
 
 def agreement_rows(

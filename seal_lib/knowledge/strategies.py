@@ -20,7 +20,7 @@ from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import ArmTrials, difference_rows, result_rows, token_row
 from seal_lib.knowledge.prompts import PIECES, Prompts
 from seal_lib.loops.domain import Candidate
-from seal_lib.loops.inner import score
+from seal_lib.loops.inner import score_candidates
 from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
@@ -189,7 +189,7 @@ def train_on_amounts(
             first, *more = written[passage.id][: n if kind == "x" else None]
             drawn = derive_seed(seed, passage.id, kind, n)  # the same for every writer
             candidates.append(Candidate(f"{passage.id}/{name}", passage, first, name, drawn, more=tuple(more)))
-        found[name] = score(run, policy, candidates, limited, phase=f"{group}amount/{name}")
+        found[name] = score_candidates(run, policy, candidates, limited, phase=f"{group}amount/{name}")
     return found
 
 

@@ -10,7 +10,7 @@ from seal_lib.knowledge.evaluate import BASELINES
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.knowledge.strategies import Strategy
 from seal_lib.loops.domain import Candidate
-from seal_lib.loops.inner import ask
+from seal_lib.loops.inner import ask_candidates
 from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
@@ -150,7 +150,7 @@ def grow(
         for way, _ in routes(search).values():
             shown = way in ("retrieval", "both")
             asked = [Candidate(p.id, p, None, "frozen", 0, trains=False, shown=shown) for p in passages[:size]]
-            ask(policy, asked, {}, run.count, domain=domain)
+            ask_candidates(policy, asked, {}, run.count, domain=domain)
     return []
 
 

@@ -82,7 +82,7 @@ def _listed(arm: str) -> str:
     return next((name for name in names if name in ARMS), "")
 
 
-def family(arm: str) -> str:
+def family_of_arm(arm: str) -> str:
     """Return the family of an arm, or "" if it is not listed."""
     return ARMS[_listed(arm)].family if _listed(arm) else ""
 

@@ -23,10 +23,10 @@ from seal_lib.report.marks import (
     by_arms,
     dots,
     draws,
+    label_once,
     legend,
     mark,
     names_at_right,
-    once,
     paper_mark,
     round_axis,
     share_axis,
@@ -88,7 +88,7 @@ def accuracy_by_arm(table: pd.DataFrame, ax: Axes, metric: str = "accuracy", fai
     for y, row in enumerate(rows):
         if failed.get(row["arm"], math.nan) >= WORTH_A_FIGURE:
             share = failed[row["arm"]]
-            ax.barh(y, share, height=0.62, color="#e9e9e9", zorder=0, label=once(ax, FAILURES[failures]))
+            ax.barh(y, share, height=0.62, color="#e9e9e9", zorder=0, label=label_once(ax, FAILURES[failures]))
     arm_lines(ax, rows, table)
     share_axis(ax.xaxis, SHARE_LABELS[metric])
     return ax
@@ -147,7 +147,7 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
     for _, rows in everything[child].groupby("experiment"):
         rounds_of_seal = [(round_of(row["arm"]), row["value"]) for row in arm_rows(rows, metric)]
         one = sorted((found[1], value) for found, value in rounds_of_seal if found and found[0] == "seal")
-        label = once(ax, "single seeds of the loop")
+        label = label_once(ax, "single seeds of the loop")
         ax.plot(*zip(*one, strict=True), color=colour("seal"), linewidth=0.9, alpha=0.55, zorder=2, label=label)
     start = {0: families["seal"][0]} if 0 in families.get("seal", {}) else {}
     for family, rounds in families.items():
@@ -330,7 +330,7 @@ def reward_honesty(table: pd.DataFrame, ax: Axes) -> Axes:
         xs = [ticks.index(tick) + 0.14 * (k - 1) for tick, _ in rows]
         ax.plot(xs, [row["value"] for _, row in rows], color=paint, linewidth=0.9, alpha=0.5, zorder=2)
         for x, (_, row) in zip(xs, rows, strict=True):
-            mark(ax, row, x, paint, marker=marker, upright=True, label=once(ax, label))
+            mark(ax, row, x, paint, marker=marker, upright=True, label=label_once(ax, label))
             paper_mark(ax, row["paper_value"], x, table, upright=True)
     round_axis(ax, ticks)
     share_axis(ax.yaxis, "reward of a self-edit")

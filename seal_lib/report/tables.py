@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from seal_lib.report import stats
 from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank, difference_arm
 from seal_lib.report.paper_values import grader_sentence, paper_index
-from seal_lib.report.results import KEYS, joined
+from seal_lib.report.results import KEYS, with_paper_values
 from seal_lib.report.stats import Estimate
 from seal_lib.report.words import chance, units
 from seal_lib.runs import yaml_files
@@ -75,7 +75,7 @@ def with_gaps(df: pd.DataFrame, experiment: str, metric: str | None = None) -> p
     have = set(rows.loc[rows["metric"] == metric, "arm"])
     known = [key for key in paper_index() if key[0] == experiment and key[2] == metric and key[1] not in have]
     gaps = pd.DataFrame([dict(zip(KEYS, (*key, "", ""), strict=True)) for key in known]).reindex(columns=COLUMNS)
-    gaps = joined(gaps.assign(unit="", run=""))
+    gaps = with_paper_values(gaps.assign(unit="", run=""))
     return pd.concat([rows, gaps], ignore_index=True) if len(rows) else gaps
 
 

@@ -90,7 +90,7 @@ def _replies(
                     own = store.adapter(edit, policy.base)  # checks the base, also for a merged one
                     adapters[edit.id] = store.merged(merged[edit.weights]) if edit.state == "merged" else own
                 results[name] = Result("", adapters[edit.id], [], 0, 0)
-    trials = {trial.id: trial for trial in inner.ask(policy, candidates, results, count, domain=domain)}
+    trials = {trial.id: trial for trial in inner.ask_candidates(policy, candidates, results, count, domain=domain)}
     prompts = {c.id: domain.prompts.ask(c.unit, c.unit.questions[0], c.shown) for c in candidates}
     lengths = {name: len(policy.tokenizer(prompt)["input_ids"]) for name, prompt in prompts.items()}
     rows = []

@@ -22,7 +22,7 @@ from seal_lib.generation.others import Other
 from seal_lib.grading.judge import Judge
 from seal_lib.records import Passage, Question, SelfEdit, to_dict
 from seal_lib.runs import params
-from seal_lib.store import grounding
+from seal_lib.store import grounding, texts
 from seal_lib.store.asking import ask
 from seal_lib.store.guard import GUARDED, Limits
 from seal_lib.store.harness import Tasks
@@ -34,7 +34,7 @@ from seal_lib.store.schema import STAGES, Edit, Queued, Renewal
 from seal_lib.store.search import Search
 from seal_lib.store.sessions import NOTEBOOK, Bar, session, settings, store_of, tell
 from seal_lib.store.sharing import corpus, export, take_in
-from seal_lib.store.texts import PASSAGE_WORDS, read, with_questions
+from seal_lib.store.texts import PASSAGE_WORDS, with_questions
 from seal_lib.store.updates import WORTH, Plan, percent_of, seconds, text_of, update, write_report
 
 HEADS = {"before": "before", "in_view": "passage in view", "after": "after", "both": "after, passage in view"}
@@ -70,7 +70,7 @@ def _learn(given: argparse.Namespace) -> tuple[list[Edit], str]:
     values = settings(given)
     document = paths.expanded(given.document) if given.document else paths.given(values["document_path"])
     asked = [Question(text, "") for text in given.question or ([] if given.document else values["asked"])]
-    documents = read(document, values["passage_words"], tell)
+    documents = texts.read(document, values["passage_words"], tell)
     if len(documents) == 1:
         documents = [with_questions(documents[0], asked)]
     elif asked:
@@ -188,7 +188,7 @@ def _audit(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if given.what and not re.fullmatch("[0-9]{1,9}", given.what):
         if judge:
             raise ParameterError(f"--judge reads self-edits, and {given.what} has none yet; learn it, or name an edit.")
-        documents = read(paths.expanded(given.what), PASSAGE_WORDS, tell)
+        documents = texts.read(paths.expanded(given.what), PASSAGE_WORDS, tell)
         findings = [(part.document, part.place, findings_in(part.passage)) for one in documents for part in one.parts]
     else:
         with store_of(given.store) as store:

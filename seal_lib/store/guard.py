@@ -132,7 +132,7 @@ def answers_of(
     trains = adapter is not None
     candidates = [Candidate(p.id, p, None, "frozen", 0, trains=trains, shown=shown) for p in passages]
     results = {c.id: Result(c.id, adapter, [], 0, 0) for c in candidates} if trains else {}
-    return [trial.answers for trial in inner.ask(policy, candidates, results, domain=domain)]
+    return [trial.answers for trial in inner.ask_candidates(policy, candidates, results, domain=domain)]
 
 
 def _asked(

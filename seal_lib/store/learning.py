@@ -20,7 +20,7 @@ from seal_lib.grading import graders
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.loops.domain import Candidate, Rejected
-from seal_lib.loops.inner import ask, train, try_all
+from seal_lib.loops.inner import ask_candidates, train, try_all
 from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import FILTERS
@@ -158,7 +158,7 @@ class Learner:
         read = [domain.read(units[edit.unit_id], edit, "own_untrained", self.seed) for edit in edits]
         candidates = [c for c in read if isinstance(c, Candidate)]
         results = dict(zip([c.id for c in candidates], train(policy, candidates, domain, run.count), strict=True))
-        trials = {t.id: t for t in ask(policy, candidates, results, run.count, domain=domain)}
+        trials = {t.id: t for t in ask_candidates(policy, candidates, results, run.count, domain=domain)}
         drafts = []
         for blank in blanks:
             name = blank.passage.id
@@ -315,7 +315,7 @@ def imported_edit(policy: Policy, domain: Knowledge, part: Part, adapter: "Adapt
     run, begun, passage = _Counting(), time.perf_counter(), part.passage
     stages = [candidate(passage, stage) for stage in STAGES]
     results = {stages[-1].id: Result("after", adapter, [], 0, 0)}
-    answers = [trial.answers for trial in ask(policy, stages, results, run.count, domain=domain)]
+    answers = [trial.answers for trial in ask_candidates(policy, stages, results, run.count, domain=domain)]
     asked = tuple(Asked(one[0].question, one[0].gold, "given", *one) for one in zip(*answers, strict=True))
     state, reason = _verdict(asked, domain.grader)
     training: dict[str, Any] = {"tried": 1, "steps": 0, "tokens": 0, "first_loss": None, "last_loss": None}

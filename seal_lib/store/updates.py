@@ -24,12 +24,13 @@ from seal_lib.records import to_dict
 from seal_lib.report import pages
 from seal_lib.runs.journal import Lock
 from seal_lib.runs.work import Recorder, once
+from seal_lib.store import texts
 from seal_lib.store.database import Store, base_of
 from seal_lib.store.guard import GUARDED, Limits, before_after, broken
 from seal_lib.store.learning import Learner, OwnQuestions, accuracy, findings_in, waiting
 from seal_lib.store.review import stopped
 from seal_lib.store.schema import Edit, Queued, Renewal
-from seal_lib.store.texts import Document, Part, read
+from seal_lib.store.texts import Document, Part
 
 LOCK, REPORTS = "update.lock", "updates"
 UNKNOWN = 60.0  # seconds that a passage is expected to take if the store has learned none yet; else their median
@@ -185,7 +186,7 @@ def _documents(
     left_out: list[str] = []
     for one in queue:
         try:
-            found[one] = read(one.source, words, left_out.append)
+            found[one] = texts.read(one.source, words, left_out.append)
         except SealError as error:
             failed[one.id] = ("failed", str(error))
     return found, failed, left_out

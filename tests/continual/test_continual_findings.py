@@ -12,7 +12,7 @@ from test_continual_plots import study
 
 from seal_lib.continual import findings, tables
 from seal_lib.report import publish, stats, words
-from seal_lib.report.results import joined
+from seal_lib.report.results import with_paper_values
 
 LABEL = {"model": "m", "grader": "exact"}
 
@@ -129,5 +129,5 @@ def test_the_readme_explains_shares_above_one_and_easy_routing() -> None:
     rows, compared = lines(8)
     table = pd.DataFrame([row | {"run": "r"} for row in rows + compared])
     table = table.assign(metric=table.metric.replace({"AA_4": "AA_8"}))
-    block = publish.results_block(joined(table))
+    block = publish.results_block(with_paper_values(table))
     assert "more than 100 % of its gain is possible" in block and "Routing is easy" in block

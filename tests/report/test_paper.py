@@ -14,7 +14,7 @@ from seal_lib.errors import DataError, RunError
 from seal_lib.records import UNSCORED
 from seal_lib.report import compare, paper, publish, tables
 from seal_lib.report.paper_values import paper_values
-from seal_lib.report.results import COLUMNS, joined
+from seal_lib.report.results import COLUMNS, with_paper_values
 from seal_lib.report.stats import Estimate
 from seal_lib.runs import journal, manifest, params
 
@@ -33,7 +33,7 @@ def results(*rows: tuple[str, str, str, float]) -> "pd.DataFrame":
         )
         for experiment, arm, metric, value in rows
     ]
-    return joined(pd.DataFrame(lines, columns=[*COLUMNS]).assign(run="x"))
+    return with_paper_values(pd.DataFrame(lines, columns=[*COLUMNS]).assign(run="x"))
 
 
 def test_every_headline_of_the_paper_belongs_to_a_numbered_item() -> None:
