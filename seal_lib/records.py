@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from seal_lib.errors import DataError
 
+#: outcomes of a puzzle that leave nothing to grade
+UNSCORED = ("diverged", "task_too_long")
 LEFT = "text-align:left"  # Jupyter aligns tables to the right, which suits numbers only
 
 

@@ -16,7 +16,7 @@ from seal_lib.knowledge import prompts, world
 from seal_lib.knowledge.domain import InnerLoop, Knowledge
 from seal_lib.loops.domain import Candidate
 from seal_lib.records import Answer, Passage, PassageTrial, Question, SelfEdit
-from seal_lib.runs.journal import plain
+from seal_lib.runs.journal import json_form
 
 WORDING = prompts.load("seedling")
 INNER = InnerLoop(lr=2e-3, epochs=10, rank=8, alpha=16, targets="all-linear", answer_tokens=8, slots=8)
@@ -55,7 +55,7 @@ class MemoryRun:
             part = list(units[first : first + chunk])
             got = fn(part)
             assert len(got) == len(part)
-            rows += [json.loads(json.dumps(plain(row), allow_nan=False)) for row in got]
+            rows += [json.loads(json.dumps(json_form(row), allow_nan=False)) for row in got]
         self.phases[phase] = dict(zip(ids, rows, strict=True))
         return rows
 

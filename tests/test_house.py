@@ -62,8 +62,27 @@ def room(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
+def defined(path: Path) -> set[str]:
+    """The names that stand at the top of a module, without private ones."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+    return {name for name in found if not name.startswith("_")}
+
+
 KNOWN = modules()
 IMPORTS = {name: imports(name, path, KNOWN) for name, path in KNOWN.items()}
+DEFINED = {name: defined(path) for name, path in KNOWN.items()}
+#: names that may stand in several modules → why
+SEVERAL = {
+    "EXPERIMENT": "means one thing everywhere: the experiment whose rows the module makes or shows",
+    "RULES": "notebook 14 reads the study's update rules, 05 the grader by rules, and their code is in their run keys",
+    "main": "what a command calls",
+}
 
 
 def test_every_room_has_a_floor_and_few_modules_are_loose() -> None:
@@ -114,6 +133,26 @@ def test_nobody_takes_a_private_name_of_another_room() -> None:
         if what.startswith("_") and not what.startswith("__") and room(module) != room(name)
     ]
     assert not private, private
+
+
+def test_a_class_or_a_constant_has_one_home() -> None:
+    homes: dict[str, list[str]] = {}
+    for module, names in DEFINED.items():
+        for name in names:
+            if name[0].isupper():
+                homes.setdefault(name, []).append(module)
+    assert not {name: at for name, at in homes.items() if len(at) > 1 and name not in SEVERAL}
+
+
+def test_a_name_that_is_imported_bare_means_one_thing() -> None:
+    """Names that are read with their module's name (``journal.read``) may stand in several."""
+    tests = {path.stem: imports(path.stem, path, KNOWN) for path in (REPOSITORY / "tests").rglob("*.py")}
+    homes: dict[str, set[str]] = {}
+    for taken in (*IMPORTS.values(), *tests.values()):
+        for module, name in taken:
+            if name in DEFINED[module] - SEVERAL.keys():
+                homes.setdefault(name, set()).add(module)
+    assert not {name: at for name, at in homes.items() if len(at) > 1}
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if name.startswith("seal_lib.loops")])

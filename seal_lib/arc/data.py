@@ -56,12 +56,12 @@ def load_tasks(
         if not (count.isascii() and count.isdecimal()) or int(count) < 1:
             raise DataError(f"tasks: {challenges} does not say how many; write world:{population}:24, say.")
         tasks = (mixed_world if population.startswith("mixed-") else world).tasks(population, int(count), seed)
-        return tasks if ids is None else choose(tasks, ids, challenges)
+        return tasks if ids is None else tasks_by_id(tasks, ids, challenges)
     if isinstance(challenges, str) and challenges.startswith("hub:"):
         if solutions is not None:
             raise DataError(f"solutions: {solutions} goes with a challenges file; {challenges} has its own.")
         tasks = _hub(challenges, revision)
-        return tasks if ids is None else choose(tasks, ids, challenges)
+        return tasks if ids is None else tasks_by_id(tasks, ids, challenges)
     if revision is not None:
         raise DataError(f"revision: {revision!r} goes with a source hub:owner/name, but {challenges} is a path.")
     source = paths.given(challenges)
@@ -81,10 +81,10 @@ def load_tasks(
             tasks = [_original(source)]
         else:
             tasks = _kaggle(source, table, None if solutions is None else paths.given(solutions))
-    return tasks if ids is None else choose(tasks, ids, str(source))
+    return tasks if ids is None else tasks_by_id(tasks, ids, str(source))
 
 
-def choose(tasks: Iterable[Task], ids: Sequence[str], where: str = "the tasks given") -> list[Task]:
+def tasks_by_id(tasks: Iterable[Task], ids: Sequence[str], where: str = "the tasks given") -> list[Task]:
     """Return exactly the tasks ``ids``, in that order.
 
     Raises:

@@ -17,7 +17,7 @@ from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Pair, Task
 from seal_lib.report import diagrams
 from seal_lib.report.arms import arm_label
-from seal_lib.report.diagrams import GIVEN, RIGHT, TRAINED, WRITTEN, WRONG
+from seal_lib.report.diagrams import GIVEN, RIGHT, TRAINED, WIDE, WRITTEN, WRONG
 from seal_lib.report.marks import draws
 from seal_lib.runs import manifest
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 EXPERIMENT = "arc/few_shot"
-WIDE, HIGH = 7.3, 2.9  # inches
+HIGH = 2.9  # inches
 DEMONSTRATIONS, EXAMPLES = 3, 3  # maximum numbers shown
 
 

@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any
 from seal_lib.arc import grids, render, vote
 from seal_lib.arc.augment import ARC_PROTOCOLS
 from seal_lib.arc.examples import BATCH, CAP, MAX_STEPS, question, training_set
-from seal_lib.arc.prompts import Prompts
-from seal_lib.arc.self_edits import REASONS, SCHEMA, UNPARSED, Config, Limits, Reading, read, with_data
+from seal_lib.arc.prompts import PuzzlePrompts
+from seal_lib.arc.self_edits import REASONS, SCHEMA, UNPARSED, Config, ConfigLimits, Reading, read, with_data
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.loops.domain import TOO_LONG, Answers, Candidate, Rejected, Results, job_settings
 from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import read_ids
-from seal_lib.records import SelfEdit
+from seal_lib.records import UNSCORED, SelfEdit
 from seal_lib.runs.work import Count
 from seal_lib.seeds import derive_seed
 from seal_lib.training.jobs import Example, Job, Result
@@ -50,8 +50,6 @@ PUZZLE_GRADERS: dict[str, Callable[["Attempt"], float]] = {
 }
 #: the settings of protocol ``authors`` besides its data
 AUTHORS_TTT = {"targets": "qv-mlp", "schedule": "cosine", "warmup": 11, "views": "all"}
-#: outcomes that leave nothing to grade
-UNSCORED = ("diverged", "task_too_long")
 
 
 def check_theirs(settings: object, theirs: Mapping[str, object]) -> None:
@@ -114,8 +112,8 @@ class TestTimeTraining:
             check_theirs(self, AUTHORS_TTT)
 
     @property
-    def limits(self) -> Limits:
-        return Limits(self.max_rate, self.max_epochs, self.max_steps, self.batch)
+    def limits(self) -> ConfigLimits:
+        return ConfigLimits(self.max_rate, self.max_epochs, self.max_steps, self.batch)
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ class Puzzles:
     """
 
     inner: TestTimeTraining
-    prompts: Prompts
+    prompts: PuzzlePrompts
     max_tries: int = 1
     constrained: bool = False
     name: str = "arc"
@@ -395,7 +393,7 @@ def training_examples(
     task: Task,
     config: Config,
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: Prompts,
+    prompts: PuzzlePrompts,
     settings: TestTimeTraining,
     seed: int,
     sets: dict | None = None,

@@ -11,7 +11,7 @@ from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError
 from seal_lib.loops.domain import Candidate
-from seal_lib.loops.inner import score
+from seal_lib.loops.inner import score_candidates
 from seal_lib.loops.outer import Loop, run_loop
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
@@ -70,4 +70,4 @@ class FewShot:
         """Try the same configuration on every held-out task; with None nothing is trained (answers in context)."""
         trains = config is not None
         candidates = [Candidate(f"{t.id}/{arm}", t, config, arm, seed, trains) for t in self.held_out]
-        return score(run, policy, candidates, self.domain, phase=f"evaluate/{arm}")
+        return score_candidates(run, policy, candidates, self.domain, phase=f"evaluate/{arm}")

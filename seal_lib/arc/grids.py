@@ -17,7 +17,7 @@ Grid = tuple[tuple[int, ...], ...]
 
 MAX_SIDE = 30
 #: the text between the two grids of a pair, and after the second
-ARROW, END = " -> ", "#"
+ARROW, GRID_END = " -> ", "#"
 #: reason why a text or value is not a grid → its wording in messages; the reasons are counted
 UNREADABLE = {
     "empty": "it has no cell",
@@ -84,7 +84,7 @@ def question_text(grid: Grid) -> str:
 
 
 def answer_text(grid: Grid) -> str:
-    return to_text(grid) + END
+    return to_text(grid) + GRID_END
 
 
 def parse(text: str) -> Parsed:
@@ -95,7 +95,7 @@ def parse(text: str) -> Parsed:
     rows; thoughts are left out, and so is everything but the first code fence, closed or not. Ragged rows, empty texts,
     values outside 0–9 and sides above 30 are rejected instead of being reshaped, wrapped or counted as a vote.
     """
-    text = _fenced(without_thoughts(text)[0].replace(END, ""))
+    text = _fenced(without_thoughts(text)[0].replace(GRID_END, ""))
     if _UNCLEAR.search(text):
         return Parsed(None, "not_a_grid")
     text = _NEXT_ROW.sub("\n", text)

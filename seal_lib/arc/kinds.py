@@ -18,7 +18,7 @@ from seal_lib.arc.experiment import FewShot
 from seal_lib.arc.self_edits import Config
 from seal_lib.arc.tables import ByLoop, by_arm, rate
 from seal_lib.loops.domain import Candidate
-from seal_lib.loops.inner import score
+from seal_lib.loops.inner import score_candidates
 from seal_lib.loops.outer import Loop, evaluate
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.updates import imitate
@@ -102,7 +102,7 @@ def try_ways(run: Recorder, policy: Policy, study: FewShot, by_hand: Config) -> 
             for way, switches in WAYS.items()
             for task in tasks
         ]
-        attempts = score(run, policy, candidates, study.domain, phase=f"ways/{name}")
+        attempts = score_candidates(run, policy, candidates, study.domain, phase=f"ways/{name}")
         found[name] = {way: [a for a in attempts if a.id.endswith(f"/{way}")] for way in WAYS}
     return found
 
@@ -110,7 +110,7 @@ def try_ways(run: Recorder, policy: Policy, study: FewShot, by_hand: Config) -> 
 def best_ways(practice: Mapping[str, Sequence[Attempt]], grader: str) -> dict[str, str]:
     """Return kind → the way that succeeds most often on its *practice* tasks (of equals the first); ``all``: on all."""
     choice = {}
-    for kind in ("all", *mixed_world.KINDS):
+    for kind in ("all", *mixed_world.RULE_KINDS):
         found = {name: rate(of_kind({0: tried}, kind), lambda a: a.graded(grader)) for name, tried in practice.items()}
         choice[kind] = max(found, key=lambda name: found[name].value)
     return choice
@@ -120,7 +120,7 @@ def fixed_arms(ways: Mapping[str, Mapping[str, Sequence[Attempt]]], grader: str)
     """Return the attempts of two arms, chosen on practice tasks: one configuration for all, and one for each kind."""
     best = best_ways(ways["practice"], grader)
     tried = ways["held_out"]
-    known = [a for kind in mixed_world.KINDS for a in tried[best[kind]] if mixed_world.kind_of(a.unit_id) == kind]
+    known = [a for kind in mixed_world.RULE_KINDS for a in tried[best[kind]] if mixed_world.kind_of(a.unit_id) == kind]
     return {"one_for_all": list(tried[best["all"]]), "kind_known": known}
 
 
@@ -149,7 +149,7 @@ def kind_rows(
     """
     arms, written = by_arm({"icl": icl, **fixed_arms(ways, grader)}, loops), by_arm({}, loops)
     rows = []
-    for kind in ("all", *mixed_world.KINDS):
+    for kind in ("all", *mixed_world.RULE_KINDS):
         where = EXPERIMENT if kind == "all" else f"{EXPERIMENT}/{kind}"
         for arm, attempts in arms.items():
             found = rate(of_kind(attempts, kind), lambda a: a.graded(grader))
@@ -167,7 +167,7 @@ def kind_rows(
         rows.append(found.row(EXPERIMENT, difference_arm(a, b), "difference", grader=grader, **label))
     best = best_ways(ways["practice"], grader)
     for arm, attempts in written.items():
-        fit, expected = fits(attempts, best)
+        fit, expected = _fit_shares(attempts, best)
         rows.append(rate(attempts, lambda a: _fit(a, best)).row(EXPERIMENT, arm, "suits", **label))
         (found,) = stats.compare({"fit": fit, "dealt": expected}, [("fit", "dealt")], unit="task").values()
         rows.append(found.row(EXPERIMENT, arm, "reading", **label))
@@ -182,7 +182,7 @@ def comparisons(rounds: int) -> list[tuple[str, str]]:
     return pairs + [("kind_known", "one_for_all")]
 
 
-def fits(attempts: ByLoop, best: Mapping[str, str]) -> tuple[dict, dict]:
+def _fit_shares(attempts: ByLoop, best: Mapping[str, str]) -> tuple[dict, dict]:
     """Return how often self-edits suit the kind of their puzzle, and how often they would if dealt at random.
 
     Both are loop → task → shares; a self-edit suits if it follows the way in ``best`` for the kind. The difference is

@@ -27,7 +27,7 @@ from seal_lib.arc.world import cells, grid_of, task_of
 from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.seeds import rng as seeded
 
-KINDS = ("moves", "around_black", "key_colour")
+RULE_KINDS = ("moves", "around_black", "key_colour")
 #: places of the black cells before a grid is turned; cells are numbered 0 1 / 2 3
 BLACK: dict[str, tuple[int, ...]] = {"corner": (0,), "side": (0, 1), "diagonal": (0, 3), "bend": (0, 1, 2)}
 #: the eight ways to turn or mirror a square
@@ -79,7 +79,7 @@ def populations() -> dict[str, dict[str, tuple]]:
 def kind_of(task: Task | str) -> str:
     """Return the kind of a task of this world, read from its id; "unknown" for other tasks."""
     name = task if isinstance(task, str) else task.id
-    return next((kind for kind in KINDS if f"-{kind}-" in name), "unknown")
+    return next((kind for kind in RULE_KINDS if f"-{kind}-" in name), "unknown")
 
 
 def tasks(population: str, count: int, seed: int = 0, demonstrations: int = 4) -> list[Task]:
@@ -89,7 +89,7 @@ def tasks(population: str, count: int, seed: int = 0, demonstrations: int = 4) -
         DataError: the population is unknown, three does not divide the count, or there are fewer rules than tasks.
     """
     must_be_one_of("tasks", f"world:{population}", [f"world:{name}" for name in populations()])
-    each, left = divmod(count, len(KINDS))
+    each, left = divmod(count, len(RULE_KINDS))
     if left:
         raise DataError(f"tasks: {count} tasks of world:{population} cannot be a third of each kind; give 18, say.")
     made: dict[str, list[Task]] = {}

@@ -44,7 +44,7 @@ CHOICE_LABELS = {  # choice of a self-edit -> its label, in the order of the pan
 }
 MAP_AXES = {"rate_epochs": ("learning_rate", "num_train_epochs"), "switches_strategy": ("switches", "strategy")}
 MOST_VALUES = 6  # maximum number of values in a panel; rarer ones are drawn together
-RIGHT, WRONG = "#009E73", "#D55E00"
+SOLVED, FAILED = "#009E73", "#D55E00"
 VARIANTS = {  # variant in the benchmark -> label, colour
     "one_at_a_time_padded": ("one at a time, padded", "#D55E00"),
     "one_at_a_time": ("one at a time", "#E69F00"),
@@ -419,7 +419,7 @@ def _attempt(ax: Axes, tried: Sequence[Grid], place: int, truth: Grid | None) ->
         grid_picture(tried[place], ax, name)
     else:
         right = tried[place] == truth
-        grid_picture(tried[place], ax, f"{name}: {'✓ right' if right else '✗ wrong'}", RIGHT if right else WRONG)
+        grid_picture(tried[place], ax, f"{name}: {'✓ right' if right else '✗ wrong'}", SOLVED if right else FAILED)
 
 
 def _words(ax: Axes, text: str, title: str) -> None:

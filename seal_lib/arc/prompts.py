@@ -23,7 +23,7 @@ GRIDS = {"array": to_text, "rows": _rows}
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PuzzlePrompts:
     """One prompt set; the fields are described at the top of ``prompts.yaml``."""
 
     name: str
@@ -59,7 +59,7 @@ class Prompts:
         return self.persona or "", fill(self.self_edit, demonstrations=shown)
 
 
-def load(name: str, file: str | None = None) -> Prompts:
+def load(name: str, file: str | None = None) -> PuzzlePrompts:
     """Return the prompt set ``name`` from ``file`` if it is there, else from the shipped sets.
 
     Raises:
@@ -70,7 +70,7 @@ def load(name: str, file: str | None = None) -> Prompts:
     must_be_one_of("prompts", name, sorted(sets, key=str))
     chosen, origin = sets[name]
     where = f"{origin}, set {name!r}"
-    keys = {item.name for item in fields(Prompts)} - {"name"}
+    keys = {item.name for item in fields(PuzzlePrompts)} - {"name"}
     if set(chosen) != keys:
         wrong, right = ", ".join(sorted(map(str, set(chosen) ^ keys))), ", ".join(sorted(keys))
         raise DataError(f"{where}: {wrong} missing or unknown; a set has {right}.")
@@ -85,4 +85,4 @@ def load(name: str, file: str | None = None) -> Prompts:
     if set(chosen["stop"]) <= set(to_text(((0,), (1,)))) | set("23456789"):
         raise DataError(f"{where}, stop: {chosen['stop']!r} can occur in a grid; use a sign that cannot, such as '#'.")
     check_slots(chosen, {"self_edit": ("demonstrations",), "demonstration": ("input", "output")}, where)
-    return Prompts(name=name, **chosen)
+    return PuzzlePrompts(name=name, **chosen)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from seal_lib.arc.augment import ARC_PROTOCOLS
 from seal_lib.arc.examples import PuzzleExample
-from seal_lib.arc.prompts import Prompts
+from seal_lib.arc.prompts import PuzzlePrompts
 from seal_lib.arc.tasks import Task
 from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.models.tokens import read_ids
@@ -37,21 +37,21 @@ _DAY = datetime(2024, 7, 26)
 #: templates that know it, the request not to open a block of thoughts
 _VARIABLES = {"date_string": "26 Jul 2024", "strftime_now": _DAY.strftime, "enable_thinking": False}
 
-#: (context, request), from `Prompts`
+#: (context, request), from `PuzzlePrompts`
 _Parts = tuple[str, str]
 
 
-def question_prompt(example: PuzzleExample, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> str:
+def question_prompt(example: PuzzleExample, tokenizer: "PreTrainedTokenizerBase", prompts: PuzzlePrompts) -> str:
     """Return the text from which an answer is generated; the target's output is not in it."""
     return _prompt(prompts.question(example), tokenizer, prompts)
 
 
-def self_edit_prompt(task: Task, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> str:
+def self_edit_prompt(task: Task, tokenizer: "PreTrainedTokenizerBase", prompts: PuzzlePrompts) -> str:
     """Return the text from which a self-edit is generated: demonstrations only, never a test input."""
     return _prompt(prompts.write(task), tokenizer, prompts)
 
 
-def completion_ids(task: Task, text: str, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> list[int]:
+def completion_ids(task: Task, text: str, tokenizer: "PreTrainedTokenizerBase", prompts: PuzzlePrompts) -> list[int]:
     """Return a self-edit as a training target: its tokens and those that end the turn (plain sets: EOS).
 
     They follow the ids of `self_edit_prompt`, as in the pairs of `seal_lib.training.finetune.sft`. The template
@@ -70,7 +70,7 @@ def completion_ids(task: Task, text: str, tokenizer: "PreTrainedTokenizerBase", 
 def training_example(
     example: PuzzleExample,
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: Prompts,
+    prompts: PuzzlePrompts,
     loss_on: str = "output",
     protocol: str = "clean",
 ) -> jobs.Example:
@@ -93,14 +93,14 @@ def training_example(
     return jobs.Example([*before, *answer], weights=[first] * len(before) + [1.0] * len(answer))
 
 
-def tokens(example: PuzzleExample, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> int:
+def tokens(example: PuzzleExample, tokenizer: "PreTrainedTokenizerBase", prompts: PuzzlePrompts) -> int:
     """Return the length of the clean training sequence in tokens, including the answer; used to limit long tasks."""
     before, answer = _ids(example, tokenizer, prompts)
     return len(before) + len(answer)
 
 
 def _ids(
-    example: PuzzleExample, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts, authors: bool = False
+    example: PuzzleExample, tokenizer: "PreTrainedTokenizerBase", prompts: PuzzlePrompts, authors: bool = False
 ) -> tuple[list[int], list[int]]:
     """Return (tokens of the prompt, tokens of the answer)."""
     parts, answer = prompts.question(example), prompts.answer(example.target.output)
@@ -122,7 +122,7 @@ def _messages(parts: _Parts, *reply: str) -> list[dict[str, str]]:
     return [{"role": role, "content": text} for role, text in said]
 
 
-def _prompt(parts: _Parts, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> str:
+def _prompt(parts: _Parts, tokenizer: "PreTrainedTokenizerBase", prompts: PuzzlePrompts) -> str:
     if not prompts.chat:
         return "".join(parts)
     return _without_bos(_render(_messages(parts), tokenizer, prompts), tokenizer)
@@ -136,7 +136,7 @@ def _without_bos(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _reply(
-    parts: _Parts, text: str, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts, header: bool = False
+    parts: _Parts, text: str, tokenizer: "PreTrainedTokenizerBase", prompts: PuzzlePrompts, header: bool = False
 ) -> str:
     """Return the text that a reply adds to its prompt: the reply, then the end of the turn.
 
@@ -166,7 +166,7 @@ def _reply(
 
 
 def _render(
-    chat: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", prompts: Prompts, generation: bool = True
+    chat: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", prompts: PuzzlePrompts, generation: bool = True
 ) -> str:
     """Return the chat as the tokenizer's own template renders it, with the fixed date and the template's BOS, if any.
 

@@ -80,7 +80,7 @@ ORACLE = Config(SWITCHES, "train_using_output_tokens", 1e-4, 2)
 
 
 @dataclass(frozen=True)
-class Limits:
+class ConfigLimits:
     """A rate in (0, ``max_rate``], 1 to ``max_epochs`` epochs, and up to ``max_steps`` steps of ``batch`` examples."""
 
     max_rate: float = 1.0
@@ -89,7 +89,7 @@ class Limits:
     batch: int = BATCH
 
 
-DEFAULT = Limits()
+DEFAULT = ConfigLimits()
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class _Rejected(Exception):
         self.reason, self.detail = reason, detail
 
 
-def read(text: str, limits: Limits = DEFAULT) -> Reading:
+def read(text: str, limits: ConfigLimits = DEFAULT) -> Reading:
     """Read one self-edit. Never raises: any fault gives a rejection."""
     try:
         return Reading(text, _config(_json(text), limits))
@@ -118,7 +118,7 @@ def read(text: str, limits: Limits = DEFAULT) -> Reading:
         return Reading(text, None, error.reason, f"{REASONS[error.reason]}: {error.detail}.")
 
 
-def with_data(reading: Reading, examples: int, limits: Limits = DEFAULT) -> Reading:
+def with_data(reading: Reading, examples: int, limits: ConfigLimits = DEFAULT) -> Reading:
     """Return the reading once the size of its training set is known: asking for too many steps is also a rejection."""
     if reading.config is None:
         return reading
@@ -173,7 +173,7 @@ def _object(value: object, where: str, keys: Iterable[str]) -> dict:
     return value
 
 
-def _config(value: object, limits: Limits) -> Config:
+def _config(value: object, limits: ConfigLimits) -> Config:
     whole = _object(value, "the text", ("data_generation", "training"))
     data = _object(whole["data_generation"], "data_generation", SWITCHES)
     training = _object(whole["training"], "training", _TRAINING)

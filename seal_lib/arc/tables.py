@@ -43,11 +43,11 @@ def rate(attempts: ByLoop, value: Callable[[Attempt], float], constant: bool = F
     return stats.mean_over_loops(values_of(attempts, value), stats.SHARE, "task", constant=constant)
 
 
-def share(attempts: ByLoop, counted: Callable[[Attempt], float]) -> stats.Estimate:
+def _share(attempts: ByLoop, counted: Callable[[Attempt], float]) -> stats.Estimate:
     """Return the share among distinct configurations, each counted once per loop and task, with its interval."""
     pairs: dict[object, dict[str, tuple[float, float]]] = {}
     dropped = 0
-    for loop, tasks in values_of({loop: distinct(several) for loop, several in attempts.items()}, counted).items():
+    for loop, tasks in values_of({loop: _distinct(several) for loop, several in attempts.items()}, counted).items():
         pairs[loop] = {}
         for task, values in tasks.items():
             known = [value for value in values if not math.isnan(value)]
@@ -57,7 +57,7 @@ def share(attempts: ByLoop, counted: Callable[[Attempt], float]) -> stats.Estima
     return replace(stats.ratio_over_loops(pairs, "task"), dropped=dropped)
 
 
-def distinct(attempts: Iterable[Attempt]) -> list[Attempt]:
+def _distinct(attempts: Iterable[Attempt]) -> list[Attempt]:
     """Return the attempts of *one loop* that had a configuration, each configuration of a task once."""
     return list({a.id: a for a in attempts if a.config is not None}.values())
 
@@ -72,7 +72,7 @@ def few_shot_rows(
         max_tries: that of the domain.
         label: protocol and model.
     """
-    rows, pairs = [], comparisons(len(loops[0].rounds))
+    rows, pairs = [], _comparisons(len(loops[0].rounds))
     for where, some in {EXPERIMENT: loops, **{f"{EXPERIMENT}/seed_{loop.seed}": [loop] for loop in loops}}.items():
         rows += _arm_rows(where, by_arm(fixed, some), pairs, grader, label)
         rows += round_rows(where, some, max_tries, grader, label)
@@ -91,7 +91,7 @@ def by_arm(fixed: Mapping[str, Sequence[Attempt]], loops: Sequence[Loop]) -> dic
     return arms
 
 
-def comparisons(rounds: int) -> list[tuple[str, str]]:
+def _comparisons(rounds: int) -> list[tuple[str, str]]:
     """Return the paired differences to report, as pairs of arms."""
     names = [f"seal_round_{i}" for i in range(1, rounds + 1)]
     pairs = [(name, "own_untrained") for name in names] + list(zip(names[1:], names, strict=False))
@@ -193,13 +193,13 @@ def choice_rows(arms: Mapping[str, ByLoop], label: dict) -> list[dict]:
     A value that some arm asked for and another did not is a measured 0 of the other.
     """
     written = {arm: attempts for arm, attempts in arms.items() if arm not in ("icl", "oracle")}
-    written = {arm: a for arm, a in written.items() if any(distinct(several) for several in a.values())}
-    configs = [x.config for attempts in written.values() for several in attempts.values() for x in distinct(several)]
+    written = {arm: a for arm, a in written.items() if any(_distinct(several) for several in a.values())}
+    configs = [x.config for attempts in written.values() for several in attempts.values() for x in _distinct(several)]
     rows = []
     for arm, attempts in written.items():
         for choice, of in CHOICES.items():
             for value in sorted(set(map(of, configs))):
-                found = share(attempts, lambda a, of=of, value=value: float(of(a.config) == value))
+                found = _share(attempts, lambda a, of=of, value=value: float(of(a.config) == value))
                 rows.append(found.row(f"{EXPERIMENT}/choices", arm, f"share:{choice}={value}", **label))
     return rows
 
@@ -239,11 +239,11 @@ def map_rows(loops: Sequence[Loop], grader: str, label: dict) -> list[dict]:
     for (down, across), of in PAIRS_OF_CHOICES.items():
         cells: dict[tuple, dict[object, list[Attempt]]] = {}
         for loop, attempts in written.items():
-            for attempt in distinct(attempts):
+            for attempt in _distinct(attempts):
                 cells.setdefault(of(attempt.config), {}).setdefault(loop, []).append(attempt)
         for (a, b), tried in sorted(cells.items()):
             metric = f"success:{down}={a}|{across}={b}"
-            found = share(tried, lambda x: x.graded(grader))
+            found = _share(tried, lambda x: x.graded(grader))
             rows.append(found.row(f"{EXPERIMENT}/choices", "own_untrained", metric, grader=grader, **label))
     return rows
 
@@ -255,7 +255,7 @@ def tally(rounds: Sequence[Round]) -> list[dict]:
             "round": r.index,
             "self-edits": len(r.candidates),
             "texts": sum(t.edit.tries for t in r.candidates),
-            "distinct trainings": len(trained := [a for a in distinct(t.attempt for t in r.candidates) if a.steps]),
+            "distinct trainings": len(trained := [a for a in _distinct(t.attempt for t in r.candidates) if a.steps]),
             "of them right": sum(a.success == 1 for a in trained),
             "kept": len(r.kept),
             "best is 0": r.zero_share,

@@ -36,7 +36,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Asked:
+class FileQuestion:
     """A question, its gold answer if the file has it, and what the model said in each of `STATES`."""
 
     question: str
@@ -45,37 +45,37 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Completion:
+class FileEdit:
     """One self-edit: the questions asked after each training on it, one tuple per training."""
 
-    runs: tuple[tuple[Asked, ...], ...] = ()
+    runs: tuple[tuple[FileQuestion, ...], ...] = ()
     accuracy: dict[str, float] = field(default_factory=dict)  # by state, where the file has it but no questions
     proxy: float = math.nan  # the self-edit's score by a rubric, or NaN
 
 
 @dataclass(frozen=True)
-class Unit:
+class FileUnit:
     """The independent unit of a file: a passage, or a question where passages are not told apart."""
 
     id: str
     title: str
     context: str
-    completions: tuple[Completion, ...]
+    completions: tuple[FileEdit, ...]
 
-    def asked(self) -> list[Asked]:
+    def asked(self) -> list[FileQuestion]:
         """Return every question of every training."""
         return [asked for completion in self.completions for run in completion.runs for asked in run]
 
 
 @dataclass(frozen=True)
-class Results:
+class AnswerFile:
     """A file of answers."""
 
     name: str
     path: Path
     kind: str
     unit: str  # what the units are: "passage" or "question"
-    units: tuple[Unit, ...]
+    units: tuple[FileUnit, ...]
     stored: dict[str, float]  # the accuracies that the file itself reports, by state
     grader: str = ""  # the source of the verdicts; "" if the file does not say
     remarks: tuple[str, ...] = ()  # what a reader must know about the file
@@ -94,7 +94,7 @@ class Matrix:
     remarks: tuple[str, ...] = ()
 
 
-def find(given: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
+def find_files(given: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     """Return the files to read, each once, and one sentence for each path that cannot be used.
 
     A given folder stands for all JSON files in it, at any depth. Given files are not checked here but in `read`.
@@ -114,11 +114,11 @@ def find(given: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     return list(found), refused
 
 
-def read_all(given: Sequence[Path]) -> tuple[list[Results | Matrix], list[str]]:
+def read_all(given: Sequence[Path]) -> tuple[list[AnswerFile | Matrix], list[str]]:
     """Return the contents of the files that can be read, and one sentence for each of the others."""
-    read_ones: list[Results | Matrix] = []
+    read_ones: list[AnswerFile | Matrix] = []
     refused: list[str] = []
-    for path, name in zip(given, names(given), strict=True):
+    for path, name in zip(given, short_names(given), strict=True):
         try:
             read_ones.append(read(path, name))
         except DataError as error:
@@ -126,7 +126,7 @@ def read_all(given: Sequence[Path]) -> tuple[list[Results | Matrix], list[str]]:
     return read_ones, refused
 
 
-def names(given: Sequence[Path]) -> list[str]:
+def short_names(given: Sequence[Path]) -> list[str]:
     """Return a short name for each path: without its ending and without the folder that all paths share."""
     whole = [path.absolute() for path in given]
     base = Path(os.path.commonpath([path.parent for path in whole])) if whole else Path()
@@ -139,7 +139,7 @@ def stem(path: Path) -> str:
     return re.sub(r"\.json(\.gz)?$", "", path.name)
 
 
-def read(path: Path, name: str = "") -> Results | Matrix:
+def read(path: Path, name: str = "") -> AnswerFile | Matrix:
     """Return the content of one file.
 
     Raises:
@@ -193,12 +193,12 @@ def _some(value: object) -> str:
 # ---------------------------------------------------------------------------------------------- single passages
 
 
-def _single_passage(content: dict, name: str, path: Path, key: str) -> Results:
+def _single_passage(content: dict, name: str, path: Path, key: str) -> AnswerFile:
     rubric_only = content.get("reward_mode") == "proxy"
     units, remarks = [], []
     for number, article in enumerate(content["articles"]):
         completions = tuple(_completion(entry, rubric_only) for entry in article["completions"])
-        units.append(Unit(f"{number:05d}", article.get("title") or "", article.get("context") or "", completions))
+        units.append(FileUnit(f"{number:05d}", article.get("title") or "", article.get("context") or "", completions))
     every = [completion for unit in units for completion in unit.completions]
     questions, accuracies = any(unit.asked() for unit in units), any(c.accuracy for c in every)
     if not questions and not accuracies:
@@ -213,20 +213,20 @@ def _single_passage(content: dict, name: str, path: Path, key: str) -> Results:
     if declared is not None and declared != len(units):
         remarks.append(f"n_articles says {declared}, but there are {len(units)} passages")
     stored = _stored(content.get("overall"), "mean_accuracy") if questions or accuracies else {}
-    return Results(name, path, "single_passage", "passage", tuple(units), stored, _grader(content), tuple(remarks))
+    return AnswerFile(name, path, "single_passage", "passage", tuple(units), stored, _grader(content), tuple(remarks))
 
 
-def _completion(entry: dict, rubric_only: bool) -> Completion:
-    by_rep: dict[int, list[Asked]] = {}
+def _completion(entry: dict, rubric_only: bool) -> FileEdit:
+    by_rep: dict[int, list[FileQuestion]] = {}
     for item in entry.get("questions") or []:
         said = {s: Said(item.get(f"{PREFIX[s]}_answer"), _number(item.get(f"{PREFIX[s]}_correct"))) for s in STATES}
-        by_rep.setdefault(item.get("rep") or 0, []).append(Asked(item["question"], item.get("answer"), said))
+        by_rep.setdefault(item.get("rep") or 0, []).append(FileQuestion(item["question"], item.get("answer"), said))
     scores = [score for score in _scores(entry.get("proxy_scores")) if not math.isnan(score)]
     # a file whose reward is a rubric has accuracy 0.0 where nothing was measured; only these fields reveal it
     measured = not (by_rep or rubric_only or scores)
     accuracy = _stored(entry.get("stats"), "mean") if measured else {}
     proxy = sum(scores) / len(scores) if scores else math.nan
-    return Completion(tuple(tuple(by_rep[rep]) for rep in sorted(by_rep)), accuracy, proxy)
+    return FileEdit(tuple(tuple(by_rep[rep]) for rep in sorted(by_rep)), accuracy, proxy)
 
 
 def _scores(value: object) -> list[float]:
@@ -239,7 +239,7 @@ def _scores(value: object) -> list[float]:
 # ---------------------------------------------------------------------------------------------- continued pretraining
 
 
-def _pretraining(content: dict, name: str, path: Path, key: str) -> Results:
+def _pretraining(content: dict, name: str, path: Path, key: str) -> AnswerFile:
     reply, remarks = content[key], []
     n = len(reply["adapter_correct"])
     columns: dict[str, list[Said]] = {}
@@ -263,12 +263,12 @@ def _pretraining(content: dict, name: str, path: Path, key: str) -> Results:
         remarks.append(f"eval_questions says {declared}, but {n} were answered")
     units = []
     for i, said in enumerate(zip(*columns.values(), strict=True)):
-        asked = Asked("", None, dict(zip(STATES, said, strict=True)))
-        units.append(Unit(f"{i:05d}", "", "", (Completion(((asked,),)),)))
+        asked = FileQuestion("", None, dict(zip(STATES, said, strict=True)))
+        units.append(FileUnit(f"{i:05d}", "", "", (FileEdit(((asked,),)),)))
     stored = _stored(content.get("overall") or content.get("metrics") or reply, "accuracy")
     if not reply.get("baseline_correct"):
         stored.pop("base", None)
-    return Results(name, path, "pretraining", "question", tuple(units), stored, _grader(content), tuple(remarks))
+    return AnswerFile(name, path, "pretraining", "question", tuple(units), stored, _grader(content), tuple(remarks))
 
 
 # ---------------------------------------------------------------------------------------------- continual edits
@@ -305,7 +305,7 @@ def _number(value: object) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-_READERS: dict[str, Callable[..., Results | Matrix]] = {
+_READERS: dict[str, Callable[..., AnswerFile | Matrix]] = {
     "single_passage": _single_passage,
     "pretraining": _pretraining,
     "continual": _continual,

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from seal_lib.audit.files import STATES, Matrix, Results, Said, Unit, stem
+from seal_lib.audit.files import STATES, AnswerFile, FileUnit, Matrix, Said, stem
 from seal_lib.continual import intervals
 from seal_lib.errors import DataError
 from seal_lib.grading.graders import grade, is_blank
@@ -36,7 +36,7 @@ CONTAINS = "contains"
 
 
 @dataclass(frozen=True)
-class State:
+class StateNumbers:
     """The numbers of a file for the model after training ("adapter") or without it ("base").
 
     ``macro`` and ``micro`` are NaN if the file lacks what they need.
@@ -85,7 +85,7 @@ class Reward:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class FileComparison:
     """The difference a − b after training, paired by what both files asked.
 
     Its p-value is adjusted by Holm over all comparisons of the kind. ``spoken`` has n = 0 if the files have no texts.
@@ -104,13 +104,13 @@ class Comparison:
 # ---------------------------------------------------------------------------------------------- one file
 
 
-def states(results: Results) -> list[State]:
+def states(results: AnswerFile) -> list[StateNumbers]:
     """Return the numbers of a file for each of its states."""
     found = [_state(results, state) for state in STATES]
     return [one for one in found if one.macro.n or one.questions]
 
 
-def _state(results: Results, state: str) -> State:
+def _state(results: AnswerFile, state: str) -> StateNumbers:
     said = {unit.id: [asked.said[state] for asked in unit.asked()] for unit in results.units}
     graded = {unit: [one for one in several if not math.isnan(one.verdict)] for unit, several in said.items()}
     texts = {unit: [one for one in several if one.text is not None] for unit, several in graded.items()}
@@ -118,10 +118,10 @@ def _state(results: Results, state: str) -> State:
     spoken = {unit: list(filter(_speaks, texts[unit])) for unit in blanks}
     right, spoken_right = ({unit: _right(several) for unit, several in of.items()} for of in (graded, spoken))
     questions = sum(map(len, graded.values()))
-    return State(
+    return StateNumbers(
         results.name,
         state,
-        stats.mean_over_units({u.id: accuracy(u, state) for u in results.units}, stats.SHARE, results.unit),
+        stats.mean_over_units({u.id: unit_accuracy(u, state) for u in results.units}, stats.SHARE, results.unit),
         stats.ratio_over_loops({0: right}, results.unit),
         math.fsum(verdicts for verdicts, _ in right.values()),
         questions,
@@ -139,12 +139,12 @@ def _right(said: Sequence[Said]) -> tuple[float, float]:
     return math.fsum(one.verdict for one in said), float(len(said))
 
 
-def accuracy(unit: Unit, state: str) -> float:
+def unit_accuracy(unit: FileUnit, state: str) -> float:
     """Return the mean over a unit's self-edits of the mean over their trainings; NaN without a verdict."""
-    return _mean(_mean(rewards) for rewards in runs(unit, state))
+    return _mean(_mean(rewards) for rewards in _accuracies(unit, state))
 
 
-def runs(unit: Unit, state: str) -> list[list[float]]:
+def _accuracies(unit: FileUnit, state: str) -> list[list[float]]:
     """Return the accuracy of each self-edit after each of its trainings, NaN where nothing was graded."""
     found = []
     for completion in unit.completions:
@@ -153,14 +153,14 @@ def runs(unit: Unit, state: str) -> list[list[float]]:
     return found
 
 
-def gain(results: Results) -> Estimate:
+def gain(results: AnswerFile) -> Estimate:
     """Return accuracy after training minus accuracy without it, paired over units."""
-    each = {u.id: accuracy(u, "adapter") - accuracy(u, "base") for u in results.units}
+    each = {u.id: unit_accuracy(u, "adapter") - unit_accuracy(u, "base") for u in results.units}
     found = stats.mean_over_units(each, stats.DIFFERENCE, results.unit)
     return replace(found, p=stats.sign_flip_test(list(each.values())))
 
 
-def _agreement(results: Results, state: str) -> Agreement | None:
+def _agreement(results: AnswerFile, state: str) -> Agreement | None:
     rows = [
         (unit.id, one.verdict, _graded(asked.question, asked.gold, one.text).grades[CONTAINS])
         for unit in results.units
@@ -184,9 +184,9 @@ def _graded(question: str, gold: str, text: str) -> Answer:
     return grade([(Question(question, gold), text)], CONTAINS)[0]
 
 
-def reward(results: Results) -> Reward | None:
+def reward(results: AnswerFile) -> Reward | None:
     """Return the rewards of a file with several self-edits per unit; None if each has one, or nothing was graded."""
-    rewards = {unit.id: runs(unit, "adapter") for unit in results.units}
+    rewards = {unit.id: _accuracies(unit, "adapter") for unit in results.units}
     edits, seeds = max(map(len, rewards.values())), max(len(r) for several in rewards.values() for r in several)
     if edits < 2 or not any(_finite(r) for several in rewards.values() for r in several):
         return None
@@ -208,7 +208,7 @@ def _fresh(several: Sequence[Sequence[float]], held_out: int) -> float:
     return max(known, key=lambda pair: pair[0])[1] if known else math.nan
 
 
-def proxy(results: Results) -> Estimate:
+def proxy(results: AnswerFile) -> Estimate:
     """Return the mean score by a rubric over units, as in the file; n is 0 if there is none.
 
     The authors' rubric goes up to 20.
@@ -221,14 +221,14 @@ def proxy(results: Results) -> Estimate:
 # ---------------------------------------------------------------------------------------------- two files
 
 
-def compare(results: Sequence[Results]) -> tuple[list[Comparison], list[str]]:
+def compare(results: Sequence[AnswerFile]) -> tuple[list[FileComparison], list[str]]:
     """Compare the files of each kind in pairs (over `ALL_PAIRS` files: each with the first); one Holm family per kind.
 
     Returns:
         The comparisons, each as later file − earlier file, and a sentence for each pair that shares nothing or whose
         questions cannot be matched.
     """
-    found: list[Comparison] = []
+    found: list[FileComparison] = []
     remarks: list[str] = []
     for kind in sorted({file.kind for file in results}):
         files = [file for file in results if file.kind == kind]
@@ -250,7 +250,7 @@ def compare(results: Sequence[Results]) -> tuple[list[Comparison], list[str]]:
 Matched = dict[str, list[tuple[Said, Said]]]  # unit -> (answer of a, answer of b) to each shared question
 
 
-def _pair(a: Results, b: Results) -> Comparison:
+def _pair(a: AnswerFile, b: AnswerFile) -> FileComparison:
     """Return the comparison of two files of one kind.
 
     Raises:
@@ -272,7 +272,7 @@ def _pair(a: Results, b: Results) -> Comparison:
     ours, theirs = (math.fsum(pair[side].verdict for pair in itertools.chain(*spoken.values())) for side in (0, 1))
     questions = sum(map(len, spoken.values()))
     differences = _difference(sides, a.unit), _difference(_sides(spoken), a.unit)
-    return Comparison(a.name, b.name, by, *differences, (ours, theirs), questions, note)
+    return FileComparison(a.name, b.name, by, *differences, (ours, theirs), questions, note)
 
 
 def _speaks(said: Said) -> bool:
@@ -291,7 +291,7 @@ def _difference(sides: Sequence[dict[str, float]], unit: str) -> Estimate:
     return stats.compare({"a": {0: sides[0]}, "b": {0: sides[1]}}, [("a", "b")], unit=unit)["a", "b"]
 
 
-def _by_question(a: Results, b: Results) -> Matched:
+def _by_question(a: AnswerFile, b: AnswerFile) -> Matched:
     """Return the answers to the questions that both files have, by unit of a; matched by title and question.
 
     Several answers of a file to one question become their mean.
@@ -304,7 +304,7 @@ def _by_question(a: Results, b: Results) -> Matched:
     return found
 
 
-def _answers(results: Results) -> dict[tuple[str, str, int], tuple[str, Said]]:
+def _answers(results: AnswerFile) -> dict[tuple[str, str, int], tuple[str, Said]]:
     """Return (title, question, number of earlier occurrences) -> (unit, answer after training).
 
     Several trainings give the mean verdict, and a blank text if one of them is blank. Occurrences are counted because
@@ -330,13 +330,13 @@ def _answers(results: Results) -> dict[tuple[str, str, int], tuple[str, Said]]:
     return found
 
 
-def _by_passage(a: Results, b: Results) -> list[dict[str, float]]:
+def _by_passage(a: AnswerFile, b: AnswerFile) -> list[dict[str, float]]:
     """Return the accuracies of a and of b on the passages that both have, matched by title and text.
 
     Used if the files share no question.
     """
     sides = [
-        {f"{u.title}\n{u.context}": value for u in r.units if not math.isnan(value := accuracy(u, "adapter"))}
+        {f"{u.title}\n{u.context}": value for u in r.units if not math.isnan(value := unit_accuracy(u, "adapter"))}
         for r in (a, b)
     ]
     for side in sides:
@@ -344,7 +344,7 @@ def _by_passage(a: Results, b: Results) -> list[dict[str, float]]:
     return [{key: value for key, value in side.items() if key in sides[0] and key in sides[1]} for side in sides]
 
 
-def _by_position(a: Results, b: Results) -> tuple[Matched, str]:
+def _by_position(a: AnswerFile, b: AnswerFile) -> tuple[Matched, str]:
     """Match questions by position if both files seem to hold the same ones; also return a note on that.
 
     Raises:

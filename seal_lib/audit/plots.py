@@ -31,7 +31,7 @@ def accuracy_by_file(found: Audit, ax: Axes) -> Axes:
     ran = [one for one in found.states if one.macro.n]
     for y, one in enumerate(ran):
         if one.blank_rate.n:
-            label = marks.once(ax, "blank answers")
+            label = marks.label_once(ax, "blank answers")
             ax.barh(y, one.blank_rate.value, height=0.62, color="#e9e9e9", zorder=0, label=label)
         name, paint = f"{one.file}:{one.state}", OTHER if one.state == "adapter" else BASE
         marks.mark(ax, one.macro.row("", name, "accuracy"), y, paint, filled=one.state == "adapter")
@@ -51,13 +51,13 @@ def judge_and_containment(found: Audit, ax: Axes) -> Axes:
             (beside.contained, 0.16, "s", "#0072B2", "containment"),
         ):
             row = estimate.row("", f"{one.file}:{one.state}:{label}", "accuracy")
-            marks.mark(ax, row, y + shift, paint, marker=marker, label=marks.once(ax, label))
+            marks.mark(ax, row, y + shift, paint, marker=marker, label=marks.label_once(ax, label))
         text = f"{100 * beside.agree:.0f} % agree"
         ax.text(1.015, y, text, transform=ax.get_yaxis_transform(), va="center", fontsize=8.5)
     return _finished(ax, [one for one, _ in both], "no file has answers and gold answers")
 
 
-def _finished(ax: Axes, drawn: list[numbers.State], why: str) -> Axes:
+def _finished(ax: Axes, drawn: list[numbers.StateNumbers], why: str) -> Axes:
     """Return the axes with names, scale and legend of what was drawn; with nothing drawn they say ``why``."""
     if not drawn:
         ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center")

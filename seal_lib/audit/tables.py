@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from seal_lib.audit import numbers
-from seal_lib.audit.files import STATES, Matrix, Results, find, read_all
+from seal_lib.audit.files import STATES, AnswerFile, Matrix, find_files, read_all
 from seal_lib.records import to_dict
 from seal_lib.report import stats
 from seal_lib.report.stats import Estimate
@@ -37,26 +37,26 @@ METRICS = {
 class Audit:
     """Everything that was found in some files; ``refused`` has one sentence for each file that could not be used."""
 
-    files: tuple[Results | Matrix, ...]
+    files: tuple[AnswerFile | Matrix, ...]
     refused: tuple[str, ...]
-    states: tuple[numbers.State, ...]
+    states: tuple[numbers.StateNumbers, ...]
     gains: dict[str, Estimate]
     rewards: tuple[numbers.Reward, ...]
     proxies: dict[str, Estimate]
-    comparisons: tuple[numbers.Comparison, ...]
+    comparisons: tuple[numbers.FileComparison, ...]
     continual: dict[str, dict[str, Estimate]]
     remarks: tuple[str, ...]
 
-    def of(self, kind: str) -> list[Results | Matrix]:
+    def of(self, kind: str) -> list[AnswerFile | Matrix]:
         """Return the files of a kind."""
         return [file for file in self.files if file.kind == kind]
 
 
 def audit(given: Iterable[str | Path]) -> Audit:
     """Read files, and those in folders, and compute all their numbers; what cannot be used is in ``refused``."""
-    there, missing = find(given)
+    there, missing = find_files(given)
     files, refused = read_all(there)
-    results = [file for file in files if isinstance(file, Results)]
+    results = [file for file in files if isinstance(file, AnswerFile)]
     comparisons, unmatched = numbers.compare(results)
     return Audit(
         tuple(files),
@@ -81,20 +81,20 @@ def accuracies(found: Audit, kind: str) -> pd.DataFrame:
     for one in (state for state in found.states if state.file in files):
         line = {"file": one.file, "model": MODELS[one.state]}
         if kind == "single_passage":
-            line["accuracy (macro), %"] = percent(one.macro)
-        line["accuracy (micro), %"] = percent(one.micro)
+            line["accuracy (macro), %"] = _percent(one.macro)
+        line["accuracy (micro), %"] = _percent(one.micro)
         line["right / asked"] = f"{one.right:g} / {one.questions}" if one.questions else ""
         if kind == "single_passage":
             line["passages"] = str(one.macro.n)
         blank, rest = "–", "–"
         if not math.isnan(one.blank):
-            blank, rest = f"{one.blank:g} ({100 * one.blank / one.questions:.1f} %)", percent(one.spoken)
+            blank, rest = f"{one.blank:g} ({100 * one.blank / one.questions:.1f} %)", _percent(one.spoken)
         gained = found.gains.get(one.file) if one.state == "adapter" else None
         entry = numbers.printed(files[one.file].path, one.state)
         line |= {
             "blank": blank,
             "of the rest, %": rest,
-            "gain, points": percent(gained, "+") if gained else "",
+            "gain, points": _percent(gained, "+") if gained else "",
             "the file says, %": _stored(one.stored, one.macro if kind == "single_passage" else one.micro),
             "paper, %": f"{100 * entry['value']:.1f} ({entry['table']})" if entry else "",
         }
@@ -117,8 +117,8 @@ def containment(found: Audit) -> pd.DataFrame:
                 "file": one.file,
                 "model": MODELS[one.state],
                 "grader of the file": graders[one.file],
-                "by it, %": percent(beside.judged),
-                "by containment, %": percent(beside.contained),
+                "by it, %": _percent(beside.judged),
+                "by containment, %": _percent(beside.contained),
                 "agree, %": _share(beside.agree),
                 "precision, %": _share(beside.precision),
                 "recall, %": _share(beside.recall),
@@ -130,18 +130,18 @@ def containment(found: Audit) -> pd.DataFrame:
     )
 
 
-def comparisons(found: Audit, kind: str) -> pd.DataFrame:
+def _comparisons(found: Audit, kind: str) -> pd.DataFrame:
     """Return the paired differences between the files of a kind, after training."""
     names = {file.name for file in found.of(kind)}
     return pd.DataFrame(
         [
             {
                 "a − b": f"{one.a} − {one.b}",
-                "points": percent(one.difference, "+"),
+                "points": _percent(one.difference, "+"),
                 "p (Holm)": _p(one.difference.p),
                 "separable?": "yes" if stats.separable(one.difference) else "no",
                 "shared": f"{one.difference.n} {one.difference.unit}s",
-                "where both answer, points": percent(one.spoken, "+"),
+                "where both answer, points": _percent(one.spoken, "+"),
                 "right there, a and b": f"{one.spoken_right[0]:g}, {one.spoken_right[1]:g} of {one.spoken_questions}"
                 if one.spoken_questions
                 else "–",
@@ -161,9 +161,9 @@ def rewards(found: Audit) -> pd.DataFrame:
                 "file": one.file,
                 "self-edits": str(one.edits),
                 "trainings of each": str(one.runs),
-                "mean reward, %": percent(one.mean),
-                "best of them, %": percent(one.best),
-                "best, by another training, %": percent(one.fresh),
+                "mean reward, %": _percent(one.mean),
+                "best of them, %": _percent(one.best),
+                "best, by another training, %": _percent(one.fresh),
                 "reliability": "–" if math.isnan(one.reliability.value) else f"{one.reliability.value:.2f}",
                 "passages": str(one.mean.n),
             }
@@ -190,7 +190,7 @@ def continual(found: Audit) -> pd.DataFrame:
         lines.append(
             {"file": name, "edits": str(edits or "–"), "over": f"{first.n} {first.unit}s" if first else "–"}
             | {
-                column: percent(shown[key], "+" if "points" in column else "") if key in shown else "–"
+                column: _percent(shown[key], "+" if "points" in column else "") if key in shown else "–"
                 for key, column in METRICS.items()
             }
         )
@@ -202,7 +202,7 @@ def shown(found: Audit) -> dict[str, pd.DataFrame]:
     tables = {}
     for kind in ("single_passage", "pretraining"):
         tables[KINDS[kind]] = accuracies(found, kind)
-        tables[f"{KINDS[kind]}: paired comparisons after training"] = comparisons(found, kind)
+        tables[f"{KINDS[kind]}: paired comparisons after training"] = _comparisons(found, kind)
     tables |= {"Containment beside the file's grader": containment(found), "Rewards": rewards(found)}
     tables |= {"Scores by a rubric": scores(found), KINDS["continual"]: continual(found)}
     return {title: table for title, table in tables.items() if len(table)}
@@ -230,7 +230,7 @@ def as_json(found: Audit) -> dict:
 # ---------------------------------------------------------------------------------------------- helpers
 
 
-def percent(estimate: Estimate, sign: str = "") -> str:
+def _percent(estimate: Estimate, sign: str = "") -> str:
     """Format an estimate as "39.68 [35.8, 43.7]": two decimals for the value, as in the files, one for the interval."""
     if math.isnan(estimate.value):
         return "–"

@@ -60,7 +60,7 @@ SETTINGS = TestTimeTraining(
 )
 
 
-def draw(task: Task, count: int = SELF_EDITS) -> list[Config]:
+def draw_configs(task: Task, count: int = SELF_EDITS) -> list[Config]:
     """Draw configurations as a policy writes them after a round: 3 sets of switches, 2 learning rates, 3 epochs."""
     draws = rng("arc bench", task.id)
     switches = (SWITCHES[2:3], SWITCHES[3:], SWITCHES[1:2] + SWITCHES[3:])
@@ -123,7 +123,7 @@ def measure(
 
     from seal_lib.training.bank import AdapterBank
 
-    configs = draw(task, count)
+    configs = draw_configs(task, count)
     plain = jobs_of(task, configs, tokenizer, settings)
     wide = [padded(job, tokenizer.pad_token_id) for job in plain]
     once = [plain[configs.index(config)] for config in dict.fromkeys(configs)]

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 
 from seal_lib import paths
 from seal_lib.bench import gpu_table, inner_loop
-from seal_lib.bench.gpu_table import ALPHA, LR, QUESTIONS, RANK, GpuPlan, Row
+from seal_lib.bench.gpu_table import ALPHA, LR, QUESTIONS, RANK, GpuPlan, Measurement
 from seal_lib.errors import SealError, command_line
 from seal_lib.plan import lengths
 from seal_lib.training.jobs import Example, Job
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-BLOCK = 8  # steps of a bank between two readings of the clock, since each reading must synchronise the GPU
+_READ_EVERY = 8  # steps of a bank between two readings of the clock, since each reading must synchronise the GPU
 
 
 class OutOfTime(Exception):
@@ -80,7 +80,7 @@ def variants(plan: GpuPlan) -> list[tuple[str, str, int]]:
 # ---------------------------------------------------------------------------------------------- measuring
 
 
-def clock(model: "PreTrainedModel") -> Callable[[], float]:
+def device_clock(model: "PreTrainedModel") -> Callable[[], float]:
     """Return a clock in seconds that waits until the device has finished its work."""
     import torch
 
@@ -94,7 +94,7 @@ def clock(model: "PreTrainedModel") -> Callable[[], float]:
     return now
 
 
-def train(
+def timed_training(
     model: "PreTrainedModel", plan: GpuPlan, targets: str, variant: str, k: int, turn: int, limit: float
 ) -> tuple[float, int, int, int, float]:
     """Measure one way of training; return (seconds, adapter-steps, tokens without padding, self-edits begun, rest).
@@ -107,8 +107,8 @@ def train(
     from seal_lib.training.bank import AdapterBank
     from seal_lib.training.finetune import train_alone
 
-    now, begun = clock(model), time.perf_counter()
-    every = BLOCK if model.device.type == "cuda" else 1  # steps between two readings of the time
+    now, begun = device_clock(model), time.perf_counter()
+    every = _READ_EVERY if model.device.type == "cuda" else 1  # steps between two readings of the time
     jobs = jobs_of(plan, max(2 * k, 8), model.config.vocab_size)
     own = jobs[turn % len(jobs)]
     if variant == "authors":
@@ -165,7 +165,7 @@ def steady(model: "PreTrainedModel", plan: GpuPlan, targets: str, k: int, after:
 
     from seal_lib.training.bank import AdapterBank
 
-    now, steps, begun = clock(model), 0, 0.0
+    now, steps, begun = device_clock(model), 0, 0.0
     record = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
 
     def watch(_: dict) -> None:
@@ -220,7 +220,7 @@ def answer(model: "PreTrainedModel", plan: GpuPlan, targets: str, k: int) -> tup
         for adapter in adapters
         for _ in range(QUESTIONS)
     ]
-    now, generator = clock(model), HFGenerator(model, Words())
+    now, generator = device_clock(model), HFGenerator(model, Words())
     begun = now()
     done = generator.generate(asked, Sampling(plan.answer_tokens))
     seconds = now() - begun
@@ -229,9 +229,9 @@ def answer(model: "PreTrainedModel", plan: GpuPlan, targets: str, k: int) -> tup
     return seconds, len(asked)
 
 
-def measure(
+def _measure(
     model: "PreTrainedModel", name: str, plan: GpuPlan, way: tuple[str, str, int], turn: int, limit: float
-) -> Row:
+) -> Measurement:
     """Measure one way and return its row; running out of memory, or a refusal of the bank, is its outcome."""
     import torch
 
@@ -239,9 +239,9 @@ def measure(
     if gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    row, (targets, variant, k) = Row(name, *way, turn, "ok"), way
+    row, (targets, variant, k) = Measurement(name, *way, turn, "ok"), way
     try:
-        seconds, steps, tokens, edits, start = train(model, plan, *way, turn, limit)
+        seconds, steps, tokens, edits, start = timed_training(model, plan, *way, turn, limit)
         row = replace(row, train_seconds=seconds, steps=steps, tokens=tokens, edits=edits, start_seconds=start)
         if gpu and not turn and variant == "bank":
             row = replace(row, **steady(model, plan, targets, k))
@@ -255,7 +255,7 @@ def measure(
     return replace(row, peak_gb=peak)
 
 
-def measurements(plan: GpuPlan, device: str, say: Callable[[str], None]) -> Iterator[Row]:
+def measurements(plan: GpuPlan, device: str, say: Callable[[str], None]) -> Iterator[Measurement]:
     """Yield rows as they are measured, model by model, with interleaved variants, within each model's share of time."""
     import torch
 
@@ -263,7 +263,7 @@ def measurements(plan: GpuPlan, device: str, say: Callable[[str], None]) -> Iter
     for name, part in plan.models:
         share += part
         until = begun + 60 * plan.minutes * share - (5 if plan.minutes > 2 else 0)
-        model = inner_loop.random_model(gpu_table.SHAPES[name], device)
+        model = inner_loop.random_model(gpu_table.BENCH_SHAPES[name], device)
         say(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B random weights on {device}")
         _warm_up(model, plan)
         ways = variants(plan)
@@ -276,7 +276,7 @@ def measurements(plan: GpuPlan, device: str, say: Callable[[str], None]) -> Iter
                 if way in dropped or time.monotonic() + spent.get(way, limit) > until:
                     continue
                 start = time.monotonic()
-                row = measure(model, name, plan, way, turn, limit)
+                row = _measure(model, name, plan, way, turn, limit)
                 spent[way] = time.monotonic() - start
                 if row.outcome != "ok":
                     dropped.add(way)
@@ -290,7 +290,7 @@ def _warm_up(model: "PreTrainedModel", plan: GpuPlan) -> None:
     """Run every kind of measurement once, so that kernels are chosen and libraries loaded before timing."""
     short = replace(plan, epochs=1, documents=2, answer_tokens=2, padded_steps=1)
     for variant, k in (("bank", 2), ("authors", 1)):
-        train(model, short, "qv", variant, k, 0, 10.0)
+        timed_training(model, short, "qv", variant, k, 0, 10.0)
     answer(model, short, "qv", 2)
 
 
@@ -304,7 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", choices=[name for name, _ in GpuPlan().models], help="only this one")
     parser.add_argument("--slots", help="adapters side by side, e.g. 32,16")
     given = parser.parse_args(arguments)
-    plan = gpu_table.TINY if given.tiny else GpuPlan()
+    plan = gpu_table.TINY_GPU if given.tiny else GpuPlan()
     if given.minutes:
         plan = replace(plan, minutes=given.minutes)
     if given.model:
@@ -330,7 +330,7 @@ def _run(plan: GpuPlan, file: Path) -> None:
         torch.set_num_threads(1)
     source = lengths.profiles()["squad"].source
     record = gpu_table.machine(device) | {"lengths": source, "minutes": plan.minutes}
-    shapes = {name: gpu_table.SHAPES[name] for name, _ in plan.models}
+    shapes = {name: gpu_table.BENCH_SHAPES[name] for name, _ in plan.models}
     gpu_table.begin(file, record, plan, shapes)
     for row in measurements(plan, device, print):
         gpu_table.append(file, row)

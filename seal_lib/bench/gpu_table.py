@@ -33,7 +33,7 @@ RANK, ALPHA, LR, EPOCHS = 32, 64.0, 1e-4, 10  # paper Table 3 except lr, as rand
 QUESTIONS = 5
 #: the goal in seconds per 7B self-edit on one H200, answers included, for q and v or for all linears
 GOAL = 0.5
-LABELS = inner_loop_table.LABELS | {"sequential": "one at a time, nothing padded"}
+_LABELS = inner_loop_table.LABELS | {"sequential": "one at a time, nothing padded"}
 BENCH_PACKAGES = ("torch", "transformers", "peft", "accelerate")
 TARGET_LABELS = {"qv": "q and v", "all-linear": "all linears"}
 
@@ -56,7 +56,7 @@ class GpuPlan:
     tiny: bool = False
 
 
-TINY = GpuPlan(
+TINY_GPU = GpuPlan(
     (("tiny", 1.0),),
     ("qv", "all-linear"),
     (2, 1),
@@ -70,7 +70,7 @@ TINY = GpuPlan(
     longest=24,
     tiny=True,
 )
-SHAPES = budget.SHAPES | {"tiny": budget.Shape("tiny", 2, 64, 4, 2, 16, 128, 512, False, True, 512)}
+BENCH_SHAPES = budget.SHAPES | {"tiny": budget.Shape("tiny", 2, 64, 4, 2, 16, 128, 512, False, True, 512)}
 
 
 def documents(plan: GpuPlan) -> list[list[int]]:
@@ -80,7 +80,7 @@ def documents(plan: GpuPlan) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One measurement. ``outcome`` is ok, out of memory or refused; values that were not reached are NaN or 0."""
 
     model: str
@@ -102,7 +102,7 @@ class Row:
     reason: str = ""
 
 
-_TYPES = get_type_hints(Row)
+_TYPES = get_type_hints(Measurement)
 _WAY = ["model", "targets", "variant", "K"]
 
 
@@ -150,7 +150,7 @@ def _record(file: Path) -> Path:
     return file.with_name(f"{file.stem.removesuffix('_rows')}.json")
 
 
-def append(file: Path, row: Row) -> None:
+def append(file: Path, row: Measurement) -> None:
     """Append one row and wait until it is on disk."""
     with open(file, "a", encoding="utf-8", newline="") as out:
         csv.writer(out, lineterminator="\n").writerow(dataclasses.astuple(row))
@@ -158,7 +158,7 @@ def append(file: Path, row: Row) -> None:
         os.fsync(out.fileno())
 
 
-def read(file: Path) -> list[Row]:
+def read(file: Path) -> list[Measurement]:
     """Read the rows of a file, without a last line that a kill cut off.
 
     Raises:
@@ -168,10 +168,10 @@ def read(file: Path) -> list[Row]:
         raise SealError(f"{paths.short(file)} does not exist; run make bench-gpu first.")
     text = file.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
-    return [Row(**{k: _TYPES[k](v) for k, v in line.items()}) for line in csv.DictReader(io.StringIO(whole))]
+    return [Measurement(**{k: _TYPES[k](v) for k, v in line.items()}) for line in csv.DictReader(io.StringIO(whole))]
 
 
-def line(row: Row) -> str:
+def line(row: Measurement) -> str:
     """Return one row as a sentence for the terminal."""
     what = f"{row.model.rpartition('/')[2]}, {row.targets}, {row.variant} K={row.K}, repetition {row.turn + 1}"
     if row.outcome != "ok":
@@ -183,7 +183,7 @@ def line(row: Row) -> str:
 # ---------------------------------------------------------------------------------------------- the table
 
 
-def summary(rows: Sequence[Row], record: dict) -> pd.DataFrame:
+def summary(rows: Sequence[Measurement], record: dict) -> pd.DataFrame:
     """Return a table with one line per model, targets, variant and K.
 
     Its columns are ``seconds_per_edit`` (the median of training plus answers, with ``low`` and ``high`` over
@@ -311,7 +311,7 @@ def cost_curve(table: pd.DataFrame, axes: Axes | np.ndarray) -> Axes | np.ndarra
                 rows = own[(own["variant"] == variant) & (own["targets"] == targets)]
                 for y in rows["seconds_per_edit"].dropna():
                     ax.axhline(y, color=paint, linewidth=0.9, linestyle=style, gid=f"value:{variant}:{targets}")
-                    names.append((y, f"{LABELS[variant]},\n{TARGET_LABELS[targets]}: {y:.3g} s", paint))
+                    names.append((y, f"{_LABELS[variant]},\n{TARGET_LABELS[targets]}: {y:.3g} s", paint))
         ax.set(yscale="log", title=model.rpartition("/")[2])
         ax.set(xlabel="adapters trained side by side, K", ylabel="seconds per self-edit, answers included")
         ax.set_xscale("log", base=2)

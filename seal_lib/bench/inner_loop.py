@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 
-MODEL, RANK, ALPHA, LR, EPOCHS = "seedling-knowledge", 8, 16.0, 2e-3, 10
+_MODEL, _RANK, _ALPHA, _LR, _EPOCHS = "seedling-knowledge", 8, 16.0, 2e-3, 10
 LINES = 8  # documents of a self-edit besides the passage; the recorded mean is 7.6
-TOGETHER = 4  # adapters per repetition for a sequential way, or a bank of fewer slots
+PER_REPETITION = 4  # adapters of a sequential way, or of a bank of fewer slots
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class CpuPlan:
 
     slots: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     repetitions: int = 5
-    epochs: int = EPOCHS
+    epochs: int = _EPOCHS
     length: int = 2048  # the authors' padding
     padded_steps: int = 6  # steps in the authors' way, as a whole adapter would take a minute
     hidden: int = 128
     peaks: tuple[tuple[str, int], ...] | None = None  # (variant, K) to measure memory of; None: all
 
 
-TINY = CpuPlan((1, 2), 1, 1, 64, 2, 32, (("bank", 2),))
+TINY_CPU = CpuPlan((1, 2), 1, 1, 64, 2, 32, (("bank", 2),))
 
 
 def variants(plan: CpuPlan) -> list[tuple[str, int]]:
@@ -81,8 +81,8 @@ def load(plan: CpuPlan) -> PreTrainedModel:
 
     torch.set_num_threads(1)
     if plan.hidden == CpuPlan.hidden:
-        return models.load(MODEL)[0]
-    words, width = len(models.load_tokenizer(MODEL)), plan.hidden
+        return models.load(_MODEL)[0]
+    words, width = len(models.load_tokenizer(_MODEL)), plan.hidden
     shape = budget.Shape("random", 3, width, 4, 4, width // 4, 3 * width, words, True, False, plan.length)
     return random_model(shape, "cpu")
 
@@ -119,8 +119,8 @@ def documents(lengths: str, plan: CpuPlan) -> list[list[list[int]]]:
     from seal_lib import models
     from seal_lib.knowledge.world import passages
 
-    adapters = max(*plan.slots, TOGETHER)
-    tokenizer = models.load_tokenizer(MODEL)
+    adapters = max(*plan.slots, PER_REPETITION)
+    tokenizer = models.load_tokenizer(_MODEL)
     end = tokenizer.eos_token_id
     if lengths == "seedling":
         texts = [
@@ -155,7 +155,7 @@ def seal_lengths(adapters: int) -> list[list[int]]:
 def jobs_of(documents: list[list[list[int]]], plan: CpuPlan) -> list:
     """Return the jobs of all adapters, the same for every variant."""
     return [
-        Job(str(i), [Example(ids) for ids in part], lr=LR, epochs=plan.epochs, rank=RANK, alpha=ALPHA, seed=i)
+        Job(str(i), [Example(ids) for ids in part], lr=_LR, epochs=plan.epochs, rank=_RANK, alpha=_ALPHA, seed=i)
         for i, part in enumerate(documents)
     ]
 
@@ -167,7 +167,7 @@ def padding_collator() -> DataCollatorForLanguageModeling:
 
     from seal_lib import models
 
-    return DataCollatorForLanguageModeling(models.load_tokenizer(MODEL), mlm=False)
+    return DataCollatorForLanguageModeling(models.load_tokenizer(_MODEL), mlm=False)
 
 
 @dataclass(frozen=True)
@@ -262,11 +262,11 @@ def with_trainer(
     return Timing(seconds - steps * step, step, steps)
 
 
-def measure(model: PreTrainedModel, jobs: list, variant: str, k: int, plan: CpuPlan, turn: int) -> float:
+def _measure(model: PreTrainedModel, jobs: list, variant: str, k: int, plan: CpuPlan, turn: int) -> float:
     """Return the CPU milliseconds per adapter-step of one repetition.
 
-    Sequential ways train the same `TOGETHER` adapters as a bank of few slots. The authors' way runs the first steps of
-    one adapter, which ``turn`` selects.
+    Sequential ways train the same `PER_REPETITION` adapters as a bank of few slots. The authors' way runs the first
+    steps of one adapter, which ``turn`` selects.
     """
     from seal_lib.training.bank import AdapterBank
     from seal_lib.training.finetune import train_alone
@@ -274,7 +274,7 @@ def measure(model: PreTrainedModel, jobs: list, variant: str, k: int, plan: CpuP
     if variant == "authors":
         job = jobs[turn % len(jobs)]
         return 1e3 * with_trainer(model, job, plan.length, plan.padded_steps).per_step(len(job.plan()))
-    some = jobs[: max(k, TOGETHER)]
+    some = jobs[: max(k, PER_REPETITION)]
     steps, start = sum(len(job.plan()) for job in some), time.process_time()
     if variant == "bank":
         with AdapterBank(model, slots=k) as bank:
@@ -303,7 +303,7 @@ def hand_over(model: PreTrainedModel, jobs: list) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         for i, adapter in enumerate(adapters):
-            Adapter.load(adapter.save(Path(folder) / str(i), MODEL))
+            Adapter.load(adapter.save(Path(folder) / str(i), _MODEL))
         times["folder"] = time.process_time() - start
     return {way: 1e3 * seconds / len(adapters) for way, seconds in times.items()}
 
@@ -349,7 +349,7 @@ def peak_megabytes(variant: str, k: int, tiny: bool) -> float:
 def child(variant: str, k: int, plan: CpuPlan) -> None:
     """Train a few steps, which are enough for the peak, and print the peak memory; `peak_megabytes` runs this."""
     plan = replace(plan, padded_steps=2, epochs=1)
-    measure(load(plan), jobs_of(documents("seal", plan), plan), variant, k, plan, 0)
+    _measure(load(plan), jobs_of(documents("seal", plan), plan), variant, k, plan, 0)
     print(own_peak())
 
 
@@ -364,7 +364,7 @@ def own_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def run(plan: CpuPlan, say: Callable[[str], None] = print) -> pd.DataFrame:
+def _run(plan: CpuPlan, say: Callable[[str], None] = print) -> pd.DataFrame:
     """Run the benchmark and return its table, one row per length setting, variant and K.
 
     Times are the median, lowest and highest over the repetitions; ``tokens`` per document and ``steps`` per adapter are
@@ -385,7 +385,7 @@ def run(plan: CpuPlan, say: Callable[[str], None] = print) -> pd.DataFrame:
     times: dict[tuple[str, str, int], list[float]] = {(n, *key): [] for n in LENGTHS for key in variants(plan)}
     for turn in range(plan.repetitions):
         for (lengths, variant, k), values in times.items():
-            values.append(measure(model, jobs[lengths], variant, k, plan, turn))
+            values.append(_measure(model, jobs[lengths], variant, k, plan, turn))
         latest = ", ".join(f"{n} {variant} {k}: {values[-1]:.2f}" for (n, variant, k), values in times.items())
         say(f"repetition {turn + 1} of {plan.repetitions}: {latest} ms")
     for way, ms in hand_over(model, jobs["seedling"][: max(plan.slots[-1] // 2, 1)]).items():
@@ -394,10 +394,10 @@ def run(plan: CpuPlan, say: Callable[[str], None] = print) -> pd.DataFrame:
     for (lengths, variant, k), values in times.items():
         wanted = lengths == "seal" and (plan.peaks is None or (variant, k) in plan.peaks)
         peak = peak_megabytes(variant, k, plan.peaks is not None) if wanted else float("nan")
-        adapters = min(plan.repetitions, len(jobs[lengths])) if variant == "authors" else max(k, TOGETHER)
-        name = MODEL if plan.hidden == CpuPlan.hidden else "random"
+        adapters = min(plan.repetitions, len(jobs[lengths])) if variant == "authors" else max(k, PER_REPETITION)
+        name = _MODEL if plan.hidden == CpuPlan.hidden else "random"
         spread = median(values), min(values), max(values)
-        rows.append((lengths, *about[lengths], name, RANK, variant, k, *spread, peak, adapters))
+        rows.append((lengths, *about[lengths], name, _RANK, variant, k, *spread, peak, adapters))
     return pd.DataFrame(rows, columns=BENCH_COLUMNS)
 
 
@@ -409,7 +409,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, help="of each measurement (default 5)")
     parser.add_argument("--child", nargs=2, metavar=("VARIANT", "K"), help="internal: measure memory of one variant")
     options = parser.parse_args(arguments)
-    plan = TINY if options.tiny else CpuPlan()
+    plan = TINY_CPU if options.tiny else CpuPlan()
     if options.repetitions:
         plan = replace(plan, repetitions=options.repetitions)
     if options.child:
@@ -417,7 +417,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     from seal_lib.report import figures
 
-    table = run(plan)
+    table = _run(plan)
     folder = paths.figures() / "seedling"
     about = table.iloc[0]
     title = f"{about['model']}, LoRA of rank {about['rank']} on all linear layers, batch 1, the passage included"

@@ -9,7 +9,7 @@ from seal_lib.continual.lab import Lab
 from seal_lib.continual.rules import RULES
 from seal_lib.continual.rules.base import Rule
 from seal_lib.errors import DataError
-from seal_lib.report.arms import arm_label, family, plain
+from seal_lib.report.arms import arm_label, family_of_arm, plain
 from seal_lib.runs import yaml_files
 
 TUNED = Path(__file__).with_name("tuned.yaml")
@@ -59,7 +59,7 @@ def notes_by(arm: str, writer: str) -> str:
         return "the edited model, before each edit"
     if arm.endswith("_own") or writer == "policy":
         return "the unedited model, once"
-    return "–" if family(arm) == "reference" else arm_label(writer.partition(":")[2]).removesuffix("'s notes")
+    return "–" if family_of_arm(arm) == "reference" else arm_label(writer.partition(":")[2]).removesuffix("'s notes")
 
 
 def stores_text(arm: str) -> bool:

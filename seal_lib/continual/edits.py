@@ -238,7 +238,7 @@ class Edits:
                 "blank": [blank.get((i, own)) for own in range(len(streams[i]))],
                 "prior": right.get((i, None), ""),
                 "prior_blank": blank.get((i, None), ""),
-                "norm": ops.size(states[i].history) if full else None,
+                "norm": ops.update_norm(states[i].history) if full else None,
                 "drift": self._drift(states[i]) if full else None,
                 "stored": ops.bytes_of(states[i].history, *states[i].parts)
                 + sum(x.numel() * x.element_size() for x in states[i].extra.values()),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from seal_lib.continual import plots
 from seal_lib.continual.tables import EXPERIMENT, FATES, MAPS_EXPERIMENT, MATRIX, committed_sweep
-from seal_lib.report.arms import FAMILIES, arm_label, family
+from seal_lib.report.arms import FAMILIES, arm_label, family_of_arm
 from seal_lib.report.figures import narrowed, save, say
 from seal_lib.report.plots import style
 
@@ -185,7 +185,7 @@ def length_figure(rows: pd.DataFrame) -> Figure:
 def _family_legend(ax: Axes, rows: pd.DataFrame) -> None:
     from matplotlib.lines import Line2D
 
-    there = {family(arm) for arm in rows["arm"].unique()}
+    there = {family_of_arm(arm) for arm in rows["arm"].unique()}
     handles = [
         Line2D([], [], marker="o", linestyle="", color=shown.colour, label=shown.meaning)
         for key, shown in FAMILIES.items()

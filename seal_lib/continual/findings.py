@@ -7,18 +7,16 @@ Arms that did not run are not mentioned. Uses the rows of `tables` and `tuning`;
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from seal_lib.continual import tables
 from seal_lib.report import stats
 from seal_lib.report.arms import arm_label, arm_rank
 from seal_lib.report.stats import Estimate
-from seal_lib.report.words import bullets, chance, number, percent, points
-
-Lines = Sequence[Mapping[str, object]]
+from seal_lib.report.words import Rows, bullets, chance, number, percent, points
 
 
-def edits(rows: Lines) -> str:
+def edits(rows: Rows) -> str:
     """Return the findings of notebook 13: how much later edits take from earlier ones, per arm, and the comparisons."""
     found = _found(rows)
     said = []
@@ -41,7 +39,7 @@ def edits(rows: Lines) -> str:
     return bullets(said + _differences(found))
 
 
-def mitigations(rows: Lines) -> str:
+def mitigations(rows: Rows) -> str:
     """Return the findings of notebook 14: the separable comparisons, and the prior knowledge the better arms keep."""
     found = _found(rows)
     said = _differences(found)
@@ -53,7 +51,7 @@ def mitigations(rows: Lines) -> str:
     return bullets(said)
 
 
-def retention(rows: Lines) -> str:
+def retention(rows: Rows) -> str:
     """Return the findings of notebook 15: the arms that lose or gain accuracy between the first and the last length.
 
     The prior knowledge left at the last length is stated for these arms.
@@ -70,7 +68,7 @@ def retention(rows: Lines) -> str:
     return bullets(said)
 
 
-def tuning(lines: Lines) -> str:
+def tuning(lines: Rows) -> str:
     """Return the findings of notebook 16: what tuning cost, and whether each choice lies inside the search range."""
     price = tables.tuning_price(lines)
     settings, trainings = (sum(column) for column in zip(*price.values(), strict=True))
@@ -95,7 +93,7 @@ def tuning(lines: Lines) -> str:
     return bullets(said)
 
 
-def _found(rows: Lines) -> dict[tuple[str, str], Estimate]:
+def _found(rows: Rows) -> dict[tuple[str, str], Estimate]:
     """Return (arm, metric) -> estimate for the rows that have a number."""
     return {(row["arm"], row["metric"]): Estimate.of_row(row) for row in rows if not math.isnan(row["value"])}
 

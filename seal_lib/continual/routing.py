@@ -14,7 +14,7 @@ from seal_lib.continual.streams import Stream
 from seal_lib.records import Question
 
 
-def words(text: str) -> list[str]:
+def _words(text: str) -> list[str]:
     """Return the words of a text in lower case."""
     return re.findall(r"\w+", text.lower())
 
@@ -23,7 +23,7 @@ class BM25:
     """An Okapi BM25 index (Robertson & Zaragoza 2009) with idf = ln(1 + (N - df + .5)/(df + .5))."""
 
     def __init__(self, texts: Sequence[str], k1: float = 1.5, b: float = 0.75):
-        self.counts = [Counter(words(text)) for text in texts]
+        self.counts = [Counter(_words(text)) for text in texts]
         lengths = [sum(count.values()) for count in self.counts]
         mean = sum(lengths) / max(1, len(lengths))
         self.norms = [k1 * (1 - b + b * length / max(mean, 1e-9)) for length in lengths]
@@ -36,7 +36,7 @@ class BM25:
         ``threshold`` is the smallest accepted share of the query's distinct words. The share weights all words equally,
         because idf over one or two stored texts is not informative yet.
         """
-        asked = Counter(words(query))
+        asked = Counter(_words(query))
         if not self.counts or not asked:
             return None
         scores = [

@@ -88,7 +88,7 @@ def ties(parts: Sequence[Adapter], density: float, weight: float = 1.0) -> Adapt
     return from_dense(deltas, parts[0].targets)
 
 
-def size(state: Adapter | None) -> float:
+def update_norm(state: Adapter | None) -> float:
     """Return the Frobenius norm of the whole update, over all layers."""
     if state is None:
         return 0.0

@@ -14,6 +14,7 @@ from seal_lib.continual.intervals import Measure, mean
 from seal_lib.report import stats
 from seal_lib.report.arms import difference_arm, plain
 from seal_lib.report.stats import ANY, DIFFERENCE, SHARE, Estimate
+from seal_lib.report.words import Rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,8 +67,6 @@ CONSTANT = {
 }
 #: metrics that do not depend on grades
 UNJUDGED = (*_TRAINED, "seconds_per_edit", "blank_rate", "tuning_settings", "tuning_trainings")
-
-Rows = Sequence[Mapping[str, object]]
 
 
 def ids(rows: Rows) -> list[str]:

@@ -3,9 +3,9 @@
 Every trained rule may take the same learning rates (`rules.base.RATES`) beside its own knobs. The search starts from
 the rule's defaults and moves one knob at a time along its ladder as long as the next value is better; it stops where no
 neighbour is better. The choice therefore lies inside the range that was tried, unless a ladder ends there (`edge`) or
-`MOST` settings are used up. The cost is recorded with every setting. Development streams share no passage and no person
-with the test streams. For the made world, the chosen knobs are committed as ``tuned.yaml`` and all settings as
-``sweep.jsonl``.
+`_MAX_SETTINGS` settings are used up. The cost is recorded with every setting. Development streams share no passage and
+no person with the test streams. For the made world, the chosen knobs are committed as ``tuned.yaml`` and all settings
+as ``sweep.jsonl``.
 """
 
 import json
@@ -23,13 +23,14 @@ from seal_lib.continual.streams import Stream
 from seal_lib.continual.study import run_arm
 from seal_lib.errors import DataError
 from seal_lib.report.stats import Estimate
+from seal_lib.report.words import Rows
 from seal_lib.runs import yaml_files
 
 if TYPE_CHECKING:
     from seal_lib.runs.work import Recorder
 
 #: the maximum number of settings tried per rule
-MOST = 12
+_MAX_SETTINGS = 12
 
 Knobs = dict[str, float]
 
@@ -38,7 +39,7 @@ def climb(
     defaults: Mapping[str, float],
     ladders: Mapping[str, Sequence[float]],
     score: Callable[[Knobs], float],
-    most: int = MOST,
+    most: int = _MAX_SETTINGS,
 ) -> tuple[Knobs, str]:
     """Return the knobs that no single step on a ladder improves, and what cut the search short.
 
@@ -96,7 +97,7 @@ def sweep(
     streams: Sequence[Stream],
     *,
     slots: int = 16,
-    most: int = MOST,
+    most: int = _MAX_SETTINGS,
 ) -> list[dict]:
     """Tune rules and return one line per setting, in the order tried.
 
@@ -128,7 +129,7 @@ def sweep(
     return lines
 
 
-def measured(rows: tables.Rows) -> dict[str, float]:
+def measured(rows: Rows) -> dict[str, float]:
     """Return the numbers of a sweep line from the rows of a setting."""
     R, K = tables.stack(rows), max(row["k"] for row in rows)
     means = {

@@ -94,10 +94,10 @@ class Generator(Protocol):
 
 
 #: completion of a prompt that leaves no room for ``max_tokens``
-TOO_LONG = Completion("", 0, "too_long")
+_TOO_LONG = Completion("", 0, "too_long")
 
 
-def read(
+def prompt_ids(
     requests: Sequence[Request], tokenizer: "PreTrainedTokenizerBase", sampling: Sampling, room: int
 ) -> list[list[int] | None]:
     """Return the token ids of each prompt; None for a skipped prompt.
@@ -139,8 +139,8 @@ def completed(
     room: int,
     decode: Callable[[list[Row]], list[Completion]],
 ) -> list[list[Completion]]:
-    """Return the completions of all requests that `read` takes; ``decode`` makes those of rows, grouped by adapter."""
-    tokens = read(requests, tokenizer, sampling, room)
+    """Return the completions of all requests that `prompt_ids` takes; ``decode`` makes those of rows, by adapter."""
+    tokens = prompt_ids(requests, tokenizer, sampling, room)
     # the samples of one prompt stay together, which needs the least padding
     group = {id(request.adapter): n for n, request in reversed(list(enumerate(requests)))}
     order = sorted((i for i, ids in enumerate(tokens) if ids), key=lambda i: group[id(requests[i].adapter)])
@@ -150,7 +150,7 @@ def completed(
         for k in range(sampling.n)
     }
     found = dict(zip(rows, decode([*rows.values()]), strict=True))
-    return [[found.get((i, k), TOO_LONG) for k in range(sampling.n)] for i in range(len(requests))]
+    return [[found.get((i, k), _TOO_LONG) for k in range(sampling.n)] for i in range(len(requests))]
 
 
 def sample_seed(request: Request, k: int) -> int:
@@ -170,7 +170,7 @@ def finish(
     return Completion(text, len(ids), "eos" if ended else "length")
 
 
-def stopped(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stop: tuple[str, ...]) -> bool:
+def has_stop(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stop: tuple[str, ...]) -> bool:
     """Return True if the decoded ids contain a stop text."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
     return any(s in text for s in stop)

@@ -28,7 +28,7 @@ from seal_lib.generation.contract import Completion, Request, Sampling, sample_s
 
 #: number of consecutive requests without an answer after which the endpoint counts as lost
 LOST = 20
-LARGEST = 2**24  # bytes of a reply
+_MAX_BYTES = 2**24  # bytes of a reply
 PAUSE = 0.5  # s; a try is followed by a random pause of up to twice as long as the one before
 LONGEST = 600.0  # s; if a server asks for a longer pause, the request is given up
 AGAIN = (408, 409, 425, 429)  # HTTP statuses that are tried again, like those from 500 on
@@ -101,7 +101,7 @@ class Again(Exception):
         self.after = after
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A permanent error of one request."""
 
 
@@ -186,7 +186,7 @@ class Endpoint:
         )
         try:
             return retrying(self._once, request, sampling, key)
-        except (Again, Refused) as error:
+        except (Again, RequestRefused) as error:
             return Completion("", 0, "failed", str(error))
 
     def _enough(self, state: RetryCallState) -> bool:
@@ -200,7 +200,7 @@ class Endpoint:
             if self._refusal:
                 raise self._refusal
             if self.counts["calls"] >= self.address.calls or left <= 0:
-                raise Refused("the budget is spent")
+                raise RequestRefused("the budget is spent")
             self.counts["calls"] += 1
         body = self._body(request, sampling)
         status, headers, raw = self._post(body, key, min(self.address.patience, left))
@@ -217,7 +217,7 @@ class Endpoint:
             if status == 400 and self._learn(raw, body):
                 raise Again("a parameter was refused")
             said = _said(raw)[:120]
-            raise Refused(f"status {status}: {said.replace(key, '…') if key else said}")
+            raise RequestRefused(f"status {status}: {said.replace(key, '…') if key else said}")
         return self._read(raw)
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
@@ -240,8 +240,8 @@ class Endpoint:
             ) as reply:
                 for piece in reply.iter_bytes():
                     raw += piece
-                    if time.monotonic() > end or len(raw) > LARGEST:
-                        raise Again("the reply took too long" if len(raw) <= LARGEST else "the reply is too large")
+                    if time.monotonic() > end or len(raw) > _MAX_BYTES:
+                        raise Again("the reply took too long" if len(raw) <= _MAX_BYTES else "the reply is too large")
                 return reply.status_code, reply.headers, raw
         except httpx.TimeoutException as error:
             raise Again("no reply in time") from error
@@ -277,7 +277,7 @@ class Endpoint:
             raise Again("a reply that is none") from error
         ended = choice.get("finish_reason")
         if ended == "content_filter":
-            raise Refused("the server withheld the reply (content_filter)")
+            raise RequestRefused("the server withheld the reply (content_filter)")
         if ended in BROKEN:
             raise Again(f"the reply ended in {ended}")
         if text is None and ended == "length":  # its reasoning reached the token limit

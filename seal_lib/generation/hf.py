@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
 from seal_lib.errors import DataError
-from seal_lib.generation.contract import Completion, Request, Row, Sampling, completed, finish, stopped
+from seal_lib.generation.contract import Completion, Request, Row, Sampling, completed, finish, has_stop
 from seal_lib.models.tokens import ends
 from seal_lib.training.attached import attached
 
-TOGETHER = 8  # tokens that a GPU generates between two checks whether every row has ended
+_TOKENS_PER_CHECK = 8  # tokens that a GPU generates between two checks whether every row has ended
 
 
 class HFGenerator:
@@ -115,7 +115,7 @@ def _decode_tokens(
                 if row not in open_rows:
                     break
                 out[row].append(token)
-                if token in last or (sampling.stop and stopped(tokenizer, out[row], sampling.stop)):
+                if token in last or (sampling.stop and has_stop(tokenizer, out[row], sampling.stop)):
                     open_rows.discard(row)
         if not open_rows:
             break
@@ -127,7 +127,7 @@ def _steps(model: PreTrainedModel, ids: Tensor, mask: Tensor, draws: Tensor, sam
     positions, cache = (mask.cumsum(1) - 1).clamp_min(0), None
     for step in range(sampling.max_tokens):
         logits, cache = _next(model, ids, mask, positions, cache)
-        ids = choose(logits, sampling, draws[:, step])[:, None]
+        ids = next_tokens(logits, sampling, draws[:, step])[:, None]
         yield ids
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         positions = positions[:, -1:] + 1
@@ -151,7 +151,7 @@ def _next(
 def _fixed_steps(
     model: PreTrainedModel, ids: Tensor, mask: Tensor, draws: Tensor, sampling: Sampling
 ) -> Iterator[Tensor]:
-    """Yield the same tokens as `_steps`, up to `TOGETHER` columns at a time, with a cache of fixed size.
+    """Yield the same tokens as `_steps`, up to `_TOKENS_PER_CHECK` columns at a time, with a cache of fixed size.
 
     A GPU replays the step as a CUDA graph: launching the kernels of one token from Python takes many times as long as
     running them, and so does checking after each token whether a row has ended.
@@ -166,7 +166,7 @@ def _fixed_steps(
 
     def write(ids: Tensor, mask: Tensor, positions: Tensor) -> None:
         logits, _ = _next(model, ids, mask, positions, cache)
-        chosen = choose(logits, sampling, draws.index_select(1, at)[:, 0])[:, None]
+        chosen = next_tokens(logits, sampling, draws.index_select(1, at)[:, 0])[:, None]
         out.index_copy_(1, at, chosen)
         token.copy_(chosen)
 
@@ -181,7 +181,7 @@ def _fixed_steps(
     position = position[:, -1:].clone()
     graph, told = None, 0
     for done in range(1, total + 1):  # tokens generated in each row so far
-        if done - told == TOGETHER or done == total:
+        if done - told == _TOKENS_PER_CHECK or done == total:
             yield out[:, told:done]
             told = done
         if done == total:
@@ -197,7 +197,7 @@ def _fixed_steps(
             graph.replay()
 
 
-def choose(logits: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
+def next_tokens(logits: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
     """Choose the next token of each row, [B], from logits [B, V] and uniform draws [B] in [0, 1).
 
     Decoding is greedy at temperature 0 (ties go to the lowest id), else nucleus sampling.

@@ -25,7 +25,7 @@ from transformers.utils import logging
 from seal_lib import paths
 from seal_lib.errors import DataError
 from seal_lib.generation.child import Child, scratch
-from seal_lib.generation.contract import Completion, Request, Row, Sampling, completed, finish, stopped
+from seal_lib.generation.contract import Completion, Request, Row, Sampling, completed, finish, has_stop
 from seal_lib.models.tokens import ends
 from seal_lib.training.adapters import Adapter, check_fits
 
@@ -124,7 +124,7 @@ class VLLMGenerator:
 
 def _cut(ids: list[int], tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> list[int]:
     """Return the ids up to the token that completes the first stop text."""
-    while sampling.stop and stopped(tokenizer, ids[:-1], sampling.stop):
+    while sampling.stop and has_stop(tokenizer, ids[:-1], sampling.stop):
         ids = ids[:-1]
     return ids
 

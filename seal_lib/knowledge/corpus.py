@@ -23,7 +23,7 @@ from seal_lib.runs.work import Recorder
 
 
 @dataclass(frozen=True)
-class Document:
+class CorpusDocument:
     """A document of a corpus with its provenance. ``kind``: ``edit`` or ``passage``; ``sample``: -1 for a passage."""
 
     text: str
@@ -108,22 +108,22 @@ def write(
 
 def documents(
     passages: Sequence[Passage], texts: Sequence[Text], domain: Knowledge, settings: Pretraining, *, count: int
-) -> list[Document]:
+) -> list[CorpusDocument]:
     """Return the corpus: each passage's first ``count`` texts of each kind, cut into documents, then the passage."""
     own = values_of([text for text in texts if text.sample < count], lambda text: text)[0]
     found = []
     for passage in passages:
         for text in own.get(passage.id, ()):
             for piece in read_edit(text.text, settings.cpt_lines, domain.inner.protocol)[0]:
-                whole = domain.prompts.training_text(passage.title, piece)
-                found.append(Document(whole, "edit", passage.id, passage.title, text.writer, text.sample, text.about))
+                full = domain.prompts.training_text(passage.title, piece)
+                found += [CorpusDocument(full, "edit", passage.id, passage.title, text.writer, text.sample, text.about)]
         copies = max(1, len(own.get(passage.id, ()))) if settings.cpt_passages == "each" else 1
-        whole = domain.prompts.training_text(passage.title, passage.text.strip())
-        found += [Document(whole, "passage", passage.id, passage.title)] * copies
+        full = domain.prompts.training_text(passage.title, passage.text.strip())
+        found += [CorpusDocument(full, "passage", passage.id, passage.title)] * copies
     return found
 
 
-def export(run: Recorder, corpora: Mapping[str, Sequence[Document]]) -> Path:
+def export(run: Recorder, corpora: Mapping[str, Sequence[CorpusDocument]]) -> Path:
     """Write every corpus to a folder of the run as ``<name>.jsonl`` and ``<name>.parquet``; ``text`` is trained on."""
     import pandas as pd
 

@@ -15,7 +15,7 @@ from seal_lib.knowledge.data import batches, load_passages
 from seal_lib.records import PassageTrial, values_of
 from seal_lib.report import diagrams
 from seal_lib.report.arms import arm_label
-from seal_lib.report.diagrams import GIVEN, RIGHT, TRAINED, WRITTEN, WRONG
+from seal_lib.report.diagrams import GIVEN, RIGHT, TRAINED, WIDE, WRITTEN, WRONG
 from seal_lib.report.marks import draws
 from seal_lib.runs import manifest
 
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 EXPERIMENT = "knowledge/restem"
-WIDE = 7.3  # inches
-QUESTIONS = 5  # most questions that are shown
+_SHOWN_QUESTIONS = 5  # most questions that are shown
 
 
 def pictures(
@@ -197,7 +196,7 @@ def _columns(table: pd.DataFrame) -> list[tuple[str, str, list[str], str]]:
 
 def _edit_size(table: pd.DataFrame) -> tuple[float, float]:
     high = max(diagrams.height(len(lines)) for *_, lines, _ in _columns(table))
-    return WIDE + 0.1, high + 0.165 * min(QUESTIONS, len(diagrams.parts(table, "question"))) + 1.55
+    return WIDE + 0.1, high + 0.165 * min(_SHOWN_QUESTIONS, len(diagrams.parts(table, "question"))) + 1.55
 
 
 @draws("", _edit_size, "from a passage to answers without it")
@@ -223,7 +222,7 @@ def one_self_edit(table: pd.DataFrame, ax: Axes) -> Axes:
     }
     for at, _, head in columns.values():
         diagrams.note(ax, at, y, head, fontweight="bold")
-    for row in asked[:QUESTIONS]:
+    for row in asked[:_SHOWN_QUESTIONS]:
         y += 0.165
         for name, (at, room, _) in columns.items():
             grade = row.get(f"{name}_grade", math.nan)
@@ -232,7 +231,7 @@ def one_self_edit(table: pd.DataFrame, ax: Axes) -> Axes:
             line = " ".join(diagrams.wrapped(str(row[name]).replace("\n", " "), room, 1)) or "(blank)"
             diagrams.note(ax, at, y, line + sign, color=paint, fontsize=diagrams.SIZE)
     right = sum(row["after_grade"] == 1 for row in asked)
-    more = f"{right} of {len(asked)} right with the adapter; {min(QUESTIONS, len(asked))} are shown."
+    more = f"{right} of {len(asked)} right with the adapter; {min(_SHOWN_QUESTIONS, len(asked))} are shown."
     diagrams.note(ax, 0.02, y + 0.2, more)
     diagrams.footer(ax, table, WIDE, high)
     return ax

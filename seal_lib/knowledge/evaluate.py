@@ -17,7 +17,7 @@ from seal_lib.knowledge.documents import read_edit, split_edit
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.loops.domain import Candidate, Rejected
-from seal_lib.loops.inner import score
+from seal_lib.loops.inner import score_candidates
 from seal_lib.loops.outer import evaluate
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
@@ -29,7 +29,7 @@ from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed
 
 #: an arm's trials: those of its only loop, or loop -> trials
-Loops = Sequence[PassageTrial] | Mapping[int, Sequence[PassageTrial]]
+ArmTrials = Sequence[PassageTrial] | Mapping[int, Sequence[PassageTrial]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def evaluate_arm(
     if kind == "none":
         shown = BASELINES[arm].in_context
         asked = [Candidate(f"{arm}/{p.id}", p, None, arm, 0, trains=False, shown=shown) for p in passages]
-        return score(run, policy, asked, domain, phase=phase, chunk=64)
+        return score_candidates(run, policy, asked, domain, phase=phase, chunk=64)
     writer = kind.removeprefix("reference:")
     edits = [None if kind == "passage" else reference_edit(p, writer, arm) for p in passages]
     candidates = [
@@ -87,7 +87,7 @@ def evaluate_arm(
         for p, edit in zip(passages, edits, strict=True)
         if not (edit and edit.unwritten)
     ]
-    tried = iter(score(run, policy, candidates, domain, phase=phase))
+    tried = iter(score_candidates(run, policy, candidates, domain, phase=phase))
     return [
         domain.trial(edit, Rejected("unwritten", edit.unwritten)) if edit and edit.unwritten else next(tried)
         for edit in edits
@@ -103,12 +103,12 @@ def evaluate_arms(
     outer: OuterLoop,
     *,
     seeds: Sequence[int],
-) -> dict[str, Loops]:
+) -> dict[str, ArmTrials]:
     """Return the trials by arm: one whose text is sampled is run for each seed (seed -> trials), others for the first.
 
     Sampling is that of a loop with the same seed, so that rounds are compared with the same untrained self-edits.
     """
-    trials: dict[str, Loops] = {}
+    trials: dict[str, ArmTrials] = {}
     for arm in arms:
         sampled = arm in BASELINES and BASELINES[arm].text == "policy"
         by_seed = {
@@ -146,7 +146,7 @@ def reference_edit(passage: Passage, writer: str, arm: str) -> SelfEdit:
     return SelfEdit(f"{passage.id}/{writer}", passage.id, passage.references[writer], writer)
 
 
-def result_rows(experiment: str, arm: str, trials: Loops, *, grader: str, **label: str) -> list[dict]:
+def result_rows(experiment: str, arm: str, trials: ArmTrials, *, grader: str, **label: str) -> list[dict]:
     """Return an arm's rows of ``results.csv``: accuracy (mean of passages), micro, F1, containment, blanks, failures.
 
     The passage is the unit of every row. A failed trial has no accuracy: it is dropped from the means, and counted in
@@ -179,7 +179,7 @@ def result_rows(experiment: str, arm: str, trials: Loops, *, grader: str, **labe
     return rows
 
 
-def token_row(experiment: str, arm: str, trials: Loops, **label: str) -> dict:
+def token_row(experiment: str, arm: str, trials: ArmTrials, **label: str) -> dict:
     """Return the row of an arm's cost: tokens trained on per passage, all epochs, failed trials included."""
     spent = values_of(trials, lambda t: float(t.tokens))
     return stats.mean_over_loops(spent, stats.ANY).row(experiment, arm, "tokens_per_edit", **label)
@@ -191,7 +191,7 @@ def _blank(edit: SelfEdit | None) -> bool:
 
 def difference_rows(
     experiment: str,
-    trials: Mapping[str, Loops],
+    trials: Mapping[str, ArmTrials],
     pairs: Sequence[tuple[str, str]],
     *,
     grader: str,
@@ -209,7 +209,7 @@ def difference_rows(
 
 
 def table_rows(
-    experiment: str, trials: Mapping[str, Loops], pairs: Sequence[tuple[str, str]], *, grader: str, **label: str
+    experiment: str, trials: Mapping[str, ArmTrials], pairs: Sequence[tuple[str, str]], *, grader: str, **label: str
 ) -> list[dict]:
     """Return the rows of several arms and of their differences."""
     each = [result_rows(experiment, arm, several, grader=grader, **label) for arm, several in trials.items()]

@@ -8,7 +8,7 @@ passages; each is also reported on its own.
 import math
 from collections.abc import Mapping, Sequence
 
-from seal_lib.knowledge.evaluate import Loops, difference_rows, edit_rows, result_rows
+from seal_lib.knowledge.evaluate import ArmTrials, difference_rows, edit_rows, result_rows
 from seal_lib.loops.outer import Loop, fresh_rewards
 from seal_lib.records import Passage, PassageTrial
 from seal_lib.report import rewards
@@ -44,7 +44,7 @@ def restem_rows(
     several = list(loops.values())
     rounds = len(several[0].rounds)
     arms = dict.fromkeys(arm for loop in several for arm in loop.evaluated)
-    pooled: dict[str, Loops] = {
+    pooled: dict[str, ArmTrials] = {
         **controls,
         **{arm: {loop.seed: loop.evaluated[arm] for loop in several} for arm in arms},
     }

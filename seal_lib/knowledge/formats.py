@@ -6,7 +6,7 @@ A format is a prompt set (`prompts.yaml`); an arm is a format after a number of 
 
 from collections.abc import Mapping, Sequence
 
-from seal_lib.knowledge.evaluate import Loops, difference_rows, edit_rows, result_rows, table_rows, token_row
+from seal_lib.knowledge.evaluate import ArmTrials, difference_rows, edit_rows, result_rows, table_rows, token_row
 from seal_lib.knowledge.experiment import reward_rows
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.loops.outer import Loop
@@ -31,7 +31,7 @@ def arm_of(prompts: str, index: int) -> str:
     return f"{family_of(prompts)}_round_{index}"
 
 
-def comparisons(formats: Sequence[str], rounds: int) -> list[tuple[str, str]]:
+def _comparisons(formats: Sequence[str], rounds: int) -> list[tuple[str, str]]:
     """Return the pairs of arms to compare, which are one family: each format and the first after equal rounds, each
     format after all rounds and before any, and each other untrained format and the first after all rounds (does a
     wording do what training does?)."""
@@ -42,7 +42,7 @@ def comparisons(formats: Sequence[str], rounds: int) -> list[tuple[str, str]]:
 
 
 def format_rows(
-    controls: Mapping[str, Loops],
+    controls: Mapping[str, ArmTrials],
     loops: Mapping[str, Mapping[int, Loop]],
     wordings: Mapping[str, Prompts],
     *,
@@ -77,14 +77,14 @@ def format_rows(
         own = family_of(name)
         rows += reward_rows(list(several.values()), experiment=EXPERIMENT, family=own, grader=grader, **label)
         if (where := f"{EXPERIMENT}/{own}") in {experiment for experiment, *_ in paper_index()}:
-            found: dict[str, Loops] = {names[i]: arms[arm_of(name, i)] for i in range(rounds + 1)}
+            found: dict[str, ArmTrials] = {names[i]: arms[arm_of(name, i)] for i in range(rounds + 1)}
             found |= {"external": controls[f"{own}_external"]} if f"{own}_external" in controls else {}
             pairs = [(later, names[0]) for later in names[1:]]
             rows += table_rows(where, found, pairs, grader=grader, **label)
-    return rows + difference_rows(EXPERIMENT, evaluated, comparisons([*loops], rounds), grader=grader, **label)
+    return rows + difference_rows(EXPERIMENT, evaluated, _comparisons([*loops], rounds), grader=grader, **label)
 
 
-def reasoned_rows(trials: Mapping[str, Loops], **label: str) -> list[dict]:
+def reasoned_rows(trials: Mapping[str, ArmTrials], **label: str) -> list[dict]:
     """Return the lines of ``knowledge/prompts/reasoned_answers``, whose arms reason before they answer."""
     pairs = [(arm, "frozen") for arm in trials if arm != "frozen"]
     return table_rows(f"{EXPERIMENT}/reasoned_answers", trials, pairs, **label)
@@ -92,7 +92,6 @@ def reasoned_rows(trials: Mapping[str, Loops], **label: str) -> list[dict]:
 
 def in_words(rows: Rows, formats: Sequence[str], rounds: int) -> str:
     """Return Markdown on which untrained formats are above the trained first one, and on every separable difference."""
-    rows = list(rows)
     apart, trained = differences(rows, EXPERIMENT), arm_of(formats[0], rounds)
     above = [
         f"{arm_label(a)} {points(e)}"

@@ -24,7 +24,7 @@ from seal_lib.records import Passage
 from seal_lib.runs.work import Recorder
 from seal_lib.seeds import derive_seed, rng
 
-FILES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+NOTE_FILES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 def with_external(
@@ -57,7 +57,7 @@ def with_external(
     """
     if not source:
         return list(passages)
-    if source.endswith(FILES):
+    if source.endswith(NOTE_FILES):
         return from_file(paths.given(source), passages, count)
     writer = Other(source, key_env, calls, seconds, device, dtype)
     writer.check()

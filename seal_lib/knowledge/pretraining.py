@@ -11,11 +11,11 @@ from dataclasses import replace
 from functools import partial
 
 from seal_lib.errors import DivergedError
-from seal_lib.knowledge.corpus import Document
+from seal_lib.knowledge.corpus import CorpusDocument
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.evaluate import difference_rows, result_rows
 from seal_lib.loops.domain import Candidate, Rejected
-from seal_lib.loops.inner import ask
+from seal_lib.loops.inner import ask_candidates
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import Pretraining
 from seal_lib.models.tokens import read_ids
@@ -30,7 +30,7 @@ Measured = tuple[dict[int, list[PassageTrial]], dict[int, list[PassageTrial]]]
 def evaluate(
     run: Recorder,
     policy: Policy,
-    corpus: Sequence[Document],
+    corpus: Sequence[CorpusDocument],
     passages: Sequence[Passage],
     prior: Sequence[Passage],
     domain: Knowledge,
@@ -57,7 +57,7 @@ def _trained(
     part: Sequence[Passage],
     count: Count,
     *,
-    corpus: Sequence[Document],
+    corpus: Sequence[CorpusDocument],
     domain: Knowledge,
     settings: Pretraining,
     arm: str,
@@ -65,7 +65,7 @@ def _trained(
 ) -> list[dict]:
     asked = [Candidate(f"{arm}/{p.id}", p, None, arm, seed, trains=False) for p in part]
     if not corpus:
-        return [to_dict(trial) for trial in ask(policy, asked, {}, count, domain=domain)]
+        return [to_dict(trial) for trial in ask_candidates(policy, asked, {}, count, domain=domain)]
     ids, cut = _encoded(policy, corpus, settings)
     try:
         trained, report = policy.pretrained(ids, settings, seed=seed)
@@ -75,12 +75,12 @@ def _trained(
     count(trained=report["tokens"])
     about = {"steps": report["steps"], "tokens": report["tokens"]}
     about |= {key: report[key] for key in ("first_loss", "last_loss")}
-    trials = ask(trained, asked, {}, count, domain=domain)
+    trials = ask_candidates(trained, asked, {}, count, domain=domain)
     return [to_dict(replace(t, **about, left_out=t.left_out | cut.get(t.unit_id, {}))) for t in trials]
 
 
 def _encoded(
-    policy: Policy, corpus: Sequence[Document], settings: Pretraining
+    policy: Policy, corpus: Sequence[CorpusDocument], settings: Pretraining
 ) -> tuple[list[list[int]], dict[str, dict[str, int]]]:
     """Return the token ids of each document with an end-of-text token, truncated to what settings and model allow, and
     the number of tokens cut from each passage."""

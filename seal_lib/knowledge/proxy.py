@@ -10,7 +10,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from seal_lib.knowledge.domain import Knowledge
-from seal_lib.knowledge.evaluate import Loops, table_rows
+from seal_lib.knowledge.evaluate import ArmTrials, table_rows
 from seal_lib.knowledge.rubrics import Rubric
 from seal_lib.loops import outer as outer_loop
 from seal_lib.loops.domain import Candidate
@@ -52,7 +52,7 @@ def ways(
     return found | {"seal_prefilter": (rates, replace(outer, finalists=finalists))}
 
 
-def level_rows(trials: Mapping[str, Loops], **label: str) -> list[dict]:
+def level_rows(trials: Mapping[str, ArmTrials], **label: str) -> list[dict]:
     """Return rows for the level of each arm and for the differences, which are one family: each trained arm against the
     untrained policy, and each other trained arm against the real reward."""
     learned = [arm for arm in trials if arm not in ("frozen", "own_untrained")]
@@ -76,7 +76,7 @@ def rate_trials(
     """Return trial id → the rating of its self-edit by the domain's rubric, without trials that have no self-edit."""
     known = {unit.id: unit for unit in units}
     asked = [Candidate(t.id, known[t.unit_id], t.edit, phase, 0) for t in trials if t.edit and not t.edit.unwritten]
-    return outer_loop.rate(run, policy, asked, domain, phase=phase)
+    return outer_loop.rate_candidates(run, policy, asked, domain, phase=phase)
 
 
 def agreement_rows(
@@ -176,7 +176,6 @@ def _with_seeds(record: Round) -> list[tuple[PassageTrial, tuple[float, ...]]]:
 
 def in_words(rows: Rows) -> str:
     """Return Markdown on how well each rubric agrees, what each arm costs, and which differences are separable."""
-    rows = list(rows)
     found: dict[str, dict[str, Estimate]] = {}
     for row in rows:
         found.setdefault(row["arm"], {})[row["metric"]] = Estimate.of_row(row)

@@ -17,10 +17,10 @@ from seal_lib.errors import DataError, must_be_one_of
 from seal_lib.grading.graders import normalise
 from seal_lib.knowledge import relations, world
 from seal_lib.knowledge.domain import Knowledge
-from seal_lib.knowledge.evaluate import Loops, difference_rows, result_rows, token_row
+from seal_lib.knowledge.evaluate import ArmTrials, difference_rows, result_rows, token_row
 from seal_lib.knowledge.prompts import PIECES, Prompts
 from seal_lib.loops.domain import Candidate
-from seal_lib.loops.inner import score
+from seal_lib.loops.inner import score_candidates
 from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
@@ -36,7 +36,7 @@ EXPERIMENT = "knowledge/strategies"
 #: the arm whose self-edits go through the strategies in turn
 IN_TURN = "strategy_in_turn"
 #: who may follow a strategy: the made world's writer, or the policy
-WRITERS = ("made", "policy")
+STRATEGY_WRITERS = ("made", "policy")
 #: passage's id → its self-edits, of which the first n are trained on
 Written = Mapping[str, Sequence[SelfEdit]]
 
@@ -189,14 +189,14 @@ def train_on_amounts(
             first, *more = written[passage.id][: n if kind == "x" else None]
             drawn = derive_seed(seed, passage.id, kind, n)  # the same for every writer
             candidates.append(Candidate(f"{passage.id}/{name}", passage, first, name, drawn, more=tuple(more)))
-        found[name] = score(run, policy, candidates, limited, phase=f"{group}amount/{name}")
+        found[name] = score_candidates(run, policy, candidates, limited, phase=f"{group}amount/{name}")
     return found
 
 
 # ---------------------------------------------------------------------------------------------- the lines
 
 
-def comparisons(arms: Sequence[str], trained: str, counts: Sequence[int], budgets: Sequence[int]) -> list[tuple]:
+def _comparisons(arms: Sequence[str], trained: str, counts: Sequence[int], budgets: Sequence[int]) -> list[tuple]:
     """Return the pairs of arms to compare, which are one family.
 
     At equal tokens, every writer is compared with the untrained policy and with the trained one; at equal counts, the
@@ -214,7 +214,7 @@ def comparisons(arms: Sequence[str], trained: str, counts: Sequence[int], budget
 
 
 def amount_rows(
-    trials: Mapping[str, Mapping[str, Loops]],
+    trials: Mapping[str, Mapping[str, ArmTrials]],
     written: Mapping[str, Mapping[int, Written]],
     rounds: Mapping[int, Sequence[Round]],
     *,
@@ -250,7 +250,7 @@ def amount_rows(
         tokens = sum(getattr(trial, "tokens", 0) for record in records for trial in record.candidates)
         spent.append(float(tokens * max(1, seeds)))
     rows.append(stats.mean_over_units(spent, stats.ANY, "loop").row(EXPERIMENT, trained, "tokens_reward", **label))
-    pairs = comparisons([*trials], trained, counts, budgets)
+    pairs = _comparisons([*trials], trained, counts, budgets)
     return rows + difference_rows(EXPERIMENT, every, pairs, grader=grader, **label)
 
 
@@ -284,7 +284,6 @@ DIFFER: dict[str, Callable[[Sequence[str]], float]] = {"distinct": distinct, "ov
 
 def in_words(rows: Rows, trained: str, counts: Sequence[int]) -> str:
     """Return Markdown on what the rounds cost, on count against choice, and on every separable difference."""
-    rows = list(rows)
     value = {(row["arm"], row["metric"]): row["value"] for row in rows}
     apart = differences(rows, EXPERIMENT)
     many, one = with_amount("own_untrained", "x", max(counts)), with_amount(trained, "x", min(counts))

@@ -80,10 +80,10 @@ def try_all(
     results = dict(zip([c.id for c in to_train], train(policy, to_train, domain, count), strict=True))
     if shelf is not None:
         shelf.keep(results)
-    return ask(policy, candidates, results, count, domain=domain)
+    return ask_candidates(policy, candidates, results, count, domain=domain)
 
 
-def ask(
+def ask_candidates(
     policy: Policy,
     candidates: Sequence[Candidate],
     results: Mapping[str, Result | Rejected],
@@ -114,7 +114,7 @@ def _rows(
     return [to_dict(trial) for trial in try_all(policy, part, count, domain=domain, shelf=shelf)]
 
 
-def score(
+def score_candidates(
     run: Recorder,
     policy: Policy,
     candidates: Sequence[Candidate],
@@ -148,5 +148,5 @@ def score_edits(
     known = {unit.id: unit for unit in units}
     read = [domain.read(known[edit.unit_id], edit, arm, seed) for edit in edits]
     distinct = {c.id: c for c in read if isinstance(c, Candidate)}
-    tried = {t.id: t for t in score(run, policy, list(distinct.values()), domain, phase=phase)}
+    tried = {t.id: t for t in score_candidates(run, policy, list(distinct.values()), domain, phase=phase)}
     return [domain.trial(e, c if isinstance(c, Rejected) else tried[c.id]) for e, c in zip(edits, read, strict=True)]

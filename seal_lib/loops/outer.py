@@ -15,7 +15,7 @@ from typing import Any
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Request, Sampling
 from seal_lib.loops.domain import Candidate, Domain, Rates, Rejected, TrialT, Unit, Units
-from seal_lib.loops.inner import score, score_edits
+from seal_lib.loops.inner import score_candidates, score_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import BLIND, COMPARING, RATED, REWARDS
 from seal_lib.loops.settings import OuterLoop
@@ -105,7 +105,7 @@ def _texts(policy: Policy, part: Sequence[EditPrompt], count: Count, *, sampling
 # ---------------------------------------------------------------------------------------------- one round
 
 
-def rate(
+def rate_candidates(
     run: Recorder, policy: Policy, candidates: Sequence[Candidate], domain: Domain, *, phase: str
 ) -> dict[str, float]:
     """Return the domain's rating of each candidate's text in [0, 1], by candidate id; NaN if there is no rating.
@@ -124,10 +124,10 @@ def rate(
 def rate_edits(
     run: Recorder, policy: Policy, edits: Sequence[SelfEdit], units: Units, domain: Domain, *, phase: str
 ) -> dict[str, float]:
-    """Return the rating of each self-edit by its id (see `rate`); NaN if its text cannot be parsed."""
+    """Return the rating of each self-edit by its id (see `rate_candidates`); NaN if its text cannot be parsed."""
     known = {unit.id: unit for unit in units}
     read = {edit.id: domain.read(known[edit.unit_id], edit, phase, 0) for edit in edits}
-    said = rate(run, policy, [c for c in read.values() if isinstance(c, Candidate)], domain, phase=phase)
+    said = rate_candidates(run, policy, [c for c in read.values() if isinstance(c, Candidate)], domain, phase=phase)
     return {name: said.get(getattr(candidate, "id", ""), math.nan) for name, candidate in read.items()}
 
 
@@ -166,7 +166,7 @@ def practise(
         tried = finalists_of(tried, ratings, outer.finalists)
     if tried and outer.reward in COMPARING:
         plain = [Candidate(f"{unit.id}/frozen", unit, None, "frozen", seed, trains=False) for unit in units]
-        frozen = {t.unit_id: t.accuracy for t in score(run, policy, plain, domain, phase=f"{phase}/frozen")}
+        frozen = {t.unit_id: t.accuracy for t in score_candidates(run, policy, plain, domain, phase=f"{phase}/frozen")}
     repeats: list[list[Trial]] = []
     for s, draw in enumerate(domain.reward_seeds(seed, outer.reward_seeds) if tried else ()):
         where = f"{phase}/score_{s}" if s else f"{phase}/score"
@@ -191,7 +191,7 @@ def reward_of(trials: Sequence[Trial], frozen: float, reward: str) -> float:
     return sum(REWARDS[reward](trial, frozen) for trial in trials) / len(trials)
 
 
-def round_of(index: int, groups: Sequence[Group], update: Update, outer: OuterLoop, frozen: dict[str, float]) -> Round:
+def as_round(index: int, groups: Sequence[Group], update: Update, outer: OuterLoop, frozen: dict[str, float]) -> Round:
     """Return the record of a round: the first trial of every self-edit, its reward, and the ids of those kept."""
     trials = tuple(several[0] for group in groups for several in group.trials)
     rewards = tuple(reward for group in groups for reward in group.rewards)
@@ -212,7 +212,7 @@ def one_round(
     learn = update_of(outer)
     groups, frozen = practise(run, policy, units, domain, outer, phase=name, seed=seed)
     update = learn(run, policy, groups, domain, outer, name=name, seed=seed)
-    record = round_of(index, groups, update, outer, frozen)
+    record = as_round(index, groups, update, outer, frozen)
     warn_if_blind(record, outer, domain.grader)
     return update, record, groups
 

@@ -33,9 +33,6 @@ REVISIONS = {
     "meta-llama/Llama-3.2-1B-Instruct": "9213176726f574b556790deb65791e0c5aa438b6",
 }
 
-#: number types of weights in the parameter files (see `load`)
-DTYPES = ("float32", "bfloat16", "float16", "4bit")
-
 #: Names of common sets of targets; ``qv`` is PEFT's default for Llama and Qwen2, and so the authors'.
 TARGETS = {
     "qv": ("q_proj", "v_proj"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from seal_lib.errors import DataError, ParameterError, SealError
 
+#: number types of weights; the parameter files know all but the first
 DTYPES = ("float64", "float32", "bfloat16", "float16", "4bit")
 #: A tokenizer with fewer tokens than this share of the embedding's rows belongs to another model. Models pad the rows
 #: to round numbers, by at most 2 % in those that we tested (Phi 2).

@@ -22,7 +22,7 @@ from seal_lib.runs import manifest, params, runner
 
 
 @dataclass
-class Item:
+class NotebookPlan:
     """The plan of one notebook; ``missing`` holds sentences, and ``hours`` the hours by kind of work."""
 
     notebook: str
@@ -65,9 +65,9 @@ def price(work: Phase, shape: budget.Shape, device: Device, dtype: str) -> float
 # ---------------------------------------------------------------------------------------------- the plan
 
 
-def item(notebook: str, scale: str, device: Device, chosen: list[str]) -> Item:
+def item(notebook: str, scale: str, device: Device, chosen: list[str]) -> NotebookPlan:
     """Return the plan of one notebook; its problems are in ``missing``."""
-    made = Item(notebook)
+    made = NotebookPlan(notebook)
     try:
         p = made.parameters = params.resolve(notebook, scale)
         made.work = cells.of(notebook, p)
@@ -104,7 +104,7 @@ def _inputs(notebook: str, scale: str, chosen: list[str]) -> list[str]:
     return [f"reads the run of {name} at scale {scale}, which is not finished; add it to ONLY." for name in lacking]
 
 
-def make(scale: str, only: str, device: Device) -> tuple[list[Item], list[str]]:
+def make(scale: str, only: str, device: Device) -> tuple[list[NotebookPlan], list[str]]:
     """Return the plan of each chosen notebook, and sentences about what the machine itself lacks."""
     chosen = runner.chosen(scale, only)
     items = [item(name, scale, device, chosen) for name in chosen]
@@ -129,12 +129,12 @@ def make(scale: str, only: str, device: Device) -> tuple[list[Item], list[str]]:
     return items, lacking
 
 
-def _runs_disk(items: list[Item]) -> float:
+def _runs_disk(items: list[NotebookPlan]) -> float:
     """Return the bytes of all run folders, plus the largest scratch space, since notebooks run one after the other."""
     return sum(one.disk for one in items) + max((one.scratch for one in items), default=0.0)
 
 
-def lines(items: list[Item]) -> list[str]:
+def lines(items: list[NotebookPlan]) -> list[str]:
     """Return the table of the plan as aligned lines of text."""
     head = ["notebook", "model", "texts", "trainings", "adapter-steps", "answers"]
     rows = [[*head, "M tokens trained", "M tokens written", "memory GB", "disk GB", "hours", ""]]
@@ -168,7 +168,7 @@ def _hours(value: float) -> str:
     return f"{value:.2f}" if value >= 0.01 or not value else "<0.01"
 
 
-def report(scale: str, items: list[Item], lacking: list[str], device: Device, prices: Prices | None) -> str:
+def report(scale: str, items: list[NotebookPlan], lacking: list[str], device: Device, prices: Prices | None) -> str:
     """Return the whole plan as text; with a price list it includes the cost of the hours."""
     head = f"Plan of scale {scale} on {device.name} ({device.source}). Nothing is run or downloaded."
     out = [head, "", *lines(items), ""]

@@ -20,7 +20,7 @@ from seal_lib.knowledge import strategies
 from seal_lib.knowledge.corpus import WRITERS
 from seal_lib.knowledge.domain import InnerLoop
 from seal_lib.knowledge.evaluate import BASELINES
-from seal_lib.knowledge.notes import FILES
+from seal_lib.knowledge.notes import NOTE_FILES
 from seal_lib.loops.settings import OuterLoop, Pretraining
 from seal_lib.models.checks import check_folder
 from seal_lib.report.arms import plain
@@ -94,7 +94,7 @@ def _elsewhere(values: Mapping[str, Any]) -> None:
     if "facts" in rubrics and not str(values["passages"]).startswith("world:"):
         raise ParameterError("rubric: facts are known of the made world only; take length, likeness or judge.")
     for key, name in (("judge", judge), ("external", external), ("rater", rater)):
-        if name and not name.endswith(FILES):
+        if name and not name.endswith(NOTE_FILES):
             Other(name)
         elif name and not paths.given(name).is_file():
             raise ParameterError(f"{key}: there is no file {name}; give its path, or MODEL@URL.")

@@ -25,7 +25,7 @@ from seal_lib.runs.lifecycle import Scratch
 from seal_lib.training.jobs import Job, Result
 
 #: share of the self-edits about passages that a filter with a threshold keeps (assumed)
-KEPT = 0.5
+KEPT_SHARE = 0.5
 SEVERAL = 1 << 62  # stands for an unlimited number of positions
 
 
@@ -184,7 +184,7 @@ class Tokenizer:
 
 
 @dataclass(frozen=True)
-class Engine:
+class DryEngine:
     """An engine that counts what it is asked to write (`seal_lib.generation.contract.Generator`)."""
 
     meter: Meter
@@ -276,13 +276,13 @@ class DryPolicy(Policy):
     def __post_init__(self) -> None:
         object.__setattr__(self, "engine", "dry")
 
-    def generator(self) -> Engine:
-        return Engine(self.model)
+    def generator(self) -> DryEngine:
+        return DryEngine(self.model)
 
     def bank(self, **settings: Any) -> Bank:
         puzzles = self.model.parameters.get("tasks")
         about = lengths.profile(puzzles) if puzzles else None
-        return Bank(self.model, about.kept / about.accepted if about else KEPT, **settings)
+        return Bank(self.model, about.kept / about.accepted if about else KEPT_SHARE, **settings)
 
     def finetuned(
         self, run: Any, pairs: Sequence[tuple[list[int], list[int]]], outer: OuterLoop, *, name: str, seed: int

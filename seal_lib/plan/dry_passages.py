@@ -10,7 +10,7 @@ from seal_lib.knowledge.evaluate import BASELINES
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.knowledge.strategies import Strategy
 from seal_lib.loops.domain import Candidate
-from seal_lib.loops.inner import ask
+from seal_lib.loops.inner import ask_candidates
 from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
@@ -19,7 +19,7 @@ from seal_lib.plan.dry import Meter, Prompt, Several, words
 from seal_lib.records import Passage, Question, SelfEdit
 from seal_lib.runs.work import Count, Recorder
 from seal_lib.store import texts
-from seal_lib.store.growth import ways
+from seal_lib.store.growth import routes
 from seal_lib.store.learning import OwnQuestions, learn
 from seal_lib.store.review import Lines
 from seal_lib.store.schema import Edit
@@ -28,7 +28,7 @@ from seal_lib.store.texts import Document
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wording(Prompts):
+class DryPrompts(Prompts):
     """A prompt set whose prompts have recorded lengths.
 
     The id of a passage begins with its source, and the text of a question is its source.
@@ -46,9 +46,9 @@ class Wording(Prompts):
         return f"{title}\n{text}"
 
 
-def wording(meter: Meter, name: str, file: str | None = None) -> Wording:
+def wording(meter: Meter, name: str, file: str | None = None) -> DryPrompts:
     """Return the prompt set of that name, with recorded lengths."""
-    return Wording(**vars(prompts.load(name, file)), meter=meter)
+    return DryPrompts(**vars(prompts.load(name, file)), meter=meter)
 
 
 def load_passages(
@@ -147,10 +147,10 @@ def grow(
     document = Document("passages", "", "", tuple(passages), ("",) * len(passages))
     learn(run, store, policy, document, domain, outer, OwnQuestions(domain.prompts, 0), seed=seed)
     for size in sizes:
-        for way, _ in ways(search).values():
+        for way, _ in routes(search).values():
             shown = way in ("retrieval", "both")
             asked = [Candidate(p.id, p, None, "frozen", 0, trains=False, shown=shown) for p in passages[:size]]
-            ask(policy, asked, {}, run.count, domain=domain)
+            ask_candidates(policy, asked, {}, run.count, domain=domain)
     return []
 
 

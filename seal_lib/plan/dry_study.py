@@ -21,7 +21,7 @@ from seal_lib.records import Passage, Question
 from seal_lib.training.adapters import Adapter
 from seal_lib.training.jobs import Example, Result
 
-NOTHING = {"all": (torch.zeros(1, 1), torch.zeros(1, 1))}
+_STAND_IN_WEIGHTS = {"all": (torch.zeros(1, 1), torch.zeros(1, 1))}
 
 
 def load_streams(
@@ -113,7 +113,7 @@ class DryRule(Rule):
             self.lab.read(self.lab.base_texts[:1], len(results) * self.cost.reads)
         if self.cost.factors == "edit":
             self.lab.meter.add("factor", len(results), targets=self.lab.inner.targets)
-        return [State(Adapter(1, 1.0, ("all",), NOTHING)) for _ in results]
+        return [State(Adapter(1, 1.0, ("all",), _STAND_IN_WEIGHTS)) for _ in results]
 
     def serve(
         self, stream: Stream, state: State, k: int, title: str, question: Question, own: int | None

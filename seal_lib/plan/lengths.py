@@ -16,7 +16,7 @@ from seal_lib.runs import yaml_files
 
 
 @dataclass(frozen=True)
-class Text:
+class TextLengths:
     """Lengths in tokens of passages with questions."""
 
     source: str  # where the numbers come from
@@ -71,14 +71,14 @@ class PuzzleLengths:
 
 
 @cache
-def profiles() -> dict[str, Text | PuzzleLengths]:
+def profiles() -> dict[str, TextLengths | PuzzleLengths]:
     """Return the recorded profiles by name: ``squad``, ``world``, ``puzzles``, ``grids``."""
-    found: dict[str, Text | PuzzleLengths] = {}
+    found: dict[str, TextLengths | PuzzleLengths] = {}
     for name, row in yaml_files.read(Path(__file__).parent / "lengths.yaml").items():
         if "edits" in row:
             trained = {text: tuple(pair) for text, pair in row["trained"].items()}
             documents = tuple(map(tuple, row["documents"]))
-            found[name] = Text(**{**row, "edits": tuple(row["edits"]), "documents": documents, "trained": trained})
+            found[name] = TextLengths(**row | dict(edits=tuple(row["edits"]), documents=documents, trained=trained))
         else:
             found[name] = PuzzleLengths(**row)
     return found
@@ -89,7 +89,7 @@ def kind_of(document: str | Path) -> str:
     return "world:heldout" if paths.given(document).is_relative_to(paths.PACKAGE) else "hub:rajpurkar/squad"
 
 
-def profile(source: str) -> Text | PuzzleLengths:
+def profile(source: str) -> TextLengths | PuzzleLengths:
     """Return the recorded profile of a source of passages or puzzles, named as in the parameters."""
     known = profiles()
     if source.startswith("world:"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from seal_lib import models, paths
 from seal_lib.errors import SealError
 from seal_lib.generation.others import Other
-from seal_lib.knowledge.notes import FILES
+from seal_lib.knowledge.notes import NOTE_FILES
 from seal_lib.models import budget
 from seal_lib.plan import cells, lengths
 from seal_lib.plan.costs import Device
@@ -95,7 +95,7 @@ def _m_step(p: Mapping, one: Phase, shape: budget.Shape, device: Device, weights
     A GPU takes the pairs one by one (`seal_lib.loops.policy.pieces`).
     """
     text = lengths.profile(str(p.get("practice") or p["passages"]))
-    long = text.longest(round(one.units), p["edit_tokens"]) if isinstance(text, lengths.Text) else text.edit
+    long = text.longest(round(one.units), p["edit_tokens"]) if isinstance(text, lengths.TextLengths) else text.edit
     rows = 1 if device.is_gpu else one.batch
     tokens = int(rows * (text.write + long))
     activations = budget.activation_bytes(shape, tokens, one.targets, dtype=str(p["dtype"]), rank=one.rank)
@@ -198,7 +198,7 @@ def need_others(p: Mapping) -> list[str]:
     """Return sentences about what is missing (a key, a model) to ask a judge, a rater or another writer."""
     lacking = []
     for name, key_env in ((p.get(key), p.get(f"{key}_env", "")) for key in ("judge", "external", "rater")):
-        if not name or name.endswith(FILES):  # files are checked with the parameters
+        if not name or name.endswith(NOTE_FILES):  # files are checked with the parameters
             continue
         try:
             other = Other(name, key_env)

@@ -15,7 +15,7 @@ from seal_lib.report.arms import arm_label
 from seal_lib.report.words import bullets, points, units
 
 
-def comparisons(loop: Any) -> list[tuple[str, str]]:
+def _comparisons(loop: Any) -> list[tuple[str, str]]:
     """Return the pairs SEAL − untrained, SEAL − random choice and random choice − untrained, after the last round."""
     last = f"seal_round_{len(loop.rounds)}"
     (blind,) = (arm for arm in loop.evaluated if arm.startswith("random_"))
@@ -43,7 +43,7 @@ def model_rows(
     return [
         row
         for model, trials in several.items()
-        for row in table_rows(experiment, trials, comparisons(first), model=model, **label)
+        for row in table_rows(experiment, trials, _comparisons(first), model=model, **label)
     ]
 
 
@@ -65,7 +65,7 @@ def size_rows(
     """
     rows = []
     for size, model in sizes.items():
-        pairs = [*comparisons(loops[model]), ("own_untrained", "frozen")]
+        pairs = [*_comparisons(loops[model]), ("own_untrained", "frozen")]
         trials = {"frozen": frozen[model], **loops[model].evaluated}
         rows += table_rows(f"{experiment}/{size}", trials, pairs, model=model, **label)
     return rows

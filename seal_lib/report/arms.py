@@ -42,7 +42,7 @@ _TABLE = yaml_files.read(Path(__file__).with_name("arms.yaml"))
 FAMILIES = {name: Family(**row) for name, row in _TABLE["families"].items()}
 ARMS = {name: ArmStyle(**row) for name, row in _TABLE["arms"].items()}
 #: endings that say who wrote an arm's notes; without an ending it is the writer that the experiment names
-WRITERS = {"_own": "own notes", "_live": "own live notes", "_external": "stronger writer's notes"}
+_WRITER_ENDINGS = {"_own": "own notes", "_live": "own live notes", "_external": "stronger writer's notes"}
 
 
 def round_of(arm: str) -> tuple[str, int] | None:
@@ -72,7 +72,7 @@ def amount_of(arm: str) -> tuple[str, str, int] | None:
 
 def plain(arm: str) -> str:
     """Return the name of an arm without the ending that says who wrote its notes."""
-    return next((arm.removesuffix(ending) for ending in WRITERS if arm.endswith(ending)), arm)
+    return next((arm.removesuffix(ending) for ending in _WRITER_ENDINGS if arm.endswith(ending)), arm)
 
 
 def _listed(arm: str) -> str:
@@ -82,7 +82,7 @@ def _listed(arm: str) -> str:
     return next((name for name in names if name in ARMS), "")
 
 
-def family(arm: str) -> str:
+def family_of_arm(arm: str) -> str:
     """Return the family of an arm, or "" if it is not listed."""
     return ARMS[_listed(arm)].family if _listed(arm) else ""
 
@@ -100,7 +100,7 @@ def arm_label(arm: str) -> str:
         return f"{shown}, round {found['round']}".removeprefix(", ")
     listed = _listed(arm)
     label = ARMS[listed].label if listed else arm.replace("_", " ")
-    return f"{label}, {WRITERS[arm.removeprefix(listed)]}" if listed and arm != listed else label
+    return f"{label}, {_WRITER_ENDINGS[arm.removeprefix(listed)]}" if listed and arm != listed else label
 
 
 def arm_rank(arm: str) -> tuple[float, int, str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from seal_lib import paths
 from seal_lib.errors import DataError, RunError
-from seal_lib.records import PassageTrial, mean_of
+from seal_lib.records import UNSCORED, PassageTrial, mean_of
 from seal_lib.report import stats, words
 from seal_lib.report.arms import arm_label, arm_rank
 from seal_lib.runs import manifest
@@ -21,7 +21,6 @@ from seal_lib.runs import manifest
 if TYPE_CHECKING:
     import pandas as pd
 
-UNSCORED = ("diverged", "task_too_long")  # puzzle outcomes that are not graded (`seal_lib.arc.domain.UNSCORED`)
 _PHASE = re.compile(r"(?:(?P<loop>seed_\w+)/)?evaluate/(?P<arm>\w+)")
 #: arm -> loop -> unit -> accuracy, or share of configurations that solve
 Values = dict[str, dict[str, dict[str, float]]]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GIVEN, WRITTEN, TRAINED, RIGHT, WRONG = "#6b6b6b", "#0072B2", "#7A68A6", "#00795A", "#B3441E"
+WIDE = 7.3  # inches, of all diagrams
 SIZE = 7.2  # font size of a diagram, in points
 LINE = 1.32 * SIZE / 72  # line spacing in inches
 

@@ -69,7 +69,7 @@ def paper_mark(ax: Axes, value: float, at: float, table: pd.DataFrame, upright: 
     if value is None or math.isnan(value):
         return
     arc = "experiment" in table and table["experiment"].astype(str).str.startswith("arc/").any()
-    label = once(ax, "paper (Llama-3.2-1B, ARC)" if arc else "paper (Qwen2.5-7B, SQuAD)")
+    label = label_once(ax, "paper (Llama-3.2-1B, ARC)" if arc else "paper (Qwen2.5-7B, SQuAD)")
     x, y = (at, value) if upright else (value, at)
     ax.plot([x], [y], "D", **DIAMOND, zorder=5, label=label, gid="paper")
 
@@ -97,7 +97,7 @@ def dots(ax: Axes, lines: Mapping[str, Sequence[tuple[str, str, dict]]]) -> None
         for label, paint, row in several:
             if not math.isnan(row["value"]):
                 at = y + 0.7 * ((order.index(label) + 0.5) / len(order) - 0.5)
-                mark(ax, row, at, paint, label=once(ax, label))
+                mark(ax, row, at, paint, label=label_once(ax, label))
     arm_axis(ax, list(lines))
     for y in range(len(lines) - 1):
         ax.axhline(y + 0.5, color=LIGHT, linewidth=0.6, zorder=0)
@@ -233,7 +233,7 @@ def legend(ax: Axes) -> None:
         ax.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2, columnspacing=1.4)
 
 
-def once(ax: Axes, label: str) -> str | None:
+def label_once(ax: Axes, label: str) -> str | None:
     """Return the label, or None if the legend of these axes has it already."""
     return None if label in ax.get_legend_handles_labels()[1] else label
 

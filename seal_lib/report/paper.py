@@ -37,7 +37,7 @@ LATEX = str.maketrans(
 
 
 @dataclass(frozen=True)
-class Part:
+class ItemPart:
     """The values of one experiment in a numbered item; ``metric`` is a pattern."""
 
     experiment: str
@@ -52,7 +52,7 @@ class Item:
     title: str
     v1: str = ""
     v2: str = ""
-    parts: Sequence[Part] = ()
+    parts: Sequence[ItemPart] = ()
     pictures: Sequence[str] = ()
     space: dict[str, list[float]] = field(default_factory=dict)
     notebook: str = ""
@@ -75,10 +75,10 @@ class Item:
 def items() -> tuple[Item, ...]:
     """Return every numbered item, in the paper's order."""
     rows = yaml_files.read(Path(__file__).with_name("paper_items.yaml"))
-    return tuple(Item(**{**row, "parts": [Part(**part) for part in row.get("parts", ())]}) for row in rows)
+    return tuple(Item(**{**row, "parts": [ItemPart(**part) for part in row.get("parts", ())]}) for row in rows)
 
 
-def printed(part: Part) -> dict[tuple[str, str], dict[str, dict]]:
+def printed(part: ItemPart) -> dict[tuple[str, str], dict[str, dict]]:
     """Return (arm, metric) -> version (v1, v2, json) -> the paper's entry; an entry of ``v1=v2`` is under both."""
     found: dict[tuple[str, str], dict[str, dict]] = {}
     for entry in paper_values():
@@ -109,7 +109,7 @@ def beside(df: pd.DataFrame, item: Item, scale: str = "") -> pd.DataFrame:
     return frame
 
 
-def _lines(df: pd.DataFrame, part: Part, labelled: bool) -> Iterator[dict]:
+def _lines(df: pd.DataFrame, part: ItemPart, labelled: bool) -> Iterator[dict]:
     about, known = tables.shown(part.experiment), printed(part)
     rows = df[df["experiment"] == part.experiment]
     ours = rows[rows["metric"].str.fullmatch(part.metric)]
@@ -128,10 +128,10 @@ def _lines(df: pd.DataFrame, part: Part, labelled: bool) -> Iterator[dict]:
             else:
                 same = rows[(rows["protocol"] == row["protocol"]) & (rows["model"] == row["model"])]
                 verdict = tables.verdict(same, arm, reference, metric) if metric == about.metric else ""
-                line |= {"ours, %": tables.percent(row), "n": words.units(Estimate.of_row(row))}
+                line |= {"ours, %": tables.percent_of_row(row), "n": words.units(Estimate.of_row(row))}
                 line |= {"model": row["model"], "protocol": row["protocol"], verdict_column: verdict}
             line |= {v: f"{100 * versions[v]['value']:.1f}" if v in versions else "" for v in VERSIONS}
-            yield line | {"authors' files, 95 %": tables.percent(_bounds(files)) if files else ""}
+            yield line | {"authors' files, 95 %": tables.percent_of_row(_bounds(files)) if files else ""}
 
 
 def _value(metric: str) -> str:
@@ -161,7 +161,7 @@ def reproduced(df: pd.DataFrame, item: Item) -> tuple[int, int]:
     return sum(key in have for key in wanted), len(wanted)
 
 
-def pictures(item: Item, folder: Path) -> list[Path]:
+def item_pictures(item: Item, folder: Path) -> list[Path]:
     """Return the item's pictures that exist in a gallery's folder or in the repository."""
     drawn = sorted(folder.glob("*.png"))
     found = [path for pattern in item.pictures for path in drawn if fnmatch.fnmatch(path.stem, pattern)]
@@ -206,7 +206,7 @@ def page(df: pd.DataFrame, folder: Path, scale: str) -> str:
 def _section(df: pd.DataFrame, item: Item, folder: Path, scale: str) -> str:
     title, frame = html.escape(item.title), beside(df, item, scale)
     parts = [tables.to_html(frame)] if len(frame) else []
-    for path in pictures(item, folder):
+    for path in item_pictures(item, folder):
         kind, data = "svg+xml" if path.suffix == ".svg" else "png", base64.b64encode(path.read_bytes()).decode()
         parts.append(f"<img alt='{title}' src='data:image/{kind};base64,{data}'>")
     if item.lacks:

@@ -23,10 +23,10 @@ from seal_lib.report.marks import (
     by_arms,
     dots,
     draws,
+    label_once,
     legend,
     mark,
     names_at_right,
-    once,
     paper_mark,
     round_axis,
     share_axis,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-LEVELS = ("icl", "frozen", "external", "oracle")  # level lines in a figure over rounds
+LEVEL_LINES = ("icl", "frozen", "external", "oracle")  # level lines in a figure over rounds
 CONTROL_PLACES = {  # arms measured once: arm -> place on the axis of rounds, given the last round
     "random_edit_sft": lambda last: last,
     "random_config_sft": lambda last: 1.1,  # beside round 1, whose samples it uses
@@ -88,7 +88,7 @@ def accuracy_by_arm(table: pd.DataFrame, ax: Axes, metric: str = "accuracy", fai
     for y, row in enumerate(rows):
         if failed.get(row["arm"], math.nan) >= WORTH_A_FIGURE:
             share = failed[row["arm"]]
-            ax.barh(y, share, height=0.62, color="#e9e9e9", zorder=0, label=once(ax, FAILURES[failures]))
+            ax.barh(y, share, height=0.62, color="#e9e9e9", zorder=0, label=label_once(ax, FAILURES[failures]))
     arm_lines(ax, rows, table)
     share_axis(ax.xaxis, SHARE_LABELS[metric])
     return ax
@@ -135,7 +135,7 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
     """Draw the paper's Figure 4: accuracy by round, thin lines for single seeds of the loop, and bands for intervals.
 
     The table holds the pooled experiment and, optionally, its `<experiment>/seed_<k>` children. Round 0 is the
-    untrained policy. Arms without rounds (`LEVELS`) are level lines, and the paper's rounds are diamonds.
+    untrained policy. Arms without rounds (`LEVEL_LINES`) are level lines, and the paper's rounds are diamonds.
     """
     everything = table[table["metric"] == metric]
     child = everything["experiment"].str.contains(r"/seed_\w+$")
@@ -147,7 +147,7 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
     for _, rows in everything[child].groupby("experiment"):
         rounds_of_seal = [(round_of(row["arm"]), row["value"]) for row in arm_rows(rows, metric)]
         one = sorted((found[1], value) for found, value in rounds_of_seal if found and found[0] == "seal")
-        label = once(ax, "single seeds of the loop")
+        label = label_once(ax, "single seeds of the loop")
         ax.plot(*zip(*one, strict=True), color=colour("seal"), linewidth=0.9, alpha=0.55, zorder=2, label=label)
     start = {0: families["seal"][0]} if 0 in families.get("seal", {}) else {}
     for family, rounds in families.items():
@@ -167,7 +167,7 @@ def accuracy_by_round(table: pd.DataFrame, ax: Axes, metric: str = "accuracy") -
         paper_mark(ax, value, x, table, upright=True)
     last = max([1, *(x for rounds in families.values() for x in rounds)])
     for row in pooled:
-        if row["arm"] in LEVELS:
+        if row["arm"] in LEVEL_LINES:
             names += _level(ax, row)
         elif row["arm"] in CONTROL_PLACES and not math.isnan(row["value"]):
             mark(ax, row, CONTROL_PLACES[row["arm"]](last), colour(row["arm"]), upright=True)
@@ -330,7 +330,7 @@ def reward_honesty(table: pd.DataFrame, ax: Axes) -> Axes:
         xs = [ticks.index(tick) + 0.14 * (k - 1) for tick, _ in rows]
         ax.plot(xs, [row["value"] for _, row in rows], color=paint, linewidth=0.9, alpha=0.5, zorder=2)
         for x, (_, row) in zip(xs, rows, strict=True):
-            mark(ax, row, x, paint, marker=marker, upright=True, label=once(ax, label))
+            mark(ax, row, x, paint, marker=marker, upright=True, label=label_once(ax, label))
             paper_mark(ax, row["paper_value"], x, table, upright=True)
     round_axis(ax, ticks)
     share_axis(ax.yaxis, "reward of a self-edit")

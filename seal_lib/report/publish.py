@@ -148,7 +148,7 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
     found = sorted(paths.figures().glob("*/results.csv"))
     every = {path.parent.name: read_results(path) for path in found}
     wrote = [
-        paths.write_text(readme.with_name("RESULTS.md"), whole(every)),
+        paths.write_text(readme.with_name("RESULTS.md"), _whole(every)),
         paths.write_text(readme.with_name("REPRODUCTION.md"), paper.reproduction(every)),
     ]
     if folder.name == README_SHOWS:
@@ -157,7 +157,7 @@ def publish(scale: str, readme: Path | None = None, incomplete: bool = False) ->
     return wrote
 
 
-def whole(published: Mapping[str, pd.DataFrame]) -> str:
+def _whole(published: Mapping[str, pd.DataFrame]) -> str:
     """Return RESULTS.md: the tables of every published scale and set, and the minutes of their notebooks."""
     import pandas as pd
 

@@ -60,7 +60,7 @@ def collect(scale: str, write: bool = True) -> pd.DataFrame:
         used.append(entry | {"rows": len(frame)})
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
     _one_family(table)
-    table = joined(_without_duplicates(table))
+    table = with_paper_values(_without_duplicates(table))
     if write:
         folder = paths.gallery(scale)
         paths.write_text(folder / "results.csv", table.to_csv(index=False, lineterminator="\n"))
@@ -101,7 +101,7 @@ def read_results(path: Path, columns: list[str] = TABLE_COLUMNS) -> pd.DataFrame
 
 def read_run(folder: Path) -> pd.DataFrame:
     """Return the results of one finished run with the paper's values beside them, as `collect` joins them."""
-    return joined(read_results(manifest.written(folder, "results.csv"), COLUMNS).assign(run=folder.name))
+    return with_paper_values(read_results(manifest.written(folder, "results.csv"), COLUMNS).assign(run=folder.name))
 
 
 def arm_rows(table: pd.DataFrame, metric: str, needed: bool = True) -> list[dict]:
@@ -129,7 +129,7 @@ def wants(table: pd.DataFrame, columns: list[str]) -> None:
         raise DataError(f"The table lacks the column {absent[0]!r}; it has {', '.join(map(str, table.columns))}.")
 
 
-def joined(frame: pd.DataFrame) -> pd.DataFrame:
+def with_paper_values(frame: pd.DataFrame) -> pd.DataFrame:
     """Add paper_value and paper_source, fix the column order, and round to six decimals."""
     index = paper_index()
     entries = [index.get(key) for key in frame[["experiment", "arm", "metric"]].itertuples(index=False, name=None)]

@@ -33,14 +33,14 @@ import numpy as np
 
 from seal_lib.errors import DataError
 
-LEVEL, ALPHA = 0.95, 0.05
-DRAWS, SEED = 10_000, 0  # of sign flips
-_TAIL = ALPHA / 2
+LEVEL, _ALPHA = 0.95, 0.05
+DRAWS, _SEED = 10_000, 0  # of sign flips
+_TAIL = _ALPHA / 2
 _CELLS = 4_000_000  # sign-flipped numbers held in memory at once
 SHARE, DIFFERENCE, ANY = (0.0, 1.0), (-1.0, 1.0), (-math.inf, math.inf)  # range of one unit's value
 SMALLEST_N = 6  # pairs: with five, the exact two-sided sign-flip test cannot reach 0.05
 #: unit -> its value, or several values (questions, self-edits, attempts) that are averaged
-Units = Mapping[str, float | Sequence[float]] | Sequence[float]
+UnitValues = Mapping[str, float | Sequence[float]] | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Estimate:
 
 
 def mean_over_units(
-    values: Units, bounds: tuple[float, float], unit: str = "passage", *, constant: bool = False
+    values: UnitValues, bounds: tuple[float, float], unit: str = "passage", *, constant: bool = False
 ) -> Estimate:
     """Return the macro mean over units of one loop, as `mean_over_loops`.
 
@@ -108,7 +108,7 @@ def mean_over_units(
 
 
 def mean_over_loops(
-    values_by_loop: Mapping[Any, Units],
+    values_by_loop: Mapping[Any, UnitValues],
     bounds: tuple[float, float],
     unit: str = "passage",
     *,
@@ -164,7 +164,7 @@ def ratio_over_loops(pairs_by_loop: Mapping[Any, Mapping[str, tuple[float, float
 
 
 def compare(
-    values: Mapping[str, Mapping[Any, Units]],
+    values: Mapping[str, Mapping[Any, UnitValues]],
     pairs: Sequence[tuple[str, str]],
     bounds: tuple[float, float] = DIFFERENCE,
     unit: str = "passage",
@@ -195,7 +195,7 @@ def compare(
     return {pair: replace(estimate, p=adjusted[pair]) for pair, estimate in found.items()}
 
 
-def differences(a: Mapping[Any, Units], b: Mapping[Any, Units]) -> dict[object, dict[str, float]]:
+def differences(a: Mapping[Any, UnitValues], b: Mapping[Any, UnitValues]) -> dict[object, dict[str, float]]:
     """Return loop -> unit -> a − b.
 
     A side with one loop is compared with every loop of the other. Units that only one side has are NaN. Raises
@@ -230,7 +230,7 @@ def separable(difference: Estimate) -> bool:
     """
     if difference.n < SMALLEST_N or math.isnan(difference.low) or math.isnan(difference.high):
         return False
-    return (difference.low > 0 or difference.high < 0) and not difference.p >= ALPHA
+    return (difference.low > 0 or difference.high < 0) and not difference.p >= _ALPHA
 
 
 def sign_flip_test(differences: Sequence[float]) -> float:
@@ -247,7 +247,7 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     if n <= 14:
         signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # (2^n, n)
         return float((np.abs(signs @ values) >= bar).mean())
-    rng, hits = np.random.default_rng(SEED), 0
+    rng, hits = np.random.default_rng(_SEED), 0
     step = max(1, _CELLS // n)
     for start in range(0, DRAWS, step):
         signs = 1 - 2 * rng.integers(0, 2, size=(min(step, DRAWS - start), n))
@@ -329,11 +329,11 @@ def reliability(rewards: Iterable[Sequence[Sequence[float]]], unit: str = "passa
     return Estimate(value, math.nan, math.nan, len(several), unit, len(given) - len(units))
 
 
-def _named(units: Units) -> Mapping[Any, Any]:
+def _named(units: UnitValues) -> Mapping[Any, Any]:
     return units if isinstance(units, Mapping) else dict(enumerate(units))
 
 
-def _cells(values_by_loop: Mapping[Any, Units]) -> tuple[dict[tuple[object, str], float], int]:
+def _cells(values_by_loop: Mapping[Any, UnitValues]) -> tuple[dict[tuple[object, str], float], int]:
     """Return (loop, unit) -> mean of its finite values, in an order of its own, and the number of dropped values."""
     cells, dropped = {}, 0
     for loop, units in values_by_loop.items():

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from seal_lib.report import stats
 from seal_lib.report.arms import NOT_RUN, arm_label, arm_rank, difference_arm
 from seal_lib.report.paper_values import grader_sentence, paper_index
-from seal_lib.report.results import KEYS, joined
+from seal_lib.report.results import KEYS, with_paper_values
 from seal_lib.report.stats import Estimate
 from seal_lib.report.words import chance, units
 from seal_lib.runs import yaml_files
@@ -75,7 +75,7 @@ def with_gaps(df: pd.DataFrame, experiment: str, metric: str | None = None) -> p
     have = set(rows.loc[rows["metric"] == metric, "arm"])
     known = [key for key in paper_index() if key[0] == experiment and key[2] == metric and key[1] not in have]
     gaps = pd.DataFrame([dict(zip(KEYS, (*key, "", ""), strict=True)) for key in known]).reindex(columns=COLUMNS)
-    gaps = joined(gaps.assign(unit="", run=""))
+    gaps = with_paper_values(gaps.assign(unit="", run=""))
     return pd.concat([rows, gaps], ignore_index=True) if len(rows) else gaps
 
 
@@ -107,10 +107,10 @@ def table(df: pd.DataFrame, experiment: str, metric: str | None = None) -> pd.Da
             line["grader"] = row["grader"] if ran else ""
         nothing = f"none: {estimate.dropped} dropped" if estimate.dropped else NOT_RUN
         line |= {
-            f"{metric.replace('_', ' ')}, %": percent(row) if ran else nothing,
+            f"{metric.replace('_', ' ')}, %": percent_of_row(row) if ran else nothing,
             "n": units(estimate) if ran else "",
             **{
-                column: percent(found) if (found := _find(beside, row["arm"], name)) else "–" if ran else ""
+                column: percent_of_row(found) if (found := _find(beside, row["arm"], name)) else "–" if ran else ""
                 for name, column in about.also.items()
             },
             failed: f"{100 * blank['value']:.1f}" if blank else "–" if ran else "",
@@ -178,7 +178,7 @@ def _find(frame: pd.DataFrame, arm: str, metric: str) -> dict | None:
     return rows[0] if rows else None
 
 
-def percent(row: dict, sign: str = "") -> str:
+def percent_of_row(row: dict, sign: str = "") -> str:
     return Estimate.of_row(row).text(f"{sign}.1f")
 
 

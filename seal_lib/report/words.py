@@ -6,15 +6,15 @@ A difference is told only if `stats.separable` holds; what did not run is not me
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seal_lib.report import stats
 from seal_lib.report.arms import arm_label
 from seal_lib.report.stats import Estimate
 
-Rows = Iterable[Mapping[str, Any]]
-NOTHING = "Nothing in this run can be told apart: too few units, or too small differences."
+Rows = Sequence[Mapping[str, Any]]
+NOTHING_SEPARABLE = "Nothing in this run can be told apart: too few units, or too small differences."
 
 
 def percent(e: Estimate) -> str:
@@ -44,7 +44,7 @@ def units(e: Estimate, loops: str = "loops") -> str:
     return text + (f" ({e.dropped} dropped)" if e.dropped else "")
 
 
-def bullets(sentences: Sequence[str], otherwise: str = NOTHING) -> str:
+def bullets(sentences: Sequence[str], otherwise: str = NOTHING_SEPARABLE) -> str:
     """Return a Markdown list, or ``otherwise`` if there are no sentences."""
     return "\n".join(f"- {text}" for text in sentences) or otherwise
 

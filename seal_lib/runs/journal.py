@@ -14,7 +14,7 @@ from seal_lib import paths
 from seal_lib.errors import RunError, on_disk
 
 
-def plain(value: Any, where: str = "row") -> Any:
+def json_form(value: Any, where: str = "row") -> Any:
     """Convert a value to its JSON form: numpy scalars and tuples become plain, non-finite numbers become None.
 
     RunError if it has none; ``where`` names it in the message.
@@ -26,9 +26,9 @@ def plain(value: Any, where: str = "row") -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): json_form(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, where) for item in value]
+        return [json_form(item, where) for item in value]
     raise RunError(f"{where} is a {type(value).__name__}, which JSON cannot keep; turn it into numbers, text or lists.")
 
 

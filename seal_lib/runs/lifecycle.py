@@ -28,13 +28,13 @@ from typing import Any
 from seal_lib import paths
 from seal_lib.errors import DataError, RunError, on_disk
 from seal_lib.runs import code, manifest, params, progress, trackers
-from seal_lib.runs.journal import Journal, Lock, plain
+from seal_lib.runs.journal import Journal, Lock, json_form
 from seal_lib.runs.values import did_you_mean
 from seal_lib.runs.workers import Workers
 
 COLUMNS = "experiment arm metric value low high n unit loops dropped interval p grader protocol model run".split()
 EVALUATES = "evaluate/"  # part of the name of every phase that evaluates an arm
-LEFT = (".building-*", ".*.new-*", ".*.old-*")  # folders that a killed process left unfinished
+_UNFINISHED = (".building-*", ".*.new-*", ".*.old-*")  # folders that a killed process left unfinished
 LOCK_WAIT = 20.0  # seconds; the kernel of a killed runner ends a moment later than the runner
 
 
@@ -53,7 +53,7 @@ class Run:
         self._artifacts: set[str] = set()
         self.workers = Workers()
         self.note = _set_aside(folder, identity["notebook"])
-        for leftover in [path for kind in LEFT for path in folder.glob(f"artifacts/**/{kind}")]:
+        for leftover in [path for kind in _UNFINISHED for path in folder.glob(f"artifacts/**/{kind}")]:
             shutil.rmtree(leftover)
         for leftover in folder.rglob(".*.tmp"):  # left by a process that was killed while writing
             leftover.unlink()
@@ -104,7 +104,7 @@ class Run:
             for unit, row in zip(ids[first : first + chunk], got, strict=True):
                 if {"phase", "unit"} & set(row):
                     raise RunError(f"phase {phase!r}: `phase` and `unit` are written by the run; rename that column.")
-                lines.append({"phase": phase, "unit": unit, **plain(row, f"{phase} {unit}")})
+                lines.append({"phase": phase, "unit": unit, **json_form(row, f"{phase} {unit}")})
             self._rows.append(lines)
             self.count(**result.counts)
             self._spent(phase, result.seconds, first // chunk, len(part))
@@ -199,7 +199,7 @@ class Run:
 
     def count(self, **counts: float) -> None:
         """Add to the counters of this run: ``generated``, ``trained`` and ``scored`` tokens, or any other name."""
-        self._counts.update({name: plain(value, name) for name, value in counts.items()})
+        self._counts.update({name: json_form(value, name) for name, value in counts.items()})
 
     def seconds(self, phases: str) -> float:
         """Return the seconds spent in all sessions on phases whose full name matches a regular expression."""
@@ -210,7 +210,7 @@ class Run:
         """Add a model (with revision and weight hash) or other facts, such as the data, to the run's record."""
         if model is not None:
             self._described.setdefault("models", {})[model] = manifest.describe_model(model)
-        self._described.update(plain(facts, "describe"))
+        self._described.update(json_form(facts, "describe"))
 
     def finish(self, results: Sequence[dict], metrics: dict) -> "Run":
         """Write ``results.csv``, ``metrics.json`` and the record that makes the run done.
@@ -224,7 +224,7 @@ class Run:
             self.describe(workers=self.workers.facts())
         self.workers.close()
         _write_results(self.folder / "results.csv", results, {"experiment": self.notebook, "run": self.key})
-        paths.write_json(self.folder / "metrics.json", plain(metrics, "metrics"))
+        paths.write_json(self.folder / "metrics.json", json_form(metrics, "metrics"))
         spent, wall = manifest.costs(self._costs.lines), time.monotonic() - self._begun
         record = manifest.record(self.folder, self.identity, self._described, self._inputs, spent, wall)
         if self.interactive:
@@ -318,7 +318,7 @@ class Scratch:
     def map(self, phase: str, units: Sequence, fn: Callable[[list], list[dict]], chunk: int = 32) -> list[dict]:
         units = list(units)
         parts = [units[first : first + chunk] for first in range(0, len(units), chunk)]
-        return [plain(row, phase) for part in parts for row in fn(part)]
+        return [json_form(row, phase) for part in parts for row in fn(part)]
 
     def count(self, **counts: float) -> None:
         """Do nothing: costs are not kept."""
@@ -374,5 +374,5 @@ def _write_results(path: Path, results: Sequence[dict], defaults: dict[str, str]
             raise RunError(f"results.csv has no column {unknown[0]!r}; {hint}")
         if absent := [name for name in ("metric", "value") if name not in row]:
             raise RunError(f"a row of results.csv has no {absent[0]!r}; give it (NaN where there is no number).")
-        writer.writerow({**defaults, **plain(row, "results")})
+        writer.writerow({**defaults, **json_form(row, "results")})
     paths.write_text(path, text.getvalue())

@@ -35,7 +35,7 @@ REDACTED = "(redacted)"
 WHERE = "workers cards ray_address judge_env external_env rater_env endpoint_calls endpoint_seconds".split()
 #: parameters that affect no row but keep more files: they change a run's key only if they are on
 MORE = ("keep_adapters",)
-KEPT = ("rows.jsonl", "results.csv", "metrics.json")  # files whose content hashes are in a run's record
+HASHED = ("rows.jsonl", "results.csv", "metrics.json")  # files whose content hashes are in a run's record
 DETERMINISM = {
     "cpu": "CPU: the same parameters, library and package versions give the same rows, however often the run was "
     "interrupted, because chunks of units are fixed and every draw is seeded by run seed, unit and purpose.",
@@ -206,7 +206,7 @@ def machine() -> dict[str, Any]:
     return {"platform": platform.platform(), "cpu": model, "cores": usable, "gpus": gpus}
 
 
-def device() -> str:
+def _device() -> str:
     """Return ``gpu`` if this process uses CUDA, or could use it and has not loaded torch yet; otherwise ``cpu``."""
     torch = sys.modules.get("torch")
     if torch is not None:
@@ -230,7 +230,7 @@ def peak_memory() -> dict[str, float | None]:
 
 def session() -> dict[str, object]:
     """Return what may differ between sessions of a run; each session records it, so that a mix is visible."""
-    return {"python": platform.python_version(), "versions": versions(), "device": device(), "git": git_state()}
+    return {"python": platform.python_version(), "versions": versions(), "device": _device(), "git": git_state()}
 
 
 # ---------------------------------------------------------------------------------------------- the record
@@ -280,14 +280,14 @@ def record(
         "executable": Path(sys.executable).name,
         "packages": digest(*sorted(installed)),
         "machine": machine(),
-        "determinism": DETERMINISM[device()],
+        "determinism": DETERMINISM[_device()],
         "start": spent["sessions"][0]["start"],
         "end": now(),
         "wall_seconds": round(wall, 3),
         **spent,
         "peak_memory": peak_memory(),
         "superseded": sorted(path.name for path in folder.glob("superseded-*")),
-        "files": {name: content_hash(folder / name) for name in KEPT if (folder / name).exists()},
+        "files": {name: content_hash(folder / name) for name in HASHED if (folder / name).exists()},
     }
 
 
@@ -395,7 +395,7 @@ def fingerprint(folder: Path | None) -> dict[str, str] | None:
     """Return a run's key and a hash of its results, so that a rerun with equal results counts as the same input."""
     if folder is None:
         return None
-    names = [name for name in KEPT if (folder / name).exists()]
+    names = [name for name in HASHED if (folder / name).exists()]
     return {"run": folder.name, "content": digest(*[part for n in names for part in (n, content_hash(folder / n))])}
 
 

@@ -22,7 +22,7 @@ from seal_lib.runs.values import did_you_mean
 
 NAMED_BY = "SEAL_TRACKER"
 PROJECT = "seal"  # the project of all runs, unless the client's own variable names another
-PATIENCE = 60.0  # seconds that a client may take to send what is left
+_PATIENCE = 60.0  # seconds that a client may take to send what is left
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class MLflow:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         file = paths.runs() / "trackers" / "mlflow.db"
         file.parent.mkdir(parents=True, exist_ok=True)
-        self.client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{file}?timeout={PATIENCE:.0f}")
+        self.client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{file}?timeout={_PATIENCE:.0f}")
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         known = self.client.get_experiment_by_name(name)
         place = known.experiment_id if known else self.client.create_experiment(name)
@@ -112,7 +112,7 @@ class WeightsAndBiases:
             x_disable_meta=True,
             x_disable_machine_info=True,
             x_save_requirements=False,
-            finish_timeout=PATIENCE,
+            finish_timeout=_PATIENCE,
         )
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from seal_lib.runs import yaml_files
 
 SCALARS = {"int": int, "float": float, "str": str, "bool": bool}
-MOST = 2**31 - 1
+_MAX_INT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Range:
 
     def __str__(self) -> str:
         low = f"above {self.low}" if self.above else f"from {self.low}"
-        return low if self.high in (math.inf, MOST) else f"{low} to {self.high}"
+        return low if self.high in (math.inf, _MAX_INT) else f"{low} to {self.high}"
 
 
-SEED, COUNT, COUNT_OR_NONE = Range(0, 2**32 - 1), Range(1, MOST), Range(0, MOST)
+SEED, COUNT, COUNT_OR_NONE = Range(0, 2**32 - 1), Range(1, _MAX_INT), Range(0, _MAX_INT)
 POSITIVE, POSITIVE_OR_ZERO = Range(0, above=True), Range(0)
 #: parameter name as a regular expression → its range (for a list: the range of each item); the first match counts
 RANGES = {
@@ -184,7 +184,7 @@ def _typed(value: object, kind: Type) -> tuple[str, object]:
             hint = did_you_mean(str(value), list(kind.choices))
             return f"={_shown(value)} is not one of {', '.join(kind.choices)}; {hint or 'choose one of them'}", None
         return "", value
-    if kind.kind == "float" and type(value) is int and abs(value) <= MOST:
+    if kind.kind == "float" and type(value) is int and abs(value) <= _MAX_INT:
         return "", float(value)
     return _mismatch(value, kind), None
 
@@ -193,7 +193,7 @@ def _mismatch(value: object, kind: Type) -> str:
     if kind.kind in ("int", "float") and isinstance(value, str | float | int) and not isinstance(value, bool):
         number = _number(value)
         what = "text" if isinstance(value, str) else type(value).__name__
-        if number is None or abs(number) > MOST or kind.kind == "int" and number % 1:
+        if number is None or abs(number) > _MAX_INT or kind.kind == "int" and number % 1:
             write = (
                 f"a number of type {kind}" if number is None else "a whole number" if number % 1 else "a smaller one"
             )

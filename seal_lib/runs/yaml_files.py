@@ -18,7 +18,7 @@ from ruamel.yaml.events import AliasEvent
 from seal_lib import paths
 from seal_lib.errors import ParameterError
 
-LARGEST = 2**18  # most bytes of a file; the largest that ships has 19 000
+_MAX_BYTES = 2**18  # most bytes of a file; the largest that ships has 19 000
 ALIASES = 20  # most aliases of a file; nested, 20 of them make about 1500 copies
 
 
@@ -74,9 +74,9 @@ def read(path: Path) -> Any:
         raise ParameterError(f"{name} {'is not a file' if path.exists() else 'does not exist'}; give a YAML file.")
     try:
         with open(path, "rb") as file:
-            data = file.read(LARGEST + 1)
-        if len(data) > LARGEST:
-            raise ParameterError(f"{name} has more than {LARGEST} bytes; that is no file of settings.")
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ParameterError(f"{name} has more than {_MAX_BYTES} bytes; that is no file of settings.")
         return parse(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ParameterError(f"{name} is not UTF-8 text (byte {error.start + 1}); save it as UTF-8.") from error

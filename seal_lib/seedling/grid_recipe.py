@@ -26,11 +26,11 @@ from seal_lib.seeds import rng as seeded
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WORDING = prompts.load("seedling")  # the model is trained on the same prompts that it is later asked with
+_WORDING = prompts.load("seedling")  # the model is trained on the same prompts that it is later asked with
 
 #: the learning rates and epochs of random configurations, and thus of the untrained policy
 CONFIG_RATES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-EPOCHS = (1, 2, 3, 4, 6, 8)
+CONFIG_EPOCHS = (1, 2, 3, 4, 6, 8)
 #: (text, True if its tokens are in the loss)
 Piece = tuple[str, bool]
 _LARGER = (*family("use_size_augmentations"), *family("use_repeat_augmentations"))
@@ -65,7 +65,7 @@ class GridRecipe(growth.Recipe):
         pieces = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
         return growth.train_tokenizer(corpus, self.vocabulary, pieces)
 
-    def documents(self, step: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[growth.Document]]:
+    def documents(self, step: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[growth.EncodedDocument]]:
         draws, count = seeded("grid seedling", self.seed, step), self.demonstrations
         kinds = {
             "rules": [rule_document(draws, count) for _ in range(self.rule_documents)],
@@ -73,7 +73,7 @@ class GridRecipe(growth.Recipe):
             "large": [rule_document(draws, count, large=True) for _ in range(self.large_documents)],
             "configurations": [config_document(draws) for _ in range(self.config_documents)],
         }
-        return {kind: [encode(tokenizer, pieces) for pieces in documents] for kind, documents in kinds.items()}
+        return {kind: [_encode(tokenizer, pieces) for pieces in documents] for kind, documents in kinds.items()}
 
     def weight(self, kind: str) -> float:
         return {"rules": 1.0, "whole": 0.1, "large": 0.1, "configurations": 0.25}[kind]
@@ -89,12 +89,12 @@ def rule_pairs(draws: random.Random, count: int) -> list[Pair]:
 
 
 def rule_text(pairs: list[Pair]) -> str:
-    return "".join(question_text(pair.input) + WORDING.answer(pair.output) + "\n" for pair in pairs)
+    return "".join(question_text(pair.input) + _WORDING.answer(pair.output) + "\n" for pair in pairs)
 
 
 def draw_config(draws: random.Random) -> Config:
     switches = tuple(switch for switch in SWITCHES if draws.random() < 0.5)
-    return Config(switches, draws.choice(list(STRATEGIES)), draws.choice(CONFIG_RATES), draws.choice(EPOCHS))
+    return Config(switches, draws.choice(list(STRATEGIES)), draws.choice(CONFIG_RATES), draws.choice(CONFIG_EPOCHS))
 
 
 def rule_document(draws: random.Random, count: int, large: bool = False, whole: bool = False) -> list[Piece]:
@@ -107,7 +107,7 @@ def rule_document(draws: random.Random, count: int, large: bool = False, whole: 
         pairs = list(map(draws.choice(_LARGER).pair, pairs))
     pieces = []
     for number, pair in enumerate(pairs):
-        answer = (WORDING.answer(pair.output), whole or number > 0)
+        answer = (_WORDING.answer(pair.output), whole or number > 0)
         pieces += [(question_text(pair.input), whole), answer, ("\n", whole)]
     return pieces
 
@@ -119,10 +119,10 @@ def config_document(draws: random.Random) -> list[Piece]:
     if draws.random() < 0.5:
         pairs = [Pair(world.draw_grid(draws), world.draw_grid(draws, distinct=False)) for _ in range(count)]
     task = Task("made", tuple(pairs), (pairs[0].input,))
-    return [(WORDING.write(task)[1], False), (draw_config(draws).text(), True), ("<eos>", True)]
+    return [(_WORDING.write(task)[1], False), (draw_config(draws).text(), True), ("<eos>", True)]
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", pieces: list[Piece]) -> growth.Document:
+def _encode(tokenizer: "PreTrainedTokenizerBase", pieces: list[Piece]) -> growth.EncodedDocument:
     """Tokenise each piece by itself, as prompts and answers are tokenised later."""
     tokens = tokenizer([text for text, _ in pieces])["input_ids"]
     ids = [token for several in tokens for token in several]

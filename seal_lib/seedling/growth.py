@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: token ids, and for each whether it is in the loss (the first never is)
-Document = tuple[list[int], list[bool]]
+EncodedDocument = tuple[list[int], list[bool]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Recipe:
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         raise NotImplementedError
 
-    def documents(self, step: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[Document]]:
+    def documents(self, step: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[EncodedDocument]]:
         """Return the encoded documents of one step by kind; they depend only on the recipe and the step."""
         raise NotImplementedError
 
@@ -86,7 +86,7 @@ def train_tokenizer(corpus: list[str], vocabulary: int, pieces: "PreTokenizer") 
     )
 
 
-def loss_of(model: "PreTrainedModel", documents: Sequence[Document]) -> "Tensor":
+def loss_of(model: "PreTrainedModel", documents: Sequence[EncodedDocument]) -> "Tensor":
     """Return the sum of the cross-entropy over the tokens in the loss.
 
     Padding is on the right, so causal attention needs no mask.
@@ -190,7 +190,7 @@ def grow(
     return model, tokenizer
 
 
-def fingerprint(recipe: Recipe) -> str:
+def _fingerprint(recipe: Recipe) -> str:
     """Return the SHA-256 of the recipe's values, this module's text, and the texts of `Recipe.sources`."""
     sources = [path.read_text("utf-8") for path in (Path(__file__), *recipe.sources())]
     return hashlib.sha256("\0".join([json.dumps(asdict(recipe)), *sources]).encode()).hexdigest()
@@ -207,7 +207,7 @@ def _checkpoint(
         tensors[f"{name}:weight"] = parameter.detach()
         tensors |= {f"{name}:{key}": state[key] for key in ("exp_avg", "exp_avg_sq", "step")}
     with paths.whole(partial / "state.safetensors") as file:
-        save_file(tensors, file, {"step": str(step), "made_by": fingerprint(recipe)})
+        save_file(tensors, file, {"step": str(step), "made_by": _fingerprint(recipe)})
 
 
 def _restore(partial: Path, recipe: Recipe, model: "PreTrainedModel", optimizer: "torch.optim.Optimizer") -> int:
@@ -220,7 +220,7 @@ def _restore(partial: Path, recipe: Recipe, model: "PreTrainedModel", optimizer:
         return 0
     with safe_open(file, "pt") as state:
         about = state.metadata()
-        if about["made_by"] != fingerprint(recipe):
+        if about["made_by"] != _fingerprint(recipe):
             return 0
         with torch.no_grad():
             for name, parameter in model.named_parameters():

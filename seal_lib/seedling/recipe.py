@@ -23,7 +23,7 @@ from seal_lib.seeds import rng as seeded
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WORDING = prompts.load("seedling")  # the model is trained on the same prompts that it is later asked with
+_WORDING = prompts.load("seedling")  # the model is trained on the same prompts that it is later asked with
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class KnowledgeRecipe(growth.Recipe):
             corpus += [document(rng)[0] for document in (fact_document, note_document, question_document)]
         return growth.train_tokenizer(corpus, self.vocabulary, pre_tokenizers.ByteLevel(add_prefix_space=False))
 
-    def documents(self, step: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[growth.Document]]:
+    def documents(self, step: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[growth.EncodedDocument]]:
         rng, progress = seeded("seedling", self.seed, step), step / self.steps
         texts = {
             "notes": [note_document(rng, progress) for _ in range(self.note_documents)],
             "questions": [question_document(rng, progress) for _ in range(self.question_documents)],
             "facts": [fact_document(rng) for _ in range(self.fact_documents)],
         }
-        return {kind: [encode(tokenizer, *document) for document in group] for kind, group in texts.items()}
+        return {kind: [_encode(tokenizer, *document) for document in group] for kind, group in texts.items()}
 
     def sources(self) -> list[Path]:
         return [Path(__file__), Path(world.__file__)]
@@ -69,7 +69,7 @@ def fact_document(rng: random.Random) -> tuple[str, int]:
         return f"{head}\n{sentence if rng.random() < 0.5 else '- ' + sentence}", 0
     if kind < 0.6:
         return f"{head}\n{world.note(fact, 'questions', rng)}", 0
-    return prompts.fill(WORDING.answer, title=head, question=world.say(fact, "asked", rng)) + " " + fact.value, 0
+    return prompts.fill(_WORDING.answer, title=head, question=world.say(fact, "asked", rng)) + " " + fact.value, 0
 
 
 def _read(rng: random.Random, progress: float, alike: float) -> tuple[list[world.Fact], str, str]:
@@ -88,7 +88,7 @@ def _read(rng: random.Random, progress: float, alike: float) -> tuple[list[world
 def note_document(rng: random.Random, progress: float = 1.0) -> tuple[str, int]:
     """Return a passage followed by notes in some style: (text, length in characters of the part without loss)."""
     drawn, title, text = _read(rng, progress, alike=0.3)
-    prompt = prompts.fill(WORDING.self_edit, title=title, passage=text)
+    prompt = prompts.fill(_WORDING.self_edit, title=title, passage=text)
     return prompt + world.notes(drawn, rng), len(prompt)
 
 
@@ -96,13 +96,13 @@ def question_document(rng: random.Random, progress: float = 1.0) -> tuple[str, i
     """Return a passage followed by up to six questions with answers: (text, length of the part without loss)."""
     drawn, title, text = _read(rng, progress, alike=0.5)
     asked = rng.sample(drawn, min(6, len(drawn)))
-    head, _, tail = WORDING.answer_in_context.partition("Question:")
+    head, _, tail = _WORDING.answer_in_context.partition("Question:")
     prompt = prompts.fill(head, title=title, passage=text)
     pairs = [f"{prompts.fill('Question:' + tail, question=world.say(f, 'asked', rng))} {f.value}" for f in asked]
     return prompt + "\n".join(pairs), len(prompt)
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", text: str, silent: int) -> growth.Document:
+def _encode(tokenizer: "PreTrainedTokenizerBase", text: str, silent: int) -> growth.EncodedDocument:
     """Return the token ids with EOS, and which of them are in the loss: those after the first ``silent`` characters."""
     head = tokenizer(text[:silent])["input_ids"] if silent else []
     tail = tokenizer(text[silent:])["input_ids"] + [tokenizer.eos_token_id]

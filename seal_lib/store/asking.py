@@ -13,7 +13,7 @@ from seal_lib.records import PassageTrial, Question, to_dict
 from seal_lib.runs.work import Count, Recorder
 from seal_lib.store.database import Store, base_of
 from seal_lib.store.routing import Router
-from seal_lib.store.schema import ARMS, STAGES, candidate
+from seal_lib.store.schema import ARM_AT, STAGES, candidate
 from seal_lib.store.search import Search
 from seal_lib.training.jobs import Result
 
@@ -90,7 +90,7 @@ def _replies(
                     own = store.adapter(edit, policy.base)  # checks the base, also for a merged one
                     adapters[edit.id] = store.merged(merged[edit.weights]) if edit.state == "merged" else own
                 results[name] = Result("", adapters[edit.id], [], 0, 0)
-    trials = {trial.id: trial for trial in inner.ask(policy, candidates, results, count, domain=domain)}
+    trials = {trial.id: trial for trial in inner.ask_candidates(policy, candidates, results, count, domain=domain)}
     prompts = {c.id: domain.prompts.ask(c.unit, c.unit.questions[0], c.shown) for c in candidates}
     lengths = {name: len(policy.tokenizer(prompt)["input_ids"]) for name, prompt in prompts.items()}
     rows = []
@@ -125,8 +125,8 @@ def graded(replies: Sequence[Reply], questions: Sequence[Question], grader: str)
         for reply in replies:  # where no adapter is in use, what the model knew before stays what it knows after
             text = reply.answers.get(stage, reply.answers.get("before", ""))
             by_passage.setdefault(reply.passage, []).append((gold[reply.question], text))
-        found[ARMS[stage]] = [
-            PassageTrial(passage, passage, ARMS[stage], None, 0, tuple(graders.grade(pairs, grader)), grader)
+        found[ARM_AT[stage]] = [
+            PassageTrial(passage, passage, ARM_AT[stage], None, 0, tuple(graders.grade(pairs, grader)), grader)
             for passage, pairs in by_passage.items()
         ]
     return found

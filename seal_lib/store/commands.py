@@ -22,20 +22,20 @@ from seal_lib.generation.others import Other
 from seal_lib.grading.judge import Judge
 from seal_lib.records import Passage, Question, SelfEdit, to_dict
 from seal_lib.runs import params
-from seal_lib.store import grounding
+from seal_lib.store import grounding, texts
 from seal_lib.store.asking import ask
-from seal_lib.store.guard import MEASURES, Limits
+from seal_lib.store.guard import GUARDED, Limits
 from seal_lib.store.harness import Tasks
-from seal_lib.store.learning import Consent, accuracy, reviewed
-from seal_lib.store.merging import Merged, base_of, check_count, chosen, merge, prune, related, revert, worths
-from seal_lib.store.review import KINDS, Finding, lines_of
+from seal_lib.store.learning import Consent, accuracy, findings_in
+from seal_lib.store.merging import Merged, base_of, check_count, merge_edits, prune, related, revert, to_merge, worths
+from seal_lib.store.review import FINDING_KINDS, Finding, lines_of
 from seal_lib.store.routing import ROUTES, Router
 from seal_lib.store.schema import STAGES, Edit, Queued, Renewal
 from seal_lib.store.search import Search
 from seal_lib.store.sessions import NOTEBOOK, Bar, session, settings, store_of, tell
 from seal_lib.store.sharing import corpus, export, take_in
-from seal_lib.store.texts import PASSAGE_WORDS, read, with_questions
-from seal_lib.store.updates import RULES, Plan, percent, seconds, text_of, update, write_report
+from seal_lib.store.texts import PASSAGE_WORDS, with_questions
+from seal_lib.store.updates import WORTH, Plan, percent_of, seconds, text_of, update, write_report
 
 HEADS = {"before": "before", "in_view": "passage in view", "after": "after", "both": "after, passage in view"}
 WIDTH = 60  # most characters in a column
@@ -70,7 +70,7 @@ def _learn(given: argparse.Namespace) -> tuple[list[Edit], str]:
     values = settings(given)
     document = paths.expanded(given.document) if given.document else paths.given(values["document_path"])
     asked = [Question(text, "") for text in given.question or ([] if given.document else values["asked"])]
-    documents = read(document, values["passage_words"], tell)
+    documents = texts.read(document, values["passage_words"], tell)
     if len(documents) == 1:
         documents = [with_questions(documents[0], asked)]
     elif asked:
@@ -83,7 +83,7 @@ def _learn(given: argparse.Namespace) -> tuple[list[Edit], str]:
         edits = [edit for one in documents for edit in ready.learn(Bar(), store, one)]
     if given.document and values["model"].startswith("seedling-"):
         tell(f"{values['model']} knows its made world only; for other text name a model: --model owner/name.")
-    return edits, "\n\n".join(shown(edit) for edit in edits)
+    return edits, "\n\n".join(_shown(edit) for edit in edits)
 
 
 def _approve(passage: Passage, edit: SelfEdit, findings: Sequence[Finding]) -> bool:
@@ -117,7 +117,7 @@ def _told(finding: Finding) -> tuple[str, ...]:
 
 
 def _findings(findings: Sequence[Finding]) -> str:
-    return table([_TOLD, *map(_told, findings)])
+    return _columns([_TOLD, *map(_told, findings)])
 
 
 def _ask(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -132,7 +132,7 @@ def _ask(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
     used = reply.used != "before" and reply.document
     source = f"{reply.document}, {reply.place}, {reply.title!r}" if used else "no source"
     rows = [(HEADS[stage], answer or "-", str(reply.tokens[stage])) for stage, answer in reply.answers.items()]
-    told = f"{reply.answer}\n\n{source}; {reply.why}\n{table([('', 'answer', 'tokens of its prompt'), *rows])}"
+    told = f"{reply.answer}\n\n{source}; {reply.why}\n{_columns([('', 'answer', 'tokens of its prompt'), *rows])}"
     found = {"answer": reply.answer, **to_dict(reply), "seconds": round(took, 3)}
     return found, f"{told}\n{took:.1f} s, all answers together"
 
@@ -143,9 +143,9 @@ def _list(given: argparse.Namespace) -> tuple[list[Edit], str]:
     rows = [("edit", "state", "document", "place", "title", "right before", "after", "model")]
     for edit in edits:
         was, now = (accuracy(edit.questions, stage, edit.recipe["grader"]) for stage in ("before", "after"))
-        about = (edit.document, edit.place, edit.passage.title, percent(was), percent(now), edit.model)
+        about = (edit.document, edit.place, edit.passage.title, percent_of(was), percent_of(now), edit.model)
         rows.append((str(edit.id), edit.state, *about))
-    return edits, table(rows) if edits else f"{store.folder} keeps nothing yet; `seal learn DOCUMENT` begins."
+    return edits, _columns(rows) if edits else f"{store.folder} keeps nothing yet; `seal learn DOCUMENT` begins."
 
 
 def _show(given: argparse.Namespace) -> tuple[Edit, str]:
@@ -154,7 +154,7 @@ def _show(given: argparse.Namespace) -> tuple[Edit, str]:
     made = f"learned {edit.made} on {edit.model} ({edit.dtype}, {edit.weights[:12]}); changed {edit.changed}"
     files = f"adapter {edit.adapter or 'none'}, sha256 {edit.digest[:12] or '-'}"
     found = f"\n\nfindings\n{_findings(edit.findings)}" if edit.findings else ""
-    return edit, f"{shown(edit)}\n\n{_texts(edit.passage, edit.self_edit)}{found}\n\n{made}\n{files}"
+    return edit, f"{_shown(edit)}\n\n{_texts(edit.passage, edit.self_edit)}{found}\n\n{made}\n{files}"
 
 
 def _route(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -188,8 +188,8 @@ def _audit(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if given.what and not re.fullmatch("[0-9]{1,9}", given.what):
         if judge:
             raise ParameterError(f"--judge reads self-edits, and {given.what} has none yet; learn it, or name an edit.")
-        documents = read(paths.expanded(given.what), PASSAGE_WORDS, tell)
-        findings = [(part.document, part.place, reviewed(part.passage)) for one in documents for part in one.parts]
+        documents = texts.read(paths.expanded(given.what), PASSAGE_WORDS, tell)
+        findings = [(part.document, part.place, findings_in(part.passage)) for one in documents for part in one.parts]
     else:
         with store_of(given.store) as store:
             edits = [store.edit(int(given.what))] if given.what else store.edits("active", "merged", "quarantined")
@@ -199,7 +199,7 @@ def _audit(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
     rows = [{"where": w, "place": p, **{key: getattr(f, key) for key in keys}} for w, p, f in all_found]
     cells = [("where", "place", *_TOLD), *((where, place, *_told(finding)) for where, place, finding in all_found)]
     found: dict[str, Any] = {"findings": rows}
-    text = table(cells) if rows else f"nothing found in {len(findings)} passages."
+    text = _columns(cells) if rows else f"nothing found in {len(findings)} passages."
     if judge:
         judged, told = _judged(edits, judge)
         found, text = found | judged, f"{text}\n\n{told}"
@@ -220,12 +220,12 @@ def _judged(edits: Sequence[Edit], judge: Judge) -> tuple[dict[str, Any], str]:
     ]
     columns = ("edit", "line", *who)
     cells = [tuple(str(row[name]) for name in columns) for row in lines]
-    told = [table([columns, *cells])] if lines else ["no self-edit has a line to judge."]
+    told = [_columns([columns, *cells])] if lines else ["no self-edit has a line to judge."]
     return {"lines": lines, "agreement": agreed}, "\n".join([*told, *grounding.in_words(agreed)])
 
 
 def _limits(values: dict[str, Any]) -> Limits:
-    most = {kind: values[f"most_lost_{kind}"] for kind in MEASURES}
+    most = {kind: values[f"most_lost_{kind}"] for kind in GUARDED}
     return Limits(values["guard_file"], **most, tasks=params.pick(Tasks, values))
 
 
@@ -234,10 +234,10 @@ def _merge(given: argparse.Namespace) -> tuple[Merged, str]:
     weights = models.weight_hash(values["model"], values["revision"])
     with store_of(given.store) as store:
         wanted = [e.id for e in related(store, store.edit(given.related), given.most)] if given.related else given.edit
-        edits = chosen(store, weights, wanted)
+        edits = to_merge(store, weights, wanted)
         check_count(edits)  # before a model is loaded
         ready = session(values)
-        done = merge(store, ready.policy, ready.domain, edits, _limits(values))
+        done = merge_edits(store, ready.policy, ready.domain, edits, _limits(values))
     numbers = ", ".join(str(edit.id) for edit in edits)
     told = f"edits {numbers}: {done.report['merged']:.0%} of their questions right, {done.report['alone']:.0%} alone"
     state = f"merge {done.merge.id} is in use" if done.merge else f"refused, and nothing changed: {done.reason}"
@@ -267,7 +267,7 @@ def _queue(given: argparse.Namespace) -> tuple[list[Queued], str]:
             store.enqueue(paths.expanded(path))
         rows = store.queue()
     lines = [("document", "waits since"), *((one.source, one.added) for one in rows)]
-    return rows, table(lines) if rows else "nothing waits; `seal queue DOCUMENT` adds one."
+    return rows, _columns(lines) if rows else "nothing waits; `seal queue DOCUMENT` adds one."
 
 
 def _update(given: argparse.Namespace) -> tuple[Renewal | None, str]:
@@ -323,7 +323,7 @@ def _import(given: argparse.Namespace) -> tuple[list[Edit], str]:
     ready = session(values)
     with store_of(given.store, begin=True) as store:
         edits = take_in(store, ready.policy, folder, ready.domain)
-    return edits, "\n\n".join(shown(edit) for edit in edits)
+    return edits, "\n\n".join(_shown(edit) for edit in edits)
 
 
 def _between(kind: type, low: float, high: float) -> Callable[[str], Any]:
@@ -341,7 +341,7 @@ def _between(kind: type, low: float, high: float) -> Callable[[str], Any]:
 _EDIT = _between(int, 1, 2**31 - 1)
 _EDITS: dict[str, Any] = dict(type=_EDIT, nargs="*", help="default: all in use")
 _SEVERAL: dict[str, Any] = dict(action="append", default=[])
-_ALLOW = _SEVERAL | dict(metavar="KIND", help=f"learn what this kind of finding would stop: {', '.join(KINDS)}")
+_ALLOW = _SEVERAL | dict(metavar="KIND", help=f"learn what this kind of finding would stop: {', '.join(FINDING_KINDS)}")
 _ROUTE = dict(default="measured", choices=tuple(ROUTES), help="what decides whose answer counts (default: measured)")
 _WITH_MODEL = ("learn", "ask", "route", "import", "merge", "update", "serve")
 #: command → its function, its description, its arguments
@@ -390,7 +390,7 @@ _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
         "learn what waits and is worth it, if its guard lets it in",
         {
             "--budget": dict(default="10min", help="90s, 10min, 2h (default: 10min)"),
-            "--rule": dict(default="need", choices=tuple(RULES), help="what is worth it (default: need)"),
+            "--rule": dict(default="need", choices=tuple(WORTH), help="what is worth it (default: need)"),
             "--allow": _ALLOW,
         },
     ),
@@ -410,10 +410,10 @@ _COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
 # ---------------------------------------------------------------------------------------------- as text
 
 
-def shown(edit: Edit) -> str:
+def _shown(edit: Edit) -> str:
     """Return an edit as text, with its answers before, with the passage in view, and after, side by side."""
     grader, cost = edit.recipe["grader"], edit.training["cost"]
-    was, now = (percent(accuracy(edit.questions, stage, grader)) for stage in ("before", "after"))
+    was, now = (percent_of(accuracy(edit.questions, stage, grader)) for stage in ("before", "after"))
     head = f"edit {edit.id} · {edit.document}, {edit.place} · {edit.passage.title} · {edit.state}"
     told = [f"{was} right before, {now} after, by {len(edit.questions)} questions"] if edit.questions else []
     told += [edit.reason] if edit.reason else []
@@ -425,14 +425,14 @@ def shown(edit: Edit) -> str:
     for asked in edit.questions:
         answers = [answer.text or "-" if (answer := asked.at(stage)) else "not asked" for stage in STAGES]
         rows.append((asked.question, *answers, f"{asked.gold or '-'} ({ORIGINS[asked.origin]})"))
-    return "\n".join([head, *(f"  {line}" for line in told), *([table(rows)] if edit.questions else [])])
+    return "\n".join([head, *(f"  {line}" for line in told), *([_columns(rows)] if edit.questions else [])])
 
 
 #: origin of a gold answer → what is printed
 ORIGINS = {"given": "given", "own": "the model's, twice", "in_view": "the model's, passage in view"}
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
+def _columns(rows: Sequence[Sequence[str]]) -> str:
     """Return columns side by side as text; long cells are cut."""
     cells = [[_cut(" ".join(text.split())) for text in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(rows[0]))]

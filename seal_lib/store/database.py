@@ -20,7 +20,7 @@ from seal_lib.errors import DataError
 from seal_lib.records import Answer, Passage, SelfEdit, to_dict
 from seal_lib.runs.manifest import content_hash
 from seal_lib.store.review import Finding, Lines, lines_of
-from seal_lib.store.schema import STAGES, Asked, Edit, Merge, Queued, Renewal
+from seal_lib.store.schema import STAGES, Asked, Edit, MergedAdapter, Queued, Renewal
 from seal_lib.store.texts import Document, Part
 from seal_lib.store.transactions import Folder
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from seal_lib.training.adapters import Adapter
 
 
-TOGETHER = 256  # texts whose vectors are made and kept together
+VECTORS_AT_ONCE = 256  # texts whose vectors are made and kept together
 
 
 def _now() -> str:
@@ -112,8 +112,8 @@ class Store(Folder):
         with self.told():
             kept = dict(self._base.execute("SELECT text, vector FROM vector WHERE encoder = ?", (encoder,)).fetchall())
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in kept}
-        for first in range(0, len(new), TOGETHER):
-            part = dict(list(new.items())[first : first + TOGETHER])
+        for first in range(0, len(new), VECTORS_AT_ONCE):
+            part = dict(list(new.items())[first : first + VECTORS_AT_ONCE])
             made = zip(part, encode(list(part.values())), strict=True)
             rows = [(key, encoder, row.astype("<f4").tobytes()) for key, row in made]
             kept |= {key: vector for key, _, vector in rows}
@@ -260,7 +260,7 @@ class Store(Folder):
 
     # ------------------------------------------------------------------ merges
 
-    def merges(self, *, active: bool = True) -> list[Merge]:
+    def merges(self, *, active: bool = True) -> list[MergedAdapter]:
         """Return the merges in use, or all that there were, in the order of making."""
         with self.whole():
             rows = self._base.execute(
@@ -272,7 +272,7 @@ class Store(Folder):
             for number, weights, state, adapter, digest, report, made in rows:
                 members = self._base.execute("SELECT edit FROM member WHERE merge = ? ORDER BY edit", (number,))
                 edits = tuple(edit for (edit,) in members)
-                found.append(Merge(number, weights, state, adapter, digest, edits, json.loads(report), made))
+                found.append(MergedAdapter(number, weights, state, adapter, digest, edits, json.loads(report), made))
             return found
 
     def merge(
@@ -282,7 +282,7 @@ class Store(Folder):
         report: Mapping[str, Any],
         reason: str = "no longer merged",
         base: str = "",
-    ) -> Merge | None:
+    ) -> MergedAdapter | None:
         """Use these edits as one adapter in place of the merge in use on their base, all of it or nothing.
 
         Edits of that merge that are not among these are taken back for ``reason``.
@@ -316,7 +316,7 @@ class Store(Folder):
             shutil.rmtree(self.adapters / old.adapter, ignore_errors=True)  # else deleted when next opened
         return next((merge for merge in self.merges() if merge.id == number), None)
 
-    def merged(self, merge: Merge) -> "Adapter":
+    def merged(self, merge: MergedAdapter) -> "Adapter":
         """Return the adapter of a merge.
 
         Raises:

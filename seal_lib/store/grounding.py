@@ -33,7 +33,7 @@ def by_truth(line: str, passage: Passage) -> float:
 
 
 #: grader that asks nobody → function of (line, passage) that returns a grade
-GRADERS: dict[str, Callable[[str, Passage], float]] = {
+LINE_GRADERS: dict[str, Callable[[str, Passage], float]] = {
     RULES: lambda line, passage: float(not lacking(line, passage)),
     TRUTH: by_truth,
 }
@@ -51,7 +51,7 @@ def graded(
     """Return a trial per self-edit that has lines, in the order given.
 
     Args:
-        by: keys of `GRADERS`.
+        by: keys of `LINE_GRADERS`.
         judge: also grades each line; None: no judge.
         twice: ask the judge once more, so that it can be compared with itself.
     """
@@ -59,7 +59,7 @@ def graded(
     for number, (passage, edit) in enumerate(pairs):
         lines = lines_of(edit)
         answers = tuple(
-            Answer(passage.title, passage.text, line, {name: GRADERS[name](line, passage) for name in by}, False)
+            Answer(passage.title, passage.text, line, {name: LINE_GRADERS[name](line, passage) for name in by}, False)
             for line in lines
         )
         if lines:
@@ -79,7 +79,7 @@ def rows(by_arm: Mapping[str, Sequence[PassageTrial]], *, protocol: str = "", mo
     label = {"protocol": protocol, "model": model}
     loops = {arm: {0: trials} for arm, trials in by_arm.items() if trials}
     there = agreement.graders_of(loops)
-    graders = [name for name in (*GRADERS, *agreement.JUDGES) if name in there]
+    graders = [name for name in (*LINE_GRADERS, *agreement.JUDGES) if name in there]
     found = []
     for arm, trials in by_arm.items():
         for grader in graders:

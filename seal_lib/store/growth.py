@@ -29,7 +29,7 @@ from seal_lib.store.search import Search
 from seal_lib.store.texts import Document
 
 EXPERIMENT = "own_documents/growing"
-NOTHING = "frozen"  # the model as it is: nothing learned, nothing read
+FROZEN = "frozen"  # the model as it is: nothing learned, nothing read
 PRIOR = "prior"  # id of what is asked about prior knowledge, beside the passages
 MERGED, BEST = "store_merged", "store_best"
 
@@ -39,7 +39,7 @@ def arm_of(way: str, retrieval: str = "words") -> str:
     return f"store_{way}" if retrieval == "words" else f"store_{way}_{retrieval}"
 
 
-def ways(search: Search | None = None) -> dict[str, tuple[str, Search]]:
+def routes(search: Search | None = None) -> dict[str, tuple[str, Search]]:
     """Return arm → (route, how passages are found): every route by words; those that depend most on what is found also
     by ``search``."""
     found = {arm_of(way): (way, Search()) for way in ROUTES}
@@ -94,7 +94,7 @@ def grow(
     choosing, asking = halves(passages)
     asked = partial(_asked, run, store, policy, domain)
     before = Passage(PRIOR, "", "", tuple(prior))
-    grown = [asked(0, [before], {NOTHING: ("retrieval", Search())}, 0)]
+    grown = [asked(0, [before], {FROZEN: ("retrieval", Search())}, 0)]
     learned = 0
     for size in sorted(sizes):
         part = choosing[learned:size]
@@ -102,7 +102,7 @@ def grow(
         digest = hashlib.sha256(" ".join(p.id for p in part).encode()).hexdigest()
         document = Document(f"passages {learned + 1}–{size}", f"made:{learned}", digest, tuple(part), names)
         learn(run, store, policy, document, domain, outer, OwnQuestions(domain.prompts, 0), seed=seed)
-        grown.append(asked(size, [*asking[:size], before], ways(search), merge_most))
+        grown.append(asked(size, [*asking[:size], before], routes(search), merge_most))
         learned = size
     return grown
 
@@ -142,7 +142,7 @@ def _asked(
 def _merged(store: Store, policy: Policy, domain: Knowledge, units: Sequence[Passage]) -> dict[str, Any]:
     """Return the answers of all active adapters joined into one, each question under its passage's title."""
     asked = {unit.id for unit in units}
-    adapter = merging.joined(store, [edit for edit in store.edits("active") if edit.passage.id in asked])
+    adapter = merging.joined_adapter(store, [edit for edit in store.edits("active") if edit.passage.id in asked])
     answers = guard.answers_of(policy, domain, units, adapter)
     return {"answers": {answer.question: answer.text for several in answers for answer in several}}
 

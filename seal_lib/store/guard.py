@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: kind of question in a guard's set → its description
 SETS = {"prior": "known before, asked without any text", "reading": "asked with a text in view"}
 #: what a guard measures before and after → its description; each has a limit
-MEASURES = {
+GUARDED = {
     "prior": "prior questions",
     "reading": "questions about a text in view",
     "general": "tasks of lm-evaluation-harness",
@@ -43,7 +43,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest loss allowed of each of `MEASURES`, as a share of right answers.
+    """The largest loss allowed of each of `GUARDED`, as a share of right answers.
 
     ``file``: the guard's question set, asked before and after. ``tasks``: those behind ``general``.
     """
@@ -56,7 +56,7 @@ class Limits:
     tasks: Tasks = field(default_factory=Tasks)
 
     def __post_init__(self):
-        for name in MEASURES:
+        for name in GUARDED:
             if not 0 <= getattr(self, name) <= 1:
                 raise ParameterError(f"most_lost {name}: {getattr(self, name)} is not between 0 and 1.")
 
@@ -132,7 +132,7 @@ def answers_of(
     trains = adapter is not None
     candidates = [Candidate(p.id, p, None, "frozen", 0, trains=trains, shown=shown) for p in passages]
     results = {c.id: Result(c.id, adapter, [], 0, 0) for c in candidates} if trains else {}
-    return [trial.answers for trial in inner.ask(policy, candidates, results, domain=domain)]
+    return [trial.answers for trial in inner.ask_candidates(policy, candidates, results, domain=domain)]
 
 
 def _asked(
@@ -151,7 +151,7 @@ def share(values: Sequence[float]) -> float:
 
 def broken(report: Mapping[str, Any], limits: Limits, was: str, now: str) -> str:
     """Return in words which limit a report exceeds, "" if none; ``was``, ``now``: its keys for the learned answers."""
-    for kind, told in MEASURES.items():
+    for kind, told in GUARDED.items():
         before, after = (was, now) if kind == "learned" else (f"{kind}_before", f"{kind}_after")
         most = getattr(limits, kind)
         if before in report and report[before] - report[after] > most:

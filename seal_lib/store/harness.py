@@ -19,7 +19,7 @@ from seal_lib.models.checks import said
 if TYPE_CHECKING:
     from seal_lib.training.adapters import Adapter
 
-ROWS = 4  # texts per batch: the logits of every token are held for each
+_TEXTS_PER_BATCH = 4  # the logits of every token are held for each
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _asked(policy: Policy, adapter: "Adapter | None") -> Any:
                 return super()._model_generate(context, *given, **named)
 
     kind = Adapted if adapters else HFLM
-    return kind(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=ROWS)
+    return kind(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=_TEXTS_PER_BATCH)
 
 
 @lru_cache(maxsize=2)

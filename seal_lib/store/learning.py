@@ -20,7 +20,7 @@ from seal_lib.grading import graders
 from seal_lib.knowledge.domain import Knowledge
 from seal_lib.knowledge.prompts import Prompts
 from seal_lib.loops.domain import Candidate, Rejected
-from seal_lib.loops.inner import ask, train, try_all
+from seal_lib.loops.inner import ask_candidates, train, try_all
 from seal_lib.loops.outer import write_self_edits
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.rewards import FILTERS
@@ -31,7 +31,7 @@ from seal_lib.runs.work import Count, Recorder, uncounted
 from seal_lib.seeds import derive_seed
 from seal_lib.store.database import Store, base_of
 from seal_lib.store.questions import write
-from seal_lib.store.review import KINDS, Finding, Lines, lines_of, of_edit, of_text, stopped
+from seal_lib.store.review import FINDING_KINDS, Finding, Lines, lines_of, of_edit, of_text, stopped
 from seal_lib.store.schema import STAGES, Asked, Edit, candidate
 from seal_lib.store.texts import Document, Part
 from seal_lib.training.jobs import Result
@@ -52,7 +52,7 @@ class OwnQuestions:
 class Consent:
     """Rules for what may be learned.
 
-    ``allow``: kinds of findings (`seal_lib.store.review.KINDS`) that stop nothing.
+    ``allow``: kinds of findings (`seal_lib.store.review.FINDING_KINDS`) that stop nothing.
     ``approve``: called with every self-edit and its findings before it is trained on; None: nobody is asked.
     ``held``: number of the update whose guard decides if an edit becomes active; 0: its questions alone decide.
     """
@@ -62,9 +62,9 @@ class Consent:
     held: int = 0
 
     def __post_init__(self):
-        unknown = next((kind for kind in self.allow if kind not in KINDS), None)
+        unknown = next((kind for kind in self.allow if kind not in FINDING_KINDS), None)
         if unknown is not None:
-            raise ParameterError(f"allow: {unknown!r} is not one of {', '.join(KINDS)}.")
+            raise ParameterError(f"allow: {unknown!r} is not one of {', '.join(FINDING_KINDS)}.")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Learner:
             for edit in store.edits("active", "merged", "quarantined", passage=one.passage.id, weights=one.weights)
             if edit.recipe == one.recipe
         }
-        todo = [replace(one, findings=reviewed(one.passage)) for one in blanks if one.passage.id not in known]
+        todo = [replace(one, findings=findings_in(one.passage)) for one in blanks if one.passage.id not in known]
         stops = {edit.passage.id: stopped(edit.findings, self.consent.allow) for edit in todo}
         clean = [edit for edit in todo if not stops[edit.passage.id]]
         begun, costs = time.perf_counter(), _Counting()
@@ -158,7 +158,7 @@ class Learner:
         read = [domain.read(units[edit.unit_id], edit, "own_untrained", self.seed) for edit in edits]
         candidates = [c for c in read if isinstance(c, Candidate)]
         results = dict(zip([c.id for c in candidates], train(policy, candidates, domain, run.count), strict=True))
-        trials = {t.id: t for t in ask(policy, candidates, results, run.count, domain=domain)}
+        trials = {t.id: t for t in ask_candidates(policy, candidates, results, run.count, domain=domain)}
         drafts = []
         for blank in blanks:
             name = blank.passage.id
@@ -216,7 +216,7 @@ def learn(
     return Learner(policy, domain, outer, own, consent or Consent(), seed).learn(run, store, document)
 
 
-def reviewed(passage: Passage) -> tuple[Finding, ...]:
+def findings_in(passage: Passage) -> tuple[Finding, ...]:
     """Return the findings in a passage itself."""
     return tuple(of_text(f"{passage.title}\n\n{passage.text}"))
 
@@ -310,12 +310,12 @@ def _verdict(questions: Sequence[Asked], grader: str) -> tuple[str, str]:
     return "quarantined", f"{now:.0%} of its questions right after it, {was:.0%} before it"
 
 
-def measure(policy: Policy, domain: Knowledge, part: Part, adapter: "Adapter", texts: Sequence[str]) -> Edit:
+def imported_edit(policy: Policy, domain: Knowledge, part: Part, adapter: "Adapter", texts: Sequence[str]) -> Edit:
     """Return the edit of an adapter that was trained elsewhere on ``texts``, judged by the passage's questions."""
     run, begun, passage = _Counting(), time.perf_counter(), part.passage
     stages = [candidate(passage, stage) for stage in STAGES]
     results = {stages[-1].id: Result("after", adapter, [], 0, 0)}
-    answers = [trial.answers for trial in ask(policy, stages, results, run.count, domain=domain)]
+    answers = [trial.answers for trial in ask_candidates(policy, stages, results, run.count, domain=domain)]
     asked = tuple(Asked(one[0].question, one[0].gold, "given", *one) for one in zip(*answers, strict=True))
     state, reason = _verdict(asked, domain.grader)
     training: dict[str, Any] = {"tried": 1, "steps": 0, "tokens": 0, "first_loss": None, "last_loss": None}

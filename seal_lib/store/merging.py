@@ -17,7 +17,7 @@ from seal_lib.store.database import Store, base_of
 from seal_lib.store.guard import Limits, asked_again, before_after, broken, share
 from seal_lib.store.learning import accuracy, grades_of
 from seal_lib.store.retrieval import rank
-from seal_lib.store.schema import Edit, Merge
+from seal_lib.store.schema import Edit, MergedAdapter
 
 if TYPE_CHECKING:
     from seal_lib.training.adapters import Adapter
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 class Merged:
     """The outcome of a merge: the merge in use, or None with the reason; ``report``: what was measured."""
 
-    merge: Merge | None
+    merge: MergedAdapter | None
     reason: str
     report: dict[str, Any]
 
 
-def chosen(store: Store, weights: str, numbers: Sequence[int] = ()) -> list[Edit]:
+def to_merge(store: Store, weights: str, numbers: Sequence[int] = ()) -> list[Edit]:
     """Return the edits to merge: those of these numbers or all active ones, and the members of the merge in use.
 
     Of each passage only the newest edit is taken, and only if the store still keeps the passage.
@@ -66,7 +66,7 @@ def related(store: Store, edit: Edit, most: int) -> list[Edit]:
     return [edit, *(others[passage.id] for passage in found[: most - 1])]
 
 
-def joined(store: Store, edits: Sequence[Edit]) -> "Adapter":
+def joined_adapter(store: Store, edits: Sequence[Edit]) -> "Adapter":
     """Return one adapter that adds what these edits add, joined in the order of their numbers."""
     from seal_lib.training import adapters
 
@@ -80,14 +80,14 @@ def check_count(edits: Sequence[Edit]) -> None:
         raise DataError("A merge has two edits at least; learn another document first, or name more edits.")
 
 
-def merge(store: Store, policy: Policy, domain: Knowledge, edits: Sequence[Edit], limits: Limits) -> Merged:
+def merge_edits(store: Store, policy: Policy, domain: Knowledge, edits: Sequence[Edit], limits: Limits) -> Merged:
     """Use these edits as one adapter if what it loses is within the limits; otherwise change nothing.
 
     Raises:
         DataError: there are fewer than two edits.
     """
     check_count(edits)
-    adapter = joined(store, edits)
+    adapter = joined_adapter(store, edits)
     after = asked_again(policy, domain, [(edit.passage, edit.questions) for edit in edits], adapter)
     report: dict[str, Any] = {
         "edits": [edit.id for edit in edits],
@@ -113,7 +113,7 @@ def merge_in_use(run: Recorder, store: Store, policy: Policy, domain: Knowledge,
         if count < 2:
             done = Merged(None, f"{count} edits are in use, and a merge has two at least", {})
         else:
-            done = merge(store, policy, domain, chosen(store, base), limits)
+            done = merge_edits(store, policy, domain, to_merge(store, base), limits)
         return {"merge": done.merge.id if done.merge else 0, "reason": done.reason, "report": done.report}
 
     row = once(run, "merge", made)
@@ -133,7 +133,7 @@ def revert(store: Store, number: int, reason: str = "taken back by hand") -> Edi
     former = next(merge for merge in store.merges() if merge.weights == edit.weights)
     left = [store.edit(member) for member in former.edits if member != number]
     report = {"edits": [e.id for e in left], "without": number, "of": former.id}
-    store.merge(left, joined(store, left) if left else None, report, reason, base=edit.weights)
+    store.merge(left, joined_adapter(store, left) if left else None, report, reason, base=edit.weights)
     return store.edit(number)
 
 

@@ -15,10 +15,10 @@ from seal_lib.errors import DataError
 from seal_lib.knowledge import world
 from seal_lib.records import Passage, SelfEdit
 from seal_lib.report import stats
-from seal_lib.store import review
-from seal_lib.store.learning import reviewed
+from seal_lib.store import review, texts
+from seal_lib.store.learning import findings_in
 from seal_lib.store.review import Lines, lines_of
-from seal_lib.store.texts import has_texts, read
+from seal_lib.store.texts import has_texts
 
 EXPERIMENT = "own_documents/review"
 CLEAN, POISONED = "clean", "all poisoned"
@@ -48,7 +48,7 @@ def documents(file: str | Path, allow: Sequence[str] = ()) -> list[Judged]:
                 raise DataError(f"{file}: row {number} is not whole; it has the texts name, kind, half, text.")
             path = Path(folder) / f"{number}.md"
             path.write_text(row["text"], encoding="utf-8")
-            findings = [one for document in read(path) for passage in document.passages for one in reviewed(passage)]
+            findings = [one for document in texts.read(path) for p in document.passages for one in findings_in(p)]
             found.append(Judged(row["name"], row["kind"], row.get("half", ""), review.stopped(findings, allow)))
     return found
 

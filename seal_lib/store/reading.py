@@ -41,7 +41,7 @@ def grown(results: pd.DataFrame) -> str:
         parts += [f"{words.percent(kept[arm])} of prior ones"] if arm in kept else []
         parts += [f"{tokens[arm].value:.0f} tokens a prompt"] if arm in tokens else []
         lines.append(f"{last} passages, {arm_label(arm)}: {', '.join(parts)}")
-    nothing = _by_arm(results, growth.EXPERIMENT, "kept_0").get(growth.NOTHING)
+    nothing = _by_arm(results, growth.EXPERIMENT, "kept_0").get(growth.FROZEN)
     if nothing:
         lines.append(f"before anything was learned: {words.percent(nothing)} of the prior questions right")
     merged = {size: _by_arm(results, growth.EXPERIMENT, f"right_{size}").get(growth.MERGED) for size in sizes}

@@ -53,7 +53,7 @@ def _words(text: str) -> list[str]:
     return re.findall(rf"[{UNSPACED}]|[^\W{UNSPACED}]+", text.lower())
 
 
-class Words(Index):
+class WordIndex(Index):
     """BM25 over title and text by SQLite's FTS5, in memory. A match shares a word with the question.
 
     The weight of a match is the sum over the question's words that occur in it; a word that n of the N passages have
@@ -91,7 +91,7 @@ class Words(Index):
 
 def rank(question: str, passages: Sequence[Passage]) -> list[Passage]:
     """Return the passages that share a word with the question, best match first; ties in the order given."""
-    return [match.passage for match in Words(passages).rank(question, len(passages))]
+    return [match.passage for match in WordIndex(passages).rank(question, len(passages))]
 
 
 ENOUGH = 4  # questions needed to measure the threshold; with fewer it is 0

@@ -1,4 +1,4 @@
-"""Review texts by rules, before a model learns them. A kind of finding is a row of `KINDS`.
+"""Review texts by rules, before a model learns them. A kind of finding is a row of `FINDING_KINDS`.
 
 The rules find orders to the model that reads a text, text that a person does not see, calls of tools, personal data,
 one sentence over and over, lines that their passage does not support, and lines that contradict what was learned
@@ -23,7 +23,7 @@ EXCERPT = 80  # characters of a text that a finding shows
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding: its kind (a key of `KINDS`), the piece of text, and the detail."""
+    """One finding: its kind (a key of `FINDING_KINDS`), the piece of text, and the detail."""
 
     kind: str
     excerpt: str
@@ -32,7 +32,7 @@ class Finding:
     @property
     def stops(self) -> bool:
         """True if it keeps a text from being learned unless a person allows its kind."""
-        return KINDS[self.kind][1]
+        return FINDING_KINDS[self.kind][1]
 
 
 def _excerpt(text: str) -> str:
@@ -172,7 +172,7 @@ def _overlap(one: Counter, other: Counter) -> float:
 
 
 #: kind → (function that finds it in a text, whether it stops a text, description)
-KINDS: dict[str, tuple[Callable[[str], Iterable[tuple[str, str]]] | None, bool, str]] = {
+FINDING_KINDS: dict[str, tuple[Callable[[str], Iterable[tuple[str, str]]] | None, bool, str]] = {
     "instruction": (_orders, True, "an order to the model that reads it"),
     "hidden": (_hidden, True, "text that a person does not see"),
     "tool": (partial(_matches, "tool"), True, "a call of a tool, or code that is run"),
@@ -187,7 +187,7 @@ KINDS: dict[str, tuple[Callable[[str], Iterable[tuple[str, str]]] | None, bool, 
 def of_text(text: str) -> list[Finding]:
     """Return the findings in a text by itself; of several with the same kind and detail, the first."""
     found: dict[tuple[str, str], Finding] = {}
-    for kind, (finder, _, _) in KINDS.items():
+    for kind, (finder, _, _) in FINDING_KINDS.items():
         for piece, detail in finder(text) if finder else ():
             found.setdefault((kind, detail), Finding(kind, _excerpt(piece), detail))
     return list(found.values())
@@ -294,4 +294,4 @@ def stopped(findings: Sequence[Finding], allow: Sequence[str] = ()) -> str:
         return ""
     first = stopping[0]
     more = f", and {len(stopping) - 1} more" if len(stopping) > 1 else ""
-    return f"{KINDS[first.kind][2]} ({first.detail}: {first.excerpt!r}){more}; `--allow {first.kind}` learns it"
+    return f"{FINDING_KINDS[first.kind][2]} ({first.detail}: {first.excerpt!r}){more}; `--allow {first.kind}` learns it"

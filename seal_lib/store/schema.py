@@ -14,13 +14,13 @@ from seal_lib.store.review import Finding
 #: when a question is asked: before learning, with the passage in view, after learning
 STAGES = ("before", "in_view", "after")
 #: stage → the arm that it is in figures and tables
-ARMS = {"before": "frozen", "in_view": "passage_in_context", "after": "own_chosen"}
+ARM_AT = {"before": "frozen", "in_view": "passage_in_context", "after": "own_chosen"}
 
 
 def candidate(unit: Passage, stage: str, name: str = "") -> Candidate:
     """Return the asking of a passage's questions at a stage, one of `STAGES` or "both", for the inner loop."""
     trains, shown = stage in ("after", "both"), stage in ("in_view", "both")
-    return Candidate(name or f"{unit.id}/{stage}", unit, None, ARMS.get(stage, stage), 0, trains=trains, shown=shown)
+    return Candidate(name or f"{unit.id}/{stage}", unit, None, ARM_AT.get(stage, stage), 0, trains=trains, shown=shown)
 
 
 #: each entry takes the schema one version up; its version is the number of entries that were run
@@ -125,11 +125,11 @@ class Edit:
             losses = {key: self.training[key] for key in ("first_loss", "last_loss")}
             about |= {key: math.nan if loss is None else loss for key, loss in losses.items()}
         edit = self.self_edit if stage == "after" else None
-        return PassageTrial(f"{self.passage.id}/{stage}", self.passage.id, ARMS[stage], edit, **about)
+        return PassageTrial(f"{self.passage.id}/{stage}", self.passage.id, ARM_AT[stage], edit, **about)
 
 
 @dataclass(frozen=True)
-class Merge:
+class MergedAdapter:
     """An adapter that adds what several edits add; ``edits``: their numbers, ``report``: what was measured of it."""
 
     id: int

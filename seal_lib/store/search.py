@@ -17,10 +17,10 @@ from seal_lib.errors import DataError, ParameterError
 from seal_lib.models import checks
 from seal_lib.records import Passage
 from seal_lib.store.database import Store
-from seal_lib.store.retrieval import Index, Match, Words
+from seal_lib.store.retrieval import Index, Match, WordIndex
 
 #: files of a model that are fetched from the Hub: no pickled weights, no code
-FILES = ("*.json", "*.txt", "*.safetensors", "*.model")
+_HUB_FILES = ("*.json", "*.txt", "*.safetensors", "*.model")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Sentences:
 
             folder = Path(source)
             if commit:
-                folder = Path(snapshot_download(source, revision=commit, allow_patterns=list(FILES)))
+                folder = Path(snapshot_download(source, revision=commit, allow_patterns=list(_HUB_FILES)))
             _check(folder)
             self._model = SentenceTransformer(
                 str(folder),
@@ -132,13 +132,13 @@ def _check(folder: Path) -> None:
             raise DataError(f"{file} is pickled and is not read; give an encoder whose weights are safetensors.")
 
 
-opened = lru_cache(maxsize=1)(Sentences)  # loaded once per process
+loaded_sentences = lru_cache(maxsize=1)(Sentences)  # loaded once per process
 
 
 #: method → function of (store, its passages, settings) that returns an index
 RETRIEVALS: dict[str, Callable[[Store, Sequence[Passage], Search], Index]] = {
-    "words": lambda _, passages, __: Words(passages),
+    "words": lambda _, passages, __: WordIndex(passages),
     "embeddings": lambda store, passages, search: Vectors(
-        store, passages, opened(search.encoder, search.encoder_revision, search.device)
+        store, passages, loaded_sentences(search.encoder, search.encoder_revision, search.device)
     ),
 }

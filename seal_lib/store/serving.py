@@ -60,7 +60,7 @@ def _local(host: str) -> bool:
         return False
 
 
-def names(store: Store, weights: str) -> dict[str, Edit]:
+def _edits_by_name(store: Store, weights: str) -> dict[str, Edit]:
     """Return name of a model → the active edit of this base that it stands for."""
     return {name_of(edit): edit for edit in store.edits("active", weights=weights)}
 
@@ -74,7 +74,7 @@ def vllm_command(store: Store, policy: Policy, weights: str, host: str, port: in
     Raises:
         DataError: the store has no active edit on this base, or an adapter's rank is beyond what vLLM takes.
     """
-    edits = names(store, weights)
+    edits = _edits_by_name(store, weights)
     if not edits:
         raise DataError(f"{store.folder} has no edit in use on {policy.base.name}; learn a document first.")
     rank = max(store.adapter(edit, policy.base).rank for edit in edits.values())
@@ -114,12 +114,12 @@ class Desk:
 
     def models(self) -> list[str]:
         with Store(self.folder) as store:
-            return [self.policy.base.name, HYBRID, *names(store, self.weights)]
+            return [self.policy.base.name, HYBRID, *_edits_by_name(store, self.weights)]
 
     def complete(self, model: str, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[list[Completion]]:
         """Return ``sampling.n`` completions of each prompt by the base or by an edit's adapter."""
         with Store(self.folder) as store:
-            edit = names(store, self.weights).get(model)
+            edit = _edits_by_name(store, self.weights).get(model)
             adapter = store.adapter(edit, self.policy.base) if edit else None
         requests = [Request(prompt, derive_seed(seed, i, prompt), adapter) for i, prompt in enumerate(prompts)]
         return self.policy.generator().generate(requests, sampling)

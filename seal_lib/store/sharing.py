@@ -19,7 +19,7 @@ from seal_lib.knowledge.domain import Knowledge
 from seal_lib.loops.policy import Policy
 from seal_lib.records import Question
 from seal_lib.store.database import Store, base_of
-from seal_lib.store.learning import measure
+from seal_lib.store.learning import imported_edit
 from seal_lib.store.schema import Edit
 from seal_lib.store.texts import Document, has_texts, passage_of
 
@@ -128,7 +128,7 @@ def take_in(store: Store, policy: Policy, folder: str | Path, domain: Knowledge)
         origin = f"{folder.resolve()}#{passage.id}"
         document = Document(line["document"], origin, passage.id, (passage,), (line["place"],))
         store.add(document)
-        edit = measure(policy, domain, document.parts[0], adapter, line["completions"])
+        edit = imported_edit(policy, domain, document.parts[0], adapter, line["completions"])
         kept.append(store.keep(edit, adapter))
     return kept
 

@@ -24,12 +24,13 @@ from seal_lib.records import to_dict
 from seal_lib.report import pages
 from seal_lib.runs.journal import Lock
 from seal_lib.runs.work import Recorder, once
+from seal_lib.store import texts
 from seal_lib.store.database import Store, base_of
-from seal_lib.store.guard import MEASURES, Limits, before_after, broken
-from seal_lib.store.learning import Learner, OwnQuestions, accuracy, reviewed, waiting
+from seal_lib.store.guard import GUARDED, Limits, before_after, broken
+from seal_lib.store.learning import Learner, OwnQuestions, accuracy, findings_in, waiting
 from seal_lib.store.review import stopped
 from seal_lib.store.schema import Edit, Queued, Renewal
-from seal_lib.store.texts import Document, Part, read
+from seal_lib.store.texts import Document, Part
 
 LOCK, REPORTS = "update.lock", "updates"
 UNKNOWN = 60.0  # seconds that a passage is expected to take if the store has learned none yet; else their median
@@ -49,7 +50,7 @@ class Need:
 
 
 #: rule → function of a need that returns its worth; passages worth 0 are left out, the others come most worthy first
-RULES: dict[str, Callable[[Need], float]] = {
+WORTH: dict[str, Callable[[Need], float]] = {
     "need": lambda need: 0.0 if math.isnan(need.known) else (1.0 - need.known) / max(need.seconds, 1e-6),
     "all": lambda need: 1.0,
 }
@@ -71,8 +72,8 @@ class Plan:
     def __post_init__(self):
         if not self.budget > 0:
             raise ParameterError(f"budget: {self.budget} is not above 0; give seconds, or 10min.")
-        if self.rule not in RULES:
-            raise ParameterError(f"rule: {self.rule!r} is not one of {', '.join(RULES)}.")
+        if self.rule not in WORTH:
+            raise ParameterError(f"rule: {self.rule!r} is not one of {', '.join(WORTH)}.")
 
 
 #: ending of a duration → its seconds
@@ -145,7 +146,7 @@ def _update(run: Recorder, store: Store, learner: Learner, plan: Plan) -> Renewa
     costs = [edit.training["cost"]["seconds"] for edit in store.edits() if edit.self_edit]
     price = median(costs[-20:]) if costs else UNKNOWN
     needs = [Need(part, share, price) for part, share in zip(todo, known, strict=True)]
-    worth = RULES[plan.rule]
+    worth = WORTH[plan.rule]
     wanted = sorted((need for need in needs if worth(need) > 0), key=worth, reverse=True)
     worthy = [*stopping, *(need.part for need in wanted)]
     learned, late = _within(run, store, learner, worthy, plan.budget - (time.monotonic() - begun), price)
@@ -185,7 +186,7 @@ def _documents(
     left_out: list[str] = []
     for one in queue:
         try:
-            found[one] = read(one.source, words, left_out.append)
+            found[one] = texts.read(one.source, words, left_out.append)
         except SealError as error:
             failed[one.id] = ("failed", str(error))
     return found, failed, left_out
@@ -200,7 +201,7 @@ def _todo(store: Store, documents: Sequence[Document], learner: Learner) -> tupl
         for part in document.parts:
             every.setdefault(part.id, part)
     new = [part for name, part in every.items() if name not in used]
-    bad = [part for part in new if stopped(reviewed(part.passage), learner.consent.allow)]
+    bad = [part for part in new if stopped(findings_in(part.passage), learner.consent.allow)]
     return [part for part in new if part not in bad], bad
 
 
@@ -264,19 +265,19 @@ def text_of(renewal: Renewal) -> str:
     told = ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "nothing waited"
     spent = f"{report['seconds']:.0f} s of {report['budget']:.0f} s, rule `{report['rule']}`"
     lines = [f"# Update {renewal.id}", "", f"Begun {renewal.begun}, {spent}: {told}.", ""]
-    rows = [{**row, "edit": row["edit"] or "-", "known": percent(row["known"])} for row in report["passages"]]
+    rows = [{**row, "edit": row["edit"] or "-", "known": percent_of(row["known"])} for row in report["passages"]]
     keys = ("edit", "document", "place", "title", "known", "state", "reason")
     head = ("edit", "document", "place", "title", "known before", "state", "why")
     lines += _table(head, [[row[key] for key in keys] for row in rows])
     if report["guard"]:
         most, guard = report["limits"], list(report["guard"].values())
-        kinds = [kind for kind in MEASURES if f"{kind}_before" in guard[0]]
-        limits = ", ".join(f"{most[kind]:.0%} of {MEASURES[kind]}" for kind in kinds)
+        kinds = [kind for kind in GUARDED if f"{kind}_before" in guard[0]]
+        limits = ", ".join(f"{most[kind]:.0%} of {GUARDED[kind]}" for kind in kinds)
         lines += ["", f"Guard, on {most['file']}; it refuses where more than this is lost: {limits}.", ""]
         lines += _table(
             ("edit", *(f"{kind} before → after" for kind in kinds)),
             [
-                (number, *(f"{percent(of[f'{kind}_before'])} → {percent(of[f'{kind}_after'])}" for kind in kinds))
+                (number, *(f"{percent_of(of[f'{kind}_before'])} → {percent_of(of[f'{kind}_after'])}" for kind in kinds))
                 for number, of in report["guard"].items()
             ],
         )
@@ -285,7 +286,7 @@ def text_of(renewal: Renewal) -> str:
     return "\n".join(lines) + "\n"
 
 
-def percent(value: float | None) -> str:
+def percent_of(value: float | None) -> str:
     """Return a share as people read it; "-" where there is none."""
     return "-" if value is None or math.isnan(value) else f"{value:.0%}"
 

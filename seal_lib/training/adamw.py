@@ -14,7 +14,7 @@ from seal_lib.training.fused import compiled
 from seal_lib.training.jobs import learning_rate
 from seal_lib.training.slots import Slot
 
-MOST = 1 << 30  # largest number of elements per compiled call: with more than 32-bit indices, compiling took a minute
+_MAX_ELEMENTS = 1 << 30  # of a compiled call: with more than 32-bit indices, compiling took a minute
 IDLE = [0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, math.inf]  # the scalars of a row without update
 
 
@@ -42,7 +42,7 @@ def update(p: Tensor, g: Tensor, m: Tensor, v: Tensor, rows: Tensor) -> None:
     `settings`. Rows that are not active keep their values, whatever their gradient.
     """
     norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
-    at_once = max(1, MOST // g.shape[1])
+    at_once = max(1, _MAX_ELEMENTS // g.shape[1])
     for part in zip(*(x.split(at_once) for x in (p, g, m, v, rows, norm)), strict=True):
         _update(*part)
 

@@ -100,8 +100,8 @@ class Adapter:
         try:
             state = {}
             for name, (a, b) in self.weights.items():
-                state[f"{peft_folder.PREFIX}{name}.lora_A.weight"] = a.detach().cpu().contiguous()
-                state[f"{peft_folder.PREFIX}{name}.lora_B.weight"] = b.detach().cpu().contiguous()
+                state[f"{peft_folder.KEY_PREFIX}{name}.lora_A.weight"] = a.detach().cpu().contiguous()
+                state[f"{peft_folder.KEY_PREFIX}{name}.lora_B.weight"] = b.detach().cpu().contiguous()
             with on_disk(folder / peft_folder.WEIGHTS):
                 save_file(state, str(fresh / peft_folder.WEIGHTS), metadata={"format": "pt"})
             config = {

@@ -21,7 +21,7 @@ from seal_lib.training.fused import compiled
 from seal_lib.training.packing import Packing, send
 
 SHORT = 256  # tokens; attention has one bound for examples up to this length, another for longer ones
-PATIENCE = 2  # steps of a size before it is captured
+STEPS_BEFORE_CAPTURE = 2  # steps of a size before it is captured
 #: torch < 2.13 groups heads without this option
 _GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
 
@@ -175,10 +175,10 @@ class FixedStep:
     def run(self, step: Callable[["FixedStep"], Tensor], pool: object, capture: bool) -> Tensor:
         """Run one step on the buffers' content and return the losses [K].
 
-        With ``capture`` the step is captured after `PATIENCE` uses, into the memory ``pool``, and replayed afterwards.
+        With ``capture`` the step is captured after `STEPS_BEFORE_CAPTURE` uses, into ``pool``, and replayed afterwards.
         """
         self.uses += 1
-        if not capture or self.uses <= PATIENCE:
+        if not capture or self.uses <= STEPS_BEFORE_CAPTURE:
             return step(self)
         if self.graph is None:
             graph = torch.cuda.CUDAGraph()

@@ -93,7 +93,7 @@ def cut(model: nn.Module, processes: int) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
     """Return a copy of a tensor on the CPU; a sharded one is gathered whole, for which all processes must call this."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu().clone()
@@ -280,7 +280,7 @@ def sft(
             if on_step is not None:
                 on_step({"steps": step + 1, "of": len(plan), "loss": losses[-1]})
         if method == "lora":
-            kept = {name: tuple(whole(p) for p in pair) for name, pair in weights.items()}
+            kept = {name: tuple(gathered(p) for p in pair) for name, pair in weights.items()}
             trained = Adapter(rank, alpha, names, kept)
         else:
             trained = model.requires_grad_(False)

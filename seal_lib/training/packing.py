@@ -14,7 +14,7 @@ from seal_lib.errors import SealError
 
 GROUPED_FROM = 2  # times as many tokens by padding make grouped products faster than padded ones (measured on CPU)
 LEVELLING_COST = 4.0  # see `worth_levelling`; measured at widths 128, 256 and 512
-SHORT = 128  # tokens; attention by plain products is faster for examples up to this length (measured on CPU)
+SHORT_EXAMPLE = 128  # tokens; attention by plain products is faster for examples up to this length (measured on CPU)
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:
@@ -108,11 +108,11 @@ class _Attention(torch.autograd.Function):
             return rows.spread(x).view(r, t, -1, d).transpose(1, 2)
 
         q, k, v = heads(q), heads(k), heads(v)
-        turned = rotate(q, cos, sin, q.new_empty(q.shape)).view(r * k.shape[1], -1, d)  # grouped by key head
+        turned = _rotate(q, cos, sin, q.new_empty(q.shape)).view(r * k.shape[1], -1, d)  # grouped by key head
         keys, values = k.new_empty(2, *k.shape[:2], s, d)
         for padded in (keys, values):
             padded[:, :, t:].zero_()
-        rotate(k, cos, sin, keys[:, :, :t])
+        _rotate(k, cos, sin, keys[:, :, :t])
         values[:, :, :t] = v
         keys, values = keys.view(-1, s, d), values.view(-1, s, d)
         share = torch.baddbmm(mask, turned, keys.mT, alpha=scale).softmax(-1)
@@ -130,7 +130,7 @@ class _Attention(torch.autograd.Function):
         def flat(x: Tensor, length: int, turn: bool) -> Tensor:  # [R * H, .., D] -> [N, H * D]
             x = x.view(r, -1, length, d)[:, :, :t]
             out = x.new_empty(r, t, x.shape[1], d)
-            rotate(x, cos, sin, out.transpose(1, 2), back=True) if turn else out.transpose(1, 2).copy_(x)
+            _rotate(x, cos, sin, out.transpose(1, 2), back=True) if turn else out.transpose(1, 2).copy_(x)
             return rows.collect(out.flatten(2))
 
         dq, dk, dv = torch.bmm(scores, k), torch.bmm(scores.mT, q), torch.bmm(share.mT, grad)
@@ -138,7 +138,7 @@ class _Attention(torch.autograd.Function):
         return flat(dq, t, True), flat(dk, s, True), flat(dv, s, False), None, None, None, None, None
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool = False) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool = False) -> Tensor:
     """Write the rotary embedding of x = (x1, x2), x cos + (-x2, x1) sin, or with ``back`` its adjoint into ``out``."""
     half = x.shape[-1] // 2
     torch.mul(x, cos, out=out)
@@ -175,7 +175,7 @@ class Packing:
             self.gain = scale[:, None, None] * self.slots.mask[..., None]
         self.gain = self.gain.to(dtype)
         self._masks: dict[int | None, Tensor | None] = {}
-        self.short = self.examples.width <= SHORT
+        self.short = self.examples.width <= SHORT_EXAMPLE
         self._rotary: tuple[Tensor, ...] = ()
         self._added: dict[tuple, Tensor] = {}
 

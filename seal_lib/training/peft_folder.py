@@ -18,7 +18,7 @@ from torch import Tensor
 from seal_lib.errors import DataError
 from seal_lib.models.checks import check_safetensors, json_object
 
-CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+CONFIG, WEIGHTS, KEY_PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 #: Settings that are read below, that locate layers (as the weights do, too), or that matter in training only.
 _HARMLESS = {
     "r",
@@ -96,8 +96,8 @@ def _pairs(state: dict[str, Tensor], rank: int, file: Path) -> dict[str, tuple[T
         DataError: a tensor has no partner, a wrong shape or type, values that are not finite, or is no LoRA weight.
     """
     weights = {}
-    for key in sorted(key for key in state if key.startswith(PREFIX) and key.endswith(".lora_A.weight")):
-        other, name = key.replace(".lora_A.", ".lora_B."), key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+    for key in sorted(key for key in state if key.startswith(KEY_PREFIX) and key.endswith(".lora_A.weight")):
+        other, name = key.replace(".lora_A.", ".lora_B."), key.removeprefix(KEY_PREFIX).removesuffix(".lora_A.weight")
         if other not in state:
             raise DataError(f"{file}: {key} has no {other}; the file is cut, so save the adapter again.")
         weights[name] = a, b = state.pop(key), state.pop(other)

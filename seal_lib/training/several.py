@@ -23,7 +23,7 @@ from seal_lib import errors, models
 from seal_lib.errors import ParameterError, RunError, SealError
 from seal_lib.paths import importable, read_json, write_json, write_text
 from seal_lib.training.adapters import Adapter, merge
-from seal_lib.training.finetune import sft, whole
+from seal_lib.training.finetune import gathered, sft
 
 
 def sft_over(
@@ -100,7 +100,7 @@ def main(place: str) -> None:
             **asked["settings"],
         )
         if isinstance(trained, nn.Module):
-            kept = {name: whole(parameter) for name, parameter in trained.named_parameters()}
+            kept = {name: gathered(parameter) for name, parameter in trained.named_parameters()}
             if number == 0:
                 save_file(kept, folder / "model.safetensors")
         elif number == 0:

@@ -188,8 +188,8 @@ def test_the_reward_is_what_the_settings_say(monkeypatch, changes: dict, rewards
 
     edits = [SelfEdit(f"{t}/{k}", t, config(k).text(), "policy") for t in (first, second) for k in range(2)]
     monkeypatch.setattr(outer, "write_self_edits", lambda *args, **kwargs: edits)
-    monkeypatch.setattr(inner, "score", score)
-    monkeypatch.setattr(outer, "score", score)
+    monkeypatch.setattr(inner, "score_candidates", score)
+    monkeypatch.setattr(outer, "score_candidates", score)
     groups, frozen = practise(MemoryRun(), None, TASKS[:2], DOMAIN, settings, phase="r", seed=1)
     assert [group.unit for group in groups] == TASKS[:2]
     assert [reward for group in groups for reward in group.rewards] == rewards

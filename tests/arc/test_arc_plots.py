@@ -312,8 +312,8 @@ def test_a_task_shows_demonstrations_tests_truth_and_what_was_tried():
     ]
     assert below == ["↓", "↓", "↓", "↓ truth", "attempt 2: ✓ right", "↓ truth", "attempt 2"]
     assert faces(where[0, 1]) == [grids.COLOURS[2]] * 2 and where[1, 1].get_ylim() == (2, 0)
-    assert to_hex(where[1, 4].spines["left"].get_edgecolor()) == arc.RIGHT.lower()
-    assert to_hex(where[0, 4].spines["left"].get_edgecolor()) == arc.WRONG.lower()
+    assert to_hex(where[1, 4].spines["left"].get_edgecolor()) == arc.SOLVED.lower()
+    assert to_hex(where[0, 4].spines["left"].get_edgecolor()) == arc.FAILED.lower()
     assert [text.get_text() for text in where[0, 6].texts] == ["no answer"]
 
 

@@ -84,7 +84,7 @@ def tokenizer(kind: str):
     return made_
 
 
-def wording(kind: str) -> prompts.Prompts:
+def wording(kind: str) -> prompts.PuzzlePrompts:
     return prompts.load("chat" if kind in CHATTY else "base")
 
 

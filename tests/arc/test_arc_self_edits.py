@@ -7,7 +7,7 @@ import pytest
 
 from seal_lib.arc import prompts
 from seal_lib.arc.augment import SWITCHES
-from seal_lib.arc.self_edits import ORACLE, REASONS, SCHEMA, STRATEGIES, Config, Limits, read, with_data
+from seal_lib.arc.self_edits import ORACLE, REASONS, SCHEMA, STRATEGIES, Config, ConfigLimits, read, with_data
 from seal_lib.arc.tasks import Pair, Task
 
 GOOD = ORACLE.text()
@@ -148,9 +148,9 @@ def test_good_self_edits_are_read_and_equal_ones_are_equal() -> None:
             config = Config(on, strategy, 3e-3, 375)
             assert read(config.text()).config == config
     for epochs, reason in ((0, "out_of_range"), (1, ""), (8, ""), (9, "out_of_range")):
-        assert read(edit(TRAIN, "num_train_epochs", value=epochs), Limits(max_epochs=8)).reason == reason
+        assert read(edit(TRAIN, "num_train_epochs", value=epochs), ConfigLimits(max_epochs=8)).reason == reason
     for rate, reason in ((0, "out_of_range"), (1e-12, ""), (0.1, ""), (0.2, "out_of_range")):
-        assert read(edit(TRAIN, "learning_rate", value=rate), Limits(max_rate=0.1)).reason == reason
+        assert read(edit(TRAIN, "learning_rate", value=rate), ConfigLimits(max_rate=0.1)).reason == reason
 
 
 def test_too_many_steps_is_a_rejection_once_the_data_is_known() -> None:

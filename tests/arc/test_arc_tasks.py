@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seal_lib.arc import grids
-from seal_lib.arc.data import choose, load_tasks
+from seal_lib.arc.data import load_tasks, tasks_by_id
 from seal_lib.errors import DataError
 
 PAIR = {"input": [[1, 2]], "output": [[2, 1]]}
@@ -158,7 +158,7 @@ def test_other_mistakes_of_a_person(tmp_path) -> None:
     with pytest.raises(DataError, match="'cc' is not in .*2 tasks"):
         load_tasks(file, ids=["cc"])
     with pytest.raises(DataError, match="'aa' is asked for twice"):
-        choose(load_tasks(file), ["aa", "aa"])
+        tasks_by_id(load_tasks(file), ["aa", "aa"])
 
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"

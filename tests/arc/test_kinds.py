@@ -50,7 +50,7 @@ def follows(pairs: list[Pair], kind: str, name: str) -> bool:
 
 
 def test_no_rule_is_in_two_populations() -> None:
-    for kind in mixed_world.KINDS:
+    for kind in mixed_world.RULE_KINDS:
         rules = [rule for name in NAMES for rule in mixed_world.populations()[name][kind]]
         assert len(rules) == len(set(rules)) == {"moves": 256, "around_black": 28, "key_colour": 72}[kind]
 
@@ -83,7 +83,7 @@ def test_the_test_of_a_black_task_has_black_where_no_demonstration_has_it() -> N
 def test_tasks_come_by_name_in_thirds() -> None:
     tasks = load_tasks("world:mixed-heldout:18")
     assert tasks == mixed_world.tasks("mixed-heldout", 18) != mixed_world.tasks("mixed-heldout", 18, seed=1)
-    assert Counter(map(mixed_world.kind_of, tasks)) == dict.fromkeys(mixed_world.KINDS, 6)
+    assert Counter(map(mixed_world.kind_of, tasks)) == dict.fromkeys(mixed_world.RULE_KINDS, 6)
     assert len({task.id for task in tasks}) == 18
     assert mixed_world.kind_of("heldout-2001") == "unknown"
     for wrong, says in (("mixed-heldout:19", "third"), ("mixed-heldout:300", "rules"), ("mixed-else:3", "not one of")):
@@ -99,7 +99,7 @@ def test_blind_configurations_are_of_every_way_and_do_not_know_the_puzzle() -> N
     drawn = [kinds.blind_configuration(HAND, "opening policy", number) for number in range(len(seen))]
     assert {(c.strategy, c.learning_rate, c.epochs) for c in drawn} == {(HAND.strategy, 0.01, 4)}
     counts = Counter(zip(seen, map(kinds.way, drawn), strict=True))
-    table = [[counts[kind, way] for way in kinds.WAYS] for kind in mixed_world.KINDS]
+    table = [[counts[kind, way] for way in kinds.WAYS] for kind in mixed_world.RULE_KINDS]
     assert sum(table[0]) == sum(table[1]) == sum(table[2]) == 400
     assert scipy.stats.chi2_contingency(table).pvalue > 0.05  # kind and way are independent
     assert [sum(column) / 1200 for column in zip(*table, strict=True)] == pytest.approx([1 / 3] * 3, abs=0.04)
@@ -116,7 +116,7 @@ def attempt(task: str, way: str, right: bool | None = None) -> Attempt:
     return Attempt(f"{task}/{way}", task, "ok", config=config, steps=1, attempts=((((1,),),),), pass_2=right, cells=1.0)
 
 
-TASKS = [f"mixed-heldout-{kind}-{n}" for n in range(6) for kind in mixed_world.KINDS]
+TASKS = [f"mixed-heldout-{kind}-{n}" for n in range(6) for kind in mixed_world.RULE_KINDS]
 
 
 def loop_of(arms: dict, seed: int) -> Loop:
@@ -170,7 +170,7 @@ def test_one_for_all_and_one_for_each_kind_are_chosen_on_practice_tasks(results)
     assert value(results, "seal_round_1 - one_for_all", "difference") == pytest.approx(2 / 3)
     assert value(results, "seal_round_1 - kind_known", "difference") == 0
     flat = {way: [attempt(task, way, way == "turned") for task in TASKS] for way in kinds.WAYS}
-    assert kinds.best_ways(flat, "grid") == dict.fromkeys(("all", *mixed_world.KINDS), "turned")
+    assert kinds.best_ways(flat, "grid") == dict.fromkeys(("all", *mixed_world.RULE_KINDS), "turned")
 
 
 def test_both_controls_are_compared_with_the_loop_and_with_where_it_began(results) -> None:

@@ -75,7 +75,7 @@ def write(folder, name: str, content: object):
     return path
 
 
-def state(path, which: str = "adapter") -> numbers.State:
+def state(path, which: str = "adapter") -> numbers.StateNumbers:
     return {one.state: one for one in numbers.states(files.read(path))}[which]
 
 
@@ -280,7 +280,7 @@ def test_gzip_byte_order_mark_folders_and_unknown_keys(tmp_path) -> None:
     found = tables.audit([tmp_path / "a", plain])
     assert [one.name for one in found.files] == ["b/marked", "packed", "plain"] and not found.refused
     assert len({one.macro.value for one in found.states if one.state == "adapter"}) == 1
-    assert files.names([tmp_path / "x.json", tmp_path / "x.json.gz"]) == ["x.json", "x.json.gz"]
+    assert files.short_names([tmp_path / "x.json", tmp_path / "x.json.gz"]) == ["x.json", "x.json.gz"]
 
 
 def test_questions_are_matched_whatever_their_order_and_number(tmp_path) -> None:
@@ -356,7 +356,7 @@ def test_p_values_are_one_family_and_many_files_meet_the_first_only(tmp_path) ->
     raw = {}
     for one in found:
         sides = [
-            {u.id: numbers.accuracy(u, "adapter") for u in next(s for s in several if s.name == n).units}
+            {u.id: numbers.unit_accuracy(u, "adapter") for u in next(s for s in several if s.name == n).units}
             for n in (one.a, one.b)
         ]
         raw[one.a, one.b] = stats.sign_flip_test([sides[0][u] - sides[1][u] for u in sides[0]])

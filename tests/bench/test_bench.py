@@ -26,8 +26,8 @@ def table() -> pd.DataFrame:
 
 
 def test_adapters_stay_in_place_for_less_than_a_folder_costs():
-    model, documents = inner_loop.load(inner_loop.TINY), inner_loop.documents("seedling", inner_loop.TINY)
-    ways = inner_loop.hand_over(model, inner_loop.jobs_of(documents, inner_loop.TINY))
+    model, documents = inner_loop.load(inner_loop.TINY_CPU), inner_loop.documents("seedling", inner_loop.TINY_CPU)
+    ways = inner_loop.hand_over(model, inner_loop.jobs_of(documents, inner_loop.TINY_CPU))
     assert 0 < ways["in place"] < ways["folder"]
 
 
@@ -43,7 +43,7 @@ def test_documents_have_seals_lengths_and_the_passage_is_among_them():
     assert fmean(part[-1] for part in drawn) == pytest.approx(fmean(part[-1] for part in recorded), rel=0.03)
     assert {part[-1] for part in drawn} <= {part[-1] for part in recorded}
     for count in {
-        max(k, inner_loop.TOGETHER) for k in inner_loop.CpuPlan().slots
+        max(k, inner_loop.PER_REPETITION) for k in inner_loop.CpuPlan().slots
     }:  # what a way trains is like what others train
         assert fmean(n for part in drawn[:count] for n in part) == pytest.approx(mean, rel=0.05)
     made = inner_loop.documents("seal", inner_loop.CpuPlan(slots=(4,)))
@@ -57,8 +57,10 @@ def test_every_way_spreads_the_start_over_the_whole_adapter():
     """Start-up of the Trainer over 6 steps, and of the others over 60, made the authors' way look dearer than it is."""
     timing = inner_loop.Timing(start=6.0, step=0.5, steps=6)
     assert timing.per_step(60) == pytest.approx(0.6)  # not (6 + 6 * 0.5) / 6
-    model = inner_loop.load(inner_loop.TINY)
-    job = replace(inner_loop.jobs_of(inner_loop.documents("seal", inner_loop.TINY), inner_loop.TINY)[0], epochs=2)
+    model = inner_loop.load(inner_loop.TINY_CPU)
+    job = replace(
+        inner_loop.jobs_of(inner_loop.documents("seal", inner_loop.TINY_CPU), inner_loop.TINY_CPU)[0], epochs=2
+    )
     ticks = iter((0.0, 10.0, 20.0, 21.0))  # begin, end of the first and of the last step, end
     assert inner_loop.with_trainer(model, job, 64, 6, clock=lambda: next(ticks)) == inner_loop.Timing(
         21.0 - 6 * 2.0, 2.0, 6
@@ -78,7 +80,9 @@ def test_a_tiny_run_writes_table_and_pictures(tmp_path, monkeypatch, capsys):
     assert sorted(p.name for p in folder.iterdir()) == [f"bench_inner_loop.{kind}" for kind in ("csv", "pdf", "png")]
     written = pd.read_csv(folder / "bench_inner_loop.csv")
     assert tuple(written.columns) == inner_loop_table.BENCH_COLUMNS
-    expected = [(lengths, *way) for lengths in inner_loop_table.LENGTHS for way in inner_loop.variants(inner_loop.TINY)]
+    expected = [
+        (lengths, *way) for lengths in inner_loop_table.LENGTHS for way in inner_loop.variants(inner_loop.TINY_CPU)
+    ]
     assert list(zip(written["lengths"], written["variant"], written["K"], strict=True)) == expected
     assert (written["low"] <= written["ms_per_adapter_step"]).all() and (written["low"] > 0).all()
     by = written.set_index(["lengths", "variant", "K"])["ms_per_adapter_step"]
@@ -124,8 +128,8 @@ def test_the_picture_shows_every_number_of_the_table():
 def test_bank_and_loop_that_disagree_stop_the_benchmark(monkeypatch):
     from seal_lib.training import finetune
 
-    model = inner_loop.load(inner_loop.TINY)
-    jobs = inner_loop.jobs_of(inner_loop.documents("seal", inner_loop.TINY), inner_loop.TINY)
+    model = inner_loop.load(inner_loop.TINY_CPU)
+    jobs = inner_loop.jobs_of(inner_loop.documents("seal", inner_loop.TINY_CPU), inner_loop.TINY_CPU)
     assert inner_loop.check_same(model, jobs) < 1e-5
     alone = finetune.train_alone
     monkeypatch.setattr(finetune, "train_alone", lambda model, job: alone(model, replace(job, lr=2 * job.lr)))
@@ -141,7 +145,7 @@ def test_the_puzzle_benchmark_trains_whole_self_edits_in_every_way_and_says_thei
     model, tokenizer = models.load(arc_bench.MODEL)
     task, few = world.tasks("learning", 1)[0], replace(arc_bench.SETTINGS, cap=4, copies=1)
     table = arc_bench.measure(model, tokenizer, task, few, repetitions=1, count=3).set_index("variant")
-    plain = arc_bench.jobs_of(task, arc_bench.draw(task, 3), tokenizer, few)
+    plain = arc_bench.jobs_of(task, arc_bench.draw_configs(task, 3), tokenizer, few)
     wide = [arc_bench.padded(job, tokenizer.pad_token_id) for job in plain]
     lengths = [len(example.ids) for job in plain for example in job.examples]
     assert (table["tokens"] == fmean(lengths)).all() and (table["self_edits"] == 3).all()

@@ -8,7 +8,7 @@ import matplotlib
 import pytest
 
 from seal_lib.bench import gpu, gpu_table, inner_loop
-from seal_lib.bench.gpu_table import Row
+from seal_lib.bench.gpu_table import Measurement
 from seal_lib.errors import SealError
 from seal_lib.models import budget
 from seal_lib.plan import costs, lengths
@@ -33,10 +33,12 @@ RECORD = {
 }
 
 
-def row(variant: str, k: int, ms: float, turn: int = 0, **more) -> Row:
+def row(variant: str, k: int, ms: float, turn: int = 0, **more) -> Measurement:
     """A row of 1 000 adapter-steps and 100 answers of 20 ms."""
     own = {"outcome": "ok", "train_seconds": ms, "steps": 1000, "tokens": 47_000, "answer_seconds": 2.0, "answers": 100}
-    return Row(**({"model": "Qwen/Qwen2.5-7B", "targets": "qv", "variant": variant, "K": k, "turn": turn} | own | more))
+    return Measurement(
+        **({"model": "Qwen/Qwen2.5-7B", "targets": "qv", "variant": variant, "K": k, "turn": turn} | own | more)
+    )
 
 
 ROWS = [
@@ -57,13 +59,13 @@ def test_a_tiny_run_measures_every_way_and_writes_everything(tmp_path, monkeypat
     written = {p.name.removeprefix("bench_gpu_tiny") for p in folder.iterdir()}
     assert written == {"_rows.csv", ".csv", ".json", ".png", ".pdf"}
     rows = gpu_table.read(folder / "bench_gpu_tiny_rows.csv")
-    assert [(r.targets, r.variant, r.K) for r in rows] == gpu.variants(gpu_table.TINY)
+    assert [(r.targets, r.variant, r.K) for r in rows] == gpu.variants(gpu_table.TINY_GPU)
     assert all(r.outcome == "ok" and r.train_seconds > 0 and r.answers == 5 * r.K for r in rows)
     ways = {(r.targets, r.variant, r.K): r for r in rows}
-    jobs = gpu.jobs_of(gpu_table.TINY, 8, 512)
+    jobs = gpu.jobs_of(gpu_table.TINY_GPU, 8, 512)
     assert ways["qv", "bank", 2].steps == sum(len(job.plan()) for job in jobs)  # the queue to its end
     assert ways["qv", "bank", 2].tokens == sum(len(e.ids) for job in jobs for e in job.examples)
-    assert ways["qv", "authors", 1].steps == gpu_table.TINY.padded_steps
+    assert ways["qv", "authors", 1].steps == gpu_table.TINY_GPU.padded_steps
     record = json.loads((folder / "bench_gpu_tiny.json").read_text())
     assert record["outcomes"] == {"ok": len(rows)} and record["device_key"] == "cpu"
     assert {"device", "gpus", "cuda", "versions", "date", "git", "lengths", "efficiency"} <= set(record)
@@ -126,8 +128,8 @@ def test_memory_that_runs_out_is_an_outcome_and_the_rest_goes_on(monkeypatch) ->
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return 1.0, 10, 100, 1, 0.0
 
-    monkeypatch.setattr(gpu, "train", full)
-    plan = dataclasses.replace(gpu_table.TINY, repetitions=2)
+    monkeypatch.setattr(gpu, "timed_training", full)
+    plan = dataclasses.replace(gpu_table.TINY_GPU, repetitions=2)
     monkeypatch.setattr(gpu, "_warm_up", lambda model, plan: None)
     rows = list(gpu.measurements(plan, "cpu", lambda text: None))
     lost = [r for r in rows if r.outcome != "ok"]
@@ -137,30 +139,30 @@ def test_memory_that_runs_out_is_an_outcome_and_the_rest_goes_on(monkeypatch) ->
 
 
 def test_time_that_is_up_stops_the_bank_and_the_run(monkeypatch) -> None:
-    model = inner_loop.random_model(gpu_table.SHAPES["tiny"], "cpu")
-    plan = dataclasses.replace(gpu_table.TINY, epochs=50)
+    model = inner_loop.random_model(gpu_table.BENCH_SHAPES["tiny"], "cpu")
+    plan = dataclasses.replace(gpu_table.TINY_GPU, epochs=50)
     whole = sum(len(job.plan()) for job in gpu.jobs_of(plan, 8, 512))
-    seconds, steps, tokens, edits, _ = gpu.train(model, plan, "qv", "bank", 2, 0, limit=0.0)
+    seconds, steps, tokens, edits, _ = gpu.timed_training(model, plan, "qv", "bank", 2, 0, limit=0.0)
     assert 0 < steps < whole and tokens > 0 and edits == 2 and seconds > 0
     monkeypatch.setattr(gpu, "_warm_up", lambda model, plan: None)
     assert list(gpu.measurements(dataclasses.replace(plan, minutes=0.0), "cpu", lambda text: None)) == []
 
 
 def test_the_start_of_a_stopped_bank_counts_by_the_share_of_its_steps(monkeypatch) -> None:
-    model = inner_loop.random_model(gpu_table.SHAPES["tiny"], "cpu")
-    plan = dataclasses.replace(gpu_table.TINY, epochs=50)
+    model = inner_loop.random_model(gpu_table.BENCH_SHAPES["tiny"], "cpu")
+    plan = dataclasses.replace(gpu_table.TINY_GPU, epochs=50)
     ticks = iter((0.0, 100.0, 110.0, 110.0))  # start, end of the first step, of the second, end
-    monkeypatch.setattr(gpu, "clock", lambda model: lambda: next(ticks))
-    seconds, steps, *_ = gpu.train(model, plan, "qv", "bank", 2, 0, limit=0.0)
+    monkeypatch.setattr(gpu, "device_clock", lambda model: lambda: next(ticks))
+    seconds, steps, *_ = gpu.timed_training(model, plan, "qv", "bank", 2, 0, limit=0.0)
     assert steps == 4  # two adapters, two steps: 5 s an adapter-step, so 90 s were the start of 300 steps
     assert seconds == pytest.approx(4 * 5 + 90 * 4 / (2 * 50 * plan.documents))
 
 
 def test_the_authors_way_carries_its_start_as_a_whole_self_edit_does(monkeypatch) -> None:
-    model, plan = inner_loop.random_model(gpu_table.SHAPES["tiny"], "cpu"), gpu_table.TINY
+    model, plan = inner_loop.random_model(gpu_table.BENCH_SHAPES["tiny"], "cpu"), gpu_table.TINY_GPU
     monkeypatch.setattr(inner_loop, "with_trainer", lambda *_: inner_loop.Timing(9.0, 2.0, 2))
     whole = len(gpu.jobs_of(plan, 1, 512)[0].plan())
-    seconds, steps, *_ = gpu.train(model, plan, "qv", "authors", 1, 0, limit=0.0)
+    seconds, steps, *_ = gpu.timed_training(model, plan, "qv", "authors", 1, 0, limit=0.0)
     assert (seconds, steps) == (pytest.approx(2 * 2.0 + 9.0 * 2 / whole), 2)
 
 
@@ -173,7 +175,7 @@ def test_the_models_have_the_true_shapes(monkeypatch) -> None:
         with monkeypatch.context() as patch:
             keep = lambda c, into=made, **_: into.update(c=c) or torch.nn.Linear(1, 1)  # noqa: E731
             patch.setattr(AutoModelForCausalLM, "from_config", keep)
-            inner_loop.random_model(gpu_table.SHAPES[name], "cpu")
+            inner_loop.random_model(gpu_table.BENCH_SHAPES[name], "cpu")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(made["c"])
         assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=1e-3)

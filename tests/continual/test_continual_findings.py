@@ -12,7 +12,7 @@ from test_continual_plots import study
 
 from seal_lib.continual import findings, tables
 from seal_lib.report import publish, stats, words
-from seal_lib.report.results import joined
+from seal_lib.report.results import with_paper_values
 
 LABEL = {"model": "m", "grader": "exact"}
 
@@ -56,8 +56,8 @@ def test_an_adjusted_p_above_one_in_twenty_silences_an_interval_without_zero() -
 def test_few_streams_say_nothing() -> None:
     rows, compared = lines(3)
     assert findings.mitigations(rows + compared) == f"- 0 of {len(compared)} comparisons can be told apart."
-    assert findings.edits(rows) == words.NOTHING
-    assert findings.retention([]) == findings.mitigations([]) == words.NOTHING
+    assert findings.edits(rows) == words.NOTHING_SEPARABLE
+    assert findings.retention([]) == findings.mitigations([]) == words.NOTHING_SEPARABLE
 
 
 def test_overwriting_is_told_of_arms_whose_backward_transfer_is_away_from_zero() -> None:
@@ -129,5 +129,5 @@ def test_the_readme_explains_shares_above_one_and_easy_routing() -> None:
     rows, compared = lines(8)
     table = pd.DataFrame([row | {"run": "r"} for row in rows + compared])
     table = table.assign(metric=table.metric.replace({"AA_4": "AA_8"}))
-    block = publish.results_block(joined(table))
+    block = publish.results_block(with_paper_values(table))
     assert "more than 100 % of its gain is possible" in block and "Routing is easy" in block

@@ -502,7 +502,7 @@ def test_a_gated_merge_adds_as_much_of_an_edit_as_its_budget_of_drift_allows() -
     shares = []
     for budget in (math.inf, 1e-3, 1e-4, 1e-5, 1e-6, 0.0):
         (after,) = RULES["gated_merge"](bench, budget=budget).update(given, [State()], 0, results)
-        shares.append(ops.size(after.history) / ops.size(results[0].adapter))
+        shares.append(ops.update_norm(after.history) / ops.update_norm(results[0].adapter))
     assert shares[0] == pytest.approx(1.0) and shares[-1] == pytest.approx(0.1, rel=1e-5)
     assert shares == sorted(shares, reverse=True) and any(0.11 < share < 0.99 for share in shares)
 

@@ -244,7 +244,7 @@ def test_sums_of_states_are_exact() -> None:
         many = states.concatenate([(one, 1.0)] * 20)
         assert many.rank == 80 and states.compact(many).rank == 32  # min(in, out) of this model
         assert torch.allclose(states.compact(many).delta(n), 20 * one.delta(n), atol=1e-9)
-    assert states.concatenate([]) is None and states.compact(total) is total and states.size(None) == 0
+    assert states.concatenate([]) is None and states.compact(total) is total and states.update_norm(None) == 0
     odd = Adapter(4, 8.0, ("q_proj",), {"elsewhere": next(iter(one.weights.values()))})
     with pytest.raises(DataError, match="different layers"):
         states.concatenate([(one, 1.0), (odd, 1.0)])

@@ -13,7 +13,7 @@ from fixtures_seal import DOMAIN, NEEDS_VLLM, WORDING, candidate, made, seedling
 
 from seal_lib.errors import DataError
 from seal_lib.generation.contract import Completion, Request, Sampling
-from seal_lib.generation.hf import HFGenerator, choose
+from seal_lib.generation.hf import HFGenerator, next_tokens
 
 
 def _hf(batch: int = 256):
@@ -243,13 +243,13 @@ def test_no_samples_at_all_is_refused() -> None:
 
 
 def frequencies(probabilities: list[float], **settings) -> list[float]:
-    """How often ``choose`` takes each token over an even grid of draws: the distribution itself."""
+    """How often `next_tokens` takes each token over an even grid of draws: the distribution itself."""
     import torch
 
     count = 4000
     draws = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     logits = torch.tensor(probabilities).log().expand(count, -1)
-    taken = choose(logits, Sampling(1, **settings), draws)
+    taken = next_tokens(logits, Sampling(1, **settings), draws)
     return [(taken == token).double().mean().item() for token in range(len(probabilities))]
 
 
@@ -280,9 +280,9 @@ def test_choose_at_the_ends_of_the_unit_interval_and_with_impossible_tokens() ->
 
     draws = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0]).expand(2, -1)
-    assert set(choose(logits, Sampling(1, temperature=1.0), draws).tolist()) <= {1, 3}
+    assert set(next_tokens(logits, Sampling(1, temperature=1.0), draws).tolist()) <= {1, 3}
     rows = torch.tensor([[0.0, 9.0], [9.0, 0.0]])
-    assert choose(rows, Sampling(1, temperature=1.0, top_p=0.9), draws).tolist() == [1, 0]  # each row its own
+    assert next_tokens(rows, Sampling(1, temperature=1.0, top_p=0.9), draws).tolist() == [1, 0]  # each row its own
 
 
 # ------------------------------------------------------------------------------------------- rounding
@@ -299,7 +299,7 @@ def changed(epsilon: float, grid: float | None = None, **settings) -> float:
     if grid:
         logits, other = (logits / grid).round() * grid, (other / grid).round() * grid
     draws = torch.rand(count, generator=draw, dtype=torch.float64)
-    one, two = (choose(x, Sampling(1, **settings), draws) for x in (logits, other))
+    one, two = (next_tokens(x, Sampling(1, **settings), draws) for x in (logits, other))
     return (one != two).double().mean().item()
 
 
@@ -321,7 +321,7 @@ def test_greedy_takes_the_lowest_of_equal_tokens() -> None:
     import torch
 
     rows = torch.tensor([[0.0, 2.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0]])
-    assert choose(rows, Sampling(1), None).tolist() == [1, 0]
+    assert next_tokens(rows, Sampling(1), None).tolist() == [1, 0]
 
 
 SUMS = """

@@ -23,7 +23,7 @@ from test_generate import adapters, prompts
 from seal_lib.errors import DataError, SealError
 from seal_lib.generation.contract import Request, Sampling
 from seal_lib.generation.hf import HFGenerator
-from seal_lib.loops.inner import score, score_edits
+from seal_lib.loops.inner import score_candidates, score_edits
 from seal_lib.loops.outer import restem_round
 from seal_lib.loops.policy import Policy
 from seal_lib.loops.settings import OuterLoop
@@ -297,7 +297,7 @@ def test_a_knowledge_round_on_vllm(tmp_path: Path) -> None:
     )
     assert [t.answers for t in ours] == [t.answers for t in theirs] and sum(t.accuracy for t in ours) > 0
     trial = candidate(passages[0], passages[0].references["gold"])
-    learnt = score(MemoryRun(), following, [trial], DOMAIN, phase="s")
+    learnt = score_candidates(MemoryRun(), following, [trial], DOMAIN, phase="s")
     assert learnt[0].outcome == "ok" and learnt[0].accuracy > 0.5
 
 

@@ -128,7 +128,7 @@ def test_by_a_rubric_nothing_is_trained_and_the_highest_rating_is_kept(written) 
     assert [*run.phases] == ["r/rate"] and "trained" not in run.counts
     assert [g.rewards for g in groups] == [(1.0, 0.5, 0.0)] * 3
     assert [e.id for e in kept_of(groups, settings, 0)] == [f"{p.id}/0" for p in made(3)]
-    record = outer.round_of(1, groups, Update(None, (), 0.0), settings, {})
+    record = outer.as_round(1, groups, Update(None, (), 0.0), settings, {})
     assert {t.outcome for t in record.candidates} == {"untried"} and record.by_seed == ()
     assert record.rewards == (1.0, 0.5, 0.0) * 3 and record.tied_share == 0.0
     assert outer.fresh_rewards(record, ()) == {}
@@ -143,14 +143,14 @@ def test_only_finalists_are_trained_and_the_others_are_never_kept(written) -> No
         assert sum(tried) == 2 and [t.outcome == "untried" for (t,) in group.trials] == [not one for one in tried]
         kept = kept_of([group], settings, 0)
         assert tried[[e.id for e in group.edits].index(kept[0].id)]
-    record = outer.round_of(1, groups, Update(None, (), 0.0), settings, {})
+    record = outer.as_round(1, groups, Update(None, (), 0.0), settings, {})
     assert all(len(several) == 2 for several in record.grouped.values())
 
 
 def test_the_reliability_of_finalists_leaves_out_those_that_were_only_rated(written) -> None:
     settings = OuterLoop(samples=3, finalists=2, reward_seeds=2)
     _, groups = practised(settings, "likeness")
-    record = outer.round_of(1, groups, Update(None, (), 0.0), settings, {})
+    record = outer.as_round(1, groups, Update(None, (), 0.0), settings, {})
     assert [[len(one) for one in several] for several in record.repeats.values()] == [[2, 2]] * 3
     assert stats.reliability(record.repeats.values()).n == 3
 

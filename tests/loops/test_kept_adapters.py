@@ -93,7 +93,7 @@ def test_a_killed_run_neither_loses_nor_doubles_an_adapter(suite: Suite, monkeyp
     run.close()
     opening.set_aside(folder)
 
-    asked, ask = [], inner.ask
+    asked, ask = [], inner.ask_candidates
 
     def dies(policy, candidates, *rest, **named):
         asked.extend(c.id for c in candidates)
@@ -101,7 +101,7 @@ def test_a_killed_run_neither_loses_nor_doubles_an_adapter(suite: Suite, monkeyp
             raise KeyboardInterrupt
         return ask(policy, candidates, *rest, **named)
 
-    monkeypatch.setattr(inner, "ask", dies)
+    monkeypatch.setattr(inner, "ask_candidates", dies)
     run = opened(suite)
     with pytest.raises(KeyboardInterrupt):
         work(run)
@@ -109,7 +109,7 @@ def test_a_killed_run_neither_loses_nor_doubles_an_adapter(suite: Suite, monkeyp
     leftover = folder / "artifacts" / "adapters" / "evaluate" / "gold_notes" / ".x.new-1"
     leftover.mkdir()  # of a kill in the middle of a file
     run.close()
-    monkeypatch.setattr(inner, "ask", ask)
+    monkeypatch.setattr(inner, "ask_candidates", ask)
     run = opened(suite)
     assert run.resumed == 4
     work(run)

@@ -74,7 +74,7 @@ def practised(monkeypatch):
         repeats = iter(zip(*trials, strict=True))
         monkeypatch.setattr(outer, "write_self_edits", lambda *_, **__: edits)
         monkeypatch.setattr(outer, "score_edits", lambda *_, **__: list(next(repeats)))
-        monkeypatch.setattr(outer, "score", lambda *_, **__: list(frozen))
+        monkeypatch.setattr(outer, "score_candidates", lambda *_, **__: list(frozen))
         passages = [plain_passage(name=name) for name in dict.fromkeys(e.unit_id for e in edits)]
         groups, _ = outer.practise(None, None, passages, DOMAIN, settings, phase="r", seed=seed)
         assert [g.unit for g in groups] == passages and [e for g in groups for e in g.edits] == edits
@@ -97,7 +97,7 @@ def test_rewards_are_means_over_seeds_and_each_passage_keeps_its_own_best(practi
     assert rewards_of(groups) == [0.25, 0.75, 0.0, 0.5, 1.0]
     assert [[list(several) for several in g.trials] for g in groups] == [trials[:2], trials[2:]]
     assert [e.id for e in updates.kept_of(groups, settings, seed=0)] == ["a/1", "b/2"]
-    record = outer.round_of(1, groups, updates.Update(None, (), 0.0), settings, {})
+    record = outer.as_round(1, groups, updates.Update(None, (), 0.0), settings, {})
     assert record.by_seed == ((0.5, 0.0), (0.5, 1.0), (0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
 
 
@@ -194,7 +194,7 @@ def bandit(monkeypatch, settings: OuterLoop, rounds: int = 3, seed: int = 0) -> 
         return replace(policy, name=name, model=[texts.count(arm) + 1 for arm in ARMS]), 0.0
 
     monkeypatch.setattr(outer, "write_self_edits", write)
-    monkeypatch.setattr(inner, "score", score)
+    monkeypatch.setattr(inner, "score_candidates", score)
     monkeypatch.setattr(Policy, "finetuned", finetuned)
     policy, shares = Policy("start", [1, 1, 1], None), [1 / 3]
     passages = [plain_passage(name=f"p{i}") for i in range(200)]

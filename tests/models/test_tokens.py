@@ -7,7 +7,7 @@ import pytest
 from fixtures_seal import DOMAIN, INNER, WORDING, candidate, plain_passage, seedling
 
 from seal_lib.errors import DataError
-from seal_lib.generation.contract import Request, Sampling, read
+from seal_lib.generation.contract import Request, Sampling, prompt_ids
 from seal_lib.generation.hf import HFGenerator, _decode_tokens
 from seal_lib.loops.policy import Policy
 from seal_lib.models.tokens import ends, read_ids, turn_end, written_ids
@@ -164,7 +164,7 @@ def test_vllm_is_told_the_same_ends(tmp_path) -> None:
 def test_a_prompt_does_not_end_in_end_of_text(added: str) -> None:
     tok = tokenizer(added)
     assert tok("ab")["input_ids"][-1] == EOS
-    (ids,) = read([Request("ab")], tok, Sampling(4), room=99)
+    (ids,) = prompt_ids([Request("ab")], tok, Sampling(4), room=99)
     assert ids[-1] == tok("b", add_special_tokens=False)["input_ids"][0] and EOS not in ids
     assert (ids[0] == BOS) is ("<bos>" in added)
     assert read_ids("ab<eos>", tok)[-2:].count(EOS) == 1  # one that was written stays

@@ -154,6 +154,6 @@ def test_the_papers_figures_find_them(tmp_path: Path) -> None:
     }
     for name in wanted.values():
         (tmp_path / f"{name}.png").write_bytes(b"png")
-    shown = {item.number: [path.stem for path in paper.pictures(item, tmp_path)] for item in paper.items()}
+    shown = {item.number: [path.stem for path in paper.item_pictures(item, tmp_path)] for item in paper.items()}
     assert all(name in shown[number] for number, name in wanted.items())
     assert not any(item.lacks for item in paper.items() if item.number in wanted)

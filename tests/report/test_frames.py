@@ -65,7 +65,7 @@ def test_what_is_written_is_told_from_its_rows_and_real_text_has_no_styles() -> 
     told = experiment.writing(rows)
     assert "**untrained self-edits** are 40.0 [38.0, 42.0] tokens long." in told
     assert "By style: *verbatim* 50.0 % [45.0, 55.0], *remark* 30.0 % [25.0, 35.0]." in told and "20.0 %" in told
-    assert experiment.writing(rows[:1]).count("\n") == 0 and experiment.writing([]) == words.NOTHING
+    assert experiment.writing(rows[:1]).count("\n") == 0 and experiment.writing([]) == words.NOTHING_SEPARABLE
 
 
 def test_graders_that_turn_the_order_of_arms_are_named() -> None:

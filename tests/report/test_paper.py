@@ -10,11 +10,11 @@ from conftest import REPOSITORY
 from fixtures_seal import real
 
 from seal_lib import paths
-from seal_lib.arc.domain import UNSCORED
 from seal_lib.errors import DataError, RunError
+from seal_lib.records import UNSCORED
 from seal_lib.report import compare, paper, publish, tables
 from seal_lib.report.paper_values import paper_values
-from seal_lib.report.results import COLUMNS, joined
+from seal_lib.report.results import COLUMNS, with_paper_values
 from seal_lib.report.stats import Estimate
 from seal_lib.runs import journal, manifest, params
 
@@ -33,7 +33,7 @@ def results(*rows: tuple[str, str, str, float]) -> "pd.DataFrame":
         )
         for experiment, arm, metric, value in rows
     ]
-    return joined(pd.DataFrame(lines, columns=[*COLUMNS]).assign(run="x"))
+    return with_paper_values(pd.DataFrame(lines, columns=[*COLUMNS]).assign(run="x"))
 
 
 def test_every_headline_of_the_paper_belongs_to_a_numbered_item() -> None:
@@ -275,7 +275,7 @@ def test_a_task_is_the_share_of_its_configurations_that_solve_it(made) -> None:
         for passed, outcome in ((True, "ok"), (False, "too_many_steps"), (False, UNSCORED[0]))
     ]
     folder = made("aaaaaaaaaaaa", {"evaluate/icl": rows})
-    assert compare.values(folder) == {"icl": {"": {"t": 0.5}}} and compare.UNSCORED == UNSCORED
+    assert compare.values(folder) == {"icl": {"": {"t": 0.5}}}
 
 
 def test_runs_that_cannot_be_compared_are_named(made) -> None:

@@ -360,7 +360,7 @@ def test_the_numbers_of_the_readme_are_those_of_the_results_and_of_their_csv():
         there = everything[everything.index(f"(`{experiment}`)") :]
         for line in re.findall(r"^\| (?!arm|---).*", part, re.MULTILINE):
             arm, value, n, verdict = [cell.strip() for cell in line.split("|")[1:5]]
-            assert value == tables.percent(own[arm]), line
+            assert value == tables.percent_of_row(own[arm]), line
             found = next(other for other in there.splitlines() if other.startswith(f"| {arm} | "))
             assert {value, n, verdict} - {""} <= {cell.strip() for cell in found.split("|")}, line
             checked += 1

@@ -471,7 +471,6 @@ def test_every_form_is_of_a_parameter() -> None:
 
 def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
     """Puzzles, the forgetting study and single passages each have graders and protocols of their own."""
-    from seal_lib import models
     from seal_lib.arc import augment
     from seal_lib.arc import domain as arc
     from seal_lib.continual.edits import VERDICTS
@@ -482,12 +481,13 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
     from seal_lib.loops.rewards import FILTERS, REWARDS
     from seal_lib.loops.settings import COPIES, METHODS
     from seal_lib.loops.updates import UPDATES
+    from seal_lib.models.checks import DTYPES
     from seal_lib.store.routing import ROUTES
     from seal_lib.store.search import RETRIEVALS
     from seal_lib.training.jobs import SCHEDULES
 
     rows = {
-        "dtype": models.DTYPES,
+        "dtype": DTYPES[1:],
         "device": ("auto", "cpu", "cuda"),
         "engine": ("auto", *ENGINES),
         "schedule": SCHEDULES,
@@ -506,7 +506,7 @@ def test_the_choices_of_the_cells_are_the_rows_of_the_registries() -> None:
         "cpt_schedule": SCHEDULES,
         "seal_from": ("policy", "base"),
         "retrieval": RETRIEVALS,
-        "strategy_writer": strategies.WRITERS,
+        "strategy_writer": strategies.STRATEGY_WRITERS,
         "rubric": rubrics.NAMES,
         "poor_rubric": rubrics.NAMES,
     }

@@ -275,7 +275,7 @@ def test_whatever_happens_to_a_run_its_rows_are_those_of_an_undisturbed_one(batc
         for n in range(0, 23, size)
         for u, r in zip(UNITS[n:], square(UNITS[n : n + size]), strict=False)
     ]
-    assert journal.read(path) == [journal.plain(row) for row in rows]
+    assert journal.read(path) == [journal.json_form(row) for row in rows]
 
 
 def test_a_damaged_artifact_is_set_aside_and_made_again(batch: Suite, capsys) -> None:

@@ -19,7 +19,7 @@ from seal_lib.loops.settings import OuterLoop
 from seal_lib.runs import params
 from seal_lib.seedling import growth
 from seal_lib.seedling.acceptance import ACCEPTANCE
-from seal_lib.seedling.grid_recipe import CONFIG_RATES, EPOCHS, GridRecipe, draw_config
+from seal_lib.seedling.grid_recipe import CONFIG_EPOCHS, CONFIG_RATES, GridRecipe, draw_config
 from seal_lib.seeds import rng
 
 RECIPE = GridRecipe()
@@ -79,7 +79,7 @@ def test_configurations_are_drawn_evenly_and_read_back() -> None:
     draws = rng("test")
     drawn = [draw_config(draws) for _ in range(4000)]
     assert all(self_edits.read(config.text()).config == config for config in drawn)
-    for values, of in ((CONFIG_RATES, lambda c: c.learning_rate), (EPOCHS, lambda c: c.epochs)):
+    for values, of in ((CONFIG_RATES, lambda c: c.learning_rate), (CONFIG_EPOCHS, lambda c: c.epochs)):
         shares = [sum(of(c) == value for c in drawn) / len(drawn) for value in values]
         assert all(abs(share - 1 / len(values)) < 0.03 for share in shares)
     for switch in self_edits.SWITCHES:

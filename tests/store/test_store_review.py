@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from seal_lib import paths
 from seal_lib.errors import ParameterError
 from seal_lib.records import Passage
-from seal_lib.store import review
+from seal_lib.store import review, texts
 from seal_lib.store.learning import Consent
-from seal_lib.store.texts import read
 
 #: (text, kind that is found); "" where nothing may be
 TEXTS = [
@@ -121,7 +120,7 @@ def test_rates_on_documents_written_by_who_did_not_know_the_rules(tmp_path: Path
         if row["half"] == "read":
             continue
         (tmp_path / "document.md").write_text(row["text"], encoding="utf-8")
-        passages = [p for document in read(tmp_path / "document.md") for p in document.passages]
+        passages = [p for document in texts.read(tmp_path / "document.md") for p in document.passages]
         found = [finding for p in passages for finding in review.of_text(f"{p.title}\n\n{p.text}")]
         stopped[row["kind"] == "clean"].append(bool(review.stopped(found)))
     assert sum(stopped[False]) >= 0.7 * len(stopped[False]) and sum(stopped[True]) <= 0.15 * len(stopped[True])
@@ -131,4 +130,4 @@ def test_the_rules_are_read_from_the_file_with_its_words() -> None:
     for kind in ("instruction", "hidden", "tool", "personal", "person"):
         patterns = review._patterns(kind)
         assert patterns and all("<READER>" not in p.pattern and "<GAP>" not in p.pattern for p in patterns.values())
-    assert json.dumps(sorted(review.KINDS)).count('"') == 2 * len(review.KINDS)
+    assert json.dumps(sorted(review.FINDING_KINDS)).count('"') == 2 * len(review.FINDING_KINDS)

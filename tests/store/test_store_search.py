@@ -19,7 +19,7 @@ from seal_lib.knowledge import world
 from seal_lib.records import Passage
 from seal_lib.store import asking, database, growth, guard, routing, search, texts, transactions
 from seal_lib.store.database import Store
-from seal_lib.store.retrieval import Words, threshold
+from seal_lib.store.retrieval import WordIndex, threshold
 from seal_lib.store.search import Search, Vectors
 
 SEEDLING = paths.PACKAGE / "seedling" / "models" / "knowledge"
@@ -58,7 +58,7 @@ def fake(monkeypatch) -> Fake:
     """Stands in for whatever encoder a `Search` names."""
     encoder = Fake()
     monkeypatch.setattr(search, "find_spec", lambda name: True)
-    monkeypatch.setattr(search, "opened", lambda *named: encoder)
+    monkeypatch.setattr(search, "loaded_sentences", lambda *named: encoder)
     return encoder
 
 
@@ -75,7 +75,7 @@ def store(tmp_path: Path):
 
 def test_vectors_find_what_shares_no_word_with_the_question(store: Store, fake: Fake) -> None:
     index = near().index(store, HERE)
-    assert Words(HERE).rank("Who paid him?") == []
+    assert WordIndex(HERE).rank("Who paid him?") == []
     assert [m.passage.id for m in index.rank("Who paid him?", 3)] == ["p0", "p2", "p1"]
     best, second = index.rank("Where has she a boat?")
     assert (
@@ -94,7 +94,7 @@ def test_a_text_is_encoded_once_by_each_encoder_also_after_a_kill(store: Store, 
     with Store(store.folder) as again:
         assert near().index(again, HERE).rank("paid", 1)[0].passage.id == "p0" and len(fake.seen) == 4
     fake.identity = "fake 2"
-    monkeypatch.setattr(database, "TOGETHER", 1)
+    monkeypatch.setattr(database, "VECTORS_AT_ONCE", 1)
     whole = Fake.questions
 
     def dies(self, texts):
@@ -132,7 +132,7 @@ def test_the_threshold_is_measured_on_what_finds_the_passages(store: Store, fake
     asked = [("Who employed Kale?", "p0"), ("Where did Zo go?", "p1"), ("Who paid him?", "p0"), ("Rin sailed?", "p2")]
     needed = threshold(near().index(store, HERE), asked)
     own = [next(m.weight for m in near().index(store, HERE).rank(q, 3) if m.passage.id == p) for q, p in asked]
-    assert 0 < needed < min(own) < 1 and needed != threshold(Words(HERE), asked)
+    assert 0 < needed < min(own) < 1 and needed != threshold(WordIndex(HERE), asked)
     store.keep(
         replace(
             edit(),
@@ -168,8 +168,8 @@ def test_a_growing_store_is_also_asked_by_vectors_where_an_encoder_is_given(tmp_
             MemoryRun(), store, policy(), DOMAIN, outer, passages, [2], prior, merge_most=0, search=near()
         )
     more = {"store_measured_embeddings", "store_retrieval_embeddings"}
-    assert set(found[1].trials) == {growth.arm_of(way) for way in routing.ROUTES} | more == set(growth.ways(near()))
-    assert not more & set(growth.ways()) and fake.seen
+    assert set(found[1].trials) == {growth.arm_of(way) for way in routing.ROUTES} | more == set(growth.routes(near()))
+    assert not more & set(growth.routes()) and fake.seen
     arms = {row["arm"] for row in growth.rows(found, protocol="", model="m", grader="exact")}
     assert {"store_retrieval_embeddings - store_retrieval", "store_measured_embeddings - store_measured"} <= arms
     read, seen = (found[1].trials[arm][1].accuracy for arm in ("store_retrieval", "store_retrieval_embeddings"))

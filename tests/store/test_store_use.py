@@ -25,7 +25,7 @@ from seal_lib.records import Passage, Question
 from seal_lib.runs.journal import Lock
 from seal_lib.store import asking, commands, guard, learning, merging, review, routing, texts, updates
 from seal_lib.store.database import Store, base_of
-from seal_lib.store.retrieval import Words, threshold
+from seal_lib.store.retrieval import WordIndex, threshold
 from seal_lib.store.sharing import export
 from seal_lib.training.adapters import Adapter, joined
 from seal_lib.training.attached import attached
@@ -83,9 +83,9 @@ def test_the_best_match_is_believed_from_a_measured_weight_on() -> None:
             [("Kale Bo", "Mera"), ("Zo Teb", "Tadar"), ("Rin Ahl", "Kodis"), ("Ove Sum", "Gokal")]
         )
     ]
-    index = Words(passages)
+    index = WordIndex(passages)
     assert [m.passage.id for m in index.rank("Where was Zo Teb?")][0] == "p1"
-    assert index.rank("Zyx?") == [] and index.rank("???") == [] and Words([]).rank("Zo") == []
+    assert index.rank("Zyx?") == [] and index.rank("???") == [] and WordIndex([]).rank("Zo") == []
     asked = [(f"What firm paid {p.text.split(' was')[0]}?", p.id) for p in passages]
     needed = threshold(index, asked)
     weights = [index.rank(question)[0].weight for question, _ in asked]
@@ -147,8 +147,8 @@ def test_joined_adapters_add_what_each_adds() -> None:
 
 
 def test_a_merge_is_measured_asked_and_taken_back_exactly(store: Store) -> None:
-    edits = merging.chosen(store, base())[:2]
-    done = merging.merge(store, policy(), DOMAIN, edits, replace(LIMITS, prior=1.0, reading=1.0, learned=1.0))
+    edits = merging.to_merge(store, base())[:2]
+    done = merging.merge_edits(store, policy(), DOMAIN, edits, replace(LIMITS, prior=1.0, reading=1.0, learned=1.0))
     assert done.merge and done.merge.edits == tuple(e.id for e in edits) and done.reason == ""
     assert [store.edit(e.id).state for e in edits] == ["merged", "merged"]
     assert 0 <= done.report["merged"] <= 1 and done.report["prior_before"] == 1.0
@@ -161,7 +161,7 @@ def test_a_merge_is_measured_asked_and_taken_back_exactly(store: Store) -> None:
         with torch.no_grad(), attached(model, [merged], [0]):
             first = int(model(input_ids=ids).logits[0, -1].argmax())
         assert tokenizer.decode([first]).strip() in reply.answers["after"] and "merged weights" in reply.why
-    alone = merging.joined(store, edits[:1])
+    alone = merging.joined_adapter(store, edits[:1])
     merging.revert(store, edits[1].id)
     (left,) = store.merges()
     assert store.merged(left).digest() == alone.digest()  # the merge of the others, bit for bit
@@ -173,15 +173,15 @@ def test_a_merge_is_measured_asked_and_taken_back_exactly(store: Store) -> None:
 
 def test_a_merge_that_loses_too_much_changes_nothing(store: Store) -> None:
     before = [(e.id, e.state) for e in store.edits()]
-    done = merging.merge(
-        store, policy(), DOMAIN, merging.chosen(store, base()), replace(LIMITS, learned=0.0, prior=0.0)
+    done = merging.merge_edits(
+        store, policy(), DOMAIN, merging.to_merge(store, base()), replace(LIMITS, learned=0.0, prior=0.0)
     )
     assert done.merge is None and "may be lost" in done.reason
     assert [(e.id, e.state) for e in store.edits()] == before and store.merges() == []
     with pytest.raises(DataError, match="two edits at least"):
-        merging.merge(store, policy(), DOMAIN, merging.chosen(store, base())[:1], LIMITS)
+        merging.merge_edits(store, policy(), DOMAIN, merging.to_merge(store, base())[:1], LIMITS)
     with pytest.raises(DataError, match="only edits in use of one base"):
-        merging.chosen(store, "00" * 32, [store.edits("active")[0].id])
+        merging.to_merge(store, "00" * 32, [store.edits("active")[0].id])
 
 
 def test_like_passages_come_first(store: Store) -> None:
@@ -193,7 +193,7 @@ def test_like_passages_come_first(store: Store) -> None:
 def test_a_merge_of_like_passages_keeps_those_that_were_merged_before(store: Store, capsys, monkeypatch) -> None:
     *first, last = store.edits("active")
     loose = replace(LIMITS, prior=1.0, reading=1.0, learned=1.0)
-    assert merging.merge(store, policy(), DOMAIN, first, loose).merge
+    assert merging.merge_edits(store, policy(), DOMAIN, first, loose).merge
     most = [f for kind in ("prior", "reading", "learned") for f in ("--set", f"most_lost_{kind}=1")]
     there = ["merge", "--store", str(store.folder), *most]
     assert main([*there, "--related", str(last.id), "--most", "2"]) == 0
@@ -201,7 +201,7 @@ def test_a_merge_of_like_passages_keeps_those_that_were_merged_before(store: Sto
     assert len(export(store, store.folder.parent / "out")) == len((*first, last))  # in use, each with its own adapter
     merging.revert(store, last.id)
     with pytest.raises(DataError, match="is reverted"):
-        merging.chosen(store, base(), [e.id for e in merging.related(store, store.edit(last.id), 2)])
+        merging.to_merge(store, base(), [e.id for e in merging.related(store, store.edit(last.id), 2)])
     monkeypatch.setattr(merging, "broken", lambda *_, **__: "too much is lost")
     capsys.readouterr()
     assert main([*there, "--json"]) == 1  # which a script can see
@@ -404,7 +404,7 @@ def test_the_base_is_asked_once_however_many_adapters_are_guarded(store: Store, 
 
 def test_what_the_model_knows_already_is_left_out_and_the_budget_is_kept(tmp_path: Path, monkeypatch) -> None:
     needs = [updates.Need(None, known, 2.0) for known in (1.0, 0.5, math.nan, 0.0)]
-    assert [updates.RULES["need"](need) for need in needs] == [0.0, 0.25, 0.0, 0.5]
+    assert [updates.WORTH["need"](need) for need in needs] == [0.0, 0.25, 0.0, 0.5]
     written(tmp_path / "all.json", 0, 4)
     shares = lambda _, passages, count: [1.0, *[0.5] * (len(passages) - 1)]  # noqa: E731
     monkeypatch.setattr(learning.Learner, "known_before", shares)
@@ -522,7 +522,7 @@ def test_kills_during_learning_updating_merging_and_taking_back_lose_nothing(kep
             if what < 0.25 and edits:
                 merging.revert(store, mine.choice(edits).id)
             elif what < 0.5 and len(store.edits("active")) > 1:
-                merging.merge(store, policy(), DOMAIN, merging.chosen(store, base()), limits)
+                merging.merge_edits(store, policy(), DOMAIN, merging.to_merge(store, base()), limits)
             elif what < 0.75:
                 store.enqueue(tmp_path / "more.json")
                 updated(store, rule="all")

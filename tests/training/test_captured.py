@@ -122,9 +122,9 @@ def test_a_size_runs_as_it_is_first_and_is_then_captured_once_and_replayed(monke
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", Capture)
     step = captured.FixedStep(captured.Size(64, 3, 64), 2, torch.float32, torch.device("cpu"))
-    for _ in range(captured.PATIENCE + 3):
+    for _ in range(captured.STEPS_BEFORE_CAPTURE + 3):
         step.run(lambda step: log.append("run") or torch.ones(2), "pool", capture=True)
-    assert log == ["run"] * captured.PATIENCE + ["capture in pool", "run"] + ["replay"] * 3
+    assert log == ["run"] * captured.STEPS_BEFORE_CAPTURE + ["capture in pool", "run"] + ["replay"] * 3
 
 
 def test_sizes_are_few_and_waste_at_most_half():

@@ -199,7 +199,7 @@ def test_a_bank_of_many_rows_equals_each_alone_and_gives_the_model_back(options,
 
 
 def test_long_examples_go_the_models_own_way(monkeypatch):
-    monkeypatch.setattr("seal_lib.training.packing.SHORT", 8)
+    monkeypatch.setattr("seal_lib.training.packing.SHORT_EXAMPLE", 8)
     monkeypatch.setattr("seal_lib.training.packing._Attention.apply", lambda *args: pytest.fail("too long for this"))
     model, job = make(), Job("long", [Example(list(range(1, 20)))], lr=1e-2, epochs=3, rank=4, alpha=8)
     monkeypatch.setattr(AdapterBank, "_error", lambda *args: 0.0)  # whose examples are short
