@@ -199,7 +199,7 @@ def test_ewc_adds_the_information_of_an_edit_in_the_bases_unit() -> None:
         (made,) = rule.jobs([given], [state], k)
         assert made.strength == 0.3 and not made.from_base
         assert [float(made.penalty[n].mean()) for n in (first, last)] == [0.5 + 2 * k, 1.5 + 2 * k]
-        before, state = state, rule.after(given, state, k, edit)
+        state = rule.after(given, state, k, edit)
         assert equal(state.history, [(edit, k + 1.0)])
     assert [found for found, _ in asked] == [bench.base_texts, *(rule.texts_of(given, k) for k in range(3))]
     assert asked[0][1] is None and asked[-1][1] is state.history  # the base's once; an edit's where it was learned
@@ -215,7 +215,9 @@ def test_inflora_has_fewer_rows_where_an_edit_has_fewer_tokens() -> None:
     made = job("inflora", given, State(), 0, bench)
     assert 0 < read < 8 and made.frozen_a
     names = target_linears(bench.model, "all-linear")
-    assert set(made.init.targets) == {name.rpartition(".")[2] for name in names} and set(made.init.weights) == set(names)
+    assert set(made.init.targets) == {name.rpartition(".")[2] for name in names} and set(made.init.weights) == set(
+        names
+    )
     for a, b in made.init.weights.values():
         assert (a.norm(dim=1) > 0).tolist() == [True] * read + [False] * (8 - read) and not b.any()
 
