@@ -45,6 +45,7 @@ NAN = math.nan
         ("threshold", [NAN, NAN], 0.0, []),
         ("best_above", [0.1, 0.5, 0.9], 0.4, [2]),
         ("best_above", [0.1, 0.2], 0.4, []),
+        ("best_above", [0.4, 0.2], 0.4, []),
         ("best_above", [NAN, 0.6], 0.4, [1]),
         ("best_above", [NAN], 0.4, []),
     ],

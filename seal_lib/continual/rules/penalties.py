@@ -4,6 +4,7 @@ A rule defines the weights of its penalty (none, a Fisher matrix, the history's 
 adds the penalty to the loss.
 """
 
+import math
 from dataclasses import replace
 from functools import cached_property
 
@@ -27,8 +28,8 @@ class FreezeLower(Rule):
         return replace(super().job(stream, state, k), frozen_layers=frozenset(n for n in names if _layer(n) < frozen))
 
 
-def _layer(name: str) -> int:
-    return next((int(part) for part in name.split(".") if part.isdecimal()), 1 << 30)
+def _layer(name: str) -> float:
+    return next((int(part) for part in name.split(".") if part.isdecimal()), math.inf)
 
 
 class L2(Rule):
