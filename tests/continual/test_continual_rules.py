@@ -8,16 +8,20 @@ import math
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from fixtures_seal import WORDING, seedling
 
 from seal_lib.continual import states, streams
+from seal_lib.continual.arm import Arm
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.rules import RULES, equation, penalties
-from seal_lib.continual.rules.base import State
+from seal_lib.continual.rules.base import RATES, State
 from seal_lib.continual.rules.rehearsal import mixed, past
 from seal_lib.continual.streams import Stream
+from seal_lib.continual.trainer import StreamBank
+from seal_lib.errors import DataError, ParameterError
 from seal_lib.knowledge.domain import InnerLoop, Knowledge
 from seal_lib.loops.policy import Policy
 from seal_lib.records import Question
@@ -152,6 +156,9 @@ def test_an_edit_is_trained_on_the_history_and_added_to_it(name: str) -> None:
             after = rule.after(given, State(before), k, edit)
             assert equal(after.history, [(before, 1.0), (edit, weight)]), k
             assert equal(rule.after(given, State(), k, edit).history, [(edit, weight)])
+    if name == "o_lora":  # it reads the old rows of A
+        many = rule.after(given, State(adapter(1, rank=200)), 0, edit).history
+        assert many.rank == 204
 
 
 def test_joint_retraining_starts_from_the_base_with_everything_so_far() -> None:
@@ -315,7 +322,7 @@ def test_independent_edits_start_from_the_base_and_are_kept_apart(name: str) -> 
         else:
             assert state.history is None
     empty = rule.unedited(given, state, 3)  # keeps its place, so that the next edit has its own index
-    assert len(empty.parts) == 4 and states.size(empty.parts[3]) == 0
+    assert len(empty.parts) == 4 and states.update_norm(empty.parts[3]) == 0
     assert set(empty.parts[3].weights) == set(parts[0].weights)
 
 
@@ -349,3 +356,127 @@ def test_the_gate_bisects_for_the_largest_share_within_the_budget(budget: float,
     assert equal(after.history, [(before, 1.0), (edit, share)])
     got = (after.history.delta(name) - before.delta(name)).norm() / edit.delta(name).norm()
     assert float(got) == pytest.approx(share, abs=1e-4)
+
+
+# on the shipped model, as measured
+
+
+def test_a_gated_merge_adds_as_much_of_an_edit_as_its_budget_of_drift_allows() -> None:
+    bench, given = lab(), [stream(1)]
+    rule = RULES["gated_merge"](bench, budget=math.inf)
+    with bench.bank(slots=1, targets=bench.inner.targets) as bank:
+        results = bank.run(rule.jobs(given, [State()], 0))
+    shares = []
+    for budget in (math.inf, 1e-3, 1e-4, 1e-5, 1e-6, 0.0):
+        (after,) = RULES["gated_merge"](bench, budget=budget).update(given, [State()], 0, results)
+        shares.append(states.update_norm(after.history) / states.update_norm(results[0].adapter))
+    assert shares[0] == pytest.approx(1.0) and shares[-1] == pytest.approx(0.1, rel=1e-5)
+    assert shares == sorted(shares, reverse=True) and any(0.11 < share < 0.99 for share in shares)
+
+
+def test_every_trained_rule_may_take_the_same_learning_rates() -> None:
+    bench = lab()
+    for name, rule in RULES.items():
+        assert set(rule.ladders) <= set(rule.knobs), name
+        assert (rule.ladders.get("lr_scale") == RATES) == rule.trains, name
+        for scale in RATES if rule.trains else ():
+            assert rule(bench, lr_scale=scale).lab.inner.lr == INNER.lr * scale, name
+        for knob, ladder in rule.ladders.items():
+            assert rule.knobs[knob] in ladder and list(ladder) == sorted(set(ladder)), (name, knob)
+    # equal settings are one rule: a mean of edits is `merge` with scale 1/k, a lower rate or fewer epochs `sequential`
+    assert not {"merge_mean", "merge_sum", "low_lr", "few_epochs"} & set(RULES)
+
+
+def test_knobs_are_checked() -> None:
+    with pytest.raises(ParameterError, match="no knob 'speed'"):
+        RULES["replay"](lab(), speed=1)
+    with pytest.raises(DataError, match="is not one of"):
+        Arm("x", "unheard_of").make(lab())
+
+
+def test_precision_accumulates() -> None:
+    """Online EWC: the Fisher information of an edit is added in one unit, fixed by the base, so no weight's falls."""
+    rule, given = RULES["ewc"](lab()), [stream(3)]
+    means, state = [], State()
+    for k in range(3):
+        (job,) = rule.jobs(given, [state], k)
+        means.append(sum(f.sum() for f in job.penalty.values()) / sum(f.numel() for f in job.penalty.values()))
+        with StreamBank(rule.lab.model, slots=1, targets=rule.lab.inner.targets) as bank:
+            results = bank.run([job])
+        (after,) = rule.update(given, [state], k, results)
+        assert all((after.extra[name] >= f - 1e-6).all() for name, f in job.penalty.items())
+        state = after
+    assert means[0] == pytest.approx(1.0, rel=1e-5) and means[0] < means[1] < means[2]
+
+
+def trained(rule, given: list, state: State, k: int = 0) -> list[State]:
+    """The states of streams after edit k."""
+    jobs = rule.jobs(given, [state] * len(given), k)
+    with StreamBank(rule.lab.model, slots=len(jobs), targets=rule.lab.inner.targets) as bank:
+        results = bank.run(jobs)
+    return rule.update(given, [state] * len(given), k, results)
+
+
+def test_the_fisher_information_starts_as_the_bases_and_an_edit_adds_its_own() -> None:
+    rule, given = RULES["ewc"](lab()), [stream(1)]
+    base = rule.lab.fisher(rule.lab.base_texts, None)
+    unit = sum(f.sum() for f in base.values()) / sum(f.numel() for f in base.values())
+    (job,) = rule.jobs(given, [State()], 0)
+    assert set(job.penalty) == set(base) and job.strength == 0.1 and not job.from_base
+    (state,) = trained(rule, given, State())
+    more = rule.lab.fisher(rule.texts_of(given[0], 0), state.history)  # of the model that has learnt it
+    for name, f in base.items():
+        assert np.allclose(job.penalty[name], f / unit, rtol=1e-4, atol=1e-6), name
+        assert np.allclose(state.extra[name], (f + more[name]) / unit, rtol=1e-3, atol=1e-5), name
+
+
+def energy(u, x) -> float:
+    """Share of the squared norm of x [tokens, in] in the span of the orthonormal u [in, n]."""
+    return float((x @ u).square().sum() / x.square().sum())
+
+
+def test_a_null_space_holds_what_each_layer_reads_and_grows_by_the_edit() -> None:
+    rule, given = RULES["null_space"](lab(), energy=0.8, past=0.95), [stream(1)]
+    (job,) = rule.jobs(given, [State()], 0)
+    base = rule.lab.inputs(rule.lab.base_texts, None)
+    (state,) = trained(rule, given, State())
+    edit = rule.lab.inputs(rule.texts_of(given[0], 0), state.history)
+    assert {name for names in rule.lab.groups for name in names} == set(job.protect)
+    for names in rule.lab.groups:
+        first, grown = job.protect[names[0]], state.extra[names[0]]
+        assert energy(first, base[names[0]]) >= 0.8 - 1e-5 > energy(first[:, :-1], base[names[0]])
+        assert all(job.protect[name] is first for name in names)
+        assert np.allclose(grown[:, : first.shape[1]], first) and grown.shape[1] > first.shape[1]
+        assert energy(grown, edit[names[0]]) >= 0.95 - 1e-5 > energy(grown[:, :-1], edit[names[0]])
+    (after,) = rule.jobs(given, [state], 0)
+    assert all(np.allclose(after.protect[name], state.extra[names[0]]) for names in rule.lab.groups for name in names)
+
+
+def test_inflora_trains_outside_what_earlier_edits_read() -> None:
+    rule, given = RULES["inflora"](lab(), past=0.6), [stream(2)]
+    (state,) = trained(rule, given, State())
+    read = rule.lab.inputs(rule.texts_of(given[0], 0), state.history)
+    (job,) = rule.jobs(given, [state], 1)
+    inputs = rule.lab.inputs(rule.texts_of(given[0], 1), state.history)
+    for names in rule.lab.groups:
+        u = state.extra[names[0]]
+        assert energy(u, read[names[0]]) >= 0.6 - 1e-5
+        free = inputs[names[0]].double() @ (torch.eye(len(u)) - u @ u.mT).double()
+        values, vectors = torch.linalg.eigh(free.mT @ free)
+        for name in names:
+            a = job.init.weights[name][0].double() * math.sqrt(3)  # the rows of PEFT's A have this norm on average
+            assert (a @ u.double()).norm() < 1e-3 and torch.allclose(a @ a.mT, torch.eye(4).double(), atol=1e-3), name
+            assert (a @ free.mT).square().sum() == pytest.approx(float(values[-4:].sum()), rel=1e-3), name
+            assert not job.init.weights[name][1].any()
+
+
+def test_inflora_starts_without_a_null_space() -> None:
+    """As the original: the first edit's A are the top directions of its own inputs, whatever the base knows."""
+    rule, given = RULES["inflora"](lab()), [stream(2)]
+    (job,) = rule.jobs(given, [State()], 0)
+    assert job.protect == {} and job.frozen_a
+    inputs = rule.lab.inputs(rule.texts_of(given[0], 0), None)
+    for names in rule.lab.groups:
+        top = torch.linalg.svd(inputs[names[0]], full_matrices=False).Vh[: rule.lab.inner.rank]
+        a = job.init.weights[names[0]][0][: len(top)] * math.sqrt(3)
+        assert torch.allclose((a @ top.mT).abs(), torch.eye(len(top)), atol=1e-3)

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 import torch
 from fixtures_seal import WORDING, real, seedling
+from test_continual_rules import trained
 
 from seal_lib.continual import edits, intervals, metrics, streams, study, tables, tuning
-from seal_lib.continual import states as ops
 from seal_lib.continual.arm import TUNED, Arm, arms_of, notes_by, tuned
 from seal_lib.continual.lab import Lab
 from seal_lib.continual.routing import BM25
 from seal_lib.continual.rules import RULES
-from seal_lib.continual.rules.base import RATES, State
-from seal_lib.continual.trainer import StreamBank
-from seal_lib.errors import DataError, ParameterError, RunError
+from seal_lib.continual.rules.base import State
+from seal_lib.errors import DataError, RunError
 from seal_lib.generation.contract import Completion, Request, Sampling
 from seal_lib.generation.hf import HFGenerator
 from seal_lib.knowledge import data
@@ -451,8 +450,6 @@ def test_a_bfloat16_model_keeps_its_edits_beside_the_weights() -> None:
     """Sums in bfloat16 would round small edits away; the narrow path must still train, measure and answer."""
     from copy import deepcopy
 
-    import torch
-
     model, tokenizer = seedling()
     bench = Lab(
         Policy("base", deepcopy(model).to(torch.bfloat16), tokenizer),
@@ -494,43 +491,6 @@ def test_a_climb_says_what_cut_it_short() -> None:
     assert tuning.climb({}, {}, lambda k: 1.0) == ({}, "")
 
 
-def test_a_gated_merge_adds_as_much_of_an_edit_as_its_budget_of_drift_allows() -> None:
-    bench, given = lab(), made(1, 1)
-    rule = RULES["gated_merge"](bench, budget=math.inf)
-    with bench.bank(slots=1, targets=bench.inner.targets) as bank:
-        results = bank.run(rule.jobs(given, [State()], 0))
-    shares = []
-    for budget in (math.inf, 1e-3, 1e-4, 1e-5, 1e-6, 0.0):
-        (after,) = RULES["gated_merge"](bench, budget=budget).update(given, [State()], 0, results)
-        shares.append(ops.update_norm(after.history) / ops.update_norm(results[0].adapter))
-    assert shares[0] == pytest.approx(1.0) and shares[-1] == pytest.approx(0.1, rel=1e-5)
-    assert shares == sorted(shares, reverse=True) and any(0.11 < share < 0.99 for share in shares)
-
-
-@pytest.mark.parametrize("rule", ["sequential", "o_lora", "l2", "ewc"])
-def test_an_edit_is_added_to_the_history(rule: str) -> None:
-    bench, given = lab(), made(2, 1)
-    with bench.bank(slots=2, targets=bench.inner.targets) as bank:
-        before, edit = (r.adapter for r in bank.run(RULES["sequential"](bench).jobs(given, [State(), State()], 0)))
-    after = RULES[rule](bench).after(given[0], State(before), 0, edit).history
-    for name in edit.weights:
-        assert torch.allclose(after.delta(name), before.delta(name) + edit.delta(name), atol=1e-6)
-    assert rule != "o_lora" or after.rank == before.rank + edit.rank  # it reads the old rows of A
-
-
-def test_every_trained_rule_may_take_the_same_learning_rates() -> None:
-    bench = lab()
-    for name, rule in RULES.items():
-        assert set(rule.ladders) <= set(rule.knobs), name
-        assert (rule.ladders.get("lr_scale") == RATES) == rule.trains, name
-        for scale in RATES if rule.trains else ():
-            assert rule(bench, lr_scale=scale).lab.inner.lr == INNER.lr * scale, name
-        for knob, ladder in rule.ladders.items():
-            assert rule.knobs[knob] in ladder and list(ladder) == sorted(set(ladder)), (name, knob)
-    # equal settings are one rule: a mean of edits is `merge` with scale 1/k, a lower rate or fewer epochs `sequential`
-    assert not {"merge_mean", "merge_sum", "low_lr", "few_epochs"} & set(RULES)
-
-
 def test_the_sweep_says_its_price_and_what_it_chose() -> None:
     lines = tuning.sweep(Scratch(), ["sequential", "frozen"], lab(), made(), most=4)
     first = [line for line in lines if line["rule"] == "sequential"]
@@ -561,13 +521,6 @@ def test_the_committed_knobs_are_what_the_committed_sweep_chose() -> None:
             assert line["edge"].removeprefix("unfinished").strip(", ") == ", ".join(ends), line
 
 
-def test_knobs_are_checked() -> None:
-    with pytest.raises(ParameterError, match="no knob 'speed'"):
-        RULES["replay"](lab(), speed=1)
-    with pytest.raises(DataError, match="is not one of"):
-        Arm("x", "unheard_of").make(lab())
-
-
 def test_settings_of_the_inner_loop_reach_the_training() -> None:
     bench, stream = lab(), made()[0]
     whole = bench.documents(stream, 0)
@@ -583,24 +536,8 @@ def test_settings_of_the_inner_loop_reach_the_training() -> None:
     assert len(pads[1].ids) - len(pads[0].ids) == 5
 
 
-def test_precision_accumulates() -> None:
-    """Online EWC: the Fisher information of an edit is added in one unit, fixed by the base, so no weight's falls."""
-    rule, given = RULES["ewc"](lab()), made(1, 3)
-    means, state = [], State()
-    for k in range(3):
-        (job,) = rule.jobs(given, [state], k)
-        means.append(sum(f.sum() for f in job.penalty.values()) / sum(f.numel() for f in job.penalty.values()))
-        with StreamBank(rule.lab.model, slots=1, targets=rule.lab.inner.targets) as bank:
-            results = bank.run([job])
-        (after,) = rule.update(given, [state], k, results)
-        assert all((after.extra[name] >= f - 1e-6).all() for name, f in job.penalty.items())
-        state = after
-    assert means[0] == pytest.approx(1.0, rel=1e-5) and means[0] < means[1] < means[2]
-
-
 def test_measurements_are_those_of_the_merged_model_text_by_text() -> None:
     """Log-probabilities, inputs and Fisher information of base + edit, against one plain pass of each text alone."""
-    import torch
 
     from seal_lib.training.adapters import merge
 
@@ -643,47 +580,6 @@ def test_measurements_are_those_of_the_merged_model_text_by_text() -> None:
         assert not any(p.requires_grad for p in bench.model.parameters())
 
 
-def trained(rule, given: list, state: State, k: int = 0) -> list[State]:
-    """The states of streams after edit k."""
-    jobs = rule.jobs(given, [state] * len(given), k)
-    with StreamBank(rule.lab.model, slots=len(jobs), targets=rule.lab.inner.targets) as bank:
-        results = bank.run(jobs)
-    return rule.update(given, [state] * len(given), k, results)
-
-
-def test_the_fisher_information_starts_as_the_bases_and_an_edit_adds_its_own() -> None:
-    rule, given = RULES["ewc"](lab()), made(1, 1)
-    base = rule.lab.fisher(rule.lab.base_texts, None)
-    unit = sum(f.sum() for f in base.values()) / sum(f.numel() for f in base.values())
-    (job,) = rule.jobs(given, [State()], 0)
-    assert set(job.penalty) == set(base) and job.strength == 0.1 and not job.from_base
-    (state,) = trained(rule, given, State())
-    more = rule.lab.fisher(rule.texts_of(given[0], 0), state.history)  # of the model that has learnt it
-    for name, f in base.items():
-        assert np.allclose(job.penalty[name], f / unit, rtol=1e-4, atol=1e-6), name
-        assert np.allclose(state.extra[name], (f + more[name]) / unit, rtol=1e-3, atol=1e-5), name
-
-
-def test_a_step_of_kl_and_replay_takes_new_text_anchors_and_the_past() -> None:
-    rule, (stream,) = RULES["kl_replay"](lab(), m=3, weight=2.0), made(1, 2)
-    (job,) = rule.jobs([stream], [State()], 1)
-    fresh, anchors, old = (len(texts) for texts in (rule.fresh(stream, 1), rule.lab.base_texts, rule.fresh(stream, 0)))
-    assert len(job.examples) == fresh + anchors + old and len(job.order) == fresh
-    assert sorted(step[0] for step in job.order) == list(range(fresh))
-    for step in job.order:
-        assert len(step) == 1 + 3 + 3 and all(fresh <= i < fresh + anchors for i in step[1:4])
-        assert all(fresh + anchors <= i < fresh + anchors + old for i in step[4:])
-    shares = [sum(example.weights[1:]) for example in job.examples]
-    assert shares == pytest.approx([1.0] * fresh + [2 / 3] * anchors + [1 / 3] * old)
-    divisors = [example.denominator for example in job.examples]
-    assert divisors == [1.0] * fresh + [0.0] * (anchors + old)
-    for example, log in zip(
-        job.examples[fresh : fresh + anchors], rule.lab.logprobs(rule.lab.base_texts, None), strict=True
-    ):
-        assert np.allclose(example.teacher, log, atol=1e-5)
-    assert [list(e.ids) for e in job.examples[-old:]] == rule.texts_of(stream, 0)
-
-
 def test_an_adapter_that_many_requests_use_is_summed_into_the_layers_and_the_texts_are_the_same() -> None:
     bench, given = lab(), made(1, 1)
     (state,) = trained(RULES["sequential"](bench), given, State())
@@ -701,62 +597,6 @@ def test_an_adapter_that_many_requests_use_is_summed_into_the_layers_and_the_tex
     assert seen == [[True] * 16, [True] * 16]  # those of the adapter; and those without one
     assert bench.complete(few, Sampling(4)) == many[:5] and seen[2:] == [[True] * 3 + [False] * 2]
     assert many == [one for (one,) in generate(asked, Sampling(4))]
-
-
-def energy(u, x) -> float:
-    """Share of the squared norm of x [tokens, in] in the span of the orthonormal u [in, n]."""
-    return float((x @ u).square().sum() / x.square().sum())
-
-
-def test_a_null_space_holds_what_each_layer_reads_and_grows_by_the_edit() -> None:
-    rule, given = RULES["null_space"](lab(), energy=0.8, past=0.95), made(1, 1)
-    (job,) = rule.jobs(given, [State()], 0)
-    base = rule.lab.inputs(rule.lab.base_texts, None)
-    (state,) = trained(rule, given, State())
-    edit = rule.lab.inputs(rule.texts_of(given[0], 0), state.history)
-    assert {name for names in rule.lab.groups for name in names} == set(job.protect)
-    for names in rule.lab.groups:
-        first, grown = job.protect[names[0]], state.extra[names[0]]
-        assert energy(first, base[names[0]]) >= 0.8 - 1e-5 > energy(first[:, :-1], base[names[0]])
-        assert all(job.protect[name] is first for name in names)
-        assert np.allclose(grown[:, : first.shape[1]], first) and grown.shape[1] > first.shape[1]
-        assert energy(grown, edit[names[0]]) >= 0.95 - 1e-5 > energy(grown[:, :-1], edit[names[0]])
-    (after,) = rule.jobs(given, [state], 0)
-    assert all(np.allclose(after.protect[name], state.extra[names[0]]) for names in rule.lab.groups for name in names)
-
-
-def test_inflora_trains_outside_what_earlier_edits_read() -> None:
-    import torch
-
-    rule, given = RULES["inflora"](lab(), past=0.6), made(1, 2)
-    (state,) = trained(rule, given, State())
-    read = rule.lab.inputs(rule.texts_of(given[0], 0), state.history)
-    (job,) = rule.jobs(given, [state], 1)
-    inputs = rule.lab.inputs(rule.texts_of(given[0], 1), state.history)
-    for names in rule.lab.groups:
-        u = state.extra[names[0]]
-        assert energy(u, read[names[0]]) >= 0.6 - 1e-5
-        free = inputs[names[0]].double() @ (torch.eye(len(u)) - u @ u.mT).double()
-        values, vectors = torch.linalg.eigh(free.mT @ free)
-        for name in names:
-            a = job.init.weights[name][0].double() * math.sqrt(3)  # the rows of PEFT's A have this norm on average
-            assert (a @ u.double()).norm() < 1e-3 and torch.allclose(a @ a.mT, torch.eye(4).double(), atol=1e-3), name
-            assert (a @ free.mT).square().sum() == pytest.approx(float(values[-4:].sum()), rel=1e-3), name
-            assert not job.init.weights[name][1].any()
-
-
-def test_inflora_starts_without_a_null_space() -> None:
-    """As the original: the first edit's A are the top directions of its own inputs, whatever the base knows."""
-    import torch
-
-    rule, given = RULES["inflora"](lab()), made(1, 2)
-    (job,) = rule.jobs(given, [State()], 0)
-    assert job.protect == {} and job.frozen_a
-    inputs = rule.lab.inputs(rule.texts_of(given[0], 0), None)
-    for names in rule.lab.groups:
-        top = torch.linalg.svd(inputs[names[0]], full_matrices=False).Vh[: rule.lab.inner.rank]
-        a = job.init.weights[names[0]][0][: len(top)] * math.sqrt(3)
-        assert torch.allclose((a @ top.mT).abs(), torch.eye(len(top)), atol=1e-3)
 
 
 def test_prior_questions_are_other_ones_in_every_stream() -> None:

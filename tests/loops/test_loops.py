@@ -271,7 +271,7 @@ def test_each_candidate_is_rated_once_and_none_is_no_rating() -> None:
     assert {(arm, seed) for _, arm, seed in domain.seen[:-1]} == {("r", 0)}
     assert [row["rating"] for row in run.phases["r"].values()] == [0.03, None, 0.03, 0.05]
     with pytest.raises(DataError, match="the domain toy cannot rate a text"):
-        outer.rate(run, Player(), [], Toy(), phase="x")
+        outer.rate_candidates(run, Player(), [], Toy(), phase="x")
 
 
 def test_finalists_are_the_best_of_each_unit_in_their_old_order() -> None:
@@ -348,11 +348,11 @@ def test_a_round_records_the_first_trial_of_every_self_edit() -> None:
     edits = tuple(edits_of("a", "x", "y"))
     groups = [Group(UNITS[0], edits, ((first, second, third), (second, third, first)), (0.2, 0.4))]
     update = Update(Player(), (edits[1],), 0.5)
-    record = outer.round_of(4, groups, update, OuterLoop(reward="improvement"), {"a": 0.15})
+    record = outer.as_round(4, groups, update, OuterLoop(reward="improvement"), {"a": 0.15})
     assert record == Round(
         4, (first, second), (0.2, 0.4), ("a/1",), 0.5, "improvement", {"a": 0.15}, ((0.0, 1.0, 1.0), (1.0, 1.0, 0.0))
     )
-    rated = outer.round_of(1, groups, update, OuterLoop(reward="rubric"), {})
+    rated = outer.as_round(1, groups, update, OuterLoop(reward="rubric"), {})
     assert rated.by_seed == () and rated.reward == "rubric"
     assert outer.reward_of([first, second, third], NAN, "accuracy") == pytest.approx(0.2)
 
@@ -549,24 +549,26 @@ def test_a_candidate_that_failed_is_not_asked_and_the_rest_are_counted() -> None
 
 def test_without_a_question_no_engine_is_asked() -> None:
     policy, domain = Player(), Toy(asks=1)
-    (trial,) = inner.ask(policy, [Candidate("p", UNITS[0], None, "frozen", 0, trains=False)], {}, domain=domain)
+    (trial,) = inner.ask_candidates(
+        policy, [Candidate("p", UNITS[0], None, "frozen", 0, trains=False)], {}, domain=domain
+    )
     assert math.isnan(trial.accuracy) and policy.log == [] and domain.seen[-1] == ([None], [[None]])
 
 
 def test_adapters_are_kept_by_name_where_the_run_keeps_them(tmp_path) -> None:
     run, policy = Watched(shelf=tmp_path), Player()
     several = [*candidates("3", "9"), Candidate("a/b c=4", UNITS[0], "4", "x", 0)]
-    inner.score(run, policy, several, Toy(), phase="s")
+    inner.score_candidates(run, policy, several, Toy(), phase="s")
     kept = {folder.name: (folder / "adapter").read_text() for folder in tmp_path.iterdir()}
     assert kept == {"a=3": "3 weights r1", "a%2Fb%20c=4": "4 weights r1"}  # none of what diverged
     assert run.asked == ["s"] and run.chunks == {"s": 7}
     mixed = [candidates("5")[0], Candidate("p", UNITS[0], None, "frozen", 0, trains=False)]
-    inner.score(run, policy, mixed, Toy(), phase="t", chunk=2)
+    inner.score_candidates(run, policy, mixed, Toy(), phase="t", chunk=2)
     assert run.asked == ["s", "t"] and run.chunks["t"] == 2 and (tmp_path / "a=5").is_dir()
-    inner.score(run, policy, mixed[1:], Toy(), phase="u")  # nothing is trained: no folder is asked for
+    inner.score_candidates(run, policy, mixed[1:], Toy(), phase="u")  # nothing is trained: no folder is asked for
     assert run.asked == ["s", "t"]
     bare = Watched()
-    assert [t.accuracy for t in inner.score(bare, policy, candidates("3"), Toy(), phase="s")] == [0.3]
+    assert [t.accuracy for t in inner.score_candidates(bare, policy, candidates("3"), Toy(), phase="s")] == [0.3]
 
 
 def test_equal_self_edits_are_trained_once_and_each_has_its_trial() -> None:
