@@ -109,8 +109,10 @@ def test_what_a_matrix_holds_has_a_name() -> None:
     assert np.array_equal(metrics.released(partly), partly)  # a zero among measured cells is one
     some = triangle(HAND)
     some[1, 1] = 0.2
-    held = [metrics.outcome(R) for R in (HAND, triangle(HAND), stopped, hole, some)]
-    assert held == ["complete", "triangle", "stopped_at_2", "missing_cells", "missing_cells"]
+    torn = stopped.copy()
+    torn[1, 0] = NAN  # a hole before the rows that are gone
+    held = [metrics.outcome(R) for R in (HAND, triangle(HAND), stopped, hole, some, torn)]
+    assert held == ["complete", "triangle", "stopped_at_2", "missing_cells", "missing_cells", "missing_cells"]
 
 
 def test_a_diverged_sequence_is_dropped_and_counted() -> None:

@@ -269,6 +269,7 @@ def test_where_packing_is_impossible_one_slot_trains_one_at_a_time(kind: str) ->
         assert bank.alone is not packs
         results = bank.run(chosen, steps.append)
     assert steps[-1]["steps"] == steps[-1]["of"] == sum(r.steps for r in results) and not steps[-1]["waiting"]
+    assert steps[-1]["halvings"] == 0 and steps[-1]["tokens"] == sum(r.tokens for r in results)
     for job, result in zip(chosen, results, strict=True):
         alone = train_alone(model, job)
         assert result.id == job.id and result.losses == pytest.approx(alone.losses, rel=1e-4)

@@ -107,6 +107,17 @@ def test_rms_norm_rounds_as_llama_does(dtype, tolerance):
     torch.testing.assert_close(here, there, rtol=tolerance, atol=tolerance * float(there.abs().max()))
 
 
+def test_the_gate_of_an_mlp_and_its_gradient_are_silu_times_up():
+    draw = torch.Generator().manual_seed(0)
+    given = [torch.randn(5, 7, generator=draw).requires_grad_() for _ in range(2)]
+    out = fused._Gated.apply(*given)
+    weight = torch.randn(5, 7, generator=draw)
+    wanted = nn.functional.silu(given[0]) * given[1]
+    assert torch.allclose(out, wanted, atol=1e-6)
+    got, want = (torch.autograd.grad((x * weight).sum(), given) for x in (out, wanted))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, want, strict=True))
+
+
 def test_only_what_computes_the_same_is_taken_for_an_rms_norm():
     class OtherRMSNorm(LlamaRMSNorm):
         def forward(self, x):
