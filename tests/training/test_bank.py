@@ -98,6 +98,12 @@ def difference(a, b) -> float:
     return max(float((a.delta(n) - b.delta(n)).norm() / b.delta(n).norm()) for n in b.weights)
 
 
+def test_products_are_grouped_where_torch_can():
+    for dtype, can in ((torch.float32, True), (torch.float64, False)):
+        with AdapterBank(make(), slots=2, dtype=dtype) as bank:
+            assert bank.groupable is can
+
+
 def test_eleven_mixed_jobs_through_eight_slots_equal_each_alone_in_float64(exact):
     jobs = mixed_jobs()
     with AdapterBank(exact, slots=8, dtype=torch.float64) as bank:
