@@ -84,6 +84,22 @@ def seedling():
     return models.load("seedling-knowledge")
 
 
+def random_adapter(model, targets: str, rank: int, seed: int, scale: float = 1.0):
+    """An adapter with random A and B, times ``scale``, on the target layers of a model."""
+    import torch
+
+    from seal_lib.training.adapters import Adapter, target_linears, target_names
+
+    draw = torch.Generator().manual_seed(seed)
+    weights = {
+        name: tuple(
+            scale * torch.randn(*shape, generator=draw) for shape in ((rank, x.in_features), (x.out_features, rank))
+        )
+        for name, x in target_linears(model, targets).items()
+    }
+    return Adapter(rank, 2.0 * rank, target_names(model, targets), weights)
+
+
 def digest(model) -> str:
     """sha256 over all weights of a model, bit for bit."""
     sha = hashlib.sha256()

@@ -80,7 +80,6 @@ DEFINED = {name: defined(path) for name, path in KNOWN.items()}
 #: names that may stand in several modules → why
 SEVERAL = {
     "EXPERIMENT": "means one thing everywhere: the experiment whose rows the module makes or shows",
-    "RULES": "notebook 14 reads the study's update rules, 05 the grader by rules, and their code is in their run keys",
     "main": "what a command calls",
 }
 

@@ -211,7 +211,7 @@ def _judged(edits: Sequence[Edit], judge: Judge) -> tuple[dict[str, Any], str]:
     written = [edit for edit in edits if lines_of(edit.self_edit)]
     trials = grounding.graded(Bar(), "self-edits", [(e.passage, e.self_edit) for e in written], judge)
     agreed = grounding.rows({"self-edits": trials}) if trials else []
-    who = grounding.RULES, grounding.JUDGE
+    who = grounding.BY_RULES, grounding.JUDGE
     lines = [
         {"edit": edit.id, "line": answer.text}
         | {name: grounding.WORDS.get(answer.grades[name], "no verdict") for name in who}

@@ -19,7 +19,7 @@ from seal_lib.store.review import lacking, lines_of
 
 EXPERIMENT = "own_documents/grounding"
 RUBRIC = "grounded"  # what a judge of lines reads (`seal_lib/grading/rubrics.yaml`)
-RULES, TRUTH = "rules", "truth"
+BY_RULES, TRUTH = "rules", "truth"
 JUDGE = agreement.JUDGES[0]
 WORDS = {1.0: "grounded", 0.0: "not grounded"}  # any other grade is no verdict
 
@@ -34,7 +34,7 @@ def by_truth(line: str, passage: Passage) -> float:
 
 #: grader that asks nobody → function of (line, passage) that returns a grade
 LINE_GRADERS: dict[str, Callable[[str, Passage], float]] = {
-    RULES: lambda line, passage: float(not lacking(line, passage)),
+    BY_RULES: lambda line, passage: float(not lacking(line, passage)),
     TRUTH: by_truth,
 }
 
@@ -45,7 +45,7 @@ def graded(
     pairs: Sequence[tuple[Passage, SelfEdit | None]],
     judge: Judge | None,
     *,
-    by: Sequence[str] = (RULES,),
+    by: Sequence[str] = (BY_RULES,),
     twice: bool = False,
 ) -> list[PassageTrial]:
     """Return a trial per self-edit that has lines, in the order given.

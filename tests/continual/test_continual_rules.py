@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from fixtures_seal import WORDING, seedling
+from fixtures_seal import WORDING, random_adapter, seedling
 
 from seal_lib.continual import states, streams
 from seal_lib.continual.arm import Arm
@@ -48,16 +48,8 @@ def stream(length: int = 3, **changes: object) -> Stream:
 
 
 def adapter(seed: int, rank: int = 4) -> Adapter:
-    """An adapter of every linear layer with random A and B, small enough for a model that still speaks."""
-    draw = torch.Generator().manual_seed(seed)
-    weights = {
-        name: (
-            torch.randn(rank, x.in_features, generator=draw) / 8,
-            torch.randn(x.out_features, rank, generator=draw) / 8,
-        )
-        for name, x in target_linears(policy().model, "all-linear").items()
-    }
-    return Adapter(rank, 2.0 * rank, tuple({name.rpartition(".")[2] for name in weights}), weights)
+    """A random one of every linear layer, small enough for a model that still speaks."""
+    return random_adapter(policy().model, "all-linear", rank, seed, scale=1 / 8)
 
 
 def equal(one: Adapter, parts: list[tuple[Adapter, float]]) -> bool:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fixtures_seal import MemoryRun, digest, seedling
+from fixtures_seal import MemoryRun, digest, random_adapter, seedling
 
 from seal_lib import models
 from seal_lib.errors import DataError
@@ -18,33 +18,17 @@ from seal_lib.loops.policy import Policy, Source, pieces, recipe
 from seal_lib.loops.settings import OuterLoop, Pretraining
 from seal_lib.seeds import derive_seed
 from seal_lib.training import finetune, several
-from seal_lib.training.adapters import Adapter, merge, target_linears
+from seal_lib.training.adapters import Adapter, merge
 
 BASE = Source("seedling-knowledge")
-OUTER = OuterLoop(
-    sft_rank=2,
-    sft_alpha=4.0,
-    sft_lr=0.5,
-    sft_epochs=3,
-    sft_batch=7,
-    sft_schedule="cosine",
-    sft_warmup_ratio=0.2,
-    sft_weight_decay=0.1,
-    sft_clip=0.9,
-    sft_targets="qv",
-)
 HOW = {"lr": 0.5, "epochs": 3, "rank": 2, "alpha": 4.0, "targets": "qv", "schedule": "cosine", "warmup_ratio": 0.2}
 HOW |= {"weight_decay": 0.1, "clip": 0.9}
+OUTER = OuterLoop(sft_batch=7, **{f"sft_{name}": value for name, value in HOW.items()})
 PAIRS = [([5, 6], [7, 8])]
 
 
 def adapter(seed: int = 0) -> Adapter:
-    draw = torch.Generator().manual_seed(seed)
-    weights = {
-        name: (torch.randn(2, x.in_features, generator=draw), torch.randn(x.out_features, 2, generator=draw))
-        for name, x in target_linears(seedling()[0], "qv").items()
-    }
-    return Adapter(2, 4.0, ("q_proj", "v_proj"), weights)
+    return random_adapter(seedling()[0], "qv", 2, seed)
 
 
 def policy(source: Source | None = BASE, name: str = "base") -> Policy:
@@ -123,19 +107,7 @@ def test_continued_pretraining_trains_on_all_tokens_of_documents(asked, method: 
     base, before, steps = policy(), digest(seedling()[0]), []
     if method == "full":
         answer.given = merge(base.model, adapter(3), copy=True)
-    settings = Pretraining(
-        cpt_method=method,
-        cpt_lr=0.5,
-        cpt_epochs=3,
-        cpt_batch=7,
-        cpt_schedule="cosine",
-        cpt_rank=2,
-        cpt_alpha=4.0,
-        cpt_targets="qv",
-        cpt_warmup_ratio=0.2,
-        cpt_weight_decay=0.1,
-        cpt_clip=0.9,
-    )
+    settings = Pretraining(cpt_method=method, cpt_batch=7, **{f"cpt_{name}": value for name, value in HOW.items()})
     after, report = base.pretrained([[5, 6], [7]], settings, seed=9, on_step=steps.append)
     ((kind, _, pairs, given),) = calls
     assert (kind, pairs) == ("one", [((), [5, 6]), ((), [7])]) and report["last_loss"] == 0.25

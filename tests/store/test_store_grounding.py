@@ -107,7 +107,7 @@ def test_rules_judge_and_truth_are_compared_over_passages() -> None:
     right = [(p, SelfEdit(f"{p.id}/0", p.id, p.references["gold"], "gold")) for p in passages]
     wrong = [(p, SelfEdit(f"{p.id}/1", p.id, wrong_notes(p), "wrong")) for p in passages]
     silent = right[0][1].text.splitlines()[0]
-    by = (grounding.RULES, grounding.TRUTH)
+    by = (grounding.BY_RULES, grounding.TRUTH)
     lines = {
         arm: grounding.graded(MemoryRun(), arm, pairs, Knows(Other("m@http://host/v1")), by=by, twice=True)
         for arm, pairs in (("right", right), ("wrong", wrong))
