@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from seal_lib.arc import grids, render, vote
@@ -398,20 +399,21 @@ def training_examples(
     seed: int,
     sets: dict | None = None,
 ) -> list:
-    """Return the bank's examples for one configuration; ``sets`` caches them by task, switches and loss."""
+    """Return the bank's examples for one configuration; ``sets`` caches them, and the tokens of each task's grids."""
     sets = {} if sets is None else sets
     key = (task.id, config.switches)
+    if task.id not in sets:  # an example is tokenised once, whatever asks for it
+        sets[task.id] = cache(partial(render.ids, tokenizer=tokenizer, prompts=prompts))
+    ids = sets[task.id]
     if key not in sets:
         limit, how = settings.example_tokens, {"cap": settings.cap, "copies": settings.copies}
         if _may_exceed(task, limit):
-            how["keep"] = lambda example: render.tokens(example, tokenizer, prompts) <= limit
+            how["keep"] = lambda example: sum(map(len, ids(example))) <= limit
         sets[key] = training_set(task, config.switches, seed, settings.protocol, **how)
     both = (*key, config.loss_on)
     if both not in sets:
-        sets[both] = [
-            render.training_example(example, tokenizer, prompts, config.loss_on, settings.protocol)
-            for example in sets[key]
-        ]
+        own = {"authors": True} if settings.protocol == "authors" else {}
+        sets[both] = [render.weighted(*ids(example, **own), config.loss_on) for example in sets[key]]
     return sets[both]
 
 

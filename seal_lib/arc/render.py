@@ -86,23 +86,21 @@ def training_example(
     Raises:
         DataError: ``loss_on`` or ``protocol`` is unknown, or the chat template does not fit (see `_reply`).
     """
-    must_be_one_of("loss_on", loss_on, LOSS_ON)
     must_be_one_of("protocol", protocol, ARC_PROTOCOLS)
-    before, answer = _ids(example, tokenizer, prompts, protocol == "authors")
+    return weighted(*ids(example, tokenizer, prompts, protocol == "authors"), loss_on)
+
+
+def weighted(before: list[int], answer: list[int], loss_on: str) -> jobs.Example:
+    """Return the training sequence of `ids` with its loss weights; see `training_example`."""
+    must_be_one_of("loss_on", loss_on, LOSS_ON)
     first = 1.0 if loss_on == "all" else 0.0
     return jobs.Example([*before, *answer], weights=[first] * len(before) + [1.0] * len(answer))
 
 
-def tokens(example: PuzzleExample, tokenizer: "PreTrainedTokenizerBase", prompts: PuzzlePrompts) -> int:
-    """Return the length of the clean training sequence in tokens, including the answer; used to limit long tasks."""
-    before, answer = _ids(example, tokenizer, prompts)
-    return len(before) + len(answer)
-
-
-def _ids(
+def ids(
     example: PuzzleExample, tokenizer: "PreTrainedTokenizerBase", prompts: PuzzlePrompts, authors: bool = False
 ) -> tuple[list[int], list[int]]:
-    """Return (tokens of the prompt, tokens of the answer)."""
+    """Return (tokens of the prompt, tokens of the answer); ``authors``: with the quirks of that protocol."""
     parts, answer = prompts.question(example), prompts.answer(example.target.output)
     if not prompts.chat:  # generation ends at the stop text, so no EOS is needed
         return read_ids("".join(parts), tokenizer), _tokens(answer, tokenizer)

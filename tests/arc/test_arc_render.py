@@ -116,7 +116,7 @@ def test_the_labelled_tokens_are_the_answer_and_its_end_and_nothing_else(kind) -
         assert trained.ids[: len(prompt)] == prompt and set(trained.weights) == {0.0, 1.0}
         assert trained.weights == [0.0] * len(prompt) + [1.0] * (len(trained.ids) - len(prompt))
         assert text_of(kind, labelled(trained)) == to_text(example.target.output) + "#" + KINDS[kind][1]
-        assert render.tokens(example, tokenizer(kind), wording(kind)) == len(trained.ids)
+        assert [*prompt, *render.ids(example, tokenizer(kind), wording(kind))[1]] == trained.ids
         whole = render.training_example(example, tokenizer(kind), wording(kind), "all")
         assert whole.ids == trained.ids and whole.weights == [1.0] * len(whole.ids)
 
