@@ -7,6 +7,7 @@ context. The table is results.csv (`results.collect`), narrowed to one protocol 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import cycle
@@ -253,30 +254,52 @@ def accuracy_by_tokens(table: pd.DataFrame, ax: Axes) -> Axes:
     At one place of the axis all arms have trained on equally many tokens. The table holds an experiment and its
     ``/texts_<n>`` children.
     """
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     values: dict[str, dict[str, dict[str, dict]]] = {}
     for row in table.to_dict("records"):
         values.setdefault(row["arm"], {}).setdefault(row["experiment"], {})[row["metric"]] = row
+    points: dict[str, list[tuple[float, dict]]] = {}
+    for arm, several in values.items():
+        own = [found for found in several.values() if "accuracy" in found]
+        tokens = [found.get("tokens_trained", {"value": math.nan})["value"] for found in own]
+        points[arm] = [(x, found["accuracy"]) for x, found in zip(tokens, own, strict=True)]
+    return _curves(points, ax, "tokens trained on")
+
+
+@draws("accuracy", lambda _: (6.4, 3.8), "right answers by number of passages")
+def accuracy_by_passages(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw accuracy against the number of passages in the corpus, with one line per arm.
+
+    The table holds an experiment for each number (``knowledge/cpt_<n>_<method>``).
+    """
+    points: dict[str, list[tuple[float, dict]]] = {}
+    for row in table.to_dict("records"):
+        number = re.fullmatch(r".*/cpt_(\d+)_\w+", row["experiment"])
+        if number and row["metric"] == "accuracy":
+            points.setdefault(row["arm"], []).append((int(number[1]), row))
+    return _curves(points, ax, "passages in the corpus")
+
+
+def _curves(points: dict[str, list[tuple[float, dict]]], ax: Axes, along: str) -> Axes:
+    """Draw one line per arm through its points (x, row of accuracy), x on a log scale; a level where no x is known."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     names = []
-    for arm in sorted(values, key=arm_rank):
-        own = [found for found in values[arm].values() if "accuracy" in found]
-        trained = [found for found in own if not math.isnan(found.get("tokens_trained", {"value": math.nan})["value"])]
-        points = sorted((found["tokens_trained"]["value"], found["accuracy"]) for found in trained)
-        paint, line = colour(arm), [row["value"] for _, row in points]
-        if points:
-            ax.plot([x for x, _ in points], line, color=paint, linewidth=1.6, zorder=3)
-        elif own:  # it is not trained
-            line = [own[0]["accuracy"]["value"]]
+    for arm in sorted(points, key=arm_rank):
+        known = sorted(((x, row) for x, row in points[arm] if not math.isnan(x)), key=lambda point: point[0])
+        paint, line = colour(arm), [row["value"] for _, row in known]
+        if known:
+            ax.plot([x for x, _ in known], line, color=paint, linewidth=1.6, zorder=3)
+        elif points[arm]:  # it is not trained
+            line = [points[arm][0][1]["value"]]
             ax.axhline(line[0], color=paint, linewidth=1, linestyle="--", zorder=1)
-        for x, row in points:
+        for x, row in known:
             mark(ax, row, x, paint, upright=True)
         names += [(value, arm_label(arm), paint) for value in line[-1:]]
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace(",", " "))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlabel("tokens trained on")
+    ax.set_xlabel(along)
     share_axis(ax.yaxis, SHARE_LABELS["accuracy"])
     names_at_right(ax, names)
     ax.grid(axis="y")

@@ -414,3 +414,18 @@ def test_the_curve_by_tokens_has_a_point_a_corpus_and_a_level_for_who_was_not_tr
     lines = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in ax.lines if len(line.get_xdata()) == 2}
     assert lines[(100.0, 500.0)] == (0.2, 0.6) and (0.1, 0.1) in lines.values() and ax.get_xscale() == "log"
     assert {text.get_text() for text in ax.texts} == {"stronger writer's notes", "frozen model"}
+
+
+def test_the_curve_by_passages_has_a_point_a_number_whatever_the_texts() -> None:
+    given = [
+        ("cpt_9_full", "external", 0.6),
+        ("cpt_30_full", "external", 0.4),
+        ("cpt_30_full/texts_1", "external", 0.1),
+    ]
+    given += [("cpt_9_full", "frozen", 0.05), ("cpt_30_full", "frozen", 0.06)]
+    made = [stats.Estimate(v, v - 0.05, v + 0.05, 9).row(f"knowledge/{n}", arm, "accuracy") for n, arm, v in given]
+    ax = plt.subplots()[1]
+    plots.accuracy_by_passages(pd.DataFrame(made), ax)
+    lines = {tuple(line.get_ydata()) for line in ax.lines if tuple(line.get_xdata()) == (9, 30)}
+    assert lines == {(0.6, 0.4), (0.05, 0.06)}
+    assert ax.get_xlabel() == "passages in the corpus" and ax.get_xscale() == "log"
