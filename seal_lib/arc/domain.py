@@ -408,12 +408,12 @@ def training_examples(
     if key not in sets:
         limit, how = settings.example_tokens, {"cap": settings.cap, "copies": settings.copies}
         if _may_exceed(task, limit):
-            how["keep"] = lambda example: sum(map(len, ids(example))) <= limit
+            how["keep"] = lambda example: sum(map(len, ids(example, authors=False))) <= limit
         sets[key] = training_set(task, config.switches, seed, settings.protocol, **how)
     both = (*key, config.loss_on)
     if both not in sets:
-        own = {"authors": True} if settings.protocol == "authors" else {}
-        sets[both] = [render.weighted(*ids(example, **own), config.loss_on) for example in sets[key]]
+        authors = settings.protocol == "authors"
+        sets[both] = [render.weighted(*ids(example, authors=authors), config.loss_on) for example in sets[key]]
     return sets[both]
 
 

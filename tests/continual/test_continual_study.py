@@ -660,3 +660,12 @@ def test_prior_questions_of_squad_are_apart_from_streams_and_practice() -> None:
     assert not {q for s in same for _, q in s.prior} & (taken | first)
     with pytest.raises(DataError, match="ask for 33 at most"):
         streams.with_prior(given, train, 34, 42, skip=50)
+
+
+@pytest.mark.parametrize("sets", ["", "full"])
+def test_a_set_has_streams_enough_for_its_comparisons_to_be_told_apart(sets: str, monkeypatch) -> None:
+    """The smallest p of an exact sign-flip test by Holm is pairs × 2 / 2^streams; above 0.05 no effect could count."""
+    monkeypatch.setenv("SET", sets)
+    p = params.resolve("14_continual_mitigations", "seedling")
+    pairs = [pair for pair in tables.CONTRASTS if set(pair) <= set(p["arms"])]
+    assert len(pairs) >= 6 and len(pairs) * 2 / 2 ** p["n_sequences"] < 0.05
